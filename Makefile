@@ -1,0 +1,66 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+# Needed beforehand: Python 3.11 or newer, make, and a package index that pip can reach.
+
+PYTHON  ?= python3
+RECIPE  ?= digits
+WORKERS ?= 2
+ARGS    ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types wheel clean
+
+help:
+	@echo "make demo     set up .venv, then slim a small network on handwritten digits (under 2 minutes)"
+	@echo "make test     the same environment plus the test tools, then the whole test suite"
+	@echo "make lint     ruff: mistakes and formatting          make format   let ruff repair them"
+	@echo "make types    mypy                                   make wheel    build dist/"
+	@echo "make clean    remove .venv, caches and dist/ (never runs/)"
+	@echo
+	@echo "PYTHON=python3.12 chooses the interpreter; RECIPE=mnist-mlp another demo; ARGS='-k plots' a part of the tests."
+
+demo: $(VENV)/.installed
+	$(BIN)/netslim run $(strip $(RECIPE) $(ARGS))
+
+# One thread a worker: two workers that each start a thread per core only get in each other's way.
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(strip $(WORKERS) $(ARGS))
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/.installed-dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that already works is used as it is; the stamps say that the install went through to the end.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "make: no '$(PYTHON)' found. Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: netslim needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+		       "Name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+		{ echo "make: could not create $(VENV). On Debian and Ubuntu, install the package python3-venv first." >&2; exit 1; }
+	@echo "Installing netslim into $(VENV). The first time this takes some minutes and about 6 GB, most of it PyTorch."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the test tools ..."
+	@$(PIP) --quiet -e '.[dev]'
+	@touch $@

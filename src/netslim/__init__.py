@@ -1,0 +1,1 @@
+"""netslim: cut channels out of any PyTorch model, and prove the cut."""

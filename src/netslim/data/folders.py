@@ -1,0 +1,67 @@
+"""`folder:`: one sub-folder of pictures a class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from netslim.data.pictures import common_shape, fit_memory, stream
+from netslim.data.raw import Raw, roles
+from netslim.data.splits import ImageStream
+from netslim.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """Pictures in files of their own."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, position: int) -> Path:
+        return Path(self.paths[position])
+
+    def where(self, position: int) -> str:
+        return self.paths[position]
+
+
+def read_folder(folder: Path, image_size: int | None, limit: int) -> Raw:
+    """PATH/train and PATH/test (or val) with a sub-folder a class each, or the class folders in PATH itself."""
+    children = [child.name for child in folder.iterdir() if child.is_dir()]
+    found = roles(children)
+    places = {role: folder / name for role, name in found.items()} if "train" in found else {"train": folder}
+    scanned = {role: _scan(place) for role, place in places.items()}
+    classes = tuple(scanned["train"].classes)
+    for role, scan in scanned.items():
+        _check_classes(scan, classes, places[role], places["train"])
+    encoded = {role: _Files(tuple(path for path, _ in scan.samples)) for role, scan in scanned.items()}
+    shape = common_shape(encoded["train"], image_size)
+    streams: dict[str, ImageStream] = {}
+    for role, scan in scanned.items():
+        labels = torch.tensor([classes.index(scan.classes[label]) for label in scan.targets])
+        streams[role] = stream(encoded[role], labels, shape, image_size is not None)
+    return Raw(fit_memory(streams, limit), classes)
+
+
+def _scan(place: Path) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(str(place))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{place}: {reason}; every class needs a sub-folder with its pictures") from error
+
+
+def _check_classes(scan: Any, classes: tuple[str, ...], place: Path, train: Path) -> None:
+    extra = sorted(set(scan.classes) - set(classes))
+    if extra:
+        raise DataError(
+            f"{place}: class folder '{extra[0]}' is not in {train}, which has {', '.join(classes[:10])}; "
+            "both need the same classes"
+        )

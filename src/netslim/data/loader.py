@@ -1,0 +1,169 @@
+"""Batches of normalised images: the whole data path between a loaded set and the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from netslim.data.augment import Augment
+from netslim.data.splits import ImageStream, ImageTensors, Split
+from netslim.errors import DataError
+
+
+class Loader:
+    """Iterable of (images float32 (B, C, H, W), labels int64 (B,)), both on `device`.
+
+    Images held in memory are moved to `device` once, as uint8; a batch is one gather, the augmentation and
+    one multiply-add. An `ImageStream` is decoded by `workers` processes and then takes the same way. Order
+    and augmentation are a pure function of (seed, epoch), the same on every device and over all processes.
+
+    Args:
+        split: one split of a loaded `Data`.
+        batch_size: images a batch (of this process).
+        shuffle: a new order each epoch.
+        augment: applied to every batch before normalisation.
+        mean, std: per channel on the scale 0..1, as `Data` holds them.
+        drop_last: leave out an incomplete last batch.
+        memory_format: layout of the image batches; channels_last costs nothing here and convolves fastest.
+        shard: (rank, world) of this process in a distributed run; the order wraps round to a multiple of `world`.
+
+    Raises:
+        DataError: an option out of range, statistics for another number of channels, or no complete batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        augment: Augment | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        drop_last: bool = False,
+        memory_format: torch.memory_format = torch.channels_last,
+        workers: int = 2,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.split, self.batch_size, self.shuffle, self.augment = split, batch_size, shuffle, augment
+        self.seed, self.device, self.drop_last = seed, torch.device(device), drop_last
+        self.memory_format, self.workers, self.shard = memory_format, workers, shard
+        self.epoch = 0
+        self._check(mean, std)
+        self._scale, self._shift = (
+            row.to(self.device) for row in _scale_and_shift(mean, std, split.shape[2])
+        )
+        self._labels = split.labels.to(self.device)
+        self._rows = _pixel_rows(split, self.device) if isinstance(split, ImageTensors) else None
+
+    def _check(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        channels = self.split.shape[0]
+        if len(mean) != channels or len(std) != channels:
+            raise DataError(
+                f"normalisation: {len(mean)} means and {len(std)} deviations for images of {channels} "
+                "channels; give the mean and std of the same data set"
+            )
+        if min(std) <= 0:
+            raise DataError(f"normalisation: std is {tuple(std)}; every channel needs a positive one")
+        if self.batch_size < 1 or self.seed < 0:
+            raise DataError(
+                f"loader: batch_size is {self.batch_size}, seed is {self.seed}; give at least 1 and 0"
+            )
+        if self.drop_last and len(self.split) and not len(self):
+            raise DataError(
+                f"loader: {len(self.split)} images make no complete batch of {self.batch_size}; "
+                "lower batch_size or keep the incomplete batch"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration stands for (0 until told)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches an epoch, of this process."""
+        mine = -(-len(self.split) // self.shard[1])
+        return mine // self.batch_size if self.drop_last else -(-mine // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, choices = self._draw()
+        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        batches = [order[start : start + self.batch_size] for start in starts]
+        on_device = choices.to(self.device)
+        for start, (images, labels) in zip(starts, self._raw(batches), strict=True):
+            if self.augment is not None:
+                images = self.augment(images, on_device[start : start + self.batch_size])
+            yield self._normalise(images), labels
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """This process's share of the epoch's order and of its augmentation choices, drawn on the CPU."""
+        state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        count, (rank, world) = len(self.split), self.shard
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        choices = self.augment.draw(count, generator) if self.augment else torch.empty(count, 0)
+        mine = torch.arange(rank, -(-count // world) * world, world) % max(count, 1)
+        return order[mine], choices[mine]
+
+    def _raw(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images (B, C, H, W) and labels on the device, batch by batch."""
+        if isinstance(self.split, ImageStream):
+            yield from _stream(self.split, batches, self.workers, self.device)
+            return
+        assert self._rows is not None
+        channels, height, width = self.split.shape
+        for batch in batches:
+            index = batch.to(self.device, non_blocking=True)
+            rows = self._rows.index_select(0, index).view(-1, height, width, channels)
+            yield rows.permute(0, 3, 1, 2), self._labels.index_select(0, index)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        """(x / 255 - mean) / std as one multiply-add, broadcast over whole image rows."""
+        batch, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
+        rows = rows.mul_(self._scale).add_(self._shift)
+        return (
+            rows.view(batch, height, width, channels)
+            .permute(0, 3, 1, 2)
+            .contiguous(memory_format=self.memory_format)
+        )
+
+
+def _scale_and_shift(mean: Sequence[float], std: Sequence[float], width: int) -> tuple[Tensor, Tensor]:
+    deviation = torch.tensor(std, dtype=torch.float64)
+    scale, shift = 1 / (255 * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
+    return scale.float().repeat(width), shift.float().repeat(width)
+
+
+def _pixel_rows(split: ImageTensors, device: torch.device) -> Tensor:
+    """One row an image, (N, H*W*C), so that a batch is a plain copy of rows."""
+    images = split.images.to(device).permute(0, 2, 3, 1)
+    return images.reshape(len(split), images[0].numel() if len(split) else 0)
+
+
+class _Pictures(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, split: ImageStream) -> None:
+        self.split = split
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.split.images[index], self.split.labels[index]
+
+
+def _stream(
+    split: ImageStream, batches: list[Tensor], workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Decode batch after batch in worker processes, in the given order."""
+    loader = DataLoader(
+        _Pictures(split),
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=min(workers, os.cpu_count() or 1),
+        pin_memory=device.type == "cuda",
+    )
+    for images, labels in loader:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

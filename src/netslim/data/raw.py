@@ -1,0 +1,53 @@
+"""What every reader hands to `load`: the splits a source has, and helpers that readers share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from netslim.data.splits import Split
+from netslim.errors import DataError
+
+_ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """A source as it lies on disk: `train`, and `validation` and `test` where it has them."""
+
+    splits: dict[str, Split]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def roles(names: Iterable[str]) -> dict[str, str]:
+    """Which of `names` is the train, validation and test split; with no test, validation serves as one."""
+    present = set(names)
+    found = {
+        role: alias for role, aliases in _ALIASES.items() for alias in reversed(aliases) if alias in present
+    }
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    return found
+
+
+def check_size(image_size: int | None) -> None:
+    """`DataError` unless `image_size` is None or positive."""
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size is {image_size}; give a positive number of pixels")
+
+
+def nearest(wanted: str, choices: Iterable[str]) -> str:
+    """' Did you mean ...?' with the closest of `choices`, or ''."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    by_tail = {choice.lower().rpartition(":")[2]: choice for choice in choices}
+    close = get_close_matches(wanted.lower(), by_lower, 3, 0.5) or get_close_matches(
+        wanted.lower(), by_tail, 3, 0.5
+    )
+    found = list(dict.fromkeys(by_lower.get(key) or by_tail[key] for key in close))
+    return f" Did you mean {' or '.join(found)}?" if found else ""

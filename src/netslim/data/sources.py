@@ -1,0 +1,142 @@
+"""`load`: from the name of a data set to its three splits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from netslim.data import builtin, folders, tables
+from netslim.data.raw import Raw, check_size, nearest
+from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
+from netslim.errors import DataError
+
+_FORMS = (
+    "digits",
+    *(f"torchvision:{name}" for name in builtin.TORCHVISION),
+    "folder:PATH",
+    "hf:ID-or-local-folder",
+)
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    validation: float | int = 0.1,
+    seed: int = 0,
+    image_size: int | None = None,
+    download: bool = False,
+    memory_limit: int = 4 << 30,
+) -> Data:
+    """Read a data set by name.
+
+    Args:
+        name: `digits`; `torchvision:CIFAR10` (`CIFAR100`, `SVHN`, `MNIST`, `FashionMNIST`);
+            `folder:PATH` (class sub-folders, in PATH or in PATH/train and PATH/test);
+            `hf:PATH` (a folder with train*.parquet and test*.parquet) or `hf:ID` (a set of the hub).
+            A relative PATH is looked for in the working directory, then in `root`.
+        root: the folder that holds data sets; default the variable NETSLIM_DATA, else `data`.
+        validation: share (below 1) or number of training images set apart, every class in proportion;
+            0 for none. A source with a validation split of its own keeps that.
+        seed: chooses the validation images. The test images never depend on it.
+        image_size: bring every picture to a square of so many pixels.
+        download: let torchvision fetch what is missing; also on when the variable NETSLIM_DOWNLOAD is 1.
+        memory_limit: bytes of decoded pixels up to which pictures are held in memory; larger sets stream.
+
+    Returns:
+        Data with `ImageTensors`, or `ImageStream`s where the pictures do not fit.
+
+    Raises:
+        DataError: the name is unknown, files are missing or damaged, or an option is out of range.
+    """
+    check_size(image_size)
+    if seed < 0:
+        raise DataError(f"seed is {seed}; give 0 or a positive whole number")
+    base = Path(root or os.environ.get("NETSLIM_DATA") or "data").expanduser()
+    fetch = download or os.environ.get("NETSLIM_DOWNLOAD") == "1"
+    raw = _read(name, base, image_size, fetch, memory_limit)
+    _check(name, raw)
+    return _data(name, raw, validation, seed)
+
+
+def _read(name: str, root: Path, image_size: int | None, download: bool, limit: int) -> Raw:
+    kind, _, rest = name.partition(":")
+    if name == "digits":
+        return _resized(builtin.read_digits(), image_size)
+    if kind == "torchvision" and rest in builtin.TORCHVISION:
+        return _resized(builtin.read_torchvision(rest, root, download), image_size)
+    if kind == "folder" and rest:
+        return folders.read_folder(_folder(name, rest, root), image_size, limit)
+    if kind == "hf" and rest:
+        local = _find(rest, root)
+        return (
+            tables.read_folder(local, name, image_size, limit)
+            if local
+            else tables.read_hub(rest, image_size, limit)
+        )
+    raise DataError(
+        f"unknown data set '{name}'.{nearest(name, _FORMS)} Data sets are named {', '.join(_FORMS)}."
+    )
+
+
+def _find(path: str, root: Path) -> Path | None:
+    given = Path(path).expanduser()
+    return next((place for place in (given, root / given) if place.is_dir()), None)
+
+
+def _folder(name: str, path: str, root: Path) -> Path:
+    found = _find(path, root)
+    if found is None:
+        raise DataError(
+            f"{name}: there is no folder {Path(path).expanduser().absolute()}, nor {path} in {root}"
+        )
+    return found
+
+
+def _resized(raw: Raw, size: int | None) -> Raw:
+    if size is None:
+        return raw
+    from torchvision.transforms.v2 import functional
+
+    def fit(split: Split) -> Split:
+        assert isinstance(split, ImageTensors)
+        shrunk = [
+            functional.center_crop(functional.resize(part, [size], antialias=True), [size, size])
+            for part in split.images.split(1000)
+        ]
+        return ImageTensors(torch.cat(shrunk), split.labels)
+
+    return Raw({role: fit(split) for role, split in raw.splits.items()}, raw.classes, raw.notes)
+
+
+def _check(name: str, raw: Raw) -> None:
+    """What every source has to satisfy, whatever it was read from."""
+    count = len(raw.classes)
+    if count < 2:
+        raise DataError(f"{name}: has only one class ({raw.classes[0]}); a classifier needs two")
+    for role, split in raw.splits.items():
+        if not len(split):
+            raise DataError(f"{name}: the {role} split holds no images")
+        wrong = ((split.labels < 0) | (split.labels >= count)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"{name}: row {row} of the {role} split has the label {int(split.labels[row])}, "
+                f"outside 0..{count - 1} of its {count} classes; correct or remove it"
+            )
+
+
+def _data(name: str, raw: Raw, validation: float | int, seed: int) -> Data:
+    splits = dict(raw.splits)
+    if "test" not in splits:
+        splits["train"], splits["test"] = builtin.split_off_test(splits["train"])
+    if "validation" not in splits:
+        train = splits["train"]
+        rest, chosen = stratified(train.labels, held_out(validation, len(train)), seed)
+        splits["train"], splits["validation"] = train.take(rest), train.take(chosen)
+    mean, std = channel_statistics(splits["train"])
+    return Data(
+        name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, raw.notes
+    )

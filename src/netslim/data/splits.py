@@ -1,0 +1,157 @@
+"""What a loaded data set is: three splits, class names, and the statistics that normalise it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from netslim.errors import DataError
+
+_SAMPLE = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTensors:
+    """Images held in memory.
+
+    Attributes:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Tensor) -> ImageTensors:
+        """The images at `index`, in that order."""
+        pixels = self.images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+        return ImageTensors(pixels, self.labels[index])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStream:
+    """Images decoded when they are needed; `Loader` reads them in worker processes.
+
+    Attributes:
+        images: `images[i]` is image i, uint8 (C, H, W); it must survive pickling.
+        labels: int64 (N,).
+        shape: channels, height, width of every image.
+    """
+
+    images: Sequence[Tensor]
+    labels: Tensor
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> ImageStream:
+        """The images at `index`, in that order, still undecoded."""
+        return ImageStream(_Chosen(self.images, index), self.labels[index], self.shape)
+
+
+class _Chosen(Sequence[Tensor]):
+    def __init__(self, images: Sequence[Tensor], index: Tensor) -> None:
+        self.images, self.positions = images, index
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, position):  # type: ignore[no-untyped-def]
+        return self.images[int(self.positions[position])]
+
+
+Split = ImageTensors | ImageStream
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A loaded data set.
+
+    Attributes:
+        name: as given to `load`.
+        train, validation, test: the three splits; validation is empty where none was asked for.
+        classes: class names; label i is `classes[i]`.
+        mean, std: per channel, of the training split, on the scale 0..1.
+        notes: sentences to be shown wherever a figure from this data is shown.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of one image."""
+        return self.train.shape
+
+
+def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions (rest, chosen), both ascending; `chosen` holds `count` of them, every class in proportion.
+
+    Shares are rounded by the largest remainder, so the count is met exactly.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.bincount(labels)
+    shares = sizes.double() * count / len(labels)
+    quota = shares.floor().long()
+    quota[(quota - shares).argsort(stable=True)[: count - int(quota.sum())]] += 1
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, wanted in enumerate(quota.tolist()):
+        members = (labels == label).nonzero()[:, 0]
+        chosen[members[torch.randperm(len(members), generator=generator)[:wanted]]] = True
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def held_out(validation: float | int, total: int) -> int:
+    """How many of `total` training images `validation` means: a share below 1, or a number."""
+    if isinstance(validation, bool) or not isinstance(validation, int | float):
+        raise DataError(f"validation is {validation!r}; give a share such as 0.1 or a number of images")
+    if isinstance(validation, float) and 0 <= validation < 1:
+        return round(validation * total)
+    if float(validation).is_integer() and validation != 1.0 and 0 <= validation < total:
+        return int(validation)
+    raise DataError(
+        f"validation is {validation}; give a share from 0 up to, not including, 1.0 "
+        f"or a whole number below the {total} training images"
+    )
+
+
+def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population deviation of every channel on the scale 0..1, of a sample if it is a stream."""
+    total = torch.zeros(split.shape[0], dtype=torch.float64)
+    squares, pixels = torch.zeros_like(total), 0
+    for images in _chunks(split):
+        values = images.to(torch.float64)
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+        pixels += values.numel() // len(total)
+    mean = total / pixels
+    deviation = (squares / pixels - mean**2).clamp(min=0).sqrt()
+    deviation = torch.where(deviation > 0, deviation, torch.full_like(deviation, 255.0))
+    return tuple((mean / 255).tolist()), tuple((deviation / 255).tolist())
+
+
+def _chunks(split: Split) -> Iterator[Tensor]:
+    if isinstance(split, ImageTensors):
+        yield from split.images.split(1000)
+        return
+    for position in torch.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).long().tolist():
+        yield split.images[position][None]

@@ -1,0 +1,55 @@
+"""The exception tree.
+
+Every error a user can cause derives from `NetslimError`; the command line prints its message on one line::
+
+    NetslimError
+    ├── TraceError            the model could not be run or followed
+    ├── PlanError             a budget, option or plan cannot be met or does not fit
+    │   └── StaleGraphError   the model changed since it was traced
+    ├── SurgeryError          a cut could not be carried out; the model is untouched
+    ├── VerificationError     the pruned model is not equal to the silenced original
+    ├── CheckpointError       a file is damaged, tampered with, or belongs to another model
+    ├── RecipeError           a recipe, override, model name or run folder is wrong
+    ├── DataError             a data set is unknown, missing or damaged
+    └── TrainingError         training cannot go on (for example a loss that is not finite)
+"""
+
+
+class NetslimError(Exception):
+    """Base class of every error netslim raises on purpose."""
+
+
+class TraceError(NetslimError):
+    """The model could not be run on the example inputs, or could not be followed."""
+
+
+class PlanError(NetslimError):
+    """A plan cannot be made, or does not belong to the model it is applied to."""
+
+
+class StaleGraphError(PlanError):
+    """The model changed since its graph was traced."""
+
+
+class SurgeryError(NetslimError):
+    """A cut could not be carried out; the model is as it was."""
+
+
+class VerificationError(NetslimError):
+    """The pruned model does not equal the original with its removed channels silenced."""
+
+
+class CheckpointError(NetslimError):
+    """A checkpoint is damaged, tampered with, or belongs to another model."""
+
+
+class RecipeError(NetslimError):
+    """A recipe, an override, a model name or a run folder is wrong."""
+
+
+class DataError(NetslimError):
+    """A data set is unknown, missing or damaged."""
+
+
+class TrainingError(NetslimError):
+    """Training cannot go on."""

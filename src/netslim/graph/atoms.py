@@ -1,0 +1,110 @@
+"""Atoms: one number for each entry of each parameter and buffer axis, and which of them must be cut together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..plan import named_tensors
+
+Vector = (
+    np.ndarray
+)  # 1-D int64: the atom of each entry of one tensor dimension; 0 is a constant that must stay
+
+PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of one parameter or buffer, and its range of atoms ``first .. first + size``."""
+
+    tensor: str
+    axis: int
+    first: int
+    size: int
+
+
+class Atoms:
+    """Union-find over NumPy vectors of atoms, with what is known of each atom.
+
+    Nothing is frozen while the model runs: reasons are noted down and resolved over whole classes afterwards,
+    so a frozen class keeps its identity and can say why it is frozen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.axes: list[Axis] = []
+        self.names: dict[int, str] = {}
+        self.axes_of: dict[int, dict[int, Vector]] = {}
+        first = 1
+        kernels = _kernel_weights(model)
+        for name, tensor in named_tensors(model):
+            self.names[id(tensor)] = name
+            vectors: dict[int, Vector] = {}
+            for axis, size in enumerate(tensor.shape):
+                if size > 1 and not (axis >= 2 and id(tensor) in kernels):
+                    self.axes.append(Axis(name, axis, first, size))
+                    vectors[axis] = np.arange(first, first + size)
+                    first += size
+            self.axes_of[id(tensor)] = vectors
+        self.parent = np.arange(first)
+        self.roles = np.zeros(first, dtype=np.uint8)
+        self.frozen: list[tuple[Vector, str]] = []
+        self.coupled: list[tuple[Vector, str]] = []
+        self.order: dict[int, int] = {}
+        self.axis_of = np.zeros(first, dtype=np.int64)
+        for number, axis in enumerate(self.axes):
+            self.axis_of[axis.first : axis.first + axis.size] = number
+
+    def find(self, vector: Vector) -> Vector:
+        """The class of each atom: the smallest atom it is tied to."""
+        parent = self.parent
+        root = parent[vector]
+        while True:
+            above = parent[root]
+            if (above == root).all():
+                break
+            root = above
+        parent[vector] = root
+        return root
+
+    def tie(self, a: Vector, b: Vector, reason: Callable[[], str]) -> None:
+        """Say that entry i of ``a`` and of ``b`` go together; whatever meets atom 0 must stay."""
+        constant = (a == 0) | (b == 0)
+        if constant.any():
+            self.freeze(np.concatenate([a[constant], b[constant]]), reason())
+            a, b = a[~constant], b[~constant]
+        while len(a):
+            a, b = self.find(a), self.find(b)
+            differ = a != b
+            if not differ.any():
+                return
+            a, b = a[differ], b[differ]
+            self.parent[np.maximum(a, b)] = np.minimum(a, b)
+
+    def freeze(self, vector: Vector, reason: str) -> None:
+        """These must stay."""
+        live = vector[vector > 0]
+        if len(live):
+            self.frozen.append((live, reason))
+
+    def couple(self, vector: Vector, reason: str) -> None:
+        """Cutting these keeps shapes valid but changes the values of what remains."""
+        live = vector[vector > 0]
+        if len(live):
+            self.coupled.append((live, reason))
+
+    def mark(self, vector: Vector, role: int) -> None:
+        """Note the role the atoms play, and when their axis was first met (the order of execution)."""
+        live = vector[vector > 0]
+        if len(live):
+            self.roles[live] |= role
+            self.order.setdefault(int(self.axis_of[live[0]]), len(self.order))
+
+
+def _kernel_weights(model: nn.Module) -> set[int]:
+    convolutions = (m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    return {id(m.weight) for m in convolutions if isinstance(getattr(m, "weight", None), torch.Tensor)}

@@ -1,0 +1,338 @@
+"""From tied atoms to `ChannelGroup`s: what can be removed together, what each removal costs, and what must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..errors import PlanError, StaleGraphError
+from ..plan import fingerprint
+from .atoms import CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector
+from .recorder import OperatorCost, Recorder
+
+_ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a group lives in one axis of one tensor: entry ``positions[i]`` belongs to unit ``units[i]``."""
+
+    tensor: str
+    axis: int
+    role: str
+    positions: Vector
+    units: Vector
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units that compete with each other and share one shape of slices.
+
+    Attributes:
+        name: the module that produces the channels.
+        size: number of units; a unit is what can be removed alone.
+        slices: all the tensor entries that go with the units.
+        exact: whether removing a unit equals silencing it; where not, ``reason`` says which operator mixes channels.
+        frozen: whether it cannot be cut at all; ``reason`` says why.
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    exact: bool = True
+    frozen: bool = False
+    reason: str | None = None
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units of this group can be cut exactly."""
+        return self.exact and not self.frozen
+
+    def tensors(self, role: str) -> list[Slice]:
+        """The slices with this role: producer, consumer, scale or channel."""
+        return [s for s in self.slices if s.role == role]
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many entries of a dimension are kept: a constant, plus for each group its kept units' shares."""
+
+    constant: int
+    shares: tuple[tuple[int, Vector], ...]  # (group number, entries for each of its units)
+
+    def kept(self, masks: Mapping[int, Vector]) -> int:
+        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]`` (all, when absent)."""
+        total = self.constant
+        for group, entries in self.shares:
+            mask = masks.get(group)
+            total += int(entries.sum() if mask is None else entries[mask].sum())
+        return total
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one operator as a product of counts."""
+
+    module: str
+    operator: str
+    factors: tuple[Count, ...]
+
+    def macs(self, masks: Mapping[int, Vector]) -> int:
+        """Multiply-accumulates under the masks."""
+        product = 1
+        for factor in self.factors:
+            product *= factor.kept(masks)
+        return product
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """A module attribute that must follow the kept entries of a dimension: ``old * kept / size``."""
+
+    module: str
+    attribute: str
+    old: int
+    count: Count
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """What must be cut together in a model, learnt by running it once; the model itself is not held.
+
+    Attributes:
+        groups: all groups that a layer of the model produces, in order of execution, frozen ones included.
+        fingerprint: of the architecture it was traced from.
+        unsupported: operators without a rule -> paths of the modules that called them.
+        costs: multiply-accumulates of the traced call, as products of group sizes.
+        parameters: for each parameter, the product of its axes' counts.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    fingerprint: str
+    unsupported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    costs: tuple[Cost, ...] = ()
+    parameters: Mapping[str, Cost] = field(default_factory=dict)
+    size_rules: tuple[SizeRule, ...] = ()
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {g.name: i for i, g in enumerate(self.groups)}
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        """The group of this name, or the one that holds the module or tensor of this name as producer."""
+        if name in self._index:
+            return self.groups[self._index[name]]
+        for group in self.groups:
+            if any(s.tensor == name or s.tensor.rpartition(".")[0] == name for s in group.tensors("producer")):
+                return group
+        raise PlanError(f"no group or producing layer is named {name!r}; graph.groups lists the names")
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that can be cut exactly."""
+        return tuple(g for g in self.groups if g.prunable)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Name -> reason, for the groups that cannot be cut, or not exactly."""
+        return {g.name: str(g.reason) for g in self.groups if not g.prunable}
+
+    def number(self, name: str) -> int:
+        """Position of the group in ``groups``."""
+        return self._index[name]
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that is not, or no longer, the traced one.
+
+        Raises:
+            StaleGraphError: names both fingerprints.
+        """
+        found = fingerprint(model)
+        if found != self.fingerprint:
+            raise StaleGraphError(
+                f"the graph was traced from the architecture {self.fingerprint}, the model is now {found}: "
+                "trace it again (netslim.trace)"
+            )
+
+    def macs(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Multiply-accumulates of the traced call when group ``g`` keeps the units of ``masks[g]``."""
+        return sum(c.macs(masks or {}) for c in self.costs)
+
+    def params(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Number of parameters under the masks."""
+        return sum(c.macs(masks or {}) for c in self.parameters.values())
+
+    def __str__(self) -> str:
+        from .display import text
+
+        return text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Groups, shares, reasons and unknown operators as plain data."""
+        from .display import as_dict
+
+        return as_dict(self)
+
+
+class Classes:
+    """The classes of tied atoms of a finished trace, grouped by signature."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.atoms = atoms
+        everything = np.arange(len(atoms.parent))
+        self.root = atoms.find(everything)
+        self.root[0] = 0
+        self.frozen = self._first_reason(atoms.frozen)
+        self.coupled = self._first_reason(atoms.coupled)
+        self.role = np.zeros_like(atoms.roles)
+        np.bitwise_or.at(self.role, self.root, atoms.roles)
+        self.group_of = np.full(len(everything), -1)
+        self.unit_of = np.full(len(everything), -1)
+
+    def _first_reason(self, entries: Sequence[tuple[Vector, str]]) -> Vector:
+        """For each class the number of the first entry that touches it, or a number past the end."""
+        first = np.full(len(self.root), len(entries))
+        for i, (vector, _) in enumerate(entries):
+            roots = self.root[vector]
+            first[roots] = np.minimum(first[roots], i)
+        return first
+
+    def form(self) -> list[ChannelGroup]:
+        """Group the classes that a layer produces; number groups and units for every atom."""
+        axis_of, root = self.atoms.axis_of, self.root
+        produced = (self.role[root] & PRODUCER) > 0
+        produced[0] = False
+        members = np.flatnonzero(produced)
+        mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes), dtype=np.int64)
+        signature = np.zeros(len(root), dtype=np.int64)
+        np.add.at(signature, root[members], mixer[axis_of[members]])
+        frozen = self.frozen < len(self.atoms.frozen)
+        coupled = self.coupled < len(self.atoms.coupled)
+        roots = np.unique(root[members])
+        key = np.stack([signature[roots], frozen[roots], coupled[roots]])
+        _, family = np.unique(key, axis=1, return_inverse=True)
+        family_of = np.full(len(root), -1)
+        family_of[roots] = family.reshape(-1)
+        order = np.lexsort((members, family_of[root[members]]))
+        members = members[order]
+        starts = np.flatnonzero(np.diff(family_of[root[members]])) + 1
+        drafts = [self._group(part) for part in np.split(members, starts) if len(part)]
+        drafts.sort(key=lambda draft: draft[0])
+        names = _unique([group.name for _, group, _, _ in drafts])
+        groups = []
+        for number, ((_, group, part, units), name) in enumerate(zip(drafts, names, strict=True)):
+            self.group_of[part], self.unit_of[part] = number, units
+            groups.append(replace(group, name=name))
+        return groups
+
+    def _group(self, part: Vector) -> tuple[int, ChannelGroup, Vector, Vector]:
+        atoms, axes = self.atoms, self.atoms.axes
+        axis_of = atoms.axis_of[part]
+        roots, units = np.unique(self.root[part], return_inverse=True)
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1, [len(part)]])
+        pieces = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        order = {int(axis_of[p.start]): atoms.order.get(int(axis_of[p.start]), len(axes)) for p in pieces}
+        makers = [p for p in pieces if (atoms.roles[part[p]] & PRODUCER).any()]
+        lead = min(makers, key=lambda p: order[int(axis_of[p.start])])
+        units = _renumber(units, units[lead], len(roots))
+        slices = tuple(
+            Slice(axes[a].tensor, axes[a].axis, self._role(part[p]), part[p] - axes[a].first, units[p])
+            for p in pieces
+            for a in [int(axis_of[p.start])]
+        )
+        lead_axis = int(axis_of[lead.start])
+        name = axes[lead_axis].tensor.rpartition(".")[0] or axes[lead_axis].tensor
+        exact, frozen, reason = self._verdict(int(roots[0]))
+        group = ChannelGroup(name, len(roots), slices, exact, frozen, reason)
+        return order[lead_axis], group, part, units
+
+    def _role(self, vector: Vector) -> str:
+        bits = int(np.bitwise_or.reduce(self.atoms.roles[vector]))
+        return next((name for bit, name in _ROLES.items() if bits & bit), "channel")
+
+    def _verdict(self, root: int) -> tuple[bool, bool, str | None]:
+        frozen, coupled = int(self.frozen[root]), int(self.coupled[root])
+        exact = coupled >= len(self.atoms.coupled)
+        why = None if exact else self.atoms.coupled[coupled][1]
+        if frozen < len(self.atoms.frozen):
+            return exact, True, self.atoms.frozen[frozen][1]
+        if exact and not self.role[root] & CONSUMER:
+            return True, True, "no weights read it"
+        return exact, False, why
+
+    def count(self, factor: int | Vector) -> Count:
+        """The count of a dimension: an integer, or a vector of atoms."""
+        if isinstance(factor, (int, np.integer)):
+            return Count(int(factor), ())
+        groups, units = self.group_of[factor], self.unit_of[factor]
+        shares = []
+        for g in np.unique(groups[groups >= 0]).tolist():
+            size = int(self.unit_of[self.group_of == g].max()) + 1
+            shares.append((g, np.bincount(units[groups == g], minlength=size)))
+        return Count(int((groups < 0).sum()), tuple(shares))
+
+
+def _renumber(units: Vector, lead: Vector, size: int) -> Vector:
+    """Number units by where they first stand in the leading slice."""
+    first = np.full(size, len(lead))
+    np.minimum.at(first, lead, np.arange(len(lead)))
+    rank = np.empty(size, dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(size)
+    return rank[units]
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return result
+
+
+def build(recorder: Recorder) -> ChannelGraph:
+    """Form the groups of a finished recording."""
+    from .settle import settle
+
+    atoms = recorder.atoms
+    bindings = settle(recorder)
+    classes = Classes(atoms)
+    groups = classes.form()
+    cache: dict[int, Count] = {}
+
+    def count(factor: int | Vector) -> Count:
+        if isinstance(factor, (int, np.integer)):
+            return classes.count(factor)
+        if id(factor) not in cache:
+            cache[id(factor)] = classes.count(factor)
+        return cache[id(factor)]
+
+    costs = [Cost(c.module, c.operator, tuple(count(f) for f in c.factors)) for c in recorder.costs]
+    parameters = {}
+    for name, tensor in recorder.model.named_parameters():
+        axes = atoms.axes_of[id(tensor)]
+        factors = [count(axes.get(d, n)) for d, n in enumerate(tensor.shape)]
+        parameters[name] = Cost(name.rpartition(".")[0], "parameters", tuple(factors))
+    rules = [SizeRule(m, a, old, count(vector)) for (m, a), (old, vector) in bindings.items()]
+    return ChannelGraph(
+        tuple(groups),
+        fingerprint(recorder.model),
+        {op: tuple(sorted(paths)) for op, paths in sorted(recorder.unsupported.items())},
+        tuple(costs),
+        parameters,
+        tuple(r for r in rules if r.count.shares),
+    )
+
+
+__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Count", "OperatorCost", "SizeRule", "Slice", "build"]

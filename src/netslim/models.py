@@ -1,0 +1,208 @@
+"""One way to name a model, everywhere.
+
+`zoo:vgg19`, `torchvision:resnet50`, `timm:resnet50d`, `package.module:factory`, or the path of a checkpoint
+we wrote.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from netslim.errors import NetslimError, RecipeError
+
+__all__ = ["build", "constructor", "names"]
+
+_FORMS = (
+    "zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory or a path to a *.safetensors checkpoint"
+)
+
+
+def build(name: str, **kwargs: Any) -> nn.Module:
+    """The model that `name` stands for.
+
+    Args:
+        name: `zoo:NAME`, `torchvision:NAME` (a classifier; weights only where `weights=` asks), `timm:NAME`,
+            `package.module:factory` (the current directory is searched first) or a path to `*.safetensors`.
+        kwargs: passed to the factory; a checkpoint takes none.
+
+    Raises:
+        RecipeError: an unknown name, arguments the factory does not take, or a factory that fails.
+        CheckpointError: the checkpoint is missing, damaged, or does not say which model it belongs to.
+    """
+    if name.endswith(".safetensors"):
+        return _from_checkpoint(name, kwargs)
+    source, _, rest = name.partition(":")
+    if not source or not rest:
+        raise RecipeError(f"{name!r} names no model. {_nearest(name)}A model is {_FORMS}.")
+    with _current_directory_importable():
+        factory = _SOURCES[source](rest) if source in _SOURCES else _imported(source, rest)
+        return _call(name, factory, kwargs)
+
+
+def names(prefix: str = "") -> list[str]:
+    """Every `zoo:`, `torchvision:` and (where installed) `timm:` name that starts with `prefix`, sorted."""
+    wanted = [s for s in _LISTS if f"{s}:".startswith(prefix) or prefix.startswith(f"{s}:")]
+    return sorted(
+        name for s in wanted for name in (f"{s}:{n}" for n in _LISTS[s]()) if name.startswith(prefix)
+    )
+
+
+def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The record from which a checkpoint rebuilds its model: `build(record["name"], **record["kwargs"])`."""
+    return {"name": name, "kwargs": dict(kwargs)}
+
+
+def _from_checkpoint(path: str, kwargs: dict[str, Any]) -> nn.Module:
+    if kwargs:
+        given = ", ".join(kwargs)
+        raise RecipeError(f"the checkpoint {path} already says how its model is built: leave out {given}.")
+    return importlib.import_module("netslim.checkpoint").load(None, Path(path))
+
+
+def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
+    _check_arguments(name, factory, kwargs)
+    try:
+        model = factory(**kwargs)
+    except NetslimError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{name} could not be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise RecipeError(
+            f"{name} returned {type(model).__name__}, not a torch.nn.Module: let it return the model."
+        )
+    return model
+
+
+def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # built-in callables have no signature
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
+    for key in kwargs:
+        if key not in accepted:
+            near = get_close_matches(key, accepted, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise RecipeError(f"{name} has no argument {key!r}: {takes}.{hint}")
+    missing = [
+        p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in kwargs
+    ]
+    if missing:
+        raise RecipeError(f"{name} needs {', '.join(missing)}: {takes}.")
+
+
+def _nearest(name: str) -> str:
+    """A sentence with the closest known names, or nothing."""
+    source, colon, rest = name.partition(":")
+    known = names(f"{source}:") if colon else names()
+    short = [n.partition(":")[2] for n in known]
+    near = list(dict.fromkeys(get_close_matches(rest if colon else name, short, n=9)))
+    # Reversed, because the zoo comes first among models of the same name.
+    close = [n for match in near for n in reversed(known) if n.partition(":")[2] == match][:3]
+    return f"Did you mean {' or '.join(close)}? " if close else ""
+
+
+def _unknown(name: str) -> RecipeError:
+    source = name.partition(":")[0]
+    listing = f"netslim.models.names({source + ':'!r}) lists the {source} models."
+    return RecipeError(f"there is no model {name!r}. {_nearest(name)}{listing}")
+
+
+def _zoo_names() -> list[str]:
+    return list(importlib.import_module("netslim.zoo").__all__)
+
+
+def _from_zoo(name: str) -> Callable[..., Any]:
+    if name not in _zoo_names():
+        raise _unknown(f"zoo:{name}")
+    return getattr(importlib.import_module("netslim.zoo"), name)
+
+
+def _torchvision_names() -> list[str]:
+    models = importlib.import_module("torchvision.models")
+    return models.list_models(module=models)
+
+
+def _from_torchvision(name: str) -> Callable[..., Any]:
+    if name not in _torchvision_names():
+        raise _unknown(f"torchvision:{name}")
+    return importlib.import_module("torchvision.models").get_model_builder(name)
+
+
+def _timm_names() -> list[str]:
+    try:
+        return importlib.import_module("timm").list_models()
+    except ModuleNotFoundError:
+        return []
+
+
+def _from_timm(name: str) -> Callable[..., Any]:
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"timm:{name} needs the timm package: pip install timm") from error
+    if not timm.is_model(name):
+        raise _unknown(f"timm:{name}")
+    return lambda **kwargs: timm.create_model(name, **kwargs)
+
+
+_SOURCES: dict[str, Callable[[str], Callable[..., Any]]] = {
+    "zoo": _from_zoo,
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}
+_LISTS: dict[str, Callable[[], list[str]]] = {
+    "zoo": _zoo_names,
+    "torchvision": _torchvision_names,
+    "timm": _timm_names,
+}
+
+
+def _imported(module_name: str, factory_name: str) -> Callable[..., Any]:
+    module = _import(module_name, f"{module_name}:{factory_name}")
+    factory = getattr(module, factory_name, None)
+    if callable(factory):
+        return factory
+    near = get_close_matches(factory_name, [n for n, value in vars(module).items() if callable(value)], n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise RecipeError(f"the module {module_name} ({module.__file__}) has no function {factory_name!r}.{hint}")
+
+
+def _import(module_name: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise RecipeError(f"the module {module_name} of {name} could not be imported: {error}") from error
+        near = get_close_matches(module_name, _SOURCES, n=1)
+        hint = f" Did you mean {near[0]}:{name.partition(':')[2]}?" if near else ""
+        raise RecipeError(
+            f"there is no module {error.name!r}, which {name} names: it must be installed, or lie in "
+            f"the current directory ({Path.cwd()}).{hint} A model is {_FORMS}."
+        ) from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RecipeError(f"the module {module_name} of {name} could not be imported: {what}") from error
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)

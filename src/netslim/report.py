@@ -1,0 +1,511 @@
+"""What a run found: a table for the terminal, and `report.html`, one self-contained page.
+
+Reads a run folder alone (`results.json`, `config.yaml`, `environment.json`), so a report can be made again at
+any time, on any machine. The page loads nothing, adapts to light and dark mode, and reads on a phone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netslim import plots
+from netslim.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = 1
+MISSING = "–"
+METRICS = {  # key of a row: heading, what one may want to know about it
+    "accuracy": ("test accuracy", "difference in percentage points"),
+    "params": ("parameters", ""),
+    "macs": ("MACs", "multiply-accumulates of one image"),
+    "size_bytes": ("size on disk", ""),
+    "latency_ms": ("latency", "median of one forward pass"),
+}
+ROW: dict[str, Any] = {"key": str, "label": str, **dict.fromkeys(METRICS, (int, float))}
+PUBLISHED = {
+    "error": "test error",
+    "params": "parameters",
+    "params_cut": "cut",
+    "macs": "MACs",
+    "macs_cut": "cut",
+}
+
+Row = Mapping[str, Any]
+
+
+def write(run_dir: str | os.PathLike[str]) -> Path:
+    """Write `report.html` into a run folder, from the results in it; returns its path.
+
+    The page is complete or not there: it is written beside its place and then renamed.
+
+    Raises:
+        RecipeError: there are no results, or the file is damaged.
+    """
+    folder = Path(run_dir)
+    results = read(folder)
+    try:
+        html = page(results, _text(folder / "config.yaml"))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
+        what = f"an entry is missing or has the wrong form ({type(problem).__name__}: {problem})"
+        raise _damaged(folder / "results.json", what) from problem
+    target = folder / "report.html"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(html)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked contents of a run folder's `results.json`, with the environment filled in.
+
+    Raises:
+        RecipeError: the file is missing, damaged, or written by a newer netslim.
+    """
+    folder = Path(run_dir)
+    path = folder / "results.json"
+    if not path.is_file():
+        raise RecipeError(
+            f"{folder}: no results.json here, so nothing to report. Give the folder of a finished run; "
+            "for an unfinished one, give its 'netslim run' command again and it goes on where it was"
+        )
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise _damaged(path, str(problem)) from problem
+    check(results, path)
+    results["environment"] = results.get("environment") or _environment(folder / "environment.json")
+    return dict(results)
+
+
+def check(results: Any, path: str | os.PathLike[str] = "results") -> None:
+    """Make sure that all a report needs is there and of the right kind.
+
+    Raises:
+        RecipeError: naming the file and the entry.
+    """
+    if not isinstance(results, dict):
+        raise _damaged(path, "it does not hold a mapping")
+    if results.get("format") != FORMAT:
+        found = results.get("format")
+        raise RecipeError(
+            f"{path}: format {found!r} is not known to this netslim (it reads {FORMAT}); use a newer one"
+        )
+    rows = results.get("rows")
+    if not isinstance(rows, list) or not rows:
+        raise _damaged(path, "'rows' is missing or empty")
+    for index, row in enumerate(rows):
+        for key, kind in ROW.items():
+            value = row.get(key) if isinstance(row, dict) else None
+            value = _median(row) if key == "latency_ms" and isinstance(row, dict) else value
+            if not isinstance(value, kind):
+                raise _damaged(path, f"rows.{index}.{key} is missing or of the wrong type ({value!r})")
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The results for a terminal of 100 columns: each network, and its ratio to the unpruned one."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = results["rows"]
+    reference = _reference(rows)
+    title = Text(str(results.get("title", "")))
+    caption = Text(f"× is the ratio to “{reference['label']}”; accuracy: difference in percentage points")
+    found = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    found.add_column("network", max_width=18)
+    for heading, _ in METRICS.values():
+        found.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        cells = (f"{_value(row, key)} {_ratio(row, reference, key):\xa0<6}" for key in METRICS)
+        found.add_row(Text(row["label"]), *map(Text, cells), style="bold" if row is rows[-1] else None)
+    return found
+
+
+def page(results: Mapping[str, Any], config: str | None = None) -> str:
+    """The whole report as one HTML document.
+
+    Args:
+        results: as `read` returns them.
+        config: the run's `config.yaml`, shown as it is.
+    """
+    title = str(results.get("title") or results.get("recipe") or "netslim run")
+    body = "\n".join(filter(None, _sections(results, title, config)))
+    return PAGE.format(title=escape(title), style=STYLE, body=body)
+
+
+# ---- What the page is made of, from top to bottom
+
+
+def _sections(results: Mapping[str, Any], title: str, config: str | None) -> Iterator[str]:
+    yield f"<header><h1>{escape(title)}</h1><p class=lead>{escape(summary(results))}</p></header>"
+    yield _remarks("warning", "Warning", results.get("warnings") or [])
+    yield _remarks("note", "Note", results.get("notes") or [])
+    yield _section("Results", _results_table(results["rows"]))
+    yield _section("Beside the published figures", _published_table(results))
+    yield _section("What happened inside", _figures(results))
+    yield _section("Proof of the cut", _verification(results.get("verification") or []))
+    yield _section("How to repeat it", _provenance(results, config))
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """What the run did, in one sentence with its numbers."""
+    first, last = _reference(results["rows"]), results["rows"][-1]
+    accuracy = f"{_percent(first['accuracy'])} to {_percent(last['accuracy'])}"
+    change = _signed(100 * (last["accuracy"] - first["accuracy"]))
+    outcome = f"test accuracy went from {accuracy} ({change} points)."
+    if last["params"] == first["params"]:
+        return f"Nothing was cut from the network of {_count(last['params'])} parameters; {outcome}"
+    params, macs = _shrunk(last, first, "params"), _shrunk(last, first, "macs")
+    return f"Cutting {_channels(results)} took the network from {params} and from {macs}; {outcome}"
+
+
+def _channels(results: Mapping[str, Any]) -> str:
+    layers = results.get("widths") or []
+    before, after = (sum(layer[when] for layer in layers) for when in ("before", "after"))
+    return f"{_cut(after, before)} of the {before:,} channels" if before else "channels"
+
+
+def _shrunk(row: Row, reference: Row, key: str) -> str:
+    unit = {"params": "parameters", "macs": "multiply-accumulates"}[key]
+    return f"{_count(reference[key])} to {_count(row[key])} {unit} (−{_cut(row[key], reference[key])})"
+
+
+def _remarks(kind: str, word: str, remarks: Iterable[Any]) -> str:
+    return "\n".join(
+        f'<p class="remark {kind}" role=note><strong>{word}.</strong> {escape(str(remark))}</p>'
+        for remark in remarks
+    )
+
+
+def _section(heading: str, content: str) -> str:
+    return f"<section><h2>{heading}</h2>\n{content}\n</section>" if content else ""
+
+
+def _results_table(rows: Sequence[Row]) -> str:
+    reference = _reference(rows)
+    head = "".join(f'<th scope=col title="{hint}">{heading}</th>' for heading, hint in METRICS.values())
+    body = "\n".join(_results_row(row, reference) for row in rows)
+    return (
+        f"<table class=cards><thead><tr><th scope=col>network</th>{head}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody></table>\n"
+        f"<p class=small>× is the ratio to “{escape(reference['label'])}”, for accuracy the difference in "
+        "percentage points. The test set was looked at once, after everything was decided. MACs are the "
+        "multiply-accumulates of one image; latency is the median of one forward pass, its quartiles in "
+        "brackets; kB and MB are powers of ten.</p>"
+    )
+
+
+def _results_row(row: Row, reference: Row) -> str:
+    cells = [f"<th scope=row>{escape(row['label'])}</th>"]
+    for key, (heading, _) in METRICS.items():
+        ratio = _ratio(row, reference, key)
+        spread = f" <small>{_spread(row)}</small>" if key == "latency_ms" else ""
+        share = _share(row, reference, key)
+        bar = f'<i class=bar style="width:{100 * share:.1f}%"></i>' if share is not None else ""
+        value = f"<b>{_value(row, key)}</b> <span>{ratio}</span>{spread}"
+        cells.append(f'<td data-label="{heading}"><div>{value}</div>{bar}</td>')
+    return f'<tr class="{"last" if row["key"].startswith("fine-tuned") else ""}">{"".join(cells)}</tr>'
+
+
+def _published_table(results: Mapping[str, Any]) -> str:
+    published = results.get("published") or []
+    if not published:
+        return ""
+    ours = [_as_published(row, _reference(results["rows"])) for row in results["rows"]]
+    known = [key for key in PUBLISHED if any(key in row for row in published)]
+    further = sorted({key for row in published for key in row} - {*PUBLISHED, "label"})
+    head = "".join(f"<th scope=col>{escape(PUBLISHED.get(key, key))}</th>" for key in [*known, *further])
+    return (
+        f"<div class=scroll><table><thead><tr><th scope=col>network</th>{head}</tr></thead>\n<tbody>\n"
+        + _published_rows("published", published, [*known, *further])
+        + _published_rows("this run", ours, [*known, *further])
+        + "</tbody></table></div>"
+    )
+
+
+def _published_rows(group: str, rows: Sequence[Row], keys: Sequence[str]) -> str:
+    lines = [f"<tr class=group><th colspan={len(keys) + 1} scope=rowgroup>{group}</th></tr>"]
+    for row in rows:
+        cells = "".join(f"<td>{escape(_figure_of(row, key))}</td>" for key in keys)
+        lines.append(f"<tr><th scope=row>{escape(str(row.get('label', '')))}</th>{cells}</tr>")
+    return "\n".join(lines) + "\n"
+
+
+def _as_published(row: Row, reference: Row) -> dict[str, Any]:
+    """One of our rows in the terms of a paper: error and cuts in percent."""
+    cuts = {f"{key}_cut": 100 * (1 - row[key] / max(reference[key], 1)) for key in ("params", "macs")}
+    if row["params"] == reference["params"]:
+        cuts = {}
+    return {
+        "label": row["label"],
+        "error": 100 * (1 - row["accuracy"]),
+        "params": row["params"],
+        "macs": row["macs"],
+    } | cuts
+
+
+def _figure_of(row: Row, key: str) -> str:
+    value = row.get(key)
+    if value is None or isinstance(value, str):
+        return value or MISSING
+    if key in ("params", "macs"):
+        return _count(value)
+    unit = " %" if key in PUBLISHED else ""
+    return f"{value:.{2 if key == 'error' else 1}f}{unit}" if isinstance(value, float) else f"{value}{unit}"
+
+
+def _figures(results: Mapping[str, Any]) -> str:
+    drawn = []
+    if results.get("scales"):
+        found = results["scales"]
+        share = f"{_percent(found['share_near_zero_after'], 1)} of them are below {found['threshold']:g}"
+        text = f"Batch-norm scales. After sparse training {share}: channels that can go."
+        drawn.append(_figure("scales", plots.scales(found), text))
+    if results.get("widths"):
+        drawn.append(
+            _figure(
+                "widths", plots.widths(results["widths"]), "Width of every layer before and after the cut."
+            )
+        )
+    if results.get("curves"):
+        text = "Training, stage by stage. The loss that is minimised includes the sparsity penalty."
+        drawn.append(_figure("curves", plots.curves(results["curves"]), text))
+    return f"<div class=figures>{''.join(drawn)}</div>" if drawn else ""
+
+
+def _figure(name: str, drawing: bytes, caption: str) -> str:
+    """A figure inside the page; its ids are prefixed, because three drawings share one document."""
+    svg = drawing.decode()[drawing.decode().index("<svg") :]
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>\n"
+
+
+def _verification(checks: Sequence[Row]) -> str:
+    if not checks:
+        return ""
+    lines = "\n".join(
+        f"<tr><th scope=row>{escape(str(check['stage']))}</th><td>{check['cut']:,}</td>"
+        f"<td>{check['changed']:,}</td><td>{check['deviation']:.1e}</td></tr>"
+        for check in checks
+    )
+    return (
+        "<p>Each time, the smaller network was compared with the one it was cut from, its removed "
+        "channels silenced: the outputs must be equal.</p>\n<div class=scroll><table><thead><tr>"
+        "<th scope=col>stage</th><th scope=col>channels cut</th>"
+        "<th scope=col>of these, seen in the output</th>"
+        f"<th scope=col>largest deviation</th></tr></thead><tbody>\n{lines}\n</tbody></table></div>"
+    )
+
+
+def _provenance(results: Mapping[str, Any], config: str | None) -> str:
+    command = escape(str(results.get("command") or MISSING))
+    taken = {} if results.get("seconds") is None else {"time taken": _duration(results["seconds"])}
+    facts = taken | _flat(results.get("environment") or {})
+    listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
+    shown = "config.yaml was not in the run folder." if config is None else config
+    return (
+        f"<pre><code>{command}</code></pre>\n<dl>{listed}</dl>\n"
+        f"<details><summary>Every setting (config.yaml)</summary>"
+        f"<pre><code>{escape(shown)}</code></pre></details>"
+    )
+
+
+# ---- Numbers, as people read them
+
+
+def _reference(rows: Sequence[Row]) -> Row:
+    """The unpruned network that ratios refer to."""
+    return next((row for row in rows if row["key"] == "before"), rows[0])
+
+
+def _value(row: Row, key: str) -> str:
+    if key == "accuracy":
+        return _percent(row[key])
+    if key == "latency_ms":
+        return MISSING if _median(row) is None or math.isnan(_median(row)) else f"{_median(row):#.3g} ms"
+    return f"{_count(row[key])}B" if key == "size_bytes" else _count(row[key])
+
+
+def _ratio(row: Row, reference: Row, key: str) -> str:
+    if row is reference:
+        return ""
+    if key == "accuracy":
+        return _signed(100 * (row[key] - reference[key]))
+    share = _share(row, reference, key)
+    return MISSING if share is None else f"×{share:.3f}" if share < 1.5 else f"×{share:.2f}"
+
+
+def _share(row: Row, reference: Row, key: str) -> float | None:
+    if key == "accuracy":
+        return None
+    ours, theirs = (_median(item) if key == "latency_ms" else item[key] for item in (row, reference))
+    return ours / theirs if theirs and math.isfinite(ours / theirs) else None
+
+
+def _median(row: Row) -> Any:
+    """Milliseconds; not a number where latency was not measured."""
+    measured = row.get("latency_ms")
+    return measured.get("median") if isinstance(measured, dict) else math.nan if measured is None else None
+
+
+def _spread(row: Row) -> str:
+    found = row.get("latency_ms") or {}
+    return f"({found['low']:#.3g} to {found['high']:#.3g})" if {"low", "high"} <= found.keys() else ""
+
+
+def _count(number: float) -> str:
+    """Four significant digits with a unit: 20.04 M, 545.8 k, 812."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.99995 * size:
+            return f"{number / size:#.4g} {unit}"
+    return f"{number:g} "
+
+
+def _percent(share: float, digits: int = 2) -> str:
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else MISSING
+
+
+def _cut(after: float, before: float) -> str:
+    return _percent(1 - after / before, 1) if before else MISSING
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−") if math.isfinite(points) else MISSING
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(hours or minutes) + [f"{rest} s"]
+    return " ".join(parts)
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested facts as one level: {"a": {"b": 1}} becomes {"a b": "1"}."""
+    flat: dict[str, str] = {}
+    for key, value in facts.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{name} ")
+        else:
+            flat[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return flat
+
+
+# ---- Files
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(path) or "{}")
+    except ValueError:
+        return {"environment": f"{path.name} is damaged"}
+    return found if isinstance(found, dict) else {}
+
+
+def _damaged(path: str | os.PathLike[str], what: str) -> RecipeError:
+    return RecipeError(
+        f"{path}: the results are damaged: {what}. Delete this file and give the 'netslim run' command "
+        "again; stages that are finished are not repeated"
+    )
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #22262b; --soft: #5d6570; --paper: #ffffff; --line: #dfe3e8;
+  --fill: #f5f6f8; --blue: #0072b2; --orange: #d55e00; --pale: #c3c9d1; --amber: #b35c00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --soft: #a0a8b3; --paper: #15181c;
+  --line: #333a42; --fill: #1e2329; --blue: #56b4e9; --orange: #f0883e; --pale: #4b545f; --amber: #f0a040; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .6rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; padding-bottom: .3rem;
+  border-bottom: 1px solid var(--line); }
+.lead { font-size: 1.1rem; max-width: 46rem; margin: 0 0 1.2rem; }
+.small { font-size: .85rem; color: var(--soft); max-width: 52rem; }
+.remark { margin: .6rem 0; padding: .55rem .9rem; background: var(--fill);
+  border-left: 4px solid var(--blue); }
+.remark.warning { border-color: var(--amber); }
+.remark.warning strong { color: var(--amber); }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .5rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top;
+  white-space: nowrap; }
+thead th { font-size: .85rem; font-weight: 600; color: var(--soft); }
+th:first-child { text-align: left; padding-left: 0; white-space: normal; }
+tbody th { font-weight: 600; }
+td b { font-weight: 400; }
+td span { display: block; font-size: .85rem; color: var(--soft); }
+td small { color: var(--soft); }
+tr.last td b { font-weight: 700; }
+tr.group th { padding-top: 1rem; font-size: .85rem; color: var(--soft); }
+.bar { display: block; height: 3px; max-width: 100%; margin: .25rem 0 0 auto; background: var(--blue);
+  border-radius: 2px; }
+.cards td small { display: block; font-size: .8rem; }
+.scroll { overflow-x: auto; }
+.scroll th { white-space: nowrap !important; }
+th:last-child, td:last-child { padding-right: 0; }
+.figures { columns: 2; column-gap: 2rem; }
+figure { margin: 0 0 1.6rem; break-inside: avoid; }
+figure svg { display: block; width: 100%; height: auto; }
+figcaption { font-size: .85rem; color: var(--soft); margin-top: .4rem; }
+pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .9rem; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+summary { cursor: pointer; }
+@media (max-width: 46rem) {
+  main { padding: 1.2rem 1rem 3rem; }
+  .figures { columns: 1; }
+  .cards thead { display: none; }
+  .cards, .cards tbody, .cards tr, .cards th, .cards td { display: block; padding: 0; border: 0; }
+  .cards tr { padding: .7rem 0; border-bottom: 1px solid var(--line); }
+  .cards td { display: grid; grid-template-columns: 8.5rem 1fr; padding: .12rem 0; text-align: left; }
+  .cards td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; }
+  .cards td span, .cards td small { display: inline; margin-left: .5rem; }
+  .cards .bar { grid-column: 2; margin: 0 0 .2rem; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .4rem; }
+}
+@media print { body { font-size: 11px; } .remark, pre { border: 1px solid var(--line); } }
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en-GB">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,186 @@
+"""What a recipe may say: typed dataclasses, each option with its meaning, its unit and its default.
+
+A recipe is a YAML file with the fields of `Recipe`; `netslim.training.recipe` reads it, applies overrides and checks it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Random crop and mirror of the training images."""
+
+    pad: int = 4  # pixels of zero padding before cropping back
+    flip: bool = True  # mirror half of the images
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images, and how they are served."""
+
+    name: str  # digits, torchvision:CIFAR10, folder:PATH, hf:ID-or-local-folder
+    root: str | None = None  # the folder that holds data sets
+    batch_size: int = 128
+    validation: int | float = 0.1  # share or number of training images set apart; 0 for none
+    augment: AugmentOptions | None = None
+    image_size: int | None = None  # resize to a square of this many pixels
+    download: bool = False
+    workers: int = 2  # processes that decode, for sets too large for memory
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A network by name; every other key of the section goes to its constructor."""
+
+    name: str  # zoo:vgg16, torchvision:resnet18, timm:..., package.module:factory
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Where and how the arithmetic is done."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bf16", "auto"] = "float32"  # auto: bf16 where the processor computes it
+    channels_last: bool = False
+    threads: int | None = None  # CPU threads; null leaves torch's choice
+    limit_batches: int | None = None  # only so many batches an epoch and split: for a dry run
+    tensorboard: bool = True  # also write events for TensorBoard
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """How the learning rate moves, step by step, from `optimizer.lr`."""
+
+    name: Literal["constant", "multistep", "cosine", "onecycle"] = "constant"
+    milestones: list[float] = field(default_factory=list)  # multistep: epochs, or shares of all epochs when below 1
+    factor: float = 0.1  # multistep: what the rate is multiplied with at each milestone
+    warmup: float = 0.0  # epochs of linear rise from 0 (not onecycle, which rises by itself)
+    rise: float = 0.3  # onecycle: share of the steps spent rising
+    start: float = 0.04  # onecycle: the first rate as a share of the highest
+
+
+@dataclass(frozen=True)
+class SparsityOptions:
+    """The penalty that drives batch-norm scales to zero."""
+
+    method: Literal["network_slimming"] = "network_slimming"
+    strength: float = 1e-4  # lambda of the L1 term
+    gamma_init: float | None = 0.5  # every scale before the first step; null leaves the network's own
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """How much to cut: shares of the unpruned network (cut_*), or what may remain (max_*). All are met."""
+
+    cut_channels: float | None = None
+    cut_macs: float | None = None
+    cut_params: float | None = None
+    cut_activations: float | None = None
+    max_macs: int | None = None
+    max_params: int | None = None
+    max_activation_bytes: int | None = None
+
+    def given(self) -> dict[str, float]:
+        """The limits that are set."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the network in hand; with `sparsity`, by the penalty too."""
+
+    kind: ClassVar[str] = "train"
+    name: str
+    epochs: int
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    sparsity: SparsityOptions | None = None
+    clip: float | None = None  # largest gradient norm
+    keep: Literal["last", "best"] = "last"  # weights of the last epoch, or of the best by validation accuracy
+
+
+@dataclass(frozen=True)
+class Finetune(Train):
+    """Train the network in hand after a cut, without a penalty unless one is asked for."""
+
+    kind: ClassVar[str] = "finetune"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Train a fresh copy of the recipe's network as another stage does, without the penalty, for comparison."""
+
+    kind: ClassVar[str] = "baseline"
+    name: str
+    like: str | None = None  # the stage to imitate; null takes the first `train` stage
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Trace, score, select, cut, verify."""
+
+    kind: ClassVar[str] = "prune"
+    name: str
+    budget: BudgetOptions
+    criterion: str = "bn_scale"
+    scope: Literal["global", "layer"] = "global"  # layer: the same share in every group
+    min_channels: int = 1  # channels that stay in each group
+    max_cut: float | None = None  # largest share cut from one group
+    round_to: int = 1  # channels left are a multiple of this
+    protect: list[str] = field(default_factory=list)  # name patterns that are left alone
+    per_group: dict[str, float] = field(default_factory=dict)  # shares (below 1) or counts to cut, by group name
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Look at the test set, once, for every network of the run; count and time them."""
+
+    kind: ClassVar[str] = "measure"
+    name: str
+    latency: bool = True
+    latency_batch: int = 1  # images in a timed call
+
+
+Stage = Train | Finetune | Baseline | Prune | Measure
+KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Train, Finetune, Baseline, Prune, Measure)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run from data to measured networks."""
+
+    name: str
+    title: str
+    data: DataOptions
+    model: ModelOptions
+    stages: tuple[Stage, ...]
+    published: list[dict[str, Any]] = field(default_factory=list)  # rows of the paper: label, error in percent, ...
+    notes: list[str] = field(default_factory=list)
+    seed: int = 0
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole recipe as plain data, in the form of the YAML file, with nothing left to defaults."""
+        plain = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        plain["model"] = {"name": self.model.name, **self.model.kwargs}
+        plain["stages"] = [{"kind": stage.kind, **asdict(stage)} for stage in self.stages]
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value

@@ -1,0 +1,34 @@
+"""The papers' networks, unadapted: plain PyTorch modules that know nothing of netslim.
+
+Every function takes `num_classes=10`, `width=1.0` (a factor on every hidden width) and, for images,
+`in_channels=3`, and returns a freshly initialised module: convolutions He normal over fan-out, linear layers
+normal(0, 0.01), BN scales 1. Starting the scales at 0.5, as Network Slimming does, belongs to the method
+(`NetworkSlimming(model, gamma_init=0.5)`).
+"""
+
+from netslim.zoo.densenet import densenet, densenet40
+from netslim.zoo.mlp import mlp
+from netslim.zoo.preresnet import preresnet, preresnet164
+from netslim.zoo.resnet import resnet, resnet20, resnet32, resnet44, resnet56, resnet110
+from netslim.zoo.vgg import vgg, vgg11, vgg13, vgg16, vgg16_bn_4096, vgg16_fc512, vgg19
+
+__all__ = [
+    "densenet",
+    "densenet40",
+    "mlp",
+    "preresnet",
+    "preresnet164",
+    "resnet",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "vgg",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg16_bn_4096",
+    "vgg16_fc512",
+    "vgg19",
+]
