@@ -122,8 +122,7 @@ class PruningPlan:
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "groups": {
-                name: {"size": g.size, "kept": _runs(g.kept), "exact": g.exact}
-                for name, g in self.groups.items()
+                name: {"size": g.size, "kept": _runs(g.kept), "exact": g.exact} for name, g in self.groups.items()
             },
             "tensors": [
                 {"tensor": t.tensor, "axis": t.axis, "size": t.size, "kept": _runs(t.kept), "role": t.role}
@@ -144,14 +143,10 @@ class PruningPlan:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise PlanError(
-                f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()"
-            ) from None
+            raise PlanError(f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else None
-            raise PlanError(
-                f"this is not a plan of format {FORMAT} (found {found!r}); make it again with this version"
-            )
+            raise PlanError(f"this is not a plan of format {FORMAT} (found {found!r}); make it again with this version")
         try:
             groups = {
                 str(n): GroupCut(int(g["size"]), _indices(g["kept"], g["size"]), bool(g["exact"]))
@@ -168,12 +163,9 @@ class PruningPlan:
                 for t in data["tensors"]
             )
             patches = tuple(
-                SizePatch(str(p["module"]), str(p["attribute"]), int(p["old"]), int(p["new"]))
-                for p in data["patches"]
+                SizePatch(str(p["module"]), str(p["attribute"]), int(p["old"]), int(p["new"])) for p in data["patches"]
             )
-            return PruningPlan(
-                str(data["fingerprint"]), groups, tensors, patches, tuple(map(str, data["notes"]))
-            )
+            return PruningPlan(str(data["fingerprint"]), groups, tensors, patches, tuple(map(str, data["notes"])))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"the plan is damaged ({type(error).__name__}: {error}); make it again") from None
 

@@ -9,7 +9,7 @@ from torch import nn
 from ..errors import TraceError
 from .groups import ChannelGraph, ChannelGroup, Slice, build
 from .recorder import as_call, record
-from .rules import fallback, operators
+from .rules import RULES, fallback
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "trace"]
 
@@ -31,4 +31,4 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """
     if not isinstance(model, nn.Module):
         raise TraceError(f"trace needs a torch.nn.Module, got {type(model).__name__}")
-    return build(record(model, example_inputs, operators(), fallback))
+    return build(record(model, example_inputs, RULES, fallback))

@@ -11,9 +11,7 @@ from torch import nn
 
 from ..plan import named_tensors
 
-Vector = (
-    np.ndarray
-)  # 1-D int64: the atom of each entry of one tensor dimension; 0 is a constant that must stay
+Vector = np.ndarray  # 1-D int64: the atom of each entry of one tensor dimension; 0 is a constant that must stay
 
 PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
 
@@ -56,8 +54,8 @@ class Atoms:
         self.coupled: list[tuple[Vector, str]] = []
         self.order: dict[int, int] = {}
         self.axis_of = np.zeros(first, dtype=np.int64)
-        for number, axis in enumerate(self.axes):
-            self.axis_of[axis.first : axis.first + axis.size] = number
+        for number, a in enumerate(self.axes):
+            self.axis_of[a.first : a.first + a.size] = number
 
     def find(self, vector: Vector) -> Vector:
         """The class of each atom: the smallest atom it is tied to."""

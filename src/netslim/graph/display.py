@@ -36,13 +36,20 @@ def text(graph: ChannelGraph) -> str:
     for group in graph.groups:
         p, m = share[group.name]
         rows.append(
-            (group.name, str(group.size), f"{p:.1%}", f"{m:.1%}", str(len(group.tensors("producer"))), _status(group))
+            (
+                group.name,
+                str(group.size),
+                f"{p:.1%}",
+                f"{m:.1%}",
+                str(len(group.tensors("producer"))),
+                _status(group),
+            )
         )
     widths = [max(len(r[i]) for r in rows) for i in range(5)]
-    lines = [
-        f"{r[0]:<{widths[0]}}  {r[1]:>{widths[1]}}  {r[2]:>{widths[2]}}  {r[3]:>{widths[3]}}  {r[4]:>{widths[4]}}  {r[5]}"
-        for r in rows
-    ]
+    lines = []
+    for first, *numbers, status in rows:
+        columns = [f"{n:>{w}}" for n, w in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *columns, status]))
     free = graph.prunable
     lines.append(
         f"{len(free)} of {len(graph.groups)} groups can be cut exactly: "

@@ -110,6 +110,8 @@ class ChannelGraph:
         unsupported: operators without a rule -> paths of the modules that called them.
         costs: multiply-accumulates of the traced call, as products of group sizes.
         parameters: for each parameter, the product of its axes' counts.
+        size_rules: module attributes that follow a cut.
+        axis_sizes: (tensor, axis) -> entries.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -118,6 +120,7 @@ class ChannelGraph:
     costs: tuple[Cost, ...] = ()
     parameters: Mapping[str, Cost] = field(default_factory=dict)
     size_rules: tuple[SizeRule, ...] = ()
+    axis_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -332,6 +335,7 @@ def build(recorder: Recorder) -> ChannelGraph:
         tuple(costs),
         parameters,
         tuple(r for r in rules if r.count.shares),
+        {(a.tensor, a.axis): a.size for a in atoms.axes},
     )
 
 

@@ -209,9 +209,9 @@ class _Function(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         recorder = self.recorder
-        if func is _SHAPE:
+        if func == _SHAPE:
             return recorder.shape(args[0], func(*args))
-        if func is torch.Tensor.size:
+        if func == torch.Tensor.size:
             out = recorder.shape(args[0], func(args[0]))
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return out if dim is None else out[dim]
@@ -220,7 +220,7 @@ class _Function(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             recorder.calls.pop()
-        if func is _DATA:
+        if func == _DATA:
             labels = recorder.get(args[0])
             recorder.set(out, labels.dims, labels.weight)
         return out
@@ -279,9 +279,7 @@ def describe(example_inputs: Any) -> str:
     """Shapes of the inputs, for messages."""
     args, kwargs = as_call(example_inputs)
     parts = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
-    parts += [
-        f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()
-    ]
+    parts += [f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()]
     return ", ".join(parts)
 
 

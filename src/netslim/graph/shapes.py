@@ -95,7 +95,7 @@ def _block(
 
 
 def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
-    """Which axis of a block may shrink: one that needs no new tie, then -1 or computed, then a size, then an attribute."""
+    """Which axis of a block may shrink: first one that needs no new tie, then by `_freedom`."""
     candidates = []
     for axis in range(cells.ndim):
         freedom = _freedom(rec, asked[axis])

@@ -11,9 +11,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Expression = (
-    tuple  # ("size", trace, number) | ("attribute", module, name) | (operator name, left, right) | int
-)
+Expression = tuple  # ("size", trace, number) | ("attribute", module, name) | (operator name, left, right) | int
 
 _OPERATORS: dict[str, Callable[[int, int], int]] = {
     "add": operator.add,
@@ -50,16 +48,12 @@ def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], 
     def forward(self: Size, other: Any) -> Any:
         if not isinstance(other, int):
             return NotImplemented
-        return Size(
-            function(int.__int__(self), int.__int__(other)), (name, self.expression, expression(other))
-        )
+        return Size(function(int.__int__(self), int.__int__(other)), (name, self.expression, expression(other)))
 
     def reverse(self: Size, other: Any) -> Any:
         if not isinstance(other, int):
             return NotImplemented
-        return Size(
-            function(int.__int__(other), int.__int__(self)), (name, expression(other), self.expression)
-        )
+        return Size(function(int.__int__(other), int.__int__(self)), (name, expression(other), self.expression))
 
     return forward, reverse
 

@@ -1,0 +1,12 @@
+"""What each ATen operator does to labels.
+
+A rule is ``rule(recorder, func, out, *args, **kwargs)`` with the operator's own arguments. It ties the dimensions
+that must be cut together, gives the output its labels, and notes what must stay. `RULES` maps the operator's name
+(without overload) to its rule; pointwise operators are known by their tag; `fallback` freezes the rest.
+"""
+
+from . import contracting, rearranging, reducing
+from .elementwise import fallback
+from .table import RULES
+
+__all__ = ["RULES", "contracting", "fallback", "rearranging", "reducing"]

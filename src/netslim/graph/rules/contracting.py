@@ -1,0 +1,240 @@
+"""Matrix products, convolutions and attention: where channels are produced and consumed."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..atoms import CHANNEL, CONSUMER, PRODUCER, Vector
+from ..recorder import Labels, Recorder
+from ..shapes import split_vector
+from .table import name_of, rule, tensors
+
+
+def _contract(rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str) -> Vector | None:
+    """Tie the contracted sides; a weight's side consumes, and without a weight the values are coupled."""
+    met = rec.meet(a.dims.get(da), b.dims.get(db), what)
+    if met is None:
+        return None
+    rec.mark(a, da, CONSUMER)
+    rec.mark(b, db, CONSUMER)
+    if not a.weight and not b.weight:
+        rec.atoms.couple(met, f"a product of activations over the channels ({what}){rec.where()}")
+    return met
+
+
+def _free(rec: Recorder, source: Labels, dim: int, into: dict[int, Vector], at: int) -> None:
+    if dim in source.dims:
+        into[at] = source.dims[dim]
+        rec.mark(source, dim, PRODUCER)
+
+
+def _size(t: Tensor, labels: Labels, dim: int) -> int | Vector:
+    return labels.dims.get(dim, t.shape[dim])
+
+
+def _matmul(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
+    """``(..., m, k) @ (..., k, n)``, with a bias that broadcasts over the result."""
+    la, lb = rec.get(a), rec.get(b)
+    dims: dict[int, Vector] = {}
+    for d in range(out.dim() - 2):
+        met = rec.meet(la.dims.get(d), lb.dims.get(d), name_of(func))
+        if met is not None:
+            dims[d] = met
+    m, k, n = out.dim() - 2, out.dim() - 1, out.dim() - 1
+    met = _contract(rec, la, k, lb, m, name_of(func))
+    _free(rec, la, m, dims, m)
+    _free(rec, lb, n, dims, n)
+    if bias is not None:
+        _add_bias(rec, dims, out, bias)
+    batch = [_size(a, la, d) for d in range(out.dim() - 2)]
+    rec.cost(name_of(func), *batch, _size(a, la, m), a.shape[k] if met is None else met, _size(b, lb, n))
+    rec.set(out, dims, la.weight and lb.weight)
+
+
+def _add_bias(rec: Recorder, dims: dict[int, Vector], out: Tensor, bias: Tensor) -> None:
+    labels = rec.get(bias)
+    for d in range(bias.dim()):
+        at = d + out.dim() - bias.dim()
+        if bias.shape[d] > 1:
+            met = rec.meet(dims.get(at), labels.dims.get(d), "bias")
+            if met is not None:
+                dims[at] = met
+            rec.mark(labels, d, CHANNEL)
+
+
+@rule("mm", "bmm")
+def matmul(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, *args: Any) -> None:
+    _matmul(rec, func, out, a, b)
+
+
+@rule("addmm", "baddbmm", "_addmm_activation")
+def addmm(rec: Recorder, func: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> None:
+    _matmul(rec, func, out, a, b, bias)
+
+
+@rule("mv", "dot", "vdot")
+def vector_product(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor) -> None:
+    la, lb = rec.get(a), rec.get(b)
+    dims: dict[int, Vector] = {}
+    met = _contract(rec, la, a.dim() - 1, lb, 0, name_of(func))
+    if a.dim() == 2:
+        _free(rec, la, 0, dims, 0)
+    rec.cost(name_of(func), *([_size(a, la, 0)] if a.dim() == 2 else []), b.shape[0] if met is None else met)
+    rec.set(out, dims, la.weight and lb.weight)
+
+
+@rule("linear", "mkldnn_linear", "_mkldnn_linear")
+def linear(rec: Recorder, func: Any, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    lx, lw = rec.get(x), rec.get(weight)
+    last = x.dim() - 1
+    met = _contract(rec, lx, last, lw, 1, "linear")
+    dims = {d: v for d, v in lx.dims.items() if d != last}
+    _free(rec, lw, 0, dims, last)
+    if bias is not None:
+        _add_bias(rec, dims, out, bias)
+    rec.cost("linear", prod(x.shape[:-1]), x.shape[-1] if met is None else met, _size(weight, lw, 0))
+    rec.set(out, dims, lx.weight and lw.weight)
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution")
+def convolution(
+    rec: Recorder,
+    func: Any,
+    out: Tensor,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    *args: Any,
+) -> None:
+    """Plain, grouped, depthwise and transposed."""
+    lx, lw = rec.get(x), rec.get(w)
+    for d in range(2, w.dim()):
+        if d in lw.dims:
+            rec.atoms.freeze(lw.dims[d], "it is an axis of the kernel")
+    for d, vector in lx.dims.items():
+        if d > 1:
+            rec.atoms.freeze(vector, f"a convolution runs over it as if it were space{rec.where()}")
+    read: int | Vector | None
+    if groups == 1:
+        read = _contract(rec, lx, 1, lw, 0 if transposed else 1, "convolution")
+        made = lw.dims.get(1 if transposed else 0)
+        rec.mark(lw, 1 if transposed else 0, PRODUCER)
+    else:
+        read, made = _grouped(rec, x, lx, w, lw, groups, transposed)
+    dims = {0: lx.dims[0]} if 0 in lx.dims else {}
+    if made is not None:
+        dims[1] = made
+    if bias is not None:
+        _add_channel_bias(rec, dims, bias)
+    space = prod((x if transposed else out).shape[2:]) * prod(w.shape[2:]) * out.shape[0]
+    depth = x.shape[1] // groups if read is None else read
+    rec.cost("convolution", space, depth, out.shape[1] if dims.get(1) is None else dims[1])
+    rec.set(out, dims, lx.weight and lw.weight)
+
+
+def _add_channel_bias(rec: Recorder, dims: dict[int, Vector], bias: Tensor) -> None:
+    labels = rec.get(bias)
+    met = rec.meet(dims.get(1), labels.dims.get(0), "bias")
+    if met is not None:
+        dims[1] = met
+    rec.mark(labels, 0, CHANNEL)
+
+
+def _grouped(
+    rec: Recorder, x: Tensor, lx: Labels, w: Tensor, lw: Labels, groups: int, transposed: bool
+) -> tuple[int | Vector, Vector | None]:
+    """(depth each output reads, labels of the outputs); the weight is (out, in/groups), transposed (in, out/groups)."""
+    channels, per_group = x.shape[1], x.shape[1] // groups
+    source = lx.dims.get(1)
+    if per_group == 1:
+        return _depthwise(rec, source, lw, channels, w.shape[1] if transposed else w.shape[0] // channels, transposed)
+    if transposed:
+        return _grouped_transposed(rec, source, per_group, lw, groups)
+    made = lw.dims.get(0)
+    if made is not None:
+        rec.mark(lw, 0, PRODUCER)
+        split_vector(rec, made, (groups, len(made) // groups), keep=1, what="grouped convolution")
+    read: int | Vector = per_group
+    if source is not None:
+        first = split_vector(rec, source, (groups, per_group), keep=1, what="grouped convolution")
+        met = rec.meet(first, lw.dims.get(1), "grouped convolution")
+        read = per_group if met is None else met
+    elif 1 in lw.dims:
+        rec.atoms.freeze(lw.dims[1], f"it meets a fixed size in convolution{rec.where()}")
+    rec.mark(lw, 1, CONSUMER)
+    return read, made
+
+
+def _grouped_transposed(
+    rec: Recorder, source: Vector | None, per_group: int, lw: Labels, groups: int
+) -> tuple[int | Vector, Vector | None]:
+    met = rec.meet(source, lw.dims.get(0), "grouped transposed convolution")
+    rec.mark(lw, 0, CONSUMER)
+    read: int | Vector = per_group
+    if met is not None:
+        read = split_vector(rec, met, (groups, per_group), keep=1, what="grouped transposed convolution")
+    if 1 not in lw.dims:
+        return read, None
+    rec.mark(lw, 1, PRODUCER)
+    return read, np.tile(lw.dims[1], groups)
+
+
+def _depthwise(
+    rec: Recorder, source: Vector | None, lw: Labels, channels: int, multiplier: int, transposed: bool
+) -> tuple[int | Vector, Vector | None]:
+    """The number of groups follows the channels, so a channel goes with its filters."""
+    made = lw.dims.get(0)
+    if transposed:
+        made = None if made is None else np.repeat(made, multiplier)
+        if 1 in lw.dims:
+            rec.atoms.freeze(lw.dims[1], "it is the multiplier of a depthwise convolution")
+    spread = None if source is None else np.repeat(source, multiplier)
+    met = rec.meet(spread, made, "depthwise convolution")
+    if made is not None and source is None:
+        rec.atoms.freeze(made, f"it meets a fixed size in convolution{rec.where()}")
+    if met is not None:
+        _, args, kwargs = rec.call
+        written = args[6] if len(args) > 6 else kwargs.get("groups", channels)
+        rec.constrain(written, met[::multiplier], channels)
+        rec.mark(lw, 0, CHANNEL)
+    return 1, met
+
+
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "scaled_dot_product_attention",
+)
+def attention(rec: Recorder, func: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Queries and keys share their last dimension (coupled by the product); values keep theirs."""
+    lq, lk, lv = rec.get(q), rec.get(k), rec.get(v)
+    last = q.dim() - 1
+    dims: dict[int, Vector] = {}
+    for d in range(q.dim() - 2):
+        met = rec.meet(rec.meet(lq.dims.get(d), lk.dims.get(d), "attention"), lv.dims.get(d), "attention")
+        if met is not None:
+            dims[d] = met
+    for labels in (lq, lk, lv):
+        if last - 1 in labels.dims:
+            rec.atoms.freeze(labels.dims[last - 1], f"attention runs over it{rec.where()}")
+    met = _contract(rec, lq, last, lk, last, "attention")
+    if last in lv.dims:
+        dims[last] = lv.dims[last]
+    batch = prod(q.shape[:-2]) * q.shape[-2] * k.shape[-2]
+    rec.cost("attention", batch, q.shape[-1] if met is None else met)
+    rec.cost("attention", batch, _size(v, lv, last))
+    rec.set(tensors(out)[0], dims, weight=False)

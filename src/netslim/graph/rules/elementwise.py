@@ -1,0 +1,173 @@
+"""Pointwise operators, the fallback, and operators that rename dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..atoms import CHANNEL, Vector
+from ..recorder import Recorder
+from .table import asked_sizes, derived, labelled, name_of, rule, tensors
+
+
+def fallback(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
+    """Pointwise operators by their tag; anything else freezes what it touches and is listed."""
+    if torch.Tag.pointwise in func.tags:
+        pointwise(rec, func, out, *args, **kwargs)
+        return
+    inputs = tensors(args, kwargs)
+    weight = derived(rec, inputs)
+    rec.unknown(name_of(func), [rec.get(t) for t in inputs])
+    for tensor in tensors(out):
+        rec.set(tensor, {}, weight)
+
+
+# Element-wise operators that PyTorch does not tag as such (for several, only the in-place twin lacks the tag).
+@rule(
+    "_prelu_kernel", "prelu", "copy", "native_dropout", "dropout", "alpha_dropout", "feature_dropout", "masked_fill",
+    "where", "hardswish", "hardsigmoid", "hardtanh", "mish", "gelu", "elu", "celu", "selu", "softplus", "leaky_relu",
+    "threshold", "relu", "relu6", "silu", "softshrink", "hardshrink", "log_sigmoid_forward", "rrelu_with_noise",
+    "rsub", "isnan", "complex", "polar",
+)  # fmt: skip
+def pointwise(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
+    """Tie the dimensions that meet; broadcasting dimensions of size 1 meet nothing."""
+    inputs = tensors(args, kwargs)
+    outs = tensors(out)
+    weight = derived(rec, inputs)
+    if not labelled(rec, inputs):
+        for tensor in outs:
+            rec.set(tensor, {}, weight)
+        return
+    ndim, dims = outs[0].dim(), {}
+    for d in range(ndim):
+        met = meeting(rec, inputs, d, ndim, name_of(func))
+        if met is not None:
+            dims[d] = met
+    for tensor in outs:
+        rec.set(tensor, dims, weight)
+
+
+def meeting(rec: Recorder, inputs: Sequence[Tensor], dim: int, ndim: int, what: str) -> Vector | None:
+    vectors: list[Vector | None] = []
+    for t in inputs:
+        d = dim - (ndim - t.dim())
+        if d >= 0 and t.shape[d] != 1:
+            labels = rec.get(t)
+            vectors.append(labels.dims.get(d))
+            rec.mark(labels, d, CHANNEL)
+    if not vectors or all(v is None for v in vectors):
+        return None
+    result = vectors[0]
+    for other in vectors[1:]:
+        result = rec.meet(result, other, what)
+    return result
+
+
+@rule(
+    "clone",
+    "detach",
+    "alias",
+    "contiguous",
+    "_to_copy",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "fill",
+    "zero",
+    "bernoulli",
+    "view_dtype",
+    "resolve_conj",
+)
+def same(rec: Recorder, func: Any, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    """The output has the labels of the input."""
+    labels = rec.get(x)
+    rec.set(out, labels.dims, labels.weight)
+
+
+@rule("permute")
+def permute(rec: Recorder, func: Any, out: Tensor, x: Tensor, order: Sequence[int]) -> None:
+    labels = rec.get(x)
+    dims = {d: labels.dims[o % x.dim()] for d, o in enumerate(order) if o % x.dim() in labels.dims}
+    rec.set(out, dims, labels.weight)
+
+
+@rule("transpose", "t", "numpy_T")
+def transpose(rec: Recorder, func: Any, out: Tensor, x: Tensor, a: int = 0, b: int = -1) -> None:
+    if out is x:
+        fallback(rec, func, out, x)
+        return
+    order = list(range(x.dim()))
+    if order:
+        order[a], order[b] = order[b], order[a]
+    permute(rec, func, out, x, order)
+
+
+@rule("unsqueeze")
+def unsqueeze(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int) -> None:
+    labels, dim = rec.get(x), dim % out.dim()
+    rec.set(out, {d + (d >= dim): v for d, v in labels.dims.items()}, labels.weight)
+
+
+@rule("squeeze")
+def squeeze(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: Any = None) -> None:
+    labels = rec.get(x)
+    wanted = range(x.dim()) if dim is None else [d % max(x.dim(), 1) for d in ([dim] if isinstance(dim, int) else dim)]
+    left = [d for d in range(x.dim()) if not (d in wanted and x.shape[d] == 1)]
+    rec.set(out, {i: labels.dims[d] for i, d in enumerate(left) if d in labels.dims}, labels.weight)
+
+
+@rule("expand")
+def expand(rec: Recorder, func: Any, out: Tensor, x: Tensor, sizes: Sequence[int], **kwargs: Any) -> None:
+    labels, shift = rec.get(x), out.dim() - x.dim()
+    dims = {d + shift: v for d, v in labels.dims.items()}
+    asked = asked_sizes(rec, ("expand", "broadcast_to"), 1)
+    for d, vector in dims.items():
+        if asked is not None and int(asked[d]) != -1:
+            rec.constrain(asked[d], vector, out.shape[d])
+    rec.set(out, dims, labels.weight)
+
+
+@rule("repeat")
+def repeat(rec: Recorder, func: Any, out: Tensor, x: Tensor, times: Sequence[int]) -> None:
+    labels, shift = rec.get(x), out.dim() - x.dim()
+    rec.set(out, {d + shift: np.tile(v, times[d + shift]) for d, v in labels.dims.items()}, labels.weight)
+
+
+@rule("flip")
+def flip(rec: Recorder, func: Any, out: Tensor, x: Tensor, flipped: Sequence[int]) -> None:
+    labels = rec.get(x)
+    turned = {d % x.dim() for d in flipped}
+    rec.set(out, {d: v[::-1] if d in turned else v for d, v in labels.dims.items()}, labels.weight)
+
+
+@rule("roll")
+def roll(rec: Recorder, func: Any, out: Tensor, x: Tensor, shifts: Any, dims: Sequence[int] = ()) -> None:
+    labels = rec.get(x)
+    for d, vector in labels.dims.items():
+        if not dims or d in {i % x.dim() for i in dims}:
+            rec.atoms.freeze(vector, f"channels are rolled by a fixed amount{rec.where()}")
+    rec.set(out, labels.dims, labels.weight)
+
+
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")
+def created(rec: Recorder, func: Any, out: Tensor, *args: Any, **kwargs: Any) -> None:
+    """A constant; its sizes are checked where it meets channels."""
+    rec.set(out, {}, weight=True)
+
+
+@rule("as_strided")
+def as_strided(rec: Recorder, func: Any, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None) -> None:
+    """Only a change of memory layout is understood: same object or same sizes, from the start."""
+    if out is x or (tuple(size) == tuple(x.shape) and not offset):
+        same(rec, func, out, x)
+    else:
+        fallback(rec, func, out, x)

@@ -1,0 +1,56 @@
+"""The table of rules: a dict from ATen operator to function, and what rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from ..recorder import Recorder
+
+Rule = Callable[..., None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of these ATen operators (in-place twins included)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = RULES[name + "_"] = function
+        return function
+
+    return register
+
+
+def tensors(*values: Any) -> list[Tensor]:
+    """The tensors among (nested) arguments."""
+    return [v for v in tree_flatten(values)[0] if isinstance(v, Tensor)]
+
+
+def derived(rec: Recorder, *values: Any) -> bool:
+    """Whether everything among the arguments was computed from parameters alone."""
+    return all(rec.get(t).weight for t in tensors(values))
+
+
+def labelled(rec: Recorder, *values: Any) -> bool:
+    """Whether any argument carries labels."""
+    return any(rec.get(t).dims for t in tensors(values))
+
+
+def name_of(func: Any) -> str:
+    """``aten::add`` -> ``add``."""
+    return str(func._schema.name.partition("::")[2])
+
+
+def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[Any] | None:
+    """The sizes the user's code passed, if it called one of ``functions`` itself; None if PyTorch computed them."""
+    function, args, kwargs = rec.call
+    if getattr(function, "__name__", "") not in functions:
+        return None
+    given = list(args[first:]) or [v for k, v in kwargs.items() if k in ("shape", "size", "sizes")]
+    if len(given) == 1 and isinstance(given[0], (tuple, list)):
+        given = list(given[0])
+    return given if given and all(isinstance(g, int) for g in given) else None

@@ -1,0 +1,92 @@
+"""Trace, score, select, prune and verify in one call."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .budget import Budget, select
+from .errors import NetslimError, PlanError, VerificationError
+from .graph import ChannelGraph, trace
+from .plan import PruningPlan
+from .scores import Criterion, score
+from .surgery import prune
+from .verify import Verification, verify
+
+Model = TypeVar("Model", bound=nn.Module)
+logger = logging.getLogger("netslim")
+
+
+def slim(
+    model: Model,
+    example_inputs: Any,
+    *,
+    criterion: str | Criterion = "bn_scale",
+    budget: Budget | None = None,
+    strict: bool = False,
+    **options: Any,
+) -> Model:
+    """A smaller, verified copy of ``model``; ``model`` is not changed.
+
+    Args:
+        model: any PyTorch module.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+        criterion: what makes a channel important, see `netslim.score`.
+        budget: what to reach, see `netslim.Budget`.
+        strict: refuse the whole cut when a group fails verification, instead of leaving that group alone.
+        options: of `netslim.select`.
+
+    Raises:
+        TraceError, PlanError, SurgeryError, VerificationError: as the steps do.
+    """
+    graph = trace(model, example_inputs)
+    scores = score(graph, model, criterion)
+    return cut(model, graph, scores, budget, example_inputs, strict=strict, **options)[0]
+
+
+def cut(
+    model: Model,
+    graph: ChannelGraph,
+    scores: dict[str, Any],
+    budget: Budget | None,
+    example_inputs: Any,
+    *,
+    strict: bool = False,
+    **options: Any,
+) -> tuple[Model, PruningPlan, Verification]:
+    """Select, prune and verify; groups that verification rejects are left alone, named, and the rest goes through."""
+    plan = select(graph, scores, budget, **options)
+    try:
+        small = prune(model, plan)
+        return small, plan, verify(model, small, plan, example_inputs)
+    except (NetslimError, RuntimeError) as error:
+        if strict:
+            raise
+        rejected = _rejected(model, graph, plan, example_inputs)
+        if not rejected or len(rejected) == len(plan.groups):
+            raise VerificationError(f"no group of this model can be cut and verified: {error}") from error
+    logger.warning("left alone, because the cut did not verify: %s", ", ".join(rejected))
+    kept = {name: s for name, s in scores.items() if name not in rejected}
+    plan = select(graph, kept, budget, **options)
+    small = prune(model, plan)
+    return small, plan, verify(model, small, plan, example_inputs)
+
+
+def _rejected(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any) -> list[str]:
+    """The groups of the plan that do not verify when they are cut alone."""
+    from .budget import resolve
+
+    rejected = []
+    for name, group in plan.groups.items():
+        mask = [unit in set(group.kept) for unit in range(group.size)]
+        alone = resolve(graph, {graph.number(name): mask})
+        try:
+            verify(model, prune(model, alone), alone, example_inputs)
+        except (NetslimError, RuntimeError):
+            rejected.append(name)
+    return rejected
+
+
+__all__ = ["PlanError", "cut", "slim"]

@@ -1,0 +1,85 @@
+"""Tiny networks whose groups can be worked out by hand, and how to cut them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netslim import ChannelGraph, PruningPlan, prune, trace, verify
+from netslim.budget import resolve
+from netslim.verify import Verification
+
+
+def conv(cin: int, cout: int, **kwargs: object) -> nn.Sequential:
+    """3x3 convolution, batch normalisation, ReLU."""
+    return nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1, **kwargs), nn.BatchNorm2d(cout), nn.ReLU())  # type: ignore[arg-type]
+
+
+class Chain(nn.Module):
+    """Two convolutions and a linear layer after a flatten of 4x4 maps: groups of 6 and 5 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 6), conv(6, 5)
+        self.head = nn.Linear(5 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.second(self.first(x)), 2)
+        return self.head(torch.flatten(x, 1))
+
+
+class Residual(nn.Module):
+    """Stem and block share 6 channels; the block's inner convolution has 5 of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer = conv(3, 6), conv(6, 5), nn.Conv2d(5, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.outer(self.inner(x))).mean((2, 3)))
+
+
+class DenseBlock(nn.Module):
+    """A stem of 6 and two layers that each add 4 channels; every layer reads all that came before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.norm1, self.conv1 = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, padding=1)
+        self.norm2, self.conv2 = nn.BatchNorm2d(10), nn.Conv2d(10, 4, 3, padding=1)
+        self.norm3, self.head = nn.BatchNorm2d(14), nn.Linear(14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(self.norm1(x).relu())], 1)
+        x = torch.cat([x, self.conv2(self.norm2(x).relu())], 1)
+        return self.head(self.norm3(x).relu().mean((2, 3)))
+
+
+def cut_half(model: nn.Module, inputs: object, seed: int = 0) -> tuple[ChannelGraph, PruningPlan]:
+    """A plan that removes half of every exact group at random."""
+    graph = trace(model, inputs)
+    rng = np.random.default_rng(seed)
+    masks = {}
+    for number, group in enumerate(graph.groups):
+        if group.prunable and group.size > 1:
+            mask = np.ones(group.size, dtype=bool)
+            mask[rng.permutation(group.size)[: group.size // 2]] = False
+            masks[number] = mask
+    return graph, resolve(graph, masks)
+
+
+def prove(model: nn.Module, inputs: object) -> tuple[ChannelGraph, PruningPlan, nn.Module, Verification]:
+    """Cut half of every exact group and verify; the outputs must depend on what was cut."""
+    graph, plan = cut_half(model, inputs)
+    small = prune(model, plan)
+    check = verify(model, small, plan, inputs)
+    assert plan.removed > 0
+    assert check.deviation is not None
+    assert check.deviation < 1e-10
+    assert check.changed > plan.removed / 3
+    return graph, plan, small, check

@@ -1,0 +1,208 @@
+"""From scores to a plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nets import Chain, Residual, conv
+from netslim import Budget, PlanError, prune, score, select, trace, zoo
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def scored(model=None):
+    graph = trace(model or Chain(), X)
+    scores = {"first.0": torch.tensor([5.0, 1, 4, 2, 6, 3]), "second.0": torch.tensor([10.0, 9, 8, 7, 0.5])}
+    return graph, scores
+
+
+def kept(plan):
+    return {n: c.kept for n, c in plan.groups.items()}
+
+
+def test_global_threshold_removes_exactly_floor_n_p():
+    graph, scores = scored()
+    plan = select(graph, scores, Budget(cut_channels=0.4))  # floor(11 * 0.4) = 4: 0.5, 1, 2, 3
+    assert kept(plan) == {"first.0": (0, 2, 4), "second.0": (0, 1, 2, 3)}
+    assert plan.removed == 4
+
+
+@pytest.mark.parametrize(("share", "removed"), [(0, 0), (0.05, 0), (0.1, 1), (0.7, 7), (0.82, 9)])
+def test_counts(share, removed):
+    graph, scores = scored()
+    assert select(graph, scores, Budget(cut_channels=share)).removed == removed
+
+
+def test_no_layer_dies_and_the_limit_is_named():
+    graph, scores = scored()
+    plan = select(graph, scores, Budget(cut_channels=0.6), min_channels=2)
+    assert all(len(c.kept) >= 2 for c in plan.groups.values())
+    with pytest.raises(
+        PlanError, match=r"cut_channels=0.9 asks for 9 of 11 channels; min_channels=2 allows 7 .*0\.636"
+    ):
+        select(graph, scores, Budget(cut_channels=0.9), min_channels=2)
+
+
+def test_max_cut_is_the_papers_cap():
+    graph, scores = scored()
+    plan = select(graph, scores, Budget(cut_channels=0.4), max_cut=0.5)
+    assert kept(plan) == {"first.0": (0, 2, 4), "second.0": (0, 1, 2, 3)}
+    with pytest.raises(PlanError, match=r"max_cut=0\.5"):
+        select(graph, scores, Budget(cut_channels=0.6), max_cut=0.5)
+
+
+def test_layer_scope_cuts_the_same_share_everywhere():
+    graph, scores = scored()
+    plan = select(graph, scores, Budget(cut_channels=0.5), scope="layer")
+    assert kept(plan) == {"first.0": (0, 2, 4), "second.0": (0, 1, 2)}
+
+
+def test_mlp_row_of_the_paper():
+    model = zoo.mlp()
+    graph = trace(model, torch.zeros(1, 1, 28, 28))
+    plan = select(graph, score(graph, model), Budget(cut_channels=0.8), scope="layer")
+    small = prune(model, plan)
+    linear = sum(p.numel() for m in small.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+    assert [len(c.kept) for c in plan.groups.values()] == [100, 60]
+    assert linear == 85_170  # the published 84.4 % less than 545,810
+
+
+def test_vgg19_has_the_papers_5504_channels():
+    model = zoo.vgg19()
+    graph = trace(model, torch.zeros(1, 3, 32, 32))
+    assert sum(g.size for g in graph.prunable) == 5504
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0, 1, generator=torch.Generator().manual_seed(module.num_features))
+    assert select(graph, score(graph, model), Budget(cut_channels=0.7)).removed == 3852  # floor(0.7 * 5504)
+
+
+def test_per_group_by_count_share_and_pattern():
+    graph, scores = scored()
+    plan = select(graph, scores, per_group={"first.0": 2, "second*": 0.4})
+    assert kept(plan) == {"first.0": (0, 2, 4, 5), "second.0": (0, 1, 2)}
+    with pytest.raises(PlanError, match="per_group names no group that can be cut: 'third'"):
+        select(graph, scores, per_group={"third": 2})
+    with pytest.raises(PlanError, match=r"first.0 has 6 channels and 6 should go"):
+        select(graph, scores, per_group={"first.0": 6})
+
+
+def test_protect():
+    graph, scores = scored()
+    plan = select(graph, scores, Budget(cut_channels=0.5), protect=["second*"])
+    assert kept(plan) == {"first.0": (0, 2, 4)}
+    assert "second.0 stays: protected" in plan.notes
+    with pytest.raises(PlanError, match="protect names no group: 'x'"):
+        select(graph, scores, Budget(cut_channels=0.5), protect=["x"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "measure"),
+    [
+        (Budget(cut_macs=0.5), "macs"),
+        (Budget(cut_params=0.6), "params"),
+        (Budget(max_macs=9000), "macs"),
+        (Budget(max_params=300), "params"),
+    ],
+)
+def test_cost_budgets_are_met_and_not_overshot(budget, measure):
+    model = Chain()
+    graph = trace(model, X)
+    scores = score(graph, model, "random", seed=1)
+    plan = select(graph, scores, budget)
+    small = prune(model, plan)
+    after = trace(small, X)
+    total, left = getattr(graph, measure)(), getattr(after, measure)()
+    ((name, value),) = budget.given().items()
+    limit = value if name.startswith("max") else total * (1 - value)
+    assert left <= limit
+    order = sorted((float(s), g, u) for g, v in scores.items() for u, s in enumerate(v))
+    last = order[plan.removed - 1]
+    one_more = {n: [*c.kept] for n, c in plan.groups.items()}
+    one_more[last[1]] = sorted([*one_more[last[1]], last[2]])
+    import numpy as np
+
+    masks = {graph.number(n): np.isin(np.arange(graph[n].size), k) for n, k in one_more.items()}
+    assert getattr(graph, measure)(masks) > limit
+
+
+def test_several_budgets_are_all_met():
+    model = Chain()
+    graph = trace(model, X)
+    plan = select(graph, score(graph, model, "l1"), Budget(cut_channels=0.2, cut_macs=0.5))
+    after = trace(prune(model, plan), X)
+    assert after.macs() <= graph.macs() * 0.5
+    assert plan.removed >= 2
+
+
+def test_an_impossible_budget_says_what_can_be_reached():
+    model = Chain()
+    graph = trace(model, X)
+    with pytest.raises(PlanError, match=r"max_macs=10 leaves at most 10 macs; min_channels=1 .* no fewer than 2,368"):
+        select(graph, score(graph, model, "l1"), Budget(max_macs=10))
+
+
+def test_round_to():
+    model = nn.Sequential(conv(3, 32), nn.Conv2d(32, 2, 1))
+    graph = trace(model, X)
+    plan = select(graph, score(graph, model, "l1"), Budget(cut_channels=0.4), round_to=8)
+    assert len(plan.groups["0.0"].kept) == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cut_channels": 1.0}, "cut_channels must be at least 0 and below 1, got 1.0"),
+        ({"cut_channels": -0.1}, "at least 0 and below 1"),
+        ({"cut_macs": 70}, "at least 0 and below 1, got 70"),
+        ({"max_params": 0}, "max_params must be above 0"),
+        ({"cut_params": "half"}, "must be a number"),
+    ],
+)
+def test_budgets_out_of_range(options, message):
+    with pytest.raises(PlanError, match=message):
+        Budget(**options)
+
+
+def test_bad_options():
+    graph, scores = scored()
+    with pytest.raises(PlanError, match="nothing to do"):
+        select(graph, scores, Budget())
+    with pytest.raises(PlanError, match="min_channels and round_to"):
+        select(graph, scores, Budget(cut_channels=0.1), min_channels=0)
+    with pytest.raises(PlanError, match="scope must be"):
+        select(graph, scores, Budget(cut_channels=0.1), scope="all")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="have shape"):
+        select(graph, {"first.0": torch.zeros(3)}, Budget(cut_channels=0.1))
+    with pytest.raises(PlanError, match="not finite"):
+        select(graph, {"first.0": torch.full((6,), float("nan"))}, Budget(cut_channels=0.1))
+
+
+def test_scores_by_hand():
+    model = Residual()
+    with torch.no_grad():
+        model.stem[1].weight.copy_(torch.tensor([1.0, -2, 3, 0, 5, 6]))
+        model.stem[0].weight.fill_(0.1)
+        model.outer.weight.fill_(-1.0)
+    graph = trace(model, X)
+    assert score(graph, model, "bn_scale")["stem.0"].tolist() == [1, 2, 3, 0, 5, 6]
+    torch.testing.assert_close(
+        score(graph, model, "l1")["stem.0"], torch.full((6,), (2.7 + 5) / 2, dtype=torch.float64)
+    )
+    l2 = score(graph, model, "l2")["stem.0"][0].item()
+    assert l2 == pytest.approx(((27 * 0.01) ** 0.5 + 5**0.5) / 2)
+    first, again = score(graph, model, "random"), score(graph, model, "random")
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert not torch.equal(first["stem.0"], score(graph, model, "random", seed=1)["stem.0"])
+
+
+def test_score_errors():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    graph = trace(model, X)
+    with pytest.raises(PlanError, match="no batch normalisation follows its layers: use criterion 'l1'"):
+        score(graph, model)
+    with pytest.raises(PlanError, match="unknown criterion 'l3'; did you mean"):
+        score(graph, model, "l3")

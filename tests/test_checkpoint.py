@@ -1,0 +1,138 @@
+"""Checkpoints hold what it takes to rebuild the network, and nothing that is executed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from nets import Chain, DenseBlock, Residual, cut_half
+from netslim import Budget, CheckpointError, load, models, prune, prune_, save, score, select, trace
+from netslim.checkpoint import read
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def same(a, b):
+    state = b.state_dict()
+    return all(torch.equal(t, state[n]) for n, t in a.state_dict().items()) and len(state) == len(a.state_dict())
+
+
+def test_round_trip_of_a_pruned_network(tmp_path):
+    small = prune(Residual(), cut_half(Residual(), X)[1])
+    path = save(small, tmp_path / "small.safetensors", metadata={"accuracy": 0.5})
+    fresh = Residual()
+    loaded = load(fresh, path)
+    assert same(small, loaded)
+    assert fresh.stem[0].out_channels == 6
+    assert read(path)[0]["metadata"] == {"accuracy": 0.5}
+    assert torch.equal(loaded.eval()(X), small.eval()(X))
+
+
+def test_trained_on_pruned_again_and_reloaded_in_another_process(tmp_path):
+    model = models.build("zoo:resnet20", width=0.5)
+    x = torch.randn(2, 3, 32, 32)
+    for _ in range(2):
+        graph = trace(model, x)
+        plan = select(graph, score(graph, model), Budget(cut_channels=0.3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        prune_(model, plan, optimizer=optimizer)
+        model.train()
+        model(x).square().mean().backward()
+        optimizer.step()
+    path = save(model, tmp_path / "m.safetensors", constructor=models.constructor("zoo:resnet20", {"width": 0.5}))
+    save(nn.ParameterList([nn.Parameter(x), nn.Parameter(model.eval()(x).detach())]), tmp_path / "io.safetensors")
+    code = (
+        "import sys, torch, netslim\n"
+        "from netslim.checkpoint import read\n"
+        "m = netslim.load(None, sys.argv[1]).eval()\n"
+        "io = read(sys.argv[2])[1]\n"
+        "assert torch.equal(m(io['0']), io['1'])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "io.safetensors")], check=True)
+
+
+def test_shared_and_strided_tensors(tmp_path):
+    def build():
+        tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half()
+        tied[1].weight = tied[0].weight
+        return nn.ModuleDict({"tied": tied, "conv": nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)})
+
+    model = build()
+    loaded = load(build(), save(model, tmp_path / "x.safetensors"))
+    assert same(model, loaded)
+    assert loaded["tied"][0].weight is loaded["tied"][1].weight
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_truncated(tmp_path, keep):
+    path = save(Chain(), tmp_path / "x.safetensors")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="not a whole netslim checkpoint"):
+        load(Chain(), path)
+
+
+def test_tampered_weights_and_header(tmp_path):
+    path = save(Chain(), tmp_path / "x.safetensors")
+    payload = bytearray(path.read_bytes())
+    payload[-3] ^= 1
+    path.write_bytes(payload)
+    with pytest.raises(CheckpointError, match="was changed after it was saved"):
+        load(Chain(), path)
+    path = save(Chain(), tmp_path / "y.safetensors", metadata={"a": 1})
+    payload = path.read_bytes().replace(rb"\"metadata\": {\"a\": 1}", rb"\"metadata\": {\"a\": 2}")
+    path.write_bytes(payload)
+    with pytest.raises(CheckpointError, match="was changed after it was saved"):
+        load(Chain(), path)
+
+
+def test_another_model_another_file_no_file(tmp_path):
+    small = prune(Residual(), cut_half(Residual(), X)[1])
+    path = save(small, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="was not saved from this architecture"):
+        load(Chain(), path)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load(DenseBlock(), save(Chain(), tmp_path / "y.safetensors"))
+    with pytest.raises(CheckpointError, match="does not say how its network is built"):
+        load(None, path)
+    with pytest.raises(CheckpointError, match=r"cannot read .*none\.safetensors: No such file"):
+        load(Chain(), tmp_path / "none.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="not a whole netslim checkpoint"):
+        load(Chain(), tmp_path / "other.safetensors")
+
+
+def test_bad_metadata_and_unwritable_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="must be plain JSON"):
+        save(Chain(), tmp_path / "x.safetensors", metadata={"a": object()})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save(Chain(), tmp_path / "file" / "x.safetensors")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = save(Chain(), tmp_path / "x.safetensors")
+    before = path.read_bytes()
+
+    def broken(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(CheckpointError, match="disk full"):
+        save(Residual(), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_header_is_readable_json(tmp_path):
+    path = save(prune(Chain(), cut_half(Chain(), X)[1]), tmp_path / "x.safetensors")
+    payload = path.read_bytes()
+    size = int.from_bytes(payload[:8], "little")
+    header = json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["netslim"])
+    assert json.loads(header["plan"])["groups"]["first.0"]["size"] == 6

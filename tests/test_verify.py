@@ -1,0 +1,140 @@
+"""A verification that cannot fail is worthless: every mutation must be caught."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nets import Chain, Residual, cut_half
+from netslim import Budget, VerificationError, prune, slim, trace, verify
+from netslim.plan import TensorCut
+from netslim.verify import randomise, silenced
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def pruned(model):
+    _, plan = cut_half(model, X)
+    return model, prune(model, plan), plan
+
+
+def swap_channels(small):
+    small.inner[0].weight.data = small.inner[0].weight.data.flip(0)
+
+
+def one_weight(small):
+    small.head.weight.data[0, 0] += 1e-6
+
+
+def one_statistic(small):
+    small.stem[1].running_var[1] *= 1.001
+
+
+@pytest.mark.parametrize("mutate", [swap_channels, one_weight, one_statistic])
+def test_mutations_of_the_pruned_model_are_caught(mutate):
+    model, small, plan = pruned(Residual().eval())
+    verify(model, small, plan, X)
+    mutate(small)
+    with pytest.raises(VerificationError, match="does not hold the planned slice"):
+        verify(model, small, plan, X)
+
+
+def test_a_wrong_index_in_the_plan_is_caught():
+    model, _, plan = pruned(randomise(Residual()).eval())
+    wrong = []
+    for t in plan.tensors:
+        if t.tensor == "inner.0.weight" and t.axis == 1:
+            gone = t.removed[0]
+            wrong.append(TensorCut(t.tensor, t.axis, t.size, tuple(sorted([*t.kept[1:], gone])), t.role))
+        else:
+            wrong.append(t)
+    bad = type(plan)(plan.fingerprint, plan.groups, tuple(wrong))
+    with pytest.raises(VerificationError, match="differs from the silenced original"):
+        verify(model, prune(model, bad), bad, X)
+
+
+def test_zero_initialised_branches_do_not_hide_a_mistake():
+    model = Residual().eval()
+    nn.init.zeros_(model.outer.weight)
+    nn.init.zeros_(model.outer.bias)
+    plan = cut_half(model, X)[1]
+    tensors = tuple(
+        TensorCut(t.tensor, t.axis, t.size, tuple(range(len(t.kept))), t.role)
+        if t.tensor == "outer.weight" and t.axis == 1
+        else t
+        for t in plan.tensors
+    )
+    bad = type(plan)(plan.fingerprint, plan.groups, tensors)
+    if tensors == plan.tensors:
+        pytest.fail("the plan keeps the first channels; choose another seed")
+    with pytest.raises(VerificationError):
+        verify(model, prune(model, bad), bad, X)
+
+
+def test_what_was_cut_is_felt():
+    model, small, plan = pruned(Chain().eval())
+    check = verify(model, small, plan, X)
+    assert check.cut == plan.removed == 5
+    assert 3 <= check.changed <= 5
+    assert check.deviation < 1e-12
+
+
+def test_verify_leaves_both_models_alone():
+    model, small, plan = pruned(Chain().train())
+    before = [t.clone() for m in (model, small) for t in m.state_dict().values()]
+    verify(model, small, plan, X)
+    after = [t for m in (model, small) for t in m.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert model.training
+    assert small.training
+
+
+def test_silenced_restores():
+    model, _, plan = pruned(Chain())
+    before = model.second[0].weight.clone()
+    with silenced(model, plan):
+        gone = list(plan.groups["first.0"].removed)
+        assert model.second[0].weight[:, gone].abs().sum() == 0
+    assert torch.equal(model.second[0].weight, before)
+
+
+def test_slim_is_the_five_in_one():
+    model = randomise(Residual())
+    small = slim(model, X, budget=Budget(cut_macs=0.5))
+    assert trace(small, X).macs() <= trace(model, X).macs() / 2
+
+
+class Sneaky(nn.Module):
+    """Bakes a width into Python where no trace can see it, beside an honest group."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        if float(x.shape[1]) != 8:
+            raise ValueError("eight channels expected")
+        return self.c(self.b(x).relu())
+
+
+def test_a_group_that_does_not_verify_is_left_alone_and_named(caplog):
+    small = slim(Sneaky(), X, criterion="l1", budget=Budget(cut_channels=0.3))
+    assert small.a.out_channels == 8
+    assert small.b.out_channels < 6
+    assert "left alone, because the cut did not verify: a" in caplog.text
+    with pytest.raises(VerificationError, match="eight channels expected"):
+        slim(Sneaky(), X, criterion="l1", budget=Budget(cut_channels=0.3), strict=True, scope="layer")
+
+
+def test_inexact_cuts_have_no_deviation():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)).eval()
+    graph = trace(model, X)
+    assert graph.prunable == ()
+    from netslim import score, select
+
+    plan = select(graph, score(graph, model, "l1"), Budget(cut_channels=0.5), allow_inexact=True)
+    small = prune(model, plan)
+    assert verify(model, small, plan, X).deviation is None
+    assert (small[1].num_channels, small[1].num_groups) == (4, 2)
