@@ -58,9 +58,7 @@ def test_exports_are_the_functions_and_nothing_else():
     assert len(zoo.__all__) == len(public)
 
 
-IMAGE_NETWORKS = [
-    name for name in zoo.__all__ if name not in {"vgg", "resnet", "preresnet", "densenet", "mlp"}
-]
+IMAGE_NETWORKS = [name for name in zoo.__all__ if name not in {"vgg", "resnet", "preresnet", "densenet", "mlp"}]
 
 
 @pytest.mark.parametrize("name", IMAGE_NETWORKS)

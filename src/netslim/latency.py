@@ -105,21 +105,15 @@ def latency(
     return found if isinstance(models, dict) else found["model"]
 
 
-def _check(
-    models: dict[str, nn.Module], repeats: int, seconds: float, warmup: int, threads: int | None
-) -> None:
+def _check(models: dict[str, nn.Module], repeats: int, seconds: float, warmup: int, threads: int | None) -> None:
     if not models:
         raise PlanError("latency: no model given; pass a module, or a dictionary of modules by name")
     if repeats < MIN_ROUNDS:
-        raise PlanError(
-            f"latency: repeats={repeats}; at least {MIN_ROUNDS} are needed for a median with quartiles"
-        )
+        raise PlanError(f"latency: repeats={repeats}; at least {MIN_ROUNDS} are needed for a median with quartiles")
     if not seconds > 0:
         raise PlanError(f"latency: budget_seconds={seconds}; give a positive number of seconds")
     if warmup < 1:
-        raise PlanError(
-            f"latency: warmup={warmup}; at least 1 call is needed, the first one is never typical"
-        )
+        raise PlanError(f"latency: warmup={warmup}; at least 1 call is needed, the first one is never typical")
     if threads is not None and threads < 1:
         raise PlanError(f"latency: threads={threads}; give 1 or more, or None to leave the number as it is")
 
@@ -184,9 +178,7 @@ def _usable(device: torch.device | str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]
-        raise PlanError(
-            f"latency: device {str(device)!r} cannot be used here: {reason}. Try 'cpu'"
-        ) from problem
+        raise PlanError(f"latency: device {str(device)!r} cannot be used here: {reason}. Try 'cpu'") from problem
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:

@@ -20,9 +20,7 @@ from netslim.errors import NetslimError, RecipeError
 
 __all__ = ["build", "constructor", "names"]
 
-_FORMS = (
-    "zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory or a path to a *.safetensors checkpoint"
-)
+_FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory or a path to a *.safetensors checkpoint"
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:
@@ -50,9 +48,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
 def names(prefix: str = "") -> list[str]:
     """Every `zoo:`, `torchvision:` and (where installed) `timm:` name that starts with `prefix`, sorted."""
     wanted = [s for s in _LISTS if f"{s}:".startswith(prefix) or prefix.startswith(f"{s}:")]
-    return sorted(
-        name for s in wanted for name in (f"{s}:{n}" for n in _LISTS[s]()) if name.startswith(prefix)
-    )
+    return sorted(name for s in wanted for name in (f"{s}:{n}" for n in _LISTS[s]()) if name.startswith(prefix))
 
 
 def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -76,9 +72,7 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
     except Exception as error:
         raise RecipeError(f"{name} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise RecipeError(
-            f"{name} returned {type(model).__name__}, not a torch.nn.Module: let it return the model."
-        )
+        raise RecipeError(f"{name} returned {type(model).__name__}, not a torch.nn.Module: let it return the model.")
     return model
 
 
@@ -96,9 +90,7 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
             near = get_close_matches(key, accepted, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise RecipeError(f"{name} has no argument {key!r}: {takes}.{hint}")
-    missing = [
-        p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in kwargs
-    ]
+    missing = [p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in kwargs]
     if missing:
         raise RecipeError(f"{name} needs {', '.join(missing)}: {takes}.")
 

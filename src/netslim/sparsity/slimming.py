@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from operator import is_
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +52,11 @@ def add_slimming_gradient(
 class NetworkSlimming:
     """Sparsity on every BN scale: `NetworkSlimming(model, 1e-4).attach(optimizer)`, then train as ever.
 
-    Just before each step of the optimizer, `strength * sign(gamma)` is added to the gradient of every scale that
-    the optimizer holds: once a step, on the accumulated gradient, at its true size under `torch.amp.GradScaler`,
-    and after any clipping done before the step, so the penalty itself is never clipped. A scale without a
-    gradient is left alone, as the optimizer leaves it. Where parameters are replaced, it follows as soon as the
-    optimizer holds the new ones.
+    Just before each step of the optimizer, `strength * sign(gamma)` is added to the gradient of every scale
+    that the optimizer holds: once a step, on the accumulated gradient, at its true size under
+    `torch.amp.GradScaler`, and after any clipping done before the step, so the penalty is never clipped. A
+    scale without a gradient is left alone, as the optimizer leaves it. Where parameters are replaced, it
+    follows as soon as the optimizer holds the new ones.
 
     The BN layers are those of `nn.BatchNorm1d/2d/3d` and `nn.SyncBatchNorm` with affine parameters.
 
@@ -71,6 +71,7 @@ class NetworkSlimming:
 
     def __init__(self, model: nn.Module, strength: float = 1e-4, *, gamma_init: float | None = None) -> None:
         self.model = model
+        self._strength = 0.0
         self.strength = strength
         self._attached: dict[Optimizer, _Attachment] = {}
         scales = _bn_scales(model)
@@ -85,9 +86,7 @@ class NetworkSlimming:
     @strength.setter
     def strength(self, value: float) -> None:
         if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
-            raise PlanError(
-                f"the strength of Network Slimming must be 0 or more, not {value!r} (the paper: 1e-4)"
-            )
+            raise PlanError(f"the strength of Network Slimming must be 0 or more, not {value!r} (the paper: 1e-4)")
         self._strength = float(value)
 
     def attach(self, optimizer: Optimizer) -> Self:
@@ -123,8 +122,13 @@ class NetworkSlimming:
 
     @torch.no_grad()
     def penalty(self) -> Tensor:
-        """`strength` times the sum of |gamma|, to add to a logged loss; a detached scalar tensor."""
-        return self.strength * self.scales().sum()
+        """`strength` times the sum of |gamma|, to add to a logged loss; a detached scalar tensor.
+
+        Of the scales that the attached optimizers hold, for only there it acts; of all, before any is attached.
+        """
+        groups: list[Iterable[Tensor]] = [group for one in self._attached.values() for group in one.groups]
+        terms = [slimming_penalty(group, self.strength) for group in groups or [[self.scales()]]]
+        return torch.stack([term.to(terms[0]) for term in terms]).sum()
 
     @torch.no_grad()
     def scales(self) -> Tensor:
@@ -163,8 +167,9 @@ class NetworkSlimming:
                 groups.setdefault((scale.device, scale.dtype), []).append(scale)
         if not groups:
             raise PlanError(
-                f"this {type(optimizer).__name__} holds none of the BN scales of {type(self.model).__name__}: "
-                "attach to an optimizer of this very model (a pruned copy needs a NetworkSlimming of its own)"
+                f"this {type(optimizer).__name__} holds none of the BN scales of this "
+                f"{type(self.model).__name__}: attach to an optimizer of this very model "
+                "(a pruned copy needs a NetworkSlimming of its own)"
             )
         return list(groups.values())
 
@@ -194,17 +199,19 @@ class NetworkSlimming:
 
     @torch.no_grad()
     def _add(self, optimizer: Optimizer) -> None:
-        attachment = self._attached[optimizer]
+        attachment = self._attached.get(optimizer)
+        if attachment is None:  # detached while its closure ran
+            return
         parameters = _parameters(optimizer)
         if not _same(parameters, attachment.parameters):
             attachment.parameters, attachment.groups = parameters, self._groups(optimizer)
         # Fused optimizers unscale inside the step; GradScaler tells them so by this attribute.
         grad_scale = getattr(optimizer, "grad_scale", None)
         for group in attachment.groups:
-            scales = [scale for scale in group if scale.grad is not None]
+            scales: list[Tensor] = [scale for scale in group if scale.grad is not None]
             if scales:
                 here = grad_scale.to(scales[0].device) if isinstance(grad_scale, Tensor) else None
-                gradients = [cast(Tensor, scale.grad) for scale in scales]
+                gradients: list[Any] = [scale.grad for scale in scales]
                 add_slimming_gradient(gradients, scales, self.strength, here)
 
 
@@ -238,9 +245,9 @@ def _bn_scales(model: nn.Module) -> list[nn.Parameter]:
     scales = {id(layer.weight): layer.weight for layer in layers if layer.weight is not None}
     if not scales:
         raise PlanError(
-            f"{type(model).__name__} has no BN layer with scales, and Network Slimming acts on nothing else: "
-            "use affine BatchNorm after the layers to be cut (zoo:mlp shows it for linear layers), or prune by a "
-            "criterion of the weights, such as 'l1'"
+            f"{type(model).__name__} has no BN layer with scales, and Network Slimming acts on nothing "
+            "else: use affine BatchNorm after the layers to be cut (zoo:mlp shows it for linear "
+            "layers), or prune by a criterion of the weights, such as 'l1'"
         )
     return list(scales.values())
 

@@ -100,36 +100,26 @@ def resnet(
     return ResNet((depth - 2) // 6, widths, num_classes, in_channels, shortcut)
 
 
-def resnet20(
-    num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
-) -> ResNet:
+def resnet20(num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A") -> ResNet:
     """ResNet-20; 269,722 parameters with shortcut A."""
     return resnet(20, num_classes, width, in_channels, shortcut)
 
 
-def resnet32(
-    num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
-) -> ResNet:
+def resnet32(num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A") -> ResNet:
     """ResNet-32; 464,154 parameters with shortcut A."""
     return resnet(32, num_classes, width, in_channels, shortcut)
 
 
-def resnet44(
-    num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
-) -> ResNet:
+def resnet44(num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A") -> ResNet:
     """ResNet-44; 658,586 parameters with shortcut A."""
     return resnet(44, num_classes, width, in_channels, shortcut)
 
 
-def resnet56(
-    num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
-) -> ResNet:
+def resnet56(num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A") -> ResNet:
     """ResNet-56; 853,018 parameters with shortcut A."""
     return resnet(56, num_classes, width, in_channels, shortcut)
 
 
-def resnet110(
-    num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
-) -> ResNet:
+def resnet110(num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A") -> ResNet:
     """ResNet-110; 1,727,962 parameters with shortcut A."""
     return resnet(110, num_classes, width, in_channels, shortcut)

@@ -120,12 +120,8 @@ def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3)
     return vgg((*_LAYERS[16], "M"), num_classes, width, in_channels, head=(512,))
 
 
-def vgg16_bn_4096(
-    num_classes: int = 10, width: float = 1.0, in_channels: int = 3, dropout: float = 0.5
-) -> VGG:
+def vgg16_bn_4096(num_classes: int = 10, width: float = 1.0, in_channels: int = 3, dropout: float = 0.5) -> VGG:
     """VGG-16 with ImageNet's two 4096-unit linear layers and convolution biases; 33,646,666 parameters."""
     layers = (*_LAYERS[16], "M")
     head = (4096, 4096)
-    return vgg(
-        layers, num_classes, width, in_channels, head, head_norm=False, conv_bias=True, dropout=dropout
-    )
+    return vgg(layers, num_classes, width, in_channels, head, head_norm=False, conv_bias=True, dropout=dropout)

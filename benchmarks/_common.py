@@ -1,0 +1,48 @@
+"""What the benchmarks share: where they ran, a table, and a JSON file in results/."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from netslim.training.environment import describe
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(name: str, results: Mapping[str, Any], device: str | torch.device = "cpu") -> Path:
+    """Write `results` with machine, versions and date to results/NAME.json; the file's path."""
+    script = Path(sys.argv[0])
+    command = shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
+    environment = describe(torch.device(device), "float32", command)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = json.dumps({**results, "environment": environment}, indent=2, ensure_ascii=False)
+    path.write_text(content + "\n", encoding="utf-8")
+    return path
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; the first column is left-aligned, the others right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and number of samples."""
+    low, median, high = statistics.quantiles(samples, n=4)
+    return {"median": median, "low": low, "high": high, "samples": len(samples)}

@@ -1,0 +1,222 @@
+"""Parameters, MACs and bytes against counts made by hand."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from netslim import zoo
+from netslim.cost import Cost, ModuleCost, cost, size_on_disk
+from netslim.errors import TraceError
+
+PICTURE = (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "params", "millions"),
+    [
+        ("vgg19", {}, 20_035_018, 398.1),
+        ("vgg16_fc512", {}, 14_987_722, 313.5),
+        ("resnet20", {}, 269_722, 40.55),
+        ("resnet32", {}, 464_154, 68.86),
+        ("resnet44", {}, 658_586, 97.17),
+        ("resnet56", {}, 853_018, 125.5),
+        ("resnet110", {}, 1_727_962, 252.9),
+        ("preresnet164", {}, 1_703_258, 247.6),
+        ("densenet40", {}, 1_019_722, 264.8),
+        ("densenet40", {"stem": 24}, 1_059_298, 282.9),
+    ],
+)
+def test_the_papers_networks(name, kwargs, params, millions):
+    found = cost(getattr(zoo, name)(**kwargs), torch.zeros(PICTURE))
+    assert found.params == params
+    digits = len(str(millions).partition(".")[2])
+    assert round(found.macs / 1e6, digits) == millions
+
+
+def test_vgg19_to_the_last_mac():
+    """Each 3x3 convolution does 9 * in * out MACs at each position of its map."""
+    maps = [(3, 64, 32), (64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), *[(256, 256, 8)] * 3]
+    maps += [(256, 512, 4), *[(512, 512, 4)] * 3, *[(512, 512, 2)] * 4]
+    expected = sum(9 * i * o * size * size for i, o, size in maps) + 512 * 10
+    assert cost(zoo.vgg19(), torch.zeros(PICTURE)).macs == expected == 398_136_320
+
+
+def test_a_convolution_by_hand():
+    # Out 4x4: 3x3 over a 6x6 map; 4 * 4 positions * 2 channels in * 5 out * 9.
+    found = cost(nn.Conv2d(2, 5, 3), torch.zeros(1, 2, 6, 6))
+    assert found == Cost(95, 1440, {"": ModuleCost(95, 1440)})
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Conv2d(4, 6, 3, groups=2), (1, 4, 5, 5), 9 * 2 * 9 * 6),  # 3x3 map, 2 in per group
+        (nn.Conv2d(4, 4, 3, groups=4, padding=1), (1, 4, 5, 5), 25 * 9 * 4),
+        (nn.Conv2d(2, 3, 3, dilation=2, stride=2), (1, 2, 9, 9), 9 * 9 * 2 * 3),  # 3x3 map
+        (nn.Conv1d(2, 3, 5), (2, 2, 9), 2 * 5 * 5 * 2 * 3),
+        (nn.Conv3d(1, 2, 2), (1, 1, 3, 3, 3), 8 * 8 * 2),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (1, 4, 5, 5), 25 * 9 * 4 * 6),  # each input meets each weight
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), (1, 4, 5, 5), 25 * 9 * 4 * 3),
+        (nn.Linear(8, 4), (2, 5, 8), 10 * 32),
+        (nn.Linear(8, 4, bias=False), (8,), 32),
+        (nn.LSTM(8, 4, 2, bidirectional=True), (5, 2, 8), 10 * 2 * 2 * (16 * 8 + 16 * 4)),
+        (nn.GRU(8, 4), (5, 2, 8), 10 * (12 * 8 + 12 * 4)),
+        (nn.BatchNorm2d(4), (2, 4, 5, 5), 0),
+        (nn.Sequential(nn.MaxPool2d(2), nn.ReLU(), nn.Softmax(1)), (1, 4, 4, 4), 0),
+    ],
+)
+def test_operators_by_hand(layer, shape, macs):
+    assert cost(layer, torch.zeros(shape)).macs == macs
+
+
+class Products(nn.Module):
+    def forward(self, a, b):
+        row = a[0]
+        return a @ b, torch.einsum("ij,jk->ik", a, b), a @ row, row @ row, torch.addmv(a[:, 0], a, row)
+
+
+def test_products_of_vectors_and_matrices():
+    # a is 3x4, b 4x2: two products of 24, two matrix x vector of 12, one dot of 4.
+    assert cost(Products(), (torch.zeros(3, 4), torch.zeros(4, 2))).macs == 24 + 24 + 12 + 4 + 12
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_is_seen_through_its_fused_operators():
+    # Two heads of four, five tokens, batch 2: q k^T and its product with v, 2 * 2 * 5 * 5 * 4 each.
+    assert cost(Attention(), torch.zeros(2, 2, 5, 4)).macs == 800
+    x = torch.zeros(2, 5, 8)
+    projections = 10 * (24 * 8 + 8 * 8)
+    assert cost(nn.MultiheadAttention(8, 2, batch_first=True), (x, x, x)).macs == projections + 800
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert cost(layer, x).macs == projections + 800 + 10 * 2 * 8 * 16
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def test_agrees_with_the_flop_counter(name):
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.get_model(name).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 64, 64))
+    assert cost(model, torch.zeros(1, 3, 64, 64)).macs * 2 == counter.get_total_flops()
+
+
+class Nested(nn.Module):
+    """A weight of its own, a layer called twice, one shared between two places, one called inside another."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(4, 4))
+        self.twice = nn.Linear(4, 4, bias=False)
+        self.inner = nn.Sequential(nn.Linear(4, 2), nn.Sequential(nn.ReLU(), nn.Linear(2, 4)))
+        self.alias = self.twice
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.own
+        self.frozen = nn.Linear(4, 4, bias=False).requires_grad_(False)
+        self.unused = nn.Dropout()
+
+    def forward(self, x):
+        x = self.inner(self.twice(self.twice(x)) @ self.own)
+        return nn.Linear(4, 4, bias=False)(self.frozen(self.tied(self.alias(x)))) @ self.own
+
+
+def test_modules_own_what_they_do_themselves():
+    found = cost(Nested(), torch.zeros(1, 4))
+    assert found.by_module == {
+        "": ModuleCost(16, 16 + 16 + 16),  # two products with its own weight, and a layer made on the fly
+        "twice": ModuleCost(16, 3 * 16),
+        "inner.0": ModuleCost(10, 8),
+        "inner.1.1": ModuleCost(12, 8),
+        "tied": ModuleCost(0, 16),  # its weight belongs to the model
+        "frozen": ModuleCost(16, 16),
+    }
+    assert found.params == 16 + 16 + 10 + 12 + 16
+    assert found.macs == 48 + 48 + 8 + 8 + 16 + 16
+
+
+def test_within_sums_a_part_of_the_model():
+    found = cost(Nested(), torch.zeros(1, 4))
+    assert found.within("inner") == ModuleCost(22, 16)
+    assert found.within("inner.1") == ModuleCost(12, 8)
+    assert found.within("inn") == ModuleCost(0, 0)
+    assert found.within("") == ModuleCost(found.params, found.macs)
+
+
+def test_rows_add_up_to_the_totals():
+    found = cost(zoo.densenet40(width=0.5), torch.zeros(PICTURE))
+    assert sum(row.params for row in found.by_module.values()) == found.params
+    assert sum(row.macs for row in found.by_module.values()) == found.macs
+
+
+def test_macs_are_those_of_the_batch():
+    model = zoo.vgg([4, "M", 4])
+    one, four = (cost(model, torch.zeros(n, 3, 8, 8)) for n in (1, 4))
+    assert four.macs == 4 * one.macs
+    assert four.params == one.params
+
+
+def test_keyword_inputs():
+    x = torch.zeros(3, 4)
+    assert cost(Products(), {"a": x, "b": torch.zeros(4, 2)}).macs == 76
+
+
+def test_the_mlp_row():
+    found = cost(zoo.mlp(), torch.zeros(1, 1, 28, 28))
+    assert found.macs == 784 * 500 + 500 * 300 + 300 * 10
+    linear = [row.params for row in found.by_module.values() if row.macs]
+    assert sum(linear) == 545_810
+
+
+def test_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    model[2].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cost(model, torch.randn(8, 4))
+    assert [m.training for m in model] == [True, True, False]
+    torch.testing.assert_close(dict(model.state_dict()), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_prints_a_table():
+    text = str(cost(nn.Sequential(nn.Linear(100, 30), nn.ReLU(), nn.Linear(30, 10)), torch.zeros(1, 100)))
+    assert text.splitlines() == [
+        "module  params    share   MACs    share",
+        "0        3,030   90.7 %  3,000   90.9 %",
+        "2          310    9.3 %    300    9.1 %",
+        "total    3,340  100.0 %  3,300  100.0 %",
+    ]
+    assert "100" not in str(cost(nn.ReLU(), torch.zeros(1)))
+
+
+def test_says_when_the_model_does_not_run():
+    model = zoo.vgg([4])
+    message = r"does not run on these example inputs \(\(1, 1, 8, 8\)\): RuntimeError: .*pass inputs that model"
+    with pytest.raises(TraceError, match=message):
+        cost(model, torch.zeros(1, 1, 8, 8))
+    assert model.training
+    # Nothing is left behind: hooks, counter and attention settings are those of before.
+    assert cost(model, torch.zeros(1, 3, 8, 8)).macs == 9 * 3 * 4 * 64 + 40
+
+
+def test_size_on_disk_is_that_of_safetensors(tmp_path):
+    model = zoo.vgg([4, 8], num_classes=3)
+    model.features[3].half()
+    model.register_buffer("scratch", torch.zeros(100), persistent=False)
+    path = tmp_path / "model.safetensors"
+    save_file(model.state_dict(), path)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert size_on_disk(model) == len(content) - header
+
+
+def test_size_on_disk_counts_shared_tensors_once():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    assert size_on_disk(model) == 2 * 64
+    model[1].weight = model[0].weight
+    assert size_on_disk(model) == 64
