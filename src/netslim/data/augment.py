@@ -27,9 +27,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.pad < 0:
-            raise DataError(
-                f"augmentation: pad is {self.pad}; give 0 (no crop) or a positive number of pixels"
-            )
+            raise DataError(f"augmentation: pad is {self.pad}; give 0 (no crop) or a positive number of pixels")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Random choices, int64 (count, 3): row offset, column offset, mirrored (0 or 1)."""
@@ -55,5 +53,5 @@ class Augment:
         columns = torch.where(mirrored.bool(), columns.flip(1), columns)
         first = torch.arange(batch, device=images.device) * padded.shape[1] * padded.shape[2]
         index = first[:, None, None] + rows[:, :, None] * padded.shape[2] + columns[:, None, :]
-        pixels = padded.view(-1, channels).index_select(0, index.view(-1))
+        pixels = padded.reshape(-1, channels).index_select(0, index.view(-1))
         return pixels.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -54,9 +54,7 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
         _check_files(name, kind, root)
     try:
         parts = {role: _open(kind, name, root, role, download) for role in ("train", "test")}
-    except (
-        Exception
-    ) as error:  # torchvision raises whatever its parsers meet: RuntimeError, EOFError, URLError, ...
+    except Exception as error:  # torchvision raises whatever its parsers meet: RuntimeError, EOFError, URLError, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         remedy = "check the connection" if download else "remove the files and load with download: true"
         raise DataError(f"torchvision:{name} under {root}: cannot be read ({reason}); {remedy}") from error
@@ -111,9 +109,10 @@ def _packed(file: Path) -> str:
         return ""
     try:
         with gzip.open(packed) as stream:
-            while stream.read(1 << 20):
-                pass
+            whole = sum(len(part) for part in iter(lambda: stream.read(1 << 20), b""))
     except (OSError, EOFError):
+        whole = 0
+    if not whole:
         return f" and {packed.name} beside it is truncated or damaged"
     return f" ({packed.name} beside it is whole: unpack it with gunzip)"
 

@@ -31,7 +31,7 @@ class _Files:
 
 
 def read_folder(folder: Path, image_size: int | None, limit: int) -> Raw:
-    """PATH/train and PATH/test (or val) with a sub-folder a class each, or the class folders in PATH itself."""
+    """PATH/train and PATH/test (or val) with class sub-folders, or class sub-folders in PATH itself."""
     children = [child.name for child in folder.iterdir() if child.is_dir()]
     found = roles(children)
     places = {role: folder / name for role, name in found.items()} if "train" in found else {"train": folder}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Loader:
         mean, std: per channel on the scale 0..1, as `Data` holds them.
         drop_last: leave out an incomplete last batch.
         memory_format: layout of the image batches; channels_last costs nothing here and convolves fastest.
-        shard: (rank, world) of this process in a distributed run; the order wraps round to a multiple of `world`.
+        shard: (rank, world) of this process in a distributed run; orders are padded to a multiple of world.
 
     Raises:
         DataError: an option out of range, statistics for another number of channels, or no complete batch.
@@ -57,9 +58,7 @@ class Loader:
         self.memory_format, self.workers, self.shard = memory_format, workers, shard
         self.epoch = 0
         self._check(mean, std)
-        self._scale, self._shift = (
-            row.to(self.device) for row in _scale_and_shift(mean, std, split.shape[2])
-        )
+        self._scale, self._shift = (row.to(self.device) for row in _scale_and_shift(mean, std, split.shape[2]))
         self._labels = split.labels.to(self.device)
         self._rows = _pixel_rows(split, self.device) if isinstance(split, ImageTensors) else None
 
@@ -73,9 +72,7 @@ class Loader:
         if min(std) <= 0:
             raise DataError(f"normalisation: std is {tuple(std)}; every channel needs a positive one")
         if self.batch_size < 1 or self.seed < 0:
-            raise DataError(
-                f"loader: batch_size is {self.batch_size}, seed is {self.seed}; give at least 1 and 0"
-            )
+            raise DataError(f"loader: batch_size is {self.batch_size}, seed is {self.seed}; give at least 1 and 0")
         if self.drop_last and len(self.split) and not len(self):
             raise DataError(
                 f"loader: {len(self.split)} images make no complete batch of {self.batch_size}; "
@@ -108,7 +105,7 @@ class Loader:
         count, (rank, world) = len(self.split), self.shard
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         choices = self.augment.draw(count, generator) if self.augment else torch.empty(count, 0)
-        mine = torch.arange(rank, -(-count // world) * world, world) % max(count, 1)
+        mine = (torch.arange(-(-count // world)) * world + rank) % max(count, 1)
         return order[mine], choices[mine]
 
     def _raw(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -129,9 +126,7 @@ class Loader:
         rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
         rows = rows.mul_(self._scale).add_(self._shift)
         return (
-            rows.view(batch, height, width, channels)
-            .permute(0, 3, 1, 2)
-            .contiguous(memory_format=self.memory_format)
+            rows.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
         )
 
 
@@ -147,12 +142,22 @@ def _pixel_rows(split: ImageTensors, device: torch.device) -> Tensor:
     return images.reshape(len(split), images[0].numel() if len(split) else 0)
 
 
-class _Pictures(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, split: ImageStream) -> None:
-        self.split = split
+class _Batches(Dataset[Any]):
+    """Whole batches of a stream, decoded in one go; a damaged picture is handed over and raised by the parent."""
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.split.images[index], self.split.labels[index]
+    def __init__(self, split: ImageStream, batches: list[Tensor]) -> None:
+        self.split, self.batches = split, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | DataError:
+        batch = self.batches[number]
+        try:
+            images = torch.stack([self.split.images[position] for position in batch.tolist()])
+        except DataError as error:
+            return error
+        return images, self.split.labels[batch]
 
 
 def _stream(
@@ -160,10 +165,14 @@ def _stream(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Decode batch after batch in worker processes, in the given order."""
     loader = DataLoader(
-        _Pictures(split),
-        batch_sampler=[batch.tolist() for batch in batches],
+        _Batches(split, batches),
+        batch_size=None,
         num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else each epoch would draw from the process's own random state
     )
-    for images, labels in loader:
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        images, labels = batch
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

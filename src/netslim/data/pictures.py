@@ -80,8 +80,7 @@ def open_picture(encoded: Encoded, position: int, mode: str | None = None) -> An
             return picture.convert(mode) if mode else picture.copy()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{encoded.where(position)}: the picture cannot be decoded ({_short(error)}); "
-            "replace or remove it"
+            f"{encoded.where(position)}: the picture cannot be decoded ({_short(error)}); replace or remove it"
         ) from error
 
 

@@ -71,14 +71,8 @@ def _read(name: str, root: Path, image_size: int | None, download: bool, limit: 
         return folders.read_folder(_folder(name, rest, root), image_size, limit)
     if kind == "hf" and rest:
         local = _find(rest, root)
-        return (
-            tables.read_folder(local, name, image_size, limit)
-            if local
-            else tables.read_hub(rest, image_size, limit)
-        )
-    raise DataError(
-        f"unknown data set '{name}'.{nearest(name, _FORMS)} Data sets are named {', '.join(_FORMS)}."
-    )
+        return tables.read_folder(local, name, image_size, limit) if local else tables.read_hub(rest, image_size, limit)
+    raise DataError(f"unknown data set '{name}'.{nearest(name, _FORMS)} Data sets are named {', '.join(_FORMS)}.")
 
 
 def _find(path: str, root: Path) -> Path | None:
@@ -89,9 +83,7 @@ def _find(path: str, root: Path) -> Path | None:
 def _folder(name: str, path: str, root: Path) -> Path:
     found = _find(path, root)
     if found is None:
-        raise DataError(
-            f"{name}: there is no folder {Path(path).expanduser().absolute()}, nor {path} in {root}"
-        )
+        raise DataError(f"{name}: there is no folder {Path(path).expanduser().absolute()}, nor {path} in {root}")
     return found
 
 
@@ -119,6 +111,11 @@ def _check(name: str, raw: Raw) -> None:
     for role, split in raw.splits.items():
         if not len(split):
             raise DataError(f"{name}: the {role} split holds no images")
+        if isinstance(split, ImageTensors) and len(split.images) != len(split):
+            raise DataError(
+                f"{name}: the {role} split holds {len(split.images)} images but {len(split)} labels; "
+                "copy or download it again"
+            )
         wrong = ((split.labels < 0) | (split.labels >= count)).nonzero()
         if len(wrong):
             row = int(wrong[0])
@@ -137,6 +134,4 @@ def _data(name: str, raw: Raw, validation: float | int, seed: int) -> Data:
         rest, chosen = stratified(train.labels, held_out(validation, len(train)), seed)
         splits["train"], splits["validation"] = train.take(rest), train.take(chosen)
     mean, std = channel_statistics(splits["train"])
-    return Data(
-        name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, raw.notes
-    )
+    return Data(name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, raw.notes)

@@ -126,7 +126,9 @@ def held_out(validation: float | int, total: int) -> int:
         raise DataError(f"validation is {validation!r}; give a share such as 0.1 or a number of images")
     if isinstance(validation, float) and 0 <= validation < 1:
         return round(validation * total)
-    if float(validation).is_integer() and validation != 1.0 and 0 <= validation < total:
+    if isinstance(validation, float) and validation == 1.0:
+        raise DataError("validation is 1.0, which leaves nothing to train on; give a share below 1")
+    if float(validation).is_integer() and 0 <= validation < total:
         return int(validation)
     raise DataError(
         f"validation is {validation}; give a share from 0 up to, not including, 1.0 "

@@ -132,6 +132,10 @@ def _read_file(file: Path) -> tuple[Any, np.ndarray, tuple[str, ...] | None]:
 def _cells(column: Any, file: Path, label: str) -> np.ndarray:
     if column.null_count:
         raise DataError(f"{file}: column '{label}' has {column.null_count} rows without a label; remove them")
+    import pyarrow.types as types
+
+    if not (types.is_integer(column.type) or types.is_string(column.type) or types.is_large_string(column.type)):
+        raise DataError(f"{file}: column '{label}' holds {column.type}; whole numbers or class names are needed")
     return column.to_numpy()
 
 
@@ -150,9 +154,7 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 def _columns(where: str, columns: list[str], features: dict[str, Any]) -> tuple[str, str]:
     """The image column and the label column: by declared type, else by the usual names."""
     image = _pick(columns, _IMAGE_COLUMNS, [name for name in columns if _kind(features, name) == "Image"])
-    label = _pick(
-        columns, _LABEL_COLUMNS, [name for name in columns if _kind(features, name) == "ClassLabel"]
-    )
+    label = _pick(columns, _LABEL_COLUMNS, [name for name in columns if _kind(features, name) == "ClassLabel"])
     for role, column, usual in (("image", image, _IMAGE_COLUMNS), ("label", label, _LABEL_COLUMNS)):
         if column is None:
             raise DataError(
@@ -209,9 +211,7 @@ def read_hub(identifier: str, image_size: int | None, limit: int) -> Raw:
 def _hub_table(dataset: Any, where: str) -> _Table:
     import datasets
 
-    features = {
-        name: feature for name, feature in dataset.features.to_dict().items() if isinstance(feature, dict)
-    }
+    features = {name: feature for name, feature in dataset.features.to_dict().items() if isinstance(feature, dict)}
     image, label = _columns(where, dataset.column_names, features)
     encoded = dataset.cast_column(image, datasets.Image(decode=False))
     labels = np.asarray(dataset.with_format("numpy", columns=[label])[:][label])
