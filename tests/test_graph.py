@@ -288,6 +288,45 @@ def test_mixing_channels_is_inexact_not_frozen(forward, extra, reason):
     assert reason in group.reason
 
 
+def sequence(layer):
+    return OneForward(lambda s, x: s.head(s.layer(s.a(x))[0]), nn.Linear(3, 8), layer=layer, head=nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(8, 8, batch_first=True), nn.GRU(8, 8), nn.LSTM(8, 8, bidirectional=False)])
+def test_recurrent_layers_check_their_own_sizes(layer):
+    graph = trace(sequence(layer), X[:, :, :, 0].transpose(1, 2))
+    assert graph.prunable == ()
+    assert "checks its own sizes" in graph["a"].reason
+
+
+def test_attention_checks_its_own_sizes():
+    model = OneForward(
+        lambda s, x: s.head(s.m(s.a(x), s.a(x), s.a(x))[0]),
+        nn.Linear(3, 8),
+        m=nn.MultiheadAttention(8, 2, batch_first=True),
+        head=nn.Linear(8, 2),
+    )
+    graph = trace(model, X[:, :, :, 0].transpose(1, 2))
+    assert graph.prunable == ()
+    assert "MultiheadAttention 'm' checks its own sizes" in graph["a"].reason
+
+
+def test_spectral_norm_couples_the_channels_of_its_weight():
+    model = net(lambda s, x: pooled(s, s.b(s.n(s.a(x)))), n=nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)))
+    graph = trace(model.eval(), X)
+    assert sizes(graph) == {"b": 6}
+    assert "over the channels" in graph["a.0"].reason
+
+
+def test_unflatten_by_numbers_stays_and_by_rest_may_go():
+    def by(second):
+        return net(lambda s, x: pooled(s, s.b(s.a(x).unflatten(1, (2, second)).flatten(1, 2))))
+
+    assert trace(by(4), X)["a.0"].frozen
+    graph, *_ = prove(by(-1).eval(), X)
+    assert sizes(graph) == {"a.0": 4, "b": 6}
+
+
 def test_an_unknown_operator_freezes_and_is_listed():
     graph = trace(net(lambda s, x: pooled(s, s.b(s.a(x).sort(dim=1)[0]))), X)
     assert graph.unsupported == {"sort": ("",)}

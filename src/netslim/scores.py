@@ -87,8 +87,9 @@ def random(group: ChannelGroup, tensors: Mapping[str, Tensor], seed: int = 0) ->
 def _norm(group: ChannelGroup, tensors: Mapping[str, Tensor], order: int) -> Tensor | None:
     filters = []
     for s in group.tensors("producer"):
-        weight = tensors[s.tensor].double().movedim(s.axis, 0).flatten(1)
-        filters.append((s, torch.linalg.vector_norm(weight, ord=order, dim=1)))
+        weight = tensors[s.tensor].movedim(s.axis, 0).flatten(1)
+        precision = torch.promote_types(weight.dtype, torch.float32)
+        filters.append((s, torch.linalg.vector_norm(weight, ord=order, dim=1, dtype=precision)))
     return _mean(group, filters)
 
 

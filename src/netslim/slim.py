@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .budget import Budget, select
-from .errors import NetslimError, PlanError, VerificationError
+from .errors import NetslimError, VerificationError
 from .graph import ChannelGraph, trace
 from .plan import PruningPlan
 from .scores import Criterion, score
@@ -56,22 +56,21 @@ def cut(
     strict: bool = False,
     **options: Any,
 ) -> tuple[Model, PruningPlan, Verification]:
-    """Select, prune and verify; groups that verification rejects are left alone, named, and the rest goes through."""
-    plan = select(graph, scores, budget, **options)
-    try:
-        small = prune(model, plan)
-        return small, plan, verify(model, small, plan, example_inputs)
-    except (NetslimError, RuntimeError) as error:
-        if strict:
-            raise
-        rejected = _rejected(model, graph, plan, example_inputs)
-        if not rejected or len(rejected) == len(plan.groups):
-            raise VerificationError(f"no group of this model can be cut and verified: {error}") from error
-    logger.warning("left alone, because the cut did not verify: %s", ", ".join(rejected))
-    kept = {name: s for name, s in scores.items() if name not in rejected}
-    plan = select(graph, kept, budget, **options)
-    small = prune(model, plan)
-    return small, plan, verify(model, small, plan, example_inputs)
+    """Select, prune and verify; a group that does not verify is named in a warning, and others are cut instead."""
+    kept = dict(scores)
+    while True:
+        plan = select(graph, kept, budget, **options)
+        try:
+            small = prune(model, plan)
+            return small, plan, verify(model, small, plan, example_inputs)
+        except (NetslimError, RuntimeError) as error:
+            rejected = [] if strict else _rejected(model, graph, plan, example_inputs)
+            kept = {name: s for name, s in kept.items() if name not in rejected}
+            if not rejected:
+                raise
+            if not kept:
+                raise VerificationError(f"no group of this model can be cut and verified: {error}") from error
+            logger.warning("left alone, because the cut did not verify: %s", ", ".join(rejected))
 
 
 def _rejected(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any) -> list[str]:
@@ -87,6 +86,3 @@ def _rejected(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_
         except (NetslimError, RuntimeError):
             rejected.append(name)
     return rejected
-
-
-__all__ = ["PlanError", "cut", "slim"]

@@ -19,6 +19,8 @@ from .graph.recorder import evaluating, output_tensors
 from .plan import PruningPlan, named_tensors
 from .surgery import prune
 
+OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -29,11 +31,13 @@ class Verification:
             plan cuts groups whose removal is not equal to silencing, so only shapes were tried.
         cut: number of removed channels.
         changed: how many of them the outputs depend on, with randomised weights: silencing them is felt.
+        double: whether it ran in float64; a model that casts inside runs in its own precision.
     """
 
     deviation: float | None
     cut: int
     changed: int
+    double: bool = True
 
 
 def verify(
@@ -57,7 +61,7 @@ def verify(
         small: the pruned copy, before any training.
         plan: the cut.
         example_inputs: as for `netslim.trace`.
-        tolerance: largest accepted relative deviation.
+        tolerance: largest accepted relative deviation in float64; `OWN_PRECISION` where the model casts inside.
         seed: of the random weights.
 
     Raises:
@@ -69,8 +73,7 @@ def verify(
     exact = all(g.exact for g in plan.groups.values())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        example_inputs = _doubled(example_inputs)
-        original, cut = _double(model), _double(small)
+        original, cut, example_inputs, double = _in_double(model, small, example_inputs)
         deviation = _deviation(original, cut, plan, example_inputs, exact)
         randomise(original, seed)
         wanted = dict(named_tensors(prune(original, plan)))
@@ -78,13 +81,25 @@ def verify(
             tensor.data = wanted[name].data
         deviation = max(deviation, _deviation(original, cut, plan, example_inputs, exact))
         changed = _felt(original, plan, example_inputs)
-    if exact and not deviation <= tolerance:
+    allowed = tolerance if double else max(tolerance, OWN_PRECISION)
+    if exact and not deviation <= allowed:
         raise VerificationError(
-            f"the pruned model differs from the silenced original by {deviation:.3g} (relative, float64; allowed "
-            f"{tolerance:g}): a size or index in the model's forward is not seen by the trace; "
-            "protect the groups concerned"
+            f"the pruned model differs from the silenced original by {deviation:.3g} (relative, "
+            f"{'float64' if double else 'in its own precision'}; allowed {allowed:g}): a size or index in the model's "
+            "forward is not seen by the trace; protect the groups concerned"
         )
-    return Verification(deviation if exact else None, plan.removed, changed)
+    return Verification(deviation if exact else None, plan.removed, changed, double)
+
+
+def _in_double(model: nn.Module, small: nn.Module, example_inputs: Any) -> tuple[nn.Module, nn.Module, Any, bool]:
+    """Copies of both models in float64, or as they are when the model's own casts keep it from running there."""
+    original, inputs = _double(model), _doubled(example_inputs)
+    try:
+        with torch.no_grad():
+            _run(original, inputs, "original")
+    except VerificationError:
+        return copy.deepcopy(model), copy.deepcopy(small), example_inputs, False
+    return original, _double(small), inputs, True
 
 
 @contextmanager
@@ -196,16 +211,16 @@ def _relative(a: Tensor, b: Tensor, number: int) -> float:
 def _felt(original: nn.Module, plan: PruningPlan, example_inputs: Any) -> int:
     """How many removed channels the outputs depend on, to first order in the weights that read them."""
     tensors = {n: t for n, t in named_tensors(original) if t.is_floating_point()}
-    reading = [c for c in plan.tensors if "consumer" in c.role]
-    for parameter in original.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    reading = [c for c in plan.tensors if "consumer" in c.role and c.tensor in tensors]
+    if not reading:
+        return 0
+    wanted = [tensors[c.tensor].requires_grad_(True) for c in reading]
     with torch.enable_grad():
         outputs = [t for t in _run(original, example_inputs, "original") if t.requires_grad]
         if not outputs:
             return 0
         generator = torch.Generator().manual_seed(0)
         total = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
-        wanted = [tensors[c.tensor] for c in reading]
         unique = list({id(t): t for t in wanted}.values())
         found = torch.autograd.grad(total, unique, allow_unused=True)  # type: ignore[arg-type]
     gradient = {id(t): g for t, g in zip(unique, found, strict=True)}

@@ -202,6 +202,7 @@ class Classes:
         np.bitwise_or.at(self.role, self.root, atoms.roles)
         self.group_of = np.full(len(everything), -1)
         self.unit_of = np.full(len(everything), -1)
+        self.sizes: list[int] = []
 
     def _first_reason(self, entries: Sequence[tuple[Vector, str]]) -> Vector:
         """For each class the number of the first entry that touches it, or a number past the end."""
@@ -237,6 +238,7 @@ class Classes:
         for number, ((_, group, part, units), name) in enumerate(zip(drafts, names, strict=True)):
             self.group_of[part], self.unit_of[part] = number, units
             groups.append(replace(group, name=name))
+        self.sizes = [group.size for group in groups]
         return groups
 
     def _group(self, part: Vector) -> tuple[int, ChannelGroup, Vector, Vector]:
@@ -281,8 +283,7 @@ class Classes:
         groups, units = self.group_of[factor], self.unit_of[factor]
         shares = []
         for g in np.unique(groups[groups >= 0]).tolist():
-            size = int(self.unit_of[self.group_of == g].max()) + 1
-            shares.append((g, np.bincount(units[groups == g], minlength=size)))
+            shares.append((g, np.bincount(units[groups == g], minlength=self.sizes[g])))
         return Count(int((groups < 0).sum()), tuple(shares))
 
 

@@ -30,6 +30,7 @@ from .sizes import Size, symbols
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
 _TRACES = count()
+_CHECK_THEIR_SIZES = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ class Recorder:
         return value.expression if leaves and known else None
 
     def constrain(self, value: Any, vector: Vector | None, size: int) -> None:
-        """Ask that the size ``value`` of the user's code follows ``vector`` when channels go."""
+        """Ask that the size ``value`` of the user's code (None: PyTorch's own) follows ``vector`` when channels go."""
+        if value is None:
+            return
         expr = self.mine(value)
         if expr is not None:
             self.constraints.append(Constraint(expr, vector, size, self.where()))
@@ -178,6 +181,13 @@ class Recorder:
             self.unsupported.setdefault(operator, set()).add(self.module)
             for vector in touched:
                 self.atoms.freeze(vector, f"{why} {operator}{self.where()}")
+
+    def hold(self, module: nn.Module, inputs: Any) -> None:
+        """Freeze a module that refuses inputs and weights of other sizes than it was built for."""
+        held = [v for p in module.parameters() for v in self.atoms.axes_of[id(p)].values()]
+        held += [v for t in _tensors(inputs) for v in self.get(t).dims.values()]
+        for vector in held:
+            self.atoms.freeze(vector, f"{type(module).__name__} {self.module!r} checks its own sizes")
 
     def cost(self, operator: str, *factors: int | Vector | None) -> None:
         self.costs.append(OperatorCost(self.module, operator, tuple(f for f in factors if f is not None)))
@@ -338,6 +348,8 @@ def _module_paths(recorder: Recorder) -> Iterator[None]:
         depth.append(known)
         if known:
             recorder.modules.append(paths[id(module)])
+        if isinstance(module, _CHECK_THEIR_SIZES):
+            recorder.hold(module, args)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if depth.pop():

@@ -31,14 +31,16 @@ def reshape(
     """Labels after a reshape from ``before`` to ``after``.
 
     The two shapes are matched in the smallest blocks of equal product. In a block with a labelled dimension one
-    output dimension may shrink; sizes that the user's code fixes (``asked``; None when PyTorch computed them) cannot.
+    output dimension may shrink; sizes that the user's code fixes (``asked``; None for -1 and where
+    PyTorch computed them) cannot.
     """
     out: dict[int, Vector] = {}
+    asked = [None] * len(after) if asked is None else [None if a is None or int(a) == -1 else a for a in asked]
     for block_in, block_out in _blocks(before, after):
         live = [d for d in block_in if d in dims]
         if live:
             out.update(_block(rec, dims, before, after, asked, block_in, block_out, live))
-        elif asked is not None:
+        else:
             for d in block_out:
                 rec.constrain(asked[d], None, after[d])
     return out
@@ -67,7 +69,7 @@ def _block(
     dims: Mapping[int, Vector],
     before: tuple[int, ...],
     after: tuple[int, ...],
-    asked: Sequence[Any] | None,
+    asked: Sequence[Any],
     block_in: list[int],
     block_out: list[int],
     live: list[int],
@@ -79,18 +81,16 @@ def _block(
     place[block_in.index(kept)] = -1
     spread = np.broadcast_to(dims[kept].reshape(place), [before[d] for d in block_in])
     cells = spread.reshape([after[d] for d in block_out])
-    axis = _shrinking(rec, cells, [None if asked is None else asked[d] for d in block_out])
+    axis = _shrinking(rec, cells, [asked[d] for d in block_out])
     if axis is None:
         rec.atoms.freeze(dims[kept], f"a reshape has its sizes written into the code{rec.where()}")
         return {}
-    if asked is not None:
-        for i, d in enumerate(block_out):
-            if i != axis:
-                rec.constrain(asked[d], None, after[d])
+    for i, d in enumerate(block_out):
+        if i != axis:
+            rec.constrain(asked[d], None, after[d])
     vector = split_vector(rec, cells.reshape(-1), cells.shape, keep=axis, what="a reshape")
     d = block_out[axis]
-    if asked is not None and int(asked[d]) != -1:
-        rec.constrain(asked[d], vector, after[d])
+    rec.constrain(asked[d], vector, after[d])
     return {d: vector}
 
 
@@ -107,7 +107,7 @@ def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
 
 def _freedom(rec: Recorder, asked: Any) -> int:
     """3: -1, or PyTorch computed it; 2: read from a shape; 1: a module attribute; 0: a number in the code."""
-    if asked is None or int(asked) == -1:
+    if asked is None:
         return 3
     expr = rec.mine(asked)
     if expr is None:

@@ -15,14 +15,16 @@ from .table import name_of, rule, tensors
 
 
 def _contract(rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str) -> Vector | None:
-    """Tie the contracted sides; a weight's side consumes, and without a weight the values are coupled."""
+    """Tie the contracted sides; a weight's side consumes. Two activations, or two weights, are coupled."""
     met = rec.meet(a.dims.get(da), b.dims.get(db), what)
     if met is None:
         return None
-    rec.mark(a, da, CONSUMER)
-    rec.mark(b, db, CONSUMER)
-    if not a.weight and not b.weight:
-        rec.atoms.couple(met, f"a product of activations over the channels ({what}){rec.where()}")
+    if a.weight == b.weight:
+        kind = "weights" if a.weight else "activations"
+        rec.atoms.couple(met, f"a product of {kind} over the channels ({what}){rec.where()}")
+    else:
+        rec.mark(a, da, CONSUMER)
+        rec.mark(b, db, CONSUMER)
     return met
 
 

@@ -26,10 +26,22 @@ def view(rec: Recorder, func: Any, out: Tensor, x: Tensor, sizes: Any = None, *a
     if isinstance(sizes, torch.dtype):
         same(rec, func, out, x)
         return
-    asked = asked_sizes(rec, ("view", "reshape"), 1)
+    asked = asked_sizes(rec, ("view", "reshape"), 1) or _unflattened(rec, x, out)
     if asked is not None and len(asked) != out.dim():
         asked = None
     rec.set(out, reshape(rec, labels.dims, tuple(x.shape), tuple(out.shape), asked), labels.weight)
+
+
+def _unflattened(rec: Recorder, x: Tensor, out: Tensor) -> list[Any] | None:
+    """The sizes asked for by ``unflatten(dim, sizes)``, None for the dimensions it leaves alone."""
+    function, args, kwargs = rec.call
+    if getattr(function, "__name__", "") != "unflatten":
+        return None
+    given = {**dict(zip(("dim", "sizes"), args[1:], strict=False)), **kwargs}
+    if not isinstance(given.get("dim"), int) or "sizes" not in given:
+        return None
+    dim = given["dim"] % x.dim()
+    return [None] * dim + list(given["sizes"]) + [None] * (x.dim() - dim - 1)
 
 
 @rule("pixel_shuffle")
