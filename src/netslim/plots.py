@@ -55,11 +55,10 @@ def scales(data: Mapping[str, Any], format: str = "svg") -> bytes:
     edges = np.asarray(data["edges"], dtype=float)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-        for axes, when, colour in zip(
-            figure.subplots(2, sharex=True), ("before", "after"), (ORANGE, BLUE), strict=True
-        ):
-            _scale_panel(axes, edges, data, when, colour)
-        axes.set_xlabel("magnitude of the batch-norm scale |γ|  (logarithmic, from 0)")
+        above, below = figure.subplots(2, sharex=True)
+        _scale_panel(above, edges, data, "before", ORANGE)
+        _scale_panel(below, edges, data, "after", BLUE)
+        below.set_xlabel("magnitude of the batch-norm scale |γ|  (logarithmic, from 0)")
         figure.supylabel("share of all channels", fontsize=9.5)
         return _render(figure, format, "scales")
 
@@ -76,9 +75,7 @@ def widths(layers: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
         figure = Figure(figsize=(WIDTH, 1.0 + count * (0.09 if many else 0.235)), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(count)
-        before, after = (
-            np.array([layer[when] for layer in layers], dtype=float) for when in ("before", "after")
-        )
+        before, after = (np.array([layer[when] for layer in layers], dtype=float) for when in ("before", "after"))
         axes.barh(rows, before, 0.78, color=PALE, label="before")
         axes.barh(rows, after, 0.78, color=BLUE, label="after")
         _name_layers(axes, layers, every=-(-count // MANY_LAYERS))
@@ -95,50 +92,50 @@ def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
     Args:
         stages: `results["curves"]`: one mapping a stage with `stage` and, by epoch, `train_loss` (penalty
             included), `penalty`, `val_loss`, `val_accuracy` and `near_zero` (both 0 to 1). A missing list or
-            value leaves a gap.
+            value leaves a gap; with no share near zero at all, that panel is left out.
         format: "svg" or "png".
     """
+    sparse = any(value is not None for stage in stages for value in stage.get("near_zero") or [])
+    heights = (1.25, 1, 1) if sparse else (1.25, 1)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 6.0), layout="constrained")
-        loss, accuracy, sparsity = figure.subplots(3, sharex=True, height_ratios=(1.25, 1, 1))
-        _line(loss, stages, "train_loss", BLUE, label="training, with penalty")
-        _line(loss, stages, "val_loss", ORANGE, label="validation")
-        _line(loss, stages, "penalty", INK, label="penalty alone", linestyle=(0, (1, 1.6)))
-        _line(accuracy, stages, "val_accuracy", ORANGE, percent=True)
-        _line(sparsity, stages, "near_zero", BLUE, percent=True)
-        loss.set(ylabel="loss", ylim=(0, None))
-        accuracy.set(ylabel="validation accuracy")
-        sparsity.set(ylabel="scales near zero", ylim=(0, 103))
-        _finish_curves(figure, stages, (loss, accuracy, sparsity))
+        figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * sum(heights)), layout="constrained")
+        panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+        _line(panels[0], stages, "train_loss", BLUE, label="training, with penalty")
+        _line(panels[0], stages, "val_loss", ORANGE, label="validation")
+        _line(panels[0], stages, "penalty", INK, label="penalty alone", linestyle=(0, (1, 1.6)))
+        _line(panels[1], stages, "val_accuracy", ORANGE, percent=True)
+        panels[0].set(ylabel="loss", ylim=(0, None))
+        panels[1].set(ylabel="validation accuracy")
+        if sparse:
+            _line(panels[2], stages, "near_zero", BLUE, percent=True)
+            panels[2].set(ylabel="scales near zero", ylim=(0, 103))
+        _finish_curves(figure, stages, panels)
         return _render(figure, format, "curves")
 
 
 def _scale_panel(axes: Axes, edges: np.ndarray, data: Mapping[str, Any], when: str, colour: str) -> None:
     counts = np.asarray(data[when], dtype=float)
     axes.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color=colour)
-    _from_zero(axes, edges)
+    _from_zero(axes, edges[edges > 0][0], max(edges[-1], 1.5 * data["threshold"]))
     axes.axvline(data["threshold"], color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
     axes.yaxis.set_major_formatter(_percent)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
     axes.grid(axis="y")
     share = 100 * data[f"share_near_zero_{when}"]
-    axes.set_title(f"{when} sparse training: {share:.3g} % below {data['threshold']:g} (dashed)")
+    axes.set_title(f"{when} sparse training: {share:.1f} % below {data['threshold']:g} (dashed)")
 
 
-def _from_zero(axes: Axes, edges: np.ndarray) -> None:
-    """A logarithmic axis on which the first bin, [0, edges[1]), still has its place."""
-    first = edges[edges > 0][0]
+def _from_zero(axes: Axes, first: float, last: float) -> None:
+    """A logarithmic axis to `last` on which the first bin, from 0 to `first`, still has its place."""
     axes.set_xscale("symlog", linthresh=first, linscale=0.25)
-    axes.set_xlim(0, edges[-1])
-    decades = 10.0 ** np.arange(np.ceil(np.log10(1.01 * first)), np.floor(np.log10(edges[-1])) + 1)
+    axes.set_xlim(0, last)
+    decades = 10.0 ** np.arange(np.ceil(np.log10(1.01 * first)), np.floor(np.log10(last)) + 1)
     axes.set_xticks([0, *decades], ["0", *(f"{decade:g}".replace("e-0", "e-") for decade in decades)])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _name_layers(axes: Axes, layers: Sequence[Mapping[str, Any]], every: int) -> None:
-    axes.set_yticks(
-        range(0, len(layers), every), [str(layer["layer"]) for layer in layers[::every]], fontsize=8.5
-    )
+    axes.set_yticks(range(0, len(layers), every), [str(layer["layer"]) for layer in layers[::every]], fontsize=8.5)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
@@ -173,9 +170,7 @@ def _line(
         x += [*range(start + 1, start + 1 + len(values)), start + len(values)]
         y += [*values, np.nan]
     marker = "o" if _starts(stages)[-1] <= 12 else None
-    axes.plot(
-        x, np.asarray(y) * (100 if percent else 1), color=colour, marker=marker, markersize=3.2, **style
-    )
+    axes.plot(x, np.asarray(y) * (100 if percent else 1), color=colour, marker=marker, markersize=3.2, **style)
 
 
 def _finish_curves(figure: Figure, stages: Sequence[Mapping[str, Any]], panels: Sequence[Axes]) -> None:
@@ -226,7 +221,12 @@ def _render(figure: Figure, format: str, name: str) -> bytes:
         figure.savefig(buffer, format="png", dpi=160)
         return buffer.getvalue()
     with rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )
     drawing = buffer.getvalue().decode()
     for colour, variable in CSS.items():
         drawing = drawing.replace(colour, variable)

@@ -103,9 +103,7 @@ def check(results: Any, path: str | os.PathLike[str] = "results") -> None:
         raise _damaged(path, "it does not hold a mapping")
     if results.get("format") != FORMAT:
         found = results.get("format")
-        raise RecipeError(
-            f"{path}: format {found!r} is not known to this netslim (it reads {FORMAT}); use a newer one"
-        )
+        raise RecipeError(f"{path}: format {found!r} is not known to this netslim (it reads {FORMAT}); use a newer one")
     rows = results.get("rows")
     if not isinstance(rows, list) or not rows:
         raise _damaged(path, "'rows' is missing or empty")
@@ -129,12 +127,18 @@ def table(results: Mapping[str, Any]) -> Table:
     caption = Text(f"× is the ratio to “{reference['label']}”; accuracy: difference in percentage points")
     found = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     found.add_column("network", max_width=18)
+    columns = [_aligned(rows, reference, key) for key in METRICS]
     for heading, _ in METRICS.values():
-        found.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        cells = (f"{_value(row, key)} {_ratio(row, reference, key):\xa0<6}" for key in METRICS)
+        found.add_column(heading, no_wrap=True)
+    for row, *cells in zip(rows, *columns, strict=True):
         found.add_row(Text(row["label"]), *map(Text, cells), style="bold" if row is rows[-1] else None)
     return found
+
+
+def _aligned(rows: Sequence[Row], reference: Row, key: str) -> list[str]:
+    values = [_value(row, key) for row in rows]
+    ratios = [_ratio(row, reference, key) for row in rows]
+    return [f"{value:>{max(map(len, values))}} {ratio}" for value, ratio in zip(values, ratios, strict=True)]
 
 
 def page(results: Mapping[str, Any], config: str | None = None) -> str:
@@ -153,7 +157,8 @@ def page(results: Mapping[str, Any], config: str | None = None) -> str:
 
 
 def _sections(results: Mapping[str, Any], title: str, config: str | None) -> Iterator[str]:
-    yield f"<header><h1>{escape(title)}</h1><p class=lead>{escape(summary(results))}</p></header>"
+    lead = escape(summary(results)).replace(" %", "&nbsp;%")
+    yield f"<header><h1>{escape(title)}</h1><p class=lead>{lead}</p></header>"
     yield _remarks("warning", "Warning", results.get("warnings") or [])
     yield _remarks("note", "Note", results.get("notes") or [])
     yield _section("Results", _results_table(results["rows"]))
@@ -188,8 +193,7 @@ def _shrunk(row: Row, reference: Row, key: str) -> str:
 
 def _remarks(kind: str, word: str, remarks: Iterable[Any]) -> str:
     return "\n".join(
-        f'<p class="remark {kind}" role=note><strong>{word}.</strong> {escape(str(remark))}</p>'
-        for remark in remarks
+        f'<p class="remark {kind}" role=note><strong>{word}.</strong> {escape(str(remark))}</p>' for remark in remarks
     )
 
 
@@ -272,16 +276,14 @@ def _figure_of(row: Row, key: str) -> str:
 
 def _figures(results: Mapping[str, Any]) -> str:
     drawn = []
-    if results.get("scales"):
-        found = results["scales"]
+    found = results.get("scales") or {}
+    if found.get("share_near_zero_after") is not None:
         share = f"{_percent(found['share_near_zero_after'], 1)} of them are below {found['threshold']:g}"
-        text = f"Batch-norm scales. After sparse training {share}: channels that can go."
+        text = f"Batch-norm scales. After sparse training {share}, where a channel hardly counts any more."
         drawn.append(_figure("scales", plots.scales(found), text))
     if results.get("widths"):
         drawn.append(
-            _figure(
-                "widths", plots.widths(results["widths"]), "Width of every layer before and after the cut."
-            )
+            _figure("widths", plots.widths(results["widths"]), "Width of every layer before and after the cut.")
         )
     if results.get("curves"):
         text = "Training, stage by stage. The loss that is minimised includes the sparsity penalty."
@@ -302,22 +304,28 @@ def _verification(checks: Sequence[Row]) -> str:
         return ""
     lines = "\n".join(
         f"<tr><th scope=row>{escape(str(check['stage']))}</th><td>{check['cut']:,}</td>"
-        f"<td>{check['changed']:,}</td><td>{check['deviation']:.1e}</td></tr>"
+        f"<td>{check['changed']:,}</td><td>{_deviation(check)}</td></tr>"
         for check in checks
     )
     return (
-        "<p>Each time, the smaller network was compared with the one it was cut from, its removed "
-        "channels silenced: the outputs must be equal.</p>\n<div class=scroll><table><thead><tr>"
-        "<th scope=col>stage</th><th scope=col>channels cut</th>"
-        "<th scope=col>of these, seen in the output</th>"
-        f"<th scope=col>largest deviation</th></tr></thead><tbody>\n{lines}\n</tbody></table></div>"
+        "<p>Each time, the smaller network was compared with the one it was cut from, its removed channels "
+        "silenced: in float64, with the trained weights and with random ones, the outputs must be equal.</p>\n"
+        "<div class=scroll><table><thead><tr><th scope=col>stage</th><th scope=col>channels cut</th>"
+        "<th scope=col>of these, felt in the output</th>"
+        f"<th scope=col>largest relative deviation</th></tr></thead><tbody>\n{lines}\n</tbody></table></div>"
     )
+
+
+def _deviation(check: Row) -> str:
+    """None stands for a cut through channels that cannot be silenced exactly, so only shapes were tried."""
+    return "only shapes tried" if check["deviation"] is None else f"{check['deviation']:.1e}"
 
 
 def _provenance(results: Mapping[str, Any], config: str | None) -> str:
     command = escape(str(results.get("command") or MISSING))
     taken = {} if results.get("seconds") is None else {"time taken": _duration(results["seconds"])}
     facts = taken | _flat(results.get("environment") or {})
+    facts.pop("command", None)
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
     shown = "config.yaml was not in the run folder." if config is None else config
     return (

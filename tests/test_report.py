@@ -1,0 +1,458 @@
+"""The report and the terminal table: numbers, wording, what is refused, and that the page is one file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from netslim import plots, report
+from netslim.errors import RecipeError
+
+VOID = {"meta", "path", "use", "br"}
+
+
+def row(key: str, accuracy: float, params: int, macs: int, size: int, milliseconds: float) -> dict[str, Any]:
+    latency = {"median": milliseconds, "low": 0.95 * milliseconds, "high": 1.1 * milliseconds}
+    counted = {"params": params, "macs": macs, "size_bytes": size}
+    return {"key": key, "label": key, "accuracy": accuracy, "loss": 0.1, **counted, "latency_ms": latency}
+
+
+def curve(stage: str, epochs: int, penalty: float, near_zero: float | None) -> dict[str, Any]:
+    steps = range(1, epochs + 1)
+    return {
+        "stage": stage,
+        "epoch": list(steps),
+        "train_loss": [2.3 / step + penalty for step in steps],
+        "penalty": [penalty] * epochs,
+        "val_loss": [2.4 / step for step in steps],
+        "val_accuracy": [1 - 0.9 / step for step in steps],
+        "near_zero": [near_zero and near_zero * step / epochs for step in steps],
+    }
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    """A run of a small VGG on handwritten digits; the ratios are round on purpose."""
+    return {
+        "format": 1,
+        "recipe": "digits",
+        "title": "Handwritten digits, small VGG",
+        "command": "netslim run digits --out runs/digits",
+        "seconds": 74.4,
+        "notes": ["The pictures are 8 by 8 pixels."],
+        "warnings": [],
+        "published": [
+            {"label": "VGGNet (70 % pruned)", "error": 6.2, "params": 2_300_000, "params_cut": 88.5},
+            {"label": "VGGNet (baseline)", "error": 6.34, "params": 20_040_000},
+        ],
+        "rows": [
+            row("baseline", 0.99, 200_000, 8_000_000, 820_000, 0.5),
+            row("before", 0.9875, 200_000, 8_000_000, 820_000, 0.4),
+            row("pruned", 0.9525, 25_000, 2_000_000, 123_000, 0.3),
+            row("fine-tuned", 0.985, 25_000, 2_000_000, 123_000, 0.3),
+        ],
+        "widths": [
+            {"layer": "features.0", "before": 32, "after": 20},
+            {"layer": "features.3", "before": 64, "after": 12},
+            {"layer": "features.7", "before": 64, "after": 8},
+        ],
+        "scales": {
+            "threshold": 0.01,
+            "edges": [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+            "before": [0, 0, 0, 0, 0, 160],
+            "after": [4, 16, 50, 50, 8, 32],
+            "share_near_zero_before": 0.0,
+            "share_near_zero_after": 0.75,
+        },
+        "curves": [curve("01-sparse", 20, 0.2, 0.75), curve("03-fine-tune", 10, 0.0, 0.0)],
+        "verification": [{"stage": "02-prune", "deviation": 8.9e-16, "cut": 120, "changed": 120}],
+        "environment": {"device": "cpu", "threads": 2, "versions": {"torch": "2.15.0"}},
+    }
+
+
+@pytest.fixture
+def run(tmp_path, results):
+    """A run folder as it lies on disk."""
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "config.yaml").write_text("name: digits\nseed: 0\n")
+    return tmp_path
+
+
+def printed(results: dict[str, Any], width: int = 100) -> str:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(report.table(results))
+    return capture.get()
+
+
+# ---- the table
+
+
+def test_table_exactly(results):
+    lines = [line.strip() for line in printed(results).splitlines()]
+    assert lines[4:8] == [
+        "baseline    99.00 % +0.25  200.0 k ×1.000  8.000 M ×1.000  820.0 kB ×1.000  0.500 ms ×1.250",
+        "before      98.75 %        200.0 k         8.000 M         820.0 kB         0.400 ms",
+        "pruned      95.25 % −3.50  25.00 k ×0.125  2.000 M ×0.250  123.0 kB ×0.150  0.300 ms ×0.750",
+        "fine-tuned  98.50 % −0.25  25.00 k ×0.125  2.000 M ×0.250  123.0 kB ×0.150  0.300 ms ×0.750",
+    ]
+    for heading in ("network", "test accuracy", "parameters", "MACs", "size on disk", "latency"):
+        assert heading in lines[2]
+
+
+def test_table_fits_a_terminal_of_100_columns_with_large_numbers(results):
+    results["rows"] = [
+        row("before", 0.7512, 138_357_544, 15_470_264_320, 553_430_176, 1234.5),
+        row("fine-tuned after pass 2", 0.7487, 23_199_999, 10_100_000_000, 92_800_000, 987.6),
+    ]
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 100
+    for shown in ("138.4 M", "15.47 G", "553.4 MB", "1.23e+03 ms", "×0.168"):
+        assert shown in text
+    assert "…" not in text
+
+
+def test_labels_are_not_markup(results):
+    results["title"] = "[red]title[/red]"
+    results["rows"][1]["label"] = "[b]before"
+    assert "[red]title[/red]" in printed(results)
+    assert "[b]before" in printed(results)
+
+
+def test_latency_that_was_not_measured_is_a_dash(results):
+    for item in results["rows"]:
+        item["latency_ms"] = None
+    assert printed(results).count("–") >= 4
+    assert report.page(results).count("<b>–</b>") == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 "),
+        (812, "812 "),
+        (999.9, "999.9 "),
+        (1000, "1.000 k"),
+        (85_170, "85.17 k"),
+        (999_960, "1.000 M"),
+        (20_035_018, "20.04 M"),
+        (398_136_320, "398.1 M"),
+        (4.089e9, "4.089 G"),
+    ],
+)
+def test_counts(number, text):
+    assert report._count(number) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(9.6, "10 s"), (74.4, "1 min 14 s"), (3600, "1 h 0 min 0 s")])
+def test_durations(seconds, text):
+    assert report._duration(seconds) == text
+
+
+# ---- the page
+
+
+class Page(HTMLParser):
+    """Collects what a reader sees and what the page refers to, and checks that every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.tags.append(tag)
+        self.open += [] if tag in VOID else [tag]
+        self.ids += [found["id"]] if found.get("id") else []
+        self.links += [found[key] or "" for key in ("src", "href", "xlink:href") if key in found]
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        self.open = self.open if tag in VOID else self.open[:-1]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).replace("\xa0", " ").split())
+
+
+def test_write_makes_one_self_contained_file(run):
+    path = report.write(run)
+    assert path == run / "report.html"
+    assert sorted(item.name for item in run.iterdir()) == ["config.yaml", "report.html", "results.json"]
+    found = Page(path.read_text(encoding="utf-8"))
+    assert all(link.startswith("#") for link in found.links)
+    assert len(found.ids) == len(set(found.ids))
+    assert {link[1:] for link in found.links} <= set(found.ids)
+    assert not {"script", "link", "img", "iframe"} & set(found.tags)
+    vocabularies = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, never loaded
+    assert set(re.findall(r"https?://[^\"' )]+", path.read_text())) <= vocabularies
+
+
+def test_page_says_what_was_done_with_the_numbers(run):
+    text = Page(report.write(run).read_text()).text
+    assert (
+        "Cutting 75.0 % of the 160 channels took the network from 200.0 k to 25.00 k parameters (−87.5 %) "
+        "and from 8.000 M to 2.000 M multiply-accumulates (−75.0 %); "
+        "test accuracy went from 98.75 % to 98.50 % (−0.25 points)."
+    ) in text
+
+
+def test_page_holds_every_part(run):
+    html = report.write(run).read_text()
+    text = Page(html).text
+    assert html.count("<svg") == 3
+    for part in (
+        "Handwritten digits, small VGG",
+        "Note. The pictures are 8 by 8 pixels.",
+        "fine-tuned 98.50 % −0.25",
+        "0.300 ms ×0.750 (0.285 to 0.330)",
+        "VGGNet (70 % pruned) 6.20 % 2.300 M 88.5 %",
+        "fine-tuned 1.50 % 25.00 k 87.5 %",
+        "After sparse training 75.0 % of them are below 0.01",
+        "02-prune 120 120 8.9e-16",
+        "netslim run digits --out runs/digits",
+        "time taken 1 min 14 s",
+        "versions torch 2.15.0",
+        "name: digits seed: 0",
+    ):
+        assert part in text
+
+
+def test_page_adapts_to_dark_mode_and_phones(results):
+    html = report.page(results)
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport"' in html
+    assert "var(--ink, #22262b)" in html
+
+
+def test_warnings_come_before_the_results(results):
+    results["warnings"] = ["the cut went through scales that are not small"]
+    html = report.page(results)
+    assert html.index("went through scales") < html.index("<h2>Results")
+
+
+def test_everything_from_outside_is_escaped(results):
+    attack = "<script>alert('x')</script> & \"quotes\""
+    for key in ("title", "recipe", "command"):
+        results[key] = attack
+    results["notes"], results["warnings"] = [attack], [attack]
+    for item in (*results["rows"], *results["published"]):
+        item["label"] = attack
+    results["published"][0][attack] = attack
+    results["widths"][0]["layer"] = results["curves"][0]["stage"] = results["verification"][0]["stage"] = attack
+    results["environment"] = {attack: {attack: [attack]}}
+    found = Page(report.page(results, attack))
+    assert "script" not in found.tags
+    assert found.text.count("<script>alert('x')</script> & \"quotes\"") >= 15
+
+
+def test_a_run_with_nothing_but_rows_still_has_a_page(results):
+    for key in ("widths", "curves", "verification", "published", "notes", "warnings", "environment"):
+        results[key] = []
+    results["scales"] = None
+    html = report.page(results)
+    assert "<svg" not in html
+    assert "Proof of the cut" not in html
+    assert "config.yaml was not in the run folder" in html
+    assert "Cutting channels took the network" in html
+
+
+def test_a_run_that_cuts_nothing_says_so(results):
+    results["rows"] = results["rows"][:2]
+    assert report.summary(results).startswith("Nothing was cut from the network of 200.0 k parameters; test accuracy")
+
+
+def test_a_cut_that_is_not_exact_says_so(results):
+    results["verification"][0]["deviation"] = None
+    assert "02-prune 120 120 only shapes tried" in Page(report.page(results)).text
+
+
+def test_multi_pass_rows_refer_to_the_unpruned_network(results):
+    results["rows"] += [
+        row("pruned-2", 0.9, 10_000, 800_000, 82_000, 0.2),
+        row("fine-tuned-2", 0.98, 10_000, 800_000, 82_000, 0.2),
+    ]
+    assert "fine-tuned-2  98.00 % −0.75  10.00 k ×0.050" in printed(results)
+    assert "from 200.0 k to 10.00 k parameters" in report.summary(results)
+
+
+def test_the_environment_is_read_from_its_own_file(run, results):
+    del results["environment"]
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "environment.json").write_text('{"processor": "two cores", "command": "netslim"}')
+    assert report.read(run)["environment"]["processor"] == "two cores"
+    assert "processor two cores" in Page(report.write(run).read_text()).text
+
+
+def test_writing_again_gives_the_same_bytes(run):
+    first = report.write(run).read_bytes()
+    assert report.write(run).read_bytes() == first
+
+
+def test_a_failed_write_leaves_the_old_page_and_nothing_else(run, monkeypatch):
+    before = report.write(run).read_bytes()
+    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        report.write(run)
+    assert (run / "report.html").read_bytes() == before
+    assert not list(run.glob(".report-*"))
+
+
+# ---- what is refused
+
+
+def test_no_results(tmp_path):
+    with pytest.raises(RecipeError, match=r"no results\.json here.*it goes on where it was"):
+        report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the results are damaged"),
+        ('{"format": 1, "rows": [', "the results are damaged"),
+        ("[]", "it does not hold a mapping"),
+        ('{"format": 2}', "format 2 is not known to this netslim"),
+        ('{"format": 1}', "'rows' is missing or empty"),
+        ('{"format": 1, "rows": [{"key": "before"}]}', r"rows\.0\.label is missing"),
+        ('{"format": 1, "rows": ["before"]}', r"rows\.0\.key is missing"),
+    ],
+)
+def test_damaged_results(tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        report.write(tmp_path)
+    assert str(tmp_path / "results.json") in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("key", ["key", "label", "accuracy", "params", "macs", "size_bytes"])
+def test_rows_of_the_wrong_type(results, key):
+    broken = copy.deepcopy(results)
+    broken["rows"][2][key] = ["?"]
+    with pytest.raises(RecipeError, match=rf"rows\.2\.{key} is missing or of the wrong type"):
+        report.check(broken)
+
+
+def test_a_latency_without_a_median(results):
+    results["rows"][0]["latency_ms"] = {"low": 1.0}
+    with pytest.raises(RecipeError, match=r"rows\.0\.latency_ms is missing"):
+        report.check(results)
+
+
+@pytest.mark.parametrize("key", ["widths", "curves", "verification", "published"])
+def test_damage_deeper_down_is_an_error_of_ours_too(run, results, key):
+    results[key] = [{"nonsense": True}] if key != "published" else 3
+    (run / "results.json").write_text(json.dumps(results))
+    with pytest.raises(RecipeError, match="an entry is missing or has the wrong form"):
+        report.write(run)
+
+
+# ---- the figures
+
+
+def figures(results: dict[str, Any], format: str) -> list[bytes]:
+    scales, widths, curves = results["scales"], results["widths"], results["curves"]
+    return [plots.scales(scales, format), plots.widths(widths, format), plots.curves(curves, format)]
+
+
+def test_figures_as_png_and_svg(results):
+    assert all(drawing.startswith(b"\x89PNG") for drawing in figures(results, "png"))
+    assert all(b"<svg" in drawing and b"</svg>" in drawing for drawing in figures(results, "svg"))
+
+
+def test_figures_are_the_same_bytes_each_time(results):
+    assert figures(results, "svg") == figures(results, "svg")
+
+
+def test_figures_leave_no_pyplot_state(results, monkeypatch):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    figures(results, "svg")
+    assert dict(matplotlib.rcParams) == before
+
+
+def captured(monkeypatch, draw, *arguments):
+    """The matplotlib figure that a plot function would have rendered."""
+    seen: list[Any] = []
+    monkeypatch.setattr(plots, "_render", lambda figure, *_: seen.append(figure) or b"")
+    draw(*arguments)
+    return seen[0]
+
+
+def test_histogram_draws_shares_of_all_channels(monkeypatch, results):
+    below = captured(monkeypatch, plots.scales, results["scales"]).axes[1]
+    values, edges, _ = below.patches[0].get_data()
+    assert values.tolist() == [2.5, 10.0, 31.25, 31.25, 5.0, 20.0]
+    assert edges.tolist() == results["scales"]["edges"]
+    assert below.get_title(loc="left") == "after sparse training: 75.0 % below 0.01 (dashed)"
+    assert [label.get_text() for label in below.get_xticklabels()] == [
+        "0",
+        "0.0001",
+        "0.001",
+        "0.01",
+        "0.1",
+        "1",
+    ]
+
+
+def test_histogram_of_scales_that_are_all_zero(results):
+    results["scales"] |= {"edges": [0.0, 1e-5], "before": [8], "after": [8]}
+    assert plots.scales(results["scales"])
+
+
+def test_widths_draw_every_layer_and_name_them(monkeypatch, results):
+    axes = captured(monkeypatch, plots.widths, results["widths"]).axes[0]
+    assert [patch.get_width() for patch in axes.patches] == [32, 64, 64, 20, 12, 8]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "features.0",
+        "features.3",
+        "features.7",
+    ]
+    assert [text.get_text() for text in axes.texts] == ["20 of 32", "12 of 64", "8 of 64"]
+
+
+def test_widths_of_a_deep_network_name_some_layers(monkeypatch):
+    layers = [{"layer": f"layer.{index}", "before": 64, "after": 32} for index in range(164)]
+    axes = captured(monkeypatch, plots.widths, layers).axes[0]
+    assert len(axes.patches) == 2 * 164
+    assert len(axes.get_yticklabels()) <= 36
+    assert not axes.texts
+
+
+def test_curves_put_stages_one_after_another(monkeypatch, results):
+    loss, accuracy, sparsity = captured(monkeypatch, plots.curves, results["curves"]).axes
+    x, y = accuracy.lines[0].get_data()
+    assert x.tolist() == [*range(1, 21), 20, *range(21, 31), 30]  # a gap after each stage
+    assert y[0] == pytest.approx(10.0)
+    assert y[19] == pytest.approx(95.5)
+    assert [text.get_text() for text in loss.texts] == ["01-sparse", "03-fine-tune"]
+    assert sparsity.lines[0].get_ydata()[19] == pytest.approx(75.0)
+
+
+def test_curves_with_gaps_and_without_scales(monkeypatch):
+    stage = curve("01-train", 3, 0.0, None) | {"val_loss": [], "val_accuracy": [None, 0.5, None]}
+    figure = captured(monkeypatch, plots.curves, [stage])
+    assert len(figure.axes) == 2
+    assert plots.curves([curve("01-sparse", 1, 0.1, 0.5)]) == b""
