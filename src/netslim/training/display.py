@@ -80,4 +80,6 @@ class TrainingDisplay:
         sparse = f"  near zero {near_zero:.1%}" if near_zero is not None else ""
         epoch = module.current_epoch
         text = f"epoch {epoch + 1}/{self.epochs}  loss {loss + penalty:.4f}  accuracy {accuracy:.1%}{sparse}"
-        self.bar.update(self.task, description=text, completed=epoch * steps + done, total=self.epochs * steps, refresh=True)
+        self.bar.update(
+            self.task, description=text, completed=epoch * steps + done, total=self.epochs * steps, refresh=True
+        )

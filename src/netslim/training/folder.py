@@ -9,7 +9,7 @@
     results.json       all results, written when every stage is finished
     report.html        made from results.json
 
-Every file is written under a temporary name and renamed, so that a kill at any moment leaves the old file or the new one.
+Every file is written under a temporary name and renamed, so that a kill leaves the old file or the new one.
 """
 
 from __future__ import annotations
@@ -128,10 +128,13 @@ class RunFolder:
             RecipeError: it belongs to another recipe, or the same with other settings, or holds something else.
         """
         if self.config.exists():
-            return self._compare(recipe)
+            self._compare(recipe)
+            return
         strangers = [item.name for item in self.path.iterdir() if not item.name.startswith(".")]
         if strangers:
-            raise RecipeError(f"{self.path} is not empty and not a run folder (it holds {strangers[0]}); choose another --out")
+            raise RecipeError(
+                f"{self.path} is not empty and not a run folder (it holds {strangers[0]}); choose another --out"
+            )
         write_atomic(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110))
 
     def _compare(self, recipe: Recipe) -> None:
@@ -142,7 +145,9 @@ class RunFolder:
         ours = recipe.to_dict()
         if not isinstance(theirs, dict) or theirs.get("name") != ours["name"]:
             other = theirs.get("name") if isinstance(theirs, dict) else None
-            raise RecipeError(f"{self.path} belongs to the recipe {other!r}, not {ours['name']!r}; choose another --out")
+            raise RecipeError(
+                f"{self.path} belongs to the recipe {other!r}, not {ours['name']!r}; choose another --out"
+            )
         found = list(differences(theirs, ours))
         if found:
             shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
@@ -162,11 +167,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise RecipeError(f"the folder {self.path} cannot be written: {error.strerror}; choose another --out") from None
+            raise RecipeError(
+                f"the folder {self.path} cannot be written: {error.strerror}; choose another --out"
+            ) from None
         try:
             if not _try_lock(handle):
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
-                raise RecipeError(f"{self.path} is in use by another netslim run ({owner}); wait for it or choose another --out")
+                raise RecipeError(
+                    f"{self.path} is in use by another netslim run ({owner}); wait for it or choose another --out"
+                )
             os.ftruncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield

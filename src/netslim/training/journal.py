@@ -23,7 +23,8 @@ from netslim.training.module import Classifier
 from netslim.training.scales import histogram, scales_of, share_near_zero
 
 COLUMNS = (
-    "epoch", "step", "lr", "train_loss", "penalty", "train_accuracy", "val_loss", "val_accuracy", "near_zero", "seconds",
+    "epoch", "step", "lr", "train_loss", "penalty", "train_accuracy", "val_loss", "val_accuracy", "near_zero",
+    "seconds",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -97,7 +98,9 @@ class Journal(pl.Callback):
         pl_module.validation_tally.reset()
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, Classifier)
         if pl_module.device.type == "cpu" or batch_idx % 50 == 49:  # reading a loss makes a GPU wait
             self._refuse_non_finite(trainer, pl_module, batch_idx + 1)
@@ -155,11 +158,16 @@ class Journal(pl.Callback):
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         name, rate = module.stage.name, module.stage.optimizer.lr
-        kept = f"epochs 1 to {trainer.current_epoch} are kept in {self.folder.path}" if self.rows else "no epoch was finished"
+        kept = (
+            f"epochs 1 to {trainer.current_epoch} are kept in {self.folder.path}"
+            if self.rows
+            else "no epoch was finished"
+        )
         return (
-            f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of {module.steps_per_epoch}: {what} is "
-            f"not finite; try a lower learning rate (--stages.{name}.optimizer.lr {rate / 10:g}), a warm-up "
-            f"(--stages.{name}.schedule.warmup 1) or clipped gradients (--stages.{name}.clip 1), with a new --out; {kept}"
+            f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of {module.steps_per_epoch}: "
+            f"{what} is not finite; try a lower learning rate (--stages.{name}.optimizer.lr {rate / 10:g}), a warm-up "
+            f"(--stages.{name}.schedule.warmup 1) or clipped gradients (--stages.{name}.clip 1), with a new --out; "
+            f"{kept}"
         )
 
     def _write_events(self, row: Row, scales: Tensor) -> None:

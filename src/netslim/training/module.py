@@ -14,7 +14,6 @@ What happens in an epoch, and who does it::
 
 from __future__ import annotations
 
-from functools import partial
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -60,7 +59,7 @@ class Tally(nn.Module):
     def means(self) -> tuple[float, float, float]:
         """Loss, accuracy (0..1) and penalty, each the mean over the images seen."""
         count = max(1, self.count)
-        return float(self.total) / count, float(self.accuracy.compute()), float(self.penalty) / count
+        return float(self.total) / count, round(float(self.accuracy.compute()), 7), float(self.penalty) / count
 
 
 class Classifier(pl.LightningModule):
@@ -74,7 +73,9 @@ class Classifier(pl.LightningModule):
         penalised: whether the stage's sparsity, if any, acts; False for a baseline.
     """
 
-    def __init__(self, network: nn.Module, stage: Train, classes: int, steps_per_epoch: int, penalised: bool = True) -> None:
+    def __init__(
+        self, network: nn.Module, stage: Train, classes: int, steps_per_epoch: int, penalised: bool = True
+    ) -> None:
         super().__init__()
         self.network = network
         self.stage = stage

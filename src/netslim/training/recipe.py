@@ -39,7 +39,9 @@ def recipe_text(source: str) -> str:
         return (resources.files("netslim.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
     path = Path(source)
     if path.suffix not in (".yaml", ".yml") and not path.exists():
-        raise RecipeError(f"no recipe is called {source!r}{nearest(source, shipped())}; or give the path of a YAML file")
+        raise RecipeError(
+            f"no recipe is called {source!r}{nearest(source, shipped())}; or give the path of a YAML file"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,15 +72,17 @@ def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Reci
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Build and check a recipe from plain data as `Recipe.to_dict` gives it (and `repeat` blocks)."""
-    tree = json.loads(json.dumps(tree))  # YAML aliases share objects; here nothing is shared
-    stages = tree.pop("stages", None)
+    plain: dict[str, Any] = json.loads(
+        json.dumps(tree, default=str)
+    )  # YAML aliases share objects; here nothing is shared
+    stages = plain.pop("stages", None)
     if not isinstance(stages, list) or not stages:
         raise RecipeError("stages: a recipe needs a list of stages, for example 'stages: [{kind: train, epochs: 3}]'")
-    model = tree.get("model")
+    model = plain.get("model")
     if isinstance(model, dict):
-        tree["model"] = {"name": model.pop("name", None), "kwargs": model}
+        plain["model"] = {"name": model.pop("name", None), "kwargs": model}
     built = tuple(_stage(item, name, where) for where, name, item in _flatten(stages, "stages", ""))
-    recipe = _build(Recipe, tree, "", {"stages": built})
+    recipe = _build(Recipe, plain, "", {"stages": built})
     check(recipe)
     return recipe
 
@@ -160,7 +164,7 @@ def _build(kind: type[Any], plain: Mapping[str, Any], where: str, ready: Mapping
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    nested = [item for item in (hint, *get_args(hint)) if is_dataclass(item)]
+    nested: list[Any] = [item for item in (hint, *get_args(hint)) if is_dataclass(item)]
     if nested and value is not None:
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a mapping of options, got {value!r}")
@@ -242,7 +246,7 @@ def _step(place: Any, part: str, key: str) -> Any:
 
 
 def _find_stage(stages: list[Any], part: str, key: str) -> Any:
-    named = {stage_name(item): item for item in _named(stages)}
+    named = dict(_named(stages))
     if part in named:
         return named[part]
     if part.isdigit() and int(part) < len(stages):
@@ -250,12 +254,16 @@ def _find_stage(stages: list[Any], part: str, key: str) -> Any:
     raise RecipeError(f"--{key}: the recipe has no stage {part!r}{nearest(part, named)}")
 
 
-def _named(stages: list[Any]) -> Iterator[dict[str, Any]]:
+def _named(stages: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every stage by its name, those inside `repeat` blocks and the blocks themselves too."""
     for item in stages:
+        if isinstance(item, dict) and isinstance(item.get("repeat"), dict):
+            item = item["repeat"]
+            yield "repeat", item
+        elif isinstance(item, dict):
+            yield stage_name(item), item
         if isinstance(item, dict):
-            block = item.get("repeat") if isinstance(item.get("repeat"), dict) else item
-            yield item
-            yield from _named(block.get("stages") or [])  # type: ignore[union-attr]
+            yield from _named(item.get("stages") or [])
 
 
 # ---------------------------------------------------------------- checks
@@ -293,7 +301,9 @@ def imitated(recipe: Recipe, stage: Baseline) -> tuple[int, Train]:
         if stage.like in (None, item.name):
             return index, item
     names = [item.name for _, item in trained]
-    raise RecipeError(f"stages.{stage.name}.like: no training stage is called {stage.like!r}{nearest(str(stage.like), names)}")
+    raise RecipeError(
+        f"stages.{stage.name}.like: no training stage is called {stage.like!r}{nearest(str(stage.like), names)}"
+    )
 
 
 def _check_order(recipe: Recipe) -> None:
@@ -304,7 +314,9 @@ def _check_order(recipe: Recipe) -> None:
             raise RecipeError(f"two stages are called {name!r}; give each a 'name' of its own")
     kinds = [stage.kind for stage in recipe.stages]
     if kinds[-1] != "measure" or kinds.count("measure") > 1:
-        raise RecipeError("the last stage, and no other, must be of kind measure: the test set is looked at once, at the end")
+        raise RecipeError(
+            "the last stage, and no other, must be of kind measure: the test set is looked at once, at the end"
+        )
 
 
 def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
@@ -317,12 +329,16 @@ def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
     _need(nesterov, f"{where}.optimizer.nesterov", True, "false when the momentum is 0")
     _need(schedule.factor > 0, f"{where}.schedule.factor", schedule.factor, "above 0")
     _need(all(m > 0 for m in schedule.milestones), f"{where}.schedule.milestones", schedule.milestones, "above 0")
-    _need(0 <= schedule.warmup < stage.epochs, f"{where}.schedule.warmup", schedule.warmup, "from 0 to below the epochs")
+    _need(
+        0 <= schedule.warmup < stage.epochs, f"{where}.schedule.warmup", schedule.warmup, "from 0 to below the epochs"
+    )
     _need(0 < schedule.rise < 1, f"{where}.schedule.rise", schedule.rise, "between 0 and 1")
     _need(0 < schedule.start <= 1, f"{where}.schedule.start", schedule.start, "above 0, at most 1")
     _need(stage.clip is None or stage.clip > 0, f"{where}.clip", stage.clip, "above 0, or null")
     if sparsity is not None:
         _need(sparsity.strength >= 0, f"{where}.sparsity.strength", sparsity.strength, "0 or more")
+        start = sparsity.gamma_init
+        _need(start is None or start > 0, f"{where}.sparsity.gamma_init", start, "above 0, or null")
     if stage.keep == "best" and recipe.data.validation == 0:
         raise RecipeError(f"{where}.keep: 'best' needs validation images; set data.validation above 0, or keep: last")
 
@@ -338,9 +354,12 @@ def _check_prune(stage: Prune, where: str) -> None:
             _need(value >= 1, f"{where}.budget.{key}", value, "1 or more")
     _need(stage.min_channels >= 1, f"{where}.min_channels", stage.min_channels, "1 or more")
     _need(stage.round_to >= 1, f"{where}.round_to", stage.round_to, "1 or more")
-    _need(stage.max_cut is None or 0 <= stage.max_cut < 1, f"{where}.max_cut", stage.max_cut, "a share from 0 to below 1")
+    _need(
+        stage.max_cut is None or 0 <= stage.max_cut < 1, f"{where}.max_cut", stage.max_cut, "a share from 0 to below 1"
+    )
     for name, value in stage.per_group.items():
-        _need(value >= 0, f"{where}.per_group.{name}", value, "0 or more")
+        fits = value >= 0 and (isinstance(value, int) or value < 1)
+        _need(fits, f"{where}.per_group.{name}", value, "a number of channels (3) or a share from 0 to below 1 (0.3)")
 
 
 def _need(holds: object, where: str, value: object, wanted: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NEAR_ZERO = 0.01
-BIN = 0.01
+EDGES = (0.0, *(round(10 ** (power / 8), 8) for power in range(-40, 9)))  # to 10; 0.01 is one of them
 _SMALL = 0.05  # a removed scale above this share of the median kept one still carries signal
 
 
@@ -25,22 +25,15 @@ def share_near_zero(scales: Tensor) -> float | None:
 
 
 def histogram(scales: Tensor) -> list[int]:
-    """Counts in bins of 0.01 from 0 up to the largest scale."""
-    bins = (scales.double() / BIN + 1e-9).long().clamp(min=0)
-    return torch.bincount(bins).tolist() if len(bins) else []
+    """Counts between neighbouring `EDGES`; larger scales count in the last bin."""
+    bins = torch.bucketize(scales.float(), torch.tensor(EDGES[1:-1]), right=True)
+    return torch.bincount(bins, minlength=len(EDGES) - 1).tolist()
 
 
-def joint_histogram(before: Sequence[int], after: Sequence[int], most: int = 60) -> dict[str, list[float] | list[int]]:
-    """Two histograms of bins of 0.01 over one set of edges, with at most `most` bins."""
-    length = max(len(before), len(after), 1)
-    width = -(-length // most)
-    bins = -(-length // width)
-    edges = [round(index * width * BIN, 6) for index in range(bins + 1)]
-    return {"edges": edges, "before": _coarse(before, width, bins), "after": _coarse(after, width, bins)}
-
-
-def _coarse(counts: Sequence[int], width: int, bins: int) -> list[int]:
-    return [sum(counts[index * width : (index + 1) * width]) for index in range(bins)]
+def joint_histogram(before: Sequence[int], after: Sequence[int]) -> dict[str, list[float] | list[int]]:
+    """Two histograms over `EDGES`, without the bins above the largest scale of both."""
+    used = max((index + 1 for index in range(len(before)) if before[index] or after[index]), default=1)
+    return {"edges": list(EDGES[: used + 1]), "before": list(before[:used]), "after": list(after[:used])}
 
 
 def cut_warning(scores: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]]) -> str | None:
@@ -67,7 +60,7 @@ def cut_warning(scores: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]])
         return None
     large = int((removed >= max(NEAR_ZERO, _SMALL * median)).sum())
     return (
-        f"the cut went through scales that are not small: {large} of the {len(removed)} removed ones, up to {largest:.3g}, "
-        f"where the median kept is {median:.3g}; fine-tuning has to make up for it (train longer or with a larger "
-        "sparsity strength, or cut less)"
+        f"the cut went through scales that are not small: {large} of the {len(removed)} removed ones, up to "
+        f"{largest:.3g}, where the median kept is {median:.3g}; fine-tuning has to make up for it (train longer or "
+        "with a larger sparsity strength, or cut less)"
     )

@@ -11,7 +11,8 @@ def factor(schedule: ScheduleOptions, step: int, epochs: int, steps_per_epoch: i
     """What the base learning rate is multiplied with at a step (from 0).
 
     `multistep` milestones below 1 are shares of all epochs: with 0.5 and 0.75 of 160 epochs the rate falls when
-    epochs 80 and 120 (counted from 0) begin, also where the share is not a whole epoch.
+    epochs 80 and 120 (counted from 0) begin, also where the share is not a whole epoch; a third may be
+    written 0.333333.
     """
     if schedule.name == "onecycle":
         return _onecycle(schedule, step / max(1, epochs * steps_per_epoch))
@@ -20,7 +21,7 @@ def factor(schedule: ScheduleOptions, step: int, epochs: int, steps_per_epoch: i
         return (step + 1) / (schedule.warmup * steps_per_epoch + 1)
     if schedule.name == "multistep":
         reached = [m * epochs if m < 1 else m for m in schedule.milestones]
-        return schedule.factor ** sum(done >= milestone - 1e-9 for milestone in reached)
+        return schedule.factor ** sum(done >= milestone - 1e-4 for milestone in reached)
     if schedule.name == "cosine":
         return _cosine((done - schedule.warmup) / (epochs - schedule.warmup), 1.0, 0.0)
     return 1.0

@@ -1,6 +1,6 @@
 """What a recipe may say: typed dataclasses, each option with its meaning, its unit and its default.
 
-A recipe is a YAML file with the fields of `Recipe`; `netslim.training.recipe` reads it, applies overrides and checks it.
+A recipe is a YAML file with the fields of `Recipe`; `netslim.training.recipe` reads, overrides and checks it.
 """
 
 from __future__ import annotations
@@ -90,12 +90,10 @@ class BudgetOptions:
     cut_channels: float | None = None
     cut_macs: float | None = None
     cut_params: float | None = None
-    cut_activations: float | None = None
     max_macs: int | None = None
     max_params: int | None = None
-    max_activation_bytes: int | None = None
 
-    def given(self) -> dict[str, float]:
+    def given(self) -> dict[str, Any]:
         """The limits that are set."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
@@ -143,7 +141,8 @@ class Prune:
     max_cut: float | None = None  # largest share cut from one group
     round_to: int = 1  # channels left are a multiple of this
     protect: list[str] = field(default_factory=list)  # name patterns that are left alone
-    per_group: dict[str, float] = field(default_factory=dict)  # shares (below 1) or counts to cut, by group name
+    per_group: dict[str, int | float] = field(default_factory=dict)  # counts (3) or shares (0.3) to cut, by group name
+    allow_inexact: bool = False  # also cut where removing a channel is not equal to silencing it
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The shipped recipes: YAML files, read by `netslim.training.load_recipe`."""

@@ -1,0 +1,22 @@
+"""Recipes and the runner that carries them out: typed YAML, PyTorch Lightning, and a run folder that survives.
+
+::
+
+    recipe = load_recipe("digits", {"stages.sparse.epochs": "2"})
+    results = run(recipe, "runs/digits")
+"""
+
+from typing import Any
+
+from netslim.training.recipe import load_recipe, parse_recipe, recipe_text, shipped
+from netslim.training.schema import Recipe
+
+__all__ = ["Recipe", "load_recipe", "parse_recipe", "recipe_text", "run", "shipped"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "run":  # training needs Lightning, which takes seconds to import; recipes do not
+        from netslim.training.runner import run
+
+        return run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,181 @@
+"""The command line: each mistake is one clear line, a non-zero exit and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import netslim
+from netslim import models
+from netslim.cli import main
+
+QUICK = ["--trainer.limit_batches", "2", "--trainer.threads", "1", "--trainer.tensorboard", "false"]
+
+
+def told(capsys, *arguments: str, code: int = 1) -> str:
+    """What a failing command prints on standard error: one line, no traceback."""
+    assert main(list(arguments)) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = captured.err.strip().splitlines()
+    assert lines
+    return lines[-1]
+
+
+def test_help_and_version(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+    for arguments in (
+        ["--help"],
+        ["run", "--help"],
+        ["inspect", "--help"],
+        ["recipes", "--help"],
+        ["report", "--help"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert "netslim" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"netslim {netslim.__version__}"
+
+
+def test_help_is_light():
+    code = (
+        "import sys\n"
+        "from netslim.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torchvision', 'pytorch_lightning', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_recipes(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert "vgg19-cifar10" in out
+    assert "error 6.34" in out
+    assert main(["recipes", "digits"]) == 0
+    assert "cut_channels: 0.7" in capsys.readouterr().out
+
+
+def test_a_run_and_its_report(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert (
+        main(
+            [
+                "run",
+                "digits",
+                "--out",
+                str(folder),
+                "--stages.sparse.epochs",
+                "1",
+                "--stages.finetune.epochs",
+                "1",
+                *QUICK,
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "fine-tuned" in out
+    assert f"report: {folder}/report.html" in out.replace("\n", "")
+    results = json.loads((folder / "results.json").read_text())
+    assert [row["key"] for row in results["rows"]] == ["before", "pruned", "fine-tuned"]
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digit"], "digits"),
+        (["run", "nowhere/x.yaml"], "nowhere/x.yaml"),
+        (["run", "digits", "--model.widht", "0.5"], "width"),
+        (["run", "digits", "--stages.prune.budget.cut_channels", "1.0"], "below 1"),
+        (["run", "digits", "--stages.prune.budget.cut_channels", "-0.1"], "from 0 to below 1"),
+        (["run", "digits", "--stages.sparse.epochs", "many"], "epochs"),
+        (["run", "digits", "--stages.spares.epochs", "2"], "sparse"),
+        (["run", "digits", "--seed", "x"], "seed"),
+        (["run", "digits", "--data.name", "digitz"], "digits"),
+        (["run", "digits", "--model.name", "zoo:vg19"], "vgg19"),
+        (["inspect", "zoo:vgg", "--input", "3", "32", "32"], "layers"),
+        (["inspect", "zoo:vgg99", "--input", "3", "32", "32"], "vgg"),
+        (["inspect", "torchvision:resnet1", "--input", "3", "32", "32"], "resnet18"),
+        (["inspect", "zoo:vgg11", "--input", "5", "32", "32"], "does not run on these example inputs"),
+        (["inspect", "zoo:vgg11", "--input", "0", "32", "32"], "1 or more"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in told(capsys, *arguments)
+
+
+def test_a_folder_of_another_recipe(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("name: other\n")
+    assert "belongs to the recipe 'other'" in told(capsys, "run", "digits", "--out", str(tmp_path))
+    assert (tmp_path / "config.yaml").read_text() == "name: other\n"
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(netslim.RecipeError):
+        main(["run", "digit", "--debug"])
+
+
+def test_inspect_prints_groups_and_json(capsys):
+    assert main(["inspect", "zoo:resnet20", "--input", "3", "32", "32", "--model.width", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert "groups can be cut exactly" in out
+    assert "stays: it is an output of the network" in out
+    assert main(["inspect", "zoo:vgg11", "--input", "3", "32", "32", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["groups"][0] == data["groups"][0] | {"channels": 64, "prunable": True, "reason": None}
+
+
+def test_inspect_a_checkpoint(tmp_path, capsys):
+    model = models.build("zoo:vgg11", width=0.25)
+    small = netslim.slim(model, torch.randn(1, 3, 32, 32), criterion="l1", budget=netslim.Budget(cut_channels=0.5))
+    path = netslim.save(small, tmp_path / "s.safetensors", constructor=models.constructor("zoo:vgg11", {"width": 0.25}))
+    assert main(["inspect", str(path), "--input", "3", "32", "32", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["params"] == sum(p.numel() for p in small.parameters())
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "not a whole netslim checkpoint" in told(capsys, "inspect", str(path), "--input", "3", "32", "32")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_is_one_line_and_says_how_to_go_on(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "netslim.cli",
+        "run",
+        "digits",
+        "--out",
+        str(tmp_path / "run"),
+        "--trainer.threads",
+        "1",
+    ]
+    process = subprocess.Popen([*command, "--stages.sparse.epochs", "500"], stderr=subprocess.PIPE, text=True)
+    marker = Path(tmp_path / "run" / "01-sparse" / "metrics.csv")
+    until = time.monotonic() + 120
+    while not marker.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("netslim: interrupted; what is finished is kept in")
+    assert marker.exists()

@@ -1,0 +1,296 @@
+"""Recipes: what is shipped, what may be overridden, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from netslim.errors import RecipeError
+from netslim.training import Recipe, load_recipe, parse_recipe, recipe_text, shipped
+from netslim.training.recipe import read_yaml
+from netslim.training.schedule import factor
+from netslim.training.schema import Baseline, Prune, ScheduleOptions, Train
+
+SMALL = """
+name: small
+title: A test
+data: {name: digits}
+model: {name: zoo:vgg, layers: [8], in_channels: 1}
+stages:
+  - {kind: train, name: sparse, epochs: 4, sparsity: {strength: 1e-4}}
+  - {kind: prune, budget: {cut_channels: 0.5}}
+  - {kind: finetune, epochs: 2}
+  - {kind: measure}
+"""
+
+
+def small(**changes: object) -> dict[str, object]:
+    return {**read_yaml(SMALL), **changes}
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+def test_the_shipped_recipes():
+    assert shipped() == ["digits", "mnist-mlp", "vgg16-cifar10-small", "vgg19-cifar10"]
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_is_complete_and_survives_a_round_trip(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert parse_recipe(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
+
+
+def test_the_papers_settings_for_vgg19():
+    recipe = load_recipe("vgg19-cifar10")
+    sparse, prune, tune, _ = recipe.stages
+    assert isinstance(sparse, Train)
+    assert isinstance(prune, Prune)
+    assert isinstance(tune, Train)
+    assert recipe.data.batch_size == 64
+    for stage in (sparse, tune):
+        assert (stage.epochs, stage.optimizer.lr, stage.optimizer.momentum) == (160, 0.1, 0.9)
+        assert (stage.optimizer.weight_decay, stage.optimizer.nesterov) == (1e-4, True)
+        assert (stage.schedule.name, stage.schedule.milestones, stage.schedule.factor) == (
+            "multistep",
+            [0.5, 0.75],
+            0.1,
+        )
+    assert sparse.sparsity is not None
+    assert (sparse.sparsity.strength, sparse.sparsity.gamma_init) == (1e-4, 0.5)
+    assert tune.sparsity is None
+    assert prune.budget.given() == {"cut_channels": 0.7}
+    assert [row["error"] for row in recipe.published] == [6.34, 6.20]
+
+
+def test_the_papers_settings_for_mnist():
+    recipe = load_recipe("mnist-mlp")
+    sparse, baseline, prune, _, _ = recipe.stages
+    assert isinstance(sparse, Train)
+    assert isinstance(baseline, Baseline)
+    assert isinstance(prune, Prune)
+    assert (recipe.data.batch_size, sparse.epochs, prune.scope) == (256, 30, "layer")
+    assert prune.budget.given() == {"cut_channels": 0.8}
+    rates = [factor(sparse.schedule, epoch * 200, 30, 200) for epoch in (0, 9, 10, 19, 20, 29)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_numbers_in_scientific_notation_are_numbers():
+    assert read_yaml("[1e-4, 1.5e-3, 2E5, 1e+3, -1e-2, .5e1, a1e-4, 1e]") == [
+        1e-4, 1.5e-3, 2e5, 1e3, -1e-2, 5.0, "a1e-4", "1e",
+    ]  # fmt: skip
+
+
+def test_overrides_reach_every_kind_of_place(recipe_file):
+    recipe = load_recipe(
+        recipe_file,
+        {
+            "seed": "3",
+            "data.root": "/somewhere/1",
+            "data.augment.pad": "2",
+            "model.layers": "[4, M, 4]",
+            "model.width": "0.5",
+            "stages.sparse.epochs": "7",
+            "stages.sparse.sparsity.strength": "5e-4",
+            "stages.0.optimizer.lr": "0.2",
+            "stages.prune.budget.cut_channels": "0.25",
+            "stages.finetune.schedule.milestones": "[0.5, 1.5]",
+            "trainer.device": "cpu",
+        },
+    )
+    sparse, prune, tune, _ = recipe.stages
+    assert (recipe.seed, recipe.data.root, recipe.trainer.device) == (3, "/somewhere/1", "cpu")
+    assert recipe.data.augment is not None
+    assert recipe.data.augment.pad == 2
+    assert recipe.model.kwargs == {"layers": [4, "M", 4], "in_channels": 1, "width": 0.5}
+    assert isinstance(sparse, Train)
+    assert isinstance(prune, Prune)
+    assert isinstance(tune, Train)
+    assert (sparse.epochs, sparse.optimizer.lr) == (7, 0.2)
+    assert sparse.sparsity is not None
+    assert sparse.sparsity.strength == 5e-4
+    assert prune.budget.cut_channels == 0.25
+    assert tune.schedule.milestones == [0.5, 1.5]
+
+
+def test_an_override_does_not_leak_through_a_yaml_alias(tmp_path):
+    path = tmp_path / "alias.yaml"
+    path.write_text(
+        SMALL.replace("sparsity: {strength: 1e-4}", "optimizer: &sgd {lr: 0.3}").replace(
+            "finetune, epochs: 2", "finetune, epochs: 2, optimizer: *sgd"
+        )
+    )
+    first, _, second, _ = load_recipe(str(path), {"stages.sparse.optimizer.lr": "0.7"}).stages
+    assert isinstance(first, Train)
+    assert isinstance(second, Train)
+    assert (first.optimizer.lr, second.optimizer.lr) == (0.7, 0.3)
+
+
+def test_repeat_is_written_out_and_its_stages_can_be_addressed(tmp_path):
+    path = tmp_path / "multi.yaml"
+    path.write_text(
+        """
+name: multi
+title: Three passes
+data: {name: digits}
+model: {name: zoo:mlp}
+stages:
+  - repeat:
+      times: 3
+      stages:
+        - {kind: train, name: sparse, epochs: 1, sparsity: {strength: 1e-3}}
+        - {kind: prune, budget: {cut_channels: 0.5}, max_cut: 0.5}
+  - {kind: measure}
+"""
+    )
+    recipe = load_recipe(str(path))
+    assert [stage.name for stage in recipe.stages] == [
+        "sparse-1", "prune-1", "sparse-2", "prune-2", "sparse-3", "prune-3", "measure",
+    ]  # fmt: skip
+    changed = load_recipe(str(path), {"stages.sparse.epochs": "4", "stages.repeat.times": "2"})
+    assert [stage.epochs for stage in changed.stages if isinstance(stage, Train)] == [4, 4]
+    assert parse_recipe(changed.to_dict()) == changed
+
+
+REFUSED = [
+    ({"data.nme": "x"}, r"data\.nme: there is no such option \(did you mean 'name'"),
+    ({"sed": "1"}, r"sed: there is no such option \(did you mean 'seed'"),
+    ({"stages.spars.epochs": "1"}, r"--stages\.spars: the recipe has no stage 'spars' \(did you mean 'sparse'\?\)"),
+    ({"stages.9.epochs": "1"}, r"no stage '9'"),
+    ({"stages.sparse.epoch": "1"}, r"stages\.sparse\.epoch: there is no such option \(did you mean 'epochs'\?\)"),
+    ({"stages.sparse.sparsity.strenght": "1"}, r"did you mean 'strength'\?"),
+    ({"stages.sparse": "1"}, r"--stages\.sparse: name the option of the stage too"),
+    ({"stages.sparse.epochs": "many"}, r"stages\.sparse\.epochs: expected a whole number, got 'many'"),
+    ({"stages.sparse.epochs": "1.5"}, r"expected a whole number, got 1\.5"),
+    ({"stages.sparse.optimizer.lr": "fast"}, r"expected a number, got 'fast'"),
+    ({"stages.sparse.optimizer.lr": ".nan"}, r"expected a finite number"),
+    ({"stages.sparse.optimizer": "adam"}, r"expected a mapping of options, got 'adam'"),
+    ({"stages.sparse.optimizer.name": "adam"}, r"expected one of sgd, got 'adam'"),
+    ({"stages.sparse.schedule.milestones": "0.5"}, r"expected a list"),
+    ({"trainer.device": "tpu"}, r"expected one of auto, cpu, cuda, got 'tpu'"),
+    ({"seed.x": "1"}, r"seed: expected a whole number, got \{'x': 1\}"),
+    ({"name.x": "1"}, r"--name: this option is a single value \('small'\)"),
+    ({"stages.prune.budget.cut_channels": "1"}, r"cut_channels: is 1\.0, must be a share from 0 to below 1"),
+    ({"stages.prune.budget.cut_channels": "1.2"}, r"must be a share from 0 to below 1"),
+    ({"stages.prune.budget.cut_channels": "-0.1"}, r"is -0\.1, must be a share from 0 to below 1"),
+    ({"stages.prune.budget.cut_channels": "null"}, r"budget: say how much to cut"),
+    ({"stages.prune.max_cut": "1"}, r"max_cut: is 1\.0"),
+    ({"stages.prune.min_channels": "0"}, r"min_channels: is 0, must be 1 or more"),
+    ({"stages.prune.per_group.a": "1.5"}, r"per_group\.a: is 1\.5, must be a number of channels \(3\) or a share"),
+    ({"stages.sparse.epochs": "0"}, r"epochs: is 0, must be 1 or more"),
+    ({"stages.sparse.optimizer.lr": "0"}, r"lr: is 0\.0, must be above 0"),
+    ({"stages.sparse.optimizer.momentum": "0"}, r"nesterov: is True, must be false when the momentum is 0"),
+    ({"stages.sparse.sparsity.strength": "-1"}, r"strength: is -1\.0, must be 0 or more"),
+    ({"stages.sparse.sparsity.gamma_init": "0"}, r"gamma_init: is 0\.0, must be above 0"),
+    ({"stages.sparse.keep": "best", "data.validation": "0"}, r"'best' needs validation images"),
+    ({"data.batch_size": "0"}, r"data\.batch_size: is 0"),
+    ({"seed": "-1"}, r"seed: is -1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(item[0]) for item in REFUSED])
+def test_a_wrong_override_is_refused(recipe_file, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe_file, overrides)
+
+
+BROKEN = [
+    ({"stages": []}, "needs a list of stages"),
+    ({"stages": [{"kind": "trian", "epochs": 1}]}, r"stages\.0: no stage is of kind 'trian' \(did you mean 'train'"),
+    ({"stages": ["train"]}, r"stages\.0: a stage is a mapping"),
+    ({"stages": [{"kind": "train", "epochs": 1}]}, "the last stage, and no other, must be of kind measure"),
+    ({"stages": [{"kind": "measure"}, {"kind": "measure", "name": "again"}]}, "and no other"),
+    ({"stages": [{"kind": "train", "epochs": 1}] * 2 + [{"kind": "measure"}]}, "two stages are called 'train'"),
+    ({"stages": [{"kind": "train"}, {"kind": "measure"}]}, r"stages\.train\.epochs: this option is missing"),
+    ({"stages": [{"repeat": {"times": 0, "stages": []}}]}, r"stages\.0\.repeat: needs 'times'"),
+    ({"stages": [{"kind": "baseline"}, {"kind": "measure"}]}, r"stages\.baseline\.like: no training stage"),
+    ({"name": "../up"}, "name: is '../up'"),
+    ({"name": None}, "name: this option is missing"),
+    ({"data": None}, "data: this option is missing"),
+    ({"model": {"width": 1}}, r"model\.name: this option is missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BROKEN, ids=[item[1] for item in BROKEN])
+def test_a_broken_recipe_is_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(small(**changes))
+
+
+def test_a_baseline_may_only_imitate_what_trains():
+    stages = [
+        {"kind": "train", "name": "sparse", "epochs": 1},
+        {"kind": "baseline", "like": "spars"},
+        {"kind": "measure"},
+    ]
+    with pytest.raises(RecipeError, match=r"no training stage is called 'spars' \(did you mean 'sparse'\?\)"):
+        parse_recipe(small(stages=stages))
+
+
+def test_an_unknown_recipe_offers_the_nearest():
+    with pytest.raises(RecipeError, match=r"no recipe is called 'digit' \(did you mean 'digits'\?\)"):
+        load_recipe("digit")
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read: No such file"):
+        load_recipe(str(tmp_path / "nowhere.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"binary\.yaml cannot be read"):
+        load_recipe(str(tmp_path / "binary.yaml"))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="is empty or not a mapping"):
+        load_recipe(str(tmp_path / "odd.yaml"))
+
+
+def test_invalid_yaml_says_where(tmp_path):
+    (tmp_path / "odd.yaml").write_text("name: [1, 2\ntitle: x")
+    with pytest.raises(RecipeError, match=r"is not valid YAML.*line 2"):
+        load_recipe(str(tmp_path / "odd.yaml"))
+
+
+def test_the_text_of_a_shipped_recipe_is_its_file():
+    assert re.search(r"^name: digits$", recipe_text("digits"), flags=re.MULTILINE)
+
+
+def test_a_recipe_is_data():
+    recipe = load_recipe("digits")
+    assert isinstance(recipe, Recipe)
+    assert recipe == load_recipe("digits")
+
+
+# ---------------------------------------------------------------- schedules: 10 epochs of 4 steps
+
+
+def rates(steps, **options):
+    return [factor(ScheduleOptions(**options), step, 10, 4) for step in steps]
+
+
+def test_constant_and_warmup():
+    assert rates([0, 39], name="constant") == [1, 1]
+    assert rates([0, 1, 2, 3, 4, 5], name="constant", warmup=1.0) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
+def test_multistep_takes_shares_and_epochs():
+    assert rates([19, 20, 29, 30], name="multistep", milestones=[0.5, 0.75]) == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert rates([7, 8], name="multistep", milestones=[2.0], factor=0.5) == [1, 0.5]
+
+
+def test_a_share_that_is_not_a_whole_epoch_still_acts():
+    assert [factor(ScheduleOptions(name="multistep", milestones=[0.5]), step, 5, 4) for step in (9, 10)] == [1, 0.1]
+
+
+def test_cosine_and_onecycle_end_points():
+    assert rates([0, 20], name="cosine") == pytest.approx([1, 0.5])
+    assert rates([0, 10, 25], name="onecycle", rise=0.25, start=0.1) == pytest.approx([0.1, 1.0, 0.5])
