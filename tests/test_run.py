@@ -47,12 +47,7 @@ SMALL: dict[str, Any] = {
         {"kind": "measure"},
     ],
 }
-FILES = (
-    "01-sparse/model.safetensors",
-    "02-prune/model.safetensors",
-    "02-prune/plan.json",
-    "03-finetune/model.safetensors",
-)
+NETWORKS = ("01-sparse", "02-prune", "03-finetune")
 
 
 def small(**changes: Any) -> Recipe:

@@ -62,7 +62,8 @@ def save(
         text = json.dumps(header, sort_keys=True)
     except TypeError as error:
         raise CheckpointError(f"the metadata or constructor of a checkpoint must be plain JSON: {error}") from None
-    payload = encode(tensors, {"netslim": text, "digest": _digest(text, tensors)})
+    # One metadata entry: safetensors writes several in no fixed order, and equal networks should give equal files.
+    payload = encode(tensors, {"netslim": json.dumps({"header": text, "digest": _digest(text, tensors)})})
     return _write(Path(path), payload)
 
 
@@ -107,7 +108,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         size = int.from_bytes(payload[:8], "little")
         texts = json.loads(payload[8 : 8 + size])["__metadata__"]
         tensors = decode(payload)
-        text, digest = texts["netslim"], texts["digest"]
+        entry = json.loads(texts["netslim"])
+        text, digest = entry["header"], entry["digest"]
         header = json.loads(text)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
