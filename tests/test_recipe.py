@@ -214,6 +214,7 @@ BROKEN = [
     ({"name": "../up"}, "name: is '../up'"),
     ({"name": None}, "name: this option is missing"),
     ({"data": None}, "data: this option is missing"),
+    ({"published": [{"label": "VGG (Table 1", "error)": None}]}, r"published: expected a list"),
     ({"model": {"width": 1}}, r"model\.name: this option is missing"),
 ]
 

@@ -490,6 +490,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RecipeError, match=r"is not empty and not a run folder \(it holds thesis\.tex\)"):
         run(small(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path):
@@ -623,6 +624,7 @@ def test_a_terminal_gets_a_bar_and_one_line_a_stage(tmp_path):
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_recipe_runs(name, tmp_path, request):
     overrides = {"trainer.limit_batches": "2", "trainer.tensorboard": "false", "trainer.device": "cpu"}
+    overrides["trainer.threads"] = "1"
     overrides |= {f"stages.{stage}.epochs": "1" for stage in ("sparse", "finetune")}
     if name != "digits":
         overrides["data.root"] = str(request.getfixturevalue("netslim_data"))

@@ -14,7 +14,7 @@ import torch
 
 from netslim.training.schema import TrainerOptions
 
-_PACKAGES = ("netslim", "torch", "torchvision", "pytorch-lightning", "numpy")
+_PACKAGES = ("netslim", "torchvision", "pytorch-lightning", "numpy")
 
 
 def describe(device: torch.device, precision: str, command: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def describe(device: torch.device, precision: str, command: str) -> dict[str, An
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "python": sys.version.split()[0],
-        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "versions": {"torch": torch.__version__} | {name: found for name in _PACKAGES if (found := _version(name))},
     }
 
 

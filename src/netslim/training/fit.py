@@ -136,7 +136,7 @@ def quiet() -> Iterator[None]:
 
 def _run(bench: Bench, module: Classifier, journal: Journal, loader: Loader, resume: str | None) -> None:
     limit = bench.recipe.trainer.limit_batches
-    with quiet(), _interruptible():
+    with quiet(), _interruptible(), _deterministic():
         trainer = _trainer(bench, module, journal)
         training = EpochLoader(loader, lambda: trainer.current_epoch, limit)
         checking = [EpochLoader(bench.loader("validation"), lambda: 0, limit)] if len(bench.data.validation) else None
@@ -158,6 +158,17 @@ def _trainer(bench: Bench, module: Classifier, journal: Journal) -> pl.Trainer:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Convolutions on a GPU that give the same bits each time; on a CPU they do anyway."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @contextmanager

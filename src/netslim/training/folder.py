@@ -121,20 +121,29 @@ class RunFolder:
         """The part of stage number `index` (from 0)."""
         return StageFolder(self.path, index, stage)
 
-    def claim(self, recipe: Recipe) -> None:
-        """Make the folder this recipe's own, or make sure that it already is.
+    def refuse_strangers(self) -> None:
+        """Leave a folder alone that holds something else; to be asked before anything is written.
 
         Raises:
-            RecipeError: it belongs to another recipe, or the same with other settings, or holds something else.
+            RecipeError: it is neither a run folder nor empty.
         """
-        if self.config.exists():
-            self._compare(recipe)
+        if self.config.exists() or not self.path.is_dir():
             return
-        strangers = [item.name for item in self.path.iterdir() if not item.name.startswith(".")]
+        strangers = sorted(item.name for item in self.path.iterdir() if not item.name.startswith("."))
         if strangers:
             raise RecipeError(
                 f"{self.path} is not empty and not a run folder (it holds {strangers[0]}); choose another --out"
             )
+
+    def claim(self, recipe: Recipe) -> None:
+        """Make the folder this recipe's own, or make sure that it already is.
+
+        Raises:
+            RecipeError: it belongs to another recipe, or to the same with other settings.
+        """
+        if self.config.exists():
+            self._compare(recipe)
+            return
         write_atomic(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110))
 
     def _compare(self, recipe: Recipe) -> None:

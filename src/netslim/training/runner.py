@@ -60,6 +60,7 @@ def run(
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     display = display or Display()
     command = command or shlex.join(["netslim", "run", recipe.name, "--out", str(folder.path)])
+    folder.refuse_strangers()
     with folder.lock():
         folder.claim(recipe)
         results = finished(folder)

@@ -168,7 +168,9 @@ class Recipe:
     data: DataOptions
     model: ModelOptions
     stages: tuple[Stage, ...]
-    published: list[dict[str, Any]] = field(default_factory=list)  # rows of the paper: label, error in percent, ...
+    published: list[dict[str, str | int | float]] = field(
+        default_factory=list
+    )  # rows of the paper: label, error in percent, ...
     notes: list[str] = field(default_factory=list)
     seed: int = 0
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
