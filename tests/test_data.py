@@ -658,7 +658,7 @@ def test_folder_without_tables_and_table_without_rows(tmp_path: Path) -> None:
 
 def test_hub_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"no such folder, .* pip install 'netslim\[hf\]'"):
+    with pytest.raises(DataError, match=r"no such folder here .* pip install 'netslim\[hf\]'"):
         load("hf:nobody/nothing", root=tmp_path)
 
 

@@ -480,6 +480,14 @@ def test_other_settings_are_refused_with_what_differs(copied):
         run(parse_recipe(changed), copied)
 
 
+def test_a_run_that_finished_nothing_may_begin_anew_with_other_settings(tmp_path):
+    lost = small(data={**SMALL["data"], "name": f"folder:{tmp_path / 'nowhere'}"})
+    with pytest.raises(NetslimError, match="nowhere"):
+        run(lost, tmp_path / "run")
+    run(small(trainer={**SMALL["trainer"], "limit_batches": 2}), tmp_path / "run")
+    assert (tmp_path / "run" / "results.json").exists()
+
+
 def test_a_damaged_config_is_refused(copied):
     (copied / "config.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match=r"config\.yaml is damaged"):

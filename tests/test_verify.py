@@ -105,6 +105,23 @@ def test_slim_is_the_five_in_one():
     assert trace(small, X).macs() <= trace(model, X).macs() / 2
 
 
+def test_a_pruned_model_that_gives_nan_is_caught():
+    class Fragile(nn.Module):
+        """Not a number as soon as a channel is gone, in a way no trace can see."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x) * (1.0 if float(x.shape[1]) == 8 else float("nan"))
+
+    model, small, plan = pruned(Fragile().eval())
+    with pytest.raises(VerificationError, match="differs from the silenced original by inf"):
+        verify(model, small, plan, X)
+
+
 class Sneaky(nn.Module):
     """Bakes a width into Python where no trace can see it, beside an honest group."""
 

@@ -205,6 +205,8 @@ def _deviation(original: nn.Module, cut: nn.Module, plan: PruningPlan, example_i
 def _relative(a: Tensor, b: Tensor, number: int) -> float:
     if not torch.isfinite(a).all():
         raise VerificationError(f"output {number} is not finite, so it cannot be compared; try other example inputs")
+    if not torch.isfinite(b).all():
+        return float("inf")
     return float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
 
 

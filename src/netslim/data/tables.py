@@ -191,8 +191,8 @@ def read_hub(identifier: str, image_size: int | None, limit: int) -> Raw:
         import datasets
     except ImportError:
         raise DataError(
-            f"hf:{identifier}: there is no such folder, and data sets of the hub need the extra 'hf': "
-            "pip install 'netslim[hf]'"
+            f"hf:{identifier}: there is no such folder here or in the data root (set root or NETSLIM_DATA), and data "
+            "sets of the hub need the extra 'hf': pip install 'netslim[hf]'"
         ) from None
     try:
         loaded = datasets.load_dataset(identifier)

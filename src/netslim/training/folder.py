@@ -138,15 +138,16 @@ class RunFolder:
     def claim(self, recipe: Recipe) -> None:
         """Make the folder this recipe's own, or make sure that it already is.
 
+        While no epoch and no stage is finished, the same recipe may begin anew with other settings.
+
         Raises:
             RecipeError: it belongs to another recipe, or to the same with other settings.
         """
-        if self.config.exists():
-            self._compare(recipe)
+        if self.config.exists() and self._same(recipe):
             return
         write_atomic(self.config, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110))
 
-    def _compare(self, recipe: Recipe) -> None:
+    def _same(self, recipe: Recipe) -> bool:
         try:
             theirs = read_yaml(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -158,11 +159,15 @@ class RunFolder:
                 f"{self.path} belongs to the recipe {other!r}, not {ours['name']!r}; choose another --out"
             )
         found = list(differences(theirs, ours))
+        if found and not (any(self.path.glob("*/last.ckpt")) or any(self.path.glob("*/stage.json"))):
+            self.environment.unlink(missing_ok=True)
+            return False
         if found:
             shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
             raise RecipeError(
                 f"{self.path} was begun with other settings ({shown}); choose another --out, or repeat the old command"
             )
+        return True
 
     @contextmanager
     def lock(self) -> Iterator[None]:
