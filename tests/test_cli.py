@@ -138,6 +138,7 @@ def test_inspect_prints_groups_and_json(capsys):
     assert main(["inspect", "zoo:resnet20", "--input", "3", "32", "32", "--model.width", "0.5"]) == 0
     out = capsys.readouterr().out
     assert "groups can be cut exactly" in out
+    assert "10,248,512 multiply-accumulates" in out  # of one image
     assert "stays: it is an output of the network" in out
     assert main(["inspect", "zoo:vgg11", "--input", "3", "32", "32", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)

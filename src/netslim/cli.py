@@ -222,7 +222,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if min(options.input) < 1:
         raise RecipeError(f"--input {shlex.join(map(str, options.input))}: every size must be 1 or more")
     model = models.build(options.model, **kwargs).eval()
-    graph = netslim.trace(model, torch.randn(2, *options.input, generator=torch.Generator().manual_seed(0)))
+    graph = netslim.trace(model, torch.randn(1, *options.input, generator=torch.Generator().manual_seed(0)))
     print(json.dumps(graph.to_dict(), indent=1) if options.json else str(graph))
     return 0
 
