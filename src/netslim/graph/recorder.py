@@ -375,10 +375,3 @@ def _no_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def ints(value: Any) -> list[Any]:
-    """Flatten ``view(2, 3)`` and ``view((2, 3))`` style sizes."""
-    if len(value) == 1 and isinstance(value[0], (tuple, list)):
-        return list(value[0])
-    return list(value)
