@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import PlanError, StaleGraphError
 from ..plan import fingerprint
 from .atoms import CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector
-from .recorder import OperatorCost, Recorder
+from .recorder import Recorder
 
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
 
@@ -340,4 +340,4 @@ def build(recorder: Recorder) -> ChannelGraph:
     )
 
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Count", "OperatorCost", "SizeRule", "Slice", "build"]
+__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Count", "SizeRule", "Slice", "build"]
