@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import FlopCounterMode
 
 from netslim.errors import TraceError
-from netslim.graph.recorder import as_call, describe, evaluating
+from netslim.graph.recorder import as_call, describe, evaluating, no_fast_path
 
 __all__ = ["Cost", "ModuleCost", "cost", "size_on_disk"]
 
@@ -160,13 +160,8 @@ def _attributed(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str
 @contextmanager
 def _visible_attention() -> Iterator[None]:
     """Attention as matrix products: the counter sees through its fused operators in some releases only."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    with no_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _product(*shapes: Any, out_shape: Any = None, **_: Any) -> int:

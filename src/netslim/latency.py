@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from netslim.errors import PlanError, TraceError
+from netslim.graph.recorder import evaluating
 
 SAMPLE_SECONDS = 1e-3  # a shorter sample would measure the clock and the scheduler
 MIN_ROUNDS = 5  # fewer samples make quartiles meaningless
@@ -135,7 +136,7 @@ class _Run:
         self.name = name
         self.device = _home(model, inputs) if device is None else _usable(device)
         moved = _on(model, self.device)
-        stack.enter_context(_evaluation(moved))
+        stack.enter_context(evaluating(moved))
         self.call = _bind(moved, _move(inputs, self.device))
         self.synchronise = _synchroniser(self.device)
         self.inner = 1
@@ -213,17 +214,6 @@ def _synchroniser(device: torch.device) -> Call:
     if device.type in ("cpu", "meta"):
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 
-from .budget import Budget, select
+from .budget import Budget, resolve, select
 from .errors import NetslimError, VerificationError
 from .graph import ChannelGraph, trace
 from .plan import PruningPlan
@@ -75,11 +76,9 @@ def cut(
 
 def _rejected(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any) -> list[str]:
     """The groups of the plan that do not verify when they are cut alone."""
-    from .budget import resolve
-
     rejected = []
     for name, group in plan.groups.items():
-        mask = [unit in set(group.kept) for unit in range(group.size)]
+        mask = np.isin(np.arange(group.size), group.kept)
         alone = resolve(graph, {graph.number(name): mask})
         try:
             verify(model, prune(model, alone), alone, example_inputs)

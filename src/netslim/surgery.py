@@ -131,10 +131,9 @@ def _slice(tensor: Tensor, cuts: Iterable[TensorCut]) -> Tensor:
     result = tensor
     for cut in cuts:
         result = result.index_select(cut.axis, torch.tensor(cut.kept, device=tensor.device))
-    for ndim, format_ in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        dense = tensor.is_contiguous()
-        if tensor.dim() == ndim and not dense and tensor.is_contiguous(memory_format=format_):
-            return result.contiguous(memory_format=format_)
+    format_ = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if format_ is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=format_):
+        return result.contiguous(memory_format=format_)
     return result.contiguous()
 
 

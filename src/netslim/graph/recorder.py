@@ -257,7 +257,7 @@ def record(model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fall
         torch.no_grad(),
         _remembered_attributes(model),
         _module_paths(recorder),
-        _no_fast_path(),
+        no_fast_path(),
         _Function(recorder),
         _Dispatch(recorder, rules, fallback),
     ):
@@ -367,7 +367,7 @@ def _module_paths(recorder: Recorder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
+def no_fast_path() -> Iterator[None]:
     """The fused multi-head attention is one opaque operator; run its parts instead."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -11,7 +11,7 @@ from ..atoms import CHANNEL, SCALE, Vector
 from ..recorder import Recorder
 from ..shapes import split_vector
 from .elementwise import pointwise
-from .table import Rule, name_of, rule, tensors
+from .table import Rule, name_of, named_arguments, rule, tensors
 
 _SPATIAL = {
     2: ["max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
@@ -81,8 +81,7 @@ def reduction(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwarg
         pointwise(rec, func, out, x, *args, **kwargs)
         return
     labels = rec.get(x)
-    names = [a.name for a in func._schema.arguments]
-    given = {**dict(zip(names[1:], args, strict=False)), **kwargs}
+    given = named_arguments(func, args, kwargs)
     dim, keep = given.get("dim"), bool(given.get("keepdim", False))
     wanted = [dim] if isinstance(dim, int) else dim
     reduced = {d % x.dim() for d in wanted} if wanted else set(range(x.dim()))
@@ -128,8 +127,7 @@ def _affine(rec: Recorder, dims: dict[int, Vector], dim: int, first: int, *vecto
 def batch_norm(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Per channel, with the four vectors of the channel."""
     labels = rec.get(x)
-    names = [a.name for a in func._schema.arguments]
-    given = {**dict(zip(names[1:], args, strict=False)), **kwargs}
+    given = named_arguments(func, args, kwargs)
     dims = dict(labels.dims)
     vectors = [given.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
     _affine(rec, dims, 1, 0, *[v if isinstance(v, Tensor) else None for v in vectors])
@@ -154,8 +152,7 @@ def layer_norm(rec: Recorder, func: Any, out: Any, x: Tensor, shape: Sequence[in
 @rule("native_group_norm", "group_norm")
 def group_norm(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """One channel a group is exact and the number of groups follows; otherwise each group shrinks alike."""
-    names = [a.name for a in func._schema.arguments]
-    given = {**dict(zip(names[1:], args, strict=False)), **kwargs}
+    given = named_arguments(func, args, kwargs)
     labels = rec.get(x)
     dims, groups = dict(labels.dims), given.get("group", given.get("num_groups"))
     _affine(rec, dims, 1, 0, given.get("weight"), given.get("bias"))

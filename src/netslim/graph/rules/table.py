@@ -45,6 +45,12 @@ def name_of(func: Any) -> str:
     return str(func._schema.name.partition("::")[2])
 
 
+def named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments after the first by their names in the operator's schema, those that were passed."""
+    names = [a.name for a in func._schema.arguments]
+    return {**dict(zip(names[1:], args, strict=False)), **kwargs}
+
+
 def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[Any] | None:
     """The sizes the user's code passed, if it called one of ``functions`` itself; None if PyTorch computed them."""
     function, args, kwargs = rec.call
