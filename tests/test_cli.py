@@ -140,9 +140,60 @@ def test_inspect_prints_groups_and_json(capsys):
     assert "groups can be cut exactly" in out
     assert "10,248,512 multiply-accumulates" in out  # of one image
     assert "stays: it is an output of the network" in out
+    assert "which hold 99" in out
     assert main(["inspect", "zoo:vgg11", "--input", "3", "32", "32", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["groups"][0] == data["groups"][0] | {"channels": 64, "prunable": True, "reason": None}
+
+
+def test_inspect_explains_names(capsys):
+    shape = ["inspect", "zoo:resnet20", "--input", "3", "32", "32"]
+    assert main([*shape, "--explain", "layer1.0.conv1.weight", "--explain", "fc"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.startswith("layer1.0.conv1.weight: 16 x 16 x 3 x 3\n")
+    assert "They can be cut exactly" in first
+    assert "They stay: it is an output of the network." in second
+    assert main([*shape, "--explain", "fc", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["explain"] == {"fc": second.rstrip("\n")}
+    second_axis = data["axes"][1]
+    assert (second_axis["tensor"], second_axis["axis"], second_axis["size"]) == ("conv1.weight", 1, 3)
+    assert "meets a fixed size" in second_axis["parts"][0]["reason"]
+    assert "did you mean 'conv1'" in told(capsys, *shape, "--explain", "conv11")
+
+
+TAGGER = """
+from torch import nn
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens, mask):
+        return self.head(self.inner(self.embed(tokens) * mask[..., None]).relu().mean(1))
+
+def tagger():
+    return Tagger()
+"""
+
+
+def test_inspect_takes_several_inputs_and_their_types(tmp_path, capsys, monkeypatch):
+    (tmp_path / "taggers.py").write_text(TAGGER)
+    monkeypatch.chdir(tmp_path)
+    command = ["inspect", "taggers:tagger", "--input", "5"]
+    for types in (["int64"], ["int64", "float32"], ["int32", "bool"]):
+        given = [item for name in types for item in ("--dtype", name)]
+        assert main([*command, "--input", "5", *given, "--json"]) == 0
+        groups = json.loads(capsys.readouterr().out)["groups"]
+        assert [(g["name"], g["channels"]) for g in groups] == [("embed", 6), ("inner", 8), ("head", 3)]
+    message = told(capsys, *command, "--dtype", "int64")
+    assert "missing 1 required positional argument: 'mask'" in message
+    assert "once for each input" in message
+    assert "tokens need --dtype int64" in told(capsys, *command, "--input", "5")
+    assert "--dtype int65: choose one of float32" in told(capsys, *command, "--input", "5", "--dtype", "int65")
+    three = [item for _ in range(3) for item in ("--dtype", "bool")]
+    assert "--dtype: 3 for 2 inputs" in told(capsys, *command, "--input", "5", *three)
 
 
 def test_inspect_a_checkpoint(tmp_path, capsys):

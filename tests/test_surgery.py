@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import types
+import warnings
+from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import Budget, NetslimError, PlanError, PruningPlan, SurgeryError, prune, prune_, score, select, trace
+from netslim.plan import SizePatch, TensorCut, fingerprint
 from netslim.surgery import history
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -99,25 +105,83 @@ def test_in_place_keeps_parameters_and_slices_momentum():
     assert not torch.equal(before, model.stem[0].weight)
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw", "rmsprop", "adagrad"])
-def test_other_optimizers_go_on(kind):
-    classes = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "rmsprop": torch.optim.RMSprop,
-        "adagrad": torch.optim.Adagrad,
-    }
+def test_a_loss_that_is_still_referred_to_does_not_keep_the_old_shapes():
     model = Residual()
-    optimizer = classes[kind](model.parameters(), lr=0.01)
+    seen = []
+    model.head.weight.register_hook(lambda gradient: seen.append(gradient.shape[1]))
+    loss = model(X).square().mean()
+    loss.backward()
+    plan = plan_for(model)
+    prune_(model, plan)
+    model.zero_grad()
+    again = model(X).square().mean()
+    again.backward()
+    assert loss.grad_fn is not None
+    assert seen == [6, len(plan.groups["stem.0"].kept)]
+    assert all(p.grad.shape == p.shape for p in model.parameters())
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+    "fused sgd": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, foreach=True),
+    "fused adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.01),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_optimizers_go_on_with_their_state(kind):
+    model = Residual()
+    names = {p: n for n, p in model.named_parameters()}
+    convolutions = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = OPTIMIZERS[kind]([{"params": convolutions, "weight_decay": 0.1}, {"params": others, "lr": 0.001}])
+    model(X).square().mean().backward()
+    optimizer.step()
+    before = {names[p]: copy.deepcopy(dict(state)) for p, state in optimizer.state.items()}
+    plan = plan_for(model)
+    prune_(model, plan, optimizer=optimizer)
+    for name, state in before.items():
+        wanted = {k: sliced(v, name, plan) if torch.is_tensor(v) and v.numel() > 1 else v for k, v in state.items()}
+        for key, value in optimizer.state[model.get_parameter(name)].items():
+            assert torch.is_tensor(value) == torch.is_tensor(wanted[key])
+            assert torch.equal(value, wanted[key]) if torch.is_tensor(value) else value == wanted[key]
+    optimizer.zero_grad()
+    model(X).square().mean().backward()
+    optimizer.step()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def sliced(tensor, name, plan):
+    """The planned entries, along the axes where the tensor has more than one."""
+    for cut in plan.tensors:
+        if cut.tensor == name and tensor.shape[cut.axis] == cut.size:
+            tensor = tensor[(slice(None),) * cut.axis + (list(cut.kept),)]
+    return tensor
+
+
+def test_gradient_scaling_goes_on():
+    model = Residual()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for cut in (False, True):
         if cut:
             prune_(model, plan_for(model), optimizer=optimizer)
         optimizer.zero_grad()
-        model(X).square().mean().backward()
-        optimizer.step()
-    for p in model.parameters():
-        for value in optimizer.state[p].values():
-            assert value.shape in (p.shape, torch.Size([]))
+        scaler.scale(model(X).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 8.0
 
 
 def test_state_that_cannot_be_cut_is_refused_and_nothing_changes():
@@ -128,6 +192,450 @@ def test_state_that_cannot_be_cut_is_refused_and_nothing_changes():
     with pytest.raises(SurgeryError, match=r"SGD keeps 'row' of shape \(5,\) for 'stem.0.weight'"):
         prune_(model, plan_for(model), optimizer=optimizer)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def refused_optimizers(model):
+    lbfgs = torch.optim.LBFGS(model.parameters(), lr=1e-3, max_iter=1)
+    model(X).sum().backward()
+    lbfgs.step(lambda: model(X).square().mean())
+    listed = torch.optim.SGD(model.parameters(), lr=0.1)
+    listed.state[model.stem[0].weight]["past"] = [torch.zeros(6)]
+    factored = torch.optim.SGD(model.parameters(), lr=0.1)
+    factored.state[model.outer.weight]["row"] = torch.zeros(6, 5)
+    stranger = torch.optim.Adam(Residual().parameters())
+    return {
+        "LBFGS keeps its history in one vector over all parameters; make a new optimizer after prune_": lbfgs,
+        "SGD keeps 'past', a list of tensors, for 'stem.0.weight'": listed,
+        r"SGD keeps 'row' of shape \(6, 5\) for 'outer.weight' of shape": factored,
+        "this Adam holds none of the model's parameters: pass the optimizer that trains this very model": stranger,
+        "optimizer takes torch.optim.Optimizer objects, not a GradScaler": torch.amp.GradScaler("cpu", enabled=False),
+        "optimizer takes torch.optim.Optimizer objects, not a str": [listed, "adam"],
+    }
+
+
+def test_optimizers_that_cannot_follow_are_refused_and_nothing_changes():
+    model = Residual()
+    cases = refused_optimizers(model)
+    before, plan = copy.deepcopy(model.state_dict()), plan_for(model)
+    good = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    good.step()
+    momentum = {p: dict(state) for p, state in good.state.items()}
+    for message, optimizer in cases.items():
+        with pytest.raises(SurgeryError, match=message):
+            prune_(model, plan, optimizer=optimizer)
+    with pytest.raises(SurgeryError, match="LBFGS"):
+        prune_(model, plan, optimizer=[good, next(iter(cases.values()))])
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert model.stem[0].out_channels == 6
+    assert all(value is good.state[p][key] for p, state in momentum.items() for key, value in state.items())
+
+
+def test_sharded_optimizer_state_is_refused(tmp_path):
+    distributed = pytest.importorskip("torch.distributed")
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("this PyTorch has no gloo")
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    try:
+        model = Residual()
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.1)
+        with pytest.raises(SurgeryError, match=r"ZeroRedundancyOptimizer shards its state.*make a new optimizer"):
+            prune_(model, plan_for(model), optimizer=optimizer)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_a_wrapped_optimizer_is_the_one_inside():
+    model = Residual()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(X).sum().backward()
+    inner.step()
+    prune_(model, plan_for(model), optimizer=types.SimpleNamespace(optimizer=inner))
+    assert all(inner.state[p]["momentum_buffer"].shape == p.shape for p in model.parameters())
+
+
+def test_an_optimizer_within_an_optimizer_is_cut_too():
+    class Outer(torch.optim.Optimizer):
+        def __init__(self, base):
+            super().__init__(base.param_groups, {})
+            self.base = base
+
+        def step(self, closure=None):
+            self.base.step()
+            for group in self.param_groups:
+                for p in group["params"]:
+                    slow = self.state[p].setdefault("slow", p.detach().clone())
+                    slow.lerp_(p.detach(), 0.5)
+
+    model = Residual()
+    outer = Outer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    for cut in (False, True):
+        if cut:
+            prune_(model, plan_for(model), optimizer=outer)
+        outer.zero_grad()
+        model(X).sum().backward()
+        outer.step()
+    assert all(outer.state[p]["slow"].shape == p.shape for p in model.parameters())
+    assert all(outer.base.state[p]["momentum_buffer"].shape == p.shape for p in model.parameters())
+
+
+# --- companions ---------------------------------------------------------------------------------------------------
+
+
+def averaged(model):
+    """What trains beside a model, by kind, each with values of its own, and how to look at its network."""
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    swa = AveragedModel(model, use_buffers=True)
+    twin = copy.deepcopy(model).double()
+    timm_utils = pytest.importorskip("timm.utils")
+    v1, v2, v3 = timm_utils.ModelEma(model), timm_utils.ModelEmaV2(model), timm_utils.ModelEmaV3(model)
+    return {
+        "ema": (ema, ema.module),
+        "swa": (swa, swa.module),
+        "copy": (twin, twin),
+        "compiled": (torch.compile(model := copy.deepcopy(model), backend="eager"), model),
+        "timm": (v1, v1.ema),
+        "timm v2": (v2, v2.module),
+        "timm v3": (v3, v3.module),
+    }
+
+
+def test_companions_are_cut_alike_and_go_on():
+    model = Residual()
+    kinds = averaged(model)
+    with torch.no_grad():
+        for number, (_, network) in enumerate(kinds.values()):
+            for tensor in network.parameters():
+                tensor.add_(number)
+    plan = plan_for(model)
+    expected = {kind: prune(network, plan) for kind, (_, network) in kinds.items()}
+    assert prune_(model, plan, companions=[companion for companion, _ in kinds.values()]) is model
+    for kind, (_, network) in kinds.items():
+        wanted = expected[kind].state_dict()
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, wanted[name]), (kind, name)
+        assert network.stem[0].out_channels == model.stem[0].out_channels < 6
+        assert history(network) == plan
+    for kind in ("ema", "swa"):
+        companion = kinds[kind][0]
+        companion.update_parameters(model)
+        assert companion.n_averaged == 1
+        assert torch.equal(companion.module.head.weight, model.head.weight)
+    for kind in ("timm", "timm v2", "timm v3"):
+        kinds[kind][0].update(model)
+
+
+def test_shadow_tensors_are_cut_under_their_names():
+    class Tied(Residual):
+        def __init__(self):
+            super().__init__()
+            self.twin = nn.Conv2d(5, 6, 1)
+            self.twin.weight = self.outer.weight
+
+    model = Tied()
+    plan = plan_for(model)
+    state = {n: t.clone() + 1 for n, t in model.state_dict().items()}
+    partial = {n: p.detach() + 2 for n, p in model.named_parameters() if n != "head.bias"} | {"updates": 7}
+    prune_(model, plan, companions=(state, partial))
+    for name, tensor in model.state_dict().items():
+        assert state[name].shape == tensor.shape
+        if tensor.is_floating_point():
+            assert torch.equal(state[name], tensor + 1)
+    assert state["twin.weight"].shape == model.outer.weight.shape
+    assert torch.equal(partial["stem.0.weight"], model.stem[0].weight + 2)
+    assert partial["updates"] == 7
+
+
+def test_a_companion_that_is_the_model_or_given_twice_is_cut_once():
+    model = Residual()
+    plan, twin = plan_for(model), copy.deepcopy(model)
+    prune_(model, plan, companions=(model, twin, twin, model.state_dict()))
+    assert fingerprint(model) == fingerprint(twin)
+    assert torch.equal(model.stem[0].weight, twin.stem[0].weight)
+
+
+def test_a_single_companion_needs_no_tuple():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1))
+    twin = copy.deepcopy(model)
+    prune_(model, plan_for(model), companions=twin)
+    assert twin[0].out_channels == model[0].out_channels
+    assert torch.equal(twin[0].weight, model[0].weight)
+
+
+def test_companions_of_another_architecture_are_refused_by_name_and_nothing_changes():
+    model = Residual()
+    plan, optimizer = plan_for(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    twin, other = copy.deepcopy(model), Residual()
+    other.inner[0] = nn.Conv2d(6, 9, 3, padding=1)
+    other.extra = nn.Linear(2, 2)
+    del other.head
+    prefixed, wrong = AveragedModel(model).state_dict(), torch.ones(1, 6)
+    cases = {
+        r"companion 2 \(Residual\) has another architecture than the model: it lacks 'head.weight', it lacks "
+        r"'head.bias', it has 'extra.weight', it has 'extra.bias' and 2 more": other,
+        r"companion 2 \(AveragedModel\) has another architecture": AveragedModel(Chain()),
+        r"companion 2 \(OrderedDict\) does not hold .* it has 'module.stem.0.weight'.* strip a prefix": prefixed,
+        r"companion 2 \(dict\) .* 'head.weight' has shape \(1, 6\) instead of \(4, 6\)": {"head.weight": wrong},
+        r"companion 2 \(dict\) does not hold tensors of the model under their names: it is empty": {},
+        r"companion 2 \(list\) is no companion: pass a copy": [p.clone() for p in model.parameters()],
+        r"companion 2 \(SGD\) is no companion": optimizer,
+        r"companion 2 \(\w+\): the model is a RecursiveScriptModule": scripted(model),
+    }
+    before = [copy.deepcopy(m.state_dict()) for m in (model, twin)]
+    for message, companion in cases.items():
+        with pytest.raises(SurgeryError, match=message):
+            prune_(model, plan, optimizer, companions=(twin, companion))
+    for one, state in zip((model, twin), before, strict=True):
+        assert all(torch.equal(t, state[n]) for n, t in one.state_dict().items())
+        assert one.stem[0].out_channels == 6
+
+
+def scripted(model):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is deprecated")
+        return torch.jit.script(copy.deepcopy(model))
+
+
+def test_a_change_that_fails_half_way_is_taken_back():
+    class Stubborn(Residual):
+        @property
+        def width(self):
+            return 6
+
+        @width.setter
+        def width(self, value):
+            raise ValueError(f"no {value}")
+
+    model = Stubborn()
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(X).sum().backward()
+    optimizer.step()
+    momentum = {p: state["momentum_buffer"] for p, state in optimizer.state.items()}
+    plan = plan_for(model)
+    model.depth = twin.depth = 4
+    sizes = (SizePatch("", "depth", 4, 2), SizePatch("", "width", 6, 3))
+    plan = PruningPlan(plan.fingerprint, plan.groups, plan.tensors, sizes)
+    before = [copy.deepcopy(m.state_dict()) for m in (model, twin)]
+    gradients = [p.grad for p in model.parameters()]
+    with pytest.raises(SurgeryError, match=r"Stubborn.width cannot be set to 3 \(ValueError: no 3\)"):
+        prune_(model, plan, optimizer, companions=twin)
+    for one, state in zip((model, twin), before, strict=True):
+        assert all(torch.equal(t, state[n]) for n, t in one.state_dict().items())
+        assert history(one) is None
+        assert (one.stem[0].out_channels, one.depth) == (6, 4)
+    assert all(optimizer.state[p]["momentum_buffer"] is value for p, value in momentum.items())
+    assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
+    model(X).sum().backward()
+
+
+def test_tensors_that_share_memory_go_on_to_share_it():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+            self.b.weight.data = self.a.weight.data
+
+        def forward(self, x):
+            return self.head(self.a(x) + self.b(x))
+
+    model = Twins()
+    plan = plan_for(model)
+    small = prune(model, plan)
+    with torch.no_grad():
+        small.a.weight.zero_()
+        assert small.b.weight.abs().sum() == 0
+        prune_(model, plan).a.weight.zero_()
+        assert model.b.weight.abs().sum() == 0
+    apart = Twins()
+    uneven = PruningPlan(fingerprint(apart), {}, (TensorCut("a.weight", 0, 6, (0, 1), "producer"),))
+    with pytest.raises(SurgeryError, match=r"'a.weight' and 'b.weight' share their memory.*make them one parameter"):
+        prune(apart, uneven)
+
+
+# --- weights that are computed before each call ---------------------------------------------------------------------
+
+
+def masked(layer):
+    return importlib.import_module("torch.nn.utils.prune").random_unstructured(layer, "weight", amount=0.3)
+
+
+COMPUTED = {
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+    "mask": masked,
+    "parametrised weight_norm": nn.utils.parametrizations.weight_norm,
+    "parametrised spectral_norm": nn.utils.parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_weights_computed_from_others_are_cut_with_them(kind):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), COMPUTED[kind](nn.Conv2d(6, 4, 3)))
+    model(X)  # leaves a weight with a history behind
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    kept = (0, 1, 4)
+    columns = tuple(9 * channel + k for channel in kept for k in range(9))  # the singular vector of spectral norm
+    cuts = [TensorCut(n, 0, 6, kept, "producer") for n in ("0.weight", "0.bias")]
+    cuts += [TensorCut(n, 1, 6, kept, "consumer") for n, t in state.items() if t.shape[1:2] == (6,)]
+    cuts += [TensorCut(n, 0, 54, columns, "channel") for n, t in state.items() if t.shape == (54,)]
+    plan = PruningPlan(fingerprint(model), {}, tuple(cuts))
+    small = prune(model, plan)
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    assert all(torch.equal(t, sliced(state[n], n, plan)) for n, t in small.state_dict().items())
+    assert (small[2].in_channels, small[2].out_channels, small[2].weight.shape[:2]) == (3, 4, (4, 3))
+    assert small(X).shape == model(X).shape
+    prune_(model, plan)
+    assert (model[2].in_channels, model[2].weight.shape[:2]) == (3, (4, 3))
+    assert model(X).shape == small(X).shape
+
+
+# --- sizes that Python remembers --------------------------------------------------------------------------------------
+
+Split = namedtuple("Split", "left right")
+
+
+class Sizes(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.splits = shared
+        self.width, self.pair, self.split = 6, (6, [2, 4]), Split(2, 4)
+        self.table = OrderedDict(stem=(6, 7), other={3: 9})
+        self.shape, self.flag = torch.Size([6, 4]), True
+
+
+def sizes(module):
+    return module.inner.splits, module.width, module.pair, module.split, module.table, module.shape
+
+
+def patches(*rows):
+    return tuple(SizePatch(module, attribute, old, new) for module, attribute, old, new in rows)
+
+
+def test_patches_reach_into_containers_which_are_never_shared():
+    shared = [2, 4]
+    model, before = Sizes(shared), copy.deepcopy(sizes(Sizes(shared)))
+    rows = [("inner", "splits[0]", 2, 1), ("inner", "splits[1]", 4, 3), ("", "width", 6, 4), ("", "pair[0]", 6, 5)]
+    rows += [
+        ("", "pair[1][1]", 4, 2),
+        ("", "split[1]", 4, 3),
+        ("", "table[stem][0]", 6, 5),
+        ("", "table[other][3]", 9, 8),
+    ]
+    rows += [("", "shape[0]", 6, 4)]
+    plan = PruningPlan(fingerprint(model), {}, (), patches(*rows))
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    expected = ([1, 3], 4, (5, [2, 2]), Split(2, 3), OrderedDict(stem=(5, 7), other={3: 8}), torch.Size([4, 4]))
+    small = prune(model, plan)
+    assert sizes(small) == expected
+    assert sizes(model) == before
+    assert prune_(model, plan) is model
+    assert sizes(model) == expected
+    assert [type(value) for value in sizes(model)] == [type(value) for value in expected]
+    assert shared == [2, 4]
+
+
+BAD_PATCHES = {
+    r"inner.splits\[1\] is 4, the plan expects 5": ("inner", "splits[1]", 5, 3),
+    r"inner.splits\[2\] is not there: \[2, 4\] has no entry 2": ("inner", "splits[2]", 5, 3),
+    r"table\[none\]\[0\] is not there": ("", "table[none][0]", 5, 3),
+    r"width\[0\] is not there: 6 has no entry 0": ("", "width[0]", 5, 3),
+    r"flag is True, the plan expects 1": ("", "flag", 1, 3),
+    r"\.gone is not there, the plan sets it to 3; the model has changed": ("", "gone", 5, 3),
+    r"the plan names the module 'outer', which": ("outer", "width", 5, 3),
+    r"the plan patches 'a.b', which is no attribute": ("", "a.b", 5, 3),
+    r"fixed is a property that cannot be set, and has to become 3: give it a setter": ("", "fixed", 6, 3),
+}
+
+
+@pytest.mark.parametrize("message", BAD_PATCHES)
+def test_patches_that_do_not_fit_are_refused_before_anything_changes(message):
+    class Fixed(Sizes):
+        @property
+        def fixed(self):
+            return self.width
+
+    model = Fixed([2, 4])
+    before = copy.deepcopy(sizes(model))
+    plan = PruningPlan(fingerprint(model), {}, (), patches(("", "pair[0]", 6, 4), BAD_PATCHES[message]))
+    for verb in (prune, prune_):
+        with pytest.raises(SurgeryError, match=message):
+            verb(model, plan)
+    assert sizes(model) == before
+
+
+def cut_axes(model, sizes, rows=()):
+    """The model and its copy, cut to the first entries of the named axes."""
+    tensors = model.state_dict()
+    cuts = tuple(
+        TensorCut(n, axis, tensors[n].shape[axis], tuple(range(size)), "producer") for (n, axis), size in sizes.items()
+    )
+    plan = PruningPlan(fingerprint(model), {}, cuts, patches(*rows))
+    small = prune(model, plan)
+    return small, prune_(model, plan)
+
+
+MIRRORED = {
+    "bilinear": (nn.Bilinear(5, 4, 3), {("weight", 0): 2, ("bias", 0): 2, ("weight", 1): 4, ("weight", 2): 1},
+                 {"out_features": 2, "in1_features": 4, "in2_features": 1}),
+    "embedding": (nn.Embedding(7, 5), {("weight", 1): 3}, {"num_embeddings": 7, "embedding_dim": 3}),
+    "bag": (nn.EmbeddingBag(7, 5), {("weight", 1): 3}, {"num_embeddings": 7, "embedding_dim": 3}),
+    "rms": (nn.RMSNorm(5), {("weight", 0): 3}, {"normalized_shape": (3,)}),
+    "layer": (nn.LayerNorm((2, 5)), {("weight", 1): 3, ("bias", 1): 3}, {"normalized_shape": (2, 3)}),
+    "group": (nn.GroupNorm(2, 6), {("weight", 0): 4, ("bias", 0): 4}, {"num_channels": 4, "num_groups": 2}),
+    "statistics": (nn.BatchNorm1d(5, affine=False), {("running_mean", 0): 3, ("running_var", 0): 3},
+                   {"num_features": 3}),
+    "prelu": (nn.PReLU(5), {("weight", 0): 3}, {"num_parameters": 3}),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, groups=2), {("weight", 1): 2, ("bias", 0): 4},
+                   {"in_channels": 4, "out_channels": 4, "groups": 2}),
+    "cell": (nn.GRUCell(5, 4), {("weight_ih", 0): 9, ("weight_hh", 0): 9, ("bias_ih", 0): 9, ("bias_hh", 0): 9,
+             ("weight_hh", 1): 3, ("weight_ih", 1): 2}, {"input_size": 2, "hidden_size": 3}),
+    "attention": (nn.MultiheadAttention(8, 2), {("in_proj_weight", 0): 12, ("in_proj_weight", 1): 4,
+                  ("in_proj_bias", 0): 12, ("out_proj.weight", 0): 4, ("out_proj.weight", 1): 4,
+                  ("out_proj.bias", 0): 4}, {"embed_dim": 4, "kdim": 4, "vdim": 4, "head_dim": 2}),
+    "cross": (nn.MultiheadAttention(8, 2, kdim=5, vdim=3), {("k_proj_weight", 1): 2, ("v_proj_weight", 1): 1},
+              {"embed_dim": 8, "kdim": 2, "vdim": 1, "head_dim": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MIRRORED)
+def test_modules_that_repeat_their_shapes_say_the_new_ones(kind):
+    module, cuts, wanted = MIRRORED[kind]
+    for model in cut_axes(copy.deepcopy(module), cuts):
+        assert {name: getattr(model, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_recurrent_layers_shrink_and_run(kind, monkeypatch):
+    flattened, flatten = [], nn.RNNBase.flatten_parameters
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda self: flattened.append(self) or flatten(self))
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind.__name__]
+    model = kind(5, 4, num_layers=2, bidirectional=True, batch_first=True)
+    cuts = {("weight_ih_l0", 1): 2, ("weight_ih_l0_reverse", 1): 2}
+    small, same = cut_axes(model, cuts)
+    x = torch.randn(2, 3, 2)
+    for one in (small, same):
+        assert (one.input_size, one.hidden_size) == (2, 4)
+        assert one(x)[0].shape == (2, 3, 8)
+        assert any(layer is one for layer in flattened)
+    assert torch.equal(small(x)[0], same(x)[0])
+    alone = kind(5, 4)
+    cuts = {(f"{name}_{part}_l0", 0): 3 * gates for name in ("weight", "bias") for part in ("ih", "hh")}
+    for one in cut_axes(alone, cuts | {("weight_hh_l0", 1): 3}, [("", "hidden_size", 4, 3)]):
+        assert (one.input_size, one.hidden_size) == (5, 3)
+        assert one(torch.randn(2, 2, 5))[0].shape == (2, 2, 3)
+        assert all(a is b for a, b in zip(one._flat_weights, one.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_a_projected_lstm_shrinks_its_projection():
+    cuts = {("weight_hr_l0", 0): 2, ("weight_hh_l0", 1): 2}
+    for one in cut_axes(nn.LSTM(5, 4, proj_size=3), cuts):
+        assert (one.hidden_size, one.proj_size) == (4, 2)
+        assert one(torch.randn(2, 2, 5))[0].shape == (2, 2, 2)
 
 
 def test_a_plan_for_another_model_names_both_fingerprints():

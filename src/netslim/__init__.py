@@ -23,6 +23,7 @@ from .errors import (
 from .graph import ChannelGraph, trace
 from .latency import Latency, latency
 from .plan import PruningPlan
+from .rules import register_rule
 from .scores import score
 from .slim import slim
 from .sparsity import NetworkSlimming
@@ -55,6 +56,7 @@ __all__ = [
     "load",
     "prune",
     "prune_",
+    "register_rule",
     "save",
     "score",
     "select",

@@ -7,7 +7,6 @@ Nothing is unpickled, and everything is validated before anything is built.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError, PlanError
 from .plan import PruningPlan, fingerprint
 from .surgery import history, prune
+from .wrapping import bare, duplicate
 
 FORMAT = 1
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,6 +48,7 @@ def save(
     Raises:
         CheckpointError: the state holds something that is not a tensor, or the file cannot be written.
     """
+    model = bare(model, CheckpointError)
     tensors, shared = _distinct(model)
     plan = history(model)
     header = {
@@ -81,11 +82,12 @@ def load(model: Model | None, path: str | os.PathLike[str]) -> Model:
     header, tensors = read(path)
     if model is None:
         model = _construct(header, path)
+    model = bare(model, CheckpointError)
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
     try:
         plan = None if header["plan"] is None else PruningPlan.from_json(header["plan"])
-        result = copy.deepcopy(model) if plan is None else prune(model, plan)
+        result = duplicate(model) if plan is None else prune(model, plan)
     except PlanError as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
     _fill(result, tensors, path)

@@ -34,7 +34,7 @@ any value of the recipe can be overridden by its dotted name (`netslim recipes N
 
 _INSPECT = """\
 Run a model once and show its channel graph: the groups of channels that must be cut together, their share of parameters
-and multiply-accumulates, and why some are frozen.
+and multiply-accumulates, and why some stay. The inputs are random numbers, a batch of one; integers and booleans are 1.
 """
 
 _MODELS = """\
@@ -42,7 +42,11 @@ MODEL is zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory, or a che
 its options follow as --model.OPTION VALUE:
   netslim inspect zoo:vgg16 --input 3 32 32 --model.width 0.25
   netslim inspect torchvision:resnet18 --input 3 224 224 --json
+  netslim inspect torchvision:resnet18 --input 3 224 224 --explain layer3.0.conv2.weight --explain bn1
+  netslim inspect mypackage.models:translator --input 32 --input 32 --dtype int64
 """
+
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,10 +104,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         type=int,
         nargs="+",
+        action="append",
         required=True,
-        help="shape of one example, for instance 3 32 32",
+        help="shape of one example, for instance 3 32 32; once for each input of the model, in their order",
     )
-    inspect.add_argument("--json", action="store_true", help="machine-readable output")
+    inspect.add_argument(
+        "--dtype",
+        metavar="TYPE",
+        action="append",
+        help="type of the inputs, for instance int64 for tokens; once for all, or once for each (default: float32)",
+    )
+    inspect.add_argument(
+        "--explain",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="tell what this layer, tensor or group is coupled to and why it can or cannot be cut; may be repeated",
+    )
+    inspect.add_argument("--json", action="store_true", help="everything, machine-readable")
 
     report = _sub(commands, "report", "make report.html of a finished run again", _report)
     report.add_argument("folder", metavar="DIR", type=Path, help="the run folder")
@@ -209,8 +227,6 @@ def _recipes(options: argparse.Namespace, _: dict[str, str]) -> int:
 
 
 def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    import torch
-
     import netslim
     from netslim import models
     from netslim.training.recipe import read_yaml
@@ -219,12 +235,42 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         if not key.startswith("model."):
             raise RecipeError(f"--{key}: inspect takes options of the model only, as --model.OPTION VALUE")
     kwargs = {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}
-    if min(options.input) < 1:
-        raise RecipeError(f"--input {shlex.join(map(str, options.input))}: every size must be 1 or more")
+    examples = _examples(options.input, options.dtype or ["float32"])
     model = models.build(options.model, **kwargs).eval()
-    graph = netslim.trace(model, torch.randn(1, *options.input, generator=torch.Generator().manual_seed(0)))
-    print(json.dumps(graph.to_dict(), indent=1) if options.json else str(graph))
+    try:
+        graph = netslim.trace(model, examples)
+    except netslim.TraceError as error:
+        if "does not run on" not in str(error):
+            raise
+        hint = "--input is the shape of one example without the batch, once for each input; tokens need --dtype int64"
+        raise netslim.TraceError(f"{error} ({hint})") from error
+    told = {name: graph.explain(name) for name in options.explain}
+    if options.json:
+        print(json.dumps(graph.to_dict() | ({"explain": told} if told else {}), indent=1))
+    else:
+        print("\n\n".join(told.values()) if told else graph)
     return 0
+
+
+def _examples(shapes: list[list[int]], types: list[str]) -> tuple[Any, ...]:
+    """One example for each input of a model: random numbers, or ones where they are integers or booleans."""
+    import torch
+
+    for shape in shapes:
+        if min(shape) < 1:
+            raise RecipeError(f"--input {shlex.join(map(str, shape))}: every size must be 1 or more")
+    if len(types) not in (1, len(shapes)):
+        raise RecipeError(f"--dtype: {len(types)} for {len(shapes)} inputs; give it once, or once for each --input")
+    for name in types:
+        if name not in _DTYPES:
+            raise RecipeError(f"--dtype {name}: choose one of {', '.join(_DTYPES)}")
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for shape, name in zip(shapes, types * len(shapes) if len(types) == 1 else types, strict=True):
+        dtype = getattr(torch, name)
+        values = torch.randn(1, *shape, generator=generator) if dtype.is_floating_point else torch.ones(1, *shape)
+        examples.append(values.to(dtype))
+    return tuple(examples)
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> int:

@@ -18,7 +18,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import FlopCounterMode
 
 from netslim.errors import TraceError
-from netslim.graph.recorder import as_call, describe, evaluating, no_fast_path
+from netslim.graph.calls import as_call, describe, evaluating, no_fast_path
+from netslim.wrapping import bare, eagerly
 
 __all__ = ["Cost", "ModuleCost", "cost", "size_on_disk"]
 
@@ -77,6 +78,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     Raises:
         TraceError: the model does not run on these inputs.
     """
+    model = bare(model, TraceError, allow=("meta",))
     macs = _macs_by_module(model, example_inputs)
     params = _params_by_module(model)
     rows = {name: ModuleCost(params[name], macs[name]) for name in params if params[name] or macs[name]}
@@ -108,6 +110,7 @@ def _macs_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     args, kwargs = as_call(example_inputs)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     with (
+        eagerly(),
         evaluating(model),
         torch.no_grad(),
         _visible_attention(),

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from netslim.errors import PlanError, TraceError
-from netslim.graph.recorder import evaluating
+from netslim.graph.calls import evaluating
 
 SAMPLE_SECONDS = 1e-3  # a shorter sample would measure the clock and the scheduler
 MIN_ROUNDS = 5  # fewer samples make quartiles meaningless

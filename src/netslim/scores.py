@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import PlanError
 from .graph import ChannelGraph, ChannelGroup, Slice
 from .plan import named_tensors
+from .wrapping import bare
 
 Criterion = Callable[..., Tensor | None]
 CRITERIA: dict[str, Criterion] = {}
@@ -45,6 +46,7 @@ def score(
         StaleGraphError: the model is not the traced one.
         PlanError: the criterion is unknown, or can score no group of this model.
     """
+    model = bare(model, PlanError)
     graph.check(model)
     function = criterion if callable(criterion) else _named(criterion)
     tensors = {name: tensor.detach() for name, tensor in named_tensors(model)}

@@ -63,7 +63,7 @@ def cut(
         plan = select(graph, kept, budget, **options)
         try:
             small = prune(model, plan)
-            return small, plan, verify(model, small, plan, example_inputs)
+            return small, plan, verify(model, small, plan, example_inputs, graph=graph)
         except (NetslimError, RuntimeError) as error:
             rejected = [] if strict else _rejected(model, graph, plan, example_inputs)
             kept = {name: s for name, s in kept.items() if name not in rejected}
@@ -81,7 +81,7 @@ def _rejected(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_
         mask = np.isin(np.arange(group.size), group.kept)
         alone = resolve(graph, {graph.number(name): mask})
         try:
-            verify(model, prune(model, alone), alone, example_inputs)
+            verify(model, prune(model, alone), alone, example_inputs, graph=graph)
         except (NetslimError, RuntimeError):
             rejected.append(name)
     return rejected

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .companions import members
 from .errors import SurgeryError
+from .mirror import mirror, patched, put
+from .optimizers import cut_state, listed
 from .plan import PruningPlan, TensorCut, compose, named_tensors
+from .wrapping import bare, duplicate, inside, reduces
 
 Model = TypeVar("Model", bound=nn.Module)
+Cuts = dict[str, list[TensorCut]]  # tensor -> its cuts
 _HISTORY = "_netslim_plan"
 
 
@@ -21,169 +28,223 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     """A new, physically smaller copy of ``model``.
 
     Train/eval mode, ``requires_grad``, dtype, device, memory format, hooks and tied weights are as in ``model``,
-    which is not changed.
+    which is not changed. The copy is bare: where ``model`` is a `DistributedDataParallel`, a `DataParallel`, a
+    compiled module or a weight average, it is cut from the module inside; wrap or compile it again.
 
     Raises:
         PlanError: the plan was made for another architecture.
-        SurgeryError: a tensor or attribute the plan names is not as the plan says.
+        SurgeryError: a tensor or attribute the plan names is not as the plan says, or the model is scripted,
+            exported, quantised, sharded or lazy, or cannot be copied.
     """
-    plan.check(model)
-    tensors = dict(named_tensors(model))
-    memo: dict[int, Any] = {}
-    for name, value in _smaller(model, plan, tensors).items():
-        old = tensors[name]
-        memo[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
-    small = copy.deepcopy(model, memo)
+    inner = bare(model, SurgeryError, allow=("meta",))
+    plan.check(inner)
+    cuts = _cuts(plan)
+    smaller = _smaller({tensor: name for name, tensor in named_tensors(inner)}, cuts)
+    memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
+    for tensor, value in smaller.items():
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = Tensor._make_subclass(type(tensor), value, tensor.requires_grad) if is_parameter else value
+    small = duplicate(inner, memo)
+    for module, name, value in patched(small, plan.patches):
+        put(module, name, value)
     _finish(small, plan)
     return small
 
 
-def prune_(model: Model, plan: PruningPlan, optimizer: Optimizer | Iterable[Optimizer] = ()) -> Model:
+def prune_(
+    model: Model, plan: PruningPlan, optimizer: Optimizer | Iterable[Optimizer] = (), companions: Any = ()
+) -> Model:
     """Cut ``model`` in place and return it; parameters keep their identity, so optimizers go on working.
 
-    Everything is computed before anything is changed: on an error the model and the optimizer are as they were.
+    Everything is checked and computed before anything is changed: on an error the model, its companions and the
+    optimizers are as they were. A compiled model compiles anew at its next call.
 
     Args:
-        model: the model the plan was made for.
+        model: the model the plan was made for; within `DataParallel` or `torch.compile` it is cut where it is.
         plan: what to keep.
         optimizer: one or several optimizers whose state (momentum and the like) is cut with the parameters.
+        companions: one or several copies of the model that are kept beside it and cut alike: weight averages
+            (`torch.optim.swa_utils.AveragedModel`, timm's ``ModelEma``), deep copies, or mappings from the names of
+            the model's parameters and buffers to shadow tensors, such as state dicts.
 
     Raises:
         PlanError: the plan was made for another architecture.
-        SurgeryError: a tensor, attribute or optimizer state does not fit the plan.
+        SurgeryError: a tensor, attribute, companion or optimizer state does not fit the plan, or the model is
+            scripted, exported, quantised, sharded, lazy or within `DistributedDataParallel`.
     """
-    plan.check(model)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    tensors = dict(named_tensors(model))
-    smaller = _smaller(model, plan, tensors)
-    cuts = _cuts(plan)
-    states = [_cut_state(o, tensors, cuts) for o in optimizers]
-    gradients = {n: _slice(g, c) for n, c in cuts.items() if (g := tensors[n].grad) is not None}
-    for name, value in smaller.items():
-        tensors[name].grad = None
-        tensors[name].data = value
-        tensors[name].grad = gradients.get(name)
-    for optim, state in zip(optimizers, states, strict=True):
-        for parameter, values in state.items():
-            optim.state[parameter].update(values)
-    _finish(model, plan)
+    if reduces(model):
+        raise SurgeryError(
+            "DistributedDataParallel has laid out its communication for the old sizes: cut the module inside, "
+            "netslim.prune_(model.module, plan, ...), and wrap that again"
+        )
+    inner = bare(model, SurgeryError, allow=("meta",))
+    plan.check(inner)
+    _prepare(inner, plan, optimizer, companions).carry_out()
     return model
 
 
-def _cuts(plan: PruningPlan) -> dict[str, list[TensorCut]]:
-    by_tensor: dict[str, list[TensorCut]] = {}
+def history(model: nn.Module) -> PruningPlan | None:
+    """The composed plan of all cuts that made this model from its original architecture, if netslim cut it."""
+    return getattr(inside(model), _HISTORY, None)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """All that a cut in place does, computed before any of it is done."""
+
+    plan: PruningPlan
+    models: list[nn.Module]
+    tensors: dict[Tensor, tuple[Tensor, Tensor | None]]  # -> its new value and gradient
+    states: list[tuple[dict[str, Any], dict[str, Tensor]]]  # an optimizer's state of a parameter, its new entries
+    attributes: list[tuple[nn.Module, str, Any]]
+
+    def carry_out(self) -> None:
+        with ExitStack() as undo:
+            for tensor, (value, gradient) in self.tensors.items():
+                undo.callback(_put, tensor, tensor.data, tensor.grad if tensor.is_leaf else None)
+                _put(tensor, value, gradient)
+            for state, values in self.states:
+                undo.callback(state.update, {key: state[key] for key in values})
+                state.update(values)
+            for module in (m for model in self.models for m in model.modules()):
+                undo.callback(_restore, module, dict(vars(module)))
+            for module, name, value in self.attributes:
+                put(module, name, value)
+            for model in self.models:
+                _finish(model, self.plan)
+            undo.pop_all()
+
+
+def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:
+    models, shadows = members(model, companions)
+    named = {tensor: name for one in (*map(named_tensors, models), *shadows) for name, tensor in one}
+    cuts = _cuts(plan)
+    smaller = _smaller(named, cuts)
+    _check_changeable(named, smaller)
+    held = {parameter for one in models for parameter in one.parameters()}
+    followed = {tensor: (named[tensor], partial(_keep, cuts[named[tensor]])) for tensor in smaller if tensor in held}
+    states = [entry for one in listed(optimizer) for entry in cut_state(one, followed, held)]
+    attributes = [entry for one in models for entry in patched(one, plan.patches)]
+    attributes += [(module, name, value) for one in models for module, name, _, value in _derived(one, cuts)]
+    gradients = {t: _keep(cuts[named[t]], t.grad) for t in smaller if t.is_leaf and t.grad is not None}
+    tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
+    return _Change(plan, models, tensors, states, attributes)
+
+
+def _check_changeable(named: Mapping[Tensor, str], tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.is_inference():
+            raise SurgeryError(
+                f"{named[tensor]!r} was made in torch.inference_mode, which forbids to change it: netslim.prune makes "
+                "a smaller copy that can be trained"
+            )
+
+
+def _cuts(plan: PruningPlan) -> Cuts:
+    by_tensor: Cuts = {}
     for cut in plan.tensors:
         by_tensor.setdefault(cut.tensor, []).append(cut)
     return by_tensor
 
 
-def _smaller(model: nn.Module, plan: PruningPlan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The cut tensors by name, after everything the plan expects of the model has been checked."""
-    cuts = _cuts(plan)
-    _check(tensors, cuts)
-    for patch in plan.patches:
-        found = getattr(_module(model, patch.module), patch.attribute, None)
-        if found != patch.old:
+def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
+    """The new value of every tensor that is cut; what shares its memory goes on to share it.
+
+    Args:
+        named: tensor -> its name in the plan.
+        cuts: as the plan says.
+    """
+    _check(named, cuts)
+    result: dict[Tensor, Tensor] = {}
+    first: dict[Any, Tensor] = {}
+    for tensor, name in named.items():
+        same = first.setdefault(_memory(tensor), tensor)
+        if _kept(cuts, name) != _kept(cuts, named[same]):
             raise SurgeryError(
-                f"{patch.module}.{patch.attribute} is {found!r}, the plan expects {patch.old}; "
-                "the model has changed since the plan was made: trace and select again"
+                f"{named[same]!r} and {name!r} share their memory, and the plan cuts them differently: make them one "
+                "parameter (a.weight = b.weight) and trace again"
             )
-    return {name: _slice(tensors[name].data, c) for name, c in cuts.items()}
+        if name in cuts:
+            result[tensor] = _keep(cuts[name], tensor.detach()) if same is tensor else result[same].detach()
+    return result
 
 
-def _finish(model: nn.Module, plan: PruningPlan) -> None:
-    """Bring Python's sizes up to date and remember the cut."""
-    for patch in plan.patches:
-        setattr(_module(model, patch.module), patch.attribute, patch.new)
-    _mirror(model, {cut.tensor for cut in plan.tensors})
-    past = history(model)
-    model.__dict__[_HISTORY] = plan if past is None else compose(past, plan)
-
-
-def history(model: nn.Module) -> PruningPlan | None:
-    """The composed plan of all cuts that made this model from its original architecture, if netslim cut it."""
-    return getattr(model, _HISTORY, None)
-
-
-def _module(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise SurgeryError(f"the plan names the module {path!r}, which the model does not have") from None
-
-
-def _check(tensors: dict[str, Tensor], by_tensor: dict[str, list[TensorCut]]) -> None:
-    for name, cuts in by_tensor.items():
-        if name not in tensors:
-            raise SurgeryError(f"the plan cuts {name!r}, which the model does not have")
-        shape = tensors[name].shape
-        for cut in cuts:
-            if cut.axis >= len(shape) or shape[cut.axis] != cut.size:
+def _check(named: Mapping[Tensor, str], cuts: Cuts) -> None:
+    missing = sorted(set(cuts) - set(named.values()))
+    if missing:
+        raise SurgeryError(f"the plan cuts {missing[0]!r}, which the model does not have")
+    for tensor, name in named.items():
+        for cut in cuts.get(name, ()):
+            if cut.axis >= tensor.dim() or tensor.shape[cut.axis] != cut.size:
+                shape = tuple(tensor.shape)
                 raise SurgeryError(
-                    f"the plan expects {cut.size} entries on axis {cut.axis} of {name!r}, its shape is {tuple(shape)}"
+                    f"the plan expects {cut.size} entries on axis {cut.axis} of {name!r}, its shape is {shape}"
                 )
             if not cut.kept:
                 raise SurgeryError(f"the plan keeps nothing of axis {cut.axis} of {name!r}; a layer may not die")
 
 
-def _slice(tensor: Tensor, cuts: Iterable[TensorCut]) -> Tensor:
-    """Keep the planned entries of each axis, in the memory format of the original."""
+def _memory(tensor: Tensor) -> Any:
+    """Equal for two tensors that are the same memory read the same way."""
+    if tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
+def _kept(cuts: Cuts, name: str) -> dict[int, tuple[int, ...]]:
+    return {cut.axis: cut.kept for cut in cuts.get(name, ())}
+
+
+def _keep(cuts: Sequence[TensorCut], tensor: Tensor, axes: Collection[int] | None = None) -> Tensor:
+    """Keep the planned entries of each axis (of ``axes``), in the memory format of the original."""
     result = tensor
     for cut in cuts:
-        result = result.index_select(cut.axis, torch.tensor(cut.kept, device=tensor.device))
-    format_ = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    if format_ is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=format_):
-        return result.contiguous(memory_format=format_)
-    return result.contiguous()
+        if axes is None or cut.axis in axes:
+            result = result.index_select(cut.axis, torch.tensor(cut.kept, device=tensor.device))
+    if result.layout is not torch.strided:
+        return result
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    if order == list(range(tensor.dim())):
+        return result
+    dense = result.permute(order).clone(memory_format=torch.contiguous_format)
+    return dense.permute(sorted(range(tensor.dim()), key=order.__getitem__))
 
 
-def _cut_state(
-    optimizer: Optimizer, tensors: dict[str, Tensor], by_tensor: dict[str, list[TensorCut]]
-) -> dict[Tensor, dict[str, Any]]:
-    """The optimizer's state for the cut parameters, cut alike; state of any other shape is refused."""
-    result: dict[Tensor, dict[str, Any]] = {}
-    for name, cuts in by_tensor.items():
-        parameter = tensors[name]
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor) or (value.numel() == 1 and parameter.numel() > 1):
-                continue
-            if value.shape != parameter.shape:
-                raise SurgeryError(
-                    f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name!r} of shape "
-                    f"{tuple(parameter.shape)}, which cannot be cut with it; make a new optimizer after prune_"
-                )
-            result.setdefault(parameter, {})[key] = _slice(value, cuts)
+def _derived(model: nn.Module, cuts: Cuts) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    """(module, attribute, value, cut value) of weights that a hook computes from others before each call.
+
+    Weight norm keeps them in ``weight_v``, spectral norm and the masks of `torch.nn.utils.prune` in ``weight_orig``.
+    """
+    result = []
+    for name, rows in cuts.items():
+        path, _, source = name.rpartition(".")
+        for attribute in (source.removesuffix("_orig"), source.removesuffix("_v")):
+            module = model.get_submodule(path)
+            value = vars(module).get(attribute)
+            if isinstance(value, Tensor) and value.shape == getattr(module, source).shape:
+                result.append((module, attribute, value, _keep(rows, value.detach())))
     return result
 
 
-def _mirror(model: nn.Module, changed: set[str]) -> None:
-    """Bring the attributes in which PyTorch's modules repeat their shapes up to date."""
-    owners = {id(t) for n, t in named_tensors(model) if n in changed}
-    for module in model.modules():
-        own = [*module._parameters.values(), *module._buffers.values()]
-        own += [p for m in module.children() if type(m).__name__ == "ParametrizationList" for p in m.parameters()]
-        if any(id(t) in owners for t in own if t is not None):
-            _mirror_module(module)
+def _put(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+    if tensor.is_leaf:
+        tensor.grad = None
+    if tensor.requires_grad:
+        # A loss that is still referred to holds a gradient accumulator of the old shape; another dtype resets it.
+        other = torch.float16 if value.dtype is torch.float32 else torch.float32
+        tensor.data = value.new_empty(0, dtype=other)
+    tensor.data = value
+    if gradient is not None:
+        tensor.grad = gradient
 
 
-def _mirror_module(module: nn.Module) -> None:
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        a, b = (0, 1) if module.transposed else (1, 0)
-        sizes = {a: weight.shape[a], b: weight.shape[b]}  # type: ignore[union-attr]
-        sizes[1] *= module.groups
-        module.in_channels, module.out_channels = sizes[a], sizes[b]
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape  # type: ignore[union-attr]
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        vector = weight if weight is not None else module.running_mean
-        if vector is not None:
-            module.num_features = len(vector)
-    elif isinstance(module, nn.GroupNorm) and weight is not None:
-        module.num_channels = len(weight)
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = weight.shape  # type: ignore[union-attr]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)  # type: ignore[arg-type]
+def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
+    vars(module).clear()
+    vars(module).update(attributes)
+
+
+def _finish(model: nn.Module, plan: PruningPlan) -> None:
+    """Bring Python's sizes up to date and remember the cut."""
+    mirror(model, {cut.tensor for cut in plan.tensors})
+    past = history(model)
+    vars(model)[_HISTORY] = plan if past is None else compose(past, plan)

@@ -7,9 +7,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import TraceError
+from ..wrapping import bare, eagerly
+from .calls import as_call
 from .groups import ChannelGraph, ChannelGroup, Slice, build
-from .recorder import as_call, record
 from .rules import RULES, fallback
+from .running import record
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "trace"]
 
@@ -18,7 +20,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """Run ``model`` once and learn which channels must be cut together.
 
     Args:
-        model: any PyTorch module; it is run in evaluation mode without gradients and left as it was.
+        model: any PyTorch module; it is run in evaluation mode without gradients and left as it was. Within
+            `DistributedDataParallel`, `DataParallel`, `torch.compile` or a weight average, the module inside is traced.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. Small ones do: only
             the channels matter, and the batch may be 1.
 
@@ -27,8 +30,9 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         ``graph.unsupported``.
 
     Raises:
-        TraceError: ``model`` is not a module, or does not run on these inputs.
+        TraceError: ``model`` is not a module, cannot be worked on (scripted, exported, quantised, sharded, lazy, on
+            the meta device), or does not run on these inputs.
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"trace needs a torch.nn.Module, got {type(model).__name__}")
-    return build(record(model, example_inputs, RULES, fallback))
+    inner = bare(model, TraceError)
+    with eagerly():
+        return build(record(inner, example_inputs, RULES, fallback))

@@ -53,9 +53,23 @@ class Atoms:
         self.frozen: list[tuple[Vector, str]] = []
         self.coupled: list[tuple[Vector, str]] = []
         self.order: dict[int, int] = {}
-        self.axis_of = np.zeros(first, dtype=np.int64)
+        self.axis_of = np.full(first, -1)
         for number, a in enumerate(self.axes):
             self.axis_of[a.first : a.first + a.size] = number
+
+    def fresh(self, size: int) -> Vector:
+        """Atoms for a dimension that no parameter has: what meets it is tied together through them."""
+        first = len(self.parent)
+        vector = np.arange(first, first + size)
+        self.parent = np.concatenate([self.parent, vector])
+        self.roles = np.concatenate([self.roles, np.zeros(size, dtype=np.uint8)])
+        self.axis_of = np.concatenate([self.axis_of, np.full(size, -1)])
+        return vector
+
+    def owned(self, vector: Vector) -> bool:
+        """Whether a parameter or buffer is among what the first entry is tied to."""
+        live = vector[vector > 0]
+        return bool(len(live)) and bool(self.axis_of[self.find(live[:1])[0]] >= 0)
 
     def find(self, vector: Vector) -> Vector:
         """The class of each atom: the smallest atom it is tied to."""

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..errors import PlanError, StaleGraphError
+from ..errors import StaleGraphError
 from ..plan import fingerprint
 from .atoms import CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector
+from .inventory import Inventory, layer_of, obstacles, take
 from .recorder import Recorder
 
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
@@ -39,6 +40,7 @@ class ChannelGroup:
         slices: all the tensor entries that go with the units.
         exact: whether removing a unit equals silencing it; where not, ``reason`` says which operator mixes channels.
         frozen: whether it cannot be cut at all; ``reason`` says why.
+        reasons: every reason found, where several things stand in the way.
     """
 
     name: str
@@ -47,6 +49,20 @@ class ChannelGroup:
     exact: bool = True
     frozen: bool = False
     reason: str | None = None
+    reasons: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<ChannelGroup {self.name!r}: {self.size} channels, {self.verdict}>"
+
+    def __str__(self) -> str:
+        from .explain import sentences
+
+        return sentences(self)
+
+    @property
+    def verdict(self) -> str:
+        """``"exact"``, ``"inexact"`` (may be cut with ``allow_inexact=True``) or ``"stays"``."""
+        return "stays" if self.frozen else "exact" if self.exact else "inexact"
 
     @property
     def prunable(self) -> bool:
@@ -112,6 +128,7 @@ class ChannelGraph:
         parameters: for each parameter, the product of its axes' counts.
         size_rules: module attributes that follow a cut.
         axis_sizes: (tensor, axis) -> entries.
+        inventory: names and shapes of everything in the model, and why entries in no group stay.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -121,19 +138,33 @@ class ChannelGraph:
     parameters: Mapping[str, Cost] = field(default_factory=dict)
     size_rules: tuple[SizeRule, ...] = ()
     axis_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    inventory: Inventory = field(default_factory=Inventory)
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {g.name: i for i, g in enumerate(self.groups)}
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        """The group of this name, or the one that holds the module or tensor of this name as producer."""
-        if name in self._index:
-            return self.groups[self._index[name]]
-        for group in self.groups:
-            if any(s.tensor == name or s.tensor.rpartition(".")[0] == name for s in group.tensors("producer")):
-                return group
-        raise PlanError(f"no group or producing layer is named {name!r}; graph.groups lists the names")
+        """The group of this name; or the one that the module or tensor of this name produces, scales or reads.
+
+        A module that holds other modules stands for the one group they produce, if it is one.
+
+        Raises:
+            PlanError: there is no such name (the nearest are given), or it takes part in several groups.
+        """
+        from .explain import find
+
+        return find(self, name)
+
+    def explain(self, name: str) -> str:
+        """Tell in sentences what a module, tensor or group is coupled to, and why it can or cannot be cut.
+
+        Raises:
+            PlanError: there is no such name; the nearest are given.
+        """
+        from .explain import explain
+
+        return explain(self, name)
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)
@@ -150,6 +181,12 @@ class ChannelGraph:
     def frozen(self) -> dict[str, str]:
         """Name -> reason, for the groups that cannot be cut, or not exactly."""
         return {g.name: str(g.reason) for g in self.groups if not g.prunable}
+
+    def prunable_share(self, allow_inexact: bool = False) -> float:
+        """Share of the parameters that lie in channels which can be cut, 0 to 1."""
+        groups = {i: g for i, g in enumerate(self.groups) if not g.frozen and (g.exact or allow_inexact)}
+        none = {i: np.zeros(g.size, dtype=bool) for i, g in groups.items()}
+        return 1 - self.params(none) / self.params() if self.params() else 0.0
 
     def number(self, name: str) -> int:
         """Position of the group in ``groups``."""
@@ -176,13 +213,16 @@ class ChannelGraph:
         """Number of parameters under the masks."""
         return sum(c.macs(masks or {}) for c in self.parameters.values())
 
+    def __repr__(self) -> str:
+        return f"<ChannelGraph of {self.fingerprint}: {len(self.prunable)} of {len(self)} groups can be cut exactly>"
+
     def __str__(self) -> str:
         from .display import text
 
         return text(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Groups, shares, reasons and unknown operators as plain data."""
+        """Groups, axes, shares, reasons, size rules and unknown operators as plain data."""
         from .display import as_dict
 
         return as_dict(self)
@@ -216,7 +256,7 @@ class Classes:
         """Group the classes that a layer produces; number groups and units for every atom."""
         axis_of, root = self.atoms.axis_of, self.root
         produced = (self.role[root] & PRODUCER) > 0
-        produced[0] = False
+        produced[axis_of < 0] = False
         members = np.flatnonzero(produced)
         mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes), dtype=np.int64)
         signature = np.zeros(len(root), dtype=np.int64)
@@ -236,8 +276,9 @@ class Classes:
         names = _unique([group.name for _, group, _, _ in drafts])
         groups = []
         for number, ((_, group, part, units), name) in enumerate(zip(drafts, names, strict=True)):
-            self.group_of[part], self.unit_of[part] = number, units
+            self.group_of[root[part]], self.unit_of[root[part]] = number, units
             groups.append(replace(group, name=name))
+        self.group_of, self.unit_of = self.group_of[root], self.unit_of[root]
         self.sizes = [group.size for group in groups]
         return groups
 
@@ -257,7 +298,7 @@ class Classes:
             for a in [int(axis_of[p.start])]
         )
         lead_axis = int(axis_of[lead.start])
-        name = axes[lead_axis].tensor.rpartition(".")[0] or axes[lead_axis].tensor
+        name = layer_of(axes[lead_axis].tensor) or axes[lead_axis].tensor
         exact, frozen, reason = self._verdict(int(roots[0]))
         group = ChannelGroup(name, len(roots), slices, exact, frozen, reason)
         return order[lead_axis], group, part, units
@@ -330,13 +371,14 @@ def build(recorder: Recorder) -> ChannelGraph:
         parameters[name] = Cost(name.rpartition(".")[0], "parameters", tuple(factors))
     rules = [SizeRule(m, a, old, count(vector)) for (m, a), (old, vector) in bindings.items()]
     return ChannelGraph(
-        tuple(groups),
+        tuple(replace(g, reasons=reasons) for g, reasons in zip(groups, obstacles(classes), strict=True)),
         fingerprint(recorder.model),
         {op: tuple(sorted(paths)) for op, paths in sorted(recorder.unsupported.items())},
         tuple(costs),
         parameters,
         tuple(r for r in rules if r.count.shares),
         {(a.tensor, a.axis): a.size for a in atoms.axes},
+        take(recorder.model, classes, recorder.touched),
     )
 
 

@@ -1,16 +1,14 @@
-"""Run the model once and let labels flow.
+"""What one run of a model teaches: labels of tensors, sizes, costs, and what must stay.
 
-A tensor carries labels: for each dimension that belongs to a channel, the vector of its atoms. A
-`TorchDispatchMode` sees every ATen operator and hands it to its rule; a `TorchFunctionMode` sees the call the
-user wrote, which tells whether a size was a literal, a module attribute or read from a shape.
+A tensor carries labels: for each dimension that belongs to a channel, the vector of its atoms.
 """
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -18,19 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
-from ..errors import TraceError
 from .atoms import Atoms, Vector
-from .sizes import Size, symbols
+from .sizes import Size, expression, expressions_in, symbols
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_HERE = str(Path(__file__).parent) + os.sep
 _TRACES = count()
-_CHECK_THEIR_SIZES = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,16 @@ class Constraint:
     vector: Vector | None
     size: int
     where: str
+    decision: bool = False  # a comparison in the code, which must come out the same
+
+
+@dataclass(frozen=True)
+class ValueUse:
+    """A size used as a number: ``soft`` where only values change with it."""
+
+    expression: Any
+    soft: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,16 @@ class Recorder:
     labels: dict[int, tuple[Any, Labels]] = field(default_factory=dict)
     sizes: list[Vector] = field(default_factory=list)
     constraints: list[Constraint] = field(default_factory=list)
+    values: list[ValueUse] = field(default_factory=list)
+    attributes: dict[tuple[str, str], int] = field(default_factory=dict)
     costs: list[OperatorCost] = field(default_factory=list)
     unsupported: dict[str, set[str]] = field(default_factory=dict)
+    numbers: dict[int, tuple[Any, Vector, str]] = field(default_factory=dict)
     calls: list[tuple[Any, tuple, dict]] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    in_rule: bool = False
+    training: bool = False
+    touched: set[int] = field(default_factory=set)
     trace: int = field(default_factory=lambda: next(_TRACES))
 
     # --- labels ------------------------------------------------------------------------------------------------
@@ -113,6 +121,16 @@ class Recorder:
         if left is not right:
             self.atoms.tie(left, right, lambda: f"it meets constant channels in {what}{self.where()}")
         return left
+
+    def freeze(self, vector: Vector | None, reason: str) -> None:
+        """These channels must stay; ``reason`` completes "they stay: ...", the user's line is added."""
+        if vector is not None:
+            self.atoms.freeze(vector, f"{reason}{self.where()}")
+
+    def couple(self, vector: Vector | None, reason: str) -> None:
+        """Removing some of these channels changes the values of the others: inexact."""
+        if vector is not None:
+            self.atoms.couple(vector, f"{reason}{self.where()}")
 
     def mark(self, labels: Labels, dim: int, role: int) -> None:
         """Note a role for the atoms of a weight's dimension."""
@@ -152,6 +170,48 @@ class Recorder:
         elif vector is not None:
             self.atoms.freeze(vector, f"the size {int(value)} is written into the code{self.where()}")
 
+    def follow(self, value: Any, size: int) -> Vector | None:
+        """The labels of a dimension that the user's code made as wide as ``value``; None for a plain number."""
+        expr = self.mine(value)
+        if expr is None:
+            return None
+        if expr[0] == "size":
+            return self.sizes[expr[2]]
+        vector = self.atoms.fresh(size)
+        self.constraints.append(Constraint(expr, vector, size, self.where()))
+        return vector
+
+    def compared(self, what: str, left: Size, right: Any) -> None:
+        """The code compared two sizes and may depend on what it found."""
+        a, b = self.mine(left), self.mine(right)
+        b = expression(int(right)) if b is None else b
+        if self.in_rule or a is None or a == b:
+            return
+        if what == "eq":
+            self._equal(a, b)
+        elif not sys._getframe(3).f_code.co_filename.startswith(_TORCH):
+            self.constraints.append(Constraint((what, a, b), None, 1, self.where(), decision=True))
+
+    def _equal(self, a: Any, b: Any) -> None:
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, tuple) and one[0] == "size":
+                vector = self.sizes[one[2]]
+                if isinstance(other, tuple):
+                    self.constraints.append(Constraint(other, vector, len(vector), self.where()))
+                else:
+                    self.atoms.freeze(vector, f"the code expects the size {other}{self.where()}")
+                return
+        self.constraints.append(Constraint(("sub", a, b), None, 0, self.where()))
+
+    def value(self, number: Any, function: str, soft: bool) -> None:
+        """The user's code passed a size where its value matters, not the width of some channels."""
+        for expr in expressions_in(number):
+            if any(s[0] == "attribute" or s[1] == self.trace for s in symbols(expr)):
+                names = [".".join(filter(None, s[1:])) for s in symbols(expr) if s[0] == "attribute"]
+                given = names[0] if names else "their number"
+                what = "the number of channels is used as a value" if soft else f"{function} takes {given}"
+                self.values.append(ValueUse(expr, soft, f"{what}{self.where()}"))
+
     # --- context -----------------------------------------------------------------------------------------------
 
     @property
@@ -167,6 +227,8 @@ class Recorder:
     def where(self) -> str:
         """``" (file.py:12)"``: the line of the user's code that is running."""
         frame = sys._getframe(1)
+        while self.in_rule and frame is not None and frame.f_code.co_name != "__torch_dispatch__":
+            frame = frame.f_back  # type: ignore[assignment]  # past rules that were registered from outside
         while frame is not None:
             name = frame.f_code.co_filename
             if not name.startswith((_TORCH, _HERE, "<")):
@@ -182,196 +244,17 @@ class Recorder:
             for vector in touched:
                 self.atoms.freeze(vector, f"{why} {operator}{self.where()}")
 
-    def hold(self, module: nn.Module, inputs: Any) -> None:
-        """Freeze a module that refuses inputs and weights of other sizes than it was built for."""
-        held = [v for p in module.parameters() for v in self.atoms.axes_of[id(p)].values()]
-        held += [v for t in _tensors(inputs) for v in self.get(t).dims.values()]
-        for vector in held:
-            self.atoms.freeze(vector, f"{type(module).__name__} {self.module!r} checks its own sizes")
+    def number(self, tensor: Tensor, vector: Vector, operator: str) -> None:
+        """``tensor`` tells channels by their numbers: whoever uses it makes them stay."""
+        reason = f"{operator} gives the numbers of channels{self.where()}"
+        self.numbers[id(tensor)] = (weakref.ref(tensor), vector, reason)
+
+    def used(self, tensors: list[Tensor]) -> None:
+        """Freeze the channels whose numbers are used."""
+        for tensor in tensors:
+            found = self.numbers.get(id(tensor))
+            if found is not None and found[0]() is tensor:
+                self.atoms.freeze(found[1], found[2])
 
     def cost(self, operator: str, *factors: int | Vector | None) -> None:
         self.costs.append(OperatorCost(self.module, operator, tuple(f for f in factors if f is not None)))
-
-
-class _Dispatch(TorchDispatchMode):
-    def __init__(self, recorder: Recorder, rules: Mapping[str, Any], fallback: Any) -> None:
-        super().__init__()
-        self.recorder, self.rules, self.fallback = recorder, rules, fallback
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
-            rule = self.rules.get(func._schema.name.partition("::")[2], self.fallback)
-            rule(self.recorder, func, out, *args, **kwargs)
-        return out
-
-
-_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
-
-
-class _Function(TorchFunctionMode):
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        recorder = self.recorder
-        if func == _SHAPE:
-            return recorder.shape(args[0], func(*args))
-        if func == torch.Tensor.size:
-            out = recorder.shape(args[0], func(args[0]))
-            dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            return out if dim is None else out[dim]
-        recorder.calls.append((func, args, kwargs))
-        try:
-            out = func(*args, **kwargs)
-        finally:
-            recorder.calls.pop()
-        if func == _DATA:
-            labels = recorder.get(args[0])
-            recorder.set(out, labels.dims, labels.weight)
-        return out
-
-
-def record(model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fallback: Any) -> Recorder:
-    """Run ``model`` once on ``example_inputs`` in evaluation mode, without gradients, and follow its channels.
-
-    The model is left as it was: training flags and attributes are restored.
-
-    Raises:
-        TraceError: the model does not run on these inputs.
-    """
-    recorder = Recorder(Atoms(model), model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        del name
-        recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
-    args, kwargs = as_call(example_inputs)
-    for value in tree_flatten((args, kwargs))[0]:
-        if isinstance(value, Tensor):
-            recorder.set(value, {}, weight=False)
-    with (
-        evaluating(model),
-        torch.no_grad(),
-        _remembered_attributes(model),
-        _module_paths(recorder),
-        no_fast_path(),
-        _Function(recorder),
-        _Dispatch(recorder, rules, fallback),
-    ):
-        try:
-            outputs = model(*args, **kwargs)
-        except TraceError:
-            raise
-        except Exception as error:
-            raise TraceError(
-                f"the model does not run on these example inputs ({describe(example_inputs)}): "
-                f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in evaluation mode"
-            ) from error
-    for tensor in _tensors(outputs):
-        for vector in recorder.get(tensor).dims.values():
-            recorder.atoms.freeze(vector, "it is an output of the network")
-    return recorder
-
-
-def as_call(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
-    """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs)."""
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
-def describe(example_inputs: Any) -> str:
-    """Shapes of the inputs, for messages."""
-    args, kwargs = as_call(example_inputs)
-    parts = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
-    parts += [f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()]
-    return ", ".join(parts)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """Every tensor inside nested containers, dataclasses and plain objects."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in _tensors(v)]
-    if isinstance(value, (tuple, list)):
-        return [t for v in value for t in _tensors(v)]
-    if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-        return [t for v in vars(value).values() for t in _tensors(v)]
-    return []
-
-
-output_tensors = _tensors
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's own flag as it was afterwards."""
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-@contextlib.contextmanager
-def _remembered_attributes(model: nn.Module) -> Iterator[None]:
-    """Integer attributes of modules know their own names while the model runs."""
-    modules = [(p, m) for p, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
-    for path, module in modules:
-        for key, value in module.__dict__.items():
-            if type(value) is int and value > 1:
-                module.__dict__[key] = Size(value, ("attribute", path, key))
-    try:
-        yield
-    finally:
-        for _, module in modules:
-            for key, value in module.__dict__.items():
-                if isinstance(value, Size):
-                    module.__dict__[key] = int.__int__(value)
-
-
-@contextlib.contextmanager
-def _module_paths(recorder: Recorder) -> Iterator[None]:
-    paths = {id(m): p for p, m in recorder.model.named_modules()}
-    depth: list[bool] = []
-
-    def enter(module: nn.Module, args: Any) -> None:
-        known = id(module) in paths
-        depth.append(known)
-        if known:
-            recorder.modules.append(paths[id(module)])
-        if isinstance(module, _CHECK_THEIR_SIZES):
-            recorder.hold(module, args)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if depth.pop():
-            recorder.modules.pop()
-
-    handles = (
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def no_fast_path() -> Iterator[None]:
-    """The fused multi-head attention is one opaque operator; run its parts instead."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -6,95 +6,169 @@ from typing import Any
 
 import numpy as np
 
-from .atoms import Vector
+from .atoms import PRODUCER, Vector
 from .recorder import Constraint, Recorder
 from .sizes import evaluate, symbols
 
 Bindings = dict[tuple[str, str], tuple[int, Vector]]  # (module, attribute) -> (value, the dimension it follows)
+_ROUNDS = 20
 
 
 def settle(rec: Recorder) -> Bindings:
-    """Bind module attributes to the dimensions they describe; freeze the channels whose sizes cannot follow.
+    """Bind module attributes to the dimensions they describe; tie or freeze channels whose sizes cannot follow.
 
     Each size must stay right whatever units go, so every constraint is tried with one unit and with half of the
-    units of each family that it involves removed.
+    units of each family that it involves removed. A size that does not follow is made to: by letting a module
+    attribute follow it, else by cutting the two dimensions alike; where neither helps, the channels stay. Each
+    step can unsettle what was settled before, so all is tried again until nothing changes.
     """
-    bindings = _bind(rec)
-    trial = _Trial(rec, bindings)
-    for constraint in rec.constraints:
-        trial.check(constraint)
-    return bindings
-
-
-def _bind(rec: Recorder) -> Bindings:
-    """Attributes that are asked for by name follow the dimension that asks, unless two disagree."""
-    asked: dict[tuple[str, str], list[Constraint]] = {}
-    for c in rec.constraints:
-        if c.expression[0] == "attribute":
-            asked.setdefault((c.expression[1], c.expression[2]), []).append(c)
-    bindings: Bindings = {}
-    for key, constraints in asked.items():
-        first = constraints[0].vector
-        if first is not None and all(c.vector is not None for c in constraints):
-            bindings[key] = (constraints[0].size, first)
-    return bindings
+    trial = _Trial(rec)
+    for _ in range(_ROUNDS):
+        changed = [trial.check(constraint) for constraint in rec.constraints]
+        if not any(changed) and not trial.use_values():
+            return trial.bindings
+    trial.freeze_all()
+    return trial.bindings
 
 
 class _Trial:
-    """Remove some units in thought and see whether a size in the code still fits."""
+    """Remove some units in thought and see whether the sizes in the code still fit."""
 
-    def __init__(self, rec: Recorder, bindings: Bindings) -> None:
-        self.rec, self.bindings = rec, bindings
-        atoms = rec.atoms
-        self.root = atoms.find(np.arange(len(atoms.parent)))
-        frozen = np.zeros(len(self.root), dtype=bool)
-        for vector, _ in atoms.frozen:
-            frozen[self.root[vector]] = True
-        self.live = ~frozen
-        self.live[0] = False
+    def __init__(self, rec: Recorder) -> None:
+        self.rec = rec
         self.rng = np.random.default_rng(0)
+        self.bindings = self._asked_by_name()
+        self._refresh()
 
-    def check(self, constraint: Constraint) -> None:
-        vectors = [] if constraint.vector is None else [constraint.vector]
-        vectors += [v for s in symbols(constraint.expression) if (v := self._vector(s)) is not None]
-        roots = np.unique(np.concatenate([self.root[v] for v in vectors])) if vectors else np.empty(0, np.int64)
-        roots = roots[self.live[roots]]
-        if len(roots) and not self._fits(constraint, roots) and not self._bind_one(constraint, roots):
-            for vector in vectors:
-                self.rec.atoms.freeze(vector, f"a size in the code cannot follow the cut{constraint.where}")
-                self.live[self.root[vector]] = False
+    def check(self, constraint: Constraint) -> bool:
+        """Make the constraint hold; whether anything had to change for it."""
+        vectors = self._vectors(constraint)
+        roots = self._live_roots(vectors)
+        if not len(roots) or self._fits(constraint, roots):
+            return False
+        if not constraint.decision and self._bind_one(constraint, roots):
+            return True
+        if not self._tie(constraint):
+            self._freeze(constraint, vectors)
+        self._refresh()
+        return True
+
+    def use_values(self) -> bool:
+        """Channels whose number is used as a value change what remains, or stay; whether any were found to."""
+        froze = False
+        for use in self.rec.values:
+            vectors = [v for s in symbols(use.expression) if (v := self._vector(s)) is not None]
+            for vector in vectors if len(self._live_roots(vectors)) else ():
+                if use.soft:
+                    self.rec.atoms.couple(vector, use.reason)
+                else:
+                    self.rec.atoms.freeze(vector, use.reason)
+                    froze = True
+        self.rec.values = [] if not froze else [use for use in self.rec.values if use.soft]
+        if froze:
+            self._refresh()
+        return froze
+
+    def freeze_all(self) -> None:
+        """Give up on what still does not fit."""
+        for constraint in self.rec.constraints:
+            vectors = self._vectors(constraint)
+            roots = self._live_roots(vectors)
+            if len(roots) and not self._fits(constraint, roots):
+                self._freeze(constraint, vectors)
+                self._refresh()
+
+    def _asked_by_name(self) -> Bindings:
+        """Attributes that are asked for by name follow the dimension that asks, unless one cannot shrink."""
+        asked: dict[tuple[str, str], list[Constraint]] = {}
+        for c in self.rec.constraints:
+            if isinstance(c.expression, tuple) and c.expression[0] == "attribute":
+                asked.setdefault((c.expression[1], c.expression[2]), []).append(c)
+        return {
+            key: (constraints[0].size, first)
+            for key, constraints in asked.items()
+            if (first := constraints[0].vector) is not None and all(c.vector is not None for c in constraints)
+        }
+
+    def _refresh(self) -> None:
+        atoms = self.rec.atoms
+        self.root = atoms.find(np.arange(len(atoms.parent)))
+        self.live = np.zeros(len(self.root), dtype=bool)
+        self.live[self.root[(atoms.roles & PRODUCER) > 0]] = True
+        for vector, _ in atoms.frozen:
+            self.live[self.root[vector]] = False
+        self.live[0] = False
+
+    def _vectors(self, constraint: Constraint) -> list[Vector]:
+        vectors = [self._vector(s) for s in symbols(constraint.expression)]
+        return [v for v in (constraint.vector, *vectors) if v is not None]
+
+    def _live_roots(self, vectors: list[Vector]) -> Vector:
+        if not vectors:
+            return np.empty(0, np.int64)
+        roots = np.unique(np.concatenate([self.root[v] for v in vectors]))
+        return roots[self.live[roots]]
 
     def _fits(self, constraint: Constraint, roots: Vector) -> bool:
-        for gone in (roots[:1], roots[-1:], roots[self.rng.permutation(len(roots))[: (len(roots) + 1) // 2]]):
-            kept = np.ones(len(self.root), dtype=bool)
-            kept[gone] = False
-            wanted = constraint.size if constraint.vector is None else int(kept[self.root[constraint.vector]].sum())
-            if evaluate(constraint.expression, lambda s, kept=kept: self._value(s, kept)) != wanted:  # type: ignore[misc]
+        half = roots[self.rng.permutation(len(roots))[: (len(roots) + 1) // 2]]
+        for gone in (roots[:1], roots[-1:], half, *([roots[1:]] if constraint.decision else [])):
+            wanted = constraint.size if constraint.vector is None else self._kept(constraint.vector, gone)
+            if evaluate(constraint.expression, lambda s, gone=gone: self._value(s, gone)) != wanted:  # type: ignore[misc]
                 return False
         return True
 
     def _bind_one(self, constraint: Constraint, roots: Vector) -> bool:
-        """Let one attribute inside a computed size follow, if that makes it fit."""
-        if constraint.vector is None:
-            return False
+        """Let one attribute inside a size follow, if that makes it fit."""
         for symbol in symbols(constraint.expression):
             key = symbol[1:]
             if symbol[0] == "attribute" and key not in self.bindings:
-                self.bindings[key] = (self._attribute(symbol), constraint.vector)
-                if self._fits(constraint, roots) and self._others_fit(symbol, constraint):
-                    return True
-                del self.bindings[key]
+                for target in self._targets(constraint):
+                    self.bindings[key] = (self.rec.attributes[key], target)
+                    if self._fits(constraint, roots) and self._others_fit(symbol, constraint):
+                        return True
+                    del self.bindings[key]
         return False
+
+    def _targets(self, constraint: Constraint) -> list[Vector]:
+        """The dimension that asks, or together with the others of a sum (``whole - part`` is the rest)."""
+        vectors = self._vectors(constraint)
+        if constraint.vector is None:
+            return vectors[:1]
+        return [constraint.vector, np.concatenate(vectors)] if len(vectors) > 1 else vectors
 
     def _others_fit(self, symbol: Any, constraint: Constraint) -> bool:
         for other in self.rec.constraints:
             if other is not constraint and symbol in symbols(other.expression):
-                vectors = [constraint.vector] + ([other.vector] if other.vector is not None else [])
-                roots = np.unique(np.concatenate([self.root[v] for v in vectors if v is not None]))
-                roots = roots[self.live[roots]]
+                roots = self._live_roots(self._vectors(other))
                 if len(roots) and not self._fits(other, roots):
                     return False
         return True
+
+    def _tie(self, constraint: Constraint) -> bool:
+        """Cut two dimensions alike, where one size is a whole multiple of the other; whether that makes it fit."""
+        vector = constraint.vector
+        sources = [v for s in symbols(constraint.expression) if (v := self._vector(s)) is not None]
+        if vector is None or len({id(v) for v in sources}) != 1:
+            return False
+        longer, shorter = sorted((vector, sources[0]), key=len, reverse=True)
+        if not len(shorter) or len(longer) % len(shorter):
+            return False
+        for row in self._rows(longer, len(shorter)):
+            self.rec.atoms.tie(row, shorter, lambda: f"it must stay as wide as constant channels{constraint.where}")
+        self._refresh()
+        roots = self._live_roots([vector])
+        return not len(roots) or self._fits(constraint, roots)
+
+    def _rows(self, vector: Vector, width: int) -> Vector:
+        """Lay a vector out in rows of ``width``, one after the other or interleaved: as it is tied already."""
+        layouts = (vector.reshape(-1, width), vector.reshape(width, -1).T)
+        return min(layouts, key=lambda rows: sum(len(np.unique(column)) for column in self.root[rows].T))
+
+    def _freeze(self, constraint: Constraint, vectors: list[Vector]) -> None:
+        decision, size = "a decision in the code depends on it", "a size in the code cannot follow the cut"
+        what = decision if constraint.decision else size
+        for vector in vectors:
+            self.rec.atoms.freeze(vector, f"{what}{constraint.where}")
 
     def _vector(self, symbol: Any) -> Vector | None:
         if symbol[0] == "size":
@@ -102,14 +176,12 @@ class _Trial:
         bound = self.bindings.get(symbol[1:])
         return None if bound is None else bound[1]
 
-    def _value(self, symbol: Any, kept: Vector) -> int:
+    def _value(self, symbol: Any, gone: Vector) -> int:
         vector = self._vector(symbol)
-        left = None if vector is None else int(kept[self.root[vector]].sum())
-        if symbol[0] == "size":
-            return int(left)  # type: ignore[arg-type]
-        if left is None or vector is None:
-            return self._attribute(symbol)
-        return self._attribute(symbol) * left // len(vector)
+        if vector is None:
+            return self.rec.attributes[symbol[1:]]
+        kept = self._kept(vector, gone)
+        return kept if symbol[0] == "size" else self.rec.attributes[symbol[1:]] * kept // len(vector)
 
-    def _attribute(self, symbol: Any) -> int:
-        return int(getattr(self.rec.model.get_submodule(symbol[1]), symbol[2]))
+    def _kept(self, vector: Vector, gone: Vector) -> int:
+        return len(vector) - int(np.isin(self.root[vector], gone).sum())

@@ -74,8 +74,8 @@ def _block(
     block_out: list[int],
     live: list[int],
 ) -> dict[int, Vector]:
-    kept, dropped = live[-1], live[:-1]
-    for d in dropped:
+    kept = max(live, key=lambda d: (rec.atoms.owned(dims[d]), len(np.unique(rec.atoms.find(dims[d]))), d))
+    for d in [d for d in live if d != kept]:
         rec.atoms.freeze(dims[d], f"two channel dimensions merge{rec.where()}")
     place = [1] * len(block_in)
     place[block_in.index(kept)] = -1
@@ -95,14 +95,14 @@ def _block(
 
 
 def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
-    """Which axis of a block may shrink: first one that needs no new tie, then by `_freedom`."""
+    """Which axis of a block may shrink: first one that needs no new tie, then by `_freedom`, then the longest."""
     candidates = []
     for axis in range(cells.ndim):
         freedom = _freedom(rec, asked[axis])
         if freedom or cells.ndim == 1:
             moved = np.moveaxis(cells, axis, 0).reshape(cells.shape[axis], -1)
-            candidates.append((bool((moved == moved[:, :1]).all()), freedom, axis))
-    return max(candidates)[2] if candidates else None
+            candidates.append((bool((moved == moved[:, :1]).all()), freedom, cells.shape[axis], axis))
+    return max(candidates)[3] if candidates else None
 
 
 def _freedom(rec: Recorder, asked: Any) -> int:

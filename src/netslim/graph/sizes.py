@@ -13,13 +13,21 @@ from typing import Any
 
 Expression = tuple  # ("size", trace, number) | ("attribute", module, name) | (operator name, left, right) | int
 
-_OPERATORS: dict[str, Callable[[int, int], int]] = {
+watchers: list[Callable[[str, Any, Any], None]] = []  # told what the code found when it compared sizes
+
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
 }
+_ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod")
+_OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 
 
 class Size(int):
@@ -38,19 +46,68 @@ class Size(int):
     def __deepcopy__(self, memo: object) -> int:
         return int.__int__(self)
 
+    def __hash__(self) -> int:
+        return int.__hash__(self)
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)
+        if same is True:
+            _tell("eq", self, other)
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        same = self.__eq__(other)
+        return same if same is NotImplemented else not same
+
     def __neg__(self) -> int:
         return Size(-int.__int__(self), ("sub", 0, self.expression))
+
+    def __divmod__(self, other: int) -> tuple[int, int]:
+        return self // other, self % other
+
+
+class Value(float):
+    """A number computed from sizes that is no size itself; it knows their ``expressions``."""
+
+    expressions: tuple[Any, ...]
+
+    def __new__(cls, value: float, expressions: tuple[Any, ...]) -> Value:
+        self = float.__new__(cls, value)
+        self.expressions = expressions
+        return self
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float.__float__(self),)
+
+    def __deepcopy__(self, memo: object) -> float:
+        return float.__float__(self)
+
+
+def _tell(what: str, left: Any, right: Any) -> None:
+    for watcher in watchers:
+        watcher(what, left, right)
+
+
+def expressions_in(value: Any) -> tuple[Any, ...]:
+    """The expressions that a number was computed from."""
+    if isinstance(value, Size):
+        return (value.expression,)
+    return value.expressions if isinstance(value, Value) else ()
 
 
 def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
     function = _OPERATORS[name]
 
     def forward(self: Size, other: Any) -> Any:
+        if isinstance(other, float):
+            return Value(function(float(self), float(other)), (self.expression, *expressions_in(other)))
         if not isinstance(other, int):
             return NotImplemented
         return Size(function(int.__int__(self), int.__int__(other)), (name, self.expression, expression(other)))
 
     def reverse(self: Size, other: Any) -> Any:
+        if isinstance(other, float):
+            return Value(function(float(other), float(self)), (*expressions_in(other), self.expression))
         if not isinstance(other, int):
             return NotImplemented
         return Size(function(int.__int__(other), int.__int__(self)), (name, expression(other), self.expression))
@@ -58,10 +115,44 @@ def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], 
     return forward, reverse
 
 
-for _name in _OPERATORS:
+def _comparison(name: str) -> Callable[[Any, Any], Any]:
+    function = _OPERATORS[name]
+
+    def compare(self: Size, other: Any) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        holds = function(int.__int__(self), int.__int__(other))
+        _tell(name if holds else _OPPOSITE[name], self, other)
+        return holds
+
+    return compare
+
+
+def _fraction(name: str, base: type) -> Callable[[Any, Any], Any]:
+    """Arithmetic that leaves the integers: with a `Size` or `Value` on either side the result is a `Value`."""
+
+    def compute(self: Any, other: Any) -> Any:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        exact = getattr(base, name)(self, other)
+        plain = getattr(float, name)(float(self), float(other)) if exact is NotImplemented else exact
+        return Value(plain, (*expressions_in(self), *expressions_in(other)))
+
+    return compute
+
+
+for _name in _ARITHMETIC:
     _forward, _reverse = _binary(_name)
     setattr(Size, f"__{_name}__", _forward)
     setattr(Size, f"__r{_name}__", _reverse)
+for _name in _OPPOSITE:
+    setattr(Size, f"__{_name}__", _comparison(_name))
+for _name in ("truediv", "pow"):
+    for _side in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Size, _side, _fraction(_side, int))
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    for _side in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Value, _side, _fraction(_side, float))
 
 
 def expression(value: int) -> Any:

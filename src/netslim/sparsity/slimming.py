@@ -24,6 +24,8 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from netslim.errors import PlanError
+from netslim.optimizers import innermost
+from netslim.wrapping import bare, gathered
 
 Closure = Callable[[], Any]
 
@@ -74,7 +76,7 @@ class NetworkSlimming:
         self._strength = 0.0
         self.strength = strength
         self._attached: dict[Optimizer, _Attachment] = {}
-        scales = _bn_scales(model)
+        scales = _bn_scales(bare(model, PlanError, allow=("meta", "sharded")))
         if gamma_init is not None:
             _initialise(scales, gamma_init)
 
@@ -95,7 +97,7 @@ class NetworkSlimming:
         Raises:
             PlanError: attached to it already, or it holds none of the model's BN scales.
         """
-        optimizer = _innermost(optimizer)
+        optimizer = innermost(optimizer)
         if optimizer in self._attached:
             raise PlanError(
                 f"this NetworkSlimming is attached to this {type(optimizer).__name__} already; twice "
@@ -112,7 +114,7 @@ class NetworkSlimming:
         Raises:
             PlanError: it is not attached to `optimizer`.
         """
-        leaving = list(self._attached) if optimizer is None else [_innermost(optimizer)]
+        leaving = list(self._attached) if optimizer is None else [innermost(optimizer)]
         for one in leaving:
             attachment = self._attached.pop(one, None)
             if attachment is None:
@@ -128,12 +130,12 @@ class NetworkSlimming:
         """
         groups: list[Iterable[Tensor]] = [group for one in self._attached.values() for group in one.groups]
         terms = [slimming_penalty(group, self.strength) for group in groups or [[self.scales()]]]
-        return torch.stack([term.to(terms[0]) for term in terms]).sum()
+        return gathered(torch.stack([term.to(terms[0]) for term in terms]).sum())
 
     @torch.no_grad()
     def scales(self) -> Tensor:
         """|gamma| of every BN layer, in the order of `model.modules()`; a detached 1-D tensor."""
-        scales = _bn_scales(self.model)
+        scales = [gathered(scale) for scale in _bn_scales(self.model)]
         return torch.cat([scale.to(scales[0].device) for scale in scales]).abs()
 
     def share_near_zero(self, threshold: float = 1e-2) -> float:
@@ -230,13 +232,6 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def _same(first: list[nn.Parameter], second: list[nn.Parameter]) -> bool:
     return len(first) == len(second) and all(map(is_, first, second))
-
-
-def _innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that steps in the end: Lightning and Accelerate wrap it."""
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
-    return optimizer
 
 
 def _bn_scales(model: nn.Module) -> list[nn.Parameter]:

@@ -5,8 +5,20 @@ that must be cut together, gives the output its labels, and notes what must stay
 (without overload) to its rule; pointwise operators are known by their tag; `fallback` freezes the rest.
 """
 
-from . import contracting, rearranging, reducing
+from . import contracting, creating, rearranging, recurring, reducing
 from .elementwise import fallback
+from .register import find_rule, operator_name, register_rule
 from .table import RULES
 
-__all__ = ["RULES", "contracting", "fallback", "rearranging", "reducing"]
+__all__ = [
+    "RULES",
+    "contracting",
+    "creating",
+    "fallback",
+    "find_rule",
+    "operator_name",
+    "rearranging",
+    "recurring",
+    "reducing",
+    "register_rule",
+]

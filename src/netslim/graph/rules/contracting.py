@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..atoms import CHANNEL, CONSUMER, PRODUCER, Vector
 from ..recorder import Labels, Recorder
 from ..shapes import split_vector
+from .reducing import along_space
 from .table import name_of, rule, tensors
 
 
@@ -123,9 +125,9 @@ def convolution(
     for d in range(2, w.dim()):
         if d in lw.dims:
             rec.atoms.freeze(lw.dims[d], "it is an axis of the kernel")
-    for d, vector in lx.dims.items():
-        if d > 1:
-            rec.atoms.freeze(vector, f"a convolution runs over it as if it were space{rec.where()}")
+    space = {d: v for d, v in lx.dims.items() if d > 1}
+    for d in list(space):
+        along_space(rec, space, d, "a convolution", stays=out.shape[d] == x.shape[d])
     read: int | Vector | None
     if groups == 1:
         read = _contract(rec, lx, 1, lw, 0 if transposed else 1, "convolution")
@@ -133,14 +135,14 @@ def convolution(
         rec.mark(lw, 1 if transposed else 0, PRODUCER)
     else:
         read, made = _grouped(rec, x, lx, w, lw, groups, transposed)
-    dims = {0: lx.dims[0]} if 0 in lx.dims else {}
+    dims = {**space, 0: lx.dims[0]} if 0 in lx.dims else space
     if made is not None:
         dims[1] = made
     if bias is not None:
         _add_channel_bias(rec, dims, bias)
-    space = prod((x if transposed else out).shape[2:]) * prod(w.shape[2:]) * out.shape[0]
+    places = prod((x if transposed else out).shape[2:]) * prod(w.shape[2:]) * out.shape[0]
     depth = x.shape[1] // groups if read is None else read
-    rec.cost("convolution", space, depth, out.shape[1] if dims.get(1) is None else dims[1])
+    rec.cost("convolution", places, depth, out.shape[1] if dims.get(1) is None else dims[1])
     rec.set(out, dims, lx.weight and lw.weight)
 
 
@@ -155,11 +157,14 @@ def _add_channel_bias(rec: Recorder, dims: dict[int, Vector], bias: Tensor) -> N
 def _grouped(
     rec: Recorder, x: Tensor, lx: Labels, w: Tensor, lw: Labels, groups: int, transposed: bool
 ) -> tuple[int | Vector, Vector | None]:
-    """(depth each output reads, labels of the outputs); the weight is (out, in/groups), transposed (in, out/groups)."""
-    channels, per_group = x.shape[1], x.shape[1] // groups
+    """(depth each output reads, labels of the outputs); the weight is (out, in/groups), transposed (in, out/groups).
+
+    Either whole groups go, inputs and outputs together, or every group gives up the same of its channels.
+    """
+    per_group = x.shape[1] // groups
     source = lx.dims.get(1)
-    if per_group == 1:
-        return _depthwise(rec, source, lw, channels, w.shape[1] if transposed else w.shape[0] // channels, transposed)
+    if per_group == 1 or _whole_groups(rec, source, groups, per_group):
+        return _shrinking_groups(rec, source, lw, w, groups, per_group, transposed)
     if transposed:
         return _grouped_transposed(rec, source, per_group, lw, groups)
     made = lw.dims.get(0)
@@ -177,6 +182,40 @@ def _grouped(
     return read, made
 
 
+def _written_groups(rec: Recorder, groups: int) -> Any:
+    _, args, kwargs = rec.call
+    return args[6] if len(args) > 6 else kwargs.get("groups", groups)
+
+
+def _whole_groups(rec: Recorder, source: Vector | None, groups: int, per_group: int) -> bool:
+    """Whether the number of groups can follow, and the channels of each group are tied to each other already."""
+    if source is None or rec.mine(_written_groups(rec, groups)) is None:
+        return False
+    roots = rec.atoms.find(source).reshape(groups, per_group)
+    return bool((roots == roots[:, :1]).all())
+
+
+def _shrinking_groups(
+    rec: Recorder, source: Vector | None, lw: Labels, w: Tensor, groups: int, per_group: int, transposed: bool
+) -> tuple[int | Vector, Vector | None]:
+    """The number of groups follows the channels, so a group goes with its filters; depthwise is the usual case."""
+    multiplier = w.shape[1] if transposed else w.shape[0] // groups
+    unit = None if source is None else split_vector(rec, source, (groups, per_group), 0, "grouped convolution")
+    if 1 in lw.dims:
+        rec.atoms.freeze(lw.dims[1], f"all groups of a convolution share it{rec.where()}")
+    own = lw.dims.get(0)
+    if own is not None:
+        first = split_vector(rec, own, (groups, len(own) // groups), 0, "grouped convolution")
+        unit = rec.meet(unit, first, "depthwise convolution")
+    elif unit is not None:
+        rec.atoms.freeze(unit, f"it meets a fixed size in convolution{rec.where()}")
+    if unit is None:
+        return per_group, None
+    rec.constrain(_written_groups(rec, groups), unit, groups)
+    rec.mark(lw, 0, CHANNEL)
+    return per_group, np.repeat(unit, multiplier)
+
+
 def _grouped_transposed(
     rec: Recorder, source: Vector | None, per_group: int, lw: Labels, groups: int
 ) -> tuple[int | Vector, Vector | None]:
@@ -189,27 +228,6 @@ def _grouped_transposed(
         return read, None
     rec.mark(lw, 1, PRODUCER)
     return read, np.tile(lw.dims[1], groups)
-
-
-def _depthwise(
-    rec: Recorder, source: Vector | None, lw: Labels, channels: int, multiplier: int, transposed: bool
-) -> tuple[int | Vector, Vector | None]:
-    """The number of groups follows the channels, so a channel goes with its filters."""
-    made = lw.dims.get(0)
-    if transposed:
-        made = None if made is None else np.repeat(made, multiplier)
-        if 1 in lw.dims:
-            rec.atoms.freeze(lw.dims[1], "it is the multiplier of a depthwise convolution")
-    spread = None if source is None else np.repeat(source, multiplier)
-    met = rec.meet(spread, made, "depthwise convolution")
-    if made is not None and source is None:
-        rec.atoms.freeze(made, f"it meets a fixed size in convolution{rec.where()}")
-    if met is not None:
-        _, args, kwargs = rec.call
-        written = args[6] if len(args) > 6 else kwargs.get("groups", channels)
-        rec.constrain(written, met[::multiplier], channels)
-        rec.mark(lw, 0, CHANNEL)
-    return 1, met
 
 
 @rule(
@@ -240,3 +258,58 @@ def attention(rec: Recorder, func: Any, out: Any, q: Tensor, k: Tensor, v: Tenso
     rec.cost("attention", batch, q.shape[-1] if met is None else met)
     rec.cost("attention", batch, _size(v, lv, last))
     rec.set(tensors(out)[0], dims, weight=False)
+
+
+@rule("_trilinear")
+def trilinear(
+    rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, c: Tensor,
+    expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int], summed: Sequence[int], *args: Any
+) -> None:  # fmt: skip
+    """The sum over some dimensions of a product of three tensors (`nn.Bilinear`): the weight consumes."""
+    spread = [_spread(rec, t, missing) for t, missing in ((a, expand_a), (b, expand_b), (c, expand_c))]
+    dims: dict[int, Vector] = {}
+    for d in range(max(len(sizes) for _, sizes in spread)):
+        sides = [labels for labels, sizes in spread if sizes[d] != 1]
+        met = sides[0].dims.get(d) if sides else None
+        for side in sides[1:]:
+            met = rec.meet(met, side.dims.get(d), "a bilinear product")
+        if met is not None:
+            dims[d] = met
+            for side in sides:
+                rec.mark(side, d, CONSUMER if d in summed else PRODUCER)
+    rec.cost("bilinear", *[dims.get(d, max(s[d] for _, s in spread)) for d in range(len(spread[0][1]))])
+    rec.set(out, {d - sum(s < d for s in summed): v for d, v in dims.items() if d not in summed}, weight=False)
+
+
+def _spread(rec: Recorder, t: Tensor, missing: Sequence[int]) -> tuple[Labels, list[int]]:
+    """Labels and sizes with the ``missing`` dimensions put in at size 1."""
+    labels, sizes = rec.get(t), list(t.shape)
+    places = [d for d in range(t.dim() + len(missing)) if d not in missing]
+    for d in sorted(missing):
+        sizes.insert(d, 1)
+    return Labels({places[d]: v for d, v in labels.dims.items()}, labels.weight), sizes
+
+
+@rule("_cdist_forward", "_euclidean_dist")
+def distance(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, *args: Any) -> None:
+    """Pairwise distances ``(..., P, M), (..., R, M) -> (..., P, R)``."""
+    la, lb = rec.get(a), rec.get(b)
+    met = rec.meet(la.dims.get(a.dim() - 1), lb.dims.get(b.dim() - 1), "a distance")
+    if met is not None:
+        rec.atoms.couple(met, f"a distance over the channels{rec.where()}")
+    dims = {d + out.dim() - a.dim(): v for d, v in la.dims.items() if d < a.dim() - 1}
+    if b.dim() - 2 in lb.dims:
+        dims[out.dim() - 1] = lb.dims[b.dim() - 2]
+    rec.set(out, dims, la.weight and lb.weight)
+
+
+@rule("torchvision::deform_conv2d")
+def deformable(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, w: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *args: Any
+) -> None:
+    """A convolution whose windows are moved by ``offset`` and weighed by ``mask``, which stay."""
+    for guide in (offset, mask):
+        for vector in rec.get(guide).dims.values():
+            rec.atoms.freeze(vector, f"it guides {name_of(func)}{rec.where()}")
+    groups = int(args[6])
+    convolution(rec, func, out, x, w, bias, args[:2], args[2:4], args[4:6], False, 0, groups)

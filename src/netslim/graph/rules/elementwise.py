@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..atoms import CHANNEL, Vector
 from ..recorder import Recorder
-from .table import asked_sizes, derived, labelled, name_of, rule, tensors
+from .table import derived, labelled, name_of, rule, tensors
 
 
 def fallback(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
@@ -28,7 +27,7 @@ def fallback(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> N
 
 # Element-wise operators that PyTorch does not tag as such (for several, only the in-place twin lacks the tag).
 @rule(
-    "_prelu_kernel", "prelu", "copy", "native_dropout", "dropout", "alpha_dropout", "feature_dropout", "masked_fill",
+    "_prelu_kernel", "prelu", "copy", "dropout", "alpha_dropout", "feature_dropout", "masked_fill",
     "where", "hardswish", "hardsigmoid", "hardtanh", "mish", "gelu", "elu", "celu", "selu", "softplus", "leaky_relu",
     "threshold", "relu", "relu6", "silu", "softshrink", "hardshrink", "log_sigmoid_forward", "rrelu_with_noise",
     "rsub", "isnan", "complex", "polar",
@@ -63,8 +62,17 @@ def meeting(rec: Recorder, inputs: Sequence[Tensor], dim: int, ndim: int, what: 
         return None
     result = vectors[0]
     for other in vectors[1:]:
+        if result is not None and other is not None and _transposed(rec, result, other):
+            rec.atoms.couple(other, f"a weight meets its own transpose in {what}{rec.where()}")
         result = rec.meet(result, other, what)
     return result
+
+
+def _transposed(rec: Recorder, a: Vector, b: Vector) -> bool:
+    """Whether two labels are different axes of one parameter: no one axis then silences a channel."""
+    first, second = (rec.atoms.axis_of[v[0]] for v in (a, b))
+    axes = rec.atoms.axes
+    return bool(first != second and min(first, second) >= 0 and axes[first].tensor == axes[second].tensor)
 
 
 @rule(
@@ -79,11 +87,8 @@ def meeting(rec: Recorder, inputs: Sequence[Tensor], dim: int, ndim: int, what: 
     "ones_like",
     "empty_like",
     "full_like",
-    "rand_like",
-    "randn_like",
     "fill",
     "zero",
-    "bernoulli",
     "view_dtype",
     "resolve_conj",
 )
@@ -91,6 +96,16 @@ def same(rec: Recorder, func: Any, out: Tensor, x: Tensor, *args: Any, **kwargs:
     """The output has the labels of the input."""
     labels = rec.get(x)
     rec.set(out, labels.dims, labels.weight)
+
+
+@rule("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform", "native_dropout", "exponential")
+def drawn(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Other sizes draw other numbers."""
+    labels = rec.get(x)
+    for vector in () if rec.training else labels.dims.values():
+        rec.atoms.couple(vector, f"random numbers are drawn for the channels{rec.where()}")
+    for t in tensors(out):
+        rec.set(t, labels.dims, weight=False)
 
 
 @rule("permute")
@@ -102,9 +117,6 @@ def permute(rec: Recorder, func: Any, out: Tensor, x: Tensor, order: Sequence[in
 
 @rule("transpose", "t", "numpy_T")
 def transpose(rec: Recorder, func: Any, out: Tensor, x: Tensor, a: int = 0, b: int = -1) -> None:
-    if out is x:
-        fallback(rec, func, out, x)
-        return
     order = list(range(x.dim()))
     if order:
         order[a], order[b] = order[b], order[a]
@@ -123,45 +135,6 @@ def squeeze(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: Any = None) -
     wanted = range(x.dim()) if dim is None else [d % max(x.dim(), 1) for d in ([dim] if isinstance(dim, int) else dim)]
     left = [d for d in range(x.dim()) if not (d in wanted and x.shape[d] == 1)]
     rec.set(out, {i: labels.dims[d] for i, d in enumerate(left) if d in labels.dims}, labels.weight)
-
-
-@rule("expand")
-def expand(rec: Recorder, func: Any, out: Tensor, x: Tensor, sizes: Sequence[int], **kwargs: Any) -> None:
-    labels, shift = rec.get(x), out.dim() - x.dim()
-    dims = {d + shift: v for d, v in labels.dims.items()}
-    asked = asked_sizes(rec, ("expand", "broadcast_to"), 1)
-    for d, vector in dims.items():
-        if asked is not None and int(asked[d]) != -1:
-            rec.constrain(asked[d], vector, out.shape[d])
-    rec.set(out, dims, labels.weight)
-
-
-@rule("repeat")
-def repeat(rec: Recorder, func: Any, out: Tensor, x: Tensor, times: Sequence[int]) -> None:
-    labels, shift = rec.get(x), out.dim() - x.dim()
-    rec.set(out, {d + shift: np.tile(v, times[d + shift]) for d, v in labels.dims.items()}, labels.weight)
-
-
-@rule("flip")
-def flip(rec: Recorder, func: Any, out: Tensor, x: Tensor, flipped: Sequence[int]) -> None:
-    labels = rec.get(x)
-    turned = {d % x.dim() for d in flipped}
-    rec.set(out, {d: v[::-1] if d in turned else v for d, v in labels.dims.items()}, labels.weight)
-
-
-@rule("roll")
-def roll(rec: Recorder, func: Any, out: Tensor, x: Tensor, shifts: Any, dims: Sequence[int] = ()) -> None:
-    labels = rec.get(x)
-    for d, vector in labels.dims.items():
-        if not dims or d in {i % x.dim() for i in dims}:
-            rec.atoms.freeze(vector, f"channels are rolled by a fixed amount{rec.where()}")
-    rec.set(out, labels.dims, labels.weight)
-
-
-@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")
-def created(rec: Recorder, func: Any, out: Tensor, *args: Any, **kwargs: Any) -> None:
-    """A constant; its sizes are checked where it meets channels."""
-    rec.set(out, {}, weight=True)
 
 
 @rule("as_strided")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..atoms import PRODUCER, Vector
-from ..recorder import Recorder
+from ..recorder import Labels, Recorder
 from ..shapes import reshape, split_vector
 from ..sizes import Size, symbols
 from .elementwise import meeting, same
@@ -74,6 +74,125 @@ def pixel_unshuffle(rec: Recorder, func: Any, out: Tensor, x: Tensor, factor: in
     rec.set(out, dims, labels.weight)
 
 
+@rule("im2col")
+def im2col(rec: Recorder, func: Any, out: Tensor, x: Tensor, kernel: Sequence[int], *args: Any) -> None:
+    """``(N, C, H, W) -> (N, C * kh * kw, L)``: a channel goes with all places of its window."""
+    _windows(rec, out, x, lambda v: np.repeat(v, kernel[0] * kernel[1]))
+
+
+@rule("col2im")
+def col2im(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, size: Sequence[int], kernel: Sequence[int], *args: Any
+) -> None:
+    """``(N, C * kh * kw, L) -> (N, C, H, W)``."""
+    places = kernel[0] * kernel[1]
+    _windows(rec, out, x, lambda v: split_vector(rec, v, (len(v) // places, places), keep=0, what="fold"))
+
+
+def _windows(rec: Recorder, out: Tensor, x: Tensor, change: Callable[[Vector], Vector]) -> None:
+    labels = rec.get(x)
+    channel = int(max(x.dim(), out.dim()) == 4)
+    for d, vector in labels.dims.items():
+        if d > channel:
+            rec.atoms.freeze(vector, f"windows are taken over the channels as if they were space{rec.where()}")
+    dims = {d: v if d < channel else change(v) for d, v in labels.dims.items() if d <= channel}
+    rec.set(out, dims, labels.weight)
+
+
+@rule("unfold")
+def unfold(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, size: int, step: int) -> None:
+    """Windows along one dimension become a new last one."""
+    labels, dim = rec.get(x), dim % x.dim()
+    if dim in labels.dims:
+        rec.atoms.freeze(labels.dims[dim], f"windows are taken over the channels{rec.where()}")
+    rec.set(out, {d: v for d, v in labels.dims.items() if d != dim}, labels.weight)
+
+
+@rule("rot90")
+def rot90(rec: Recorder, func: Any, out: Tensor, x: Tensor, times: int = 1, dims: Sequence[int] = (0, 1)) -> None:
+    labels, turned = rec.get(x), {d % x.dim() for d in dims}
+    for d in turned & set(labels.dims):
+        rec.atoms.freeze(labels.dims[d], f"the channels are turned as if they were space{rec.where()}")
+    rec.set(out, {d: v for d, v in labels.dims.items() if d not in turned}, labels.weight)
+
+
+@rule("flip")
+def flip(rec: Recorder, func: Any, out: Tensor, x: Tensor, flipped: Sequence[int]) -> None:
+    labels = rec.get(x)
+    turned = {d % x.dim() for d in flipped}
+    rec.set(out, {d: v[::-1] if d in turned else v for d, v in labels.dims.items()}, labels.weight)
+
+
+@rule("roll")
+def roll(rec: Recorder, func: Any, out: Tensor, x: Tensor, shifts: Any, dims: Sequence[int] = ()) -> None:
+    """The channels that come round to the other end stay, or are as many as the code asks for."""
+    labels = rec.get(x)
+    written = _written_shifts(rec, len(shifts)) or shifts
+    after = dict(labels.dims)
+    for d, vector in labels.dims.items():
+        if not dims:
+            rec.atoms.freeze(vector, f"channels are rolled together with the places{rec.where()}")
+        for i in [i for i, rolled in enumerate(dims) if rolled % x.dim() == d]:
+            shift = shifts[i] % len(vector)
+            if shift and rec.mine(written[i]) is not None and shifts[i] > 0:
+                _boundary(rec, vector[::-1], written[i], shift)
+            else:
+                round_ = vector[-shift:] if shifts[i] > 0 else vector[: -shifts[i]]
+                rec.atoms.freeze(round_, f"channels are rolled by a fixed amount{rec.where()}")
+            after[d] = np.roll(after[d], shifts[i])
+    rec.set(out, after, labels.weight)
+
+
+def _written_shifts(rec: Recorder, length: int) -> Sequence[Any] | None:
+    function, args, kwargs = rec.call
+    given = args[1] if len(args) > 1 else kwargs.get("shifts")
+    given = [given] if isinstance(given, int) else given
+    if getattr(function, "__name__", "") != "roll" or not isinstance(given, (tuple, list)):
+        return None
+    return given if len(given) == length else None
+
+
+@rule("tril", "triu")
+def triangle(rec: Recorder, func: Any, out: Tensor, x: Tensor, *args: Any) -> None:
+    """Rows and columns that go together stay on their side of the diagonal."""
+    labels = rec.get(x)
+    rows, columns = labels.dims.get(x.dim() - 2), labels.dims.get(x.dim() - 1)
+    square = x.shape[-2] == x.shape[-1]
+    met = rec.meet(rows if square else None, columns if square else None, name_of(func))
+    for vector in () if square or met is None else (rows, columns):
+        if vector is not None:
+            rec.atoms.freeze(vector, f"a triangle is cut out of the channels{rec.where()}")
+    rec.set(out, labels.dims, labels.weight)
+
+
+@rule("diagonal")
+def diagonal(rec: Recorder, func: Any, out: Tensor, x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> None:
+    labels, taken = rec.get(x), {dim1 % x.dim(), dim2 % x.dim()}
+    for d in taken & set(labels.dims):
+        rec.atoms.freeze(labels.dims[d], f"a diagonal is taken of the channels{rec.where()}")
+    dims = {d - sum(t < d for t in taken): v for d, v in labels.dims.items() if d not in taken}
+    rec.set(out, dims, labels.weight)
+
+
+@rule("view_as_real", "view_as_complex")
+def view_as(rec: Recorder, func: Any, out: Tensor, x: Tensor) -> None:
+    """Real and imaginary parts stand in a new last dimension, or leave it."""
+    labels = rec.get(x)
+    for d, vector in labels.dims.items():
+        if d >= out.dim():
+            rec.atoms.freeze(vector, f"real and imaginary parts are told apart by their number{rec.where()}")
+    rec.set(out, {d: v for d, v in labels.dims.items() if d < out.dim()}, labels.weight)
+
+
+@rule("torchvision::roi_align", "torchvision::roi_pool")
+def region_pool(rec: Recorder, func: Any, out: Any, x: Tensor, regions: Tensor, *args: Any) -> None:
+    """``(N, C, H, W)`` and K regions ``-> (K, C, h, w)``."""
+    for vector in rec.get(regions).dims.values():
+        rec.atoms.freeze(vector, f"it says where regions are{rec.where()}")
+    labels = rec.get(x)
+    rec.set(tensors(out)[0], {1: labels.dims[1]} if 1 in labels.dims else {}, labels.weight)
+
+
 @rule("slice")
 def slice_(
     rec: Recorder,
@@ -91,10 +210,18 @@ def slice_(
         vector = dims[dim]
         dims[dim] = vector[slice(start, end, step)]
         if step != 1:
-            rec.atoms.freeze(vector, f"a strided slice takes every {step}th channel{rec.where()}")
+            _strided(rec, vector, start or 0, len(vector) if end is None else end, step)
         else:
             _boundaries(rec, vector, start, end)
     rec.set(out, {d: v for d, v in dims.items() if out.shape[d] > 1 or x.shape[d] == 1}, labels.weight)
+
+
+def _strided(rec: Recorder, vector: Vector, start: int, end: int, step: int) -> None:
+    """Every nth channel of all: whole strides go together."""
+    if 0 <= start < step and end >= len(vector) and len(vector) % step == 0:
+        split_vector(rec, vector, (len(vector) // step, step), keep=0, what="a strided slice")
+    else:
+        rec.atoms.freeze(vector, f"a strided slice takes every {step}th channel of some{rec.where()}")
 
 
 def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | None) -> None:
@@ -113,9 +240,14 @@ def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | Non
 
 
 def _boundary(rec: Recorder, vector: Vector, given: Size, position: int) -> None:
-    if any(s[0] == "size" for s in symbols(given.expression)):
+    if given < 0:
+        rec.constrain(-given, vector[position:], len(vector) - position)
+    own = rec.atoms.find(vector)
+    sources = [rec.atoms.find(rec.sizes[s[2]]) for s in symbols(given.expression) if s[0] == "size"]
+    if any(np.isin(source, own).any() and not np.array_equal(source, own[:position]) for source in sources):
         _tie_segments(rec, vector, position)
-    rec.constrain(given, vector[:position], position)
+    if given > 0:
+        rec.constrain(given, vector[:position], position)
 
 
 def _tie_segments(rec: Recorder, vector: Vector, position: int) -> None:
@@ -182,6 +314,8 @@ def _constrain_parts(
     alike = written is not None and len({str(rec.mine(w)) for w in written}) == 1 and rec.mine(written[0]) is not None
     if (written is None or alike) and len(set(sizes)) == 1:
         split_vector(rec, vector, (len(sizes), sizes[0]), keep=1, what="a split")
+    elif written is None and getattr(rec.call[0], "__name__", "") == "multi_head_attention_forward":
+        split_vector(rec, vector, (len(vector) // gcd(*sizes), gcd(*sizes)), keep=1, what="a split")
     elif written is None or alike:
         rec.atoms.freeze(vector, f"a split into unequal parts{rec.where()}")
     if written is not None:
@@ -200,10 +334,14 @@ def glu(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int = -1) -> None
 
 
 @rule("select", "unbind")
-def select(rec: Recorder, func: Any, out: Any, x: Tensor, dim: int = 0, index: int = 0) -> None:
+def select(rec: Recorder, func: Any, out: Any, x: Tensor, dim: int = 0, index: int | None = None) -> None:
+    """A channel picked by its number must keep it: those on its side of the count stay."""
     labels, dim = rec.get(x), dim % x.dim()
     if dim in labels.dims:
-        rec.atoms.freeze(labels.dims[dim], f"a channel is picked by its number{rec.where()}")
+        vector = labels.dims[dim]
+        if name_of(func) == "select" and index is not None:
+            vector = vector[: index + 1] if index >= 0 else vector[index:]
+        rec.atoms.freeze(vector, f"a channel is picked by its number{rec.where()}")
     dims = {d - (d > dim): v for d, v in labels.dims.items() if d != dim}
     for t in tensors(out):
         rec.set(t, dims, labels.weight)
@@ -238,27 +376,63 @@ def stack(rec: Recorder, func: Any, out: Tensor, parts: Sequence[Tensor], dim: i
 
 @rule("constant_pad_nd")
 def pad(rec: Recorder, func: Any, out: Tensor, x: Tensor, widths: Sequence[int], value: Any = 0) -> None:
-    """Padded positions are constants that stay; the channels between them may go."""
+    """Padded positions are constants that stay, or follow the size in the code; the channels between may go."""
     labels = rec.get(x)
     dims = dict(labels.dims)
+    written = _written_pad(rec, len(widths)) or widths
     for i in range(len(widths) // 2):
         d, before, after = x.dim() - 1 - i, widths[2 * i], widths[2 * i + 1]
         if d in dims and (before or after):
             if min(before, after) < 0:
                 rec.atoms.freeze(dims[d], f"channels are cropped by a fixed amount{rec.where()}")
             vector = dims[d][max(-before, 0) : len(dims[d]) - max(-after, 0)]
-            dims[d] = np.pad(vector, (max(before, 0), max(after, 0)))
+            sides = (_padding(rec, written[2 * i], before), _padding(rec, written[2 * i + 1], after))
+            dims[d] = np.concatenate([sides[0], vector, sides[1]])
     rec.set(out, dims, labels.weight)
 
 
-@rule("index_select", "gather", "take_along_dim")
+def _written_pad(rec: Recorder, length: int) -> Sequence[Any] | None:
+    """The widths as the user's code passed them to ``F.pad``."""
+    function, args, kwargs = rec.call
+    given = args[1] if len(args) > 1 else kwargs.get("pad")
+    if getattr(function, "__name__", "") != "pad" or not isinstance(given, (tuple, list)):
+        return None
+    return given if len(given) == length else None
+
+
+def _padding(rec: Recorder, written: Any, width: int) -> Vector:
+    if width <= 0:
+        return np.empty(0, dtype=np.int64)
+    vector = rec.follow(written, width)
+    return np.zeros(width, dtype=np.int64) if vector is None else vector
+
+
+@rule("index_select")
 def index_select(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> None:
     labels, dim = rec.get(x), dim % max(x.dim(), 1)
-    if dim in labels.dims or name_of(func) != "index_select":
+    if dim in labels.dims:
         rec.unknown(name_of(func), [labels], "channels are picked by")
         rec.set(out, {}, labels.weight)
         return
-    rec.set(out, labels.dims, labels.weight)
+    _picked(rec, out, labels, dict(labels.dims), args)
+
+
+@rule("gather")
+def gather(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, index: Tensor, **kwargs: Any) -> None:
+    """Entries picked along one dimension; along the others the places go with those of the index."""
+    labels, numbers, dim = rec.get(x), rec.get(index), dim % max(x.dim(), 1)
+    if dim in labels.dims:
+        rec.atoms.freeze(labels.dims[dim], f"channels are picked by their numbers{rec.where()}")
+    dims: dict[int, Vector] = {}
+    for d in range(x.dim()):
+        if d != dim:
+            met = rec.meet(labels.dims.get(d) if x.shape[d] == index.shape[d] else None, numbers.dims.get(d), "gather")
+            dims |= {} if met is None else {d: met}
+        elif d in numbers.dims:
+            dims[d] = numbers.dims[d]
+    for d in [d for d, v in labels.dims.items() if d != dim and x.shape[d] != index.shape[d]]:
+        rec.atoms.freeze(labels.dims[d], f"the first of them are picked by gather{rec.where()}")
+    rec.set(out, dims, labels.weight and numbers.weight)
 
 
 @rule("index")
@@ -273,11 +447,30 @@ def index(rec: Recorder, func: Any, out: Tensor, x: Tensor, indices: Sequence[An
     dim, shift = used[0], indices[used[0]].dim() - 1
     if dim in labels.dims:
         rec.atoms.freeze(labels.dims[dim], f"channels are picked by their numbers{rec.where()}")
-    rec.set(out, {d + shift * (d > dim): v for d, v in labels.dims.items() if d != dim}, labels.weight)
+    dims = {d + shift * (d > dim): v for d, v in labels.dims.items() if d != dim}
+    _picked(rec, out, labels, dims, indices)
+
+
+def _picked(rec: Recorder, out: Tensor, source: Labels, dims: dict[int, Vector], indices: Any) -> None:
+    """Rows of a parameter picked by an input are activations that the parameter produces."""
+    weight = source.weight and derived(rec, indices)
+    if source.weight and not weight:
+        for vector in dims.values():
+            rec.atoms.mark(vector, PRODUCER)
+    rec.set(out, dims, weight)
 
 
 @rule("embedding")
 def embedding(rec: Recorder, func: Any, out: Tensor, table: Tensor, indices: Tensor, *args: Any) -> None:
+    _looked_up(rec, out, table)
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(rec: Recorder, func: Any, out: Any, table: Tensor, *args: Any) -> None:
+    _looked_up(rec, tensors(out)[0], table)
+
+
+def _looked_up(rec: Recorder, out: Tensor, table: Tensor) -> None:
     labels = rec.get(table)
     if 0 in labels.dims:
         rec.atoms.freeze(labels.dims[0], "rows of an embedding are picked by number")

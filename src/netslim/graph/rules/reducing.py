@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..atoms import CHANNEL, SCALE, Vector
 from ..recorder import Recorder
 from ..shapes import split_vector
 from .elementwise import pointwise
-from .table import Rule, name_of, named_arguments, rule, tensors
+from .table import Rule, derived, name_of, named_arguments, rule, tensors
 
 _SPATIAL = {
     2: ["max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
@@ -31,13 +33,33 @@ def _spatial(space: int) -> Rule:
     def apply(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
         labels = rec.get(x)
         first = x.dim() - space
-        for d, vector in labels.dims.items():
-            if d >= first:
-                rec.atoms.freeze(vector, f"{name_of(func)} runs over the channels as if they were space{rec.where()}")
+        dims = dict(labels.dims)
+        for other in tensors(args):  # the places that unpooling fills
+            for d in range(first):
+                met = rec.meet(dims.get(d), rec.get(other).dims.get(d), name_of(func))
+                dims |= {} if met is None else {d: met}
+        for d in [d for d in dims if d >= first]:
+            inner = dims[d][np.cumsum(dims[d]) > 0][: np.count_nonzero(dims[d])]  # without constants at the ends
+            stays = _windowed(func) and tensors(out)[0].shape[d] in (len(dims[d]), len(inner)) and (inner > 0).all()
+            along_space(rec, dims, d, name_of(func), stays=bool(stays))
+            if stays and tensors(out)[0].shape[d] == len(inner):
+                dims[d] = inner
         for t in tensors(out):
-            rec.set(t, {d: v for d, v in labels.dims.items() if d < first}, labels.weight)
+            rec.set(t, dims, labels.weight)
 
     return apply
+
+
+def _windowed(func: Any) -> bool:
+    return name_of(func).startswith(("avg_pool", "max_pool"))
+
+
+def along_space(rec: Recorder, dims: dict[int, Vector], dim: int, what: str, stays: bool) -> None:
+    """A window slides over the channels: it sees others after a cut, and where it changes their number they stay."""
+    if stays:
+        rec.atoms.couple(dims[dim], f"{what} slides over the channels{rec.where()}")
+    else:
+        rec.atoms.freeze(dims.pop(dim), f"{what} runs over the channels as if they were space{rec.where()}")
 
 
 for _space, _names in _SPATIAL.items():
@@ -93,6 +115,9 @@ def reduction(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwarg
             dims[d if keep else d - sum(r < d for r in reduced)] = vector
     for t in tensors(out):
         rec.set(t, dims, labels.weight)
+        if not t.is_floating_point() and x.is_floating_point() and t.dtype != torch.bool:
+            for d in reduced & set(labels.dims):
+                rec.number(t, labels.dims[d], name_of(func))
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp")
@@ -130,9 +155,12 @@ def batch_norm(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwar
     given = named_arguments(func, args, kwargs)
     dims = dict(labels.dims)
     vectors = [given.get(k) for k in ("weight", "bias", "running_mean", "running_var")]
-    _affine(rec, dims, 1, 0, *[v if isinstance(v, Tensor) else None for v in vectors])
-    outs = tensors(out)
-    rec.set(outs[0], dims, weight=False)
+    present = [v if isinstance(v, Tensor) else None for v in vectors]
+    _affine(rec, dims, 1, 0, *present)
+    if present[2] is None or given.get("training"):
+        for d in [d for d in dims if d != 1]:
+            rec.atoms.couple(dims[d], f"statistics are taken over the channels{rec.where()}")
+    rec.set(tensors(out)[0], dims, labels.weight and derived(rec, present))
 
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
@@ -169,6 +197,30 @@ def _normalised_groups(rec: Recorder, vector: Vector, groups: int) -> None:
         return
     split_vector(rec, vector, (groups, len(vector) // groups), keep=1, what="group normalisation")
     rec.atoms.couple(vector, f"group normalisation over the channels{rec.where()}")
+
+
+@rule("sort", "argsort", "topk", "kthvalue", "mode")
+def ranking(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Along other dimensions the channels keep their places."""
+    labels = rec.get(x)
+    dims = dict(labels.dims)
+    given = named_arguments(func, args, kwargs)
+    dim = int(given.get("dim", -1)) % max(x.dim(), 1)
+    if dim in dims:
+        rec.atoms.freeze(dims.pop(dim), f"channels are ranked by {name_of(func)}{rec.where()}")
+    for t in tensors(out):
+        gone = t.dim() < x.dim()
+        rec.set(t, {d - (gone and d > dim): v for d, v in dims.items()}, labels.weight)
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(rec: Recorder, func: Any, out: Tensor, x: Tensor, dims: Sequence[int], *args: Any) -> None:
+    labels = rec.get(x)
+    transformed = {d % x.dim() for d in dims}
+    for d, vector in labels.dims.items():
+        if d in transformed:
+            rec.atoms.freeze(vector, f"a Fourier transform runs over the channels{rec.where()}")
+    rec.set(out, {d: v for d, v in labels.dims.items() if d not in transformed}, labels.weight)
 
 
 @rule("_weight_norm_interface", "_weight_norm")

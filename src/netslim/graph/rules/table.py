@@ -15,7 +15,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of these ATen operators (in-place twins included)."""
+    """Register a function as the rule of these operators (in-place twins included), ATen's without namespace."""
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -41,8 +41,8 @@ def labelled(rec: Recorder, *values: Any) -> bool:
 
 
 def name_of(func: Any) -> str:
-    """``aten::add`` -> ``add``."""
-    return str(func._schema.name.partition("::")[2])
+    """``aten::add`` -> ``add``; operators from elsewhere keep their namespace."""
+    return str(func._schema.name.removeprefix("aten::"))
 
 
 def named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[A
     function, args, kwargs = rec.call
     if getattr(function, "__name__", "") not in functions:
         return None
-    given = list(args[first:]) or [v for k, v in kwargs.items() if k in ("shape", "size", "sizes")]
-    if len(given) == 1 and isinstance(given[0], (tuple, list)):
+    given = list(args[first:]) or [v for k, v in kwargs.items() if k in ("shape", "size", "sizes", "dims")]
+    if given and isinstance(given[0], (tuple, list)):
         given = list(given[0])
     return given if given and all(isinstance(g, int) for g in given) else None

@@ -1,0 +1,63 @@
+"""Running a model on example inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def as_call(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs)."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def describe(example_inputs: Any) -> str:
+    """Shapes of the inputs, for messages."""
+    args, kwargs = as_call(example_inputs)
+    parts = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
+    parts += [f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()]
+    return ", ".join(parts)
+
+
+def output_tensors(value: Any) -> list[Tensor]:
+    """Every tensor inside nested containers, dataclasses and plain objects."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in output_tensors(v)]
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in output_tensors(v)]
+    if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+        return [t for v in vars(value).values() for t in output_tensors(v)]
+    return []
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own flag as it was afterwards."""
+    flags = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def no_fast_path() -> Iterator[None]:
+    """The fused multi-head attention is one opaque operator; run its parts instead."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

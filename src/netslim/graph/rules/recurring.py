@@ -1,0 +1,52 @@
+"""Recurrent layers that PyTorch runs as one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..atoms import CHANNEL, CONSUMER, PRODUCER, Vector
+from ..recorder import Recorder
+from ..shapes import split_vector
+from .table import rule, tensors
+
+_GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # ReLU, tanh, LSTM, GRU
+
+
+def _layer(
+    rec: Recorder, source: Vector | None, weights: Sequence[Tensor], gates: int, states: Sequence[Tensor]
+) -> Vector | None:
+    """One direction of one layer: every gate of a hidden unit goes with it. ``weights``: ih, hh, biases."""
+    read, kept = rec.get(weights[0]), rec.get(weights[1])
+    rec.meet(source, read.dims.get(1), "a recurrent layer")
+    rec.mark(read, 1, CONSUMER)
+    hidden = kept.dims.get(1)
+    rec.mark(kept, 1, CONSUMER)
+    for weight in weights:
+        labels = rec.get(weight)
+        if 0 in labels.dims:
+            size = len(labels.dims[0]) // gates
+            row = split_vector(rec, labels.dims[0], (gates, size), keep=1, what="the gates of a recurrent layer")
+            hidden = rec.meet(hidden, row if size > 1 else None, "a recurrent layer")
+            rec.mark(labels, 0, PRODUCER if weight.dim() == 2 else CHANNEL)
+    for state in states:
+        hidden = rec.meet(hidden, rec.get(state).dims.get(state.dim() - 1), "the state of a recurrent layer")
+    hours = weights[0].shape[0] // gates
+    factor = hidden if hidden is not None else hours
+    rec.cost("recurrent layer", gates, factor, source if source is not None else weights[0].shape[1])
+    rec.cost("recurrent layer", gates, factor, factor)
+    return hidden
+
+
+@rule("mkldnn_rnn_layer")
+def mkldnn_rnn_layer(
+    rec: Recorder, func: Any, out: Any, x: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor,
+    hx: Tensor, cx: Tensor, reverse: bool, batch_sizes: Any, mode: int, *args: Any, **kwargs: Any
+) -> None:  # fmt: skip
+    labels = rec.get(x)
+    biases = [b for b in (b_ih, b_hh) if b.numel()]
+    hidden = _layer(rec, labels.dims.get(x.dim() - 1), [w_ih, w_hh, *biases], _GATES[mode], (hx, cx))
+    for t in tensors(out):
+        rec.set(t, {} if hidden is None or t.shape[-1] != len(hidden) else {t.dim() - 1: hidden}, weight=False)

@@ -1,0 +1,154 @@
+"""Run the model once and let labels flow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten
+
+from ..errors import TraceError
+from .atoms import Atoms
+from .attributes import remembered_attributes, watched_sizes
+from .calls import as_call, describe, evaluating, no_fast_path, output_tensors
+from .modes import Dispatch, Function
+from .recorder import Recorder
+
+
+def record(model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fallback: Any) -> Recorder:
+    """Run ``model`` once on ``example_inputs`` in evaluation mode, without gradients, and follow its channels.
+
+    Where parts were not used, such as auxiliary heads, it is run once more in training mode if it can be: what they
+    read must go with the channels they read it from. The model is left as it was: training flags, attributes,
+    buffers and the state of the random numbers are restored.
+
+    Raises:
+        TraceError: the model does not run on these inputs.
+    """
+    recorder = Recorder(Atoms(model), model)
+    for _, tensor in (*model.named_parameters(), *model.named_buffers()):
+        recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
+    watching = (Function(recorder), Dispatch(recorder, rules, fallback))
+    with evaluating(model):
+        try:
+            _watch(recorder, example_inputs, watching)
+        except TraceError:
+            raise
+        except Exception as error:
+            raise TraceError(
+                f"the model does not run on these example inputs ({describe(example_inputs)}): "
+                f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in evaluation mode"
+            ) from error
+    unused = [p for p in model.parameters() if id(p) not in recorder.touched]
+    if unused:
+        _watch_training(recorder, example_inputs, watching, unused)
+    return recorder
+
+
+def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Dispatch]) -> None:
+    args, kwargs = as_call(example_inputs)
+    for value in tree_flatten((args, kwargs))[0]:
+        if isinstance(value, Tensor):
+            recorder.set(value, {}, weight=False)
+    with (
+        torch.no_grad(),
+        remembered_attributes(recorder),
+        watched_sizes(recorder),
+        _module_paths(recorder),
+        no_fast_path(),
+        watching[0],
+        watching[1],
+    ):
+        outputs = output_tensors(recorder.model(*args, **kwargs))
+    recorder.used(outputs)
+    for tensor in outputs:
+        for vector in recorder.get(tensor).dims.values():
+            recorder.atoms.freeze(vector, "it is an output of the network")
+
+
+def _watch_training(
+    recorder: Recorder, example_inputs: Any, watching: tuple[Function, Dispatch], unused: list[nn.Parameter]
+) -> None:
+    """Learn what parts that only training uses read; their own channels stay, as no evaluation could prove a cut."""
+    costs, touched = list(recorder.costs), set(recorder.touched)
+    recorder.training = True
+    with contextlib.suppress(Exception), _training(recorder.model):
+        _watch(recorder, example_inputs, watching)
+    recorder.costs, recorder.touched = costs, touched
+    atoms = recorder.atoms
+    kept = [v for p in recorder.model.parameters() if id(p) in touched for v in atoms.axes_of[id(p)].values()]
+    used = atoms.find(np.concatenate(kept)) if kept else np.empty(0, dtype=np.int64)
+    for vector in (v for p in unused for v in atoms.axes_of[id(p)].values()):
+        atoms.freeze(vector[~np.isin(atoms.find(vector), used)], "evaluation does not use it")
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode inside; flags, buffers and random numbers as they were afterwards."""
+    flags = [(m, m.training) for m in model.modules()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def _module_paths(recorder: Recorder) -> Iterator[None]:
+    paths = {id(m): p for p, m in recorder.model.named_modules()}
+    depth: list[bool] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        known = id(module) in paths
+        depth.append(known)
+        if known:
+            recorder.modules.append(paths[id(module)])
+        if isinstance(module, nn.MultiheadAttention):
+            _hold_width(recorder, module, args)
+        elif isinstance(module, nn.LSTM) and module.proj_size:
+            _hold_projection(recorder, module)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if depth.pop():
+            recorder.modules.pop()
+
+    handles = (
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
+    """`nn.MultiheadAttention` projects to the width of its query, head by head, and back to it."""
+    width = recorder.get(args[0]).dims.get(args[0].dim() - 1) if args else None
+    if module.in_proj_weight is not None:
+        inside = list(recorder.get(module.in_proj_weight).dims[0].reshape(3, -1))
+    else:
+        inside = [recorder.get(w).dims[0] for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
+    for vector in (*inside, recorder.get(module.out_proj.weight).dims[0]):
+        recorder.meet(vector, width, "multi-head attention, which is as wide as its query")
+
+
+def _hold_projection(recorder: Recorder, module: nn.LSTM) -> None:
+    """PyTorch tells that there is a projection from the hidden units being more than those projected."""
+    for name, parameter in module.named_parameters():
+        if name.startswith("weight_hr"):
+            vector = recorder.get(parameter).dims.get(1)
+            if vector is not None:
+                recorder.atoms.freeze(vector, "an LSTM with a projection keeps its hidden units")

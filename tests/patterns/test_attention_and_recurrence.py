@@ -1,0 +1,376 @@
+"""Sequences: recurrent layers and cells, attention of PyTorch's own and by hand, transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from patterns.pattern import TOKENS, Line, Patterns, conv, steps, tail
+
+pattern = Patterns()
+PRODUCT = "product of activations"
+MEMORY = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("case", pattern, ids=str)
+def test_attention_and_recurrence(case):
+    case.check()
+
+
+def tokens(exact=None, inexact=None, refused=None, **parts):
+    """A pattern over five tokens of three features, ``a`` makes eight of them."""
+    return pattern(exact, inexact, refused, **{"inputs": TOKENS, "a": nn.Linear(3, 8), "b": nn.Linear(8, 6), **parts})
+
+
+# --- recurrent layers ---------------------------------------------------------------------------------------------
+
+
+@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, batch_first=True), b=nn.Linear(5, 6))
+def lstm(s, x):
+    """A hidden unit goes with its four gates and with what the layer reads of its own past."""
+    return steps(s, s.rnn(s.a(x))[0])
+
+
+@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5), b=nn.Linear(5, 6))
+def lstm_with_steps_first(s, x):
+    return steps(s, s.rnn(s.a(x).transpose(0, 1))[0].transpose(0, 1))
+
+
+@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, bidirectional=True, batch_first=True), b=nn.Linear(10, 6))
+def bidirectional_lstm(s, x):
+    """One size for both directions: unit i of each."""
+    return steps(s, s.rnn(s.a(x))[0])
+
+
+@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, num_layers=2, batch_first=True), b=nn.Linear(5, 6))
+def lstm_of_two_layers(s, x):
+    """One size for all layers: unit i of each."""
+    return steps(s, s.rnn(s.a(x))[0])
+
+
+@tokens(
+    {"a": 8, "rnn": 4, "b": 6},
+    refused={"rnn#2": "projection"},
+    rnn=nn.LSTM(8, 5, proj_size=4, batch_first=True),
+    b=nn.Linear(4, 6),
+)
+def lstm_with_a_projection(s, x):
+    """PyTorch wants the hidden units to be more than what they are projected to, so they stay."""
+    return steps(s, s.rnn(s.a(x))[0])
+
+
+@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, batch_first=True, bias=False), b=nn.Linear(10, 6))
+def last_state_of_an_lstm(s, x):
+    _, (h, c) = s.rnn(s.a(x))
+    return s.head(s.b(torch.cat([h[-1], c[-1]], 1)).relu())
+
+
+@tokens({"a": 8, "start": 5, "b": 6}, rnn=nn.LSTM(8, 5, batch_first=True), b=nn.Linear(5, 6), start=nn.Linear(3, 5))
+def lstm_with_a_computed_state(s, x):
+    h = s.start(x[:, 0]).unsqueeze(0)
+    return steps(s, s.rnn(s.a(x), (h, torch.zeros_like(h)))[0])
+
+
+@tokens(
+    {"a": 8, "rnn": 5, "b": 6},
+    rnn=nn.GRU(8, 5, batch_first=True),
+    b=nn.Linear(5, 6),
+    hidden=5,
+    patched={"hidden": 3},
+)
+def gru_with_zeros_by_an_attribute(s, x):
+    h = torch.zeros(1, len(x), s.hidden, dtype=x.dtype)
+    return steps(s, s.rnn(s.a(x), h)[0])
+
+
+@tokens(
+    {"a": 8, "b": 6},
+    refused={"rnn": Line("torch.zeros(1, 2, 5")},
+    rnn=nn.GRU(8, 5, batch_first=True),
+    b=nn.Linear(5, 6),
+)
+def gru_with_zeros_by_a_number(s, x):
+    return steps(s, s.rnn(s.a(x), torch.zeros(1, 2, 5, dtype=x.dtype))[0])
+
+
+@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.GRU(8, 5, 2, bidirectional=True, batch_first=True), b=nn.Linear(10, 6))
+def bidirectional_gru_of_two_layers(s, x):
+    return steps(s, s.rnn(s.a(x))[0])
+
+
+@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.RNN(8, 5, batch_first=True, nonlinearity="relu"), b=nn.Linear(5, 6))
+def plain_recurrent_layer(s, x):
+    return steps(s, s.rnn(s.a(x))[0])
+
+
+@pattern({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, bidirectional=True), b=nn.Linear(10, 6))
+def convolutions_then_lstm(s, x):
+    h = s.a(x).mean(2).permute(2, 0, 1)
+    return s.head(s.b(s.rnn(h)[0]).relu().mean(0))
+
+
+@tokens({"a": 8, "cell": 5, "b": 6}, cell=nn.LSTMCell(8, 5), b=nn.Linear(5, 6))
+def lstm_cell(s, x):
+    state = None
+    for step in s.a(x).unbind(1):
+        state = s.cell(step, state)
+    return s.head(s.b(state[0]).relu())
+
+
+@tokens({"a": 8, "cell": 5, "b": 6}, cell=nn.GRUCell(8, 5), b=nn.Linear(5, 6))
+def gru_cell(s, x):
+    h = x.new_zeros(len(x), s.cell.hidden_size)
+    for step in s.a(x).unbind(1):
+        h = s.cell(step, h)
+    return s.head(s.b(h).relu())
+
+
+@tokens({"a": 5, "b": 6}, a=nn.Linear(3, 5), cell=nn.RNNCell(3, 5), b=nn.Linear(5, 6))
+def recurrent_cell_from_a_state(s, x):
+    h = s.a(x[:, 0])
+    for step in x.unbind(1):
+        h = s.cell(step, h)
+    return s.head(s.b(h).relu())
+
+
+@pattern({"a": 8, "gates": 5, "b": 6}, gates=conv(13, 20, 3), b=conv(5, 6), hidden=5, patched={"hidden": 3})
+def convolutional_lstm(s, x):
+    n, _, height, width = x.shape
+    h = c = torch.zeros(n, s.hidden, height, width, dtype=x.dtype)
+    for _ in range(2):
+        i, f, o, g = s.gates(torch.cat([s.a(x), h], 1)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+    return tail(s, h)
+
+
+# --- attention of PyTorch's own -----------------------------------------------------------------------------------
+
+
+@tokens({"b": 6}, {"a": (4, PRODUCT)}, mha=nn.MultiheadAttention(8, 2, batch_first=True))
+def multi_head_attention(s, x):
+    """Its width is that of its query, its values and its result: channel i of each of two heads."""
+    h = s.a(x)
+    return steps(s, s.mha(h, h, h)[0])
+
+
+@tokens({"b": 6}, {"a": (4, PRODUCT)}, mha=nn.MultiheadAttention(8, 2))
+def residual_attention_without_weights(s, x):
+    h = s.a(x).transpose(0, 1)
+    h = h + s.mha(h, h, h, need_weights=False)[0]
+    return steps(s, h.transpose(0, 1))
+
+
+@tokens(
+    {"c": 6, "d": 7, "b": 6},
+    {"a": (4, PRODUCT)},
+    c=nn.Linear(3, 6),
+    d=nn.Linear(3, 7),
+    mha=nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=7),
+)
+def cross_attention(s, x):
+    return steps(s, s.mha(s.a(x), s.c(x).relu(), s.d(x).relu())[0])
+
+
+@tokens(
+    {"layer.linear1": 12, "b": 6},
+    {"a": (4, PRODUCT)},
+    layer=nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
+)
+def transformer_layer(s, x):
+    return steps(s, s.layer(s.a(x)))
+
+
+@tokens(
+    {"layers.0.linear1": 12, "layers.1.linear1": 12, "b": 6},
+    {"a": (4, "layer normalisation")},
+    layers=nn.ModuleList(
+        nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True, activation="gelu") for _ in range(2)
+    ),
+)
+def transformer_with_a_causal_mask(s, x):
+    h = s.a(x)
+    mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+    for layer in s.layers:
+        h = layer(h, src_mask=mask)
+    return steps(s, h)
+
+
+@tokens(
+    {"layer.linear1": 12, "b": 6},
+    {"a": (4, PRODUCT)},
+    c=nn.Linear(3, 8),
+    layer=nn.TransformerDecoderLayer(8, 2, 12, batch_first=True),
+)
+def transformer_decoder_layer(s, x):
+    """One weight projects the query and what it looks at, so ``c`` goes with ``a``."""
+    return steps(s, s.layer(s.a(x), s.c(x)))
+
+
+@tokens(
+    {"v": 4, "b": 6},
+    {"q": (4, PRODUCT)},
+    inputs=MEMORY,
+    heads=2,
+    q=nn.Linear(8, 8),
+    k=nn.Linear(8, 8),
+    v=nn.Linear(8, 8),
+)
+def attention_by_the_number_of_heads(s, x):
+    """The heads stay, so channel i of every head goes; queries and keys meet in a product, values do not."""
+    n, steps_, _ = x.shape
+    q, k, v = (f(x).view(n, steps_, s.heads, -1).transpose(1, 2) for f in (s.q, s.k, s.v))
+    h = F.scaled_dot_product_attention(q, k, v)
+    return steps(s, h.transpose(1, 2).reshape(n, steps_, -1))
+
+
+# --- attention by hand --------------------------------------------------------------------------------------------
+
+
+@tokens(
+    {"a": 8, "v": 4, "b": 6},
+    {"q": (4, PRODUCT)},
+    heads=2,
+    q=nn.Linear(8, 8),
+    k=nn.Linear(8, 8),
+    v=nn.Linear(8, 8),
+)
+def attention_with_a_scale_of_its_own(s, x):
+    h = s.a(x)
+    q, k, v = (f(h).unflatten(-1, (s.heads, -1)).transpose(1, 2) for f in (s.q, s.k, s.v))
+    weights = (q @ k.transpose(-2, -1) * 0.5).softmax(-1)
+    return steps(s, (weights @ v).transpose(1, 2).flatten(2))
+
+
+@tokens(
+    {"out": 8, "b": 6},
+    {"a": (4, PRODUCT)},
+    heads=2,
+    scale=0.5,
+    qkv=nn.Linear(8, 24),
+    out=nn.Linear(8, 8),
+)
+def attention_with_fused_projections(s, x):
+    """The heads are as wide as what comes in lets them be, so it goes with them."""
+    h = s.a(x)
+    n, t, c = h.shape
+    q, k, v = s.qkv(h).reshape(n, t, 3, s.heads, c // s.heads).permute(2, 0, 3, 1, 4).unbind(0)
+    weights = (q * s.scale @ k.transpose(-2, -1)).softmax(-1)
+    return steps(s, s.out((weights @ v).transpose(1, 2).reshape(n, t, c)))
+
+
+@tokens({"a": 8, "b": 6}, {"qkv": (4, PRODUCT)}, qkv=nn.Linear(8, 24), heads=2, head_dim=4)
+def attention_by_a_head_dimension(s, x):
+    h = s.a(x)
+    n, t, _ = h.shape
+    q, k, v = s.qkv(h).view(n, t, 3, s.heads, s.head_dim).permute(2, 0, 3, 1, 4)
+    h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return steps(s, h.reshape(n, t, s.heads * s.head_dim))
+
+
+@tokens(
+    {"values.0": 4, "values.1": 4, "b": 6},
+    {"a": (8, PRODUCT)},
+    values=nn.ModuleList(nn.Linear(8, 4) for _ in range(2)),
+)
+def values_of_heads_as_layers(s, x):
+    """What is its own query and key is coupled; the values of each head are free."""
+    h = s.a(x)
+    return steps(s, torch.cat([F.scaled_dot_product_attention(h, h, f(h)) for f in s.values], -1))
+
+
+@tokens(
+    {"a": 8, "v": 4, "b": 6},
+    {"q": (8, PRODUCT)},
+    b=nn.Linear(4, 6),
+    q=nn.Linear(8, 8),
+    k=nn.Linear(8, 8),
+    v=nn.Linear(8, 4),
+    bias=nn.Parameter(torch.zeros(5, 5)),
+)
+def attention_with_positions_and_a_mask(s, x):
+    h = s.a(x)
+    weights = torch.bmm(s.q(h), s.k(h).mT) + s.bias
+    weights = weights.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -1e9).softmax(-1)
+    return steps(s, torch.bmm(weights, s.v(h)))
+
+
+@tokens(
+    {"a": 8, "v": 4, "b": 6},
+    {"q": (8, "softmax over the channels")},
+    b=nn.Linear(4, 6),
+    q=nn.Linear(8, 8),
+    k=nn.Linear(8, 8),
+    v=nn.Linear(8, 4),
+)
+def linear_attention(s, x):
+    h = s.a(x)
+    q, k = s.q(h).softmax(-1), s.k(h).softmax(1)
+    return steps(s, q @ (k.transpose(1, 2) @ s.v(h)))
+
+
+@tokens(
+    {"v": 4, "b": 6},
+    {"q": (4, PRODUCT)},
+    inputs=MEMORY,
+    b=nn.Linear(4, 6),
+    q=nn.Linear(8, 8),
+    k=nn.Linear(8, 8),
+    v=nn.Linear(8, 4),
+    cos=nn.Buffer(torch.linspace(0, 1, 20).view(5, 4).cos()),
+    sin=nn.Buffer(torch.linspace(0, 1, 20).view(5, 4).sin()),
+)
+def attention_with_turned_pairs(s, x):
+    """Entry i of a query turns with entry i + 4, and their angle goes with them."""
+
+    def turned(h):
+        p, q = h.chunk(2, -1)
+        return torch.cat([p * s.cos - q * s.sin, q * s.cos + p * s.sin], -1)
+
+    return steps(s, F.scaled_dot_product_attention(turned(s.q(x)), turned(s.k(x)), s.v(x)))
+
+
+@pattern({"b": 6}, {"a": (8, "softmax over the channels")}, qkv=conv(8, 24))
+def attention_of_channels_to_channels(s, x):
+    h = s.a(x)
+    n, c, height, width = h.shape
+    q, k, v = s.qkv(h).flatten(2).chunk(3, 1)
+    weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(1, 2)).softmax(-1)
+    return tail(s, h + (weights @ v).view(n, c, height, width))
+
+
+@pattern(
+    {"embed": 8, "b": 6},
+    b=nn.Linear(8, 6),
+    embed=nn.Conv2d(3, 8, 4, 4),
+    pool=nn.Parameter(torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0))),
+)
+def pooling_by_a_learnt_query(s, x):
+    """The product with a learnt query is a layer that reads the channels."""
+    h = s.embed(x).flatten(2).transpose(1, 2)
+    weights = (s.pool @ h.transpose(1, 2)).softmax(-1)
+    return steps(s, weights @ h)
+
+
+@pattern({"embed": 8, "b": 6}, b=nn.Linear(8, 6), embed=nn.Conv2d(3, 8, 4, 4), score=nn.Linear(8, 1))
+def pooling_by_scores(s, x):
+    h = s.embed(x).flatten(2).transpose(1, 2)
+    return s.head(s.b((h * s.score(h).softmax(1)).sum(1)).relu())
+
+
+@pattern(
+    {"b": 6},
+    {"embed": (8, "layer normalisation")},
+    b=nn.Linear(8, 6),
+    embed=nn.Conv2d(3, 8, 4, 4),
+    norm=nn.LayerNorm(8),
+    token=nn.Parameter(torch.ones(1, 1, 8)),
+    place=nn.Parameter(torch.ones(1, 5, 8)),
+)
+def class_token_of_normalised_tokens(s, x):
+    h = s.embed(x).flatten(2).transpose(1, 2)
+    h = torch.cat([s.token.expand(x.shape[0], -1, -1), h], 1) + s.place
+    return s.head(s.b(s.norm(h)[:, 0]))

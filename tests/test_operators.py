@@ -1,0 +1,337 @@
+"""Operators of one's own: `register_rule`, the ready-made rules, and what happens without a rule."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import netslim
+from nets import prove
+from netslim import TraceError, register_rule, rules, trace
+from netslim.graph.rules import RULES
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _same_rules_afterwards():
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
+
+
+@torch.library.custom_op("nstest::double", mutates_args=())
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+double.register_autograd(lambda ctx, grad: 2 * grad)
+
+
+@torch.library.custom_op("nstest::add", mutates_args=())
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Not an addition at all: the channels of x in reverse order, plus those of y."""
+    return x.flip(1) + y
+
+
+add.register_autograd(lambda ctx, grad: (grad.flip(1), grad))
+
+
+@torch.library.custom_op("nstest::halve", mutates_args=())
+def halve(x: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(x, 2)
+
+
+halve.register_autograd(lambda ctx, grad: torch.nn.functional.interpolate(grad, scale_factor=2) / 4)
+
+
+@torch.library.custom_op("nstest::bump", mutates_args=("x",))
+def bump(x: Tensor) -> None:
+    x.add_(1)
+
+
+LIBRARY = torch.library.Library("nsparts", "DEF")
+LIBRARY.define("twice(Tensor x) -> Tensor")
+LIBRARY.impl("twice", lambda x: x.relu() + x.relu(), "CompositeImplicitAutograd")
+LIBRARY.define("tagged(Tensor x) -> Tensor", tags=(torch.Tag.pointwise,))
+LIBRARY.impl("tagged", lambda x: 3 * x, "CPU")
+torch.library.register_autograd("nsparts::tagged", lambda ctx, grad: 3 * grad, lib=LIBRARY)
+
+
+class Net(nn.Module):
+    """``stem`` (3 -> 8), an operator, ``body`` (8 -> 6), ``head`` (6 -> 2)."""
+
+    def __init__(self, operator: Any) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Linear(6, 2)
+        self.operator = operator if isinstance(operator, nn.Module) else lambda x: operator(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.operator(self.stem(x))
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+def sizes(graph: netslim.ChannelGraph) -> dict[str, int]:
+    return {g.name: g.size for g in graph.prunable}
+
+
+# --- the documentation -------------------------------------------------------------------------------------------
+
+
+def test_the_documented_example_works_as_shown(capsys):
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"operators.md, python block {number + 1}", "exec"), names)
+    out = capsys.readouterr().out
+    assert out.startswith("{'mylib::squash': ('',)}\n")
+    assert "They stay: netslim has no rule for mylib::squash (operators.md, python block 1:19)." in out
+    assert "\n{}\nGroup stem: 8 channels.\n  They can be cut exactly" in out
+    assert sizes(names["graph"]) == {"stem": 8, "first": 10}
+    small, smaller = names["small"], names["smaller"]
+    assert small.stem.out_channels + small.body.out_channels == 10
+    assert sum(smaller.first.shape) == 9
+
+
+def test_every_ready_made_rule_is_documented():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name in rules.__all__:
+        assert f"`{name}" in text or name in ("Labels", "Recorder", "Rule"), name
+
+
+# --- without a rule ----------------------------------------------------------------------------------------------
+
+
+def test_without_a_rule_it_freezes_what_it_touches_and_is_listed_with_a_hint():
+    graph = trace(Net(double), X)
+    assert graph.unsupported == {"nstest::double": ("",)}
+    assert graph["stem"].frozen
+    assert re.fullmatch(r"netslim has no rule for nstest::double \(test_operators.py:\d+\)", graph["stem"].reason)
+    assert sizes(graph) == {"body": 6}
+    for text in (str(graph), graph.explain("stem")):
+        assert "netslim.register_rule teaches netslim an operator" in text
+
+
+def test_an_operator_that_only_changes_its_argument_freezes_it_too():
+    def operator(x):
+        bump(x)
+        return x
+
+    assert trace(Net(operator), X)["stem"].frozen
+
+
+def test_a_namesake_of_a_known_operator_is_not_taken_for_it():
+    """Taken for an addition, nstest::add would tie channel c to itself; it ties c to 7 - c."""
+
+    def operator(x):
+        return add(x, x)
+
+    graph = trace(Net(operator), X)
+    assert graph["stem"].frozen
+    assert graph.unsupported == {"nstest::add": ("",)}
+
+    @register_rule(add)
+    def add_rule(recorder, func, out, x, y):
+        labels = recorder.get(x)
+        dims = dict(labels.dims)
+        dims[1] = recorder.meet(dims[1][::-1], recorder.get(y).dims.get(1), "add")
+        recorder.set(out, dims, labels.weight)
+
+    graph, *_ = prove(Net(operator).eval(), X)
+    assert sizes(graph) == {"stem": 4, "body": 6}
+    first = next(s for s in graph["stem"].slices if s.tensor == "stem.weight")
+    assert dict(zip(first.positions.tolist(), first.units.tolist(), strict=True)) == {
+        **{c: c for c in range(4)},
+        **{7 - c: c for c in range(4)},
+    }
+    assert "add" not in RULES
+
+
+def test_a_pointwise_tag_and_parts_that_are_seen_need_no_rule():
+    for operator in (torch.ops.nsparts.tagged, torch.ops.nsparts.twice):
+        graph, *_ = prove(Net(operator).eval(), X)
+        assert sizes(graph) == {"stem": 8, "body": 6}
+        assert graph.unsupported == {}
+
+
+def test_the_inside_of_an_autograd_function_is_seen():
+    class Straight(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return torch.where(x > 0, x, torch.zeros_like(x)) * weight[:, None, None]
+
+        @staticmethod
+        def backward(ctx, grad):
+            x, weight = ctx.saved_tensors
+            return grad * weight[:, None, None], (grad * x.clamp(min=0)).sum((0, 2, 3))
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(8))
+
+        def forward(self, x):
+            return Straight.apply(x, self.weight)
+
+    graph, *_ = prove(Net(Scaled()).eval(), X)
+    assert sizes(graph) == {"stem": 8, "body": 6}
+    assert ("operator.weight", 0) in {(s.tensor, s.axis) for s in graph["stem"].slices}
+    assert graph.unsupported == {}
+
+
+# --- register_rule -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "op",
+    ["nstest::double", double, torch.ops.nstest.double, torch.ops.nstest.double.default],
+    ids=["name", "custom_op", "packet", "overload"],
+)
+def test_whatever_stands_for_an_operator_is_taken(op):
+    assert register_rule(op, rules.pointwise) is rules.pointwise
+    graph, *_ = prove(Net(double).eval(), X)
+    assert sizes(graph) == {"stem": 8, "body": 6}
+    assert graph.unsupported == {}
+
+
+def test_ready_made_rules_fit_other_operators():
+    for rule in (rules.spatial(2), rules.like("aten::avg_pool2d"), rules.like(torch.ops.aten.upsample_nearest2d)):
+        register_rule(halve, rule)
+        graph, *_ = prove(Net(halve).eval(), X)
+        assert sizes(graph) == {"stem": 8, "body": 6}
+    register_rule(double, rules.same)
+    assert sizes(prove(Net(double).eval(), X)[0]) == {"stem": 8, "body": 6}
+    assert rules.like("aten::add") is rules.pointwise
+
+
+def test_a_rule_can_freeze_and_couple_and_names_the_line_of_the_model():
+    @register_rule(double)
+    def freezing(recorder, func, out, x):
+        labels = recorder.get(x)
+        recorder.freeze(labels.dims.get(1), "double hates change")
+        recorder.freeze(None, "nothing to hold")
+        recorder.set(out, labels.dims, labels.weight)
+
+    line = Net.__init__.__code__.co_firstlineno + 3
+    graph = trace(Net(double), X)
+    assert graph["stem"].reason == f"double hates change (test_operators.py:{line})"
+    assert graph.unsupported == {}
+
+    @register_rule(double)
+    def coupling(recorder, func, out, x):
+        labels = recorder.get(x)
+        recorder.couple(labels.dims.get(1), "double looks at its neighbours")
+        recorder.set(out, labels.dims, labels.weight)
+
+    group = trace(Net(double), X)["stem"]
+    assert (group.verdict, group.reason) == ("inexact", f"double looks at its neighbours (test_operators.py:{line})")
+
+
+def test_a_known_operator_can_be_given_another_rule():
+    def operator(x):
+        return torch.flip(x, (2,))
+
+    assert sizes(trace(Net(operator), X)) == {"stem": 8, "body": 6}
+
+    @register_rule("aten::flip")
+    def frozen(recorder, func, out, x, dims):
+        recorder.freeze(recorder.get(x).dims.get(1), "no flipping here")
+        recorder.set(out, recorder.get(x).dims, weight=False)
+
+    assert "no flipping here" in trace(Net(operator), X)["stem"].reason
+
+
+def test_labels_are_what_the_documentation_says():
+    seen = []
+
+    @register_rule(double)
+    def watching(recorder, func, out, x):
+        seen.append((func, recorder.get(x), recorder.get(torch.zeros(3))))
+        recorder.set(out, recorder.get(x).dims, recorder.get(x).weight)
+
+    trace(Net(double), X)
+    [(func, labels, constant)] = seen
+    assert func is torch.ops.nstest.double.default
+    assert list(labels.dims) == [1]
+    assert (labels.dims[1].shape, labels.dims[1].dtype) == ((8,), np.int64)
+    assert labels.weight is False
+    assert (dict(constant.dims), constant.weight) == ({}, True)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        ("double", r"needs an operator \('namespace::name', .*\), got 'double'"),
+        ("nstest::double.default", "leave out the overload"),
+        (torch.relu, "got builtin_function_or_method relu"),
+        (nn.ReLU, "got type ReLU"),
+        (3, "got int"),
+        ("aten::dubble", "there is no operator aten::dubble"),
+        ("aten::linear", "takes aten::linear apart before a rule could see it"),
+        (torch.ops.nsparts.twice, "takes nsparts::twice apart"),
+    ],
+)
+def test_what_is_no_operator_is_refused(op, message):
+    with pytest.raises(TraceError, match=message):
+        register_rule(op, rules.pointwise)
+
+
+def test_an_operator_of_a_library_that_comes_later_is_taken():
+    register_rule("nslater::thing", rules.same)
+    assert "nslater::thing" in RULES
+
+
+def test_ready_made_rules_refuse_what_they_do_not_know():
+    with pytest.raises(TraceError, match=r"the rule for nstest::double must be a function .*, got str"):
+        register_rule(double, "pointwise")
+    with pytest.raises(TraceError, match="netslim has no rule for nstest::double"):
+        rules.like(double)
+    with pytest.raises(TraceError, match="spatial takes 1, 2 or 3 dimensions, got 4"):
+        rules.spatial(4)
+
+
+def forgetful(recorder, func, out, x):
+    recorder.get(x)
+
+
+def too_short(recorder, func, out, x):
+    recorder.set(out, {1: recorder.get(x).dims[1][:4]}, weight=False)
+
+
+def from_the_end(recorder, func, out, x):
+    recorder.set(out, {-3: recorder.get(x).dims[1]}, weight=False)
+
+
+def without_arguments(recorder, func):
+    raise AssertionError("never reached")
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (forgetful, r"the rule registered for nstest::double left its output without labels.*recorder\.set"),
+        (too_short, r"gave dimension 1 of its output, of shape \(2, 8, 6, 6\), 4 labels"),
+        (from_the_end, "gave dimension -3 of its output"),
+        (without_arguments, "the rule registered for nstest::double failed: TypeError: .*it is called as rule"),
+        (rules.linear, "the rule registered for nstest::double failed: TypeError"),
+    ],
+)
+def test_a_wrong_rule_is_told_what_is_wrong(rule, message):
+    register_rule(double, rule)
+    model = Net(double)
+    with pytest.raises(TraceError, match=message):
+        trace(model, X)
+    assert type(model.stem.out_channels) is int
