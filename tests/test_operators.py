@@ -263,7 +263,7 @@ def test_labels_are_what_the_documentation_says():
     [(func, labels, constant)] = seen
     assert func is torch.ops.nstest.double.default
     assert list(labels.dims) == [1]
-    assert (labels.dims[1].shape, labels.dims[1].dtype) == ((8,), np.int64)
+    assert (labels.dims[1].shape, labels.dims[1].dtype) == ((8,), np.int32)
     assert labels.weight is False
     assert (dict(constant.dims), constant.weight) == ({}, True)
 

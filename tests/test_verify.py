@@ -115,7 +115,7 @@ def test_a_pruned_model_that_gives_nan_is_caught():
 
         def forward(self, x):
             x = self.a(x)
-            return self.b(x) * (1.0 if float(x.shape[1]) == 8 else float("nan"))
+            return self.b(x) * (1.0 if len(range(x.shape[1])) == 8 else float("nan"))
 
     model, small, plan = pruned(Fragile().eval())
     with pytest.raises(VerificationError, match="differs from the silenced original by inf"):
@@ -131,7 +131,7 @@ class Sneaky(nn.Module):
 
     def forward(self, x):
         x = self.a(x)
-        if float(x.shape[1]) != 8:
+        if len(range(x.shape[1])) != 8:
             raise ValueError("eight channels expected")
         return self.c(self.b(x).relu())
 

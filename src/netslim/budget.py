@@ -274,9 +274,9 @@ def resolve(graph: ChannelGraph, masks: Mapping[int, Any], notes: Iterable[str] 
             kept = keep.setdefault(key, np.ones(graph.axis_sizes[key], dtype=bool))
             kept[gone] = False
             roles.setdefault(key, set()).add(s.role)
+    same: dict[bytes, tuple[int, ...]] = {}  # many tensors keep the same indices
     tensors = tuple(
-        TensorCut(t, a, len(kept), tuple(np.flatnonzero(kept).tolist()), "+".join(sorted(roles[t, a])))
-        for (t, a), kept in keep.items()
+        TensorCut(t, a, len(kept), _indices(kept, same), "+".join(sorted(roles[t, a]))) for (t, a), kept in keep.items()
     )
     patches = []
     for rule in graph.size_rules:
@@ -284,3 +284,10 @@ def resolve(graph: ChannelGraph, masks: Mapping[int, Any], notes: Iterable[str] 
         if new != rule.old:
             patches.append(SizePatch(rule.module, rule.attribute, rule.old, new))
     return PruningPlan(graph.fingerprint, groups, tensors, tuple(patches), tuple(notes))
+
+
+def _indices(kept: np.ndarray, known: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:
+    key = kept.tobytes()
+    if key not in known:
+        known[key] = tuple(np.flatnonzero(kept).tolist())
+    return known[key]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import SurgeryError
 from .graph.calls import evaluating
-from .plan import SizePatch, named_tensors
+from .plan import SizePatch, named_modules, named_tensors
 
 _PATH = re.compile(r"(\w+)((?:\[[^\[\]]*\])*)")
 _CHANGED = "the model has changed since the plan was made: trace and select again"
@@ -59,7 +59,7 @@ def mirror(model: nn.Module, changed: set[str]) -> None:
         changed: names of the tensors that were.
     """
     cut = {id(t) for n, t in named_tensors(model) if n in changed}
-    for module in model.modules():
+    for module in named_modules(model):
         if any(id(t) in cut for t in _own_tensors(module)):
             _mirror(module)
 

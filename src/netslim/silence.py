@@ -60,12 +60,13 @@ def _zeroed(entries: Sequence[tuple[Tensor, int, Tensor]]) -> Iterator[None]:
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter and normalisation statistic a random value of ordinary size, in place."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    generator = torch.Generator(device).manual_seed(seed)
+    devices = {t.device for _, t in named_tensors(model)}
+    generators = {device: torch.Generator(device).manual_seed(seed) for device in devices}
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.is_floating_point():
                 continue
+            device, generator = parameter.device, generators[parameter.device]
             if parameter.dim() < 2:
                 sign = torch.rand(parameter.shape, generator=generator, device=device).to(parameter) - 1 / 3
                 parameter.uniform_(0.5, 1.5, generator=generator).copysign_(sign)
@@ -74,6 +75,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.uniform_(-spread, spread, generator=generator)
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+                generator = generators[module.running_mean.device]
                 module.running_mean.uniform_(-0.5, 0.5, generator=generator)
                 module.running_var.uniform_(0.5, 2, generator=generator)  # type: ignore[union-attr]
     return model

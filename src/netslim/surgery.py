@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -159,7 +159,7 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
     first: dict[Any, Tensor] = {}
     for tensor, name in named.items():
         same = first.setdefault(_memory(tensor), tensor)
-        if _kept(cuts, name) != _kept(cuts, named[same]):
+        if same is not tensor and _kept(cuts, name) != _kept(cuts, named[same]):
             raise SurgeryError(
                 f"{named[same]!r} and {name!r} share their memory, and the plan cuts them differently: make them one "
                 "parameter (a.weight = b.weight) and trace again"
@@ -195,12 +195,17 @@ def _kept(cuts: Cuts, name: str) -> dict[int, tuple[int, ...]]:
     return {cut.axis: cut.kept for cut in cuts.get(name, ())}
 
 
+@lru_cache(maxsize=64)
+def _index(kept: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(kept, device=device)
+
+
 def _keep(cuts: Sequence[TensorCut], tensor: Tensor, axes: Collection[int] | None = None) -> Tensor:
     """Keep the planned entries of each axis (of ``axes``), in the memory format of the original."""
     result = tensor
     for cut in cuts:
         if axes is None or cut.axis in axes:
-            result = result.index_select(cut.axis, torch.tensor(cut.kept, device=tensor.device))
+            result = result.index_select(cut.axis, _index(cut.kept, tensor.device))
     if result.layout is not torch.strided:
         return result
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
@@ -218,8 +223,8 @@ def _derived(model: nn.Module, cuts: Cuts) -> list[tuple[nn.Module, str, Tensor,
     result = []
     for name, rows in cuts.items():
         path, _, source = name.rpartition(".")
-        for attribute in (source.removesuffix("_orig"), source.removesuffix("_v")):
-            module = model.get_submodule(path)
+        for suffix in [suffix for suffix in ("_orig", "_v") if source.endswith(suffix)]:
+            attribute, module = source.removesuffix(suffix), model.get_submodule(path)
             value = vars(module).get(attribute)
             if isinstance(value, Tensor) and value.shape == getattr(module, source).shape:
                 result.append((module, attribute, value, _keep(rows, value.detach())))

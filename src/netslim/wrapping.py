@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .errors import NetslimError, SurgeryError
+from .plan import named_modules, named_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -200,7 +201,7 @@ def _layers(model: Any) -> Iterator[Any]:
 def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
     """(kind, path, what is the matter and what to do) for every part that cannot be worked on."""
     names: dict[type, tuple[str, ...]] = {}
-    for path, module in model.named_modules():
+    for module, path in named_modules(model).items():
         kind = type(module)
         found = names.setdefault(kind, _names(kind))
         for name in found:
@@ -210,7 +211,10 @@ def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
             yield "wrapped", path, f"is {_a(module)} inside the model: put its .module in its place first"
         if _quantised(kind) or (isinstance(module, torch.fx.GraphModule) and _quantising(module.graph)):
             yield "quantised", path, f"is a {kind.__module__}.{kind.__name__}; {_QUANTISED}"
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in named_tensors(model):
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+        if plain and not (tensor.is_meta or tensor.is_quantized):
+            continue
         if (matter := _matter(tensor)) is not None:
             yield matter[0], repr(name), matter[1]
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..plan import named_tensors
+from ..plan import named_modules, named_tensors
 
-Vector = np.ndarray  # 1-D int64: the atom of each entry of one tensor dimension; 0 is a constant that must stay
+Vector = np.ndarray  # 1-D: the atom of each entry of one tensor dimension; 0 is a constant that must stay
 
+ATOM = np.int32
 PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
 
 
@@ -45,25 +46,25 @@ class Atoms:
             for axis, size in enumerate(tensor.shape):
                 if size > 1 and not (axis >= 2 and id(tensor) in kernels):
                     self.axes.append(Axis(name, axis, first, size))
-                    vectors[axis] = np.arange(first, first + size)
+                    vectors[axis] = np.arange(first, first + size, dtype=ATOM)
                     first += size
             self.axes_of[id(tensor)] = vectors
-        self.parent = np.arange(first)
+        self.parent = np.arange(first, dtype=ATOM)
         self.roles = np.zeros(first, dtype=np.uint8)
         self.frozen: list[tuple[Vector, str]] = []
         self.coupled: list[tuple[Vector, str]] = []
         self.order: dict[int, int] = {}
-        self.axis_of = np.full(first, -1)
+        self.axis_of = np.full(first, -1, dtype=ATOM)
         for number, a in enumerate(self.axes):
             self.axis_of[a.first : a.first + a.size] = number
 
     def fresh(self, size: int) -> Vector:
         """Atoms for a dimension that no parameter has: what meets it is tied together through them."""
         first = len(self.parent)
-        vector = np.arange(first, first + size)
+        vector = np.arange(first, first + size, dtype=ATOM)
         self.parent = np.concatenate([self.parent, vector])
         self.roles = np.concatenate([self.roles, np.zeros(size, dtype=np.uint8)])
-        self.axis_of = np.concatenate([self.axis_of, np.full(size, -1)])
+        self.axis_of = np.concatenate([self.axis_of, np.full(size, -1, dtype=ATOM)])
         return vector
 
     def owned(self, vector: Vector) -> bool:
@@ -75,18 +76,19 @@ class Atoms:
         """The class of each atom: the smallest atom it is tied to."""
         parent = self.parent
         root = parent[vector]
-        while True:
-            above = parent[root]
-            if (above == root).all():
-                break
+        above = parent[root]
+        if (above == root).all():
+            return root
+        while not (above == root).all():
             root = above
+            above = parent[root]
         parent[vector] = root
         return root
 
     def tie(self, a: Vector, b: Vector, reason: Callable[[], str]) -> None:
         """Say that entry i of ``a`` and of ``b`` go together; whatever meets atom 0 must stay."""
-        constant = (a == 0) | (b == 0)
-        if constant.any():
+        if not (a.all() and b.all()):
+            constant = (a == 0) | (b == 0)
             self.freeze(np.concatenate([a[constant], b[constant]]), reason())
             a, b = a[~constant], b[~constant]
         while len(a):
@@ -95,7 +97,11 @@ class Atoms:
             if not differ.any():
                 return
             a, b = a[differ], b[differ]
-            self.parent[np.maximum(a, b)] = np.minimum(a, b)
+            low, high = np.minimum(a, b), np.maximum(a, b)
+            self.parent[high] = low
+            if (self.parent[high] == low).all():
+                return
+            np.minimum.at(self.parent, high, low)  # several are tied to one: no more than one of them was noted
 
     def freeze(self, vector: Vector, reason: str) -> None:
         """These must stay."""
@@ -118,5 +124,21 @@ class Atoms:
 
 
 def _kernel_weights(model: nn.Module) -> set[int]:
-    convolutions = (m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd))
+    convolutions = (m for m in named_modules(model) if isinstance(m, nn.modules.conv._ConvNd))
     return {id(m.weight) for m in convolutions if isinstance(getattr(m, "weight", None), torch.Tensor)}
+
+
+def distinct(vector: Vector) -> Vector:
+    """The values that occur, in order (as `np.unique`, without what that imports)."""
+    return numbered(vector)[0]
+
+
+def numbered(vector: Vector) -> tuple[Vector, Vector]:
+    """(the values that occur, in order; for each entry which of them it is)."""
+    order = np.argsort(vector, kind="stable")
+    ordered = vector[order]
+    new = np.ones(len(ordered), dtype=bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    number = np.empty(len(ordered), dtype=np.int64)
+    number[order] = np.cumsum(new) - 1
+    return ordered[new], number

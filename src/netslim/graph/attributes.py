@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..plan import named_modules
 from .recorder import Recorder
 from .sizes import Size, Value, watchers
 
@@ -19,7 +20,7 @@ _PLAIN_KEYS = ("unflattened_size", "normalized_shape")  # sizes in tuples of PyT
 @contextlib.contextmanager
 def remembered_attributes(recorder: Recorder) -> Iterator[None]:
     """Integers in the attributes of modules know their own names while the model runs."""
-    modules = [(p, m) for p, m in recorder.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
+    modules = [(p, m) for m, p in named_modules(recorder.model).items() if not isinstance(m, torch.jit.ScriptModule)]
     replaced = []
     for path, module in modules:
         simple = type(module).__module__.startswith("torch.nn.modules.")
@@ -71,8 +72,8 @@ def _remembered(recorder: Recorder, value: Any, module: str, name: str, depth: i
 
 @contextlib.contextmanager
 def watched_sizes(recorder: Recorder) -> Iterator[None]:
-    watchers.append(recorder.compared)
+    watchers.append(recorder.noticed)
     try:
         yield
     finally:
-        watchers.remove(recorder.compared)
+        watchers.remove(recorder.noticed)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..plan import named_modules
+
 
 def as_call(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
     """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs)."""
@@ -41,10 +43,14 @@ def output_tensors(value: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's own flag as it was afterwards."""
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
+def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Evaluation mode inside (or training mode); every module's own flag as it was afterwards.
+
+    The flags are set one by one: a module's own ``train()`` may change its weights, as merged adapters do.
+    """
+    flags = [(m, m.training) for m in named_modules(model)]
+    for module, _ in flags:
+        module.training = training
     try:
         yield
     finally:

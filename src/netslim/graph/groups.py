@@ -11,10 +11,11 @@ import numpy as np
 from torch import nn
 
 from ..errors import StaleGraphError
-from ..plan import fingerprint
-from .atoms import CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector
+from ..plan import fingerprint, named_tensors
+from .atoms import ATOM, CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector, distinct, numbered
 from .inventory import Inventory, layer_of, obstacles, take
 from .recorder import Recorder
+from .settle import settle
 
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
 
@@ -233,20 +234,19 @@ class Classes:
 
     def __init__(self, atoms: Atoms) -> None:
         self.atoms = atoms
-        everything = np.arange(len(atoms.parent))
-        self.root = atoms.find(everything)
+        self.root = atoms.find(np.arange(len(atoms.parent), dtype=ATOM))
         self.root[0] = 0
         self.frozen = self._first_reason(atoms.frozen)
         self.coupled = self._first_reason(atoms.coupled)
         self.role = np.zeros_like(atoms.roles)
         np.bitwise_or.at(self.role, self.root, atoms.roles)
-        self.group_of = np.full(len(everything), -1)
-        self.unit_of = np.full(len(everything), -1)
+        self.group_of = np.full(len(self.root), -1, dtype=ATOM)
+        self.unit_of = np.full(len(self.root), -1, dtype=ATOM)
         self.sizes: list[int] = []
 
     def _first_reason(self, entries: Sequence[tuple[Vector, str]]) -> Vector:
         """For each class the number of the first entry that touches it, or a number past the end."""
-        first = np.full(len(self.root), len(entries))
+        first = np.full(len(self.root), len(entries), dtype=ATOM)
         for i, (vector, _) in enumerate(entries):
             roots = self.root[vector]
             first[roots] = np.minimum(first[roots], i)
@@ -258,19 +258,16 @@ class Classes:
         produced = (self.role[root] & PRODUCER) > 0
         produced[axis_of < 0] = False
         members = np.flatnonzero(produced)
-        mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes), dtype=np.int64)
-        signature = np.zeros(len(root), dtype=np.int64)
-        np.add.at(signature, root[members], mixer[axis_of[members]])
-        frozen = self.frozen < len(self.atoms.frozen)
-        coupled = self.coupled < len(self.atoms.coupled)
-        roots = np.unique(root[members])
-        key = np.stack([signature[roots], frozen[roots], coupled[roots]])
-        _, family = np.unique(key, axis=1, return_inverse=True)
-        family_of = np.full(len(root), -1)
-        family_of[roots] = family.reshape(-1)
-        order = np.lexsort((members, family_of[root[members]]))
+        mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes) + 2)
+        roots, place = numbered(root[members])
+        key = np.zeros(len(roots), dtype=np.int64)  # equal for classes with the same axes, frozen alike, coupled alike
+        np.add.at(key, place, mixer[axis_of[members]])
+        key[self.frozen[roots] < len(self.atoms.frozen)] += mixer[-2]
+        key[self.coupled[roots] < len(self.atoms.coupled)] += mixer[-1]
+        family = numbered(key)[1][place]
+        order = np.argsort(family, kind="stable")
         members = members[order]
-        starts = np.flatnonzero(np.diff(family_of[root[members]])) + 1
+        starts = np.flatnonzero(np.diff(family[order])) + 1
         drafts = [self._group(part) for part in np.split(members, starts) if len(part)]
         drafts.sort(key=lambda draft: draft[0])
         names = _unique([group.name for _, group, _, _ in drafts])
@@ -285,7 +282,7 @@ class Classes:
     def _group(self, part: Vector) -> tuple[int, ChannelGroup, Vector, Vector]:
         atoms, axes = self.atoms, self.atoms.axes
         axis_of = atoms.axis_of[part]
-        roots, units = np.unique(self.root[part], return_inverse=True)
+        roots, units = numbered(self.root[part])
         starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1, [len(part)]])
         pieces = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
         order = {int(axis_of[p.start]): atoms.order.get(int(axis_of[p.start]), len(axes)) for p in pieces}
@@ -323,7 +320,11 @@ class Classes:
             return Count(int(factor), ())
         groups, units = self.group_of[factor], self.unit_of[factor]
         shares = []
-        for g in np.unique(groups[groups >= 0]).tolist():
+        first = int(groups[0])
+        one = bool((groups == first).all())
+        if one and first >= 0:
+            return Count(0, ((first, np.bincount(units, minlength=self.sizes[first])),))
+        for g in [] if one else distinct(groups[groups >= 0]).tolist():
             shares.append((g, np.bincount(units[groups == g], minlength=self.sizes[g])))
         return Count(int((groups < 0).sum()), tuple(shares))
 
@@ -348,8 +349,6 @@ def _unique(names: list[str]) -> list[str]:
 
 def build(recorder: Recorder) -> ChannelGraph:
     """Form the groups of a finished recording."""
-    from .settle import settle
-
     atoms = recorder.atoms
     bindings = settle(recorder)
     classes = Classes(atoms)
@@ -365,7 +364,9 @@ def build(recorder: Recorder) -> ChannelGraph:
 
     costs = [Cost(c.module, c.operator, tuple(count(f) for f in c.factors)) for c in recorder.costs]
     parameters = {}
-    for name, tensor in recorder.model.named_parameters():
+    for name, tensor in named_tensors(recorder.model):
+        if not isinstance(tensor, nn.Parameter):
+            continue
         axes = atoms.axes_of[id(tensor)]
         factors = [count(axes.get(d, n)) for d, n in enumerate(tensor.shape)]
         parameters[name] = Cost(name.rpartition(".")[0], "parameters", tuple(factors))

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from ..plan import named_tensors
-from .atoms import Vector
+from .atoms import Vector, distinct
 
 if TYPE_CHECKING:
     from .groups import Classes
@@ -61,13 +61,20 @@ def layer_of(tensor: str) -> str:
 
 def take(model: nn.Module, classes: Classes, used: set[int]) -> Inventory:
     """The inventory of a model whose groups have been formed; ``used`` holds the ids of the tensors that were."""
-    unused = tuple(name for name, tensor in named_tensors(model) if tensor.dim() and id(tensor) not in used)
-    first = {id(tensor): name for name, tensor in named_tensors(model)}
-    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    named = list(named_tensors(model))
+    unused = tuple(name for name, tensor in named if tensor.dim() and id(tensor) not in used)
+    first = {id(tensor): name for name, tensor in named}
+    modules = list(model.named_modules(remove_duplicate=False))
+    every = [
+        (f"{path}.{name}".lstrip("."), tensor)
+        for path, m in modules
+        for name, tensor in (*m._parameters.items(), *m._buffers.items())
+        if tensor is not None
+    ]
     return Inventory(
-        {name: tuple(tensor.shape) for name, tensor in named_tensors(model)},
+        {name: tuple(tensor.shape) for name, tensor in named},
         {name: first[id(tensor)] for name, tensor in every if first[id(tensor)] != name},
-        {path: type(m).__name__ for path, m in model.named_modules(remove_duplicate=False)},
+        {path: type(m).__name__ for path, m in modules},
         _rest(classes, set(unused)),
         unused,
     )
@@ -88,7 +95,7 @@ def _rest(classes: Classes, unused: set[str]) -> dict[tuple[str, int], tuple[Res
 def _by_reason(classes: Classes, part: Vector) -> list[tuple[str, Vector]]:
     frozen = classes.atoms.frozen
     first = classes.frozen[classes.root[part]]
-    reasons = {int(i): frozen[i][1] if i < len(frozen) else UNMADE for i in np.unique(first)}
+    reasons = {int(i): frozen[i][1] if i < len(frozen) else UNMADE for i in distinct(first)}
     return [
         (why, part[np.isin(first, [i for i, text in reasons.items() if text == why])])
         for why in dict.fromkeys(reasons.values())
@@ -99,7 +106,7 @@ def obstacles(classes: Classes) -> list[tuple[str, ...]]:
     """For each group every reason why it stays or is inexact, those that freeze it first."""
     found: list[dict[str, None]] = [{} for _ in classes.sizes]
     for vector, reason in (*classes.atoms.frozen, *classes.atoms.coupled):
-        for number in np.unique(classes.group_of[classes.root[vector]]).tolist():
+        for number in distinct(classes.group_of[classes.root[vector]]).tolist():
             if number >= 0:
                 found[number][reason] = None
     return [tuple(reasons) for reasons in found]

@@ -22,6 +22,7 @@ from .sizes import Size, expression, expressions_in, symbols
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
+_RUN = _HERE + "running.py"
 _TRACES = count()
 
 
@@ -181,8 +182,12 @@ class Recorder:
         self.constraints.append(Constraint(expr, vector, size, self.where()))
         return vector
 
-    def compared(self, what: str, left: Size, right: Any) -> None:
-        """The code compared two sizes and may depend on what it found."""
+    def noticed(self, what: str, left: Size, right: Any) -> None:
+        """The code compared two sizes, or made a float of one, and may depend on what it found."""
+        if what == "float":
+            if not self.in_rule:
+                self.value(left, "float", soft=True)
+            return
         a, b = self.mine(left), self.mine(right)
         b = expression(int(right)) if b is None else b
         if self.in_rule or a is None or a == b:
@@ -231,6 +236,8 @@ class Recorder:
             frame = frame.f_back  # type: ignore[assignment]  # past rules that were registered from outside
         while frame is not None:
             name = frame.f_code.co_filename
+            if name == _RUN:  # generated code has no file
+                break
             if not name.startswith((_TORCH, _HERE, "<")):
                 return f" ({Path(name).name}:{frame.f_lineno})"
             frame = frame.f_back  # type: ignore[assignment]

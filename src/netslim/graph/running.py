@@ -13,7 +13,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_flatten
 
 from ..errors import TraceError
-from .atoms import Atoms
+from ..plan import named_modules, named_tensors
+from .atoms import ATOM, Atoms
 from .attributes import remembered_attributes, watched_sizes
 from .calls import as_call, describe, evaluating, no_fast_path, output_tensors
 from .modes import Dispatch, Function
@@ -31,7 +32,7 @@ def record(model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fall
         TraceError: the model does not run on these inputs.
     """
     recorder = Recorder(Atoms(model), model)
-    for _, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for _, tensor in named_tensors(model):
         recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     watching = (Function(recorder), Dispatch(recorder, rules, fallback))
     with evaluating(model):
@@ -44,7 +45,7 @@ def record(model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fall
                 f"the model does not run on these example inputs ({describe(example_inputs)}): "
                 f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in evaluation mode"
             ) from error
-    unused = [p for p in model.parameters() if id(p) not in recorder.touched]
+    unused = [t for _, t in named_tensors(model) if isinstance(t, nn.Parameter) and id(t) not in recorder.touched]
     if unused:
         _watch_training(recorder, example_inputs, watching, unused)
     return recorder
@@ -82,7 +83,7 @@ def _watch_training(
     recorder.costs, recorder.touched = costs, touched
     atoms = recorder.atoms
     kept = [v for p in recorder.model.parameters() if id(p) in touched for v in atoms.axes_of[id(p)].values()]
-    used = atoms.find(np.concatenate(kept)) if kept else np.empty(0, dtype=np.int64)
+    used = atoms.find(np.concatenate(kept)) if kept else np.empty(0, dtype=ATOM)
     for vector in (v for p in unused for v in atoms.axes_of[id(p)].values()):
         atoms.freeze(vector[~np.isin(atoms.find(vector), used)], "evaluation does not use it")
 
@@ -90,15 +91,11 @@ def _watch_training(
 @contextlib.contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
     """Training mode inside; flags, buffers and random numbers as they were afterwards."""
-    flags = [(m, m.training) for m in model.modules()]
     buffers = [(b, b.clone()) for b in model.buffers()]
-    model.train()
     try:
-        with torch.random.fork_rng():
+        with evaluating(model, training=True), torch.random.fork_rng():
             yield
     finally:
-        for module, flag in flags:
-            module.training = flag
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
@@ -106,7 +103,7 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _module_paths(recorder: Recorder) -> Iterator[None]:
-    paths = {id(m): p for p, m in recorder.model.named_modules()}
+    paths = {id(m): p for m, p in named_modules(recorder.model).items()}
     depth: list[bool] = []
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -137,6 +134,8 @@ def _module_paths(recorder: Recorder) -> Iterator[None]:
 def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
     """`nn.MultiheadAttention` projects to the width of its query, head by head, and back to it."""
     width = recorder.get(args[0]).dims.get(args[0].dim() - 1) if args else None
+    if module.embed_dim == module.num_heads and width is not None:
+        recorder.freeze(width, "multi-head attention with one channel a head cannot be narrower")
     if module.in_proj_weight is not None:
         inside = list(recorder.get(module.in_proj_weight).dims[0].reshape(3, -1))
     else:

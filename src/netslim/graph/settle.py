@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .atoms import PRODUCER, Vector
+from .atoms import ATOM, PRODUCER, Vector, distinct
 from .recorder import Constraint, Recorder
 from .sizes import evaluate, symbols
 
@@ -42,6 +42,8 @@ class _Trial:
 
     def check(self, constraint: Constraint) -> bool:
         """Make the constraint hold; whether anything had to change for it."""
+        if self._follows(constraint):
+            return False
         vectors = self._vectors(constraint)
         roots = self._live_roots(vectors)
         if not len(roots) or self._fits(constraint, roots):
@@ -52,6 +54,13 @@ class _Trial:
             self._freeze(constraint, vectors)
         self._refresh()
         return True
+
+    def _follows(self, constraint: Constraint) -> bool:
+        """Whether the size is that of the very dimension that asks."""
+        expr = constraint.expression
+        if constraint.vector is None or expr[0] not in ("size", "attribute"):
+            return False
+        return self._vector(expr) is constraint.vector and constraint.size == len(constraint.vector)
 
     def use_values(self) -> bool:
         """Channels whose number is used as a value change what remains, or stay; whether any were found to."""
@@ -105,17 +114,27 @@ class _Trial:
 
     def _live_roots(self, vectors: list[Vector]) -> Vector:
         if not vectors:
-            return np.empty(0, np.int64)
-        roots = np.unique(np.concatenate([self.root[v] for v in vectors]))
+            return np.empty(0, ATOM)
+        roots = distinct(np.concatenate([self.root[v] for v in vectors]))
         return roots[self.live[roots]]
 
     def _fits(self, constraint: Constraint, roots: Vector) -> bool:
+        if constraint.decision and constraint.expression[0] == "ne":
+            return self._stay_unequal(constraint)
         half = roots[self.rng.permutation(len(roots))[: (len(roots) + 1) // 2]]
         for gone in (roots[:1], roots[-1:], half, *([roots[1:]] if constraint.decision else [])):
             wanted = constraint.size if constraint.vector is None else self._kept(constraint.vector, gone)
             if evaluate(constraint.expression, lambda s, gone=gone: self._value(s, gone)) != wanted:  # type: ignore[misc]
                 return False
         return True
+
+    def _stay_unequal(self, constraint: Constraint) -> bool:
+        """Whether the larger of two sizes cannot be cut down to the smaller."""
+        none = np.empty(0, ATOM)
+        sides = [(evaluate(e, lambda s: self._value(s, none)), e) for e in constraint.expression[1:]]
+        (small, _), (_, expr) = sorted(sides, key=lambda side: side[0])
+        vectors = [v for s in symbols(expr) if (v := self._vector(s)) is not None]
+        return small < 1 or not len(self._live_roots(vectors))
 
     def _bind_one(self, constraint: Constraint, roots: Vector) -> bool:
         """Let one attribute inside a size follow, if that makes it fit."""
@@ -162,7 +181,7 @@ class _Trial:
     def _rows(self, vector: Vector, width: int) -> Vector:
         """Lay a vector out in rows of ``width``, one after the other or interleaved: as it is tied already."""
         layouts = (vector.reshape(-1, width), vector.reshape(width, -1).T)
-        return min(layouts, key=lambda rows: sum(len(np.unique(column)) for column in self.root[rows].T))
+        return min(layouts, key=lambda rows: sum(len(distinct(column)) for column in self.root[rows].T))
 
     def _freeze(self, constraint: Constraint, vectors: list[Vector]) -> None:
         decision, size = "a decision in the code depends on it", "a size in the code cannot follow the cut"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .atoms import Vector
+from .atoms import Vector, distinct
 from .recorder import Recorder
 from .sizes import symbols
 
@@ -16,8 +16,10 @@ def split_vector(rec: Recorder, vector: Vector, shape: tuple[int, ...], keep: in
     """Lay ``vector`` out as ``shape``; axis ``keep`` may shrink, so the others are tied across. Returns its labels."""
     matrix = np.moveaxis(vector.reshape(shape), keep, 0).reshape(shape[keep], -1)
     first = matrix[:, 0]
-    for column in matrix.T[1:]:
-        rec.atoms.tie(first, column, lambda: f"it is tied to constant channels by {what}{rec.where()}")
+    if matrix.shape[1] > 1:
+        others = matrix[:, 1:]
+        spread = np.broadcast_to(first[:, None], others.shape).reshape(-1)
+        rec.atoms.tie(spread, others.reshape(-1), lambda: f"it is tied to constant channels by {what}{rec.where()}")
     return first
 
 
@@ -74,7 +76,11 @@ def _block(
     block_out: list[int],
     live: list[int],
 ) -> dict[int, Vector]:
-    kept = max(live, key=lambda d: (rec.atoms.owned(dims[d]), len(np.unique(rec.atoms.find(dims[d]))), d))
+    kept = (
+        live[0]
+        if len(live) == 1
+        else max(live, key=lambda d: (rec.atoms.owned(dims[d]), len(distinct(rec.atoms.find(dims[d]))), d))
+    )
     for d in [d for d in live if d != kept]:
         rec.atoms.freeze(dims[d], f"two channel dimensions merge{rec.where()}")
     place = [1] * len(block_in)

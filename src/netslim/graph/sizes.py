@@ -25,6 +25,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "le": operator.le,
     "gt": operator.gt,
     "ge": operator.ge,
+    "ne": operator.ne,
 }
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod")
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
@@ -51,13 +52,17 @@ class Size(int):
 
     def __eq__(self, other: object) -> bool:
         same = int.__eq__(self, other)
-        if same is True:
-            _tell("eq", self, other)
+        if same is not NotImplemented:
+            _tell("eq" if same else "ne", self, other)
         return same
 
     def __ne__(self, other: object) -> bool:
         same = self.__eq__(other)
         return same if same is NotImplemented else not same
+
+    def __float__(self) -> float:
+        _tell("float", self, None)
+        return 1.0 * int.__int__(self)
 
     def __neg__(self) -> int:
         return Size(-int.__int__(self), ("sub", 0, self.expression))
@@ -83,6 +88,10 @@ class Value(float):
         return float.__float__(self)
 
 
+def _decimal(number: float) -> float:
+    return 1.0 * int.__int__(number) if isinstance(number, int) else float.__float__(number)
+
+
 def _tell(what: str, left: Any, right: Any) -> None:
     for watcher in watchers:
         watcher(what, left, right)
@@ -100,14 +109,16 @@ def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], 
 
     def forward(self: Size, other: Any) -> Any:
         if isinstance(other, float):
-            return Value(function(float(self), float(other)), (self.expression, *expressions_in(other)))
+            known = (self.expression, *expressions_in(other))
+            return Value(function(_decimal(self), _decimal(other)), known)
         if not isinstance(other, int):
             return NotImplemented
         return Size(function(int.__int__(self), int.__int__(other)), (name, self.expression, expression(other)))
 
     def reverse(self: Size, other: Any) -> Any:
         if isinstance(other, float):
-            return Value(function(float(other), float(self)), (*expressions_in(other), self.expression))
+            known = (*expressions_in(other), self.expression)
+            return Value(function(_decimal(other), _decimal(self)), known)
         if not isinstance(other, int):
             return NotImplemented
         return Size(function(int.__int__(other), int.__int__(self)), (name, expression(other), self.expression))
@@ -135,7 +146,7 @@ def _fraction(name: str, base: type) -> Callable[[Any, Any], Any]:
         if not isinstance(other, (int, float)):
             return NotImplemented
         exact = getattr(base, name)(self, other)
-        plain = getattr(float, name)(float(self), float(other)) if exact is NotImplemented else exact
+        plain = getattr(float, name)(_decimal(self), _decimal(other)) if exact is NotImplemented else exact
         return Value(plain, (*expressions_in(self), *expressions_in(other)))
 
     return compute

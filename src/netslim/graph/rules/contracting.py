@@ -100,7 +100,8 @@ def linear(rec: Recorder, func: Any, out: Tensor, x: Tensor, weight: Tensor, bia
     _free(rec, lw, 0, dims, last)
     if bias is not None:
         _add_bias(rec, dims, out, bias)
-    rec.cost("linear", prod(x.shape[:-1]), x.shape[-1] if met is None else met, _size(weight, lw, 0))
+    places = [_size(x, lx, d) for d in range(last)]
+    rec.cost("linear", *places, x.shape[-1] if met is None else met, _size(weight, lw, 0))
     rec.set(out, dims, lx.weight and lw.weight)
 
 
@@ -140,9 +141,9 @@ def convolution(
         dims[1] = made
     if bias is not None:
         _add_channel_bias(rec, dims, bias)
-    places = prod((x if transposed else out).shape[2:]) * prod(w.shape[2:]) * out.shape[0]
+    places = [dims.get(d, n) for d, n in enumerate((x if transposed else out).shape) if d != 1]
     depth = x.shape[1] // groups if read is None else read
-    rec.cost("convolution", places, depth, out.shape[1] if dims.get(1) is None else dims[1])
+    rec.cost("convolution", prod(w.shape[2:]), *places, depth, out.shape[1] if dims.get(1) is None else dims[1])
     rec.set(out, dims, lx.weight and lw.weight)
 
 
@@ -175,6 +176,8 @@ def _grouped(
     if source is not None:
         first = split_vector(rec, source, (groups, per_group), keep=1, what="grouped convolution")
         met = rec.meet(first, lw.dims.get(1), "grouped convolution")
+        if met is not None and lw.weight == lx.weight:
+            rec.couple(met, "a product of activations over the channels (convolution)")
         read = per_group if met is None else met
     elif 1 in lw.dims:
         rec.atoms.freeze(lw.dims[1], f"it meets a fixed size in convolution{rec.where()}")
@@ -254,9 +257,9 @@ def attention(rec: Recorder, func: Any, out: Any, q: Tensor, k: Tensor, v: Tenso
     met = _contract(rec, lq, last, lk, last, "attention")
     if last in lv.dims:
         dims[last] = lv.dims[last]
-    batch = prod(q.shape[:-2]) * q.shape[-2] * k.shape[-2]
-    rec.cost("attention", batch, q.shape[-1] if met is None else met)
-    rec.cost("attention", batch, _size(v, lv, last))
+    batch = [dims.get(d, n) for d, n in enumerate(q.shape[:-1])]
+    rec.cost("attention", *batch, k.shape[-2], q.shape[-1] if met is None else met)
+    rec.cost("attention", *batch, k.shape[-2], _size(v, lv, last))
     rec.set(tensors(out)[0], dims, weight=False)
 
 

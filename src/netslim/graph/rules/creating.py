@@ -45,13 +45,16 @@ def expand(rec: Recorder, func: Any, out: Tensor, x: Tensor, sizes: Sequence[int
     asked = asked_sizes(rec, ("expand", "broadcast_to"), 1)
     if asked is not None and len(asked) != out.dim():
         asked = None
+    counted = getattr(rec.call[0], "__name__", "") == "repeat_interleave"  # by a number in the user's code
     for d in range(out.dim()):
         given = None if asked is None else asked[d]
         if d in dims:
             rec.constrain(None if given == -1 else given, dims[d], out.shape[d])
-        elif out.shape[d] > 1 and (d < shift or x.shape[d - shift] == 1):
+        elif not counted and out.shape[d] > 1 and (d < shift or x.shape[d - shift] == 1):
             vector = rec.atoms.fresh(out.shape[d]) if given is None else rec.follow(given, out.shape[d])
             dims |= {} if vector is None else {d: vector}
+        else:
+            rec.constrain(None if given == -1 else given, None, out.shape[d])
     rec.set(out, dims, labels.weight)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..atoms import PRODUCER, Vector
+from ..atoms import ATOM, PRODUCER, Vector
 from ..recorder import Labels, Recorder
 from ..shapes import reshape, split_vector
 from ..sizes import Size, symbols
@@ -27,6 +27,8 @@ def view(rec: Recorder, func: Any, out: Tensor, x: Tensor, sizes: Any = None, *a
         same(rec, func, out, x)
         return
     asked = asked_sizes(rec, ("view", "reshape"), 1) or _unflattened(rec, x, out)
+    if not rec.calls:  # compiled code called it, with numbers of its own
+        asked = list(sizes)
     if asked is not None and len(asked) != out.dim():
         asked = None
     rec.set(out, reshape(rec, labels.dims, tuple(x.shape), tuple(out.shape), asked), labels.weight)
@@ -213,7 +215,11 @@ def slice_(
             _strided(rec, vector, start or 0, len(vector) if end is None else end, step)
         else:
             _boundaries(rec, vector, start, end)
-    rec.set(out, {d: v for d, v in dims.items() if out.shape[d] > 1 or x.shape[d] == 1}, labels.weight)
+    elif dim not in dims:
+        for given in _written_slice(rec, start, end):
+            if rec.mine(given) is not None:
+                rec.constrain(given, None, given)
+    rec.set(out, dims, labels.weight)
 
 
 def _strided(rec: Recorder, vector: Vector, start: int, end: int, step: int) -> None:
@@ -227,8 +233,13 @@ def _strided(rec: Recorder, vector: Vector, start: int, end: int, step: int) -> 
 def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | None) -> None:
     size = len(vector)
     written = _written_slice(rec, start, end)
+    length = _written_length(rec)
+    if length is not None:
+        piece = vector[slice(start, end)]
+        rec.constrain(length, piece, len(piece))
+        written = (written[0], end)
     for position, given in ((start or 0, written[0]), (size if end is None else end, written[1])):
-        if position >= size or position == 0:
+        if position >= size or position == 0 or (length is not None and given is end):
             continue
         if rec.mine(given) is not None:
             _boundary(rec, vector, given, position % size)
@@ -237,6 +248,14 @@ def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | Non
         else:
             fixed = vector[:position] if position > 0 else vector[position:]
             rec.atoms.freeze(fixed, f"a slice boundary ({int(position)}) is written into the code{rec.where()}")
+
+
+def _written_length(rec: Recorder) -> Any:
+    """The length that the user's code passed to ``narrow``, None for other slices."""
+    function, args, kwargs = rec.call
+    if getattr(function, "__name__", "") != "narrow":
+        return None
+    return args[3] if len(args) > 3 else kwargs.get("length")
 
 
 def _boundary(rec: Recorder, vector: Vector, given: Size, position: int) -> None:
@@ -260,6 +279,8 @@ def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[A
     """Start and end as the user wrote them in ``x[...]`` or ``narrow``; (None, None) if PyTorch computed them."""
     function, args, kwargs = rec.call
     name, last = getattr(function, "__name__", ""), sys.maxsize
+    if not rec.calls:
+        return start or 0, last if end is None else end
     if name in ("__getitem__", "__setitem__"):
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         for item in index:
@@ -269,7 +290,7 @@ def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[A
                     return item.start or 0, stop
     if name == "narrow":
         given = {**dict(zip(("dim", "start", "length"), args[1:], strict=False)), **kwargs}
-        return given["start"], given["start"] + given["length"]
+        return given["start"], end
     return None, None
 
 
@@ -295,6 +316,8 @@ def split_with_sizes(rec: Recorder, func: Any, out: Sequence[Tensor], x: Tensor,
 def _parts(rec: Recorder, out: Sequence[Tensor], x: Tensor, dim: int, written: list[Any] | None) -> None:
     """Labels of the parts; ``written`` are the sizes in the user's code, None where PyTorch computed them."""
     labels, dim = rec.get(x), dim % x.dim()
+    if not rec.calls:
+        written = [t.shape[dim] for t in out]
     vector = labels.dims.get(dim)
     pieces: list[Vector | None] = [None] * len(out)
     if vector is not None:
@@ -302,6 +325,9 @@ def _parts(rec: Recorder, out: Sequence[Tensor], x: Tensor, dim: int, written: l
         pieces = list(np.split(vector, np.cumsum(sizes)[:-1]))
         if len(out) > 1:
             _constrain_parts(rec, vector, pieces, sizes, written)
+    else:
+        for given, t in zip(written or [], out, strict=False):
+            rec.constrain(given, None, t.shape[dim])
     for t, piece in zip(out, pieces, strict=True):
         dims = {d: v for d, v in labels.dims.items() if d != dim}
         rec.set(t, dims if piece is None or len(piece) == 1 else {**dims, dim: piece}, labels.weight)
@@ -358,7 +384,7 @@ def cat(rec: Recorder, func: Any, out: Tensor, parts: Sequence[Tensor], dim: int
             continue
         if d == dim:
             dims[d] = np.concatenate(
-                [np.zeros(p.shape[d], dtype=np.int64) if v is None else v for p, v in zip(parts, vectors, strict=True)]
+                [np.zeros(p.shape[d], dtype=ATOM) if v is None else v for p, v in zip(parts, vectors, strict=True)]
             )
         else:
             met = meeting(rec, parts, d, out.dim(), "cat")
@@ -402,9 +428,9 @@ def _written_pad(rec: Recorder, length: int) -> Sequence[Any] | None:
 
 def _padding(rec: Recorder, written: Any, width: int) -> Vector:
     if width <= 0:
-        return np.empty(0, dtype=np.int64)
+        return np.empty(0, dtype=ATOM)
     vector = rec.follow(written, width)
-    return np.zeros(width, dtype=np.int64) if vector is None else vector
+    return np.zeros(width, dtype=ATOM) if vector is None else vector
 
 
 @rule("index_select")

@@ -168,7 +168,11 @@ def layer_norm(rec: Recorder, func: Any, out: Any, x: Tensor, shape: Sequence[in
     labels = rec.get(x)
     dims = dict(labels.dims)
     first = x.dim() - len(shape)
+    function, args, kwargs = rec.call
+    known = getattr(function, "__name__", "") in ("layer_norm", "rms_norm")
+    written = (args[1] if len(args) > 1 else kwargs.get("normalized_shape", shape)) if known else [None] * len(shape)
     for d in range(first, x.dim()):
+        rec.constrain(written[d - first], dims.get(d), x.shape[d])
         weight, bias = (p if isinstance(p, Tensor) else None for p in (*params, None, None)[:2])
         _affine(rec, dims, d, d - first, weight, bias)
         if d in dims:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from ..recorder import Recorder
 
@@ -27,7 +26,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def tensors(*values: Any) -> list[Tensor]:
     """The tensors among (nested) arguments."""
-    return [v for v in tree_flatten(values)[0] if isinstance(v, Tensor)]
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += tensors(*value)
+        elif isinstance(value, dict):
+            found += tensors(*value.values())
+    return found
 
 
 def derived(rec: Recorder, *values: Any) -> bool:
