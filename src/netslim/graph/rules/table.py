@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -54,8 +55,12 @@ def name_of(func: Any) -> str:
 
 def named_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments after the first by their names in the operator's schema, those that were passed."""
-    names = [a.name for a in func._schema.arguments]
-    return {**dict(zip(names[1:], args, strict=False)), **kwargs}
+    return {**dict(zip(_names(func)[1:], args, strict=False)), **kwargs}
+
+
+@cache
+def _names(func: Any) -> tuple[str, ...]:
+    return tuple(a.name for a in func._schema.arguments)
 
 
 def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[Any] | None:
