@@ -1,4 +1,4 @@
-"""Any model: netslim and torch-pruning 1.6.1 over the same 320 networks of torchvision and timm.
+"""Any model: netslim and torch-pruning 1.6.1 over the same 324 networks of torchvision and timm.
 
     python benchmarks/zoo.py [--only PATTERN ...] [--tools netslim torch-pruning] [--limit 60] [--out DIR] [--jobs 1]
 
