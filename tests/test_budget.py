@@ -206,3 +206,96 @@ def test_score_errors():
         score(graph, model)
     with pytest.raises(PlanError, match="unknown criterion 'l3'; did you mean"):
         score(graph, model, "l3")
+
+
+def test_shortcuts_are_avoided_when_asked():
+    model = Residual()
+    graph = trace(model, X)
+    scores = score(graph, model, "l1")
+    both = select(graph, scores, Budget(cut_channels=0.4), scope="layer")
+    inner = select(graph, scores, Budget(cut_channels=0.4), scope="layer", shortcuts="avoid")
+    assert set(both.groups) == {"stem.0", "inner.0"}
+    assert set(inner.groups) == {"inner.0"}
+    assert any(n.startswith("stem.0 stays: the outputs of several layers") for n in inner.notes)
+    with pytest.raises(PlanError, match="shortcuts must be 'include' or 'avoid', got 'skip'"):
+        select(graph, scores, Budget(cut_channels=0.4), shortcuts="skip")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"'outer' stays: the outputs of several layers .* these can: inner\.0$"):
+        select(graph, scores, per_group={"outer": 2}, shortcuts="avoid")
+
+
+def test_any_name_of_the_model_may_stand_for_its_group():
+    graph, scores = scored()
+    expected = kept(select(graph, scores, per_group={"first.0": 2, "second.0": 1}))
+    for one, other in (("first.1", "second.0.weight"), ("first.1.running_mean", "second"), ("first", "second.1")):
+        assert kept(select(graph, scores, per_group={one: 2, other: 1})) == expected
+        assert kept(select(graph, scores, per_group={other: 1, one: 2})) == expected
+    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect=["second.1"])).keys() == {"first.0"}
+
+
+def test_skip_lists_a_later_pattern_wins_and_a_plain_name_wins_over_all():
+    model = zoo.resnet(14, width=0.5)
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+    scores = score(graph, model, "l1")
+
+    def cut(mapping):
+        plan = select(graph, scores, per_group=mapping)
+        return {n: c.size - len(c.kept) for n, c in plan.groups.items()}
+
+    skipping = {"layer1.0.conv1": 4, "layer2.1.conv1": 2}
+    assert cut({"layer1.*": 0.5, "layer2.*.conv1": 2, "layer1.1.conv1": 0, "layer2.0.conv1": 0}) == skipping
+    assert cut({"layer1.1.conv1": 0, "layer2.0.conv1": 0, "layer2.*.conv1": 2, "layer1.*": 0.5}) == skipping
+    assert cut({"layer1.*": 0.5, "layer?.1.*": 1}) == {
+        n: 4 if n == "layer1.0.conv1" else 1
+        for n in ("layer1.0.conv1", "layer1.1.conv1", "layer2.1.conv1", "layer3.1.conv1")
+    }
+    assert cut({"layer1.1.*": 0, "layer1.*": 0.5}) == {"layer1.0.conv1": 4, "layer1.1.conv1": 4}
+    with pytest.raises(PlanError, match=r"'layer1.0.conv1' and 'layer1.0.bn1' are both .* both 1 and 2: leave one out"):
+        cut({"layer1.0.conv1": 1, "layer1.0.bn1": 2})
+
+
+@pytest.mark.parametrize(
+    ("per_group", "message"),
+    [
+        ({"frist.0": 2}, r"can be cut: 'frist\.0'; did you mean 'first\.0'"),
+        ({"secnd*": 2}, r"can be cut: 'secnd\*'; did you mean 'second"),
+        ({"head": 2}, r"can be cut: 'head' stays: it is an output of the network; these can: first\.0, second\.0$"),
+        ({"first": 100}, "first.0 has 6 channels and 100 should go; min_channels=1 allows at most 5"),
+        ({"first": -1}, "first.0 has 6 channels and -1 should go"),
+        ({"first": 1.0}, r"share must be at least 0 and below 1, got 1\.0; a count is an int"),
+        ({"first": -0.5}, "share must be at least 0 and below 1"),
+        ({"first": float("nan")}, "share must be at least 0 and below 1, got nan"),
+        ({"first": "2"}, "give a share .* got '2'"),
+        ({"first": True}, "give a share .* got True"),
+    ],
+)
+def test_what_cannot_go(per_group, message):
+    graph, scores = scored()
+    with pytest.raises(PlanError, match=message):
+        select(graph, scores, per_group=per_group)
+
+
+def test_a_plain_string_protects_one_name_and_wrong_names_offer_the_nearest():
+    graph, scores = scored()
+    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect="second.0")) == {"first.0": (0, 2, 4)}
+    with pytest.raises(PlanError, match=r"protect names no group: 'secnd\.0'; did you mean 'second\.0'"):
+        select(graph, scores, Budget(cut_channels=0.5), protect=["secnd.0"])
+
+
+def test_nothing_left_to_cut_is_an_error():
+    graph, scores = scored()
+    with pytest.raises(PlanError, match=r"nothing can be cut: first\.0 stays: protected; second\.0 stays: protected"):
+        select(graph, scores, Budget(cut_channels=0.5), protect=["*"])
+    with pytest.raises(PlanError, match=r"first\.0 stays: it has no score"):
+        select(graph, {}, Budget(cut_channels=0.5))
+    with pytest.raises(PlanError, match="nothing to cut: per_group settles every group"):
+        select(graph, scores, Budget(cut_channels=0.5), per_group={"*": 1})
+    with pytest.raises(PlanError, match=r"scores are given for 'frist\.0', which is no group; did you mean 'first\.0'"):
+        select(graph, {"frist.0": torch.ones(6)}, Budget(cut_channels=0.5))
+
+
+def test_shares_of_less_than_one_channel_are_noted():
+    graph, scores = scored()
+    plan = select(graph, scores, per_group={"first.0": 0.1, "second.0": 1})
+    assert "first.0 stays: 0.1 of its 6 channels is less than one" in plan.notes
+    plan = select(graph, scores, Budget(cut_channels=0.05))
+    assert "nothing goes for cut_channels=0.05: of 11 channels that is less than one" in plan.notes

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from netslim import models
-from netslim.errors import RecipeError
+from netslim.errors import PlanError, RecipeError
 
 
 @pytest.fixture
@@ -141,7 +141,8 @@ def test_a_module_that_fails_to_import_says_why(my_module):
 
 def test_names_lists_by_prefix_and_sorted():
     assert models.names("zoo:resnet") == [
-        "zoo:resnet", "zoo:resnet110", "zoo:resnet20", "zoo:resnet32", "zoo:resnet44", "zoo:resnet56",
+        "zoo:resnet", "zoo:resnet101", "zoo:resnet110", "zoo:resnet18", "zoo:resnet20", "zoo:resnet32",
+        "zoo:resnet34", "zoo:resnet44", "zoo:resnet50", "zoo:resnet56",
     ]  # fmt: skip
     everything = models.names()
     assert everything == sorted(everything)
@@ -154,3 +155,32 @@ def test_the_constructor_rebuilds_the_model():
     record = models.constructor("zoo:vgg11", {"width": 0.125})
     assert record == {"name": "zoo:vgg11", "kwargs": {"width": 0.125}}
     assert models.build(record["name"], **record["kwargs"]).features[0].out_channels == 8
+
+
+def test_adds_what_a_method_needs():
+    model = models.build("zoo:preresnet", depth=11, width=0.25, add_selection=True)
+    assert "layer1.0.bn1.select.indices" in model.state_dict()
+    model = models.build("torchvision:squeezenet1_1", num_classes=4, add_bn=True, add_selection=False)
+    assert "features.0.norm.weight" in model.state_dict()
+    plain = models.build("zoo:preresnet", depth=11, width=0.25, add_bn=False)
+    assert not any("select" in name or "norm" in name for name in plain.state_dict())
+
+
+def test_what_is_added_is_part_of_the_constructor():
+    record = models.constructor("zoo:densenet", {"depth": 7, "width": 0.5, "add_selection": True})
+    assert "bn.select.indices" in models.build(record["name"], **record["kwargs"]).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "error", "message"),
+    [
+        ("zoo:vgg11", {"width": 0.125, "add_bn": True}, PlanError, "nothing to do"),
+        ("zoo:vgg11", {"width": 0.125, "add_selection": True}, PlanError, "nothing to do"),
+        ("torch.nn:Identity", {"add_selection": True}, PlanError, "no convolution or linear layer"),
+        ("zoo:vgg11", {"add_bn": "yes"}, RecipeError, "add_bn is true or false, not 'yes'"),
+        ("small.safetensors", {"add_selection": True}, RecipeError, "leave out add_selection"),
+    ],
+)
+def test_what_cannot_be_added(name, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        models.build(name, **kwargs)

@@ -63,3 +63,37 @@ def test_compose_indexes_the_first_with_the_second():
 def test_fingerprint_is_of_shapes_not_values():
     assert fingerprint(Chain()) == fingerprint(Chain().half().eval())
     assert fingerprint(Chain()) != fingerprint(Residual())
+
+
+def test_merges_and_biases_survive_json():
+    cut = TensorCut("b.weight", 1, 4, (0, 1), "consumer", (1, -1))
+    plan = PruningPlan("f", {"a": GroupCut(4, (0, 1), True, (1, -1))}, (cut,), biases=("b",))
+    assert PruningPlan.from_json(plan.to_json()) == plan
+    assert json.loads(plan.to_json())["format"] == 2
+    assert plan.groups["a"].merged == 1
+    assert "b: is given a bias" in plan.explain()
+    assert "keeps 2 of 4, merges 1 of 4 into them" in plan.explain()
+
+
+def test_plans_without_merges_are_written_as_before():
+    data = json.loads(cut_half(Residual(), X)[1].to_json())
+    assert data["format"] == 1
+    assert "biases" not in data
+    assert all("into" not in row for row in (*data["groups"].values(), *data["tensors"]))
+
+
+@pytest.mark.parametrize("into", [[1], [1, 1], [0, 9], "ab"])
+def test_a_merge_into_what_goes_is_refused(into):
+    plan = PruningPlan("f", {"a": GroupCut(3, (0, 2), True, (0,))}, ())
+    data = json.loads(plan.to_json())
+    data["groups"]["a"]["into"] = into
+    with pytest.raises(PlanError, match="damaged"):
+        PruningPlan.from_json(json.dumps(data))
+
+
+def test_a_bias_added_later_is_cut_as_the_outputs_were():
+    first = PruningPlan("f", {}, (TensorCut("a.weight", 0, 6, (0, 2, 3), "producer"),))
+    second = PruningPlan("g", {}, (TensorCut("a.bias", 0, 3, (1,), "channel"),), biases=("a",))
+    both = compose(first, second)
+    assert both.biases == ("a",)
+    assert both.tensors[1] == TensorCut("a.bias", 0, 6, (2,), "channel")

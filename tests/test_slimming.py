@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from nets import Chain
+from netslim import score, select, trace
 from netslim.errors import PlanError
-from netslim.sparsity import NetworkSlimming, add_slimming_gradient, slimming_penalty
+from netslim.sparsity import NetworkSlimming, add_slimming_gradient, slimming_penalty, soft_threshold_
 
 LR = 0.5
 
@@ -26,6 +28,13 @@ class Scales(nn.Module):
 
     def loss(self, slope=1.0):
         return slope * (self.first.weight.sum() + self.second.weight.sum() + 0 * self.first.bias.sum())
+
+
+class NoRate(torch.optim.Optimizer):
+    """An optimizer that finds its own step size."""
+
+    def step(self, closure=None):
+        raise AssertionError("must not be reached")
 
 
 def sgd(model, **kwargs):
@@ -366,8 +375,30 @@ def test_layers_without_scales_are_passed_over():
         (lambda m: NetworkSlimming(m, gamma_init=0), r"gamma_init must be above 0, not 0"),
         (
             lambda m: NetworkSlimming(nn.Linear(2, 2)),
-            r"Linear has no BN layer .* use affine BatchNorm",
+            r"Linear has no BN layer .* use affine BatchNorm .*netslim\.add_bn",
         ),
+        (
+            lambda m: NetworkSlimming(m, penalty="smoothl1"),
+            r"unknown penalty 'smoothl1'; did you mean 'smooth_l1'",
+        ),
+        (lambda m: NetworkSlimming(m, penalty=None), r"unknown penalty None"),
+        (lambda m: NetworkSlimming(m, penalty="smooth_l1", delta=0), r"delta, .*, must be above 0, not 0"),
+        (lambda m: NetworkSlimming(m, penalty="smooth_l1", delta=math.inf), r"above 0, not inf"),
+        (lambda m: NetworkSlimming(m, delta=0.1), r"delta is the width of penalty='smooth_l1'; 'l1' has none"),
+        (lambda m: NetworkSlimming(m).threshold_(), r"ends the penalty 'smooth_l1'; 'l1' makes no threshold"),
+        (
+            lambda m: NetworkSlimming(m, penalty="proximal").threshold_(),
+            r"ends the penalty 'smooth_l1'; 'proximal' makes zeros as it goes",
+        ),
+        (
+            lambda m: NetworkSlimming(m, penalty="proximal").attach(torch.optim.LBFGS(m.parameters())),
+            r"'proximal' goes with a gradient step, and LBFGS searches along a line",
+        ),
+        (
+            lambda m: NetworkSlimming(m, penalty="proximal").attach(NoRate(m.parameters(), {})),
+            r"'proximal' shrinks by the learning rate, and this NoRate has no 'lr'",
+        ),
+        (lambda m: NetworkSlimming(m).attach(m), r"attaches to a torch.optim.Optimizer, not to a Scales"),
         (lambda m: setattr(NetworkSlimming(m), "strength", -1), r"not -1"),
         (
             lambda m: NetworkSlimming(m).attach(sgd(Scales())),
@@ -408,6 +439,249 @@ def test_it_makes_a_network_sparse():
 
     assert trained(0.0) < 0.1
     assert trained(0.02) > 0.6
+
+
+def soft(values, threshold):
+    return values.sign() * (values.abs() - threshold).clamp_min(0)
+
+
+def proximal_after(slope, strength, start=START, lr=LR):
+    """One proximal step of SGD on `slope * gamma + strength * |gamma|`."""
+    return soft(start - lr * slope, lr * strength)
+
+
+def test_the_soft_threshold():
+    scales = [torch.tensor([3.0, -2.0, 0.0, 0.25]), torch.tensor([-0.5, -0.125])]
+    soft_threshold_(scales, 0.5)
+    assert torch.equal(torch.cat(scales), torch.tensor([2.5, -1.5, 0.0, 0.0, 0.0, 0.0]))
+
+
+def test_the_smooth_formula():
+    # Width 2: slopes -1, -0.5, 0, 0.25, 1; penalties |-4| - 1, 1 / 4, 0, 0.25 / 4, 2 - 1.
+    scales = [torch.tensor([-4.0, -1.0, 0.0], requires_grad=True), torch.tensor([0.5, 2.0], requires_grad=True)]
+    penalty = slimming_penalty(scales, 0.5, delta=2.0)
+    assert penalty.item() == 0.5 * (3 + 0.25 + 0.0625 + 1)
+    gradients = [torch.zeros(3), torch.ones(2)]
+    add_slimming_gradient(gradients, [scale.detach() for scale in scales], 0.5, delta=2.0)
+    torch.testing.assert_close(gradients, [torch.tensor([-0.5, -0.25, 0.0]), torch.tensor([1.125, 1.5])])
+    gradients[1] -= 1
+    torch.testing.assert_close(gradients, list(torch.autograd.grad(penalty, scales)))
+
+
+def test_one_smooth_step_of_sgd():
+    model = Scales()
+    NetworkSlimming(model, 0.25, penalty="smooth_l1", delta=4.0).attach(optimizer := sgd(model))
+    model.loss().backward()
+    optimizer.step()
+    # By hand, slopes 0.5, -0.25, 0, -1, 1: 2 - 0.5 * 1.125, -1 - 0.5 * 0.9375, 0 - 0.5, -4 - 0.375, 8 - 0.625.
+    torch.testing.assert_close(gammas(model), torch.tensor([1.4375, -1.46875, -0.5, -4.375, 7.375]))
+
+
+def test_one_proximal_step_of_sgd():
+    model = Scales()
+    NetworkSlimming(model, 0.25, penalty="proximal").attach(optimizer := sgd(model))
+    model.loss().backward()
+    optimizer.step()
+    # By hand, 1.5, -1.5, -0.5, -4.5, 7.5 move by 0.125 towards zero.
+    torch.testing.assert_close(gammas(model), torch.tensor([1.375, -1.375, -0.375, -4.375, 7.375]))
+    assert torch.equal(model.first.bias, torch.zeros(3))
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_proximal_step_follows_every_kind_of_optimizer(kind, options):
+    penalised, by_hand = Scales(), Scales()
+    optimizer = kind(penalised.parameters(), lr=0.1, weight_decay=0.01, **options)
+    reference = kind(by_hand.parameters(), lr=0.1, weight_decay=0.01, **options)
+    NetworkSlimming(penalised, 0.25, penalty="proximal").attach(optimizer)
+    for _ in range(5):
+        for model, one in ((penalised, optimizer), (by_hand, reference)):
+            one.zero_grad()
+            model.loss().backward()
+            one.step()
+        with torch.no_grad():
+            for layer in (by_hand.first, by_hand.second):
+                layer.weight.copy_(soft(layer.weight, 0.025))
+    torch.testing.assert_close(gammas(penalised), gammas(by_hand))
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("options", [{}, {"fused": True}])
+@pytest.mark.parametrize("penalty", ["smooth_l1", "proximal"])
+def test_grad_scaler_with_every_penalty(penalty, options, unscale):
+    model = Scales()
+    optimizer = sgd(model, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    NetworkSlimming(model, 0.25, penalty=penalty).attach(optimizer)
+    for slope in (math.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale(model.loss(slope)).backward()
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if slope == math.inf:
+            assert torch.equal(gammas(model), START)
+    expected = proximal_after if penalty == "proximal" else after  # all scales lie beyond delta, or at 0
+    torch.testing.assert_close(gammas(model), expected(1.0, 0.25))
+
+
+def test_the_proximal_step_follows_a_closure():
+    model = Scales()
+    NetworkSlimming(model, 0.25, penalty="proximal").attach(optimizer := sgd(model))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model.loss()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 5.0
+    torch.testing.assert_close(gammas(model), proximal_after(1.0, 0.25))
+
+
+def test_the_proximal_step_takes_the_rate_of_each_group_at_each_step():
+    model = Scales()
+    groups = [{"params": [*model.first.parameters()]}, {"params": [*model.second.parameters()], "lr": 1.0}]
+    optimizer = torch.optim.SGD(groups, lr=LR)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    NetworkSlimming(model, 0.25, penalty="proximal").attach(optimizer)
+    expected = START
+    for factor in (1.0, 0.5):
+        optimizer.zero_grad()
+        model.loss().backward()
+        optimizer.step()
+        schedule.step()
+        parts = [(expected[:3], LR * factor), (expected[3:], factor)]
+        expected = torch.cat([proximal_after(1.0, 0.25, part, rate) for part, rate in parts])
+        torch.testing.assert_close(gammas(model), expected)
+
+
+def test_the_proximal_step_follows_the_groups_of_a_loaded_state():
+    model = Scales()
+    optimizer = sgd(model)
+    NetworkSlimming(model, 0.25, penalty="proximal").attach(optimizer)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = 0.25
+    optimizer.load_state_dict(state)
+    model.loss().backward()
+    optimizer.step()
+    torch.testing.assert_close(gammas(model), proximal_after(1.0, 0.25, lr=0.25))
+
+
+def test_the_proximal_step_leaves_unused_scales_alone():
+    model = Scales()
+    NetworkSlimming(model, 0.25, penalty="proximal").attach(optimizer := sgd(model))
+    model.second.weight.sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(gammas(model)[:3], START[:3])
+    torch.testing.assert_close(gammas(model)[3:], proximal_after(1.0, 0.25)[3:])
+
+
+def lasso(penalty, steps, **options):
+    """Scales trained to minimise |gamma - target|^2 / 2 + 0.5 |gamma|, from 1."""
+    model = nn.BatchNorm1d(4)
+    target = torch.tensor([3.0, -2.0, 0.4, -0.1])
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    method = NetworkSlimming(model, 0.5, penalty=penalty, **options).attach(optimizer)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((model.weight - target).square().sum() / 2).backward()
+        optimizer.step()
+    return model.weight.detach(), method
+
+
+def test_the_proximal_form_finds_exact_zeros_and_the_sub_gradient_does_not():
+    minimum = torch.tensor([2.5, -1.5, 0.0, 0.0])
+    proximal, method = lasso("proximal", 200)
+    torch.testing.assert_close(proximal, minimum)
+    assert method.share_zero() == 0.5
+    sub_gradient, method = lasso("l1", 200)
+    torch.testing.assert_close(sub_gradient, minimum, atol=0.1, rtol=0)
+    assert method.share_zero() == 0.0
+
+
+def test_the_smooth_form_settles_and_its_threshold_gives_exact_zeros():
+    scales, method = lasso("smooth_l1", 400, delta=0.1)
+    # Within delta: gamma - target + 5 gamma = 0.
+    torch.testing.assert_close(scales, torch.tensor([2.5, -1.5, 0.4 / 6, -0.1 / 6]))
+    assert method.share_zero() == 0.0
+    assert method.share_near_zero(0.1) == 0.5
+    assert method.threshold_() == 0.5
+    torch.testing.assert_close(scales, torch.tensor([2.4, -1.4, 0.0, 0.0]))
+
+
+def test_the_smooth_form_is_the_relaxed_proximal_one_with_a_copy_of_the_scales():
+    strength, beta, lr = 0.5, 5.0, 0.1
+    target = torch.tensor([3.0, -2.0, 0.4, -0.1])
+    gamma, xi = torch.ones(4), soft(torch.ones(4), strength / beta)
+    for _ in range(30):
+        gamma = gamma - lr * ((gamma - target) + beta * (gamma - xi))
+        xi = soft(gamma, strength / beta)
+    scales, method = lasso("smooth_l1", 30, delta=strength / beta)
+    torch.testing.assert_close(scales, gamma)
+    method.threshold_()
+    torch.testing.assert_close(scales, xi)
+
+
+def test_lbfgs_finds_the_minimum_of_the_smooth_loss():
+    # (gamma - 3)^2 + 2 |gamma| has its minimum at 2; (gamma - 0.22)^2 + 2 gamma^2 / 0.2 at 0.02.
+    model = nn.BatchNorm1d(2)
+    target = torch.tensor([3.0, 0.22])
+    optimizer = torch.optim.LBFGS([model.weight], lr=0.5, max_iter=60, line_search_fn="strong_wolfe")
+    NetworkSlimming(model, 2.0, penalty="smooth_l1", delta=0.1).attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (model.weight - target).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([2.0, 0.02]), atol=1e-3, rtol=0)
+
+
+def test_each_form_reports_its_own_penalty():
+    model = Scales()
+    assert NetworkSlimming(model, 0.5, penalty="proximal").penalty().item() == 7.5
+    # Width 4: 4 / 8, 1 / 8, 0, 4 - 2, 8 - 2.
+    smooth = NetworkSlimming(model, 0.5, penalty="smooth_l1", delta=4.0)
+    assert smooth.penalty().item() == 0.5 * 8.625
+    assert repr(smooth) == "NetworkSlimming(strength=0.5, penalty='smooth_l1', optimizers=0)"
+    assert smooth.share_zero() == pytest.approx(0.2)
+
+
+def test_the_threshold_acts_where_the_penalty_does():
+    model = Scales()
+    model.second.double()
+    method = NetworkSlimming(model, 0.5, penalty="smooth_l1", delta=1.0)
+    method.attach(torch.optim.SGD(model.first.parameters(), lr=LR))
+    assert method.threshold_() == pytest.approx(0.4)
+    assert model.first.weight.tolist() == [1.0, 0.0, 0.0]
+    assert model.second.weight.tolist() == [-4.0, 8.0]
+    method.detach()
+    assert method.threshold_() == pytest.approx(0.6)
+    assert model.second.weight.tolist() == [-3.0, 7.0]
+
+
+def test_exactly_the_zero_channels_can_be_cut():
+    torch.manual_seed(0)
+    model, x = Chain(), torch.randn(16, 3, 8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = NetworkSlimming(model, 0.3, gamma_init=0.5, penalty="proximal").attach(optimizer)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), torch.arange(16) % 4).backward()
+        optimizer.step()
+    graph = trace(model, x)
+    scores = score(graph, model, "bn_scale")
+    zeros = {name: int((values == 0).sum()) for name, values in scores.items()}
+    assert 0 < sum(zeros.values()) < 11
+    assert method.share_zero() == pytest.approx(sum(zeros.values()) / 11)
+    plan = select(graph, scores, per_group=zeros)
+    for name, values in scores.items():
+        kept = plan.groups[name].kept if name in plan.groups else range(len(values))
+        assert list(kept) == torch.nonzero(values).flatten().tolist()
 
 
 @pytest.mark.parametrize("clip", [None, math.sqrt(5)])

@@ -7,13 +7,25 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from netslim import zoo
 
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
+
+
+def scales(model):
+    return sum(m.num_features for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+def without_values(name, **kwargs):
+    """The network on the meta device: shapes alone, so that large ones cost nothing."""
+    with torch.device("meta"):
+        return getattr(zoo, name)(**kwargs).eval()
 
 
 COUNTS = [
@@ -39,12 +51,42 @@ COUNTS = [
     ("mlp", {"norm": False}, 545_810),
     # 545,810 and a scale and a shift for each of the 800 hidden units.
     ("mlp", {}, 547_410),
+    ("vgg_a", {}, 132_885_224),
+    ("resnet18", {}, 11_689_512),
+    ("resnet34", {}, 21_797_672),
+    ("resnet50", {}, 25_557_032),
+    ("resnet101", {}, 44_549_160),
 ]
 
 
 @pytest.mark.parametrize(("name", "kwargs", "count"), COUNTS)
 def test_parameter_counts_are_the_published_ones(name, kwargs, count):
-    assert parameters(getattr(zoo, name)(**kwargs)) == count
+    assert parameters(without_values(name, **kwargs)) == count
+
+
+# Multiply-accumulates of convolutions and linear layers for one picture; those of the papers to their digits.
+MACS = [
+    ("vgg19", {}, 32, 398_136_320),
+    ("vgg16_fc512", {}, 32, 313_463_808),
+    ("preresnet164", {}, 32, 247_646_720),
+    ("densenet40", {}, 32, 264_812_928),
+    ("densenet40", {"stem": 24}, 32, 282_917_328),
+    ("resnet20", {}, 32, 40_551_040),
+    ("resnet32", {}, 32, 68_862_592),
+    ("resnet44", {}, 32, 97_174_144),
+    ("resnet56", {}, 32, 125_485_696),
+    ("resnet110", {}, 32, 252_887_680),
+    ("vgg_a", {}, 224, 7_609_090_048),
+    ("resnet34", {}, 224, 3_663_761_408),
+    ("resnet50", {}, 224, 4_089_184_256),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "pixels", "macs"), MACS)
+def test_multiply_accumulates_are_the_published_ones(name, kwargs, pixels, macs):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        without_values(name, **kwargs)(torch.zeros(1, 3, pixels, pixels, device="meta"))
+    assert counter.get_total_flops() == 2 * macs
 
 
 def test_every_ready_made_network_has_a_count_here():
@@ -118,8 +160,40 @@ def test_shortcut_a_pads_with_zeros_on_both_sides():
 
 
 def test_preresnet164_has_12112_scales():
-    scales = [m.weight for m in zoo.preresnet164().modules() if isinstance(m, nn.BatchNorm2d)]
-    assert sum(s.numel() for s in scales) == 12_112
+    assert scales(without_values("preresnet164")) == 12_112
+
+
+def test_vgg_a_has_10944_scales():
+    assert scales(without_values("vgg_a")) == 64 + 128 + 2 * 256 + 4 * 512 + 2 * 4096 == 10_944
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_imagenet_resnets_are_torchvisions(name):
+    ours = without_values(name)
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name)
+    assert isinstance(ours, torchvision.models.ResNet)
+    assert [(n, t.shape) for n, t in ours.state_dict().items()] == [
+        (n, t.shape) for n, t in theirs.state_dict().items()
+    ]
+
+
+def test_imagenet_resnets_compute_what_torchvisions_do():
+    ours, theirs, x = zoo.resnet18(num_classes=5), torchvision.models.resnet18(num_classes=5), torch.randn(1, 3, 64, 64)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_imagenet_resnets_scale_every_stage():
+    model = without_values("resnet50", width=0.25, in_channels=1)
+    assert model.conv1.weight.shape == (16, 1, 7, 7)
+    widths = [(stage[-1].conv1.out_channels, stage[-1].conv3.out_channels) for stage in list(model.children())[4:8]]
+    assert widths == [(16, 64), (32, 128), (64, 256), (128, 512)]
+    assert model.fc.in_features == 512
+    kernels = [(m.in_channels, m.out_channels) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    whole = [(m.in_channels, m.out_channels) for m in without_values("resnet50").modules() if isinstance(m, nn.Conv2d)]
+    assert kernels[1:] == [(a // 4, b // 4) for a, b in whole[1:]]
 
 
 def test_initialisation():
@@ -142,6 +216,7 @@ def test_initialisation():
         (lambda: zoo.vgg([0]), "positive whole number of channels, not 0"),
         (lambda: zoo.vgg([1.5]), "positive whole number of channels, not 1.5"),
         (lambda: zoo.vgg11(width=0), "width must be above 0, not 0"),
+        (lambda: zoo.resnet50(width=-1), "width must be above 0, not -1"),
         (lambda: zoo.mlp(hidden=(-1,)), "not -1"),
         (lambda: zoo.resnet(21), r"6n \+ 2 .*, not 21"),
         (lambda: zoo.resnet20(shortcut="C"), "'A' .zero-padded. or 'B' .projection., not 'C'"),

@@ -20,13 +20,18 @@ from .errors import (
     TrainingError,
     VerificationError,
 )
+from .fold import Folding, fold_constants
 from .graph import ChannelGraph, trace
+from .greedy import greedy
+from .insertion import ChannelSelect, add_bn, add_selection, drop_idle_selections
 from .latency import Latency, latency
+from .merging import merge
 from .plan import PruningPlan
+from .recalibrate import recalibrate
 from .rules import register_rule
 from .scores import score
 from .slim import slim
-from .sparsity import NetworkSlimming
+from .sparsity import CentripetalSGD, Mask, NetworkSlimming, SoftFilterPruning, parameter_groups
 from .surgery import prune, prune_
 from .verify import Verification, verify
 
@@ -35,27 +40,40 @@ _ROOMS = ("data", "models", "plots", "report", "training", "zoo")
 
 __all__ = [
     "Budget",
+    "CentripetalSGD",
     "ChannelGraph",
+    "ChannelSelect",
     "CheckpointError",
     "Cost",
     "DataError",
+    "Folding",
     "Latency",
+    "Mask",
     "NetslimError",
     "NetworkSlimming",
     "PlanError",
     "PruningPlan",
     "RecipeError",
+    "SoftFilterPruning",
     "StaleGraphError",
     "SurgeryError",
     "TraceError",
     "TrainingError",
     "Verification",
     "VerificationError",
+    "add_bn",
+    "add_selection",
     "cost",
+    "drop_idle_selections",
+    "fold_constants",
+    "greedy",
     "latency",
     "load",
+    "merge",
+    "parameter_groups",
     "prune",
     "prune_",
+    "recalibrate",
     "register_rule",
     "save",
     "score",

@@ -23,26 +23,34 @@ __all__ = ["build", "constructor", "names"]
 _FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory or a path to a *.safetensors checkpoint"
 
 
-def build(name: str, **kwargs: Any) -> nn.Module:
+def build(name: str, *, add_bn: bool = False, add_selection: bool = False, **kwargs: Any) -> nn.Module:
     """The model that `name` stands for.
 
     Args:
         name: `zoo:NAME`, `torchvision:NAME` (a classifier; weights only where `weights=` asks), `timm:NAME`,
             `package.module:factory` (the current directory is searched first) or a path to `*.safetensors`.
+        add_bn: give it the batch normalisations it lacks, with `netslim.add_bn`.
+        add_selection: then give it selections, with `netslim.add_selection`. Both run the model on a guessed
+            example; a model that needs inputs of its own is built first and passed to them with `example_inputs`.
         kwargs: passed to the factory; a checkpoint takes none.
 
     Raises:
         RecipeError: an unknown name, arguments the factory does not take, or a factory that fails.
         CheckpointError: the checkpoint is missing, damaged, or does not say which model it belongs to.
+        PlanError: there is nothing to add, or no example could be guessed for the model.
     """
+    added = {key: value for key, value in (("add_bn", add_bn), ("add_selection", add_selection)) if _flag(key, value)}
     if name.endswith(".safetensors"):
-        return _from_checkpoint(name, kwargs)
+        return _from_checkpoint(name, added | kwargs)
     source, _, rest = name.partition(":")
     if not source or not rest:
         raise RecipeError(f"{name!r} names no model. {_nearest(name)}A model is {_FORMS}.")
     with _current_directory_importable():
         factory = _SOURCES[source](rest) if source in _SOURCES else _imported(source, rest)
-        return _call(name, factory, kwargs)
+        model = _call(name, factory, kwargs)
+    for key in added:
+        getattr(importlib.import_module("netslim.insertion"), key)(model)
+    return model
 
 
 def names(prefix: str = "") -> list[str]:
@@ -54,6 +62,12 @@ def names(prefix: str = "") -> list[str]:
 def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The record from which a checkpoint rebuilds its model: `build(record["name"], **record["kwargs"])`."""
     return {"name": name, "kwargs": dict(kwargs)}
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RecipeError(f"{key} is true or false, not {value!r}")
+    return value
 
 
 def _from_checkpoint(path: str, kwargs: dict[str, Any]) -> nn.Module:

@@ -11,14 +11,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .errors import PlanError
 
-FORMAT = 1
+FORMAT, MERGING_FORMAT = 1, 2  # the second where channels are merged or biases added, which older versions cannot do
+DROPPED = -1  # stands in ``into`` for what is merged into nothing
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -67,15 +70,24 @@ def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
 
 @dataclass(frozen=True)
 class GroupCut:
-    """What happens to one group: ``kept`` unit numbers, in order, out of ``size``."""
+    """What happens to one group: ``kept`` unit numbers, in order, out of ``size``.
+
+    ``into[i]`` is the kept unit that ``removed[i]`` is merged into, or `DROPPED`; ``()`` where all are dropped.
+    """
 
     size: int
     kept: tuple[int, ...]
     exact: bool = True
+    into: tuple[int, ...] = ()
 
     @property
     def removed(self) -> tuple[int, ...]:
         return complement(self.kept, self.size)
+
+    @property
+    def merged(self) -> int:
+        """Number of units that are merged into another."""
+        return sum(unit != DROPPED for unit in self.into)
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,9 @@ class TensorCut:
 
     ``role`` says what the axis does for the removed channels: ``producer`` (computes them), ``consumer``
     (reads them), ``scale`` (multiplies them after a normalisation) or ``channel`` (any other per-channel value).
+
+    ``into``, where channels are merged and the axis reads them: entry ``removed[i]`` is added to entry ``into[i]``
+    (both numbers on the uncut axis), or goes for good (`DROPPED`); ``()`` where all go for good.
     """
 
     tensor: str
@@ -91,6 +106,7 @@ class TensorCut:
     size: int
     kept: tuple[int, ...]
     role: str
+    into: tuple[int, ...] = ()
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -117,6 +133,7 @@ class PruningPlan:
         tensors: `TensorCut` rows, one for each (tensor, axis) that shrinks.
         patches: `SizePatch` rows.
         notes: sentences for people: what stayed and why.
+        biases: paths of modules that are given a bias of zeros before the cut, see `netslim.fold_constants`.
     """
 
     fingerprint: str
@@ -124,6 +141,7 @@ class PruningPlan:
     tensors: tuple[TensorCut, ...]
     patches: tuple[SizePatch, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    biases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.explain()
@@ -139,25 +157,31 @@ class PruningPlan:
         width = max((len(n) for n in self.groups), default=0)
         for name, cut in self.groups.items():
             inexact = "" if cut.exact else "  (values change: not equal to silencing)"
-            lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{inexact}")
+            merged = f", merges {cut.merged} of {cut.size} into them" if cut.merged else ""
+            lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{merged}{inexact}")
+        lines += [f"  {path}: is given a bias" for path in self.biases]
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
         data = {
-            "format": FORMAT,
+            "format": MERGING_FORMAT if self.biases or any(g.into for g in self.groups.values()) else FORMAT,
             "fingerprint": self.fingerprint,
             "groups": {
-                name: {"size": g.size, "kept": _runs(g.kept), "exact": g.exact} for name, g in self.groups.items()
+                name: {"size": g.size, "kept": _runs(g.kept), "exact": g.exact} | _merging(g)
+                for name, g in self.groups.items()
             },
             "tensors": [
                 {"tensor": t.tensor, "axis": t.axis, "size": t.size, "kept": _runs(t.kept), "role": t.role}
+                | _merging(t)
                 for t in self.tensors
             ],
             "patches": [vars(p) for p in self.patches],
             "notes": list(self.notes),
         }
+        if self.biases:
+            data["biases"] = list(self.biases)
         return json.dumps(data, separators=(",", ":"))
 
     @staticmethod
@@ -171,28 +195,14 @@ class PruningPlan:
             data = json.loads(text)
         except ValueError as error:
             raise PlanError(f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else None
-            raise PlanError(f"this is not a plan of format {FORMAT} (found {found!r}); make it again with this version")
+        found = data.get("format") if isinstance(data, dict) else None
+        if found not in (FORMAT, MERGING_FORMAT):
+            raise PlanError(
+                f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {found!r}); make it again with this "
+                "version"
+            )
         try:
-            groups = {
-                str(n): GroupCut(int(g["size"]), _indices(g["kept"], g["size"]), bool(g["exact"]))
-                for n, g in data["groups"].items()
-            }
-            tensors = tuple(
-                TensorCut(
-                    str(t["tensor"]),
-                    int(t["axis"]),
-                    int(t["size"]),
-                    _indices(t["kept"], t["size"]),
-                    str(t["role"]),
-                )
-                for t in data["tensors"]
-            )
-            patches = tuple(
-                SizePatch(str(p["module"]), str(p["attribute"]), int(p["old"]), int(p["new"])) for p in data["patches"]
-            )
-            return PruningPlan(str(data["fingerprint"]), groups, tensors, patches, tuple(map(str, data["notes"])))
+            return _plan(data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"the plan is damaged ({type(error).__name__}: {error}); make it again") from None
 
@@ -211,8 +221,15 @@ class PruningPlan:
 
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
-    """The one plan that does ``first`` and then ``second``, on the architecture of ``first``."""
+    """The one plan that does ``first`` and then ``second``, on the architecture of ``first``.
+
+    It keeps the entries that both keep. Merges chain: what ``first`` merged into a channel goes where ``second`` sends
+    that channel, so it is merged into the last survivor, or dropped with it. On the original's values the composed
+    plan therefore gives what the two give one after the other, apart from the rounding of sums of three and more. A
+    bias that ``second`` adds is added to the original, and cut as ``first`` cut the outputs of its module.
+    """
     cuts = {(t.tensor, t.axis): t for t in first.tensors}
+    cuts |= {(t.tensor, t.axis): t for t in bias_cuts(first, second.biases)}
     for t in second.tensors:
         before = cuts.get((t.tensor, t.axis))
         if before is None:
@@ -224,14 +241,27 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
                 f"after the first and {t.size} before the second"
             )
         kept = tuple(before.kept[i] for i in t.kept)
-        cuts[t.tensor, t.axis] = TensorCut(t.tensor, t.axis, before.size, kept, before.role)
+        cuts[t.tensor, t.axis] = TensorCut(t.tensor, t.axis, before.size, kept, before.role, _chained(before, t))
     patches = {(p.module, p.attribute): p for p in first.patches}
     for p in second.patches:
         old = patches[p.module, p.attribute].old if (p.module, p.attribute) in patches else p.old
         patches[p.module, p.attribute] = SizePatch(p.module, p.attribute, old, p.new)
     notes = tuple(dict.fromkeys(first.notes + second.notes))
+    biases = tuple(dict.fromkeys(first.biases + second.biases))
     groups = _compose_groups(first.groups, second.groups)
-    return PruningPlan(first.fingerprint, groups, tuple(cuts.values()), tuple(patches.values()), notes)
+    return PruningPlan(first.fingerprint, groups, tuple(cuts.values()), tuple(patches.values()), notes, biases)
+
+
+def bias_of(path: str) -> str:
+    """The name of the bias of a module."""
+    return f"{path}.bias".removeprefix(".")
+
+
+def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:
+    """The cuts that biases need when they are added to modules whose outputs the plan cuts."""
+    outputs = {t.tensor: t for t in plan.tensors if t.axis == 0}
+    pairs = [(bias_of(path), outputs.get(f"{path}.weight".removeprefix("."))) for path in paths]
+    return [TensorCut(name, 0, made.size, made.kept, "channel") for name, made in pairs if made is not None]
 
 
 def _compose_groups(first: Mapping[str, GroupCut], second: Mapping[str, GroupCut]) -> dict[str, GroupCut]:
@@ -240,10 +270,90 @@ def _compose_groups(first: Mapping[str, GroupCut], second: Mapping[str, GroupCut
         before = groups.get(name)
         if before is not None and len(before.kept) == cut.size:
             kept = tuple(before.kept[i] for i in cut.kept)
-            groups[name] = GroupCut(before.size, kept, before.exact and cut.exact)
+            groups[name] = GroupCut(before.size, kept, before.exact and cut.exact, _chained(before, cut))
         else:
             groups[name] = cut
     return groups
+
+
+def _chained(first: GroupCut | TensorCut, second: GroupCut | TensorCut) -> tuple[int, ...]:
+    """``into`` of the two cuts one after the other, in the numbers of the first."""
+    if not first.into and not second.into:
+        return ()
+    kept = np.asarray(first.kept)
+    one, two = destinations(first), destinations(second)
+    ends = np.full(first.size, DROPPED)
+    ends[kept] = np.where(two == DROPPED, DROPPED, kept[two])
+    total = np.where(one == DROPPED, DROPPED, ends[one])
+    return merging_rows(total, (kept[list(second.kept)]).tolist())
+
+
+def destinations(cut: GroupCut | TensorCut) -> np.ndarray:
+    """For each number where it ends, shape (size,): itself when kept, its survivor when merged, else `DROPPED`."""
+    ends = np.arange(cut.size)
+    ends[list(cut.removed)] = cut.into or DROPPED
+    return ends
+
+
+def merging_rows(ends: np.ndarray, kept: Iterable[int]) -> tuple[int, ...]:
+    """``into`` from where every number ends; ``()`` where nothing is merged."""
+    into = ends[list(complement(kept, len(ends)))]
+    return tuple(into.tolist()) if (into != DROPPED).any() else ()
+
+
+def partners(positions: np.ndarray, units: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The entries of merged units in one axis, and for each the entry of the survivor it goes into.
+
+    Where a unit owns several entries (a flattened map), its k-th goes into the k-th of its survivor.
+
+    Args:
+        positions: entries of the axis.
+        units: the unit each belongs to; every unit has as many as the others.
+        ends: for each unit where it ends, see `destinations`.
+    """
+    table = positions[np.lexsort((positions, units))].reshape(len(ends), -1)
+    merged = np.flatnonzero((ends != DROPPED) & (ends != np.arange(len(ends))))
+    return table[merged].ravel(), table[ends[merged]].ravel()
+
+
+def reduced(tensor: Tensor, cut: TensorCut, *, sums: bool = True) -> Tensor:
+    """What stays of ``tensor`` on one axis: the kept entries, with those merged into them added.
+
+    One member of each survivor is added at a time, so that sums are the same bit for bit on every device.
+
+    Args:
+        tensor: the uncut one.
+        cut: what to keep.
+        sums: False leaves out what is merged into the kept entries.
+    """
+    result = tensor.index_select(cut.axis, index(cut.kept, tensor.device))
+    for gone, places in _rounds(cut.kept, cut.size, cut.into) if sums else ():
+        result.index_add_(
+            cut.axis, index(places, tensor.device), tensor.index_select(cut.axis, index(gone, tensor.device))
+        )
+    return result
+
+
+@lru_cache(maxsize=64)
+def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """The numbers as an index tensor."""
+    return torch.tensor(numbers, device=device)
+
+
+@lru_cache(maxsize=64)
+def _rounds(kept: tuple[int, ...], size: int, into: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(removed entries, places among the kept ones they are added to), each place once in a round."""
+    if not into:
+        return []
+    place = {number: i for i, number in enumerate(kept)}
+    members: dict[int, int] = {}
+    rounds: list[list[tuple[int, int]]] = []
+    for number, target in zip(complement(kept, size), into, strict=True):
+        if target != DROPPED:
+            turn = members[target] = members.get(target, -1) + 1
+            rounds += [[]] * (turn == len(rounds))
+            rounds[turn] = [*rounds[turn], (number, place[target])]
+    return [tuple(zip(*pairs, strict=True)) for pairs in rounds]  # type: ignore[misc]
 
 
 def complement(kept: Iterable[int], size: int) -> tuple[int, ...]:
@@ -251,6 +361,36 @@ def complement(kept: Iterable[int], size: int) -> tuple[int, ...]:
     gone = np.ones(size, dtype=bool)
     gone[list(kept)] = False
     return tuple(np.flatnonzero(gone).tolist())
+
+
+def _plan(data: Mapping[str, Any]) -> PruningPlan:
+    groups = {
+        str(n): GroupCut(int(g["size"]), _indices(g["kept"], g["size"]), bool(g["exact"]), _into(g))
+        for n, g in data["groups"].items()
+    }
+    tensors = tuple(
+        TensorCut(
+            str(t["tensor"]), int(t["axis"]), int(t["size"]), _indices(t["kept"], t["size"]), str(t["role"]), _into(t)
+        )
+        for t in data["tensors"]
+    )
+    patches = tuple(
+        SizePatch(str(p["module"]), str(p["attribute"]), int(p["old"]), int(p["new"])) for p in data["patches"]
+    )
+    notes, biases = (tuple(map(str, data.get(key, ()))) for key in ("notes", "biases"))
+    return PruningPlan(str(data["fingerprint"]), groups, tensors, patches, notes, biases)
+
+
+def _merging(cut: GroupCut | TensorCut) -> dict[str, list[int]]:
+    return {"into": list(cut.into)} if cut.into else {}
+
+
+def _into(data: Mapping[str, Any]) -> tuple[int, ...]:
+    into = tuple(map(int, data.get("into", ())))
+    kept = _indices(data["kept"], data["size"])
+    if into and (len(into) != data["size"] - len(kept) or not set(into) <= {*kept, DROPPED}):
+        raise ValueError("what is merged must go into what is kept")
+    return into
 
 
 def _runs(kept: tuple[int, ...]) -> list[list[int]]:

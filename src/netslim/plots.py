@@ -22,6 +22,11 @@ CSS = {INK: f"var(--ink, {INK})", BLUE: f"var(--blue, {BLUE})"}
 CSS |= {ORANGE: f"var(--orange, {ORANGE})", PALE: f"var(--pale, {PALE})"}
 WIDTH = 5.2  # inches: half of a report page, or the whole width of a phone
 ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks
+OF_METHODS = {  # column of metrics.csv: what it is
+    "near_zero": "scales near zero",
+    "zero": "filters at zero",
+    "deviation": "deviation in clusters",
+}
 MANY_LAYERS = 36  # beyond this, bars get thin and only some layers are named
 STYLE: Any = {
     "font.size": 9.5,
@@ -87,29 +92,32 @@ def widths(layers: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
 
 
 def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
-    """Loss, validation accuracy and the share of scales near zero by epoch, one stage after another.
+    """Loss, validation accuracy and what a sparsity method reports by epoch, one stage after another.
 
     Args:
         stages: `results["curves"]`: one mapping a stage with `stage` and, by epoch, `train_loss` (penalty
-            included), `penalty`, `val_loss`, `val_accuracy` and `near_zero` (both 0 to 1). A missing list or
-            value leaves a gap; with no share near zero at all, that panel is left out.
+            included), `penalty`, `val_loss`, `val_accuracy` and the keys of `OF_METHODS`. A missing list or value
+            leaves a gap; where a method reports nothing at all, its panel is left out.
         format: "svg" or "png".
     """
-    sparse = any(value is not None for stage in stages for value in stage.get("near_zero") or [])
-    heights = (1.25, 1, 1) if sparse else (1.25, 1)
+    more = [key for key in OF_METHODS if any(value is not None for stage in stages for value in stage.get(key) or [])]
+    heights = (1.25, 1, *(1 for _ in more))
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * sum(heights)), layout="constrained")
         panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
-        _line(panels[0], stages, "train_loss", BLUE, label="training, with penalty")
+        penalised = any(value for stage in stages for value in stage.get("penalty") or [])
+        _line(panels[0], stages, "train_loss", BLUE, label="training, with penalty" if penalised else "training")
         _line(panels[0], stages, "val_loss", ORANGE, label="validation")
-        _line(panels[0], stages, "penalty", INK, label="penalty alone", linestyle=(0, (1, 1.6)))
+        if penalised:
+            _line(panels[0], stages, "penalty", INK, label="penalty alone", linestyle=(0, (1, 1.6)))
         _line(panels[1], stages, "val_accuracy", ORANGE, percent=True)
         panels[0].set(ylabel="loss", ylim=(0, None))
         panels[1].set(ylabel="validation accuracy")
-        if sparse:
-            _line(panels[2], stages, "near_zero", BLUE, percent=True)
-            panels[2].set(ylabel="scales near zero", ylim=(0, 103))
-        _finish_curves(figure, stages, panels)
+        for axes, key in zip(panels[2:], more, strict=True):
+            share = key != "deviation"
+            _line(axes, stages, key, BLUE, percent=share)
+            axes.set(ylabel=OF_METHODS[key], ylim=(0, 103 if share else None))
+        _finish_curves(figure, stages, panels, percent=[key != "deviation" for key in ("val_accuracy", *more)])
         return _render(figure, format, "curves")
 
 
@@ -173,15 +181,18 @@ def _line(
     axes.plot(x, np.asarray(y) * (100 if percent else 1), color=colour, marker=marker, markersize=3.2, **style)
 
 
-def _finish_curves(figure: Figure, stages: Sequence[Mapping[str, Any]], panels: Sequence[Axes]) -> None:
+def _finish_curves(
+    figure: Figure, stages: Sequence[Mapping[str, Any]], panels: Sequence[Axes], percent: Sequence[bool]
+) -> None:
     starts = _starts(stages)
     for axes in panels:
         axes.grid(axis="y")
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
         for boundary in starts[1:-1]:
             axes.axvline(boundary + 0.5, color=INK, linewidth=0.8, alpha=0.45)
-    for axes in panels[1:]:
-        axes.yaxis.set_major_formatter(_percent)
+    for axes, share in zip(panels[1:], percent, strict=True):
+        if share:
+            axes.yaxis.set_major_formatter(_percent)
     _name_stages(panels[0], stages)
     panels[-1].set_xlabel("epoch, counted through all stages")
     panels[-1].set_xlim(0.5, max(starts[-1], 1) + 0.5)
@@ -192,7 +203,8 @@ def _finish_curves(figure: Figure, stages: Sequence[Mapping[str, Any]], panels: 
 
 
 def _name_stages(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
-    tilt = 30 if len(stages) > 4 else 0
+    short = min(len(stage["epoch"]) for stage in stages) < 0.15 * _starts(stages)[-1]
+    tilt = 30 if len(stages) > 4 or short else 0
     for start, stage in zip(_starts(stages), stages, strict=False):
         axes.annotate(
             str(stage["stage"]),

@@ -31,7 +31,9 @@ METRICS = {  # key of a row: heading, what one may want to know about it
     "size_bytes": ("size on disk", ""),
     "latency_ms": ("latency", "median of one forward pass"),
 }
+ON_PAGE = {"accuracy": METRICS["accuracy"], "top5": ("top-5", "the class is among the first five"), **METRICS}
 ROW: dict[str, Any] = {"key": str, "label": str, **dict.fromkeys(METRICS, (int, float))}
+_SHARES = ("accuracy", "top5")
 PUBLISHED = {
     "error": "test error",
     "params": "parameters",
@@ -202,9 +204,10 @@ def _section(heading: str, content: str) -> str:
 
 
 def _results_table(rows: Sequence[Row]) -> str:
-    reference = _reference(rows)
-    head = "".join(f'<th scope=col title="{hint}">{heading}</th>' for heading, hint in METRICS.values())
-    body = "\n".join(_results_row(row, reference) for row in rows)
+    reference, keys = _reference(rows), _on_page(rows)
+    headings = [ON_PAGE[key] for key in keys]
+    head = "".join(f'<th scope=col title="{hint}">{heading}</th>' for heading, hint in headings)
+    body = "\n".join(_results_row(row, reference, keys) for row in rows)
     return (
         f"<table class=cards><thead><tr><th scope=col>network</th>{head}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody></table>\n"
@@ -215,10 +218,15 @@ def _results_table(rows: Sequence[Row]) -> str:
     )
 
 
-def _results_row(row: Row, reference: Row) -> str:
+def _on_page(rows: Sequence[Row]) -> list[str]:
+    """The columns of the page: accuracy among the first five only where it was measured."""
+    return [key for key in ON_PAGE if key != "top5" or all(row.get("top5") is not None for row in rows)]
+
+
+def _results_row(row: Row, reference: Row, keys: Sequence[str]) -> str:
     cells = [f"<th scope=row>{escape(row['label'])}</th>"]
-    for key, (heading, _) in METRICS.items():
-        ratio = _ratio(row, reference, key)
+    for key in keys:
+        heading, ratio = ON_PAGE[key][0], _ratio(row, reference, key)
         spread = f" <small>{_spread(row)}</small>" if key == "latency_ms" else ""
         share = _share(row, reference, key)
         bar = f'<i class=bar style="width:{100 * share:.1f}%"></i>' if share is not None else ""
@@ -286,7 +294,7 @@ def _figures(results: Mapping[str, Any]) -> str:
             _figure("widths", plots.widths(results["widths"]), "Width of every layer before and after the cut.")
         )
     if results.get("curves"):
-        text = "Training, stage by stage. The loss that is minimised includes the sparsity penalty."
+        text = "Training, stage by stage. The training loss is what is minimised: with a penalty, or a teacher's part."
         drawn.append(_figure("curves", plots.curves(results["curves"]), text))
     return f"<div class=figures>{''.join(drawn)}</div>" if drawn else ""
 
@@ -309,7 +317,8 @@ def _verification(checks: Sequence[Row]) -> str:
     )
     return (
         "<p>Each time, the smaller network was compared with the one it was cut from, its removed channels "
-        "silenced: in float64, with the trained weights and with random ones, the outputs must be equal.</p>\n"
+        "silenced, or made the same as those they are merged into: in float64, with the trained weights and with "
+        "random ones, the outputs must be equal.</p>\n"
         "<div class=scroll><table><thead><tr><th scope=col>stage</th><th scope=col>channels cut</th>"
         "<th scope=col>of these, felt in the output</th>"
         f"<th scope=col>largest relative deviation</th></tr></thead><tbody>\n{lines}\n</tbody></table></div>"
@@ -344,7 +353,7 @@ def _reference(rows: Sequence[Row]) -> Row:
 
 
 def _value(row: Row, key: str) -> str:
-    if key == "accuracy":
+    if key in _SHARES:
         return _percent(row[key])
     if key == "latency_ms":
         return MISSING if _median(row) is None or math.isnan(_median(row)) else f"{_median(row):#.3g} ms"
@@ -354,14 +363,14 @@ def _value(row: Row, key: str) -> str:
 def _ratio(row: Row, reference: Row, key: str) -> str:
     if row is reference:
         return ""
-    if key == "accuracy":
+    if key in _SHARES:
         return _signed(100 * (row[key] - reference[key]))
     share = _share(row, reference, key)
     return MISSING if share is None else f"×{share:.3f}" if share < 1.5 else f"×{share:.2f}"
 
 
 def _share(row: Row, reference: Row, key: str) -> float | None:
-    if key == "accuracy":
+    if key in _SHARES:
         return None
     ours, theirs = (_median(item) if key == "latency_ms" else item[key] for item in (row, reference))
     return ours / theirs if theirs and math.isfinite(ours / theirs) else None

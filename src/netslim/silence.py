@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .errors import VerificationError
 from .graph import ChannelGraph, as_call
 from .graph.calls import evaluating, output_tensors
-from .plan import PruningPlan, named_tensors
+from .plan import DROPPED, PruningPlan, destinations, named_tensors, partners
 from .wrapping import eagerly
 
 ONE_BY_ONE = 256  # channels that are silenced one after the other where autograd cannot tell
@@ -35,27 +35,50 @@ def run(model: nn.Module, example_inputs: Any, what: str) -> list[Tensor]:
 
 
 @contextmanager
-def silenced(model: nn.Module, plan: PruningPlan) -> Iterator[None]:
-    """Inside, every weight that reads a removed channel is zero."""
+def silenced(model: nn.Module, plan: PruningPlan, graph: ChannelGraph | None = None) -> Iterator[None]:
+    """Inside, every weight that reads a dropped channel is zero, and a merged channel is the same as its survivor.
+
+    Args:
+        model: the original.
+        plan: what goes.
+        graph: of ``model``; only where the plan merges channels: it tells what makes them.
+    """
     tensors = dict(named_tensors(model))
-    reading = [(tensors[c.tensor], c) for c in plan.tensors if "consumer" in c.role]
-    with _zeroed([(t, c.axis, torch.tensor(c.removed, device=t.device)) for t, c in reading]):
+    with ExitStack() as changes:
+        for c in plan.tensors:
+            if "consumer" in c.role:
+                gone = _on(tensors[c.tensor], np.flatnonzero(destinations(c) == DROPPED))
+                changes.enter_context(replaced(tensors[c.tensor], c.axis, gone, 0))
+        for name, axis, merged, survivors in _twins(graph, plan) if graph is not None else ():
+            values = tensors[name].detach().index_select(axis, _on(tensors[name], survivors))
+            changes.enter_context(replaced(tensors[name], axis, _on(tensors[name], merged), values))
         yield
+
+
+def _twins(graph: ChannelGraph, plan: PruningPlan) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
+    """(tensor, axis, entries of merged channels, entries of their survivors), apart from what reads them."""
+    for name, cut in plan.groups.items():
+        for s in graph[name].slices if cut.merged else ():
+            if s.role != "consumer":
+                yield (s.tensor, s.axis, *partners(s.positions, s.units, destinations(cut)))
+
+
+def _on(tensor: Tensor, numbers: np.ndarray) -> Tensor:
+    return torch.from_numpy(numbers).to(tensor.device)
 
 
 @contextmanager
-def _zeroed(entries: Sequence[tuple[Tensor, int, Tensor]]) -> Iterator[None]:
-    """Inside, these entries (tensor, axis, indices) are zero."""
-    with torch.no_grad():
-        before = [(t, axis, where, t.index_select(axis, where)) for t, axis, where in entries]
-        for t, axis, where in entries:
-            t.index_fill_(axis, where, 0)
+def replaced(tensor: Tensor, axis: int, where: Tensor, values: Tensor | int) -> Iterator[None]:
+    """Inside, the entries ``where`` of one axis of a tensor have other values."""
+    at = (slice(None),) * axis + (where,)
+    before = tensor.detach()[at]
     try:
+        with torch.no_grad():
+            tensor[at] = values
         yield
     finally:
         with torch.no_grad():
-            for t, axis, where, values in before:
-                t.index_copy_(axis, where, values)
+            tensor[at] = before
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -152,8 +175,10 @@ def _one_by_one(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, exampl
         whole = run(model, example_inputs, "original")
         for name, unit in removed:
             reading = [s for s in graph[name].tensors("consumer") if s.tensor in tensors]
-            entries = [(tensors[s.tensor], s.axis, torch.from_numpy(s.positions[s.units == unit])) for s in reading]
-            with _zeroed([(t, axis, where.to(t.device)) for t, axis, where in entries]):
+            entries = [(t, s.axis, _on(t, s.positions[s.units == unit])) for s in reading for t in [tensors[s.tensor]]]
+            with ExitStack() as silence:
+                for tensor, axis, where in entries:
+                    silence.enter_context(replaced(tensor, axis, where, 0))
                 without = run(model, example_inputs, "original")
             changed += any(not torch.equal(a, b) for a, b in zip(whole, without, strict=True))
     return changed, len(removed)

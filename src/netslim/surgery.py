@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from .companions import members
 from .errors import SurgeryError
 from .mirror import mirror, patched, put
 from .optimizers import cut_state, listed
-from .plan import PruningPlan, TensorCut, compose, named_tensors
+from .plan import PruningPlan, TensorCut, bias_of, compose, named_tensors, reduced
 from .wrapping import bare, duplicate, inside, reduces
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,6 +38,10 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     """
     inner = bare(model, SurgeryError, allow=("meta",))
     plan.check(inner)
+    if plan.biases:
+        inner = duplicate(inner)
+        for module, bias in new_biases(inner, plan.biases):
+            module.bias = bias
     cuts = _cuts(plan)
     smaller = _smaller({tensor: name for name, tensor in named_tensors(inner)}, cuts)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
@@ -61,7 +65,7 @@ def prune_(
 
     Args:
         model: the model the plan was made for; within `DataParallel` or `torch.compile` it is cut where it is.
-        plan: what to keep.
+        plan: what to keep. Biases it adds are new parameters, which no optimizer or shadow tensor holds yet.
         optimizer: one or several optimizers whose state (momentum and the like) is cut with the parameters.
         companions: one or several copies of the model that are kept beside it and cut alike: weight averages
             (`torch.optim.swa_utils.AveragedModel`, timm's ``ModelEma``), deep copies, or mappings from the names of
@@ -97,6 +101,7 @@ class _Change:
     tensors: dict[Tensor, tuple[Tensor, Tensor | None]]  # -> its new value and gradient
     states: list[tuple[dict[str, Any], dict[str, Tensor]]]  # an optimizer's state of a parameter, its new entries
     attributes: list[tuple[nn.Module, str, Any]]
+    biases: list[tuple[Any, nn.Parameter]]
 
     def carry_out(self) -> None:
         with ExitStack() as undo:
@@ -110,6 +115,9 @@ class _Change:
                 undo.callback(_restore, module, dict(vars(module)))
             for module, name, value in self.attributes:
                 put(module, name, value)
+            for module, bias in self.biases:
+                undo.callback(module._parameters.update, bias=None)
+                module.bias = bias
             for model in self.models:
                 _finish(model, self.plan)
             undo.pop_all()
@@ -118,17 +126,44 @@ class _Change:
 def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:
     models, shadows = members(model, companions)
     named = {tensor: name for one in (*map(named_tensors, models), *shadows) for name, tensor in one}
+    biases = [new_biases(one, plan.biases) for one in models]
+    for added in biases:
+        named |= {bias: bias_of(path) for path, (_, bias) in zip(plan.biases, added, strict=True)}
     cuts = _cuts(plan)
     smaller = _smaller(named, cuts)
     _check_changeable(named, smaller)
     held = {parameter for one in models for parameter in one.parameters()}
-    followed = {tensor: (named[tensor], partial(_keep, cuts[named[tensor]])) for tensor in smaller if tensor in held}
+    rows = {tensor: cuts[named[tensor]] for tensor in smaller}
+    followed = {t: (named[t], partial(_keep, rows[t], sums=False)) for t in smaller if t in held}
     states = [entry for one in listed(optimizer) for entry in cut_state(one, followed, held)]
     attributes = [entry for one in models for entry in patched(one, plan.patches)]
     attributes += [(module, name, value) for one in models for module, name, _, value in _derived(one, cuts)]
-    gradients = {t: _keep(cuts[named[t]], t.grad) for t in smaller if t.is_leaf and t.grad is not None}
+    # What reads equal channels has equal gradients, and so has their sum: a survivor's entries stay as they are.
+    gradients = {t: _keep(rows[t], t.grad, sums=False) for t in smaller if t.is_leaf and t.grad is not None}
     tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
-    return _Change(plan, models, tensors, states, attributes)
+    return _Change(plan, models, tensors, states, attributes, [pair for added in biases for pair in added])
+
+
+def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Any, nn.Parameter]]:
+    """(module, its bias of zeros) for convolutions and linear layers that have none; nothing is changed.
+
+    Raises:
+        SurgeryError: a path is not that of such a layer.
+    """
+    found = []
+    for path in paths:
+        module: Any = dict(model.named_modules()).get(path)
+        if not takes_bias(module):
+            raise SurgeryError(f"the plan gives {path!r} a bias; it is no convolution or linear layer that lacks one")
+        zeros = module.weight.detach().new_zeros(module.weight.shape[0])
+        found.append((module, nn.Parameter(zeros, module.weight.requires_grad)))
+    return found
+
+
+def takes_bias(module: Any) -> bool:
+    """Whether this is a convolution (not a transposed one) or linear layer of PyTorch's own that lacks a bias."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return type(module) in kinds and module._parameters.get("weight") is not None and module.bias is None
 
 
 def _check_changeable(named: Mapping[Tensor, str], tensors: Iterable[Tensor]) -> None:
@@ -191,21 +226,19 @@ def _memory(tensor: Tensor) -> Any:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 
-def _kept(cuts: Cuts, name: str) -> dict[int, tuple[int, ...]]:
-    return {cut.axis: cut.kept for cut in cuts.get(name, ())}
+def _kept(cuts: Cuts, name: str) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    return {cut.axis: (cut.kept, cut.into) for cut in cuts.get(name, ())}
 
 
-@lru_cache(maxsize=64)
-def _index(kept: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(kept, device=device)
+def _keep(cuts: Sequence[TensorCut], tensor: Tensor, axes: Collection[int] | None = None, sums: bool = True) -> Tensor:
+    """Keep the planned entries of each axis (of ``axes``), in the memory format of the original.
 
-
-def _keep(cuts: Sequence[TensorCut], tensor: Tensor, axes: Collection[int] | None = None) -> Tensor:
-    """Keep the planned entries of each axis (of ``axes``), in the memory format of the original."""
+    ``sums`` adds to them what the plan merges into them.
+    """
     result = tensor
     for cut in cuts:
         if axes is None or cut.axis in axes:
-            result = result.index_select(cut.axis, _index(cut.kept, tensor.device))
+            result = reduced(result, cut, sums=sums)
     if result.layout is not torch.strided:
         return result
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
@@ -251,5 +284,10 @@ def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
 def _finish(model: nn.Module, plan: PruningPlan) -> None:
     """Bring Python's sizes up to date and remember the cut."""
     mirror(model, {cut.tensor for cut in plan.tensors})
+    remember(model, plan)
+
+
+def remember(model: nn.Module, plan: PruningPlan) -> None:
+    """Add to the history of a model."""
     past = history(model)
     vars(model)[_HISTORY] = plan if past is None else compose(past, plan)

@@ -1,4 +1,7 @@
-"""The proof: a pruned network equals the original with the removed channels silenced at every consumer's input."""
+"""The proof: a pruned network equals the original with the removed channels silenced at every consumer's input.
+
+Channels that are merged are not silenced there, but made the same as the survivor they are merged into.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from .errors import VerificationError
 from .graph import ChannelGraph, trace
-from .plan import PruningPlan, named_tensors
+from .plan import PruningPlan, named_tensors, reduced
 from .silence import felt, randomise, run, silenced
 from .wrapping import bare, duplicate
 
@@ -51,10 +54,10 @@ def verify(
 ) -> Verification:
     """Prove that ``small`` is ``model`` cut by ``plan``.
 
-    Three things are shown: every tensor of ``small`` is, bit for bit, the planned slice of ``model``; in float64
-    its outputs equal those of ``model`` with the removed channels silenced; and so they do when all parameters and
-    normalisation statistics are randomised, so that no zero-initialised branch hides a mistake.
-    Neither model is changed.
+    Three things are shown: every tensor of ``small`` is, bit for bit, the planned slice of ``model``, with what the
+    plan merges summed; in float64 its outputs equal those of ``model`` with the removed channels silenced, and the
+    merged ones made the same as their survivors; and so they do when all parameters and normalisation statistics are
+    randomised, so that no zero-initialised branch hides a mistake. Neither model is changed.
 
     Args:
         model: the original.
@@ -77,7 +80,8 @@ def verify(
     exact = all(g.exact for g in plan.groups.values())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        pair = _Pair(model, small, plan, example_inputs, exact)
+        seen = graph or trace(model, example_inputs)
+        pair = _Pair(model, small, plan, seen, example_inputs, exact)
         deviation = pair.deviation()
         pair.randomise(seed)
         deviation = max(deviation, pair.deviation())
@@ -88,7 +92,6 @@ def verify(
                 f"{'float64' if pair.double else 'in its own precision'}; allowed {allowed:g}): a size or index in the "
                 "model's forward is not seen by the trace; protect the groups concerned"
             )
-        seen = graph or trace(model, example_inputs)
         changed, tried = felt(pair.original, seen, plan, pair.inputs)
     return Verification(deviation if exact else None, plan.removed, changed, pair.double, tried)
 
@@ -96,8 +99,10 @@ def verify(
 class _Pair:
     """Copies of the original and the pruned model, in float64 unless the original's own casts rule that out."""
 
-    def __init__(self, model: nn.Module, small: nn.Module, plan: PruningPlan, inputs: Any, exact: bool) -> None:
-        self.plan, self.exact, self.double = plan, exact, True
+    def __init__(
+        self, model: nn.Module, small: nn.Module, plan: PruningPlan, graph: ChannelGraph, inputs: Any, exact: bool
+    ) -> None:
+        self.plan, self.graph, self.exact, self.double = plan, graph, exact, True
         self.original, self.inputs = _double(model), _doubled(inputs)
         try:
             self.wanted: list[Tensor] | None = self._silent()
@@ -105,18 +110,23 @@ class _Pair:
             self.double, self.wanted = False, None
             self.original, self.inputs = duplicate(model), inputs
         self.cut = _double(small) if self.double else duplicate(small)
+        if any(group.merged for group in plan.groups.values()):
+            self._fill()  # the sums in this precision: in the model's own they are rounded
 
     def _silent(self) -> list[Tensor]:
-        with torch.no_grad(), silenced(self.original, self.plan):
+        with torch.no_grad(), silenced(self.original, self.plan, self.graph):
             return run(self.original, self.inputs, "silenced original")
 
     def randomise(self, seed: int) -> None:
         """Random weights for the original, the planned slices of them for the pruned model."""
         randomise(self.original, seed)
+        self._fill()
+        self.wanted = None
+
+    def _fill(self) -> None:
         own = dict(named_tensors(self.cut))
         for name, value in _slices(self.original, self.plan).items():
             own[name].data = value
-        self.wanted = None
 
     def deviation(self) -> float:
         """Largest relative difference of any output; 0 where only shapes can be compared."""
@@ -135,11 +145,10 @@ class _Pair:
 
 
 def _slices(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
-    """What the plan keeps of every parameter and buffer."""
+    """What the plan makes of every parameter and buffer."""
     kept = {name: tensor.detach() for name, tensor in named_tensors(model)}
     for cut in plan.tensors:
-        tensor = kept[cut.tensor]
-        kept[cut.tensor] = tensor.index_select(cut.axis, torch.tensor(cut.kept, device=tensor.device))
+        kept[cut.tensor] = reduced(kept[cut.tensor], cut)
     return kept
 
 

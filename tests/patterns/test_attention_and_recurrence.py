@@ -164,6 +164,74 @@ def residual_attention_without_weights(s, x):
     return steps(s, h.transpose(0, 1))
 
 
+@tokens({"b": 6}, {"a": (2, PRODUCT)}, mha=nn.MultiheadAttention(8, 4, batch_first=True))
+def attention_with_more_heads_than_width(s, x):
+    """Four heads of two channels in a batch of two: the heads stay, and each gives up the same channel."""
+    h = s.a(x)
+    return steps(s, s.mha(h, h, h, need_weights=False)[0])
+
+
+@tokens({"b": 6}, {"a": (2, PRODUCT)}, mha=nn.MultiheadAttention(8, 4, batch_first=True))
+def attention_whose_weights_are_returned(s, x):
+    h = s.a(x)
+    y, weights = s.mha(h, h, h, average_attn_weights=False)
+    return steps(s, y), weights
+
+
+def pooled(s, h, width):
+    """Attention from the first token to all, by PyTorch's function and layers of one's own, as CLIP's ResNets do."""
+    h = h.transpose(0, 1)
+    return F.multi_head_attention_forward(
+        query=h[:1],
+        key=h,
+        value=h,
+        embed_dim_to_check=width,
+        num_heads=s.heads,
+        q_proj_weight=s.q.weight,
+        k_proj_weight=s.k.weight,
+        v_proj_weight=s.v.weight,
+        in_proj_weight=None,
+        in_proj_bias=torch.cat([s.q.bias, s.k.bias, s.v.bias]),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=s.out.weight,
+        out_proj_bias=s.out.bias,
+        use_separate_proj_weight=True,
+        training=s.training,
+        need_weights=False,
+    )[0].squeeze(0)
+
+
+def pooling(exact, inexact=None, refused=None, heads=2, **more):
+    layers = {name: nn.Linear(8, 8) for name in "qkv"}
+    return tokens(exact, inexact, refused, heads=heads, out=nn.Linear(8, 5), head=nn.Linear(5, 2), **layers, **more)
+
+
+@pooling({"out": 5}, {"a": (4, PRODUCT)})
+def attention_pooling(s, x):
+    """Its projections are as wide as what they read; what it makes is free."""
+    h = s.a(x)
+    return s.head(pooled(s, h, h.shape[-1]))
+
+
+@pooling({"out": 5}, {"a": (2, PRODUCT)}, heads=4, width=8, patched={})
+def attention_pooling_by_attribute(s, x):
+    return s.head(pooled(s, s.a(x), s.width))
+
+
+@pooling({"out": 5}, refused={"a": "the size 8 is written into the code"})
+def attention_pooling_by_literal(s, x):
+    return s.head(pooled(s, s.a(x), 8))
+
+
+@pooling({"out": 5}, refused={"a": "one channel a head"}, heads=8)
+def attention_pooling_with_narrow_heads(s, x):
+    h = s.a(x)
+    return s.head(pooled(s, h, h.shape[-1]))
+
+
 @tokens(
     {"c": 6, "d": 7, "b": 6},
     {"a": (4, PRODUCT)},

@@ -338,3 +338,35 @@ def global_context(s, x):
 def feature_wise_modulation(s, x):
     scale, shift = s.cond(x.mean((2, 3)))[:, :, None, None].chunk(2, 1)
     return tail(s, s.a(x) * (1 + scale) + shift)
+
+
+class Mixed(nn.Module):
+    """CondConv: the kernel of each example is a mixture of experts, all examples run as groups of one convolution."""
+
+    def __init__(self, cin, cout, kernel, groups=1):
+        super().__init__()
+        self.cin, self.cout, self.kernel, self.groups = cin, cout, kernel, groups
+        self.weight = nn.Parameter(torch.randn(4, cout * cin // groups * kernel**2) / 4)
+
+    def forward(self, x, mixture):
+        n, c, height, width = x.shape
+        kernels = torch.matmul(mixture, self.weight)
+        kernels = kernels.view((n * self.cout, self.cin // self.groups, self.kernel, self.kernel))
+        y = x.reshape(1, n * c, height, width)
+        y = F.conv2d(y, kernels, padding=self.kernel // 2, groups=self.groups * n)
+        return y.permute([1, 0, 2, 3]).view(n, self.cout, *y.shape[2:])
+
+
+@pattern(
+    {"route": 4, "wide": 12, "b": 6},
+    refused={"a": "fixed size in grouped convolution"},
+    patched={"wide.cout": 6, "deep.cin": 6, "deep.cout": 6, "deep.groups": 6},
+    route=nn.Linear(3, 4),
+    wide=Mixed(8, 12, 1),
+    deep=Mixed(12, 12, 3, groups=12),
+    b=conv(12, 6),
+)
+def mixture_of_kernels(s, x):
+    """Depthwise, one channel a group: its groups and its inputs follow each other."""
+    mixture = s.route(x.mean((2, 3))).sigmoid()
+    return tail(s, s.deep(s.wide(s.a(x), mixture).relu(), mixture))

@@ -116,6 +116,51 @@ def half_by_a_float(s, x):
     return tail(s, torch.cat([q, p.relu()], 1))
 
 
+@pattern({"b": 6}, refused={"a": Line("round")})
+def boundary_that_is_rounded(s, x):
+    """It would move if a channel behind it went."""
+    h = s.a(x)
+    return tail(s, torch.cat([h[:, round(h.shape[1] / 2) :], h[:, : round(h.shape[1] / 2)].relu()], 1))
+
+
+@pattern({"b": 6}, refused={"a": Line("int(", "int takes their number")})
+def boundary_made_a_plain_number(s, x):
+    h = s.a(x)
+    p, q = h.tensor_split([int(h.shape[1]) // 2], 1)
+    return tail(s, torch.cat([q, p.relu()], 1))
+
+
+@pattern({"a": 4, "b": 6}, b=conv(4, 6))
+def half_by_a_shift(s, x):
+    """Channel i of the first half goes with channel i of the second, as for ``// 2``."""
+    h = s.a(x)
+    return tail(s, h[:, : h.shape[1] >> 1] * h[:, h.shape[1] >> 1 :])
+
+
+@pattern({"b": 6}, refused={"a": Line("7.5", "comparison")})
+def size_compared_with_a_float(s, x):
+    h = s.a(x)
+    return tail(s, h * 2 if h.shape[1] > 7.5 else h)
+
+
+@pattern({"b": 6}, refused={"a": Line("3.5", "comparison")})
+def fraction_of_a_size_compared(s, x):
+    h = s.a(x)
+    return tail(s, h * 2 if h.shape[1] / 2 > 3.5 else h)
+
+
+@pattern({"b": 6}, refused={"a": Line("len(", "len takes their number")})
+def length_of_channels(s, x):
+    h = s.a(x).transpose(0, 1)
+    return tail(s, (h * len(h)).transpose(0, 1))
+
+
+@pattern({"b": 6}, {"a": (8, "used as a value")})
+def shape_as_a_tensor(s, x):
+    h = s.a(x)
+    return tail(s, h / torch.tensor(h.shape).prod())
+
+
 # --- kept in an attribute -----------------------------------------------------------------------------------------
 
 

@@ -117,7 +117,7 @@ def conv_shared(x, y, out):
     return Step(lambda s, v, w: (s.layer(v), s.layer(w)), layer=nn.Conv2d(x.c, out, 1))
 
 
-@op("map -> map", kernels=words("depthwise experts"), out=WIDTH)
+@op("map -> map", weight=3, kernels=words("depthwise experts groups"), out=WIDTH)
 def conv_of_computed_kernels(x, kernels, out):
     """Kernels for each example: made from the features, or mixed from experts."""
 
@@ -126,11 +126,15 @@ def conv_of_computed_kernels(x, kernels, out):
         if kernels == "depthwise":
             made = s.maker(v.mean((2, 3))).reshape(n * c, 1, 3, 3)
             return F.conv2d(v.reshape(1, n * c, h, w), made, padding=1, groups=n * c).view(n, c, h, w)
+        if kernels == "groups":
+            made = (s.router(v.mean((2, 3))).softmax(1) @ s.filters).view(n * s.width, s.width // s.groups, 3, 3)
+            h = F.conv2d(v.reshape(1, n * c, h, w), made, padding=1, groups=s.groups * n)
+            return h.view(n, s.width, *h.shape[2:])
         made = (s.router(v.mean((2, 3))).softmax(1) @ s.experts).view(n * out, c, 1, 1)
         return F.conv2d(v.reshape(1, -1, h, w), made, groups=n).view(n, -1, h, w)
 
-    members = {"maker": nn.Linear(x.c, x.c * 9), "router": nn.Linear(x.c, 3), "experts": parameter(3, out * x.c)}
-    return Step(forward, **members)
+    experts = {"experts": parameter(3, out * x.c), "filters": parameter(3, x.c * 9)}
+    return Step(forward, maker=nn.Linear(x.c, x.c * 9), router=nn.Linear(x.c, 3), width=x.c, groups=x.c, **experts)
 
 
 @op("map -> map", out=WIDTH)

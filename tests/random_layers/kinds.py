@@ -117,48 +117,6 @@ def linear(x, out):
 
 @op(
     "tokens -> tokens",
-    weight=5,
-    heads=one_of(1, 2, 3),
-    each=st.integers(1, 4),
-    kind=words("split packed fused attribute relative"),
-)
-def attention(x, heads, each, kind):
-    width = heads * each
-
-    def forward(s, v):
-        n, length, _ = v.shape
-        if kind == "packed":
-            q, k, u = s.qkv(v).reshape(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        else:
-            inner = s.width // s.heads if kind == "attribute" else each if kind == "relative" else -1
-            q, k, u = (part.view(n, length, heads, inner).transpose(1, 2) for part in s.qkv(v).chunk(3, -1))
-        if kind == "fused":
-            h = F.scaled_dot_product_attention(q, k, u)
-        else:
-            h = (q @ k.transpose(-2, -1) / 2 + (s.bias if kind == "relative" else 0)).softmax(-1) @ u
-        return s.out(h.transpose(1, 2).reshape(n, length, -1))
-
-    bias = parameter(heads, x.cells, x.cells)
-    members = {"qkv": nn.Linear(x.c, 3 * width), "out": nn.Linear(width, x.c), "bias": bias}
-    return Step(forward, width=width, heads=heads, **members)
-
-
-@op("tokens -> tokens", weight=4, when=lambda x: x.c > 1, heads=lambda x: divisors(x.c), cross=YES)
-def multihead(x, heads, cross):
-    def forward(s, v):
-        k = s.keys(v) if cross else v
-        return s.layer(v, k, k, need_weights=False)[0]
-
-    return Step(forward, layer=nn.MultiheadAttention(x.c, heads, batch_first=True), keys=nn.Linear(x.c, x.c))
-
-
-@op("tokens -> tokens", weight=5, when=lambda x: x.c % 2 == 0, hidden=WIDTH)
-def encoder_layer(x, hidden):
-    return one(nn.TransformerEncoderLayer(x.c, 2, hidden, dropout=0.0, batch_first=True))
-
-
-@op(
-    "tokens -> tokens",
     weight=8,
     when=lambda x: x.cells <= 20,
     out=st.integers(2, 6),

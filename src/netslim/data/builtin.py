@@ -13,7 +13,8 @@ from netslim.data.raw import Raw
 from netslim.data.splits import ImageTensors, stratified
 from netslim.errors import DataError
 
-TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "MNIST", "SVHN")
+TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "MNIST", "SVHN", "SVHN+extra")
+_EXTRA = "+extra"
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2
 _IDX = (
@@ -44,27 +45,36 @@ def split_off_test(whole: Any) -> tuple[Any, Any]:
 def read_torchvision(name: str, root: Path, download: bool) -> Raw:
     """One of `TORCHVISION`, from the files that torchvision keeps under `root`.
 
+    `SVHN+extra` trains on the 531,131 further images too, as the papers do.
+
     Raises:
         DataError: files are missing (and `download` is off), damaged, or cannot be downloaded.
     """
     import torchvision.datasets
 
-    kind = getattr(torchvision.datasets, name)
+    kind = getattr(torchvision.datasets, name.removesuffix(_EXTRA))
+    extra = ("extra",) if name.endswith(_EXTRA) else ()
     if not download:
         _check_files(name, kind, root)
     try:
-        parts = {role: _open(kind, name, root, role, download) for role in ("train", "test")}
+        parts = {role: _open(kind, name, root, role, download) for role in ("train", *extra, "test")}
     except Exception as error:  # torchvision raises whatever its parsers meet: RuntimeError, EOFError, URLError, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         remedy = "check the connection" if download else "remove the files and load with download: true"
         raise DataError(f"torchvision:{name} under {root}: cannot be read ({reason}); {remedy}") from error
     splits = {role: ImageTensors(_images(part), _labels(part)) for role, part in parts.items()}
+    for role in extra:
+        splits["train"] = _joined(splits["train"], splits.pop(role))
     classes = getattr(parts["train"], "classes", None) or [str(digit) for digit in range(10)]
     return Raw(dict(splits), tuple(classes))
 
 
+def _joined(first: ImageTensors, second: ImageTensors) -> ImageTensors:
+    return ImageTensors(torch.cat((first.images, second.images)), torch.cat((first.labels, second.labels)))
+
+
 def _open(kind: Any, name: str, root: Path, role: str, download: bool) -> Any:
-    choice = {"split": role} if name == "SVHN" else {"train": role == "train"}
+    choice = {"split": role} if name.startswith("SVHN") else {"train": role == "train"}
     return kind(root=str(root), download=download, **choice)
 
 
@@ -82,8 +92,9 @@ def _labels(part: Any) -> Tensor:
 
 def _files(name: str, kind: Any, root: Path) -> list[Path]:
     """The files torchvision will read."""
-    if name == "SVHN":
-        return [root / kind.split_list[role][1] for role in ("train", "test")]
+    if name.startswith("SVHN"):
+        wanted = ("train", "extra", "test") if name.endswith(_EXTRA) else ("train", "test")
+        return [root / kind.split_list[role][1] for role in wanted]
     if name.startswith("CIFAR"):
         listed = [*kind.train_list, *kind.test_list, [kind.meta["filename"]]]
         return [root / kind.base_folder / entry[0] for entry in listed]

@@ -25,6 +25,7 @@ def load(
     *,
     root: str | Path | None = None,
     validation: float | int = 0.1,
+    subset: int | None = None,
     seed: int = 0,
     image_size: int | None = None,
     download: bool = False,
@@ -33,14 +34,16 @@ def load(
     """Read a data set by name.
 
     Args:
-        name: `digits`; `torchvision:CIFAR10` (`CIFAR100`, `SVHN`, `MNIST`, `FashionMNIST`);
+        name: `digits`; `torchvision:CIFAR10` (`CIFAR100`, `SVHN`, `SVHN+extra`, `MNIST`,
+            `FashionMNIST`);
             `folder:PATH` (class sub-folders, in PATH or in PATH/train and PATH/test);
             `hf:PATH` (a folder with train*.parquet and test*.parquet) or `hf:ID` (a set of the hub).
             A relative PATH is looked for in the working directory, then in `root`.
         root: the folder that holds data sets; default the variable NETSLIM_DATA, else `data`.
         validation: share (below 1) or number of training images set apart, every class in proportion;
             0 for none. A source with a validation split of its own keeps that.
-        seed: chooses the validation images. The test images never depend on it.
+        subset: train on so many of the images that are left, every class in proportion; None takes all.
+        seed: chooses the validation images and the subset. The test images never depend on it.
         image_size: bring every picture to a square of so many pixels.
         download: let torchvision fetch what is missing; also on when the variable NETSLIM_DOWNLOAD is 1.
         memory_limit: bytes of decoded pixels up to which pictures are held in memory; larger sets stream.
@@ -58,7 +61,7 @@ def load(
     fetch = download or os.environ.get("NETSLIM_DOWNLOAD") == "1"
     raw = _read(name, base, image_size, fetch, memory_limit)
     _check(name, raw)
-    return _data(name, raw, validation, seed)
+    return _data(name, raw, validation, subset, seed)
 
 
 def _read(name: str, root: Path, image_size: int | None, download: bool, limit: int) -> Raw:
@@ -125,7 +128,7 @@ def _check(name: str, raw: Raw) -> None:
             )
 
 
-def _data(name: str, raw: Raw, validation: float | int, seed: int) -> Data:
+def _data(name: str, raw: Raw, validation: float | int, subset: int | None, seed: int) -> Data:
     splits = dict(raw.splits)
     if "test" not in splits:
         splits["train"], splits["test"] = builtin.split_off_test(splits["train"])
@@ -133,5 +136,16 @@ def _data(name: str, raw: Raw, validation: float | int, seed: int) -> Data:
         train = splits["train"]
         rest, chosen = stratified(train.labels, held_out(validation, len(train)), seed)
         splits["train"], splits["validation"] = train.take(rest), train.take(chosen)
+    notes = raw.notes
+    if subset is not None and subset < len(splits["train"]):
+        whole = splits["train"]
+        splits["train"] = whole.take(stratified(whole.labels, _drawn(subset, raw), seed)[1])
+        notes = (*notes, f"trained on {subset:,} of {len(whole):,} training images")
     mean, std = channel_statistics(splits["train"])
-    return Data(name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, raw.notes)
+    return Data(name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, notes)
+
+
+def _drawn(subset: int, raw: Raw) -> int:
+    if isinstance(subset, bool) or not isinstance(subset, int) or subset < len(raw.classes):
+        raise DataError(f"subset is {subset!r}; give at least as many images as there are classes ({len(raw.classes)})")
+    return subset

@@ -9,11 +9,12 @@ from torch import nn
 from ..errors import TraceError
 from ..wrapping import bare, eagerly
 from .calls import as_call
+from .coupling import pacesetter, projections
 from .groups import ChannelGraph, ChannelGroup, Slice, build
 from .rules import RULES, fallback
 from .running import record
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "trace"]
+__all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "pacesetter", "projections", "trace"]
 
 
 def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:

@@ -15,6 +15,7 @@ Vector = np.ndarray  # 1-D: the atom of each entry of one tensor dimension; 0 is
 
 ATOM = np.int32
 PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
+ADDED = 16  # not a role: other channels are added to these
 
 
 @dataclass(frozen=True)

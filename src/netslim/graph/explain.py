@@ -91,11 +91,15 @@ def tensors_of(graph: ChannelGraph, name: str) -> dict[str, str]:
 
 def unknown(graph: ChannelGraph, name: str) -> PlanError:
     """The error for a name that means nothing here, with the nearest that do."""
+    return PlanError(f"no group, module or tensor is named {name!r}; {nearest(graph, name)}")
+
+
+def nearest(graph: ChannelGraph, name: str) -> str:
+    """A hint for a name that means nothing here: the nearest that do."""
     inventory = graph.inventory
     known = dict.fromkeys([*(g.name for g in graph.groups), *inventory.modules, *inventory.shapes, *inventory.aliases])
     near = [n for n in known if n.endswith(f".{name}")][:3] or difflib.get_close_matches(str(name), known, 3)
-    hint = f"did you mean {listed([*map(repr, near)], 3, 'or')}?" if near else "print(graph) lists the groups"
-    return PlanError(f"no group, module or tensor is named {name!r}; {hint}")
+    return f"did you mean {listed([*map(repr, near)], 3, 'or')}?" if near else "print(graph) lists the groups"
 
 
 # --- one group ---------------------------------------------------------------------------------------------------
@@ -264,4 +268,4 @@ def _container(graph: ChannelGraph, name: str) -> str:
     return "\n".join([*lines, *([f"  Not used when the model ran: {listed(unused, 8)}."] if unused else [])])
 
 
-__all__ = ["explain", "find", "per_unit", "sentences", "tensors_of", "unknown"]
+__all__ = ["explain", "find", "nearest", "per_unit", "sentences", "tensors_of", "unknown"]

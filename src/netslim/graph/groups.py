@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import StaleGraphError
 from ..plan import fingerprint, named_tensors
-from .atoms import ATOM, CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector, distinct, numbered
+from .atoms import ADDED, ATOM, CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector, distinct, numbered
 from .inventory import Inventory, layer_of, obstacles, take
 from .recorder import Recorder
 from .settle import settle
@@ -22,13 +22,17 @@ _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "
 
 @dataclass(frozen=True)
 class Slice:
-    """Where a group lives in one axis of one tensor: entry ``positions[i]`` belongs to unit ``units[i]``."""
+    """Where a group lives in one axis of one tensor: entry ``positions[i]`` belongs to unit ``units[i]``.
+
+    ``mixed`` says that weights which read the units take part in making them as well (tied weights).
+    """
 
     tensor: str
     axis: int
     role: str
     positions: Vector
     units: Vector
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class ChannelGroup:
         exact: whether removing a unit equals silencing it; where not, ``reason`` says which operator mixes channels.
         frozen: whether it cannot be cut at all; ``reason`` says why.
         reasons: every reason found, where several things stand in the way.
+        producers: the tensors that produce the channels, in order of execution.
+        shortcut: whether the outputs of several layers are added in these channels, as along a residual shortcut
+            (a padding counts; layers that scale them, depthwise or as a gate, do not).
     """
 
     name: str
@@ -51,6 +58,8 @@ class ChannelGroup:
     frozen: bool = False
     reason: str | None = None
     reasons: tuple[str, ...] = ()
+    producers: tuple[str, ...] = ()
+    shortcut: bool = False
 
     def __repr__(self) -> str:
         return f"<ChannelGroup {self.name!r}: {self.size} channels, {self.verdict}>"
@@ -287,22 +296,28 @@ class Classes:
         pieces = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
         order = {int(axis_of[p.start]): atoms.order.get(int(axis_of[p.start]), len(axes)) for p in pieces}
         makers = [p for p in pieces if (atoms.roles[part[p]] & PRODUCER).any()]
-        lead = min(makers, key=lambda p: order[int(axis_of[p.start])])
+        makers.sort(key=lambda p: order[int(axis_of[p.start])])
+        lead = makers[0]
         units = _renumber(units, units[lead], len(roots))
         slices = tuple(
-            Slice(axes[a].tensor, axes[a].axis, self._role(part[p]), part[p] - axes[a].first, units[p])
+            Slice(axes[a].tensor, axes[a].axis, role, part[p] - axes[a].first, units[p], mixed)
             for p in pieces
-            for a in [int(axis_of[p.start])]
+            for a, (role, mixed) in [(int(axis_of[p.start]), self._role(part[p]))]
         )
         lead_axis = int(axis_of[lead.start])
         name = layer_of(axes[lead_axis].tensor) or axes[lead_axis].tensor
         exact, frozen, reason = self._verdict(int(roots[0]))
-        group = ChannelGroup(name, len(roots), slices, exact, frozen, reason)
+        producers = tuple(dict.fromkeys(axes[int(axis_of[p.start])].tensor for p in makers))
+        to_itself = len(producers) == 1 and lead.stop - lead.start > len(roots)
+        shortcut = not to_itself and bool((self.role[roots] & ADDED).any())
+        group = ChannelGroup(name, len(roots), slices, exact, frozen, reason, producers=producers, shortcut=shortcut)
         return order[lead_axis], group, part, units
 
-    def _role(self, vector: Vector) -> str:
+    def _role(self, vector: Vector) -> tuple[str, bool]:
+        """The role of a piece of an axis, and whether it reads what it makes."""
         bits = int(np.bitwise_or.reduce(self.atoms.roles[vector]))
-        return next((name for bit, name in _ROLES.items() if bits & bit), "channel")
+        role = next((name for bit, name in _ROLES.items() if bits & bit), "channel")
+        return role, bool(bits & CONSUMER and bits & PRODUCER)
 
     def _verdict(self, root: int) -> tuple[bool, bool, str | None]:
         frozen, coupled = int(self.frozen[root]), int(self.coupled[root])

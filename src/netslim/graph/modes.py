@@ -11,11 +11,13 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from .heads import hold_width
 from .recorder import Recorder
 from .sizes import Size, Value
 
@@ -58,7 +60,7 @@ _WIDTHS = frozenset(
     empty new_zeros new_ones new_full new_empty randn rand conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d group_norm layer_norm rms_norm multi_head_attention_forward __getitem__ __setitem__ arange linspace
     channel_shuffle select flatten transpose permute unsqueeze squeeze sum mean amax amin softmax cat stack unbind
-    movedim dropout eye affine_grid affine_grid_generator deform_conv2d
+    movedim dropout eye affine_grid affine_grid_generator deform_conv2d max_unpool1d max_unpool2d max_unpool3d
     """.split()  # noqa: SIM905
 )
 _ARITHMETIC = frozenset(
@@ -71,7 +73,7 @@ _ARITHMETIC = frozenset(
 
 def _values(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> None:
     """Note the sizes that the user's code passes as values."""
-    numbers = [n for v in (*args, *kwargs.values()) for n in (v if type(v) in (list, tuple) else (v,))]
+    numbers = [n for v in (*args, *kwargs.values()) for n in (v if isinstance(v, (list, tuple)) else (v,))]
     numbers = [n for n in numbers if type(n) is Size or type(n) is Value]
     name = getattr(func, "__name__", "") if numbers else ""
     bare = name.strip("_")
@@ -96,8 +98,13 @@ class Function(TorchFunctionMode):
             return out if dim is None else out[dim]
         if func in _NUMEL:
             return prod(recorder.shape(args[0], _SHAPE(args[0])))
+        if func == torch.Tensor.__len__:
+            for size in recorder.shape(args[0], _SHAPE(args[0]))[:1]:
+                recorder.value(size, "len", soft=False)
         _values(recorder, func, args, kwargs)
         recorder.calls.append((func, args, kwargs))
+        if func is F.multi_head_attention_forward:
+            args, kwargs = (), hold_width(recorder, args, kwargs)
         try:
             out = func(*args, **kwargs)
         finally:

@@ -24,6 +24,7 @@ _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
 _RUN = _HERE + "running.py"
 _TRACES = count()
+_WHOLE = ("int", "round", "floor", "ceil", "trunc", "comparison")  # what sizes become, and cannot be followed
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,14 @@ class Recorder:
         return vector
 
     def noticed(self, what: str, left: Size, right: Any) -> None:
-        """The code compared two sizes, or made a float of one, and may depend on what it found."""
+        """The code compared two sizes, or made another number of one, and may depend on what it found."""
         if what == "float":
             if not self.in_rule:
                 self.value(left, "float", soft=True)
+            return
+        if what in _WHOLE:
+            if not (self.in_rule or sys._getframe(3).f_code.co_filename.startswith((_TORCH, _HERE))):
+                self.value(left, "a comparison" if what == "comparison" else what, soft=False)
             return
         a, b = self.mine(left), self.mine(right)
         b = expression(int(right)) if b is None else b

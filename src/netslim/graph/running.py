@@ -132,16 +132,10 @@ def _module_paths(recorder: Recorder) -> Iterator[None]:
 
 
 def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
-    """`nn.MultiheadAttention` projects to the width of its query, head by head, and back to it."""
+    """`nn.MultiheadAttention` makes what is as wide as its query; see `heads.hold_width` for what is inside."""
     width = recorder.get(args[0]).dims.get(args[0].dim() - 1) if args else None
-    if module.embed_dim == module.num_heads and width is not None:
-        recorder.freeze(width, "multi-head attention with one channel a head cannot be narrower")
-    if module.in_proj_weight is not None:
-        inside = list(recorder.get(module.in_proj_weight).dims[0].reshape(3, -1))
-    else:
-        inside = [recorder.get(w).dims[0] for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
-    for vector in (*inside, recorder.get(module.out_proj.weight).dims[0]):
-        recorder.meet(vector, width, "multi-head attention, which is as wide as its query")
+    made = recorder.get(module.out_proj.weight).dims.get(0)
+    recorder.meet(made, width, "multi-head attention, which is as wide as its query")
 
 
 def _hold_projection(recorder: Recorder, module: nn.LSTM) -> None:

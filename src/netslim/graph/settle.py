@@ -136,16 +136,17 @@ class _Trial:
         vectors = [v for s in symbols(expr) if (v := self._vector(s)) is not None]
         return small < 1 or not len(self._live_roots(vectors))
 
-    def _bind_one(self, constraint: Constraint, roots: Vector) -> bool:
-        """Let one attribute inside a size follow, if that makes it fit."""
+    def _bind_one(self, constraint: Constraint, roots: Vector, alone: bool = False) -> bool:
+        """Let one attribute inside a size follow, if that makes it fit; unless ``alone``, one more for each other."""
+        before = dict(self.bindings)
         for symbol in symbols(constraint.expression):
             key = symbol[1:]
-            if symbol[0] == "attribute" and key not in self.bindings:
+            if symbol[0] == "attribute" and key not in before:
                 for target in self._targets(constraint):
                     self.bindings[key] = (self.rec.attributes[key], target)
-                    if self._fits(constraint, roots) and self._others_fit(symbol, constraint):
+                    if self._fits(constraint, roots) and self._others_fit(symbol, constraint, alone):
                         return True
-                    del self.bindings[key]
+                    self.bindings = dict(before)
         return False
 
     def _targets(self, constraint: Constraint) -> list[Vector]:
@@ -155,13 +156,15 @@ class _Trial:
             return vectors[:1]
         return [constraint.vector, np.concatenate(vectors)] if len(vectors) > 1 else vectors
 
-    def _others_fit(self, symbol: Any, constraint: Constraint) -> bool:
-        for other in self.rec.constraints:
-            if other is not constraint and symbol in symbols(other.expression):
-                roots = self._live_roots(self._vectors(other))
-                if len(roots) and not self._fits(other, roots):
-                    return False
-        return True
+    def _others_fit(self, symbol: Any, constraint: Constraint, alone: bool) -> bool:
+        others = [c for c in self.rec.constraints if c is not constraint and symbol in symbols(c.expression)]
+        return all(self._fits_too(other, alone) for other in others)
+
+    def _fits_too(self, constraint: Constraint, alone: bool) -> bool:
+        roots = self._live_roots(self._vectors(constraint))
+        if not len(roots) or self._fits(constraint, roots):
+            return True
+        return not (alone or constraint.decision) and self._bind_one(constraint, roots, alone=True)
 
     def _tie(self, constraint: Constraint) -> bool:
         """Cut two dimensions alike, where one size is a whole multiple of the other; whether that makes it fit."""

@@ -45,6 +45,8 @@ def reshape(
         else:
             for d in block_out:
                 rec.constrain(asked[d], None, after[d])
+    for d in (d for d, n in enumerate(after) if n == 1):
+        rec.constrain(asked[d], None, 1)
     return out
 
 

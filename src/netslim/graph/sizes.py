@@ -21,13 +21,18 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "rshift": operator.rshift,
+    "lshift": operator.lshift,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
     "lt": operator.lt,
     "le": operator.le,
     "gt": operator.gt,
     "ge": operator.ge,
     "ne": operator.ne,
 }
-_ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod")
+_ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "rshift", "lshift", "and", "or", "xor")
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 
 
@@ -51,18 +56,39 @@ class Size(int):
         return int.__hash__(self)
 
     def __eq__(self, other: object) -> bool:
+        if isinstance(other, float):
+            _tell("comparison", self, other)
+            return _decimal(self) == other
         same = int.__eq__(self, other)
         if same is not NotImplemented:
             _tell("eq" if same else "ne", self, other)
         return same
 
     def __ne__(self, other: object) -> bool:
+        if isinstance(other, float):
+            _tell("comparison", self, other)
+            return _decimal(self) != other
         same = self.__eq__(other)
         return same if same is NotImplemented else not same
 
     def __float__(self) -> float:
         _tell("float", self, None)
         return 1.0 * int.__int__(self)
+
+    def __int__(self) -> int:
+        _tell("int", self, None)
+        return int.__int__(self)
+
+    def __pos__(self) -> int:
+        return self
+
+    __floor__ = __ceil__ = __trunc__ = __pos__
+
+    def __round__(self, digits: Any = None) -> int:
+        return self if digits is None else int.__round__(self, digits)
+
+    def __abs__(self) -> int:
+        return self if int.__int__(self) >= 0 else -self
 
     def __neg__(self) -> int:
         return Size(-int.__int__(self), ("sub", 0, self.expression))
@@ -86,6 +112,12 @@ class Value(float):
 
     def __deepcopy__(self, memo: object) -> float:
         return float.__float__(self)
+
+    def __hash__(self) -> int:
+        return float.__hash__(self)
+
+    def __neg__(self) -> float:
+        return Value(-float.__float__(self), self.expressions)
 
 
 def _decimal(number: float) -> float:
@@ -130,6 +162,9 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
     function = _OPERATORS[name]
 
     def compare(self: Size, other: Any) -> Any:
+        if isinstance(other, float):
+            _tell("comparison", self, other)
+            return function(_decimal(self), other)
         if not isinstance(other, int):
             return NotImplemented
         holds = function(int.__int__(self), int.__int__(other))
@@ -137,6 +172,17 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
         return holds
 
     return compare
+
+
+def _told(name: str, what: str) -> Callable[..., Any]:
+    """A method of `float` that makes of a `Value` what no expression can follow."""
+    function = getattr(float, name)
+
+    def compute(self: Value, *args: Any) -> Any:
+        _tell(what, self, None)
+        return function(self, *args)
+
+    return compute
 
 
 def _fraction(name: str, base: type) -> Callable[[Any, Any], Any]:
@@ -161,9 +207,13 @@ for _name in _OPPOSITE:
 for _name in ("truediv", "pow"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(Size, _side, _fraction(_side, int))
-for _name in ("add", "sub", "mul", "truediv", "pow"):
+for _name in ("add", "sub", "mul", "truediv", "pow", "floordiv", "mod"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(Value, _side, _fraction(_side, float))
+for _name in ("int", "round", "floor", "ceil", "trunc"):
+    setattr(Value, f"__{_name}__", _told(f"__{_name}__", _name))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Value, f"__{_name}__", _told(f"__{_name}__", "comparison"))
 
 
 def expression(value: int) -> Any:

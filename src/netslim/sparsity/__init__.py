@@ -1,5 +1,21 @@
 """Methods that make channels sparse while training; each hooks any `torch.optim.Optimizer`."""
 
-from netslim.sparsity.slimming import NetworkSlimming, add_slimming_gradient, slimming_penalty
+from netslim.sparsity.centripetal import CentripetalSGD
+from netslim.sparsity.decay import parameter_groups
+from netslim.sparsity.masking import Mask
+from netslim.sparsity.slimming import NetworkSlimming, add_slimming_gradient, slimming_penalty, soft_threshold_
+from netslim.sparsity.soft_filter import SoftFilterPruning, cifar_resnet_cut, plan_of_zeros, zeroed
 
-__all__ = ["NetworkSlimming", "add_slimming_gradient", "slimming_penalty"]
+__all__ = [
+    "CentripetalSGD",
+    "Mask",
+    "NetworkSlimming",
+    "SoftFilterPruning",
+    "add_slimming_gradient",
+    "cifar_resnet_cut",
+    "parameter_groups",
+    "plan_of_zeros",
+    "slimming_penalty",
+    "soft_threshold_",
+    "zeroed",
+]

@@ -24,6 +24,10 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         parts.append(f"validation {row['val_accuracy']:.2%}")
     if row["near_zero"] is not None:
         parts.append(f"near zero {row['near_zero']:.1%}")
+    if row["zero"] is not None:
+        parts.append(f"zeroed {row['zero']:.1%}")
+    if row["deviation"] is not None:
+        parts.append(f"deviation {row['deviation']:.2g}")
     return "  ".join([*parts, f"{row['seconds']:.1f} s"])
 
 
@@ -75,11 +79,12 @@ class TrainingDisplay:
         if self.bar.disable or now - self.last < _REFRESH:
             return
         self.last = now
-        loss, accuracy, penalty = module.train_tally.means()
+        seen = module.train_tally.means()
         near_zero = self.row["near_zero"] if self.row else None
         sparse = f"  near zero {near_zero:.1%}" if near_zero is not None else ""
         epoch = module.current_epoch
-        text = f"epoch {epoch + 1}/{self.epochs}  loss {loss + penalty:.4f}  accuracy {accuracy:.1%}{sparse}"
+        figures = f"loss {seen.loss + seen.penalty:.4f}  accuracy {seen.accuracy:.1%}{sparse}"
+        text = f"epoch {epoch + 1}/{self.epochs}  {figures}"
         self.bar.update(
             self.task, description=text, completed=epoch * steps + done, total=self.epochs * steps, refresh=True
         )

@@ -10,21 +10,24 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netslim.data import Augment, Data, Loader
 from netslim.errors import CheckpointError
+from netslim.plan import PruningPlan
 from netslim.sparsity.slimming import NetworkSlimming
 from netslim.training.display import Display
 from netslim.training.folder import StageFolder
-from netslim.training.journal import EpochLoader, Journal, Row
-from netslim.training.module import Classifier, Tally
-from netslim.training.schema import Recipe, Train
+from netslim.training.journal import EpochLoader, Journal, Row, derive
+from netslim.training.methods import held_by, method_of
+from netslim.training.module import Classifier, Means, Tally
+from netslim.training.schema import Recipe, SlimmingOptions, Train
 
 _PRECISION = {"float32": "32-true", "bf16": "bf16-mixed"}
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
@@ -32,11 +35,15 @@ _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "light
 
 @dataclass(frozen=True)
 class History:
-    """What a training stage leaves besides the weights: a row an epoch, a histogram of scales before and after each."""
+    """What a training stage leaves besides the weights: a row an epoch, a histogram of scales before and after each.
+
+    `left` is what its method hands on to later stages.
+    """
 
     rows: list[Row]
     histograms: list[list[int]]
     best: dict[str, Any]
+    left: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,17 @@ class Bench:
             workers=options.workers,
         )
 
+    def example(self) -> Tensor:
+        """Two made-up images: (2, C, H, W), the same in every process."""
+        generator = torch.Generator().manual_seed(derive(self.recipe.seed, "example"))
+        return torch.randn(2, *self.data.shape, generator=generator)
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """So many batches of the training split, in the order of no stage."""
+        loader = self.loader("train", derive(self.recipe.seed, "batches"))
+        loader.set_epoch(0)
+        return islice(iter(loader), count)
+
     @property
     def memory_format(self) -> torch.memory_format:
         """The layout of images and weights."""
@@ -75,13 +93,21 @@ class Bench:
 
 
 def fit(
-    bench: Bench, network: nn.Module, stage: Train, folder: StageFolder, seed: int, penalised: bool = True
+    bench: Bench,
+    network: nn.Module,
+    stage: Train,
+    folder: StageFolder,
+    seed: int,
+    *,
+    mask: PruningPlan | None = None,
+    teacher: nn.Module | None = None,
 ) -> History:
     """Train `network` in place as `stage` says, going on from the folder's last checkpoint if there is one.
 
     Args:
         seed: of the stage; order, augmentation and dropout of every epoch follow from it.
-        penalised: whether the stage's sparsity acts; False for a baseline.
+        mask: a plan whose removed channels are held at zero.
+        teacher: the network to learn from where the stage distils.
 
     Raises:
         TrainingError: a loss that is not finite; finished epochs are kept.
@@ -90,30 +116,28 @@ def fit(
     """
     folder.path.mkdir(exist_ok=True)
     resume = _checked(folder) if folder.checkpoint.exists() else None
-    sparsity = stage.sparsity
-    if resume is None and sparsity is not None and sparsity.gamma_init is not None:
-        NetworkSlimming(network, 0.0, gamma_init=sparsity.gamma_init)
-    network.to(memory_format=bench.memory_format)
+    if resume is None and isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init is not None:
+        NetworkSlimming(network, 0.0, gamma_init=stage.sparsity.gamma_init)
+    method = method_of(stage, network, bench.example(), seed) if mask is None else held_by(mask, network)
+    network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
     loader, limit = bench.loader("train", seed), bench.recipe.trainer.limit_batches
-    module = Classifier(network, stage, len(bench.data.classes), min(len(loader), limit or len(loader)), penalised)
+    steps = min(len(loader), limit or len(loader))
+    module = Classifier(network, stage, len(bench.data.classes), steps, method, teacher)
     with _events(bench, folder) as writer, bench.display.training(folder.label, stage.epochs) as shown:
         journal = Journal(folder, seed, shown.epoch, shown.step, writer)
         _run(bench, module, journal, loader, resume)
-    return _finished(network, journal, folder)
+    return _finished(module, journal, folder)
 
 
-def evaluate(
-    network: nn.Module, loader: Loader, classes: int, device: torch.device, limit: int | None = None
-) -> tuple[float, float]:
-    """Mean cross entropy and accuracy (0..1) over all images of a loader, in float32 and evaluation mode."""
+def evaluate(network: nn.Module, loader: Loader, classes: int, device: torch.device, limit: int | None = None) -> Means:
+    """Mean cross entropy and accuracies over all images of a loader, in float32 and evaluation mode."""
     network = network.to(device).eval()
     tally = Tally(classes).to(device)
     with torch.inference_mode():
         for _, (images, labels) in zip(range(limit or len(loader)), loader, strict=False):
             logits = network(images)
             tally.add(logits, labels, F.cross_entropy(logits, labels))
-    loss, accuracy, _ = tally.means()
-    return loss, accuracy
+    return tally.means()
 
 
 @contextmanager
@@ -212,10 +236,15 @@ def _events(bench: Bench, folder: StageFolder) -> Iterator[Any]:
         writer.close()
 
 
-def _finished(network: nn.Module, journal: Journal, folder: StageFolder) -> History:
+def _finished(module: Classifier, journal: Journal, folder: StageFolder) -> History:
+    network = module.network
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if journal.best:
         from safetensors.torch import load
 
         network.load_state_dict(load(folder.best.read_bytes()))
-    return History(journal.rows, journal.histograms, journal.best)
+    left = {}
+    if module.method is not None:
+        module.method.finish()
+        left = module.method.left()
+    return History(journal.rows, journal.histograms, journal.best, left)

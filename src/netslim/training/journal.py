@@ -19,12 +19,13 @@ from torch import Tensor
 from netslim.data import Loader
 from netslim.errors import TrainingError
 from netslim.training.folder import StageFolder, write_atomic
+from netslim.training.methods import LOGGED
 from netslim.training.module import Classifier
 from netslim.training.scales import histogram, scales_of, share_near_zero
 
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "penalty", "train_accuracy", "val_loss", "val_accuracy", "near_zero",
-    "seconds",
+    *LOGGED, "seconds",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -122,16 +123,17 @@ class Journal(pl.Callback):
             self.watch(row)
 
     def _row(self, trainer: pl.Trainer, module: Classifier, near_zero: float | None) -> Row:
-        loss, accuracy, penalty = module.train_tally.means()
+        trained, checked = module.train_tally.means(), module.validation_tally.means()
         row: Row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": self._last_rate(trainer)}
-        row |= {"train_loss": loss + penalty, "penalty": penalty, "train_accuracy": accuracy}
-        row |= {"val_loss": None, "val_accuracy": None}
+        row |= {"train_loss": trained.loss + trained.penalty, "penalty": trained.penalty}
+        row |= {"train_accuracy": trained.accuracy, "val_loss": None, "val_accuracy": None}
         if module.validation_tally.count:
-            row["val_loss"], row["val_accuracy"], _ = module.validation_tally.means()
+            row |= {"val_loss": checked.loss, "val_accuracy": checked.accuracy}
         for key in ("train_loss", "val_loss"):
             if row[key] is not None and not math.isfinite(row[key]):
                 raise TrainingError(self._message(trainer, module.steps_per_epoch, f"the {key} of the epoch"))
-        return row | {"near_zero": near_zero, "seconds": round(time.perf_counter() - self.started, 3)}
+        found = dict.fromkeys(LOGGED) | (module.method.log() if module.method is not None else {})
+        return row | {"near_zero": near_zero, **found, "seconds": round(time.perf_counter() - self.started, 3)}
 
     def _last_rate(self, trainer: pl.Trainer) -> float:
         """The learning rate of the epoch's last step; the schedule has already moved on to the next."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from netslim.training.schema import Baseline, Finetune, Measure, Prune, Recipe, Train
+from netslim.training.schema import Baseline, Convert, Finetune, Measure, Prune, Recipe, Scratch, Train
+
+AS_BUILT = -1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A network to be measured: its row's key and label, and the stage (from 0) that made it."""
+    """A network to be measured: its row's key and label, and the stage (from 0) that made it, or `AS_BUILT`."""
 
     key: str
     label: str
@@ -25,11 +27,17 @@ def entries(recipe: Recipe) -> list[Entry]:
     """The rows of a recipe's results, in order.
 
     `baseline`, `before` (the first cut), `pruned`, `fine-tuned`; with several cuts `pruned-1`, `fine-tuned-1`,
-    `pruned-2` and so on, and `before-2` where training went on between a fine-tuning and the next cut.
+    `pruned-2` and so on, and `before-2` where training went on between a fine-tuning and the next cut. A network that
+    was masked is `masked` until it is `converted`. `scratch-e` and `scratch-b` follow the baselines.
     """
     plain = [(i, stage) for i, stage in enumerate(recipe.stages) if isinstance(stage, Baseline)]
     found = [
         Entry(_numbered("baseline", n, len(plain)), "baseline (no penalty)", i) for n, (i, _) in enumerate(plain, 1)
+    ]
+    found += [
+        Entry(f"scratch-{stage.budget.lower()}", f"from scratch ({stage.budget})", i)
+        for i, stage in enumerate(recipe.stages)
+        if isinstance(stage, Scratch)
     ]
     cuts = sum(isinstance(stage, Prune) for stage in recipe.stages)
     turn, trained = 0, list[int]()
@@ -39,17 +47,23 @@ def entries(recipe: Recipe) -> list[Entry]:
         elif isinstance(stage, Prune):
             found += _between(recipe, turn, cuts, trained)
             turn, trained = turn + 1, []
-            found.append(Entry(_numbered("pruned", turn, cuts), _labelled("pruned", turn, cuts), index))
+            what = "masked" if stage.mode == "mask" else "pruned"
+            found.append(Entry(_numbered(what, turn, cuts), _labelled(what, turn, cuts), index))
+        elif isinstance(stage, Convert):
+            tuned = _between(recipe, turn, cuts, trained)
+            found += [replace(one, key=f"{one.key}-masked", label=f"{one.label}, masked") for one in tuned]
+            trained = []
+            found.append(Entry(_numbered("converted", turn, cuts), _labelled("converted", turn, cuts), index))
     return [*found, *_between(recipe, turn, cuts, trained, last=True)]
 
 
 def _between(recipe: Recipe, turn: int, cuts: int, trained: list[int], last: bool = False) -> Iterator[Entry]:
     """Rows of the training stages after cut number `turn`, before the next one."""
-    if not trained:
-        return
     if turn == 0:
-        label = "before pruning" if cuts else "trained"
-        yield Entry("before", label, trained[-1])
+        label = "before pruning" if cuts else "trained" if trained else "as given"
+        yield Entry("before", label, trained[-1] if trained else AS_BUILT)
+        return
+    if not trained:
         return
     tuned = [index for index in trained if isinstance(recipe.stages[index], Finetune)] or trained[:1]
     chosen = trained[-1] if last else tuned[-1]

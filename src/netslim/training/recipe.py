@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from importlib import resources
@@ -18,34 +17,73 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from netslim.errors import RecipeError
-from netslim.training.schema import KINDS, Baseline, ModelOptions, Prune, Recipe, Stage, Train
+from netslim.training.checks import check, nearest
+from netslim.training.schema import KINDS, ModelOptions, Recipe, Stage
+from netslim.training.variants import SMALL, resolved
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with the package."""
-    found = (item.name for item in resources.files("netslim.recipes").iterdir())
-    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+    """Names of the recipes that come with the package, small twins included."""
+    names = [name for name in _files() if not name.startswith("_")]
+    return sorted([*names, *(f"{name}{SMALL}" for name in names if "small" in _tree(name))])
 
 
 def recipe_text(source: str) -> str:
-    """The YAML of a shipped recipe, or of a file.
+    """The YAML of a shipped recipe, or of a file; of one that builds on another, all that it comes to.
 
     Raises:
         RecipeError: no shipped recipe and no file has this name.
     """
-    if source in shipped():
-        return (resources.files("netslim.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
+    if source not in _files() and not _is_path(source):
+        return _written_out(source)
+    text = _text(source)
+    return _written_out(source) if "extends" in _plain_tree(source) else text
+
+
+def _written_out(source: str) -> str:
+    tree = {key: value for key, value in _tree(source).items() if key != "small"}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+@lru_cache
+def _files() -> tuple[str, ...]:
+    found = (item.name for item in resources.files("netslim.recipes").iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+
+
+def _is_path(source: str) -> bool:
     path = Path(source)
-    if path.suffix not in (".yaml", ".yml") and not path.exists():
+    return path.suffix in (".yaml", ".yml") or path.exists()
+
+
+def _text(source: str) -> str:
+    if source in _files():
+        return (resources.files("netslim.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
+    if not _is_path(source):
         raise RecipeError(
             f"no recipe is called {source!r}{nearest(source, shipped())}; or give the path of a YAML file"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe {source} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _plain_tree(source: str) -> dict[str, Any]:
+    try:
+        tree = read_yaml(_text(source))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the recipe {source} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"the recipe {source} is empty or not a mapping of keys to values")
+    return dict(tree)
+
+
+def _tree(source: str) -> dict[str, Any]:
+    """What a recipe comes to: the one it extends with its own changes; for NAME-small, with those of its twin."""
+    return resolved(source, _plain_tree, lambda name: name in _files() or _is_path(name))
 
 
 def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -59,19 +97,18 @@ def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Reci
     Raises:
         RecipeError: with the key, what is wrong with it, and the nearest right one.
     """
-    try:
-        tree = read_yaml(recipe_text(source))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the recipe {source} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"the recipe {source} is empty or not a mapping of keys to values")
+    tree = {key: value for key, value in _tree(source).items() if key != "small"}
     for key, text in (overrides or {}).items():
-        _override(tree, key, text)
+        override(tree, key, text)
     return parse_recipe(tree)
 
 
-def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """Build and check a recipe from plain data as `Recipe.to_dict` gives it (and `repeat` blocks)."""
+def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
+    """Build and check a recipe from plain data as `Recipe.to_dict` gives it (and `repeat` blocks).
+
+    Args:
+        whole: whether it must be a run that ends in a measurement; else single stages are fine.
+    """
     plain: dict[str, Any] = json.loads(
         json.dumps(tree, default=str)
     )  # YAML aliases share objects; here nothing is shared
@@ -83,7 +120,7 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
         plain["model"] = {"name": model.pop("name", None), "kwargs": model}
     built = tuple(_stage(item, name, where) for where, name, item in _flatten(stages, "stages", ""))
     recipe = _build(Recipe, plain, "", {"stages": built})
-    check(recipe)
+    check(recipe, whole=whole)
     return recipe
 
 
@@ -100,15 +137,6 @@ _Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeL
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'a' or 'b'?)`, or all choices when none is near."""
-    known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if close:
-        return f" (did you mean {' or '.join(repr(item) for item in close)}?)"
-    return f" (there is {', '.join(known)})" if known else ""
 
 
 # ---------------------------------------------------------------- stages
@@ -168,8 +196,18 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if nested and value is not None:
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a mapping of options, got {value!r}")
-        return ModelOptions(**value) if nested[0] is ModelOptions and value["name"] else _build(nested[0], value, where)
+        kind = nested[0] if len(nested) == 1 else _method(nested, value, where)
+        return ModelOptions(**value) if kind is ModelOptions and value["name"] else _build(kind, value, where)
     return _leaf(hint, value, where)
+
+
+def _method(kinds: Sequence[Any], value: Mapping[str, Any], where: str) -> Any:
+    """Of several kinds of options the one whose `method` is asked for; the first, where none is."""
+    by_name = {kind.method: kind for kind in kinds}
+    asked = value.get("method", kinds[0].method)
+    if asked not in by_name:
+        raise RecipeError(f"{where}.method: there is no method {asked!r}{nearest(str(asked), by_name)}")
+    return by_name[asked]
 
 
 def _leaf(hint: Any, value: Any, where: str) -> Any:
@@ -219,7 +257,7 @@ def _join(where: str, key: str) -> str:
 # ---------------------------------------------------------------- overrides
 
 
-def _override(tree: dict[str, Any], key: str, text: str) -> None:
+def override(tree: dict[str, Any], key: str, text: str) -> None:
     """Set one dotted key; whether the key exists and fits is found when the recipe is built."""
     *path, last = key.split(".")
     place: Any = tree
@@ -264,104 +302,3 @@ def _named(stages: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield stage_name(item), item
         if isinstance(item, dict):
             yield from _named(item.get("stages") or [])
-
-
-# ---------------------------------------------------------------- checks
-
-
-def check(recipe: Recipe) -> None:
-    """Refuse, before anything runs, what types alone cannot.
-
-    Raises:
-        RecipeError: naming the first option that is out of range.
-    """
-    _need(_NAME.fullmatch(recipe.name), "name", recipe.name, "letters, digits, '.', '_' and '-'")
-    data = recipe.data
-    _need(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
-    _need(data.validation >= 0, "data.validation", data.validation, "a share below 1, a number of images, or 0")
-    _need(recipe.seed >= 0, "seed", recipe.seed, "0 or more")
-    limit, threads = recipe.trainer.limit_batches, recipe.trainer.threads
-    _need(limit is None or limit >= 1, "trainer.limit_batches", limit, "1 or more, or null")
-    _need(threads is None or threads >= 1, "trainer.threads", threads, "1 or more, or null")
-    _check_order(recipe)
-    for stage in recipe.stages:
-        where = f"stages.{stage.name}"
-        if isinstance(stage, Train):
-            _check_train(stage, where, recipe)
-        elif isinstance(stage, Prune):
-            _check_prune(stage, where)
-        elif isinstance(stage, Baseline):
-            imitated(recipe, stage)
-
-
-def imitated(recipe: Recipe, stage: Baseline) -> tuple[int, Train]:
-    """Position and settings of the stage a baseline copies, its penalty included."""
-    trained = [(index, item) for index, item in enumerate(recipe.stages) if isinstance(item, Train)]
-    for index, item in trained:
-        if stage.like in (None, item.name):
-            return index, item
-    names = [item.name for _, item in trained]
-    raise RecipeError(
-        f"stages.{stage.name}.like: no training stage is called {stage.like!r}{nearest(str(stage.like), names)}"
-    )
-
-
-def _check_order(recipe: Recipe) -> None:
-    names = [stage.name for stage in recipe.stages]
-    for name in names:
-        _need(_NAME.fullmatch(name), "stage name", name, "letters, digits, '.', '_' and '-'")
-        if names.count(name) > 1:
-            raise RecipeError(f"two stages are called {name!r}; give each a 'name' of its own")
-    kinds = [stage.kind for stage in recipe.stages]
-    if kinds[-1] != "measure" or kinds.count("measure") > 1:
-        raise RecipeError(
-            "the last stage, and no other, must be of kind measure: the test set is looked at once, at the end"
-        )
-
-
-def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
-    optimizer, schedule, sparsity = stage.optimizer, stage.schedule, stage.sparsity
-    _need(stage.epochs >= 1, f"{where}.epochs", stage.epochs, "1 or more")
-    _need(optimizer.lr > 0, f"{where}.optimizer.lr", optimizer.lr, "above 0")
-    _need(0 <= optimizer.momentum < 1, f"{where}.optimizer.momentum", optimizer.momentum, "from 0 to below 1")
-    _need(optimizer.weight_decay >= 0, f"{where}.optimizer.weight_decay", optimizer.weight_decay, "0 or more")
-    nesterov = not optimizer.nesterov or optimizer.momentum > 0
-    _need(nesterov, f"{where}.optimizer.nesterov", True, "false when the momentum is 0")
-    _need(schedule.factor > 0, f"{where}.schedule.factor", schedule.factor, "above 0")
-    _need(all(m > 0 for m in schedule.milestones), f"{where}.schedule.milestones", schedule.milestones, "above 0")
-    _need(
-        0 <= schedule.warmup < stage.epochs, f"{where}.schedule.warmup", schedule.warmup, "from 0 to below the epochs"
-    )
-    _need(0 < schedule.rise < 1, f"{where}.schedule.rise", schedule.rise, "between 0 and 1")
-    _need(0 < schedule.start <= 1, f"{where}.schedule.start", schedule.start, "above 0, at most 1")
-    _need(stage.clip is None or stage.clip > 0, f"{where}.clip", stage.clip, "above 0, or null")
-    if sparsity is not None:
-        _need(sparsity.strength >= 0, f"{where}.sparsity.strength", sparsity.strength, "0 or more")
-        start = sparsity.gamma_init
-        _need(start is None or start > 0, f"{where}.sparsity.gamma_init", start, "above 0, or null")
-    if stage.keep == "best" and recipe.data.validation == 0:
-        raise RecipeError(f"{where}.keep: 'best' needs validation images; set data.validation above 0, or keep: last")
-
-
-def _check_prune(stage: Prune, where: str) -> None:
-    budget = stage.budget.given()
-    if not budget and not stage.per_group:
-        raise RecipeError(f"{where}.budget: say how much to cut, for example 'budget: {{cut_channels: 0.5}}'")
-    for key, value in budget.items():
-        if key.startswith("cut_"):
-            _need(0 <= value < 1, f"{where}.budget.{key}", value, "a share from 0 to below 1")
-        else:
-            _need(value >= 1, f"{where}.budget.{key}", value, "1 or more")
-    _need(stage.min_channels >= 1, f"{where}.min_channels", stage.min_channels, "1 or more")
-    _need(stage.round_to >= 1, f"{where}.round_to", stage.round_to, "1 or more")
-    _need(
-        stage.max_cut is None or 0 <= stage.max_cut < 1, f"{where}.max_cut", stage.max_cut, "a share from 0 to below 1"
-    )
-    for name, value in stage.per_group.items():
-        fits = value >= 0 and (isinstance(value, int) or value < 1)
-        _need(fits, f"{where}.per_group.{name}", value, "a number of channels (3) or a share from 0 to below 1 (0.3)")
-
-
-def _need(holds: object, where: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise RecipeError(f"{where}: is {value!r}, must be {wanted}")

@@ -20,8 +20,10 @@ def assemble(recipe: Recipe, done: Sequence[Done], environment: Mapping[str, Any
         "title": recipe.title,
         "command": command,
         "seconds": round(sum(stage["seconds"] for stage in done), 3),
-        "notes": list(dict.fromkeys([*recipe.notes, *_all(done[-1:], "notes"), *_dry_run(recipe)])),
-        "warnings": [f"{stage['stage']}: {text}" for stage in done for text in stage.get("warnings", [])],
+        "notes": list(
+            dict.fromkeys([*recipe.notes, *_all(done[-1:], "notes"), *_said(done, "remarks"), *_dry_run(recipe)])
+        ),
+        "warnings": _said(done, "warnings"),
         "published": recipe.published,
         "rows": done[-1]["rows"],
         "widths": widths(done),
@@ -59,6 +61,11 @@ def _near_zero(counts: Sequence[int]) -> float:
 
 def _all(done: Sequence[Done], key: str) -> list[Any]:
     return [item for stage in done for item in stage.get(key, [])]
+
+
+def _said(done: Sequence[Done], key: str) -> list[str]:
+    """Sentences, each after the stage it is about."""
+    return [f"{stage['stage']}: {text}" for stage in done for text in stage.get(key, [])]
 
 
 def _dry_run(recipe: Recipe) -> list[str]:

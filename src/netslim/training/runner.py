@@ -6,7 +6,7 @@
     for stage in recipe.stages:
         if its stage.json is there: go on       finished work is never done twice
         network = a fresh one, filled from the stage before
-        train | prune | measure                 a training stage goes on from its last.ckpt
+        train | prune | convert | measure       a training stage goes on from its last.ckpt
         write model.safetensors, then stage.json
     results.json, report.html
 """
@@ -18,24 +18,40 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from netslim.errors import RecipeError
+from netslim.plan import PruningPlan
+from netslim.surgery import history
+from netslim.training.checks import imitated, teacher
 from netslim.training.display import Display
 from netslim.training.environment import choose_device, choose_precision, describe
-from netslim.training.folder import FORMAT, RunFolder, StageFolder, read_json, write_json
+from netslim.training.folder import FORMAT, RunFolder, StageFolder, read_json, write_atomic, write_json
 from netslim.training.journal import derive
-from netslim.training.measure import entries, timed
-from netslim.training.recipe import imitated
+from netslim.training.measure import AS_BUILT, entries, timed
 from netslim.training.results import assemble
-from netslim.training.scales import cut_warning
-from netslim.training.schema import Baseline, Measure, Prune, Recipe, Stage, Train
+from netslim.training.schedule import lengthened
+from netslim.training.schema import (
+    Baseline,
+    Convert,
+    Measure,
+    Prune,
+    Recipe,
+    Scratch,
+    SlimmingOptions,
+    SoftFilterOptions,
+    Stage,
+    Train,
+)
+
+if TYPE_CHECKING:
+    from netslim.training.cutting import Cut
 
 Results = dict[str, Any]
 
@@ -65,8 +81,8 @@ def run(
         folder.claim(recipe)
         results = finished(folder)
         if results is None:
-            with _threads(recipe.trainer.threads):
-                results = _Runner(recipe, folder, display, command).go()
+            with threads(recipe.trainer.threads):
+                results = Runner(recipe, folder, display, command).go()
         if not (folder.path / "report.html").exists():
             from netslim import report
 
@@ -83,7 +99,8 @@ def finished(folder: RunFolder) -> Results | None:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """So many CPU threads inside; None leaves them as they are."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(count or before)
@@ -92,7 +109,7 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Runner:
+class Runner:
     """The state of a run at work: lazily loaded data, and the folder with all that is finished."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display, command: str) -> None:
@@ -102,8 +119,8 @@ class _Runner:
         self.folders = [folder.stage(index, stage) for index, stage in enumerate(recipe.stages)]
 
     def go(self) -> Results:
-        self._note_environment()
-        done = [self._stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
+        self.note_environment()
+        done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
         results = assemble(self.recipe, done, json.loads(self.folder.environment.read_text()), self.command)
         write_json(self.folder.results, results)
         from netslim import report
@@ -111,7 +128,8 @@ class _Runner:
         report.write(self.folder.path)
         return results
 
-    def _note_environment(self) -> None:
+    def note_environment(self) -> None:
+        """Write down where the run takes place."""
         here = {"format": FORMAT, **describe(self.device, self.precision, self.command)}
         if self.folder.environment.exists():
             first = read_json(self.folder.environment, "move it away to have it written again")
@@ -119,78 +137,127 @@ class _Runner:
             here = first
         write_json(self.folder.environment, here)
 
-    def _stage(self, index: int, stage: Stage) -> Results:
+    def stage(self, index: int, stage: Stage) -> Results:
+        """What stage `index` found; it is carried out if it is not finished."""
         folder = self.folders[index]
         done = folder.results()
         if done is not None:
             return done
         self.display.say(f"{folder.label}  {_headline(stage)}")
         folder.path.mkdir(exist_ok=True)
-        carry_out: dict[type[Any], Callable[..., Results]] = {
-            Prune: self._prune, Baseline: self._baseline, Measure: self._measure,
+        work: dict[type[Any], Callable[..., Results]] = {
+            Prune: self._prune, Convert: self._convert, Baseline: self._baseline, Scratch: self._scratch,
+            Measure: self._measure,
         }  # fmt: skip
-        found = carry_out.get(type(stage), self._train)(index, stage, folder)
+        found = work.get(type(stage), self._train)(index, stage, folder)
         return folder.finish({"kind": stage.kind, **found})
 
     # ------------------------------------------------------------ stages
 
     def _train(self, index: int, stage: Train, folder: StageFolder) -> Results:
-        return self._fit(stage, folder, self.network_before(index), index)
+        aids = {"mask": self._mask(index), "teacher": self._teacher(stage)}
+        return self._fit(stage, folder, self.network_before(index), index, **aids)
+
+    def _teacher(self, stage: Train) -> nn.Module | None:
+        from netslim import models
+
+        if stage.distill is None:
+            return None
+        found = teacher(self.recipe, stage)
+        if not isinstance(found, str):
+            return self.network_of(found)
+        network = models.build(found)
+        self.check_outputs(network, found)
+        return network
 
     def _baseline(self, index: int, stage: Baseline, folder: StageFolder) -> Results:
         """The imitated stage's seed too, so that both see the same batches in the same order."""
         like, settings = imitated(self.recipe, stage)
-        return self._fit(settings, folder, self.build(), like, penalised=False)
+        return self._fit(_plain(settings), folder, self.build(), like)
 
-    def _fit(
-        self, stage: Train, folder: StageFolder, network: nn.Module, index: int, penalised: bool = True
-    ) -> Results:
+    def _scratch(self, index: int, stage: Scratch, folder: StageFolder) -> Results:
+        """The architecture in hand with the fresh weights of the channels that stay."""
+        import netslim
+
+        _, settings = imitated(self.recipe, stage)
+        example, plan = self.example()[:1], history(self.network_before(index))
+        torch.manual_seed(derive(self.recipe.seed, "scratch"))
+        whole = self.fresh()
+        small = whole if plan is None else netslim.prune(whole, _dropping(plan))
+        ratio = netslim.cost(whole, example).macs / netslim.cost(small, example).macs
+        settings = lengthened(_plain(settings), ratio if stage.budget == "B" else 1.0)
+        return {"macs_ratio": round(ratio, 6), **self._fit(settings, folder, small, index)}
+
+    def _mask(self, index: int) -> PruningPlan | None:
+        """The plan of the mask that stage `index` works under, if any."""
+        text: str | None = self.given.get("mask")
+        for position, stage in enumerate(self.recipe.stages[:index]):
+            if isinstance(stage, Prune | Convert):
+                masks = isinstance(stage, Prune) and stage.mode == "mask"
+                text = self.folders[position].plan.read_text() if masks else None
+        return None if text is None else PruningPlan.from_json(text)
+
+    def _fit(self, stage: Train, folder: StageFolder, network: nn.Module, index: int, **aids: Any) -> Results:
         from netslim.training.fit import fit
+        from netslim.training.methods import LOGGED
 
-        history = fit(self.bench, network, stage, folder, derive(self.recipe.seed, "stage", index), penalised)
-        self._save(network, folder)
+        history = fit(self.bench, network, stage, folder, derive(self.recipe.seed, "stage", index), **aids)
+        mask = aids.get("mask")
+        self._save(network, folder, **history.left, **({} if mask is None else {"mask": mask.to_json()}))
         rows = history.rows
+        logged = [key for key in LOGGED if any(row[key] is not None for row in rows)]
         curves = {
             key: [row[key] for row in rows]
-            for key in ("epoch", "train_loss", "penalty", "val_loss", "val_accuracy", "near_zero")
+            for key in ("epoch", "train_loss", "penalty", "val_loss", "val_accuracy", "near_zero", *logged)
         }
         return {
             "seconds": round(sum(row["seconds"] for row in rows), 3),
             "curves": curves,
             "histograms": history.histograms,
-            "sparse": stage.sparsity is not None and penalised,
+            "sparse": isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength > 0,
             "best": history.best or None,
+            **history.left,
         }
 
     def _prune(self, index: int, stage: Prune, folder: StageFolder) -> Results:
-        import netslim
-        from netslim.slim import cut
-        from netslim.training.folder import write_atomic
+        from netslim.training.cutting import carry_out
 
         started = time.perf_counter()
-        network, example = self.network_before(index).eval(), self.example()
-        graph = netslim.trace(network, example)
-        scores = netslim.score(graph, network, stage.criterion)
-        budget = netslim.Budget(**stage.budget.given())
-        small, plan, check = cut(network, graph, scores, budget, example, **_limits(stage))
-        write_atomic(folder.plan, plan.to_json())
-        self._save(small, folder)
-        warning = self._cut_warning(stage, plan, scores)
+        network = self.network_before(index).eval()
+        done = carry_out(stage, network, self.example(), self.bench.batches, self._clusters(index), self.recipe.seed)
+        return self._left(done, folder, started)
+
+    def _convert(self, index: int, stage: Convert, folder: StageFolder) -> Results:
+        from netslim.training.cutting import convert
+
+        started, plan = time.perf_counter(), self._mask(index)
+        assert plan is not None  # the recipe was checked
+        return self._left(convert(self.network_before(index).eval(), plan, self.example()), folder, started)
+
+    def _left(self, done: Cut, folder: StageFolder, started: float) -> Results:
+        write_atomic(folder.plan, done.plan.to_json())
+        self._save(done.network, folder, **({"mask": done.plan.to_json()} if done.check is None else {}))
+        for warning in done.warnings:
+            self.display.warn(warning)
+        proof = {} if done.check is None else {"verification": asdict(done.check)}
         return {
             "seconds": round(time.perf_counter() - started, 3),
-            "verification": asdict(check),
-            "widths": [_width(group, plan) for group in graph.groups if group.prunable],
-            "notes": list(plan.notes),
-            "warnings": [warning] if warning else [],
+            **proof,
+            "widths": [_width(group, done.plan) for group in done.graph.groups if group.prunable and done.check],
+            "notes": list(done.plan.notes),
+            "remarks": list(done.notes),
+            "warnings": list(done.warnings),
         }
 
-    def _cut_warning(self, stage: Prune, plan: Any, scores: dict[str, Tensor]) -> str | None:
-        if stage.criterion != "bn_scale":
-            return None
-        warning = cut_warning(scores, {name: cut.kept for name, cut in plan.groups.items()})
-        if warning:
-            self.display.warn(warning)
-        return warning
+    def _clusters(self, index: int) -> dict[str, list[int]] | None:
+        """What the last centripetal stage drew together, unless something was cut since."""
+        for position in reversed(range(index)):
+            if isinstance(self.recipe.stages[position], Prune):
+                return None
+            found = (self.folders[position].results() or {}).get("clusters")
+            if found:
+                return dict(found)
+        return self.given.get("clusters")
 
     def _measure(self, index: int, stage: Measure, folder: StageFolder) -> Results:
         """The only place where the test set is looked at."""
@@ -203,14 +270,22 @@ class _Runner:
         latencies = timed(stage, networks, self.data.shape, self.device)
         rows = []
         for entry in found:
-            network, model = networks[entry.key], self.folders[entry.index].model
+            network = networks[entry.key]
             cost = netslim.cost(network, self.example()[:1])
             loader, limit = self.bench.loader("test"), self.recipe.trainer.limit_batches
-            loss, accuracy = evaluate(network, loader, len(self.data.classes), self.device, limit)
-            row: Results = {"key": entry.key, "label": entry.label, "accuracy": accuracy, "loss": loss}
-            row |= {"params": cost.params, "macs": cost.macs, "size_bytes": model.stat().st_size}
+            means = evaluate(network, loader, len(self.data.classes), self.device, limit)
+            row: Results = {"key": entry.key, "label": entry.label, "accuracy": means.accuracy}
+            row |= {"top5": means.top5, "loss": means.loss}
+            row |= {"params": cost.params, "macs": cost.macs, "size_bytes": self._size(entry.index, network, folder)}
             rows.append(row | {"latency_ms": latencies[entry.key]})
         return {"seconds": round(time.perf_counter() - started, 3), "rows": rows, "notes": list(self.data.notes)}
+
+    def _size(self, index: int, network: nn.Module, folder: StageFolder) -> int:
+        """Bytes of the network's file; that of a network which no stage made is written beside the results."""
+        path = folder.model if index == AS_BUILT else self.folders[index].model
+        if index == AS_BUILT:
+            self._save(network, folder)
+        return path.stat().st_size
 
     # ------------------------------------------------------------ networks and data
 
@@ -223,6 +298,7 @@ class _Runner:
             options.name,
             root=options.root,
             validation=options.validation,
+            subset=options.subset,
             seed=self.recipe.seed,
             image_size=options.image_size,
             download=options.download,
@@ -236,27 +312,59 @@ class _Runner:
 
     def example(self) -> Tensor:
         """Two made-up images: (2, C, H, W), the same in every process."""
-        generator = torch.Generator().manual_seed(derive(self.recipe.seed, "example"))
-        return torch.randn(2, *self.data.shape, generator=generator)
+        return self.bench.example()
 
     def build(self) -> nn.Module:
-        """The recipe's network with its first weights, the same in every process."""
+        """The recipe's network with its first weights, the same in every process; it fits the data."""
+        network = self.construct()
+        self.check_outputs(network, self.recipe.model.name)
+        return network
+
+    def construct(self) -> nn.Module:
+        """`build` without trying the network on the data."""
         from netslim import models
 
         torch.manual_seed(derive(self.recipe.seed, "network"))
-        network = models.build(self.recipe.model.name, **self._kwargs())
-        self._check_outputs(network)
-        return network
+        name = self.recipe.model.name
+        kwargs = self.recipe.model.kwargs if name.endswith(".safetensors") else self.origin["kwargs"]
+        return models.build(name, **kwargs)
 
-    def _kwargs(self) -> dict[str, Any]:
-        """The model's options; the number of classes comes from the data."""
+    @cached_property
+    def given(self) -> Results:
+        """What is noted in the checkpoint that the recipe starts from: clusters, a mask; empty for a model by name."""
+        from netslim import checkpoint
+
+        name = self.recipe.model.name
+        return checkpoint.read(name)[0]["metadata"] if name.endswith(".safetensors") else {}
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """The constructor of the uncut network; for a checkpoint the one in it, else the recipe's.
+
+        The number of classes comes from the data.
+        """
+        from netslim import checkpoint, models
+
         name, kwargs = self.recipe.model.name, dict(self.recipe.model.kwargs)
+        if name.endswith(".safetensors"):
+            return checkpoint.read(name)[0]["constructor"] or {}
         if name.startswith(_OWN_CLASSES):
             kwargs.setdefault("num_classes", len(self.data.classes))
-        return kwargs
+        return models.constructor(name, kwargs)
 
-    def _check_outputs(self, network: nn.Module) -> None:
-        name, classes = self.recipe.model.name, len(self.data.classes)
+    def fresh(self) -> nn.Module:
+        """The uncut network with some weights, to load others into."""
+        from netslim import models
+
+        return models.build(self.origin["name"], **self.origin["kwargs"])
+
+    def check_outputs(self, network: nn.Module, name: str) -> None:
+        """Try `network`, of this name, on images like those of the data; it is left in training mode.
+
+        Raises:
+            RecipeError: it does not take them, or gives something else than a score for each class.
+        """
+        classes = len(self.data.classes)
         try:
             with torch.inference_mode():
                 logits = network.eval()(self.example())
@@ -275,35 +383,37 @@ class _Runner:
         network.train()
 
     def network_before(self, index: int) -> nn.Module:
-        """The network that stage `index` starts from: the last stage's, baselines passed over, or a fresh one."""
-        made = [i for i in range(index) if not isinstance(self.recipe.stages[i], Baseline)]
+        """The network that stage `index` starts from: the last stage's, side branches passed over, or a fresh one."""
+        made = [i for i in range(index) if not isinstance(self.recipe.stages[i], Baseline | Scratch)]
         return self.network_of(made[-1]) if made else self.build()
 
     def network_of(self, index: int) -> nn.Module:
         """The network that stage `index` left, read from its file, so that a resumed run sees the same bits."""
         import netslim
 
-        return netslim.load(self.build(), self.folders[index].model)
+        if index == AS_BUILT:
+            return self.build()
 
-    def _save(self, network: nn.Module, folder: StageFolder) -> None:
+        return netslim.load(self.fresh(), self.folders[index].model)
+
+    def _save(self, network: nn.Module, folder: StageFolder, **left: Any) -> None:
         import netslim
-        from netslim import models
 
-        record = models.constructor(self.recipe.model.name, self._kwargs())
-        metadata = {"recipe": self.recipe.name, "stage": folder.label, "data": self.recipe.data.name}
-        netslim.save(network, folder.model, constructor=record, metadata=metadata)
+        metadata = {"recipe": self.recipe.name, "stage": folder.label, "data": self.recipe.data.name, **left}
+        netslim.save(network, folder.model, constructor=self.origin or None, metadata=metadata)
 
 
-def _limits(stage: Prune) -> dict[str, Any]:
-    return {
-        "min_channels": stage.min_channels,
-        "max_cut": stage.max_cut,
-        "round_to": stage.round_to,
-        "protect": tuple(stage.protect),
-        "per_group": stage.per_group or None,
-        "scope": stage.scope,
-        "allow_inexact": stage.allow_inexact,
-    }
+def _plain(stage: Train) -> Train:
+    """Without what makes a stage's training special, for comparison; but with the scales it starts from."""
+    first = isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init
+    start = SlimmingOptions(strength=0.0, gamma_init=first) if first else None
+    return replace(stage, sparsity=start, distill=None)
+
+
+def _dropping(plan: PruningPlan) -> PruningPlan:
+    """The plan with merged channels dropped instead: sums of fresh weights would start out too large."""
+    groups = {name: replace(cut, into=()) for name, cut in plan.groups.items()}
+    return replace(plan, groups=groups, tensors=tuple(replace(cut, into=()) for cut in plan.tensors))
 
 
 def _width(group: Any, plan: Any) -> dict[str, Any]:
@@ -313,10 +423,23 @@ def _width(group: Any, plan: Any) -> dict[str, Any]:
 
 def _headline(stage: Stage) -> str:
     if isinstance(stage, Prune):
-        return "prune: " + ", ".join(f"{key} {value:g}" for key, value in stage.budget.given().items())
-    if isinstance(stage, Baseline):
-        return "train a fresh copy without the penalty"
-    if isinstance(stage, Measure):
-        return "measure on the test set"
-    penalty = f", {stage.sparsity.method} with strength {stage.sparsity.strength:g}" if stage.sparsity else ""
-    return f"train for {stage.epochs} epochs{penalty}"
+        given = {**stage.budget.given(), **stage.per_group}
+        what = ", ".join(f"{key} {value:g}" for key, value in list(given.items())[:4]) or stage.by
+        return f"{'mask' if stage.mode == 'mask' else 'prune'}: {what}{' ...' if len(given) > 4 else ''}"
+    if isinstance(stage, Train):
+        return f"train for {stage.epochs} epochs{_special(stage)}"
+    return {
+        Baseline: "train a fresh copy without the penalty",
+        Scratch: "train the smaller architecture from fresh weights",
+        Convert: "cut what the mask silences",
+        Measure: "measure on the test set",
+    }[type(stage)]
+
+
+def _special(stage: Train) -> str:
+    options, taught = stage.sparsity, ", with a teacher" if stage.distill else ""
+    if options is None:
+        return taught
+    amount = options.rate if isinstance(options, SoftFilterOptions) else options.strength
+    named = "" if isinstance(amount, dict) else f" {amount:g}"
+    return f", {options.method}{named}{taught}"

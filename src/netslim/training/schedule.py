@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from netslim.training.schema import ScheduleOptions
+from netslim.training.schema import ScheduleOptions, Train
 
 
 def factor(schedule: ScheduleOptions, step: int, epochs: int, steps_per_epoch: int) -> float:
@@ -25,6 +26,13 @@ def factor(schedule: ScheduleOptions, step: int, epochs: int, steps_per_epoch: i
     if schedule.name == "cosine":
         return _cosine((done - schedule.warmup) / (epochs - schedule.warmup), 1.0, 0.0)
     return 1.0
+
+
+def lengthened(stage: Train, ratio: float) -> Train:
+    """The stage with `ratio` times its epochs, rounded, at least 1; milestones given in epochs move along."""
+    epochs = max(1, round(stage.epochs * ratio))
+    moved = [m * epochs / stage.epochs if m >= 1 else m for m in stage.schedule.milestones]
+    return replace(stage, epochs=epochs, schedule=replace(stage.schedule, milestones=moved))
 
 
 def _onecycle(schedule: ScheduleOptions, done: float) -> float:

@@ -25,6 +25,7 @@ class DataOptions:
     root: str | None = None  # the folder that holds data sets
     batch_size: int = 128
     validation: int | float = 0.1  # share or number of training images set apart; 0 for none
+    subset: int | None = None  # train on so many images, drawn by the seed; null takes all
     augment: AugmentOptions | None = None
     image_size: int | None = None  # resize to a square of this many pixels
     download: bool = False
@@ -60,6 +61,7 @@ class OptimizerOptions:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 1e-4
+    norm_decay: float | None = None  # weight decay of batch-norm scales and shifts; null: as of all weights, 0: none
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,52 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True)
-class SparsityOptions:
-    """The penalty that drives batch-norm scales to zero."""
+class SlimmingOptions:
+    """Network Slimming: a penalty that drives batch-norm scales to zero."""
 
     method: Literal["network_slimming"] = "network_slimming"
-    strength: float = 1e-4  # lambda of the L1 term
+    strength: float = 1e-4  # lambda of the penalty
     gamma_init: float | None = 0.5  # every scale before the first step; null leaves the network's own
+    penalty: Literal["l1", "smooth_l1", "proximal"] = "l1"
+    delta: float | None = None  # smooth_l1: below this |gamma| the penalty is a parabola; null takes 0.01
+
+
+@dataclass(frozen=True)
+class SoftFilterOptions:
+    """Soft Filter Pruning: the weakest filters are zeroed after each epoch, and may come back."""
+
+    method: Literal["soft_filter"] = "soft_filter"
+    rate: float | dict[str, float] = 0.3  # share zeroed of each group, or by name pattern
+    criterion: Literal["l1", "l2", "geometric_median"] = "l2"
+    shortcuts: Literal["avoid", "include"] = "avoid"  # include: also channels that several layers add up
+    projections: bool = True  # false leaves alone what a projection takes part in
+    every: int = 1  # zero after every so many epochs
+    at_start: bool = True  # also before the first step; from scratch, what is zeroed then mostly stays zero
+
+
+@dataclass(frozen=True)
+class CentripetalOptions:
+    """Centripetal SGD: the filters of a cluster are drawn together until they are one."""
+
+    method: Literal["centripetal"] = "centripetal"
+    target: float | dict[str, int | float] = 0.625  # what remains of each group: a share, or by name pattern
+    clusters: Literal["kmeans", "even", "imbalanced"] = "kmeans"
+    strength: float = 3e-3  # the centripetal strength, epsilon
+    vector_strength: float = 0.1  # of biases and batch-norm vectors, times `strength`
+    shortcuts: Literal["avoid", "include"] = "include"
+    protect: list[str] = field(default_factory=list)  # name patterns that are left alone
+
+
+SparsityOptions = SlimmingOptions | SoftFilterOptions | CentripetalOptions
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Learn from the unpruned network beside the labels (Hinton et al. 2015)."""
+
+    teacher: str | None = None  # a stage, a checkpoint or a model; null: the last training stage before the first cut
+    temperature: float = 4.0
+    weight: float = 0.9  # share of the teacher's part in the loss
 
 
 @dataclass(frozen=True)
@@ -108,6 +150,7 @@ class Train:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     sparsity: SparsityOptions | None = None
+    distill: DistillOptions | None = None
     clip: float | None = None  # largest gradient norm
     keep: Literal["last", "best"] = "last"  # weights of the last epoch, or of the best by validation accuracy
 
@@ -129,13 +172,29 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """Train the architecture in hand from fresh weights as another stage does (Liu et al. 2019, Scratch-E and -B)."""
+
+    kind: ClassVar[str] = "scratch"
+    name: str
+    like: str | None = None  # the stage to imitate, without its sparsity; null takes the first `train` stage
+    budget: Literal["E", "B"] = "E"  # E: as many epochs; B: as many multiply-accumulates, so more epochs
+
+
+@dataclass(frozen=True)
 class Prune:
     """Trace, score, select, cut, verify."""
 
     kind: ClassVar[str] = "prune"
     name: str
-    budget: BudgetOptions
+    by: Literal["scores", "greedy", "zeros", "clusters"] = "scores"
+    # scores: what `budget` and `per_group` say; greedy: `per_group`, layer after layer, what was cut before left out
+    # of the scores; zeros: channels whose filters or scales are exactly zero; clusters: merge those of the C-SGD stage
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
     criterion: str = "bn_scale"
+    lead: Literal["mean", "pacesetter"] = "mean"  # layers that are cut together: the mean of them, or the projection
+    batches: int = 10  # training batches for criteria that need data
+    shortcuts: Literal["include", "avoid"] = "include"  # avoid: leave channels alone that several layers add up
     scope: Literal["global", "layer"] = "global"  # layer: the same share in every group
     min_channels: int = 1  # channels that stay in each group
     max_cut: float | None = None  # largest share cut from one group
@@ -143,6 +202,19 @@ class Prune:
     protect: list[str] = field(default_factory=list)  # name patterns that are left alone
     per_group: dict[str, int | float] = field(default_factory=dict)  # counts (3) or shares (0.3) to cut, by group name
     allow_inexact: bool = False  # also cut where removing a channel is not equal to silencing it
+    mode: Literal["cut", "mask"] = (
+        "cut"  # mask: silence the channels and hold them at zero; a `convert` stage cuts them
+    )
+    fold: Literal["constant"] | None = None  # constant: what removed channels still emit moves into biases
+    recalibrate: int = 0  # training batches from which batch-norm statistics are taken anew after the cut
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Cut out what a `prune` stage with `mode: mask` has silenced."""
+
+    kind: ClassVar[str] = "convert"
+    name: str
 
 
 @dataclass(frozen=True)
@@ -155,8 +227,10 @@ class Measure:
     latency_batch: int = 1  # images in a timed call
 
 
-Stage = Train | Finetune | Baseline | Prune | Measure
-KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (Train, Finetune, Baseline, Prune, Measure)}
+Stage = Train | Finetune | Baseline | Scratch | Prune | Convert | Measure
+KINDS: dict[str, type[Any]] = {
+    kind.kind: kind for kind in (Train, Finetune, Baseline, Scratch, Prune, Convert, Measure)
+}
 
 
 @dataclass(frozen=True)

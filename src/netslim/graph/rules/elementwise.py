@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atoms import CHANNEL, Vector
+from ..atoms import ADDED, CHANNEL, Vector
 from ..recorder import Recorder
 from .table import derived, labelled, name_of, rule, tensors
 
@@ -42,12 +42,28 @@ def pointwise(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> 
             rec.set(tensor, {}, weight)
         return
     ndim, dims = outs[0].dim(), {}
+    if name_of(func).rstrip("_") in _SUMS:
+        _note_sum(rec, inputs, ndim)
     for d in range(ndim):
         met = meeting(rec, inputs, d, ndim, name_of(func))
         if met is not None:
             dims[d] = met
     for tensor in outs:
         rec.set(tensor, dims, weight)
+
+
+_SUMS = frozenset({"add", "sub", "rsub", "lerp"})
+
+
+def _note_sum(rec: Recorder, inputs: Sequence[Tensor], ndim: int) -> None:
+    """Note the channels of activations that come from different layers and are added."""
+    carried = [(t.dim(), rec.get(t)) for t in inputs if not rec.get(t).weight]
+    for d in range(ndim):
+        met = [v for dim, labels in carried if (v := labels.dims.get(d - ndim + dim)) is not None]
+        for a, b in zip(met, met[1:], strict=False):
+            if a is not b and len(a) == len(b) and (rec.atoms.find(a) != rec.atoms.find(b)).any():
+                for vector in (a, b):
+                    rec.atoms.roles[vector[vector > 0]] |= ADDED
 
 
 def meeting(rec: Recorder, inputs: Sequence[Tensor], dim: int, ndim: int, what: str) -> Vector | None:

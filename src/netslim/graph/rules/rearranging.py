@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..atoms import ATOM, PRODUCER, Vector
 from ..recorder import Labels, Recorder
@@ -26,7 +26,7 @@ def view(rec: Recorder, func: Any, out: Tensor, x: Tensor, sizes: Any = None, *a
     if isinstance(sizes, torch.dtype):
         same(rec, func, out, x)
         return
-    asked = asked_sizes(rec, ("view", "reshape"), 1) or _unflattened(rec, x, out)
+    asked = asked_sizes(rec, ("view", "reshape"), 1) or _unflattened(rec, x, out) or _headed(rec, x, out)
     if not rec.calls:  # compiled code called it, with numbers of its own
         asked = list(sizes)
     if asked is not None and len(asked) != out.dim():
@@ -44,6 +44,14 @@ def _unflattened(rec: Recorder, x: Tensor, out: Tensor) -> list[Any] | None:
         return None
     dim = given["dim"] % x.dim()
     return [None] * dim + list(given["sizes"]) + [None] * (x.dim() - dim - 1)
+
+
+def _headed(rec: Recorder, x: Tensor, out: Tensor) -> list[Any] | None:
+    """PyTorch's attention keeps its number of heads, so that what it splits off the width shrinks last."""
+    inside = getattr(rec.call[0], "__name__", "") == "multi_head_attention_forward"
+    if not inside or out.dim() < x.dim() or out.shape[-1] == x.shape[-1]:
+        return None
+    return [*[None] * (out.dim() - 2), out.shape[-2], None]
 
 
 @rule("pixel_shuffle")
@@ -434,13 +442,28 @@ def _padding(rec: Recorder, written: Any, width: int) -> Vector:
 
 
 @rule("index_select")
-def index_select(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> None:
+def index_select(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, numbers: Tensor) -> None:
+    """A list of numbers that the model holds hands out its entries as channels; what they are picked from must stay."""
     labels, dim = rec.get(x), dim % max(x.dim(), 1)
-    if dim in labels.dims:
-        rec.unknown(name_of(func), [labels], "channels are picked by")
-        rec.set(out, {}, labels.weight)
-        return
-    _picked(rec, out, labels, dict(labels.dims), args)
+    dims = dict(labels.dims)
+    chosen = _selection(rec, numbers) if dim in dims and not labels.weight else None
+    if chosen is not None:
+        rec.atoms.freeze(dims[dim], f"{rec.atoms.names[id(numbers)]} picks from them by their numbers")
+        rec.atoms.mark(chosen, PRODUCER)
+        dims[dim] = chosen
+    else:
+        rec.freeze(rec.get(numbers).dims.get(0), "its numbers pick what they are no channels of")
+        if dim in dims:
+            rec.unknown(name_of(func), [labels], "channels are picked by")
+            rec.set(out, {}, labels.weight)
+            return
+    _picked(rec, out, labels, dims, (numbers,))
+
+
+def _selection(rec: Recorder, numbers: Tensor) -> Vector | None:
+    """The atoms of a buffer of the model; None for numbers from elsewhere, or for one number."""
+    held = id(numbers) in rec.atoms.names and not isinstance(numbers, nn.Parameter)
+    return rec.get(numbers).dims.get(0) if held else None
 
 
 @rule("gather")

@@ -1,0 +1,363 @@
+"""The methods side by side: same network, same cut in MACs, same recovery epochs, several seeds.
+
+Each method chooses as its paper does (uniformly over layers, or by one global threshold), down to the same share of
+multiply-accumulates, and recovers for the same epochs: by fine-tuning, or, for Centripetal SGD, by the epochs in which
+the filters are drawn together, after which nothing is fine-tuned. Choices use the validation split; the test set is
+looked at once for each row, at its end.
+
+    python benchmarks/methods.py                         # 11 methods x 3 seeds, sized for 90 minutes on two cores
+    python benchmarks/methods.py --full                  # whole CIFAR-10, full width, for a GPU
+    python benchmarks/methods.py --seeds 0 --only l1 l2  # a part of the rows
+    python benchmarks/methods.py --table                 # write the table of the rows that are there
+
+A run that was stopped goes on row by row, and within a row from its last epoch. Two processes may share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from _common import record, show
+from safetensors.torch import load as read
+from safetensors.torch import save
+from torch import nn
+
+import netslim
+from netslim.data import load
+from netslim.sparsity import CentripetalSGD
+from netslim.training import parse_recipe
+from netslim.training.display import Display
+from netslim.training.environment import choose_device, choose_precision
+from netslim.training.fit import Bench, evaluate, fit
+from netslim.training.folder import StageFolder, write_atomic, write_json
+from netslim.training.schema import Recipe, Train
+
+CUT = 0.5  # share of the multiply-accumulates that goes
+METHODS = (
+    "random", "l1", "l2", "geometric_median", "taylor", "network_slimming", "network_slimming+fold", "soft_filter",
+    "centripetal", "tp:BNScalePruner", "tp:GroupNormPruner",
+)  # fmt: skip
+UNIFORM = ("random", "l1", "l2", "geometric_median")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the study is."""
+
+    width: float
+    subset: int | None
+    epochs: int
+    recovery: int
+    strength: float  # of the penalty on the scales
+    centripetal: float
+    threads: int | None
+
+
+SMALL = Scale(width=0.25, subset=10_000, epochs=15, recovery=8, strength=2e-3, centripetal=0.1, threads=1)
+FULL = Scale(width=1.0, subset=None, epochs=160, recovery=40, strength=1e-4, centripetal=0.05, threads=None)
+
+
+def recipe(scale: Scale, seed: int, data: str) -> Recipe:
+    """All training stages of the study; each row takes the ones it needs."""
+    steps = {"name": "onecycle", "rise": 0.2}
+    sgd = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    base = {"kind": "train", "epochs": scale.epochs, "optimizer": sgd, "schedule": steps}
+    slow = {**sgd, "lr": 0.05}
+    tune = {"kind": "finetune", "epochs": scale.recovery, "optimizer": slow, "schedule": {"name": "cosine"}}
+    return parse_recipe(
+        {
+            "name": "methods",
+            "title": "The methods side by side",
+            "seed": seed,
+            "data": {
+                "name": data, "batch_size": 128, "validation": 0.1, "subset": scale.subset,
+                "augment": {"pad": 4, "flip": True}, "download": data.startswith("torchvision:"),
+            },
+            "model": {"name": "zoo:vgg16", "width": scale.width},
+            "trainer": {"precision": "auto", "channels_last": True, "tensorboard": False, "threads": scale.threads},
+            "stages": [
+                {**base, "name": "base"},
+                {**base, "name": "slimming", "sparsity": {"strength": scale.strength}},
+                {**base, "name": "regularised"},
+                {**base, "name": "soft", "sparsity": {"method": "soft_filter"}},
+                {**tune, "name": "tune"},
+                {**tune, "name": "draw", "sparsity": {"method": "centripetal", "strength": scale.centripetal}},
+            ],
+        },
+        whole=False,
+    )  # fmt: skip
+
+
+class Study:
+    """One seed: its data and networks, made when they are asked for and kept in the work folder."""
+
+    def __init__(self, scale: Scale, seed: int, data: str, work: Path) -> None:
+        self.scale, self.seed, self.recipe = scale, seed, recipe(scale, seed, data)
+        self.stages = {stage.name: stage for stage in self.recipe.stages}
+        self.work = work / f"seed{seed}"
+        options = self.recipe.data
+        found = load(
+            options.name, validation=options.validation, subset=options.subset, seed=seed, download=options.download
+        )
+        device = choose_device(self.recipe.trainer)
+        self.bench = Bench(self.recipe, found, device, choose_precision(self.recipe.trainer, device), Display())
+        self.example = self.bench.example()
+
+    def fresh(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return netslim.models.build("zoo:vgg16", width=self.scale.width)
+
+    def trained(self, name: str, row: str, network: nn.Module, stage: Train | None = None) -> nn.Module:
+        """`network` after a training stage; read from its file where that was done before."""
+        stage = stage or self.stages[name]
+        folder = StageFolder(self.work / row, 0, stage)
+        if not folder.model.exists():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            fit(self.bench, network, stage, folder, self.seed)
+            write_atomic(folder.model, save(network.state_dict()))
+        network.load_state_dict(read(folder.model.read_bytes()))
+        return network.eval()
+
+    def accuracy(self, network: nn.Module, split: str) -> float:
+        found = evaluate(network, self.bench.loader(split), 10, self.bench.device)
+        network.to("cpu")
+        return found.accuracy
+
+
+def row(study: Study, method: str) -> dict[str, Any]:
+    """Train, cut, recover, measure."""
+    started = time.perf_counter()
+    whole = netslim.cost(study.fresh(), study.example[:1])
+    before, small = CUTTERS.get(method, by_scores)(study, method)
+    cut_accuracy = study.accuracy(small, "validation")
+    tuned = small if method == "centripetal" else study.trained("tune", method, small.train())
+    cost = netslim.cost(tuned, study.example[:1])
+    return {
+        "method": method,
+        "seed": study.seed,
+        "before": study.accuracy(before, "validation"),
+        "after_cut": cut_accuracy,
+        "validation": study.accuracy(tuned, "validation"),
+        "test": study.accuracy(tuned, "test"),
+        "macs_cut": 1 - cost.macs / whole.macs,
+        "params_cut": 1 - cost.params / whole.params,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+# ---------------------------------------------------------------- how each method cuts
+
+Networks = tuple[nn.Module, nn.Module]
+
+
+def by_scores(study: Study, method: str) -> Networks:
+    """Criteria of the weights, on the network trained as ever: uniformly over layers, Taylor by one threshold."""
+    base = study.trained("base", "base", study.fresh())
+    graph = netslim.trace(base, study.example)
+    options: dict[str, Any] = {"seed": study.seed} if method == "random" else {}
+    if method == "taylor":
+        options["batches"] = list(study.bench.batches(20))
+    scores = netslim.score(graph, base, method, **options)
+    plan = uniform(graph, scores) if method in UNIFORM else netslim.select(graph, scores, netslim.Budget(cut_macs=CUT))
+    return base, proved(base, plan, study)
+
+
+def uniform(graph: netslim.ChannelGraph, scores: dict[str, torch.Tensor]) -> netslim.PruningPlan:
+    """The same share of every layer, to one channel: all are compared by their rank within the layer."""
+    ranks = {name: values.argsort().argsort().double() / len(values) for name, values in scores.items()}
+    return netslim.select(graph, ranks, netslim.Budget(cut_macs=CUT))
+
+
+def least(make: Callable[[float], Any], measure: Callable[[Any], float], limit: float) -> Any:
+    """What the smallest share makes that stays within `limit`, by bisection."""
+    low, high = 0.0, 0.95
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if measure(make(middle)) <= limit else (middle, high)
+    return make(high)
+
+
+def proved(network: nn.Module, plan: netslim.PruningPlan, study: Study) -> nn.Module:
+    small = netslim.prune(network, plan)
+    netslim.verify(network, small, plan, study.example)
+    return small
+
+
+def slimming(study: Study, method: str) -> Networks:
+    """Network Slimming: sparse training, one global threshold; with +fold what is cut off is not thrown away."""
+    sparse = study.trained("slimming", "slimming", study.fresh())
+    graph = netslim.trace(sparse, study.example)
+    plan = netslim.select(graph, netslim.score(graph, sparse, "bn_scale"), netslim.Budget(cut_macs=CUT))
+    if not method.endswith("+fold"):
+        return sparse, proved(sparse, plan, study)
+    folding = netslim.fold_constants(sparse, plan, list(study.bench.batches(10)))
+    return sparse, proved(folding.model, folding.plan, study)
+
+
+def soft(study: Study, method: str) -> Networks:
+    """Soft Filter Pruning from scratch, at the rates whose cut meets the budget (half a filter against rounding)."""
+    graph = netslim.trace(study.fresh(), study.example)
+    plan = uniform(graph, netslim.score(graph, study.fresh(), "l2"))
+    rates = {name: (cut.size - len(cut.kept) + 0.5) / cut.size for name, cut in plan.groups.items()}
+    stage = with_options(study.stages["soft"], rate=rates)
+    trained = study.trained("soft", "soft", study.fresh(), stage)
+    scores = netslim.score(graph, trained, "l2")
+    zeros = {name: int((values == 0).sum()) for name, values in scores.items()}
+    return trained, proved(trained, netslim.select(graph, scores, per_group=zeros), study)
+
+
+def centripetal(study: Study, method: str) -> Networks:
+    """C-SGD from the network trained as ever, in place of fine-tuning; the merge changes nothing after it."""
+    base = study.trained("base", "base", study.fresh())
+    graph = netslim.trace(base, study.example)
+    plan = uniform(graph, netslim.score(graph, base, "l2"))
+    target = {name: len(cut.kept) for name, cut in plan.groups.items()}
+    stage = with_options(study.stages["draw"], target=target)
+    clusters = CentripetalSGD(graph, base, target, seed=study.seed).clusters
+    drawn = study.trained("draw", "draw", netslim.prune(base, nothing(graph)), stage)
+    merging = netslim.merge(graph, clusters)
+    return drawn, proved(drawn, merging, study)
+
+
+def nothing(graph: netslim.ChannelGraph) -> netslim.PruningPlan:
+    """A plan that cuts nothing: pruning by it makes a copy."""
+    return netslim.PruningPlan(graph.fingerprint, {}, ())
+
+
+def with_options(stage: Train, **options: Any) -> Train:
+    assert stage.sparsity is not None
+    return replace(stage, sparsity=replace(stage.sparsity, **options))
+
+
+def torch_pruning(study: Study, method: str) -> Networks:
+    """torch-pruning's sparse training (its `regularize` before each step), then its own cut, globally."""
+    import torch_pruning as tp
+
+    kind = getattr(tp.pruner, method.removeprefix("tp:"))
+
+    def pruner(network: nn.Module, share: float) -> Any:
+        importance = tp.importance.BNScaleImportance() if "BN" in method else tp.importance.GroupMagnitudeImportance()
+        last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
+        return kind(
+            network, study.example, importance=importance, pruning_ratio=share, global_pruning=True,
+            ignored_layers=last, reg=study.scale.strength if "BN" in method else 5e-4,
+        )  # fmt: skip
+
+    network = study.fresh()
+    with regularised(lambda: pruner(network, CUT), network):
+        network = study.trained("regularised", method, network)
+
+    def cut(share: float) -> nn.Module:
+        copy = netslim.prune(network, nothing(netslim.trace(network, study.example)))
+        pruner(copy, share).step()
+        return copy
+
+    limit = netslim.cost(network, study.example[:1]).macs * (1 - CUT)
+    return network, least(cut, lambda net: netslim.cost(net, study.example[:1]).macs, limit)
+
+
+@contextmanager
+def regularised(make: Callable[[], Any], network: nn.Module) -> Iterator[None]:
+    """Inside, a pruner's `regularize` runs after each backward pass of an optimizer that holds the network."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    pruner = make()
+    pruner.update_regularizer()
+    held = {id(p) for p in network.parameters()}
+
+    def closure_first(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None or not any(id(p) in held for g in optimizer.param_groups for p in g["params"]):
+            return None
+
+        def followed() -> Any:
+            loss = closure()
+            pruner.regularize(network)
+            return loss
+
+        return (args[0],), {"closure": followed}
+
+    handle = register_optimizer_step_pre_hook(closure_first)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+CUTTERS: dict[str, Callable[[Study, str], Networks]] = {
+    "network_slimming": slimming,
+    "network_slimming+fold": slimming,
+    "soft_filter": soft,
+    "centripetal": centripetal,
+    "tp:BNScalePruner": torch_pruning,
+    "tp:GroupNormPruner": torch_pruning,
+}
+
+
+# ---------------------------------------------------------------- rows and table
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of each method, in percent."""
+    found = []
+    for method in METHODS:
+        mine = [row for row in rows if row["method"] == method]
+        if mine:
+            entry: dict[str, Any] = {"method": method, "seeds": len(mine)}
+            for key in ("before", "after_cut", "validation", "test", "macs_cut", "params_cut"):
+                values = [100 * row[key] for row in mine]
+                entry[key] = [round(mean(values), 2), round(stdev(values), 2) if len(values) > 1 else None]
+            found.append(entry)
+    return found
+
+
+def display(entries: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    keys = ("before", "after_cut", "validation", "test", "macs_cut", "params_cut")
+    lines = [[entry["method"], *(_cell(*entry[key]) for key in keys)] for entry in entries]
+    columns = ["method", "before", "after the cut", "recovered", "test", "MACs cut", "params cut"]
+    show("Accuracy in percent, mean and standard deviation over seeds; all but 'test' on validation", columns, lines)
+
+
+def _cell(average: float, deviation: float | None) -> str:
+    return f"{average:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--data", default="hf:cifar10")
+    parser.add_argument("--full", action="store_true", help="whole CIFAR-10 at full width, for a GPU")
+    parser.add_argument("--work", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    options = parser.parse_args()
+    scale, name = (FULL, "methods-full") if options.full else (SMALL, "methods")
+    work = options.work / ("full" if options.full else "small")
+    (work / "rows").mkdir(parents=True, exist_ok=True)
+    for seed in [] if options.table else options.seeds:
+        missing = [m for m in options.only if not (work / "rows" / f"{m}-{seed}.json").exists()]
+        study = Study(scale, seed, options.data, work) if missing else None
+        for method in missing:
+            assert study is not None
+            found = row(study, method)
+            write_json(work / "rows" / f"{method}-{seed}.json", found)
+            print(json.dumps(found), file=sys.stderr)
+    rows = [json.loads(path.read_text()) for path in sorted((work / "rows").glob("*.json"))]
+    entries = table(rows)
+    display(entries)
+    record(name, {"scale": vars(scale), "cut_macs": CUT, "table": entries, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What a data loader gives: the inputs of a model, the targets beside them, and what the model makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from .errors import PlanError
+from .graph.calls import as_call, describe
+from .plan import named_tensors
+
+_LABELS = ("labels", "label", "targets", "target")
+
+
+def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) to call a model with.
+
+    Args:
+        batch: a tensor; a list or tuple, whose first element is the input (a tuple of positional inputs or a dict of
+            keyword inputs, where the model takes several); a dict of keyword inputs, from which labels are left out.
+
+    Raises:
+        PlanError: an empty list or tuple.
+    """
+    if isinstance(batch, Mapping):
+        return (), {name: value for name, value in batch.items() if name not in _LABELS}
+    if isinstance(batch, (list, tuple)):
+        if not batch:
+            raise PlanError("a batch is an empty list: it must hold the input first")
+        return as_call(batch[0]) if isinstance(batch[0], (tuple, Mapping)) else ((batch[0],), {})
+    return (batch,), {}
+
+
+def targets_of(batch: Any) -> Any:
+    """What the outputs are compared with: the second element of a list or tuple, the labels of a dict.
+
+    Raises:
+        PlanError: the batch holds none.
+    """
+    if isinstance(batch, Mapping):
+        for name in _LABELS:
+            if name in batch:
+                return batch[name]
+        raise PlanError(f"a batch has no targets: none of {', '.join(_LABELS)} is among its keys")
+    if isinstance(batch, (list, tuple)) and len(batch) > 1:
+        return batch[1]
+    raise PlanError("a batch has no targets: give batches of (inputs, targets)")
+
+
+def outputs(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """(batch, what the model puts out for it), batch by batch; inputs are brought to the device of the model.
+
+    Modes and gradients are the caller's business.
+
+    Raises:
+        PlanError: there is no batch, ``batches`` is a single one, or the model does not run on one.
+    """
+    if isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable):
+        raise PlanError(f"batches= takes a data loader or a list of batches, got one {type(batches).__name__}")
+    device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
+    number = 0
+    for number, batch in enumerate(batches, 1):
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs_of(batch))
+        try:
+            output = model(*args, **kwargs)
+        except Exception as error:
+            shapes = describe(kwargs or args)
+            raise PlanError(f"the model does not run on batch {number} of batches= ({shapes}): {error}") from error
+        yield batch, output
+    if not number:
+        raise PlanError("batches= gives no batch: pass a data loader or a list (a generator can be read only once)")
+
+
+__all__ = ["inputs_of", "outputs", "targets_of"]

@@ -1,0 +1,103 @@
+"""`run`, `recipes`, `report`: whole runs by recipe."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from netslim.cli.common import add, as_arguments
+
+_RUN = """\
+Carry out a recipe: train with sparsity, cut, prove the cut, fine-tune, measure, report.
+
+Everything lands in one folder. Killed at any time and started again with the same command, a run goes on from the last
+finished epoch and ends with the same numbers; a finished one only shows its results.
+"""
+
+_OVERRIDES = """\
+any value of the recipe can be overridden by its dotted name (`netslim recipes NAME` shows them):
+  netslim run digits --seed 3
+  netslim run vgg16-cifar10-small --data.root /data --model.width 0.5
+  netslim run digits --stages.sparse.epochs 40 --stages.prune.budget.cut_channels 0.5
+  netslim run my-recipe.yaml --trainer.device cpu --out runs/mine
+"""
+
+
+def register(commands: Any) -> None:
+    """Add the commands."""
+    run = add(
+        commands,
+        "run",
+        "carry out a recipe, from data to report",
+        _run,
+        description=_RUN,
+        epilog=_OVERRIDES,
+        dotted=True,
+    )
+    run.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
+    run.add_argument("--out", metavar="DIR", type=Path, help="the run folder (default: runs/RECIPE)")
+    run.add_argument("--seed", metavar="N", help="seed of weights, order and augmentation (default: the recipe's)")
+
+    recipes = add(commands, "recipes", "list the shipped recipes and their published figures", _recipes)
+    recipes.add_argument("recipe", metavar="NAME", nargs="?", help="show the YAML of this one instead")
+
+    report = add(commands, "report", "make report.html of a finished run again", _report)
+    report.add_argument("folder", metavar="DIR", type=Path, help="the run folder")
+
+
+def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from netslim.training import load_recipe
+
+    if options.seed is not None:
+        overrides["seed"] = options.seed
+    recipe = load_recipe(options.recipe, overrides)
+    folder = options.out if options.out is not None else Path("runs") / recipe.name
+    command = shlex.join(["netslim", "run", options.recipe, *as_arguments(overrides), "--out", str(folder)])
+
+    from netslim.training import run
+
+    try:
+        results = run(recipe, folder, command=command)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what is finished is kept in {folder}; go on with: {command}") from None
+    _show(results, folder)
+    return 0
+
+
+def _show(results: dict[str, Any], folder: Path) -> None:
+    from rich.console import Console
+
+    from netslim.report import table
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    console.print(table(results))
+    for kind in ("notes", "warnings"):
+        for text in results[kind]:
+            console.print(f"{kind[:-1]}: {text}", markup=False, highlight=False, soft_wrap=True)
+    for name, what in (("results.json", "results"), ("report.html", "report")):
+        console.print(f"{what}: {folder / name}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _recipes(options: argparse.Namespace, _: dict[str, str]) -> int:
+    from netslim.training import load_recipe, recipe_text, shipped
+
+    if options.recipe is not None:
+        print(recipe_text(options.recipe), end="")
+        return 0
+    for name in shipped():
+        recipe = load_recipe(name)
+        print(f"{name}\n    {recipe.title}")
+        for row in recipe.published:
+            figures = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key != "label")
+            print(f"    published, {row.get('label', '')}: {figures}")
+    return 0
+
+
+def _report(options: argparse.Namespace, _: dict[str, str]) -> int:
+    from netslim import report
+
+    print(report.write(options.folder))
+    return 0

@@ -1,0 +1,80 @@
+"""Which of several coupled layers leads: pacesetters and projections, found from what reads and makes the groups.
+
+In C-SGD (Ding et al. 2019) the projection of a residual stage, or the stem where a stage has none, is
+the *pacesetter*; the last convolutions of the blocks follow it. The papers' code holds tables of layer numbers; here
+it is decided on the graph alone, without a look at names or kinds of layers. A layer is known by its weight tensor:
+
+- The layers inside a block read channels that are made and read within the block.
+- A *projection* runs beside a block: what it reads also goes another way, through at least one group of inner
+  channels, to another layer whose output is added to the projection's.
+- A *stem* reads no group: its input is the network's own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from .groups import ChannelGraph, ChannelGroup
+
+Links = Mapping[str, set[int]]  # tensor -> numbers of groups
+
+
+def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
+    """Name of the tensor that leads a group: its first projection, else its first stem, else its first producer.
+
+    First is meant in the order of execution. In torchvision's resnet50 it is ``layer1.0.downsample.0.weight`` for the
+    channels that stage 1 hands on; in its resnet18, where stage 1 has no projection, ``conv1.weight``.
+    """
+    if len(group.producers) == 1:
+        return group.producers[0]
+    reading = _links(graph, "consumer")
+    stems = [tensor for tensor in group.producers if not reading[tensor]]
+    return [*projections(graph, group), *stems, *group.producers][0]
+
+
+def projections(graph: ChannelGraph, group: ChannelGroup) -> list[str]:
+    """Names of the tensors that project a shortcut into this group, in order of execution; often one, or none."""
+    if not group.shortcut or len(group.producers) == 1:
+        return []
+    reading, making, own = _links(graph, "consumer"), _links(graph, "producer"), graph.number(group.name)
+    readers = _turned(reading)
+    return [
+        tensor
+        for tensor in group.producers
+        if any(_around(tensor, source, own, readers, making) for source in reading[tensor] - {own})
+    ]
+
+
+def _around(tensor: str, source: int, own: int, readers: Mapping[int, set[str]], making: Links) -> bool:
+    """Whether another way leads from the group ``source`` through inner groups to another producer of ``own``."""
+    seen = {source, own}
+    waiting = [reader for reader in readers[source] if reader != tensor and own not in making[reader]]
+    while waiting:
+        for inner in making[waiting.pop()] - seen:
+            seen.add(inner)
+            beyond = readers[inner] - {tensor}
+            if any(own in making[reader] for reader in beyond):
+                return True
+            waiting += beyond
+    return False
+
+
+def _links(graph: ChannelGraph, role: str) -> Links:
+    """Tensor -> the groups in which it has this role."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for number, group in enumerate(graph.groups):
+        for s in group.tensors(role):
+            found[s.tensor].add(number)
+    return found
+
+
+def _turned(links: Links) -> Mapping[int, set[str]]:
+    found: dict[int, set[str]] = defaultdict(set)
+    for tensor, numbers in links.items():
+        for number in numbers:
+            found[number].add(tensor)
+    return found
+
+
+__all__ = ["pacesetter", "projections"]

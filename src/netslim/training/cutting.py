@@ -1,0 +1,208 @@
+"""The stages that make a network smaller: choose what goes, cut or mask it, prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+import netslim
+from netslim.budget import Limits
+from netslim.errors import PlanError
+from netslim.fold import Folding
+from netslim.graph import ChannelGraph
+from netslim.plan import PruningPlan
+from netslim.scores import reads_data
+from netslim.slim import cut
+from netslim.sparsity.masking import Mask
+from netslim.sparsity.soft_filter import plan_of_zeros
+from netslim.training.scales import cut_warning
+from netslim.training.schema import Prune
+from netslim.verify import Verification
+from netslim.wrapping import duplicate
+
+Scores = dict[str, Tensor]
+EXACT = 1e-5  # a spread below it is rounding
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a prune stage did.
+
+    Attributes:
+        network: cut, or masked and as large as before.
+        graph: of the network before.
+        plan: what goes.
+        check: the proof; None for a mask, which is proved when it is converted.
+        warnings: sentences.
+        notes: sentences on what was done besides dropping channels.
+    """
+
+    network: nn.Module
+    graph: ChannelGraph
+    plan: PruningPlan
+    check: Verification | None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def carry_out(
+    stage: Prune,
+    network: nn.Module,
+    example: Tensor,
+    batches: Batches,
+    clusters: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> Cut:
+    """Cut or mask `network` as `stage` says; it is not changed.
+
+    Args:
+        stage: what goes, and how.
+        network: in evaluation mode, on the CPU.
+        example: images (B, C, H, W) to trace and verify with.
+        batches: gives so many batches of training images and labels.
+        clusters: of the last centripetal stage, group -> cluster number of every channel.
+        seed: of the criterion `random`.
+
+    Raises:
+        PlanError: the stage asks for what this network cannot give.
+        SurgeryError, VerificationError: as the cut does.
+    """
+    graph = netslim.trace(network, example)
+    if stage.by == "clusters":
+        done = _merged(network, graph, clusters, example)
+    elif stage.by == "zeros":
+        done = _of_zeros(stage, network, graph, example, batches)
+    elif stage.by == "greedy":
+        plan = netslim.greedy(graph, network, stage.per_group, stage.criterion, lead=stage.lead, **_limits(stage))
+        done = _done(stage, network, graph, plan, example, batches)
+    else:
+        done = _by_scores(stage, network, graph, example, batches, seed)
+    if stage.recalibrate:
+        netslim.recalibrate(done.network, list(batches(stage.recalibrate)))
+        note = f"batch-norm statistics were taken anew from {stage.recalibrate} training batches"
+        done = replace(done, notes=(*done.notes, note))
+    return done
+
+
+def _by_scores(
+    stage: Prune, network: nn.Module, graph: ChannelGraph, example: Tensor, batches: Batches, seed: int
+) -> Cut:
+    scores = _scores(stage, network, graph, batches, seed)
+    limits = _limits(stage)
+    limits["per_group"] = stage.per_group or None
+    budget = netslim.Budget(**stage.budget.given())
+    if stage.mode == "mask" or stage.fold:
+        plan = netslim.select(graph, scores, budget, scope=stage.scope, **limits)
+        done = _done(stage, network, graph, plan, example, batches)
+    else:
+        small, plan, check = cut(network, graph, scores, budget, example, scope=stage.scope, **limits)
+        done = Cut(small, graph, plan, check)
+    return replace(done, warnings=_warnings(stage, scores, done.plan))
+
+
+def _warnings(stage: Prune, scores: Scores, plan: PruningPlan) -> tuple[str, ...]:
+    if stage.criterion != "bn_scale":
+        return ()
+    warning = cut_warning(scores, {name: cut.kept for name, cut in plan.groups.items()})
+    return (warning,) if warning else ()
+
+
+def _scores(stage: Prune, network: nn.Module, graph: ChannelGraph, batches: Batches, seed: int) -> Scores:
+    seen = batches(stage.batches) if reads_data(stage.criterion) else None
+    drawn: dict[str, Any] = {"seed": seed} if stage.criterion == "random" else {}
+    return netslim.score(graph, network, stage.criterion, batches=seen, lead=stage.lead, **drawn)
+
+
+def _of_zeros(stage: Prune, network: nn.Module, graph: ChannelGraph, example: Tensor, batches: Batches) -> Cut:
+    """Cut what soft pruning or a proximal penalty has left at exactly zero."""
+    limits = _limits(stage)
+    staying = Limits(**limits).staying(graph)
+    free = [group.name for group in graph.groups if group.name not in staying]
+    if stage.criterion == "bn_scale":
+        plan = _zero_scales(network, graph, free, limits)
+    else:
+        plan = plan_of_zeros(graph, network, groups=free, criterion=stage.criterion, **limits)
+        if stage.fold:  # a zero filter emits beta once its running mean is zero, which it is not so soon
+            network = netslim.recalibrate(duplicate(network), list(batches(stage.batches)))
+    return _done(stage, network, graph, plan, example, batches)
+
+
+def _zero_scales(
+    network: nn.Module, graph: ChannelGraph, free: Sequence[str], limits: Mapping[str, Any]
+) -> PruningPlan:
+    scores = netslim.score(graph, network, "bn_scale")
+    zeros = {name: int((scores[name] == 0).sum()) for name in free if name in scores}
+    wanted = {name: min(count, len(scores[name]) - limits["min_channels"]) for name, count in zeros.items() if count}
+    if not any(wanted.values()):
+        raise PlanError(
+            "no batch-norm scale is exactly zero, so 'by: zeros' finds nothing to cut: train with penalty: proximal "
+            "and a larger strength, cut by scores, or give criterion: l2 for filters that are zero"
+        )
+    return netslim.select(graph, scores, per_group=wanted, **limits)
+
+
+def _done(
+    stage: Prune, network: nn.Module, graph: ChannelGraph, plan: PruningPlan, example: Tensor, batches: Batches
+) -> Cut:
+    if stage.mode == "mask":
+        masked = duplicate(network)
+        Mask(masked, plan).apply()
+        note = f"channels silenced and held at zero: {plan.removed}; only a stage of kind convert cuts them"
+        return Cut(masked, graph, plan, None, notes=(note,))
+    if not stage.fold:
+        return _proved(network, graph, plan, example)
+    folding = netslim.fold_constants(network, plan, list(batches(stage.batches)))
+    small = netslim.prune(folding.model, folding.plan)
+    check = netslim.verify(folding.model, small, folding.plan, example)
+    return Cut(small, graph, folding.plan, check, notes=tuple(_folded(folding)))
+
+
+def _proved(network: nn.Module, graph: ChannelGraph, plan: PruningPlan, example: Tensor) -> Cut:
+    small = netslim.prune(network, plan)
+    return Cut(small, graph, plan, netslim.verify(network, small, plan, example, graph=graph))
+
+
+def _folded(folding: Folding) -> Iterator[str]:
+    took = [row for row in folding.moved if row.target]
+    spread = max((row.spread for row in took), default=0.0)
+    yield (
+        "what removed channels still emit moved into the layers behind them: "
+        + (", ".join(row.consumer for row in took) or "none, for it is zero everywhere")
+        + (f"; it is not quite constant there, by {spread:.2g} of the largest at most" if spread > EXACT else "")
+    )
+    yield from (
+        f"what {row.consumer} reads of removed channels is lost: {row.reason}" for row in folding.moved if row.reason
+    )
+
+
+def _merged(
+    network: nn.Module, graph: ChannelGraph, clusters: Mapping[str, Sequence[int]] | None, example: Tensor
+) -> Cut:
+    if not clusters:
+        raise PlanError(
+            "'by: clusters' merges what a training stage with sparsity method centripetal drew together, and no such "
+            "stage comes before it"
+        )
+    plan = netslim.merge(graph, clusters)
+    note = f"channels merged into those that they had become equal to: {plan.removed}; nothing was thrown away"
+    return replace(_proved(network, graph, plan, example), notes=(note,))
+
+
+def _limits(stage: Prune) -> dict[str, Any]:
+    return {
+        "min_channels": stage.min_channels,
+        "max_cut": stage.max_cut,
+        "round_to": stage.round_to,
+        "protect": tuple(stage.protect),
+        "shortcuts": stage.shortcuts,
+        "allow_inexact": stage.allow_inexact,
+    }
+
+
+def convert(network: nn.Module, plan: PruningPlan, example: Tensor) -> Cut:
+    """Cut out of a masked network what its mask holds at zero."""
+    return _proved(network, netslim.trace(network, example), plan, example)

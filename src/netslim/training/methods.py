@@ -1,0 +1,175 @@
+"""From a stage's options to the sparsity method that acts while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netslim.graph import ChannelGraph, trace
+from netslim.plan import PruningPlan
+from netslim.sparsity import CentripetalSGD, Mask, NetworkSlimming, SoftFilterPruning
+from netslim.training.schema import CentripetalOptions, SlimmingOptions, SoftFilterOptions, Train
+
+LOGGED = ("zero", "returned", "deviation")  # what methods add to metrics.csv
+
+
+class Method(Protocol):
+    """What a training stage asks of a method."""
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Act on every step of `optimizer` from now on."""
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss at this step; a detached scalar."""
+
+    def end_epoch(self, last: bool) -> None:
+        """All steps of an epoch are done, `last` of the stage's; it has not been validated yet."""
+
+    def log(self) -> dict[str, float]:
+        """Figures of the epoch, of those in `LOGGED`."""
+
+    def finish(self) -> None:
+        """The stage is over, and its weights are those that it leaves."""
+
+    def left(self) -> dict[str, Any]:
+        """What later stages need, as plain JSON."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed stage needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+
+
+class _Method:
+    """A method that needs nothing but its hook."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    def attach(self, optimizer: Optimizer) -> None:
+        self.method.attach(optimizer)
+
+    def penalty(self) -> Tensor | None:
+        return None
+
+    def end_epoch(self, last: bool) -> None:
+        pass
+
+    def log(self) -> dict[str, float]:
+        return {}
+
+    def finish(self) -> None:
+        pass
+
+    def left(self) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class _Slimming(_Method):
+    def penalty(self) -> Tensor | None:
+        return self.method.penalty()
+
+
+class _SoftFilter(_Method):
+    def __init__(self, method: SoftFilterPruning, at_start: bool) -> None:
+        super().__init__(method)
+        self.at_start = at_start
+
+    def attach(self, optimizer: Optimizer) -> None:
+        self.method.attach(optimizer, at_start=self.at_start)
+
+    def end_epoch(self, last: bool) -> None:
+        self.method.end_epoch(last=last)
+
+    def finish(self) -> None:
+        self.method.zero()  # the best weights may be of an epoch without a zeroing; zero filters stay as they are
+
+    def log(self) -> dict[str, float]:
+        return {"zero": self.method.share_zero(), "returned": self.method.returned}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.method.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state)
+
+
+class _Centripetal(_Method):
+    def log(self) -> dict[str, float]:
+        return {"deviation": self.method.deviation().largest}
+
+    def finish(self) -> None:
+        self.method.collapse()  # what still differs within a cluster, running statistics above all
+
+    def left(self) -> dict[str, Any]:
+        return {"clusters": {name: [int(number) for number in labels] for name, labels in self.method.clusters.items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.method.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state)
+
+
+def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> Method | None:
+    """The stage's sparsity method on `network`, not attached yet; None for ordinary training.
+
+    Args:
+        stage: whose `sparsity` it is.
+        network: on the CPU; wherever it is moved, the method follows.
+        example: images (B, C, H, W) to trace with, where the method needs the channel graph.
+        seed: of what the method draws at random.
+    """
+    options = stage.sparsity
+    if options is None:
+        return None
+    if isinstance(options, SlimmingOptions):
+        return _Slimming(NetworkSlimming(network, options.strength, penalty=options.penalty, delta=options.delta))
+    graph = trace(network, example)
+    if isinstance(options, SoftFilterOptions):
+        return _soft(options, graph, network)
+    return _drawn(options, graph, network, seed)
+
+
+def _soft(options: SoftFilterOptions, graph: ChannelGraph, network: nn.Module) -> Method:
+    method = SoftFilterPruning(
+        graph,
+        network,
+        options.rate,
+        criterion=options.criterion,
+        shortcuts=options.shortcuts,
+        projections=options.projections,
+        every=options.every,
+    )
+    return _SoftFilter(method, options.at_start)
+
+
+def _drawn(options: CentripetalOptions, graph: ChannelGraph, network: nn.Module, seed: int) -> Method:
+    return _Centripetal(
+        CentripetalSGD(
+            graph,
+            network,
+            options.target,
+            clusters=options.clusters,
+            strength=options.strength,
+            vector_strength=options.vector_strength,
+            seed=seed,
+            protect=tuple(options.protect),
+            shortcuts=options.shortcuts,
+        )
+    )
+
+
+def held_by(plan: PruningPlan, network: nn.Module) -> Method:
+    """Hold the channels that `plan` removes at zero: mask mode."""
+    return _Method(Mask(network, plan))

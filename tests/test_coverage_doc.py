@@ -1,0 +1,80 @@
+"""docs/coverage.md: all 38 rows, and every command in it exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from netslim import cli
+from netslim.cli.common import split_overrides
+from netslim.training import load_recipe
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TEXT = (REPOSITORY / "docs" / "coverage.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in TEXT.splitlines() if line[:1] == "|"]
+ROWS = [row for row in ROWS if row[0].isdigit()]
+COMMANDS = [(row[0], command) for row in ROWS for command in re.findall(r"`([^`]+)`", row[3])]
+KNOWN = {"train", "prune", "finetune", "evaluate", "inspect", "run", "recipes", "report"}
+
+
+@cache
+def functions(path: str) -> set[str]:
+    tree = ast.parse((REPOSITORY / path).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_row_is_there_once_and_complete():
+    assert [row[0] for row in ROWS] == [str(number) for number in range(1, 39)]
+    for number, capability, where, shown, status in ROWS:
+        assert capability, number
+        assert where, number
+        assert re.match(r"(works|in part|later)\b", status), number
+        assert (status == "later") == (shown == "none yet"), number
+    later = [row[0] for row in ROWS if row[4] == "later"]
+    assert later == ["16", "36"]
+    assert {command for row in ROWS for command in re.findall(r"`netslim (\w+)", row[2])} - KNOWN == {
+        "sensitivity", "export",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "command"), COMMANDS, ids=[f"{row} {command}" for row, command in COMMANDS])
+def test_a_command_exists(row, command):
+    program, *arguments = shlex.split(command)
+    if program == "pytest":
+        path, name = arguments[0].split("::")
+        assert name in functions(path)
+    elif program == "python":
+        assert (REPOSITORY / arguments[0]).is_file()
+    else:
+        assert program == "netslim"
+        parse(arguments)
+
+
+def parse(arguments: list[str]) -> None:
+    """As the command line would, recipe and overrides of `run` included; wrong options exit."""
+    given, overrides = split_overrides(arguments)
+    options = cli._parser().parse_args(given)
+    assert not overrides or options.dotted
+    if given[0] == "run":
+        load_recipe(options.recipe, overrides)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["run digit", "run digits --stages.spars.epochs 1", "prune a --maks", "sensitivity a"]
+)
+def test_a_wrong_command_would_be_found(wrong, capsys):
+    with pytest.raises((SystemExit, cli.NetslimError)):
+        parse(shlex.split(wrong))
+
+
+def test_options_and_recipes_it_names_exist():
+    for options in re.findall(r"`netslim (\w+)((?: --[\w-]+)+)`", TEXT):
+        known = cli._parser()._subparsers._group_actions[0].choices[options[0]].format_help()  # type: ignore[union-attr]
+        assert all(re.search(rf"{flag}\b", known) for flag in options[1].split()), options
+    for name in re.findall(r"recipes? `([a-z0-9-]+)`", TEXT):
+        load_recipe(name)

@@ -1,0 +1,180 @@
+"""Every command of docs/from-the-originals.md is carried out, on small pictures and narrow networks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+import netslim
+from netslim.cli import main
+from netslim.training import shipped
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "from-the-originals.md"
+TORCH, PORT, CSGD, FILTERS = (
+    "Network Slimming in Torch",
+    "Network Slimming in PyTorch",
+    "Centripetal SGD",
+    "Pruning filters, hard and soft",
+)
+FLAGS = {
+    TORCH: "main.lua main_fine_tune.lua prune/prune.lua convert/vgg.lua -data -dataset -manualSeed -nGPU -backend "
+    "-cudnn -gen -nThreads -nEpochs -epochNumber -batchSize -testOnly -testResult -tenCrop -save -resume -LR -momentum "
+    "-weightDecay -constant -netType -depth -shortcutType -retrain -optimState -shareGradInput -optnet "
+    "-resetClassifier -nClasses -S -percent -model",
+    PORT: "--dataset -sr --sparsity-regularization --s --refine --batch-size --test-batch-size --epochs --start-epoch "
+    "--lr --momentum --weight-decay --wd --resume --no-cuda --seed --log-interval --save --arch --depth vggprune.py "
+    "resprune.py denseprune.py --percent --model mask-impl/main_mask.py mask-impl/prune_mask.py",
+    CSGD: "magnitude1 csgd1 eval PRETRAINED_MODEL_FILE DATA_PATH BATCH_SIZE MAX_EPOCHS LR_VALUES LR_BOUNDARIES "
+    "DC40_L2_FACTOR EPSILON_VALUE slow_on_vec TARGET_DEPS cluster_method -a -i -c --local_rank ndp_test.py",
+    FILTERS: "--train-flag --hard-prune-flag --soft-prune-flag --independent-prune-flag --test-flag --network "
+    "--load-path --save-path --epoch --lr --lr-milestone --lr-gamma --momentum --weight-decay --prune-layers "
+    "--prune-channels --prune-rate --data-set --data-path --batch-size --imsize --cropsize --crop-padding "
+    "--hflip --gpu-flag",
+}
+
+# What stands in for the networks, data, epochs and paths of the document.
+NETWORKS = {
+    "zoo:vgg19": "zoo:vgg19 --model.width 0.0625",
+    "zoo:vgg16_bn_4096": "zoo:vgg16_bn_4096 --model.width 0.0625",
+    "zoo:densenet40": "zoo:densenet --model.depth 13",
+    "zoo:preresnet164": "zoo:preresnet --model.depth 11",
+    "zoo:resnet32": "zoo:resnet --model.depth 8",
+    "zoo:resnet56": "zoo:resnet --model.depth 8",
+    "torchvision:resnet50": "zoo:resnet --model.depth 8 --model.shortcut B",
+    "timm:resnet18": "zoo:resnet --model.depth 8",
+}
+VALUES = {
+    "--epochs": "1",
+    "--batch-size": "16",
+    "--schedule.warmup": "0.5",
+    "--data.image_size": {"256": "40", "224": "32"},
+    "--ten-crop": "32",
+    "--device": {"cuda": "auto"},
+}
+ALWAYS = {
+    "train": "--epochs 1 --batch-size 16 --trainer.limit_batches 2 --trainer.tensorboard false --trainer.threads 1",
+    "prune": "--trainer.threads 1",
+    "evaluate": "--trainer.limit_batches 2 --trainer.threads 1",
+}
+ALWAYS["finetune"] = ALWAYS["train"]
+
+
+def sections() -> dict[str, str]:
+    _, *parts = DOCUMENT.read_text(encoding="utf-8").split("\n## ")
+    return {part.partition("\n")[0]: part for part in parts}
+
+
+def commands(text: str) -> list[str]:
+    """Every command of a text once, in order; those of code blocks may go over several lines."""
+    joined = re.sub(r"\s*\\\n\s*", " ", text)
+    found = re.findall(r"^(netslim .+)$|`(netslim [^`]+)`", joined, re.MULTILINE)
+    return list(dict.fromkeys(block or inline for block, inline in found))
+
+
+def rows(text: str) -> Iterator[tuple[list[str], str, str]]:
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[0] not in ("theirs", "---"):
+            assert len(cells) == 3, line
+            yield [flag for names in re.findall("`([^`]+)`", cells[0]) for flag in names.split()], cells[1], cells[2]
+
+
+class Bench:
+    """A folder with pictures and the files that the commands have left, under their names in the document."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files, self.count = folder, {}, 0
+        self.pictures = folder / "pictures"
+        generator = np.random.default_rng(0)
+        for split, number in (("train", 4), ("test", 1)):
+            for label in range(10):
+                place = self.pictures / split / str(label)
+                place.mkdir(parents=True)
+                for index in range(number):
+                    pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(place / f"{index}.png")
+
+    def small(self, command: str) -> tuple[list[str], Path | None]:
+        """The arguments of a command with everything in it made small, and the file that it writes."""
+        _, verb, model, *rest = shlex.split(command.partition(" > ")[0])
+        arguments = [verb, *shlex.split(NETWORKS.get(model, model))]
+        arguments[1] = self.files.get(model, arguments[1])
+        option, out = "", None
+        for item in rest:
+            if item.startswith("--"):
+                option = item
+            elif option == "--out":
+                self.count += 1
+                out = self.folder / f"{self.count:02d}" / item
+                self.files[item], item = str(out), str(out)
+            elif option == "--data":
+                item = f"folder:{self.pictures}"
+            elif option == "--counts":
+                item = str(max(1, int(item) // 16))
+            else:
+                known = VALUES.get(option, item)
+                item = known.get(item, item) if isinstance(known, dict) else known
+            arguments.append(item)
+        if "--model.pretrained" in arguments:
+            del arguments[(place := arguments.index("--model.pretrained")) : place + 2]
+        return [*arguments, *ALWAYS[verb].split()], out
+
+    def carry_out(self, command: str) -> None:
+        arguments, out = self.small(command)
+        before = self.contents()
+        assert main(arguments) == 0, command
+        if arguments[0] == "evaluate":
+            assert self.contents() == before, command
+            return
+        assert out is not None
+        assert isinstance(netslim.load(None, out), nn.Module)
+        if arguments[0] == "prune":
+            netslim.PruningPlan.from_json(out.with_suffix(".plan.json").read_text())
+        else:
+            (metrics,) = out.with_suffix(".run").glob("*/metrics.csv")
+            assert len(metrics.read_text().splitlines()) == 2, command  # the head and one epoch
+
+    def contents(self) -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in self.folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_has_a_row_that_can_be_carried_out_or_says_why_not(name):
+    text = sections()[name]
+    known = commands(text)
+    named = []
+    for flags, ours, remark in rows(text):
+        named += flags
+        if ours == "-":
+            assert remark, flags
+        else:
+            assert ours.startswith("`netslim "), flags
+            assert ours.strip("`") in known, flags
+    assert not set(FLAGS[name].split()) - set(named)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_command_is_carried_out(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bench = Bench(tmp_path)
+    for command in commands(sections()[name]):
+        bench.carry_out(command)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_recipes_it_names_exist():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    named = [name for group in re.findall(r"\(recipes? ([^)]*)\)", text) for name in re.findall("`([^`]+)`", group)]
+    assert len(named) > 8
+    assert not set(named) - set(shipped())
+
+
+def test_nothing_else_is_claimed():
+    assert list(sections()) == list(FLAGS)

@@ -1,0 +1,663 @@
+"""Every kind of stage and every option of one, through the runner, on small networks and the digits."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import netslim
+from netslim.errors import PlanError, RecipeError
+from netslim.silence import randomise
+from netslim.training import Recipe, cutting, parse_recipe, run
+from netslim.training.display import Display
+from netslim.training.folder import RunFolder
+from netslim.training.journal import Journal
+from netslim.training.module import distilled
+from netslim.training.runner import Runner
+from netslim.training.schema import DistillOptions, Prune
+
+VGG = {"name": "zoo:vgg", "layers": [8, "M", 16], "in_channels": 1}
+RESNET = {"name": "zoo:resnet", "depth": 8, "width": 0.5, "in_channels": 1}
+FIRST, SECOND = "features.0", "features.4"  # the groups of VGG, of 8 and 16 channels
+TRAIN: dict[str, Any] = {"kind": "train", "epochs": 1, "optimizer": {"lr": 0.05}}
+STILL: dict[str, Any] = {"lr": 1e-12, "momentum": 0, "nesterov": False, "weight_decay": 0}
+HALF = {"kind": "prune", "criterion": "l1", "budget": {"cut_channels": 0.5}}
+
+
+def recipe(*stages: dict[str, Any], **changes: Any) -> Recipe:
+    return parse_recipe(
+        {
+            "name": "small",
+            "title": "A test",
+            "data": {"name": "digits", "batch_size": 64},
+            "model": VGG,
+            "trainer": {"threads": 1, "device": "cpu", "tensorboard": False},
+            "stages": [*stages, {"kind": "measure", "latency": False}],
+            **changes,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return {row["key"]: row for row in self.results["rows"]}
+
+    @property
+    def widths(self) -> list[int]:
+        return [layer["after"] for layer in self.results["widths"]]
+
+    def stage(self, label: str) -> dict[str, Any]:
+        return json.loads((self.folder / label / "stage.json").read_text())
+
+    def network(self, label: str) -> nn.Module:
+        return netslim.load(None, self.folder / label / "model.safetensors").eval()
+
+    def plan(self, label: str) -> netslim.PruningPlan:
+        return netslim.PruningPlan.from_json((self.folder / label / "plan.json").read_text())
+
+    def column(self, label: str, key: str) -> list[float]:
+        with open(self.folder / label / "metrics.csv", newline="") as file:
+            return [float(row[key]) for row in csv.DictReader(file)]
+
+
+def carry_out(folder: Path, *stages: dict[str, Any], **changes: Any) -> Done:
+    return Done(folder, run(recipe(*stages, **changes), folder, display=Display(Console(file=io.StringIO()))))
+
+
+def batches_of(folder: Path, count: int, *stages: dict[str, Any], **changes: Any) -> list[tuple[Tensor, Tensor]]:
+    """The training batches that the stages of such a recipe get."""
+    return list(Runner(recipe(*stages, **changes), RunFolder(folder), Display(), "").bench.batches(count))
+
+
+def images(count: int = 32, size: int = 8) -> Tensor:
+    return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(5))
+
+
+def outputs(network: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return network(images())
+
+
+def kept(plan: netslim.PruningPlan) -> dict[str, tuple[int, ...]]:
+    return {name: cut.kept for name, cut in plan.groups.items()}
+
+
+def sparse(**options: Any) -> dict[str, Any]:
+    return {"kind": "train", "name": "sparse", "epochs": 2, "optimizer": {"lr": 0.05}, "sparsity": options}
+
+
+def scales(network: nn.Module) -> Tensor:
+    return torch.cat([m.weight.detach() for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+
+
+# ---------------------------------------------------------------- Network Slimming
+
+
+@pytest.mark.parametrize(("penalty", "smaller"), [("l1", 1.0), ("smooth_l1", 0.999)])
+def test_the_penalties_are_logged_as_they_are(tmp_path, penalty, smaller):
+    """With weights that stand still: 24 scales of 0.5 and strength 0.25 make 3, rounded off by delta / 2 each."""
+    stage = {**TRAIN, "optimizer": STILL, "sparsity": {"strength": 0.25, "penalty": penalty}}
+    if penalty == "smooth_l1":
+        stage["sparsity"]["delta"] = 0.001
+    (value,) = carry_out(tmp_path / "run", stage).column("01-train", "penalty")
+    assert value == pytest.approx(3.0 * smaller)
+
+
+def test_proximal_training_leaves_zeros_and_exactly_these_go(tmp_path):
+    stage = {**sparse(penalty="proximal", strength=0.065), "optimizer": {"lr": 0.2}}
+    done = carry_out(tmp_path / "run", stage, {"kind": "prune", "by": "zeros"})
+    trained, small = done.network("01-sparse"), done.network("02-prune")
+    zeros = [int((m.weight == 0).sum()) for m in trained.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert 0 < sum(zeros) < 24
+    assert done.widths == [max(8 - zeros[0], 1), max(16 - zeros[1], 1)]
+    assert (scales(small) != 0).all()
+    assert done.results["curves"][0]["near_zero"][-1] >= sum(zeros) / 24 - 1e-6
+
+
+def test_zero_scales_with_folding_change_nothing_but_the_border(tmp_path):
+    """What is read by the linear layer, with no padding, goes exactly; no statistics are taken anew for that."""
+    stages = (
+        sparse(penalty="proximal", strength=0.25),
+        {"kind": "prune", "by": "zeros", "fold": "constant", "protect": [FIRST]},
+    )
+    done = carry_out(tmp_path / "run", *stages)
+    assert done.widths[1] < 16
+    torch.testing.assert_close(outputs(done.network("02-prune")), outputs(done.network("01-sparse")))
+    assert done.rows["pruned"]["accuracy"] == pytest.approx(done.rows["before"]["accuracy"], abs=0.003)
+    assert any(
+        n == "02-prune: what removed channels still emit moved into the layers behind them: classifier.0.weight"
+        for n in done.results["notes"]
+    )
+
+
+def test_no_zero_scale_is_told(tmp_path):
+    with pytest.raises(PlanError, match="no batch-norm scale is exactly zero, so 'by: zeros' finds nothing to cut"):
+        carry_out(tmp_path / "run", sparse(penalty="proximal", strength=0.0), {"kind": "prune", "by": "zeros"})
+
+
+# ---------------------------------------------------------------- Soft Filter Pruning
+
+
+def test_soft_filters_are_zero_and_exactly_these_go(tmp_path):
+    done = carry_out(
+        tmp_path / "run",
+        sparse(method="soft_filter", rate=0.3),
+        {"kind": "prune", "by": "zeros", "criterion": "l2", "recalibrate": 3},
+    )
+    assert done.widths == [8 - int(8 * 0.3), 16 - int(16 * 0.3)]
+    assert done.column("01-sparse", "zero") == pytest.approx([6 / 24, 6 / 24])
+    assert done.column("01-sparse", "returned")[0] <= 6
+    weights = [m.weight for m in done.network("01-sparse").modules() if isinstance(m, nn.Conv2d)]
+    zero = [set((w.flatten(1).abs().sum(1) == 0).nonzero().flatten().tolist()) for w in weights]
+    assert [set(cut.removed) for cut in done.plan("02-prune").groups.values()] == zero
+
+
+def test_soft_filters_at_a_rate_of_their_own_every_other_epoch(tmp_path):
+    stage = sparse(method="soft_filter", rate={SECOND: 0.5}, every=3, criterion="geometric_median")
+    grown = {**TRAIN, "epochs": 2}  # before that, what is zero stays so: its BN emits 0, and a ReLU passes nothing back
+    done = carry_out(tmp_path / "run", grown, stage, {"kind": "prune", "by": "zeros", "criterion": "l1"})
+    assert done.widths == [8, 8]
+    first, last = done.column("02-sparse", "zero")
+    assert first < last == 0.5  # the first epoch ends without a zeroing, the last always with one
+
+
+def test_the_best_weights_are_zeroed_too(tmp_path):
+    """The second epoch wrecks the network; the first one, which is kept, ended without a zeroing."""
+    wrecking = {"name": "multistep", "milestones": [1], "factor": 40.0}
+    stage = {**sparse(method="soft_filter", rate={SECOND: 0.5}, every=5), "keep": "best", "schedule": wrecking}
+    grown = {**TRAIN, "epochs": 2}
+    done = carry_out(tmp_path / "run", grown, stage, {"kind": "prune", "by": "zeros", "criterion": "l2"})
+    assert done.stage("02-sparse")["best"]["epoch"] == 1
+    assert done.column("02-sparse", "zero")[0] < 0.5
+    assert done.widths == [8, 8]
+
+
+def softly(layers: list[Any], *zeroed: str) -> tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]:
+    """A network with zero filters whose statistics are not theirs, a copy whose statistics are, and batches."""
+    network = netslim.models.build("zoo:vgg", layers=layers, in_channels=1)
+    randomise(network, 0)
+    with torch.no_grad():
+        for name in zeroed:
+            network.get_submodule(name).weight[::2] = 0
+    data = torch.randn(4, 32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    batches = [(batch, torch.zeros(32, dtype=torch.long)) for batch in data]
+    return network.eval(), netslim.recalibrate(copy.deepcopy(network), batches), batches
+
+
+def cut_zeros(network: nn.Module, batches: list[Any], **options: Any) -> nn.Module:
+    stage = Prune("prune", by="zeros", criterion="l2", batches=4, **options)
+    return cutting.carry_out(stage, network, images(2), lambda count: batches[:count]).network
+
+
+def test_folding_after_soft_filters_is_exact_without_padding():
+    """A zero filter emits beta as soon as its running mean is zero; folded, the smaller network is the same."""
+    network, settled, batches = softly([8, "M", 16], SECOND)
+    folded = cut_zeros(network, batches, fold="constant")
+    torch.testing.assert_close(outputs(folded), outputs(settled), rtol=1e-4, atol=1e-4)
+    assert (outputs(cut_zeros(settled, batches)) - outputs(settled)).abs().max() > 0.01
+
+
+def test_folding_after_soft_filters_helps_where_padded():
+    network, settled, batches = softly([8, 16, 16], "features.3", "features.6")
+    wanted = outputs(settled)
+    far = [(outputs(cut_zeros(network, batches, fold="constant")) - wanted).norm()]
+    far.append((outputs(cut_zeros(settled, batches)) - wanted).norm())
+    assert 0 < far[0] < far[1] / 2
+
+
+# ---------------------------------------------------------------- Centripetal SGD
+
+
+def test_clusters_come_together_and_merging_them_changes_nothing(tmp_path):
+    stage = sparse(method="centripetal", target=0.5, strength=0.5)
+    again = {**stage, "name": "again", "sparsity": {**stage["sparsity"], "target": {SECOND: 3, FIRST: 0.5}}}
+    merge = {"kind": "prune", "by": "clusters"}
+    done = carry_out(tmp_path / "run", stage, {**merge, "name": "one"}, again, {**merge, "name": "two"})
+    assert done.stage("02-one")["widths"] == [
+        {"layer": FIRST, "before": 8, "after": 4},
+        {"layer": SECOND, "before": 16, "after": 8},
+    ]
+    assert done.widths == [2, 3]
+    for label in ("01-sparse", "03-again"):
+        first, last = done.column(label, "deviation")
+        assert 0 < last < 0.7 * first
+    rows = done.rows
+    assert rows["pruned-1"]["accuracy"] == pytest.approx(rows["before"]["accuracy"], abs=0.003)
+    assert rows["pruned-2"]["accuracy"] == pytest.approx(rows["fine-tuned-1"]["accuracy"], abs=0.003)
+    torch.testing.assert_close(outputs(done.network("02-one")), outputs(done.network("01-sparse")))
+    torch.testing.assert_close(outputs(done.network("04-two")), outputs(done.network("03-again")))
+    assert all(check["deviation"] < 1e-10 for check in done.results["verification"])
+    assert "02-one: channels merged into those that they had become equal to: 12" in " ".join(done.results["notes"])
+
+
+@pytest.mark.parametrize("clusters", ["even", "imbalanced"])
+def test_clusters_of_another_kind(tmp_path, clusters):
+    stage = {**TRAIN, "sparsity": {"method": "centripetal", "target": 0.25, "clusters": clusters, "protect": [FIRST]}}
+    done = carry_out(tmp_path / "run", stage)
+    (labels,) = done.stage("01-train")["clusters"].values()
+    sizes = sorted(labels.count(number) for number in set(labels))
+    assert sizes == ([4, 4, 4, 4] if clusters == "even" else [1, 1, 1, 13])
+
+
+# ---------------------------------------------------------------- choosing what goes
+
+
+def test_greedy_takes_named_layers_in_any_order(tmp_path):
+    amounts = {SECOND: 5, FIRST: 0.25}
+    stage = {"kind": "prune", "by": "greedy", "criterion": "l1", "per_group": amounts}
+    turned = {**stage, "per_group": dict(reversed(amounts.items()))}
+    one, two = carry_out(tmp_path / "a", stage), carry_out(tmp_path / "b", turned)
+    assert one.widths == two.widths == [6, 11]
+    assert kept(one.plan("01-prune")) == kept(two.plan("01-prune"))
+    network = Runner(recipe(stage), RunFolder(tmp_path), Display(), "").build()
+    plan = netslim.greedy(netslim.trace(network, images(2)), network, amounts)
+    assert kept(one.plan("01-prune")) == kept(plan)
+
+
+def test_independent_scores_of_named_layers_in_any_order(tmp_path):
+    stage = {"kind": "prune", "criterion": "largest", "per_group": {SECOND: 0.5, FIRST: 2}}
+    turned = {**stage, "per_group": {FIRST: 2, SECOND: 0.5}}
+    one, two = carry_out(tmp_path / "a", stage), carry_out(tmp_path / "b", turned)
+    assert one.widths == [6, 8]
+    assert kept(one.plan("01-prune")) == kept(two.plan("01-prune"))
+
+
+def test_the_same_share_of_every_layer(tmp_path):
+    assert carry_out(tmp_path / "a", {**HALF, "scope": "layer"}).widths == [4, 8]
+    assert carry_out(tmp_path / "b", HALF).widths != [4, 8]
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "mean_std"])
+def test_criteria_that_look_at_data(tmp_path, criterion):
+    stage = {"kind": "prune", "criterion": criterion, "batches": 2, "budget": {"cut_channels": 0.5}}
+    done = carry_out(tmp_path / "run", stage)
+    network = Runner(recipe(stage), RunFolder(tmp_path), Display(), "").build().eval()
+    graph = netslim.trace(network, images(2))
+    scores = netslim.score(graph, network, criterion, batches=batches_of(tmp_path, 2, stage))
+    assert kept(done.plan("01-prune")) == kept(netslim.select(graph, scores, netslim.Budget(cut_channels=0.5)))
+
+
+def test_shortcuts_are_left_alone_or_led_by_their_projection(tmp_path):
+    model = {**RESNET, "shortcut": "B"}
+    stage = {"kind": "prune", "criterion": "l1", "budget": {"cut_channels": 0.5}, "scope": "layer"}
+    network = Runner(recipe(stage, model=model), RunFolder(tmp_path), Display(), "").build()
+    graph = netslim.trace(network, images(2))
+    joined = {group.name for group in graph.prunable if group.shortcut}
+    avoid = carry_out(tmp_path / "a", {**stage, "shortcuts": "avoid"}, model=model)
+    include = carry_out(tmp_path / "b", {**stage, "lead": "pacesetter"}, model=model)
+    mean = carry_out(tmp_path / "c", stage, model=model)
+    whole = {layer["layer"] for layer in avoid.results["widths"] if layer["after"] == layer["before"]}
+    assert whole == joined
+    assert len(joined) == 3
+    assert all(layer["after"] == layer["before"] // 2 for layer in include.results["widths"])
+    stays = kept(include.plan("01-prune"))
+    assert stays != kept(mean.plan("01-prune"))
+    for name in joined:
+        leader = netslim.graph.pacesetter(graph, graph[name])
+        weight = dict(network.named_parameters())[leader].detach()
+        order = weight.flatten(1).abs().sum(1).argsort()
+        assert set(stays[name]) == set(order[len(order) // 2 :].tolist())
+
+
+# ---------------------------------------------------------------- folding, statistics
+
+
+def test_folding_is_chosen_by_the_recipe_and_told(tmp_path):
+    stages = (TRAIN, {**HALF, "per_group": {SECOND: 0.5}, "budget": {}, "fold": "constant"})
+    plain = {**stages[1], "fold": None}
+    folded, cut = carry_out(tmp_path / "a", *stages), carry_out(tmp_path / "b", TRAIN, plain)
+    assert folded.widths == cut.widths == [8, 8]
+    bias = [done.network("02-prune").state_dict()["classifier.0.bias"] for done in (folded, cut)]
+    assert not torch.equal(*bias)
+    assert torch.equal(bias[1], cut.network("01-train").state_dict()["classifier.0.bias"])
+    assert any("moved into the layers behind them: classifier.0.weight" in n for n in folded.results["notes"])
+    assert folded.results["verification"][0]["deviation"] < 1e-10
+
+
+def test_statistics_are_taken_anew_from_so_many_batches(tmp_path):
+    done = carry_out(tmp_path / "a", TRAIN, {**HALF, "recalibrate": 2})
+    plain = carry_out(tmp_path / "b", TRAIN, HALF).network("02-prune")
+    netslim.recalibrate(plain, batches_of(tmp_path, 2, TRAIN, HALF))
+    for name, buffer in done.network("02-prune").named_buffers():
+        torch.testing.assert_close(buffer, plain.get_buffer(name))
+    assert "02-prune: batch-norm statistics were taken anew from 2 training batches" in done.results["notes"]
+
+
+# ---------------------------------------------------------------- masks
+
+
+def test_a_mask_holds_through_fine_tuning_and_converts_exactly(tmp_path):
+    tune = {**TRAIN, "kind": "finetune", "optimizer": {"lr": 0.05, "weight_decay": 0.01}}
+    done = carry_out(tmp_path / "run", TRAIN, {**HALF, "mode": "mask"}, tune, {"kind": "convert"})
+    plan, tuned = done.plan("02-prune"), done.network("03-finetune")
+    tensors = dict(tuned.named_parameters())
+    for cut in plan.tensors:
+        if cut.tensor in tensors:
+            assert not tensors[cut.tensor].index_select(cut.axis, torch.tensor(cut.removed)).any()
+    rows = done.rows
+    assert list(rows) == ["before", "masked", "fine-tuned-masked", "converted"]
+    assert rows["masked"]["params"] == rows["before"]["params"] > rows["converted"]["params"]
+    assert rows["fine-tuned-masked"]["accuracy"] == rows["converted"]["accuracy"] != rows["masked"]["accuracy"]
+    torch.testing.assert_close(outputs(done.network("04-convert")), outputs(tuned))
+    assert [check["stage"] for check in done.results["verification"]] == ["04-convert"]
+    assert "widths" in done.results
+    assert sum(done.widths) == 12
+
+
+def test_a_mask_that_is_never_converted_says_so(tmp_path):
+    done = carry_out(tmp_path / "run", {**HALF, "mode": "mask"})
+    assert done.results["widths"] == []
+    assert "01-prune: channels silenced and held at zero: 12; only a stage of kind convert" in " ".join(
+        done.results["notes"]
+    )
+    assert "Nothing was cut" in (done.folder / "report.html").read_text()
+
+
+# ---------------------------------------------------------------- from scratch
+
+
+def test_scratch_trains_the_small_architecture_for_as_long_or_by_its_cost(tmp_path):
+    train = {**TRAIN, "optimizer": STILL}
+    done = carry_out(
+        tmp_path / "run", train, HALF, {"kind": "scratch", "name": "E"}, {"kind": "scratch", "name": "B", "budget": "B"}
+    )
+    ratio = done.rows["before"]["macs"] / done.rows["pruned"]["macs"]
+    assert done.stage("04-B")["macs_ratio"] == pytest.approx(ratio, rel=1e-4)
+    assert len(done.column("03-E", "epoch")) == 1
+    assert len(done.column("04-B", "epoch")) == round(ratio) > 1
+    assert list(done.rows) == ["scratch-e", "scratch-b", "before", "pruned"]
+    assert done.rows["scratch-e"]["params"] == done.rows["pruned"]["params"]
+    fresh, cut = (dict(done.network(label).named_parameters()) for label in ("03-E", "02-prune"))
+    assert all(fresh[name].shape == cut[name].shape for name in cut)
+    assert not torch.isclose(fresh["features.0.weight"], cut["features.0.weight"]).any()
+    torch.testing.assert_close(fresh["features.0.weight"], done.network("04-B").state_dict()["features.0.weight"])
+
+
+def test_scratch_after_a_merge_starts_with_single_weights(tmp_path):
+    """Not with sums over clusters: all but one of 8 inputs merged, the sums would be some 2.6 times as large."""
+    sparsity = {"method": "centripetal", "target": {FIRST: 1}}
+    train = {**TRAIN, "optimizer": {**STILL, "momentum": 0.0}, "sparsity": sparsity}
+    done = carry_out(tmp_path / "run", train, {"kind": "prune", "by": "clusters"}, {"kind": "scratch"})
+    assert done.widths == [1, 16]
+    fresh = done.network("03-scratch").state_dict()[f"{SECOND}.weight"]
+    whole = Runner(recipe(train), RunFolder(tmp_path), Display(), "").build().state_dict()[f"{SECOND}.weight"]
+    assert fresh.std() == pytest.approx(whole.std(), rel=0.25)
+
+
+# ---------------------------------------------------------------- distillation
+
+
+def test_the_loss_beside_a_teacher_by_hand():
+    """Logits (0, 2 ln 3) and (0, 2 ln 1) at T = 2: teacher (1/4, 3/4), student (1/2, 1/2)."""
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]) * torch.tensor(3.0).log()
+    divergence = 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()
+    found = distilled(torch.tensor(10.0), student, teacher, DistillOptions(temperature=2.0, weight=0.25))
+    assert found == pytest.approx(0.75 * 10 + 0.25 * 4 * float(divergence))
+
+
+def test_a_teacher_by_default_by_stage_and_by_file(tmp_path):
+    """Without normalisation a network is its own perfect teacher: only the labels' share of the loss is left."""
+    model = {"name": "zoo:mlp", "in_features": 64, "hidden": [8], "norm": False}
+    still = {"epochs": 1, "optimizer": STILL}
+    train = {**TRAIN, "name": "first"}
+    plain = carry_out(tmp_path / "a", train, {"kind": "train", **still}, model=model)
+    (whole,) = plain.column("02-train", "train_loss")
+    taught: list[float] = []
+    for number, teacher in enumerate((None, "first", str(tmp_path / "a" / "01-first" / "model.safetensors"))):
+        stage = {"kind": "finetune", **still, "distill": {"teacher": teacher, "weight": 0.75}}
+        stages = (train, {**TRAIN, "name": "other"}, stage) if teacher == "first" else (train, stage)
+        done = carry_out(tmp_path / f"taught-{number}", *stages, model=model)
+        taught += done.column(f"0{len(stages)}-finetune", "train_loss")
+    assert taught[0] == taught[2] == pytest.approx(0.25 * whole, rel=1e-2)
+    assert taught[1] != pytest.approx(taught[0], rel=1e-3)  # another student, the same teacher
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
+    first = carry_out(tmp_path / "a", HALF, model={**VGG, "in_channels": 1})
+    teacher = {"teacher": "zoo:vgg11"}
+    with pytest.raises(RecipeError, match="zoo:vgg11 does not take the images of digits"):
+        carry_out(tmp_path / "b", {**TRAIN, "distill": teacher})
+    assert first.rows["pruned"]["top5"] is not None
+
+
+# ---------------------------------------------------------------- optimizer, data, rows
+
+
+def test_weight_decay_of_scales_alone(tmp_path):
+    """One step of plain descent at rate 0.1: a decay of 2 takes 0.2 of every scale, which starts at 1."""
+    found = []
+    for decay in (0.0, 2.0):
+        optimizer = {**STILL, "lr": 0.1, "norm_decay": decay}
+        stage = {**TRAIN, "optimizer": optimizer}
+        trainer = {"threads": 1, "device": "cpu", "tensorboard": False, "limit_batches": 1}
+        found.append(carry_out(tmp_path / f"{decay:g}", stage, trainer=trainer).network("01-train"))
+    torch.testing.assert_close(scales(found[0]) - scales(found[1]), torch.full((24,), 0.2), rtol=0, atol=1e-6)
+    first, second = (network.state_dict()["features.0.weight"] for network in found)
+    torch.testing.assert_close(first, second)
+
+
+def test_a_subset_of_the_images(tmp_path):
+    data = {"name": "digits", "batch_size": 64, "subset": 128}
+    done = carry_out(tmp_path / "run", TRAIN, data=data)
+    assert done.column("01-train", "step") == [2]
+
+
+def test_the_first_five_of_ten_classes(tmp_path):
+    done = carry_out(tmp_path / "run", TRAIN)
+    data = netslim.data.load("digits", validation=0.1, seed=0)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    with torch.no_grad():
+        five = done.network("01-train")((data.test.images / 255 - mean) / std).topk(5).indices
+    right = (five == data.test.labels[:, None]).any(1).double().mean()
+    assert done.rows["before"]["top5"] == pytest.approx(float(right), abs=1e-6)
+    assert done.rows["before"]["top5"] > done.rows["before"]["accuracy"]
+    assert "top-5" in (done.folder / "report.html").read_text()
+
+
+# ---------------------------------------------------------------- where a network comes from
+
+
+@pytest.mark.parametrize("label", ["01-train", "02-prune"])
+def test_a_recipe_may_start_from_a_checkpoint(tmp_path, label):
+    first = carry_out(tmp_path / "a", TRAIN, HALF)
+    path = tmp_path / "a" / label / "model.safetensors"
+    done = carry_out(tmp_path / "b", {**HALF, "budget": {"cut_channels": 0.25}}, TRAIN, model={"name": str(path)})
+    row = done.rows["before"]
+    given = first.rows["before" if label == "01-train" else "pruned"]
+    assert {key: row[key] for key in ("accuracy", "params", "macs", "loss")} == {
+        key: given[key] for key in ("accuracy", "params", "macs", "loss")
+    }
+    again, mine = done.network("03-measure").state_dict(), first.network(label).state_dict()
+    assert all(torch.equal(again[key], mine[key]) for key in mine)
+    assert outputs(done.network("02-train")).shape == (32, 10)
+    assert done.rows["fine-tuned"]["params"] == done.rows["pruned"]["params"] < row["params"]
+
+
+def test_a_checkpoint_takes_no_options(tmp_path):
+    carry_out(tmp_path / "a", HALF)
+    path = str(tmp_path / "a" / "01-prune" / "model.safetensors")
+    with pytest.raises(RecipeError, match="already says how its model is built: leave out width"):
+        carry_out(tmp_path / "b", HALF, model={"name": path, "width": 0.5})
+
+
+def test_a_merge_of_a_checkpoint_that_knows_its_clusters(tmp_path):
+    carry_out(tmp_path / "a", sparse(method="centripetal", target=0.5, strength=0.5))
+    path = str(tmp_path / "a" / "01-sparse" / "model.safetensors")
+    done = carry_out(tmp_path / "b", {"kind": "prune", "by": "clusters"}, model={"name": path})
+    assert done.widths == [4, 8]
+    assert done.rows["pruned"]["accuracy"] == pytest.approx(done.rows["before"]["accuracy"], abs=0.003)
+
+
+FACTORIES = """
+from torch import nn
+
+def bare(width=8):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10),
+    )
+"""
+
+
+def test_normalisation_is_added_where_it_lacks(tmp_path, monkeypatch):
+    (tmp_path / "networks_without_norm.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "networks_without_norm:bare", "width": 6}
+    slimming = {**TRAIN, "sparsity": {"strength": 1e-3}}
+    cut = {"kind": "prune", "budget": {"cut_channels": 0.5}}
+    with pytest.raises(netslim.NetslimError, match="no BN layer with scales"):
+        carry_out(tmp_path / "a", slimming, cut, model=model)
+    done = carry_out(tmp_path / "b", slimming, cut, model={**model, "add_bn": True})
+    assert sum(done.widths) == 9
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in done.network("02-prune").modules()) == 2
+
+
+def test_selections_are_added_where_normalisation_comes_first(tmp_path):
+    model = {"name": "zoo:densenet", "depth": 7, "growth": 4, "in_channels": 1}
+    cut = {"kind": "prune", "budget": {"cut_channels": 0.4}}
+    done = carry_out(tmp_path / "run", cut, model={**model, "add_selection": True})
+    chosen = [m for m in done.network("01-prune").modules() if isinstance(m, netslim.ChannelSelect)]
+    assert len(chosen) == 6
+    assert any(len(m.indices) < m.channels for m in chosen)
+
+
+# ---------------------------------------------------------------- interrupted and begun again
+
+
+INTERRUPTED: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "soft_filter": lambda: [sparse(method="soft_filter", rate=0.3)],
+    "centripetal": lambda: [sparse(method="centripetal", target=0.5)],
+    "masked": lambda: [{**HALF, "mode": "mask"}, {**TRAIN, "name": "sparse", "epochs": 2}],
+    "taught": lambda: [TRAIN, {**TRAIN, "name": "sparse", "epochs": 2, "distill": {}}],
+    "scratch": lambda: [TRAIN, HALF, {"kind": "scratch", "name": "sparse", "budget": "B"}],
+}
+
+
+@pytest.mark.parametrize("kind", INTERRUPTED)
+def test_interrupted_it_ends_with_the_same_bits(tmp_path, monkeypatch, kind):
+    stages = INTERRUPTED[kind]()
+    label = f"{len(stages):02d}-sparse"
+    whole = carry_out(tmp_path / "whole", *stages)
+    begin = Journal.on_train_epoch_start
+
+    def interrupting(self, trainer, module):
+        if self.folder.label == label and trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        begin(self, trainer, module)
+
+    monkeypatch.setattr(Journal, "on_train_epoch_start", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tmp_path / "again", *stages)
+    monkeypatch.undo()
+    again = carry_out(tmp_path / "again", *stages)
+    assert len(again.column(label, "epoch")) >= 2
+    for name in ("train_loss", "val_accuracy"):
+        assert again.column(label, name) == whole.column(label, name)
+    one, two = (load_file(done.folder / label / "model.safetensors") for done in (whole, again))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert again.results["rows"] == whole.results["rows"]
+
+
+def test_interrupted_after_the_last_epoch_the_clusters_still_meet(tmp_path, monkeypatch):
+    stage = sparse(method="centripetal", target=0.5)
+    whole = carry_out(tmp_path / "whole", stage)
+
+    def interrupting(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "_save", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(tmp_path / "again", stage)
+    monkeypatch.undo()
+    again = carry_out(tmp_path / "again", stage)
+    assert again.stage("01-sparse")["clusters"] == whole.stage("01-sparse")["clusters"]
+    one, two = (load_file(done.folder / "01-sparse" / "model.safetensors") for done in (whole, again))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+# ---------------------------------------------------------------- refused before anything runs
+
+SOFT = sparse(method="soft_filter")
+DRAWN = sparse(method="centripetal")
+MASKED = {**HALF, "mode": "mask"}
+ZEROS = {"kind": "prune", "by": "zeros", "criterion": "l2"}
+MERGE = {"kind": "prune", "by": "clusters"}
+TUNE = {**TRAIN, "kind": "finetune"}
+WRONG: list[tuple[list[dict[str, Any]], str]] = [
+    ([{"kind": "convert"}], r"stages\.convert: no prune stage with 'mode: mask' comes before it"),
+    ([HALF, {"kind": "convert"}], r"stages\.convert: no prune stage with 'mode: mask'"),
+    ([MASKED, {**HALF, "name": "more"}], r"stages\.more: put a 'convert' stage before it"),
+    ([MASKED, SOFT], r"stages\.sparse\.sparsity: the network is masked by prune; convert it first"),
+    ([MASKED, TRAIN, {"kind": "scratch"}], r"stages\.scratch: put a 'convert' stage before it"),
+    ([TRAIN, {**TUNE, "distill": {"teacher": "trian"}}], r"distill\.teacher: .* called 'trian' \(did you mean 'train'"),
+    ([{**TRAIN, "distill": {}}], r"stages\.train\.distill\.teacher: no training stage before the first cut could"),
+    ([HALF, {**TUNE, "distill": {}}], r"distill\.teacher: no training stage before the first cut could teach; name"),
+    ([MERGE], r"stages\.prune\.by: 'clusters' cuts what the stage right before it has prepared: .* method centripetal"),
+    ([SOFT, MERGE], r"has method centripetal"),
+    ([DRAWN, TUNE, MERGE], r"has method centripetal"),
+    ([DRAWN, MERGE, {**MERGE, "name": "twice"}], r"stages\.twice\.by: 'clusters' cuts what the stage right before it"),
+    ([ZEROS], r"stages\.prune\.by: 'zeros' cuts what the stage right before it has prepared: .* method soft_filter"),
+    ([SOFT, {**ZEROS, "criterion": "bn_scale"}], r"penalty proximal \(after method soft_filter, give criterion: l2\)"),
+    ([sparse(strength=1e-4), {"kind": "prune", "by": "zeros"}], r"has penalty proximal"),
+    ([sparse(penalty="proximal"), ZEROS], r"has method soft_filter"),
+    ([SOFT, {**ZEROS, "criterion": "taylor"}], r"'by: zeros' looks at weights alone, but taylor at data; use l1, l2"),
+    ([SOFT, {**ZEROS, "per_group": {FIRST: 1}}], r"'by: zeros' finds out itself what goes"),
+    ([{**HALF, "by": "greedy"}], r"'by: greedy' takes counts or shares by name, and no budget"),
+    ([{"kind": "prune", "by": "greedy", "criterion": "taylor", "per_group": {FIRST: 1}}], r"'by: greedy' looks at we"),
+    ([{**HALF, "criterion": "tailor"}], r"stages\.prune\.criterion: there is no criterion 'tailor' \(did you mean 't"),
+    ([{**HALF, "criterion": "bn_scale", "lead": "pacesetter"}], r"stages\.prune\.lead: bn_scale does not look at"),
+    ([{**MASKED, "fold": "constant"}], r"stages\.prune\.fold: a mask cuts nothing"),
+    ([DRAWN, {**MERGE, "mode": "mask"}], r"stages\.prune\.mode: merging cannot be done by a mask"),
+    ([sparse(method="soft_filter", rate=1.0)], r"stages\.sparse\.sparsity\.rate: is 1\.0, must be a share from 0 to b"),
+    ([sparse(method="soft_filter", rate={"a": 1.5})], r"sparsity\.rate\.a: is 1\.5, must be a share from 0 to below 1"),
+    ([sparse(method="centripetal", target=0)], r"sparsity\.target: is 0\.0, must be a share above 0 and at most 1$"),
+    ([sparse(method="centripetal", target={"a": 0})], r"sparsity\.target\.a: is 0, must be .* or a number of channels"),
+    ([sparse(method="soft_filer")], r"sparsity\.method: there is no method 'soft_filer' \(did you mean 'soft_filter'"),
+    ([sparse(method="soft_filter", strength=1)], r"sparsity\.strength: there is no such option"),
+    ([sparse(method="soft_filter", criterion="l3")], r"sparsity\.criterion: expected one of l1, l2, geometric_median"),
+    ([HALF, {"kind": "scratch"}, TUNE], r"stages\.scratch\.like: no training stage comes before it"),
+    ([TRAIN, {"kind": "scratch"}], r"stages\.scratch: nothing is cut before it; .* or use a `baseline` stage"),
+    ([TRAIN, HALF, {"kind": "scratch", "like": "tran"}], r"no training stage is called 'tran' \(did you mean 'train'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stages", "message"), WRONG, ids=[message[:50] for _, message in WRONG])
+def test_a_wrong_recipe_is_refused_before_anything_runs(stages, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(*stages)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"kind": "prune", "criterion": "l1", "per_group": {"featurs.0": 2}}, r"'featurs\.0'.*features\.0"),
+        ({"kind": "prune", "criterion": "l1", "per_group": {FIRST: 9}}, r"features\.0.*(8|7)"),
+        (sparse(method="centripetal", target={"featurs.0": 2}), r"featurs\.0.*features\.0"),
+        (sparse(method="centripetal", target={FIRST: 20}), r"20"),
+        (sparse(method="soft_filter", rate={"featurs.0": 0.5}), r"featurs\.0"),
+        (sparse(method="soft_filter", rate=0.01), r"zeroes no filter"),
+    ],
+)
+def test_what_the_network_cannot_give_is_told(tmp_path, stage, message):
+    with pytest.raises(netslim.NetslimError, match=message):
+        carry_out(tmp_path / "run", stage)
