@@ -661,3 +661,32 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(stages, message):
 def test_what_the_network_cannot_give_is_told(tmp_path, stage, message):
     with pytest.raises(netslim.NetslimError, match=message):
         carry_out(tmp_path / "run", stage)
+
+
+def test_weights_learnt_elsewhere_are_where_training_begins_and_nowhere_else(tmp_path, monkeypatch):
+    import netslim.models
+
+    asked = []
+    ordinary = netslim.models.build
+
+    def build(name, **kwargs):
+        asked.append(kwargs.pop("weights", None))
+        return ordinary("zoo:vgg", **kwargs) if name == "torchvision:vgg" else ordinary(name, **kwargs)
+
+    monkeypatch.setattr(netslim.models, "build", build)
+    tree = {
+        "name": "weighted", "title": "weights", "data": {"name": "digits"},
+        "model": {"name": "torchvision:vgg", "layers": [8, "M", 16], "in_channels": 1, "weights": "DEFAULT"},
+        "trainer": {"limit_batches": 2, "tensorboard": False, "threads": 1},
+        "stages": [
+            {"kind": "train", "epochs": 1},
+            {"kind": "prune", "budget": {"cut_channels": 0.25}},
+            {"kind": "scratch"},
+            {"kind": "measure", "latency": False},
+        ],
+    }  # fmt: skip
+    run(parse_recipe(tree), tmp_path / "run")
+    assert asked[0] == "DEFAULT"
+    assert set(asked[1:]) == {None}
+    header = netslim.checkpoint.read(tmp_path / "run" / "01-train" / "model.safetensors")[0]
+    assert "weights" not in header["constructor"]["kwargs"]

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 Results = dict[str, Any]
 
 _OWN_CLASSES = ("zoo:", "torchvision:", "timm:")
+_WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def run(
@@ -325,9 +326,8 @@ class Runner:
         from netslim import models
 
         torch.manual_seed(derive(self.recipe.seed, "network"))
-        name = self.recipe.model.name
-        kwargs = self.recipe.model.kwargs if name.endswith(".safetensors") else self.origin["kwargs"]
-        return models.build(name, **kwargs)
+        name, kwargs = self.recipe.model.name, self.recipe.model.kwargs
+        return models.build(name, **(kwargs if name.endswith(".safetensors") else {**self.origin["kwargs"], **kwargs}))
 
     @cached_property
     def given(self) -> Results:
@@ -341,7 +341,7 @@ class Runner:
     def origin(self) -> dict[str, Any]:
         """The constructor of the uncut network; for a checkpoint the one in it, else the recipe's.
 
-        The number of classes comes from the data.
+        The number of classes comes from the data. Weights that were learnt elsewhere are no part of it.
         """
         from netslim import checkpoint, models
 
@@ -349,6 +349,7 @@ class Runner:
         if name.endswith(".safetensors"):
             return checkpoint.read(name)[0]["constructor"] or {}
         if name.startswith(_OWN_CLASSES):
+            kwargs = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
             kwargs.setdefault("num_classes", len(self.data.classes))
         return models.constructor(name, kwargs)
 
@@ -393,7 +394,6 @@ class Runner:
 
         if index == AS_BUILT:
             return self.build()
-
         return netslim.load(self.fresh(), self.folders[index].model)
 
     def _save(self, network: nn.Module, folder: StageFolder, **left: Any) -> None:
