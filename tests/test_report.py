@@ -456,3 +456,13 @@ def test_curves_with_gaps_and_without_scales(monkeypatch):
     figure = captured(monkeypatch, plots.curves, [stage])
     assert len(figure.axes) == 2
     assert plots.curves([curve("01-sparse", 1, 0.1, 0.5)]) == b""
+
+
+def test_published_top5_errors_have_their_own_column(results):
+    results["published"] = [{"label": "paper", "error": 31.38, "top5_error": 11.23}]
+    for row in results["rows"]:
+        row["top5"] = 0.75
+    html = report.page(results)
+    assert "<th scope=col>top-5 error</th>" in html
+    assert "<td>11.23 %</td>" in html
+    assert "<td>25.00 %</td>" in html

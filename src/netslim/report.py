@@ -36,6 +36,7 @@ ROW: dict[str, Any] = {"key": str, "label": str, **dict.fromkeys(METRICS, (int, 
 _SHARES = ("accuracy", "top5")
 PUBLISHED = {
     "error": "test error",
+    "top5_error": "top-5 error",
     "params": "parameters",
     "params_cut": "cut",
     "macs": "MACs",
@@ -267,6 +268,7 @@ def _as_published(row: Row, reference: Row) -> dict[str, Any]:
     return {
         "label": row["label"],
         "error": 100 * (1 - row["accuracy"]),
+        "top5_error": None if row.get("top5") is None else 100 * (1 - row["top5"]),
         "params": row["params"],
         "macs": row["macs"],
     } | cuts
@@ -279,7 +281,7 @@ def _figure_of(row: Row, key: str) -> str:
     if key in ("params", "macs"):
         return _count(value)
     unit = " %" if key in PUBLISHED else ""
-    return f"{value:.{2 if key == 'error' else 1}f}{unit}" if isinstance(value, float) else f"{value}{unit}"
+    return f"{value:.{2 if 'error' in key else 1}f}{unit}" if isinstance(value, float) else f"{value}{unit}"
 
 
 def _figures(results: Mapping[str, Any]) -> str:
