@@ -89,7 +89,7 @@ def test_a_layer_that_only_reads_is_found_too():
     [
         ("stm.0", r"no group, module or tensor is named 'stm\.0'; did you mean 'stem\.0'"),
         ("running_mean", r"named 'running_mean'; did you mean 'stem\.1\.running_mean' or 'block\.1\.running_mean'\?"),
-        ("zzz", r"named 'zzz'; print\(graph\) lists the groups"),
+        ("zzz", r"named 'zzz'; print\(graph\), or netslim inspect, lists"),
         ("relu", r"'relu' is in no group of channels; graph\.explain\('relu'\) says why"),
         ("aux", r"'aux' is in no group of channels"),
         ("aux.0.weight", r"'aux\.0\.weight' is in no group of channels"),

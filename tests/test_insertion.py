@@ -11,10 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, cut_half, prove
-from netslim import Budget, NetworkSlimming, load, models, prune, save, score, select, trace, verify, zoo
+from netslim import (
+    Budget,
+    CentripetalSGD,
+    NetworkSlimming,
+    SoftFilterPruning,
+    load,
+    models,
+    prune,
+    save,
+    score,
+    select,
+    trace,
+    verify,
+    zoo,
+)
 from netslim.errors import PlanError, TraceError
 from netslim.insertion import ChannelSelect, add_bn, add_selection, drop_idle_selections
 from netslim.silence import randomise
+from netslim.sparsity import plan_of_zeros
 from netslim.surgery import history
 
 PICTURE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -472,3 +487,26 @@ def test_no_batches_and_taken_names():
     with pytest.raises(PlanError, match=r"bn2\.select is there already"):
         add_selection(model)
     assert selections(model) == []
+
+
+def test_what_an_index_picks_is_left_alone_by_what_looks_at_filters():
+    model = randomise(add_selection(zoo.preresnet(11, width=0.5))).eval()
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    graph = trace(model, x)
+    selections = {g.name for g in graph if g.name.endswith(".select")}
+    assert selections
+    for criterion in ("l1", "l2", "geometric_median", "largest"):
+        assert not selections & set(score(graph, model, criterion)), criterion
+    assert selections <= set(score(graph, model, "bn_scale"))
+    soft = SoftFilterPruning(graph, model, 0.5)
+    assert not selections & set(soft.counts)
+    soft.zero()
+    assert not selections & set(plan_of_zeros(graph, model).groups)
+    drawn = CentripetalSGD(graph, model, 0.5, clusters="even")
+    assert not selections & set(drawn.clusters)
+    drawn.collapse()
+    before = model(x)
+    small = prune(model, drawn.plan())
+    torch.testing.assert_close(small(x), before, rtol=1e-4, atol=1e-4)
+    with pytest.raises(PlanError, match="an index picks its channels"):
+        CentripetalSGD(graph, model, dict.fromkeys(selections, 0.5))

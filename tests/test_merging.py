@@ -285,3 +285,9 @@ def test_survivors_must_be_kept(ends, message):
     graph = trace(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), torch.zeros(1, 2))
     with pytest.raises(PlanError, match=message):
         resolve(graph, {0: np.array([True, True, False, False])}, into={0: np.array(ends)})
+
+
+@pytest.mark.parametrize("clusters", [None, [0], {"first.0": "abc"}, {"first.0": None}, {"first.0": [[0], [1, 2]]}])
+def test_clusters_of_another_kind(clusters):
+    with pytest.raises(PlanError):
+        merge(trace(Chain(), X), clusters)

@@ -77,3 +77,11 @@ def test_nothing_to_recalibrate():
         recalibrate(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), [torch.zeros(2, 2)])
     with pytest.raises(PlanError, match="gives no batch"):
         recalibrate(network(), [])
+
+
+def test_statistics_that_are_not_finite_are_refused_and_the_old_ones_stay():
+    model = network()
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    with pytest.raises(PlanError, match="are not finite"):
+        recalibrate(model, [*batches(1), torch.full((8, 3, 4, 4), torch.nan, dtype=torch.float64)])
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())

@@ -1,6 +1,8 @@
 """Network Slimming: the exact gradient, wherever and however the optimizer steps."""
 
+import copy
 import math
+import pickle
 import warnings
 
 import pytest
@@ -730,3 +732,13 @@ def test_cuda_with_grad_scaler(options):
     scaler.step(optimizer)
     result = torch.cat([model.first.weight.cpu(), model.second.weight.cpu()]).detach()
     torch.testing.assert_close(result, after(1.0, 0.25))
+
+
+def test_a_copy_is_attached_to_nothing_and_can_be():
+    model = Scales()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    method = NetworkSlimming(model, 0.1).attach(optimizer)
+    for twin, theirs in (copy.deepcopy((method, optimizer)), pickle.loads(pickle.dumps((method, optimizer)))):
+        assert "optimizers=0" in repr(twin)
+        twin.attach(theirs)
+    assert "optimizers=1" in repr(method)

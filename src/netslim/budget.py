@@ -148,6 +148,8 @@ def select(
         PlanError: the budget cannot be met within the limits (names the limit and the best that can be reached),
             nothing is left that could be cut, or an option is out of range or names no group.
     """
+    if budget is not None and not isinstance(budget, Budget):
+        raise PlanError(f"budget must be a netslim.Budget, such as Budget(cut_channels=0.5), got {budget!r}")
     limits = Limits(min_channels, max_cut, round_to, protect, shortcuts, allow_inexact)
     chooser = Chooser(graph, scores, limits)
     masks = {n: chooser.lowest(n, count) for n, count in chooser.named_counts(per_group or {}).items()}

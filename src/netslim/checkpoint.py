@@ -79,6 +79,8 @@ def load(model: Model | None, path: str | os.PathLike[str]) -> Model:
     Raises:
         CheckpointError: the file is missing, damaged, changed since it was written, not ours, or for another model.
     """
+    if isinstance(path, nn.Module):
+        raise CheckpointError("load takes the model first and the file second: netslim.load(model, path)")
     header, tensors = read(path)
     if model is None:
         model = _construct(header, path)

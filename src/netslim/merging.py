@@ -29,6 +29,8 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
         PlanError: there is no such group (the nearest are named), it cannot be cut exactly, its clusters do not cover
             its units, nothing is to be merged at all, or tied weights cannot be summed.
     """
+    if not isinstance(clusters, Mapping):
+        raise PlanError(f"clusters map group names to a cluster number for every unit, got {type(clusters).__name__}")
     masks, into = {}, {}
     for name, numbers in clusters.items():
         group = _group(graph, name)
@@ -45,7 +47,7 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
 def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
     names = [g.name for g in graph.groups]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:3]
         raise PlanError(f"there is no group {name!r}; the nearest are {', '.join(map(repr, near))}")
     group = graph.groups[graph.number(name)]
     if not group.prunable:
@@ -54,7 +56,10 @@ def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
 
 
 def _labels(group: ChannelGroup, numbers: Sequence[int] | Tensor) -> np.ndarray:
-    labels = np.asarray(torch.as_tensor(numbers).detach().cpu())
+    try:
+        labels = np.asarray(torch.as_tensor(numbers).detach().cpu())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(f"group {group.name!r} needs a whole number for each of its units: {error}") from None
     if labels.shape != (group.size,):
         raise PlanError(
             f"group {group.name!r} has {group.size} units and needs a cluster number for each; got shape {labels.shape}"

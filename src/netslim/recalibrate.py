@@ -34,8 +34,8 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
         ``model``.
 
     Raises:
-        PlanError: it has no batch normalisation with running statistics, or there are no batches, or it does not run
-            on one.
+        PlanError: it has no batch normalisation with running statistics, or there are no batches, it does not run on
+            one, or what it computes is not finite.
     """
     inner = bare(model, PlanError)
     layers = [m for m in inner.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
@@ -53,6 +53,8 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
                 layer.momentum, layer.training = None, True  # a cumulative average
             for _ in outputs(inner, batches):
                 pass
+        if not all(buffer.isfinite().all() for layer in layers for buffer in layer.buffers(recurse=False)):
+            raise PlanError("the statistics over these batches are not finite: look for NaN or infinity in them")
         reached = [bool(layer.num_batches_tracked) for layer in layers]
     finally:
         for (layer, momentum, buffers), fresh in zip_longest(before, reached):

@@ -92,6 +92,8 @@ def score(
         PlanError: the criterion is unknown, can score no group of this model, needs batches and has none, or an
             option is none of its own.
     """
+    if not isinstance(graph, ChannelGraph):
+        raise PlanError(f"score takes the graph first, score(graph, model, ...); this is a {type(graph).__name__}")
     model = bare(model, PlanError)
     graph.check(model)
     scorer = Scorer.of(graph, criterion, lead, options)
@@ -276,6 +278,8 @@ def _over_filters(
     """``function`` of each producer's filters, (filters, weights) in at least single precision -> (filters,)."""
     found = []
     for s in group.tensors("producer"):
+        if not tensors[s.tensor].is_floating_point():  # an index picks the channels
+            continue
         weight = tensors[s.tensor].movedim(s.axis, 0).flatten(1)
         found.append((s, function(weight.to(torch.promote_types(weight.dtype, torch.float32)))))
     return _mean(group, found)
@@ -301,7 +305,7 @@ def _mean(group: ChannelGroup, values: list[tuple[Slice, Tensor]]) -> Tensor | N
 
 def _named(name: str) -> Criterion:
     if name not in CRITERIA:
-        near = difflib.get_close_matches(name, CRITERIA) or sorted(CRITERIA)
+        near = difflib.get_close_matches(str(name), CRITERIA) or sorted(CRITERIA)
         raise PlanError(f"unknown criterion {name!r}; did you mean {' or '.join(near)}?")
     return CRITERIA[name]
 

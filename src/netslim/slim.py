@@ -56,6 +56,8 @@ def slim(
     if batches is not None and fold is None and isinstance(criterion, str) and not reads_data(criterion):
         raise PlanError(f"batches are read by fold='constant' and by criteria that look at data, not by {criterion}")
     graph = trace(model, example_inputs)
+    if batches is not None and not isinstance(batches, Iterable):
+        raise PlanError(f"batches must be a data loader or a list of batches, not a {type(batches).__name__}")
     batches = None if batches is None else list(batches)
     scores = score(graph, model, criterion, batches=batches, **(scoring or {}))
     return cut(model, graph, scores, budget, example_inputs, strict=strict, fold=fold, batches=batches, **options)[0]

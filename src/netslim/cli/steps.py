@@ -136,6 +136,12 @@ def register(commands: Any) -> None:
     look.add_argument("--data", metavar="DATA", required=True, help="the data set")
     look.add_argument("--split", choices=["test", "validation"], default="test", help="which images (default: test)")
     look.add_argument(
+        "--validation",
+        metavar="SHARE",
+        type=float,
+        help="share of training images that was set apart, as for train (default: 0.1)",
+    )
+    look.add_argument(
         "--ten-crop",
         metavar="PIXELS",
         type=int,

@@ -20,6 +20,11 @@ from .groups import ChannelGraph, ChannelGroup
 Links = Mapping[str, set[int]]  # tensor -> numbers of groups
 
 
+def picked(graph: ChannelGraph, group: ChannelGroup) -> bool:
+    """Whether the channels are picked out of others by an index (`netslim.ChannelSelect`), not computed by a layer."""
+    return not any(s.tensor in graph.parameters for s in group.tensors("producer"))
+
+
 def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
     """Name of the tensor that leads a group: its first projection, else its first stem, else its first producer.
 

@@ -99,7 +99,11 @@ def nearest(graph: ChannelGraph, name: str) -> str:
     inventory = graph.inventory
     known = dict.fromkeys([*(g.name for g in graph.groups), *inventory.modules, *inventory.shapes, *inventory.aliases])
     near = [n for n in known if n.endswith(f".{name}")][:3] or difflib.get_close_matches(str(name), known, 3)
-    return f"did you mean {listed([*map(repr, near)], 3, 'or')}?" if near else "print(graph) lists the groups"
+    return (
+        f"did you mean {listed([*map(repr, near)], 3, 'or')}?"
+        if near
+        else "print(graph), or netslim inspect, lists the groups"
+    )
 
 
 # --- one group ---------------------------------------------------------------------------------------------------

@@ -134,6 +134,10 @@ class Attachments:
                 handle.remove()
         return leaving
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to nothing: copies of optimizers leave their hooks behind."""
+        return {**vars(self), "_handles": {}}
+
     def __iter__(self) -> Iterator[Optimizer]:
         return iter(self._handles)
 

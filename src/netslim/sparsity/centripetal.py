@@ -27,7 +27,7 @@ from torch.optim import SGD, Optimizer
 from netslim.budget import Limits, Shortcuts
 from netslim.errors import PlanError, StaleGraphError
 from netslim.graph import ChannelGraph, ChannelGroup, Slice
-from netslim.graph.coupling import pacesetter
+from netslim.graph.coupling import pacesetter, picked
 from netslim.merging import merge
 from netslim.plan import PruningPlan, named_tensors
 from netslim.sparsity import clusters as clustering
@@ -147,10 +147,15 @@ class CentripetalSGD:
     ) -> None:
         inner = bare(model, PlanError)
         graph.check(inner)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise PlanError(f"the seed of the clusters must be a whole number of 0 or more, not {seed!r}")
         self.graph, self.model = graph, model
         self.strength = strength
         self._vector_strength = _not_negative("vector_strength", vector_strength)
         self._staying = Limits(protect=protect, shortcuts=shortcuts).staying(graph)
+        for group in graph.groups:
+            if picked(graph, group):
+                self._staying.setdefault(group.name, "an index picks its channels, which differ whatever the weights")
         self._attached = Attachments("CentripetalSGD", "twice would double its pull: change .strength")
         self._resumed = False
         self._put(_clusters(graph, inner, target, clusters, seed, self._staying))

@@ -105,8 +105,8 @@ class SoftFilterPruning:
         rates = _rates(graph, rate, barred)
         self.counts = {name: min(floor(graph[name].size * r + 1e-9), graph[name].size - 1) for name, r in rates.items()}
         self.left_alone = {g.name: barred.get(g.name, "no rate names it") for g in graph if g.name not in rates}
-        if any(rates.values()) and not any(self.counts.values()):
-            raise PlanError(f"rate={rate!r} zeroes no filter: every group is too small for it (int(N * rate) is 0)")
+        if not any(self.counts.values()):
+            raise PlanError(f"rate={rate!r} zeroes no filter: int(N * rate) is 0 in every group")
         self.epoch = self.returned = self._step = 0
         self._chosen: dict[str, Tensor] = {}
         self._clock: tuple[Optimizer, int] | None = None  # whose steps make epochs, and how many
@@ -248,6 +248,9 @@ class SoftFilterPruning:
             )
         self.epoch, self._step, self.returned, self._chosen = epoch, step, returned, chosen
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_clock": None}  # a copy is attached to nothing
+
     def __repr__(self) -> str:
         return (
             f"SoftFilterPruning(groups={len(self.counts)}, filters={sum(self.counts.values())}, every={self.every}, "
@@ -373,6 +376,8 @@ def _obstacle(
     projections: bool,
 ) -> str | None:
     """Why this group is not acted on; None if it is."""
+    if coupling.picked(graph, group):
+        return "an index picks its channels, no filters make them"
     if group.name not in scores or not group.tensors("producer"):
         return "the criterion does not score it"
     if any(_computed(model.get_submodule(layer_of(s.tensor))) for s in group.tensors("producer")):
@@ -424,7 +429,7 @@ def _zero_first(scores: Tensor, zero: Tensor) -> Tensor:
 
 
 def _zero_units(group: ChannelGroup, tensors: Tensors) -> Tensor:
-    slices = group.tensors("producer")
+    slices = [s for s in group.tensors("producer") if tensors[s.tensor].is_floating_point()]
     alive = torch.full((group.size,), not slices)
     for s in slices:
         nonzero = (tensors[s.tensor].detach().movedim(s.axis, 0).flatten(1) != 0).any(1).cpu()

@@ -56,6 +56,11 @@ if TYPE_CHECKING:
 Results = dict[str, Any]
 
 _OWN_CLASSES = ("zoo:", "torchvision:", "timm:")
+_EQUAL = 1e-2
+_APART = (
+    "the filters of a cluster still differ by {:.2g} of their size; they were set to their mean, which changes the "
+    "network (train longer, or with a larger strength or learning rate)"
+)
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
@@ -211,7 +216,12 @@ class Runner:
             key: [row[key] for row in rows]
             for key in ("epoch", "train_loss", "penalty", "val_loss", "val_accuracy", "near_zero", *logged)
         }
+        apart = rows[-1]["deviation"]
+        warning = _APART.format(apart) if apart is not None and apart > _EQUAL else None
+        if warning:
+            self.display.warn(warning)
         return {
+            "warnings": [warning] if warning else [],
             "seconds": round(sum(row["seconds"] for row in rows), 3),
             "curves": curves,
             "histograms": history.histograms,

@@ -140,7 +140,8 @@ def _try(runner: Runner) -> None:
 
 def _refuse(out: Path) -> None:
     if out.suffix != ".safetensors":
-        raise RecipeError(f"--out {out}: a network is written to a .safetensors file, for instance {out}.safetensors")
+        name = f"{out}.safetensors" if out.name else "small.safetensors"
+        raise RecipeError(f"--out {out}: a network is written to a .safetensors file, for instance {name}")
     if out.exists():
         raise RecipeError(f"{out} exists already, and finished work is not overwritten; choose another --out")
 
@@ -216,8 +217,8 @@ def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pru
 
 
 def _cut(recipe: Recipe, out: Path, shape: Sequence[int] | None, work: Callable[..., Cut]) -> Pruned:
-    plan_file = out.with_suffix(".plan.json")
     _refuse(out)
+    plan_file = out.with_suffix(".plan.json")
     if plan_file.exists():
         raise RecipeError(f"{plan_file} exists already, and nothing is overwritten; choose another --out")
     runner = Runner(recipe, RunFolder(folder_of(out)), Display(), "")

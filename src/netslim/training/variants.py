@@ -24,7 +24,7 @@ def resolved(
     """
     if source in seen:
         raise RecipeError(f"the recipe {source} extends itself: {' -> '.join((*seen, source))}")
-    name = source.removesuffix(SMALL)
+    name = _whole(source)
     if not exists(source) and name != source and exists(name):
         return _twin(name, resolved(name, read, exists, (*seen, source)))
     tree = read(source)
@@ -32,7 +32,16 @@ def resolved(
     if base is None:
         return tree
     below = resolved(str(base), read, exists, (*seen, source))
-    return merged({key: value for key, value in below.items() if key not in ("published", "notes")}, tree)
+    own = {"title": tree.get("name", source), **tree}
+    return merged({key: value for key, value in below.items() if key not in ("published", "notes")}, own)
+
+
+def _whole(source: str) -> str:
+    """NAME of NAME-small, and PATH.yaml of PATH-small.yaml."""
+    for ending in (".yaml", ".yml", ""):
+        if source.endswith(SMALL + ending):
+            return source.removesuffix(SMALL + ending) + ending
+    return source
 
 
 def _twin(name: str, tree: Tree) -> Tree:
