@@ -274,6 +274,8 @@ MISTAKES = [
     (["evaluate", "vgg.safetensors", "--data", "digitz"], "digits"),
     (["evaluate", "vgg.safetensors", *DATA, "--optimizer.lr", "1"], "optimizer: there is no such option"),
     (["train", "zoo:vg16", *QUICK_TRAIN, "--out", "x.safetensors"], "vgg16"),
+    ([*TRAIN, "--lr-factor", "0.5"], "falls at --milestones"),
+    ([*CUT[:-1], ".", "--cut-channels", "0.5"], "for instance small.safetensors"),
     (["train", "vgg.safetensors", "--model.width", "2", *QUICK_TRAIN, "--out", "x.safetensors"], "width"),
     ([*TRAIN, "--epochs", "0"], "epochs: is 0"),
     ([*TRAIN, "--lr", "-1"], "optimizer.lr: is -1.0"),

@@ -186,9 +186,7 @@ def _training(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None
         default=[],
         help="when the rate falls: epochs, or below 1 shares of all epochs (default: it stays)",
     )
-    how.add_argument(
-        "--lr-factor", metavar="F", type=float, default=0.1, help="what it is multiplied with then (default: 0.1)"
-    )
+    how.add_argument("--lr-factor", metavar="F", type=float, help="what it is multiplied with then (default: 0.1)")
     how.add_argument("--momentum", metavar="M", type=float, help="default: 0.9, with Nesterov's correction")
     how.add_argument("--weight-decay", metavar="W", type=float, help="default: 1e-4")
     how.add_argument(
@@ -315,7 +313,9 @@ def _stage(options: argparse.Namespace) -> dict[str, Any]:
     if teacher is not None and ":" not in teacher and not teacher.endswith(".safetensors"):
         raise RecipeError(f"--teacher {teacher}: give a .safetensors file, or a network by name such as zoo:vgg16")
     optimizer |= {key: value for key in ("momentum", "weight_decay") if (value := getattr(options, key)) is not None}
-    schedule = {"name": "multistep", "milestones": options.milestones, "factor": options.lr_factor}
+    if options.lr_factor is not None and not options.milestones:
+        raise RecipeError("--lr-factor: the rate falls at --milestones; give them too")
+    schedule = {"name": "multistep", "milestones": options.milestones, "factor": options.lr_factor or 0.1}
     return {
         "epochs": options.epochs,
         "optimizer": optimizer,
