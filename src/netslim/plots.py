@@ -50,7 +50,7 @@ STYLE: Any = {
 
 
 def scales(data: Mapping[str, Any], format: str = "svg") -> bytes:
-    """Histogram of the BN scales' magnitudes before and after sparse training.
+    """Histogram of the BN scales' magnitudes before and after training, with the penalty where there is one.
 
     Args:
         data: `results["scales"]`: `edges` (n + 1 rising magnitudes from 0), `before` and `after` (n counts
@@ -130,7 +130,7 @@ def _scale_panel(axes: Axes, edges: np.ndarray, data: Mapping[str, Any], when: s
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
     axes.grid(axis="y")
     share = 100 * data[f"share_near_zero_{when}"]
-    axes.set_title(f"{when} sparse training: {share:.1f} % below {data['threshold']:g} (dashed)")
+    axes.set_title(f"{when} training: {share:.1f} % below {data['threshold']:g} (dashed)")
 
 
 def _from_zero(axes: Axes, first: float, last: float) -> None:

@@ -289,7 +289,7 @@ def _figures(results: Mapping[str, Any]) -> str:
     found = results.get("scales") or {}
     if found.get("share_near_zero_after") is not None:
         share = f"{_percent(found['share_near_zero_after'], 1)} of them are below {found['threshold']:g}"
-        text = f"Batch-norm scales. After sparse training {share}, where a channel hardly counts any more."
+        text = f"Batch-norm scales. After training {share}, where a channel hardly counts any more."
         drawn.append(_figure("scales", plots.scales(found), text))
     if results.get("widths"):
         drawn.append(
