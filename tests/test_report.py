@@ -228,7 +228,7 @@ def test_page_holds_every_part(run):
         "0.300 ms ×0.750 (0.285 to 0.330)",
         "VGGNet (70 % pruned) 6.20 % 2.300 M 88.5 %",
         "fine-tuned 1.50 % 25.00 k 87.5 %",
-        "After sparse training 75.0 % of them are below 0.01",
+        "After training 75.0 % of them are below 0.01",
         "02-prune 120 120 8.9e-16",
         "netslim run digits --out runs/digits",
         "time taken 1 min 14 s",
@@ -406,7 +406,7 @@ def test_histogram_draws_shares_of_all_channels(monkeypatch, results):
     values, edges, _ = below.patches[0].get_data()
     assert values.tolist() == [2.5, 10.0, 31.25, 31.25, 5.0, 20.0]
     assert edges.tolist() == results["scales"]["edges"]
-    assert below.get_title(loc="left") == "after sparse training: 75.0 % below 0.01 (dashed)"
+    assert below.get_title(loc="left") == "after training: 75.0 % below 0.01 (dashed)"
     assert [label.get_text() for label in below.get_xticklabels()] == [
         "0",
         "0.0001",
