@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import FlopCounterMode
 
 from netslim.errors import TraceError
-from netslim.graph.calls import as_call, describe, evaluating, no_fast_path
+from netslim.graph.calls import as_call, evaluating, no_fast_path, refusing
 from netslim.wrapping import bare, eagerly
 
 __all__ = ["Cost", "ModuleCost", "cost", "size_on_disk"]
@@ -116,14 +116,9 @@ def _macs_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
         _visible_attention(),
         _attributed(model, counter) as flops,
         counter,
+        refusing(example_inputs),
     ):
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            raise TraceError(
-                f"the model does not run on these example inputs ({describe(example_inputs)}): "
-                f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in evaluation mode"
-            ) from error
+        model(*args, **kwargs)
     return {name: count // 2 for name, count in flops.items()}
 
 

@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .batches import inputs_of
 from .errors import PlanError, TraceError
 from .graph import ChannelGraph, as_call, trace
-from .graph.calls import describe, evaluating
+from .graph.calls import describe, evaluating, refusing
 from .plan import named_modules
 from .wrapping import bare, inside
 
@@ -394,14 +394,8 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _run(model: nn.Module, inputs: Any, flow: _Flow | None = None) -> None:
     args, kwargs = as_call(inputs)
-    with torch.no_grad(), evaluating(model), torch.random.fork_rng(), flow or ExitStack():
-        try:
-            model(*args, **kwargs)
-        except Exception as error:
-            raise TraceError(
-                f"the model does not run on these example inputs ({describe(inputs)}): "
-                f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in evaluation mode"
-            ) from error
+    with torch.no_grad(), evaluating(model), torch.random.fork_rng(), flow or ExitStack(), refusing(inputs):
+        model(*args, **kwargs)
 
 
 def _examples(model: nn.Module, given: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import TraceError
 from ..plan import named_modules
 
 
@@ -27,6 +28,20 @@ def describe(example_inputs: Any) -> str:
     parts = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
     parts += [f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}" for k, v in kwargs.items()]
     return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def refusing(example_inputs: Any) -> Iterator[None]:
+    """What a model raises inside becomes a `TraceError` that shows the inputs."""
+    try:
+        yield
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"the model does not run on these example inputs ({describe(example_inputs)}): "
+            f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in evaluation mode"
+        ) from error
 
 
 def output_tensors(value: Any) -> list[Tensor]:

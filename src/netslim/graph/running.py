@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_flatten
 
-from ..errors import TraceError
 from ..plan import named_modules, named_tensors
 from .atoms import ATOM, Atoms
 from .attributes import remembered_attributes, watched_sizes
-from .calls import as_call, describe, evaluating, no_fast_path, output_tensors
+from .calls import as_call, evaluating, no_fast_path, output_tensors, refusing
 from .modes import Dispatch, Function
 from .recorder import Recorder
 
@@ -35,16 +34,8 @@ def record(model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fall
     for _, tensor in named_tensors(model):
         recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     watching = (Function(recorder), Dispatch(recorder, rules, fallback))
-    with evaluating(model):
-        try:
-            _watch(recorder, example_inputs, watching)
-        except TraceError:
-            raise
-        except Exception as error:
-            raise TraceError(
-                f"the model does not run on these example inputs ({describe(example_inputs)}): "
-                f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in evaluation mode"
-            ) from error
+    with evaluating(model), refusing(example_inputs):
+        _watch(recorder, example_inputs, watching)
     unused = [t for _, t in named_tensors(model) if isinstance(t, nn.Parameter) and id(t) not in recorder.touched]
     if unused:
         _watch_training(recorder, example_inputs, watching, unused)

@@ -24,7 +24,7 @@ from netslim.plan import PruningPlan
 from netslim.sparsity.slimming import NetworkSlimming
 from netslim.training.display import Display
 from netslim.training.folder import StageFolder
-from netslim.training.journal import EpochLoader, Journal, Row, derive
+from netslim.training.journal import EpochLoader, Journal, Row, derive, made_up
 from netslim.training.methods import held_by, method_of
 from netslim.training.module import Classifier, Means, Tally
 from netslim.training.schema import Recipe, SlimmingOptions, Train
@@ -77,8 +77,7 @@ class Bench:
 
     def example(self) -> Tensor:
         """Two made-up images: (2, C, H, W), the same in every process."""
-        generator = torch.Generator().manual_seed(derive(self.recipe.seed, "example"))
-        return torch.randn(2, *self.data.shape, generator=generator)
+        return made_up(self.recipe.seed, self.data.shape)
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """So many batches of the training split, in the order of no stage."""

@@ -37,6 +37,11 @@ def derive(seed: int, *path: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def made_up(seed: int, shape: Sequence[int]) -> Tensor:
+    """Two made-up images of a run with this seed: (2, *shape), the same in every process."""
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(derive(seed, "example")))
+
+
 class EpochLoader:
     """A loader that takes its epoch from the trainer when it is iterated, and may stop early (a dry run)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,71 +16,62 @@ from netslim.training.schema import CentripetalOptions, SlimmingOptions, SoftFil
 LOGGED = ("zero", "returned", "deviation")  # what methods add to metrics.csv
 
 
-class Method(Protocol):
-    """What a training stage asks of a method."""
+class Method:
+    """What a training stage asks of a method; this one needs nothing but its hook.
+
+    Args:
+        method: what hooks the optimizer, for instance `NetworkSlimming`.
+    """
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
 
     def attach(self, optimizer: Optimizer) -> None:
         """Act on every step of `optimizer` from now on."""
+        self.method.attach(optimizer)
 
     def penalty(self) -> Tensor | None:
         """What the method adds to the loss at this step; a detached scalar."""
+        return None
 
     def end_epoch(self, last: bool) -> None:
         """All steps of an epoch are done, `last` of the stage's; it has not been validated yet."""
 
     def log(self) -> dict[str, float]:
         """Figures of the epoch, of those in `LOGGED`."""
+        return {}
 
     def finish(self) -> None:
         """The stage is over, and its weights are those that it leaves."""
 
     def left(self) -> dict[str, Any]:
         """What later stages need, as plain JSON."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed stage needs."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
 
 
-class _Method:
-    """A method that needs nothing but its hook."""
-
-    def __init__(self, method: Any) -> None:
-        self.method = method
-
-    def attach(self, optimizer: Optimizer) -> None:
-        self.method.attach(optimizer)
-
-    def penalty(self) -> Tensor | None:
-        return None
-
-    def end_epoch(self, last: bool) -> None:
-        pass
-
-    def log(self) -> dict[str, float]:
-        return {}
-
-    def finish(self) -> None:
-        pass
-
-    def left(self) -> dict[str, Any]:
-        return {}
+class _Resumable(Method):
+    """A method with a state of its own."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return self.method.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
+        self.method.load_state_dict(state)
 
 
-class _Slimming(_Method):
+class _Slimming(Method):
     def penalty(self) -> Tensor | None:
         return self.method.penalty()
 
 
-class _SoftFilter(_Method):
+class _SoftFilter(_Resumable):
     def __init__(self, method: SoftFilterPruning, at_start: bool) -> None:
         super().__init__(method)
         self.at_start = at_start
@@ -97,14 +88,8 @@ class _SoftFilter(_Method):
     def log(self) -> dict[str, float]:
         return {"zero": self.method.share_zero(), "returned": self.method.returned}
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.method.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.method.load_state_dict(state)
-
-
-class _Centripetal(_Method):
+class _Centripetal(_Resumable):
     def log(self) -> dict[str, float]:
         return {"deviation": self.method.deviation().largest}
 
@@ -113,12 +98,6 @@ class _Centripetal(_Method):
 
     def left(self) -> dict[str, Any]:
         return {"clusters": {name: [int(number) for number in labels] for name, labels in self.method.clusters.items()}}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.method.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.method.load_state_dict(state)
 
 
 def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> Method | None:
@@ -172,4 +151,4 @@ def _drawn(options: CentripetalOptions, graph: ChannelGraph, network: nn.Module,
 
 def held_by(plan: PruningPlan, network: nn.Module) -> Method:
     """Hold the channels that `plan` removes at zero: mask mode."""
-    return _Method(Mask(network, plan))
+    return Method(Mask(network, plan))

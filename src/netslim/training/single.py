@@ -21,7 +21,7 @@ from netslim.training.cutting import Batches, Cut
 from netslim.training.display import Display
 from netslim.training.environment import choose_device
 from netslim.training.folder import RunFolder, write_atomic
-from netslim.training.journal import derive
+from netslim.training.journal import derive, made_up
 from netslim.training.recipe import override, parse_recipe
 from netslim.training.runner import Runner, threads
 from netslim.training.schema import Prune, Recipe, SlimmingOptions, Train
@@ -227,7 +227,7 @@ def _cut(recipe: Recipe, out: Path, shape: Sequence[int] | None, work: Callable[
             network, example, batches, origin = runner.build(), runner.example(), runner.bench.batches, runner.origin
         else:
             network, origin = _without_data(runner)
-            example, batches = _example(recipe, shape), _no_data
+            example, batches = made_up(recipe.seed, shape), _no_data
         network.eval()
         done = work(network, example, batches, runner.given)
         before, after = (netslim.cost(item, example[:1]) for item in (network, done.network))
@@ -245,11 +245,6 @@ def _without_data(runner: Runner) -> tuple[nn.Module, Results]:
         return runner.construct(), runner.origin
     torch.manual_seed(derive(runner.recipe.seed, "network"))
     return models.build(options.name, **options.kwargs), models.constructor(options.name, options.kwargs)
-
-
-def _example(recipe: Recipe, shape: Sequence[int]) -> Tensor:
-    generator = torch.Generator().manual_seed(derive(recipe.seed, "example"))
-    return torch.randn(2, *shape, generator=generator)
 
 
 def _no_data(count: int) -> Any:
