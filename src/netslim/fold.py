@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from .batches import inputs_of, outputs
 from .errors import PlanError
 from .graph import trace
-from .graph.calls import evaluating, output_tensors
+from .graph.calls import LAYERS, channels_of, evaluating, output_tensors
 from .plan import (
     DROPPED,
     PruningPlan,
@@ -43,7 +43,6 @@ from .surgery import new_biases, remember, takes_bias
 from .wrapping import bare, duplicate, eagerly
 
 logger = logging.getLogger("netslim")
-_LAYERS = {F.linear} | {getattr(F, f"conv{t}{n}d") for t in ("", "_transpose") for n in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not for sizes and the like
             self._use(func, args, kwargs)
-        if func in _LAYERS:
+        if func in LAYERS:
             self._layer(func, *_first(("input", "weight", "bias"), args, kwargs), result)
         return result
 
@@ -247,7 +246,7 @@ class _Watch(TorchFunctionMode):
         dropped = torch.zeros_like(weight).index_copy_(
             flow.cut.axis, flow.gone, weight.index_select(flow.cut.axis, flow.gone)
         )
-        channels = -1 if func is F.linear else 1 - weight.dim()
+        channels = channels_of(weight, linear=func is F.linear)
         flow.add(func(x, dropped, None, *args, **kwargs).movedim(channels, 0).flatten(1))
 
     def finish(self, output: Any) -> None:

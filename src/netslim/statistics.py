@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from .batches import outputs, targets_of
 from .errors import PlanError
 from .graph import ChannelGraph
-from .graph.calls import evaluating, output_tensors
+from .graph.calls import LAYERS, channels_of, evaluating, output_tensors
 from .graph.inventory import layer_of
 from .plan import named_modules, named_tensors
 from .wrapping import eagerly
@@ -30,8 +30,6 @@ Loss = Callable[[Any, Any], Tensor]  # of the model's output and the targets of 
 Measured = Mapping[str, Tensor]  # producing tensor -> (channels it makes,), float64 on the CPU
 PerExample = Callable[[Tensor], Tensor]  # (examples, places, channels) -> (examples, channels)
 Take = Callable[[str, Tensor, int], None]  # producing tensor, what it puts out, dimension of the channels
-
-_CONVOLUTIONS = {f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)}
 
 
 @dataclass
@@ -160,16 +158,11 @@ def _watching(graph: ChannelGraph, model: nn.Module, take: Take) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         for name in made:
             if (layer := layers.get(layer_of(name))) is not None:
-                dim = _channels(layer.weight, linear=isinstance(layer, nn.Linear))
+                dim = channels_of(layer.weight, linear=isinstance(layer, nn.Linear))
                 hook = layer.register_forward_hook(_hook(name, take, dim))
                 stack.callback(hook.remove)
         stack.enter_context(_Calls(parameters, take))
         yield
-
-
-def _channels(weight: Tensor, linear: bool) -> int:
-    """The dimension of the channels in what a layer puts out, counted from the end."""
-    return -1 if linear else 1 - weight.dim()
 
 
 def _hook(name: str, take: Take, dim: int) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -185,11 +178,10 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        function = getattr(func, "__name__", "")
-        if function == "linear" or function in _CONVOLUTIONS:
+        if func in LAYERS:
             weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
             if id(weight) in self.parameters:
-                self.take(self.parameters[id(weight)], output, _channels(weight, linear=function == "linear"))
+                self.take(self.parameters[id(weight)], output, channels_of(weight, linear=func is F.linear))
         return output
 
 
