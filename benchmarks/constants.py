@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from _common import record, show
-from methods import SMALL, Study, with_options
+from _study import SMALL, Study, nothing
+from methods import study_of, with_options
 from torch import nn
 
 import netslim
@@ -39,7 +40,7 @@ def accuracies(study: Study) -> dict[str, float]:
 def recalibrated(study: Study, network: nn.Module) -> nn.Module:
     """A copy whose batch-norm statistics come from 20 training batches."""
     graph = netslim.trace(network, study.example)
-    copy = netslim.prune(network, netslim.PruningPlan(graph.fingerprint, {}, ()))
+    copy = netslim.prune(network, nothing(graph))
     return netslim.recalibrate(copy, list(study.bench.batches(20))).eval()
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", default="hf:cifar10")
     parser.add_argument("--work", type=Path, default=Path("runs/methods"))
     options = parser.parse_args()
-    found = [accuracies(Study(SMALL, seed, options.data, options.work / "small")) for seed in options.seeds]
+    found = [accuracies(study_of(SMALL, seed, options.data, options.work / "small")) for seed in options.seeds]
     table = {way: [one[way] for one in found] for way in WAYS}
     spread = {way: stdev(values) if len(values) > 1 else 0.0 for way, values in table.items()}
     lines = [

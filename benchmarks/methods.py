@@ -19,28 +19,21 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 from _common import record, show
-from safetensors.torch import load as read
-from safetensors.torch import save
+from _study import FULL, SMALL, Scale, Study, least, nothing, proved, recipe, regularised
 from torch import nn
 
 import netslim
-from netslim.data import load
 from netslim.sparsity import CentripetalSGD
-from netslim.training import parse_recipe
-from netslim.training.display import Display
-from netslim.training.environment import choose_device, choose_precision
-from netslim.training.fit import Bench, evaluate, fit
-from netslim.training.folder import StageFolder, write_atomic, write_json
-from netslim.training.schema import Recipe, Train
+from netslim.training.folder import write_json
+from netslim.training.schema import Train
 
 CUT = 0.5  # share of the multiply-accumulates that goes
 METHODS = (
@@ -50,88 +43,19 @@ METHODS = (
 UNIFORM = ("random", "l1", "l2", "geometric_median")
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How large the study is."""
-
-    width: float
-    subset: int | None
-    epochs: int
-    recovery: int
-    strength: float  # of the penalty on the scales
-    centripetal: float
-    threads: int | None
+CENTRIPETAL = {False: 0.1, True: 0.05}  # strength, by whether the study is full
 
 
-SMALL = Scale(width=0.25, subset=10_000, epochs=15, recovery=8, strength=2e-3, centripetal=0.1, threads=1)
-FULL = Scale(width=1.0, subset=None, epochs=160, recovery=40, strength=1e-4, centripetal=0.05, threads=None)
-
-
-def recipe(scale: Scale, seed: int, data: str) -> Recipe:
-    """All training stages of the study; each row takes the ones it needs."""
-    steps = {"name": "onecycle", "rise": 0.2}
-    sgd = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
-    base = {"kind": "train", "epochs": scale.epochs, "optimizer": sgd, "schedule": steps}
-    slow = {**sgd, "lr": 0.05}
-    tune = {"kind": "finetune", "epochs": scale.recovery, "optimizer": slow, "schedule": {"name": "cosine"}}
-    return parse_recipe(
-        {
-            "name": "methods",
-            "title": "The methods side by side",
-            "seed": seed,
-            "data": {
-                "name": data, "batch_size": 128, "validation": 0.1, "subset": scale.subset,
-                "augment": {"pad": 4, "flip": True}, "download": data.startswith("torchvision:"),
-            },
-            "model": {"name": "zoo:vgg16", "width": scale.width},
-            "trainer": {"precision": "auto", "channels_last": True, "tensorboard": False, "threads": scale.threads},
-            "stages": [
-                {**base, "name": "base"},
-                {**base, "name": "slimming", "sparsity": {"strength": scale.strength}},
-                {**base, "name": "regularised"},
-                {**base, "name": "soft", "sparsity": {"method": "soft_filter"}},
-                {**tune, "name": "tune"},
-                {**tune, "name": "draw", "sparsity": {"method": "centripetal", "strength": scale.centripetal}},
-            ],
-        },
-        whole=False,
-    )  # fmt: skip
-
-
-class Study:
-    """One seed: its data and networks, made when they are asked for and kept in the work folder."""
-
-    def __init__(self, scale: Scale, seed: int, data: str, work: Path) -> None:
-        self.scale, self.seed, self.recipe = scale, seed, recipe(scale, seed, data)
-        self.stages = {stage.name: stage for stage in self.recipe.stages}
-        self.work = work / f"seed{seed}"
-        options = self.recipe.data
-        found = load(
-            options.name, validation=options.validation, subset=options.subset, seed=seed, download=options.download
-        )
-        device = choose_device(self.recipe.trainer)
-        self.bench = Bench(self.recipe, found, device, choose_precision(self.recipe.trainer, device), Display())
-        self.example = self.bench.example()
-
-    def fresh(self) -> nn.Module:
-        torch.manual_seed(self.seed)
-        return netslim.models.build("zoo:vgg16", width=self.scale.width)
-
-    def trained(self, name: str, row: str, network: nn.Module, stage: Train | None = None) -> nn.Module:
-        """`network` after a training stage; read from its file where that was done before."""
-        stage = stage or self.stages[name]
-        folder = StageFolder(self.work / row, 0, stage)
-        if not folder.model.exists():
-            folder.path.mkdir(parents=True, exist_ok=True)
-            fit(self.bench, network, stage, folder, self.seed)
-            write_atomic(folder.model, save(network.state_dict()))
-        network.load_state_dict(read(folder.model.read_bytes()))
-        return network.eval()
-
-    def accuracy(self, network: nn.Module, split: str) -> float:
-        found = evaluate(network, self.bench.loader(split), 10, self.bench.device)
-        network.to("cpu")
-        return found.accuracy
+def study_of(scale: Scale, seed: int, data: str, work: Path) -> Study:
+    """One seed with all training stages of the study; each row takes the ones it needs."""
+    stages = {
+        "slimming": {"of": "base", "sparsity": {"strength": scale.strength}},
+        "regularised": {"of": "base"},
+        "soft": {"of": "base", "sparsity": {"method": "soft_filter"}},
+        "draw": {"of": "tune", "sparsity": {"method": "centripetal", "strength": CENTRIPETAL[scale == FULL]}},
+    }
+    model = {"name": "zoo:vgg16", "width": scale.width}
+    return Study(scale, seed, recipe(scale, seed, data, model=model, stages=stages), work)
 
 
 def row(study: Study, method: str) -> dict[str, Any]:
@@ -178,21 +102,6 @@ def uniform(graph: netslim.ChannelGraph, scores: dict[str, torch.Tensor]) -> net
     return netslim.select(graph, ranks, netslim.Budget(cut_macs=CUT))
 
 
-def least(make: Callable[[float], Any], measure: Callable[[Any], float], limit: float) -> Any:
-    """What the smallest share makes that stays within `limit`, by bisection."""
-    low, high = 0.0, 0.95
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (low, middle) if measure(make(middle)) <= limit else (middle, high)
-    return make(high)
-
-
-def proved(network: nn.Module, plan: netslim.PruningPlan, study: Study) -> nn.Module:
-    small = netslim.prune(network, plan)
-    netslim.verify(network, small, plan, study.example)
-    return small
-
-
 def slimming(study: Study, method: str) -> Networks:
     """Network Slimming: sparse training, one global threshold; with +fold what is cut off is not thrown away."""
     sparse = study.trained("slimming", "slimming", study.fresh())
@@ -229,11 +138,6 @@ def centripetal(study: Study, method: str) -> Networks:
     return drawn, proved(drawn, merging, study)
 
 
-def nothing(graph: netslim.ChannelGraph) -> netslim.PruningPlan:
-    """A plan that cuts nothing: pruning by it makes a copy."""
-    return netslim.PruningPlan(graph.fingerprint, {}, ())
-
-
 def with_options(stage: Train, **options: Any) -> Train:
     assert stage.sparsity is not None
     return replace(stage, sparsity=replace(stage.sparsity, **options))
@@ -264,34 +168,6 @@ def torch_pruning(study: Study, method: str) -> Networks:
 
     limit = netslim.cost(network, study.example[:1]).macs * (1 - CUT)
     return network, least(cut, lambda net: netslim.cost(net, study.example[:1]).macs, limit)
-
-
-@contextmanager
-def regularised(make: Callable[[], Any], network: nn.Module) -> Iterator[None]:
-    """Inside, a pruner's `regularize` runs after each backward pass of an optimizer that holds the network."""
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
-    pruner = make()
-    pruner.update_regularizer()
-    held = {id(p) for p in network.parameters()}
-
-    def closure_first(optimizer: Any, args: Any, kwargs: Any) -> Any:
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None or not any(id(p) in held for g in optimizer.param_groups for p in g["params"]):
-            return None
-
-        def followed() -> Any:
-            loss = closure()
-            pruner.regularize(network)
-            return loss
-
-        return (args[0],), {"closure": followed}
-
-    handle = register_optimizer_step_pre_hook(closure_first)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 CUTTERS: dict[str, Callable[[Study, str], Networks]] = {
@@ -347,7 +223,7 @@ def main() -> None:
     (work / "rows").mkdir(parents=True, exist_ok=True)
     for seed in [] if options.table else options.seeds:
         missing = [m for m in options.only if not (work / "rows" / f"{m}-{seed}.json").exists()]
-        study = Study(scale, seed, options.data, work) if missing else None
+        study = study_of(scale, seed, options.data, work) if missing else None
         for method in missing:
             assert study is not None
             found = row(study, method)

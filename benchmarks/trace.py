@@ -27,7 +27,7 @@ NETWORKS = {"resnet50": "fc", "vgg16_bn": "classifier.6", "densenet121": "classi
 def ours(model: nn.Module, inputs: Tensor, last: str) -> None:
     graph = netslim.trace(model, inputs)
     scores = netslim.score(graph, model, "l1")
-    plan = netslim.select(graph, scores, netslim.Budget(cut_channels=0.5), scope="layer")
+    plan = netslim.select(graph, scores, netslim.Budget(cut_channels=0.5), allocation="uniform")
     netslim.prune_(model, plan)
 
 

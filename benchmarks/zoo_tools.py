@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from zoo_models import build
 
 import netslim
-from netslim.budget import resolve
 from netslim.graph import ChannelGraph
 from netslim.graph.calls import as_call, output_tensors
 from netslim.plan import named_tensors
+from netslim.resolve import resolve
 from netslim.slim import cut
 from netslim.verify import OWN_PRECISION, randomise
 
@@ -146,7 +146,7 @@ def proof(subject: Subject, graph: ChannelGraph, plan: netslim.PruningPlan) -> d
     logging.getLogger("netslim").setLevel(logging.ERROR)
     try:
         budget = netslim.Budget(cut_channels=0.5)
-        _, rest, check = cut(subject.original, graph, scores, budget, subject.inputs, scope="layer")
+        _, rest, check = cut(subject.original, graph, scores, budget, subject.inputs, allocation="uniform")
     except Exception as error:
         return {"verified": "no", "why": f"{why}; then {first_line(error)}"}
     return {

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim import ChannelGraph, PruningPlan, prune, trace, verify
-from netslim.budget import resolve
+from netslim.resolve import resolve
 from netslim.verify import Verification
 
 

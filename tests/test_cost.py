@@ -1,4 +1,4 @@
-"""Parameters, MACs and bytes against counts made by hand."""
+"""Parameters, MACs, activations and bytes against counts made by hand."""
 
 import pytest
 import torch
@@ -46,7 +46,8 @@ def test_vgg19_to_the_last_mac():
 def test_a_convolution_by_hand():
     # Out 4x4: 3x3 over a 6x6 map; 4 * 4 positions * 2 channels in * 5 out * 9.
     found = cost(nn.Conv2d(2, 5, 3), torch.zeros(1, 2, 6, 6))
-    assert found == Cost(95, 1440, {"": ModuleCost(95, 1440)})
+    # 5 maps of 16 are put out, and lie beside the input of 2 maps of 36, four bytes an element.
+    assert found == Cost(95, 1440, {"": ModuleCost(95, 1440, 80)}, 80, 320, 320 + 288)
 
 
 @pytest.mark.parametrize(
@@ -129,35 +130,38 @@ class Nested(nn.Module):
 def test_modules_own_what_they_do_themselves():
     found = cost(Nested(), torch.zeros(1, 4))
     assert found.by_module == {
-        "": ModuleCost(16, 16 + 16 + 16),  # two products with its own weight, and a layer made on the fly
-        "twice": ModuleCost(16, 3 * 16),
-        "inner.0": ModuleCost(10, 8),
-        "inner.1.1": ModuleCost(12, 8),
-        "tied": ModuleCost(0, 16),  # its weight belongs to the model
-        "frozen": ModuleCost(16, 16),
+        "": ModuleCost(16, 16 + 16 + 16, 12),  # two products with its own weight, and a layer made on the fly
+        "twice": ModuleCost(16, 3 * 16, 12),
+        "inner.0": ModuleCost(10, 8, 2),
+        "inner.1.1": ModuleCost(12, 8, 4),
+        "tied": ModuleCost(0, 16, 4),  # its weight belongs to the model
+        "frozen": ModuleCost(16, 16, 4),
     }
     assert found.params == 16 + 16 + 10 + 12 + 16
     assert found.macs == 48 + 48 + 8 + 8 + 16 + 16
+    assert found.activations == 12 + 12 + 2 + 4 + 4 + 4
 
 
 def test_within_sums_a_part_of_the_model():
     found = cost(Nested(), torch.zeros(1, 4))
-    assert found.within("inner") == ModuleCost(22, 16)
-    assert found.within("inner.1") == ModuleCost(12, 8)
+    assert found.within("inner") == ModuleCost(22, 16, 6)
+    assert found.within("inner.1") == ModuleCost(12, 8, 4)
     assert found.within("inn") == ModuleCost(0, 0)
-    assert found.within("") == ModuleCost(found.params, found.macs)
+    assert found.within("") == ModuleCost(found.params, found.macs, found.activations)
 
 
 def test_rows_add_up_to_the_totals():
     found = cost(zoo.densenet40(width=0.5), torch.zeros(PICTURE))
     assert sum(row.params for row in found.by_module.values()) == found.params
     assert sum(row.macs for row in found.by_module.values()) == found.macs
+    assert sum(row.activations for row in found.by_module.values()) == found.activations
 
 
 def test_macs_are_those_of_the_batch():
     model = zoo.vgg([4, "M", 4])
     one, four = (cost(model, torch.zeros(n, 3, 8, 8)) for n in (1, 4))
     assert four.macs == 4 * one.macs
+    assert (four.activations, four.peak_bytes) == (4 * one.activations, 4 * one.peak_bytes)
     assert four.params == one.params
 
 
@@ -186,10 +190,11 @@ def test_leaves_the_model_as_it_was():
 def test_prints_a_table():
     text = str(cost(nn.Sequential(nn.Linear(100, 30), nn.ReLU(), nn.Linear(30, 10)), torch.zeros(1, 100)))
     assert text.splitlines() == [
-        "module  params    share   MACs    share",
-        "0        3,030   90.7 %  3,000   90.9 %",
-        "2          310    9.3 %    300    9.1 %",
-        "total    3,340  100.0 %  3,300  100.0 %",
+        "module  params    share   MACs    share  activations    share",
+        "0        3,030   90.7 %  3,000   90.9 %           30   75.0 %",
+        "2          310    9.3 %    300    9.1 %           10   25.0 %",
+        "total    3,340  100.0 %  3,300  100.0 %           40  100.0 %",
+        "at most 640 bytes of inputs and intermediate tensors at once",  # the input, 30 before and 30 after the ReLU
     ]
     assert "100" not in str(cost(nn.ReLU(), torch.zeros(1)))
 

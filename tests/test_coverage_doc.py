@@ -19,7 +19,10 @@ TEXT = (REPOSITORY / "docs" / "coverage.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in TEXT.splitlines() if line[:1] == "|"]
 ROWS = [row for row in ROWS if row[0].isdigit()]
 COMMANDS = [(row[0], command) for row in ROWS for command in re.findall(r"`([^`]+)`", row[3])]
-KNOWN = {"train", "prune", "finetune", "evaluate", "inspect", "run", "recipes", "report"}
+KNOWN = {
+    "train", "prune", "finetune", "evaluate", "inspect", "run", "recipes", "report", "sensitivity", "search", "export",
+    "bench",
+}  # fmt: skip
 
 
 @cache
@@ -36,10 +39,8 @@ def test_every_row_is_there_once_and_complete():
         assert re.match(r"(works|in part|later)\b", status), number
         assert (status == "later") == (shown == "none yet"), number
     later = [row[0] for row in ROWS if row[4] == "later"]
-    assert later == ["16", "36"]
-    assert {command for row in ROWS for command in re.findall(r"`netslim (\w+)", row[2])} - KNOWN == {
-        "sensitivity", "export",
-    }  # fmt: skip
+    assert later == []
+    assert {command for row in ROWS for command in re.findall(r"`netslim (\w+)", row[2])} <= KNOWN
 
 
 @pytest.mark.parametrize(("row", "command"), COMMANDS, ids=[f"{row} {command}" for row, command in COMMANDS])

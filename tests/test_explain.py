@@ -301,8 +301,8 @@ def test_the_table_puts_what_stays_last_under_its_reason(graph):
     rows = str(graph).splitlines()
     order = [row.split()[0] for row in rows if row and row.split()[0] in graph._index]
     assert order == ["stem.0", "halves", "join", "late", "mixed", "fixed", "head"]
-    assert rows[0].split() == ["group", "channels", "params", "MACs", "together", "with"]
-    assert re.search(r"^stem\.0 +6 +[\d.]+% +[\d.]+%  block\.0$", rows[1])
+    assert rows[0].split() == ["group", "channels", "params", "MACs", "activations", "together", "with"]
+    assert re.search(r"^stem\.0 +6 +[\d.]+% +[\d.]+% +[\d.]+%  block\.0$", rows[1])
     assert rows[2].endswith("  2 rows each")
     mixed = next(i for i, row in enumerate(rows) if row.startswith("mixed"))
     assert rows[mixed - 1].startswith("inexact, cut only with allow_inexact=True: softmax over the channels (")
@@ -379,6 +379,7 @@ def test_shares_agree_with_cutting_all_units(graph):
         told = next(g for g in graph.to_dict()["groups"] if g["name"] == group.name)
         assert told["params_share"] == pytest.approx(1 - graph.params(none) / graph.params())
         assert told["macs_share"] == pytest.approx(1 - graph.macs(none) / graph.macs())
+        assert told["activations_share"] == pytest.approx(1 - graph.activations(none) / graph.activations())
 
 
 def test_a_model_that_runs_elsewhere_is_forgotten(graph):

@@ -13,10 +13,10 @@ from torch import nn
 
 from nets import Chain, cut_half
 from netslim import Budget, PlanError, PruningPlan, SurgeryError, load, prune, prune_, save, slim, trace, verify
-from netslim.budget import resolve
 from netslim.fold import fold_constants
 from netslim.merging import merge
 from netslim.plan import SizePatch, fingerprint
+from netslim.resolve import resolve
 from netslim.silence import randomise
 from netslim.slim import cut
 from netslim.surgery import history
@@ -314,8 +314,8 @@ def test_bad_batches(batches, message):
 
 def test_slim_folds():
     model, _ = constant(PreResidual)
-    plain = slim(model, X, budget=Budget(cut_channels=0.4), max_cut=0.5)
-    folded = slim(model, X, budget=Budget(cut_channels=0.4), max_cut=0.5, fold="constant")
+    plain = slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), max_cut=0.5)
+    folded = slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), max_cut=0.5, fold="constant")
     assert (folded(X) - model(X)).abs().max() < 1e-10 < (plain(X) - model(X)).abs().max()
     graph = trace(model, X)
     scores = {g.name: torch.arange(g.size) for g in graph.prunable}
@@ -326,7 +326,7 @@ def test_slim_folds():
     with pytest.raises(PlanError, match="fold must be"):
         slim(model, X, budget=Budget(cut_channels=0.4), fold="mean")
     with pytest.raises(PlanError, match="batches are read by fold"):
-        slim(model, X, budget=Budget(cut_channels=0.4), batches=[X])
+        slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), batches=[X])
 
 
 def test_biases_are_added_in_place_and_not_at_all_on_an_error():

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import gc
 import importlib
+import shutil
+import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
+import netslim
+from netslim.backends import prepared
 from netslim.errors import PlanError, TraceError
-from netslim.latency import Latency, latency
+from netslim.export import Session, onnx_bytes
+from netslim.latency import Latency, latency, timed
 
 latency_module = importlib.import_module("netslim.latency")  # `netslim.latency` is the function
 
@@ -68,8 +74,8 @@ def test_rounds_are_interleaved_and_alternate(monkeypatch, x):
 def test_short_calls_are_batched_until_a_sample_lasts_a_millisecond(x):
     quick, slow = Sleeper(), Sleeper(0.002)
     latency({"quick": quick, "slow": slow}, x, repeats=5, warmup=1)
-    assert len(slow.calls) == 2 + 5  # one sample is one call
-    assert len(quick.calls) > 2 + 5  # how many more depends on the machine
+    assert len(slow.calls) == 3 + 5  # one sample is one call
+    assert len(quick.calls) > 3 + 5  # how many more depends on the machine
 
 
 def test_the_time_budget_ends_the_rounds_but_not_below_five(x):
@@ -150,3 +156,117 @@ def test_a_device_that_is_not_there(x):
 def test_no_model(x):
     with pytest.raises(PlanError, match="no model given"):
         latency({}, x)
+
+
+def test_plain_calls_are_timed_in_turn_too():
+    order: list[str] = []
+
+    def call(name: str) -> Callable[[], None]:
+        return lambda: (order.append(name), time.sleep(0.002))[1]
+
+    found = timed({"a": call("a"), "b": call("b")}, repeats=5, warmup=1)
+    assert "".join(order) == "aabb" + "abba" * 2 + "ab"
+    assert {(f.repeats, f.device, f.backend) for f in found.values()} == {(5, "cpu", "eager")}
+    assert all(f.low_ms >= 2.0 for f in found.values())
+
+
+def test_a_call_that_fails_is_named():
+    with pytest.raises(TraceError, match="'b' failed: ZeroDivisionError"):
+        timed({"a": lambda: None, "b": lambda: 1 / 0})
+    with pytest.raises(PlanError, match="nothing to time"):
+        timed({})
+
+
+# ---------------------------------------------------------------- backends
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    """Two layers, in training mode."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.fixture
+def onnxruntime():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    return pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for g++")
+def test_compiled_it_computes_the_same_and_the_model_stays_as_it_was(net, x):
+    attributes = [set(vars(m)) for m in net.modules()]
+    with prepared(net, x, "compile") as ready, torch.no_grad():
+        assert ready.call is not net
+        assert ready.backend == "compile"
+        torch.testing.assert_close(ready(), net(x))
+        assert timed({"net": ready}, repeats=5)["net"].backend == "compile"
+    assert [set(vars(m)) for m in net.modules()] == attributes
+    assert net.training
+    assert not hasattr(net, "_orig_mod")
+
+
+def test_each_model_is_compiled_for_itself_and_for_fixed_shapes(net, x, monkeypatch):
+    """All models of a class share the code of its forward, which keeps what was compiled: 8 and no more by default."""
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: (seen.append((f, options)), f)[1])
+    found = latency({"a": net, "b": net}, x, backend="compile", repeats=5)
+    assert [f.backend for f in found.values()] == ["compile"] * 2
+    (a, options), (b, _) = seen
+    assert a.__code__ is not b.__code__
+    assert options == {"dynamic": False}
+
+
+def test_what_cannot_be_compiled_is_said(net, x, monkeypatch):
+    def compile(*_: object, **__: object) -> None:
+        raise RuntimeError("No working C++ compiler found\nin a long report")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(
+        PlanError, match=r"failed on 'model': No working C\+\+ compiler found. It needs g\+\+ or clang;"
+    ):
+        latency(net, x, backend="compile")
+    assert net.training
+
+
+def test_onnxruntime_computes_the_same_with_inputs_that_are_bound(net, x, onnxruntime):
+    with prepared(net, {"input": x}, "onnxruntime") as ready, torch.no_grad():
+        binding = ready()[0]
+        torch.testing.assert_close(torch.from_numpy(binding.copy_outputs_to_cpu()[0]), net(x))
+        found = timed({"net": ready}, repeats=5)["net"]
+    assert (found.device, found.backend) == ("cpu", "onnxruntime")
+    assert str(found).endswith("on cpu, onnxruntime")
+    assert net.training
+
+
+def test_onnxruntime_takes_as_many_threads_as_torch(net, x, onnxruntime):
+    with latency_module.using_threads(3):
+        options = Session(onnx_bytes(net, x), torch.device("cpu")).session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+
+
+def test_a_missing_package_is_named(net, x, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("netslim.export"), "find_spec", lambda name: None)
+    with pytest.raises(PlanError, match=r"pip install 'netslim\[onnx\]'"):
+        latency({"net": net}, x, backend="onnxruntime")
+    assert net.training
+
+
+def test_onnxruntime_without_cuda_says_what_to_install(net, x, onnxruntime):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(netslim.ExportError, match="pip install onnxruntime-gpu"):
+        Session(onnx_bytes(net, x), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("backend", ["compile", "onnxruntime"])
+def test_a_model_that_does_not_run_is_its_own_fault(backend, x):
+    with pytest.raises(TraceError, match="'broken' did not run on the example inputs"):
+        latency({"broken": nn.Linear(7, 1)}, x, backend=backend)
+
+
+def test_an_unknown_backend(net, x):
+    with pytest.raises(PlanError, match="no backend 'tensorrt'; choose one of eager, compile, onnxruntime"):
+        latency(net, x, backend="tensorrt")

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import NetworkSlimming, prune, prune_, score, trace
-from netslim.budget import resolve
 from netslim.errors import PlanError
 from netslim.merging import merge
 from netslim.plan import named_tensors
+from netslim.resolve import resolve
 from netslim.silence import randomise
 from netslim.sparsity import Mask
 

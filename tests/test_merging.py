@@ -13,9 +13,10 @@ from torch import nn
 
 from nets import Chain, DenseBlock, Residual, conv
 from netslim import Budget, PlanError, PruningPlan, VerificationError, load, prune, prune_, save, score, trace, verify
-from netslim.budget import resolve, select
+from netslim.budget import select
 from netslim.merging import merge
 from netslim.plan import DROPPED, GroupCut, TensorCut, compose
+from netslim.resolve import resolve
 from netslim.silence import randomise, silenced
 from netslim.surgery import history
 from netslim.zoo import densenet

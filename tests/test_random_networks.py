@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from netslim import ChannelGraph, PruningPlan, VerificationError, load, prune, prune_, save, trace, verify
-from netslim.budget import resolve
 from netslim.plan import TensorCut, named_tensors
+from netslim.resolve import resolve
 from netslim.silence import randomise
 from random_layers import OPERATORS
 from random_networks import Spec, networks, unpacked

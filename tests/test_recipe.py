@@ -72,7 +72,7 @@ def test_the_papers_settings_for_mnist():
     assert isinstance(sparse, Train)
     assert isinstance(baseline, Baseline)
     assert isinstance(prune, Prune)
-    assert (recipe.data.batch_size, sparse.epochs, prune.scope) == (256, 30, "layer")
+    assert (recipe.data.batch_size, sparse.epochs, prune.allocation) == (256, 30, "uniform")
     assert prune.budget.given() == {"cut_channels": 0.8}
     rates = [factor(sparse.schedule, epoch * 200, 30, 200) for epoch in (0, 9, 10, 19, 20, 29)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -161,7 +161,7 @@ REFUSED = [
     ({"stages.spars.epochs": "1"}, r"--stages\.spars: the recipe has no stage 'spars' \(did you mean 'sparse'\?\)"),
     ({"stages.9.epochs": "1"}, r"no stage '9'"),
     ({"stages.sparse.epoch": "1"}, r"stages\.sparse\.epoch: there is no such option \(did you mean 'epochs'\?\)"),
-    ({"stages.sparse.sparsity.strenght": "1"}, r"did you mean 'strength'\?"),
+    ({"stages.sparse.sparsity.strenght": "1"}, r"did you mean 'strength'"),
     ({"stages.sparse": "1"}, r"--stages\.sparse: name the option of the stage too"),
     ({"stages.sparse.epochs": "many"}, r"stages\.sparse\.epochs: expected a whole number, got 'many'"),
     ({"stages.sparse.epochs": "1.5"}, r"expected a whole number, got 1\.5"),
@@ -232,7 +232,7 @@ def test_a_baseline_may_only_imitate_what_trains():
 
 
 def test_an_unknown_recipe_offers_the_nearest():
-    with pytest.raises(RecipeError, match=r"no recipe is called 'digit' \(did you mean 'digits'\?\)"):
+    with pytest.raises(RecipeError, match=r"recipe is called 'digit' \(did you mean 'digits' or 'digits-gradual'\?\)"):
         load_recipe("digit")
 
 

@@ -46,7 +46,9 @@ CLASSES = {"CIFAR100": 100, "imagenet": 1000}
 
 
 def test_every_published_row_is_shipped_with_its_twin():
-    assert shipped() == sorted([*ROWS, *(f"{name}-small" for name in ROWS), "digits", "vgg16-cifar10-small"])
+    assert shipped() == sorted(
+        [*ROWS, *(f"{name}-small" for name in ROWS), "digits", "digits-gradual", "vgg16-cifar10-small"]
+    )
 
 
 @pytest.mark.parametrize("name", ROWS)

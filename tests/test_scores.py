@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader, TensorDataset
 
+import netslim
 from nets import Chain, Residual, conv
-from netslim import PlanError, scores, select, trace, zoo
-from netslim.scores import CRITERIA, criterion, score
+from netslim import Budget, PlanError, greedy, normalized, select, slim, trace, zoo
+from netslim.scores import CRITERIA, criterion, reads_data, score
+from netslim.scores.registry import MEASURES
 from netslim.silence import randomise
 
 X = torch.zeros(1, 3, 8, 8)
-DATA = ("taylor", "mean_mean", "mean_std", "mean_l1", "mean_l2", "var_l2")
+MAP = ("activation", "mean_mean", "mean_std", "mean_l1", "mean_l2", "var_l2")
+DATA = ("taylor", "taylor_bn", "obd", *MAP)
 MAPS = [torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]]), torch.tensor([[[[0.0, 4.0]]]])]  # three examples of 1x2
 
 
@@ -78,7 +83,7 @@ def test_how_the_examples_are_batched_does_not_matter():
     model = two_channels()
     graph = trace(model, MAPS[0])
     singly = [x[None] for batch in MAPS for x in batch]
-    for name in DATA[1:]:
+    for name in MAP:
         together = score(graph, model, name, batches=[torch.cat(MAPS)])["0"]
         torch.testing.assert_close(score(graph, model, name, batches=iter(singly))["0"], together)
 
@@ -132,8 +137,9 @@ def test_the_model_is_left_as_it_was(name):
 def test_a_failing_batch_leaves_the_model_as_it_was():
     model = Chain().train()
     good, bad = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8)
-    for name in ("mean_l1", "taylor"):
-        with pytest.raises(PlanError, match=r"does not run on batch 2 of batches= \(\(2, 4, 8, 8\)\)"):
+    for name in ("mean_l1", "activation", "taylor", "taylor_bn", "obd"):
+        where = r"example 3 of batches= \(\(1" if name == "obd" else r"batch 2 of batches= \(\(2"
+        with pytest.raises(PlanError, match=rf"does not run on {where}, 4, 8, 8\)\)"):
             score(trace(model, X), model, name, batches=[(good, torch.tensor([0, 1])), (bad, torch.tensor([0, 1]))])
         assert all(m.training and not m._forward_hooks for m in model.modules())
 
@@ -222,7 +228,7 @@ def test_a_measure_of_ones_own():
         assert found.keys() == {"first.0"}
         assert found["first.0"].tolist() == [2] * 6
     finally:
-        del CRITERIA["given"], scores._MEASURES[given]
+        del CRITERIA["given"], MEASURES[given]
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -255,6 +261,21 @@ def test_a_loss_that_cannot_be_used():
         ({"criterion": "l1", "lead": "first"}, "lead must be 'mean' or 'pacesetter', got 'first'"),
         ({"criterion": "bn_scale", "lead": "pacesetter"}, "does nothing with bn_scale"),
         ({"criterion": "l1", "seed": 1}, "the criterion l1 cannot take these options: .*'seed'"),
+        ({"criterion": "l1", "reduction": "min"}, "reduction must be 'mean' or 'sum' or .* got 'min'"),
+        ({"criterion": "l1", "over": "consumers"}, "over must be 'producers' or 'all', got 'consumers'"),
+        ({"criterion": "l1", "normalize": "l1"}, "normalize must be 'mean', 'sum', .* or None, got 'l1'"),
+        (
+            {"criterion": "random", "reduction": "sum"},
+            "reduction='sum' does nothing with random, which looks at no layer",
+        ),
+        ({"criterion": "bn_scale", "over": "all"}, "over='all' does nothing with bn_scale"),
+        (
+            {"criterion": "l1", "lead": "pacesetter", "reduction": "max"},
+            "nothing with lead='pacesetter', which leaves one",
+        ),
+        ({"criterion": lambda group, tensors: torch.ones(group.size), "reduction": "max"}, "scores a group as a whole"),
+        ({"criterion": "no_such_module_here:score"}, "there is no module 'no_such_module_here'"),
+        ({"criterion": "math:sinn"}, r"the module math \(.*\) has no function 'sinn'. Did you mean sin"),
     ],
 )
 def test_options_that_mean_nothing(options, message):
@@ -264,9 +285,378 @@ def test_options_that_mean_nothing(options, message):
 
 
 def test_wide_and_low_precision_weights():
+    torch.manual_seed(0)
     model = nn.Sequential(conv(3, 32), nn.Conv2d(32, 2, 1)).to(torch.bfloat16)
     graph = trace(model, X.bfloat16())
-    for name in ("l1", "l2", "geometric_median", "mean_l2"):
-        found = score(graph, model, name, batches=[torch.randn(2, 3, 8, 8).bfloat16()])["0.0"]
+    batches = [(torch.randn(2, 3, 8, 8).bfloat16(), torch.zeros(2, 8, 8, dtype=torch.long))]
+    for name in (
+        "l1",
+        "l2",
+        "geometric_median",
+        "group_l2",
+        "lamp",
+        "mean_l2",
+        "activation",
+        "taylor",
+        "taylor_bn",
+        "obd",
+    ):
+        found = score(graph, model, name, batches=batches)["0.0"]
         assert found.dtype == torch.float64
         assert bool((found > 0).all())
+
+
+# --- what is put together: layers, slices, groups -----------------------------------------------------------------
+
+
+def in_a_row(*channels: list[float]) -> nn.Sequential:
+    """1x1 convolutions without biases from one channel to several and back, one row of weights for each layer."""
+    making, reading = channels
+    model = nn.Sequential(nn.Conv2d(1, len(making), 1, bias=False), nn.Conv2d(len(making), 1, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor(making).reshape(-1, 1, 1, 1))
+        model[1].weight.copy_(torch.tensor(reading).reshape(1, -1, 1, 1))
+    return model
+
+
+def test_the_whole_group_by_hand():
+    model = two_channels()  # makes with 1 and -2, reads with 3 and 4
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.5, 2.0]))
+    graph = trace(model, MAPS[0])
+    assert score(graph, model, "group_l2")["0"].tolist() == [(1 + 0.25 + 9) / 3, (4 + 4 + 16) / 3]
+    assert score(graph, model, "group_l2", reduction="sum")["0"].tolist() == [10.25, 24]
+    assert score(graph, model, "group_l2", reduction="max")["0"].tolist() == [9, 16]
+    assert score(graph, model, "l1", over="all")["0"].tolist() == [(1 + 0.5 + 3) / 3, (2 + 2 + 4) / 3]
+    assert score(graph, model, "l2", over="all", reduction="sum")["0"].tolist() == [4.5, 8]
+    assert score(graph, model, "largest", over="all", reduction="sum")["0"].tolist() == [-4.5, -8]
+    assert score(graph, model, "geometric_median", over="all")["0"].tolist() == [(3 + 1.5 + 1) / 3] * 2
+
+
+def test_lamp_by_hand():
+    model = in_a_row([1.0, 3.0, -2.0, 0.0, 2.0], [1.0, 1.0, 1.0, 5.0, 2.0])
+    graph = trace(model, torch.zeros(1, 1, 2, 2))
+    assert score(graph, model, "lamp")["0"].tolist() == [1 / 18, 9 / 9, 4 / 17, 0, 4 / 17]
+    squares = [2, 10, 5, 25, 8]  # of the makers and readers of each channel
+    expected = [s / sum(other for other in squares if other >= s) for s in squares]
+    assert score(graph, model, "lamp", over="all", reduction="sum")["0"].tolist() == pytest.approx(expected)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert score(graph, model, "lamp")["0"].tolist() == [0] * 5
+
+
+def test_a_layer_behind_a_flatten_counts_once_in_the_whole_group():
+    model = randomise(Chain(), seed=4)
+    found = score(trace(model, X), model, "group_l2")["second.0"]
+    made = model.second[0].weight.detach().double().square().sum((1, 2, 3))
+    read = model.head.weight.detach().double().reshape(4, 5, 16).square().sum((0, 2))
+    scale = model.second[1].weight.detach().double().square()
+    torch.testing.assert_close(found, (made + read + scale) / 3, rtol=1e-6, atol=0)
+
+
+def test_a_grouped_layer_reads_a_channel_in_each_of_its_groups():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 6, 1, groups=2, bias=False), nn.Conv2d(6, 1, 1))
+    graph, x = trace(model, torch.zeros(1, 1, 2, 2)), torch.randn(2, 1, 2, 2)
+    assert graph["0"].size == 2  # one of either half goes with the other
+    made = model[0].weight.detach().double().square().reshape(2, 2).sum(0)
+    read = model[1].weight.detach().double().square().sum((0, 2, 3))
+    torch.testing.assert_close(score(graph, model, "group_l2")["0"], (made + read) / 2, rtol=1e-6, atol=0)
+    halves = model[0](x).abs().mean((0, 2, 3)).reshape(2, 2)
+    torch.testing.assert_close(score(graph, model, "activation", batches=[x])["0"].float(), halves.mean(0).detach())
+
+
+class Backwards(nn.Module):
+    """Two layers are added up; the one that runs first is the second among the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later, self.sooner = nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(1, 2, 1, bias=False)
+        self.head = nn.Conv2d(2, 1, 1, bias=False)
+        with torch.no_grad():
+            self.later.weight.copy_(torch.tensor([4.0, 9.0]).reshape(2, 1, 1, 1))
+            self.sooner.weight.copy_(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.sooner(x)
+        return self.head(y + self.later(x))
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"),
+    [("mean", [2.5, 5]), ("sum", [5, 10]), ("max", [4, 9]), ("product", [2, 3]), ("first", [1, 1])],
+)
+def test_reductions_by_hand(reduction, expected):
+    model = Backwards()
+    found = score(trace(model, torch.zeros(1, 1, 2, 2)), model, "l1", reduction=reduction)
+    assert found["sooner"].tolist() == pytest.approx(expected)
+
+
+def test_zeros_and_negative_values_in_a_geometric_mean():
+    model = Backwards()
+    graph = trace(model, torch.zeros(1, 1, 2, 2))
+    with pytest.raises(PlanError, match="geometric mean, but layers of group 'sooner' have negative scores"):
+        score(graph, model, "largest", reduction="product")
+    with torch.no_grad():
+        model.later.weight[0] = 0
+    assert score(graph, model, "l1", reduction="product")["sooner"].tolist() == pytest.approx([0, 3])
+
+
+VALUES = {"a": torch.tensor([1.0, 3.0, 2.0, 2.0])}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (None, [1, 3, 2, 2]),
+        ("mean", [0.5, 1.5, 1, 1]),
+        ("sum", [1 / 8, 3 / 8, 1 / 4, 1 / 4]),
+        ("max", [1 / 3, 1, 2 / 3, 2 / 3]),
+        ("l2", [1 / math.sqrt(18), 3 / math.sqrt(18), 2 / math.sqrt(18), 2 / math.sqrt(18)]),
+        ("standardization", [0, 1, 0.5, 0.5]),
+        ("gaussian", [-math.sqrt(1.5), math.sqrt(1.5), 0, 0]),
+        ("rank", [0.25, 1, 0.625, 0.625]),
+    ],
+)
+def test_normalisations_by_hand(how, expected):
+    found = normalized(VALUES, how)["a"]
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx(expected)
+    alone, zeros, equal = (torch.tensor(v) for v in ([3.0], [0.0, 0.0], [2.0, 2.0]))
+    edges = normalized({"alone": alone, "zeros": zeros, "equal": equal}, how)
+    assert all(bool(v.isfinite().all()) and len(set(v.tolist())) == 1 for v in edges.values())
+    if how in (None, "mean", "sum", "max", "l2"):
+        assert edges["zeros"].tolist() == [0, 0]
+    negative = normalized({"a": torch.tensor([-3.0, -1.0, -2.0, 0.5])}, how)["a"]
+    assert negative.argsort().tolist() == [0, 2, 1, 3]
+
+
+def test_scores_are_normalised_group_by_group_and_last():
+    model = randomise(Residual(), seed=5)
+    graph = trace(model, X)
+    found = score(graph, model, "l1", reduction="max", normalize="mean")
+    plain = score(graph, model, "l1", reduction="max")
+    assert found.keys() == plain.keys() == {"stem.0", "inner.0"}
+    for name, values in plain.items():
+        assert torch.equal(found[name], values / values.mean())
+    assert torch.equal(normalized(plain, "mean")["stem.0"], found["stem.0"])
+    with pytest.raises(PlanError, match="normalize must be 'mean'"):
+        normalized(plain, "average")
+
+
+def test_the_options_reach_slim_and_greedy():
+    model = randomise(Residual(), seed=6)
+    graph, ways = trace(model, X), {"reduction": "first", "over": "all", "normalize": "rank"}
+    plan = select(graph, score(graph, model, "l1", **ways), Budget(cut_channels=0.5))
+    small = slim(model, X, criterion="l1", budget=Budget(cut_channels=0.5), scoring=ways)
+    weights = model.stem[0].weight[list(plan.groups["stem.0"].kept)]
+    torch.testing.assert_close(small.stem[0].weight, weights[:, : small.stem[0].in_channels])
+    backwards, x = Backwards(), torch.zeros(1, 1, 2, 2)
+    with torch.no_grad():
+        backwards.sooner.weight[1] = 0.5
+    for reduction, kept in (("first", (0,)), ("sum", (1,))):
+        plan = greedy(trace(backwards, x), backwards, {"sooner": 1}, options={"reduction": reduction})
+        assert plan.groups["sooner"].kept == kept
+
+
+# --- gradients and activations ------------------------------------------------------------------------------------
+
+
+def test_obd_by_hand_however_the_examples_are_batched():
+    model = in_a_row([2.0, -1.0], [3.0, 4.0])
+    examples = torch.tensor([3.0, 1.0, -2.0]).reshape(3, 1, 1, 1)
+    graph, targets = trace(model, examples), torch.zeros(3)
+    expected = [((6 * 3) ** 2 + 6**2 + (6 * 2) ** 2) / 6, ((4 * 3) ** 2 + 4**2 + (4 * 2) ** 2) / 6]
+    for size in (1, 2, 3):
+        batches = list(zip(examples.split(size), targets.split(size), strict=True))
+        found = score(graph, model, "obd", batches=batches, loss=lambda out, target: out.sum())
+        assert found["0"].tolist() == pytest.approx(expected)
+
+
+def test_obd_and_taylor_over_all_take_cross_entropy():
+    """Against gradients taken one by one: squared before they are summed (obd), or after (taylor)."""
+    model = randomise(Chain(), seed=7).eval()
+    graph, x, y = trace(model, X), torch.randn(3, 3, 8, 8), torch.tensor([0, 3, 1])
+    weights = [model.second[0].weight, model.second[1].weight, model.head.weight]
+
+    def terms(images: Tensor, labels: Tensor) -> list[Tensor]:
+        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), weights)
+        parts = [(g * w).detach().double() for g, w in zip(gradients, weights, strict=True)]
+        return [parts[0].flatten(1), parts[1][:, None], parts[2].reshape(4, 5, 16).transpose(0, 1).flatten(1)]
+
+    single = [terms(x[i : i + 1], y[i : i + 1]) for i in range(3)]
+    expected = sum(part.square().sum(1) / 2 for parts in single for part in parts) / (3 * 3)
+    found = score(graph, model, "obd", over="all", batches=[(x, y)])["second.0"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    filters = sum(parts[0].square().sum(1) / 2 for parts in single) / 3
+    torch.testing.assert_close(score(graph, model, "obd", batches=[(x, y)])["second.0"], filters, rtol=1e-4, atol=0)
+    expected = sum(part.sum(1).square() for part in terms(x, y)) / 3
+    found = score(graph, model, "taylor", over="all", batches=[(x, y)])["second.0"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
+
+
+def test_taylor_of_the_batch_norm_is_that_of_a_gate_behind_it():
+    model = randomise(two_channels(), seed=8).eval()
+    graph, batches = trace(model, MAPS[0]), [(x, torch.zeros(len(x))) for x in MAPS]
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return output.square().sum()
+
+    expected = torch.zeros(2)
+    for x, targets in batches:
+        gate = torch.ones(1, 2, 1, 1, requires_grad=True)
+        value = loss(model[3](model[2](model[1](model[0](x)) * gate)), targets)
+        expected += torch.autograd.grad(value, gate)[0].flatten().square() / 2
+    found = score(graph, model, "taylor_bn", batches=batches, loss=loss)["0"]
+    assert expected.min() > 0
+    torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=0)
+
+
+def test_taylor_of_scales_without_shifts_and_without_norms():
+    class Scale(nn.BatchNorm2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+            self.register_parameter("bias", None)
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), Scale(2), nn.Conv2d(2, 1, 1)).eval()
+    x = torch.randn(2, 1, 2, 2)
+    gradient = torch.autograd.grad(model(x).sum(), model[1].weight)[0] * model[1].weight
+    batches = [(x, torch.zeros(2))]
+    found = score(trace(model, x), model, "taylor_bn", batches=batches, loss=lambda out, target: out.sum())["0"]
+    torch.testing.assert_close(found.float(), gradient.square().detach())
+    plain = in_a_row([1.0, 2.0], [1.0, 2.0])
+    with pytest.raises(PlanError, match="taylor_bn can score no group of this model; no batch normalisation follows"):
+        score(trace(plain, x), plain, "taylor_bn", batches=batches, loss=lambda out, target: out.sum())
+
+
+def test_activation_is_what_the_next_layers_receive():
+    model = two_channels()  # they read relu(x) and relu(1 - 2x)
+    found = score(trace(model, MAPS[0]), model, "activation", batches=MAPS)["0"]
+    torch.testing.assert_close(found, torch.tensor([10 / 6, 2 / 6], dtype=torch.float64), rtol=1e-5, atol=0)
+    residual = randomise(Residual(), seed=9).eval()
+    x = torch.randn(4, 3, 8, 8)
+    stem = residual.stem(x)
+    total = stem + residual.outer(residual.inner(stem))
+    inner, head = stem.abs().mean((0, 2, 3)), total.mean((2, 3)).abs().mean(0)
+    graph = trace(residual, X)
+    for reduction, expected in (("mean", (inner + head) / 2), ("max", torch.maximum(inner, head))):
+        found = score(graph, residual, "activation", batches=[x], reduction=reduction)["stem.0"]
+        torch.testing.assert_close(found.float(), expected.detach())
+
+
+def test_activation_behind_a_flatten_and_of_layers_called_as_functions():
+    model = randomise(Chain(), seed=10).eval()
+    x = torch.randn(2, 3, 8, 8)
+    maps = F.max_pool2d(model.second(model.first(x)), 2)
+    found = score(trace(model, X), model, "activation", batches=[x])["second.0"]
+    torch.testing.assert_close(found.float(), maps.abs().mean((0, 2, 3)).detach())
+    torch.manual_seed(0)
+    functional = Functional()
+    found = score(trace(functional, x), functional, "activation", batches=[x])
+    read = F.conv2d(x, functional.kernel).relu().mean((2, 3))
+    torch.testing.assert_close(found["kernel"].float(), read.abs().mean(0).detach())
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """Takes two keyword inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv(3, 6), nn.Linear(6, 4)
+
+    def forward(self, pixels: Tensor, light: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.body(pixels * light.mean()).mean((2, 3)))}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_any_iterable_of_batches_is_read_once(name):
+    torch.manual_seed(0)
+    model = randomise(Chain(), seed=11)
+    graph, x, y = trace(model, X), torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    listed = [(x[:2], y[:2]), (x[2:], y[2:])]
+    expected = score(graph, model, name, batches=listed)
+    loader = DataLoader(TensorDataset(x, y), batch_size=2)
+    read = []
+    once = (read.append(i) or [*batch, "a name"] for i, batch in enumerate(listed))
+    named = [{"x": images, "label": labels} for images, labels in listed]
+    wrapped = [((images,), labels) for images, labels in listed]
+    for batches in (loader, once, iter(listed), named, wrapped, tuple(listed)):
+        found = score(graph, model, name, batches=batches)
+        assert all(torch.equal(found[group], values) for group, values in expected.items())
+    assert read == [0, 1]
+    with pytest.raises(PlanError, match="batches= gives no batch"):
+        score(graph, model, name, batches=once)
+    if name in MAP:
+        found = score(graph, model, name, batches=[x[:2], x[2:]])
+        assert torch.equal(found["first.0"], expected["first.0"])
+
+
+@pytest.mark.parametrize("name", ["taylor", "obd", "activation"])
+def test_keyword_inputs_of_which_one_is_shared_by_the_examples(name):
+    torch.manual_seed(0)
+    model = randomise(Named(), seed=12)
+    x, y, light = torch.randn(2, 3, 8, 8), torch.tensor([1, 2]), torch.tensor([0.5, 1, 3])
+    graph = trace(model, {"pixels": x, "light": light})
+    together = [{"pixels": x, "light": light, "labels": y}]
+    singly = [{"pixels": x[i : i + 1], "light": light, "labels": y[i : i + 1]} for i in range(2)]
+    found, other = (score(graph, model, name, batches=b)["body.0"] for b in (together, singly))
+    assert bool((found > 0).all())
+    assert torch.allclose(found, other, rtol=1e-4) is (name != "taylor")
+
+
+def test_what_cannot_be_taken_apart():
+    model = Chain()
+    with pytest.raises(PlanError, match="a batch holds no tensor of examples"):
+        score(trace(model, X), model, "obd", batches=[("a name", 1)])
+
+
+# --- criteria of one's own ----------------------------------------------------------------------------------------
+
+
+def test_a_criterion_of_ones_own_may_score_layer_by_layer():
+    @netslim.criterion
+    def largest_weight(group, tensors):
+        made = group.tensors("producer")
+        return [(s, tensors[s.tensor].abs().movedim(s.axis, 0).flatten(1).amax(1)) for s in made]
+
+    try:
+        model = Backwards()
+        graph = trace(model, torch.zeros(1, 1, 2, 2))
+        assert score(graph, model, "largest_weight")["sooner"].tolist() == [2.5, 5]
+        assert score(graph, model, "largest_weight", reduction="max")["sooner"].tolist() == [4, 9]
+        assert score(graph, model, "largest_weight", reduction="first", normalize="sum")["sooner"].tolist() == [0.5] * 2
+        with pytest.raises(PlanError, match="over='all' does nothing with largest_weight"):
+            score(graph, model, "largest_weight", over="all")
+        small = slim(model, torch.zeros(1, 1, 2, 2), criterion="largest_weight", budget=Budget(cut_channels=0.5))
+        assert small.head.weight.shape == (1, 1, 1, 1)
+    finally:
+        del CRITERIA["largest_weight"]
+
+
+def test_a_criterion_of_ones_own_is_given_the_options_it_names():
+    def told(group, tensors, over, reduction):
+        return torch.full((group.size,), float(len(over) + len(reduction)))
+
+    model = Chain()
+    found = score(trace(model, X), model, told, over="all", reduction="max")
+    assert found["first.0"].tolist() == [6] * 6
+
+
+def test_a_criterion_in_a_module_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_own_scores.py").write_text(
+        "import netslim\n\n\n@netslim.criterion\ndef by_number(group, tensors):\n"
+        "    import torch\n\n    return torch.arange(group.size)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    try:
+        model = Chain()
+        found = score(trace(model, X), model, "my_own_scores:by_number")
+        assert found["second.0"].tolist() == [0, 1, 2, 3, 4]
+        assert torch.equal(score(trace(model, X), model, "by_number")["first.0"], found["first.0"])
+        assert not reads_data("my_own_scores:by_number")
+    finally:
+        CRITERIA.pop("by_number", None)
+        sys.modules.pop("my_own_scores", None)

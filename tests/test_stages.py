@@ -282,7 +282,7 @@ def test_independent_scores_of_named_layers_in_any_order(tmp_path):
 
 
 def test_the_same_share_of_every_layer(tmp_path):
-    assert carry_out(tmp_path / "a", {**HALF, "scope": "layer"}).widths == [4, 8]
+    assert carry_out(tmp_path / "a", {**HALF, "allocation": "uniform"}).widths == [4, 8]
     assert carry_out(tmp_path / "b", HALF).widths != [4, 8]
 
 
@@ -298,7 +298,7 @@ def test_criteria_that_look_at_data(tmp_path, criterion):
 
 def test_shortcuts_are_left_alone_or_led_by_their_projection(tmp_path):
     model = {**RESNET, "shortcut": "B"}
-    stage = {"kind": "prune", "criterion": "l1", "budget": {"cut_channels": 0.5}, "scope": "layer"}
+    stage = {"kind": "prune", "criterion": "l1", "budget": {"cut_channels": 0.5}, "allocation": "uniform"}
     network = Runner(recipe(stage, model=model), RunFolder(tmp_path), Display(), "").build()
     graph = netslim.trace(network, images(2))
     joined = {group.name for group in graph.prunable if group.shortcut}

@@ -143,7 +143,7 @@ def test_a_group_that_does_not_verify_is_left_alone_and_named(caplog):
     assert small.b.out_channels == 5
     assert "left alone, because the cut did not verify: a" in caplog.text
     with pytest.raises(VerificationError, match="eight channels expected"):
-        slim(Sneaky(), X, criterion="l1", budget=Budget(cut_channels=0.3), strict=True, scope="layer")
+        slim(Sneaky(), X, criterion="l1", budget=Budget(cut_channels=0.3), strict=True, allocation="uniform")
 
 
 def test_inexact_cuts_have_no_deviation():

@@ -64,7 +64,7 @@ def residual() -> Residual:
 
 def half(model, inputs=X):
     graph = trace(model, inputs)
-    return select(graph, score(graph, model, "l1"), HALF, scope="layer")
+    return select(graph, score(graph, model, "l1"), HALF, allocation="uniform")
 
 
 def cycle(wrapped, fresh, path):

@@ -11,6 +11,7 @@ from .cost import Cost, cost
 from .errors import (
     CheckpointError,
     DataError,
+    ExportError,
     NetslimError,
     PlanError,
     RecipeError,
@@ -20,7 +21,9 @@ from .errors import (
     TrainingError,
     VerificationError,
 )
+from .export import Exported, export
 from .fold import Folding, fold_constants
+from .gradual import GradualPruning
 from .graph import ChannelGraph, trace
 from .greedy import greedy
 from .insertion import ChannelSelect, add_bn, add_selection, drop_idle_selections
@@ -28,11 +31,15 @@ from .latency import Latency, latency
 from .merging import merge
 from .plan import PruningPlan
 from .recalibrate import recalibrate
+from .reconstruct import reconstruct
 from .rules import register_rule
-from .scores import score
+from .scores import criterion, normalized, score
+from .search import SearchResult, search
+from .sensitivity import Sensitivity, sensitivity
 from .slim import slim
 from .sparsity import CentripetalSGD, Mask, NetworkSlimming, SoftFilterPruning, parameter_groups
 from .surgery import prune, prune_
+from .tables import LatencyTable, latency_table
 from .verify import Verification, verify
 
 __version__ = "0.1.0"
@@ -46,14 +53,20 @@ __all__ = [
     "CheckpointError",
     "Cost",
     "DataError",
+    "ExportError",
+    "Exported",
     "Folding",
+    "GradualPruning",
     "Latency",
+    "LatencyTable",
     "Mask",
     "NetslimError",
     "NetworkSlimming",
     "PlanError",
     "PruningPlan",
     "RecipeError",
+    "SearchResult",
+    "Sensitivity",
     "SoftFilterPruning",
     "StaleGraphError",
     "SurgeryError",
@@ -64,20 +77,27 @@ __all__ = [
     "add_bn",
     "add_selection",
     "cost",
+    "criterion",
     "drop_idle_selections",
+    "export",
     "fold_constants",
     "greedy",
     "latency",
+    "latency_table",
     "load",
     "merge",
+    "normalized",
     "parameter_groups",
     "prune",
     "prune_",
     "recalibrate",
+    "reconstruct",
     "register_rule",
     "save",
     "score",
+    "search",
     "select",
+    "sensitivity",
     "slim",
     "trace",
     "verify",

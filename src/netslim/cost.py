@@ -1,20 +1,24 @@
-"""Parameters, MACs and bytes of a model.
+"""Parameters, MACs, activations and bytes of a model.
 
 One convention throughout: a MAC is one multiply-accumulate, two of what `torch.utils.flop_counter` calls FLOPs.
-Convolutions, linear layers, matrix products, attention and recurrent layers count; norms, activations,
-pooling, element-wise operations and biases do not.
+Convolutions, linear layers, matrix products, attention and recurrent layers count; norms, activation functions,
+pooling, element-wise operations and biases do not. Activations are the elements that these same layers put out.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from netslim.errors import TraceError
@@ -26,10 +30,17 @@ __all__ = ["Cost", "ModuleCost", "cost", "size_on_disk"]
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """One module's own share: its parameters and the MACs of operators it calls, without its children's."""
+    """One module's own share, without its children's.
+
+    Attributes:
+        params: its parameters.
+        macs: multiply-accumulates of the operators it calls.
+        activations: elements that the layers among these operators put out.
+    """
 
     params: int
     macs: int
+    activations: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,48 +52,70 @@ class Cost:
         macs: multiply-accumulates of one forward pass of the whole batch of the example inputs.
         by_module: the modules that have parameters or do MACs, by name, in order; `""` is the model itself.
             The rows add up to the totals.
+        activations: elements that layers put out in this pass: convolutions, linear layers, matrix products, attention
+            and recurrent layers, as in RegNet (Radosavovic et al. 2020), fvcore and timm. What does not depend on the
+            inputs, such as a standardised weight, is none.
+        activation_bytes: bytes of these elements in their data types.
+        peak_bytes: most bytes of inputs and intermediate tensors alive at once in this pass, which is eager and
+            without gradients. Parameters, buffers, and what an operator needs only while it runs, do not count.
     """
 
     params: int
     macs: int
     by_module: dict[str, ModuleCost] = field(repr=False)
+    activations: int = 0
+    activation_bytes: int = 0
+    peak_bytes: int = 0
 
     def within(self, name: str) -> ModuleCost:
         """The sum over module `name` and everything inside it."""
         inside = f"{name}." if name else ""
         rows = [row for path, row in self.by_module.items() if f"{path}.".startswith(inside)]
-        return ModuleCost(sum(row.params for row in rows), sum(row.macs for row in rows))
+        return ModuleCost(
+            sum(row.params for row in rows), sum(row.macs for row in rows), sum(row.activations for row in rows)
+        )
 
     def __str__(self) -> str:
-        rows = [("module", "params", "share", "MACs", "share")]
-        for name, row in (*self.by_module.items(), ("total", ModuleCost(self.params, self.macs))):
-            params, macs = _percent(row.params, self.params), _percent(row.macs, self.macs)
-            rows.append((name or "(itself)", f"{row.params:,}", params, f"{row.macs:,}", macs))
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = ("  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows)
-        return "\n".join(lines)
+        rows: list[tuple[str, ...]] = [("module", "params", "share", "MACs", "share", "activations", "share")]
+        total = ModuleCost(self.params, self.macs, self.activations)
+        for name, row in (*self.by_module.items(), ("total", total)):
+            rows.append((name or "(itself)", *_cells(row, total)))
+        widths = [max(len(row[column]) for row in rows) for column in range(7)]
+        lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
+        return "\n".join([*lines, f"at most {self.peak_bytes:,} bytes of inputs and intermediate tensors at once"])
 
 
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole if whole else 0:.1f} %"
+def _cells(row: ModuleCost, total: ModuleCost) -> Iterator[str]:
+    """Each figure and its share of the total."""
+    for name in ("params", "macs", "activations"):
+        part, whole = getattr(row, name), getattr(total, name)
+        yield f"{part:,}"
+        yield f"{100 * part / whole if whole else 0:.1f} %"
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
-    """Count parameters and MACs by running `model` once, in evaluation mode and without gradients.
+    """Count parameters, MACs and activations by running `model` once, in evaluation mode and without gradients.
 
     Args:
         model: left as it was, training flags included.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, where the model is.
-            MACs are those of this batch: give one example for the MACs of one example.
+            MACs and activations are those of this batch: give one example for the MACs of one example.
 
     Raises:
         TraceError: the model does not run on these inputs.
     """
     model = bare(model, TraceError, allow=("meta",))
-    macs = _macs_by_module(model, example_inputs)
+    outputs, flops, activations = _run(model, example_inputs)
     params = _params_by_module(model)
-    rows = {name: ModuleCost(params[name], macs[name]) for name in params if params[name] or macs[name]}
-    return Cost(sum(params.values()), sum(macs.values()), rows)
+    rows = {name: ModuleCost(params[name], flops[name] // 2, activations[name]) for name in params}
+    return Cost(
+        sum(params.values()),
+        sum(row.macs for row in rows.values()),
+        {name: row for name, row in rows.items() if row != ModuleCost(0, 0)},
+        outputs.elements,
+        outputs.bytes,
+        outputs.peak,
+    )
 
 
 def size_on_disk(model: nn.Module) -> int:
@@ -105,38 +138,41 @@ def _params_by_module(model: nn.Module) -> dict[str, int]:
     return counts
 
 
-def _macs_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
-    """Own MACs of every module: the FLOPs counted inside its call, less those inside the calls it makes."""
+def _run(model: nn.Module, example_inputs: Any) -> tuple[_Outputs, dict[str, int], dict[str, int]]:
+    """What the run put out, and own FLOPs and activations of every module: without those of the calls it makes."""
     args, kwargs = as_call(example_inputs)
+    outputs = _Outputs([leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    meters = (counter.get_total_flops, lambda: outputs.elements)
     with (
         eagerly(),
         evaluating(model),
         torch.no_grad(),
-        _visible_attention(),
-        _attributed(model, counter) as flops,
+        no_fast_path(),
+        _attributed(model, meters) as (flops, activations),
+        outputs,
         counter,
         refusing(example_inputs),
     ):
         model(*args, **kwargs)
-    return {name: count // 2 for name, count in flops.items()}
+    return outputs, flops, activations
 
 
 @contextmanager
-def _attributed(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str, int]]:
-    """While it lasts, the dict it gives fills with the FLOPs of each module of `model` without its children's."""
+def _attributed(model: nn.Module, meters: Sequence[Callable[[], int]]) -> Iterator[list[dict[str, int]]]:
+    """While it lasts, the dicts it gives fill with what each meter counts in a module without its children."""
     names = {id(module): name for name, module in model.named_modules()}
-    own = dict.fromkeys(names.values(), 0)
+    own = [dict.fromkeys(names.values(), 0) for _ in meters]
     callers: list[str] = []
-    settled = 0
+    settled = [0 for _ in meters]
 
     def settle() -> None:
         """What was counted since the last call or return belongs to the innermost running module."""
-        nonlocal settled
-        total = counter.get_total_flops()
-        if callers:
-            own[callers[-1]] += total - settled
-        settled = total
+        for i, meter in enumerate(meters):
+            total = meter()
+            if callers:
+                own[i][callers[-1]] += total - settled[i]
+            settled[i] = total
 
     def enter(module: nn.Module, args: Any) -> None:
         settle()
@@ -155,11 +191,66 @@ def _attributed(model: nn.Module, counter: FlopCounterMode) -> Iterator[dict[str
             handle.remove()
 
 
-@contextmanager
-def _visible_attention() -> Iterator[None]:
-    """Attention as matrix products: the counter sees through its fused operators in some releases only."""
-    with no_fast_path(), sdpa_kernel(SDPBackend.MATH):
-        yield
+class _Outputs(TorchDispatchMode):
+    """Counts what layers put out, and follows which memory is alive, through references that keep none alive."""
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        super().__init__()
+        self.elements = self.bytes = self.peak = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}  # and its bytes
+        self._moving: set[int] = set()  # memory whose content depends on the inputs
+        for tensor in inputs:
+            for storage in _storages(tensor):
+                size = min(storage.nbytes(), tensor.numel() * tensor.element_size())
+                self._alive.setdefault(storage._cdata, (StorageWeakRef(storage), size))
+                self._moving.add(storage._cdata)
+        self._look()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else PyTorch imports torch._dynamo when the first operator runs, which takes seconds."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for key in [key for key, (reference, _) in self._alive.items() if reference.expired()]:
+            del self._alive[key]
+            self._moving.discard(key)
+        out = func(*args, **(kwargs or {}))
+        read = {s._cdata for leaf in tree_leaves((args, kwargs)) for s in _storages(leaf)}
+        moving = not self._moving.isdisjoint(read)
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for storage in (s for tensor in results for s in _storages(tensor)):
+            size = 0 if storage._cdata in read else storage.nbytes()
+            self._alive.setdefault(storage._cdata, (StorageWeakRef(storage), size))
+            if moving:
+                self._moving.add(storage._cdata)
+        if moving and func._schema.name.removeprefix("aten::").removesuffix("_") in _LAYERS:
+            self.elements += results[0].numel()
+            self.bytes += results[0].numel() * results[0].element_size()
+        self._look()
+        return out
+
+    def _look(self) -> None:
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+
+
+def _storages(value: Any) -> Iterator[Any]:
+    """The memory behind a tensor; none for sparse ones, and for what is no tensor."""
+    if isinstance(value, Tensor):
+        with suppress(NotImplementedError, RuntimeError):
+            yield value.untyped_storage()
+
+
+# Operators that do multiply-accumulates: what they put out first is activations.
+_LAYERS = frozenset(
+    """
+    mm bmm addmm baddbmm _addmm_activation mv addmv dot vdot linear mkldnn_linear _mkldnn_linear _trilinear convolution
+    _convolution convolution_overrideable mkldnn_convolution cudnn_convolution torchvision::deform_conv2d
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_fused_attention_overrideable
+    _scaled_dot_product_attention_math mkldnn_rnn_layer _cudnn_rnn
+    """.split()  # noqa: SIM905
+)
 
 
 def _product(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
@@ -177,6 +268,11 @@ def _recurrent(steps: Any, *shapes: Any, out_shape: Any = None, **_: Any) -> int
     return 2 * prod(steps[:-1]) * sum(prod(shape) for shape in listed if len(shape) == 2)
 
 
+def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """FLOPs of fused attention: queries times keys, and the result times values."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
 # Operators that the counter of some torch release does not know and that would otherwise count as nothing.
 _FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _product,
@@ -184,4 +280,9 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten.addmv: _added_product,
     torch.ops.aten.mkldnn_rnn_layer: _recurrent,
     torch.ops.aten._cudnn_rnn: _recurrent,
+    **{
+        getattr(torch.ops.aten, name): _attention
+        for name in sorted(_LAYERS)
+        if name.startswith("_scaled_dot_product") and not name.endswith("math") and hasattr(torch.ops.aten, name)
+    },
 }

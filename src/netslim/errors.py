@@ -9,6 +9,7 @@ Every error a user can cause derives from `NetslimError`; the command line print
     ├── SurgeryError          a cut could not be carried out; the model is untouched
     ├── VerificationError     the pruned model is not equal to the silenced original
     ├── CheckpointError       a file is damaged, tampered with, or belongs to another model
+    ├── ExportError           a model cannot be written for another runtime, or does not compute the same there
     ├── RecipeError           a recipe, override, model name or run folder is wrong
     ├── DataError             a data set is unknown, missing or damaged
     └── TrainingError         training cannot go on (for example a loss that is not finite)
@@ -41,6 +42,10 @@ class VerificationError(NetslimError):
 
 class CheckpointError(NetslimError):
     """A checkpoint is damaged, tampered with, or belongs to another model."""
+
+
+class ExportError(NetslimError):
+    """A model cannot be written for another runtime, or does not compute the same there."""
 
 
 class RecipeError(NetslimError):

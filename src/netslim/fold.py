@@ -54,8 +54,10 @@ class Moved:
         target: name of the bias or running mean that took it; None where it could not be moved, or was zero.
         channels: number of entries of the weights that read removed channels.
         spread: largest deviation of any output from the constant that was moved, relative to the largest constant; 0
-            where it is exact.
-        reason: why nothing was moved.
+            where it is exact. `fold_constants` only.
+        reason: why nothing was moved; in `netslim.reconstruct` with ``explained``, why no constant was.
+        explained: `netslim.reconstruct` only: share of the variance of what was read that the channels that stay
+            explain (R squared; of the square where no constant could be moved); None where nothing was moved.
     """
 
     consumer: str
@@ -63,6 +65,14 @@ class Moved:
     channels: int
     spread: float = 0.0
     reason: str = ""
+    explained: float | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.target} (spread {self.spread:.2g})" if self.target else f"not moved: {self.reason}"
+        if self.explained is not None:
+            constant = self.target or "no constant" + (f": {self.reason}" if self.reason else "")
+            where = f"entries that stay ({self.explained:.1%} explained), {constant}"
+        return f"{self.consumer}: {self.channels} entries -> {where}"
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,7 @@ class Folding:
     moved: tuple[Moved, ...]
 
     def __str__(self) -> str:
-        rows = [
-            f"  {row.consumer}: {row.channels} entries -> "
-            + (f"{row.target} (spread {row.spread:.2g})" if row.target else f"not moved: {row.reason}")
-            for row in self.moved
-        ]
-        return "\n".join(["What removed channels emit has moved:", *rows])
+        return "\n".join(["What removed channels emit has moved:", *(f"  {row}" for row in self.moved)])
 
 
 def fold_constants(model: nn.Module, plan: PruningPlan, batches: Iterable[Any]) -> Folding:
@@ -111,18 +116,18 @@ def fold_constants(model: nn.Module, plan: PruningPlan, batches: Iterable[Any]) 
     inner = bare(model, PlanError)
     plan.check(inner)
     copy = duplicate(inner)
-    plan = _extended(copy, replace(plan, biases=()), plan.biases)
+    plan = extended(copy, replace(plan, biases=()), plan.biases)
     flows = _measure(copy, plan, batches)
-    places = [_place(copy, flow) for flow in flows]
-    plan = _extended(copy, plan, [place.new for place in places if place.new is not None])
-    moved = tuple(_move(copy, flow, place) for flow, place in zip(flows, places, strict=True))
+    places = [place_of(copy, flow) for flow in flows]
+    plan = extended(copy, plan, [place.new for place in places if place.new is not None])
+    moved = tuple(move(copy, flow, place) for flow, place in zip(flows, places, strict=True))
     for row in moved:
         if row.reason:
             logger.warning("what %s reads of removed channels is not moved: %s", row.consumer, row.reason)
     return Folding(copy, plan, moved)
 
 
-def _extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> PruningPlan:
+def extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> PruningPlan:
     """Give modules a bias of zeros, keep that in the history of the model, and have the plan cut them."""
     if not paths:
         return plan
@@ -134,13 +139,15 @@ def _extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> Prun
     return replace(plan, fingerprint=fingerprint(model), tensors=(*plan.tensors, *cuts))
 
 
-class _Flow:
+class Flow:
     """What one tensor of weights reads from dropped channels, summed up over the batches."""
 
     def __init__(self, cut: TensorCut, gone: np.ndarray, weight: Tensor) -> None:
         self.cut, self.weight = cut, weight
         self.gone = torch.from_numpy(gone).to(weight.device)
         self.calls = 0  # most calls in one forward pass
+        self.uses = 0  # of the weights by any operator, in all passes
+        self.turn = 0  # in the order of execution
         self.biases: dict[int, Tensor | None] = {}  # what stood for the bias in these calls, by id
         self.means: dict[int, Tensor | None] = {}  # the running mean behind them, by id; None where there is not one
         self.count = 0
@@ -153,6 +160,18 @@ class _Flow:
             low, high = values.amin(1), values.amax(1)
             self.low, self.high = (low, high) if not self.count else (self.low.minimum(low), self.high.maximum(high))
             self.total, self.count = values.sum(1) + self.total.to(values.device), self.count + values.shape[1]
+
+    def take(self, func: Any, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Take in one call ``func(x, weight, bias, *args, **kwargs)``."""
+        axis, weight = self.cut.axis, self.weight
+        dropped = torch.zeros_like(weight).index_copy_(axis, self.gone, weight.index_select(axis, self.gone))
+        channels = channels_of(weight, linear=func is F.linear)
+        self.add(func(x, dropped, None, *args, **kwargs).movedim(channels, 0).flatten(1))
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was read."""
+        return not self.shift.any()
 
     @property
     def shift(self) -> Tensor:
@@ -167,14 +186,24 @@ class _Flow:
         return deviation / largest if largest else float("inf") if deviation else 0.0
 
 
-def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[_Flow]:
-    tensors = dict(named_tensors(model))
-    reading = [(t, np.flatnonzero(destinations(t) == DROPPED)) for t in plan.tensors if "consumer" in t.role]
-    flows = [_Flow(t, gone, tensors[t.tensor]) for t, gone in reading if len(gone)]
-    if not flows:
+def reading(plan: PruningPlan) -> list[tuple[TensorCut, np.ndarray]]:
+    """The axes that read dropped channels, each with the entries that do.
+
+    Raises:
+        PlanError: there are none.
+    """
+    found = [(t, np.flatnonzero(destinations(t) == DROPPED)) for t in plan.tensors if "consumer" in t.role]
+    found = [(t, gone) for t, gone in found if len(gone)]
+    if not found:
         raise PlanError("nothing to fold: the plan drops no channel that is read by weights (merged ones are summed)")
+    return found
+
+
+def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
+    tensors = dict(named_tensors(model))
+    flows = [Flow(t, gone, tensors[t.tensor]) for t, gone in reading(plan)]
     scales, batches = _scales(model, plan, batches)
-    watch = _Watch({id(flow.weight): flow for flow in flows})
+    watch = Watch({id(flow.weight): flow for flow in flows})
     with torch.no_grad(), eagerly(), evaluating(model), ExitStack() as zeroed:
         for name, axis, gone in scales:
             zeroed.enter_context(replaced(tensors[name], axis, torch.from_numpy(gone).to(tensors[name].device), 0))
@@ -203,17 +232,17 @@ def _scales(model: nn.Module, plan: PruningPlan, batches: Any) -> tuple[list[tup
     return found, batches
 
 
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Sees the layers of a forward pass that read dropped channels, and what their outputs go to."""
 
-    def __init__(self, flows: dict[int, _Flow]) -> None:
+    def __init__(self, flows: dict[int, Flow]) -> None:
         super().__init__()
         self.flows = flows  # by the id of the weights
         self._begin()
 
     def _begin(self) -> None:
         self.calls: Counter[int] = Counter()  # of each tensor of weights, bias or running mean, by id
-        self.made: dict[int, tuple[Tensor, _Flow, list[Tensor | None]]] = {}  # by the id of an output: its uses
+        self.made: dict[int, tuple[Tensor, Flow, list[Tensor | None]]] = {}  # by the id of an output: its uses
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -221,13 +250,13 @@ class _Watch(TorchFunctionMode):
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not for sizes and the like
             self._use(func, args, kwargs)
         if func in LAYERS:
-            self._layer(func, *_first(("input", "weight", "bias"), args, kwargs), result)
+            self._layer(func, *first_of(("input", "weight", "bias"), args, kwargs), result)
         return result
 
     def _use(self, func: Any, args: tuple, kwargs: dict) -> None:
         mean = None
         if func is F.batch_norm:
-            (_, mean), _, _ = _first(("input", "running_mean"), args, kwargs)
+            (_, mean), _, _ = first_of(("input", "running_mean"), args, kwargs)
             self.calls[id(mean)] += 1
         for leaf in tree_leaves((args, kwargs)):
             self.calls[id(leaf)] += id(leaf) in self.flows
@@ -243,16 +272,15 @@ class _Watch(TorchFunctionMode):
             return
         flow.biases[id(bias)] = bias
         self.made[id(result)] = (result, flow, [])
-        dropped = torch.zeros_like(weight).index_copy_(
-            flow.cut.axis, flow.gone, weight.index_select(flow.cut.axis, flow.gone)
-        )
-        channels = channels_of(weight, linear=func is F.linear)
-        flow.add(func(x, dropped, None, *args, **kwargs).movedim(channels, 0).flatten(1))
+        flow.take(func, x, args, kwargs)
 
     def finish(self, output: Any) -> None:
         """Take stock after a forward pass."""
         returned = {id(t) for t in output_tensors(output)}
-        for number, (_, flow, uses) in self.made.items():
+        for flow in self.flows.values():
+            flow.uses += self.calls[id(flow.weight)]
+        for turn, (number, (_, flow, uses)) in enumerate(self.made.items()):
+            flow.turn = turn
             mean = uses[0] if len(uses) == 1 and number not in returned else None
             once = mean is not None and self.calls[id(mean)] == 1
             flow.means[id(mean) if once else 0] = mean if once else None
@@ -262,14 +290,14 @@ class _Watch(TorchFunctionMode):
         self._begin()
 
 
-def _first(names: Sequence[str], args: tuple, kwargs: dict) -> tuple[list[Any], tuple, dict]:
+def first_of(names: Sequence[str], args: tuple, kwargs: dict) -> tuple[list[Any], tuple, dict]:
     """The first arguments of a call by name (None where one is not given), and the others."""
     values = [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
     return values, args[len(names) :], {k: v for k, v in kwargs.items() if k not in names}
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a flow can go: a tensor, which may be the bias of a module that has none yet."""
 
     target: str | None = None
@@ -278,26 +306,27 @@ class _Place:
     reason: str = ""
 
 
-def _place(model: nn.Module, flow: _Flow) -> _Place:
+def place_of(model: nn.Module, flow: Flow) -> Place:
+    """Where the constant of a flow can go."""
     names = {id(tensor): name for name, tensor in named_tensors(model)}
     if flow.cut.role != "consumer":
-        return _Place(reason="the weights make or scale channels, too")
+        return Place(reason="the weights make or scale channels, too")
     if not flow.count:
-        return _Place(reason="no convolution or linear layer was seen to run with just these weights")
+        return Place(reason="no convolution or linear layer was seen to run with just these weights")
     if flow.calls > 1:
-        return _Place(reason="the weights or their bias are used more than once")
-    if not flow.shift.any():
-        return _Place()
+        return Place(reason="the weights or their bias are used more than once")
+    if flow.silent:
+        return Place()
     bias, mean = _single(flow.biases), _single(flow.means)
     if bias is not None:
         name = names.get(id(bias))
-        return _Place(name, reason="" if name else "the bias is computed from other tensors")
+        return Place(name, reason="" if name else "the bias is computed from other tensors")
     if mean is not None and id(mean) in names:
-        return _Place(names[id(mean)], -1)
+        return Place(names[id(mean)], -1)
     owners = [path for module, path in named_modules(model).items() if _owns(module, flow.weight)]
     if len(owners) == 1 and takes_bias(model.get_submodule(owners[0])):
-        return _Place(bias_of(owners[0]), new=owners[0])
-    return _Place(reason="the layer has no bias, cannot be given one, and no batch normalisation follows it alone")
+        return Place(bias_of(owners[0]), new=owners[0])
+    return Place(reason="the layer has no bias, cannot be given one, and no batch normalisation follows it alone")
 
 
 def _owns(module: nn.Module, weight: Tensor) -> bool:
@@ -309,7 +338,8 @@ def _single(seen: dict[int, Tensor | None]) -> Tensor | None:
 
 
 @torch.no_grad()
-def _move(model: nn.Module, flow: _Flow, place: _Place) -> Moved:
+def move(model: nn.Module, flow: Flow, place: Place) -> Moved:
+    """Take what a flow reads out of its weights, and put the mean of it where it can go."""
     row = Moved(flow.cut.tensor, place.target, len(flow.gone), reason=place.reason)
     if place.reason:
         return row

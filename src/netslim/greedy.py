@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .budget import Chooser, Limits, Masks, resolve
+from .budget import Chooser, Limits, Masks
 from .errors import PlanError
 from .graph import ChannelGraph, ChannelGroup
 from .plan import PruningPlan
+from .resolve import resolve
 from .scores import Criterion, Lead, Scorer
 from .wrapping import bare
 
@@ -41,7 +42,7 @@ def greedy(
         criterion: of the weights, see `netslim.score`. One that does not look at kernels, such as ``bn_scale``, makes
             greedy and independent pruning the same.
         lead: what scores channels that several layers make together, see `netslim.score`.
-        options: of the criterion.
+        options: ``reduction`` and ``over`` of `netslim.score`, and what the criterion takes.
         limits: ``min_channels``, ``max_cut``, ``round_to``, ``protect``, ``shortcuts`` and ``allow_inexact`` of
             `netslim.select`.
 
@@ -51,7 +52,7 @@ def greedy(
     """
     model = bare(model, PlanError)
     graph.check(model)
-    scorer = Scorer.of(graph, criterion, lead, options or {})
+    scorer = Scorer.of(graph, criterion, lead=lead, **(options or {}))
     if scorer.reads_data:
         raise PlanError(f"{scorer.name} looks at data, which does not change as layers are cut: use netslim.select")
     if not per_group:
@@ -63,7 +64,7 @@ def greedy(
     for number, count in chooser.named_counts(per_group).items():
         group = graph.groups[number]
         chooser.rescore(number, scorer(group, tensors))
-        masks |= chooser.rounded({number: chooser.lowest(number, count)})
+        masks[number] = chooser.lowest(number, count)
         _forget(group, masks[number], tensors)
     return resolve(graph, masks, chooser.notes)
 

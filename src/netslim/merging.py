@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .budget import resolve
 from .errors import PlanError
 from .graph import ChannelGraph, ChannelGroup
 from .plan import PruningPlan
+from .resolve import resolve
 
 
 def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -> PruningPlan:

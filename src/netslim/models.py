@@ -6,17 +6,15 @@ we wrote.
 
 import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from netslim.errors import NetslimError, RecipeError
+from netslim.imports import current_directory_importable, from_module
 
 __all__ = ["build", "constructor", "names"]
 
@@ -45,8 +43,8 @@ def build(name: str, *, add_bn: bool = False, add_selection: bool = False, **kwa
     source, _, rest = name.partition(":")
     if not source or not rest:
         raise RecipeError(f"{name!r} names no model. {_nearest(name)}A model is {_FORMS}.")
-    with _current_directory_importable():
-        factory = _SOURCES[source](rest) if source in _SOURCES else _imported(source, rest)
+    with current_directory_importable():
+        factory = _SOURCES[source](rest) if source in _SOURCES else _imported(name)
         model = _call(name, factory, kwargs)
     for key in added:
         getattr(importlib.import_module("netslim.insertion"), key)(model)
@@ -176,39 +174,7 @@ _LISTS: dict[str, Callable[[], list[str]]] = {
 }
 
 
-def _imported(module_name: str, factory_name: str) -> Callable[..., Any]:
-    module = _import(module_name, f"{module_name}:{factory_name}")
-    factory = getattr(module, factory_name, None)
-    if callable(factory):
-        return factory
-    near = get_close_matches(factory_name, [n for n, value in vars(module).items() if callable(value)], n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise RecipeError(f"the module {module_name} ({module.__file__}) has no function {factory_name!r}.{hint}")
-
-
-def _import(module_name: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise RecipeError(f"the module {module_name} of {name} could not be imported: {error}") from error
-        near = get_close_matches(module_name, _SOURCES, n=1)
-        hint = f" Did you mean {near[0]}:{name.partition(':')[2]}?" if near else ""
-        raise RecipeError(
-            f"there is no module {error.name!r}, which {name} names: it must be installed, or lie in "
-            f"the current directory ({Path.cwd()}).{hint} A model is {_FORMS}."
-        ) from error
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise RecipeError(f"the module {module_name} of {name} could not be imported: {what}") from error
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(here)
+def _imported(name: str) -> Callable[..., Any]:
+    near = get_close_matches(name.partition(":")[0], _SOURCES, n=1)
+    meant = f" Did you mean {near[0]}:{name.partition(':')[2]}?" if near else ""
+    return from_module(name, RecipeError, f"{meant} A model is {_FORMS}.")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
@@ -26,7 +27,13 @@ OF_METHODS = {  # column of metrics.csv: what it is
     "near_zero": "scales near zero",
     "zero": "filters at zero",
     "deviation": "deviation in clusters",
+    "macs_left": "multiply-accumulates left",
 }
+_FAR = 8.0  # percent of the cost left
+FEW_LINES = 16  # groups that are drawn as a line each; more are told apart in a heat-map alone
+DROPS = ("#f2f4f6", "#9cc3dd", "#2f7fb5", "#0b3a66", "#06182b")  # none to the largest: ever darker, so grey will do
+LINES = ("#06182b", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")  # first group to last
+DASHES: Any = ("solid", (0, (4, 1.5)), (0, (1.2, 1.4)))
 MANY_LAYERS = 36  # beyond this, bars get thin and only some layers are named
 STYLE: Any = {
     "font.size": 9.5,
@@ -119,6 +126,151 @@ def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
             axes.set(ylabel=OF_METHODS[key], ylim=(0, 103 if share else None))
         _finish_curves(figure, stages, panels, percent=[key != "deviation" for key in ("val_accuracy", *more)])
         return _render(figure, format, "curves")
+
+
+def sensitivity(data: Mapping[str, Any], format: str = "svg") -> bytes:
+    """Heat-map of what is lost when one group is cut alone: groups from first (top) to last, ratios rising.
+
+    The colour goes with the square root of the drop, for what decides is whether a few points are lost or none. Where
+    there is room, each cell holds its drop; a cut that did better than the baseline has a minus.
+
+    Args:
+        data: of `netslim.Sensitivity.to_dict`: `unit` and `rows` of `group`, `ratio` and `drop`.
+        format: "svg" or "png".
+    """
+    names, ratios, drops = _drops(data)
+    many, points = len(names) > MANY_LAYERS, data["unit"] == "share"
+    row, cell = (0.125, 0.42) if many else (0.235, 0.6)
+    labels = 0.4 + (0.058 if many else 0.075) * max(map(len, names))
+    with rc_context(STYLE):
+        size = (max(3.6, labels + cell * len(ratios) + 1.1), 1.05 + row * len(names))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        norm = PowerNorm(0.5, 0, max(float(np.nanmax(drops)), 1.0 if points else 1e-12), clip=True)
+        colours = LinearSegmentedColormap.from_list("drops", DROPS)
+        shown = np.ma.masked_invalid(drops)
+        gap = 0.4 if many else 1.0
+        mesh = axes.pcolormesh(shown, cmap=colours, norm=norm, snap=True, edgecolors="#ffffff", linewidth=gap)
+        _frame_cells(axes, names, ratios, small=many)
+        if not many and len(ratios) <= 10:
+            _label_cells(axes, drops, norm, points)
+        bar = figure.colorbar(mesh, ax=axes, aspect=30, fraction=0.06, pad=0.03)
+        bar.set_label("drop in points" if points else "drop of the value")
+        bar.set_ticks(_rounded_ticks(float(norm.vmax or 1)))
+        bar.ax.minorticks_off()
+        bar.outline.set_visible(False)
+        return _render(figure, format, "sensitivity")
+
+
+def sensitivity_lines(data: Mapping[str, Any], format: str = "svg") -> bytes | None:
+    """What remains against the share that goes, a line a group (as Li et al. 2017, Fig. 2b).
+
+    Args:
+        data: as for `sensitivity`, with its `baseline` and each row's `value`, `removed` and `size`.
+        format: "svg" or "png".
+
+    Returns:
+        The drawing, or None where there are more groups than can be told apart (`FEW_LINES`).
+    """
+    names, _, _ = _drops(data)
+    if len(names) > FEW_LINES:
+        return None
+    points = data["unit"] == "share"
+    scale = 100 if points else 1
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.3 * WIDTH, 3.9), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(scale * data["baseline"], color=INK, linewidth=0.9, linestyle=(0, (4, 2)), alpha=0.6)
+        colours = LinearSegmentedColormap.from_list("lines", LINES)
+        for number, name in enumerate(names):
+            rows = sorted((row for row in data["rows"] if row["group"] == name), key=lambda row: row["removed"])
+            x = [0, *(100 * row["removed"] / row["size"] for row in rows)]
+            y = [scale * data["baseline"], *(scale * row["value"] for row in rows)]
+            style = {"color": colours(number / max(len(names) - 1, 1)), "linestyle": DASHES[number % len(DASHES)]}
+            axes.plot(x, y, marker="o", markersize=3.2, label=name, **style)
+        axes.set(xlabel="channels of the group that go", ylabel="accuracy" if points else "value", xlim=(0, None))
+        axes.grid(axis="y")
+        axes.xaxis.set_major_formatter(_percent)
+        if points:
+            axes.yaxis.set_major_formatter(_percent)
+        figure.legend(loc="outside right upper", fontsize=8.5, handlelength=2.6)
+        return _render(figure, format, "sensitivity-lines")
+
+
+def _drops(data: Mapping[str, Any]) -> tuple[list[str], list[float], np.ndarray]:
+    """Groups, ratios, and the drop of each (groups, ratios), in points where values are shares; NaN where none."""
+    rows, scale = data["rows"], 100 if data["unit"] == "share" else 1
+    names, ratios = list(dict.fromkeys(row["group"] for row in rows)), sorted({row["ratio"] for row in rows})
+    drops = np.full((len(names), len(ratios)), np.nan)
+    for row in rows:
+        drops[names.index(row["group"]), ratios.index(row["ratio"])] = scale * row["drop"]
+    return names, ratios, drops
+
+
+def _frame_cells(axes: Axes, names: Sequence[str], ratios: Sequence[float], small: bool) -> None:
+    axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=6.5 if small else 8.5)
+    axes.set_xticks(np.arange(len(ratios)) + 0.5, [f"{100 * ratio:g} %" for ratio in ratios])
+    axes.tick_params(length=0)
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("channels of one group that go")
+
+
+def _label_cells(axes: Axes, drops: np.ndarray, norm: PowerNorm, points: bool) -> None:
+    """Black or white, whichever can be read on the colour of the cell; not `INK`, which a dark page makes light."""
+    for (row, column), drop in np.ndenumerate(drops):
+        if np.isfinite(drop):
+            text = (f"{drop:.1f}" if points else f"{drop:.3g}").replace("-0.0", "0.0").replace("-", "−")
+            colour = "#ffffff" if norm(drop) > 0.45 else "#101418"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def _rounded_ticks(last: float) -> list[float]:
+    """0 and round numbers up to `last`, spread over a square-root scale."""
+    steps = [0.0]
+    for share in (0.04, 0.16, 0.36, 0.64, 1.0):
+        power = 10 ** np.floor(np.log10(share * last))
+        steps.append(max(step * power for step in (1, 2, 5) if step * power <= share * last * (1 + 1e-9)))
+    return sorted(set(steps))
+
+
+def front(data: Mapping[str, Any], format: str = "svg") -> bytes:
+    """Accuracy against cost of the networks that a search tried, numbered in the order in which it tried them.
+
+    Accuracies far below the allowed drop would flatten all others: they are drawn at the lower edge, as triangles, with
+    their values.
+
+    Args:
+        data: of `search.json`: `over`, `max_drop` in points, `baseline`, `best` (a share or None) and `rows`, the first
+            of them the given network, with `key`, `accuracy` and the cost that `over` names; candidates with `share`
+            and `passed`. Rows without an accuracy could not be reached and are left out.
+        format: "svg" or "png".
+    """
+    over, whole = data["over"], data["rows"][0][data["over"]]
+    floor = 100 * data["baseline"] - data["max_drop"]
+    tried = [row for row in data["rows"] if row["key"] == "candidate"]
+    points = [
+        (100 * row[over] / whole, 100 * row["accuracy"], number, row)
+        for number, row in enumerate(tried, 1)
+        if "accuracy" in row
+    ]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+        axes = figure.subplots()
+        bottom = _bottom([y for _, y, _, _ in points], floor, max(data["max_drop"], 0.5))
+        axes.axhline(floor, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.annotate(
+            f"allowed drop: {data['max_drop']:g}", (1, floor), (-2, 3), ("axes fraction", "data"),
+            "offset points", ha="right", fontsize=8.5,
+        )  # fmt: skip
+        uncut = [100 * row["accuracy"] for row in data["rows"] if row["key"] != "candidate"]
+        line = sorted([(x, max(y, bottom)) for x, y, _, _ in points] + [(100.0, uncut[0])])
+        axes.plot(*zip(*line, strict=True), color=PALE, linewidth=1.2, zorder=1)
+        _uncut(axes, uncut)
+        for x, y, number, row in points:
+            _candidate(axes, x, y, number, row, row["share"] == data["best"], bottom)
+        _finish_front(figure, axes, over, bottom, min([100.0, *(x for x, *_ in points)]))
+        return _render(figure, format, "front")
 
 
 def _scale_panel(axes: Axes, edges: np.ndarray, data: Mapping[str, Any], when: str, colour: str) -> None:
@@ -221,6 +373,59 @@ def _name_stages(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
 def _starts(stages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Epochs done before each stage, and in all: [0, n1, n1 + n2, ...]."""
     return [0, *np.cumsum([len(stage["epoch"]) for stage in stages], dtype=int).tolist()]
+
+
+def _bottom(accuracies: Sequence[float], floor: float, drop: float) -> float:
+    """The lower edge, in percent: far enough below the floor to see how candidates fail, and no further."""
+    lowest = min([floor, *(y for y in accuracies if y > floor - 12 * drop)])
+    return lowest - 0.25 * (floor + drop - lowest) - 0.5 * drop
+
+
+def _uncut(axes: Axes, accuracies: Sequence[float]) -> None:
+    for y, label, size, fill in zip(
+        accuracies, ("as given", "uncut, trained alike"), (5, 9), (INK, "none"), strict=False
+    ):
+        axes.plot(100, y, "s", color=INK, markersize=size, markerfacecolor=fill, linestyle="", label=label, zorder=3)
+
+
+def _candidate(axes: Axes, x: float, y: float, number: int, row: Mapping[str, Any], best: bool, bottom: float) -> None:
+    low = y < bottom
+    colour = BLUE if row["passed"] else ORANGE
+    label = "passed" if row["passed"] else "failed"
+    known = axes.get_legend_handles_labels()[1]
+    if best:
+        axes.plot(
+            x, y, "o", color=BLUE, markersize=13, markerfacecolor="none", markeredgewidth=1.4, linestyle="",
+            label="the smallest that passed", zorder=2,
+        )  # fmt: skip
+    axes.plot(
+        x, max(y, bottom), "v" if low else "o", color=colour, markersize=6, linestyle="",
+        markerfacecolor=colour if row["passed"] else "none", label=None if label in known else label, zorder=3,
+        clip_on=False,
+    )  # fmt: skip
+    text, place = (f"{number}: {y:.1f} %", (7, 3)) if low else (str(number), (0, 11 if best else 8))
+    side = "left" if low else "center"
+    axes.annotate(text, (x, max(y, bottom)), place, textcoords="offset points", ha=side, fontsize=8.5)
+
+
+def _finish_front(figure: Figure, axes: Axes, over: str, bottom: float, least: float) -> None:
+    """Costs on a logarithmic axis where they reach far down: what decides lies close together there."""
+    names = {"macs": "MACs", "params": "parameters", "latency": "latency, by the table,"}
+    axes.set(xlabel=f"{names.get(over, over)} left", ylabel="validation accuracy", xlim=(0, 104))
+    top = axes.dataLim.y1
+    axes.set_ylim(bottom, top + 0.12 * (top - bottom))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    if least < _FAR:
+        axes.set_xscale("log")
+        axes.set_xlim(0.8 * least, 125)
+        ticks = [tick for power in range(-4, 3) for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
+        axes.set_xticks([tick for tick in ticks if 0.8 * least <= tick <= 100])
+        axes.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_percent)
+    axes.grid()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, columnspacing=1.2)
 
 
 _percent = FuncFormatter(lambda value, _: f"{value:g} %")

@@ -156,6 +156,55 @@ def page(results: Mapping[str, Any], config: str | None = None) -> str:
     return PAGE.format(title=escape(title), style=STYLE, body=body)
 
 
+def sensitivity(data: Mapping[str, Any]) -> str:
+    """What each group alone costs, as one HTML document.
+
+    Args:
+        data: of `netslim.Sensitivity.to_dict`.
+    """
+    title = f"Sensitivity of {(data['settings'].get('model') or {}).get('name', 'a network')}"
+    share = data["unit"] == "share"
+    baseline = _percent(data["baseline"]) if share else f"{data['baseline']:g}"
+    lead = (
+        f"{len({row['group'] for row in data['rows']})} groups of channels, each cut alone and nothing trained after "
+        f"it. The whole network reaches {baseline}; what is shown is how much of that goes."
+    )
+    text = "Every row is a group, first to last; the darker, the more is lost when that share of it goes."
+    drawn = [_figure("sensitivity", plots.sensitivity(data), text)]
+    if (lines := plots.sensitivity_lines(data)) is not None:
+        drawn.append(_figure("lines", lines, "What remains when a share of one group goes; dashed: the whole network."))
+    facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in _flat(data["settings"]).items())
+    body = [
+        f"<header><h1>{escape(title)}</h1><p class=lead>{escape(lead).replace(' %', '&nbsp;%')}</p></header>",
+        _remarks("note", "Note", data["notes"]),
+        _section("What goes with each group", f"<div class=figures>{''.join(drawn)}</div>"),
+        _section("In figures", _drops_table(data, share)),
+        _section("How it was measured", f"<dl>{facts}</dl>"),
+    ]
+    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(filter(None, body)))
+
+
+def _drops_table(data: Mapping[str, Any], share: bool) -> str:
+    head = ("share that goes", "channels", "of", "accuracy" if share else "value", "drop", "parameters", "MACs")
+    lines = []
+    for row in data["rows"]:
+        drop = f"{100 * row['drop']:.2f}" if share else f"{row['drop']:.4g}"
+        saved = (_cut(data[key] - row[key], data[key]) for key in ("params", "macs"))
+        value = _percent(row["value"]) if share else f"{row['value']:g}"
+        cells = (f"{100 * row['ratio']:g} %", f"{row['removed']:,}", f"{row['size']:,}", value, drop, *saved)
+        lines.append(
+            f"<tr><th scope=row>{escape(row['group'])}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        )
+    headings = "".join(f"<th scope=col>{text}</th>" for text in ("group", *head))
+    return (
+        f"<div class=scroll><table><thead><tr>{headings}</tr></thead>\n<tbody>\n"
+        + "\n".join(lines)
+        + "</tbody></table>"
+        "</div>\n<p class=small>The drop is in percentage points where values are accuracies; parameters and "
+        "multiply-accumulates are what this cut alone saves of the whole network.</p>"
+    )
+
+
 # ---- What the page is made of, from top to bottom
 
 

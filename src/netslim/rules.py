@@ -14,6 +14,7 @@ together, and labels the result:
 - ``recorder.mark(labels of a weight, dimension, role)``: what the weight does along it: `PRODUCER`, `CONSUMER`,
   `SCALE` or `CHANNEL`.
 - ``recorder.cost(name, *factors)`` counts multiply-accumulates: numbers, and labels where a size follows the cut.
+  What the operator puts out then counts among the activations.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from netslim import ChannelGraph, PruningPlan, prune, trace, verify
-from netslim.budget import resolve
 from netslim.graph import ChannelGroup, as_call
 from netslim.graph.calls import output_tensors
+from netslim.resolve import resolve
 from netslim.verify import Verification
 
 OUTPUT = "it is an output of the network"

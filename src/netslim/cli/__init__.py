@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from netslim.cli import inspect, runs, steps
+from netslim.cli import explore, inspect, runs, search, ship, steps
 from netslim.cli.common import Command, add, split_overrides
 from netslim.errors import NetslimError
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for room in (runs, steps, inspect):
+    for room in (runs, steps, inspect, explore, search, ship):
         room.register(commands)
     return parser
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from netslim.errors import RecipeError
 
 Command = Callable[[argparse.Namespace, dict[str, str]], int]
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 
 
 def add(
@@ -56,3 +58,58 @@ def split_overrides(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def as_arguments(overrides: dict[str, str]) -> list[str]:
     """Overrides as they are typed."""
     return [item for key, value in overrides.items() for item in (f"--{key}", value)]
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a model takes, where no data set does; `examples` reads them."""
+    parser.add_argument(
+        "--input",
+        metavar="N",
+        type=int,
+        nargs="+",
+        action="append",
+        required=True,
+        help="shape of one example, for instance 3 32 32; once for each input of the model, in their order",
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="TYPE",
+        action="append",
+        help="type of the inputs, for instance int64 for tokens; once for all, or once for each (default: float32)",
+    )
+
+
+def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
+    """A batch for each input of a model: random numbers, or ones where they are integers or booleans."""
+    import torch
+
+    shapes, types = options.input, options.dtype or ["float32"]
+    for shape in shapes:
+        if min(shape) < 1:
+            raise RecipeError(f"--input {shlex.join(map(str, shape))}: every size must be 1 or more")
+    if len(types) not in (1, len(shapes)):
+        raise RecipeError(f"--dtype: {len(types)} for {len(shapes)} inputs; give it once, or once for each --input")
+    for name in types:
+        if name not in _DTYPES:
+            raise RecipeError(f"--dtype {name}: choose one of {', '.join(_DTYPES)}")
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for shape, name in zip(shapes, types * len(shapes) if len(types) == 1 else types, strict=True):
+        dtype, size = getattr(torch, name), (batch, *shape)
+        values = torch.randn(size, generator=generator) if dtype.is_floating_point else torch.ones(size)
+        made.append(values.to(dtype))
+    return tuple(made)
+
+
+def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
+    """`--model.OPTION VALUE` as keyword arguments of the model's constructor.
+
+    Raises:
+        RecipeError: there are other dotted options.
+    """
+    from netslim.training.recipe import read_yaml
+
+    for key in overrides:
+        if not key.startswith("model."):
+            raise RecipeError(f"--{key}: {command} takes options of the model only, as --model.OPTION VALUE")
+    return {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from netslim.cli.common import add
 from netslim.errors import RecipeError
+from netslim.scores import CRITERIA, Normalisation, Over, Reduction, reads_data
 
 if TYPE_CHECKING:
+    from netslim.sensitivity import Sensitivity
     from netslim.training.single import Pruned
 
 _TRAIN = """\
@@ -49,7 +51,8 @@ _TRAINING_MORE = (
     _MODELS
     + """
 Any option of a recipe goes by its dotted name: --optimizer.*, --schedule.*, --sparsity.*,
---distill.*, --data.*, --trainer.*, and what is left of the stage by --stages.COMMAND.OPTION:
+--gradual.* (cut in steps on the way), --distill.*, --data.*, --trainer.*, and what is left of the
+stage by --stages.COMMAND.OPTION:
 """
 )
 
@@ -60,6 +63,8 @@ _TRAIN_MORE = (
       --milestones 0.5 0.75 --sparsity.method network_slimming --sparsity.strength 1e-4
   netslim train vgg.safetensors --data torchvision:CIFAR10 --out soft.safetensors --augment 4 \\
       --epochs 50 --lr 0.001 --sparsity.method soft_filter --sparsity.rate 0.125
+  netslim train vgg.safetensors --data torchvision:CIFAR10 --out small.safetensors --augment 4 \\
+      --lr 0.01 --gradual.budget.cut_macs 0.5 --gradual.steps 5 --gradual.schedule cubic
   netslim train zoo:resnet56 --data hf:cifar10 --out drawn.safetensors --stages.train.clip 5 \\
       --sparsity.method centripetal --sparsity.target 0.625
 """
@@ -85,17 +90,33 @@ _PRUNE_MORE = (
 """
 )
 
-_BUDGET = ("cut_channels", "cut_macs", "cut_params")
+_BUDGET = {
+    "cut_channels": "share of all channels",
+    "cut_macs": "share of the multiply-accumulates",
+    "cut_params": "share of the parameters",
+    "cut_activations": "share of what layers put out",
+    "cut_peak_memory": "share of the memory that a forward pass needs at once, parameters aside",
+    "cut_latency": "share of the milliseconds, by a table that is measured here or read from --latency-table",
+    "max_macs": "most multiply-accumulates for one example",
+    "max_params": "most parameters",
+    "max_activation_bytes": "most bytes that layers put out for one example",
+    "max_peak_bytes": "most bytes that one example needs at once, parameters aside",
+    "max_latency_ms": "most milliseconds",
+}
 _PASSED = (
-    "scope", "shortcuts", "max_cut", "min_channels", "round_to", "protect", "lead", "batches", "fold", "recalibrate",
-    "mode",
+    "allocation", "shortcuts", "max_cut", "min_channels", "round_to", "protect", "lead", "batches", "fold",
+    "recalibrate", "mode", "reduction", "over", "normalize",
 )  # fmt: skip
 
 _CHOICE = (
-    "criterion", "scope", "lead", "batches", "shortcuts", "max_cut", "min_channels", "round_to", "protect", "fold",
-    "mode",
+    "criterion", "allocation", "lead", "batches", "shortcuts", "max_cut", "min_channels", "round_to", "protect", "fold",
+    "mode", "reduction", "over", "normalize", "limits",
 )  # fmt: skip
-_UNUSED = {"clusters": _CHOICE, "mask": (*_CHOICE, "recalibrate"), "zeros": ("scope", "lead")}
+_UNUSED = {
+    "clusters": _CHOICE,
+    "mask": (*_CHOICE, "recalibrate"),
+    "zeros": ("allocation", "lead", "reduction", "over", "normalize"),
+}
 
 
 def register(commands: Any) -> None:
@@ -218,10 +239,18 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     _limits(parser.add_argument_group("limits"))
     after = parser.add_argument_group("the cut")
     after.add_argument(
-        "--fold", choices=["constant"], help="move into biases what removed channels still emit; needs --data"
+        "--fold",
+        choices=["constant", "linear", "sequential", "none"],
+        help="constant: move into biases what removed channels still emit; linear: fit it by what those that stay "
+        "emit, by least squares; sequential: that layer after layer; all need --data (default: linear with criterion "
+        "obs by itself, else none)",
     )
     after.add_argument(
-        "--recalibrate", metavar="N", type=int, help="take batch-norm statistics anew from N batches of --data"
+        "--recalibrate",
+        metavar="N",
+        type=int,
+        help="take batch-norm statistics anew from N batches of --data (default: as many as --batches with criterion "
+        "obs by itself, else 0)",
     )
     after.add_argument(
         "--mask",
@@ -234,9 +263,18 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
 
 
 def _amounts(group: Any) -> None:
-    group.add_argument("--cut-channels", metavar="SHARE", type=float, help="share of all channels")
-    group.add_argument("--cut-macs", metavar="SHARE", type=float, help="share of the multiply-accumulates")
-    group.add_argument("--cut-params", metavar="SHARE", type=float, help="share of the parameters")
+    for name, text in _BUDGET.items():
+        relative = name.startswith("cut_")
+        number = float if relative or name == "max_latency_ms" else int
+        group.add_argument(f"--{name.replace('_', '-')}", metavar="SHARE" if relative else "N", type=number, help=text)
+    group.add_argument(
+        "--latency-table", metavar="FILE", help="for budgets of latency: a table measured before, here or elsewhere"
+    )
+    group.add_argument(
+        "--backend",
+        choices=["eager", "compile", "onnxruntime"],
+        help="for budgets of latency: what the network will run with (default: eager)",
+    )
     group.add_argument("--layers", metavar="NAME", nargs="+", default=[], help="layers by name or pattern")
     group.add_argument("--counts", metavar="N", type=int, nargs="+", default=[], help="channels of each of --layers")
     group.add_argument("--shares", metavar="S", type=float, nargs="+", default=[], help="or shares of each of them")
@@ -253,8 +291,9 @@ def _choice(group: Any) -> None:
     group.add_argument(
         "--criterion",
         metavar="NAME",
-        help="bn_scale, l1, l2, geometric_median, random, largest, taylor, mean_mean, mean_std, mean_l1, mean_l2 or "
-        "var_l2 (default: bn_scale; l1 with --layers)",
+        help=f"of the weights: {_criteria(data=False)}; of --data too: {_criteria(data=True)}; or your own as "
+        "package.module:function (default: bn_scale for --cut-channels, l1 with --layers; for costs obs with --data, "
+        "else l2)",
     )
     group.add_argument(
         "--order",
@@ -263,14 +302,38 @@ def _choice(group: Any) -> None:
         help="greedy: kernels that read what went before are left out of a layer's scores; needs --layers",
     )
     group.add_argument(
-        "--scope", choices=["global", "layer"], help="layer: the same share of every layer (default: global)"
+        "--allocation",
+        choices=["global", "uniform", "isomorphic", "cost", "knapsack"],
+        help="how the cut is spread over layers: by one threshold, the same share of every layer, the same share of "
+        "layers that are built alike, by score lost for cost saved, or that at its exact best, for small networks "
+        "(default: global; without --criterion, for costs, cost with --data and else uniform)",
     )
     group.add_argument(
         "--lead",
         choices=["mean", "pacesetter"],
-        help="what scores layers that are added up: their mean, or the projection or first of them (default: mean)",
+        help="what scores layers that are added up: all of them, or the projection or first of them (default: mean)",
+    )
+    group.add_argument(
+        "--reduction",
+        choices=get_args(Reduction),
+        help="how the scores of such layers are put together; product: the geometric mean (default: mean)",
+    )
+    group.add_argument(
+        "--over",
+        choices=get_args(Over),
+        help="layers that are looked at: those that make the channels, or also what scales and reads them "
+        "(default: producers)",
+    )
+    group.add_argument(
+        "--normalize",
+        choices=get_args(Normalisation),
+        help="what the scores of each layer are set against before layers are compared (default: nothing)",
     )
     group.add_argument("--batches", metavar="N", type=int, help="of --data, for criteria that look (default: 10)")
+
+
+def _criteria(data: bool) -> str:
+    return ", ".join(name for name in CRITERIA if reads_data(name) is data)
 
 
 def _limits(group: Any) -> None:
@@ -278,6 +341,10 @@ def _limits(group: Any) -> None:
         "--shortcuts", choices=["include", "avoid"], help="avoid: leave alone what several layers add up"
     )
     group.add_argument("--max-cut", metavar="SHARE", type=float, help="most that goes of one layer")
+    group.add_argument(
+        "--limits", metavar="FILE", type=Path, help="instead, of each layer what this sensitivity.json allows"
+    )
+    group.add_argument("--max-drop", metavar="POINTS", type=float, help="what one layer alone may cost by --limits")
     group.add_argument("--min-channels", metavar="N", type=int, help="fewest that stay in a layer (default: 1)")
     group.add_argument("--round-to", metavar="N", type=int, help="what stays is a multiple of N")
     group.add_argument("--protect", metavar="NAME", nargs="+", help="layers that are left alone, by name or pattern")
@@ -355,10 +422,28 @@ def _prune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         recipe = single.step("measure", options.model, name, {}, overrides, settings=settings)
         done = single.unmask(recipe, options.out, options.input)
     else:
+        found = _limited(options, stage)
         recipe = single.step("prune", options.model, name, stage, overrides, settings=settings)
-        done = single.prune(recipe, options.out, options.input)
+        done = single.prune(recipe, options.out, options.input, found)
     _tell(done, options.out)
     return 0
+
+
+def _limited(options: argparse.Namespace, stage: dict[str, Any]) -> Sensitivity | None:
+    """Put the limits that --limits and --max-drop ask for into a prune stage; from what they are."""
+    if (options.limits is None) != (options.max_drop is None):
+        raise RecipeError("--limits FILE and --max-drop POINTS belong together: give both")
+    if options.limits is None:
+        return None
+    if options.max_cut is not None:
+        raise RecipeError("--max-cut and --limits both say what may go of a layer: give one of them")
+    if options.max_drop < 0:
+        raise RecipeError(f"--max-drop {options.max_drop:g}: give 0 or more points")
+    from netslim.sensitivity import Sensitivity
+
+    found = Sensitivity.load(options.limits)
+    stage["max_cut"] = found.limits(options.max_drop / 100 if found.unit == "share" else options.max_drop)
+    return found
 
 
 def _check_input(options: argparse.Namespace) -> None:
@@ -384,14 +469,50 @@ def _what_goes(options: argparse.Namespace, overrides: Mapping[str, str]) -> dic
         raise RecipeError("say how much goes: for instance --cut-channels 0.5, or --layers NAME --counts 8")
     if greedy and not named:
         raise RecipeError("--order greedy goes from layer to layer: name --layers, with --counts or --shares")
-    criterion = "l1" if named else "l2" if options.by == "zeros" else "bn_scale"
-    return {
+    passed = {key: value for key in _PASSED if (value := getattr(options, key)) is not None}
+    own = {} if options.criterion else _choice_of_netslim(options, {*budget, *_keys(overrides, "budget")}, named)
+    stage = {
         "by": "greedy" if greedy else options.by,
-        "criterion": options.criterion or criterion,
+        "criterion": options.criterion,
         "budget": budget,
+        "latency": _latency(options, [*budget, *overrides]),
         "per_group": named,
-        **{key: getattr(options, key) for key in _PASSED},
+        **own,
+        **passed,
     }
+    return stage | ({"fold": None} if options.fold == "none" else {})
+
+
+def _keys(overrides: Mapping[str, str], section: str) -> list[str]:
+    return [key.removeprefix(f"{section}.") for key in overrides if key.startswith(f"{section}.")]
+
+
+def _choice_of_netslim(
+    options: argparse.Namespace, budget: Collection[str], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is taken where no criterion is given: the papers' for channels, and for costs what `netslim.slim` takes."""
+    if named:
+        return {"criterion": "l1"}
+    if options.by == "zeros":
+        return {"criterion": "l2"}
+    if options.by != "scores" or not set(budget) - {"cut_channels"}:
+        return {"criterion": "bn_scale"}
+    if options.data is None:
+        return {"criterion": "l2", "allocation": "uniform"}
+    moved = {} if options.mode == "mask" else {"fold": "linear", "recalibrate": options.batches or 10}
+    return {"criterion": "obs", "allocation": "cost", **moved}
+
+
+def _latency(options: argparse.Namespace, given: Iterable[str]) -> dict[str, str] | None:
+    found = {"table": options.latency_table, "backend": options.backend}
+    found = {key: value for key, value in found.items() if value is not None}
+    if found and not any("latency" in key for key in given):
+        raise RecipeError(
+            "--latency-table and --backend belong to --cut-latency or --max-latency-ms: give one of these"
+        )
+    if len(found) == 2:
+        raise RecipeError("--latency-table says itself what the network runs with: leave --backend out")
+    return found or None
 
 
 def _named(options: argparse.Namespace) -> dict[str, int | float]:

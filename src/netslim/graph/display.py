@@ -10,7 +10,7 @@ from .groups import ChannelGraph, ChannelGroup, Slice
 from .inventory import layer_of
 from .words import TEACH, listed, shares
 
-_HEAD = ("group", "channels", "params", "MACs", "together with")
+_HEAD = ("group", "channels", "params", "MACs", "activations", "together with")
 _INEXACT = "inexact, cut only with allow_inexact=True"
 
 
@@ -19,11 +19,10 @@ def text(graph: ChannelGraph) -> str:
     share = shares(graph)
     sections: dict[str, list[tuple[str, ...]]] = {}
     for group in sorted(graph.groups, key=lambda g: ("exact", "inexact", "stays").index(g.verdict)):
-        params, macs = share[group.name]
-        row = (group.name, f"{group.size:,}", f"{params:.1%}", f"{macs:.1%}", _companions(group))
+        row = (group.name, f"{group.size:,}", *(f"{part:.1%}" for part in share[group.name]), _companions(group))
         sections.setdefault(_title(group), []).append(row)
     rows = [_HEAD, *(row for part in sections.values() for row in part)]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [_line(_HEAD, widths)]
     for title, part in sections.items():
         lines += [f"\n{title}:"] if title else []
@@ -61,6 +60,8 @@ def _summary(graph: ChannelGraph) -> list[str]:
         f"{sum(g.size for g in free):,} of {sum(g.size for g in graph.groups):,} channels, {held}"
         + (f" ({_floor(relaxed)} with allow_inexact=True)." if relaxed > exact else "."),
         f"{graph.params():,} parameters, {graph.macs():,} multiply-accumulates for the traced input.",
+        f"{graph.activations():,} activations (elements that layers put out); "
+        f"at most {graph.peak_bytes():,} bytes of inputs and intermediate tensors at once.",
         "A group's share counts every weight that shrinks with it: one between two groups counts in both.",
     ]
     for operator, modules in graph.unsupported.items():
@@ -81,6 +82,9 @@ def as_dict(graph: ChannelGraph) -> dict[str, Any]:
         "fingerprint": graph.fingerprint,
         "params": graph.params(),
         "macs": graph.macs(),
+        "activations": graph.activations(),
+        "activation_bytes": graph.activation_bytes(),
+        "peak_bytes": graph.peak_bytes(),
         "prunable_share": {
             "exact": graph.prunable_share(),
             "allow_inexact": graph.prunable_share(allow_inexact=True),
@@ -100,7 +104,7 @@ def as_dict(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-def _group(group: ChannelGroup, params: float, macs: float) -> dict[str, Any]:
+def _group(group: ChannelGroup, params: float, macs: float, activations: float) -> dict[str, Any]:
     return {
         "name": group.name,
         "channels": group.size,
@@ -111,6 +115,7 @@ def _group(group: ChannelGroup, params: float, macs: float) -> dict[str, Any]:
         "reasons": list(group.reasons) or ([] if group.reason is None else [group.reason]),
         "params_share": params,
         "macs_share": macs,
+        "activations_share": activations,
         "tensors": [_slice(s) | {"entries_each": per_unit(s, group)} for s in group.slices],
     }
 

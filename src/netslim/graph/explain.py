@@ -114,8 +114,9 @@ def sentences(group: ChannelGroup, graph: ChannelGraph | None = None) -> str:
     lines = [f"Group {group.name}: {amount(group.size, 'channel')}.", *_fate(group), *_layers(group), *_rows(group)]
     if graph is not None:
         number = graph.number(group.name)
-        params, macs = shares(graph)[group.name]
-        lines.append(f"They hold {params:.1%} of the parameters and {macs:.1%} of the multiply-accumulates.")
+        params, macs, activations = shares(graph)[group.name]
+        held = f"{params:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
+        lines.append(f"They hold {held} and {activations:.1%} of the activations.")
         for rule in graph.size_rules:
             if any(g == number for g, _ in rule.count.shares):
                 lines.append(f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their number.")

@@ -13,7 +13,9 @@ from torch import nn
 from ..errors import StaleGraphError
 from ..plan import fingerprint, named_tensors
 from .atoms import ADDED, ATOM, CHANNEL, CONSUMER, PRODUCER, SCALE, Atoms, Vector, distinct, numbered
+from .counts import Cost, Count
 from .inventory import Inventory, layer_of, obstacles, take
+from .memory import Lifetime, Memory, Output, lifetimes, memory, outputs
 from .recorder import Recorder
 from .settle import settle
 
@@ -85,38 +87,6 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
-class Count:
-    """How many entries of a dimension are kept: a constant, plus for each group its kept units' shares."""
-
-    constant: int
-    shares: tuple[tuple[int, Vector], ...]  # (group number, entries for each of its units)
-
-    def kept(self, masks: Mapping[int, Vector]) -> int:
-        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]`` (all, when absent)."""
-        total = self.constant
-        for group, entries in self.shares:
-            mask = masks.get(group)
-            total += int(entries.sum() if mask is None else entries[mask].sum())
-        return total
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Multiply-accumulates of one operator as a product of counts."""
-
-    module: str
-    operator: str
-    factors: tuple[Count, ...]
-
-    def macs(self, masks: Mapping[int, Vector]) -> int:
-        """Multiply-accumulates under the masks."""
-        product = 1
-        for factor in self.factors:
-            product *= factor.kept(masks)
-        return product
-
-
-@dataclass(frozen=True)
 class SizeRule:
     """A module attribute that must follow the kept entries of a dimension: ``old * kept / size``."""
 
@@ -139,6 +109,8 @@ class ChannelGraph:
         size_rules: module attributes that follow a cut.
         axis_sizes: (tensor, axis) -> entries.
         inventory: names and shapes of everything in the model, and why entries in no group stay.
+        outputs: what the operators of the traced call put out, in order of execution.
+        lifetimes: the memory that the inputs and these take, and from when to when.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -149,6 +121,8 @@ class ChannelGraph:
     size_rules: tuple[SizeRule, ...] = ()
     axis_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     inventory: Inventory = field(default_factory=Inventory)
+    outputs: tuple[Output, ...] = ()
+    lifetimes: tuple[Lifetime, ...] = ()
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -222,6 +196,36 @@ class ChannelGraph:
     def params(self, masks: Mapping[int, Vector] | None = None) -> int:
         """Number of parameters under the masks."""
         return sum(c.macs(masks or {}) for c in self.parameters.values())
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Which tensors are in memory at once."""
+        return memory(self.lifetimes)
+
+    @cached_property
+    def _layers(self) -> tuple[Output, ...]:
+        return tuple(o for o in self.outputs if o.layer)
+
+    def activations(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Elements that layers put out in the traced call, under the masks.
+
+        Layers are convolutions, linear layers, matrix products, attention and recurrent layers; norms, activation
+        functions, pooling and sums are none, nor is what does not depend on the inputs. Source: Radosavovic et al.
+        2020, "Designing Network Design Spaces", section 3.1, who count convolutions; fvcore and timm count as here.
+        """
+        return sum(o.elements(masks or {}) for o in self._layers)
+
+    def activation_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Bytes of the `activations` in the data types of the traced call, under the masks."""
+        return sum(o.bytes(masks or {}) for o in self._layers)
+
+    def peak_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Most bytes of tensors alive at once in the traced call, under the masks.
+
+        Counted are the inputs and whatever operators put out, until the eager evaluation call, without gradients, lets
+        go of it; not parameters and buffers, nor what an operator needs only while it runs.
+        """
+        return self.memory.peak(masks or {})
 
     def __repr__(self) -> str:
         return f"<ChannelGraph of {self.fingerprint}: {len(self.prunable)} of {len(self)} groups can be cut exactly>"
@@ -368,14 +372,14 @@ def build(recorder: Recorder) -> ChannelGraph:
     bindings = settle(recorder)
     classes = Classes(atoms)
     groups = classes.form()
-    cache: dict[int, Count] = {}
+    cache: dict[tuple[bool, int], Count] = {}
 
     def count(factor: int | Vector) -> Count:
-        if isinstance(factor, (int, np.integer)):
-            return classes.count(factor)
-        if id(factor) not in cache:
-            cache[id(factor)] = classes.count(factor)
-        return cache[id(factor)]
+        key = (True, id(factor)) if isinstance(factor, np.ndarray) else (False, int(factor))
+        found = cache.get(key)
+        if found is None:
+            found = cache[key] = classes.count(factor)
+        return found
 
     costs = [Cost(c.module, c.operator, tuple(count(f) for f in c.factors)) for c in recorder.costs]
     parameters = {}
@@ -395,7 +399,9 @@ def build(recorder: Recorder) -> ChannelGraph:
         tuple(r for r in rules if r.count.shares),
         {(a.tensor, a.axis): a.size for a in atoms.axes},
         take(recorder.model, classes, recorder.touched),
+        outputs(recorder.outputs, count),
+        lifetimes(recorder.storages.spans, count),
     )
 
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Count", "SizeRule", "Slice", "build"]
+__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Count", "Memory", "Output", "SizeRule", "Slice", "build"]

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from .heads import hold_width
 from .recorder import Recorder
 from .sizes import Size, Value
+from .storages import tensors_in
 
 
 class Dispatch(TorchDispatchMode):
@@ -39,9 +40,13 @@ class Dispatch(TorchDispatchMode):
         self.recorder.in_rule = True
         if self.recorder.numbers:
             self.recorder.used([t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)])
+        name, counted = func._schema.name.removeprefix("aten::"), len(self.recorder.costs)
         with torch._C.DisableTorchFunction():
-            rule = self.rules.get(func._schema.name.removeprefix("aten::"), self.fallback)
+            rule = self.rules.get(name, self.fallback)
             rule(self.recorder, func, out, *args, **given)
+            if not self.recorder.training:
+                layer = len(self.recorder.costs) > counted
+                self.recorder.put_out(name, tensors_in(args, kwargs), out, layer)
         self.recorder.in_rule = False
         for value in (*args, *kwargs.values()):
             self.recorder.touched.update(map(id, value if isinstance(value, (list, tuple)) else (value,)))

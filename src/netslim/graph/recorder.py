@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .atoms import Atoms, Vector
 from .sizes import Size, expression, expressions_in, symbols
+from .storages import IN_PLACE, Put, Storages, storages_of, tensors_in
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
@@ -79,6 +80,8 @@ class Recorder:
     values: list[ValueUse] = field(default_factory=list)
     attributes: dict[tuple[str, str], int] = field(default_factory=dict)
     costs: list[OperatorCost] = field(default_factory=list)
+    outputs: list[Put] = field(default_factory=list)
+    storages: Storages = field(default_factory=Storages)
     unsupported: dict[str, set[str]] = field(default_factory=dict)
     numbers: dict[int, tuple[Any, Vector, str]] = field(default_factory=dict)
     calls: list[tuple[Any, tuple, dict]] = field(default_factory=list)
@@ -270,3 +273,26 @@ class Recorder:
 
     def cost(self, operator: str, *factors: int | Vector | None) -> None:
         self.costs.append(OperatorCost(self.module, operator, tuple(f for f in factors if f is not None)))
+
+    def put_out(self, operator: str, inputs: list[Tensor], out: Any, layer: bool) -> None:
+        """Note the tensors that an operator made of ``inputs``; the first one of a ``layer`` is its activation."""
+        read = storages_of(inputs)
+        moving = self.storages.moving(read)
+        puts = [t for t in tensors_in(out) if t.numel()]
+        for i, tensor in enumerate(puts):
+            dims = self.get(tensor).dims
+            if i and not dims:
+                dims = self._statistics(puts[0], tensor)
+            factors = tuple([dims.get(d, n) for d, n in enumerate(tensor.shape)])
+            kind = self.storages.put(tensor, factors, read, step=not i)
+            if any(tensor is given for given in inputs):
+                kind = IN_PLACE
+            active = layer and moving and not i
+            self.outputs.append(Put(self.module, operator, factors, tensor.itemsize, active, not moving, kind))
+
+    def _statistics(self, first: Tensor, tensor: Tensor) -> Mapping[int, Vector]:
+        """What an operator puts out beside its result has no labels: the sizes that it shares with the result."""
+        dims = self.get(first).dims
+        shift = int(tensor.dim() == 1 and first.dim() > 1)  # of channels
+        pairs = zip(tensor.shape, first.shape[shift:], strict=False)
+        return {d: dims[d + shift] for d, (n, m) in enumerate(pairs) if n == m and d + shift in dims}

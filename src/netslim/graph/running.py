@@ -47,6 +47,8 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Di
     for value in tree_flatten((args, kwargs))[0]:
         if isinstance(value, Tensor):
             recorder.set(value, {}, weight=False)
+            if not recorder.training:
+                recorder.storages.begin(value)
     with (
         torch.no_grad(),
         remembered_attributes(recorder),

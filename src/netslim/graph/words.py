@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from .atoms import Vector
-from .groups import ChannelGraph, Cost
+from .counts import Count
+from .groups import ChannelGraph
 
 TEACH = "netslim.register_rule teaches netslim an operator"
 
@@ -35,20 +36,22 @@ def entries(positions: Vector) -> str:
     return f"{'entry' if len(positions) == 1 else 'entries'} {listed(spans, 6)}"
 
 
-def shares(graph: ChannelGraph) -> dict[str, tuple[float, float]]:
-    """Group name -> (share of the parameters, share of the MACs) that would go with all of its units."""
-    gone = np.zeros((len(graph.groups), 2))
-    for column, costs in enumerate((graph.parameters.values(), graph.costs)):
-        for cost in costs:
-            for group, left in _without(cost).items():
+def shares(graph: ChannelGraph) -> dict[str, tuple[float, float, float]]:
+    """Group name -> shares of the parameters, MACs and activations that would go with all of its units."""
+    gone = np.zeros((len(graph.groups), 3))
+    layers = [output for output in graph.outputs if output.layer]
+    products = [[p.factors for p in part] for part in (graph.parameters.values(), graph.costs, layers)]
+    for column, part in enumerate(products):
+        for factors in part:
+            for group, left in _without(factors).items():
                 gone[group, column] += left
-    total = np.maximum([graph.params(), graph.macs()], 1)
-    return {g.name: (float(p), float(m)) for g, (p, m) in zip(graph.groups, gone / total, strict=True)}
+    gone /= np.maximum([graph.params(), graph.macs(), graph.activations()], 1)
+    return {g.name: (p, m, a) for g, (p, m, a) in zip(graph.groups, gone.tolist(), strict=True)}
 
 
-def _without(cost: Cost) -> dict[int, int]:
-    """Group number -> how much of one cost goes with all units of the group."""
-    sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in cost.factors]
+def _without(factors: tuple[Count, ...]) -> dict[int, int]:
+    """Group number -> how much of a product goes with all units of the group."""
+    sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in factors]
     gone = {}
     for group in {g for _, held in sizes for g in held}:
         whole = left = 1

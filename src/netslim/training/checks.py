@@ -7,17 +7,20 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from netslim.errors import RecipeError
-from netslim.scores import CRITERIA, reads_data
+from netslim.errors import PlanError, RecipeError
+from netslim.scores import CRITERIA, UNLED, check_options, reads_data
+from netslim.training.schedule import cut_epochs
 from netslim.training.schema import (
     Baseline,
     CentripetalOptions,
     Convert,
+    GradualOptions,
     Prune,
     Recipe,
     Scratch,
     SlimmingOptions,
     SoftFilterOptions,
+    Stage,
     Train,
 )
 
@@ -75,13 +78,18 @@ def imitated(recipe: Recipe, stage: Baseline | Scratch) -> tuple[int, Train]:
     if not trained:
         before = " before it" if isinstance(stage, Scratch) else ""
         raise RecipeError(f"{where}.like: no training stage comes{before or ' at all'}, so there is none to imitate")
-    if isinstance(stage, Scratch) and not (_is_file(recipe) or any(isinstance(item, Prune) for item in seen)):
+    if isinstance(stage, Scratch) and not (_is_file(recipe) or any(cuts(item) for item in seen)):
         raise RecipeError(f"{where}: nothing is cut before it; put it after a prune stage, or use a `baseline` stage")
     for index, item in trained:
         if stage.like in (None, item.name):
             return index, item
     names = [item.name for _, item in trained]
     raise RecipeError(f"{where}.like: no training stage is called {stage.like!r}{nearest(str(stage.like), names)}")
+
+
+def cuts(stage: Stage) -> bool:
+    """Whether a stage makes the network smaller (or masks it)."""
+    return isinstance(stage, Prune) or (isinstance(stage, Train) and stage.gradual is not None)
 
 
 def _is_file(recipe: Recipe) -> bool:
@@ -115,6 +123,8 @@ def _check_masks(recipe: Recipe) -> None:
             raise RecipeError(f"stages.{stage.name}: put a 'convert' stage before it, which cuts what {masked} masked")
         if isinstance(stage, Train) and stage.sparsity is not None and masked is not None:
             raise RecipeError(f"stages.{stage.name}.sparsity: the network is masked by {masked}; convert it first")
+        if isinstance(stage, Train) and stage.gradual is not None and masked is not None:
+            raise RecipeError(f"stages.{stage.name}.gradual: the network is masked by {masked}; convert it first")
         if isinstance(stage, Prune | Convert):
             masked = stage.name if isinstance(stage, Prune) and stage.mode == "mask" else None
 
@@ -139,6 +149,10 @@ def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
     _need(decay is None or decay >= 0, f"{where}.optimizer.norm_decay", decay, "0 or more, or null")
     if sparsity is not None:
         _check_sparsity(sparsity, f"{where}.sparsity")
+        if isinstance(sparsity, SlimmingOptions):
+            _check_strength(sparsity, f"{where}.sparsity", stage, recipe)
+    if stage.gradual is not None:
+        _check_gradual(stage, stage.gradual, f"{where}.gradual")
     if stage.distill is not None:
         _check_distill(stage, where, recipe)
     if stage.keep == "best" and recipe.data.validation == 0:
@@ -148,7 +162,6 @@ def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
 def _check_sparsity(options: SlimmingOptions | SoftFilterOptions | CentripetalOptions, where: str) -> None:
     if isinstance(options, SlimmingOptions):
         start = options.gamma_init
-        _need(options.strength >= 0, f"{where}.strength", options.strength, "0 or more")
         _need(start is None or start > 0, f"{where}.gamma_init", start, "above 0, or null")
         delta = options.delta
         _need(delta is None or delta > 0, f"{where}.delta", delta, "above 0, or null")
@@ -165,6 +178,60 @@ def _check_sparsity(options: SlimmingOptions | SoftFilterOptions | CentripetalOp
             _need(fits, f"{where}.target{key}", target, wanted)
         _need(options.strength > 0, f"{where}.strength", options.strength, "above 0")
         _need(options.vector_strength >= 0, f"{where}.vector_strength", options.vector_strength, "0 or more")
+
+
+def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
+    if not options.budget.given() and not options.per_group:
+        raise RecipeError(f"{where}.budget: say how much to cut in the end, for example 'budget: {{cut_macs: 0.5}}'")
+    if stage.sparsity is not None and not isinstance(stage.sparsity, SlimmingOptions):
+        raise RecipeError(
+            f"{where}: {stage.sparsity.method} works on the groups of a network that keeps its size; cut gradually "
+            "without it, or with network_slimming"
+        )
+    _need(options.steps >= 1, f"{where}.steps", options.steps, "1 or more")
+    _need(0 <= options.begin < 1, f"{where}.begin", options.begin, "a share from 0 to below 1")
+    _need(options.begin < options.end <= 1, f"{where}.end", options.end, "above begin, at most 1")
+    falls = cut_epochs(options, stage.epochs)
+    if len(set(falls)) < options.steps or falls[0] < 1:
+        raise RecipeError(
+            f"{where}.steps: {options.steps} steps, each at an epoch's end, do not fit between {options.begin:g} and "
+            f"{options.end:g} of {stage.epochs} epochs; take fewer steps, more epochs, or a larger part of them"
+        )
+    _check_amounts(options, where)
+    _check_named(options, where)
+
+
+def _check_strength(options: SlimmingOptions, where: str, stage: Train, recipe: Recipe) -> None:
+    fits = options.strength == "auto" or (not isinstance(options.strength, str) and options.strength >= 0)
+    _need(fits, f"{where}.strength", options.strength, "0 or more, or auto")
+    _need(options.pace > 0, f"{where}.pace", options.pace, "above 0")
+    if options.target is not None:
+        _need(0 < options.target < 1, f"{where}.target", options.target, "a share between 0 and 1")
+        if options.strength != "auto":
+            raise RecipeError(
+                f"{where}.target: no share is aimed at where the strength is given; leave it out, or give strength auto"
+            )
+    if options.strength == "auto":
+        wanted_share(recipe, stage)
+
+
+def wanted_share(recipe: Recipe, stage: Train) -> float:
+    """The share of scales (0 to 1) that a stage with ``strength: auto`` is to leave near zero.
+
+    Raises:
+        RecipeError: neither the stage nor the next prune stage says it.
+    """
+    assert isinstance(stage.sparsity, SlimmingOptions)
+    if stage.sparsity.target is not None:
+        return stage.sparsity.target
+    later = recipe.stages[recipe.stages.index(stage) + 1 :]
+    cut = next((item.budget.cut_channels for item in later if isinstance(item, Prune)), None)
+    if not cut:
+        raise RecipeError(
+            f"stages.{stage.name}.sparsity.target: strength auto needs the share of scales that is to come near zero, "
+            "such as target: 0.7; it is taken from cut_channels of the next prune stage where there is one"
+        )
+    return cut
 
 
 def _each(value: Any) -> list[tuple[str, Any]]:
@@ -197,7 +264,7 @@ def teacher(recipe: Recipe, stage: Train) -> int | str:
                 return index
         names = [item.name for _, item in earlier]
         raise RecipeError(f"{where}: no training stage before it is called {wanted!r}{nearest(wanted, names)}")
-    cut = next((index for index, item in enumerate(recipe.stages) if isinstance(item, Prune)), len(recipe.stages))
+    cut = next((index for index, item in enumerate(recipe.stages) if cuts(item)), len(recipe.stages))
     before = [index for index, item in earlier if index < cut and isinstance(item, Train)]
     if not before:
         raise RecipeError(f"{where}: no training stage before the first cut could teach; name one, such as a baseline")
@@ -219,18 +286,27 @@ def _check_prune(stage: Prune, where: str) -> None:
         raise RecipeError(f"{where}.fold: {what}, so there is nothing to fold; leave it out")
     if stage.mode == "mask" and stage.by == "clusters":
         raise RecipeError(f"{where}.mode: merging cannot be done by a mask; use mode: cut")
-    _need(stage.batches >= 1, f"{where}.batches", stage.batches, "1 or more")
     _need(stage.recalibrate >= 0, f"{where}.recalibrate", stage.recalibrate, "0 or more")
+    _check_amounts(stage, where)
+
+
+def _check_amounts(stage: Prune | GradualOptions, where: str) -> None:
+    """How much goes, and the limits."""
+    budget = stage.budget.given()
+    _need(stage.batches >= 1, f"{where}.batches", stage.batches, "1 or more")
+    _need(stage.latency.batch >= 1, f"{where}.latency.batch", stage.latency.batch, "1 or more")
     for key, value in budget.items():
         if key.startswith("cut_"):
             _need(0 <= value < 1, f"{where}.budget.{key}", value, "a share from 0 to below 1")
+        elif key == "max_latency_ms":
+            _need(value > 0, f"{where}.budget.{key}", value, "above 0")
         else:
             _need(value >= 1, f"{where}.budget.{key}", value, "1 or more")
     _need(stage.min_channels >= 1, f"{where}.min_channels", stage.min_channels, "1 or more")
     _need(stage.round_to >= 1, f"{where}.round_to", stage.round_to, "1 or more")
-    _need(
-        stage.max_cut is None or 0 <= stage.max_cut < 1, f"{where}.max_cut", stage.max_cut, "a share from 0 to below 1"
-    )
+    caps = stage.max_cut if isinstance(stage.max_cut, dict) else {"": stage.max_cut or 0}
+    for name, value in caps.items():
+        _need(0 <= value < 1, f"{where}.max_cut.{name}".removesuffix("."), value, "a share from 0 to below 1")
     for name, value in stage.per_group.items():
         fits = value >= 0 and (isinstance(value, int) or value < 1)
         _need(fits, f"{where}.per_group.{name}", value, "a number of channels (3) or a share from 0 to below 1 (0.3)")
@@ -258,14 +334,27 @@ def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
 
 def _check_criterion(stage: Prune, where: str) -> None:
     name = stage.criterion
-    if name not in CRITERIA:
-        raise RecipeError(f"{where}.criterion: there is no criterion {name!r}{nearest(name, CRITERIA)}")
+    _check_named(stage, where)
+    ways = {"reduction": "mean", "over": "producers", "normalize": None}
+    unused = [key for key, default in ways.items() if getattr(stage, key) != default]
+    if stage.by in ("zeros", "clusters") and unused:
+        raise RecipeError(f"{where}.{unused[0]}: 'by: {stage.by}' compares no scores; leave it out")
     if stage.by in ("greedy", "zeros") and reads_data(name):
         raise RecipeError(
             f"{where}.criterion: 'by: {stage.by}' looks at weights alone, but {name} at data; use l1, l2 or by: scores"
         )
-    if stage.lead != "mean" and name in ("bn_scale", "random"):
+
+
+def _check_named(stage: Prune | GradualOptions, where: str) -> None:
+    name = stage.criterion
+    if name not in CRITERIA and ":" not in name:
+        raise RecipeError(f"{where}.criterion: there is no criterion {name!r}{nearest(name, CRITERIA)}")
+    if stage.lead != "mean" and name in UNLED:
         raise RecipeError(f"{where}.lead: {name} does not look at the layers, so none can lead; leave it out")
+    try:
+        check_options(name, lead=stage.lead, reduction=stage.reduction, over=stage.over, normalize=stage.normalize)
+    except PlanError as error:
+        raise RecipeError(f"{where}.criterion: {error}") from error
 
 
 def _need(holds: object, where: str, value: object, wanted: str) -> None:

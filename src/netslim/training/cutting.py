@@ -12,14 +12,16 @@ import netslim
 from netslim.budget import Limits
 from netslim.errors import PlanError
 from netslim.fold import Folding
+from netslim.gradual import GradualPruning
 from netslim.graph import ChannelGraph
 from netslim.plan import PruningPlan
+from netslim.reconstruct import fold
 from netslim.scores import reads_data
 from netslim.slim import cut
 from netslim.sparsity.masking import Mask
 from netslim.sparsity.soft_filter import plan_of_zeros
 from netslim.training.scales import cut_warning
-from netslim.training.schema import Prune
+from netslim.training.schema import GradualOptions, Prune
 from netslim.verify import Verification
 from netslim.wrapping import duplicate
 
@@ -71,13 +73,17 @@ def carry_out(
         PlanError: the stage asks for what this network cannot give.
         SurgeryError, VerificationError: as the cut does.
     """
-    graph = netslim.trace(network, example)
+    graph = netslim.trace(network, example[:1])  # budgets are for one image
     if stage.by == "clusters":
         done = _merged(network, graph, clusters, example)
     elif stage.by == "zeros":
         done = _of_zeros(stage, network, graph, example, batches)
     elif stage.by == "greedy":
-        plan = netslim.greedy(graph, network, stage.per_group, stage.criterion, lead=stage.lead, **_limits(stage))
+        scoring = _scoring(stage, seed)
+        lead = scoring.pop("lead")
+        plan = netslim.greedy(
+            graph, network, stage.per_group, stage.criterion, lead=lead, options=scoring, **_limits(stage)
+        )
         done = _done(stage, network, graph, plan, example, batches)
     else:
         done = _by_scores(stage, network, graph, example, batches, seed)
@@ -94,14 +100,25 @@ def _by_scores(
     scores = _scores(stage, network, graph, batches, seed)
     limits = _limits(stage)
     limits["per_group"] = stage.per_group or None
+    limits["allocation"], limits["latency"] = stage.allocation, latency_of(stage, network, example)
     budget = netslim.Budget(**stage.budget.given())
     if stage.mode == "mask" or stage.fold:
-        plan = netslim.select(graph, scores, budget, scope=stage.scope, **limits)
+        plan = netslim.select(graph, scores, budget, **limits)
         done = _done(stage, network, graph, plan, example, batches)
     else:
-        small, plan, check = cut(network, graph, scores, budget, example, scope=stage.scope, **limits)
+        small, plan, check = cut(network, graph, scores, budget, example, **limits)
         done = Cut(small, graph, plan, check)
     return replace(done, warnings=_warnings(stage, scores, done.plan))
+
+
+def latency_of(stage: Prune | GradualOptions, network: nn.Module, example: Tensor) -> netslim.LatencyTable | None:
+    """How long the layers of `network` take, where the stage's budget asks for it: read, or measured here."""
+    if not any("latency" in key for key in stage.budget.given()):
+        return None
+    if stage.latency.table is not None:
+        return netslim.LatencyTable.load(stage.latency.table)
+    images = example[:1].expand(stage.latency.batch, *example.shape[1:]).contiguous()
+    return netslim.latency_table(network, netslim.trace(network, images), images, backend=stage.latency.backend)
 
 
 def _warnings(stage: Prune, scores: Scores, plan: PruningPlan) -> tuple[str, ...]:
@@ -113,8 +130,13 @@ def _warnings(stage: Prune, scores: Scores, plan: PruningPlan) -> tuple[str, ...
 
 def _scores(stage: Prune, network: nn.Module, graph: ChannelGraph, batches: Batches, seed: int) -> Scores:
     seen = batches(stage.batches) if reads_data(stage.criterion) else None
-    drawn: dict[str, Any] = {"seed": seed} if stage.criterion == "random" else {}
-    return netslim.score(graph, network, stage.criterion, batches=seen, lead=stage.lead, **drawn)
+    return netslim.score(graph, network, stage.criterion, batches=seen, **_scoring(stage, seed))
+
+
+def _scoring(stage: Prune | GradualOptions, seed: int) -> dict[str, Any]:
+    """The options of `netslim.score`."""
+    ways = {"lead": stage.lead, "reduction": stage.reduction, "over": stage.over, "normalize": stage.normalize}
+    return ways | ({"seed": seed} if stage.criterion == "random" else {})
 
 
 def _of_zeros(stage: Prune, network: nn.Module, graph: ChannelGraph, example: Tensor, batches: Batches) -> Cut:
@@ -155,7 +177,7 @@ def _done(
         return Cut(masked, graph, plan, None, notes=(note,))
     if not stage.fold:
         return _proved(network, graph, plan, example)
-    folding = netslim.fold_constants(network, plan, list(batches(stage.batches)))
+    folding = fold(network, plan, list(batches(stage.batches)), stage.fold)
     small = netslim.prune(folding.model, folding.plan)
     check = netslim.verify(folding.model, small, folding.plan, example)
     return Cut(small, graph, folding.plan, check, notes=tuple(_folded(folding)))
@@ -167,6 +189,17 @@ def _proved(network: nn.Module, graph: ChannelGraph, plan: PruningPlan, example:
 
 
 def _folded(folding: Folding) -> Iterator[str]:
+    fitted = [row for row in folding.moved if row.explained is not None]
+    if fitted:
+        explained = [row.explained for row in fitted if row.explained is not None]
+        yield (
+            "the channels that stay stand in for what removed channels emitted, in "
+            + ", ".join(row.consumer for row in fitted)
+            + f"; that explains {min(explained):.0%} to {max(explained):.0%} of it"
+        )
+        lost = [row for row in folding.moved if row.explained is None and row.reason]
+        yield from (f"what {row.consumer} reads of removed channels is lost: {row.reason}" for row in lost)
+        return
     took = [row for row in folding.moved if row.target]
     spread = max((row.spread for row in took), default=0.0)
     yield (
@@ -192,7 +225,36 @@ def _merged(
     return replace(_proved(network, graph, plan, example), notes=(note,))
 
 
-def _limits(stage: Prune) -> dict[str, Any]:
+def gradually(
+    options: GradualOptions, network: nn.Module, example: Tensor, batches: Batches, seed: int = 0
+) -> GradualPruning:
+    """What cuts `network` in steps, in place, as `options` say; it is not changed yet.
+
+    Args:
+        options: of the training stage.
+        network: as the stage finds it.
+        example, batches, seed: as for `carry_out`.
+
+    Raises:
+        PlanError: the options ask for what this network cannot give.
+    """
+    return GradualPruning(
+        network,
+        example[:1],
+        netslim.Budget(**options.budget.given()),
+        steps=options.steps,
+        schedule=options.schedule,
+        criterion=options.criterion,
+        batches=batches(options.batches) if reads_data(options.criterion) else None,
+        scoring=_scoring(options, seed),
+        allocation=options.allocation,
+        per_group=options.per_group or None,
+        latency=latency_of(options, network, example),
+        **_limits(options),
+    )
+
+
+def _limits(stage: Prune | GradualOptions) -> dict[str, Any]:
     return {
         "min_channels": stage.min_channels,
         "max_cut": stage.max_cut,

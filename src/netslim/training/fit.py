@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -20,13 +20,16 @@ from torch.nn import functional as F
 
 from netslim.data import Augment, Data, Loader
 from netslim.errors import CheckpointError
+from netslim.gradual import GradualPruning
 from netslim.plan import PruningPlan
 from netslim.sparsity.slimming import NetworkSlimming
+from netslim.training import cutting
 from netslim.training.display import Display
 from netslim.training.folder import StageFolder
 from netslim.training.journal import EpochLoader, Journal, Row, derive, made_up
-from netslim.training.methods import held_by, method_of
+from netslim.training.methods import Gradual, held_by, method_of
 from netslim.training.module import Classifier, Means, Tally
+from netslim.training.schedule import cut_epochs
 from netslim.training.schema import Recipe, SlimmingOptions, Train
 
 _PRECISION = {"float32": "32-true", "bf16": "bf16-mixed"}
@@ -37,13 +40,14 @@ _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "light
 class History:
     """What a training stage leaves besides the weights: a row an epoch, a histogram of scales before and after each.
 
-    `left` is what its method hands on to later stages.
+    `left` is what its method hands on to later stages; `pruning` is what cut the network on the way, if it was.
     """
 
     rows: list[Row]
     histograms: list[list[int]]
     best: dict[str, Any]
     left: dict[str, Any]
+    pruning: GradualPruning | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ def fit(
     if resume is None and isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init is not None:
         NetworkSlimming(network, 0.0, gamma_init=stage.sparsity.gamma_init)
     method = method_of(stage, network, bench.example(), seed) if mask is None else held_by(mask, network)
+    pruning = None
+    if stage.gradual is not None:
+        pruning = cutting.gradually(stage.gradual, network, bench.example(), bench.batches, bench.recipe.seed)
+        method = Gradual(pruning, cut_epochs(stage.gradual, stage.epochs), method)
     network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
     loader, limit = bench.loader("train", seed), bench.recipe.trainer.limit_batches
     steps = min(len(loader), limit or len(loader))
@@ -125,7 +133,7 @@ def fit(
     with _events(bench, folder) as writer, bench.display.training(folder.label, stage.epochs) as shown:
         journal = Journal(folder, seed, shown.epoch, shown.step, writer)
         _run(bench, module, journal, loader, resume)
-    return _finished(module, journal, folder)
+    return replace(_finished(module, journal, folder), pruning=pruning)
 
 
 def evaluate(network: nn.Module, loader: Loader, classes: int, device: torch.device, limit: int | None = None) -> Means:

@@ -150,6 +150,8 @@ class Journal(pl.Callback):
         """The weights go first: if the checkpoint is not written after them, this epoch is run again all the same."""
         if module.stage.keep != "best" or row["val_accuracy"] <= self.best.get("val_accuracy", -1.0):
             return
+        if module.method is not None and not module.method.settled:
+            return
         from safetensors.torch import save
 
         weights = {key: value.detach().cpu().contiguous().clone() for key, value in module.network.state_dict().items()}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netslim.training.checks import cuts
 from netslim.training.schema import Baseline, Convert, Finetune, Measure, Prune, Recipe, Scratch, Train
 
 AS_BUILT = -1
@@ -28,7 +29,8 @@ def entries(recipe: Recipe) -> list[Entry]:
 
     `baseline`, `before` (the first cut), `pruned`, `fine-tuned`; with several cuts `pruned-1`, `fine-tuned-1`,
     `pruned-2` and so on, and `before-2` where training went on between a fine-tuning and the next cut. A network that
-    was masked is `masked` until it is `converted`. `scratch-e` and `scratch-b` follow the baselines.
+    was masked is `masked` until it is `converted`. A training stage that cuts on the way leaves a `pruned` network.
+    `scratch-e` and `scratch-b` follow the baselines.
     """
     plain = [(i, stage) for i, stage in enumerate(recipe.stages) if isinstance(stage, Baseline)]
     found = [
@@ -39,35 +41,36 @@ def entries(recipe: Recipe) -> list[Entry]:
         for i, stage in enumerate(recipe.stages)
         if isinstance(stage, Scratch)
     ]
-    cuts = sum(isinstance(stage, Prune) for stage in recipe.stages)
+    passes = sum(map(cuts, recipe.stages))
     turn, trained = 0, list[int]()
     for index, stage in enumerate(recipe.stages):
-        if isinstance(stage, Train):
+        if isinstance(stage, Train) and not cuts(stage):
             trained.append(index)
-        elif isinstance(stage, Prune):
-            found += _between(recipe, turn, cuts, trained)
+        elif isinstance(stage, Train | Prune):
+            found += _between(recipe, turn, passes, trained)
             turn, trained = turn + 1, []
-            what = "masked" if stage.mode == "mask" else "pruned"
-            found.append(Entry(_numbered(what, turn, cuts), _labelled(what, turn, cuts), index))
+            what = "masked" if isinstance(stage, Prune) and stage.mode == "mask" else "pruned"
+            label = "pruned while training" if isinstance(stage, Train) else what
+            found.append(Entry(_numbered(what, turn, passes), _labelled(label, turn, passes), index))
         elif isinstance(stage, Convert):
-            tuned = _between(recipe, turn, cuts, trained)
+            tuned = _between(recipe, turn, passes, trained)
             found += [replace(one, key=f"{one.key}-masked", label=f"{one.label}, masked") for one in tuned]
             trained = []
-            found.append(Entry(_numbered("converted", turn, cuts), _labelled("converted", turn, cuts), index))
-    return [*found, *_between(recipe, turn, cuts, trained, last=True)]
+            found.append(Entry(_numbered("converted", turn, passes), _labelled("converted", turn, passes), index))
+    return [*found, *_between(recipe, turn, passes, trained, last=True)]
 
 
-def _between(recipe: Recipe, turn: int, cuts: int, trained: list[int], last: bool = False) -> Iterator[Entry]:
+def _between(recipe: Recipe, turn: int, passes: int, trained: list[int], last: bool = False) -> Iterator[Entry]:
     """Rows of the training stages after cut number `turn`, before the next one."""
     if turn == 0:
-        label = "before pruning" if cuts else "trained" if trained else "as given"
+        label = "before pruning" if passes else "trained" if trained else "as given"
         yield Entry("before", label, trained[-1] if trained else AS_BUILT)
         return
     if not trained:
         return
     tuned = [index for index in trained if isinstance(recipe.stages[index], Finetune)] or trained[:1]
     chosen = trained[-1] if last else tuned[-1]
-    yield Entry(_numbered("fine-tuned", turn, cuts), _labelled("fine-tuned", turn, cuts), chosen)
+    yield Entry(_numbered("fine-tuned", turn, passes), _labelled("fine-tuned", turn, passes), chosen)
     if chosen != trained[-1]:
         yield Entry(f"before-{turn + 1}", f"before cut {turn + 1}", trained[-1])
 

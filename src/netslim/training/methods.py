@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from netslim.gradual import GradualPruning
 from netslim.graph import ChannelGraph, trace
 from netslim.plan import PruningPlan
 from netslim.sparsity import CentripetalSGD, Mask, NetworkSlimming, SoftFilterPruning
 from netslim.training.schema import CentripetalOptions, SlimmingOptions, SoftFilterOptions, Train
 
-LOGGED = ("zero", "returned", "deviation")  # what methods add to metrics.csv
+LOGGED = ("zero", "returned", "deviation", "macs_left")  # what methods add to metrics.csv
 
 
 class Method:
@@ -25,6 +27,11 @@ class Method:
 
     def __init__(self, method: Any) -> None:
         self.method = method
+
+    @property
+    def settled(self) -> bool:
+        """Whether the network has the size that it is to keep."""
+        return True
 
     def attach(self, optimizer: Optimizer) -> None:
         """Act on every step of `optimizer` from now on."""
@@ -67,6 +74,17 @@ class _Resumable(Method):
 
 
 class _Slimming(Method):
+    """Network Slimming, with a learning rate of the scales that is `pace` times that of everything else."""
+
+    def __init__(self, method: NetworkSlimming, pace: float) -> None:
+        super().__init__(method)
+        self.pace = pace
+
+    def attach(self, optimizer: Optimizer) -> None:
+        if self.pace != 1:
+            apart(optimizer, self.method.model, self.pace)
+        super().attach(optimizer)
+
     def penalty(self) -> Tensor | None:
         return self.method.penalty()
 
@@ -100,6 +118,60 @@ class _Centripetal(_Resumable):
         return {"clusters": {name: [int(number) for number in labels] for name, labels in self.method.clusters.items()}}
 
 
+class Gradual(Method):
+    """Cut the network at the ends of some epochs, beside another method or none.
+
+    Args:
+        pruning: of the network as the stage found it; a resumed one is cut when its state is loaded, which Lightning
+            does before it loads the weights.
+        epochs: after which the steps fall, counted from 1.
+        other: acts on the network too, whatever its size.
+    """
+
+    def __init__(self, pruning: GradualPruning, epochs: Collection[int], other: Method | None) -> None:
+        super().__init__(pruning)
+        self.epochs, self.other, self.epoch = epochs, other or _Nothing(None), 0
+
+    @property
+    def settled(self) -> bool:
+        return self.method.done
+
+    def attach(self, optimizer: Optimizer) -> None:
+        self.method.optimizers = [optimizer]
+        self.other.attach(optimizer)
+
+    def penalty(self) -> Tensor | None:
+        return self.other.penalty()
+
+    def end_epoch(self, last: bool) -> None:
+        self.other.end_epoch(last)
+        self.epoch += 1
+        if self.epoch in self.epochs:
+            self.method.step()
+
+    def log(self) -> dict[str, float]:
+        return {**self.other.log(), "macs_left": round(self.method.macs_left, 7)}
+
+    def finish(self) -> None:
+        self.other.finish()
+
+    def left(self) -> dict[str, Any]:
+        return self.other.left()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "pruning": self.method.state_dict(), "other": self.other.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.method.load_state_dict(state["pruning"])
+        self.other.load_state_dict(state["other"])
+
+
+class _Nothing(Method):
+    def attach(self, optimizer: Optimizer) -> None:
+        pass
+
+
 def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> Method | None:
     """The stage's sparsity method on `network`, not attached yet; None for ordinary training.
 
@@ -113,11 +185,23 @@ def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> M
     if options is None:
         return None
     if isinstance(options, SlimmingOptions):
-        return _Slimming(NetworkSlimming(network, options.strength, penalty=options.penalty, delta=options.delta))
+        assert not isinstance(options.strength, str)  # the runner has found it
+        slimming = NetworkSlimming(network, options.strength, penalty=options.penalty, delta=options.delta)
+        return _Slimming(slimming, options.pace)
     graph = trace(network, example)
     if isinstance(options, SoftFilterOptions):
         return _soft(options, graph, network)
     return _drawn(options, graph, network, seed)
+
+
+def apart(optimizer: Optimizer, network: nn.Module, pace: float) -> None:
+    """Move the scales of all batch norms to parameter groups of their own, with `pace` times the learning rate."""
+    scales = {id(m.weight) for m in network.modules() if isinstance(m, _BatchNorm) and m.affine}
+    for group in list(optimizer.param_groups):
+        fast = [parameter for parameter in group["params"] if id(parameter) in scales]
+        if fast:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in scales]
+            optimizer.add_param_group({**group, "params": fast, "lr": group["lr"] * pace})
 
 
 def _soft(options: SoftFilterOptions, graph: ChannelGraph, network: nn.Module) -> Method:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from netslim.errors import RecipeError
 from netslim.plan import PruningPlan
 from netslim.surgery import history
-from netslim.training.checks import imitated, teacher
+from netslim.training.checks import cuts, imitated, teacher, wanted_share
 from netslim.training.display import Display
 from netslim.training.environment import choose_device, choose_precision, describe
 from netslim.training.folder import FORMAT, RunFolder, StageFolder, read_json, write_atomic, write_json
@@ -51,6 +51,7 @@ from netslim.training.schema import (
 )
 
 if TYPE_CHECKING:
+    from netslim.gradual import GradualPruning
     from netslim.training.cutting import Cut
 
 Results = dict[str, Any]
@@ -161,8 +162,25 @@ class Runner:
     # ------------------------------------------------------------ stages
 
     def _train(self, index: int, stage: Train, folder: StageFolder) -> Results:
-        aids = {"mask": self._mask(index), "teacher": self._teacher(stage)}
+        aids: dict[str, Any] = {"mask": self._mask(index), "teacher": self._teacher(stage)}
+        if isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength == "auto":
+            return self._with_found_strength(index, stage, folder, aids["teacher"])
         return self._fit(stage, folder, self.network_before(index), index, **aids)
+
+    def _with_found_strength(self, index: int, stage: Train, folder: StageFolder, taught: nn.Module | None) -> Results:
+        """Short runs first; what they find is on disk before the training starts."""
+        from netslim.training import strength
+
+        network, seed = self.network_before(index), derive(self.recipe.seed, "strength", index)
+        target = wanted_share(self.recipe, stage)
+        choice = strength.settle(self.bench, network, stage, target, folder, seed, teacher=taught)
+        found = self._fit(strength.settled(stage, choice), folder, network, index, teacher=taught)
+        left = f"it left {found['curves']['near_zero'][-1]:.0%}"
+        self.display.say(f"{folder.label}  {choice['share']:.0%} of the scales were expected near zero: {left}")
+        choice.pop("format")
+        warnings = [*found["warnings"], *([choice["warning"]] if choice["warning"] else [])]
+        remarks = [*found.get("remarks", []), f"{strength.sentence(choice)}: {left}"]
+        return {**found, "warnings": warnings, "remarks": remarks, "strength": choice}
 
     def _teacher(self, stage: Train) -> nn.Module | None:
         from netslim import models
@@ -208,6 +226,7 @@ class Runner:
         from netslim.training.methods import LOGGED
 
         history = fit(self.bench, network, stage, folder, derive(self.recipe.seed, "stage", index), **aids)
+        shrunk = {} if history.pruning is None else self._shrunk(history.pruning, folder)
         mask = aids.get("mask")
         self._save(network, folder, **history.left, **({} if mask is None else {"mask": mask.to_json()}))
         rows = history.rows
@@ -225,9 +244,20 @@ class Runner:
             "seconds": round(sum(row["seconds"] for row in rows), 3),
             "curves": curves,
             "histograms": history.histograms,
-            "sparse": isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength > 0,
+            "sparse": isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0,
             "best": history.best or None,
             **history.left,
+            **shrunk,
+        }
+
+    def _shrunk(self, pruning: GradualPruning, folder: StageFolder) -> Results:
+        """What a training stage cut on its way; the proof is that of the last cut."""
+        write_atomic(folder.plan, pruning.plan.to_json())
+        check = pruning.verification
+        return {
+            **({} if check is None else {"verification": asdict(check)}),
+            "widths": [_width(group, pruning.plan) for group in pruning.original.groups if group.prunable],
+            "notes": list(pruning.plan.notes),
         }
 
     def _prune(self, index: int, stage: Prune, folder: StageFolder) -> Results:
@@ -263,7 +293,7 @@ class Runner:
     def _clusters(self, index: int) -> dict[str, list[int]] | None:
         """What the last centripetal stage drew together, unless something was cut since."""
         for position in reversed(range(index)):
-            if isinstance(self.recipe.stages[position], Prune):
+            if cuts(self.recipe.stages[position]):
                 return None
             found = (self.folders[position].results() or {}).get("clusters")
             if found:
@@ -417,7 +447,7 @@ def _plain(stage: Train) -> Train:
     """Without what makes a stage's training special, for comparison; but with the scales it starts from."""
     first = isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init
     start = SlimmingOptions(strength=0.0, gamma_init=first) if first else None
-    return replace(stage, sparsity=start, distill=None)
+    return replace(stage, sparsity=start, gradual=None, distill=None)
 
 
 def _dropping(plan: PruningPlan) -> PruningPlan:
@@ -448,8 +478,12 @@ def _headline(stage: Stage) -> str:
 
 def _special(stage: Train) -> str:
     options, taught = stage.sparsity, ", with a teacher" if stage.distill else ""
+    if stage.gradual is not None:
+        given = {**stage.gradual.budget.given(), **stage.gradual.per_group}
+        what = ", ".join(f"{key} {value:g}" for key, value in list(given.items())[:2])
+        taught = f", cut in {stage.gradual.steps} steps: {what}{taught}"
     if options is None:
         return taught
     amount = options.rate if isinstance(options, SoftFilterOptions) else options.strength
-    named = "" if isinstance(amount, dict) else f" {amount:g}"
+    named = "" if isinstance(amount, dict) else f", strength {amount}" if amount == "auto" else f" {amount:g}"
     return f", {options.method}{named}{taught}"

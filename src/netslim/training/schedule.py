@@ -1,11 +1,11 @@
-"""Learning-rate schedules as pure functions of the step, so that a resumed run cannot lose its place."""
+"""When what happens in a stage, as pure functions of step and epoch, so that a resumed run cannot lose its place."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
-from netslim.training.schema import ScheduleOptions, Train
+from netslim.training.schema import GradualOptions, ScheduleOptions, Train
 
 
 def factor(schedule: ScheduleOptions, step: int, epochs: int, steps_per_epoch: int) -> float:
@@ -33,6 +33,16 @@ def lengthened(stage: Train, ratio: float) -> Train:
     epochs = max(1, round(stage.epochs * ratio))
     moved = [m * epochs / stage.epochs if m >= 1 else m for m in stage.schedule.milestones]
     return replace(stage, epochs=epochs, schedule=replace(stage.schedule, milestones=moved))
+
+
+def cut_epochs(options: GradualOptions, epochs: int) -> tuple[int, ...]:
+    """The epochs, counted from 1, at whose ends the steps of a gradual cut fall; all different where there is room.
+
+    Step i of k falls after `begin + (end - begin) * i / k` of all epochs, rounded down to a whole one: 1, 3, 5, 7 and 9
+    of 15 epochs for 5 steps from 0 to 0.6.
+    """
+    spread = (options.begin + (options.end - options.begin) * i / options.steps for i in range(1, options.steps + 1))
+    return tuple(math.floor(share * epochs + 1e-9) for share in spread)
 
 
 def _onecycle(schedule: ScheduleOptions, done: float) -> float:

@@ -81,10 +81,12 @@ class SlimmingOptions:
     """Network Slimming: a penalty that drives batch-norm scales to zero."""
 
     method: Literal["network_slimming"] = "network_slimming"
-    strength: float = 1e-4  # lambda of the penalty
+    strength: float | Literal["auto"] = 1e-4  # lambda of the penalty; auto: found from short runs, for `target`
+    target: float | None = None  # auto: share of scales near zero; null takes cut_channels of the next prune stage
     gamma_init: float | None = 0.5  # every scale before the first step; null leaves the network's own
     penalty: Literal["l1", "smooth_l1", "proximal"] = "l1"
     delta: float | None = None  # smooth_l1: below this |gamma| the penalty is a parabola; null takes 0.01
+    pace: float = 1.0  # learning rate of the scales, as a multiple of that of everything else
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,14 @@ class BudgetOptions:
     cut_channels: float | None = None
     cut_macs: float | None = None
     cut_params: float | None = None
-    max_macs: int | None = None
+    cut_activations: float | None = None  # elements that layers put out
+    cut_peak_memory: float | None = None  # bytes alive at once, parameters aside
+    cut_latency: float | None = None  # as the stage's `latency` says
+    max_macs: int | None = None  # for one image, as the following ones
     max_params: int | None = None
+    max_activation_bytes: int | None = None
+    max_peak_bytes: int | None = None
+    max_latency_ms: float | None = None
 
     def given(self) -> dict[str, Any]:
         """The limits that are set."""
@@ -141,8 +149,43 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True)
+class LatencyOptions:
+    """How long layers take at every width, for budgets of latency: a table, or where and how to measure one."""
+
+    table: str | None = None  # a file that netslim.LatencyTable wrote; null measures here, once for a machine
+    backend: Literal["eager", "compile", "onnxruntime"] = "eager"
+    batch: int = 1  # images in a timed call
+
+
+@dataclass(frozen=True)
+class GradualOptions:
+    """Cut the network in steps while it trains, each at an epoch's end; what `Prune` does at once."""
+
+    budget: BudgetOptions = field(default_factory=BudgetOptions)  # in the end, of the network the stage starts from
+    steps: int = 5  # how many cuts
+    schedule: Literal["linear", "exponential", "cubic"] = "cubic"  # how much of the budget each takes
+    begin: float = 0.0  # share of the stage's epochs that lie before the steps; the first cut ends the first step
+    end: float = 0.6  # share of the stage's epochs after which the last cut is made
+    criterion: str = "l2"
+    lead: Literal["mean", "pacesetter"] = "mean"  # this and all below: as in a prune stage
+    reduction: Literal["mean", "sum", "max", "product", "first"] = "mean"
+    over: Literal["producers", "all"] = "producers"
+    normalize: Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"] | None = None
+    batches: int = 10
+    shortcuts: Literal["include", "avoid"] = "include"
+    allocation: Literal["global", "uniform", "isomorphic", "cost", "knapsack"] = "global"
+    min_channels: int = 1
+    max_cut: float | dict[str, float] | None = None
+    round_to: int = 1
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
+    protect: list[str] = field(default_factory=list)
+    per_group: dict[str, int | float] = field(default_factory=dict)
+    allow_inexact: bool = False
+
+
+@dataclass(frozen=True)
 class Train:
-    """Train the network in hand; with `sparsity`, by the penalty too."""
+    """Train the network in hand; with `sparsity`, by the penalty too; with `gradual`, make it smaller on the way."""
 
     kind: ClassVar[str] = "train"
     name: str
@@ -150,9 +193,10 @@ class Train:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     sparsity: SparsityOptions | None = None
+    gradual: GradualOptions | None = None
     distill: DistillOptions | None = None
     clip: float | None = None  # largest gradient norm
-    keep: Literal["last", "best"] = "last"  # weights of the last epoch, or of the best by validation accuracy
+    keep: Literal["last", "best"] = "last"  # weights of the last epoch, or of the best by validation after all cuts
 
 
 @dataclass(frozen=True)
@@ -192,20 +236,27 @@ class Prune:
     # of the scores; zeros: channels whose filters or scales are exactly zero; clusters: merge those of the C-SGD stage
     budget: BudgetOptions = field(default_factory=BudgetOptions)
     criterion: str = "bn_scale"
-    lead: Literal["mean", "pacesetter"] = "mean"  # layers that are cut together: the mean of them, or the projection
+    lead: Literal["mean", "pacesetter"] = "mean"  # layers that are cut together: all of them, or the projection
+    reduction: Literal["mean", "sum", "max", "product", "first"] = "mean"  # how their scores are put together
+    over: Literal["producers", "all"] = "producers"  # all: also what scales and reads the channels
+    normalize: Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"] | None = None
+    # what the scores of each group are set against, before one threshold compares the groups
     batches: int = 10  # training batches for criteria that need data
     shortcuts: Literal["include", "avoid"] = "include"  # avoid: leave channels alone that several layers add up
-    scope: Literal["global", "layer"] = "global"  # layer: the same share in every group
+    allocation: Literal["global", "uniform", "isomorphic", "cost", "knapsack"] = "global"  # over the groups
     min_channels: int = 1  # channels that stay in each group
-    max_cut: float | None = None  # largest share cut from one group
+    max_cut: float | dict[str, float] | None = None  # largest share cut from one group, or by name pattern
     round_to: int = 1  # channels left are a multiple of this
+    latency: LatencyOptions = field(default_factory=LatencyOptions)  # read by budgets of latency alone
     protect: list[str] = field(default_factory=list)  # name patterns that are left alone
     per_group: dict[str, int | float] = field(default_factory=dict)  # counts (3) or shares (0.3) to cut, by group name
     allow_inexact: bool = False  # also cut where removing a channel is not equal to silencing it
     mode: Literal["cut", "mask"] = (
         "cut"  # mask: silence the channels and hold them at zero; a `convert` stage cuts them
     )
-    fold: Literal["constant"] | None = None  # constant: what removed channels still emit moves into biases
+    fold: Literal["constant", "linear", "sequential"] | None = None
+    # constant: what removed channels still emit moves into biases; linear: the channels that stay stand in for it, by
+    # least squares; sequential: the same layer after layer, each on what the cut ones before it give
     recalibrate: int = 0  # training batches from which batch-norm statistics are taken anew after the cut
 
 

@@ -15,6 +15,7 @@ from netslim import models
 from netslim.cost import Cost
 from netslim.errors import RecipeError
 from netslim.plan import PruningPlan
+from netslim.sensitivity import Sensitivity
 from netslim.training import cutting
 from netslim.training.checks import nearest, teacher
 from netslim.training.cutting import Batches, Cut
@@ -27,7 +28,7 @@ from netslim.training.runner import Runner, threads
 from netslim.training.schema import Prune, Recipe, SlimmingOptions, Train
 
 Results = dict[str, Any]
-_OF_STAGE = ("optimizer", "schedule", "sparsity", "distill", "budget")
+_OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
 _OF_RECIPE = ("model", "data", "trainer", "stages")
 
 
@@ -50,8 +51,8 @@ def step(
         model: name of a model, or a checkpoint.
         data: name of a data set.
         options: of the stage, as in a recipe; those that are None are left to their defaults.
-        overrides: dotted keys, as on the command line; `optimizer.`, `schedule.`, `sparsity.`, `distill.` and
-            `budget.` belong to the stage, `model.`, `data.` and `trainer.` to the recipe.
+        overrides: dotted keys, as on the command line; `optimizer.`, `schedule.`, `sparsity.`, `gradual.`,
+            `distill.` and `budget.` belong to the stage, `model.`, `data.` and `trainer.` to the recipe.
         settings: further keys of the recipe, such as `{"seed": 1, "trainer": {"threads": 1}}`.
 
     Raises:
@@ -133,6 +134,11 @@ def _try(runner: Runner) -> None:
             f"{runner.recipe.model.name} is masked, and what is silent cannot be made sparse: cut it first, with "
             "`netslim prune --by mask`, or train without sparsity"
         )
+    if stage.gradual is not None and "mask" in runner.given:
+        raise RecipeError(
+            f"{runner.recipe.model.name} is masked: cut out what its mask silences, with `netslim prune --by mask`, "
+            "before any more is cut"
+        )
     wanted = None if stage.distill is None else teacher(runner.recipe, stage)
     if isinstance(wanted, str):
         runner.check_outputs(models.build(wanted), wanted)
@@ -167,7 +173,7 @@ class Pruned:
     warnings: tuple[str, ...]
 
 
-def prune(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pruned:
+def prune(recipe: Recipe, out: Path, shape: Sequence[int] | None = None, limits: Sensitivity | None = None) -> Pruned:
     """Cut a network as the one stage of a recipe says and write it to `out`, its plan beside it as `.plan.json`.
 
     Args:
@@ -175,6 +181,7 @@ def prune(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Prun
         out: a `.safetensors` file that does not exist yet.
         shape: of one example without the batch; None takes the images of the recipe's data set, which are read only
             where something needs them.
+        limits: what the stage's `max_cut` was taken from, if from a sensitivity; it must be of this architecture.
 
     Raises:
         RecipeError: `out` exists, or images are needed and no data set is named.
@@ -186,6 +193,8 @@ def prune(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Prun
     def work(network: nn.Module, example: Tensor, batches: Batches, given: Results) -> Cut:
         if "mask" in given:
             raise RecipeError(f"{recipe.model.name} is masked: cut out what its mask silences first, with --by mask")
+        if limits is not None:
+            limits.check(network)
         if stage.by == "clusters" and "clusters" not in given:
             raise RecipeError(
                 f"{recipe.model.name} does not say what was drawn together: train it with --sparsity.method "

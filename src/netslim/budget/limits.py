@@ -1,0 +1,99 @@
+"""What a cut must respect, whatever it is to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import floor
+from numbers import Integral, Real
+from typing import Literal
+
+from ..errors import PlanError
+from ..graph import ChannelGraph, ChannelGroup
+from ..graph.naming import assigned, meant
+
+Shortcuts = Literal["include", "avoid"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """See `netslim.select`.
+
+    Raises:
+        PlanError: a limit is out of range.
+    """
+
+    min_channels: int = 1
+    max_cut: float | Mapping[str, float | int] | None = None
+    round_to: int = 1
+    protect: Iterable[str] = ()
+    shortcuts: Shortcuts = "include"
+    allow_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_channels < 1 or self.round_to < 1:
+            raise PlanError(
+                f"min_channels and round_to must be at least 1, got {self.min_channels} and {self.round_to}"
+            )
+        if isinstance(self.max_cut, Mapping):
+            for name, value in self.max_cut.items():
+                _check_cap(name, value)
+        elif self.max_cut is not None and not 0 <= self.max_cut < 1:
+            raise PlanError(f"max_cut must be at least 0 and below 1, got {self.max_cut}")
+        if self.shortcuts not in ("include", "avoid"):
+            raise PlanError(f"shortcuts must be 'include' or 'avoid', got {self.shortcuts!r}")
+
+    def __str__(self) -> str:
+        own = isinstance(self.max_cut, Mapping)
+        cap = "" if self.max_cut is None else " and max_cut by name" if own else f" and max_cut={self.max_cut}"
+        return f"min_channels={self.min_channels}{cap}"
+
+    def caps(self, graph: ChannelGraph) -> list[int]:
+        """For each group of the graph, how many of its units may go.
+
+        Raises:
+            PlanError: ``max_cut`` names no group.
+        """
+        named: Mapping[str, float | int | None] = {}
+        if isinstance(self.max_cut, Mapping):
+            named = {g: v for g, (_, v) in assigned(graph, self.max_cut, "max_cut names no group").items()}
+        elif self.max_cut is not None:
+            named = {g.name: self.max_cut for g in graph.groups}
+        return [self._cap(group, named.get(group.name)) for group in graph.groups]
+
+    def _cap(self, group: ChannelGroup, cap: float | int | None) -> int:
+        if cap is None:
+            most = group.size
+        else:
+            most = int(cap) if isinstance(cap, Integral) else floor(group.size * float(cap) + 1e-9)
+        return max(0, min(most, group.size - self.min_channels))
+
+    def staying(self, graph: ChannelGraph) -> dict[str, str]:
+        """Group name -> reason, for the groups that are left alone whatever their scores.
+
+        Raises:
+            PlanError: ``protect`` names no group.
+        """
+        names = (self.protect,) if isinstance(self.protect, str) else self.protect
+        guarded = {g.name for name in names for g in meant(graph, name, "protect names no group")}
+        found = {g.name: str(g.reason) for g in graph.groups if g.frozen or not (g.exact or self.allow_inexact)}
+        for group in graph.groups:
+            if group.name in guarded:
+                found.setdefault(group.name, "protected")
+            elif group.shortcut and self.shortcuts == "avoid":
+                found.setdefault(group.name, "the outputs of several layers are added in it (shortcuts='avoid')")
+        return found
+
+
+def _check_cap(name: str, value: object) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if whole and int(value) >= 0:  # type: ignore[call-overload]
+        return
+    if whole or not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
+        raise PlanError(
+            f"max_cut of {name!r}: give the share (float from 0 to below 1) or the number (int) of channels that may "
+            f"go, got {value!r}"
+        )
+
+
+__all__ = ["Limits", "Shortcuts"]

@@ -1,0 +1,226 @@
+"""`export` and `bench`: a network written for another runtime, and networks timed side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from netslim.cli.common import add, add_inputs, examples, model_options
+from netslim.errors import RecipeError
+
+_EXPORT = """\
+Write a network to a file for another runtime: ONNX (.onnx) or torch.export (.pt2). The file is read
+back and run, on random inputs and on batches of several sizes, and is there only if its outputs
+equal those of the network. Nothing is overwritten.
+"""
+
+_BENCH = """\
+Time networks side by side: one sample of each in turn, warmed up, in one process, so that a machine
+that slows down does so for all. Medians with their quartiles, parameters, multiply-accumulates
+(MACs) and activations of one example, size, and time relative to the first network.
+"""
+
+_MODELS = """\
+MODEL is a .safetensors file written by netslim, or zoo:NAME, torchvision:NAME, timm:NAME or
+package.module:factory, whose options follow as --model.OPTION VALUE. ONNX takes the packages that
+pip install 'netslim[onnx]' brings, the backend compile a C++ compiler (on a GPU: Triton).
+"""
+
+_EXPORT_MORE = (
+    _MODELS
+    + """
+  netslim export small.safetensors --input 3 32 32 --out small.onnx
+  netslim export small.safetensors --input 3 32 32 --out small.pt2 --batch 8
+  netslim export mypackage.models:tagger --input 32 --dtype int64 --out tagger.onnx --opset 18
+"""
+)
+
+_BENCH_MORE = (
+    _MODELS
+    + """
+  netslim bench vgg.safetensors small.safetensors --input 3 32 32 --batch-size 64
+  netslim bench torchvision:resnet50 timm:resnet50d --input 3 224 224 --threads 1 \\
+      --backend eager compile onnxruntime
+"""
+)
+
+
+def register(commands: Any) -> None:
+    """Add the commands."""
+    out = add(
+        commands,
+        "export",
+        "write a network for another runtime",
+        _export,
+        description=_EXPORT,
+        epilog=_EXPORT_MORE,
+        dotted=True,
+    )
+    out.add_argument("model", metavar="MODEL", help="which network")
+    add_inputs(out)
+    out.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="the .onnx or .pt2 file to write; it must not exist yet"
+    )
+    out.add_argument("--batch", metavar="N", default="dynamic", help="one batch size for good (default: dynamic)")
+    out.add_argument("--opset", metavar="N", type=int, help="of ONNX (default: what this torch writes)")
+    out.add_argument(
+        "--tolerance",
+        metavar="T",
+        type=float,
+        help="largest accepted deviation, relative to the largest output (default: 1e-4 in float32)",
+    )
+    _bench_options(add(commands, "bench", "time networks", _bench, description=_BENCH, epilog=_BENCH_MORE, dotted=True))
+
+
+def _bench_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
+    add_inputs(bench)
+    bench.add_argument("--batch-size", metavar="N", type=int, default=1, help="examples in a call (default: 1)")
+    bench.add_argument(
+        "--backend",
+        choices=["eager", "compile", "onnxruntime"],
+        nargs="+",
+        default=["eager"],
+        help="what runs them: the module as it is, torch.compile, ONNX Runtime (default: eager)",
+    )
+    bench.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: as torch has them)")
+    bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    bench.add_argument("--repeats", metavar="N", type=int, default=50, help="samples of each at most (default: 50)")
+    bench.add_argument(
+        "--seconds", metavar="S", type=float, default=20.0, help="no new round of samples after S (default: 20)"
+    )
+    bench.add_argument("--json", action="store_true", help="machine-readable, milliseconds and counts")
+
+
+# ---------------------------------------------------------------- export
+
+
+def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    import netslim
+    from netslim import models
+
+    kwargs, dynamic = model_options(overrides, "export"), options.batch == "dynamic"
+    if not dynamic and not (options.batch.isdecimal() and int(options.batch)):
+        raise RecipeError(f"--batch {options.batch}: give a number of examples, 1 or more, or dynamic")
+    inputs = examples(options, 1 if dynamic else int(options.batch))
+    done = netslim.export(
+        models.build(options.model, **kwargs),
+        inputs,
+        options.out,
+        dynamic_batch=dynamic,
+        opset=options.opset,
+        tolerance=options.tolerance,
+    )
+    kind = done.format if done.opset is None else f"ONNX, opset {done.opset}"
+    sizes = " and ".join(map(str, done.batch_sizes))
+    print(f"{kind}, {done.size_bytes / 1000:,.1f} kB: {', '.join(done.inputs)} -> {', '.join(done.outputs)}")
+    print(f"verified: the outputs deviate by no more than {done.deviation:.1e} of the largest, in batches of {sizes}")
+    print(f"file: {done.path}")
+    return 0
+
+
+# ---------------------------------------------------------------- bench
+
+
+def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    import torch
+
+    if options.batch_size < 1:
+        raise RecipeError(f"--batch-size {options.batch_size}: give 1 or more")
+    networks = _networks(options.models, model_options(overrides, "bench"))
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = _measure(options, networks, device)
+    where = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name()
+    threads = options.threads or torch.get_num_threads()
+    if options.json:
+        surroundings = {"device": device, "hardware": where, "threads": threads, "torch": torch.__version__}
+        print(json.dumps({**surroundings, "batch_size": options.batch_size, "rows": rows}, indent=1))
+        return 0
+    print(_table(rows))
+    print(f"batches of {options.batch_size}, {device} ({where}), {threads} threads, torch {torch.__version__}")
+    return 0
+
+
+def _networks(names: Sequence[str], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Label -> network; a name that is given again gets a number. Options go to those that are not checkpoints."""
+    from netslim import models
+
+    built: dict[str, Any] = {}
+    for number, name in enumerate(names):
+        again = names[:number].count(name)
+        label = f"{name} ({again + 1})" if again else name
+        built[label] = models.build(name, **({} if name.endswith(".safetensors") else kwargs))
+    return built
+
+
+def _measure(options: argparse.Namespace, networks: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """A row for each backend and network, all timed in turn."""
+    from netslim.backends import prepared
+    from netslim.latency import timed, using_threads
+
+    inputs = examples(options, options.batch_size)
+    counts = {label: _counts(network.eval(), examples(options)) for label, network in networks.items()}
+    pairs = {(label, kind): f"{label} ({kind})" for kind in dict.fromkeys(options.backend) for label in networks}
+    with ExitStack() as stack:
+        stack.enter_context(using_threads(options.threads))
+        calls = {
+            key: stack.enter_context(prepared(networks[label], inputs, kind, device, label))
+            for (label, kind), key in pairs.items()
+        }
+        found = timed(calls, repeats=options.repeats, budget_seconds=options.seconds)
+    rows = []
+    for (label, kind), key in pairs.items():
+        time, first = found[key], found[pairs[next(iter(networks)), kind]]
+        rows.append(
+            {
+                "model": label,
+                "backend": kind,
+                **counts[label],
+                **{field: getattr(time, field) for field in ("median_ms", "low_ms", "high_ms", "repeats")},
+                "examples_per_second": 1e3 * options.batch_size / time.median_ms,
+                "of_first": time.median_ms / first.median_ms,
+            }
+        )
+    return rows
+
+
+def _counts(network: Any, one: Any) -> dict[str, int]:
+    import netslim
+    from netslim.cost import size_on_disk
+
+    spent = netslim.cost(network, one)
+    return {
+        "params": spent.params,
+        "macs": spent.macs,
+        "activations": spent.activations,
+        "size_bytes": size_on_disk(network),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    head = ["model", "backend", "params", "MACs", "activations", "size", "ms (quartiles)", "examples/s", "of first"]
+    lines = [head]
+    for row in rows:
+        times = f"{row['median_ms']:.3g} ({row['low_ms']:.3g} to {row['high_ms']:.3g})"
+        counts = [_short(row[key]) for key in ("params", "macs", "activations")]
+        size = _short(row["size_bytes"], "B")
+        last = [f"{row['examples_per_second']:,.1f}", f"{row['of_first']:.2f}"]
+        lines.append([row["model"], row["backend"], *counts, size, times, *last])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    texts = (
+        "  ".join([*map(str.ljust, line[:2], widths[:2]), *map(str.rjust, line[2:], widths[2:])]) for line in lines
+    )
+    return "\n".join(texts)
+
+
+def _short(count: float, unit: str = "") -> str:
+    """Four digits and the unit: 25.56 M."""
+    power = min(3, (len(str(int(count))) - 1) // 3)
+    return f"{count / 1000**power:.4g} {('', 'k', 'M', 'G')[power]}{unit}".rstrip()

@@ -1,0 +1,150 @@
+"""What the operators of the traced call put out, and how much of it is in memory at once, under any cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .atoms import Vector
+from .counts import Count, product
+from .storages import Put, Span
+
+Counter = Callable[[int | Vector], Count]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor that an operator of the traced call put out.
+
+    Attributes:
+        module: path of the module that called the operator.
+        operator: its ATen name, without overload.
+        factors: its sizes, dimension by dimension.
+        itemsize: bytes of one element.
+        layer: whether it is what a convolution, linear layer, matrix product, attention or recurrent layer computed
+            from the inputs: these are "activations".
+        constant: whether it does not depend on the inputs of the model, as a standardised weight.
+        kind: ``"new"`` memory, ``"in-place"`` in one of the operator's inputs, or a ``"view"`` of memory there was.
+    """
+
+    module: str
+    operator: str
+    factors: tuple[Count, ...]
+    itemsize: int
+    layer: bool
+    constant: bool
+    kind: str
+
+    def elements(self, masks: Mapping[int, Vector]) -> int:
+        """Number of elements under the masks."""
+        return product(self.factors, masks)
+
+    def bytes(self, masks: Mapping[int, Vector]) -> int:
+        """Bytes of its elements under the masks."""
+        return self.elements(masks) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """One piece of memory of ``size`` bytes, in proportion to the product of ``factors``.
+
+    It is alive from step ``born`` until before step ``died``; a step is an operator that takes new memory.
+    """
+
+    factors: tuple[Count, ...]
+    size: int
+    born: int
+    died: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """Memory whose bytes are ``unit`` times the product of ``factors``, which all follow a cut."""
+
+    unit: Fraction
+    factors: tuple[Count, ...]
+
+    def bytes(self, masks: Mapping[int, Vector]) -> int:
+        """Bytes under the masks."""
+        return int(product(self.factors, masks) * self.unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Which intermediate tensors are in memory at once.
+
+    Attributes:
+        blocks: the different sizes of tensors; all that no cut changes is one block of one byte, without factors.
+        steps: (moments, blocks), how many of each block are alive, at the moments that can be the fullest.
+    """
+
+    blocks: tuple[Block, ...] = ()
+    steps: Vector = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+
+    def peak(self, masks: Mapping[int, Vector]) -> int:
+        """Most bytes alive at once under the masks."""
+        sizes = np.array([block.bytes(masks) for block in self.blocks], dtype=np.int64)
+        return int((self.steps @ sizes).max()) if len(self.steps) else 0
+
+
+def outputs(puts: Sequence[Put], count: Counter) -> tuple[Output, ...]:
+    """The recorded tensors with their sizes as counts."""
+    return tuple(
+        [
+            Output(p.module, p.operator, tuple(map(count, p.factors)), p.itemsize, p.layer, p.constant, p.kind)
+            for p in puts
+        ]
+    )
+
+
+def lifetimes(spans: Sequence[Span], count: Counter) -> tuple[Lifetime, ...]:
+    """The recorded memory with its sizes as counts."""
+    end = max((s.born for s in spans), default=0) + 1
+    return tuple(
+        [
+            Lifetime(tuple(map(count, s.factors)), s.size, s.born, end if s.died is None else s.died)
+            for s in spans
+            if s.size
+        ]
+    )
+
+
+def memory(lifetimes: Sequence[Lifetime]) -> Memory:
+    """Gather memory of the same size, and keep the moments that may be the fullest under some cut."""
+    if not lifetimes:
+        return Memory()
+    alive = _alive(lifetimes)
+    blocks: dict[Any, tuple[int, Block]] = {(): (0, Block(Fraction(1), ()))}
+    rows: dict[int, Vector] = {0: np.zeros(alive.shape[1], dtype=np.int64)}
+    for lifetime, moments in zip(lifetimes, alive, strict=True):
+        live = sorted((c for c in lifetime.factors if c.shares), key=_key)
+        unit = Fraction(lifetime.size, product(tuple(live), {}))
+        key = (unit, *map(_key, live)) if live else ()
+        number, _ = blocks.setdefault(key, (len(blocks), Block(unit, tuple(live))))
+        rows[number] = rows.get(number, 0) + moments * (1 if live else lifetime.size)
+    return Memory(tuple(block for _, block in blocks.values()), _fullest(np.stack(list(rows.values()), axis=1)))
+
+
+def _key(count: Count) -> tuple[Any, ...]:
+    """Equal for counts of the same."""
+    return count.constant, tuple((group, entries.tobytes()) for group, entries in count.shares)
+
+
+def _alive(lifetimes: Sequence[Lifetime]) -> Vector:
+    """(lifetimes, moments): whether each is alive at the moments after which something is freed."""
+    born, died = np.array([(x.born, x.died) for x in lifetimes]).T
+    moments = np.array(sorted(set(died.tolist()))) - 1
+    return (born[:, None] <= moments) & (moments < died[:, None])
+
+
+def _fullest(steps: Vector) -> Vector:
+    """The rows that no other row exceeds everywhere."""
+    kept = np.zeros((0, steps.shape[1]), dtype=np.int64)
+    for row in steps[np.argsort(-steps.sum(1), kind="stable")]:
+        if not (kept >= row).all(1).any():
+            kept = np.vstack([kept, row])
+    return kept

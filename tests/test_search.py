@@ -1,0 +1,402 @@
+"""`netslim.search`: bisection over the share that is cut; and the command with its folder of candidates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+
+import netslim
+from netslim import plots
+from netslim.cli import main
+from netslim.errors import PlanError
+from netslim.training import searching
+from netslim.training.fit import fit
+from netslim.training.found import verdict
+from netslim.training.runner import Runner
+
+VGG = ["zoo:vgg", "--model.layers", "[16, M, 32]", "--model.in_channels", "1"]
+DATA = ["--data", "digits", "--trainer.threads", "1", "--batch-size", "256"]
+QUICK = [*DATA, "--trainer.limit_batches", "3"]
+
+
+def line(share: float) -> float:
+    """A score that falls from 0.9 by 0.1 for each tenth that is cut."""
+    return 0.9 - share
+
+
+def shares(found: netslim.SearchResult) -> list[float]:
+    return [item.share for item in found.candidates]
+
+
+# ---------------------------------------------------------------- the bisection
+
+
+def test_bisection_by_hand():
+    found = netslim.search(lambda share: share, line, max_drop=0.3, baseline=0.9, high=0.8, tolerance=0.1)
+    # 0.4 fails, 0.2 passes, 0.3 passes; what is left of [0.3, 0.4] is no more than the tolerance
+    assert shares(found) == [0.4, 0.2, 0.3]
+    assert [item.passed for item in found.candidates] == [False, True, True]
+    assert found.best == found.candidates[2]
+    assert found.network == 0.3  # a drop of exactly what is allowed passes
+    assert str(found).splitlines()[1].split() == ["40.0%", "0.5000", "+0.4000", "failed"]
+    assert (
+        found.verdict
+        == "a cut of 30.0% loses 0.3 of the 0.3 allowed; the next larger one that was tried, 40.0% loses 0.4"
+    )
+
+
+def test_where_everything_passes_the_largest_is_tried_last():
+    found = netslim.search(lambda share: share, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.9, tolerance=0.3)
+    assert shares(found) == [0.45, 0.675, 0.9]
+    assert found.best is not None
+    assert found.best.share == 0.9
+    assert found.verdict.startswith("every cut passed: the largest that was asked for, 90.0% loses 0;")
+
+
+def test_where_nothing_passes_it_says_so():
+    found = netslim.search(lambda share: share, lambda _: 0.1, max_drop=0.01, baseline=1.0, tolerance=0.3)
+    assert (found.best, found.network) == (None, None)
+    assert found.verdict.startswith("no cut passed: even the smallest that was tried, 23.8% loses 0.9, and 0.01")
+
+
+def test_no_more_tries_than_allowed():
+    found = netslim.search(lambda share: share, line, max_drop=0.3, baseline=0.9, tolerance=1e-3, max_tries=3)
+    assert len(found.candidates) == 3
+
+
+def test_a_share_out_of_reach_counts_as_failed_and_is_no_try():
+    def make(share: float) -> float:
+        if share > 0.3:
+            raise PlanError("min_channels=1 allows 30 %")
+        return share
+
+    found = netslim.search(make, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.8, tolerance=0.06, max_tries=3)
+    assert [(item.share, item.score) for item in found.candidates] == [
+        (0.4, None),
+        (0.2, 1.0),
+        (0.3, 1.0),
+        (0.35, None),
+    ]
+    assert found.verdict.endswith("the next larger one that was tried, 35.0% cannot be reached")
+    with pytest.raises(PlanError, match=r"no share from 0 to 0\.3 can be reached: too small"):
+        netslim.search(lambda _: raising("too small"), line, max_drop=0, baseline=1.0, high=0.3)
+
+
+def raising(text: str) -> float:
+    raise PlanError(text)
+
+
+def test_noise_is_not_searched_for_below_what_passed():
+    """0.2 would fail, but 0.4 passed before: bisection does not look there."""
+    scores = {0.4: 1.0, 0.6: 0.0, 0.5: 0.0}
+    found = netslim.search(lambda share: share, scores.get, max_drop=0, baseline=1.0, high=0.8, tolerance=0.1)
+    assert shares(found) == [0.4, 0.6, 0.5]
+    assert found.best is not None
+    assert found.best.share == 0.4
+
+
+def test_the_journal_goes_on_where_it_was_killed(tmp_path):
+    made: list[float] = []
+    journal = tmp_path / "new" / "journal.json"
+    options = {"max_drop": 0.3, "baseline": 0.9, "high": 0.8, "tolerance": 0.1, "journal": journal}
+
+    def make(share: float) -> float:
+        made.append(share)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return share
+
+    with pytest.raises(KeyboardInterrupt):
+        netslim.search(make, line, **options)
+    assert [row["share"] for row in json.loads(journal.read_text())["tried"]] == [0.4, 0.2]
+    found = netslim.search(make, line, **options)
+    assert made == [0.4, 0.2, 0.3, 0.3]
+    assert (shares(found), found.network) == ([0.4, 0.2, 0.3], 0.3)
+    again = netslim.search(make, line, **options)
+    assert (again.best, again.network, len(made)) == (found.best, None, 4)
+    stricter = netslim.search(lambda share: share, line, **(options | {"max_drop": 0.25}))
+    assert stricter.best is not None
+    assert stricter.best.share == 0.2
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": 2, "tried": []}', '{"format": 1, "tried": [{"share": 1}]}'])
+def test_a_damaged_journal_is_refused(tmp_path, content):
+    (tmp_path / "j.json").write_text(content)
+    with pytest.raises(PlanError, match=r"j\.json is not the journal of a search"):
+        netslim.search(lambda share: share, line, max_drop=0, baseline=1.0, journal=tmp_path / "j.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_drop": -1}, "max_drop must be 0 or more"),
+        ({"baseline": float("nan")}, "baseline must be the finite score"),
+        ({"low": 0.5, "high": 0.5}, "0 <= low < high < 1"),
+        ({"high": 1.0}, "0 <= low < high < 1"),
+        ({"tolerance": 0}, "tolerance is a share above 0"),
+        ({"max_tries": 0}, "max_tries must be 1 or more"),
+    ],
+)
+def test_options_out_of_range(options, said):
+    with pytest.raises(PlanError, match=said):
+        netslim.search(lambda share: share, line, **({"max_drop": 0.1, "baseline": 1.0} | options))
+
+
+def test_a_score_that_is_no_number_is_refused():
+    with pytest.raises(PlanError, match=r"for the cut of 47\.5% it gave nan"):
+        netslim.search(lambda share: share, lambda _: float("nan"), max_drop=0.1, baseline=1.0)
+
+
+def test_with_real_networks():
+    torch.manual_seed(0)
+    model = netslim.zoo.vgg(layers=[8, "M", 8], in_channels=1).eval()
+    for scale in (module.weight for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        scale.data = torch.rand(len(scale))
+    example = torch.randn(1, 1, 8, 8)
+    whole = netslim.cost(model, example).macs
+    found = netslim.search(
+        lambda share: netslim.slim(model, example, budget=netslim.Budget(cut_macs=share)),
+        lambda small: netslim.cost(small, example).macs / whole,
+        max_drop=0.5,
+        baseline=1.0,
+    )
+    assert found.best is not None
+    assert found.network is not None
+    assert 0.5 * whole <= netslim.cost(found.network, example).macs < 0.75 * whole
+
+
+# ---------------------------------------------------------------- the command
+
+
+def go(*arguments: object) -> int:
+    return main([str(item) for item in arguments])
+
+
+def told(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    assert go(*arguments) == 1
+    (said,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert said.startswith("netslim: ")
+    return said
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "vgg.safetensors"
+    assert go("train", *VGG, *DATA, "--trainer.tensorboard", "false", "--epochs", 4, "--lr", 0.1, "--out", path) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def searched(trained, tmp_path_factory) -> Path:
+    """A search in which some candidates pass."""
+    out = tmp_path_factory.mktemp("searched") / "out"
+    assert go(*search(trained, out)) == 0
+    return out
+
+
+def search(model: Path, out: Path, **changed: object) -> list[object]:
+    options = {"max-drop": 15, "epochs": 1, "lr": 0.02, "tolerance": 0.2, "criterion": "l2"} | changed
+    return ["search", model, *QUICK, "--out", out, *(x for key, value in options.items() for x in (f"--{key}", value))]
+
+
+def test_every_candidate_is_kept_and_the_winner_is_a_copy(searched):
+    found = json.loads((searched / "search.json").read_text())
+    tried = [row for row in found["rows"] if row["key"] == "candidate"]
+    assert next(row["share"] for row in tried) == 0.495
+    passed = [row["share"] for row in tried if row["passed"]]
+    assert found["best"] == max(passed)
+    for row in tried:
+        folder = searched / "candidates" / f"{row['share']:.4f}"
+        assert {item.name for item in folder.iterdir()} == {"01-prune", "02-recover", "candidate.json", "config.yaml"}
+        assert (folder / "01-prune" / "plan.json").exists()
+        assert (folder / "02-recover" / "metrics.csv").exists()
+        assert row["macs"] <= found["rows"][0]["macs"] * (1 - row["share"])
+        assert row["passed"] == (100 * (found["baseline"] - row["accuracy"]) <= 15)
+    winner = searched / "candidates" / f"{found['best']:.4f}" / "02-recover" / "model.safetensors"
+    assert (searched / "best.safetensors").read_bytes() == winner.read_bytes()
+    assert set(found["tests"]) == {"original", "best"}
+
+
+def test_validation_decides_and_is_that_of_evaluate(searched, trained, capsys):
+    found = json.loads((searched / "search.json").read_text())
+    for model, row in ((trained, found["rows"][0]), (searched / "best.safetensors", None)):
+        row = row or next(row for row in found["rows"] if row.get("share") == found["best"])
+        capsys.readouterr()
+        assert go("evaluate", model, *QUICK, "--split", "validation", "--json") == 0
+        seen = json.loads(capsys.readouterr().out)
+        assert (seen["top1"], seen["params"], seen["macs"]) == (row["accuracy"], row["params"], row["macs"])
+
+
+def test_the_uncut_network_is_trained_alike(searched):
+    found = json.loads((searched / "search.json").read_text())
+    given, alike = found["rows"][:2]
+    assert (alike["key"], alike["params"]) == ("trained", given["params"])
+    assert (searched / "candidates" / "0.0000" / "01-recover" / "metrics.csv").exists()
+    assert any(note.startswith("by the same training the given network, uncut, ") for note in found["notes"])
+
+
+def test_a_finished_search_only_shows(searched, trained, capsys, monkeypatch):
+    monkeypatch.setattr(searching._Search, "go", lambda _: pytest.fail("searched again"))
+    before = contents(searched)
+    (searched / "front.png").unlink()
+    assert go(*search(trained, searched)) == 0
+    assert contents(searched) == before  # the picture is drawn again, the same
+    said = capsys.readouterr().out
+    assert "as given" in said
+    assert "best" in said
+    assert "network: " in said
+
+
+def test_other_settings_are_refused_and_other_folders_left_alone(searched, trained, tmp_path, capsys):
+    before = contents(searched)
+    assert "begun with other settings (search.max_drop: 15.0 there, 14.0 here)" in told(
+        capsys, *search(trained, searched, **{"max-drop": 14})
+    )
+    assert "recipe.stages.prune.criterion: 'l2' there, 'l1' here" in told(
+        capsys, *search(trained, searched, criterion="l1")
+    )
+    assert contents(searched) == before
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "is not empty" in told(capsys, *search(trained, tmp_path))
+
+
+def test_killed_anywhere_it_ends_the_same(searched, trained, tmp_path, monkeypatch):
+    """Killed after each training stage in turn: nothing finished is made again, and all weights are the same."""
+    out, trainings = tmp_path / "out", []
+
+    def killed(*arguments, **more):
+        trainings.append(arguments[3].path)
+        history = fit(*arguments, **more)
+        if len(trainings) % 2:
+            raise KeyboardInterrupt
+        return history
+
+    monkeypatch.setattr("netslim.training.fit.fit", killed)
+    for _ in range(20):
+        code = go(*search(trained, out))
+        if code != 130:
+            break
+    assert code == 0
+    assert len(set(trainings)) * 2 == len(trainings)  # each was killed once before it was marked as finished
+    for name in ("best.safetensors", *(str(p.relative_to(searched)) for p in searched.rglob("model.safetensors"))):
+        assert (out / name).read_bytes() == (searched / name).read_bytes(), name
+    ours, theirs = (json.loads((path / "search.json").read_text()) for path in (out, searched))
+    assert [row.get("accuracy") for row in ours["rows"]] == [row.get("accuracy") for row in theirs["rows"]]
+
+
+def test_where_no_cut_passes_it_says_so_and_fails(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert go(*search(trained, out, epochs=0, tolerance=0.4, **{"max-drop": 0, "min-channels": 1})) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No cut is within 0 points: even the smallest that was tried, " in said
+    assert not (out / "best.safetensors").exists()
+    assert set(json.loads((out / "search.json").read_text())["tests"]) == {"original"}
+
+
+def test_limits_bound_what_can_be_reached(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert go(*search(trained, out, epochs=0, **{"max-drop": 90, "max-cut": 0.25, "over": "channels"})) == 0
+    found = json.loads((out / "search.json").read_text())
+    tried = [row for row in found["rows"] if row["key"] == "candidate"]
+    assert "unreachable" in tried[0]
+    assert "max_cut=0.25" in tried[0]["unreachable"]
+    assert 0 < found["best"] <= 0.25
+    assert "Larger cuts cannot be reached" in found["verdict"]
+    assert "cannot be reached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("over", ["params", "activations", "latency"])
+def test_other_costs(trained, tmp_path, capsys, over):
+    out = tmp_path / "out"
+    tolerance = 0.03 if over == "latency" else 0.45  # little of a tiny network's time is spent on what can be cut
+    assert go(*search(trained, out, epochs=0, tolerance=tolerance, over=over, **{"max-drop": 95})) == 0
+    found = json.loads((out / "search.json").read_text())
+    original, _, *_ = found["rows"]
+    best = next(row for row in found["rows"] if row.get("share") == found["best"])
+    assert best[over] <= original[over] * (1 - found["best"]) * (1 + 1e-9)
+    assert (out / "latency-table.json").exists() == (over == "latency")
+    assert f"×{best[over] / original[over]:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--max-drop", "-1"], "--max-drop -1: percentage points from 0"),
+        (["--tolerance", "0"], "--tolerance 0: a share above 0"),
+        (["--tries", "0"], "--tries 0: 1 or more"),
+        (["--epochs", "-1"], "--epochs -1: 0 or more"),
+        (["--validation", "0"], "decides by validation images"),
+        (["--teacher", "vgg"], "--teacher vgg: give a .safetensors file"),
+        (["--stages.prune.budget.cut_params", "0.5"], "the search itself says how much is cut"),
+        (["--backend", "eager"], "--latency-table and --backend belong to --over latency"),
+        (["--sparsity.strength", "1"], "--sparsity.strength: there is no such option"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(trained, tmp_path, capsys, more, said):
+    assert said in told(capsys, "search", trained, *QUICK, "--out", tmp_path / "out", *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_checkpoint_is_another_search(trained, searched, tmp_path, capsys):
+    other = tmp_path / "out"
+    shutil.copytree(searched, other)
+    model = tmp_path / "vgg.safetensors"
+    network = netslim.load(None, trained)
+    netslim.save(network, model, constructor=netslim.checkpoint.read(trained)[0]["constructor"])
+    assert "model_sha256" in told(capsys, *search(model, other))
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def rows(*accuracies: float) -> dict:
+    """A search over MACs with candidates of these accuracies, of which the second is the best."""
+    first = {"key": "original", "accuracy": 0.9, "macs": 1000}
+    tried = [
+        {"key": "candidate", "share": 0.1 * n, "macs": 1000 - 100 * n, "accuracy": y, "passed": y >= 0.89}
+        for n, y in enumerate(accuracies, 1)
+    ]
+    return {"over": "macs", "max_drop": 1.0, "baseline": 0.9, "best": 0.2, "rows": [first, *tried]}
+
+
+def test_the_front_numbers_candidates_and_keeps_what_matters_in_sight():
+    found = rows(0.9, 0.895, 0.88, 0.1)
+    drawing = plots.front(found)
+    assert drawing == plots.front(found)
+    assert ET.fromstring(drawing).tag.endswith("svg")
+    assert plots._bottom([90, 89.5, 88, 10], 89, 1.0) == 88 - 0.25 * 2 - 0.5
+    assert plots.front(found, "png").startswith(b"\x89PNG")
+
+
+def test_the_page_is_whole_and_loads_nothing(searched):
+    text = (searched / "report.html").read_text()
+    assert "<svg" in text
+    assert "How to repeat it" in text
+    assert "max_drop: 15.0" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+
+
+def test_where_all_pass_the_verdict_says_so():
+    found = netslim.search(lambda share: share, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.9, tolerance=0.3)
+    said = verdict(found, searching.SearchOptions(over="params", max_drop=0))
+    assert said.startswith("Every cut passed. The largest cut within 0 points that was found: 90.0 % of the parameters")
+
+
+def test_the_runner_of_a_candidate_shares_the_images(trained, tmp_path, monkeypatch):
+    loads = []
+    real = netslim.data.load
+    monkeypatch.setattr("netslim.data.load", lambda *a, **k: loads.append(a) or real(*a, **k))
+    assert go(*search(trained, tmp_path / "out", epochs=0, tolerance=0.45)) in (0, 1)
+    assert len(loads) == 1
+    assert Runner is not None

@@ -1,0 +1,500 @@
+"""Latency tables: curves through known times, kernels that compute what the layers do, and promises that come true."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import netslim
+from nets import Chain, Residual
+from netslim import Budget, LatencyTable, latency_table, prune, select, trace
+from netslim.errors import PlanError, StaleGraphError
+from netslim.meter import Widths
+from netslim.resolve import resolve
+from netslim.tables import Terms
+from netslim.tables import measuring as measuring_module
+from netslim.tables.cache import folder
+from netslim.tables.curves import Stack, class_of, corners, points, probes, rising, surface_of, up
+from netslim.tables.kernels import Kernel, Values, kernels_of, observe
+from netslim.tables.measuring import fit, random_cuts
+from netslim.tables.onnx_kernels import onnx_kernel
+from netslim.tables.table import Measured
+
+CPU = torch.device("cpu")
+TERMS = Terms(layers=1.5, bytes=2e-5, params=1e-4, constant=0.3)
+
+
+def at(*widths: float) -> np.ndarray:
+    return np.array([widths], dtype=float)
+
+
+# --- curves --------------------------------------------------------------------------------------------------------
+
+
+def test_classes_and_blocks_of_widths():
+    assert class_of(np.array([16, 32, 4, 12, 20, 1, 6, 17])).tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert up(np.array([1, 16, 17, 33])).tolist() == [16, 16, 32, 48]
+
+
+def test_probes_of_an_axis():
+    # Blocks 16, 32, 48, 64 in each of three classes, the middle one at both ends, and the smallest widths.
+    assert probes(64) == [3, 4, 8, 9, 16, 24, 25, 32, 33, 36, 40, 41, 44, 47, 48, 56, 57, 64]
+    assert all(width % 8 == 0 for width in probes(64, step=8))
+    assert {5, 16} <= set(probes(5))
+
+
+def test_rising_pools_what_falls():
+    assert rising(np.array([3.0, 1.0, 2.0, 5.0])).tolist() == [2.0, 2.0, 2.0, 5.0]
+    assert rising(np.array([1.0, 2.0, 4.0])).tolist() == [1.0, 2.0, 4.0]
+
+
+def stack_of(ms: Callable[..., float], *sizes: int) -> Stack:
+    axes = [probes(size) for size in sizes]
+    return Stack([surface_of(axes, {point: float(ms(*point)) for point in points(axes)})])
+
+
+@pytest.mark.parametrize(
+    "ms",
+    [
+        lambda a, b: 0.02 + 1e-4 * a * b,
+        lambda a, b: 0.02 + 1e-4 * up(a) * up(b),
+        lambda a, b: 0.02 + 1e-4 * a * up(b),
+        lambda a, b: (0.02 + 1e-4 * up(a) * up(b)) * (1.0 if a % 16 == 0 else 1.4),
+        lambda a, b: (0.02 + 1e-4 * a * b) * (1.0 if a % 4 == 0 and b % 4 == 0 else 1.6),
+    ],
+    ids=["smooth", "steps", "steps of one axis", "slow beside the block", "slow once for both"],
+)
+def test_times_of_known_kernels_are_met(ms):
+    stack = stack_of(ms, 128, 192)
+    generator = np.random.default_rng(0)
+    for a, b in generator.integers((20, 20), (129, 193), size=(60, 2)):
+        assert stack.times(at(a, b))[0] == pytest.approx(float(ms(a, b)), rel=0.05)
+
+
+def test_a_width_beside_the_block_may_cost_more_than_the_next_block():
+    stack = stack_of(lambda a: up(a) * (1.0 if a % 16 == 0 else 1.5), 96)
+    assert stack.times(at(90))[0] == pytest.approx(144)
+    assert stack.times(at(96))[0] == pytest.approx(96)
+
+
+def test_wider_is_never_cheaper_within_a_class_whatever_was_measured():
+    noise = np.random.default_rng(0)
+    stack = stack_of(lambda a: a * noise.uniform(0.7, 1.3), 256)
+    for kind in (0, 4, 1):
+        times = [stack.times(at(width))[0] for width in range(16 + kind, 257, 16)]
+        assert (np.diff(times) >= 0).all()
+
+
+def test_slopes_smooth_the_steps():
+    smooth, steps = stack_of(lambda a, b: a * b, 128, 128), stack_of(lambda a, b: up(a) * up(b), 128, 128)
+    assert smooth.slopes(at(70, 90))[0] == pytest.approx([90, 70], rel=0.01)
+    assert steps.slopes(at(70, 90))[0] == pytest.approx([96, 80], rel=0.05)
+    assert steps.times(at(70, 90))[0] == pytest.approx(80 * 96, rel=0.01)
+
+
+def test_a_kernel_without_live_widths_is_a_constant():
+    assert Stack([surface_of([], {(): 2.5})]).times(at(1, 1)).tolist() == [2.5]
+
+
+def test_corners_hold_the_reference():
+    assert corners(probes(128), 64) == [16, 32, 64, 128]
+    assert corners(probes(5), 16) == [16]
+
+
+# --- kernels -------------------------------------------------------------------------------------------------------
+
+
+class Zoo(nn.Module):
+    """Every kind of kernel: plain, grouped, depthwise, transposed, linear of two kinds, and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.grouped = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 12, 3, groups=4, bias=False)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.transposed = nn.ConvTranspose2d(12, 6, 2, stride=2, output_padding=1)
+        self.fc, self.out = nn.Linear(6, 10, bias=False), nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.transposed(self.depthwise(self.grouped(self.plain(x))))
+        x = self.fc(x.flatten(2).transpose(1, 2))
+        x = nn.functional.scaled_dot_product_attention(x, x, x)
+        return self.out(x.mean(1))
+
+
+@pytest.fixture(scope="module")
+def zoo() -> tuple[Zoo, list[Kernel | None]]:
+    model, x = Zoo().eval(), torch.randn(2, 3, 12, 12)
+    graph = trace(model, x)
+    return model, kernels_of(graph, observe(model, x, lambda: None))
+
+
+def test_every_call_is_described(zoo):
+    _, kernels = zoo
+    assert [str(kernel) for kernel in kernels if kernel is not None] == [
+        "3x3 convolution, stride 2x2, on 2x12x12",
+        "4 groups, 3x3 convolution, stride 1x1, on 2x6x6",
+        "depthwise 3x3 convolution, stride 1x1, on 2x4x4",
+        "2x2 transposed convolution, stride 2x2, on 2x4x4",
+        "linear of 162 rows",
+        "linear of 2 rows",
+    ]
+    assert [(k.depth, k.width) for k in kernels if k is not None] == [
+        (3, 8),
+        (2, 12),
+        (1, 12),
+        (12, 6),
+        (6, 10),
+        (10, 4),
+    ]
+    assert [k is None for k in kernels] == [False] * 5 + [True, True, False]
+
+
+def test_widths_of_groups_come_in_steps(zoo):
+    _, kernels = zoo
+    grouped, depthwise = kernels[1], kernels[2]
+    assert grouped is not None
+    assert depthwise is not None
+    assert (grouped.step(0), grouped.step(1), depthwise.step(1)) == (1, 4, 1)
+    assert grouped.shapes(1, 8) == ((2, 4, 6, 6), (8, 1, 3, 3), 4)
+    assert depthwise.follows
+    assert depthwise.shapes(1, 5) == ((2, 5, 4, 4), (5, 1, 3, 3), 5)
+
+
+def test_kernels_run_at_other_widths(zoo):
+    _, kernels = zoo
+    values = Values(CPU)
+    for kernel in kernels:
+        if kernel is not None:
+            width = 2 * kernel.step(1)
+            depth = max(1, kernel.depth // 2)
+            out = kernel.call(depth, width, values)()
+            assert isinstance(out, torch.Tensor)
+            assert out.shape[1] == width
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 7])
+def test_the_onnx_kernel_computes_the_same(zoo, number):
+    pytest.importorskip("onnxruntime")
+    from netslim.export import Session
+
+    kernel = zoo[1][number]
+    values = Values(CPU)
+    values.take((9999,), torch.float32)  # from here on the same numbers
+    depth, width = kernel.depth, 2 * kernel.step(1)
+    shape, weight_shape, _ = kernel.shapes(depth, width)
+    weight = values.take(weight_shape, torch.float32)
+    bias = values.take((width,), torch.float32) if kernel.bias else None
+    session = Session(onnx_kernel(kernel, depth, width, weight, bias), CPU)
+    (found,) = session(values.take(shape, torch.float32))
+    torch.testing.assert_close(found, kernel.call(depth, width, values)())
+
+
+def test_observing_leaves_the_model_as_it_was():
+    model = Residual().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    observe(model, torch.randn(2, 3, 6, 6), lambda: None, runs=2)
+    assert model.training
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def kernel_ms(kernel: Kernel, depth: int, width: int) -> float:
+    """What a machine takes whose time is known: proportional to the multiplications, and a little more."""
+    shape, weight_shape, groups = kernel.shapes(depth, width)
+    return 0.01 + 1e-5 * np.prod(shape) * np.prod(weight_shape) / groups / shape[1 if len(shape) > 2 else -1]
+
+
+class Machine:
+    """Stands in for the clock: kernels and whole networks take the time that formulas say."""
+
+    def __init__(self) -> None:
+        self.measured = 0
+        self.disturbance = 0.0
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(
+            measuring_module._Measurement, "alone", lambda measurement, kernel: self.alone(measurement, kernel)
+        )
+        patch.setattr(
+            measuring_module._Measurement, "whole", lambda measurement, masks: self.whole(measurement, [*masks])
+        )
+
+    def alone(self, measurement: measuring_module._Measurement, kernel: Kernel) -> Measured:
+        self.measured += 1
+        full = (kernel.depth, kernel.width)
+        live = [axis for axis in (0, 1) if kernel.live[axis]]
+        axes = [probes(full[axis], kernel.step(axis)) for axis in live]
+        ms = []
+        for point in points(axes):
+            known = dict(zip(live, point, strict=True))
+            ms.append((point, float(kernel_ms(kernel, known.get(0, full[0]), known.get(1, full[1])))))
+        return Measured(str(kernel), tuple(map(tuple, axes)), tuple(ms))
+
+    def whole(self, measurement: measuring_module._Measurement, masks: list) -> tuple[list, np.ndarray]:
+        times = [whole_ms(measurement.model, measurement.inputs, m) for m in masks]
+        times[1] *= 1 + self.disturbance
+        return masks, np.array(times)
+
+
+def whole_ms(model: nn.Module, x: torch.Tensor, masks: dict) -> float:
+    """The time of the network under the masks, from a network that is really cut and traced."""
+    small = prune(model, resolve(trace(model, x), masks)) if masks else model
+    graph = trace(small, x)
+    layers = sum(kernel_ms(k, k.depth, k.width) for k in kernels_of(graph, observe(small, x, lambda: None)) if k)
+    put = sum(o.bytes({}) for o in graph.outputs if o.kind != "view")
+    return TERMS.layers * layers + TERMS.bytes * put + TERMS.params * graph.params() + TERMS.constant
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    known = Machine()
+    known.install(monkeypatch)
+    return known
+
+
+class Net(nn.Module):
+    """Stem, depthwise, a residual block and a head, wide enough for curves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 40, 3, padding=1), nn.BatchNorm2d(40)
+        self.inner, self.outer = nn.Conv2d(40, 64, 3, padding=1), nn.Conv2d(64, 40, 1)
+        self.depthwise = nn.Conv2d(40, 40, 3, padding=1, groups=40)
+        self.again = nn.Conv2d(40, 64, 3, padding=1)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn(self.stem(x)).relu()
+        x = (x + self.outer(self.inner(x).relu())).relu()
+        return self.head(self.again(self.depthwise(x)).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def known_table(net: tuple[Net, torch.Tensor, netslim.ChannelGraph]) -> LatencyTable:
+    """The table of `net`, measured on the known machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        Machine().install(patch)
+        return latency_table(net[0], net[2], net[1], cache=False)
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[Net, torch.Tensor, netslim.ChannelGraph]:
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    return model, x, trace(model, x)
+
+
+def test_alike_layers_are_measured_once(machine, net, monkeypatch):
+    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+    model, x, graph = net
+    table = latency_table(model, graph, x, cache=False)
+    assert machine.measured == len(table.kernels) == 5
+    assert [site.module for site in table.sites] == ["stem", "inner", "outer", "depthwise", "again", "head"]
+    assert [site.kernel for site in table.sites] == [0, 1, 2, 3, 1, 4]
+    assert [len(site.axes) for site in table.sites] == [1, 2, 2, 1, 2, 1]
+
+
+def test_the_fit_finds_how_parts_add_up_and_predicts_other_cuts(known_table, net):
+    model, x, graph = net
+    table = known_table
+    assert table.error < 0.02
+    assert table.runs[0].macs == 1
+    for masks in random_cuts(graph, [(0.4, 0.4), (0.0, 0.7)]):
+        assert table.ms(graph, masks) == pytest.approx(whole_ms(model, x, masks), rel=0.03)
+
+
+def test_a_disturbed_run_shows_in_the_error(machine, net):
+    model, x, graph = net
+    machine.disturbance = 0.5
+    assert latency_table(model, graph, x, cache=False).error > 0.2
+
+
+def test_select_keeps_the_promise(known_table, net):
+    model, x, graph = net
+    table = known_table
+    scores = netslim.score(graph, model, "l2")
+    for allocation in ("global", "cost"):
+        plan = select(graph, scores, Budget(cut_latency=0.4), latency=table, allocation=allocation)
+        small = prune(model, plan)
+        promised = table.ms(trace(small, x))
+        assert promised <= 0.6 * table.ms(graph)
+        assert promised > 0.57 * table.ms(graph)
+        assert promised == pytest.approx(whole_ms(small, x, {}), rel=0.03)
+
+
+def test_a_table_fits_the_network_that_was_cut(known_table, net):
+    model, x, graph = net
+    table = known_table
+    (masks,) = random_cuts(graph, [(0.5, 0.5)])
+    small = prune(model, resolve(graph, masks))
+    assert table.ms(trace(small, x)) == pytest.approx(table.ms(graph, masks))
+
+
+def test_resource_and_slopes(known_table, net):
+    graph = net[2]
+    table = known_table
+    orders = {n: np.arange(g.size) for n, g in enumerate(graph.groups) if g.prunable}
+    widths = Widths(graph, orders)
+    resource = table.resource(graph, widths)
+    removed = np.zeros(len(graph.groups), dtype=int)
+    assert resource.total(widths.counts(removed)) == pytest.approx(table.ms(graph))
+    saved = widths.savings(resource.slopes(widths.counts(removed)), removed)
+    number = graph.number("inner")
+    removed[number] = 16
+    gone = table.ms(graph) - resource.total(widths.counts(removed))
+    assert 16 * saved[number] == pytest.approx(gone, rel=0.05)
+
+
+def test_another_network_and_other_input_sizes_are_refused(known_table, net):
+    model, x, graph = net
+    table = known_table
+    with pytest.raises(PlanError, match=r"of another network: its operator 0 is 'stem' \(convolution\)"):
+        table.ms(trace(Chain().eval(), torch.randn(2, 3, 8, 8)))
+    with pytest.raises(PlanError, match="other input sizes: 'stem'"):
+        table.ms(trace(model, torch.randn(2, 3, 10, 10)))
+    with pytest.raises(StaleGraphError):
+        latency_table(Chain(), graph, x, cache=False)
+
+
+def test_wrong_options_are_refused(net):
+    model, x, graph = net
+    with pytest.raises(PlanError, match="no backend 'tensorrt'"):
+        latency_table(model, graph, x, backend="tensorrt", cache=False)
+    with pytest.raises(PlanError, match="threads=0"):
+        latency_table(model, graph, x, threads=0, cache=False)
+
+
+def test_json_both_ways(known_table, net, tmp_path):
+    graph = net[2]
+    table = known_table
+    table.save(tmp_path / "table.json")
+    again = LatencyTable.load(tmp_path / "table.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
+    assert again.to_json() == table.to_json()
+    assert again.ms(graph) == table.ms(graph)
+    assert (again.inputs, again.threads, again.unit) == (((2, 3, 8, 8),), torch.get_num_threads(), "ms")
+    assert "predictions err by up to" in str(again)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c.update(format=99), "not a latency table of this version"),
+        (lambda c: c.pop("terms"), "damaged"),
+        (lambda c: c["kernels"][0]["ms"].pop(), "damaged"),
+        (lambda c: c["kernels"][0]["ms"][0].__setitem__(1, -1.0), "is not positive"),
+        (lambda c: c["sites"][0].update(kernel=77), "damaged"),
+        (lambda c: c["sites"][0].update(axes=[]), "does not fit its kernel"),
+        (lambda c: c["sites"][0].update(axes=[99]), "'stem' .convolution. differs"),
+    ],
+)
+def test_damaged_tables_are_refused(known_table, net, damage, message):
+    graph = net[2]
+    content = json.loads(known_table.to_json())
+    damage(content)
+    with pytest.raises(PlanError, match=message):
+        LatencyTable.from_json(json.dumps(content)).ms(graph)
+
+
+def test_files_that_are_no_tables(tmp_path):
+    with pytest.raises(PlanError, match="no latency table can be read"):
+        LatencyTable.load(tmp_path / "none.json")
+    (tmp_path / "half.json").write_text('{"kind": ')
+    with pytest.raises(PlanError, match=r"half\.json: the latency table is damaged"):
+        LatencyTable.load(tmp_path / "half.json")
+
+
+def test_a_table_is_kept_and_found_again(machine, net, tmp_path, monkeypatch):
+    model, x, graph = net
+    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+    monkeypatch.setenv("NETSLIM_CACHE", str(tmp_path))
+    assert folder() == tmp_path / "latency"
+    first = latency_table(model, graph, x, threads=1)
+    assert latency_table(model, graph, x, threads=1).to_json() == first.to_json()
+    assert machine.measured == 5
+    latency_table(model, graph, x, threads=2)
+    latency_table(model, trace(model, x[:1]), x[:1], threads=1)
+    assert machine.measured == 15
+    assert len(list(folder().iterdir())) == 3
+
+
+def test_a_damaged_table_in_the_cache_is_measured_anew(machine, net, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+    model, x, graph = net
+    first = latency_table(model, graph, x, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text()[:100])
+    with pytest.warns(UserWarning, match="measured anew"):
+        latency_table(model, graph, x, cache=tmp_path)
+    assert machine.measured == 10
+    assert LatencyTable.load(path).kernels == first.kernels
+
+
+def test_a_cache_that_cannot_be_written_warns(machine, net, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+    model, x, graph = net
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="could not be kept"):
+        latency_table(model, graph, x, cache=tmp_path / "file")
+
+
+def test_layers_that_cannot_run_alone_count_by_their_macs(machine, zoo, monkeypatch):
+    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+    model, _ = zoo
+    x = torch.randn(2, 3, 12, 12)
+    graph = trace(model, x)
+    table = latency_table(model, graph, x, cache=False)
+    alone = [site for site in table.sites if site.kernel is None]
+    assert [site.operator for site in alone] == ["attention", "attention"]
+    assert alone[0].ms_per_mac == alone[1].ms_per_mac > 0
+
+
+def test_the_fit_recovers_known_terms_and_never_goes_below_zero():
+    generator = np.random.default_rng(0)
+    amounts = np.column_stack([generator.uniform(1, 9, 9), *generator.uniform(1e5, 9e5, (2, 9)), np.ones(9)])
+    terms, error = fit(amounts, amounts @ np.array([1.2, 3e-6, 2e-6, 0.5]), np.ones(9))
+    assert (terms.layers, terms.bytes, terms.params, terms.constant) == pytest.approx((1.2, 3e-6, 2e-6, 0.5))
+    assert error < 1e-6
+    terms, _ = fit(amounts, amounts @ np.array([1.2, 3e-6, -1e-7, 0.5]), np.ones(9))
+    assert terms.params == 0
+    assert terms.layers > 0
+
+
+def test_random_cuts_leave_a_channel_in_every_group(net):
+    _, _, graph = net
+    for masks in random_cuts(graph, [(0.99, 0.99)]):
+        assert all(mask.sum() >= 1 for mask in masks.values())
+        assert masks
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
+def test_a_real_measurement(backend, monkeypatch):
+    if backend == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+    monkeypatch.setattr(measuring_module, "_FEW_CUTS", ((0.4, 0.4),))
+    monkeypatch.setattr(importlib.import_module("netslim.latency"), "SAMPLE_SECONDS", 1e-6)
+    model, x = Residual().train(), torch.randn(2, 3, 8, 8)
+    graph = trace(model, x)
+    seen: list[tuple[int, int]] = []
+    table = latency_table(
+        model, graph, x, backend=backend, cache=False, progress=lambda what, done, total: seen.append((done, total))
+    )
+    assert model.training
+    assert table.backend == backend
+    assert len(table.runs) == 2
+    assert all(run.measured_ms > 0 for run in table.runs)
+    assert table.ms(graph) > 0
+    assert seen == [(n, len(table.kernels) + 1) for n in range(len(table.kernels) + 2)]
+
+
+def test_the_room_is_not_the_function():
+    assert importlib.import_module("netslim.tables").latency_table is netslim.latency_table
