@@ -230,3 +230,20 @@ def test_latency_needs_a_table():
     _, graph, scores = traced(Chain())
     with pytest.raises(PlanError, match="cut_latency needs to know how long layers take: give latency="):
         select(graph, scores, Budget(cut_latency=0.3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"round_to": 2.5}, "at least 1 and whole numbers, got 1 and 2.5"),
+        ({"round_to": "a"}, "got 1 and 'a'"),
+        ({"min_channels": True}, "got True and 1"),
+        ({"max_cut": "x"}, "max_cut must be at least 0 and below 1, got 'x'"),
+        ({"protect": [1]}, r"protect takes names or patterns of groups, .* got \[1\]"),
+        ({"protect": 3}, "protect takes names"),
+    ],
+)
+def test_options_of_the_wrong_kind(options, message):
+    _, graph, scores = traced(chain(4), PIXEL)
+    with pytest.raises(PlanError, match=message):
+        select(graph, scores, Budget(cut_macs=0.3), **options)

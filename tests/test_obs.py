@@ -189,3 +189,14 @@ def test_obs_needs_batches():
     model = Chain()
     with pytest.raises(PlanError, match="obs looks at data"):
         score(trace(model, data(1, 3, 8, 8)), model, "obs")
+
+
+def test_data_that_cannot_be_used_is_named():
+    model = Chain().eval()
+    graph = trace(model, data(1, 3, 8, 8))
+    with pytest.raises(PlanError, match=r"what '.*weight' reads is not finite on these batches"):
+        score(graph, model, "obs", batches=[torch.full((4, 3, 8, 8), torch.nan)])
+    batches = [(data(n, 3, 8, 8), torch.zeros(n, dtype=torch.long)) for n in (4, 0)]
+    for criterion in ("obs", "taylor", "activation"):
+        with pytest.raises(PlanError, match="batch 2 of batches= has no examples"):
+            score(graph, model, criterion, batches=batches)

@@ -85,12 +85,14 @@ def outputs(model: nn.Module, batches: Iterable[Any], what: str = "batch") -> It
     Modes and gradients are the caller's business; ``what`` is what messages call a batch.
 
     Raises:
-        PlanError: there is no batch, ``batches`` is a single one, or the model does not run on one.
+        PlanError: there is no batch, ``batches`` is a single one, a batch is empty, or the model does not run on one.
     """
     device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
     number = 0
     for number, batch in enumerate(_several(batches), 1):
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs_of(batch))
+        if any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in tree_leaves((args, kwargs))):
+            raise PlanError(f"{what} {number} of batches= has no examples ({describe(kwargs or args)}): leave it out")
         try:
             output = model(*args, **kwargs)
         except Exception as error:

@@ -75,6 +75,8 @@ def slim(
     """
     if batches is not None and not isinstance(batches, Iterable):
         raise PlanError(f"batches must be a data loader or a list of batches, not a {type(batches).__name__}")
+    if scoring is not None and not isinstance(scoring, Mapping):
+        raise PlanError(f"scoring takes options of netslim.score by name, such as {{'over': 'all'}}, got {scoring!r}")
     choice = _chosen(criterion, allocation, fold, recalibrated, batches is not None)
     check_fold(choice.fold)
     if batches is not None and not choice.reads_data:

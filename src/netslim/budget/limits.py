@@ -31,15 +31,22 @@ class Limits:
     allow_inexact: bool = False
 
     def __post_init__(self) -> None:
-        if self.min_channels < 1 or self.round_to < 1:
+        counts = (self.min_channels, self.round_to)
+        if not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in counts):
             raise PlanError(
-                f"min_channels and round_to must be at least 1, got {self.min_channels} and {self.round_to}"
+                "min_channels and round_to must be at least 1 and whole numbers, got "
+                f"{self.min_channels!r} and {self.round_to!r}"
             )
         if isinstance(self.max_cut, Mapping):
             for name, value in self.max_cut.items():
                 _check_cap(name, value)
-        elif self.max_cut is not None and not 0 <= self.max_cut < 1:
-            raise PlanError(f"max_cut must be at least 0 and below 1, got {self.max_cut}")
+        elif self.max_cut is not None and not (_is_number(self.max_cut) and 0 <= self.max_cut < 1):
+            raise PlanError(f"max_cut must be at least 0 and below 1, got {self.max_cut!r}")
+        names = (self.protect,) if isinstance(self.protect, str) else self.protect
+        names = tuple(names) if isinstance(names, Iterable) else (names,)
+        if not all(isinstance(name, str) for name in names):
+            raise PlanError(f"protect takes names or patterns of groups, such as ['layer1.*'], got {self.protect!r}")
+        object.__setattr__(self, "protect", names)
         if self.shortcuts not in ("include", "avoid"):
             raise PlanError(f"shortcuts must be 'include' or 'avoid', got {self.shortcuts!r}")
 
@@ -74,8 +81,7 @@ class Limits:
         Raises:
             PlanError: ``protect`` names no group.
         """
-        names = (self.protect,) if isinstance(self.protect, str) else self.protect
-        guarded = {g.name for name in names for g in meant(graph, name, "protect names no group")}
+        guarded = {g.name for name in self.protect for g in meant(graph, name, "protect names no group")}
         found = {g.name: str(g.reason) for g in graph.groups if g.frozen or not (g.exact or self.allow_inexact)}
         for group in graph.groups:
             if group.name in guarded:
@@ -85,11 +91,15 @@ class Limits:
         return found
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check_cap(name: str, value: object) -> None:
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if whole and int(value) >= 0:  # type: ignore[call-overload]
         return
-    if whole or not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
+    if whole or not _is_number(value) or not 0 <= float(value) < 1:  # type: ignore[arg-type]
         raise PlanError(
             f"max_cut of {name!r}: give the share (float from 0 to below 1) or the number (int) of channels that may "
             f"go, got {value!r}"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import PlanError
 from ..graph import ChannelGraph, ChannelGroup
 from ..plan import named_tensors
 from ..statistics import Loss, Measured, inputs
@@ -59,7 +60,7 @@ def second_moments(graph: ChannelGraph, model: nn.Module, batches: Iterable[Any]
     """For every group and tensor of weights that reads it: see `_Reader.result`.
 
     Raises:
-        PlanError: there is no batch, or the model does not run on one.
+        PlanError: there is no batch, the model does not run on one, or what it computes is not finite.
     """
     weights = dict(named_tensors(model))
     readers: dict[str, dict[str, _Reader]] = {}
@@ -79,6 +80,9 @@ def second_moments(graph: ChannelGraph, model: nn.Module, batches: Iterable[Any]
             reader.add(rows)
 
     inputs(model, batches, set(readers), take)
+    for tensor, own in readers.items():
+        if any(reader.count and not reader.square.isfinite().all() for reader in own.values()):
+            raise PlanError(f"what {tensor!r} reads is not finite on these batches: look for NaN or infinity in them")
     return {(group, t): reader.result() for t, own in readers.items() for group, reader in own.items() if reader.count}
 
 

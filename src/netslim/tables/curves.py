@@ -6,9 +6,9 @@ where their number is prime (oneDNN on AVX-512 takes a third longer for 7, 11 or
 And widths that are multiples of the block may take another code path than those that are not.
 
 So every number of blocks is measured where there are few, and time need not rise with the width. Widths fall into
-three classes: multiples of `BLOCK`, which give the base; other multiples of `SUBBLOCK`, and the rest, which have a ratio
-to the base. On a width that is no multiple of the block, the base is a mixture of what it is there and at the next
-block, in proportions that were measured.
+three classes: multiples of `BLOCK`, which give the base; other multiples of `SUBBLOCK`, and the rest, which have a
+ratio to the base. On a width that is no multiple of the block, the base is a mixture of what it is there and at the
+next block, in proportions that were measured.
 """
 
 from __future__ import annotations
@@ -319,12 +319,12 @@ class Stack:
 
     def slopes(self, widths: Vector) -> Vector:
         """The derivative by each width, shape (surfaces, axes): over some blocks beside it, and never negative."""
-        w = widths[:, : self.axes][self.has]
+        w, _, flat = self.places(widths)
         curve, reach = np.arange(len(w)), np.maximum(2 * BLOCK, w / 4)
         low, high = np.maximum(w - reach, 1), w + reach
         rise = (self.rising.at(curve, high) - self.rising.at(curve, low)) / (high - low)
         found = np.zeros(self.has.shape)
-        found[self.has] = rise / np.maximum(self.rising.at(curve, w), self.least)
+        found[self.has] = rise / np.maximum(self.rising.at(curve, (1 - flat) * w + flat * up(w)), self.least)
         return found * self.times(widths)[:, None]
 
 
