@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import add
+from netslim.cli.common import add, best_with_data
 from netslim.cli.steps import _MODELS, _network, _settings, _surroundings
 from netslim.errors import RecipeError
 
@@ -113,11 +113,11 @@ def _training(how: Any) -> None:
 
 
 def _cut(how: Any) -> None:
-    how.add_argument("--criterion", metavar="NAME", help="what makes a channel important (default: bn_scale)")
+    how.add_argument("--criterion", metavar="NAME", help="what makes a channel important (default: obs)")
     how.add_argument(
         "--allocation",
         choices=["global", "uniform", "isomorphic", "cost", "knapsack"],
-        help="how the cut is spread over layers (default: global)",
+        help="how the cut is spread over layers (default: cost, or global with a --criterion)",
     )
     how.add_argument("--batches", metavar="N", type=int, help="of --data, for criteria that look (default: 10)")
     how.add_argument("--shortcuts", choices=["include", "avoid"], help="avoid: leave what several layers add up")
@@ -126,9 +126,16 @@ def _cut(how: Any) -> None:
     how.add_argument("--round-to", metavar="N", type=int, help="what stays is a multiple of N")
     how.add_argument("--protect", metavar="NAME", nargs="+", help="layers that are left alone, by name or pattern")
     how.add_argument(
-        "--fold", choices=["constant", "linear", "sequential"], help="what removed channels emit moves behind them"
+        "--fold",
+        choices=["constant", "linear", "sequential", "none"],
+        help="what removed channels emit moves behind them (default: linear, or none with a --criterion)",
     )
-    how.add_argument("--recalibrate", metavar="N", type=int, help="take batch-norm statistics anew from N batches")
+    how.add_argument(
+        "--recalibrate",
+        metavar="N",
+        type=int,
+        help="take batch-norm statistics anew from N batches (default: as --batches, or 0 with a --criterion)",
+    )
 
 
 def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -142,7 +149,7 @@ def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         options.model,
         options.data,
         over,
-        {"latency": _latency(options), **{key: getattr(options, key) for key in _OF_CUT}},
+        {"latency": _latency(options), **_choice(options)},
         _recovery(options),
         overrides,
         settings=_settings(options),
@@ -153,6 +160,12 @@ def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         raise KeyboardInterrupt(f"what is finished is kept in {options.out}; go on with: {options.typed}") from None
     _show(found, options.out)
     return 0 if found["best"] is not None else 1
+
+
+def _choice(options: argparse.Namespace) -> dict[str, Any]:
+    given = {key: value for key in _OF_CUT if (value := getattr(options, key)) is not None}
+    chosen = {**(best_with_data(options.batches) if options.criterion is None else {}), **given}
+    return chosen | ({"fold": None} if options.fold == "none" else {})
 
 
 def _latency(options: argparse.Namespace) -> dict[str, str] | None:

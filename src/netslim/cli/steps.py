@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from netslim.cli.common import add
+from netslim.cli.common import add, best_with_data
 from netslim.errors import RecipeError
 from netslim.scores import CRITERIA, Normalisation, Over, Reduction, reads_data
 
@@ -499,8 +499,8 @@ def _choice_of_netslim(
         return {"criterion": "bn_scale"}
     if options.data is None:
         return {"criterion": "l2", "allocation": "uniform"}
-    moved = {} if options.mode == "mask" else {"fold": "linear", "recalibrate": options.batches or 10}
-    return {"criterion": "obs", "allocation": "cost", **moved}
+    best = best_with_data(options.batches)
+    return {key: best[key] for key in ("criterion", "allocation")} if options.mode == "mask" else best
 
 
 def _latency(options: argparse.Namespace, given: Iterable[str]) -> dict[str, str] | None:
