@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "latency": {"graph", "backends"},
     "backends": {"graph", "export", "wrapping"},
     "meter": {"graph"},
-    "tables": {"latency", "backends", "export", "meter", "resolve", "surgery"},
+    "tables": {"latency", "backends", "export", "budget", "scores", "surgery"},
     "resolve": {"plan", "graph"},
     "budget": {"meter", "resolve"},
     "mirror": {"plan", "graph"},

@@ -15,8 +15,9 @@ import netslim
 from nets import Chain, Residual
 from netslim import Budget, LatencyTable, latency_table, prune, select, trace
 from netslim.errors import PlanError, StaleGraphError
-from netslim.meter import Widths
+from netslim.meter import Products, Widths
 from netslim.resolve import resolve
+from netslim.silence import randomise
 from netslim.tables import Terms
 from netslim.tables import measuring as measuring_module
 from netslim.tables.cache import folder
@@ -484,6 +485,14 @@ def test_a_real_measurement(backend, monkeypatch):
         pytest.importorskip("onnxruntime")
     monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
     monkeypatch.setattr(measuring_module, "_FEW_CUTS", ((0.4, 0.4),))
+    chosen = []
+    monkeypatch.setattr(measuring_module, "_AIMS", ((0.1,),))
+    monkeypatch.setattr(measuring_module, "_FEW_AIMS", ((0.1,),))
+    monkeypatch.setattr(
+        measuring_module,
+        "chosen_cuts",
+        lambda *args: chosen.append(args) or measuring_module.random_cuts(args[1], [(0.2, 0.2)]),
+    )
     monkeypatch.setattr(importlib.import_module("netslim.latency"), "SAMPLE_SECONDS", 1e-6)
     model, x = Residual().train(), torch.randn(2, 3, 8, 8)
     graph = trace(model, x)
@@ -493,10 +502,24 @@ def test_a_real_measurement(backend, monkeypatch):
     )
     assert model.training
     assert table.backend == backend
-    assert len(table.runs) == 2
+    assert len(table.runs) == 3
+    assert chosen[0][3] == (0.1,)
     assert all(run.measured_ms > 0 for run in table.runs)
     assert table.ms(graph) > 0
     assert seen == [(n, len(table.kernels) + 1) for n in range(len(table.kernels) + 2)]
+
+
+def test_cuts_by_choice_take_what_the_table_says():
+    model = randomise(Residual().eval())
+    graph = trace(model, torch.zeros(1, 3, 8, 8))
+
+    class Macs:
+        def resource(self, graph, widths):
+            return Products(widths, [cost.factors for cost in graph.costs])
+
+    cuts = list(measuring_module.chosen_cuts(model, graph, Macs(), (0.3, 0.999)))
+    assert len(cuts) == 1  # so much cannot go
+    assert 0.5 * graph.macs() < graph.macs(cuts[0]) <= 0.7 * graph.macs()
 
 
 def test_the_room_is_not_the_function():
