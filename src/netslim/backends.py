@@ -57,7 +57,7 @@ def prepared(
     """
     if backend not in get_args(Backend):
         raise PlanError(f"latency: there is no backend {backend!r}; choose one of {', '.join(get_args(Backend))}")
-    place = _home(model, example_inputs) if device is None else usable(device)
+    place = home(model, example_inputs) if device is None else usable(device)
     model = _on(model if backend == "eager" else inside(model), place)
     inputs = tree_map(lambda value: value.to(place) if isinstance(value, Tensor) else value, example_inputs)
     with evaluating(model), torch.no_grad():
@@ -78,7 +78,8 @@ def usable(device: torch.device | str) -> torch.device:
         raise PlanError(f"latency: device {str(device)!r} cannot be used here: {reason}. Try 'cpu'") from problem
 
 
-def _home(model: nn.Module, inputs: Any) -> torch.device:
+def home(model: nn.Module, inputs: Any) -> torch.device:
+    """Where a model is, or if it has no tensors, its inputs."""
     tensors = [*model.parameters(), *model.buffers(), *(v for v in tree_leaves(inputs) if isinstance(v, Tensor))]
     return tensors[0].device if tensors else torch.device("cpu")
 

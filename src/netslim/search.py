@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from .errors import PlanError
+from .files import write_atomic
 
 Network = TypeVar("Network")
 _FORMAT = 1
@@ -196,9 +197,7 @@ class _Book:
             return
         tried = [{"share": share, "score": score} for share, score in self.scores.items()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(json.dumps({"format": _FORMAT, "tried": tried}, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_atomic(self.path, json.dumps({"format": _FORMAT, "tried": tried}, indent=1) + "\n")
 
 
 def _check(max_drop: float, baseline: float, low: float, high: float, tolerance: float, max_tries: int) -> None:

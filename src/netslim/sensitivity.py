@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .budget import select
 from .budget.limits import Limits, Shortcuts
 from .errors import NetslimError, PlanError
+from .files import write_atomic
 from .graph import ChannelGraph, trace
 from .graph.naming import listed, meant
 from .plan import PruningPlan, fingerprint, named_tensors
@@ -199,7 +200,7 @@ class Sensitivity:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json` to a file, which is complete or not there."""
-        _write(Path(path), self.to_json())
+        write_atomic(Path(path), self.to_json())
         return Path(path)
 
     @staticmethod
@@ -392,7 +393,9 @@ class _Journal:
             self._resume(self.path, identity)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _write(self.path, json.dumps({"format": FORMAT, "kind": "sensitivity journal", "of": identity}) + "\n")
+            write_atomic(
+                self.path, json.dumps({"format": FORMAT, "kind": "sensitivity journal", "of": identity}) + "\n"
+            )
 
     def knows(self, group: str, removed: int) -> bool:
         """Whether this cut was measured already."""
@@ -512,15 +515,6 @@ def _digest(model: nn.Module) -> str:
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 __all__ = ["Row", "Sensitivity", "sensitivity"]

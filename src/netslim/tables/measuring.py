@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..backends import Backend, prepared, usable
+from ..backends import Backend, home, prepared, usable
 from ..budget import Budget, select
 from ..errors import PlanError, SurgeryError
 from ..export import Session
@@ -89,7 +89,7 @@ def latency_table(
         raise PlanError(f"threads={threads}; give 1 or more, or None to leave the number as it is")
     model = bare(model, PlanError)
     graph.check(model)
-    place = _home(model, example_inputs) if device is None else usable(device)
+    place = home(model, example_inputs) if device is None else usable(device)
     with using_threads(threads):
         about = _about(graph, example_inputs, backend, place)
 
@@ -102,11 +102,6 @@ def latency_table(
 
 def _silent(what: str, done: int, total: int) -> None:
     pass
-
-
-def _home(model: nn.Module, inputs: Any) -> torch.device:
-    tensors = [*model.parameters(), *model.buffers(), *_tensors(inputs)]
-    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _tensors(inputs: Any) -> list[Tensor]:

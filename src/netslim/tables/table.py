@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PlanError
+from ..files import write_atomic
 from ..graph import ChannelGraph
 from ..graph.counts import Count
 from ..meter import Products, Resource, Widths
@@ -195,7 +196,9 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table to a JSON file, as a whole or not at all."""
-        write(Path(path), self.to_json())
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -238,19 +241,6 @@ def _kernel(plain: Mapping[str, Any]) -> Measured:
         raise ValueError(f"a time of the kernel {kernel.name!r} is not positive")
     kernel.surface()  # all points must be there
     return kernel
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file so that it is either as before or complete."""
-    import os
-    import tempfile
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
 
 
 class Listing:

@@ -26,20 +26,11 @@ from typing import Any
 import yaml
 
 from netslim.errors import RecipeError
+from netslim.files import write_atomic
 from netslim.training.recipe import read_yaml
 from netslim.training.schema import Recipe, Stage
 
 FORMAT = 1
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either as before or complete, also after a kill."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Any) -> None:
