@@ -9,6 +9,7 @@ from .budget import Budget, select
 from .checkpoint import load, save
 from .cost import Cost, cost
 from .errors import (
+    ArgumentError,
     CheckpointError,
     DataError,
     ExportError,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 _ROOMS = ("data", "models", "plots", "report", "training", "zoo")
 
 __all__ = [
+    "ArgumentError",
     "Budget",
     "CentripetalSGD",
     "ChannelGraph",

@@ -4,7 +4,8 @@ Every error a user can cause derives from `NetslimError`; the command line print
 
     NetslimError
     ├── TraceError            the model could not be run or followed
-    ├── PlanError             a budget, option or plan cannot be met or does not fit
+    ├── ArgumentError         an argument is of the wrong kind, out of range or misspelt (also a ValueError)
+    ├── PlanError             a budget or wish cannot be met, or a plan does not fit the model
     │   └── StaleGraphError   the model changed since it was traced
     ├── SurgeryError          a cut could not be carried out; the model is untouched
     ├── VerificationError     the pruned model is not equal to the silenced original
@@ -22,6 +23,10 @@ class NetslimError(Exception):
 
 class TraceError(NetslimError):
     """The model could not be run on the example inputs, or could not be followed."""
+
+
+class ArgumentError(NetslimError, ValueError):
+    """An argument is of the wrong kind, out of range, misspelt, or makes no sense beside another."""
 
 
 class PlanError(NetslimError):
