@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "meter": {"graph"},
     "tables": {"files", "latency", "backends", "export", "budget", "scores", "surgery"},
     "resolve": {"plan", "graph"},
+    "selection": set(),
     "budget": {"meter", "resolve"},
     "mirror": {"plan", "graph"},
     "optimizers": set(),

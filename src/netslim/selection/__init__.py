@@ -1,0 +1,1 @@
+"""Which channels go: criteria, budgets, limits, and the options of a cut, each declared once."""

@@ -1,0 +1,309 @@
+"""The options of a cut, each declared once: name, type, range, unit, meaning and default.
+
+Python functions take these dataclasses as they are, recipes have their fields flat in YAML, and the
+command line makes its flags of them. A field made by `option` carries what the three need to know
+in its metadata; `Checked` refuses what does not fit, so nobody checks a range a second time.
+
+Adding an option of the cut: a field here, and the line that obeys it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ..errors import ArgumentError
+
+Kind = TypeVar("Kind")
+Shortcuts = Literal["include", "avoid"]
+Lead = Literal["mean", "pacesetter"]
+Reduction = Literal["mean", "sum", "max", "product", "first"]
+Over = Literal["producers", "all"]
+Normalisation = Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"]
+FoldWay = Literal["constant", "linear", "sequential"]
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    metavar: str = "",
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of an options class.
+
+    Args:
+        default: its value where nothing is said.
+        help: what it means, for documentation and for the command line's help.
+        metavar: what stands for a value in help texts, such as ``SHARE`` or ``N``.
+        least: the smallest number that is allowed.
+        above: numbers must be larger than this one.
+        below: numbers must be smaller than this one.
+    """
+    known = {"help": help, "metavar": metavar, "least": least, "above": above, "below": below}
+    return field(default=default, metadata=known)
+
+
+def spelled(kind: type[Kind]) -> type[Kind]:
+    """Class decorator of dataclasses: a misspelt option fails at once, with the nearest right name."""
+    made = kind.__init__
+
+    @functools.wraps(made)
+    def __init__(self: Kind, *args: Any, **options: Any) -> None:  # noqa: N807
+        names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+        for name in options:
+            if name not in names:
+                raise ArgumentError(f"{kind.__name__} takes no option {name!r}{_nearest(name, names)}")
+        made(self, *args, **options)
+
+    kind.__init__ = __init__  # type: ignore[misc]
+    return kind
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, list(names), 2)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it takes {', '.join(names)}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options whose numbers, choices and flags are checked by what their fields say."""
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for item in fields(self):
+            self._check(item.name, getattr(self, item.name), hints[item.name], item.metadata)
+
+    def _check(self, name: str, value: Any, hint: Any, known: Mapping[str, Any]) -> None:
+        kinds = _alternatives(hint)
+        if value is None and type(None) in kinds:
+            return
+        if isinstance(value, Mapping) and any(get_origin(kind) is Mapping for kind in kinds):
+            return  # by name: checked where the names are
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if choices and value not in choices:
+            texts = " or ".join(map(repr, choices))
+            raise ArgumentError(f"{name} must be {texts}, got {value!r}")
+        if int in kinds or float in kinds:
+            _check_number(name, value, whole=float not in kinds, flag=bool in kinds, known=known)
+        elif bool in kinds and not isinstance(value, bool):
+            raise ArgumentError(f"{name} must be True or False, got {value!r}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) not in (None, Literal, Mapping) else (hint,)
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _check_number(name: str, value: Any, *, whole: bool, flag: bool, known: Mapping[str, Any]) -> None:
+    if flag and isinstance(value, bool):
+        return
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    least, above, below = (known.get(key) for key in ("least", "above", "below"))
+    fits = fits and not math.isnan(value)
+    fits = fits and (least is None or value >= least) and (above is None or value > above)
+    if fits and (below is None or value < below):
+        return
+    raise ArgumentError(f"{name} must be {_range(whole, least, above, below)}, got {value!r}")
+
+
+def _range(whole: bool, least: float | None, above: float | None, below: float | None) -> str:
+    bounds = [] if least is None else [f"at least {least:g}"]
+    bounds += [] if above is None else [f"above {above:g}"]
+    bounds += [] if below is None else [f"below {below:g}"]
+    return " ".join(["a whole number" if whole else "a number", " and ".join(bounds)]).strip()
+
+
+def _share(text: str) -> Any:
+    return option(None, text, metavar="SHARE", least=0, below=1)
+
+
+def _most(text: str) -> Any:
+    return option(None, text, metavar="N", above=0)
+
+
+@spelled
+@dataclass(frozen=True)
+class Budget(Checked):
+    """What must go, relative to the traced model, or how much may stay. Several may be given; all are met.
+
+    Each field names a resource of `netslim.selection.budget.resources`: ``cut_NAME`` is the least share
+    of it that goes (0 <= share < 1), ``max_NAME`` the most that may stay, for the traced input.
+
+    Attributes:
+        cut_channels: share of the scored channels to remove; exactly ``floor(N * share)`` go (the
+            percentage of the Network Slimming paper), or what ``round_to`` and other budgets ask for
+            beyond it.
+        cut_params: least share of the parameters to remove.
+        cut_macs: least share of the multiply-accumulates to remove.
+        cut_activations: least share to remove of the elements that convolutions, linear layers and
+            matrix products put out (the activations of Radosavovic et al. 2020, section 3.3).
+        cut_peak_memory: least share to remove of the bytes that are alive at once in a forward pass,
+            parameters aside.
+        cut_latency: least share to remove of the milliseconds that a `LatencyTable` foretells.
+        max_params: most parameters that may stay.
+        max_macs: most multiply-accumulates that may stay.
+        max_activation_bytes: most bytes of activations, as counted by ``cut_activations``.
+        max_peak_bytes: most bytes alive at once.
+        max_latency_ms: most milliseconds that a `LatencyTable` may foretell.
+
+    Raises:
+        ArgumentError: a share is below 0 or at 1 and above, or a maximum is not positive.
+    """
+
+    cut_channels: float | None = _share("share of all channels")
+    cut_macs: float | None = _share("share of the multiply-accumulates")
+    cut_params: float | None = _share("share of the parameters")
+    cut_activations: float | None = _share("share of what layers put out")
+    cut_peak_memory: float | None = _share(
+        "share of the memory that a forward pass needs at once, parameters aside"
+    )
+    cut_latency: float | None = _share(
+        "share of the milliseconds, by a table that is measured here or read from a file"
+    )
+    max_macs: int | None = _most("most multiply-accumulates for one example")
+    max_params: int | None = _most("most parameters")
+    max_activation_bytes: int | None = _most("most bytes that layers put out for one example")
+    max_peak_bytes: int | None = _most(
+        "most bytes that one example needs at once, parameters aside"
+    )
+    max_latency_ms: float | None = _most("most milliseconds")
+
+    def given(self) -> dict[str, float]:
+        """The amounts that were set."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
+
+@spelled
+@dataclass(frozen=True)
+class Limits(Checked):
+    """What a cut must respect, whatever it is to reach.
+
+    Attributes:
+        min_channels: units that stay in every group at least; no layer can die.
+        max_cut: largest share of a group that may go (the papers' 50 % cap is 0.5); or by name or
+            pattern, a share (float below 1) or a count (int), as `netslim.Sensitivity.limits` gives them.
+        round_to: what stays in a touched group is a multiple of this; groups that have no more stay whole.
+        protect: names, or patterns of group names, that are left alone (``"layer1.*"``).
+        shortcuts: ``avoid`` leaves alone the groups in which the outputs of several layers are added.
+        allow_inexact: also cut groups whose removal changes values (normalisation over channels,
+            attention).
+
+    Raises:
+        ArgumentError: a limit is out of range.
+    """
+
+    min_channels: int = option(1, "fewest channels that stay in a layer", metavar="N", least=1)
+    max_cut: float | Mapping[str, float | int] | None = option(
+        None, "most that goes of one layer", metavar="SHARE", least=0, below=1
+    )
+    round_to: int = option(1, "what stays of a layer is a multiple of N", metavar="N", least=1)
+    protect: Iterable[str] = option(
+        (), "layers that are left alone, by name or pattern", metavar="NAME"
+    )
+    shortcuts: Shortcuts = option(
+        "include", "avoid: leave channels alone that several layers add up"
+    )
+    allow_inexact: bool = option(
+        False, "also cut where removing a channel is not equal to silencing it"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.max_cut, Mapping):
+            for name, value in self.max_cut.items():
+                _check_cap(name, value)
+        names = (self.protect,) if isinstance(self.protect, str) else self.protect
+        names = tuple(names) if isinstance(names, Iterable) else (names,)
+        if not all(isinstance(name, str) for name in names):
+            raise ArgumentError(
+                "protect takes names or patterns of groups, such as ['layer1.*'], got "
+                f"{self.protect!r}"
+            )
+        object.__setattr__(self, "protect", names)
+
+
+def _check_cap(name: str, value: Any) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    share = isinstance(value, Real) and not isinstance(value, bool) and not whole
+    if not (whole and value >= 0) and not (share and 0 <= value < 1):
+        raise ArgumentError(
+            f"max_cut of {name!r}: give the share (float from 0 to below 1) or the number (int) of "
+            f"channels that may go, got {value!r}"
+        )
+
+
+@spelled
+@dataclass(frozen=True)
+class Scoring(Checked):
+    """What makes a channel important: a criterion, and how the layers of a group are put together.
+
+    Attributes:
+        criterion: a name that `netslim.criterion` knows, ``package.module:function``, or a function.
+        lead: which of several layers that make the same channels count: all of them, or their
+            pacesetter alone (the projection of a residual stage, or its stem).
+        reduction: how the scores of a group's layers are put together: their ``"mean"``, ``"sum"``,
+            ``"max"``, ``"product"`` (the geometric mean, so that groups of few and of many layers
+            compare), or ``"first"``, the first layer in order of execution alone.
+        over: the layers that are looked at: ``"producers"``, which make the channels, or ``"all"``:
+            also the scales of normalisations and the kernels that read the channels.
+        normalize: how the scores of each group are set to a common scale, before one threshold
+            compares the groups; None leaves them.
+        arguments: what the criterion itself takes, such as ``{"seed": 1}`` of ``random``.
+
+    Raises:
+        ArgumentError: a choice is unknown. What a criterion cannot do is refused by `netslim.score`.
+    """
+
+    criterion: str | Callable[..., Any] = option(
+        "bn_scale", "what makes a channel important", metavar="NAME"
+    )
+    lead: Lead = option("mean", "layers that are cut together: all of them, or the projection")
+    reduction: Reduction = option("mean", "how the scores of such layers are put together")
+    over: Over = option("producers", "all: look also at what scales and reads the channels")
+    normalize: Normalisation | None = option(
+        None, "what the scores of each layer are set against before layers are compared"
+    )
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@spelled
+@dataclass(frozen=True)
+class Compensation(Checked):
+    """What is done about that which removed channels emit.
+
+    Attributes:
+        fold: ``"constant"`` moves what is constant of it into the layers behind; ``"linear"`` has the
+            channels that stay stand in for them, by least squares; ``"sequential"`` does so layer
+            after layer, slower and nearer; None drops it. See `netslim.surgery.compensate`.
+        recalibrate: batches from which the statistics of batch normalisation are taken anew after the
+            cut; 0 (or False) leaves them, True takes all batches that are given.
+
+    Raises:
+        ArgumentError: a choice is unknown, or a negative number.
+    """
+
+    fold: FoldWay | None = option(
+        None,
+        "constant: move into biases what removed channels still emit; linear: fit it by what those "
+        "that stay emit, by least squares; sequential: that layer after layer",
+    )
+    recalibrate: bool | int = option(
+        0, "batches from which batch-norm statistics are taken anew after the cut", least=0, metavar="N"
+    )
+
+
+__all__ = ["Budget", "Checked", "Compensation", "Limits", "Scoring", "option", "spelled"]
