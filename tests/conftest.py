@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from places import REPOSITORY
 
 
 def pytest_configure() -> None:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+from places import REPOSITORY
+
+BENCHMARKS = REPOSITORY / "benchmarks"
 DEFEAT_THE_PEER = {
     "cs3darknet_s",
     "cspdarknet53",

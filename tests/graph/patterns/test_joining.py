@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from nets import Chain, DenseBlock, Residual
-from patterns.pattern import Line, Patterns, conv, tail
+from pattern import Line, Patterns, conv, tail
 
 pattern = Patterns()
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patterns.pattern import TOKENS, Line, Patterns, conv, steps, tail
+from pattern import TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
 PARAMETER = nn.Parameter(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)))

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from nets import conv as conv_norm_relu
-from patterns.pattern import PICTURES, TOKENS, Line, Patterns, conv, tail
+from pattern import PICTURES, TOKENS, Line, Patterns, conv, tail
 
 pattern = Patterns()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ import torch
 from netslim.cli import main
 from netslim.training import parse_recipe, shipped
 from netslim.training.recipe import read_yaml
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/from-the-originals.md", "docs/coverage.md"]
 

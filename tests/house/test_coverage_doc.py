@@ -6,15 +6,14 @@ import ast
 import re
 import shlex
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 from netslim import cli
 from netslim.cli.common import split_overrides
 from netslim.training import load_recipe
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = (REPOSITORY / "docs" / "coverage.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in TEXT.splitlines() if line[:1] == "|"]
 ROWS = [row for row in ROWS if row[0].isdigit()]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from patterns.pattern import TOKENS, Line, Patterns, conv, steps, tail
+from pattern import TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
 PRODUCT = "product of activations"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nets import Chain, DenseBlock, Residual, conv, prove
+from nets import Chain, DenseBlock, OneForward, Residual, conv, prove
 from netslim import StaleGraphError, TraceError, trace
 from netslim.errors import PlanError
 
@@ -61,20 +61,6 @@ def test_a_dense_block():
     assert positions["conv2.weight", 1] == [6, 7, 8, 9]
     assert positions["norm3.running_var", 0] == [6, 7, 8, 9]
     assert positions["head.weight", 1] == [6, 7, 8, 9]
-
-
-class OneForward(nn.Module):
-    """A network from a function: ``a`` (3 -> n), ``b`` (n -> m), ``head`` (m -> 2)."""
-
-    def __init__(self, forward, a, b=None, **extra):
-        super().__init__()
-        self.a, self.b = a, b if b is not None else nn.Identity()
-        for name, value in extra.items():
-            setattr(self, name, value)
-        self._forward = forward
-
-    def forward(self, x):
-        return self._forward(self, x)
 
 
 def net(forward, m=6, **extra):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from netslim.insertion import ChannelSelect
-from patterns.pattern import Patterns, conv, tail
+from pattern import Patterns, conv, tail
 
 pattern = Patterns()
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from patterns.pattern import NUMBERS, PICTURES, TOKENS, Line, Patterns, conv, steps, tail
+from pattern import NUMBERS, PICTURES, TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
 OVER = "over the channels"

@@ -2,7 +2,7 @@
 
 The suite tries a fixed set of networks. To try thousands of new ones, each failure shrunk to a small `Spec`:
 
-    NETSLIM_EXAMPLES=5000 pytest tests/test_random_networks.py
+    NETSLIM_EXAMPLES=5000 pytest tests/graph/test_random_networks.py
 
 A `Spec` is printed as code: paste it into ``cut_and_verify(*spec.build(), np.random.default_rng(seed))``.
 """

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nets import Chain, DenseBlock, Residual, cut_half
+from nets import Chain, DenseBlock, OneForward, Residual, conv, cut_half
 from netslim import Budget, NetslimError, PlanError, PruningPlan, SurgeryError, prune, prune_, score, select, trace
 from netslim.plan import SizePatch, TensorCut, fingerprint
 from netslim.surgery import history
@@ -645,8 +645,6 @@ def test_a_plan_for_another_model_names_both_fingerprints():
 
 
 def test_a_changed_attribute_is_refused_before_anything_changes():
-    from test_graph import OneForward, conv
-
     def forward(self, x):
         return self.head(self.a(x).mean((2, 3)).view(-1, self.width))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ import netslim
 from nets import prove
 from netslim import TraceError, register_rule, rules, trace
 from netslim.graph.rules import RULES
+from places import REPOSITORY
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
+DOCUMENT = REPOSITORY / "docs" / "operators.md"
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

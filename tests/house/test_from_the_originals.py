@@ -15,8 +15,9 @@ from torch import nn
 import netslim
 from netslim.cli import main
 from netslim.training import shipped
+from places import REPOSITORY
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "from-the-originals.md"
+DOCUMENT = REPOSITORY / "docs" / "from-the-originals.md"
 TORCH, PORT, CSGD, FILTERS = (
     "Network Slimming in Torch",
     "Network Slimming in PyTorch",

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import netslim
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "src" / "netslim"
 
 # Each room, and the rooms it may import directly; what these may import, it may too. Every room may import errors.

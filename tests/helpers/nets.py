@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -58,6 +61,20 @@ class DenseBlock(nn.Module):
         x = torch.cat([x, self.conv1(self.norm1(x).relu())], 1)
         x = torch.cat([x, self.conv2(self.norm2(x).relu())], 1)
         return self.head(self.norm3(x).relu().mean((2, 3)))
+
+
+class OneForward(nn.Module):
+    """A network from a function: ``a`` (3 -> n), ``b`` (n -> m), ``head`` (m -> 2)."""
+
+    def __init__(self, forward: Callable[..., Any], a: nn.Module, b: nn.Module | None = None, **extra: Any) -> None:
+        super().__init__()
+        self.a, self.b = a, b if b is not None else nn.Identity()
+        for name, value in extra.items():
+            setattr(self, name, value)
+        self._forward = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self._forward(self, x)
 
 
 def cut_half(model: nn.Module, inputs: object, seed: int = 0) -> tuple[ChannelGraph, PruningPlan]:

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import deform_conv2d, roi_align
 
 from nets import conv as conv_norm_relu
-from patterns.pattern import Line, Patterns, conv, tail
+from pattern import Line, Patterns, conv, tail
 
 pattern = Patterns()
 ONE_D = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))

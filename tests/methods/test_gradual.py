@@ -31,8 +31,8 @@ from netslim.training.fit import fit
 from netslim.training.journal import Journal
 from netslim.training.schedule import cut_epochs
 from netslim.training.schema import GradualOptions
-from test_stages import FIRST, HALF, SECOND, STILL, TRAIN, Done, outputs, recipe
-from test_stages import carry_out as stages_of
+from stage_runs import FIRST, HALF, SECOND, STILL, TRAIN, Done, outputs, recipe
+from stage_runs import carry_out as stages_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
