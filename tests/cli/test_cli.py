@@ -104,7 +104,7 @@ def test_a_run_and_its_report(tmp_path, capsys):
         (["run", "nowhere/x.yaml"], "nowhere/x.yaml"),
         (["run", "digits", "--model.widht", "0.5"], "width"),
         (["run", "digits", "--stages.prune.budget.cut_channels", "1.0"], "below 1"),
-        (["run", "digits", "--stages.prune.budget.cut_channels", "-0.1"], "from 0 to below 1"),
+        (["run", "digits", "--stages.prune.budget.cut_channels", "-0.1"], "at least 0 and below 1"),
         (["run", "digits", "--stages.sparse.epochs", "many"], "epochs"),
         (["run", "digits", "--stages.spares.epochs", "2"], "sparse"),
         (["run", "digits", "--seed", "x"], "seed"),

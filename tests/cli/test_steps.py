@@ -253,7 +253,7 @@ MISTAKES = [
     ([*CUT, "--layers", "layer1.0.conv1", "--shares", "1.0"], "from 0 to below 1"),
     ([*CUT, "--layers", "layer1.0.conv1", "--counts", "3", "4"], "--layers names 1, --counts 2"),
     ([*CUT, "--layers", "conv1", "conv1", "--counts", "3", "4"], "'conv1' twice"),
-    ([*CUT, "--cut-channels", "1.0"], "from 0 to below 1"),
+    ([*CUT, "--cut-channels", "1.0"], "at least 0 and below 1"),
     ([*CUT, "--cut-channels", "0.5", "--criterion", "bnscale"], "did you mean 'bn_scale'"),
     ([*CUT, "--cut-channels", "0.5", "--criterion", "taylor"], "--data"),
     ([*CUT, "--cut-channels", "0.5", "--fold", "constant"], "--data"),

@@ -67,7 +67,7 @@ ROOMS: dict[str, set[str]] = {
     "recipes": set(),
     "training": {
         *("netslim", "search", "sensitivity", "slim", "gradual", "cost", "latency", "models", "checkpoint", "sparsity"),
-        *("data", "report", "recipes"),
+        *("data", "report", "recipes", "selection"),
     },
     "cli": {"netslim", "training"},
 }

@@ -14,10 +14,11 @@ from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import Budget, PlanError, fold_constants, load, prune, reconstruct, save, slim, trace, verify
 from netslim.plan import fingerprint
 from netslim.resolve import resolve
+from netslim.selection import options
 from netslim.silence import randomise
 from netslim.surgery import history
 from netslim.training.cutting import carry_out
-from netslim.training.schema import BudgetOptions, Prune
+from netslim.training.schema import Prune
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TINY = 1e-13  # a ridge that leaves what is exact exact
@@ -366,7 +367,13 @@ def test_slim_and_recipes_take_it():
     assert error(linear, model) < error(constant, model) < error(plain, model)
     with pytest.raises(PlanError, match="fold must be 'constant', 'linear', 'sequential' or None, got 'affine'"):
         slim(model, X, budget=budget, fold="affine")
-    stage = Prune(name="prune", budget=BudgetOptions(cut_channels=0.4), criterion="l2", max_cut=0.5, fold="linear")
+    stage = Prune(
+        name="prune",
+        budget=options.Budget(cut_channels=0.4),
+        scoring=options.Scoring("l2"),
+        limits=options.Limits(max_cut=0.5),
+        compensation=options.Compensation("linear"),
+    )
     done = carry_out(stage, model, X, lambda count: [(X, torch.zeros(len(X)))] * 2)
     assert error(done.network, model) == pytest.approx(error(linear, model))
     assert "the channels that stay stand in for what removed channels emitted, in inner.0.weight" in done.notes[0]

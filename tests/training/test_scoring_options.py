@@ -15,10 +15,11 @@ from nets import Residual
 from netslim import RecipeError, score, select, trace
 from netslim.cli import main
 from netslim.scores import CRITERIA
+from netslim.selection import options
 from netslim.silence import randomise
 from netslim.training.cutting import carry_out
 from netslim.training.recipe import parse_recipe
-from netslim.training.schema import BudgetOptions, Prune, Recipe
+from netslim.training.schema import Prune, Recipe
 
 X = torch.zeros(1, 3, 8, 8)
 WAYS: dict[str, Any] = {"reduction": "max", "over": "all", "normalize": "mean"}
@@ -69,12 +70,12 @@ def own(tmp_path, monkeypatch):
 def test_a_prune_stage_scores_as_it_says():
     model = randomise(Residual(), seed=13).eval()
     graph = trace(model, X)
-    stage = Prune("cut", budget=BudgetOptions(cut_channels=0.4), criterion="l1", **WAYS)
+    stage = Prune("cut", budget=options.Budget(cut_channels=0.4), scoring=options.Scoring("l1", **WAYS))
     done = carry_out(stage, model, X, no_batches)
     expected = select(graph, score(graph, model, "l1", **WAYS), netslim.Budget(cut_channels=0.4))
     plain = select(graph, score(graph, model, "l1"), netslim.Budget(cut_channels=0.4))
     assert done.plan.groups == expected.groups != plain.groups
-    stage = Prune("cut", by="greedy", per_group={"stem.0": 3, "inner.0": 2}, criterion="l1", **WAYS)
+    stage = Prune("cut", by="greedy", per_group={"stem.0": 3, "inner.0": 2}, scoring=options.Scoring("l1", **WAYS))
     done = carry_out(stage, model, X, no_batches)
     ordered = score(graph, model, "l1", **WAYS)["stem.0"].argsort()
     assert done.plan.groups["stem.0"].kept == tuple(sorted(ordered[3:].tolist()))
@@ -105,8 +106,8 @@ def test_recipes_refuse_what_means_nothing(prune, message):
 
 def test_recipes_take_the_options_and_criteria_of_ones_own(own):
     stage = recipe(criterion="lamp", **WAYS).stages[0]
-    assert {key: getattr(stage, key) for key in WAYS} == WAYS
-    assert recipe(criterion=own, reduction="mean").stages[0].criterion == own
+    assert {key: getattr(stage.scoring, key) for key in WAYS} == WAYS
+    assert recipe(criterion=own, reduction="mean").stages[0].scoring.criterion == own
 
 
 def test_the_command_takes_them_too(own, tmp_path, capsys):

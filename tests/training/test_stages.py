@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import netslim
 from netslim.errors import PlanError, RecipeError
+from netslim.selection.options import Compensation, Scoring
 from netslim.silence import randomise
 from netslim.training import cutting, parse_recipe, run
 from netslim.training.display import Display
@@ -134,7 +135,7 @@ def softly(layers: list[Any], *zeroed: str) -> tuple[nn.Module, nn.Module, list[
 
 
 def cut_zeros(network: nn.Module, batches: list[Any], **options: Any) -> nn.Module:
-    stage = Prune("prune", by="zeros", criterion="l2", batches=4, **options)
+    stage = Prune("prune", by="zeros", scoring=Scoring("l2"), batches=4, compensation=Compensation(**options))
     return cutting.carry_out(stage, network, images(2), lambda count: batches[:count]).network
 
 

@@ -74,6 +74,11 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it takes {', '.join(names)}"
 
 
+def declared(kind: Any) -> dict[str, dataclasses.Field[Any]]:
+    """Name -> field of what an options class declares by `option`: what recipes and commands offer."""
+    return {item.name: item for item in fields(kind) if "help" in item.metadata}
+
+
 @dataclass(frozen=True)
 class Checked:
     """Options whose numbers, choices and flags are checked by what their fields say."""
@@ -306,4 +311,4 @@ class Compensation(Checked):
     )
 
 
-__all__ = ["Budget", "Checked", "Compensation", "Limits", "Scoring", "option", "spelled"]
+__all__ = ["Budget", "Checked", "Compensation", "Limits", "Scoring", "declared", "option", "spelled"]

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from netslim.errors import PlanError, RecipeError
+from netslim.budget import ALLOCATIONS
+from netslim.errors import ArgumentError, PlanError, RecipeError
 from netslim.scores import CRITERIA, UNLED, check_options, reads_data
+from netslim.selection.options import Scoring
 from netslim.training.schedule import cut_epochs
 from netslim.training.schema import (
     Baseline,
@@ -198,7 +200,7 @@ def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
             f"{options.end:g} of {stage.epochs} epochs; take fewer steps, more epochs, or a larger part of them"
         )
     _check_amounts(options, where)
-    _check_named(options, where)
+    _check_named(options.scoring, where)
 
 
 def _check_strength(options: SlimmingOptions, where: str, stage: Train, recipe: Recipe) -> None:
@@ -281,35 +283,24 @@ def _check_prune(stage: Prune, where: str) -> None:
         raise RecipeError(
             f"{where}.budget: 'by: {stage.by}' finds out itself what goes; leave budget and per_group out"
         )
-    if stage.fold and (stage.mode == "mask" or stage.by == "clusters"):
+    if stage.compensation.fold and (stage.mode == "mask" or stage.by == "clusters"):
         what = "a mask cuts nothing" if stage.mode == "mask" else "a merge throws nothing away"
         raise RecipeError(f"{where}.fold: {what}, so there is nothing to fold; leave it out")
     if stage.mode == "mask" and stage.by == "clusters":
         raise RecipeError(f"{where}.mode: merging cannot be done by a mask; use mode: cut")
-    _need(stage.recalibrate >= 0, f"{where}.recalibrate", stage.recalibrate, "0 or more")
     _check_amounts(stage, where)
 
 
 def _check_amounts(stage: Prune | GradualOptions, where: str) -> None:
-    """How much goes, and the limits."""
-    budget = stage.budget.given()
+    """How much goes of what, and how it is spread."""
     _need(stage.batches >= 1, f"{where}.batches", stage.batches, "1 or more")
     _need(stage.latency.batch >= 1, f"{where}.latency.batch", stage.latency.batch, "1 or more")
-    for key, value in budget.items():
-        if key.startswith("cut_"):
-            _need(0 <= value < 1, f"{where}.budget.{key}", value, "a share from 0 to below 1")
-        elif key == "max_latency_ms":
-            _need(value > 0, f"{where}.budget.{key}", value, "above 0")
-        else:
-            _need(value >= 1, f"{where}.budget.{key}", value, "1 or more")
-    _need(stage.min_channels >= 1, f"{where}.min_channels", stage.min_channels, "1 or more")
-    _need(stage.round_to >= 1, f"{where}.round_to", stage.round_to, "1 or more")
-    caps = stage.max_cut if isinstance(stage.max_cut, dict) else {"": stage.max_cut or 0}
-    for name, value in caps.items():
-        _need(0 <= value < 1, f"{where}.max_cut.{name}".removesuffix("."), value, "a share from 0 to below 1")
     for name, value in stage.per_group.items():
         fits = value >= 0 and (isinstance(value, int) or value < 1)
         _need(fits, f"{where}.per_group.{name}", value, "a number of channels (3) or a share from 0 to below 1 (0.3)")
+    if stage.allocation not in ALLOCATIONS:
+        known = nearest(stage.allocation, ALLOCATIONS)
+        raise RecipeError(f"{where}.allocation: there is no allocation {stage.allocation!r}{known}")
 
 
 def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
@@ -320,7 +311,7 @@ def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
     sparsity = before[-1].sparsity if before and isinstance(before[-1], Train) else None
     if stage.by == "clusters":
         fits, what = isinstance(sparsity, CentripetalOptions), "method centripetal"
-    elif stage.criterion != "bn_scale":
+    elif stage.scoring.criterion != "bn_scale":
         fits, what = isinstance(sparsity, SoftFilterOptions), "method soft_filter"
     else:
         fits = isinstance(sparsity, SlimmingOptions) and sparsity.penalty == "proximal"
@@ -333,10 +324,9 @@ def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
 
 
 def _check_criterion(stage: Prune, where: str) -> None:
-    name = stage.criterion
-    _check_named(stage, where)
-    ways = {"reduction": "mean", "over": "producers", "normalize": None}
-    unused = [key for key, default in ways.items() if getattr(stage, key) != default]
+    scoring = stage.scoring
+    name = _check_named(scoring, where)
+    unused = [key for key in ("reduction", "over", "normalize") if getattr(scoring, key) != getattr(Scoring, key)]
     if stage.by in ("zeros", "clusters") and unused:
         raise RecipeError(f"{where}.{unused[0]}: 'by: {stage.by}' compares no scores; leave it out")
     if stage.by in ("greedy", "zeros") and reads_data(name):
@@ -345,16 +335,19 @@ def _check_criterion(stage: Prune, where: str) -> None:
         )
 
 
-def _check_named(stage: Prune | GradualOptions, where: str) -> None:
-    name = stage.criterion
+def _check_named(scoring: Scoring, where: str) -> str:
+    """The criterion's name, once it is known that there is one and that it can do what is asked of it."""
+    name = str(scoring.criterion)
     if name not in CRITERIA and ":" not in name:
         raise RecipeError(f"{where}.criterion: there is no criterion {name!r}{nearest(name, CRITERIA)}")
-    if stage.lead != "mean" and name in UNLED:
+    if scoring.lead != "mean" and name in UNLED:
         raise RecipeError(f"{where}.lead: {name} does not look at the layers, so none can lead; leave it out")
+    ways = {key: getattr(scoring, key) for key in ("lead", "reduction", "over", "normalize")}
     try:
-        check_options(name, lead=stage.lead, reduction=stage.reduction, over=stage.over, normalize=stage.normalize)
-    except PlanError as error:
+        check_options(name, **ways)
+    except (ArgumentError, PlanError) as error:
         raise RecipeError(f"{where}.criterion: {error}") from error
+    return name
 
 
 def _need(holds: object, where: str, value: object, wanted: str) -> None:

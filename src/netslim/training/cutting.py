@@ -17,6 +17,7 @@ from netslim.graph import ChannelGraph
 from netslim.plan import PruningPlan
 from netslim.reconstruct import fold
 from netslim.scores import reads_data
+from netslim.selection.options import declared
 from netslim.slim import cut
 from netslim.sparsity.masking import Mask
 from netslim.sparsity.soft_filter import plan_of_zeros
@@ -82,14 +83,15 @@ def carry_out(
         scoring = _scoring(stage, seed)
         lead = scoring.pop("lead")
         plan = netslim.greedy(
-            graph, network, stage.per_group, stage.criterion, lead=lead, options=scoring, **_limits(stage)
+            graph, network, stage.per_group, stage.scoring.criterion, lead=lead, options=scoring, **_limits(stage)
         )
         done = _done(stage, network, graph, plan, example, batches)
     else:
         done = _by_scores(stage, network, graph, example, batches, seed)
-    if stage.recalibrate:
-        netslim.recalibrate(done.network, list(batches(stage.recalibrate)))
-        note = f"batch-norm statistics were taken anew from {stage.recalibrate} training batches"
+    count = stage.batches if stage.compensation.recalibrate is True else stage.compensation.recalibrate
+    if count:
+        netslim.recalibrate(done.network, list(batches(count)))
+        note = f"batch-norm statistics were taken anew from {count} training batches"
         done = replace(done, notes=(*done.notes, note))
     return done
 
@@ -101,8 +103,8 @@ def _by_scores(
     limits = _limits(stage)
     limits["per_group"] = stage.per_group or None
     limits["allocation"], limits["latency"] = stage.allocation, latency_of(stage, network, example)
-    budget = netslim.Budget(**stage.budget.given())
-    if stage.mode == "mask" or stage.fold:
+    budget = _budget(stage)
+    if stage.mode == "mask" or stage.compensation.fold:
         plan = netslim.select(graph, scores, budget, **limits)
         done = _done(stage, network, graph, plan, example, batches)
     else:
@@ -122,21 +124,21 @@ def latency_of(stage: Prune | GradualOptions, network: nn.Module, example: Tenso
 
 
 def _warnings(stage: Prune, scores: Scores, plan: PruningPlan) -> tuple[str, ...]:
-    if stage.criterion != "bn_scale":
+    if stage.scoring.criterion != "bn_scale":
         return ()
     warning = cut_warning(scores, {name: cut.kept for name, cut in plan.groups.items()})
     return (warning,) if warning else ()
 
 
 def _scores(stage: Prune, network: nn.Module, graph: ChannelGraph, batches: Batches, seed: int) -> Scores:
-    seen = batches(stage.batches) if reads_data(stage.criterion) else None
-    return netslim.score(graph, network, stage.criterion, batches=seen, **_scoring(stage, seed))
+    seen = batches(stage.batches) if reads_data(str(stage.scoring.criterion)) else None
+    return netslim.score(graph, network, stage.scoring.criterion, batches=seen, **_scoring(stage, seed))
 
 
 def _scoring(stage: Prune | GradualOptions, seed: int) -> dict[str, Any]:
     """The options of `netslim.score`."""
-    ways = {"lead": stage.lead, "reduction": stage.reduction, "over": stage.over, "normalize": stage.normalize}
-    return ways | ({"seed": seed} if stage.criterion == "random" else {})
+    ways = {key: getattr(stage.scoring, key) for key in ("lead", "reduction", "over", "normalize")}
+    return ways | ({"seed": seed} if stage.scoring.criterion == "random" else {})
 
 
 def _of_zeros(stage: Prune, network: nn.Module, graph: ChannelGraph, example: Tensor, batches: Batches) -> Cut:
@@ -144,11 +146,11 @@ def _of_zeros(stage: Prune, network: nn.Module, graph: ChannelGraph, example: Te
     limits = _limits(stage)
     staying = Limits(**limits).staying(graph)
     free = [group.name for group in graph.groups if group.name not in staying]
-    if stage.criterion == "bn_scale":
+    if stage.scoring.criterion == "bn_scale":
         plan = _zero_scales(network, graph, free, limits)
     else:
-        plan = plan_of_zeros(graph, network, groups=free, criterion=stage.criterion, **limits)
-        if stage.fold:  # a zero filter emits beta once its running mean is zero, which it is not so soon
+        plan = plan_of_zeros(graph, network, groups=free, criterion=stage.scoring.criterion, **limits)
+        if stage.compensation.fold:  # a zero filter emits beta once its running mean is zero, which it is not so soon
             network = netslim.recalibrate(duplicate(network), list(batches(stage.batches)))
     return _done(stage, network, graph, plan, example, batches)
 
@@ -175,9 +177,9 @@ def _done(
         Mask(masked, plan).apply()
         note = f"channels silenced and held at zero: {plan.removed}; only a stage of kind convert cuts them"
         return Cut(masked, graph, plan, None, notes=(note,))
-    if not stage.fold:
+    if not stage.compensation.fold:
         return _proved(network, graph, plan, example)
-    folding = fold(network, plan, list(batches(stage.batches)), stage.fold)
+    folding = fold(network, plan, list(batches(stage.batches)), stage.compensation.fold)
     small = netslim.prune(folding.model, folding.plan)
     check = netslim.verify(folding.model, small, folding.plan, example)
     return Cut(small, graph, folding.plan, check, notes=tuple(_folded(folding)))
@@ -241,11 +243,11 @@ def gradually(
     return GradualPruning(
         network,
         example[:1],
-        netslim.Budget(**options.budget.given()),
+        _budget(options),
         steps=options.steps,
         schedule=options.schedule,
-        criterion=options.criterion,
-        batches=batches(options.batches) if reads_data(options.criterion) else None,
+        criterion=options.scoring.criterion,
+        batches=batches(options.batches) if reads_data(str(options.scoring.criterion)) else None,
         scoring=_scoring(options, seed),
         allocation=options.allocation,
         per_group=options.per_group or None,
@@ -254,15 +256,13 @@ def gradually(
     )
 
 
+def _budget(stage: Prune | GradualOptions) -> netslim.Budget:
+    given: dict[str, Any] = stage.budget.given()
+    return netslim.Budget(**given)
+
+
 def _limits(stage: Prune | GradualOptions) -> dict[str, Any]:
-    return {
-        "min_channels": stage.min_channels,
-        "max_cut": stage.max_cut,
-        "round_to": stage.round_to,
-        "protect": tuple(stage.protect),
-        "shortcuts": stage.shortcuts,
-        "allow_inexact": stage.allow_inexact,
-    }
+    return {name: getattr(stage.limits, name) for name in declared(stage.limits)}
 
 
 def convert(network: nn.Module, plan: PruningPlan, example: Tensor) -> Cut:

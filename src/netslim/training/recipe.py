@@ -7,8 +7,8 @@ import math
 import re
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from netslim.errors import RecipeError
+from netslim.errors import ArgumentError, RecipeError
+from netslim.selection.options import declared
 from netslim.training.checks import check, nearest
-from netslim.training.schema import KINDS, ModelOptions, Recipe, Stage
+from netslim.training.schema import KINDS, ModelOptions, Recipe, Stage, flat
 from netslim.training.variants import SMALL, resolved
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -178,8 +179,8 @@ def _stage(item: Mapping[str, Any], name: str, where: str) -> Stage:
 def _build(kind: type[Any], plain: Mapping[str, Any], where: str, ready: Mapping[str, Any] | None = None) -> Any:
     """An instance of the dataclass `kind` from plain data; `ready` fields are taken as they are."""
     ready = ready or {}
-    hints = get_type_hints(kind)
-    names = [item.name for item in fields(kind) if item.name not in ready]
+    hints = _hints(kind)  # type: ignore[arg-type]
+    names = [name for name in hints if name not in ready]
     for key in plain:
         if key not in names:
             raise RecipeError(f"{_join(where, key)}: there is no such option{nearest(key, names)}")
@@ -188,7 +189,34 @@ def _build(kind: type[Any], plain: Mapping[str, Any], where: str, ready: Mapping
         if required and item.name in names and plain.get(item.name) is None:
             raise RecipeError(f"{_join(where, item.name)}: this option is missing and has no default")
     values = {key: _value(hints[key], value, _join(where, key)) for key, value in plain.items()}
-    return kind(**values, **ready)
+    return _made(kind, {**values, **ready}, where)
+
+
+@lru_cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Option -> type, in the place of a flat field those of its class."""
+    hints, found = get_type_hints(kind), {}
+    for item in fields(kind):
+        inner = flat(item)
+        if inner is None:
+            found[item.name] = hints[item.name]
+        else:
+            found |= {name: get_type_hints(inner)[name] for name in declared(inner)}
+    return found
+
+
+def _made(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """The options, those of flat fields put together; what an options class refuses is told with its place."""
+    left = dict(values)
+    try:
+        for item in fields(kind):
+            if flat(item) and item.default_factory is not MISSING:
+                default = item.default_factory()
+                own = {name: left.pop(name) for name in declared(default) if name in left}
+                left[item.name] = replace(default, **own)
+        return kind(**left)
+    except ArgumentError as error:
+        raise RecipeError(_join(where, str(error))) from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -240,12 +268,12 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def _words(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(item) for item in inner)
+        return " or ".join(_words(item) for item in inner if get_origin(item) is not Callable)
     if origin is Literal:
         return "one of " + ", ".join(str(item) for item in inner)
-    if origin is list:
+    if origin in (list, Iterable):
         return f"a list ([..., ...]), each item {_words(inner[0])}"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"a mapping ({{name: value}}), each value {_words(inner[1])}"
     return _WORDS.get(hint, "any value")
 

@@ -1,12 +1,47 @@
 """What a recipe may say: typed dataclasses, each option with its meaning, its unit and its default.
 
-A recipe is a YAML file with the fields of `Recipe`; `netslim.training.recipe` reads, overrides and checks it.
+A recipe is a YAML file with the fields of `Recipe`; `netslim.training.recipe` reads, overrides and checks it. The
+options of a cut are those of `netslim.selection.options`, which says what each means and may be; in the YAML they
+stand flat in their stage.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal
+
+from netslim.selection.options import Budget, Compensation, Limits, Scoring, declared
+
+
+def _flat(kind: type[Any], **defaults: Any) -> Any:
+    """A field whose own options stand in the YAML beside those of the class that has it."""
+    return field(default_factory=lambda: kind(**defaults), metadata={"flat": kind})
+
+
+def flat(item: Field[Any]) -> type[Any] | None:
+    """The options class whose fields stand in a recipe in the place of this field, if it is one."""
+    found: type[Any] | None = item.metadata.get("flat")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Options as they stand in YAML: mappings, lists and leaves."""
+    if is_dataclass(value):
+        return _plain_options(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _plain_options(options: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if flat(item) is not None:
+            found |= {name: plain(getattr(value, name)) for name in declared(value)}
+        else:
+            found[item.name] = plain(value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -128,27 +163,6 @@ class DistillOptions:
 
 
 @dataclass(frozen=True)
-class BudgetOptions:
-    """How much to cut: shares of the unpruned network (cut_*), or what may remain (max_*). All are met."""
-
-    cut_channels: float | None = None
-    cut_macs: float | None = None
-    cut_params: float | None = None
-    cut_activations: float | None = None  # elements that layers put out
-    cut_peak_memory: float | None = None  # bytes alive at once, parameters aside
-    cut_latency: float | None = None  # as the stage's `latency` says
-    max_macs: int | None = None  # for one image, as the following ones
-    max_params: int | None = None
-    max_activation_bytes: int | None = None
-    max_peak_bytes: int | None = None
-    max_latency_ms: float | None = None
-
-    def given(self) -> dict[str, Any]:
-        """The limits that are set."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
 class LatencyOptions:
     """How long layers take at every width, for budgets of latency: a table, or where and how to measure one."""
 
@@ -161,26 +175,17 @@ class LatencyOptions:
 class GradualOptions:
     """Cut the network in steps while it trains, each at an epoch's end; what `Prune` does at once."""
 
-    budget: BudgetOptions = field(default_factory=BudgetOptions)  # in the end, of the network the stage starts from
+    budget: Budget = field(default_factory=Budget)  # in the end, of the network the stage starts from
     steps: int = 5  # how many cuts
     schedule: Literal["linear", "exponential", "cubic"] = "cubic"  # how much of the budget each takes
     begin: float = 0.0  # share of the stage's epochs that lie before the steps; the first cut ends the first step
     end: float = 0.6  # share of the stage's epochs after which the last cut is made
-    criterion: str = "l2"
-    lead: Literal["mean", "pacesetter"] = "mean"  # this and all below: as in a prune stage
-    reduction: Literal["mean", "sum", "max", "product", "first"] = "mean"
-    over: Literal["producers", "all"] = "producers"
-    normalize: Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"] | None = None
-    batches: int = 10
-    shortcuts: Literal["include", "avoid"] = "include"
-    allocation: Literal["global", "uniform", "isomorphic", "cost", "knapsack"] = "global"
-    min_channels: int = 1
-    max_cut: float | dict[str, float] | None = None
-    round_to: int = 1
+    scoring: Scoring = _flat(Scoring, criterion="l2")
+    batches: int = 10  # this and all below: as in a prune stage
+    allocation: str = "global"
+    limits: Limits = _flat(Limits)
     latency: LatencyOptions = field(default_factory=LatencyOptions)
-    protect: list[str] = field(default_factory=list)
     per_group: dict[str, int | float] = field(default_factory=dict)
-    allow_inexact: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,30 +239,17 @@ class Prune:
     by: Literal["scores", "greedy", "zeros", "clusters"] = "scores"
     # scores: what `budget` and `per_group` say; greedy: `per_group`, layer after layer, what was cut before left out
     # of the scores; zeros: channels whose filters or scales are exactly zero; clusters: merge those of the C-SGD stage
-    budget: BudgetOptions = field(default_factory=BudgetOptions)
-    criterion: str = "bn_scale"
-    lead: Literal["mean", "pacesetter"] = "mean"  # layers that are cut together: all of them, or the projection
-    reduction: Literal["mean", "sum", "max", "product", "first"] = "mean"  # how their scores are put together
-    over: Literal["producers", "all"] = "producers"  # all: also what scales and reads the channels
-    normalize: Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"] | None = None
-    # what the scores of each group are set against, before one threshold compares the groups
+    budget: Budget = field(default_factory=Budget)
+    scoring: Scoring = _flat(Scoring)
     batches: int = 10  # training batches for criteria that need data
-    shortcuts: Literal["include", "avoid"] = "include"  # avoid: leave channels alone that several layers add up
-    allocation: Literal["global", "uniform", "isomorphic", "cost", "knapsack"] = "global"  # over the groups
-    min_channels: int = 1  # channels that stay in each group
-    max_cut: float | dict[str, float] | None = None  # largest share cut from one group, or by name pattern
-    round_to: int = 1  # channels left are a multiple of this
+    allocation: str = "global"  # how the cut is spread over the groups, see netslim.select
+    limits: Limits = _flat(Limits)
     latency: LatencyOptions = field(default_factory=LatencyOptions)  # read by budgets of latency alone
-    protect: list[str] = field(default_factory=list)  # name patterns that are left alone
     per_group: dict[str, int | float] = field(default_factory=dict)  # counts (3) or shares (0.3) to cut, by group name
-    allow_inexact: bool = False  # also cut where removing a channel is not equal to silencing it
     mode: Literal["cut", "mask"] = (
         "cut"  # mask: silence the channels and hold them at zero; a `convert` stage cuts them
     )
-    fold: Literal["constant", "linear", "sequential"] | None = None
-    # constant: what removed channels still emit moves into biases; linear: the channels that stay stand in for it, by
-    # least squares; sequential: the same layer after layer, each on what the cut ones before it give
-    recalibrate: int = 0  # training batches from which batch-norm statistics are taken anew after the cut
+    compensation: Compensation = _flat(Compensation)  # from training batches
 
 
 @dataclass(frozen=True)
@@ -302,11 +294,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain data, in the form of the YAML file, with nothing left to defaults."""
-        plain = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
-        plain["model"] = {"name": self.model.name, **self.model.kwargs}
-        plain["stages"] = [{"kind": stage.kind, **asdict(stage)} for stage in self.stages]
-        return plain
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
+        found = {item.name: plain(getattr(self, item.name)) for item in fields(self)}
+        found["model"] = {"name": self.model.name, **self.model.kwargs}
+        found["stages"] = [{"kind": stage.kind, **plain(stage)} for stage in self.stages]
+        return found
