@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from netslim.training.environment import describe
+from netslim.training.stages.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
 

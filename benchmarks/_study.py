@@ -1,4 +1,6 @@
-"""What studies of accuracy share: one seed's data and networks, kept in a work folder, and torch-pruning's training."""
+"""What studies of accuracy share: one seed's data and networks, kept in a work folder, and
+torch-pruning's training.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,14 @@ from safetensors.torch import save
 from torch import nn
 
 import netslim
-from netslim.data import load
-from netslim.training import parse_recipe
-from netslim.training.display import Display
-from netslim.training.environment import choose_device, choose_precision
-from netslim.training.fit import Bench, evaluate, fit
-from netslim.training.folder import StageFolder, write_atomic
-from netslim.training.schema import Recipe, Train
+from netslim.data.sources import load
+from netslim.files import write_atomic
+from netslim.training.loop.fit import Bench, evaluate, fit
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import Recipe, Train
+from netslim.training.stages.environment import choose_device, choose_precision
+from netslim.training.stages.folder import StageFolder
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ SMALL = Scale(width=0.25, subset=10_000, epochs=15, recovery=8, strength=2e-3, t
 FULL = Scale(width=1.0, subset=None, epochs=160, recovery=40, strength=1e-4, threads=None)
 
 
-def recipe(scale: Scale, seed: int, data: str, *, model: dict[str, Any], stages: dict[str, dict[str, Any]]) -> Recipe:
+def recipe(
+    scale: Scale, seed: int, data: str, *, model: dict[str, Any], stages: dict[str, dict[str, Any]]
+) -> Recipe:
     """A recipe with the training stages `base` and `tune`, and variations of them.
 
     Args:
@@ -53,7 +58,12 @@ def recipe(scale: Scale, seed: int, data: str, *, model: dict[str, Any], stages:
     schedule = {"name": "onecycle", "rise": 0.2}
     base = {"kind": "train", "epochs": scale.epochs, "optimizer": sgd, "schedule": schedule}
     slow = {**sgd, "lr": 0.05}
-    tune = {"kind": "finetune", "epochs": scale.recovery, "optimizer": slow, "schedule": {"name": "cosine"}}
+    tune = {
+        "kind": "finetune",
+        "epochs": scale.recovery,
+        "optimizer": slow,
+        "schedule": {"name": "cosine"},
+    }
     kinds = {"base": base, "tune": tune}
     more = [
         {**kinds[own["of"]], "name": name, **{k: v for k, v in own.items() if k != "of"}}
@@ -85,17 +95,25 @@ class Study:
         self.work = work / f"seed{seed}"
         options = self.recipe.data
         found = load(
-            options.name, validation=options.validation, subset=options.subset, seed=seed, download=options.download
+            options.name,
+            validation=options.validation,
+            subset=options.subset,
+            seed=seed,
+            download=options.download,
         )
         device = choose_device(self.recipe.trainer)
-        self.bench = Bench(self.recipe, found, device, choose_precision(self.recipe.trainer, device), Display())
+        self.bench = Bench(
+            self.recipe, found, device, choose_precision(self.recipe.trainer, device), Display()
+        )
         self.example = self.bench.example()
 
     def fresh(self) -> nn.Module:
         torch.manual_seed(self.seed)
         return netslim.models.build(self.recipe.model.name, **self.recipe.model.kwargs)
 
-    def trained(self, name: str, row: str, network: nn.Module, stage: Train | None = None) -> nn.Module:
+    def trained(
+        self, name: str, row: str, network: nn.Module, stage: Train | None = None
+    ) -> nn.Module:
         """`network` after a training stage; read from its file where that was done before."""
         stage = stage or self.stages[name]
         folder = StageFolder(self.work / row, 0, stage)
@@ -135,7 +153,9 @@ def nothing(graph: netslim.ChannelGraph) -> netslim.PruningPlan:
 
 @contextmanager
 def regularised(make: Callable[[], Any], network: nn.Module) -> Iterator[None]:
-    """Inside, a pruner's `regularize` runs after each backward pass of an optimizer that holds the network."""
+    """Inside, a pruner's `regularize` runs after each backward pass of an optimizer that holds the
+    network.
+    """
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     pruner = make()
@@ -144,7 +164,9 @@ def regularised(make: Callable[[], Any], network: nn.Module) -> Iterator[None]:
 
     def closure_first(optimizer: Any, args: Any, kwargs: Any) -> Any:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if closure is None or not any(id(p) in held for g in optimizer.param_groups for p in g["params"]):
+        if closure is None or not any(
+            id(p) in held for g in optimizer.param_groups for p in g["params"]
+        ):
             return None
 
         def followed() -> Any:

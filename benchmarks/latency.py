@@ -1,12 +1,15 @@
-"""Promised against measured latency, the share of the MACs against the share of the time, and what the table is for.
+"""Promised against measured latency, the share of the MACs against the share of the time, and what
+the table is for.
 
-For each network and backend a latency table is measured, and 40 % of the latency is cut (criterion l2, allocation
-"cost", which weighs score lost against milliseconds saved). The cut network and the original are timed side by side:
-did the promise come true? The same channels' scores then meet the MACs of that network without a table: with as many
-MACs, is the network that was cut for time the faster one? Medians with quartiles; a difference inside the quartiles is
-called none. A network that is finished is not measured again.
+For each network and backend a latency table is measured, and 40 % of the latency is cut (criterion
+l2, allocation "cost", which weighs score lost against milliseconds saved). The cut network and the
+original are timed side by side: did the promise come true? The same channels' scores then meet the
+MACs of that network without a table: with as many MACs, is the network that was cut for time the
+faster one? Medians with quartiles; a difference inside the quartiles is called none. A network that
+is finished is not measured again.
 
-    python benchmarks/latency.py [--networks resnet50 zoo:resnet56 ...] [--backends eager onnxruntime] [--threads 2]
+    python benchmarks/latency.py [--networks resnet50 zoo:resnet56 ...] [--backends eager
+    onnxruntime] [--threads 2]
 """
 
 from __future__ import annotations
@@ -24,14 +27,24 @@ from torch import nn
 import netslim
 from netslim import Budget, Latency
 
-NETWORKS = ("resnet50", "vgg16_bn", "mobilenet_v2", "resnet18", "densenet121", "efficientnet_b0", "zoo:resnet56")
+NETWORKS = (
+    "resnet50",
+    "vgg16_bn",
+    "mobilenet_v2",
+    "resnet18",
+    "densenet121",
+    "efficientnet_b0",
+    "zoo:resnet56",
+)
 BACKENDS = ("eager", "onnxruntime")
 CUT = 0.4
 WAYS = ("original", "for latency", "for MACs")
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """A network with random weights and batch-norm statistics, and one image of the size it is known for."""
+    """A network with random weights and batch-norm statistics, and one image of the size it is
+    known for.
+    """
     torch.manual_seed(0)
     model = netslim.models.build(name if ":" in name else f"torchvision:{name}")
     for module in model.modules():
@@ -54,9 +67,15 @@ def measure(name: str, backend: str, rounds: int, cache: bool) -> dict[str, Any]
     plan = netslim.select(graph, scores, Budget(cut_latency=CUT), latency=table, allocation="cost")
     quick = netslim.prune(model, plan)
     macs = [netslim.cost(one, x).macs for one in (model, quick)]
-    small = netslim.prune(model, netslim.select(graph, scores, Budget(max_macs=macs[1]), allocation="cost"))
+    small = netslim.prune(
+        model, netslim.select(graph, scores, Budget(max_macs=macs[1]), allocation="cost")
+    )
     found = netslim.latency(
-        dict(zip(WAYS, (model, quick, small), strict=True)), x, backend=backend, repeats=rounds, budget_seconds=120
+        dict(zip(WAYS, (model, quick, small), strict=True)),
+        x,
+        backend=backend,
+        repeats=rounds,
+        budget_seconds=120,
     )
     promised = [table.ms(graph), table.ms(netslim.trace(quick, x))]
     return {
@@ -72,11 +91,18 @@ def measure(name: str, backend: str, rounds: int, cache: bool) -> dict[str, Any]
 
 
 def spread(found: Latency) -> dict[str, float]:
-    return {"median": found.median_ms, "low": found.low_ms, "high": found.high_ms, "samples": found.repeats}
+    return {
+        "median": found.median_ms,
+        "low": found.low_ms,
+        "high": found.high_ms,
+        "samples": found.repeats,
+    }
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Whether the network cut for time is the faster of two with the same MACs, beyond the quartiles."""
+    """Whether the network cut for time is the faster of two with the same MACs, beyond the
+    quartiles.
+    """
     quick, small = row["measured_ms"]["for latency"], row["measured_ms"]["for MACs"]
     change = f"{quick['median'] / small['median'] - 1:+.1%}"
     apart = quick["high"] < small["low"] or small["high"] < quick["low"]
@@ -88,7 +114,10 @@ def line(name: str, row: dict[str, Any]) -> tuple[str, ...]:
     error = row["promised_share"] / row["measured_share"] - 1
     return (
         name,
-        *(f"{measured[w]['median']:.3g} ({measured[w]['low']:.3g} to {measured[w]['high']:.3g})" for w in WAYS[:2]),
+        *(
+            f"{measured[w]['median']:.3g} ({measured[w]['low']:.3g} to {measured[w]['high']:.3g})"
+            for w in WAYS[:2]
+        ),
         f"{row['promised_ms'][1]:.3g}",
         f"{row['promised_share']:.1%}",
         f"{row['measured_share']:.1%}",
@@ -101,7 +130,9 @@ def line(name: str, row: dict[str, Any]) -> tuple[str, ...]:
 
 
 COLUMNS = (
-    "network", "original ms", "cut ms", "promised ms", "promised", "measured", "off by", "MACs", "time at equal MACs",
+    "network", "original "
+               "ms", "cut ms", "promised "
+                               "ms", "promised", "measured", "off by", "MACs", "time at equal MACs",
     "table's error", "table s",
 )  # fmt: skip
 
@@ -112,16 +143,22 @@ def finished(settings: dict[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {}
     before = json.loads(path.read_text(encoding="utf-8"))
-    return before["rows"] if all(before.get(key) == value for key, value in settings.items()) else {}
+    return (
+        before["rows"] if all(before.get(key) == value for key, value in settings.items()) else {}
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--backends", nargs="+", default=BACKENDS)
     parser.add_argument("--rounds", type=int, default=51)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--fresh", action="store_true", help="measure finished networks and tables again")
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure finished networks and tables again"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = {"cut_latency": CUT, "rounds": options.rounds, "threads": options.threads}
@@ -134,7 +171,9 @@ def main() -> None:
                 record("latency", {**settings, "rows": rows})
             print(key, *line("", rows[key])[1:], sep="  ", flush=True)
     show(
-        f"cut_latency={CUT}: promised and measured (medians, quartiles)", COLUMNS, [line(k, r) for k, r in rows.items()]
+        f"cut_latency={CUT}: promised and measured (medians, quartiles)",
+        COLUMNS,
+        [line(k, r) for k, r in rows.items()],
     )
     print(record("latency", {**settings, "rows": rows}))
 

@@ -1,16 +1,19 @@
 """The methods side by side: same network, same cut in MACs, same recovery epochs, several seeds.
 
-Each method chooses as its paper does (uniformly over layers, or by one global threshold), down to the same share of
-multiply-accumulates, and recovers for the same epochs: by fine-tuning, or, for Centripetal SGD, by the epochs in which
-the filters are drawn together, after which nothing is fine-tuned. Choices use the validation split; the test set is
-looked at once for each row, at its end.
+Each method chooses as its paper does (uniformly over layers, or by one global threshold), down to
+the same share of multiply-accumulates, and recovers for the same epochs: by fine-tuning, or, for
+Centripetal SGD, by the epochs in which the filters are drawn together, after which nothing is
+fine-tuned. Choices use the validation split; the test set is looked at once for each row, at its
+end.
 
-    python benchmarks/methods.py                         # 11 methods x 3 seeds, sized for 90 minutes on two cores
-    python benchmarks/methods.py --full                  # whole CIFAR-10, full width, for a GPU
-    python benchmarks/methods.py --seeds 0 --only l1 l2  # a part of the rows
-    python benchmarks/methods.py --table                 # write the table of the rows that are there
+    python benchmarks/methods.py                         # 11 methods x 3 seeds, sized for 90
+    minutes on two cores python benchmarks/methods.py --full                  # whole CIFAR-10, full
+    width, for a GPU python benchmarks/methods.py --seeds 0 --only l1 l2  # a part of the rows
+    python benchmarks/methods.py --table                 # write the table of the rows that are
+    there
 
-A run that was stopped goes on row by row, and within a row from its last epoch. Two processes may share the work.
+A run that was stopped goes on row by row, and within a row from its last epoch. Two processes may
+share the work.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ from _study import FULL, SMALL, Scale, Study, least, nothing, proved, recipe, re
 from torch import nn
 
 import netslim
-from netslim.sparsity import CentripetalSGD
-from netslim.training.folder import write_json
-from netslim.training.schema import Train
+from netslim.methods.centripetal import CentripetalSGD
+from netslim.training.recipe.schema import Train
+from netslim.training.stages.folder import write_json
 
 CUT = 0.5  # share of the multiply-accumulates that goes
 METHODS = (
@@ -52,7 +55,10 @@ def study_of(scale: Scale, seed: int, data: str, work: Path) -> Study:
         "slimming": {"of": "base", "sparsity": {"strength": scale.strength}},
         "regularised": {"of": "base"},
         "soft": {"of": "base", "sparsity": {"method": "soft_filter"}},
-        "draw": {"of": "tune", "sparsity": {"method": "centripetal", "strength": CENTRIPETAL[scale == FULL]}},
+        "draw": {
+            "of": "tune",
+            "sparsity": {"method": "centripetal", "strength": CENTRIPETAL[scale == FULL]},
+        },
     }
     model = {"name": "zoo:vgg16", "width": scale.width}
     return Study(scale, seed, recipe(scale, seed, data, model=model, stages=stages), work)
@@ -85,28 +91,42 @@ Networks = tuple[nn.Module, nn.Module]
 
 
 def by_scores(study: Study, method: str) -> Networks:
-    """Criteria of the weights, on the network trained as ever: uniformly over layers, Taylor by one threshold."""
+    """Criteria of the weights, on the network trained as ever: uniformly over layers, Taylor by one
+    threshold.
+    """
     base = study.trained("base", "base", study.fresh())
     graph = netslim.trace(base, study.example)
     options: dict[str, Any] = {"seed": study.seed} if method == "random" else {}
     if method == "taylor":
         options["batches"] = list(study.bench.batches(20))
     scores = netslim.score(graph, base, method, **options)
-    plan = uniform(graph, scores) if method in UNIFORM else netslim.select(graph, scores, netslim.Budget(cut_macs=CUT))
+    plan = (
+        uniform(graph, scores)
+        if method in UNIFORM
+        else netslim.select(graph, scores, netslim.Budget(cut_macs=CUT))
+    )
     return base, proved(base, plan, study)
 
 
 def uniform(graph: netslim.ChannelGraph, scores: dict[str, torch.Tensor]) -> netslim.PruningPlan:
-    """The same share of every layer, to one channel: all are compared by their rank within the layer."""
-    ranks = {name: values.argsort().argsort().double() / len(values) for name, values in scores.items()}
+    """The same share of every layer, to one channel: all are compared by their rank within the
+    layer.
+    """
+    ranks = {
+        name: values.argsort().argsort().double() / len(values) for name, values in scores.items()
+    }
     return netslim.select(graph, ranks, netslim.Budget(cut_macs=CUT))
 
 
 def slimming(study: Study, method: str) -> Networks:
-    """Network Slimming: sparse training, one global threshold; with +fold what is cut off is not thrown away."""
+    """Network Slimming: sparse training, one global threshold; with +fold what is cut off is not
+    thrown away.
+    """
     sparse = study.trained("slimming", "slimming", study.fresh())
     graph = netslim.trace(sparse, study.example)
-    plan = netslim.select(graph, netslim.score(graph, sparse, "bn_scale"), netslim.Budget(cut_macs=CUT))
+    plan = netslim.select(
+        graph, netslim.score(graph, sparse, "bn_scale"), netslim.Budget(cut_macs=CUT)
+    )
     if not method.endswith("+fold"):
         return sparse, proved(sparse, plan, study)
     folding = netslim.fold_constants(sparse, plan, list(study.bench.batches(10)))
@@ -114,7 +134,9 @@ def slimming(study: Study, method: str) -> Networks:
 
 
 def soft(study: Study, method: str) -> Networks:
-    """Soft Filter Pruning from scratch, at the rates whose cut meets the budget (half a filter against rounding)."""
+    """Soft Filter Pruning from scratch, at the rates whose cut meets the budget (half a filter
+    against rounding).
+    """
     graph = netslim.trace(study.fresh(), study.example)
     plan = uniform(graph, netslim.score(graph, study.fresh(), "l2"))
     rates = {name: (cut.size - len(cut.kept) + 0.5) / cut.size for name, cut in plan.groups.items()}
@@ -126,7 +148,9 @@ def soft(study: Study, method: str) -> Networks:
 
 
 def centripetal(study: Study, method: str) -> Networks:
-    """C-SGD from the network trained as ever, in place of fine-tuning; the merge changes nothing after it."""
+    """C-SGD from the network trained as ever, in place of fine-tuning; the merge changes nothing
+    after it.
+    """
     base = study.trained("base", "base", study.fresh())
     graph = netslim.trace(base, study.example)
     plan = uniform(graph, netslim.score(graph, base, "l2"))
@@ -144,13 +168,19 @@ def with_options(stage: Train, **options: Any) -> Train:
 
 
 def torch_pruning(study: Study, method: str) -> Networks:
-    """torch-pruning's sparse training (its `regularize` before each step), then its own cut, globally."""
+    """torch-pruning's sparse training (its `regularize` before each step), then its own cut,
+    globally.
+    """
     import torch_pruning as tp
 
     kind = getattr(tp.pruner, method.removeprefix("tp:"))
 
     def pruner(network: nn.Module, share: float) -> Any:
-        importance = tp.importance.BNScaleImportance() if "BN" in method else tp.importance.GroupMagnitudeImportance()
+        importance = (
+            tp.importance.BNScaleImportance()
+            if "BN" in method
+            else tp.importance.GroupMagnitudeImportance()
+        )
         last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
         return kind(
             network, study.example, importance=importance, pruning_ratio=share, global_pruning=True,
@@ -192,7 +222,10 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             entry: dict[str, Any] = {"method": method, "seeds": len(mine)}
             for key in ("before", "after_cut", "validation", "test", "macs_cut", "params_cut"):
                 values = [100 * row[key] for row in mine]
-                entry[key] = [round(mean(values), 2), round(stdev(values), 2) if len(values) > 1 else None]
+                entry[key] = [
+                    round(mean(values), 2),
+                    round(stdev(values), 2) if len(values) > 1 else None,
+                ]
             found.append(entry)
     return found
 
@@ -202,7 +235,11 @@ def display(entries: list[dict[str, Any]]) -> None:
     keys = ("before", "after_cut", "validation", "test", "macs_cut", "params_cut")
     lines = [[entry["method"], *(_cell(*entry[key]) for key in keys)] for entry in entries]
     columns = ["method", "before", "after the cut", "recovered", "test", "MACs cut", "params cut"]
-    show("Accuracy in percent, mean and standard deviation over seeds; all but 'test' on validation", columns, lines)
+    show(
+        "Accuracy in percent, mean and standard deviation over seeds; all but 'test' on validation",
+        columns,
+        lines,
+    )
 
 
 def _cell(average: float, deviation: float | None) -> str:
@@ -210,11 +247,15 @@ def _cell(average: float, deviation: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--data", default="hf:cifar10")
-    parser.add_argument("--full", action="store_true", help="whole CIFAR-10 at full width, for a GPU")
+    parser.add_argument(
+        "--full", action="store_true", help="whole CIFAR-10 at full width, for a GPU"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/methods"))
     parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()

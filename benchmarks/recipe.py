@@ -2,8 +2,9 @@
 
     python benchmarks/recipe.py digits --seeds 0 1 2 [--out FOLDER] [--data.root FOLDER ...]
 
-Each seed is an ordinary `netslim run` in a folder of its own, so an interrupted study goes on where it was. Further
-arguments go to `netslim run` as they are. The test set is looked at once a seed, at the end of its run.
+Each seed is an ordinary `netslim run` in a folder of its own, so an interrupted study goes on where
+it was. Further arguments go to `netslim run` as they are. The test set is looked at once a seed, at
+the end of its run.
 """
 
 from __future__ import annotations
@@ -59,22 +60,37 @@ def table(rows: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     for key, row in rows.items():
         error, std = 100 * (1 - row["accuracy"]["mean"]), row["accuracy"]["std"]
         spread = "" if std is None else f" ± {100 * std:.2f}"
-        lines.append((key, f"{error:.2f}{spread}", f"{row['params']['mean']:,.0f}", f"{row['macs']['mean']:,.0f}"))
+        lines.append(
+            (
+                key,
+                f"{error:.2f}{spread}",
+                f"{row['params']['mean']:,.0f}",
+                f"{row['macs']['mean']:,.0f}",
+            )
+        )
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="where the run folders go (default: runs/RECIPE-seeds)")
+    parser.add_argument(
+        "--out", type=Path, help="where the run folders go (default: runs/RECIPE-seeds)"
+    )
     options, overrides = parser.parse_known_args()
     out = options.out or Path("runs") / f"{options.recipe}-seeds"
     results = [run(options.recipe, seed, out / str(seed), overrides) for seed in options.seeds]
     rows = summary(results)
-    show(f"{options.recipe}, {len(results)} seeds (standard deviation)", ("", "error %", "params", "MACs"), table(rows))
+    show(
+        f"{options.recipe}, {len(results)} seeds (standard deviation)",
+        ("", "error %", "params", "MACs"),
+        table(rows),
+    )
     content = {
         "recipe": options.recipe,
         "seeds": options.seeds,
@@ -83,7 +99,8 @@ def main() -> None:
         "seconds": [r["seconds"] for r in results],
         "share_near_zero": [(r["scales"] or {}).get("share_near_zero_after") for r in results],
         "channels_cut": [
-            1 - sum(w["after"] for w in r["widths"]) / sum(w["before"] for w in r["widths"]) for r in results
+            1 - sum(w["after"] for w in r["widths"]) / sum(w["before"] for w in r["widths"])
+            for r in results
         ],
         "rows": rows,
         "verification": [r["verification"] for r in results],

@@ -2,8 +2,8 @@
 
     python benchmarks/selection.py
 
-The goal for ResNet-152 is 50 ms. Scores are those of the criterion l2 on untrained weights; the time of the criterion
-and of the trace is not part of it.
+The goal for ResNet-152 is 50 ms. Scores are those of the criterion l2 on untrained weights; the
+time of the criterion and of the trace is not part of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def samples(name: str, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=21)
     options = parser.parse_args()
     results = {name: samples(name, options.rounds) for name in NETWORKS}
@@ -47,7 +49,11 @@ def main() -> None:
         for name, found in results.items()
         for allocation, ms in found.items()
     ]
-    show("Milliseconds to choose half of the MACs", ["network", "allocation", "median", "quartiles"], rows)
+    show(
+        "Milliseconds to choose half of the MACs",
+        ["network", "allocation", "median", "quartiles"],
+        rows,
+    )
     record("selection", {"cut_macs": 0.5, "ms": results})
 
 

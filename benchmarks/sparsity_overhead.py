@@ -2,13 +2,15 @@
 
     python benchmarks/sparsity_overhead.py [--batch 8] [--rounds 60] [--device cpu]
 
-The network is ResNet-110 with projection shortcuts: 111 BN layers. Three copies with the same start are trained on the
-same batch, in turn, in this process: *plain* SGD; *netslim*, SGD with `NetworkSlimming` attached; *loop*, the usual
-script, which walks over the modules before each step and adds `strength * sign(gamma)` to one gradient after another.
-Each round times one step of each, in an order that changes from round to round, and compares it with the plain
-step of the same round. The additions are some hundred microseconds, less than the scatter of the steps, so they are
-also timed alone, on gradients that are there. On a CPU everything runs on one thread and its processor time is taken,
-which on an idle machine is the wall-clock time and on a shared one leaves out the neighbours; on a GPU, the wall clock.
+The network is ResNet-110 with projection shortcuts: 111 BN layers. Three copies with the same start
+are trained on the same batch, in turn, in this process: *plain* SGD; *netslim*, SGD with
+`NetworkSlimming` attached; *loop*, the usual script, which walks over the modules before each step
+and adds `strength * sign(gamma)` to one gradient after another. Each round times one step of each,
+in an order that changes from round to round, and compares it with the plain step of the same round.
+The additions are some hundred microseconds, less than the scatter of the steps, so they are also
+timed alone, on gradients that are there. On a CPU everything runs on one thread and its processor
+time is taken, which on an idle machine is the wall-clock time and on a shared one leaves out the
+neighbours; on a GPU, the wall clock.
 
 Goal: less than 1 % of a step.
 """
@@ -27,8 +29,8 @@ from _common import record, show, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netslim import zoo
-from netslim.sparsity import NetworkSlimming
+from netslim.methods.slimming import NetworkSlimming
+from netslim.models import zoo
 
 STRENGTH = 1e-4
 WARM_UP = 3
@@ -50,7 +52,9 @@ class Contestant:
     def __init__(self, kind: str, device: torch.device) -> None:
         torch.manual_seed(0)
         self.model = zoo.resnet110(shortcut="B").to(device).train()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4
+        )
         self.loops = kind == "loop"
         if kind == "netslim":
             NetworkSlimming(self.model, STRENGTH).attach(self.optimizer)
@@ -65,7 +69,9 @@ class Contestant:
 
 
 def timed(step: Step, device: torch.device) -> float:
-    """Milliseconds of one call: processor time on a CPU; on a GPU wall clock, the queue empty before and after."""
+    """Milliseconds of one call: processor time on a CPU; on a GPU wall clock, the queue empty
+    before and after.
+    """
     if device.type == "cpu":
         start = time.process_time_ns()
         step()
@@ -78,7 +84,9 @@ def timed(step: Step, device: torch.device) -> float:
 
 
 def alternate(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of every step in every round; the order within a round is random, from a fixed seed."""
+    """Milliseconds of every step in every round; the order within a round is random, from a fixed
+    seed.
+    """
     order, shuffle = list(steps), random.Random(0).shuffle
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(WARM_UP + rounds):
@@ -95,20 +103,28 @@ def whole_steps(batch: int, rounds: int, device: torch.device) -> dict[str, list
     images = torch.randn(batch, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch,), device=device)
     contestants = {kind: Contestant(kind, device) for kind in ("plain", "netslim", "loop")}
-    steps: dict[str, Step] = {kind: partial(one.step, images, labels) for kind, one in contestants.items()}
+    steps: dict[str, Step] = {
+        kind: partial(one.step, images, labels) for kind, one in contestants.items()
+    }
     return alternate(steps, rounds, device)
 
 
 def additions_alone(device: torch.device, rounds: int = 500) -> dict[str, list[float]]:
-    """Milliseconds of what is added to a step, through the optimizer's own hooks but with no step to take.
+    """Milliseconds of what is added to a step, through the optimizer's own hooks but with no step
+    to take.
 
-    An optimizer whose step does nothing stands in for SGD, with and without `NetworkSlimming` attached.
+    An optimizer whose step does nothing stands in for SGD, with and without `NetworkSlimming`
+    attached.
     """
     model = zoo.resnet110(shortcut="B").to(device)
     model(torch.randn(2, 3, 32, 32, device=device)).sum().backward()
     bare, hooked = Idle(model.parameters()), Idle(model.parameters())
     NetworkSlimming(model, STRENGTH).attach(hooked)
-    steps: dict[str, Step] = {"bare": bare.step, "netslim": hooked.step, "loop": lambda: update_bn(model)}
+    steps: dict[str, Step] = {
+        "bare": bare.step,
+        "netslim": hooked.step,
+        "loop": lambda: update_bn(model),
+    }
     return alternate(steps, rounds, device)
 
 
@@ -182,9 +198,16 @@ def main() -> None:
     found = summary(whole, additions_alone(device))
     columns = ["", "whole step", "over plain", "addition alone", "of a step"]
     show("ResNet-110 (B), 111 BN layers, median (quartiles)", columns, table(found))
-    verdicts = ", ".join(f"{'met' if met else 'missed'} by {what}" for what, met in found["met"].items())
+    verdicts = ", ".join(
+        f"{'met' if met else 'missed'} by {what}" for what, met in found["met"].items()
+    )
     print(f"goal: less than {GOAL:.0%} of a step: {verdicts}")
-    setting = {"model": "zoo:resnet110 shortcut=B", "bn_layers": 111, "batch": options.batch, "rounds": options.rounds}
+    setting = {
+        "model": "zoo:resnet110 shortcut=B",
+        "bn_layers": 111,
+        "batch": options.batch,
+        "rounds": options.rounds,
+    }
     print(record("sparsity_overhead", {"setting": setting, **found}, device))
 
 

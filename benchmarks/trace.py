@@ -1,7 +1,7 @@
 """From model to pruned model: trace + score + select + prune, against torch-pruning 1.6.1.
 
-Both cut half of the channels of every layer but the last by L1 norm, in place, on fresh copies of the same network
-with the same example input; they take turns in one process.
+Both cut half of the channels of every layer but the last by L1 norm, in place, on fresh copies of
+the same network with the same example input; they take turns in one process.
 
     python benchmarks/trace.py [--rounds 5] [--threads 2]
 """
@@ -42,7 +42,9 @@ def theirs(model: nn.Module, inputs: Tensor, last: str) -> None:
     pruner.step()
 
 
-def seconds(cut: Callable[[nn.Module, Tensor, str], None], model: nn.Module, inputs: Tensor, last: str) -> float:
+def seconds(
+    cut: Callable[[nn.Module, Tensor, str], None], model: nn.Module, inputs: Tensor, last: str
+) -> float:
     start = time.perf_counter()
     cut(model, inputs, last)
     taken = time.perf_counter() - start
@@ -52,7 +54,9 @@ def seconds(cut: Callable[[nn.Module, Tensor, str], None], model: nn.Module, inp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -84,8 +88,14 @@ def main() -> None:
             )
         )
     columns = ("network", "netslim s", "torch-pruning s", "faster", "params left", "theirs")
-    _common.show("trace + score + select + prune, half of every layer (median, quartiles)", columns, rows)
-    print(_common.record("trace", {"rounds": options.rounds, "threads": options.threads, "networks": results}))
+    _common.show(
+        "trace + score + select + prune, half of every layer (median, quartiles)", columns, rows
+    )
+    print(
+        _common.record(
+            "trace", {"rounds": options.rounds, "threads": options.threads, "networks": results}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""Images per second: VGG-16 of quarter width on CIFAR-10 as `netslim run` trains it, against the usual script.
+"""Images per second: VGG-16 of quarter width on CIFAR-10 as `netslim run` trains it, against the
+usual script.
 
     python benchmarks/training_speed.py [--root FOLDER] [--rounds 5] [--steps 60]
 
-*netslim* is a training stage of the runner itself: Lightning, `Loader`, channels_last, bf16 where the processor
-computes it, the sparsity penalty, metrics and the journal. *float32* is the same with precision float32. *usual* is
-the script everybody writes: a torchvision dataset of PIL images, RandomCrop(32, 4) + RandomHorizontalFlip + ToTensor +
-Normalize, a DataLoader with two workers, and a plain float32 loop without a penalty. Model, optimizer, batch size and
-thread count are the same, and all run in this process in turn. The first steps of each round are left out.
+*netslim* is a training stage of the runner itself: Lightning, `Loader`, channels_last, bf16 where
+the processor computes it, the sparsity penalty, metrics and the journal. *float32* is the same with
+precision float32. *usual* is the script everybody writes: a torchvision dataset of PIL images,
+RandomCrop(32, 4) + RandomHorizontalFlip + ToTensor + Normalize, a DataLoader with two workers, and
+a plain float32 loop without a penalty. Model, optimizer, batch size and thread count are the same,
+and all run in this process in turn. The first steps of each round are left out.
 
-Two threads that wait for each other suffer far more than their share from other work on the machine, and not all
-ways alike. So the script also measures how much of the processors other processes took meanwhile, and gives no
-verdict where that was more than 5 %; which runs count is thus settled without looking at the ratio.
+Two threads that wait for each other suffer far more than their share from other work on the
+machine, and not all ways alike. So the script also measures how much of the processors other
+processes took meanwhile, and gives no verdict where that was more than 5 %; which runs count is
+thus settled without looking at the ratio.
 
 Goals: at least 1.3 times the usual script, and at most 5 % of the step spent on the data path.
 """
@@ -37,13 +40,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from netslim import models
-from netslim.data import Data, ImageTensors, Loader, load
-from netslim.training.display import Display
-from netslim.training.environment import choose_precision
-from netslim.training.fit import Bench, fit
-from netslim.training.folder import StageFolder
-from netslim.training.recipe import parse_recipe
-from netslim.training.schema import Recipe, Train, TrainerOptions
+from netslim.data.loader import Loader
+from netslim.data.sources import load
+from netslim.data.splits import Data, ImageTensors
+from netslim.training.loop.fit import Bench, fit
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import Recipe, Train, TrainerOptions
+from netslim.training.stages.environment import choose_precision
+from netslim.training.stages.folder import StageFolder
 
 WARM_UP = 10
 SPEED_GOAL, DATA_GOAL = 1.3, 0.05
@@ -76,11 +81,12 @@ class Clock:
     def data_share(self) -> float:
         """Median share of a step that passes before its batch is there."""
         return statistics.median(
-            data / step for data, step in zip(self.data[WARM_UP:], self.steps[WARM_UP:], strict=False)
+            data / step
+            for data, step in zip(self.data[WARM_UP:], self.steps[WARM_UP:], strict=False)
         )
 
 
-# --- netslim ---------------------------------------------------------------------------------------------------------
+# --- netslim --------------------------------------------------------------------------------------
 
 
 class TimedLoader:
@@ -118,7 +124,7 @@ def netslim_stage(data: Data, recipe: Recipe, precision: str) -> Clock:
     return bench.clock
 
 
-# --- the usual script ------------------------------------------------------------------------------------------------
+# --- the usual script -----------------------------------------------------------------------------
 
 
 class UsualDataset(Dataset[tuple[Tensor, int]]):
@@ -138,15 +144,23 @@ class UsualDataset(Dataset[tuple[Tensor, int]]):
 
 def usual_dataset(data: Data) -> UsualDataset:
     """CIFAR-10 with the usual augmentation."""
-    steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    steps = [
+        transforms.RandomCrop(32, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+    ]
     assert isinstance(data.train, ImageTensors)
-    return UsualDataset(data.train, transforms.Compose([*steps, transforms.Normalize(data.mean, data.std)]))
+    return UsualDataset(
+        data.train, transforms.Compose([*steps, transforms.Normalize(data.mean, data.std)])
+    )
 
 
 def usual_script(dataset: UsualDataset, batch_size: int, steps: int) -> Clock:
     """A plain float32 loop over a DataLoader with two workers."""
     model, clock = network().train(), Clock()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
+    )
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=2)
     for _, (images, labels) in zip(range(steps), clock.watch(loader), strict=False):
         optimizer.zero_grad()
@@ -155,7 +169,7 @@ def usual_script(dataset: UsualDataset, batch_size: int, steps: int) -> Clock:
     return clock
 
 
-# --- the comparison --------------------------------------------------------------------------------------------------
+# --- the comparison -------------------------------------------------------------------------------
 
 
 def network() -> nn.Module:
@@ -172,7 +186,12 @@ def recipe_for(batch_size: int, steps: int) -> Recipe:
             "title": "VGG-16 of quarter width on CIFAR-10, one stage",
             "data": {"name": "hf:cifar10", "batch_size": batch_size, "augment": {}},
             "model": {"name": "zoo:vgg16", "width": 0.25},
-            "trainer": {"device": "cpu", "channels_last": True, "limit_batches": steps, "tensorboard": False},
+            "trainer": {
+                "device": "cpu",
+                "channels_last": True,
+                "limit_batches": steps,
+                "tensorboard": False,
+            },
             "stages": [
                 {
                     "kind": "train",
@@ -204,14 +223,18 @@ def compare(data: Data, batch_size: int, steps: int, rounds: int) -> dict[str, l
 
 
 def summary(clocks: list[Clock], usual: list[Clock], batch_size: int) -> dict[str, Any]:
-    """Medians and quartiles over the rounds, and every round's rate; the ratio is taken round by round."""
+    """Medians and quartiles over the rounds, and every round's rate; the ratio is taken round by
+    round.
+    """
     rates = [clock.rate(batch_size) for clock in clocks]
     ratios = [rate / other.rate(batch_size) for rate, other in zip(rates, usual, strict=True)]
     return {
         "images_per_second": spread(rates),
         "times_usual": spread(ratios),
-        "step_ms": 1000 * statistics.median(step for clock in clocks for step in clock.steps[WARM_UP:]),
-        "data_ms": 1000 * statistics.median(wait for clock in clocks for wait in clock.data[WARM_UP:]),
+        "step_ms": 1000
+        * statistics.median(step for clock in clocks for step in clock.steps[WARM_UP:]),
+        "data_ms": 1000
+        * statistics.median(wait for clock in clocks for wait in clock.data[WARM_UP:]),
         "data_share": statistics.median(clock.data_share() for clock in clocks),
         "rounds": rates,
     }
@@ -238,7 +261,8 @@ def rows(found: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def processor_seconds() -> tuple[float, float] | None:
-    """Seconds of processor time spent so far by the whole machine and by this process with its ended children.
+    """Seconds of processor time spent so far by the whole machine and by this process with its
+    ended children.
 
     None where the system does not tell (only Linux does).
     """
@@ -265,9 +289,13 @@ def main() -> None:
     """Measure, print, and write results/training_speed.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="hf:cifar10", help="CIFAR-10, as `load` names it")
-    parser.add_argument("--root", help="the folder that holds data sets; NETSLIM_DATA when not given")
+    parser.add_argument(
+        "--root", help="the folder that holds data sets; NETSLIM_DATA when not given"
+    )
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=60, help="training steps of each way in a round")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="training steps of each way in a round"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.steps <= WARM_UP + 1 or options.rounds < 2:
@@ -279,7 +307,11 @@ def main() -> None:
     usual = list(clocks)[-1]
     found = {name: summary(each, clocks[usual], options.batch) for name, each in clocks.items()}
     columns = ["", "images/s (quartiles)", "times usual", "step ms", "data ms", "data share"]
-    show(f"VGG-16, quarter width, CIFAR-10, batch {options.batch}: median of rounds", columns, rows(found))
+    show(
+        f"VGG-16, quarter width, CIFAR-10, batch {options.batch}: median of rounds",
+        columns,
+        rows(found),
+    )
     verdicts = judge(next(iter(found.values())), foreign)
     setting = {
         "model": "zoo:vgg16 width=0.25",
@@ -287,14 +319,22 @@ def main() -> None:
         "steps": options.steps,
         "rounds": options.rounds,
     }
-    print(record("training_speed", {"setting": setting, "foreign_share": foreign, "ways": found, **verdicts}))
+    print(
+        record(
+            "training_speed",
+            {"setting": setting, "foreign_share": foreign, "ways": found, **verdicts},
+        )
+    )
 
 
 def judge(ours: dict[str, Any], foreign: float | None) -> dict[str, Any]:
     """The goals, and whether they were met; no verdict if the machine was busy with other work."""
     goals = {"times_usual": SPEED_GOAL, "data_share": DATA_GOAL}
     if foreign is not None and foreign > QUIET:
-        print(f"no verdict: other processes took {foreign:.0%} of the processors; repeat on a quiet machine")
+        print(
+            f"no verdict: other processes took {foreign:.0%} of the processors; repeat on a "
+            "quiet machine"
+        )
         return {"goals": goals, "met": None}
     met = {
         "times_usual": ours["times_usual"]["median"] >= SPEED_GOAL,

@@ -1,17 +1,19 @@
 """Any model: netslim and torch-pruning 1.6.1 over the same 324 networks of torchvision and timm.
 
-    python benchmarks/zoo.py [--only PATTERN ...] [--tools netslim torch-pruning] [--limit 60] [--out DIR] [--jobs 1]
+    python benchmarks/zoo.py [--only PATTERN ...] [--tools netslim torch-pruning] [--limit 60]
+    [--out DIR] [--jobs 1]
 
-Every tool prunes every network in a process of its own, forked from one that has imported everything, on one thread;
-which tool comes first alternates from network to network, and a tool that takes longer than the limit is killed. Both
-get the same network with the same random weights and the same small input. netslim cuts a random half of every group
-that it calls exact, torch-pruning half of every layer but the last by magnitude, both in place. Timed are tracing,
-choosing and cutting, not the verification after it; seconds are processor time, so neighbours on a shared machine do
-not count, and memory is the peak above the level before.
+Every tool prunes every network in a process of its own, forked from one that has imported
+everything, on one thread; which tool comes first alternates from network to network, and a tool
+that takes longer than the limit is killed. Both get the same network with the same random weights
+and the same small input. netslim cuts a random half of every group that it calls exact,
+torch-pruning half of every layer but the last by magnitude, both in place. Timed are tracing,
+choosing and cutting, not the verification after it; seconds are processor time, so neighbours on a
+shared machine do not count, and memory is the peak above the level before.
 
-Rows are appended to DIR/zoo.csv as soon as they are known, and what stands there is not run again, so an interrupted
-run goes on where it was. At the end DIR/zoo.md holds a table and a summary; without --out all goes to results/, with
-the summary as results/zoo.json.
+Rows are appended to DIR/zoo.csv as soon as they are known, and what stands there is not run again,
+so an interrupted run goes on where it was. At the end DIR/zoo.md holds a table and a summary;
+without --out all goes to results/, with the summary as results/zoo.json.
 """
 
 from __future__ import annotations
@@ -44,13 +46,14 @@ from zoo_tools import TOOLS, Report, Subject, first_line, output_layers, paramet
 CHECK_LIMIT = 300.0  # seconds for the verification, which is not what is measured
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 def forked(work: Callable[[Report], None], limit: float) -> dict[str, Any]:
     """What `work` reports from a process of its own, and its ``error``.
 
-    It is killed when it has run for `limit` seconds, or once it has reported ``seconds``, for `CHECK_LIMIT` more.
+    It is killed when it has run for `limit` seconds, or once it has reported ``seconds``, for
+    `CHECK_LIMIT` more.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -61,7 +64,11 @@ def forked(work: Callable[[Report], None], limit: float) -> dict[str, Any]:
     found, late = _listen(read, limit)
     if late:
         os.kill(child, signal.SIGKILL)
-        found["error"] = f"no result within {limit:g} s" if "seconds" not in found else "verification took too long"
+        found["error"] = (
+            f"no result within {limit:g} s"
+            if "seconds" not in found
+            else "verification took too long"
+        )
         found["timeout"] = True
     os.close(read)
     _, status = os.waitpid(child, 0)
@@ -113,7 +120,9 @@ def run_network(name: str, tools: list[str], limit: float, table: Path) -> None:
         original, _ = prepare(name)
     except Exception as error:
         for tool in tools:
-            zoo_table.append(table, {**facts, "tool": tool, "verdict": "unbuilt", "why": first_line(error)})
+            zoo_table.append(
+                table, {**facts, "tool": tool, "verdict": "unbuilt", "why": first_line(error)}
+            )
         return
     heads = forked(partial(_tell_heads, model, inputs), CHECK_LIMIT).get("heads", [])
     for tool in tools:
@@ -129,7 +138,9 @@ def _tell_heads(model: nn.Module, inputs: Any, report: Report) -> None:
 
 
 def verdict(found: Mapping[str, Any]) -> dict[str, str]:
-    """How a tool ended that did not come as far as the judge, and why; it says nothing where the judge spoke."""
+    """How a tool ended that did not come as far as the judge, and why; it says nothing where the
+    judge spoke.
+    """
     if "verdict" in found or "error" not in found:
         return {}
     if "seconds" in found:
@@ -172,22 +183,35 @@ def _wait(running: dict[int, str]) -> None:
     child, status = os.wait()
     name = running.pop(child)
     if status:
-        print(f"{name}: its process ended with status {status}; what is missing runs again next time", file=sys.stderr)
+        print(
+            f"{name}: its process ended with status {status}; what is missing runs again next time",
+            file=sys.stderr,
+        )
 
 
 def warm_up() -> None:
     """Let both tools cut a tiny network, so that no process pays for what is imported at first use."""
     for tool in TOOLS.values():
-        model, original = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)) for _ in range(2))
-        tool().cut(Subject("tiny", model, original, torch.randn(1, 3, 8, 8), ["2"]), lambda values: None)
+        model, original = (
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)) for _ in range(2)
+        )
+        tool().cut(
+            Subject("tiny", model, original, torch.randn(1, 3, 8, 8), ["2"]), lambda values: None
+        )
 
 
 def main() -> None:
     """Run what is missing, then write the table and the summary."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="such as 'timm:*resnet*'")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="PATTERN", help="such as 'timm:*resnet*'"
+    )
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
-    parser.add_argument("--limit", type=float, default=60, help="seconds a tool may take for a network")
+    parser.add_argument(
+        "--limit", type=float, default=60, help="seconds a tool may take for a network"
+    )
     parser.add_argument("--out", type=Path, help="folder for the table (default: results/)")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
     options = parser.parse_args()

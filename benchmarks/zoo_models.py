@@ -1,8 +1,9 @@
-"""The networks of `benchmarks/zoo.py`: which they are, how each is built, and on what input it runs.
+"""The networks of `benchmarks/zoo.py`: which they are, how each is built, and on what input it
+runs.
 
-All of torchvision's classification, segmentation, detection and video networks, taken from its registry, and of timm
-one or two members of each convolutional and each hybrid family, small ones where there is a choice. Weights are random;
-nothing is downloaded.
+All of torchvision's classification, segmentation, detection and video networks, taken from its
+registry, and of timm one or two members of each convolutional and each hybrid family, small ones
+where there is a choice. Weights are random; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ CONVOLUTIONAL: dict[str, tuple[str, ...]] = {
         "seresnext26ts",
     ),
     "convmixer": ("convmixer_768_32",),
-    "convnext": ("convnext_atto", "convnext_atto_ols", "convnext_atto_rms", "convnext_tiny_hnf", "convnextv2_atto"),
+    "convnext": (
+        "convnext_atto",
+        "convnext_atto_ols",
+        "convnext_atto_rms",
+        "convnext_tiny_hnf",
+        "convnextv2_atto",
+    ),
     "cspnet": (
         "cs3darknet_s",
         "cs3darknet_focus_s",
@@ -126,7 +133,13 @@ CONVOLUTIONAL: dict[str, tuple[str, ...]] = {
         "seresnet18",
         "seresnext26d_32x4d",
     ),
-    "resnetv2": ("resnetv2_18", "resnetv2_50d_evos", "resnetv2_50d_frn", "resnetv2_50d_gn", "resnetv2_50x1_bit"),
+    "resnetv2": (
+        "resnetv2_18",
+        "resnetv2_50d_evos",
+        "resnetv2_50d_frn",
+        "resnetv2_50d_gn",
+        "resnetv2_50x1_bit",
+    ),
     "rexnet": ("rexnet_100", "rexnetr_100"),
     "selecsls": ("selecsls42", "selecsls60b"),
     "senet": ("legacy_seresnet18", "legacy_seresnext26_32x4d"),
@@ -176,7 +189,12 @@ HYBRID: dict[str, tuple[str, ...]] = {
     "iformer": ("iformer_t",),
     "levit": ("levit_128s", "levit_conv_128s"),
     "lowformer": ("lowformer_b0",),
-    "maxxvit": ("coatnet_bn_0_rw_224", "coatnet_pico_rw_224", "coatnext_nano_rw_224", "maxvit_pico_rw_256"),
+    "maxxvit": (
+        "coatnet_bn_0_rw_224",
+        "coatnet_pico_rw_224",
+        "coatnext_nano_rw_224",
+        "maxvit_pico_rw_256",
+    ),
     "metaformer": ("caformer_s18",),
     "mlp_mixer": ("gmlp_ti16_224", "mixer_s32_224", "resmlp_12_224"),
     "mobilenetv3": ("mobilenetv4_hybrid_medium",),
@@ -203,7 +221,8 @@ HYBRID: dict[str, tuple[str, ...]] = {
     "xcit": ("xcit_nano_12_p16_224",),
 }
 
-# Left out of torchvision's lists: above 200 million parameters, of families whose smaller members are there.
+# Left out of torchvision's lists: above 200 million parameters, of families whose smaller members
+# are there.
 TOO_LARGE = frozenset({"regnet_y_128gf", "vit_h_14", "vit_l_16", "vit_l_32"})
 
 _ATTENTION = ("vit_", "swin", "maxvit", "mvit")  # how torchvision's names begin
@@ -249,7 +268,9 @@ def timm_names() -> list[str]:
 
 
 def torchvision_names(task: str | None = None) -> list[str]:
-    """All of torchvision's classification networks, or those of `segmentation`, `detection` or `video`."""
+    """All of torchvision's classification networks, or those of `segmentation`, `detection` or
+    `video`.
+    """
     from torchvision import models
 
     listed = models.list_models(models if task is None else getattr(models, task))
@@ -272,7 +293,8 @@ def convolutional(name: str) -> bool:
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
-    """The network in evaluation mode with random weights and a batch of one for it, both from a fixed seed.
+    """The network in evaluation mode with random weights and a batch of one for it, both from a
+    fixed seed.
 
     The batch is a tensor, or for detection a tuple that holds the list of images.
     """

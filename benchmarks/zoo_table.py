@@ -1,4 +1,6 @@
-"""The rows of `benchmarks/zoo.py` on disk, and what they come to: a Markdown table and a summary against the goals."""
+"""The rows of `benchmarks/zoo.py` on disk, and what they come to: a Markdown table and a summary
+against the goals.
+"""
 
 from __future__ import annotations
 
@@ -79,19 +81,29 @@ def _value(field: str, text: str) -> Any:
 def line(row: Mapping[str, Any]) -> str:
     """A row in short, for the terminal."""
     parts = [f"{row['model']:<48}{row['tool']:<14}{row.get('verdict', ''):<9}"]
-    parts += [f"{key} {row[key]:.4g}" for key in ("deviation", "share", "seconds", "memory_mib") if key in row]
-    parts += [f"{key}: {row[key]}" for key in ("dropped", "why", "inexact_cut") if row.get(key) not in (None, "runs")]
+    parts += [
+        f"{key} {row[key]:.4g}"
+        for key in ("deviation", "share", "seconds", "memory_mib")
+        if key in row
+    ]
+    parts += [
+        f"{key}: {row[key]}"
+        for key in ("dropped", "why", "inexact_cut")
+        if row.get(key) not in (None, "runs")
+    ]
     return "  ".join(parts)
 
 
-# --- what the rows come to -------------------------------------------------------------------------------------------
+# --- what the rows come to ------------------------------------------------------------------------
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Counts, medians and goals; each goal lists the networks that miss it."""
     ours = {r["model"]: r for r in rows if r["tool"] == "netslim"}
     theirs = {r["model"]: r for r in rows if r["tool"] == PEER}
-    counts = {t: dict(Counter(r["verdict"] for r in rows if r["tool"] == t)) for t in ("netslim", PEER)}
+    counts = {
+        t: dict(Counter(r["verdict"] for r in rows if r["tool"] == t)) for t in ("netslim", PEER)
+    }
     return {
         "networks": len({r["model"] for r in rows}),
         "verdicts": {t: dict(sorted(c.items())) for t, c in counts.items() if c},
@@ -108,9 +120,13 @@ def coverage(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "traced": _goal(rows, lambda r: r["traced"] == "yes"),
         "verified at the first try": _goal(tried, lambda r: r["verified"] == "yes"),
-        "verified, if need be without named groups": _goal(tried, lambda r: r["verified"] == "yes" or r["dropped"]),
+        "verified, if need be without named groups": _goal(
+            tried, lambda r: r["verified"] == "yes" or r["dropped"]
+        ),
         "not wrong": _goal(rows, lambda r: r["verdict"] not in ("wrong", "broken", "crashed")),
-        "inexact cut runs": _goal([r for r in rows if r["inexact_cut"]], lambda r: r["inexact_cut"] == "runs"),
+        "inexact cut runs": _goal(
+            [r for r in rows if r["inexact_cut"]], lambda r: r["inexact_cut"] == "runs"
+        ),
         "at most 20 s": _goal(rows, lambda r: r["seconds"] is not None and r["seconds"] <= 20),
         "median share of parameters, CNNs": _median(cnns),
         "median share with inexact groups, where there are any": _median(mixing),
@@ -121,12 +137,18 @@ def coverage(rows: Sequence[Row]) -> dict[str, Any]:
 
 def comparison(ours: Mapping[str, Row], theirs: Mapping[str, Row]) -> dict[str, Any]:
     """Seconds and memory, over the networks where both tools came to the end of their cut."""
-    both = [(ours[m], theirs[m]) for m in ours if m in theirs and ours[m]["seconds"] and theirs[m]["seconds"]]
+    both = [
+        (ours[m], theirs[m])
+        for m in ours
+        if m in theirs and ours[m]["seconds"] and theirs[m]["seconds"]
+    ]
     if not both:
         return {}
     times = {a["model"]: a["seconds"] / b["seconds"] for a, b in both}
     memory = {a["model"]: a["memory_mib"] - b["memory_mib"] for a, b in both}
-    dense = [(a["seconds"], b["seconds"]) for a, b in both if a["model"] == "torchvision:densenet201"]
+    dense = [
+        (a["seconds"], b["seconds"]) for a, b in both if a["model"] == "torchvision:densenet201"
+    ]
     return {
         "networks": len(both),
         "median time ratio": _median(times.values()),
@@ -141,7 +163,11 @@ def comparison(ours: Mapping[str, Row], theirs: Mapping[str, Row]) -> dict[str, 
 def _goal(rows: Iterable[Row], holds: Any) -> dict[str, Any]:
     rows = list(rows)
     missed = [r["model"] for r in rows if not holds(r)]
-    return {"share": 1 - len(missed) / len(rows) if rows else None, "of": len(rows), "missed": missed}
+    return {
+        "share": 1 - len(missed) / len(rows) if rows else None,
+        "of": len(rows),
+        "missed": missed,
+    }
 
 
 def _median(values: Iterable[float]) -> float | None:
@@ -149,7 +175,7 @@ def _median(values: Iterable[float]) -> float | None:
     return statistics.median(found) if found else None
 
 
-# --- Markdown --------------------------------------------------------------------------------------------------------
+# --- Markdown -------------------------------------------------------------------------------------
 
 
 def markdown(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
@@ -170,14 +196,20 @@ def markdown(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
     )
     head += (PEER, "deviation", "s", "MiB", "remarks")
     table = [head, ("---", *["---:"] * (len(head) - 2), "---")]
-    table += [_cells(name, pair.get("netslim", {}), pair.get(PEER, {})) for name, pair in by_model.items()]
+    table += [
+        _cells(name, pair.get("netslim", {}), pair.get(PEER, {})) for name, pair in by_model.items()
+    ]
     lines = ["# Any model: netslim and torch-pruning 1.6.1", "", *_points(found), ""]
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in table]) + "\n"
 
 
 def _cells(name: str, a: Row, b: Row) -> tuple[str, ...]:
     felt = f"{_text(a, 'felt', '.0f')} / {_text(a, 'cut', '.0f')}"
-    remarks = [f"without {a['dropped']}" if a.get("dropped") else "", a.get("why") or "", b.get("why") or ""]
+    remarks = [
+        f"without {a['dropped']}" if a.get("dropped") else "",
+        a.get("why") or "",
+        b.get("why") or "",
+    ]
     return (
         name,
         _text(a or b, "params", ",.0f"),
@@ -210,5 +242,7 @@ def _points(found: Mapping[str, Any], depth: int = 0) -> list[str]:
         if isinstance(value, Mapping):
             lines += [f"{'  ' * depth}- {key}", *_points(value, depth + 1)]
         else:
-            lines.append(f"{'  ' * depth}- {key}: {f'{value:.4g}' if isinstance(value, float) else value}")
+            lines.append(
+                f"{'  ' * depth}- {key}: {f'{value:.4g}' if isinstance(value, float) else value}"
+            )
     return lines

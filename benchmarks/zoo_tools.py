@@ -1,8 +1,10 @@
-"""The two tools of `benchmarks/zoo.py`, and the judge that holds their pruned networks against the original.
+"""The two tools of `benchmarks/zoo.py`, and the judge that holds their pruned networks against the
+original.
 
-Each tool cuts half of what it can of a network in place, is timed, and says which inputs of which weights are gone. The
-judge zeroes these in an untouched copy of the original and compares the outputs in float64. All weights and
-normalisation statistics are random, so that no zero-initialised branch hides a mistake.
+Each tool cuts half of what it can of a network in place, is timed, and says which inputs of which
+weights are gone. The judge zeroes these in an untouched copy of the original and compares the
+outputs in float64. All weights and normalisation statistics are random, so that no zero-initialised
+branch hides a mistake.
 """
 
 from __future__ import annotations
@@ -24,18 +26,21 @@ from torch import Tensor, nn
 from zoo_models import build
 
 import netslim
-from netslim.graph import ChannelGraph
-from netslim.graph.calls import as_call, output_tensors
-from netslim.plan import named_tensors
-from netslim.resolve import resolve
-from netslim.slim import cut
-from netslim.verify import OWN_PRECISION, randomise
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.calls import as_call, output_tensors
+from netslim.graph.modules.walk import named_tensors
+from netslim.methods.slim import cut
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.proof.verify import OWN_PRECISION
 
 TOLERANCE = 1e-6  # above it a network is wrong
 MIXES = (nn.Linear, nn.modules.conv._ConvNd)
 
 Report = Callable[[Mapping[str, Any]], None]
-Removed = Mapping[tuple[str, int], list[int]]  # (weight, axis) -> inputs that are gone, as the original counts them
+Removed = Mapping[
+    tuple[str, int], list[int]
+]  # (weight, axis) -> inputs that are gone, as the original counts them
 
 
 @dataclass
@@ -56,12 +61,18 @@ def prepare(name: str) -> tuple[nn.Module, Any]:
 
 
 def output_layers(model: nn.Module, inputs: Any) -> list[str]:
-    """Names of the convolutions and linear layers whose results leave the network, with no other such layer between."""
+    """Names of the convolutions and linear layers whose results leave the network, with no other
+    such layer between.
+    """
     made: dict[Any, str] = {}
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, MIXES):
-            hooks.append(module.register_forward_hook(lambda m, a, out, n=name: made.__setitem__(out.grad_fn, n)))
+            hooks.append(
+                module.register_forward_hook(
+                    lambda m, a, out, n=name: made.__setitem__(out.grad_fn, n)
+                )
+            )
     args, kwargs = as_call(inputs)
     model.requires_grad_(True)
     waiting: list[Any] = [t.grad_fn for t in output_tensors(model(*args, **kwargs))]
@@ -78,7 +89,7 @@ def output_layers(model: nn.Module, inputs: Any) -> list[str]:
     return sorted(found)
 
 
-# --- the tools -------------------------------------------------------------------------------------------------------
+# --- the tools ------------------------------------------------------------------------------------
 
 
 class Netslim:
@@ -96,7 +107,9 @@ class Netslim:
         report({"cut": self.plan.removed, **shares(self.graph)})
         report(proof(subject, self.graph, self.plan))
         report(inexact_cut(subject, self.graph))
-        gone = {(t.tensor, t.axis): list(t.removed) for t in self.plan.tensors if "consumer" in t.role}
+        gone = {
+            (t.tensor, t.axis): list(t.removed) for t in self.plan.tensors if "consumer" in t.role
+        }
         report(judge(subject, gone, mixes=False))
 
 
@@ -111,7 +124,9 @@ def halves(graph: ChannelGraph, inexact: bool = False) -> dict[int, np.ndarray]:
 
 
 def shares(graph: ChannelGraph) -> dict[str, Any]:
-    """How much of the parameters could go, exactly and at all, and by how much single reasons hold it back."""
+    """How much of the parameters could go, exactly and at all, and by how much single reasons hold
+    it back.
+    """
     total = max(1, graph.params())
     empty = {i: np.zeros(g.size, dtype=bool) for i, g in enumerate(graph.groups)}
 
@@ -124,7 +139,10 @@ def shares(graph: ChannelGraph) -> dict[str, Any]:
             held.setdefault(f"{'' if group.frozen else 'inexact: '}{group.reason}", []).append(i)
     free = [i for i, g in enumerate(graph.groups) if g.prunable]
     share = without(free)
-    gains = sorted(((without(free + numbers) - share, reason) for reason, numbers in held.items()), reverse=True)
+    gains = sorted(
+        ((without(free + numbers) - share, reason) for reason, numbers in held.items()),
+        reverse=True,
+    )
     return {
         "share": share,
         "share_inexact": without([i for i, g in enumerate(graph.groups) if not g.frozen]),
@@ -134,7 +152,9 @@ def shares(graph: ChannelGraph) -> dict[str, Any]:
 
 
 def proof(subject: Subject, graph: ChannelGraph, plan: netslim.PruningPlan) -> dict[str, Any]:
-    """What `netslim.verify` says at the first try, and otherwise which groups must be left alone for it to agree."""
+    """What `netslim.verify` says at the first try, and otherwise which groups must be left alone
+    for it to agree.
+    """
     if not plan.groups:
         return {"verified": "", "why": "no group can be cut exactly"}
     try:
@@ -146,7 +166,9 @@ def proof(subject: Subject, graph: ChannelGraph, plan: netslim.PruningPlan) -> d
     logging.getLogger("netslim").setLevel(logging.ERROR)
     try:
         budget = netslim.Budget(cut_channels=0.5)
-        _, rest, check = cut(subject.original, graph, scores, budget, subject.inputs, allocation="uniform")
+        _, rest, check = cut(
+            subject.original, graph, scores, budget, subject.inputs, allocation="uniform"
+        )
     except Exception as error:
         return {"verified": "no", "why": f"{why}; then {first_line(error)}"}
     return {
@@ -163,7 +185,9 @@ def inexact_cut(subject: Subject, graph: ChannelGraph) -> dict[str, str]:
     if all(cut.exact for cut in plan.groups.values()):
         return {}
     try:
-        netslim.verify(subject.original, netslim.prune(subject.original, plan), plan, subject.inputs)
+        netslim.verify(
+            subject.original, netslim.prune(subject.original, plan), plan, subject.inputs
+        )
     except Exception as error:
         return {"inexact_cut": first_line(error)}
     return {"inexact_cut": "runs"}
@@ -199,7 +223,9 @@ class _Removals:
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
-        self.steps: list[tuple[nn.Module, int, int, list[int]]] = []  # layer, its inputs, its groups, inputs to go
+        self.steps: list[
+            tuple[nn.Module, int, int, list[int]]
+        ] = []  # layer, its inputs, its groups, inputs to go
         self.channels = 0
 
     def note(self, group: Any) -> None:
@@ -212,7 +238,9 @@ class _Removals:
                 self.steps.append((layer, inputs, getattr(layer, "groups", 1), idxs))
 
     def removed(self) -> dict[tuple[str, int], list[int]]:
-        """(weight, axis) -> inputs that are gone; the first group of a grouped convolution stands for all."""
+        """(weight, axis) -> inputs that are gone; the first group of a grouped convolution stands
+        for all.
+        """
         left: dict[nn.Module, np.ndarray] = {}
         sizes: dict[nn.Module, int] = {}
         for layer, inputs, groups, idxs in self.steps:
@@ -228,7 +256,9 @@ class _Removals:
 
 
 def _touches_mixed(subject: Subject) -> bool:
-    """Whether the cut went into channels that a normalisation or attention mixes, so that no cut is exact."""
+    """Whether the cut went into channels that a normalisation or attention mixes, so that no cut is
+    exact.
+    """
     before, after = (dict(named_tensors(m)) for m in (subject.original, subject.model))
     try:
         graph = netslim.trace(subject.original, subject.inputs)
@@ -242,7 +272,10 @@ def _touches_mixed(subject: Subject) -> bool:
     )
 
 
-TOOLS: dict[str, type[Netslim] | type[TorchPruning]] = {"netslim": Netslim, "torch-pruning": TorchPruning}
+TOOLS: dict[str, type[Netslim] | type[TorchPruning]] = {
+    "netslim": Netslim,
+    "torch-pruning": TorchPruning,
+}
 
 
 def use(name: str, subject: Subject, report: Report) -> None:
@@ -257,7 +290,7 @@ def use(name: str, subject: Subject, report: Report) -> None:
     report({"check_seconds": time.process_time() - start})
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -289,22 +322,24 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
 
 
-# --- the judge -------------------------------------------------------------------------------------------------------
+# --- the judge ------------------------------------------------------------------------------------
 
 
 def judge(subject: Subject, removed: Removed, mixes: bool) -> dict[str, Any]:
     """Compare the pruned network with the original whose weights do not read the removed channels.
 
-    Returns ``verdict`` (``exact``, ``inexact``: the values change because the cut goes into channels that are mixed;
-    ``wrong``; ``broken``: it does not run; ``uncut``; ``unclear``: the original's outputs are not finite),
-    ``deviation`` relative to the largest output, and ``why``.
+    Returns ``verdict`` (``exact``, ``inexact``: the values change because the cut goes into
+    channels that are mixed; ``wrong``; ``broken``: it does not run; ``uncut``; ``unclear``: the
+    original's outputs are not finite), ``deviation`` relative to the largest output, and ``why``.
     """
     if parameters(subject.model) == parameters(subject.original):
         return {"verdict": "uncut"}
     precision = TOLERANCE
     for model in (subject.original, subject.model):
         model.double()
-    inputs = torch.utils._pytree.tree_map(lambda v: v.double() if isinstance(v, Tensor) else v, subject.inputs)
+    inputs = torch.utils._pytree.tree_map(
+        lambda v: v.double() if isinstance(v, Tensor) else v, subject.inputs
+    )
     try:
         _run(subject.original, inputs)
     except RuntimeError:  # the network's own casts rule out float64
@@ -325,14 +360,22 @@ def judge(subject: Subject, removed: Removed, mixes: bool) -> dict[str, Any]:
         return {"verdict": "unclear", "why": "the original's outputs are not finite"}
     worst = max((_relative(a, b) for a, b in zip(wanted, found, strict=True)), default=0.0)
     verdict = "exact" if worst <= precision else "inexact" if mixes else "wrong"
-    return {"verdict": verdict, "deviation": worst, "precision": "float64" if precision == TOLERANCE else "own"}
+    return {
+        "verdict": verdict,
+        "deviation": worst,
+        "precision": "float64" if precision == TOLERANCE else "own",
+    }
 
 
 def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
     args, kwargs = as_call(inputs)
     torch.manual_seed(0)
     with torch.no_grad():
-        return [t for t in output_tensors(model.eval()(*args, **kwargs)) if t.is_floating_point() and t.numel()]
+        return [
+            t
+            for t in output_tensors(model.eval()(*args, **kwargs))
+            if t.is_floating_point() and t.numel()
+        ]
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

@@ -21,5 +21,7 @@ def netslim_data() -> Path:
     """The folder with MNIST and cifar10: NETSLIM_DATA, or `../shared/data` beside the repository."""
     folder = Path(os.environ.get("NETSLIM_DATA", REPOSITORY / ".." / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no data at {folder}: set NETSLIM_DATA to the folder that holds MNIST and cifar10")
+        pytest.skip(
+            f"no data at {folder}: set NETSLIM_DATA to the folder that holds MNIST and cifar10"
+        )
     return folder.resolve()

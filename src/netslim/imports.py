@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import NetslimError
+from netslim.errors import NetslimError
 
 
 def from_module(name: str, error: type[NetslimError], hint: str = "") -> Callable[..., Any]:
@@ -23,8 +23,8 @@ def from_module(name: str, error: type[NetslimError], hint: str = "") -> Callabl
         hint: sentences for whoever names a module that is not there.
 
     Raises:
-        NetslimError: of the class ``error``: there is no such module, it cannot be imported, or it has no such
-            function; the nearest are given.
+        NetslimError: of the class ``error``: there is no such module, it cannot be imported, or it
+            has no such function; the nearest are given.
     """
     module_name, _, function_name = name.partition(":")
     with current_directory_importable():
@@ -32,7 +32,9 @@ def from_module(name: str, error: type[NetslimError], hint: str = "") -> Callabl
     function = getattr(module, function_name, None)
     if callable(function):
         return function
-    near = get_close_matches(function_name, [n for n, value in vars(module).items() if callable(value)], n=3)
+    near = get_close_matches(
+        function_name, [n for n, value in vars(module).items() if callable(value)], n=3
+    )
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     where = getattr(module, "__file__", "built in")
     raise error(f"the module {module_name} ({where}) has no function {function_name!r}.{meant}")
@@ -46,11 +48,13 @@ def _module(module_name: str, name: str, error: type[NetslimError], hint: str) -
         if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
             raise error(f"{what} could not be imported: {missing}") from missing
         raise error(
-            f"there is no module {missing.name!r}, which {name} names: it must be installed, or lie in "
-            f"the current directory ({Path.cwd()}).{hint}"
+            f"there is no module {missing.name!r}, which {name} names: it must be installed, "
+            f"or lie in the current directory ({Path.cwd()}).{hint}"
         ) from missing
     except Exception as failure:
-        raise error(f"{what} could not be imported: {type(failure).__name__}: {failure}") from failure
+        raise error(
+            f"{what} could not be imported: {type(failure).__name__}: {failure}"
+        ) from failure
 
 
 @contextmanager

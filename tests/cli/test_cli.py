@@ -55,7 +55,8 @@ def test_help_is_light():
         "from netslim.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert not {'torchvision', 'pytorch_lightning', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not {'torchvision', 'pytorch_lightning', 'matplotlib', 'sklearn'} & "
+        "set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
@@ -113,7 +114,8 @@ def test_a_run_and_its_report(tmp_path, capsys):
         (["inspect", "zoo:vgg", "--input", "3", "32", "32"], "layers"),
         (["inspect", "zoo:vgg99", "--input", "3", "32", "32"], "vgg"),
         (["inspect", "torchvision:resnet1", "--input", "3", "32", "32"], "resnet18"),
-        (["inspect", "zoo:vgg11", "--input", "5", "32", "32"], "does not run on these example inputs"),
+        (["inspect", "zoo:vgg11", "--input", "5", "32", "32"], "does not run on these example "
+                                                               "inputs"),
         (["inspect", "zoo:vgg11", "--input", "0", "32", "32"], "1 or more"),
         (["report", "nowhere"], "nowhere"),
     ],
@@ -135,7 +137,9 @@ def test_debug_shows_the_traceback():
 
 
 def test_inspect_prints_groups_and_json(capsys):
-    assert main(["inspect", "zoo:resnet20", "--input", "3", "32", "32", "--model.width", "0.5"]) == 0
+    assert (
+        main(["inspect", "zoo:resnet20", "--input", "3", "32", "32", "--model.width", "0.5"]) == 0
+    )
     out = capsys.readouterr().out
     assert "groups can be cut exactly" in out
     assert "10,248,512 multiply-accumulates" in out  # of one image
@@ -143,7 +147,11 @@ def test_inspect_prints_groups_and_json(capsys):
     assert "which hold 99" in out
     assert main(["inspect", "zoo:vgg11", "--input", "3", "32", "32", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["groups"][0] == data["groups"][0] | {"channels": 64, "prunable": True, "reason": None}
+    assert data["groups"][0] == data["groups"][0] | {
+        "channels": 64,
+        "prunable": True,
+        "reason": None,
+    }
 
 
 def test_inspect_explains_names(capsys):
@@ -157,7 +165,11 @@ def test_inspect_explains_names(capsys):
     data = json.loads(capsys.readouterr().out)
     assert data["explain"] == {"fc": second.rstrip("\n")}
     second_axis = data["axes"][1]
-    assert (second_axis["tensor"], second_axis["axis"], second_axis["size"]) == ("conv1.weight", 1, 3)
+    assert (second_axis["tensor"], second_axis["axis"], second_axis["size"]) == (
+        "conv1.weight",
+        1,
+        3,
+    )
     assert "meets a fixed size" in second_axis["parts"][0]["reason"]
     assert "did you mean 'conv1'" in told(capsys, *shape, "--explain", "conv11")
 
@@ -186,25 +198,39 @@ def test_inspect_takes_several_inputs_and_their_types(tmp_path, capsys, monkeypa
         given = [item for name in types for item in ("--dtype", name)]
         assert main([*command, "--input", "5", *given, "--json"]) == 0
         groups = json.loads(capsys.readouterr().out)["groups"]
-        assert [(g["name"], g["channels"]) for g in groups] == [("embed", 6), ("inner", 8), ("head", 3)]
+        assert [(g["name"], g["channels"]) for g in groups] == [
+            ("embed", 6),
+            ("inner", 8),
+            ("head", 3),
+        ]
     message = told(capsys, *command, "--dtype", "int64")
     assert "missing 1 required positional argument: 'mask'" in message
     assert "once for each input" in message
     assert "tokens need --dtype int64" in told(capsys, *command, "--input", "5")
-    assert "--dtype int65: choose one of float32" in told(capsys, *command, "--input", "5", "--dtype", "int65")
+    assert "--dtype int65: choose one of float32" in told(
+        capsys, *command, "--input", "5", "--dtype", "int65"
+    )
     three = [item for _ in range(3) for item in ("--dtype", "bool")]
     assert "--dtype: 3 for 2 inputs" in told(capsys, *command, "--input", "5", *three)
 
 
 def test_inspect_a_checkpoint(tmp_path, capsys):
     model = models.build("zoo:vgg11", width=0.25)
-    small = netslim.slim(model, torch.randn(1, 3, 32, 32), criterion="l1", budget=netslim.Budget(cut_channels=0.5))
-    path = netslim.save(small, tmp_path / "s.safetensors", constructor=models.constructor("zoo:vgg11", {"width": 0.25}))
+    small = netslim.slim(
+        model, torch.randn(1, 3, 32, 32), criterion="l1", budget=netslim.Budget(cut_channels=0.5)
+    )
+    path = netslim.save(
+        small,
+        tmp_path / "s.safetensors",
+        constructor=models.constructor("zoo:vgg11", {"width": 0.25}),
+    )
     assert main(["inspect", str(path), "--input", "3", "32", "32", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["params"] == sum(p.numel() for p in small.parameters())
     path.write_bytes(path.read_bytes()[:-10])
-    assert "not a whole netslim checkpoint" in told(capsys, "inspect", str(path), "--input", "3", "32", "32")
+    assert "not a whole netslim checkpoint" in told(
+        capsys, "inspect", str(path), "--input", "3", "32", "32"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -220,7 +246,9 @@ def test_ctrl_c_is_one_line_and_says_how_to_go_on(tmp_path):
         "--trainer.threads",
         "1",
     ]
-    process = subprocess.Popen([*command, "--stages.sparse.epochs", "500"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--stages.sparse.epochs", "500"], stderr=subprocess.PIPE, text=True
+    )
     marker = Path(tmp_path / "run" / "01-sparse" / "metrics.csv")
     until = time.monotonic() + 120
     while not marker.exists() and time.monotonic() < until:
@@ -229,5 +257,7 @@ def test_ctrl_c_is_one_line_and_says_how_to_go_on(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.strip().splitlines()[-1].startswith("netslim: interrupted; what is finished is kept in")
+    assert (
+        err.strip().splitlines()[-1].startswith("netslim: interrupted; what is finished is kept in")
+    )
     assert marker.exists()

@@ -1,4 +1,6 @@
-"""`netslim export` and `netslim bench`: what they write and print, and that every mistake is one line."""
+"""`netslim export` and `netslim bench`: what they write and print, and that every mistake is one
+line.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ import netslim
 from netslim.cli import main
 from netslim.cli.ship import _short
 
-NET = ["zoo:vgg", "--model.layers", "[4, M, 6]", "--model.in_channels", "1", "--model.num_classes", "3"]
+NET = [
+    "zoo:vgg",
+    "--model.layers",
+    "[4, M, 6]",
+    "--model.in_channels",
+    "1",
+    "--model.num_classes",
+    "3",
+]
 INPUT = ["--input", "1", "8", "8"]
 
 
@@ -31,7 +41,9 @@ def checkpoint(tmp_path):
     model = netslim.models.build("zoo:vgg", **kwargs)
     small = netslim.slim(model, torch.randn(1, 1, 8, 8), budget=netslim.Budget(cut_channels=0.5))
     return netslim.save(
-        small, tmp_path / "small.safetensors", constructor=netslim.models.constructor("zoo:vgg", kwargs)
+        small,
+        tmp_path / "small.safetensors",
+        constructor=netslim.models.constructor("zoo:vgg", kwargs),
     )
 
 
@@ -43,7 +55,9 @@ def test_export_of_a_cut_checkpoint(checkpoint, tmp_path, capsys):
     assert main(["export", str(checkpoint), *INPUT, "--out", str(out), "--batch", "4"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"torch.export, {out.stat().st_size / 1000:,.1f} kB: x -> output"
-    assert said[1].startswith("verified: the outputs deviate by no more than 0.0e+00 of the largest, in batches of 4")
+    assert said[1].startswith(
+        "verified: the outputs deviate by no more than 0.0e+00 of the largest, in batches of 4"
+    )
     assert said[2] == f"file: {out}"
     images = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
@@ -66,11 +80,17 @@ def test_export_to_onnx(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--out", "net.tflite"], "write to a file that ends in .onnx or .pt2"),
-        (["--out", "net.pt2", "--batch", "0"], "--batch 0: give a number of examples, 1 or more, or dynamic"),
+        (
+            ["--out", "net.pt2", "--batch", "0"],
+            "--batch 0: give a number of examples, 1 or more, or dynamic",
+        ),
         (["--out", "net.pt2", "--batch", "many"], "--batch many: give a number of examples"),
         (["--out", "net.pt2", "--opset", "18"], "opset=18 belongs to ONNX"),
         (["--out", "net.pt2", "--input", "8"], "--dtype: 3 for 2 inputs"),
-        (["--out", "net.pt2", "--data.root", "x"], "--data.root: export takes options of the model only"),
+        (
+            ["--out", "net.pt2", "--data.root", "x"],
+            "--data.root: export takes options of the model only",
+        ),
     ],
 )
 def test_mistakes_in_export(arguments, message, tmp_path, monkeypatch, capsys):
@@ -84,7 +104,17 @@ def test_mistakes_in_export(arguments, message, tmp_path, monkeypatch, capsys):
 
 
 def test_bench_counts_by_hand_and_compares_with_the_first(checkpoint, capsys):
-    arguments = [NET[0], str(checkpoint), NET[0], *NET[1:], *INPUT, "--batch-size", "2", "--repeats", "5"]
+    arguments = [
+        NET[0],
+        str(checkpoint),
+        NET[0],
+        *NET[1:],
+        *INPUT,
+        "--batch-size",
+        "2",
+        "--repeats",
+        "5",
+    ]
     assert main(["bench", *arguments, "--threads", "1", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["device"], found["threads"], found["batch_size"]) == ("cpu", 1, 2)
@@ -111,7 +141,10 @@ def test_bench_as_a_table_with_a_row_for_each_backend(capsys):
     assert main(["bench", *NET, *arguments]) == 0
     head, eager, other, last = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["model", "backend", "params", "MACs", "activations"]
-    assert [row.split()[:2] for row in (eager, other)] == [["zoo:vgg", "eager"], ["zoo:vgg", "onnxruntime"]]
+    assert [row.split()[:2] for row in (eager, other)] == [
+        ["zoo:vgg", "eager"],
+        ["zoo:vgg", "onnxruntime"],
+    ]
     assert eager.split()[2] == "293"
     assert eager.endswith(" 1.00")
     assert other.endswith(" 1.00")

@@ -1,4 +1,6 @@
-"""`netslim train`, `finetune`, `prune`, `evaluate`: each does its one thing, and every mistake is one line."""
+"""`netslim train`, `finetune`, `prune`, `evaluate`: each does its one thing, and every mistake is
+one line.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import netslim
-from netslim import checkpoint
 from netslim.cli import main
-from netslim.data import Data
-from netslim.data import load as load_data
-from netslim.training import single
+from netslim.data.sources import load as load_data
+from netslim.data.splits import Data
+from netslim.models import checkpoint
+from netslim.training.commands import step as single
 
 VGG = ["zoo:vgg", "--model.layers", "[16, M, 32]", "--model.in_channels", "1"]
 RESNET = ["zoo:resnet", "--model.depth", "8", "--model.in_channels", "1", "--model.width", "0.5"]
@@ -88,7 +90,19 @@ def test_what_was_cut_is_trained_cut_and_looked_at_again(name, trained, tmp_path
     assert f"params: {params(trained[name]):,} -> {params(files[0]):,} (-" in said
     assert "verified: the outputs deviate by no more than " in said
     go("finetune", files[0], *QUICK_TRAIN, "--teacher", trained[name], "--out", files[1])
-    go("prune", files[1], *DATA, "--cut-channels", 0.3, "--criterion", "taylor", "--batches", 2, "--out", files[2])
+    go(
+        "prune",
+        files[1],
+        *DATA,
+        "--cut-channels",
+        0.3,
+        "--criterion",
+        "taylor",
+        "--batches",
+        2,
+        "--out",
+        files[2],
+    )
     sizes = [params(path) for path in (trained[name], *files)]
     assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
     capsys.readouterr()
@@ -109,9 +123,13 @@ def test_evaluate_looks_and_writes_nothing(trained, tmp_path, monkeypatch, capsy
         logits = netslim.load(None, "vgg.safetensors").eval()(pixels_of(data))
     top5 = (logits.topk(5).indices == data.test.labels[:, None]).any(1)
     assert found["images"] == 359
-    assert found["top1"] == pytest.approx((logits.argmax(1) == data.test.labels).float().mean().item(), abs=1e-6)
+    assert found["top1"] == pytest.approx(
+        (logits.argmax(1) == data.test.labels).float().mean().item(), abs=1e-6
+    )
     assert found["top5"] == pytest.approx(top5.float().mean().item(), abs=1e-6)
-    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.test.labels).item(), abs=1e-5)
+    assert found["loss"] == pytest.approx(
+        nn.functional.cross_entropy(logits, data.test.labels).item(), abs=1e-5
+    )
     assert f"top-1 {found['top1']:.2%}  top-5 {found['top5']:.2%}" in capsys.readouterr().out
 
 
@@ -121,7 +139,9 @@ def test_ten_crops_as_large_as_the_image_are_the_image_and_its_mirror(trained, c
     data, network = load_data("digits"), netslim.load(None, trained["vgg"]).eval()
     with torch.inference_mode():
         logits = (network(pixels_of(data)) + network(pixels_of(data).flip(3))) / 2
-    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, data.test.labels).item(), abs=1e-5)
+    assert found["loss"] == pytest.approx(
+        nn.functional.cross_entropy(logits, data.test.labels).item(), abs=1e-5
+    )
 
 
 def test_named_layers_in_any_order(trained, tmp_path):
@@ -129,9 +149,24 @@ def test_named_layers_in_any_order(trained, tmp_path):
     for name, pairs in (("a", amounts), ("b", amounts[::-1])):
         layers, counts = zip(*pairs, strict=True)
         out = tmp_path / f"{name}.safetensors"
-        go("prune", trained["vgg"], *INPUT, "--order", "greedy", "--layers", *layers, "--counts", *counts, "--out", out)
+        go(
+            "prune",
+            trained["vgg"],
+            *INPUT,
+            "--order",
+            "greedy",
+            "--layers",
+            *layers,
+            "--counts",
+            *counts,
+            "--out",
+            out,
+        )
     plan = netslim.PruningPlan.from_json((tmp_path / "a.plan.json").read_text())
-    assert {name: len(cut.kept) for name, cut in plan.groups.items()} == {"features.0": 12, "features.4": 8}
+    assert {name: len(cut.kept) for name, cut in plan.groups.items()} == {
+        "features.0": 12,
+        "features.4": 8,
+    }
     assert (tmp_path / "a.plan.json").read_text() == (tmp_path / "b.plan.json").read_text()
     network = netslim.load(None, trained["vgg"]).eval()
     graph = netslim.trace(network, torch.randn(2, 1, 8, 8))
@@ -149,26 +184,41 @@ def test_soft_training_then_what_is_zero(trained, tmp_path):
 
 def test_centripetal_training_then_merging(trained, tmp_path, capsys):
     drawn, merged = tmp_path / "drawn.safetensors", tmp_path / "merged.safetensors"
-    method = ["--sparsity.method", "centripetal", "--sparsity.target", 0.5, "--sparsity.strength", 0.5]
+    method = [
+        "--sparsity.method",
+        "centripetal",
+        "--sparsity.target",
+        0.5,
+        "--sparsity.strength",
+        0.5,
+    ]
     go("train", trained["vgg"], *QUICK_TRAIN, *method, "--out", drawn)
     go("prune", drawn, *INPUT, "--by", "clusters", "--out", merged)
     network = netslim.load(None, merged)
     assert [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] == [8, 16]
     on = tmp_path / "on.safetensors"
     go("finetune", drawn, *QUICK_TRAIN, "--out", on)
-    line = told(capsys, "prune", on, *INPUT, "--by", "clusters", "--out", tmp_path / "x.safetensors")
+    line = told(
+        capsys, "prune", on, *INPUT, "--by", "clusters", "--out", tmp_path / "x.safetensors"
+    )
     assert "does not say what was drawn together" in line
 
 
 def test_a_mask_is_held_while_training_and_cut_later(trained, tmp_path, capsys):
-    masked, tuned, small = (tmp_path / f"{name}.safetensors" for name in ("masked", "tuned", "small"))
+    masked, tuned, small = (
+        tmp_path / f"{name}.safetensors" for name in ("masked", "tuned", "small")
+    )
     go("prune", trained["vgg"], *INPUT, "--cut-channels", 0.5, "--mask", "--out", masked)
     assert params(masked) == params(trained["vgg"])
     go("finetune", masked, *QUICK_TRAIN, "--lr", 0.1, "--out", tuned)
     plan = netslim.PruningPlan.from_json((tmp_path / "masked.plan.json").read_text())
     network = netslim.load(None, tuned)
-    assert not network.get_parameter("features.1.weight")[list(plan.groups["features.0"].removed)].any()
-    assert not torch.equal(network.features[0].weight, netslim.load(None, masked).features[0].weight)
+    assert not network.get_parameter("features.1.weight")[
+        list(plan.groups["features.0"].removed)
+    ].any()
+    assert not torch.equal(
+        network.features[0].weight, netslim.load(None, masked).features[0].weight
+    )
     go("prune", tuned, *INPUT, "--by", "mask", "--out", small)
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(netslim.load(None, small).eval()(images), network.eval()(images))
@@ -176,15 +226,33 @@ def test_a_mask_is_held_while_training_and_cut_later(trained, tmp_path, capsys):
     assert "--by mask" in told(
         capsys, "prune", tuned, *INPUT, "--cut-channels", 0.5, "--out", tmp_path / "x.safetensors"
     )
-    line = told(capsys, "train", tuned, *QUICK_TRAIN, "--sparsity.strength", 0.1, "--out", tmp_path / "x.safetensors")
+    line = told(
+        capsys,
+        "train",
+        tuned,
+        *QUICK_TRAIN,
+        "--sparsity.strength",
+        0.1,
+        "--out",
+        tmp_path / "x.safetensors",
+    )
     assert "is masked" in line
-    assert "is not masked" in told(capsys, "prune", small, *INPUT, "--by", "mask", "--out", tmp_path / "x.safetensors")
+    assert "is not masked" in told(
+        capsys, "prune", small, *INPUT, "--by", "mask", "--out", tmp_path / "x.safetensors"
+    )
 
 
 def test_scales_of_a_checkpoint_are_kept_and_those_of_a_fresh_network_start_at_one_half():
     def start(model: str, **overrides: str) -> float | None:
-        chosen = {"sparsity.strength": "1e-3", **{f"sparsity.{key}": text for key, text in overrides.items()}}
-        return single.step("train", model, "digits", {"epochs": 1}, chosen).stages[0].sparsity.gamma_init
+        chosen = {
+            "sparsity.strength": "1e-3",
+            **{f"sparsity.{key}": text for key, text in overrides.items()},
+        }
+        return (
+            single.step("train", model, "digits", {"epochs": 1}, chosen)
+            .stages[0]
+            .sparsity.gamma_init
+        )
 
     assert start("zoo:vgg16") == 0.5
     assert start("a.safetensors") is None
@@ -204,7 +272,16 @@ def test_nothing_cut_is_said(trained, tmp_path, capsys):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_and_the_same_command_again(tmp_path, capsys):
     def train(name: str) -> list[str]:
-        return ["train", *VGG, *DATA, *QUICK, "--epochs", "30", "--out", str(tmp_path / f"{name}.safetensors")]
+        return [
+            "train",
+            *VGG,
+            *DATA,
+            *QUICK,
+            "--epochs",
+            "30",
+            "--out",
+            str(tmp_path / f"{name}.safetensors"),
+        ]
 
     go(*train("whole"))
     row = tmp_path / "a.run" / "01-train" / "metrics.csv"
@@ -221,7 +298,8 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capsys):
     thread.join()
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(
-        f"netslim: interrupted; what is finished is kept in {tmp_path}/a.run; go on with: netslim train "
+        f"netslim: interrupted; what is finished is kept in {tmp_path}/a.run; go on with: "
+        "netslim train "
     )
     assert not (tmp_path / "a.safetensors").exists()
     done = len(row.read_text().splitlines()) - 1
@@ -230,7 +308,9 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capsys):
     assert "begun with other settings" in line
     go(*train("a"))
     assert f"epoch {done}/30" not in capsys.readouterr().err
-    (_, whole), (_, resumed) = (checkpoint.read(tmp_path / f"{name}.safetensors") for name in ("whole", "a"))
+    (_, whole), (_, resumed) = (
+        checkpoint.read(tmp_path / f"{name}.safetensors") for name in ("whole", "a")
+    )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert "exists already" in told(capsys, *train("a"))
 
@@ -264,7 +344,8 @@ MISTAKES = [
     ([*CUT[:-1], "plan.safetensors", "--cut-channels", "0.5"], "plan.plan.json exists already"),
     (["prune", "resnet.safetensors", "--input", "3", "8", "8", "--cut-channels", "0.5", *CUT[-2:]], "does not run on"),
     (["prune", "resnet.safetensors", "--input", "0", "8", "8", "--cut-channels", "0.5", *CUT[-2:]], "1 or more"),
-    (["prune", "none.safetensors", *INPUT, "--cut-channels", "0.5", *CUT[-2:]], "cannot read none.safetensors"),
+    (["prune", "none.safetensors", *INPUT, "--cut-channels", "0.5", *CUT[-2:]], "cannot read "
+                                                                                "none.safetensors"),
     (["prune", "damaged.safetensors", *INPUT, "--cut-channels", "0.5", *CUT[-2:]], "not a whole netslim checkpoint"),
     (["evaluate", "damaged.safetensors", *DATA], "not a whole netslim checkpoint"),
     (["evaluate", "none.safetensors", *DATA], "cannot read none.safetensors"),
@@ -272,7 +353,8 @@ MISTAKES = [
     (["evaluate", "vgg.safetensors", *DATA, "--ten-crop", "9"], "ten crops of 9 pixels"),
     (["evaluate", "vgg.safetensors", *DATA, "--split", "validation", "--data.validation", "0"], "no validation images"),
     (["evaluate", "vgg.safetensors", "--data", "digitz"], "digits"),
-    (["evaluate", "vgg.safetensors", *DATA, "--optimizer.lr", "1"], "optimizer: there is no such option"),
+    (["evaluate", "vgg.safetensors", *DATA, "--optimizer.lr", "1"], "optimizer: there is no "
+                                                                    "such option"),
     (["train", "zoo:vg16", *QUICK_TRAIN, "--out", "x.safetensors"], "vgg16"),
     ([*TRAIN, "--lr-factor", "0.5"], "falls at --milestones"),
     ([*CUT[:-1], ".", "--cut-channels", "0.5"], "for instance small.safetensors"),
@@ -305,8 +387,12 @@ def workshop(trained, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(given)[-60:] for given, _ in MISTAKES])
-def test_mistakes_are_one_line_and_nothing_is_lost_or_left(arguments, message, workshop, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=[" ".join(given)[-60:] for given, _ in MISTAKES]
+)
+def test_mistakes_are_one_line_and_nothing_is_lost_or_left(
+    arguments, message, workshop, monkeypatch, capsys
+):
     monkeypatch.chdir(workshop)
     before = contents(workshop)
     assert message in told(capsys, *arguments)

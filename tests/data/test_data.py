@@ -1,4 +1,6 @@
-"""Loading by name, damaged files of every kind, splits, augmentation, and batches that can be repeated."""
+"""Loading by name, damaged files of every kind, splits, augmentation, and batches that can be
+repeated.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
-from netslim.data import Augment, Data, ImageStream, ImageTensors, Loader, load
+from netslim.data.augment import Augment
+from netslim.data.loader import Loader
 from netslim.data.raw import roles
-from netslim.data.splits import channel_statistics, held_out, stratified
+from netslim.data.sources import load
+from netslim.data.splits import (
+    Data,
+    ImageStream,
+    ImageTensors,
+    channel_statistics,
+    held_out,
+    stratified,
+)
 from netslim.errors import DataError
 
 pa = pytest.importorskip("pyarrow")
@@ -31,7 +42,9 @@ DEVICES = [
 
 def tensors(count: int = 20, channels: int = 3, size: int = 8, classes: int = 2) -> ImageTensors:
     generator = torch.Generator().manual_seed(count)
-    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator
+    )
     return ImageTensors(images, torch.arange(count) % classes)
 
 
@@ -50,7 +63,7 @@ def plain(loader: Loader) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(images.cpu(), labels.cpu()) for images, labels in loader]
 
 
-# --- names and options -----------------------------------------------------------------------------------
+# --- names and options ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,16 +95,22 @@ def test_impossible_options(options: dict[str, int]) -> None:
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"folder:nowhere: there is no folder .*nowhere, nor nowhere in"):
+    with pytest.raises(
+        DataError, match=r"folder:nowhere: there is no folder .*nowhere, nor nowhere in"
+    ):
         load("folder:nowhere", root=tmp_path)
 
 
-# --- digits ----------------------------------------------------------------------------------------------
+# --- digits ---------------------------------------------------------------------------------------
 
 
 def test_digits() -> None:
     data = load("digits")
-    assert (len(data.train), len(data.validation), len(data.test)) == (1294, 144, 359)  # 1797 = 1438 + 359
+    assert (len(data.train), len(data.validation), len(data.test)) == (
+        1294,
+        144,
+        359,
+    )  # 1797 = 1438 + 359
     assert data.shape == (1, 8, 8)
     assert data.classes == tuple("0123456789")
     assert isinstance(data.train, ImageTensors)
@@ -121,7 +140,7 @@ def test_image_size_resizes_sets_in_memory() -> None:
     assert load("digits", image_size=12).shape == (1, 12, 12)
 
 
-# --- splits and statistics -------------------------------------------------------------------------------
+# --- splits and statistics ------------------------------------------------------------------------
 
 
 def test_stratified_meets_the_count_and_the_proportions() -> None:
@@ -134,7 +153,9 @@ def test_stratified_meets_the_count_and_the_proportions() -> None:
     assert torch.equal(chosen, stratified(labels, 11, seed=3)[1])
 
 
-@pytest.mark.parametrize(("option", "count"), [(0.1, 10), (0, 0), (0.0, 0), (25, 25), (25.0, 25), (1, 1)])
+@pytest.mark.parametrize(
+    ("option", "count"), [(0.1, 10), (0, 0), (0.0, 0), (25, 25), (25.0, 25), (1, 1)]
+)
 def test_held_out(option: float | int, count: int) -> None:
     assert held_out(option, 100) == count
 
@@ -152,7 +173,9 @@ def test_statistics_match_torch_over_several_chunks() -> None:
     mean, std = channel_statistics(split)
     values = split.images.double() / 255
     torch.testing.assert_close(torch.tensor(mean, dtype=torch.float64), values.mean((0, 2, 3)))
-    torch.testing.assert_close(torch.tensor(std, dtype=torch.float64), values.std((0, 2, 3), correction=0))
+    torch.testing.assert_close(
+        torch.tensor(std, dtype=torch.float64), values.std((0, 2, 3), correction=0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +191,7 @@ def test_roles(names: list[str], expected: dict[str, str]) -> None:
     assert roles(names) == expected
 
 
-# --- augmentation ----------------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------------------
 
 
 def reference(image: torch.Tensor, row: int, column: int, mirrored: int, pad: int) -> torch.Tensor:
@@ -184,12 +207,17 @@ def reference(image: torch.Tensor, row: int, column: int, mirrored: int, pad: in
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("pad", [0, 1, 4])
 def test_augmentation_matches_a_loop_over_images(device: str, channels: int, pad: int) -> None:
-    images = torch.randint(0, 256, (12, channels, 6, 9), dtype=torch.uint8)  # not square: axes cannot be swapped
+    images = torch.randint(
+        0, 256, (12, channels, 6, 9), dtype=torch.uint8
+    )  # not square: axes cannot be swapped
     last = 2 * pad
     offsets = [(0, 0), (0, last), (last, 0), (last, last), (pad, pad), (last // 2, min(1, last))]
     choices = torch.tensor([(*offset, mirrored) for mirrored in (0, 1) for offset in offsets])
     result = Augment(pad=pad)(images.to(device), choices.to(device)).cpu()
-    expected = [reference(image, *choice, pad) for image, choice in zip(images, choices.tolist(), strict=True)]
+    expected = [
+        reference(image, *choice, pad)
+        for image, choice in zip(images, choices.tolist(), strict=True)
+    ]
     assert torch.equal(result, torch.stack(expected))
 
 
@@ -226,7 +254,7 @@ def test_negative_padding() -> None:
         Augment(pad=-1)
 
 
-# --- loader ----------------------------------------------------------------------------------------------
+# --- loader ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -239,7 +267,9 @@ def test_normalisation_is_exact(device: str, layout: torch.memory_format) -> Non
     assert all(images.is_contiguous(memory_format=layout) for images, _ in batches)
     assert all(images.device.type == device == labels.device.type for images, labels in batches)
     view = (1, 3, 1, 1)
-    expected = (split.images.double() / 255 - torch.tensor(mean).view(view)) / torch.tensor(std).view(view)
+    expected = (split.images.double() / 255 - torch.tensor(mean).view(view)) / torch.tensor(
+        std
+    ).view(view)
     result = torch.cat([images for images, _ in batches]).cpu()
     torch.testing.assert_close(result, expected.float(), rtol=1e-6, atol=1e-6)
     assert torch.equal(torch.cat([labels for _, labels in batches]).cpu(), split.labels)
@@ -252,7 +282,14 @@ def test_same_epoch_same_batches(device: str) -> None:
     def fresh(seed: int = 5, where: str = device) -> Loader:
         augment = Augment(pad=2)
         return Loader(
-            split, 16, shuffle=True, augment=augment, mean=(0.5,) * 3, std=(0.2,) * 3, seed=seed, device=where
+            split,
+            16,
+            shuffle=True,
+            augment=augment,
+            mean=(0.5,) * 3,
+            std=(0.2,) * 3,
+            seed=seed,
+            device=where,
         )
 
     loader = fresh()
@@ -274,8 +311,14 @@ def test_same_epoch_same_batches(device: str) -> None:
 
 def test_an_epoch_shows_every_image_once() -> None:
     images = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1)
-    loader = Loader(ImageTensors(images, torch.arange(50)), 16, shuffle=True, mean=(0.0,), std=(1.0,))
-    seen = [(round(float(value) * 255), int(label)) for x, y in loader for value, label in zip(x, y, strict=True)]
+    loader = Loader(
+        ImageTensors(images, torch.arange(50)), 16, shuffle=True, mean=(0.0,), std=(1.0,)
+    )
+    seen = [
+        (round(float(value) * 255), int(label))
+        for x, y in loader
+        for value, label in zip(x, y, strict=True)
+    ]
     assert sorted(seen) == [(position, position) for position in range(50)]
     assert seen != sorted(seen)
 
@@ -311,7 +354,10 @@ def test_shards_share_out_one_order() -> None:
 
     whole = order((0, 1))
     assert order((0, 2)) == whole[0::2]
-    assert order((1, 2)) == [*whole[1::2], whole[0]]  # filled up, so that every process takes as many steps
+    assert order((1, 2)) == [
+        *whole[1::2],
+        whole[0],
+    ]  # filled up, so that every process takes as many steps
 
 
 @pytest.mark.parametrize(
@@ -328,11 +374,13 @@ def test_impossible_loader(options: dict[str, object], message: str) -> None:
         Loader(tensors(20), **{"batch_size": 8, "mean": (0.5,) * 3, "std": (0.2,) * 3, **options})  # type: ignore
 
 
-# --- torchvision -----------------------------------------------------------------------------------------
+# --- torchvision ----------------------------------------------------------------------------------
 
 
 def write_idx(file: Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(
+        size.to_bytes(4, "big") for size in array.shape
+    )
     file.write_bytes(header + array.tobytes())
 
 
@@ -343,7 +391,9 @@ def mnist(tmp_path: Path) -> Path:
     raw.mkdir(parents=True)
     for part, count in (("train", 30), ("t10k", 10)):
         rng = np.random.default_rng(count)
-        write_idx(raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
+        write_idx(
+            raw / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        )
         write_idx(raw / f"{part}-labels-idx1-ubyte", (np.arange(count) % 10).astype(np.uint8))
     return raw
 
@@ -354,18 +404,24 @@ def test_torchvision_reads_its_own_layout(mnist: Path, tmp_path: Path) -> None:
     assert torch.bincount(data.validation.labels).tolist() == [1] * 10
     assert data.shape == (1, 28, 28)
     assert isinstance(data.test, ImageTensors)
-    stored = np.fromfile(mnist / "t10k-images-idx3-ubyte", dtype=np.uint8)[16:].reshape(10, 1, 28, 28)
+    stored = np.fromfile(mnist / "t10k-images-idx3-ubyte", dtype=np.uint8)[16:].reshape(
+        10, 1, 28, 28
+    )
     assert np.array_equal(data.test.images.numpy(), stored)
 
 
-def test_root_defaults_to_the_environment(mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_defaults_to_the_environment(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NETSLIM_DATA", str(tmp_path))
     assert len(load("torchvision:MNIST").test) == 10
 
 
 def test_missing_file_is_named_with_the_remedy(mnist: Path, tmp_path: Path) -> None:
     (mnist / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte is missing; .*NETSLIM_DATA.*download: true"):
+    with pytest.raises(
+        DataError, match=r"t10k-labels-idx1-ubyte is missing; .*NETSLIM_DATA.*download: true"
+    ):
         load("torchvision:MNIST", root=tmp_path)
 
 
@@ -380,11 +436,15 @@ def test_missing_set_is_never_downloaded_unasked(name: str, tmp_path: Path) -> N
 def test_short_idx_file(mnist: Path, tmp_path: Path, keep: int) -> None:
     file = mnist / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(DataError, match=rf"train-images-idx3-ubyte: holds {keep:,} bytes .* truncated"):
+    with pytest.raises(
+        DataError, match=rf"train-images-idx3-ubyte: holds {keep:,} bytes .* truncated"
+    ):
         load("torchvision:MNIST", root=tmp_path)
 
 
-@pytest.mark.parametrize(("damage", "said"), [(0, "is whole: unpack it"), (40, "truncated or damaged")])
+@pytest.mark.parametrize(
+    ("damage", "said"), [(0, "is whole: unpack it"), (40, "truncated or damaged")]
+)
 def test_only_a_compressed_file(mnist: Path, tmp_path: Path, damage: int, said: str) -> None:
     file = mnist / "train-labels-idx1-ubyte"
     packed = gzip.compress(file.read_bytes())
@@ -401,8 +461,12 @@ def test_images_and_labels_that_do_not_match(mnist: Path, tmp_path: Path) -> Non
 
 
 def test_label_out_of_range(mnist: Path, tmp_path: Path) -> None:
-    write_idx(mnist / "t10k-labels-idx1-ubyte", np.array([0, 1, 2, 3, 4, 99, 6, 7, 8, 9], dtype=np.uint8))
-    with pytest.raises(DataError, match=r"row 5 of the test split has the label 99, outside 0\.\.9"):
+    write_idx(
+        mnist / "t10k-labels-idx1-ubyte", np.array([0, 1, 2, 3, 4, 99, 6, 7, 8, 9], dtype=np.uint8)
+    )
+    with pytest.raises(
+        DataError, match=r"row 5 of the test split has the label 99, outside 0\.\.9"
+    ):
         load("torchvision:MNIST", root=tmp_path)
 
 
@@ -427,7 +491,9 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     meta = write("batches.meta", {"label_names": [f"class {number}" for number in range(10)]})
     monkeypatch.setattr(CIFAR10, "train_list", entries[:5])
     monkeypatch.setattr(CIFAR10, "test_list", entries[5:])
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]})
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    )
     return folder
 
 
@@ -442,7 +508,9 @@ def test_cifar_layout(cifar: Path, tmp_path: Path) -> None:
 
 def test_damaged_cifar(cifar: Path, tmp_path: Path) -> None:
     (cifar / "data_batch_3").write_bytes(b"half")
-    with pytest.raises(DataError, match=r"torchvision:CIFAR10 under .*: cannot be read .*download: true"):
+    with pytest.raises(
+        DataError, match=r"torchvision:CIFAR10 under .*: cannot be read .*download: true"
+    ):
         load("torchvision:CIFAR10", root=tmp_path)
 
 
@@ -455,7 +523,9 @@ def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for role, count in (("train", 20), ("test", 10)):
         file = tmp_path / f"{role}_32x32.mat"
         pixels = np.random.default_rng(count).integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
-        savemat(file, {"X": pixels, "y": (np.arange(count) % 10 + 1)[:, None]})  # 10 stands for the digit 0
+        savemat(
+            file, {"X": pixels, "y": (np.arange(count) % 10 + 1)[:, None]}
+        )  # 10 stands for the digit 0
         entries[role] = ["", file.name, calculate_md5(file)]
     monkeypatch.setattr(SVHN, "split_list", entries)
     data = load("torchvision:SVHN", root=tmp_path, validation=0)
@@ -464,7 +534,7 @@ def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.classes == tuple("0123456789")
 
 
-# --- tables (hf:) ----------------------------------------------------------------------------------------
+# --- tables (hf:) ---------------------------------------------------------------------------------
 
 
 def write_table(
@@ -481,8 +551,13 @@ def write_table(
     )
     table = pa.table({columns[0]: pictures, columns[1]: pa.array(labels)})
     if names:
-        features = {columns[0]: {"_type": "Image"}, columns[1]: {"_type": "ClassLabel", "names": names}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        features = {
+            columns[0]: {"_type": "Image"},
+            columns[1]: {"_type": "ClassLabel", "names": names},
+        }
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     pq.write_table(table, file)
 
 
@@ -493,7 +568,12 @@ def table(tmp_path: Path) -> Path:
     folder.mkdir()
     for part, count in (("train", 20), ("test", 8)):
         cells = [encode(picture(seed)) for seed in range(count)]
-        write_table(folder / f"{part}.parquet", cells, [seed % 2 for seed in range(count)], names=["cat", "dog"])
+        write_table(
+            folder / f"{part}.parquet",
+            cells,
+            [seed % 2 for seed in range(count)],
+            names=["cat", "dog"],
+        )
     return folder
 
 
@@ -526,7 +606,9 @@ def test_table_in_pieces_with_other_column_names(tmp_path: Path) -> None:
             labels,
             columns=("image", "fine_label"),
         )
-    data = load(f"hf:{tmp_path}", validation=0)  # no test split: always the same fifth of every class
+    data = load(
+        f"hf:{tmp_path}", validation=0
+    )  # no test split: always the same fifth of every class
     assert data.classes == ("cat", "dog")
     assert (len(data.train), len(data.test)) == (6, 2)
     assert torch.bincount(data.test.labels).tolist() == [1, 1]
@@ -551,7 +633,9 @@ def test_grey_pictures_have_one_channel_unless_some_are_in_colour(tmp_path: Path
 def test_pictures_of_several_sizes(tmp_path: Path) -> None:
     cells = [encode(picture(seed, size=8 if seed < 7 else 11)) for seed in range(10)]
     write_table(tmp_path / "train.parquet", cells, [0, 1] * 5)
-    with pytest.raises(DataError, match=r"train.parquet, row 7: the picture is 11x11, others are 8x8; give image"):
+    with pytest.raises(
+        DataError, match=r"train.parquet, row 7: the picture is 11x11, others are 8x8; give image"
+    ):
         load(f"hf:{tmp_path}")
     assert load(f"hf:{tmp_path}", image_size=6).shape == (3, 6, 6)
 
@@ -559,7 +643,9 @@ def test_pictures_of_several_sizes(tmp_path: Path) -> None:
 def test_truncated_table(table: Path) -> None:
     file = table / "test.parquet"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"test.parquet: cannot be read as parquet .* copy or download it again"):
+    with pytest.raises(
+        DataError, match=r"test.parquet: cannot be read as parquet .* copy or download it again"
+    ):
         load(f"hf:{table}")
 
 
@@ -577,9 +663,16 @@ def test_damage_inside_a_table(table: Path) -> None:
 def test_damaged_picture_is_named_by_file_and_row(tmp_path: Path, form: str, damage: str) -> None:
     cells: list[bytes | None] = [encode(picture(seed, size=32), form) for seed in range(10)]
     whole = cells[4] or b""
-    cells[4] = {"cut": whole[: len(whole) // 2], "noise": b"no picture", "empty": b"", "none": None}[damage]
+    cells[4] = {
+        "cut": whole[: len(whole) // 2],
+        "noise": b"no picture",
+        "empty": b"",
+        "none": None,
+    }[damage]
     write_table(tmp_path / "train.parquet", cells, [0, 1] * 5)
-    with pytest.raises(DataError, match=r"train.parquet, row 4: the picture cannot be decoded .*replace or remove"):
+    with pytest.raises(
+        DataError, match=r"train.parquet, row 4: the picture cannot be decoded .*replace or remove"
+    ):
         load(f"hf:{tmp_path}")
 
 
@@ -614,7 +707,9 @@ def test_row_is_counted_in_its_own_file(tmp_path: Path) -> None:
         ([0.5, 1.0] * 5, None, "column 'label' holds double"),
     ],
 )
-def test_wrong_labels(tmp_path: Path, labels: list[object], names: list[str] | None, message: str) -> None:
+def test_wrong_labels(
+    tmp_path: Path, labels: list[object], names: list[str] | None, message: str
+) -> None:
     cells = [encode(picture(seed)) for seed in range(10)]
     write_table(tmp_path / "train.parquet", cells, labels, names=names)
     with pytest.raises(DataError, match=message):
@@ -625,7 +720,9 @@ def test_class_that_only_the_test_file_has(tmp_path: Path) -> None:
     cells = [encode(picture(seed)) for seed in range(4)]
     write_table(tmp_path / "train.parquet", cells, ["cat", "dog"] * 2)
     write_table(tmp_path / "test.parquet", cells, ["cat", "emu"] * 2)
-    with pytest.raises(DataError, match=r"test.parquet: label 'emu' is not one of the classes cat, dog"):
+    with pytest.raises(
+        DataError, match=r"test.parquet: label 'emu' is not one of the classes cat, dog"
+    ):
         load(f"hf:{tmp_path}")
 
 
@@ -662,9 +759,11 @@ def test_hub_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         load("hf:nobody/nothing", root=tmp_path)
 
 
-def test_hub_reader_on_local_tables(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_reader_on_local_tables(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("datasets", reason="the extra 'hf' is not installed")
-    from netslim.data.tables import read_hub
+    from netslim.data.parquet import read_hub
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     read = read_hub(str(table), None, 1 << 30)
@@ -674,7 +773,7 @@ def test_hub_reader_on_local_tables(table: Path, tmp_path: Path, monkeypatch: py
     assert np.array_equal(test.images[3].permute(1, 2, 0).numpy(), picture(3))
 
 
-# --- folders ---------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def write_folder(place: Path, classes: dict[str, int], size: int = 8) -> None:
@@ -723,13 +822,19 @@ def test_labels_follow_the_training_classes(folder: Path) -> None:
 
 def test_class_folder_that_training_lacks(folder: Path) -> None:
     write_folder(folder / "test", {"emu": 1})
-    with pytest.raises(DataError, match=r"test: class folder 'emu' is not in .*train, which has cat, dog"):
+    with pytest.raises(
+        DataError, match=r"test: class folder 'emu' is not in .*train, which has cat, dog"
+    ):
         load(f"folder:{folder}")
 
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [({}, "Couldn't find any class folder"), ({"cat": 3, "dog": 0}, "dog"), ({"cat": 3}, "only one class")],
+    [
+        ({}, "Couldn't find any class folder"),
+        ({"cat": 3, "dog": 0}, "dog"),
+        ({"cat": 3}, "only one class"),
+    ],
 )
 def test_folder_that_cannot_be_used(tmp_path: Path, classes: dict[str, int], message: str) -> None:
     write_folder(tmp_path, classes)
@@ -758,7 +863,16 @@ def test_resizing_keeps_the_middle(tmp_path: Path) -> None:
 
 def batches(data: Data, workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     augment = Augment(pad=1)
-    loader = Loader(data.train, 6, shuffle=True, augment=augment, mean=data.mean, std=data.std, seed=2, workers=workers)
+    loader = Loader(
+        data.train,
+        6,
+        shuffle=True,
+        augment=augment,
+        mean=data.mean,
+        std=data.std,
+        seed=2,
+        workers=workers,
+    )
     loader.set_epoch(7)
     return plain(loader)
 
@@ -793,12 +907,14 @@ def test_large_pictures_are_decoded_by_threads_in_order(tmp_path: Path) -> None:
     assert isinstance(data.train, ImageTensors)
     pairs = zip(data.train.images, data.train.labels.tolist(), strict=True)
     shown = {(label, image.numpy().tobytes()) for image, label in pairs}
-    made = {(label, picture(n, 160).transpose(2, 0, 1).tobytes()) for label in (0, 1) for n in range(5)}
+    made = {
+        (label, picture(n, 160).transpose(2, 0, 1).tobytes()) for label in (0, 1) for n in range(5)
+    }
     assert len(shown) == 8
     assert shown <= made
 
 
-# --- the real sets ---------------------------------------------------------------------------------------
+# --- the real sets --------------------------------------------------------------------------------
 
 
 def test_real_mnist(netslim_data: Path) -> None:

@@ -1,4 +1,6 @@
-"""What layers put out and what is in memory at once, against counts made by hand; two counters check each other."""
+"""What layers put out and what is in memory at once, against counts made by hand; two counters
+check each other.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ import torchvision
 from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, Residual
-from netslim import ChannelGraph, cost, prune, trace, zoo
-from netslim.resolve import resolve
+from netslim import ChannelGraph, cost, prune, trace
+from netslim.models import zoo
+from netslim.surgery.plan_of_units import resolve
 
 X = torch.zeros(1, 3, 8, 8)  # 192 elements, 768 bytes
 
@@ -39,22 +42,31 @@ def counted(model: nn.Module, inputs: object) -> tuple[int, int, int]:
 
 def keeping(graph: ChannelGraph, **channels: int) -> dict[int, np.ndarray]:
     """Masks that keep the first channels of these groups."""
-    return {graph.number(name): np.arange(graph[name].size) < kept for name, kept in channels.items()}
+    return {
+        graph.number(name): np.arange(graph[name].size) < kept for name, kept in channels.items()
+    }
 
 
-# --- by hand ------------------------------------------------------------------------------------------------------
+# --- by hand --------------------------------------------------------------------------------------
 
 
 def chain(inplace: bool) -> nn.Sequential:
     """Maps: 3x8x8 -> 6x8x8 -> 5x4x4 -> 80 -> 4."""
     relu = nn.ReLU(inplace=inplace)
-    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), relu, nn.Conv2d(6, 5, 1, 2), nn.Flatten(), nn.Linear(80, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), relu, nn.Conv2d(6, 5, 1, 2), nn.Flatten(), nn.Linear(80, 4)
+    )
 
 
 def test_a_chain():
     graph = trace(chain(inplace=False), X)
-    assert counted(chain(inplace=False), X) == (384 + 80 + 4, 4 * 468, 768 + 1536 + 1536)  # at the ReLU
-    # Two of six channels: at the ReLU 768 + 2 * 512. One more of the second layer changes nothing there.
+    assert counted(chain(inplace=False), X) == (
+        384 + 80 + 4,
+        4 * 468,
+        768 + 1536 + 1536,
+    )  # at the ReLU
+    # Two of six channels: at the ReLU 768 + 2 * 512. One more of the second layer changes nothing
+    # there.
     masks = {0: np.arange(6) < 2, 1: np.arange(5) < 3}
     assert graph.activations(masks) == 128 + 48 + 4
     assert graph.activation_bytes(masks) == 4 * 180
@@ -62,7 +74,11 @@ def test_a_chain():
 
 
 def test_in_place_takes_no_memory():
-    assert counted(chain(inplace=True), X) == (468, 4 * 468, 768 + 1536 + 320)  # at the second convolution
+    assert counted(chain(inplace=True), X) == (
+        468,
+        4 * 468,
+        768 + 1536 + 320,
+    )  # at the second convolution
     graph = trace(chain(inplace=True), X)
     assert [(o.operator, o.kind, o.layer) for o in graph.outputs if not o.constant] == [
         ("convolution", "new", True),
@@ -79,7 +95,10 @@ def test_in_place_takes_no_memory():
 def test_outputs_name_their_module_and_follow_the_cut():
     outputs = [o for o in trace(chain(inplace=False), X).outputs if not o.constant]
     assert [o.module for o in outputs] == ["0", "1", "2", "3", "4"]
-    sizes = [[factor.kept({0: np.arange(6) < 4, 1: np.arange(5) < 2}) for factor in o.factors] for o in outputs]
+    sizes = [
+        [factor.kept({0: np.arange(6) < 4, 1: np.arange(5) < 2}) for factor in o.factors]
+        for o in outputs
+    ]
     assert sizes == [[1, 4, 8, 8], [1, 4, 8, 8], [1, 2, 4, 4], [1, 32], [1, 4]]
     assert outputs[3].bytes({}) == 320
 
@@ -92,8 +111,8 @@ def residual(net, x):
 def test_a_residual_block():
     modules = {"stem": nn.Conv2d(3, 6, 1), "inner": nn.Conv2d(6, 5, 1), "outer": nn.Conv2d(5, 6, 1)}
     model = Net(residual, **modules, head=nn.Linear(6, 4))
-    # While the outer convolution runs, the input, the stem's 6 maps, 5 and 6 are there; at the sum the 5 are gone,
-    # but another 6 come.
+    # While the outer convolution runs, the input, the stem's 6 maps, 5 and 6 are there; at the sum
+    # the 5 are gone, but another 6 come.
     assert counted(model, X) == ((6 + 5 + 6) * 64 + 4, 4 * (17 * 64 + 4), 768 + (6 + 6 + 6) * 256)
     graph = trace(model, X)
     assert graph.peak_bytes(keeping(graph, stem=3)) == 768 + (3 + 5 + 3) * 256
@@ -139,7 +158,11 @@ def test_what_is_let_go_is_gone_and_what_is_held_stays():
 
 def test_pooling_has_its_numbers_beside_it():
     # 32 pooled elements of four bytes, and their places of eight.
-    assert counted(nn.Sequential(nn.Conv2d(3, 2, 1), nn.MaxPool2d(2)), X) == (128, 512, 768 + 512 + 128 + 256)
+    assert counted(nn.Sequential(nn.Conv2d(3, 2, 1), nn.MaxPool2d(2)), X) == (
+        128,
+        512,
+        768 + 512 + 128 + 256,
+    )
 
 
 def test_functional_calls_and_data_types():
@@ -159,7 +182,8 @@ def standardised(net, x):
 
 def test_what_depends_on_weights_alone_is_memory_but_no_activation():
     model = Net(standardised, conv=nn.Conv2d(3, 4, 1), mixing=nn.Parameter(torch.eye(1)))
-    # Weights are 12 elements of four bytes: centred and multiplied both are there at the end, the means gone.
+    # Weights are 12 elements of four bytes: centred and multiplied both are there at the end, the
+    # means gone.
     assert counted(model, X) == (4 * 64, 4 * 256, 768 + 2 * 48 + 4 * 256)
     kinds = {o.operator: o.constant for o in trace(model, X).outputs}
     assert kinds["mean"] is kinds["sub"] is True
@@ -211,7 +235,11 @@ def test_parts_that_only_training_uses_are_not_counted():
     class Auxiliary(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.head, self.extra = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+            self.conv, self.head, self.extra = (
+                nn.Conv2d(3, 4, 1),
+                nn.Conv2d(4, 2, 1),
+                nn.Conv2d(4, 2, 1),
+            )
 
         def forward(self, x):
             x = self.conv(x)
@@ -252,17 +280,23 @@ def test_tracing_keeps_no_tensor_alive():
     assert all(reference.expired() for reference in made)
 
 
-# --- after a cut --------------------------------------------------------------------------------------------------
+# --- after a cut ----------------------------------------------------------------------------------
 
 
-def cut_at_random(model: nn.Module, inputs: Tensor, share: float) -> tuple[ChannelGraph, dict, nn.Module]:
+def cut_at_random(
+    model: nn.Module, inputs: Tensor, share: float
+) -> tuple[ChannelGraph, dict, nn.Module]:
     """The graph, masks that keep about this share of each group, and what they leave of the model."""
     graph, rng = trace(model, inputs), np.random.default_rng(0)
     masks = {}
     for number, group in enumerate(graph.groups):
         if group.prunable:
             masks[number] = np.zeros(group.size, dtype=bool)
-            masks[number][rng.permutation(group.size)[: max(1, int(share * group.size * rng.uniform(0.5, 1.5)))]] = True
+            masks[number][
+                rng.permutation(group.size)[
+                    : max(1, int(share * group.size * rng.uniform(0.5, 1.5)))
+                ]
+            ] = True
     return graph, masks, prune(model, resolve(graph, masks))
 
 
@@ -286,7 +320,9 @@ def test_counts_under_masks_are_those_of_the_cut_model(name, share):
     build, x = NETS[name]
     graph, masks, small = cut_at_random(build().eval(), x, share)
     after, found = trace(small, x), cost(small, x)
-    assert graph.activations(masks) == after.activations() == found.activations < graph.activations()
+    assert (
+        graph.activations(masks) == after.activations() == found.activations < graph.activations()
+    )
     assert graph.activation_bytes(masks) == after.activation_bytes() == found.activation_bytes
     assert graph.peak_bytes(masks) == after.peak_bytes() == found.peak_bytes < graph.peak_bytes()
 
@@ -297,11 +333,15 @@ def shuffled(net, x):
 
 
 def test_a_copy_that_a_cut_makes_unnecessary():
-    """Eager PyTorch copies transposed memory only if its order changes, which one channel a half does not."""
+    """Eager PyTorch copies transposed memory only if its order changes, which one channel a half
+    does not.
+    """
     model = Net(shuffled, conv=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 1, 1)).eval()
     graph, masks, small = cut_at_random(model, X, 0.0)
     assert graph.activations(masks) == trace(small, X).activations() == 2 * 64 + 64
-    assert graph.peak_bytes(masks) == 768 + 2 * 512 + 256  # the convolution's output, its copy and the head's output
+    assert (
+        graph.peak_bytes(masks) == 768 + 2 * 512 + 256
+    )  # the convolution's output, its copy and the head's output
     assert trace(small, X).peak_bytes() == cost(small, X).peak_bytes == 768 + 512 + 256
 
 

@@ -8,12 +8,16 @@ import torchvision
 from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, Residual
-from netslim import trace, zoo
-from netslim.graph import ChannelGraph, pacesetter, projections
+from netslim import trace
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.coupling import pacesetter, projections
+from netslim.models import zoo
 
 
 def leaders(graph: ChannelGraph) -> dict[str, str]:
-    return {g.name: pacesetter(graph, g).removesuffix(".weight") for g in graph.groups if g.shortcut}
+    return {
+        g.name: pacesetter(graph, g).removesuffix(".weight") for g in graph.groups if g.shortcut
+    }
 
 
 def traced(model: nn.Module, size: int = 64) -> ChannelGraph:
@@ -64,7 +68,9 @@ def test_pre_activation_resnets():
 
 def test_depthwise_layers_and_gates_are_no_shortcuts():
     graph = traced(torchvision.models.mobilenet_v2())
-    assert leaders(graph) == {f"features.{i}.conv.2": f"features.{i}.conv.2" for i in (2, 4, 7, 11, 14)}
+    assert leaders(graph) == {
+        f"features.{i}.conv.2": f"features.{i}.conv.2" for i in (2, 4, 7, 11, 14)
+    }
     graph = traced(torchvision.models.mobilenet_v3_small())
     gated = graph["features.4.block.0.0"]  # scaled by the second layer of a squeeze-and-excitation
     assert gated.producers == ("features.4.block.0.0.weight", "features.4.block.2.fc2.weight")
@@ -91,7 +97,11 @@ class Sums(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.both, self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.both, self.left, self.right = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(4, 6, 3, padding=1),
+            nn.Conv2d(4, 6, 1),
+        )
         self.head = nn.Conv2d(6, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Everything(nn.Module):
-    """One of each: a shared and a chunked group, a flatten, mixing, a constant, an unknown operator, a spare layer."""
+    """One of each: a shared and a chunked group, a flatten, mixing, a constant, an unknown
+    operator, a spare layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ def line(text: str, start: str) -> str:
     return found
 
 
-# --- look-ups ----------------------------------------------------------------------------------------------------
+# --- look-ups -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,11 @@ def test_a_layer_that_only_reads_is_found_too():
     ("name", "message"),
     [
         ("stm.0", r"no group, module or tensor is named 'stm\.0'; did you mean 'stem\.0'"),
-        ("running_mean", r"named 'running_mean'; did you mean 'stem\.1\.running_mean' or 'block\.1\.running_mean'\?"),
+        (
+            "running_mean",
+            r"named 'running_mean'; did you mean 'stem\.1\.running_mean' or "
+            r"'block\.1\.running_mean'\?",
+        ),
         ("zzz", r"named 'zzz'; print\(graph\), or netslim inspect, lists"),
         ("relu", r"'relu' is in no group of channels; graph\.explain\('relu'\) says why"),
         ("aux", r"'aux' is in no group of channels"),
@@ -104,13 +110,15 @@ def test_other_names_are_refused_with_the_nearest(graph, name, message):
 
 def test_a_layer_of_several_groups_asks_which(graph):
     dense = trace(DenseBlock(), X)
-    with pytest.raises(PlanError, match=r"'norm3' takes part in 3 groups: 'stem' \(6\), 'conv1' \(4\) and 'conv2'"):
+    with pytest.raises(
+        PlanError, match=r"'norm3' takes part in 3 groups: 'stem' \(6\), 'conv1' \(4\) and 'conv2'"
+    ):
         dense["norm3"]
     with pytest.raises(PlanError, match="did you mean 'norm3'"):
         dense.explain("norm33")
 
 
-# --- explanations ------------------------------------------------------------------------------------------------
+# --- explanations ---------------------------------------------------------------------------------
 
 
 def test_a_tensor_is_explained_axis_by_axis(graph):
@@ -122,7 +130,10 @@ def test_a_tensor_is_explained_axis_by_axis(graph):
         "Group halves: 4 channels.",
     ]
     assert "They can be cut exactly: removing some equals silencing them." in text
-    assert line(text, "Made by stem") == "Made by stem.0 and block.0, which therefore lose the same ones."
+    assert (
+        line(text, "Made by stem")
+        == "Made by stem.0 and block.0, which therefore lose the same ones."
+    )
     assert line(text, "Scaled by") == "Scaled by stem.1 and block.1."
     assert line(text, "Read by block") == "Read by block.0 and halves."
     pair = "halves.weight (axis 0) and halves.bias (axis 0)"
@@ -132,21 +143,31 @@ def test_a_tensor_is_explained_axis_by_axis(graph):
 def test_shares_are_those_of_the_graph():
     """Chain: 6 channels hold 3*6*9+6 + 4*6... of its parameters; counted by hand."""
     text = trace(Chain(), X).explain("first.0")
-    held = 6 * 27 + 6 + 4 * 6 - 2 * 6 + 5 * 6 * 9  # weight, bias, batch norm's weight and bias, the next one's inputs
+    held = (
+        6 * 27 + 6 + 4 * 6 - 2 * 6 + 5 * 6 * 9
+    )  # weight, bias, batch norm's weight and bias, the next one's inputs
     total = held + 5 + 2 * 5 + 4 * 80 + 4
     assert f"They hold {held / total:.1%} of the parameters" in text
 
 
 def test_a_flatten_says_how_many_entries_go_with_a_channel():
     text = trace(Chain(), X).explain("head")
-    assert line(text, "Axis 1") == "Axis 1 of weight reads the 5 channels of group second.0, 16 entries each."
+    assert (
+        line(text, "Axis 1")
+        == "Axis 1 of weight reads the 5 channels of group second.0, 16 entries each."
+    )
     assert line(text, "With each") == "With each channel go 16 entries of head.weight (axis 1)."
 
 
 def test_a_normalisation_is_explained_in_one_line(graph):
     text = graph.explain("block.1")
-    assert text.startswith("block.1 (BatchNorm2d): weight 6, bias 6, running_mean 6, running_var 6\n")
-    assert line(text, "weight") == "weight, bias, running_mean and running_var go with the 6 channels of group stem.0."
+    assert text.startswith(
+        "block.1 (BatchNorm2d): weight 6, bias 6, running_mean 6, running_var 6\n"
+    )
+    assert (
+        line(text, "weight")
+        == "weight, bias, running_mean and running_var go with the 6 channels of group stem.0."
+    )
 
 
 def test_what_stays_says_why_and_where(graph):
@@ -157,16 +178,22 @@ def test_what_stays_says_why_and_where(graph):
     assert line(stem, "Axes 2") == "Axes 2 and 3 of weight run over the kernel, which is never cut."
     assert line(graph.explain("mean"), "Axis 1") == f"Axis 1 stays: {reason}"
     fixed = graph.explain("fixed")
-    assert line(fixed, "They stay") == f"They stay: it meets a fixed size in add (test_explain.py:{start + 6})."
-    assert line(graph.explain("head"), "They stay: it is") == "They stay: it is an output of the network."
+    assert (
+        line(fixed, "They stay")
+        == f"They stay: it meets a fixed size in add (test_explain.py:{start + 6})."
+    )
+    assert (
+        line(graph.explain("head"), "They stay: it is")
+        == "They stay: it is an output of the network."
+    )
 
 
 def test_what_mixes_says_what_it_takes(graph):
     text = graph.explain("mixed")
     line_number = Everything.forward.__code__.co_firstlineno + 5
     assert line(text, "They can be cut only") == (
-        "They can be cut only with allow_inexact=True, because that changes the values of those that remain: "
-        f"softmax over the channels (test_explain.py:{line_number})."
+        "They can be cut only with allow_inexact=True, because that changes the values of "
+        f"those that remain: softmax over the channels (test_explain.py:{line_number})."
     )
 
 
@@ -227,12 +254,18 @@ def test_a_container_lists_its_groups(graph):
         "  inner.0  5 channels, exact",
         "  head     4 channels, stays: it is an output of the network",
     ]
-    assert graph.explain("relu") == "relu (ReLU) holds no parameters or buffers: there is nothing to cut in it."
+    assert (
+        graph.explain("relu")
+        == "relu (ReLU) holds no parameters or buffers: there is nothing to cut in it."
+    )
 
 
 def test_a_layer_of_many_groups_gives_a_line_to_each():
     text = trace(DenseBlock(), X).explain("head")
-    assert line(text, "Axis 1") == "Axis 1 of weight reads channels of 3 groups: stem (6), conv1 (4) and conv2 (4)."
+    assert (
+        line(text, "Axis 1")
+        == "Axis 1 of weight reads channels of 3 groups: stem (6), conv1 (4) and conv2 (4)."
+    )
     assert "Group head: 3 channels.\n  They stay: it is an output of the network." in text
     assert text.splitlines()[-4:] == [
         "The other groups are:",
@@ -254,7 +287,9 @@ def test_part_of_an_axis_can_stay():
 
     graph = trace(Padded(), X)
     text = graph.explain("block.1.weight")
-    assert line(text, "Axis 0 goes").startswith("Axis 0 goes with channels of 2 groups: stem.0 (4) and ")
+    assert line(text, "Axis 0 goes").startswith(
+        "Axis 0 goes with channels of 2 groups: stem.0 (4) and "
+    )
     [frozen] = [g for g in graph.groups if g.frozen and g.name.startswith("block.0")]
     assert frozen.size == 4
     assert "constant channels in add" in line(graph.explain(frozen.name), "They stay")
@@ -274,7 +309,9 @@ def test_shared_and_parametrised_weights_are_found_by_every_name():
 
     graph = trace(Shared(), X)
     assert "weight is shared: it is a.weight." in graph.explain("b")
-    assert graph.explain("b.weight").startswith("b.weight: 6 x 6 x 1 x 1\n  b.weight is shared: it is a.weight.")
+    assert graph.explain("b.weight").startswith(
+        "b.weight: 6 x 6 x 1 x 1\n  b.weight is shared: it is a.weight."
+    )
     assert graph["b"] is graph["a"]
     assert graph["stem"] is graph["stem.parametrizations.weight.original1"]
     assert "parametrizations.weight.original1" in graph.explain("stem")
@@ -291,27 +328,41 @@ def test_patched_sizes_are_told():
 
     graph = trace(Sized(), X)
     assert "The model.width (6) follows their number." in graph.explain("stem")
-    assert graph.to_dict()["size_rules"] == [{"module": "", "attribute": "width", "value": 6, "groups": ["stem"]}]
+    assert graph.to_dict()["size_rules"] == [
+        {"module": "", "attribute": "width", "value": 6, "groups": ["stem"]}
+    ]
 
 
-# --- the table and plain data ------------------------------------------------------------------------------------
+# --- the table and plain data ---------------------------------------------------------------------
 
 
 def test_the_table_puts_what_stays_last_under_its_reason(graph):
     rows = str(graph).splitlines()
     order = [row.split()[0] for row in rows if row and row.split()[0] in graph._index]
     assert order == ["stem.0", "halves", "join", "late", "mixed", "fixed", "head"]
-    assert rows[0].split() == ["group", "channels", "params", "MACs", "activations", "together", "with"]
+    assert rows[0].split() == [
+        "group",
+        "channels",
+        "params",
+        "MACs",
+        "activations",
+        "together",
+        "with",
+    ]
     assert re.search(r"^stem\.0 +6 +[\d.]+% +[\d.]+% +[\d.]+%  block\.0$", rows[1])
     assert rows[2].endswith("  2 rows each")
     mixed = next(i for i, row in enumerate(rows) if row.startswith("mixed"))
-    assert rows[mixed - 1].startswith("inexact, cut only with allow_inexact=True: softmax over the channels (")
+    assert rows[mixed - 1].startswith(
+        "inexact, cut only with allow_inexact=True: softmax over the channels ("
+    )
     assert "stays: it is an output of the network:" in rows
     assert not any(row != row.rstrip() for row in rows)
 
 
 def test_the_summary_counts_what_can_go():
-    """A chain whose middle group is mixed: 3x3 convolutions 3 -> 6 -> 5 and a head 5 -> 4, no biases."""
+    """A chain whose middle group is mixed: 3x3 convolutions 3 -> 6 -> 5 and a head 5 -> 4, no
+    biases.
+    """
 
     class Mixed(nn.Module):
         def __init__(self):
@@ -364,9 +415,17 @@ def test_plain_data_holds_every_axis(graph):
     assert axes["halves.weight", 0]["parts"] == [
         {"entries": 8, "group": "halves", "role": "producer", "verdict": "exact", "reason": None}
     ]
-    assert axes["aux.0.weight", 0]["parts"][0]["reason"] == "not used when the model ran on the example inputs"
+    assert (
+        axes["aux.0.weight", 0]["parts"][0]["reason"]
+        == "not used when the model ran on the example inputs"
+    )
     group = next(g for g in data["groups"] if g["name"] == "halves")
-    assert group["tensors"][0] == {"tensor": "halves.weight", "axis": 0, "role": "producer", "entries_each": 2}
+    assert group["tensors"][0] == {
+        "tensor": "halves.weight",
+        "axis": 0,
+        "role": "producer",
+        "entries_each": 2,
+    }
     assert data["prunable_share"] == {
         "exact": graph.prunable_share(),
         "allow_inexact": graph.prunable_share(allow_inexact=True),
@@ -379,7 +438,9 @@ def test_shares_agree_with_cutting_all_units(graph):
         told = next(g for g in graph.to_dict()["groups"] if g["name"] == group.name)
         assert told["params_share"] == pytest.approx(1 - graph.params(none) / graph.params())
         assert told["macs_share"] == pytest.approx(1 - graph.macs(none) / graph.macs())
-        assert told["activations_share"] == pytest.approx(1 - graph.activations(none) / graph.activations())
+        assert told["activations_share"] == pytest.approx(
+            1 - graph.activations(none) / graph.activations()
+        )
 
 
 def test_a_model_that_runs_elsewhere_is_forgotten(graph):

@@ -104,7 +104,9 @@ def test_an_unknown_operator_freezes_and_is_listed():
 
 
 def test_parameters_that_are_never_used_are_never_cut():
-    graph, plan, _, _ = prove(net(lambda s, x: pooled(s, s.b(s.a(x))), spare=nn.Conv2d(8, 8, 3)).eval(), X)
+    graph, plan, _, _ = prove(
+        net(lambda s, x: pooled(s, s.b(s.a(x))), spare=nn.Conv2d(8, 8, 3)).eval(), X
+    )
     assert "spare" not in sizes(graph)
     assert not any(t.tensor.startswith("spare") for t in plan.tensors)
 
@@ -157,7 +159,9 @@ def test_tracing_leaves_the_model_alone():
 
 
 def test_errors_name_the_inputs():
-    with pytest.raises(TraceError, match=r"does not run on these example inputs \(\(2, 5, 8, 8\)\)"):
+    with pytest.raises(
+        TraceError, match=r"does not run on these example inputs \(\(2, 5, 8, 8\)\)"
+    ):
         trace(Chain(), torch.zeros(2, 5, 8, 8))
     with pytest.raises(TraceError, match=r"needs a torch\.nn\.Module, got int"):
         trace(3, X)  # type: ignore[arg-type]
@@ -182,7 +186,8 @@ def test_table_and_json():
 
 
 def test_costs_follow_the_cut():
-    # MACs for one picture: 3*6*9*64 + 6*5*9*64 + 80*4 = 10368 + 17280 + 320; half of 6 and 2 of 5 channels gone.
+    # MACs for one picture: 3*6*9*64 + 6*5*9*64 + 80*4 = 10368 + 17280 + 320; half of 6 and 2 of 5
+    # channels gone.
     graph = trace(Chain(), X[:1])
     assert graph.macs() == 27968
     masks = {0: np.arange(6) < 3, 1: np.arange(5) < 3}
@@ -200,7 +205,9 @@ def test_data_keeps_its_labels():
 
 
 class WithAuxiliaryHead(nn.Module):
-    """In training mode a second head reads the trunk: its convolution (4 channels) is not seen in evaluation."""
+    """In training mode a second head reads the trunk: its convolution (4 channels) is not seen in
+    evaluation.
+    """
 
     def __init__(self):
         super().__init__()
@@ -283,4 +290,8 @@ def test_a_buffer_that_is_made_anew_does_not_change_the_fingerprint():
             return self.head(self.a(x).mean((2, 3)) + self.places.sum())
 
     fresh, used = Lookup().eval(), Lookup().eval()
-    assert trace(used, X).fingerprint == trace(fresh, X[..., :4]).fingerprint == trace(Lookup(), X).fingerprint
+    assert (
+        trace(used, X).fingerprint
+        == trace(fresh, X[..., :4]).fingerprint
+        == trace(Lookup(), X).fingerprint
+    )

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import netslim
 from nets import prove
-from netslim import TraceError, register_rule, rules, trace
-from netslim.graph.rules import RULES
+from netslim import TraceError, register_rule, trace
+from netslim.graph.rules import public as rules
+from netslim.graph.rules.registry import RULES
 from places import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "operators.md"
@@ -83,18 +84,24 @@ def sizes(graph: netslim.ChannelGraph) -> dict[str, int]:
     return {g.name: g.size for g in graph.prunable}
 
 
-# --- the documentation -------------------------------------------------------------------------------------------
+# --- the documentation ----------------------------------------------------------------------------
 
 
 def test_the_documented_example_works_as_shown(capsys):
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```",
+        DOCUMENT.read_text(encoding="utf-8"),
+        flags=re.DOTALL | re.MULTILINE,
+    )
     for number, block in enumerate(blocks):
         exec(compile(block, f"operators.md, python block {number + 1}", "exec"), names)
     out = capsys.readouterr().out
     assert out.startswith("{'mylib::squash': ('',)}\n")
-    assert "They stay: netslim has no rule for mylib::squash (operators.md, python block 1:19)." in out
+    assert (
+        "They stay: netslim has no rule for mylib::squash (operators.md, python block 1:19)." in out
+    )
     assert "\n{}\nGroup stem: 8 channels.\n  They can be cut exactly" in out
     assert sizes(names["graph"]) == {"stem": 8, "first": 10}
     small, smaller = names["small"], names["smaller"]
@@ -108,14 +115,16 @@ def test_every_ready_made_rule_is_documented():
         assert f"`{name}" in text or name in ("Labels", "Recorder", "Rule"), name
 
 
-# --- without a rule ----------------------------------------------------------------------------------------------
+# --- without a rule -------------------------------------------------------------------------------
 
 
 def test_without_a_rule_it_freezes_what_it_touches_and_is_listed_with_a_hint():
     graph = trace(Net(double), X)
     assert graph.unsupported == {"nstest::double": ("",)}
     assert graph["stem"].frozen
-    assert re.fullmatch(r"netslim has no rule for nstest::double \(test_operators.py:\d+\)", graph["stem"].reason)
+    assert re.fullmatch(
+        r"netslim has no rule for nstest::double \(test_operators.py:\d+\)", graph["stem"].reason
+    )
     assert sizes(graph) == {"body": 6}
     for text in (str(graph), graph.explain("stem")):
         assert "netslim.register_rule teaches netslim an operator" in text
@@ -189,7 +198,7 @@ def test_the_inside_of_an_autograd_function_is_seen():
     assert graph.unsupported == {}
 
 
-# --- register_rule -----------------------------------------------------------------------------------------------
+# --- register_rule --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +214,11 @@ def test_whatever_stands_for_an_operator_is_taken(op):
 
 
 def test_ready_made_rules_fit_other_operators():
-    for rule in (rules.spatial(2), rules.like("aten::avg_pool2d"), rules.like(torch.ops.aten.upsample_nearest2d)):
+    for rule in (
+        rules.spatial(2),
+        rules.like("aten::avg_pool2d"),
+        rules.like(torch.ops.aten.upsample_nearest2d),
+    ):
         register_rule(halve, rule)
         graph, *_ = prove(Net(halve).eval(), X)
         assert sizes(graph) == {"stem": 8, "body": 6}
@@ -234,7 +247,10 @@ def test_a_rule_can_freeze_and_couple_and_names_the_line_of_the_model():
         recorder.set(out, labels.dims, labels.weight)
 
     group = trace(Net(double), X)["stem"]
-    assert (group.verdict, group.reason) == ("inexact", f"double looks at its neighbours (test_operators.py:{line})")
+    assert (group.verdict, group.reason) == (
+        "inexact",
+        f"double looks at its neighbours (test_operators.py:{line})",
+    )
 
 
 def test_a_known_operator_can_be_given_another_rule():
@@ -268,7 +284,7 @@ def test_labels_are_what_the_documentation_says():
     assert (dict(constant.dims), constant.weight) == ({}, True)
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -295,7 +311,9 @@ def test_an_operator_of_a_library_that_comes_later_is_taken():
 
 
 def test_ready_made_rules_refuse_what_they_do_not_know():
-    with pytest.raises(TraceError, match=r"the rule for nstest::double must be a function .*, got str"):
+    with pytest.raises(
+        TraceError, match=r"the rule for nstest::double must be a function .*, got str"
+    ):
         register_rule(double, "pointwise")
     with pytest.raises(TraceError, match="netslim has no rule for nstest::double"):
         rules.like(double)
@@ -322,10 +340,16 @@ def without_arguments(recorder, func):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (forgetful, r"the rule registered for nstest::double left its output without labels.*recorder\.set"),
+        (
+            forgetful,
+            r"the rule registered for nstest::double left its output without labels.*recorder\.set",
+        ),
         (too_short, r"gave dimension 1 of its output, of shape \(2, 8, 6, 6\), 4 labels"),
         (from_the_end, "gave dimension -3 of its output"),
-        (without_arguments, "the rule registered for nstest::double failed: TypeError: .*it is called as rule"),
+        (
+            without_arguments,
+            "the rule registered for nstest::double failed: TypeError: .*it is called as rule",
+        ),
         (rules.linear, "the rule registered for nstest::double failed: TypeError"),
     ],
 )

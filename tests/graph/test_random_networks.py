@@ -1,10 +1,13 @@
-"""Random networks: every cut is exact or refused, never wrong, never a crash; and a verification that can fail.
+"""Random networks: every cut is exact or refused, never wrong, never a crash; and a verification
+that can fail.
 
-The suite tries a fixed set of networks. To try thousands of new ones, each failure shrunk to a small `Spec`:
+The suite tries a fixed set of networks. To try thousands of new ones, each failure shrunk to a
+small `Spec`:
 
     NETSLIM_EXAMPLES=5000 pytest tests/graph/test_random_networks.py
 
-A `Spec` is printed as code: paste it into ``cut_and_verify(*spec.build(), np.random.default_rng(seed))``.
+A `Spec` is printed as code: paste it into ``cut_and_verify(*spec.build(),
+    np.random.default_rng(seed))``.
 """
 
 from __future__ import annotations
@@ -23,10 +26,21 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netslim import ChannelGraph, PruningPlan, VerificationError, load, prune, prune_, save, trace, verify
-from netslim.plan import TensorCut, named_tensors
-from netslim.resolve import resolve
-from netslim.silence import randomise
+from netslim import (
+    ChannelGraph,
+    PruningPlan,
+    VerificationError,
+    load,
+    prune,
+    prune_,
+    save,
+    trace,
+    verify,
+)
+from netslim.graph.modules.walk import named_tensors
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.rows import TensorCut
 from random_layers import OPERATORS
 from random_networks import Spec, networks, unpacked
 
@@ -55,11 +69,19 @@ def budget(fixed: int) -> Callable[[Any], Any]:
     )
 
 
-def some_units(graph: ChannelGraph, rng: np.random.Generator, inexact: bool = False) -> dict[int, np.ndarray]:
-    """For most of the groups that can be cut (inexactly too, if so asked), random units to keep, of a random number."""
+def some_units(
+    graph: ChannelGraph, rng: np.random.Generator, inexact: bool = False
+) -> dict[int, np.ndarray]:
+    """For most of the groups that can be cut (inexactly too, if so asked), random units to keep, of
+    a random number.
+    """
     masks = {}
     for number, group in enumerate(graph.groups):
-        if group.size > 1 and (not group.frozen if inexact else group.prunable) and rng.random() < 0.9:
+        if (
+            group.size > 1
+            and (not group.frozen if inexact else group.prunable)
+            and rng.random() < 0.9
+        ):
             masks[number] = rng.permutation(group.size) < rng.integers(1, group.size)
     return masks
 
@@ -73,8 +95,12 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def cut_and_verify(model: nn.Module, inputs: Inputs, rng: np.random.Generator) -> tuple[nn.Module, int, int]:
-    """Cut random units of the exact groups; the model, how many units went and how many of them are felt."""
+def cut_and_verify(
+    model: nn.Module, inputs: Inputs, rng: np.random.Generator
+) -> tuple[nn.Module, int, int]:
+    """Cut random units of the exact groups; the model, how many units went and how many of them are
+    felt.
+    """
     graph = trace(model, inputs)
     assert all(group.prunable or group.reason for group in graph)
     masks = some_units(graph, rng)
@@ -88,7 +114,9 @@ def cut_and_verify(model: nn.Module, inputs: Inputs, rng: np.random.Generator) -
 
 
 def cut_inexactly(model: nn.Module, inputs: Inputs, rng: np.random.Generator) -> None:
-    """Groups that cannot be cut exactly may be cut too: all shapes stay valid, and those of the outputs the same."""
+    """Groups that cannot be cut exactly may be cut too: all shapes stay valid, and those of the
+    outputs the same.
+    """
     graph = trace(model, inputs)
     plan = resolve(graph, some_units(graph, rng, inexact=True))
     small = prune(model, plan)
@@ -97,7 +125,9 @@ def cut_inexactly(model: nn.Module, inputs: Inputs, rng: np.random.Generator) ->
 
 
 def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
-    """Two cuts, one on the other, of random units; a checkpoint and a cut in place give the same network."""
+    """Two cuts, one on the other, of random units; a checkpoint and a cut in place give the same
+    network.
+    """
     tally = []
 
     @budget(60)
@@ -128,7 +158,7 @@ def test_inexact_cuts_run_with_the_same_output_shapes(spec: Spec, seed: int) -> 
     cut_inexactly(model, inputs, np.random.default_rng(seed))
 
 
-# --- a verification that can fail --------------------------------------------------------------------------------
+# --- a verification that can fail -----------------------------------------------------------------
 
 
 def swap_two_channels(tensor: Tensor, rng: np.random.Generator) -> None:
@@ -162,7 +192,9 @@ def test_mutated_weights_are_caught(mutate: Callable[[Tensor, np.random.Generato
 
 
 def test_wrong_indices_and_forgotten_sizes_are_caught() -> None:
-    """A plan that keeps a wrong index in one tensor, or forgets a size, is caught wherever it changes the outputs."""
+    """A plan that keeps a wrong index in one tensor, or forgets a size, is caught wherever it
+    changes the outputs.
+    """
     tally = []
 
     @budget(45)
@@ -181,7 +213,9 @@ def test_wrong_indices_and_forgotten_sizes_are_caught() -> None:
     assert np.mean(tally) > 0.7
 
 
-def cut_at_random(spec: Spec, seed: int) -> tuple[nn.Module, Inputs, PruningPlan, np.random.Generator]:
+def cut_at_random(
+    spec: Spec, seed: int
+) -> tuple[nn.Module, Inputs, PruningPlan, np.random.Generator]:
     """A random network with random weights, and a plan that cuts something."""
     model, inputs = spec.build()
     rng = np.random.default_rng(seed)
@@ -213,10 +247,13 @@ def differ(wrong: nn.Module, right: nn.Module, inputs: Inputs) -> bool:
     except (RuntimeError, ValueError, IndexError, UserWarning):
         return True
     pairs = zip(found, expected, strict=True)
-    return any(a.shape != b.shape or not torch.allclose(a, b, 1e-6, 1e-6 * float(b.abs().max())) for a, b in pairs)
+    return any(
+        a.shape != b.shape or not torch.allclose(a, b, 1e-6, 1e-6 * float(b.abs().max()))
+        for a, b in pairs
+    )
 
 
-# --- the strategy itself -----------------------------------------------------------------------------------------
+# --- the strategy itself --------------------------------------------------------------------------
 
 
 def test_a_spec_prints_as_code_and_builds_the_same_network_again() -> None:

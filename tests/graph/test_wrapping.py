@@ -1,4 +1,6 @@
-"""Models come wrapped: what only passes calls on is taken off, what hides or fixes the parts is refused by name."""
+"""Models come wrapped: what only passes calls on is taken off, what hides or fixes the parts is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ def gloo(tmp_path_factory):
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this PyTorch has no gloo")
     dist.init_process_group(
-        "gloo", init_method=(tmp_path_factory.mktemp("gloo") / "store").as_uri(), rank=0, world_size=1
+        "gloo",
+        init_method=(tmp_path_factory.mktemp("gloo") / "store").as_uri(),
+        rank=0,
+        world_size=1,
     )
     yield
     dist.destroy_process_group()
@@ -86,7 +91,11 @@ def compiled(model):
 
 
 def fabric(model):
-    return importlib.import_module("lightning_fabric").Fabric(accelerator="cpu", devices=1).setup(model)
+    return (
+        importlib.import_module("lightning_fabric")
+        .Fabric(accelerator="cpu", devices=1)
+        .setup(model)
+    )
 
 
 def distributed(model):
@@ -140,14 +149,16 @@ def test_in_place_the_wrapper_stays(kind):
     torch.testing.assert_close(wrapped(X), small(X))
     wrapped.train()(X).square().mean().backward()
     optimizer.step()
-    assert netslim.surgery.history(wrapped) == plan
+    assert netslim.surgery.prune.history(wrapped) == plan
 
 
 @pytest.mark.usefixtures("gloo")
 def test_distributed_data_parallel_is_cut_inside_and_wrapped_again():
     wrapped = distributed(residual())
     plan = half(wrapped)
-    with pytest.raises(SurgeryError, match=r"prune_\(model\.module, plan, \.\.\.\), and wrap that again"):
+    with pytest.raises(
+        SurgeryError, match=r"prune_\(model\.module, plan, \.\.\.\), and wrap that again"
+    ):
         prune_(wrapped, plan)
     assert wrapped.module.stem[0].out_channels == 6
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
@@ -176,7 +187,7 @@ def test_slim_takes_and_leaves_the_wrapper():
     assert wrapped._orig_mod.stem[0].out_channels == 6
 
 
-# --- compiled parts ---------------------------------------------------------------------------------------------------
+# --- compiled parts -------------------------------------------------------------------------------
 
 
 def test_a_compiled_copy_is_plain_and_the_original_stays_compiled(tmp_path):
@@ -228,7 +239,9 @@ def test_a_forward_that_holds_the_module_is_refused_and_cut_in_place():
     model = residual()
     model.stem.forward = torch.autocast("cpu", enabled=False)(model.stem.forward)
     plan = half(model)
-    with pytest.raises(SurgeryError, match=r"the forward of stem was replaced .*del module\.forward"):
+    with pytest.raises(
+        SurgeryError, match=r"the forward of stem was replaced .*del module\.forward"
+    ):
         prune(model, plan)
     expected = prune(residual(), plan)(X)
     assert torch.equal(prune_(model, plan)(X), expected)
@@ -255,7 +268,7 @@ def test_a_model_that_cannot_be_copied_is_refused_and_cut_in_place():
     assert prune_(model, plan)(X).shape == (2, 4)
 
 
-# --- refused ----------------------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
 
 
 def quantised(how):
@@ -284,8 +297,12 @@ def sharded(how):
     if how == "fully_shard":
         return fsdp.fully_shard(residual(), mesh=mesh) or residual()
     if how == "tensors":
-        return importlib.import_module("torch.distributed.tensor").distribute_module(residual(), mesh)
-    return fsdp.FullyShardedDataParallel(residual(), device_id=torch.device("cpu"), use_orig_params=how == "original")
+        return importlib.import_module("torch.distributed.tensor").distribute_module(
+            residual(), mesh
+        )
+    return fsdp.FullyShardedDataParallel(
+        residual(), device_id=torch.device("cpu"), use_orig_params=how == "original"
+    )
 
 
 def sparse():
@@ -299,24 +316,57 @@ def lazy():
 
 
 REFUSED = {
-    "scripted": (lambda: torch.jit.script(residual()), "TorchScript code is fixed: pass the Python module"),
-    "traced": (lambda: torch.jit.trace(residual(), X), "TorchScript code is fixed: pass the Python module"),
-    "scripted part": (lambda: nn.Sequential(torch.jit.script(residual())), "0 is a RecursiveScriptModule"),
+    "scripted": (
+        lambda: torch.jit.script(residual()),
+        "TorchScript code is fixed: pass the Python module",
+    ),
+    "traced": (
+        lambda: torch.jit.trace(residual(), X),
+        "TorchScript code is fixed: pass the Python module",
+    ),
+    "scripted part": (
+        lambda: nn.Sequential(torch.jit.script(residual())),
+        "0 is a RecursiveScriptModule",
+    ),
     "frozen": (lambda: torch.jit.freeze(torch.jit.script(residual())), "TorchScript code is fixed"),
-    "program": (lambda: torch.export.export(residual(), (X,)), "an exported program is fixed: cut the Python module"),
-    "exported": (lambda: torch.export.export(residual(), (X,)).module(), "an exported program is fixed"),
-    "dynamic": (lambda: quantised("dynamic"), "head is a torch.ao.*Linear.* cut the floating-point model first"),
+    "program": (
+        lambda: torch.export.export(residual(), (X,)),
+        "an exported program is fixed: cut the Python module",
+    ),
+    "exported": (
+        lambda: torch.export.export(residual(), (X,)).module(),
+        "an exported program is fixed",
+    ),
+    "dynamic": (
+        lambda: quantised("dynamic"),
+        "head is a torch.ao.*Linear.* cut the floating-point model first",
+    ),
     "static": (lambda: quantised("static"), "cut the floating-point model first"),
     "fx": (lambda: quantised("fx"), "cut the floating-point model first"),
     "observed": (lambda: quantised("observed"), "cut the floating-point model first"),
-    "qat": (lambda: quantised("qat"), "stem.0 is a torch.ao.nn.qat.*cut the floating-point model first"),
+    "qat": (
+        lambda: quantised("qat"),
+        "stem.0 is a torch.ao.nn.qat.*cut the floating-point model first",
+    ),
     "flat": (lambda: sharded("flat"), "its parameters are sharded: cut the model before"),
     "original": (lambda: sharded("original"), "its parameters are sharded: cut the model before"),
-    "fully_shard": (lambda: sharded("fully_shard"), "its parameters are sharded: cut the model before"),
-    "tensors": (lambda: sharded("tensors"), "'stem.0.weight' is a DTensor; its parameters are sharded"),
-    "inner": (lambda: nn.Sequential(nn.DataParallel(residual())), "0 is a DataParallel inside the model: put its"),
+    "fully_shard": (
+        lambda: sharded("fully_shard"),
+        "its parameters are sharded: cut the model before",
+    ),
+    "tensors": (
+        lambda: sharded("tensors"),
+        "'stem.0.weight' is a DTensor; its parameters are sharded",
+    ),
+    "inner": (
+        lambda: nn.Sequential(nn.DataParallel(residual())),
+        "0 is a DataParallel inside the model: put its",
+    ),
     "lazy": (lazy, "'0.weight' has no shape yet: run the model once"),
-    "meta": (lambda: residual().to("meta"), "'stem.0.weight' is on the meta device and has no values: build"),
+    "meta": (
+        lambda: residual().to("meta"),
+        "'stem.0.weight' is on the meta device and has no values: build",
+    ),
     "sparse": (sparse, "'head.weight' has the layout torch.sparse_coo"),
     "nothing": (lambda: None, "netslim needs a torch.nn.Module, got NoneType"),
     "state": (lambda: residual().state_dict(), "netslim needs a torch.nn.Module, got OrderedDict"),
@@ -373,7 +423,9 @@ def test_shapes_alone_do_for_a_cut_and_a_count():
     model = residual()
     plan = half(model)
     meta = prune(residual().to("meta"), plan)
-    assert [p.shape for p in meta.parameters()] == [p.shape for p in prune(model, plan).parameters()]
+    assert [p.shape for p in meta.parameters()] == [
+        p.shape for p in prune(model, plan).parameters()
+    ]
     assert meta.head.weight.is_meta
     assert cost(residual().to("meta"), X.to("meta")) == cost(model, X)
 
@@ -397,7 +449,7 @@ def test_sharded_models_train_with_sparsity_and_are_cut_before_or_after():
     torch.testing.assert_close(prune(whole, plan)(X), prune(model.eval(), plan)(X))
 
 
-# --- kinds of modules that work by themselves -------------------------------------------------------------------------
+# --- kinds of modules that work by themselves -----------------------------------------------------
 
 
 @pytest.mark.parametrize("network", [Residual, Chain])
@@ -425,7 +477,11 @@ class Flattened(nn.Module):
 
 
 def test_a_size_in_the_code_of_an_fx_graph_freezes(tmp_path):
-    cycle(torch.fx.symbolic_trace(Flattened(True).eval()), torch.fx.symbolic_trace(Flattened(True).eval()), tmp_path)
+    cycle(
+        torch.fx.symbolic_trace(Flattened(True).eval()),
+        torch.fx.symbolic_trace(Flattened(True).eval()),
+        tmp_path,
+    )
     assert trace(Flattened(False), X)["conv.0"].prunable
     literal = trace(torch.fx.symbolic_trace(Flattened(False)), X)["conv.0"]
     assert literal.frozen
@@ -439,7 +495,11 @@ def test_a_model_made_for_quantisation_is_cut_before_it(tmp_path):
     class Quantisable(Residual):
         def __init__(self):
             super().__init__()
-            self.quant, self.dequant, self.add = quantization.QuantStub(), quantization.DeQuantStub(), functional()
+            self.quant, self.dequant, self.add = (
+                quantization.QuantStub(),
+                quantization.DeQuantStub(),
+                functional(),
+            )
 
         def forward(self, x):
             x = self.stem(self.quant(x))
@@ -467,7 +527,9 @@ def test_activation_checkpointing_is_run_through(tmp_path):
 
     def fresh():
         model = residual()
-        wrapper.apply_activation_checkpointing(model, check_fn=lambda m: isinstance(m, nn.Sequential))
+        wrapper.apply_activation_checkpointing(
+            model, check_fn=lambda m: isinstance(m, nn.Sequential)
+        )
         return model
 
     cycle(fresh(), fresh(), tmp_path)
@@ -488,7 +550,7 @@ def test_a_lightning_module_is_a_module(tmp_path):
     assert isinstance(small, Lit)
 
 
-# --- kinds of tensors -------------------------------------------------------------------------------------------------
+# --- kinds of tensors -----------------------------------------------------------------------------
 
 
 def test_half_frozen_and_mixed_precision(tmp_path):
@@ -539,7 +601,9 @@ def test_parameters_of_inference_mode_are_cut_in_a_copy():
     small = prune(model, plan)
     assert verify(model, small, plan, X).deviation < 1e-10
     small(X).sum().backward()
-    with pytest.raises(SurgeryError, match=r"'stem.0.weight' was made in torch.inference_mode.*netslim.prune makes"):
+    with pytest.raises(
+        SurgeryError, match=r"'stem.0.weight' was made in torch.inference_mode.*netslim.prune makes"
+    ):
         prune_(model, plan)
 
 
@@ -554,7 +618,7 @@ def test_tensors_kept_from_a_call_do_not_hinder():
     assert verify(model, small, plan, X).deviation < 1e-10
 
 
-# --- hooks ------------------------------------------------------------------------------------------------------------
+# --- hooks ----------------------------------------------------------------------------------------
 
 
 def test_hooks_run_once_a_trace_and_are_kept():

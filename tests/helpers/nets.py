@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim import ChannelGraph, PruningPlan, prune, trace, verify
-from netslim.resolve import resolve
-from netslim.verify import Verification
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.verify import Verification
 
 
 def conv(cin: int, cout: int, **kwargs: object) -> nn.Sequential:
     """3x3 convolution, batch normalisation, ReLU."""
-    return nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1, **kwargs), nn.BatchNorm2d(cout), nn.ReLU())  # type: ignore[arg-type]
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, 3, padding=1, **kwargs), nn.BatchNorm2d(cout), nn.ReLU()
+    )  # type: ignore[arg-type]
 
 
 class Chain(nn.Module):
@@ -66,7 +68,9 @@ class DenseBlock(nn.Module):
 class OneForward(nn.Module):
     """A network from a function: ``a`` (3 -> n), ``b`` (n -> m), ``head`` (m -> 2)."""
 
-    def __init__(self, forward: Callable[..., Any], a: nn.Module, b: nn.Module | None = None, **extra: Any) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], a: nn.Module, b: nn.Module | None = None, **extra: Any
+    ) -> None:
         super().__init__()
         self.a, self.b = a, b if b is not None else nn.Identity()
         for name, value in extra.items():
@@ -90,7 +94,9 @@ def cut_half(model: nn.Module, inputs: object, seed: int = 0) -> tuple[ChannelGr
     return graph, resolve(graph, masks)
 
 
-def prove(model: nn.Module, inputs: object) -> tuple[ChannelGraph, PruningPlan, nn.Module, Verification]:
+def prove(
+    model: nn.Module, inputs: object
+) -> tuple[ChannelGraph, PruningPlan, nn.Module, Verification]:
     """Cut half of every exact group and verify; the outputs must depend on what was cut."""
     graph, plan = cut_half(model, inputs)
     small = prune(model, plan)

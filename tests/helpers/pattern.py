@@ -1,8 +1,8 @@
 """One-pattern networks: how to state what may be cut by hand, and the check that each must pass.
 
-A pattern is a forward function ``forward(s, x)`` over the parts of a small network ``s``. Unless it says
-otherwise it has ``a`` (a convolution from 3 to 8 channels), ``b`` (from 8 to 6) and ``head`` (6 features to 2),
-and reads a batch of 8x8 pictures; `tail` is the usual way out.
+A pattern is a forward function ``forward(s, x)`` over the parts of a small network ``s``. Unless it
+says otherwise it has ``a`` (a convolution from 3 to 8 channels), ``b`` (from 8 to 6) and ``head``
+(6 features to 2), and reads a batch of 8x8 pictures; `tail` is the usual way out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from netslim import ChannelGraph, PruningPlan, prune, trace, verify
-from netslim.graph import ChannelGroup, as_call
-from netslim.graph.calls import output_tensors
-from netslim.resolve import resolve
-from netslim.verify import Verification
+from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.calls import as_call, output_tensors
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.verify import Verification
 
 OUTPUT = "it is an output of the network"
 PICTURES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -79,10 +79,12 @@ class Pattern:
     Attributes:
         exact: group -> number of units that can go exactly.
         inexact: group -> (number of units, why their removal changes what remains).
-        refused: group -> why it stays: part of the reason, or the line of the code that it must name.
+        refused: group -> why it stays: part of the reason, or the line of the code that it must
+            name.
         outputs: groups that stay because the network returns them.
         unsupported: operators that netslim has no rule for.
-        patched: attribute of a module not of PyTorch's own -> its value when half of every exact group is gone.
+        patched: attribute of a module not of PyTorch's own -> its value when half of every exact
+            group is gone.
 
     One layer may appear in several groups; they are told apart by ``#2`` and so on, in any order.
     """
@@ -107,7 +109,9 @@ class Pattern:
         self._check_groups(graph)
         if self.exact:
             plan, small = prove(graph, self.model, self.inputs)
-            own = [p for p in plan.patches if not _mirrors_its_shapes(small.get_submodule(p.module))]
+            own = [
+                p for p in plan.patches if not _mirrors_its_shapes(small.get_submodule(p.module))
+            ]
             assert {f"{p.module}.{p.attribute}".lstrip("."): p.new for p in own} == self.patched
         if self.inexact:
             self._check_shapes(graph)
@@ -145,7 +149,11 @@ class Pattern:
 
     def _check_shapes(self, graph: ChannelGraph) -> None:
         """With half of everything gone that may go at all, the outputs have the shapes they had."""
-        masks = {graph.number(g.name): np.arange(g.size) % 2 == 0 for g in graph if not g.frozen and g.size > 1}
+        masks = {
+            graph.number(g.name): np.arange(g.size) % 2 == 0
+            for g in graph
+            if not g.frozen and g.size > 1
+        }
         plan = resolve(graph, masks)
         small = prune(self.model, plan)
         assert verify(self.model, small, plan, self.inputs).deviation is None
@@ -163,7 +171,8 @@ def _layer(group: ChannelGroup | str) -> str:
 
 
 def prove(graph: ChannelGraph, model: nn.Module, inputs: Any) -> tuple[PruningPlan, nn.Module]:
-    """Cut half of every exact group at random; the outputs must depend on what was cut, and be right without it.
+    """Cut half of every exact group at random; the outputs must depend on what was cut, and be
+    right without it.
 
     Then cut the groups unequally, so that two that must keep equal numbers are found out.
     """
@@ -173,22 +182,39 @@ def prove(graph: ChannelGraph, model: nn.Module, inputs: Any) -> tuple[PruningPl
     assert plan.removed == sum(halves.values())
     assert check.deviation < 1e-10
     assert check.changed > plan.removed / 3
-    _cut(graph, model, inputs, {g.name: min(g.size - 1, 1 + i % 3) for i, g in enumerate(graph.prunable)}, rng)
+    _cut(
+        graph,
+        model,
+        inputs,
+        {g.name: min(g.size - 1, 1 + i % 3) for i, g in enumerate(graph.prunable)},
+        rng,
+    )
     return plan, small
 
 
 def _cut(
-    graph: ChannelGraph, model: nn.Module, inputs: Any, gone: Mapping[str, int], rng: np.random.Generator
+    graph: ChannelGraph,
+    model: nn.Module,
+    inputs: Any,
+    gone: Mapping[str, int],
+    rng: np.random.Generator,
 ) -> tuple[PruningPlan, nn.Module, Verification]:
-    masks = {graph.number(name): rng.permutation(graph[name].size) >= count for name, count in gone.items()}
+    masks = {
+        graph.number(name): rng.permutation(graph[name].size) >= count
+        for name, count in gone.items()
+    }
     plan = resolve(graph, masks)
     small = prune(model, plan)
     return plan, small, verify(model, small, plan, inputs)
 
 
 def _mirrors_its_shapes(module: nn.Module) -> bool:
-    """Whether it is one of PyTorch's layers, or made from one, whose attributes repeat its weights' shapes."""
-    return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.")) is not nn.Module
+    """Whether it is one of PyTorch's layers, or made from one, whose attributes repeat its weights'
+    shapes.
+    """
+    return (
+        next(c for c in type(module).__mro__ if c.__module__.startswith("torch.")) is not nn.Module
+    )
 
 
 class Patterns(list[Pattern]):
@@ -211,7 +237,14 @@ class Patterns(list[Pattern]):
         def add(source: Any) -> Any:
             model = source() if isinstance(source, type) else Net(source, parts)
             name = source.__name__.replace("_", "-")
-            answer = (exact or {}, inexact or {}, refused or {}, outputs, unsupported, patched or {})
+            answer = (
+                exact or {},
+                inexact or {},
+                refused or {},
+                outputs,
+                unsupported,
+                patched or {},
+            )
             self.append(Pattern(name, model, source, inputs, *answer))
             torch.manual_seed(0)  # so that no pattern's weights depend on which others there are
             return source

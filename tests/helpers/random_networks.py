@@ -1,7 +1,9 @@
-"""Random networks: a description that prints as code, the network it builds, and a strategy that draws them.
+"""Random networks: a description that prints as code, the network it builds, and a strategy that
+draws them.
 
-A `Spec` is a list of nodes; each names an operator of `random_layers`, the values it reads and its options. Values
-are numbered: the inputs first, then the results of each node in turn. The same spec builds the same network.
+A `Spec` is a list of nodes; each names an operator of `random_layers`, the values it reads and its
+options. Values are numbered: the inputs first, then the results of each node in turn. The same spec
+builds the same network.
 """
 
 from __future__ import annotations
@@ -17,8 +19,16 @@ from torch import Tensor, nn
 from random_layers import CHANNEL_AXIS, OPERATORS, Operator, Shape, Step
 
 LIVE = 3  # values that wait for a reader at most; more are joined or become outputs
-AGAIN = "again"  # a node that runs the step of an earlier one once more: its option ``step`` says which
-HEADS = {"map": "conv", "last": "linear", "tokens": "linear", "series": "conv_of_series", "vector": "linear_of_vectors"}
+AGAIN = (
+    "again"  # a node that runs the step of an earlier one once more: its option ``step`` says which
+)
+HEADS = {
+    "map": "conv",
+    "last": "linear",
+    "tokens": "linear",
+    "series": "conv_of_series",
+    "vector": "linear_of_vectors",
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +40,11 @@ class Node:
     options: dict[str, Any]
 
     def __repr__(self) -> str:
-        parts = [repr(self.op), *map(str, self.reads), *(f"{k}={v!r}" for k, v in self.options.items())]
+        parts = [
+            repr(self.op),
+            *map(str, self.reads),
+            *(f"{k}={v!r}" for k, v in self.options.items()),
+        ]
         return f"node({', '.join(parts)})"
 
 
@@ -56,8 +70,9 @@ class Spec:
     def __repr__(self) -> str:
         nodes = "".join(f"\n        {n!r}," for n in self.nodes)
         return (
-            f"Spec(\n    inputs={self.inputs},\n    nodes=({nodes}\n    ),\n    outputs={self.outputs}, "
-            f"container={self.container!r}, batch={self.batch}, seed={self.seed},\n)"
+            f"Spec(\n    inputs={self.inputs},\n    nodes=({nodes}\n    ),\n    "
+            f"outputs={self.outputs}, container={self.container!r}, batch={self.batch}, "
+            f"seed={self.seed},\n)"
         )
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -84,7 +99,13 @@ def unpacked(value: Any) -> list[Tensor]:
     """The outputs of a `Network`, out of their container."""
     if isinstance(value, Tensor):
         return [value]
-    return list(value.values() if isinstance(value, dict) else value.values if isinstance(value, Result) else value)
+    return list(
+        value.values()
+        if isinstance(value, dict)
+        else value.values
+        if isinstance(value, Result)
+        else value
+    )
 
 
 class Network(nn.Module):
@@ -147,25 +168,33 @@ class Draft:
         return list(range(first, len(self.values)))
 
 
-# --- the strategy ----------------------------------------------------------------------------------------------
+# --- the strategy ---------------------------------------------------------------------------------
 
 
 @st.composite
-def networks(draw: Callable[[Any], Any], least: int = 2, most: int = 12, without: Sequence[str] = ()) -> Spec:
+def networks(
+    draw: Callable[[Any], Any], least: int = 2, most: int = 12, without: Sequence[str] = ()
+) -> Spec:
     """Random specs of ``least`` to ``most`` nodes, and a head for most of the values nobody read.
 
-    Every draw means the same whatever was drawn before, so specs shrink to few nodes, plain convolutions and small
-    numbers: an operator that fits no value at hand is passed over.
+    Every draw means the same whatever was drawn before, so specs shrink to few nodes, plain
+    convolutions and small numbers: an operator that fits no value at hand is passed over.
     """
-    operators = sorted((o for name, o in OPERATORS.items() if name not in without), key=lambda o: -o.weight)
+    operators = sorted(
+        (o for name, o in OPERATORS.items() if name not in without), key=lambda o: -o.weight
+    )
     names = [o.name for o in operators for _ in range(o.weight)] + [AGAIN] * 6
     inputs = [(draw(st.integers(1, 4)), draw(st.integers(4, 7)), draw(st.integers(4, 7)))]
-    inputs += draw(st.lists(st.one_of(st.just(inputs[0]), st.tuples(st.integers(2, 6))), max_size=1))
+    inputs += draw(
+        st.lists(st.one_of(st.just(inputs[0]), st.tuples(st.integers(2, 6))), max_size=1)
+    )
     writer = Writer(draw, Draft(inputs, draw(st.sampled_from([2, 1, 3]))))
     while len(writer.nodes) < least or (len(writer.nodes) < most and draw(st.integers(0, 59)) > 0):
         writer.grow(draw(st.sampled_from(names)), draw(st.integers(0, LIVE - 1)))
     outputs = [writer.head(i) for i in writer.live[-LIVE:]]
-    container = draw(st.sampled_from(["tuple", "dict", "object"] if len(outputs) > 1 else ["single", "dict"]))
+    container = draw(
+        st.sampled_from(["tuple", "dict", "object"] if len(outputs) > 1 else ["single", "dict"])
+    )
     return Spec(tuple(inputs), tuple(writer.nodes), tuple(outputs), container, writer.draft.batch)
 
 
@@ -182,10 +211,14 @@ class Writer:
         self.live = list(range(len(self.draft.values)))
 
     def grow(self, name: str, age: int) -> None:
-        """Add a node that reads the live value of this age, if its operator takes it, and a second one of any age."""
+        """Add a node that reads the live value of this age, if its operator takes it, and a second
+        one of any age.
+        """
         first = self.live[-1 - min(age, len(self.live) - 1)]
         if name == AGAIN:
-            same = [i for i, read in enumerate(self.draft.read) if read == [self.draft.shapes[first]]]
+            same = [
+                i for i, read in enumerate(self.draft.read) if read == [self.draft.shapes[first]]
+            ]
             if same:
                 self._add(node(AGAIN, first, step=self._latest(same)))
             return
@@ -211,7 +244,9 @@ class Writer:
         shapes = self.draft.shapes
         if len(operator.takes) == 1:
             return []
-        return [i for i in range(len(shapes)) if i != first and operator.fits(shapes[first], shapes[i])]
+        return [
+            i for i in range(len(shapes)) if i != first and operator.fits(shapes[first], shapes[i])
+        ]
 
     def _add(self, n: Node) -> list[int]:
         with torch.random.fork_rng(devices=[]):

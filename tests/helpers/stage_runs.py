@@ -1,4 +1,6 @@
-"""Recipes of a stage or two on small networks and the digits, carried out, and what came out of them."""
+"""Recipes of a stage or two on small networks and the digits, carried out, and what came out of
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import netslim
-from netslim.training import Recipe, parse_recipe, run
-from netslim.training.display import Display
-from netslim.training.folder import RunFolder
-from netslim.training.runner import Runner
+from netslim.training import run
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import Recipe
+from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.runner import Runner
 
 VGG = {"name": "zoo:vgg", "layers": [8, "M", 16], "in_channels": 1}
 RESNET = {"name": "zoo:resnet", "depth": 8, "width": 0.5, "in_channels": 1}
@@ -71,12 +75,19 @@ class Done:
 
 
 def carry_out(folder: Path, *stages: dict[str, Any], **changes: Any) -> Done:
-    return Done(folder, run(recipe(*stages, **changes), folder, display=Display(Console(file=io.StringIO()))))
+    return Done(
+        folder,
+        run(recipe(*stages, **changes), folder, display=Display(Console(file=io.StringIO()))),
+    )
 
 
-def batches_of(folder: Path, count: int, *stages: dict[str, Any], **changes: Any) -> list[tuple[Tensor, Tensor]]:
+def batches_of(
+    folder: Path, count: int, *stages: dict[str, Any], **changes: Any
+) -> list[tuple[Tensor, Tensor]]:
     """The training batches that the stages of such a recipe get."""
-    return list(Runner(recipe(*stages, **changes), RunFolder(folder), Display(), "").bench.batches(count))
+    return list(
+        Runner(recipe(*stages, **changes), RunFolder(folder), Display(), "").bench.batches(count)
+    )
 
 
 def images(count: int = 32, size: int = 8) -> Tensor:
@@ -93,8 +104,16 @@ def kept(plan: netslim.PruningPlan) -> dict[str, tuple[int, ...]]:
 
 
 def sparse(**options: Any) -> dict[str, Any]:
-    return {"kind": "train", "name": "sparse", "epochs": 2, "optimizer": {"lr": 0.05}, "sparsity": options}
+    return {
+        "kind": "train",
+        "name": "sparse",
+        "epochs": 2,
+        "optimizer": {"lr": 0.05},
+        "sparsity": options,
+    }
 
 
 def scales(network: nn.Module) -> Tensor:
-    return torch.cat([m.weight.detach() for m in network.modules() if isinstance(m, nn.BatchNorm2d)])
+    return torch.cat(
+        [m.weight.detach() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    )

@@ -11,11 +11,15 @@ import pytest
 
 from netslim import cli
 from netslim.cli.common import split_overrides
-from netslim.training import load_recipe
+from netslim.training.recipe.reading import load_recipe
 from places import REPOSITORY
 
 TEXT = (REPOSITORY / "docs" / "coverage.md").read_text(encoding="utf-8")
-ROWS = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in TEXT.splitlines() if line[:1] == "|"]
+ROWS = [
+    [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+    for line in TEXT.splitlines()
+    if line[:1] == "|"
+]
 ROWS = [row for row in ROWS if row[0].isdigit()]
 COMMANDS = [(row[0], command) for row in ROWS for command in re.findall(r"`([^`]+)`", row[3])]
 KNOWN = {
@@ -42,7 +46,9 @@ def test_every_row_is_there_once_and_complete():
     assert {command for row in ROWS for command in re.findall(r"`netslim (\w+)", row[2])} <= KNOWN
 
 
-@pytest.mark.parametrize(("row", "command"), COMMANDS, ids=[f"{row} {command}" for row, command in COMMANDS])
+@pytest.mark.parametrize(
+    ("row", "command"), COMMANDS, ids=[f"{row} {command}" for row, command in COMMANDS]
+)
 def test_a_command_exists(row, command):
     program, *arguments = shlex.split(command)
     if program == "pytest":

@@ -1,4 +1,6 @@
-"""Every command of docs/from-the-originals.md is carried out, on small pictures and narrow networks."""
+"""Every command of docs/from-the-originals.md is carried out, on small pictures and narrow
+networks.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import nn
 
 import netslim
 from netslim.cli import main
-from netslim.training import shipped
+from netslim.training.recipe.reading import shipped
 from places import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "from-the-originals.md"
@@ -25,19 +27,22 @@ TORCH, PORT, CSGD, FILTERS = (
     "Pruning filters, hard and soft",
 )
 FLAGS = {
-    TORCH: "main.lua main_fine_tune.lua prune/prune.lua convert/vgg.lua -data -dataset -manualSeed -nGPU -backend "
-    "-cudnn -gen -nThreads -nEpochs -epochNumber -batchSize -testOnly -testResult -tenCrop -save -resume -LR -momentum "
-    "-weightDecay -constant -netType -depth -shortcutType -retrain -optimState -shareGradInput -optnet "
+    TORCH: "main.lua main_fine_tune.lua prune/prune.lua convert/vgg.lua -data -dataset "
+    "-manualSeed -nGPU -backend -cudnn -gen -nThreads -nEpochs -epochNumber -batchSize "
+    "-testOnly -testResult -tenCrop -save -resume -LR -momentum -weightDecay -constant "
+    "-netType -depth -shortcutType -retrain -optimState -shareGradInput -optnet "
     "-resetClassifier -nClasses -S -percent -model",
-    PORT: "--dataset -sr --sparsity-regularization --s --refine --batch-size --test-batch-size --epochs --start-epoch "
-    "--lr --momentum --weight-decay --wd --resume --no-cuda --seed --log-interval --save --arch --depth vggprune.py "
-    "resprune.py denseprune.py --percent --model mask-impl/main_mask.py mask-impl/prune_mask.py",
-    CSGD: "magnitude1 csgd1 eval PRETRAINED_MODEL_FILE DATA_PATH BATCH_SIZE MAX_EPOCHS LR_VALUES LR_BOUNDARIES "
-    "DC40_L2_FACTOR EPSILON_VALUE slow_on_vec TARGET_DEPS cluster_method -a -i -c --local_rank ndp_test.py",
-    FILTERS: "--train-flag --hard-prune-flag --soft-prune-flag --independent-prune-flag --test-flag --network "
-    "--load-path --save-path --epoch --lr --lr-milestone --lr-gamma --momentum --weight-decay --prune-layers "
-    "--prune-channels --prune-rate --data-set --data-path --batch-size --imsize --cropsize --crop-padding "
-    "--hflip --gpu-flag",
+    PORT: "--dataset -sr --sparsity-regularization --s --refine --batch-size --test-batch-size "
+    "--epochs --start-epoch --lr --momentum --weight-decay --wd --resume --no-cuda --seed "
+    "--log-interval --save --arch --depth vggprune.py resprune.py denseprune.py --percent "
+    "--model mask-impl/main_mask.py mask-impl/prune_mask.py",
+    CSGD: "magnitude1 csgd1 eval PRETRAINED_MODEL_FILE DATA_PATH BATCH_SIZE MAX_EPOCHS "
+    "LR_VALUES LR_BOUNDARIES DC40_L2_FACTOR EPSILON_VALUE slow_on_vec TARGET_DEPS "
+    "cluster_method -a -i -c --local_rank ndp_test.py",
+    FILTERS: "--train-flag --hard-prune-flag --soft-prune-flag --independent-prune-flag "
+    "--test-flag --network --load-path --save-path --epoch --lr --lr-milestone --lr-gamma "
+    "--momentum --weight-decay --prune-layers --prune-channels --prune-rate --data-set "
+    "--data-path --batch-size --imsize --cropsize --crop-padding --hflip --gpu-flag",
 }
 
 # What stands in for the networks, data, epochs and paths of the document.
@@ -60,7 +65,8 @@ VALUES = {
     "--device": {"cuda": "auto"},
 }
 ALWAYS = {
-    "train": "--epochs 1 --batch-size 16 --trainer.limit_batches 2 --trainer.tensorboard false --trainer.threads 1",
+    "train": "--epochs 1 --batch-size 16 --trainer.limit_batches 2 --trainer.tensorboard false "
+    "--trainer.threads 1",
     "prune": "--trainer.threads 1",
     "evaluate": "--trainer.limit_batches 2 --trainer.threads 1",
 }
@@ -84,11 +90,17 @@ def rows(text: str) -> Iterator[tuple[list[str], str, str]]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and cells[0] not in ("theirs", "---"):
             assert len(cells) == 3, line
-            yield [flag for names in re.findall("`([^`]+)`", cells[0]) for flag in names.split()], cells[1], cells[2]
+            yield (
+                [flag for names in re.findall("`([^`]+)`", cells[0]) for flag in names.split()],
+                cells[1],
+                cells[2],
+            )
 
 
 class Bench:
-    """A folder with pictures and the files that the commands have left, under their names in the document."""
+    """A folder with pictures and the files that the commands have left, under their names in the
+    document.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.files, self.count = folder, {}, 0
@@ -172,7 +184,11 @@ def test_every_command_is_carried_out(name, tmp_path, monkeypatch, capsys):
 
 def test_the_recipes_it_names_exist():
     text = DOCUMENT.read_text(encoding="utf-8")
-    named = [name for group in re.findall(r"\(recipes? ([^)]*)\)", text) for name in re.findall("`([^`]+)`", group)]
+    named = [
+        name
+        for group in re.findall(r"\(recipes? ([^)]*)\)", text)
+        for name in re.findall("`([^`]+)`", group)
+    ]
     assert len(named) > 8
     assert not set(named) - set(shipped())
 

@@ -9,12 +9,17 @@ import pytest
 import torch
 
 from netslim.cli import main
-from netslim.training import parse_recipe, shipped
-from netslim.training.recipe import read_yaml
+from netslim.training.recipe.reading import parse_recipe, read_yaml, shipped
 from places import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/from-the-originals.md", "docs/coverage.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/from-the-originals.md",
+    "docs/coverage.md",
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -27,10 +32,14 @@ def test_python_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     names: dict[str, Any] = {}
     for number, block in enumerate(blocks("python")):
         exec(compile(block, f"README.md, python block {number + 1}", "exec"), names)
-    before, after = map(int, re.findall(r"^(\d+) -> (\d+)$", capsys.readouterr().out, flags=re.MULTILINE)[0])
+    before, after = map(
+        int, re.findall(r"^(\d+) -> (\d+)$", capsys.readouterr().out, flags=re.MULTILINE)[0]
+    )
     assert after <= 0.5 * before
     assert names["check"].deviation < 1e-10
-    assert sum(p.numel() for p in names["again"].parameters()) < sum(p.numel() for p in names["model"].parameters())
+    assert sum(p.numel() for p in names["again"].parameters()) < sum(
+        p.numel() for p in names["model"].parameters()
+    )
     assert names["small"][0][0].out_channels == 8
 
 
@@ -57,13 +66,20 @@ def test_no_figure_is_missing():
 def test_links_lead_somewhere(document):
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert target.startswith("https://") or (REPOSITORY / document).parent.joinpath(target).exists(), target
+        assert (
+            target.startswith("https://")
+            or (REPOSITORY / document).parent.joinpath(target).exists()
+        ), target
 
 
 def test_commands_and_their_options_exist(capsys):
-    lines = [line.split("#")[0].split() for block in blocks("console") for line in block.splitlines()]
+    lines = [
+        line.split("#")[0].split() for block in blocks("console") for line in block.splitlines()
+    ]
     commands = sorted({words[1] for words in lines if words and words[0] == "netslim"})
-    expected = "bench evaluate export finetune inspect prune recipes report run search sensitivity train"
+    expected = (
+        "bench evaluate export finetune inspect prune recipes report run search sensitivity train"
+    )
     assert commands == expected.split()
     for command in commands:
         with pytest.raises(SystemExit, match="0"):

@@ -1,4 +1,6 @@
-"""The shape of the package: imports point one way, `import netslim` is light, the surface is what it says."""
+"""The shape of the package: imports point one way, `import netslim` is light, the surface is what
+it says.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ from places import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "netslim"
 
-# Each room, and the rooms it may import directly; what these may import, it may too. Every room may import errors.
-# `netslim` is the package itself, whose lazy exports reach everything. The report reads results on disk alone.
+# Each room, and the rooms it may import directly; what these may import, it may too. Every room may
+# import errors. `netslim` is the package itself, whose lazy exports reach everything. The report
+# reads results on disk alone.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "wrapping": {"plan"},
@@ -66,7 +69,18 @@ ROOMS: dict[str, set[str]] = {
     "report": {"plots"},
     "recipes": set(),
     "training": {
-        *("netslim", "search", "sensitivity", "slim", "gradual", "cost", "latency", "models", "checkpoint", "sparsity"),
+        *(
+            "netslim",
+            "search",
+            "sensitivity",
+            "slim",
+            "gradual",
+            "cost",
+            "latency",
+            "models",
+            "checkpoint",
+            "sparsity",
+        ),
         *("data", "report", "recipes", "selection"),
     },
     "cli": {"netslim", "training"},
@@ -107,41 +121,72 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
 
 def test_the_table_has_no_cycle():
     for room in ROOMS:
-        assert all(room not in allowed(other) for other in ROOMS[room]), f"{room} would import itself"
+        assert all(room not in allowed(other) for other in ROOMS[room]), (
+            f"{room} would import itself"
+        )
 
 
 def test_a_relative_import_is_understood(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "graph").mkdir()
     file = tmp_path / "graph" / "rules.py"
-    file.write_text("from ..plan import x\nfrom . import y\nfrom .atoms import z\ndef f():\n    import netslim.cli\n")
+    file.write_text(
+        "from ..plan import x\nfrom . import y\nfrom .atoms import z\ndef f():\n    import "
+        "netslim.cli\n"
+    )
     assert list(imported(file)) == [(1, "plan"), (2, "graph"), (3, "graph"), (5, "cli")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_up(path):
     room = room_of(path)
-    assert room in ROOMS, f"{path.name} is a new room: give it a row in ROOMS and in CONTRIBUTING.md"
-    wrong = [f"line {line} imports {other}" for line, other in imported(path) if other not in allowed(room)]
+    assert room in ROOMS, (
+        f"{path.name} is a new room: give it a row in ROOMS and in CONTRIBUTING.md"
+    )
+    wrong = [
+        f"line {line} imports {other}"
+        for line, other in imported(path)
+        if other not in allowed(room)
+    ]
     assert not wrong, f"{room} may import only {sorted(allowed(room))}: {'; '.join(wrong)}"
 
 
 def fresh(code: str) -> str:
     """What a new interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_import_is_light_and_touches_no_gpu():
-    heavy = {"torchvision", "lightning", "pytorch_lightning", "torchmetrics", "matplotlib", "onnx", "onnxruntime"}
-    heavy |= {"sklearn", "pandas", "pyarrow", "tensorboard", "jsonargparse", "rich", "timm", "datasets", "yaml"}
+    heavy = {
+        "torchvision",
+        "lightning",
+        "pytorch_lightning",
+        "torchmetrics",
+        "matplotlib",
+        "onnx",
+        "onnxruntime",
+    }
+    heavy |= {
+        "sklearn",
+        "pandas",
+        "pyarrow",
+        "tensorboard",
+        "jsonargparse",
+        "rich",
+        "timm",
+        "datasets",
+        "yaml",
+    }
     code = f"""
 import sys, torch
 before = set(sys.modules)
 import netslim
-import netslim.graph, netslim.budget, netslim.surgery, netslim.verify, netslim.checkpoint, netslim.sparsity
-import netslim.zoo, netslim.models, netslim.cost, netslim.latency, netslim.tables
+import netslim.graph, netslim.selection.budget, netslim.surgery.prune, netslim.verify, netslim.models.checkpoint, netslim.methods
+import netslim.models.zoo, netslim.models, netslim.cost, netslim.latency, netslim.measure.table
 new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(sorted(new & {heavy!r}), torch.cuda.is_initialized())
 """
@@ -192,10 +237,15 @@ def test_rooms_export_what_they_say(room):
 
 
 def test_recipes_are_package_data():
-    found = [item for item in resources.files("netslim.recipes").iterdir() if item.name.endswith(".yaml")]
+    found = [
+        item for item in resources.files("netslim.recipes").iterdir() if item.name.endswith(".yaml")
+    ]
     shipped = [item for item in found if not item.name.startswith("_")]
     assert "digits.yaml" in {item.name for item in shipped}
-    assert all(f"name: {item.name.removesuffix('.yaml')}\n" in item.read_text(encoding="utf-8") for item in shipped)
+    assert all(
+        f"name: {item.name.removesuffix('.yaml')}\n" in item.read_text(encoding="utf-8")
+        for item in shipped
+    )
 
 
 def committed() -> list[Path]:
@@ -203,8 +253,12 @@ def committed() -> list[Path]:
     if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
         pytest.skip("not a git checkout")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    return [REPOSITORY / name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()]
+    listed = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+    return [
+        REPOSITORY / name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()
+    ]
 
 
 def test_no_file_names_a_machine_or_a_package_index():
@@ -218,5 +272,15 @@ def test_no_file_names_a_machine_or_a_package_index():
 
 def test_no_large_file_and_no_leftover_is_committed():
     for path in committed():
-        assert path.stat().st_size < 2_000_000, f"{path} is large; data and checkpoints do not belong in the repository"
-        assert path.suffix not in {".pt", ".pth", ".ckpt", ".safetensors", ".pyc", ".orig", ".rej"}, path
+        assert path.stat().st_size < 2_000_000, (
+            f"{path} is large; data and checkpoints do not belong in the repository"
+        )
+        assert path.suffix not in {
+            ".pt",
+            ".pth",
+            ".ckpt",
+            ".safetensors",
+            ".pyc",
+            ".orig",
+            ".rej",
+        }, path

@@ -1,4 +1,6 @@
-"""The zoo benchmark: its list of networks is complete, its judge can say no, and its processes end in time."""
+"""The zoo benchmark: its list of networks is complete, its judge can say no, and its processes end
+in time.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +68,13 @@ def test_all_torchvision_networks_are_listed() -> None:
     zoo = load("zoo_models")
     listed = set(zoo.names())
     known = [
-        n for part in (models, models.segmentation, models.detection, models.video) for n in models.list_models(part)
+        n
+        for part in (models, models.segmentation, models.detection, models.video)
+        for n in models.list_models(part)
     ]
-    assert {f"torchvision:{n}" for n in known} - listed == {f"torchvision:{n}" for n in zoo.TOO_LARGE}
+    assert {f"torchvision:{n}" for n in known} - listed == {
+        f"torchvision:{n}" for n in zoo.TOO_LARGE
+    }
     assert len(listed) == len(zoo.names())
 
 
@@ -93,7 +99,9 @@ def test_builds_the_same_network_twice() -> None:
     (a, x), (b, y) = zoo.build("timm:resnet10t"), zoo.build("timm:resnet10t")
     assert not a.training
     torch.testing.assert_close(x, y, rtol=0, atol=0)
-    torch.testing.assert_close(list(a.state_dict().values()), list(b.state_dict().values()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        list(a.state_dict().values()), list(b.state_dict().values()), rtol=0, atol=0
+    )
     assert zoo.convolutional("timm:resnet10t")
     assert not zoo.convolutional("torchvision:swin_t")
 
@@ -118,9 +126,13 @@ def subject() -> Any:
     return tools.Subject("branches", model, copy.deepcopy(model), torch.randn(1, 3, 4, 4), ["head"])
 
 
-@pytest.mark.parametrize(("read", "verdict"), [([0, 5, 6, 7], "exact"), ([0, 4, 5, 6], "wrong"), ([0, 5, 6], "broken")])
+@pytest.mark.parametrize(
+    ("read", "verdict"), [([0, 5, 6, 7], "exact"), ([0, 4, 5, 6], "wrong"), ([0, 5, 6], "broken")]
+)
 def test_the_judge(subject: Any, read: list[int], verdict: str) -> None:
-    small = subject.model  # channels 1, 2, 3 of `a` and channel 0 of `b` go: the head must read 0, 5, 6 and 7
+    small = (
+        subject.model
+    )  # channels 1, 2, 3 of `a` and channel 0 of `b` go: the head must read 0, 5, 6 and 7
     small.a.weight = nn.Parameter(small.a.weight.detach()[:1])
     small.a.bias = nn.Parameter(small.a.bias.detach()[:1])
     small.b.weight = nn.Parameter(small.b.weight.detach()[1:])
@@ -145,7 +157,8 @@ def test_a_tool_reports_what_it_did(subject: Any, tool: str) -> None:
     assert found["verdict"] == "exact"
     assert found["cut"] == 4
     assert found["seconds"] > 0
-    # (3 + 1) * 4 parameters in each branch and 2 * 8 + 2 in the head; all are halved but the head's two biases
+    # (3 + 1) * 4 parameters in each branch and 2 * 8 + 2 in the head; all are halved but the head's
+    # two biases
     assert found["left"] == (8 + 8 + 8 + 2) / (16 + 16 + 18)
     if tool == "netslim":
         assert (found["verified"], found["felt"]) == ("yes", 4)
@@ -172,9 +185,15 @@ def test_a_process_reports_fails_or_is_killed() -> None:
         time.sleep(60)
 
     assert zoo.forked(answer, 20) == {"traced": "yes", "verdict": "exact", "seconds": 0.1}
-    assert zoo.verdict(zoo.forked(fail, 20)) == {"verdict": "crashed", "why": "ValueError: no such thing"}
+    assert zoo.verdict(zoo.forked(fail, 20)) == {
+        "verdict": "crashed",
+        "why": "ValueError: no such thing",
+    }
     start = time.monotonic()
-    assert zoo.verdict(zoo.forked(hang, 0.2)) == {"verdict": "timeout", "why": "no result within 0.2 s"}
+    assert zoo.verdict(zoo.forked(hang, 0.2)) == {
+        "verdict": "timeout",
+        "why": "no result within 0.2 s",
+    }
     assert time.monotonic() - start < 20
 
 
@@ -182,9 +201,19 @@ def test_rows_come_back_and_add_up(tmp_path: Path) -> None:
     table = load("zoo_table")
     common = {"model": "timm:a", "kind": "CNN", "traced": "yes"}
     table.create(tmp_path / "zoo.csv")
-    ours = {**common, "tool": "netslim", "verdict": "exact", "verified": "yes", "share": 0.5, "cut": 8, "felt": 7}
+    ours = {
+        **common,
+        "tool": "netslim",
+        "verdict": "exact",
+        "verified": "yes",
+        "share": 0.5,
+        "cut": 8,
+        "felt": 7,
+    }
     table.append(tmp_path / "zoo.csv", {**ours, "seconds": 1.0, "memory_mib": 30.0})
-    table.append(tmp_path / "zoo.csv", {**ours, "model": "timm:b", "seconds": 3.0, "memory_mib": 10.0})
+    table.append(
+        tmp_path / "zoo.csv", {**ours, "model": "timm:b", "seconds": 3.0, "memory_mib": 10.0}
+    )
     table.append(
         tmp_path / "zoo.csv",
         {**common, "tool": "torch-pruning", "verdict": "wrong", "seconds": 2.0, "memory_mib": 10.0},
@@ -197,7 +226,10 @@ def test_rows_come_back_and_add_up(tmp_path: Path) -> None:
     assert rows[3]["why"] == "a, b"
     assert rows[3]["seconds"] is None
     found = table.summary(rows)
-    assert found["verdicts"] == {"netslim": {"exact": 2}, "torch-pruning": {"refused": 1, "wrong": 1}}
+    assert found["verdicts"] == {
+        "netslim": {"exact": 2},
+        "torch-pruning": {"refused": 1, "wrong": 1},
+    }
     assert found["coverage"]["traced"] == {"share": 1.0, "of": 2, "missed": []}
     assert found["coverage"]["cut channels felt by the outputs"] == 14
     assert found["against_peer"]["median time ratio"] == 0.5

@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from netslim import zoo
-from netslim.cost import Cost, ModuleCost, cost, size_on_disk
 from netslim.errors import TraceError
+from netslim.measure.count import Cost, ModuleCost, cost, size_on_disk
+from netslim.models import zoo
 
 PICTURE = (1, 3, 32, 32)
 
@@ -37,7 +37,14 @@ def test_the_papers_networks(name, kwargs, params, millions):
 
 def test_vgg19_to_the_last_mac():
     """Each 3x3 convolution does 9 * in * out MACs at each position of its map."""
-    maps = [(3, 64, 32), (64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), *[(256, 256, 8)] * 3]
+    maps = [
+        (3, 64, 32),
+        (64, 64, 32),
+        (64, 128, 16),
+        (128, 128, 16),
+        (128, 256, 8),
+        *[(256, 256, 8)] * 3,
+    ]
     maps += [(256, 512, 4), *[(512, 512, 4)] * 3, *[(512, 512, 2)] * 4]
     expected = sum(9 * i * o * size * size for i, o, size in maps) + 512 * 10
     assert cost(zoo.vgg19(), torch.zeros(PICTURE)).macs == expected == 398_136_320
@@ -58,7 +65,11 @@ def test_a_convolution_by_hand():
         (nn.Conv2d(2, 3, 3, dilation=2, stride=2), (1, 2, 9, 9), 9 * 9 * 2 * 3),  # 3x3 map
         (nn.Conv1d(2, 3, 5), (2, 2, 9), 2 * 5 * 5 * 2 * 3),
         (nn.Conv3d(1, 2, 2), (1, 1, 3, 3, 3), 8 * 8 * 2),
-        (nn.ConvTranspose2d(4, 6, 3, stride=2), (1, 4, 5, 5), 25 * 9 * 4 * 6),  # each input meets each weight
+        (
+            nn.ConvTranspose2d(4, 6, 3, stride=2),
+            (1, 4, 5, 5),
+            25 * 9 * 4 * 6,
+        ),  # each input meets each weight
         (nn.ConvTranspose2d(4, 6, 3, groups=2), (1, 4, 5, 5), 25 * 9 * 4 * 3),
         (nn.Linear(8, 4), (2, 5, 8), 10 * 32),
         (nn.Linear(8, 4, bias=False), (8,), 32),
@@ -75,7 +86,13 @@ def test_operators_by_hand(layer, shape, macs):
 class Products(nn.Module):
     def forward(self, a, b):
         row = a[0]
-        return a @ b, torch.einsum("ij,jk->ik", a, b), a @ row, row @ row, torch.addmv(a[:, 0], a, row)
+        return (
+            a @ b,
+            torch.einsum("ij,jk->ik", a, b),
+            a @ row,
+            row @ row,
+            torch.addmv(a[:, 0], a, row),
+        )
 
 
 def test_products_of_vectors_and_matrices():
@@ -109,7 +126,9 @@ def test_agrees_with_the_flop_counter(name):
 
 
 class Nested(nn.Module):
-    """A weight of its own, a layer called twice, one shared between two places, one called inside another."""
+    """A weight of its own, a layer called twice, one shared between two places, one called inside
+    another.
+    """
 
     def __init__(self):
         super().__init__()
@@ -130,7 +149,9 @@ class Nested(nn.Module):
 def test_modules_own_what_they_do_themselves():
     found = cost(Nested(), torch.zeros(1, 4))
     assert found.by_module == {
-        "": ModuleCost(16, 16 + 16 + 16, 12),  # two products with its own weight, and a layer made on the fly
+        "": ModuleCost(
+            16, 16 + 16 + 16, 12
+        ),  # two products with its own weight, and a layer made on the fly
         "twice": ModuleCost(16, 3 * 16, 12),
         "inner.0": ModuleCost(10, 8, 2),
         "inner.1.1": ModuleCost(12, 8, 4),
@@ -188,20 +209,26 @@ def test_leaves_the_model_as_it_was():
 
 
 def test_prints_a_table():
-    text = str(cost(nn.Sequential(nn.Linear(100, 30), nn.ReLU(), nn.Linear(30, 10)), torch.zeros(1, 100)))
+    text = str(
+        cost(nn.Sequential(nn.Linear(100, 30), nn.ReLU(), nn.Linear(30, 10)), torch.zeros(1, 100))
+    )
     assert text.splitlines() == [
         "module  params    share   MACs    share  activations    share",
         "0        3,030   90.7 %  3,000   90.9 %           30   75.0 %",
         "2          310    9.3 %    300    9.1 %           10   25.0 %",
         "total    3,340  100.0 %  3,300  100.0 %           40  100.0 %",
-        "at most 640 bytes of inputs and intermediate tensors at once",  # the input, 30 before and 30 after the ReLU
+        "at most 640 bytes of inputs and intermediate tensors at "
+        "once",  # the input, 30 before and 30 after the ReLU
     ]
     assert "100" not in str(cost(nn.ReLU(), torch.zeros(1)))
 
 
 def test_says_when_the_model_does_not_run():
     model = zoo.vgg([4])
-    message = r"does not run on these example inputs \(\(1, 1, 8, 8\)\): RuntimeError: .*pass inputs that model"
+    message = (
+        r"does not run on these example inputs \(\(1, 1, 8, 8\)\): RuntimeError: .*pass "
+        r"inputs that model"
+    )
     with pytest.raises(TraceError, match=message):
         cost(model, torch.zeros(1, 1, 8, 8))
     assert model.training

@@ -14,12 +14,15 @@ import torch
 from torch import nn
 
 import netslim
-from netslim.backends import prepared
 from netslim.errors import PlanError, TraceError
-from netslim.export import Session, onnx_bytes
-from netslim.latency import Latency, latency, timed
+from netslim.measure.backends import prepared
+from netslim.measure.latency import Latency, latency, timed
+from netslim.models.export import onnx_bytes
+from netslim.models.onnx_session import Session
 
-latency_module = importlib.import_module("netslim.latency")  # `netslim.latency` is the function
+latency_module = importlib.import_module(
+    "netslim.measure.latency"
+)  # `netslim.latency` is the function
 
 
 class Sleeper(nn.Module):
@@ -61,12 +64,16 @@ def test_quartiles_of_known_samples(monkeypatch, x):
     clock = iter([9.0, *range(1, 6)])  # one discarded warm-up of 9 s, then 1, 2, 3, 4 and 5 s
     monkeypatch.setattr(latency_module._Run, "warm_up", lambda run, calls: run._time())
     monkeypatch.setattr(latency_module._Run, "_time", lambda run: float(next(clock)))
-    assert latency(Sleeper(), x, repeats=5, budget_seconds=1e9) == Latency(3000.0, 2000.0, 4000.0, 5, "cpu")
+    assert latency(Sleeper(), x, repeats=5, budget_seconds=1e9) == Latency(
+        3000.0, 2000.0, 4000.0, 5, "cpu"
+    )
 
 
 def test_rounds_are_interleaved_and_alternate(monkeypatch, x):
     order: list[str] = []
-    monkeypatch.setattr(latency_module._Run, "sample", lambda run: (order.append(run.name), run.samples.append(1.0)))
+    monkeypatch.setattr(
+        latency_module._Run, "sample", lambda run: (order.append(run.name), run.samples.append(1.0))
+    )
     latency({"a": Sleeper(), "b": Sleeper(), "c": Sleeper()}, x, repeats=5)
     assert "".join(order) == "abccbaabccbaabc"
 
@@ -209,7 +216,9 @@ def test_compiled_it_computes_the_same_and_the_model_stays_as_it_was(net, x):
 
 
 def test_each_model_is_compiled_for_itself_and_for_fixed_shapes(net, x, monkeypatch):
-    """All models of a class share the code of its forward, which keeps what was compiled: 8 and no more by default."""
+    """All models of a class share the code of its forward, which keeps what was compiled: 8 and no
+    more by default.
+    """
     seen = []
     monkeypatch.setattr(torch, "compile", lambda f, **options: (seen.append((f, options)), f)[1])
     found = latency({"a": net, "b": net}, x, backend="compile", repeats=5)
@@ -225,7 +234,8 @@ def test_what_cannot_be_compiled_is_said(net, x, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile)
     with pytest.raises(
-        PlanError, match=r"failed on 'model': No working C\+\+ compiler found. It needs g\+\+ or clang;"
+        PlanError,
+        match=r"failed on 'model': No working C\+\+ compiler found. It needs g\+\+ or clang;",
     ):
         latency(net, x, backend="compile")
     assert net.training
@@ -248,7 +258,9 @@ def test_onnxruntime_takes_as_many_threads_as_torch(net, x, onnxruntime):
 
 
 def test_a_missing_package_is_named(net, x, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("netslim.export"), "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        importlib.import_module("netslim.models.export"), "find_spec", lambda name: None
+    )
     with pytest.raises(PlanError, match=r"pip install 'netslim\[onnx\]'"):
         latency({"net": net}, x, backend="onnxruntime")
     assert net.training
@@ -268,5 +280,7 @@ def test_a_model_that_does_not_run_is_its_own_fault(backend, x):
 
 
 def test_an_unknown_backend(net, x):
-    with pytest.raises(PlanError, match="no backend 'tensorrt'; choose one of eager, compile, onnxruntime"):
+    with pytest.raises(
+        PlanError, match="no backend 'tensorrt'; choose one of eager, compile, onnxruntime"
+    ):
         latency(net, x, backend="tensorrt")

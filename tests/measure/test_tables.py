@@ -1,4 +1,6 @@
-"""Latency tables: curves through known times, kernels that compute what the layers do, and promises that come true."""
+"""Latency tables: curves through known times, kernels that compute what the layers do, and promises
+that come true.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,25 @@ import netslim
 from nets import Chain, Residual
 from netslim import Budget, LatencyTable, latency_table, prune, select, trace
 from netslim.errors import PlanError, StaleGraphError
-from netslim.meter import Products, Widths
-from netslim.resolve import resolve
-from netslim.silence import randomise
-from netslim.tables import Terms
-from netslim.tables import measuring as measuring_module
-from netslim.tables.cache import folder
-from netslim.tables.curves import Stack, class_of, corners, points, probes, rising, surface_of, up
-from netslim.tables.kernels import Kernel, Values, kernels_of, observe
-from netslim.tables.measuring import fit, random_cuts
-from netslim.tables.onnx_kernels import onnx_kernel
-from netslim.tables.table import Measured
+from netslim.measure.table import measuring as measuring_module
+from netslim.measure.table.cache import folder
+from netslim.measure.table.curves import (
+    Stack,
+    class_of,
+    corners,
+    points,
+    probes,
+    rising,
+    surface_of,
+    up,
+)
+from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe
+from netslim.measure.table.latency_table import Measured, Terms
+from netslim.measure.table.measuring import fit, random_cuts
+from netslim.measure.table.onnx_kernels import onnx_kernel
+from netslim.selection.budget.resources import Products, Widths
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.silencing import randomise
 
 CPU = torch.device("cpu")
 TERMS = Terms(layers=1.5, bytes=2e-5, params=1e-4, constant=0.3)
@@ -35,7 +45,7 @@ def at(*widths: float) -> np.ndarray:
     return np.array([widths], dtype=float)
 
 
-# --- curves --------------------------------------------------------------------------------------------------------
+# --- curves ---------------------------------------------------------------------------------------
 
 
 def test_classes_and_blocks_of_widths():
@@ -44,7 +54,8 @@ def test_classes_and_blocks_of_widths():
 
 
 def test_probes_of_an_axis():
-    # Blocks 16, 32, 48, 64 in each of three classes, the middle one at both ends, and the smallest widths.
+    # Blocks 16, 32, 48, 64 in each of three classes, the middle one at both ends, and the smallest
+    # widths.
     assert probes(64) == [3, 4, 8, 9, 16, 24, 25, 32, 33, 36, 40, 41, 44, 47, 48, 56, 57, 64]
     assert all(width % 8 == 0 for width in probes(64, step=8))
     assert {5, 16} <= set(probes(5))
@@ -96,7 +107,10 @@ def test_a_number_of_blocks_may_be_slow_and_slopes_are_never_negative():
 
 
 def test_slopes_smooth_the_steps():
-    smooth, steps = stack_of(lambda a, b: a * b, 128, 128), stack_of(lambda a, b: up(a) * up(b), 128, 128)
+    smooth, steps = (
+        stack_of(lambda a, b: a * b, 128, 128),
+        stack_of(lambda a, b: up(a) * up(b), 128, 128),
+    )
     assert smooth.slopes(at(70, 90))[0] == pytest.approx([90, 70], rel=0.01)
     assert steps.slopes(at(70, 90))[0] == pytest.approx([96, 80], rel=0.05)
     assert steps.times(at(70, 90))[0] == pytest.approx(80 * 96, rel=0.01)
@@ -111,15 +125,20 @@ def test_corners_hold_the_reference():
     assert corners(probes(5), 16) == [16]
 
 
-# --- kernels -------------------------------------------------------------------------------------------------------
+# --- kernels --------------------------------------------------------------------------------------
 
 
 class Zoo(nn.Module):
-    """Every kind of kernel: plain, grouped, depthwise, transposed, linear of two kinds, and attention."""
+    """Every kind of kernel: plain, grouped, depthwise, transposed, linear of two kinds, and
+    attention.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.plain, self.grouped = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 12, 3, groups=4, bias=False)
+        self.plain, self.grouped = (
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.Conv2d(8, 12, 3, groups=4, bias=False),
+        )
         self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
         self.transposed = nn.ConvTranspose2d(12, 6, 2, stride=2, output_padding=1)
         self.fc, self.out = nn.Linear(6, 10, bias=False), nn.Linear(10, 4)
@@ -185,7 +204,7 @@ def test_kernels_run_at_other_widths(zoo):
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 7])
 def test_the_onnx_kernel_computes_the_same(zoo, number):
     pytest.importorskip("onnxruntime")
-    from netslim.export import Session
+    from netslim.models.onnx_session import Session
 
     kernel = zoo[1][number]
     values = Values(CPU)
@@ -207,13 +226,22 @@ def test_observing_leaves_the_model_as_it_was():
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def kernel_ms(kernel: Kernel, depth: int, width: int) -> float:
-    """What a machine takes whose time is known: proportional to the multiplications, and a little more."""
+    """What a machine takes whose time is known: proportional to the multiplications, and a little
+    more.
+    """
     shape, weight_shape, groups = kernel.shapes(depth, width)
-    return 0.01 + 1e-5 * np.prod(shape) * np.prod(weight_shape) / groups / shape[1 if len(shape) > 2 else -1]
+    return (
+        0.01
+        + 1e-5
+        * np.prod(shape)
+        * np.prod(weight_shape)
+        / groups
+        / shape[1 if len(shape) > 2 else -1]
+    )
 
 
 class Machine:
@@ -225,10 +253,14 @@ class Machine:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
-            measuring_module._Measurement, "alone", lambda measurement, kernel: self.alone(measurement, kernel)
+            measuring_module._Measurement,
+            "alone",
+            lambda measurement, kernel: self.alone(measurement, kernel),
         )
         patch.setattr(
-            measuring_module._Measurement, "whole", lambda measurement, masks: self.whole(measurement, [*masks])
+            measuring_module._Measurement,
+            "whole",
+            lambda measurement, masks: self.whole(measurement, [*masks]),
         )
 
     def alone(self, measurement: measuring_module._Measurement, kernel: Kernel) -> Measured:
@@ -239,10 +271,14 @@ class Machine:
         ms = []
         for point in points(axes):
             known = dict(zip(live, point, strict=True))
-            ms.append((point, float(kernel_ms(kernel, known.get(0, full[0]), known.get(1, full[1])))))
+            ms.append(
+                (point, float(kernel_ms(kernel, known.get(0, full[0]), known.get(1, full[1]))))
+            )
         return Measured(str(kernel), tuple(map(tuple, axes)), tuple(ms))
 
-    def whole(self, measurement: measuring_module._Measurement, masks: list) -> tuple[list, np.ndarray]:
+    def whole(
+        self, measurement: measuring_module._Measurement, masks: list
+    ) -> tuple[list, np.ndarray]:
         times = [whole_ms(measurement.model, measurement.inputs, m) for m in masks]
         times[1] *= 1 + self.disturbance
         return masks, np.array(times)
@@ -252,9 +288,15 @@ def whole_ms(model: nn.Module, x: torch.Tensor, masks: dict) -> float:
     """The time of the network under the masks, from a network that is really cut and traced."""
     small = prune(model, resolve(trace(model, x), masks)) if masks else model
     graph = trace(small, x)
-    layers = sum(kernel_ms(k, k.depth, k.width) for k in kernels_of(graph, observe(small, x, lambda: None)) if k)
+    layers = sum(
+        kernel_ms(k, k.depth, k.width)
+        for k in kernels_of(graph, observe(small, x, lambda: None))
+        if k
+    )
     put = sum(o.bytes({}) for o in graph.outputs if o.kind != "view")
-    return TERMS.layers * layers + TERMS.bytes * put + TERMS.params * graph.params() + TERMS.constant
+    return (
+        TERMS.layers * layers + TERMS.bytes * put + TERMS.params * graph.params() + TERMS.constant
+    )
 
 
 @pytest.fixture
@@ -301,7 +343,14 @@ def test_alike_layers_are_measured_once(machine, net, monkeypatch):
     model, x, graph = net
     table = latency_table(model, graph, x, cache=False)
     assert machine.measured == len(table.kernels) == 5
-    assert [site.module for site in table.sites] == ["stem", "inner", "outer", "depthwise", "again", "head"]
+    assert [site.module for site in table.sites] == [
+        "stem",
+        "inner",
+        "outer",
+        "depthwise",
+        "again",
+        "head",
+    ]
     assert [site.kernel for site in table.sites] == [0, 1, 2, 3, 1, 4]
     assert [len(site.axes) for site in table.sites] == [1, 2, 2, 1, 2, 1]
 
@@ -360,7 +409,9 @@ def test_resource_and_slopes(known_table, net):
 def test_another_network_and_other_input_sizes_are_refused(known_table, net):
     model, x, graph = net
     table = known_table
-    with pytest.raises(PlanError, match=r"of another network: its operator 0 is 'stem' \(convolution\)"):
+    with pytest.raises(
+        PlanError, match=r"of another network: its operator 0 is 'stem' \(convolution\)"
+    ):
         table.ms(trace(Chain().eval(), torch.randn(2, 3, 8, 8)))
     with pytest.raises(PlanError, match="other input sizes: 'stem'"):
         table.ms(trace(model, torch.randn(2, 3, 10, 10)))
@@ -384,7 +435,11 @@ def test_json_both_ways(known_table, net, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
     assert again.to_json() == table.to_json()
     assert again.ms(graph) == table.ms(graph)
-    assert (again.inputs, again.threads, again.unit) == (((2, 3, 8, 8),), torch.get_num_threads(), "ms")
+    assert (again.inputs, again.threads, again.unit) == (
+        ((2, 3, 8, 8),),
+        torch.get_num_threads(),
+        "ms",
+    )
     assert "predictions err by up to" in str(again)
 
 
@@ -463,9 +518,13 @@ def test_layers_that_cannot_run_alone_count_by_their_macs(machine, zoo, monkeypa
 
 def test_the_fit_recovers_known_terms_and_never_goes_below_zero():
     generator = np.random.default_rng(0)
-    amounts = np.column_stack([generator.uniform(1, 9, 9), *generator.uniform(1e5, 9e5, (2, 9)), np.ones(9)])
+    amounts = np.column_stack(
+        [generator.uniform(1, 9, 9), *generator.uniform(1e5, 9e5, (2, 9)), np.ones(9)]
+    )
     terms, error = fit(amounts, amounts @ np.array([1.2, 3e-6, 2e-6, 0.5]), np.ones(9))
-    assert (terms.layers, terms.bytes, terms.params, terms.constant) == pytest.approx((1.2, 3e-6, 2e-6, 0.5))
+    assert (terms.layers, terms.bytes, terms.params, terms.constant) == pytest.approx(
+        (1.2, 3e-6, 2e-6, 0.5)
+    )
     assert error < 1e-6
     terms, _ = fit(amounts, amounts @ np.array([1.2, 3e-6, -1e-7, 0.5]), np.ones(9))
     assert terms.params == 0
@@ -493,12 +552,17 @@ def test_a_real_measurement(backend, monkeypatch):
         "chosen_cuts",
         lambda *args: chosen.append(args) or measuring_module.random_cuts(args[1], [(0.2, 0.2)]),
     )
-    monkeypatch.setattr(importlib.import_module("netslim.latency"), "SAMPLE_SECONDS", 1e-6)
+    monkeypatch.setattr(importlib.import_module("netslim.measure.latency"), "SAMPLE_SECONDS", 1e-6)
     model, x = Residual().train(), torch.randn(2, 3, 8, 8)
     graph = trace(model, x)
     seen: list[tuple[int, int]] = []
     table = latency_table(
-        model, graph, x, backend=backend, cache=False, progress=lambda what, done, total: seen.append((done, total))
+        model,
+        graph,
+        x,
+        backend=backend,
+        cache=False,
+        progress=lambda what, done, total: seen.append((done, total)),
     )
     assert model.training
     assert table.backend == backend
@@ -523,4 +587,4 @@ def test_cuts_by_choice_take_what_the_table_says():
 
 
 def test_the_room_is_not_the_function():
-    assert importlib.import_module("netslim.tables").latency_table is netslim.latency_table
+    assert importlib.import_module("netslim.measure.table").latency_table is netslim.latency_table

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nets import Chain, DenseBlock, Residual
-from netslim import prune, prune_, trace, verify, zoo
+from netslim import prune, prune_, trace, verify
 from netslim.errors import PlanError, StaleGraphError
-from netslim.silence import randomise
-from netslim.sparsity.centripetal import CentripetalSGD, centripetal_gradient
+from netslim.methods.centripetal import CentripetalSGD, centripetal_gradient
+from netslim.models import zoo
+from netslim.surgery.proof.silencing import randomise
 
 IMAGE = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
 FIRST = {"first.0": [0, 0, 1, 1, 2, 3]}  # of the six channels of Chain
@@ -55,12 +56,14 @@ def value(model, name) -> Tensor:
 def differences(model, names=MADE):
     """Of the members 0 and 1, and 2 and 3."""
     return {
-        n: torch.stack([value(model, n)[0] - value(model, n)[1], value(model, n)[2] - value(model, n)[3]])
+        n: torch.stack(
+            [value(model, n)[0] - value(model, n)[1], value(model, n)[2] - value(model, n)[3]]
+        )
         for n in names
     }
 
 
-# --- the step ----------------------------------------------------------------------------------------------------
+# --- the step -------------------------------------------------------------------------------------
 
 
 def test_the_formula_by_hand():
@@ -70,7 +73,9 @@ def test_the_formula_by_hand():
         gradient, kernels, torch.tensor([0, 0, 1]), torch.tensor([[0.5], [1.0]]), strength=0.25
     )
     # Mean gradient (2, 2), mean kernel (2, 4); the third kernel is alone.
-    torch.testing.assert_close(found, torch.tensor([[2 - 0.25, 2 - 0.5], [2 + 0.25, 2 + 0.5], [7.0, 8.0]]))
+    torch.testing.assert_close(
+        found, torch.tensor([[2 - 0.25, 2 - 0.5], [2 + 0.25, 2 + 0.5], [7.0, 8.0]])
+    )
 
 
 def test_one_step_is_the_papers_equation():
@@ -86,7 +91,9 @@ def test_one_step_is_the_papers_equation():
         for members in ([0, 1], [2, 3], [4], [5]):
             mean = before[members].mean(0)
             for j in members:
-                expected[j] += 0.1 * (-gradient[members].mean(0) - 0.01 * before[j] + eps * (mean - before[j]))
+                expected[j] += 0.1 * (
+                    -gradient[members].mean(0) - 0.01 * before[j] + eps * (mean - before[j])
+                )
         torch.testing.assert_close(value(model, name), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -225,7 +232,9 @@ def test_a_parameter_without_a_gradient_is_left_alone_and_joins_when_it_has_one(
     model.first[0].weight.requires_grad_(True)
     step(model, optimizer, 1)
     torch.testing.assert_close(differences(model)["first.0.weight"], 0.95 * first["first.0.weight"])
-    torch.testing.assert_close(differences(model)["first.1.weight"], 0.995**2 * first["first.1.weight"])
+    torch.testing.assert_close(
+        differences(model)["first.1.weight"], 0.995**2 * first["first.1.weight"]
+    )
 
 
 def test_a_new_strength_acts_at_the_next_step_and_a_detached_method_no_more():
@@ -245,9 +254,14 @@ def test_a_new_strength_acts_at_the_next_step_and_a_detached_method_no_more():
 
 def test_several_optimizers_and_layouts():
     model = chain().to(memory_format=torch.channels_last)
-    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model.first, model.second, model.head)]
+    optimizers = [
+        torch.optim.SGD(part.parameters(), lr=0.1)
+        for part in (model.first, model.second, model.head)
+    ]
     method = method_for(model, strength=0.5, vector_strength=1.0).attach(optimizers[0])
-    with pytest.raises(PlanError, match=r"SGD holds none of the parameters that shall become equal"):
+    with pytest.raises(
+        PlanError, match=r"SGD holds none of the parameters that shall become equal"
+    ):
         method.attach(optimizers[2])
     first = differences(model)
     model(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().mean().backward()
@@ -260,9 +274,9 @@ def test_several_optimizers_and_layouts():
 def test_members_get_the_same_mean_bit_for_bit():
     model = chain().float()
     optimizer = sgd(model, lr=0.25)
-    CentripetalSGD(trace(model, IMAGE.float()), model, clusters=FIRST, strength=4.0, vector_strength=1.0).attach(
-        optimizer
-    )
+    CentripetalSGD(
+        trace(model, IMAGE.float()), model, clusters=FIRST, strength=4.0, vector_strength=1.0
+    ).attach(optimizer)
     with torch.no_grad():
         model(torch.randn(4, 3, 8, 8))
     model(torch.randn(4, 3, 8, 8)).square().mean().backward()
@@ -278,18 +292,22 @@ def test_cuda_with_grad_scaler(fused):
     optimizer = sgd(model, fused=fused)
     scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
     graph = trace(model, IMAGE.cuda())
-    CentripetalSGD(graph, model, clusters=FIRST, strength=0.5, vector_strength=1.0).attach(optimizer)
+    CentripetalSGD(graph, model, clusters=FIRST, strength=0.5, vector_strength=1.0).attach(
+        optimizer
+    )
     first = differences(model)
     for _ in range(3):
         optimizer.zero_grad()
-        scaler.scale(model(torch.randn(4, 3, 8, 8, dtype=torch.float64, device="cuda")).square().mean()).backward()
+        scaler.scale(
+            model(torch.randn(4, 3, 8, 8, dtype=torch.float64, device="cuda")).square().mean()
+        ).backward()
         scaler.step(optimizer)
         scaler.update()
     for name, found in differences(model).items():
         torch.testing.assert_close(found, 0.95**3 * first[name], rtol=1e-9, atol=1e-12)
 
 
-# --- which entries -----------------------------------------------------------------------------------------------
+# --- which entries --------------------------------------------------------------------------------
 
 
 def constrained(model, clusters, image=IMAGE):
@@ -297,7 +315,9 @@ def constrained(model, clusters, image=IMAGE):
     method = CentripetalSGD(trace(model, image), model, clusters=clusters)
     result = {}
     for tie in method._ties:
-        sets = [frozenset(np.flatnonzero(tie.labels == k).tolist()) for k in range(tie.labels.max() + 1)]
+        sets = [
+            frozenset(np.flatnonzero(tie.labels == k).tolist()) for k in range(tie.labels.max() + 1)
+        ]
         result[tie.tensor, tie.axis] = {s for s in sets if len(s) > 1}
     return result
 
@@ -314,12 +334,19 @@ def test_later_norms_of_a_concatenation():
     found = constrained(DenseBlock().double(), {"conv1": [0, 0, 1, 2], "stem": [0, 1, 2, 3, 4, 4]})
     assert found["conv1.weight", 0] == found["conv1.bias", 0] == {frozenset({0, 1})}
     assert found["norm1.weight", 0] == {frozenset({4, 5})}
-    assert found["norm2.weight", 0] == found["norm3.bias", 0] == {frozenset({4, 5}), frozenset({6, 7})}
+    assert (
+        found["norm2.weight", 0] == found["norm3.bias", 0] == {frozenset({4, 5}), frozenset({6, 7})}
+    )
     assert ("conv2.weight", 0) not in found
 
 
 def test_depthwise_kernels():
-    layers = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Conv2d(8, 2, 1), nn.Flatten()
+    layers = (
+        nn.Conv2d(3, 4, 1),
+        nn.Conv2d(4, 8, 3, padding=1, groups=4),
+        nn.Conv2d(8, 2, 1),
+        nn.Flatten(),
+    )
     model = nn.Sequential(*layers, nn.Linear(2 * 64, 2)).double()
     found = constrained(model, {"0": [0, 1, 1, 2]})
     assert found["0.weight", 0] == {frozenset({1, 2})}
@@ -335,11 +362,15 @@ def test_a_unit_with_several_entries_is_averaged_entry_by_entry():
 
 
 def test_every_tied_entry_decays_and_the_merge_is_exact_on_a_mobile_network():
-    """Expansion, depthwise kernels and residual stages; without a loss, so that all depends on the method."""
+    """Expansion, depthwise kernels and residual stages; without a loss, so that all depends on the
+    method.
+    """
     torch.manual_seed(0)
     model = randomise(torchvision.models.mobilenet_v2(width_mult=0.1).double()).eval()
     image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    method = CentripetalSGD(trace(model, image), model, 0.5, clusters="even", strength=1.0, vector_strength=1.0)
+    method = CentripetalSGD(
+        trace(model, image), model, 0.5, clusters="even", strength=1.0, vector_strength=1.0
+    )
     optimizer = sgd(model, lr=0.9)
     method.attach(optimizer)
     assert method.deviation().largest > 0.5
@@ -355,12 +386,15 @@ def test_every_tied_entry_decays_and_the_merge_is_exact_on_a_mobile_network():
 
 def test_the_plan_is_verified():
     torch.manual_seed(0)
-    model, image = randomise(zoo.densenet(10, stem=6, growth=4).double()), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    model, image = (
+        randomise(zoo.densenet(10, stem=6, growth=4).double()),
+        torch.randn(2, 3, 8, 8, dtype=torch.float64),
+    )
     plan = CentripetalSGD(trace(model, image), model, 0.5, clusters="even").plan()
     assert verify(model, prune(model, plan), plan, image).deviation < 1e-10
 
 
-# --- deviation, collapse, merge ----------------------------------------------------------------------------------
+# --- deviation, collapse, merge -------------------------------------------------------------------
 
 
 def test_deviation_by_hand():
@@ -374,7 +408,8 @@ def test_deviation_by_hand():
         model[1].running_mean.copy_(torch.tensor([1.0, -1.0]))
     method = CentripetalSGD(trace(model, IMAGE), model, 0.5)
     found = method.deviation()
-    # Kernels: 2 from their mean, norms 5 and 3. Scales: 1 from their mean, and rms sqrt(5). Shifts are all zero.
+    # Kernels: 2 from their mean, norms 5 and 3. Scales: 1 from their mean, and rms sqrt(5). Shifts
+    # are all zero.
     assert found.groups == {"0": pytest.approx(max(2 / np.sqrt(17), 1 / np.sqrt(5)))}
     assert found.largest == found.groups["0"]
     assert found.statistics == pytest.approx(1.0)
@@ -395,7 +430,9 @@ def test_collapse_averages_the_momentum_too_and_touches_nothing_else():
     method.collapse()
     buffer = optimizer.state[model.first[0].weight]["momentum_buffer"]
     assert torch.equal(buffer[0], buffer[1])
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {*MADE, "first.1.running_mean", "first.1.running_var"}
     assert torch.equal(model.first[0].weight[4:], before["first.0.weight"][4:])
 
@@ -425,7 +462,11 @@ def outputs_change(model, method, x):
 
 def test_the_merge_changes_the_outputs_in_proportion_to_the_deviation_and_not_at_all_after_collapse():
     torch.manual_seed(0)
-    model, x, y = Quick().double(), torch.randn(8, 3, 8, 8, dtype=torch.float64), torch.arange(8) % 4
+    model, x, y = (
+        Quick().double(),
+        torch.randn(8, 3, 8, 8, dtype=torch.float64),
+        torch.arange(8) % 4,
+    )
     method = CentripetalSGD(trace(model, IMAGE), model, 0.5, strength=4.0, vector_strength=1.0)
     optimizer = sgd(model, lr=0.05, momentum=0.5)
     method.attach(optimizer)
@@ -450,7 +491,9 @@ def test_the_merge_changes_the_outputs_in_proportion_to_the_deviation_and_not_at
 @pytest.mark.parametrize("clusters", ["kmeans", "even", "imbalanced"])
 def test_plan_keeps_the_first_member_of_each_cluster(clusters):
     model = chain()
-    method = CentripetalSGD(trace(model, IMAGE), model, {"first.0": 4, "second.0": 0.4}, clusters=clusters)
+    method = CentripetalSGD(
+        trace(model, IMAGE), model, {"first.0": 4, "second.0": 0.4}, clusters=clusters
+    )
     plan = method.plan()
     assert list(plan.groups) == ["first.0", "second.0"]
     for name, width in (("first.0", 4), ("second.0", 2)):
@@ -464,10 +507,12 @@ def test_kmeans_groups_near_kernels_of_the_pacesetter():
     with torch.no_grad():
         kernels = model.first[0].weight
         kernels[[3, 5]] = kernels[[0, 1]] + 0.01
-    assert method_for(model, "kmeans", target={"first.0": 4}).clusters == {"first.0": [0, 1, 2, 0, 3, 1]}
+    assert method_for(model, "kmeans", target={"first.0": 4}).clusters == {
+        "first.0": [0, 1, 2, 0, 3, 1]
+    }
 
 
-# --- the life of a method ----------------------------------------------------------------------------------------
+# --- the life of a method -------------------------------------------------------------------------
 
 
 def test_a_run_goes_on_where_it_stopped():
@@ -494,10 +539,17 @@ def test_a_run_goes_on_where_it_stopped():
 
 
 def test_a_state_that_does_not_fit():
-    method, other = method_for(chain()), CentripetalSGD(trace(Residual(), IMAGE.float()), Residual(), 0.5)
-    with pytest.raises(PlanError, match=r"is of a CentripetalSGD on the architecture \w+, this one is on \w+"):
+    method, other = (
+        method_for(chain()),
+        CentripetalSGD(trace(Residual(), IMAGE.float()), Residual(), 0.5),
+    )
+    with pytest.raises(
+        PlanError, match=r"is of a CentripetalSGD on the architecture \w+, this one is on \w+"
+    ):
         method.load_state_dict(other.state_dict())
-    with pytest.raises(PlanError, match=r"no state of a CentripetalSGD: it lacks clusters, fingerprint"):
+    with pytest.raises(
+        PlanError, match=r"no state of a CentripetalSGD: it lacks clusters, fingerprint"
+    ):
         method.load_state_dict({"strength": 1, "vector_strength": 1})
 
 
@@ -522,7 +574,9 @@ def test_widths_in_steps_and_a_method_that_is_over():
         assert model.layer1[0].conv1.out_channels == kept
         first = first or method
         for call in (method.plan, method.deviation, method.collapse, optimizer.step):
-            with pytest.raises(StaleGraphError, match=r"was cut since this CentripetalSGD was made"):
+            with pytest.raises(
+                StaleGraphError, match=r"was cut since this CentripetalSGD was made"
+            ):
                 call()
         method.detach()
     with pytest.raises(StaleGraphError, match=r"was cut since"):
@@ -532,37 +586,66 @@ def test_widths_in_steps_and_a_method_that_is_over():
 def test_the_model_can_be_copied_and_pickled_and_need_not_be_bare():
     model = nn.DataParallel(chain())
     optimizer = sgd(model)
-    method = CentripetalSGD(trace(model, IMAGE), model, clusters=FIRST, strength=0.5).attach(optimizer)
+    method = CentripetalSGD(trace(model, IMAGE), model, clusters=FIRST, strength=0.5).attach(
+        optimizer
+    )
     first = differences(model.module)["first.0.weight"]
     step(model.module, optimizer, 0)
     torch.testing.assert_close(differences(model.module)["first.0.weight"], 0.95 * first)
     assert method.plan().removed == 2
-    assert copy.deepcopy(model.module)(IMAGE).shape == pickle.loads(pickle.dumps(model.module))(IMAGE).shape
+    assert (
+        copy.deepcopy(model.module)(IMAGE).shape
+        == pickle.loads(pickle.dumps(model.module))(IMAGE).shape
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: method_for(m).attach(torch.optim.Adam(m.parameters())), r"needs torch.optim.SGD: Adam scales"),
-        (lambda m: method_for(m).attach(torch.optim.LBFGS(m.parameters())), r"needs torch.optim.SGD: LBFGS"),
+        (
+            lambda m: method_for(m).attach(torch.optim.Adam(m.parameters())),
+            r"needs torch.optim.SGD: Adam scales",
+        ),
+        (
+            lambda m: method_for(m).attach(torch.optim.LBFGS(m.parameters())),
+            r"needs torch.optim.SGD: LBFGS",
+        ),
         (lambda m: method_for(m).attach(sgd(Chain())), r"SGD holds none of the parameters"),
-        (lambda m: method_for(m).attach(None), r"attaches to a torch.optim.Optimizer, not to a NoneType"),
+        (
+            lambda m: method_for(m).attach(None),
+            r"attaches to a torch.optim.Optimizer, not to a NoneType",
+        ),
         (lambda m: method_for(m).detach(sgd(m)), r"not attached to this SGD"),
         (
             lambda m: method_for(m, strength=-1),
             r"the strength of CentripetalSGD must be a number of at least 0, not -1",
         ),
         (lambda m: method_for(m, strength="1"), r"not '1'"),
-        (lambda m: method_for(m, vector_strength=float("inf")), r"the vector_strength of CentripetalSGD .* not inf"),
+        (
+            lambda m: method_for(m, vector_strength=float("inf")),
+            r"the vector_strength of CentripetalSGD .* not inf",
+        ),
         (lambda m: setattr(method_for(m), "strength", None), r"not None"),
-        (lambda m: method_for(m, target=0.5), r"the clusters that were given say the widths: leave target out"),
+        (
+            lambda m: method_for(m, target=0.5),
+            r"the clusters that were given say the widths: leave target out",
+        ),
         (lambda m: method_for(m, "kmeans"), r"target says what stays"),
-        (lambda m: method_for(m, "kmean", target=0.5), r"no clustering 'kmean'; did you mean 'kmeans'"),
-        (lambda m: method_for(m, "even", target={"first.0": 7}), r"first.0 has 6 channels, .* not 7"),
+        (
+            lambda m: method_for(m, "kmean", target=0.5),
+            r"no clustering 'kmean'; did you mean 'kmeans'",
+        ),
+        (
+            lambda m: method_for(m, "even", target={"first.0": 7}),
+            r"first.0 has 6 channels, .* not 7",
+        ),
         (lambda m: method_for(m, "even", target=1.0), r"nothing to make equal"),
         (lambda m: method_for(m, {"first.0": [0] * 5}), r"as many whole numbers"),
         (lambda m: CentripetalSGD(trace(m, IMAGE), Residual(), 0.5), r"the graph was traced from"),
-        (lambda m: CentripetalSGD(trace(m, IMAGE), m, 0.5, protect="*"), r"can become narrower: .* stays: protected"),
+        (
+            lambda m: CentripetalSGD(trace(m, IMAGE), m, 0.5, protect="*"),
+            r"can become narrower: .* stays: protected",
+        ),
     ],
 )
 def test_refuses_what_would_do_nothing_or_harm(call, message):
@@ -574,7 +657,9 @@ def test_refuses_to_attach_twice_and_what_does_not_train():
     model = chain()
     optimizer = sgd(model)
     method = method_for(model).attach(optimizer)
-    with pytest.raises(PlanError, match=r"attached to this SGD already; twice would double its pull"):
+    with pytest.raises(
+        PlanError, match=r"attached to this SGD already; twice would double its pull"
+    ):
         method.attach(optimizer)
     method.detach()
     model.first[1].bias.requires_grad_(False)
@@ -582,7 +667,7 @@ def test_refuses_to_attach_twice_and_what_does_not_train():
         method.attach(optimizer)
 
 
-# --- the counts of the paper -------------------------------------------------------------------------------------
+# --- the counts of the paper ----------------------------------------------------------------------
 
 
 def cut(model, target, graph):

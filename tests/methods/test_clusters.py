@@ -11,9 +11,9 @@ from torch import nn
 
 from nets import Chain, Residual
 from netslim import trace
-from netslim.budget import Limits
 from netslim.errors import PlanError
-from netslim.sparsity import clusters as c
+from netslim.methods import clusters as c
+from netslim.selection.budget.limits import Limits
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -89,8 +89,12 @@ def test_kernels_are_one_row_a_unit():
 
 
 def test_kernels_of_a_unit_with_several_entries():
-    """Two groups in the second convolution tie channel i of the first to i + 2: a unit is two filters."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4 * 64, 2))
+    """Two groups in the second convolution tie channel i of the first to i + 2: a unit is two
+    filters.
+    """
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4 * 64, 2)
+    )
     group = trace(model, IMAGE)["0"]
     assert group.size == 2
     kernels = c.kernels_of(model[0].weight, group, "0.weight")
@@ -141,7 +145,9 @@ def test_shortcuts_can_be_avoided():
     assert set(c.widths(graph, 0.5, Limits().staying(graph))) == {"stem.0", "inner.0"}
     reasons = Limits(shortcuts="avoid").staying(graph)
     assert set(c.widths(graph, 0.5, reasons)) == {"inner.0"}
-    with pytest.raises(PlanError, match=r"'stem.0' stays: the outputs of several layers are added in it"):
+    with pytest.raises(
+        PlanError, match=r"'stem.0' stays: the outputs of several layers are added in it"
+    ):
         c.widths(graph, {"stem.0": 3}, reasons)
 
 
@@ -186,7 +192,10 @@ def test_given_clusters_are_taken_in_canonical_form():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"first.0": [0, 0]}, r"first.0 has 6 channels; its clusters must be as many whole numbers, got shape \(2,\)"),
+        (
+            {"first.0": [0, 0]},
+            r"first.0 has 6 channels; its clusters must be as many whole numbers, got shape \(2,\)",
+        ),
         ({"first.0": [0.5] * 6}, r"whole numbers, got shape \(6,\) of float64"),
         ({"first.0": range(6)}, r"no cluster has two members"),
         ({}, r"no cluster has two members"),

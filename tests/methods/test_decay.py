@@ -7,14 +7,16 @@ import torch
 from torch import nn
 
 from netslim.errors import PlanError
-from netslim.sparsity import parameter_groups
+from netslim.methods.decay import parameter_groups
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        self.norms = nn.ModuleList([nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True)])
+        self.norms = nn.ModuleList(
+            [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True)]
+        )
         self.rms, self.head = nn.RMSNorm(4), nn.Linear(4, 2)
 
 
@@ -67,7 +69,9 @@ def test_shared_parameters_are_there_once():
     model.again = nn.BatchNorm2d(4)
     model.again.weight = model.bn.weight
     for norm_decay in (None, 0):
-        found = [id(p) for group in parameter_groups(model, 1e-4, norm_decay) for p in group["params"]]
+        found = [
+            id(p) for group in parameter_groups(model, 1e-4, norm_decay) for p in group["params"]
+        ]
         assert sorted(found) == sorted({id(parameter) for parameter in model.parameters()})
 
 
@@ -89,8 +93,14 @@ def test_a_wrapped_model():
         (lambda: parameter_groups(Net(), -1), r"weight_decay must be 0 or more, not -1"),
         (lambda: parameter_groups(Net(), "1e-4"), r"weight_decay must be 0 or more, not '1e-4'"),
         (lambda: parameter_groups(Net(), 0.1, math.nan), r"norm_decay must be 0 or more, not nan"),
-        (lambda: parameter_groups(Net().requires_grad_(False), 0.1), r"Net has no parameter that requires a gradient"),
-        (lambda: parameter_groups(nn.Linear(2, 2), 0.1, 0), r"norm_decay has nothing to act on: Linear has no normal"),
+        (
+            lambda: parameter_groups(Net().requires_grad_(False), 0.1),
+            r"Net has no parameter that requires a gradient",
+        ),
+        (
+            lambda: parameter_groups(nn.Linear(2, 2), 0.1, 0),
+            r"norm_decay has nothing to act on: Linear has no normal",
+        ),
         (lambda: parameter_groups([torch.ones(2)], 0.1), r"needs a torch.nn.Module, got list"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Gradual pruning: in parts, each chosen anew and proved, to the same end as one cut; and killed, it goes on."""
+"""Gradual pruning: in parts, each chosen anew and proved, to the same end as one cut; and killed,
+it goes on.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,20 @@ from torch.optim.lr_scheduler import StepLR
 
 import netslim
 from nets import Chain, DenseBlock, Residual, conv
-from netslim import Budget, GradualPruning, PlanError, SurgeryError, VerificationError, zoo
+from netslim import Budget, GradualPruning, PlanError, SurgeryError, VerificationError
 from netslim.cli import main
 from netslim.errors import RecipeError
-from netslim.gradual import Schedule, shares
 from netslim.graph.counts import Count
-from netslim.meter import Products
-from netslim.plan import named_tensors
-from netslim.silence import randomise
-from netslim.surgery import history
-from netslim.training.fit import fit
-from netslim.training.journal import Journal
-from netslim.training.schedule import cut_epochs
-from netslim.training.schema import GradualOptions
+from netslim.graph.modules.walk import named_tensors
+from netslim.methods.gradual import Schedule, shares
+from netslim.models import zoo
+from netslim.selection.budget.resources import Products
+from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.prune import history
+from netslim.training.loop.epochs import Journal
+from netslim.training.loop.fit import fit
+from netslim.training.recipe.schedule import cut_epochs
+from netslim.training.recipe.schema import GradualOptions
 from stage_runs import FIRST, HALF, SECOND, STILL, TRAIN, Done, outputs, recipe
 from stage_runs import carry_out as stages_of
 
@@ -43,7 +46,9 @@ def random(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.train()
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2, seed: int = 0) -> None:
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2, seed: int = 0
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -70,7 +75,8 @@ def widths(gradual: GradualPruning, *names: str) -> list[int]:
 def test_the_schedules_by_hand():
     assert shares(4, "linear") == (0.25, 0.5, 0.75, 1.0)
     assert shares(4, "cubic") == (1 - 27 / 64, 1 - 8 / 64, 1 - 1 / 64, 1.0)
-    # A quarter is left in the end: half after the first of two steps, so two thirds of the cut of 0.75.
+    # A quarter is left in the end: half after the first of two steps, so two thirds of the cut of
+    # 0.75.
     assert shares(2, "exponential", 0.75) == (pytest.approx(2 / 3), 1.0)
     left = [1 - 0.784 * share for share in shares(3, "exponential", 0.784)]  # 0.216 is 0.6 cubed
     assert left == pytest.approx([0.6, 0.36, 0.216])
@@ -113,7 +119,8 @@ def test_each_step_meets_its_part_of_the_budget_of_the_original(schedule: Schedu
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: zoo.resnet(depth=8, width=0.5), DenseBlock, lambda: zoo.densenet(depth=7, growth=4)]
+    "make",
+    [lambda: zoo.resnet(depth=8, width=0.5), DenseBlock, lambda: zoo.densenet(depth=7, growth=4)],
 )
 def test_each_cut_is_exact_and_follows_from_the_one_before(make):
     model = random(make())
@@ -161,12 +168,16 @@ def test_selections_are_cut_with_what_they_pick():
 
 
 def test_channels_are_scored_anew():
-    """Filter norms 1 to 6: the first two go; then the sixth becomes the smallest of all, and goes next."""
+    """Filter norms 1 to 6: the first two go; then the sixth becomes the smallest of all, and goes
+    next.
+    """
     model = Chain()
     weight = model.first[0].weight
     with torch.no_grad():
         weight.copy_(torch.arange(1.0, 7.0)[:, None, None, None].expand_as(weight))
-    gradual = GradualPruning(model, X, steps=2, schedule="linear", criterion="l1", per_group={"first.0": 4})
+    gradual = GradualPruning(
+        model, X, steps=2, schedule="linear", criterion="l1", per_group={"first.0": 4}
+    )
     gradual.step()
     assert kept(gradual, "first.0") == (2, 3, 4, 5)
     with torch.no_grad():
@@ -177,7 +188,9 @@ def test_channels_are_scored_anew():
 
 
 def test_what_went_is_not_mistaken_for_what_is_zero():
-    """Two channels that stay so far score exactly zero, as what went does: two more go, none of them twice."""
+    """Two channels that stay so far score exactly zero, as what went does: two more go, none of
+    them twice.
+    """
     model = random(Chain())
     gradual = GradualPruning(model, X, steps=2, schedule="linear", per_group={"first.0": 4})
     gradual.step()
@@ -206,7 +219,9 @@ def test_a_share_too_small_for_a_channel_cuts_nothing():
 def test_limits_refer_to_the_original():
     """Groups of 6 and 5: half of each, 3 + 2, may go in all, however often; 5 of 11 are asked for."""
     model = random(Chain())
-    gradual = GradualPruning(model, X, Budget(cut_channels=0.46), steps=4, schedule="linear", max_cut=0.5)
+    gradual = GradualPruning(
+        model, X, Budget(cut_channels=0.46), steps=4, schedule="linear", max_cut=0.5
+    )
     while not gradual.done:
         gradual.step()
     assert widths(gradual, "first.0", "second.0") == [3, 3]
@@ -222,7 +237,9 @@ def test_amounts_by_name_refer_to_the_original():
 
 
 def test_counts_fall_exponentially():
-    """A quarter of 6 and 1 of 5 stay: after one of two steps 3 of 6 went, and 5 * (1 - sqrt(1 / 5)) = 2.76 of 5."""
+    """A quarter of 6 and 1 of 5 stay: after one of two steps 3 of 6 went, and 5 * (1 - sqrt(1 / 5))
+    = 2.76 of 5.
+    """
     amounts = {"first.0": 0.75, "second.0": 4}
     gradual = GradualPruning(random(Chain()), X, steps=2, schedule="exponential", per_group=amounts)
     gradual.step()
@@ -272,13 +289,17 @@ class Widest:
 
     def resource(self, graph: Any, widths: Any) -> Products:
         sizes = [graph[name].size for name in ("first.0", "second.0")]
-        return Products(widths, [(Count(0, ((n, np.ones(size, dtype=int)),)),) for n, size in enumerate(sizes)])
+        return Products(
+            widths, [(Count(0, ((n, np.ones(size, dtype=int)),)),) for n, size in enumerate(sizes)]
+        )
 
 
 @pytest.mark.parametrize("budget", [Budget(max_latency_ms=5), Budget(cut_latency=6 / 11)])
 def test_a_latency_table_of_the_original_serves_every_step(budget):
     """11 ms at first: 8 after the first of two steps, then 5."""
-    gradual = GradualPruning(random(Chain()), X, budget, steps=2, schedule="linear", latency=Widest())
+    gradual = GradualPruning(
+        random(Chain()), X, budget, steps=2, schedule="linear", latency=Widest()
+    )
     gradual.step()
     assert gradual.plan.removed == 3
     gradual.step()
@@ -328,12 +349,16 @@ def test_one_step_is_one_cut(make):
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_training_goes_on_in_the_same_loop(make):
-    """The parameters stay the same objects, their momentum is what it was, and the schedule moves on."""
+    """The parameters stay the same objects, their momentum is what it was, and the schedule moves
+    on.
+    """
     model = random(Residual())
     optimizer = make(model.parameters())
     schedule = StepLR(optimizer, step_size=1, gamma=0.5)
     rate = optimizer.param_groups[0]["lr"]
-    gradual = GradualPruning(model, X, Budget(cut_channels=0.5), steps=3, schedule="linear", optimizer=optimizer)
+    gradual = GradualPruning(
+        model, X, Budget(cut_channels=0.5), steps=3, schedule="linear", optimizer=optimizer
+    )
     parameters = list(model.parameters())
     for number in range(1, 4):
         train(model, optimizer)
@@ -367,7 +392,9 @@ def test_an_optimizer_of_another_model_is_refused_at_once():
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_attached_it_cuts_after_every_so_many_steps(closed):
-    """With a closure too, as Lightning steps; and where the criterion needs gradients, which a hook has not."""
+    """With a closure too, as Lightning steps; and where the criterion needs gradients, which a hook
+    has not.
+    """
     model = random(Residual())
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
     batches = [(X, torch.tensor([0, 1]))]
@@ -421,7 +448,9 @@ def test_a_model_that_something_else_cut_is_refused():
     model = random(Chain())
     gradual = GradualPruning(model, X, Budget(cut_channels=0.5), steps=2)
     graph = netslim.trace(model, X)
-    netslim.prune_(model, netslim.select(graph, netslim.score(graph, model, "l1"), per_group={"first.0": 1}))
+    netslim.prune_(
+        model, netslim.select(graph, netslim.score(graph, model, "l1"), per_group={"first.0": 1})
+    )
     with pytest.raises(PlanError, match="was cut or changed by something else since"):
         gradual.step()
     assert gradual.taken == 0
@@ -442,7 +471,9 @@ class Sneaky(nn.Module):
 
 
 def test_a_group_that_does_not_verify_is_left_as_it_is(caplog):
-    gradual = GradualPruning(random(Sneaky()), X, Budget(cut_channels=0.5), steps=2, allocation="uniform")
+    gradual = GradualPruning(
+        random(Sneaky()), X, Budget(cut_channels=0.5), steps=2, allocation="uniform"
+    )
     gradual.step()
     gradual.step()
     assert widths(gradual, "a", "b") == [8, 3]
@@ -454,7 +485,13 @@ def test_a_step_that_fails_changes_nothing():
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
     train(model, optimizer)
     gradual = GradualPruning(
-        model, X, Budget(cut_channels=0.5), steps=2, allocation="uniform", strict=True, optimizer=optimizer
+        model,
+        X,
+        Budget(cut_channels=0.5),
+        steps=2,
+        allocation="uniform",
+        strict=True,
+        optimizer=optimizer,
     )
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     with pytest.raises(VerificationError, match="eight channels expected"):
@@ -489,11 +526,15 @@ def test_a_killed_loop_goes_on_to_the_same_bits(cut_by_hand):
     for number in range(2):
         epoch(whole, number)
     names = ("model", "optimizer", "schedule", "gradual")
-    stored = {name: copy.deepcopy(part.state_dict()) for name, part in zip(names, whole, strict=True)}
+    stored = {
+        name: copy.deepcopy(part.state_dict()) for name, part in zip(names, whole, strict=True)
+    }
     stored["gradual"] = json.loads(json.dumps(stored["gradual"]))
     again = begun(seed=5)
     if cut_by_hand:
-        netslim.prune_(again[0], netslim.PruningPlan.from_json(stored["gradual"]["plan"]), optimizer=again[1])
+        netslim.prune_(
+            again[0], netslim.PruningPlan.from_json(stored["gradual"]["plan"]), optimizer=again[1]
+        )
     again[3].load_state_dict(stored["gradual"])
     for name, part in list(zip(names, again, strict=True))[:3]:
         part.load_state_dict(stored[name])
@@ -552,7 +593,13 @@ def carry_out(folder: Path, *stages: dict[str, Any]) -> Done:
 
 def shrinking(**options: Any) -> dict[str, Any]:
     gradual = {"budget": {"cut_macs": 0.5}, "steps": 2, "end": 1.0, **options}
-    return {"kind": "train", "name": "sparse", "epochs": 3, "optimizer": {"lr": 0.05}, "gradual": gradual}
+    return {
+        "kind": "train",
+        "name": "sparse",
+        "epochs": 3,
+        "optimizer": {"lr": 0.05},
+        "gradual": gradual,
+    }
 
 
 def test_the_steps_fall_at_the_ends_of_epochs_by_hand():
@@ -569,11 +616,17 @@ def test_a_stage_cuts_on_its_way_and_leaves_what_a_cut_leaves(tmp_path):
     assert left[2] <= 0.5
     rows = done.rows
     assert list(rows) == ["before", "pruned", "fine-tuned"]
-    assert rows["pruned"]["macs"] == rows["fine-tuned"]["macs"] == pytest.approx(left[2] * rows["before"]["macs"])
+    assert (
+        rows["pruned"]["macs"]
+        == rows["fine-tuned"]["macs"]
+        == pytest.approx(left[2] * rows["before"]["macs"])
+    )
     assert rows["before"]["macs"] * 0.5 >= rows["pruned"]["macs"]
     plan, network = done.plan("02-sparse"), done.network("02-sparse")
     assert history(network).groups == plan.groups  # type: ignore[union-attr]
-    assert done.widths == [len(plan.groups[name].kept) if name in plan.groups else size for name, size in SIZES.items()]
+    assert done.widths == [
+        len(plan.groups[name].kept) if name in plan.groups else size for name, size in SIZES.items()
+    ]
     (check,) = done.results["verification"]
     assert check["stage"] == "02-sparse"
     assert check["deviation"] < 1e-10
@@ -586,13 +639,20 @@ def test_a_stage_cuts_on_its_way_and_leaves_what_a_cut_leaves(tmp_path):
 
 def test_the_last_cut_at_the_very_end_and_nothing_learnt_is_one_cut(tmp_path):
     """With weights that stand still, one step is the prune stage of the same options."""
-    options = {"budget": {"cut_channels": 0.5}, "criterion": "l1", "max_cut": 0.6, "min_channels": 2}
+    options = {
+        "budget": {"cut_channels": 0.5},
+        "criterion": "l1",
+        "max_cut": 0.6,
+        "min_channels": 2,
+    }
     still = {"optimizer": STILL, "epochs": 1}
     gradual = carry_out(tmp_path / "a", {**shrinking(**options, steps=1), **still})
     once = carry_out(tmp_path / "b", {**TRAIN, **still}, {"kind": "prune", **options})
     assert stays(gradual.plan("01-sparse")) == stays(once.plan("02-prune"))
     assert gradual.widths == once.widths
-    assert gradual.rows["pruned"]["accuracy"] == pytest.approx(once.rows["pruned"]["accuracy"], abs=0.01)
+    assert gradual.rows["pruned"]["accuracy"] == pytest.approx(
+        once.rows["pruned"]["accuracy"], abs=0.01
+    )
 
 
 KINDS = {
@@ -605,7 +665,10 @@ KINDS = {
 
 @pytest.mark.parametrize(("kind", "last"), [*((kind, 1) for kind in KINDS), ("weights", 2)])
 def test_killed_and_begun_again_it_ends_with_the_same_bits(tmp_path, monkeypatch, kind, last):
-    stages = [HALF, KINDS[kind]()]  # cut once already, so that the history is longer than the stage's own
+    stages = [
+        HALF,
+        KINDS[kind](),
+    ]  # cut once already, so that the history is longer than the stage's own
     whole = carry_out(tmp_path / "whole", *stages)
     begin = Journal.on_train_epoch_start
 
@@ -621,17 +684,21 @@ def test_killed_and_begun_again_it_ends_with_the_same_bits(tmp_path, monkeypatch
     again = carry_out(tmp_path / "again", *stages)
     for name in ("train_loss", "val_accuracy", "macs_left"):
         assert again.column("02-sparse", name) == whole.column("02-sparse", name)
-    one, two = (load_file(done.folder / "02-sparse" / "model.safetensors") for done in (whole, again))
+    one, two = (
+        load_file(done.folder / "02-sparse" / "model.safetensors") for done in (whole, again)
+    )
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     for file in ("model.safetensors", "plan.json"):
-        assert (again.folder / "02-sparse" / file).read_bytes() == (whole.folder / "02-sparse" / file).read_bytes()
+        assert (again.folder / "02-sparse" / file).read_bytes() == (
+            whole.folder / "02-sparse" / file
+        ).read_bytes()
     assert again.results["rows"] == whole.results["rows"]
     assert again.stage("02-sparse")["verification"] == whole.stage("02-sparse")["verification"]
 
 
 def test_interrupted_after_the_last_epoch_the_plan_is_there(tmp_path, monkeypatch):
-    from netslim.training import fit as room
+    from netslim.training.loop import fit as room
 
     def interrupting(*arguments: Any, **options: Any) -> Any:
         fit(*arguments, **options)
@@ -650,7 +717,11 @@ def test_interrupted_after_the_last_epoch_the_plan_is_there(tmp_path, monkeypatc
 
 def test_the_best_weights_are_of_the_final_size(tmp_path):
     """The uncut epochs are the better ones; what is kept is the best of those after the last cut."""
-    stage = {**shrinking(budget={"cut_channels": 0.8}, end=0.75, steps=1), "epochs": 4, "keep": "best"}
+    stage = {
+        **shrinking(budget={"cut_channels": 0.8}, end=0.75, steps=1),
+        "epochs": 4,
+        "keep": "best",
+    }
     done = carry_out(tmp_path / "run", stage)
     accuracy = done.column("01-sparse", "val_accuracy")
     assert done.stage("01-sparse")["best"]["epoch"] == 3 + int(accuracy[3] > accuracy[2])
@@ -666,27 +737,50 @@ def test_a_baseline_of_a_gradual_stage_keeps_its_size_and_scratch_takes_its_netw
 
 
 def test_several_passes_are_counted_together(tmp_path):
-    done = carry_out(tmp_path / "run", {**TRAIN, "name": "first"}, HALF, shrinking(steps=1, end=0.5))
+    done = carry_out(
+        tmp_path / "run", {**TRAIN, "name": "first"}, HALF, shrinking(steps=1, end=0.5)
+    )
     assert list(done.rows) == ["before", "pruned-1", "pruned-2"]
-    assert [row["label"] for row in done.results["rows"]][1:] == ["pruned, pass 1", "pruned while training, pass 2"]
+    assert [row["label"] for row in done.results["rows"]][1:] == [
+        "pruned, pass 1",
+        "pruned while training, pass 2",
+    ]
 
 
 MASKED = {**HALF, "mode": "mask"}
 WRONG: list[tuple[list[dict[str, Any]], str]] = [
     ([shrinking(budget={})], r"stages\.sparse\.gradual\.budget: say how much to cut in the end"),
     ([shrinking(steps=0)], r"gradual\.steps: is 0, must be 1 or more"),
-    ([shrinking(steps=4)], r"gradual\.steps: 4 steps, each at an epoch's end, do not fit between 0 and 1 of 3 epochs"),
+    (
+        [shrinking(steps=4)],
+        r"gradual\.steps: 4 steps, each at an epoch's end, do not fit between 0 and 1 of 3 epochs",
+    ),
     ([shrinking(end=0.5)], r"gradual\.steps: 2 steps, .* between 0 and 0\.5 of 3 epochs"),
     ([shrinking(begin=1.0)], r"gradual\.begin: is 1\.0, must be a share from 0 to below 1"),
     ([shrinking(begin=0.5, end=0.4)], r"gradual\.end: is 0\.4, must be above begin, at most 1"),
-    ([shrinking(schedule="cosine")], r"gradual\.schedule: expected one of linear, exponential, cubic"),
+    (
+        [shrinking(schedule="cosine")],
+        r"gradual\.schedule: expected one of linear, exponential, cubic",
+    ),
     ([shrinking(criterion="l3")], r"gradual\.criterion: there is no criterion 'l3'"),
-    ([shrinking(criterion="bn_scale", lead="pacesetter")], r"gradual\.lead: bn_scale does not look at the layers"),
-    ([shrinking(budget={"cut_macs": 1.5})], r"gradual\.budget\.cut_macs must be a number at least 0 and below 1"),
+    (
+        [shrinking(criterion="bn_scale", lead="pacesetter")],
+        r"gradual\.lead: bn_scale does not look at the layers",
+    ),
+    (
+        [shrinking(budget={"cut_macs": 1.5})],
+        r"gradual\.budget\.cut_macs must be a number at least 0 and below 1",
+    ),
     ([shrinking(per_group={FIRST: 1.5})], r"gradual\.per_group\.features\.0: is 1\.5, must be"),
     ([shrinking(min_channels=0)], r"gradual\.min_channels must be a whole number at least 1"),
-    ([{**shrinking(), "sparsity": {"method": "soft_filter"}}], r"gradual: soft_filter works on the groups of a netw"),
-    ([MASKED, shrinking()], r"stages\.sparse\.gradual: the network is masked by prune; convert it first"),
+    (
+        [{**shrinking(), "sparsity": {"method": "soft_filter"}}],
+        r"gradual: soft_filter works on the groups of a netw",
+    ),
+    (
+        [MASKED, shrinking()],
+        r"stages\.sparse\.gradual: the network is masked by prune; convert it first",
+    ),
     ([{**shrinking(), "distill": {}}], r"no training stage before the first cut could teach"),
 ]
 
@@ -699,15 +793,42 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(stages, message):
 
 def test_the_command_line_takes_dotted_options(tmp_path: Path, capsys):
     out = tmp_path / "small.safetensors"
-    command = ["zoo:vgg", "--model.layers", "[8, M, 16]", "--model.in_channels", "1", "--data", "digits"]
-    command += ["--trainer.threads", "1", "--trainer.limit_batches", "2", "--trainer.tensorboard", "false"]
+    command = [
+        "zoo:vgg",
+        "--model.layers",
+        "[8, M, 16]",
+        "--model.in_channels",
+        "1",
+        "--data",
+        "digits",
+    ]
+    command += [
+        "--trainer.threads",
+        "1",
+        "--trainer.limit_batches",
+        "2",
+        "--trainer.tensorboard",
+        "false",
+    ]
     gradual = ["--gradual.budget.cut_macs", "0.5", "--gradual.steps", "2"]
     assert main(["train", *command, "--epochs", "4", *gradual, "--out", str(out)]) == 0
     fresh = netslim.models.build("zoo:vgg", layers=[8, "M", 16], in_channels=1)
     example = torch.zeros(1, 1, 8, 8)
-    whole, small = netslim.cost(fresh, example).macs, netslim.cost(netslim.load(fresh, out), example).macs
+    whole, small = (
+        netslim.cost(fresh, example).macs,
+        netslim.cost(netslim.load(fresh, out), example).macs,
+    )
     assert small <= 0.5 * whole
     capsys.readouterr()
-    again = [str(out), "--data", "digits", *command[7:], "--epochs", "1", "--out", str(tmp_path / "again.safetensors")]
+    again = [
+        str(out),
+        "--data",
+        "digits",
+        *command[7:],
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "again.safetensors"),
+    ]
     assert main(["finetune", *again, *gradual]) == 1
     assert "2 steps, each at an epoch's end, do not fit" in capsys.readouterr().err

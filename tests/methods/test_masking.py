@@ -1,4 +1,6 @@
-"""Mask mode: silent entries stay zero whatever the optimizer does, and masked training is training the cut network."""
+"""Mask mode: silent entries stay zero whatever the optimizer does, and masked training is training
+the cut network.
+"""
 
 import copy
 import dataclasses
@@ -14,11 +16,11 @@ from torch.nn import functional as F
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import NetworkSlimming, prune, prune_, score, trace
 from netslim.errors import PlanError
-from netslim.merging import merge
-from netslim.plan import named_tensors
-from netslim.resolve import resolve
-from netslim.silence import randomise
-from netslim.sparsity import Mask
+from netslim.graph.modules.walk import named_tensors
+from netslim.methods.masking import Mask
+from netslim.selection.merge import merge
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.silencing import randomise
 
 
 class Sigmoids(nn.Module):
@@ -63,7 +65,10 @@ def entries(model, plan):
     """The values of the removed entries of every parameter, read off the plan."""
     tensors = dict(named_tensors(model))
     cuts = [cut for cut in plan.tensors if isinstance(tensors[cut.tensor], nn.Parameter)]
-    return [tensors[cut.tensor].detach().index_select(cut.axis, torch.tensor(cut.removed)) for cut in cuts]
+    return [
+        tensors[cut.tensor].detach().index_select(cut.axis, torch.tensor(cut.removed))
+        for cut in cuts
+    ]
 
 
 def silent(model, plan):
@@ -85,7 +90,9 @@ def test_apply_zeroes_what_the_plan_removes_and_nothing_else(kind):
     assert not any((values == 0).any() for values in entries(model, plan))
     Mask(model, plan).apply()
     assert silent(model, plan)
-    for (name, tensor), (_, kept) in zip(named_tensors(prune(model, plan)), named_tensors(small), strict=True):
+    for (name, tensor), (_, kept) in zip(
+        named_tensors(prune(model, plan)), named_tensors(small), strict=True
+    ):
         assert torch.equal(tensor, kept), name
     for (name, tensor), (_, old) in zip(model.named_buffers(), before.named_buffers(), strict=True):
         assert torch.equal(tensor, old), name
@@ -131,7 +138,9 @@ def test_masked_training_is_training_the_cut_network(kind):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10, msg=name)
     assert not torch.equal(converted.head.weight, prune(network(kind)[0], plan).head.weight)
     for mode in (True, False):
-        torch.testing.assert_close(converted.train(mode)(x), model.train(mode)(x), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            converted.train(mode)(x), model.train(mode)(x), rtol=1e-9, atol=1e-10
+        )
 
 
 def test_the_optimizer_goes_on_after_the_cut():
@@ -215,7 +224,8 @@ def test_after_clipping(kind):
         norms.append(nn.utils.clip_grad_norm_(one.parameters(), 1e-3).item())
     optimizer.step()
     assert silent(model, plan)
-    # With act(0) = 0 the masked gradients are zero before the hook, so clipping sees the cut network's norm.
+    # With act(0) = 0 the masked gradients are zero before the hook, so clipping sees the cut
+    # network's norm.
     assert math.isclose(*norms, rel_tol=1e-9) == (kind is Chain)
 
 
@@ -279,7 +289,10 @@ def test_detached_the_units_come_back():
     model, x, plan = network(Sigmoids)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     mask = Mask(model, plan).attach(optimizer)
-    assert repr(mask) == f"Mask(removed={plan.removed}, tensors={len(entries(model, plan))}, optimizers=1)"
+    assert (
+        repr(mask)
+        == f"Mask(removed={plan.removed}, tensors={len(entries(model, plan))}, optimizers=1)"
+    )
     mask.detach(optimizer)
     train(model, optimizer, x, steps=3)
     assert not silent(model, plan)
@@ -322,7 +335,9 @@ def test_weight_norm_stays_finite(norm):
     x = torch.randn(4, 3, 8, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        model = nn.Sequential(norm(nn.Conv2d(3, 6, 3)), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 4))
+        model = nn.Sequential(
+            norm(nn.Conv2d(3, 6, 3)), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 4)
+        )
     plan = cut_half(model, x)[1]
     assert "0" in plan.groups
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -337,7 +352,9 @@ def test_the_cut_is_noticed():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     mask = Mask(model, plan).attach(optimizer)
     prune_(model, plan, optimizer=optimizer)
-    with pytest.raises(PlanError, match=r"is not as it was when the model was masked: .detach\(\) a mask before"):
+    with pytest.raises(
+        PlanError, match=r"is not as it was when the model was masked: .detach\(\) a mask before"
+    ):
         train(model, optimizer, x)
     with pytest.raises(PlanError, match=r"the plan was made for the architecture"):
         mask.convert()
@@ -350,7 +367,9 @@ def test_refuses_plans_that_do_not_fit():
     with pytest.raises(PlanError, match=r"the plan was made for the architecture"):
         Mask(Residual(), plan)
     graph = trace(model, x)
-    with pytest.raises(PlanError, match=r"merges units of 'first.0', and a mask can only silence them"):
+    with pytest.raises(
+        PlanError, match=r"merges units of 'first.0', and a mask can only silence them"
+    ):
         Mask(model, merge(graph, {"first.0": [0, 0, 1, 2, 3, 3]}))
     with pytest.raises(PlanError, match=r"the plan removes nothing"):
         Mask(model, dataclasses.replace(plan, groups={}, tensors=(), patches=()))

@@ -1,4 +1,6 @@
-"""`netslim.search`: bisection over the share that is cut; and the command with its folder of candidates."""
+"""`netslim.search`: bisection over the share that is cut; and the command with its folder of
+candidates.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ import pytest
 import torch
 
 import netslim
-from netslim import plots
 from netslim.cli import main
 from netslim.errors import PlanError
-from netslim.training import searching
-from netslim.training.fit import fit
-from netslim.training.found import verdict
-from netslim.training.runner import Runner
+from netslim.report import figures as plots
+from netslim.report.search_page import verdict
+from netslim.training.commands import search as searching
+from netslim.training.loop.fit import fit
+from netslim.training.stages.runner import Runner
 
 VGG = ["zoo:vgg", "--model.layers", "[16, M, 32]", "--model.in_channels", "1"]
 DATA = ["--data", "digits", "--trainer.threads", "1", "--batch-size", "256"]
@@ -37,7 +39,9 @@ def shares(found: netslim.SearchResult) -> list[float]:
 
 
 def test_bisection_by_hand():
-    found = netslim.search(lambda share: share, line, max_drop=0.3, baseline=0.9, high=0.8, tolerance=0.1)
+    found = netslim.search(
+        lambda share: share, line, max_drop=0.3, baseline=0.9, high=0.8, tolerance=0.1
+    )
     # 0.4 fails, 0.2 passes, 0.3 passes; what is left of [0.3, 0.4] is no more than the tolerance
     assert shares(found) == [0.4, 0.2, 0.3]
     assert [item.passed for item in found.candidates] == [False, True, True]
@@ -46,26 +50,37 @@ def test_bisection_by_hand():
     assert str(found).splitlines()[1].split() == ["40.0%", "0.5000", "+0.4000", "failed"]
     assert (
         found.verdict
-        == "a cut of 30.0% loses 0.3 of the 0.3 allowed; the next larger one that was tried, 40.0% loses 0.4"
+        == "a cut of 30.0% loses 0.3 of the 0.3 allowed; the next larger one that was tried, "
+        "40.0% loses 0.4"
     )
 
 
 def test_where_everything_passes_the_largest_is_tried_last():
-    found = netslim.search(lambda share: share, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.9, tolerance=0.3)
+    found = netslim.search(
+        lambda share: share, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.9, tolerance=0.3
+    )
     assert shares(found) == [0.45, 0.675, 0.9]
     assert found.best is not None
     assert found.best.share == 0.9
-    assert found.verdict.startswith("every cut passed: the largest that was asked for, 90.0% loses 0;")
+    assert found.verdict.startswith(
+        "every cut passed: the largest that was asked for, 90.0% loses 0;"
+    )
 
 
 def test_where_nothing_passes_it_says_so():
-    found = netslim.search(lambda share: share, lambda _: 0.1, max_drop=0.01, baseline=1.0, tolerance=0.3)
+    found = netslim.search(
+        lambda share: share, lambda _: 0.1, max_drop=0.01, baseline=1.0, tolerance=0.3
+    )
     assert (found.best, found.network) == (None, None)
-    assert found.verdict.startswith("no cut passed: even the smallest that was tried, 23.8% loses 0.9, and 0.01")
+    assert found.verdict.startswith(
+        "no cut passed: even the smallest that was tried, 23.8% loses 0.9, and 0.01"
+    )
 
 
 def test_no_more_tries_than_allowed():
-    found = netslim.search(lambda share: share, line, max_drop=0.3, baseline=0.9, tolerance=1e-3, max_tries=3)
+    found = netslim.search(
+        lambda share: share, line, max_drop=0.3, baseline=0.9, tolerance=1e-3, max_tries=3
+    )
     assert len(found.candidates) == 3
 
 
@@ -75,7 +90,9 @@ def test_a_share_out_of_reach_counts_as_failed_and_is_no_try():
             raise PlanError("min_channels=1 allows 30 %")
         return share
 
-    found = netslim.search(make, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.8, tolerance=0.06, max_tries=3)
+    found = netslim.search(
+        make, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.8, tolerance=0.06, max_tries=3
+    )
     assert [(item.share, item.score) for item in found.candidates] == [
         (0.4, None),
         (0.2, 1.0),
@@ -94,7 +111,9 @@ def raising(text: str) -> float:
 def test_noise_is_not_searched_for_below_what_passed():
     """0.2 would fail, but 0.4 passed before: bisection does not look there."""
     scores = {0.4: 1.0, 0.6: 0.0, 0.5: 0.0}
-    found = netslim.search(lambda share: share, scores.get, max_drop=0, baseline=1.0, high=0.8, tolerance=0.1)
+    found = netslim.search(
+        lambda share: share, scores.get, max_drop=0, baseline=1.0, high=0.8, tolerance=0.1
+    )
     assert shares(found) == [0.4, 0.6, 0.5]
     assert found.best is not None
     assert found.best.share == 0.4
@@ -124,11 +143,15 @@ def test_the_journal_goes_on_where_it_was_killed(tmp_path):
     assert stricter.best.share == 0.2
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 2, "tried": []}', '{"format": 1, "tried": [{"share": 1}]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": 2, "tried": []}', '{"format": 1, "tried": [{"share": 1}]}']
+)
 def test_a_damaged_journal_is_refused(tmp_path, content):
     (tmp_path / "j.json").write_text(content)
     with pytest.raises(PlanError, match=r"j\.json is not the journal of a search"):
-        netslim.search(lambda share: share, line, max_drop=0, baseline=1.0, journal=tmp_path / "j.json")
+        netslim.search(
+            lambda share: share, line, max_drop=0, baseline=1.0, journal=tmp_path / "j.json"
+        )
 
 
 @pytest.mark.parametrize(
@@ -154,8 +177,10 @@ def test_a_score_that_is_no_number_is_refused():
 
 def test_with_real_networks():
     torch.manual_seed(0)
-    model = netslim.zoo.vgg(layers=[8, "M", 8], in_channels=1).eval()
-    for scale in (module.weight for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+    model = netslim.models.zoo.vgg(layers=[8, "M", 8], in_channels=1).eval()
+    for scale in (
+        module.weight for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)
+    ):
         scale.data = torch.rand(len(scale))
     example = torch.randn(1, 1, 8, 8)
     whole = netslim.cost(model, example).macs
@@ -192,7 +217,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "vgg.safetensors"
-    assert go("train", *VGG, *DATA, "--trainer.tensorboard", "false", "--epochs", 4, "--lr", 0.1, "--out", path) == 0
+    assert (
+        go(
+            "train",
+            *VGG,
+            *DATA,
+            "--trainer.tensorboard",
+            "false",
+            "--epochs",
+            4,
+            "--lr",
+            0.1,
+            "--out",
+            path,
+        )
+        == 0
+    )
     return path
 
 
@@ -205,8 +245,21 @@ def searched(trained, tmp_path_factory) -> Path:
 
 
 def search(model: Path, out: Path, **changed: object) -> list[object]:
-    options = {"max-drop": 15, "epochs": 1, "lr": 0.02, "tolerance": 0.2, "criterion": "l2"} | changed
-    return ["search", model, *QUICK, "--out", out, *(x for key, value in options.items() for x in (f"--{key}", value))]
+    options = {
+        "max-drop": 15,
+        "epochs": 1,
+        "lr": 0.02,
+        "tolerance": 0.2,
+        "criterion": "l2",
+    } | changed
+    return [
+        "search",
+        model,
+        *QUICK,
+        "--out",
+        out,
+        *(x for key, value in options.items() for x in (f"--{key}", value)),
+    ]
 
 
 def test_every_candidate_is_kept_and_the_winner_is_a_copy(searched):
@@ -217,7 +270,12 @@ def test_every_candidate_is_kept_and_the_winner_is_a_copy(searched):
     assert found["best"] == max(passed)
     for row in tried:
         folder = searched / "candidates" / f"{row['share']:.4f}"
-        assert {item.name for item in folder.iterdir()} == {"01-prune", "02-recover", "candidate.json", "config.yaml"}
+        assert {item.name for item in folder.iterdir()} == {
+            "01-prune",
+            "02-recover",
+            "candidate.json",
+            "config.yaml",
+        }
         assert (folder / "01-prune" / "plan.json").exists()
         assert (folder / "02-recover" / "metrics.csv").exists()
         assert row["macs"] <= found["rows"][0]["macs"] * (1 - row["share"])
@@ -234,7 +292,11 @@ def test_validation_decides_and_is_that_of_evaluate(searched, trained, capsys):
         capsys.readouterr()
         assert go("evaluate", model, *QUICK, "--split", "validation", "--json") == 0
         seen = json.loads(capsys.readouterr().out)
-        assert (seen["top1"], seen["params"], seen["macs"]) == (row["accuracy"], row["params"], row["macs"])
+        assert (seen["top1"], seen["params"], seen["macs"]) == (
+            row["accuracy"],
+            row["params"],
+            row["macs"],
+        )
 
 
 def test_the_uncut_network_is_trained_alike(searched):
@@ -242,7 +304,10 @@ def test_the_uncut_network_is_trained_alike(searched):
     given, alike = found["rows"][:2]
     assert (alike["key"], alike["params"]) == ("trained", given["params"])
     assert (searched / "candidates" / "0.0000" / "01-recover" / "metrics.csv").exists()
-    assert any(note.startswith("by the same training the given network, uncut, ") for note in found["notes"])
+    assert any(
+        note.startswith("by the same training the given network, uncut, ")
+        for note in found["notes"]
+    )
 
 
 def test_a_finished_search_only_shows(searched, trained, capsys, monkeypatch):
@@ -257,7 +322,9 @@ def test_a_finished_search_only_shows(searched, trained, capsys, monkeypatch):
     assert "network: " in said
 
 
-def test_other_settings_are_refused_and_other_folders_left_alone(searched, trained, tmp_path, capsys):
+def test_other_settings_are_refused_and_other_folders_left_alone(
+    searched, trained, tmp_path, capsys
+):
     before = contents(searched)
     assert "begun with other settings (search.max_drop: 15.0 there, 14.0 here)" in told(
         capsys, *search(trained, searched, **{"max-drop": 14})
@@ -271,7 +338,9 @@ def test_other_settings_are_refused_and_other_folders_left_alone(searched, train
 
 
 def test_killed_anywhere_it_ends_the_same(searched, trained, tmp_path, monkeypatch):
-    """Killed after each training stage in turn: nothing finished is made again, and all weights are the same."""
+    """Killed after each training stage in turn: nothing finished is made again, and all weights are
+    the same.
+    """
     out, trainings = tmp_path / "out", []
 
     def killed(*arguments, **more):
@@ -281,22 +350,32 @@ def test_killed_anywhere_it_ends_the_same(searched, trained, tmp_path, monkeypat
             raise KeyboardInterrupt
         return history
 
-    monkeypatch.setattr("netslim.training.fit.fit", killed)
+    monkeypatch.setattr("netslim.training.loop.fit.fit", killed)
     for _ in range(20):
         code = go(*search(trained, out))
         if code != 130:
             break
     assert code == 0
-    assert len(set(trainings)) * 2 == len(trainings)  # each was killed once before it was marked as finished
-    for name in ("best.safetensors", *(str(p.relative_to(searched)) for p in searched.rglob("model.safetensors"))):
+    assert len(set(trainings)) * 2 == len(
+        trainings
+    )  # each was killed once before it was marked as finished
+    for name in (
+        "best.safetensors",
+        *(str(p.relative_to(searched)) for p in searched.rglob("model.safetensors")),
+    ):
         assert (out / name).read_bytes() == (searched / name).read_bytes(), name
     ours, theirs = (json.loads((path / "search.json").read_text()) for path in (out, searched))
-    assert [row.get("accuracy") for row in ours["rows"]] == [row.get("accuracy") for row in theirs["rows"]]
+    assert [row.get("accuracy") for row in ours["rows"]] == [
+        row.get("accuracy") for row in theirs["rows"]
+    ]
 
 
 def test_where_no_cut_passes_it_says_so_and_fails(trained, tmp_path, capsys):
     out = tmp_path / "out"
-    assert go(*search(trained, out, epochs=0, tolerance=0.4, **{"max-drop": 0, "min-channels": 1})) == 1
+    assert (
+        go(*search(trained, out, epochs=0, tolerance=0.4, **{"max-drop": 0, "min-channels": 1}))
+        == 1
+    )
     said = " ".join(capsys.readouterr().out.split())
     assert "No cut is within 0 points: even the smallest that was tried, " in said
     assert not (out / "best.safetensors").exists()
@@ -305,7 +384,10 @@ def test_where_no_cut_passes_it_says_so_and_fails(trained, tmp_path, capsys):
 
 def test_limits_bound_what_can_be_reached(trained, tmp_path, capsys):
     out = tmp_path / "out"
-    assert go(*search(trained, out, epochs=0, **{"max-drop": 90, "max-cut": 0.25, "over": "channels"})) == 0
+    assert (
+        go(*search(trained, out, epochs=0, **{"max-drop": 90, "max-cut": 0.25, "over": "channels"}))
+        == 0
+    )
     found = json.loads((out / "search.json").read_text())
     tried = [row for row in found["rows"] if row["key"] == "candidate"]
     assert "unreachable" in tried[0]
@@ -318,8 +400,12 @@ def test_limits_bound_what_can_be_reached(trained, tmp_path, capsys):
 @pytest.mark.parametrize("over", ["params", "activations", "latency"])
 def test_other_costs(trained, tmp_path, capsys, over):
     out = tmp_path / "out"
-    tolerance = 0.03 if over == "latency" else 0.45  # little of a tiny network's time is spent on what can be cut
-    assert go(*search(trained, out, epochs=0, tolerance=tolerance, over=over, **{"max-drop": 95})) == 0
+    tolerance = (
+        0.03 if over == "latency" else 0.45
+    )  # little of a tiny network's time is spent on what can be cut
+    assert (
+        go(*search(trained, out, epochs=0, tolerance=tolerance, over=over, **{"max-drop": 95})) == 0
+    )
     found = json.loads((out / "search.json").read_text())
     original, _, *_ = found["rows"]
     best = next(row for row in found["rows"] if row.get("share") == found["best"])
@@ -352,7 +438,9 @@ def test_a_changed_checkpoint_is_another_search(trained, searched, tmp_path, cap
     shutil.copytree(searched, other)
     model = tmp_path / "vgg.safetensors"
     network = netslim.load(None, trained)
-    netslim.save(network, model, constructor=netslim.checkpoint.read(trained)[0]["constructor"])
+    netslim.save(
+        network, model, constructor=netslim.models.checkpoint.read(trained)[0]["constructor"]
+    )
     assert "model_sha256" in told(capsys, *search(model, other))
 
 
@@ -363,7 +451,13 @@ def rows(*accuracies: float) -> dict:
     """A search over MACs with candidates of these accuracies, of which the second is the best."""
     first = {"key": "original", "accuracy": 0.9, "macs": 1000}
     tried = [
-        {"key": "candidate", "share": 0.1 * n, "macs": 1000 - 100 * n, "accuracy": y, "passed": y >= 0.89}
+        {
+            "key": "candidate",
+            "share": 0.1 * n,
+            "macs": 1000 - 100 * n,
+            "accuracy": y,
+            "passed": y >= 0.89,
+        }
         for n, y in enumerate(accuracies, 1)
     ]
     return {"over": "macs", "max_drop": 1.0, "baseline": 0.9, "best": 0.2, "rows": [first, *tried]}
@@ -388,9 +482,13 @@ def test_the_page_is_whole_and_loads_nothing(searched):
 
 
 def test_where_all_pass_the_verdict_says_so():
-    found = netslim.search(lambda share: share, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.9, tolerance=0.3)
+    found = netslim.search(
+        lambda share: share, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.9, tolerance=0.3
+    )
     said = verdict(found, searching.SearchOptions(over="params", max_drop=0))
-    assert said.startswith("Every cut passed. The largest cut within 0 points that was found: 90.0 % of the parameters")
+    assert said.startswith(
+        "Every cut passed. The largest cut within 0 points that was found: 90.0 % of the parameters"
+    )
 
 
 def test_the_runner_of_a_candidate_shares_the_images(trained, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""Each group cut alone: drops worked out by hand, limits that `select` keeps, journals that survive any kill."""
+"""Each group cut alone: drops worked out by hand, limits that `select` keeps, journals that survive
+any kill.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,23 @@ from torch import Tensor, nn
 
 import netslim
 from nets import Residual
-from netslim import PlanError, Sensitivity, plots, report
+from netslim import PlanError, Sensitivity
 from netslim.cli import main
-from netslim.data import load as load_data
-from netslim.sensitivity import Row, sensitivity
-from netslim.training.exploring import ExplorationFolder
+from netslim.data.sources import load as load_data
+from netslim.methods.sensitivity import sensitivity
+from netslim.methods.sensitivity_result import Row
+from netslim.report import figures as plots
+from netslim.report import page as report
+from netslim.training.commands.sensitivity import ExplorationFolder
 
 ONES = torch.ones(1, 2)
 
 
 def ladder() -> nn.Sequential:
     """Hidden units 1, 2, 3, 4, then 1, 2 and 3 times their sum, 10; the output for (1, 1) is 60."""
-    network = nn.Sequential(nn.Linear(2, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.ReLU())
+    network = nn.Sequential(
+        nn.Linear(2, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.ReLU()
+    )
     network.append(nn.Linear(3, 1, bias=False))
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([[1.0, 0], [2, 0], [0, 3], [0, 4]]))
@@ -47,12 +54,24 @@ def output(network: nn.Module) -> float:
         return network(ONES).item()
 
 
-def measure(evaluate: Any = output, network: nn.Module | None = None, **options: Any) -> Sensitivity:
-    return sensitivity(ladder() if network is None else network, ONES, evaluate, **{"unit": "number", **options})
+def measure(
+    evaluate: Any = output, network: nn.Module | None = None, **options: Any
+) -> Sensitivity:
+    return sensitivity(
+        ladder() if network is None else network, ONES, evaluate, **{"unit": "number", **options}
+    )
 
 
-# What goes of 60: the first group loses 1, 1+2, 1+2+3 of a sum of 10 that counts 6 times; the second 1, 1+2 of these 6.
-DROPS = {("0", 0.25): 6, ("0", 0.5): 18, ("0", 0.75): 36, ("2", 0.25): 0, ("2", 0.5): 10, ("2", 0.75): 30}
+# What goes of 60: the first group loses 1, 1+2, 1+2+3 of a sum of 10 that counts 6 times; the
+# second 1, 1+2 of these 6.
+DROPS = {
+    ("0", 0.25): 6,
+    ("0", 0.5): 18,
+    ("0", 0.75): 36,
+    ("2", 0.25): 0,
+    ("2", 0.5): 10,
+    ("2", 0.75): 30,
+}
 
 
 # ---------------------------------------------------------------- what is measured
@@ -65,12 +84,16 @@ def test_drops_and_savings_by_hand():
     assert all(row.value == 60 - row.drop for row in found.rows)
     assert [row.removed for row in found.rows] == [1, 2, 3, 0, 1, 2]
     assert (found.params, found.macs) == (23, 23)
-    assert [(row.params, row.macs) for row in found.rows] == [(5 * n, 5 * n) for n in (1, 2, 3, 0, 1, 2)]
+    assert [(row.params, row.macs) for row in found.rows] == [
+        (5 * n, 5 * n) for n in (1, 2, 3, 0, 1, 2)
+    ]
     assert found.notes == ()
 
 
 def test_what_is_cut_follows_the_criterion_and_its_options():
-    largest = {(row.group, row.ratio): row.drop for row in measure(criterion="largest", ratios=[0.5]).rows}
+    largest = {
+        (row.group, row.ratio): row.drop for row in measure(criterion="largest", ratios=[0.5]).rows
+    }
     assert largest == {("0", 0.5): 42, ("2", 0.5): 30}
     with pytest.raises(PlanError, match="cannot take these options"):
         measure(scoring={"sed": 1})
@@ -105,7 +128,9 @@ def test_evaluate_gets_copies_in_evaluation_mode_and_the_model_stays():
 
 
 def test_statistics_are_taken_anew_before_each_look():
-    network = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1))
+    network = nn.Sequential(
+        nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False), nn.BatchNorm1d(1)
+    )
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([[1.0], [2.0]]))
         network[1].weight.fill_(1)
@@ -119,8 +144,14 @@ def test_statistics_are_taken_anew_before_each_look():
     plain = sensitivity(network, ONES[:, :1], mean, **options)
     assert (plain.baseline, plain.rows[0].value) == (-50, -50)
     first = sensitivity(network, ONES[:, :1], mean, batches=batches, recalibrate=1, **options)
-    assert (first.baseline, first.rows[0].value, first.rows[0].drop) == (6, 4, 2)  # 3 and 9; 2 and 6
-    both = sensitivity(network, ONES[:, :1], mean, batches=iter(batches), recalibrate=True, **options)
+    assert (first.baseline, first.rows[0].value, first.rows[0].drop) == (
+        6,
+        4,
+        2,
+    )  # 3 and 9; 2 and 6
+    both = sensitivity(
+        network, ONES[:, :1], mean, batches=iter(batches), recalibrate=True, **options
+    )
     assert (both.baseline, both.rows[0].value) == (303, 202)
     assert network[2].running_mean.item() == -50
 
@@ -175,7 +206,10 @@ def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
         ({"unit": "share"}, "gave 60 for the whole network, which is no share"),
         ({"evaluate": lambda network: float("nan")}, "gave nan for the whole network"),
         ({"evaluate": lambda network: None}, "it gave a NoneType for the whole network"),
-        ({"evaluate": lambda network: output(network) if output(network) == 60 else np.inf}, "0 without 1 of its"),
+        (
+            {"evaluate": lambda network: output(network) if output(network) == 60 else np.inf},
+            "0 without 1 of its",
+        ),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
         ({"shortcuts": "some"}, "'include' or 'avoid'"),
         ({"groups": []}, "groups is empty"),
@@ -194,7 +228,18 @@ def made(drops: dict[str, list[float]], size: int = 4) -> Sensitivity:
     rows = []
     for name, values in drops.items():
         for removed, drop in enumerate(values, 1):
-            rows.append(Row(name, size, removed / 4, removed * size // 4, 0.9 - drop, drop, removed, 2 * removed))
+            rows.append(
+                Row(
+                    name,
+                    size,
+                    removed / 4,
+                    removed * size // 4,
+                    0.9 - drop,
+                    drop,
+                    removed,
+                    2 * removed,
+                )
+            )
     return Sensitivity(0.9, tuple(rows), 100, 200, "print", settings={"model": {"name": "m"}})
 
 
@@ -223,15 +268,24 @@ def test_rounding_does_not_decide():
     assert 0.9 - 0.89 > 0.01
     rows = (Row("a", 4, 0.25, 1, 0.89, 0.9 - 0.89, 1, 1),)
     assert Sensitivity(0.9, rows, 1, 1, "print").limits(0.01) == {"a": 0.25}
-    single = Row("a", 4, 0.25, 1, 0.6746666, 0.6846667 - 0.6746666, 1, 1)  # 1012 and 1027 of 1500, as float32
+    single = Row(
+        "a", 4, 0.25, 1, 0.6746666, 0.6846667 - 0.6746666, 1, 1
+    )  # 1012 and 1027 of 1500, as float32
     assert Sensitivity(0.6846667, (single,), 1, 1, "print").limits(0.01) == {"a": 0.25}
     assert Sensitivity(0.6846667, (single,), 1, 1, "print").limits(0.00999) == {"a": 0.0}
 
 
 def test_stages_share_the_smallest_limit_of_those_that_may_be_cut():
-    found = made({"a.0": [0, 0, 0], "a.1": [0, 0.5, 0.5], "a.2": [0.5, 0.5, 0.5], "b.0": [0, 0, 0.5]})
+    found = made(
+        {"a.0": [0, 0, 0], "a.1": [0, 0.5, 0.5], "a.2": [0.5, 0.5, 0.5], "b.0": [0, 0, 0.5]}
+    )
     assert found.limits(0.1) == {"a.0": 0.75, "a.1": 0.25, "a.2": 0.0, "b.0": 0.5}
-    assert found.limits(0.1, stages=["a.*", "b.*"]) == {"a.0": 0.25, "a.1": 0.25, "a.2": 0.0, "b.0": 0.5}
+    assert found.limits(0.1, stages=["a.*", "b.*"]) == {
+        "a.0": 0.25,
+        "a.1": 0.25,
+        "a.2": 0.0,
+        "b.0": 0.5,
+    }
     with pytest.raises(PlanError, match=r"'c\.\*' matches no measured group"):
         found.limits(0.1, stages=["c.*"])
 
@@ -279,7 +333,11 @@ def test_files(tmp_path):
     found.check(ladder())
     with pytest.raises(PlanError, match=f"{found.fingerprint}, this model is"):
         found.check(Residual())
-    for text, message in (("{", "no valid JSON"), ("[]", "of format 1"), ('{"kind": "sensitivity"}', "of format 1")):
+    for text, message in (
+        ("{", "no valid JSON"),
+        ("[]", "of format 1"),
+        ('{"kind": "sensitivity"}', "of format 1"),
+    ):
         path.write_text(text)
         with pytest.raises(PlanError, match=rf"sensitivity\.json: .*{message}"):
             Sensitivity.load(path)
@@ -313,7 +371,11 @@ def test_a_killed_run_goes_on_and_nothing_is_measured_twice(tmp_path):
         measure(Counting(die_at=4), journal=journal)
     assert len(journal.read_text().splitlines()) == 1 + 3  # whose it is, the baseline, two cuts
     rest, seen = Counting(), list[tuple[str, int, int]]()
-    found = measure(rest, journal=journal, progress=lambda row, done, total: seen.append((row.group, done, total)))
+    found = measure(
+        rest,
+        journal=journal,
+        progress=lambda row, done, total: seen.append((row.group, done, total)),
+    )
     assert found == whole
     assert rest.calls == 1 + 5 - 3  # at 25 %, none of the second group's three channels goes
     assert seen == [("0", 3, 6), ("2", 5, 6), ("2", 6, 6)]
@@ -414,7 +476,9 @@ def test_a_long_network_names_every_group_and_has_no_lines(monkeypatch):
 
 
 def test_lines_start_at_the_baseline(monkeypatch):
-    axes = captured(monkeypatch, plots.sensitivity_lines, made({"a": [0, 0.1, 0.5], "b": [0, 0, 0]}).to_dict()).axes[0]
+    axes = captured(
+        monkeypatch, plots.sensitivity_lines, made({"a": [0, 0.1, 0.5], "b": [0, 0, 0]}).to_dict()
+    ).axes[0]
     x, y = axes.lines[1].get_data()
     assert x == pytest.approx([0, 25, 50, 75])
     assert y == pytest.approx([90, 90, 80, 40])
@@ -429,7 +493,9 @@ def test_missing_points_and_nothing_lost_can_be_drawn():
 
 
 def test_the_page_is_self_contained_and_escapes():
-    page = report.sensitivity(replace(made({"<a>": [0, 0.1, 0.2]}), notes=("b is <left> out",)).to_dict())
+    page = report.sensitivity(
+        replace(made({"<a>": [0, 0.1, 0.2]}), notes=("b is <left> out",)).to_dict()
+    )
     assert "<a>" not in page
     assert "&lt;a&gt;" in page
     assert "b is &lt;left&gt; out" in page
@@ -465,7 +531,17 @@ class Slow(nn.Module):
             time.sleep(0.05)
         return self.head(self.second(self.norm(self.first(x)).relu()).relu().mean((2, 3)))
 '''
-ARGUMENTS = ["--data", "digits", "--trainer.threads", "1", "--ratios", "0.25", "0.5", "--recalibrate", "2"]
+ARGUMENTS = [
+    "--data",
+    "digits",
+    "--trainer.threads",
+    "1",
+    "--ratios",
+    "0.25",
+    "0.5",
+    "--recalibrate",
+    "2",
+]
 
 
 def go(*arguments: object) -> int:
@@ -491,11 +567,17 @@ def shop(tmp_path_factory) -> Path:
     network = netslim.models.build("zoo:vgg", **kwargs)
     optimizer, data = torch.optim.Adam(network.parameters(), 0.01), load_data("digits")
     for _ in range(30):
-        loss = nn.functional.cross_entropy(network(pixels(data, "train")[:256]), data.train.labels[:256])
+        loss = nn.functional.cross_entropy(
+            network(pixels(data, "train")[:256]), data.train.labels[:256]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    netslim.save(network, folder / "vgg.safetensors", constructor=netslim.models.constructor("zoo:vgg", kwargs))
+    netslim.save(
+        network,
+        folder / "vgg.safetensors",
+        constructor=netslim.models.constructor("zoo:vgg", kwargs),
+    )
     assert go(folder / "vgg.safetensors", *ARGUMENTS[:4], "--out", folder / "out") == 0
     return folder
 
@@ -527,10 +609,14 @@ def test_the_command_measures_validation_accuracy(shop):
     assert written == names | {"sensitivity-lines.png", "sensitivity-lines.svg"}
 
 
-def test_a_finished_folder_shows_its_results_and_makes_missing_pictures_again(shop, monkeypatch, capsys):
-    from netslim.training import runner
+def test_a_finished_folder_shows_its_results_and_makes_missing_pictures_again(
+    shop, monkeypatch, capsys
+):
+    from netslim.training.stages import runner
 
-    monkeypatch.setattr(runner.Runner, "build", lambda self: pytest.fail("nothing is to be measured"))
+    monkeypatch.setattr(
+        runner.Runner, "build", lambda self: pytest.fail("nothing is to be measured")
+    )
     (shop / "out" / "sensitivity.png").unlink()
     before = (shop / "out" / "sensitivity.json").read_bytes()
     assert go(shop / "vgg.safetensors", *ARGUMENTS[:4], "--out", shop / "out", "--max-drop", 3) == 0
@@ -542,7 +628,16 @@ def test_a_finished_folder_shows_its_results_and_makes_missing_pictures_again(sh
 
 def test_some_of_the_images(shop, tmp_path, monkeypatch):
     monkeypatch.setattr(ExplorationFolder, "draw", lambda *_: None)
-    arguments = ["--limit-images", 20, "--split", "train", "--layers", "features.0", "--ratios", 0.5]
+    arguments = [
+        "--limit-images",
+        20,
+        "--split",
+        "train",
+        "--layers",
+        "features.0",
+        "--ratios",
+        0.5,
+    ]
     assert go(shop / "vgg.safetensors", *ARGUMENTS[:4], *arguments, "--out", tmp_path / "a") == 0
     found = Sensitivity.load(tmp_path / "a" / "sensitivity.json")
     assert list(found.groups) == ["features.0"]
@@ -558,7 +653,10 @@ def test_killed_for_good_it_goes_on_where_it_was(shop, tmp_path, monkeypatch, ca
     command = ["sensitivity", "slow:Slow", *ARGUMENTS, "--out", str(out)]
     environment = {**os.environ, "HANG_ON": str(journal), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "netslim.cli", *command], cwd=shop, env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "netslim.cli", *command],
+        cwd=shop,
+        env=environment,
+        stderr=subprocess.DEVNULL,
     )
     try:
         until = time.monotonic() + 600  # the machine may be busy
@@ -581,11 +679,13 @@ def test_killed_for_good_it_goes_on_where_it_was(shop, tmp_path, monkeypatch, ca
     assert set(Counter((entry["group"], entry["removed"]) for entry in entries).values()) == {1}
     assert len(entries) == 1 + 2 * 2
     assert main([*command[:-1], str(tmp_path / "whole")]) == 0
-    assert (out / "sensitivity.json").read_bytes() == (tmp_path / "whole" / "sensitivity.json").read_bytes()
+    assert (out / "sensitivity.json").read_bytes() == (
+        tmp_path / "whole" / "sensitivity.json"
+    ).read_bytes()
 
 
 def test_ctrl_c_is_one_line(shop, tmp_path, monkeypatch, capsys):
-    from netslim.training import fit
+    from netslim.training.loop import fit
 
     real, calls = fit.evaluate, list[int]()
 
@@ -600,12 +700,16 @@ def test_ctrl_c_is_one_line(shop, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     assert go(shop / "vgg.safetensors", *ARGUMENTS[:4], "--out", out) == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith(f"netslim: interrupted; what is measured is kept in {out}; go on with: netslim sensitivity ")
+    assert line.startswith(
+        f"netslim: interrupted; what is measured is kept in {out}; go on with: netslim sensitivity "
+    )
     assert len((out / "sensitivity.jsonl").read_text().splitlines()) == 1 + 2
     assert not (out / "sensitivity.json").exists()
     assert go(shop / "vgg.safetensors", *ARGUMENTS[:4], "--out", out) == 0
     assert len(calls) == 3 + 5
-    assert (out / "sensitivity.json").read_bytes() == (shop / "out" / "sensitivity.json").read_bytes()
+    assert (out / "sensitivity.json").read_bytes() == (
+        shop / "out" / "sensitivity.json"
+    ).read_bytes()
 
 
 MISTAKES = [
@@ -613,7 +717,10 @@ MISTAKES = [
     ("vgg.safetensors --out out --criterion l1", "criterion: 'l2' there, 'l1' here"),
     ("vgg.safetensors --out out --recalibrate 1", "recalibrate: 0 there, 1 here"),
     ("vgg.safetensors --out out --seed 1", "seed: 0 there, 1 here"),
-    ("other.safetensors --out out", "model.name: 'vgg.safetensors' there, 'other.safetensors' here"),
+    (
+        "other.safetensors --out out",
+        "model.name: 'vgg.safetensors' there, 'other.safetensors' here",
+    ),
     ("slow:Slow --out out", "'slow:Slow' here"),
     ("vgg.safetensors --out mine", "mine is not empty and holds no sensitivity (but mine.txt)"),
     ("vgg.safetensors --out slow.py", "is a file"),
@@ -637,7 +744,11 @@ def workshop(shop) -> Path:
         (folder / name).write_bytes((shop / name).read_bytes())
     network = netslim.load(None, folder / "vgg.safetensors")
     kwargs = {"layers": [16, "M", 32], "in_channels": 1}
-    netslim.save(network, folder / "other.safetensors", constructor=netslim.models.constructor("zoo:vgg", kwargs))
+    netslim.save(
+        network,
+        folder / "other.safetensors",
+        constructor=netslim.models.constructor("zoo:vgg", kwargs),
+    )
     wide = {**kwargs, "layers": [20, "M", 32]}
     netslim.save(
         netslim.models.build("zoo:vgg", **wide),
@@ -659,7 +770,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[given for given, _ in MISTAKES])
-def test_mistakes_are_one_line_and_nothing_is_lost_or_left(arguments, message, workshop, monkeypatch, capsys):
+def test_mistakes_are_one_line_and_nothing_is_lost_or_left(
+    arguments, message, workshop, monkeypatch, capsys
+):
     monkeypatch.chdir(workshop)
     monkeypatch.syspath_prepend(str(workshop))
     before = contents(workshop)
@@ -688,7 +801,16 @@ def test_prune_keeps_to_the_limits(workshop, tmp_path, monkeypatch):
     assert any(limits.values())
     share = 0.9 * sum(limits[name] * rows[0].size for name, rows in found.groups.items()) / 48
     out = tmp_path / "small.safetensors"
-    arguments = ["vgg.safetensors", *CUT, "--cut-channels", f"{share:.4f}", *LIMITS, str(points), "--out", str(out)]
+    arguments = [
+        "vgg.safetensors",
+        *CUT,
+        "--cut-channels",
+        f"{share:.4f}",
+        *LIMITS,
+        str(points),
+        "--out",
+        str(out),
+    ]
     assert main(["prune", *arguments]) == 0
     plan = netslim.PruningPlan.from_json(out.with_suffix(".plan.json").read_text())
     assert plan.removed == int(48 * float(f"{share:.4f}"))
@@ -701,13 +823,31 @@ def test_prune_keeps_to_the_limits(workshop, tmp_path, monkeypatch):
     [
         ("vgg.safetensors --cut-channels 0.2 --limits out/sensitivity.json", "belong together"),
         ("vgg.safetensors --cut-channels 0.2 --max-drop 1", "belong together"),
-        (f"vgg.safetensors --cut-channels 0.2 --max-cut 0.5 {' '.join(LIMITS)} 1", "give one of them"),
-        (f"vgg.safetensors --cut-channels 0.2 {' '.join(LIMITS)} -1", "--max-drop -1: give 0 or more"),
+        (
+            f"vgg.safetensors --cut-channels 0.2 --max-cut 0.5 {' '.join(LIMITS)} 1",
+            "give one of them",
+        ),
+        (
+            f"vgg.safetensors --cut-channels 0.2 {' '.join(LIMITS)} -1",
+            "--max-drop -1: give 0 or more",
+        ),
         (f"vgg.safetensors --cut-channels 0.95 {' '.join(LIMITS)} 1", "cut_channels=0.95"),
-        (f"wide.safetensors --cut-channels 0.2 {' '.join(LIMITS)} 100", "was measured on the architecture"),
-        ("vgg.safetensors --cut-channels 0.2 --limits vgg.safetensors --max-drop 1", "cannot read vgg.safetensors"),
-        ("vgg.safetensors --cut-channels 0.2 --limits none.json --max-drop 1", "cannot read none.json"),
-        (f"vgg.safetensors --by mask {' '.join(LIMITS)} 1", "--limits means nothing with --by mask"),
+        (
+            f"wide.safetensors --cut-channels 0.2 {' '.join(LIMITS)} 100",
+            "was measured on the architecture",
+        ),
+        (
+            "vgg.safetensors --cut-channels 0.2 --limits vgg.safetensors --max-drop 1",
+            "cannot read vgg.safetensors",
+        ),
+        (
+            "vgg.safetensors --cut-channels 0.2 --limits none.json --max-drop 1",
+            "cannot read none.json",
+        ),
+        (
+            f"vgg.safetensors --by mask {' '.join(LIMITS)} 1",
+            "--limits means nothing with --by mask",
+        ),
     ],
 )
 def test_limits_that_do_not_fit_are_refused(arguments, message, workshop, monkeypatch, capsys):
@@ -719,11 +859,17 @@ def test_limits_that_do_not_fit_are_refused(arguments, message, workshop, monkey
 
 
 def test_a_recipe_may_limit_groups_by_name():
-    from netslim.training import parse_recipe
+    from netslim.training.recipe.reading import parse_recipe
 
     def stage(max_cut: Any) -> dict[str, Any]:
         prune = {"kind": "prune", "budget": {"cut_channels": 0.2}, "max_cut": max_cut}
-        return {"name": "a", "title": "b", "data": {"name": "digits"}, "model": {"name": "zoo:vgg"}, "stages": [prune]}
+        return {
+            "name": "a",
+            "title": "b",
+            "data": {"name": "digits"},
+            "model": {"name": "zoo:vgg"},
+            "stages": [prune],
+        }
 
     read = parse_recipe(stage({"features.*": 0.5, "features.0": 0}), whole=False).stages[0]
     assert read.max_cut == {"features.*": 0.5, "features.0": 0.0}  # type: ignore[union-attr]

@@ -12,13 +12,20 @@ from torch import nn
 from nets import Chain
 from netslim import score, select, trace
 from netslim.errors import PlanError
-from netslim.sparsity import NetworkSlimming, add_slimming_gradient, slimming_penalty, soft_threshold_
+from netslim.methods.slimming import (
+    NetworkSlimming,
+    add_slimming_gradient,
+    slimming_penalty,
+    soft_threshold_,
+)
 
 LR = 0.5
 
 
 class Scales(nn.Module):
-    """Two BN layers, 1-D and 2-D, and a loss whose gradient by each gamma is `slope`, whatever the input."""
+    """Two BN layers, 1-D and 2-D, and a loss whose gradient by each gamma is `slope`, whatever the
+    input.
+    """
 
     def __init__(self):
         super().__init__()
@@ -29,7 +36,9 @@ class Scales(nn.Module):
             self.second.weight.copy_(torch.tensor([-4.0, 8.0]))
 
     def loss(self, slope=1.0):
-        return slope * (self.first.weight.sum() + self.second.weight.sum() + 0 * self.first.bias.sum())
+        return slope * (
+            self.first.weight.sum() + self.second.weight.sum() + 0 * self.first.bias.sum()
+        )
 
 
 class NoRate(torch.optim.Optimizer):
@@ -64,7 +73,10 @@ def test_the_formula():
 
 
 def test_the_formula_is_the_gradient_of_the_penalty():
-    scales = [torch.tensor([3.0, -2.0, 0.0], requires_grad=True), torch.tensor([-0.5], requires_grad=True)]
+    scales = [
+        torch.tensor([3.0, -2.0, 0.0], requires_grad=True),
+        torch.tensor([-0.5], requires_grad=True),
+    ]
     penalty = slimming_penalty(scales, 0.1)
     assert penalty.item() == pytest.approx(0.55)
     expected = torch.autograd.grad(penalty, scales)
@@ -96,7 +108,9 @@ def test_every_kind_of_optimizer_sees_the_penalised_gradient(kind, options):
         penalised.loss().backward()
         optimizer.step()
         reference.zero_grad()
-        (by_hand.loss() + slimming_penalty([by_hand.first.weight, by_hand.second.weight], 0.25)).backward()
+        (
+            by_hand.loss() + slimming_penalty([by_hand.first.weight, by_hand.second.weight], 0.25)
+        ).backward()
         reference.step()
     torch.testing.assert_close(gammas(penalised), gammas(by_hand))
 
@@ -363,7 +377,11 @@ def test_gamma_init_sets_every_scale_and_only_when_asked():
 
 
 def test_layers_without_scales_are_passed_over():
-    passed_over = [nn.BatchNorm2d(4, affine=False), nn.GroupNorm(1, 8), nn.InstanceNorm2d(8, affine=True)]
+    passed_over = [
+        nn.BatchNorm2d(4, affine=False),
+        nn.GroupNorm(1, 8),
+        nn.InstanceNorm2d(8, affine=True),
+    ]
     model = nn.Sequential(nn.BatchNorm3d(2), *passed_over, nn.SyncBatchNorm(3))
     assert NetworkSlimming(model).scales().shape == (5,)
 
@@ -384,23 +402,37 @@ def test_layers_without_scales_are_passed_over():
             r"unknown penalty 'smoothl1'; did you mean 'smooth_l1'",
         ),
         (lambda m: NetworkSlimming(m, penalty=None), r"unknown penalty None"),
-        (lambda m: NetworkSlimming(m, penalty="smooth_l1", delta=0), r"delta, .*, must be above 0, not 0"),
+        (
+            lambda m: NetworkSlimming(m, penalty="smooth_l1", delta=0),
+            r"delta, .*, must be above 0, not 0",
+        ),
         (lambda m: NetworkSlimming(m, penalty="smooth_l1", delta=math.inf), r"above 0, not inf"),
-        (lambda m: NetworkSlimming(m, delta=0.1), r"delta is the width of penalty='smooth_l1'; 'l1' has none"),
-        (lambda m: NetworkSlimming(m).threshold_(), r"ends the penalty 'smooth_l1'; 'l1' makes no threshold"),
+        (
+            lambda m: NetworkSlimming(m, delta=0.1),
+            r"delta is the width of penalty='smooth_l1'; 'l1' has none",
+        ),
+        (
+            lambda m: NetworkSlimming(m).threshold_(),
+            r"ends the penalty 'smooth_l1'; 'l1' makes no threshold",
+        ),
         (
             lambda m: NetworkSlimming(m, penalty="proximal").threshold_(),
             r"ends the penalty 'smooth_l1'; 'proximal' makes zeros as it goes",
         ),
         (
-            lambda m: NetworkSlimming(m, penalty="proximal").attach(torch.optim.LBFGS(m.parameters())),
+            lambda m: NetworkSlimming(m, penalty="proximal").attach(
+                torch.optim.LBFGS(m.parameters())
+            ),
             r"'proximal' goes with a gradient step, and LBFGS searches along a line",
         ),
         (
             lambda m: NetworkSlimming(m, penalty="proximal").attach(NoRate(m.parameters(), {})),
             r"'proximal' shrinks by the learning rate, and this NoRate has no 'lr'",
         ),
-        (lambda m: NetworkSlimming(m).attach(m), r"attaches to a torch.optim.Optimizer, not to a Scales"),
+        (
+            lambda m: NetworkSlimming(m).attach(m),
+            r"attaches to a torch.optim.Optimizer, not to a Scales",
+        ),
         (lambda m: setattr(NetworkSlimming(m), "strength", -1), r"not -1"),
         (
             lambda m: NetworkSlimming(m).attach(sgd(Scales())),
@@ -418,7 +450,9 @@ def test_refuses_to_attach_twice():
     model = Scales()
     optimizer = sgd(model)
     method = NetworkSlimming(model).attach(optimizer)
-    with pytest.raises(PlanError, match=r"attached to this SGD already; twice would double the penalty"):
+    with pytest.raises(
+        PlanError, match=r"attached to this SGD already; twice would double the penalty"
+    ):
         method.attach(optimizer)
 
 
@@ -429,7 +463,9 @@ def test_it_makes_a_network_sparse():
 
     def trained(strength):
         torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(8, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+        model = nn.Sequential(
+            nn.Linear(8, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2)
+        )
         method = NetworkSlimming(model, strength, gamma_init=0.5)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         method.attach(optimizer)
@@ -460,12 +496,17 @@ def test_the_soft_threshold():
 
 def test_the_smooth_formula():
     # Width 2: slopes -1, -0.5, 0, 0.25, 1; penalties |-4| - 1, 1 / 4, 0, 0.25 / 4, 2 - 1.
-    scales = [torch.tensor([-4.0, -1.0, 0.0], requires_grad=True), torch.tensor([0.5, 2.0], requires_grad=True)]
+    scales = [
+        torch.tensor([-4.0, -1.0, 0.0], requires_grad=True),
+        torch.tensor([0.5, 2.0], requires_grad=True),
+    ]
     penalty = slimming_penalty(scales, 0.5, delta=2.0)
     assert penalty.item() == 0.5 * (3 + 0.25 + 0.0625 + 1)
     gradients = [torch.zeros(3), torch.ones(2)]
     add_slimming_gradient(gradients, [scale.detach() for scale in scales], 0.5, delta=2.0)
-    torch.testing.assert_close(gradients, [torch.tensor([-0.5, -0.25, 0.0]), torch.tensor([1.125, 1.5])])
+    torch.testing.assert_close(
+        gradients, [torch.tensor([-0.5, -0.25, 0.0]), torch.tensor([1.125, 1.5])]
+    )
     gradients[1] -= 1
     torch.testing.assert_close(gradients, list(torch.autograd.grad(penalty, scales)))
 
@@ -475,7 +516,8 @@ def test_one_smooth_step_of_sgd():
     NetworkSlimming(model, 0.25, penalty="smooth_l1", delta=4.0).attach(optimizer := sgd(model))
     model.loss().backward()
     optimizer.step()
-    # By hand, slopes 0.5, -0.25, 0, -1, 1: 2 - 0.5 * 1.125, -1 - 0.5 * 0.9375, 0 - 0.5, -4 - 0.375, 8 - 0.625.
+    # By hand, slopes 0.5, -0.25, 0, -1, 1: 2 - 0.5 * 1.125, -1 - 0.5 * 0.9375, 0 - 0.5, -4 - 0.375,
+    # 8 - 0.625.
     torch.testing.assert_close(gammas(model), torch.tensor([1.4375, -1.46875, -0.5, -4.375, 7.375]))
 
 
@@ -524,7 +566,9 @@ def test_grad_scaler_with_every_penalty(penalty, options, unscale):
         scaler.update()
         if slope == math.inf:
             assert torch.equal(gammas(model), START)
-    expected = proximal_after if penalty == "proximal" else after  # all scales lie beyond delta, or at 0
+    expected = (
+        proximal_after if penalty == "proximal" else after
+    )  # all scales lie beyond delta, or at 0
     torch.testing.assert_close(gammas(model), expected(1.0, 0.25))
 
 
@@ -544,7 +588,10 @@ def test_the_proximal_step_follows_a_closure():
 
 def test_the_proximal_step_takes_the_rate_of_each_group_at_each_step():
     model = Scales()
-    groups = [{"params": [*model.first.parameters()]}, {"params": [*model.second.parameters()], "lr": 1.0}]
+    groups = [
+        {"params": [*model.first.parameters()]},
+        {"params": [*model.second.parameters()], "lr": 1.0},
+    ]
     optimizer = torch.optim.SGD(groups, lr=LR)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
     NetworkSlimming(model, 0.25, penalty="proximal").attach(optimizer)
@@ -630,7 +677,9 @@ def test_lbfgs_finds_the_minimum_of_the_smooth_loss():
     # (gamma - 3)^2 + 2 |gamma| has its minimum at 2; (gamma - 0.22)^2 + 2 gamma^2 / 0.2 at 0.02.
     model = nn.BatchNorm1d(2)
     target = torch.tensor([3.0, 0.22])
-    optimizer = torch.optim.LBFGS([model.weight], lr=0.5, max_iter=60, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [model.weight], lr=0.5, max_iter=60, line_search_fn="strong_wolfe"
+    )
     NetworkSlimming(model, 2.0, penalty="smooth_l1", delta=0.1).attach(optimizer)
 
     def closure():
@@ -738,7 +787,10 @@ def test_a_copy_is_attached_to_nothing_and_can_be():
     model = Scales()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     method = NetworkSlimming(model, 0.1).attach(optimizer)
-    for twin, theirs in (copy.deepcopy((method, optimizer)), pickle.loads(pickle.dumps((method, optimizer)))):
+    for twin, theirs in (
+        copy.deepcopy((method, optimizer)),
+        pickle.loads(pickle.dumps((method, optimizer))),
+    ):
         assert "optimizers=0" in repr(twin)
         twin.attach(theirs)
     assert "optimizers=1" in repr(method)

@@ -1,4 +1,6 @@
-"""Soft Filter Pruning: which filters are zeroed and when, that they may come back, and that zeros can be cut."""
+"""Soft Filter Pruning: which filters are zeroed and when, that they may come back, and that zeros
+can be cut.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from torch import nn
 from nets import Chain, DenseBlock, Residual
 from netslim import StaleGraphError, prune, prune_, trace, verify
 from netslim.errors import PlanError
-from netslim.fold import fold_constants
-from netslim.recalibrate import recalibrate
-from netslim.silence import randomise
-from netslim.sparsity.soft_filter import SoftFilterPruning, cifar_resnet_cut, plan_of_zeros, zeroed
-from netslim.zoo.preresnet import preresnet
-from netslim.zoo.resnet import resnet, resnet20, resnet32, resnet56
-from netslim.zoo.vgg import vgg, vgg16_bn_4096
+from netslim.methods.soft_filter import SoftFilterPruning, cifar_resnet_cut, plan_of_zeros, zeroed
+from netslim.models.zoo.preresnet import preresnet
+from netslim.models.zoo.resnet import resnet, resnet20, resnet32, resnet56
+from netslim.models.zoo.vgg import vgg, vgg16_bn_4096
+from netslim.surgery.compensate.batch_norm import recalibrate
+from netslim.surgery.compensate.constants import fold_constants
+from netslim.surgery.proof.silencing import randomise
 
 PICTURE = torch.zeros(1, 3, 8, 8)
 
@@ -32,7 +34,9 @@ class Filters(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2)
-        weights = torch.tensor([[3.0, 4.0], [0.0, 4.5], [2.5, -2.5], [9.0, 9.0]])  # L2: 5, 4.5, 3.54, ..; L1: 7, 4.5, 5
+        weights = torch.tensor(
+            [[3.0, 4.0], [0.0, 4.5], [2.5, -2.5], [9.0, 9.0]]
+        )  # L2: 5, 4.5, 3.54, ..; L1: 7, 4.5, 5
         with torch.no_grad():
             self.conv.weight.copy_(weights[:, :, None, None])
             self.conv.bias.fill_(1.0)
@@ -71,19 +75,26 @@ def awake(model):
 
 
 def sgd(model):
-    return torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return torch.optim.SGD(
+        model.parameters(), lr=0.001, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
 
 
-# --- which filters -----------------------------------------------------------------------------------------------
+# --- which filters --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("criterion", "expected"), [("l2", [1, 2]), ("l1", [1, 2]), ("first", [0, 1])])
+@pytest.mark.parametrize(
+    ("criterion", "expected"), [("l2", [1, 2]), ("l1", [1, 2]), ("first", [0, 1])]
+)
 def test_by_hand(criterion, expected):
     def first(group, tensors):
         return torch.arange(group.size)
 
     graph, model, method = made(
-        Filters(), 0.5, torch.zeros(1, 2, 3, 3), criterion=first if criterion == "first" else criterion
+        Filters(),
+        0.5,
+        torch.zeros(1, 2, 3, 3),
+        criterion=first if criterion == "first" else criterion,
     )
     norm = copy.deepcopy(model.norm.state_dict())
     method.zero()
@@ -103,7 +114,9 @@ def test_the_norms_differ(criterion, expected):
 @pytest.mark.parametrize("criterion", ["l1", "l2", "geometric_median", "random"])
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.4, 0.9])
 def test_each_group_loses_its_whole_share_and_no_more(criterion, rate):
-    graph, model, method = made(resnet(8, width=0.5), rate, shortcuts="include", criterion=criterion)
+    graph, model, method = made(
+        resnet(8, width=0.5), rate, shortcuts="include", criterion=criterion
+    )
     optimizer = sgd(model)
     method.attach(optimizer)
     expected = {g.name: int(g.size * rate) if g.prunable else 0 for g in graph}
@@ -113,7 +126,9 @@ def test_each_group_loses_its_whole_share_and_no_more(criterion, rate):
         method.end_epoch()
         method.zero()  # once more changes nothing: zero filters are chosen first
         assert zeros(graph, model) == expected
-    assert method.share_zero() == pytest.approx(sum(expected.values()) / sum(g.size for g in graph.prunable))
+    assert method.share_zero() == pytest.approx(
+        sum(expected.values()) / sum(g.size for g in graph.prunable)
+    )
 
 
 def test_a_share_of_29_percent_of_100_is_29():
@@ -142,10 +157,14 @@ def test_shortcuts_are_avoided_or_zeroed_alike_in_all_layers():
 
 
 def test_projections_are_left_out_on_demand():
-    _, _, method = made(resnet(8, width=0.5, shortcut="B"), 0.5, shortcuts="include", projections=False)
+    _, _, method = made(
+        resnet(8, width=0.5, shortcut="B"), 0.5, shortcuts="include", projections=False
+    )
     assert set(method.counts) == {"conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"}
     assert "projection" in method.left_alone["layer2.0.conv2"]
-    padded = made(resnet(8, width=0.5, shortcut="A"), 0.5, shortcuts="include", projections=False)[2]
+    padded = made(resnet(8, width=0.5, shortcut="A"), 0.5, shortcuts="include", projections=False)[
+        2
+    ]
     assert "layer2.0.conv2" in padded.counts
 
 
@@ -159,7 +178,9 @@ def test_a_rate_for_each_layer():
 
 
 def test_a_coupled_layer_stands_for_its_group():
-    _, _, method = made(resnet(8, width=0.5, shortcut="B"), {"layer1.0.conv2": 0.5}, shortcuts="include")
+    _, _, method = made(
+        resnet(8, width=0.5, shortcut="B"), {"layer1.0.conv2": 0.5}, shortcuts="include"
+    )
     assert method.counts == {"conv1": 4}
 
 
@@ -171,7 +192,7 @@ def test_weights_that_are_computed_from_others_are_left_alone():
     assert "computed from others" in method.left_alone["0"]
 
 
-# --- when --------------------------------------------------------------------------------------------------------
+# --- when -----------------------------------------------------------------------------------------
 
 
 def test_a_zero_filter_learns_and_may_come_back():
@@ -180,7 +201,9 @@ def test_a_zero_filter_learns_and_may_come_back():
     method.attach(optimizer)
     assert zeroed(graph, model)["conv"].tolist() == [False, True, False, False]
     # The second filter learns past the first, which is the weakest at the end of the epoch.
-    (8 - (model.conv.weight[1] - 6).square().sum() - model.conv.weight[0].abs().sum()).neg().backward()
+    (
+        8 - (model.conv.weight[1] - 6).square().sum() - model.conv.weight[0].abs().sum()
+    ).neg().backward()
     assert model.conv.weight.grad[1].abs().min() > 0
     optimizer.step()
     assert not zeroed(graph, model)["conv"].any()
@@ -193,7 +216,9 @@ def test_a_zero_filter_learns_and_may_come_back():
     assert method.returned == 0
 
 
-@pytest.mark.parametrize("model", [Chain, lambda: randomise(Chain(), seed=3)], ids=["scratch", "trained"])
+@pytest.mark.parametrize(
+    "model", [Chain, lambda: randomise(Chain(), seed=3)], ids=["scratch", "trained"]
+)
 def test_training_brings_every_zero_filter_back_until_the_epoch_ends(model):
     graph, model, method = made(awake(model()))
     optimizer = sgd(model)
@@ -229,7 +254,9 @@ def test_momentum_is_left_alone():
     assert all(map(torch.equal, after, before))
 
 
-@pytest.mark.parametrize(("every", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (9, [5])])
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (9, [5])]
+)
 def test_every_few_epochs_and_at_the_last(every, expected):
     _, model, method = made(every=every)
     optimizer = sgd(model)
@@ -307,7 +334,9 @@ def test_a_step_that_grad_scaler_skips_does_not_count(options):
         assert method.epoch == epochs
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["state, then attach", "attach, then state and weights"])
+@pytest.mark.parametrize(
+    "late", [False, True], ids=["state, then attach", "attach, then state and weights"]
+)
 def test_interrupted_and_resumed_it_ends_where_it_would_have(late):
     def run(model, optimizer, first, last):
         for step in range(first, last):
@@ -317,7 +346,9 @@ def test_interrupted_and_resumed_it_ends_where_it_would_have(late):
     optimizer = sgd(whole)
     method.attach(optimizer, steps_per_epoch=4)
     run(whole, optimizer, 0, 6)
-    saved = pickle.loads(pickle.dumps([copy.deepcopy(part.state_dict()) for part in (whole, optimizer, method)]))
+    saved = pickle.loads(
+        pickle.dumps([copy.deepcopy(part.state_dict()) for part in (whole, optimizer, method)])
+    )
     run(whole, optimizer, 6, 13)
 
     other = awake(Chain())
@@ -333,8 +364,13 @@ def test_interrupted_and_resumed_it_ends_where_it_would_have(late):
         resumed.attach(again, steps_per_epoch=4)
     again.load_state_dict(saved[1])
     run(other, again, 6, 13)
-    assert (resumed.epoch, resumed.returned) == (method.epoch, method.returned) == (3, method.returned)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), other.state_dict().values(), strict=True))
+    assert (
+        (resumed.epoch, resumed.returned) == (method.epoch, method.returned) == (3, method.returned)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_wrapped_models_and_copies():
@@ -377,7 +413,7 @@ def test_lightning(tmp_path):
     assert zeros(graph, model) == {"first.0": 3, "second.0": 2, "head": 0}
 
 
-# --- the cut -----------------------------------------------------------------------------------------------------
+# --- the cut --------------------------------------------------------------------------------------
 
 
 def torchvision_resnet50():
@@ -413,7 +449,9 @@ def test_the_small_model_equals_the_big_one(name, shortcuts):
         method.finish(constants="zero")
         big, small = model(x), prune(model, plan)
         gap = (small(x) - big).abs().max() / big.abs().max()
-    assert {n: len(cut.removed) for n, cut in plan.groups.items()} == {n: c for n, c in method.counts.items() if c}
+    assert {n: len(cut.removed) for n, cut in plan.groups.items()} == {
+        n: c for n, c in method.counts.items() if c
+    }
     assert gap < 1e-10
     assert lost > 1e-3  # what zero filters emit after their BN is not nothing
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
@@ -452,7 +490,9 @@ def test_folded_constants_make_the_small_model_equal_the_big_one(padding):
 
 
 def test_a_bn_without_scale_and_shift_falls_silent_too():
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False), nn.ReLU(), nn.Conv2d(6, 2, 1)).double()
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    ).double()
     _, model, method = made(randomise(model), inputs=PICTURE.double())
     method.finish(constants="zero")
     x = torch.randn(2, 3, 8, 8, dtype=torch.double)
@@ -504,7 +544,7 @@ def test_the_plan_says_why_other_groups_stay():
     assert "conv1 stays: the outputs of several layers are added in it" in text
 
 
-# --- the authors' figures ----------------------------------------------------------------------------------------
+# --- the authors' figures -------------------------------------------------------------------------
 
 STATED = {  # percent at rates 0.1, 0.2, 0.3, 0.4
     20: (15.2, 29.3, 42.2, 54.0),
@@ -535,19 +575,23 @@ def test_the_stated_cut(depth):
 def test_what_can_be_cut_at_30_percent(network, shortcuts, expected):
     graph, _, method = made(network(), 0.3, torch.zeros(1, 3, 32, 32), shortcuts=shortcuts)
     method.zero()
-    kept = {graph.number(n): np.isin(np.arange(c.size), c.kept) for n, c in method.plan().groups.items()}
+    kept = {
+        graph.number(n): np.isin(np.arange(c.size), c.kept) for n, c in method.plan().groups.items()
+    }
     assert round(100 * (1 - graph.macs(kept) / graph.macs()), 1) == expected
 
 
 def test_an_eighth_of_the_convolutions_of_vgg16():
     graph, model, method = made(vgg16_bn_4096(), {"features.*": 0.125}, torch.zeros(1, 3, 32, 32))
     method.zero()
-    kept = {graph.number(n): np.isin(np.arange(c.size), c.kept) for n, c in method.plan().groups.items()}
+    kept = {
+        graph.number(n): np.isin(np.arange(c.size), c.kept) for n, c in method.plan().groups.items()
+    }
     assert graph.params(kept) == 29_935_362
     assert model.classifier[0].weight.abs().sum(1).min() > 0
 
 
-# --- mistakes ----------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -586,9 +630,13 @@ def test_finding_nothing_to_act_on_is_an_error():
 
 def test_an_optimizer_of_another_model_and_attaching_twice():
     _, model, method = made()
-    with pytest.raises(PlanError, match=r"SGD holds none of the filters that SoftFilterPruning zeroes"):
+    with pytest.raises(
+        PlanError, match=r"SGD holds none of the filters that SoftFilterPruning zeroes"
+    ):
         method.attach(sgd(Chain()))
-    with pytest.raises(PlanError, match=r"steps_per_epoch must be a whole number of 1 or more, not 0"):
+    with pytest.raises(
+        PlanError, match=r"steps_per_epoch must be a whole number of 1 or more, not 0"
+    ):
         method.attach(sgd(model), steps_per_epoch=0)
     optimizer = sgd(model)
     method.attach(optimizer, steps_per_epoch=2)
@@ -629,7 +677,10 @@ def test_a_model_that_changed_or_diverged():
         (lambda s: s.pop("step"), r"not a state of SoftFilterPruning \(KeyError: 'step'"),
         (lambda s: s.update(epoch="x"), r"not a state of SoftFilterPruning \(ValueError"),
         (lambda s: s["chosen"].pop("first.0"), r"acts on other groups; they differ in first.0"),
-        (lambda s: s["chosen"].update({"first.0": [99]}), r"not a state of SoftFilterPruning \(IndexError"),
+        (
+            lambda s: s["chosen"].update({"first.0": [99]}),
+            r"not a state of SoftFilterPruning \(IndexError",
+        ),
     ],
 )
 def test_a_damaged_state(change, message):

@@ -13,14 +13,16 @@ from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import Budget, CheckpointError, load, models, prune, prune_, save, score, select, trace
-from netslim.checkpoint import read
+from netslim.models.checkpoint import read
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def same(a, b):
     state = b.state_dict()
-    return all(torch.equal(t, state[n]) for n, t in a.state_dict().items()) and len(state) == len(a.state_dict())
+    return all(torch.equal(t, state[n]) for n, t in a.state_dict().items()) and len(state) == len(
+        a.state_dict()
+    )
 
 
 def test_round_trip_of_a_pruned_network(tmp_path):
@@ -35,7 +37,10 @@ def test_round_trip_of_a_pruned_network(tmp_path):
 
 
 def test_equal_networks_give_equal_files(tmp_path):
-    code = "import sys, torch, netslim; torch.manual_seed(0); netslim.save(torch.nn.Linear(3, 2), sys.argv[1])"
+    code = (
+        "import sys, torch, netslim; torch.manual_seed(0); netslim.save(torch.nn.Linear(3, "
+        "2), sys.argv[1])"
+    )
     files = [tmp_path / f"{i}.safetensors" for i in range(2)]
     for file in files:
         subprocess.run([sys.executable, "-c", code, str(file)], check=True)
@@ -53,23 +58,34 @@ def test_trained_on_pruned_again_and_reloaded_in_another_process(tmp_path):
         model.train()
         model(x).square().mean().backward()
         optimizer.step()
-    path = save(model, tmp_path / "m.safetensors", constructor=models.constructor("zoo:resnet20", {"width": 0.5}))
-    save(nn.ParameterList([nn.Parameter(x), nn.Parameter(model.eval()(x).detach())]), tmp_path / "io.safetensors")
+    path = save(
+        model,
+        tmp_path / "m.safetensors",
+        constructor=models.constructor("zoo:resnet20", {"width": 0.5}),
+    )
+    save(
+        nn.ParameterList([nn.Parameter(x), nn.Parameter(model.eval()(x).detach())]),
+        tmp_path / "io.safetensors",
+    )
     code = (
         "import sys, torch, netslim\n"
-        "from netslim.checkpoint import read\n"
+        "from netslim.models.checkpoint import read\n"
         "m = netslim.load(None, sys.argv[1]).eval()\n"
         "io = read(sys.argv[2])[1]\n"
         "assert torch.equal(m(io['0']), io['1'])\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "io.safetensors")], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tmp_path / "io.safetensors")], check=True
+    )
 
 
 def test_shared_and_strided_tensors(tmp_path):
     def build():
         tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half()
         tied[1].weight = tied[0].weight
-        return nn.ModuleDict({"tied": tied, "conv": nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)})
+        return nn.ModuleDict(
+            {"tied": tied, "conv": nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)}
+        )
 
     model = build()
     loaded = load(build(), save(model, tmp_path / "x.safetensors"))
@@ -145,5 +161,7 @@ def test_the_header_is_readable_json(tmp_path):
     path = save(prune(Chain(), cut_half(Chain(), X)[1]), tmp_path / "x.safetensors")
     payload = path.read_bytes()
     size = int.from_bytes(payload[:8], "little")
-    header = json.loads(json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["netslim"])["header"])
+    header = json.loads(
+        json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["netslim"])["header"]
+    )
     assert json.loads(header["plan"])["groups"]["first.0"]["size"] == 6

@@ -1,4 +1,6 @@
-"""Export: what the file computes, what it is called, and that nothing is left where it computes something else."""
+"""Export: what the file computes, what it is called, and that nothing is left where it computes
+something else.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from torch import Tensor, nn
 import netslim
 from nets import Chain, DenseBlock, Residual
 from netslim.errors import ExportError, TraceError
-from netslim.export import Exported, export
+from netslim.models.export import Exported, export
 
-module = importlib.import_module("netslim.export")  # `netslim.export` is the function
+module = importlib.import_module("netslim.models.export")  # `netslim.export` is the function
 SHAPES = {"Chain": (3, 8, 8), "Residual": (3, 6, 6), "DenseBlock": (3, 7, 7)}
 
 
@@ -53,7 +55,9 @@ def random(model: nn.Module) -> nn.Module:
     torch.manual_seed(3)
     with torch.no_grad():
         for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
-            tensor.copy_(torch.rand_like(tensor) + 0.5 if tensor.dim() < 2 else torch.randn_like(tensor) / 4)
+            tensor.copy_(
+                torch.rand_like(tensor) + 0.5 if tensor.dim() < 2 else torch.randn_like(tensor) / 4
+            )
     return model.train()
 
 
@@ -73,7 +77,9 @@ def selecting(x: Tensor) -> nn.Module:
 
 def normalised(x: Tensor) -> nn.Module:
     """A chain without norms of its own, with those of `add_bn`, which hang on hooks, cut."""
-    plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 3))
+    plain = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 3)
+    )
     return cut(random(netslim.add_bn(plain, x)), x)
 
 
@@ -119,7 +125,11 @@ def test_onnx_takes_what_netslim_makes(name, tmp_path, onnxruntime):
     (entry,) = session.get_inputs()
     assert entry.shape == ["batch", *x.shape[1:]]
     other = torch.randn(7, *x.shape[1:])
-    agree(model, [torch.from_numpy(a) for a in session.run(["output"], {entry.name: other.numpy()})], other)
+    agree(
+        model,
+        [torch.from_numpy(a) for a in session.run(["output"], {entry.name: other.numpy()})],
+        other,
+    )
 
 
 def test_names_of_inputs_and_outputs_and_a_number_that_becomes_a_constant(tmp_path, onnxruntime):
@@ -142,7 +152,10 @@ def test_the_older_exporter_writes_the_same(tmp_path, monkeypatch, onnxruntime):
     done = export(model, inputs, tmp_path / "net.onnx")
     assert (done.inputs, done.outputs) == (("x", "mask"), ("scores", "features"))
     session = onnxruntime.InferenceSession(done.path, providers=["CPUExecutionProvider"])
-    assert {entry.name: entry.shape[0] for entry in session.get_inputs()} == {"x": "batch", "mask": "batch"}
+    assert {entry.name: entry.shape[0] for entry in session.get_inputs()} == {
+        "x": "batch",
+        "mask": "batch",
+    }
 
 
 def test_the_opset_is_the_one_asked_for(tmp_path, onnxruntime):
@@ -166,7 +179,9 @@ def test_the_model_is_left_as_it_was_and_nothing_is_said(tmp_path, capfd, onnxru
 
 
 def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, monkeypatch):
-    """The network changes between the writing and the comparison, as a wrong translation would change it."""
+    """The network changes between the writing and the comparison, as a wrong translation would
+    change it.
+    """
     model, x = random(Chain()), torch.randn(2, 3, 8, 8)
     written = module._as_program
 
@@ -177,7 +192,10 @@ def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, m
         return content
 
     monkeypatch.setattr(module, "_as_program", spoil)
-    with pytest.raises(ExportError, match=r"outputs deviate by \de-03 of the largest|outputs deviate by \d\.\de-0[23]"):
+    with pytest.raises(
+        ExportError,
+        match=r"outputs deviate by \de-03 of the largest|outputs deviate by \d\.\de-0[23]",
+    ):
         export(model, x, tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []
     assert export(model, x, tmp_path / "net.pt2", tolerance=0.1).deviation > 1e-4
@@ -189,7 +207,11 @@ def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, m
         ([torch.tensor([4.0, -2.0])], [torch.tensor([4.0, -1.0])], 0.25),
         ([torch.zeros(2)], [torch.tensor([0.0, 0.5])], 0.5),
         ([torch.tensor([1, 2, 3, 4])], [torch.tensor([1, 2, 3, 5])], 0.25),
-        ([torch.tensor([torch.nan, torch.inf, 2.0])], [torch.tensor([torch.nan, torch.inf, 1.0])], 0.5),
+        (
+            [torch.tensor([torch.nan, torch.inf, 2.0])],
+            [torch.tensor([torch.nan, torch.inf, 1.0])],
+            0.5,
+        ),
         ([torch.tensor([1.0, 2.0])], [torch.tensor([torch.nan, 2.0])], torch.inf),
         ([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, torch.inf])], torch.inf),
         ([torch.ones(2)], [torch.ones(1, 2)], torch.inf),
@@ -207,7 +229,9 @@ def test_a_fixed_batch_size_is_refused_with_the_remedy_and_taken_with_it(tmp_pat
     with pytest.raises(ExportError, match="dynamic_batch=False"):
         export(Fixed(), x, tmp_path / "net.pt2")
     done = export(Fixed(), x, tmp_path / "net.pt2", dynamic_batch=False)
-    assert done == Exported(done.path, done.path.stat().st_size, "torch.export", 0.0, (2,), ("x",), ("output",))
+    assert done == Exported(
+        done.path, done.path.stat().st_size, "torch.export", 0.0, (2,), ("x",), ("output",)
+    )
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -232,14 +256,20 @@ def test_what_cannot_be_asked_for(tmp_path, name, options, message):
 
 
 def test_inputs_that_do_not_fit(tmp_path):
-    with pytest.raises(TraceError, match=r"does not run on these example inputs \(\(2, 4, 8, 8\)\)"):
+    with pytest.raises(
+        TraceError, match=r"does not run on these example inputs \(\(2, 4, 8, 8\)\)"
+    ):
         export(Chain(), torch.randn(2, 4, 8, 8), tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_packages_are_named_with_the_command_that_brings_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxscript" else object())
-    with pytest.raises(ExportError, match=r"needs onnxscript, not installed here: pip install 'netslim\[onnx\]'"):
+    monkeypatch.setattr(
+        module, "find_spec", lambda name: None if name == "onnxscript" else object()
+    )
+    with pytest.raises(
+        ExportError, match=r"needs onnxscript, not installed here: pip install 'netslim\[onnx\]'"
+    ):
         export(Chain(), torch.randn(2, 3, 8, 8), tmp_path / "net.onnx")
 
 

@@ -1,4 +1,6 @@
-"""Layers put into networks in place: selections before BNs that come first, BNs behind convolutions that lack one."""
+"""Layers put into networks in place: selections before BNs that come first, BNs behind convolutions
+that lack one.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,14 @@ from netslim import (
     select,
     trace,
     verify,
-    zoo,
 )
 from netslim.errors import PlanError, TraceError
-from netslim.insertion import ChannelSelect, add_bn, add_selection, drop_idle_selections
-from netslim.silence import randomise
-from netslim.sparsity import plan_of_zeros
-from netslim.surgery import history
+from netslim.methods.soft_filter import plan_of_zeros
+from netslim.models import zoo
+from netslim.models.add_bn import add_bn
+from netslim.models.selection import ChannelSelect, add_selection, drop_idle_selections
+from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.prune import history
 
 PICTURE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SMALL = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -46,17 +49,29 @@ def selections(model: nn.Module) -> list[str]:
 
 
 def norms(model: nn.Module) -> list[str]:
-    return [path for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [
+        path for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
 
 
 class Preactivated(nn.Module):
-    """A stem of 6, two blocks BN-ReLU-conv-conv beside identities, a BN before the head; ReLUs work in place."""
+    """A stem of 6, two blocks BN-ReLU-conv-conv beside identities, a BN before the head; ReLUs work
+    in place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3)
-        self.bn1, self.conv1, self.out1 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 1)
-        self.bn2, self.conv2, self.out2 = nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 1)
+        self.bn1, self.conv1, self.out1 = (
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 5, 3, padding=1),
+            nn.Conv2d(5, 6, 1),
+        )
+        self.bn2, self.conv2, self.out2 = (
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 5, 3, padding=1),
+            nn.Conv2d(5, 6, 1),
+        )
         self.bn, self.head = nn.BatchNorm2d(6), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,18 +81,22 @@ class Preactivated(nn.Module):
         return self.head(F.relu_(self.bn(x)).mean((2, 3)))
 
 
-# --- selection: what is inserted, and where -----------------------------------------------------------------------
+# --- selection: what is inserted, and where -------------------------------------------------------
 
 
 def timm_resnetv2() -> nn.Module:
     timm = pytest.importorskip("timm")
-    return timm.create_model("resnetv2_50", num_classes=4, layers=(2, 1, 1, 1), channels=(16, 32, 48, 64))
+    return timm.create_model(
+        "resnetv2_50", num_classes=4, layers=(2, 1, 1, 1), channels=(16, 32, 48, 64)
+    )
 
 
 def torchvision_densenet() -> nn.Module:
     import torchvision
 
-    return torchvision.models.DenseNet(growth_rate=8, block_config=(2, 3, 2), num_init_features=16, num_classes=4)
+    return torchvision.models.DenseNet(
+        growth_rate=8, block_config=(2, 3, 2), num_init_features=16, num_classes=4
+    )
 
 
 # Network, and how many BNs come first.
@@ -103,7 +122,10 @@ def test_a_selection_changes_no_output_and_no_name_and_is_cut_exactly(name):
     assert [n for n in model.state_dict() if not n.endswith(".select.indices")] == names
     graph, _, small, _ = prove(model, PICTURE)
     assert {f"{path}" for path in added} <= {g.name for g in graph.prunable}
-    assert all(len(small.get_submodule(p).indices) == -(-len(model.get_submodule(p).indices) // 2) for p in added)
+    assert all(
+        len(small.get_submodule(p).indices) == -(-len(model.get_submodule(p).indices) // 2)
+        for p in added
+    )
     assert add_selection(model, PICTURE) is model
     assert selections(model) == added
     assert selections(add_selection(small, PICTURE)) == added
@@ -112,7 +134,11 @@ def test_a_selection_changes_no_output_and_no_name_and_is_cut_exactly(name):
 def test_the_last_sum_of_two_layers_of_its_own_needs_no_selection():
     # One block a stage: the final BN alone reads conv3 + shortcut, so its channels go with theirs.
     model = add_selection(zoo.preresnet(11))
-    assert selections(model) == ["layer1.0.bn1.select", "layer2.0.bn1.select", "layer3.0.bn1.select"]
+    assert selections(model) == [
+        "layer1.0.bn1.select",
+        "layer2.0.bn1.select",
+        "layer3.0.bn1.select",
+    ]
     assert "bn.weight" in {s.tensor for s in trace(model, PICTURE)["layer3.0.conv3"].slices}
 
 
@@ -140,7 +166,8 @@ def test_a_selection_is_scored_by_the_scales_of_its_bn():
     torch.testing.assert_close(scores["bn.select"], model.bn.weight.detach().abs().double())
 
 
-# Prunable scales (methods: 12,112 for ResNet-164; 9,360 with a stem of 24) and the widths of all selections.
+# Prunable scales (methods: 12,112 for ResNet-164; 9,360 with a stem of 24) and the widths of all
+# selections.
 COUNTS = [
     ("preresnet164", {}, 12_112, 8_080),
     ("densenet40", {}, 9_048, 9_048),
@@ -160,7 +187,13 @@ def test_the_papers_networks_have_the_papers_prunable_scales(name, kwargs, scale
 def test_parameters_after_a_cut_are_those_counted_by_hand():
     model = add_selection(Preactivated())
     graph = trace(model, SMALL)
-    per_group = {"bn1.select": 2, "conv1": 1, "bn2.select": 3, "conv2": 4, "bn.select": 5}  # how many go
+    per_group = {
+        "bn1.select": 2,
+        "conv1": 1,
+        "bn2.select": 3,
+        "conv2": 4,
+        "bn.select": 5,
+    }  # how many go
     small = prune(model, select(graph, score(graph, model, "random"), per_group=per_group))
     stem = 3 * 6 * 9 + 6
     first = 2 * 4 + (4 * 4 * 9 + 4) + (4 * 6 + 6)  # BN of 4, convolutions 4 -> 4 -> 6
@@ -170,7 +203,12 @@ def test_parameters_after_a_cut_are_those_counted_by_hand():
 
 
 def test_networks_without_a_bn_that_comes_first_have_nothing_to_do():
-    for model in (zoo.vgg([8, "M", 8]), zoo.resnet(8), zoo.mlp(), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())):
+    for model in (
+        zoo.vgg([8, "M", 8]),
+        zoo.resnet(8),
+        zoo.mlp(),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+    ):
         names = list(model.state_dict())
         with pytest.raises(PlanError, match=r"nothing to do: .* networks that normalise first"):
             add_selection(model)
@@ -184,7 +222,11 @@ class Repeated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.bn0 = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
-        self.identity, self.conv, self.bn = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.identity, self.conv, self.bn = (
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+        )
         self.head = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,12 +236,18 @@ class Repeated(nn.Module):
 
 
 class Depthwise(nn.Module):
-    """A BN that comes first, before a depthwise convolution with a BN of its own; the network's input has one too."""
+    """A BN that comes first, before a depthwise convolution with a BN of its own; the network's
+    input has one too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.bn0, self.stem = nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3)
-        self.bn1, self.depthwise, self.bn2 = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6)
+        self.bn1, self.depthwise, self.bn2 = (
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 6, 3, groups=6),
+            nn.BatchNorm2d(6),
+        )
         self.out, self.short, self.head = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 3), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,7 +260,9 @@ def test_a_bn_whose_channels_are_added_to_others_gets_no_selection():
     model = Repeated()
     with pytest.raises(PlanError, match="nothing to do"):
         add_selection(model, SMALL)
-    assert {g.name for g in trace(model, SMALL).prunable} == {"stem"}  # it is still free to shrink along its trunk
+    assert {g.name for g in trace(model, SMALL).prunable} == {
+        "stem"
+    }  # it is still free to shrink along its trunk
 
 
 def test_a_selection_before_a_depthwise_convolution_but_not_before_the_networks_input():
@@ -230,7 +280,7 @@ def test_bn_with_a_fused_activation():
     assert prove(model.eval(), SMALL)[2].bn1.num_features == 3
 
 
-# --- selection: what one can do with it ---------------------------------------------------------------------------
+# --- selection: what one can do with it -----------------------------------------------------------
 
 
 def test_the_selection_is_a_buffer_that_is_read_on_the_device_alone():
@@ -241,7 +291,11 @@ def test_the_selection_is_a_buffer_that_is_read_on_the_device_alone():
     layer.indices = torch.tensor([3, 1])
     x = torch.arange(8.0).reshape(1, 4, 2)
     assert torch.equal(layer(x), torch.tensor([[[6.0, 7.0], [2.0, 3.0]]]))
-    assert layer.to("meta")(x.to("meta")).shape == (1, 2, 2)  # values that are not there cannot be read
+    assert layer.to("meta")(x.to("meta")).shape == (
+        1,
+        2,
+        2,
+    )  # values that are not there cannot be read
     assert repr(layer) == "ChannelSelect(2 of 4)"
     assert ChannelSelect(3).half().indices.dtype == torch.int64
 
@@ -260,7 +314,11 @@ def test_cut_twice_saved_and_rebuilt(tmp_path):
     small = cut_twice(randomise(models.build("zoo:preresnet", **kwargs)).eval())
     assert len(small.bn.select.indices) == 16
     assert len(history(small).groups["bn.select"].kept) == 16
-    path = save(small, tmp_path / "small.safetensors", constructor=models.constructor("zoo:preresnet", kwargs))
+    path = save(
+        small,
+        tmp_path / "small.safetensors",
+        constructor=models.constructor("zoo:preresnet", kwargs),
+    )
     fresh = add_selection(zoo.preresnet(20, width=0.25))
     for again in (load(None, path), load(fresh, path)):
         assert torch.equal(output(again), output(small))
@@ -310,7 +368,7 @@ def test_idle_selections_can_be_taken_out():
     assert selections(add_selection(small)) == ["bn1.select", "bn2.select", "bn.select"]
 
 
-# --- batch normalisation ------------------------------------------------------------------------------------------
+# --- batch normalisation --------------------------------------------------------------------------
 
 
 def plain(*, dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -351,7 +409,9 @@ def test_measured_statistics_undo_themselves():
         torch.testing.assert_close(bn.weight.detach(), (out.var((0, 2, 3)) + bn.eps).sqrt())
         torch.testing.assert_close(bn.bias.detach(), bn.running_mean)
     torch.testing.assert_close(output(model, together), before, rtol=1e-13, atol=1e-13)
-    with torch.no_grad():  # the batch's own variance is that of the population: a factor sqrt(1 - 1 / 432) each
+    with (
+        torch.no_grad()
+    ):  # the batch's own variance is that of the population: a factor sqrt(1 - 1 / 432) each
         torch.testing.assert_close(model.train()(together), before, rtol=0.01, atol=0.01)
 
 
@@ -371,7 +431,9 @@ def test_keyword_batches_and_their_first_as_the_example():
 
 
 class Kinds(nn.Module):
-    """One layer of every kind: pictures, a grouped, a depthwise, a transposed, a weight-normed one; then vectors."""
+    """One layer of every kind: pictures, a grouped, a depthwise, a transposed, a weight-normed one;
+    then vectors.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -398,11 +460,15 @@ def test_every_kind_of_layer(linear):
     model = randomise(Kinds()).eval()
     before = output(model, SMALL)
     add_bn(model, SMALL, linear=linear)
-    assert norms(model) == [f"{name}.norm" for name in (*CONVOLUTIONS, *(["hidden"] if linear else []))]
+    assert norms(model) == [
+        f"{name}.norm" for name in (*CONVOLUTIONS, *(["hidden"] if linear else []))
+    ]
     torch.testing.assert_close(output(model, SMALL), before, rtol=1e-5, atol=1e-5)
     graph, _, _, _ = prove(randomise(model), SMALL)
     scores = score(graph, model, "bn_scale")
-    assert {g.name for g in graph if not g.frozen} == set(scores) | (set() if linear else {"hidden"})
+    assert {g.name for g in graph if not g.frozen} == set(scores) | (
+        set() if linear else {"hidden"}
+    )
 
 
 def test_torchvisions_squeezenet_learns_scales_and_shrinks():
@@ -440,7 +506,9 @@ def test_bns_survive_copies_pickles_and_checkpoints(tmp_path):
 def test_where_every_convolution_has_a_bn_there_is_nothing_to_do():
     # In the last two the BN comes before what reads the convolution: its channels are scaled.
     for model in (Chain(), zoo.resnet(8), zoo.preresnet(11), DenseBlock()):
-        with pytest.raises(PlanError, match=r"nothing to do: no convolution .* \(linear=True looks at"):
+        with pytest.raises(
+            PlanError, match=r"nothing to do: no convolution .* \(linear=True looks at"
+        ):
             add_bn(model, SMALL)
     model = add_bn(plain())
     with pytest.raises(PlanError, match="nothing to do"):
@@ -449,7 +517,7 @@ def test_where_every_convolution_has_a_bn_there_is_nothing_to_do():
         add_bn(nn.Sequential(nn.Linear(4, 2)), linear=True)
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("insert", [add_selection, add_bn])
@@ -457,7 +525,9 @@ def test_inputs_that_do_not_run(insert):
     with pytest.raises(TraceError, match=r"does not run on these example inputs \(\(2, 5\)\)"):
         insert(Preactivated(), torch.zeros(2, 5))
     two = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(5, 4, 1))
-    with pytest.raises(PlanError, match=r"\(1, 3, 32, 32\) or \(1, 3, 224, 224\); pass example_inputs"):
+    with pytest.raises(
+        PlanError, match=r"\(1, 3, 32, 32\) or \(1, 3, 224, 224\); pass example_inputs"
+    ):
         insert(two)
     with pytest.raises(PlanError, match=r"no convolution or linear layer; pass example_inputs"):
         insert(nn.ReLU())
@@ -465,7 +535,9 @@ def test_inputs_that_do_not_run(insert):
 
 @pytest.mark.parametrize("insert", [add_selection, add_bn, drop_idle_selections])
 def test_wrapped_models_are_refused(insert):
-    with pytest.raises(PlanError, match=r"wrapped in AveragedModel, .* insert into the Preactivated inside"):
+    with pytest.raises(
+        PlanError, match=r"wrapped in AveragedModel, .* insert into the Preactivated inside"
+    ):
         insert(torch.optim.swa_utils.AveragedModel(Preactivated()))
     with pytest.raises(PlanError, match=r"needs a torch.nn.Module, got str"):
         insert("model")

@@ -40,7 +40,9 @@ def test_builds_from_torchvision_without_weights():
 
 
 def test_passes_weights_through_to_torchvision():
-    with pytest.raises(RecipeError, match=r"torchvision:resnet18 could not be built: .*NO_SUCH_WEIGHTS"):
+    with pytest.raises(
+        RecipeError, match=r"torchvision:resnet18 could not be built: .*NO_SUCH_WEIGHTS"
+    ):
         models.build("torchvision:resnet18", weights="NO_SUCH_WEIGHTS")
 
 
@@ -52,13 +54,17 @@ def test_builds_from_timm():
 
 def test_says_how_to_get_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(RecipeError, match="timm:resnet50d needs the timm package: pip install timm"):
+    with pytest.raises(
+        RecipeError, match="timm:resnet50d needs the timm package: pip install timm"
+    ):
         models.build("timm:resnet50d")
     assert models.names("timm:") == []
 
 
 def test_builds_from_a_file_in_the_current_directory(my_module):
-    name = my_module("from torch import nn\n\ndef build(units=3):\n    return nn.Linear(2, units)\n")
+    name = my_module(
+        "from torch import nn\n\ndef build(units=3):\n    return nn.Linear(2, units)\n"
+    )
     before = list(sys.path)
     assert models.build(f"{name}:build", units=5).out_features == 5
     assert sys.path == before
@@ -69,32 +75,43 @@ def test_builds_from_an_installed_package():
 
 
 def test_hands_a_path_to_the_checkpoint_reader(monkeypatch, tmp_path):
-    checkpoint = pytest.importorskip("netslim.checkpoint")
+    checkpoint = pytest.importorskip("netslim.models.checkpoint")
     seen = []
-    monkeypatch.setattr(checkpoint, "load", lambda model, path: seen.append((model, path)) or nn.Identity())
+    monkeypatch.setattr(
+        checkpoint, "load", lambda model, path: seen.append((model, path)) or nn.Identity()
+    )
     models.build(str(tmp_path / "small.safetensors"))
     assert seen == [(None, tmp_path / "small.safetensors")]
 
 
 def test_a_checkpoint_takes_no_arguments():
-    with pytest.raises(RecipeError, match=r"small.safetensors already says .* leave out width, num_classes"):
+    with pytest.raises(
+        RecipeError, match=r"small.safetensors already says .* leave out width, num_classes"
+    ):
         models.build("small.safetensors", width=0.5, num_classes=3)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("zoo:vgg91", r"there is no model 'zoo:vgg91'. Did you mean .*zoo:vgg19.*\? .*names\('zoo:'\) lists"),
+        (
+            "zoo:vgg91",
+            r"there is no model 'zoo:vgg91'. Did you mean .*zoo:vgg19.*\? .*names\('zoo:'\) lists",
+        ),
         ("torchvision:resnet5", r"Did you mean .*torchvision:resnet50.*names\('torchvision:'\)"),
         (
             "vgg19",
-            r"'vgg19' names no model. Did you mean .*zoo:vgg19.* A model is zoo:NAME, torchvision:NAME",
+            r"'vgg19' names no model. Did you mean .*zoo:vgg19.* A model is zoo:NAME, "
+            r"torchvision:NAME",
         ),
         ("", r"'' names no model. A model is zoo:NAME"),
         (":vgg19", r"':vgg19' names no model"),
         ("zoo:", r"'zoo:' names no model"),
         ("zooo:vgg19", r"no module 'zooo', which zooo:vgg19 names.*Did you mean zoo:vgg19\?"),
-        ("torch.nn:Identit", r"the module torch.nn .* has no function 'Identit'. Did you mean Identity"),
+        (
+            "torch.nn:Identit",
+            r"the module torch.nn .* has no function 'Identit'. Did you mean Identity",
+        ),
         ("torch.no_such:f", r"no module 'torch.no_such', which torch.no_such:f names"),
         ("torch:__version__", r"has no function '__version__'"),
     ],
@@ -119,8 +136,16 @@ def test_unknown_timm_name():
             r"no argument 'widht': it takes num_classes, width, in_channels. Did you mean width",
         ),
         ("zoo:vgg", {}, r"zoo:vgg needs layers: it takes layers, num_classes"),
-        ("zoo:vgg19", {"width": 0}, r"zoo:vgg19 could not be built: ValueError: width must be above 0"),
-        ("torchvision:resnet18", {"widht": 2}, r"resnet18 could not be built: TypeError: .*'widht'"),
+        (
+            "zoo:vgg19",
+            {"width": 0},
+            r"zoo:vgg19 could not be built: ValueError: width must be above 0",
+        ),
+        (
+            "torchvision:resnet18",
+            {"widht": 2},
+            r"resnet18 could not be built: TypeError: .*'widht'",
+        ),
         ("torch:zeros", {}, r"torch:zeros could not be built: TypeError"),
         ("builtins:dict", {}, r"builtins:dict returned dict, not a torch.nn.Module"),
     ],
@@ -132,10 +157,14 @@ def test_arguments_that_do_not_fit(name, kwargs, message):
 
 def test_a_module_that_fails_to_import_says_why(my_module):
     broken = my_module("import a_package_nobody_has\n", "broken_import_for_this_test")
-    with pytest.raises(RecipeError, match="could not be imported: No module named 'a_package_nobody_has'"):
+    with pytest.raises(
+        RecipeError, match="could not be imported: No module named 'a_package_nobody_has'"
+    ):
         models.build(f"{broken}:build")
     crashing = my_module("1 / 0\n", "crashing_import_for_this_test")
-    with pytest.raises(RecipeError, match="could not be imported: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        RecipeError, match="could not be imported: ZeroDivisionError: division by zero"
+    ):
         models.build(f"{crashing}:build")
 
 
@@ -160,7 +189,9 @@ def test_the_constructor_rebuilds_the_model():
 def test_adds_what_a_method_needs():
     model = models.build("zoo:preresnet", depth=11, width=0.25, add_selection=True)
     assert "layer1.0.bn1.select.indices" in model.state_dict()
-    model = models.build("torchvision:squeezenet1_1", num_classes=4, add_bn=True, add_selection=False)
+    model = models.build(
+        "torchvision:squeezenet1_1", num_classes=4, add_bn=True, add_selection=False
+    )
     assert "features.0.norm.weight" in model.state_dict()
     plain = models.build("zoo:preresnet", depth=11, width=0.25, add_bn=False)
     assert not any("select" in name or "norm" in name for name in plain.state_dict())

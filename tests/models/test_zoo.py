@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from netslim import zoo
+from netslim.models import zoo
 
 
 def parameters(model):
@@ -19,7 +19,9 @@ def parameters(model):
 
 
 def scales(model):
-    return sum(m.num_features for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return sum(
+        m.num_features for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    )
 
 
 def without_values(name, **kwargs):
@@ -64,7 +66,8 @@ def test_parameter_counts_are_the_published_ones(name, kwargs, count):
     assert parameters(without_values(name, **kwargs)) == count
 
 
-# Multiply-accumulates of convolutions and linear layers for one picture; those of the papers to their digits.
+# Multiply-accumulates of convolutions and linear layers for one picture; those of the papers to
+# their digits.
 MACS = [
     ("vgg19", {}, 32, 398_136_320),
     ("vgg16_fc512", {}, 32, 313_463_808),
@@ -100,7 +103,9 @@ def test_exports_are_the_functions_and_nothing_else():
     assert len(zoo.__all__) == len(public)
 
 
-IMAGE_NETWORKS = [name for name in zoo.__all__ if name not in {"vgg", "resnet", "preresnet", "densenet", "mlp"}]
+IMAGE_NETWORKS = [
+    name for name in zoo.__all__ if name not in {"vgg", "resnet", "preresnet", "densenet", "mlp"}
+]
 
 
 @pytest.mark.parametrize("name", IMAGE_NETWORKS)
@@ -113,9 +118,15 @@ def test_narrow_networks_read_pictures_and_train(name):
 
 
 def test_width_scales_hidden_layers_and_rounds():
-    convolutions = [m.out_channels for m in zoo.vgg([10, 3], width=0.25).features if isinstance(m, nn.Conv2d)]
+    convolutions = [
+        m.out_channels for m in zoo.vgg([10, 3], width=0.25).features if isinstance(m, nn.Conv2d)
+    ]
     assert convolutions == [2, 1]
-    head = [m.out_features for m in zoo.vgg([8], width=0.5, head=[6]).classifier if isinstance(m, nn.Linear)]
+    head = [
+        m.out_features
+        for m in zoo.vgg([8], width=0.5, head=[6]).classifier
+        if isinstance(m, nn.Linear)
+    ]
     assert head == [3, 10]
     assert zoo.resnet20(width=2).fc.in_features == 128
     assert zoo.densenet40(width=0.5).conv1.out_channels == 8
@@ -179,7 +190,11 @@ def test_imagenet_resnets_are_torchvisions(name):
 
 
 def test_imagenet_resnets_compute_what_torchvisions_do():
-    ours, theirs, x = zoo.resnet18(num_classes=5), torchvision.models.resnet18(num_classes=5), torch.randn(1, 3, 64, 64)
+    ours, theirs, x = (
+        zoo.resnet18(num_classes=5),
+        torchvision.models.resnet18(num_classes=5),
+        torch.randn(1, 3, 64, 64),
+    )
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
@@ -188,11 +203,18 @@ def test_imagenet_resnets_compute_what_torchvisions_do():
 def test_imagenet_resnets_scale_every_stage():
     model = without_values("resnet50", width=0.25, in_channels=1)
     assert model.conv1.weight.shape == (16, 1, 7, 7)
-    widths = [(stage[-1].conv1.out_channels, stage[-1].conv3.out_channels) for stage in list(model.children())[4:8]]
+    widths = [
+        (stage[-1].conv1.out_channels, stage[-1].conv3.out_channels)
+        for stage in list(model.children())[4:8]
+    ]
     assert widths == [(16, 64), (32, 128), (64, 256), (128, 512)]
     assert model.fc.in_features == 512
     kernels = [(m.in_channels, m.out_channels) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    whole = [(m.in_channels, m.out_channels) for m in without_values("resnet50").modules() if isinstance(m, nn.Conv2d)]
+    whole = [
+        (m.in_channels, m.out_channels)
+        for m in without_values("resnet50").modules()
+        if isinstance(m, nn.Conv2d)
+    ]
     assert kernels[1:] == [(a // 4, b // 4) for a, b in whole[1:]]
 
 
@@ -231,8 +253,11 @@ def test_refuses_what_it_cannot_build(call, message):
 
 def test_loads_torch_alone():
     script = (
-        "import sys, netslim.zoo; "
-        "print(*sorted({'torchvision', 'pytorch_lightning', 'matplotlib', 'rich'} & set(sys.modules)))"
+        "import sys, netslim.models.zoo; "
+        "print(*sorted({'torchvision', 'pytorch_lightning', 'matplotlib', 'rich'} & "
+        "set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == ""

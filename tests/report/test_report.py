@@ -1,4 +1,6 @@
-"""The report and the terminal table: numbers, wording, what is refused, and that the page is one file."""
+"""The report and the terminal table: numbers, wording, what is refused, and that the page is one
+file.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,26 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from netslim import plots, report
 from netslim.errors import RecipeError
+from netslim.report import figures as plots
+from netslim.report import page as report
 
 VOID = {"meta", "path", "use", "br"}
 
 
-def row(key: str, accuracy: float, params: int, macs: int, size: int, milliseconds: float) -> dict[str, Any]:
+def row(
+    key: str, accuracy: float, params: int, macs: int, size: int, milliseconds: float
+) -> dict[str, Any]:
     latency = {"median": milliseconds, "low": 0.95 * milliseconds, "high": 1.1 * milliseconds}
     counted = {"params": params, "macs": macs, "size_bytes": size}
-    return {"key": key, "label": key, "accuracy": accuracy, "loss": 0.1, **counted, "latency_ms": latency}
+    return {
+        "key": key,
+        "label": key,
+        "accuracy": accuracy,
+        "loss": 0.1,
+        **counted,
+        "latency_ms": latency,
+    }
 
 
 def curve(stage: str, epochs: int, penalty: float, near_zero: float | None) -> dict[str, Any]:
@@ -48,7 +60,12 @@ def results() -> dict[str, Any]:
         "notes": ["The pictures are 8 by 8 pixels."],
         "warnings": [],
         "published": [
-            {"label": "VGGNet (70 % pruned)", "error": 6.2, "params": 2_300_000, "params_cut": 88.5},
+            {
+                "label": "VGGNet (70 % pruned)",
+                "error": 6.2,
+                "params": 2_300_000,
+                "params_cut": 88.5,
+            },
             {"label": "VGGNet (baseline)", "error": 6.34, "params": 20_040_000},
         ],
         "rows": [
@@ -97,10 +114,13 @@ def printed(results: dict[str, Any], width: int = 100) -> str:
 def test_table_exactly(results):
     lines = [line.strip() for line in printed(results).splitlines()]
     assert lines[4:8] == [
-        "baseline    99.00 % +0.25  200.0 k ×1.000  8.000 M ×1.000  820.0 kB ×1.000  0.500 ms ×1.250",
+        "baseline    99.00 % +0.25  200.0 k ×1.000  8.000 M ×1.000  820.0 kB ×1.000  0.500 ms "
+        "×1.250",
         "before      98.75 %        200.0 k         8.000 M         820.0 kB         0.400 ms",
-        "pruned      95.25 % −3.50  25.00 k ×0.125  2.000 M ×0.250  123.0 kB ×0.150  0.300 ms ×0.750",
-        "fine-tuned  98.50 % −0.25  25.00 k ×0.125  2.000 M ×0.250  123.0 kB ×0.150  0.300 ms ×0.750",
+        "pruned      95.25 % −3.50  25.00 k ×0.125  2.000 M ×0.250  123.0 kB ×0.150  0.300 ms "
+        "×0.750",
+        "fine-tuned  98.50 % −0.25  25.00 k ×0.125  2.000 M ×0.250  123.0 kB ×0.150  0.300 ms "
+        "×0.750",
     ]
     for heading in ("network", "test accuracy", "parameters", "MACs", "size on disk", "latency"):
         assert heading in lines[2]
@@ -150,7 +170,9 @@ def test_counts(number, text):
     assert report._count(number) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(9.6, "10 s"), (74.4, "1 min 14 s"), (3600, "1 h 0 min 0 s")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(9.6, "10 s"), (74.4, "1 min 14 s"), (3600, "1 h 0 min 0 s")]
+)
 def test_durations(seconds, text):
     assert report._duration(seconds) == text
 
@@ -159,7 +181,9 @@ def test_durations(seconds, text):
 
 
 class Page(HTMLParser):
-    """Collects what a reader sees and what the page refers to, and checks that every element is closed."""
+    """Collects what a reader sees and what the page refers to, and checks that every element is
+    closed.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -198,21 +222,28 @@ class Page(HTMLParser):
 def test_write_makes_one_self_contained_file(run):
     path = report.write(run)
     assert path == run / "report.html"
-    assert sorted(item.name for item in run.iterdir()) == ["config.yaml", "report.html", "results.json"]
+    assert sorted(item.name for item in run.iterdir()) == [
+        "config.yaml",
+        "report.html",
+        "results.json",
+    ]
     found = Page(path.read_text(encoding="utf-8"))
     assert all(link.startswith("#") for link in found.links)
     assert len(found.ids) == len(set(found.ids))
     assert {link[1:] for link in found.links} <= set(found.ids)
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
-    vocabularies = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, never loaded
+    vocabularies = {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }  # names, never loaded
     assert set(re.findall(r"https?://[^\"' )]+", path.read_text())) <= vocabularies
 
 
 def test_page_says_what_was_done_with_the_numbers(run):
     text = Page(report.write(run).read_text()).text
     assert (
-        "Cutting 75.0 % of the 160 channels took the network from 200.0 k to 25.00 k parameters (−87.5 %) "
-        "and from 8.000 M to 2.000 M multiply-accumulates (−75.0 %); "
+        "Cutting 75.0 % of the 160 channels took the network from 200.0 k to 25.00 k "
+        "parameters (−87.5 %) and from 8.000 M to 2.000 M multiply-accumulates (−75.0 %); "
         "test accuracy went from 98.75 % to 98.50 % (−0.25 points)."
     ) in text
 
@@ -259,7 +290,9 @@ def test_everything_from_outside_is_escaped(results):
     for item in (*results["rows"], *results["published"]):
         item["label"] = attack
     results["published"][0][attack] = attack
-    results["widths"][0]["layer"] = results["curves"][0]["stage"] = results["verification"][0]["stage"] = attack
+    results["widths"][0]["layer"] = results["curves"][0]["stage"] = results["verification"][0][
+        "stage"
+    ] = attack
     results["environment"] = {attack: {attack: [attack]}}
     found = Page(report.page(results, attack))
     assert "script" not in found.tags
@@ -267,7 +300,15 @@ def test_everything_from_outside_is_escaped(results):
 
 
 def test_a_run_with_nothing_but_rows_still_has_a_page(results):
-    for key in ("widths", "curves", "verification", "published", "notes", "warnings", "environment"):
+    for key in (
+        "widths",
+        "curves",
+        "verification",
+        "published",
+        "notes",
+        "warnings",
+        "environment",
+    ):
         results[key] = []
     results["scales"] = None
     html = report.page(results)
@@ -279,7 +320,9 @@ def test_a_run_with_nothing_but_rows_still_has_a_page(results):
 
 def test_a_run_that_cuts_nothing_says_so(results):
     results["rows"] = results["rows"][:2]
-    assert report.summary(results).startswith("Nothing was cut from the network of 200.0 k parameters; test accuracy")
+    assert report.summary(results).startswith(
+        "Nothing was cut from the network of 200.0 k parameters; test accuracy"
+    )
 
 
 def test_a_cut_that_is_not_exact_says_so(results):
@@ -311,7 +354,9 @@ def test_writing_again_gives_the_same_bytes(run):
 
 def test_a_failed_write_leaves_the_old_page_and_nothing_else(run, monkeypatch):
     before = report.write(run).read_bytes()
-    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         report.write(run)
     assert (run / "report.html").read_bytes() == before
@@ -373,7 +418,11 @@ def test_damage_deeper_down_is_an_error_of_ours_too(run, results, key):
 
 def figures(results: dict[str, Any], format: str) -> list[bytes]:
     scales, widths, curves = results["scales"], results["widths"], results["curves"]
-    return [plots.scales(scales, format), plots.widths(widths, format), plots.curves(curves, format)]
+    return [
+        plots.scales(scales, format),
+        plots.widths(widths, format),
+        plots.curves(curves, format),
+    ]
 
 
 def test_figures_as_png_and_svg(results):

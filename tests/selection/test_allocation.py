@@ -1,4 +1,6 @@
-"""How a budget is spread over groups: met, not overshot, by hand where it can be, against all choices where it must."""
+"""How a budget is spread over groups: met, not overshot, by hand where it can be, against all
+choices where it must.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,23 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, conv
-from netslim import Budget, PlanError, cost, prune, score, select, trace, verify, zoo
-from netslim.budget import ALLOCATIONS
-from netslim.silence import randomise
+from netslim import Budget, PlanError, cost, prune, score, select, trace, verify
+from netslim.models import zoo
+from netslim.selection.budget.allocation import ALLOCATIONS
+from netslim.surgery.proof.silencing import randomise
 
 X = torch.zeros(1, 3, 8, 8)
 COSTS = ("params", "macs", "activations", "peak_memory")
 
 
 def chain(*widths: int) -> nn.Sequential:
-    """3 -> widths -> 2 channels by 1x1 convolutions: a weight costs one MAC on a picture of one pixel."""
+    """3 -> widths -> 2 channels by 1x1 convolutions: a weight costs one MAC on a picture of one
+    pixel.
+    """
     sizes = (3, *widths, 2)
-    return nn.Sequential(*(nn.Conv2d(a, b, 1, bias=False) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return nn.Sequential(
+        *(nn.Conv2d(a, b, 1, bias=False) for a, b in zip(sizes, sizes[1:], strict=False))
+    )
 
 
 def traced(model: nn.Module, x: torch.Tensor = X, criterion: str = "l1"):
@@ -45,10 +52,14 @@ PIXEL = torch.zeros(1, 3, 1, 1)
 @pytest.mark.parametrize("allocation", [a for a in ALLOCATIONS if a != "knapsack"])
 @pytest.mark.parametrize("resource", COSTS)
 @pytest.mark.parametrize("round_to", [1, 4])
-@pytest.mark.parametrize("build", [lambda: zoo.resnet(14, width=0.5), lambda: zoo.densenet(16, growth=4), Residual])
+@pytest.mark.parametrize(
+    "build", [lambda: zoo.resnet(14, width=0.5), lambda: zoo.densenet(16, growth=4), Residual]
+)
 def test_costs_are_met_and_nothing_removed_could_stay(build, resource, allocation, round_to):
     model, graph, scores = traced(build())
-    plan = select(graph, scores, Budget(**{f"cut_{resource}": 0.25}), allocation=allocation, round_to=round_to)
+    plan = select(
+        graph, scores, Budget(**{f"cut_{resource}": 0.25}), allocation=allocation, round_to=round_to
+    )
     small = prune(model, plan)
     verify(model, small, plan, X)
     counter = COUNTER.get(resource, resource)
@@ -60,7 +71,11 @@ def test_costs_are_met_and_nothing_removed_could_stay(build, resource, allocatio
         order = torch.argsort(scores[name], stable=True).tolist()
         removed = set(range(cut.size)) - set(cut.kept)
         assert removed == set(order[: len(removed)])
-        last = len(removed) % round_to or round_to if len(removed) % round_to == cut.size % round_to else round_to
+        last = (
+            len(removed) % round_to or round_to
+            if len(removed) % round_to == cut.size % round_to
+            else round_to
+        )
         masks = masks_of(graph, plan)
         masks[graph.number(name)][order[len(removed) - last : len(removed)]] = True
         assert left(masks) > limit
@@ -83,11 +98,17 @@ def test_uniform_takes_the_same_share_of_every_group():
     plan = select(graph, scores, Budget(cut_macs=0.5), allocation="uniform")
     shares = [count / graph[name].size for name, count in gone(plan).items()]
     assert max(shares) - min(shares) <= 1 / 20
-    assert gone(select(graph, scores, Budget(cut_channels=0.35), allocation="uniform")) == {"0": 14, "1": 7, "2": 10}
+    assert gone(select(graph, scores, Budget(cut_channels=0.35), allocation="uniform")) == {
+        "0": 14,
+        "1": 7,
+        "2": 10,
+    }
 
 
 def test_isomorphic_compares_like_with_like():
-    """Two 3x3 layers are one pool; the 1x1 layer is another: half of each pool goes, by its own threshold."""
+    """Two 3x3 layers are one pool; the 1x1 layer is another: half of each pool goes, by its own
+    threshold.
+    """
     model = nn.Sequential(conv(3, 4), conv(4, 4), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 3))
     graph = trace(model, X)
     scores = {
@@ -105,7 +126,9 @@ def test_isomorphic_compares_like_with_like():
 
 
 def test_cost_takes_what_loses_least_for_what_it_saves():
-    """3 -> 8 -> 2 and 3 -> 8 -> 40 by hand: a channel of the second costs 43 MACs, one of the first 5."""
+    """3 -> 8 -> 2 and 3 -> 8 -> 40 by hand: a channel of the second costs 43 MACs, one of the first
+    5.
+    """
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -119,7 +142,8 @@ def test_cost_takes_what_loses_least_for_what_it_saves():
     graph = trace(Two(), PIXEL)
     scores = {"a": torch.arange(1.0, 9), "c": torch.arange(1.0, 9) * 4}
     assert graph.macs() == 8 * 5 + 8 * 43
-    # Per MAC the channels of a lose 0.2, 0.4, ..., those of c 0.093, 0.186, 0.279, ...: 4 of c and 1 of a save 177.
+    # Per MAC the channels of a lose 0.2, 0.4, ..., those of c 0.093, 0.186, 0.279, ...: 4 of c and
+    # 1 of a save 177.
     budget = Budget(max_macs=384 - 177)
     assert gone(select(graph, scores, budget, allocation="cost")) == {"a": 1, "c": 4}
 
@@ -150,7 +174,11 @@ def test_knapsack_is_the_best_of_all_choices(seed, resource):
         best = min(best, loss) if met else best
 
     def lost(plan):
-        return sum(float(s.sum() - s[list(plan.groups[n].kept)].sum()) for n, s in scores.items() if n in plan.groups)
+        return sum(
+            float(s.sum() - s[list(plan.groups[n].kept)].sum())
+            for n, s in scores.items()
+            if n in plan.groups
+        )
 
     assert lost(plan) == pytest.approx(best)
     greedy = select(graph, scores, budget, allocation="cost")
@@ -160,10 +188,14 @@ def test_knapsack_is_the_best_of_all_choices(seed, resource):
 
 def test_knapsack_says_what_it_cannot_do():
     _, graph, scores = traced(chain(4, 5), PIXEL)
-    with pytest.raises(PlanError, match="takes one budget of channels or counted costs, got cut_params, cut_macs"):
+    with pytest.raises(
+        PlanError, match="takes one budget of channels or counted costs, got cut_params, cut_macs"
+    ):
         select(graph, scores, Budget(cut_macs=0.3, cut_params=0.3), allocation="knapsack")
     _, graph, scores = traced(zoo.vgg11(), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(PlanError, match=r"choices for '.*' alone: take allocation='cost', or a larger round_to"):
+    with pytest.raises(
+        PlanError, match=r"choices for '.*' alone: take allocation='cost', or a larger round_to"
+    ):
         select(graph, scores, Budget(cut_macs=0.3), allocation="knapsack")
 
 
@@ -190,7 +222,10 @@ def test_max_cut_by_name():
     ("options", "binding"),
     [
         ({"max_cut": 0.25}, r"max_cut=0\.25 \(without it the budget would be met\)"),
-        ({"max_cut": {"0": 0.25, "1": 0.25}}, r"max_cut by name \(without it the budget would be met\)"),
+        (
+            {"max_cut": {"0": 0.25, "1": 0.25}},
+            r"max_cut by name \(without it the budget would be met\)",
+        ),
         ({"min_channels": 7}, r"min_channels=7 \(without it the budget would be met\)"),
         ({"protect": ["0", "1"]}, r"protect \(without it the budget would be met\)"),
         ({"round_to": 8}, r"round_to=8 \(without it the budget would be met\)"),
@@ -222,13 +257,17 @@ def test_round_to_leaves_small_groups_whole_and_still_meets_the_budget():
 
 def test_unknown_allocations_are_refused():
     _, graph, scores = traced(chain(4), PIXEL)
-    with pytest.raises(PlanError, match=r"allocation must be one of 'global', 'uniform', .* got 'layer'"):
+    with pytest.raises(
+        PlanError, match=r"allocation must be one of 'global', 'uniform', .* got 'layer'"
+    ):
         select(graph, scores, Budget(cut_macs=0.3), allocation="layer")  # type: ignore[arg-type]
 
 
 def test_latency_needs_a_table():
     _, graph, scores = traced(Chain())
-    with pytest.raises(PlanError, match="cut_latency needs to know how long layers take: give latency="):
+    with pytest.raises(
+        PlanError, match="cut_latency needs to know how long layers take: give latency="
+    ):
         select(graph, scores, Budget(cut_latency=0.3))
 
 

@@ -8,14 +8,18 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, conv
-from netslim import Budget, PlanError, prune, score, select, trace, zoo
+from netslim import Budget, PlanError, prune, score, select, trace
+from netslim.models import zoo
 
 X = torch.zeros(1, 3, 8, 8)
 
 
 def scored(model=None):
     graph = trace(model or Chain(), X)
-    scores = {"first.0": torch.tensor([5.0, 1, 4, 2, 6, 3]), "second.0": torch.tensor([10.0, 9, 8, 7, 0.5])}
+    scores = {
+        "first.0": torch.tensor([5.0, 1, 4, 2, 6, 3]),
+        "second.0": torch.tensor([10.0, 9, 8, 7, 0.5]),
+    }
     return graph, scores
 
 
@@ -42,7 +46,8 @@ def test_no_layer_dies_and_the_limit_is_named():
     assert all(len(c.kept) >= 2 for c in plan.groups.values())
     with pytest.raises(
         PlanError,
-        match=r"cut_channels=0.9 asks for 9 of 11 channels, and no more than 7 may go. What binds: min_channels=2 "
+        match=r"cut_channels=0.9 asks for 9 of 11 channels, and no more than 7 may go. What "
+        r"binds: min_channels=2 "
         r"\(without it the budget would be met\). Reachable at best: cut_channels=0\.636",
     ):
         select(graph, scores, Budget(cut_channels=0.9), min_channels=2)
@@ -67,7 +72,9 @@ def test_mlp_row_of_the_paper():
     graph = trace(model, torch.zeros(1, 1, 28, 28))
     plan = select(graph, score(graph, model), Budget(cut_channels=0.8), allocation="uniform")
     small = prune(model, plan)
-    linear = sum(p.numel() for m in small.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+    linear = sum(
+        p.numel() for m in small.modules() if isinstance(m, nn.Linear) for p in m.parameters()
+    )
     assert [len(c.kept) for c in plan.groups.values()] == [100, 60]
     assert linear == 85_170  # the published 84.4 % less than 545,810
 
@@ -79,8 +86,12 @@ def test_vgg19_has_the_papers_5504_channels():
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(0, 1, generator=torch.Generator().manual_seed(module.num_features))
-    assert select(graph, score(graph, model), Budget(cut_channels=0.7)).removed == 3852  # floor(0.7 * 5504)
+                module.weight.uniform_(
+                    0, 1, generator=torch.Generator().manual_seed(module.num_features)
+                )
+    assert (
+        select(graph, score(graph, model), Budget(cut_channels=0.7)).removed == 3852
+    )  # floor(0.7 * 5504)
 
 
 def test_per_group_by_count_share_and_pattern():
@@ -124,7 +135,9 @@ def test_cost_budgets_are_met_and_not_overshot(budget, measure):
     assert left <= limit
     for name, cut in plan.groups.items():
         for unit in set(range(cut.size)) - set(cut.kept):
-            masks = {graph.number(n): np.isin(np.arange(c.size), c.kept) for n, c in plan.groups.items()}
+            masks = {
+                graph.number(n): np.isin(np.arange(c.size), c.kept) for n, c in plan.groups.items()
+            }
             masks[graph.number(name)][unit] = True
             assert getattr(graph, measure)(masks) > limit
 
@@ -142,7 +155,8 @@ def test_an_impossible_budget_says_what_can_be_reached():
     model = Chain()
     graph = trace(model, X)
     with pytest.raises(
-        PlanError, match=r"max_macs=10 leaves at most 10 MACs, and no fewer than 2,368 can be .*: 2,368"
+        PlanError,
+        match=r"max_macs=10 leaves at most 10 MACs, and no fewer than 2,368 can be .*: 2,368",
     ):
         select(graph, score(graph, model, "l1"), Budget(max_macs=10))
 
@@ -204,7 +218,9 @@ def test_scores_by_hand():
 def test_score_errors():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
     graph = trace(model, X)
-    with pytest.raises(PlanError, match="no batch normalisation follows its layers: use criterion 'l1'"):
+    with pytest.raises(
+        PlanError, match="no batch normalisation follows its layers: use criterion 'l1'"
+    ):
         score(graph, model)
     with pytest.raises(PlanError, match="unknown criterion 'l3'; did you mean"):
         score(graph, model, "l3")
@@ -221,17 +237,25 @@ def test_shortcuts_are_avoided_when_asked():
     assert any(n.startswith("stem.0 stays: the outputs of several layers") for n in inner.notes)
     with pytest.raises(PlanError, match="shortcuts must be 'include' or 'avoid', got 'skip'"):
         select(graph, scores, Budget(cut_channels=0.4), shortcuts="skip")  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match=r"'outer' stays: the outputs of several layers .* these can: inner\.0$"):
+    with pytest.raises(
+        PlanError, match=r"'outer' stays: the outputs of several layers .* these can: inner\.0$"
+    ):
         select(graph, scores, per_group={"outer": 2}, shortcuts="avoid")
 
 
 def test_any_name_of_the_model_may_stand_for_its_group():
     graph, scores = scored()
     expected = kept(select(graph, scores, per_group={"first.0": 2, "second.0": 1}))
-    for one, other in (("first.1", "second.0.weight"), ("first.1.running_mean", "second"), ("first", "second.1")):
+    for one, other in (
+        ("first.1", "second.0.weight"),
+        ("first.1.running_mean", "second"),
+        ("first", "second.1"),
+    ):
         assert kept(select(graph, scores, per_group={one: 2, other: 1})) == expected
         assert kept(select(graph, scores, per_group={other: 1, one: 2})) == expected
-    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect=["second.1"])).keys() == {"first.0"}
+    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect=["second.1"])).keys() == {
+        "first.0"
+    }
 
 
 def test_skip_lists_a_later_pattern_wins_and_a_plain_name_wins_over_all():
@@ -244,14 +268,23 @@ def test_skip_lists_a_later_pattern_wins_and_a_plain_name_wins_over_all():
         return {n: c.size - len(c.kept) for n, c in plan.groups.items()}
 
     skipping = {"layer1.0.conv1": 4, "layer2.1.conv1": 2}
-    assert cut({"layer1.*": 0.5, "layer2.*.conv1": 2, "layer1.1.conv1": 0, "layer2.0.conv1": 0}) == skipping
-    assert cut({"layer1.1.conv1": 0, "layer2.0.conv1": 0, "layer2.*.conv1": 2, "layer1.*": 0.5}) == skipping
+    assert (
+        cut({"layer1.*": 0.5, "layer2.*.conv1": 2, "layer1.1.conv1": 0, "layer2.0.conv1": 0})
+        == skipping
+    )
+    assert (
+        cut({"layer1.1.conv1": 0, "layer2.0.conv1": 0, "layer2.*.conv1": 2, "layer1.*": 0.5})
+        == skipping
+    )
     assert cut({"layer1.*": 0.5, "layer?.1.*": 1}) == {
         n: 4 if n == "layer1.0.conv1" else 1
         for n in ("layer1.0.conv1", "layer1.1.conv1", "layer2.1.conv1", "layer3.1.conv1")
     }
     assert cut({"layer1.1.*": 0, "layer1.*": 0.5}) == {"layer1.0.conv1": 4, "layer1.1.conv1": 4}
-    with pytest.raises(PlanError, match=r"'layer1.0.conv1' and 'layer1.0.bn1' are both .* both 1 and 2: leave one out"):
+    with pytest.raises(
+        PlanError,
+        match=r"'layer1.0.conv1' and 'layer1.0.bn1' are both .* both 1 and 2: leave one out",
+    ):
         cut({"layer1.0.conv1": 1, "layer1.0.bn1": 2})
 
 
@@ -260,8 +293,15 @@ def test_skip_lists_a_later_pattern_wins_and_a_plain_name_wins_over_all():
     [
         ({"frist.0": 2}, r"can be cut: 'frist\.0'; did you mean 'first\.0'"),
         ({"secnd*": 2}, r"can be cut: 'secnd\*'; did you mean 'second"),
-        ({"head": 2}, r"can be cut: 'head' stays: it is an output of the network; these can: first\.0, second\.0$"),
-        ({"first": 100}, "first.0 has 6 channels and 100 should go; min_channels=1 allows at most 5"),
+        (
+            {"head": 2},
+            r"can be cut: 'head' stays: it is an output of the network; these can: first\.0, "
+            r"second\.0$",
+        ),
+        (
+            {"first": 100},
+            "first.0 has 6 channels and 100 should go; min_channels=1 allows at most 5",
+        ),
         ({"first": -1}, "first.0 has 6 channels and -1 should go"),
         ({"first": 1.0}, r"share must be at least 0 and below 1, got 1\.0; a count is an int"),
         ({"first": -0.5}, "share must be at least 0 and below 1"),
@@ -278,20 +318,30 @@ def test_what_cannot_go(per_group, message):
 
 def test_a_plain_string_protects_one_name_and_wrong_names_offer_the_nearest():
     graph, scores = scored()
-    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect="second.0")) == {"first.0": (0, 2, 4)}
-    with pytest.raises(PlanError, match=r"protect names no group: 'secnd\.0'; did you mean 'second\.0'"):
+    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect="second.0")) == {
+        "first.0": (0, 2, 4)
+    }
+    with pytest.raises(
+        PlanError, match=r"protect names no group: 'secnd\.0'; did you mean 'second\.0'"
+    ):
         select(graph, scores, Budget(cut_channels=0.5), protect=["secnd.0"])
 
 
 def test_nothing_left_to_cut_is_an_error():
     graph, scores = scored()
-    with pytest.raises(PlanError, match=r"nothing can be cut: first\.0 stays: protected; second\.0 stays: protected"):
+    with pytest.raises(
+        PlanError,
+        match=r"nothing can be cut: first\.0 stays: protected; second\.0 stays: protected",
+    ):
         select(graph, scores, Budget(cut_channels=0.5), protect=["*"])
     with pytest.raises(PlanError, match=r"first\.0 stays: it has no score"):
         select(graph, {}, Budget(cut_channels=0.5))
     with pytest.raises(PlanError, match="nothing to cut: per_group settles every group"):
         select(graph, scores, Budget(cut_channels=0.5), per_group={"*": 1})
-    with pytest.raises(PlanError, match=r"scores are given for 'frist\.0', which is no group; did you mean 'first\.0'"):
+    with pytest.raises(
+        PlanError,
+        match=r"scores are given for 'frist\.0', which is no group; did you mean 'first\.0'",
+    ):
         select(graph, {"frist.0": torch.ones(6)}, Budget(cut_channels=0.5))
 
 

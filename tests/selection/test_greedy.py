@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual
-from netslim import PlanError, prune, score, select, trace, verify, zoo
-from netslim.greedy import greedy
-from netslim.silence import randomise
+from netslim import PlanError, prune, score, select, trace, verify
+from netslim.models import zoo
+from netslim.selection.greedy import greedy
+from netslim.surgery.proof.silencing import randomise
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -26,21 +27,32 @@ def kept(plan):
 
 
 def test_greedy_leaves_out_what_read_removed_channels():
-    """Sums of the second layer: 12 and 4, but 2 and 4 without the kernels that read the first layer's channel 0."""
+    """Sums of the second layer: 12 and 4, but 2 and 4 without the kernels that read the first
+    layer's channel 0.
+    """
     model = nn.Sequential(
-        pointwise([[1.0], [5.0], [3.0]]), nn.ReLU(), pointwise([[10.0, 1, 1], [0, 2, 2]]), nn.ReLU(), nn.Conv2d(2, 2, 1)
+        pointwise([[1.0], [5.0], [3.0]]),
+        nn.ReLU(),
+        pointwise([[10.0, 1, 1], [0, 2, 2]]),
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 1),
     )
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     graph = trace(model, torch.zeros(1, 1, 2, 2))
     cuts = {"2": 1, "0": 1}
     assert kept(greedy(graph, model, cuts)) == {"0": (1, 2), "2": (1,)}
-    assert kept(select(graph, score(graph, model, "l1"), per_group=cuts)) == {"0": (1, 2), "2": (0,)}
+    assert kept(select(graph, score(graph, model, "l1"), per_group=cuts)) == {
+        "0": (1, 2),
+        "2": (0,),
+    }
     assert kept(greedy(graph, model, {"2": 1})) == {"2": (0,)}
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
 def test_a_residual_network_by_hand():
-    """The shared channels are judged by stem and block together; what reads them is judged without those that go."""
+    """The shared channels are judged by stem and block together; what reads them is judged without
+    those that go.
+    """
     model = Residual()
     with torch.no_grad():
         model.stem[0].weight.fill_(0.0)
@@ -58,7 +70,9 @@ def test_a_residual_network_by_hand():
     assert kept(greedy(graph, model, cuts, lead="pacesetter"))["stem.0"] == (1, 2, 3, 4, 5)
 
 
-@pytest.mark.parametrize(("criterion", "shortcut"), [("l1", "A"), ("geometric_median", "B"), ("bn_scale", "A")])
+@pytest.mark.parametrize(
+    ("criterion", "shortcut"), [("l1", "A"), ("geometric_median", "B"), ("bn_scale", "A")]
+)
 def test_residual_networks_are_cut_and_proved(criterion, shortcut):
     model = randomise(zoo.resnet(8, width=0.5, shortcut=shortcut), seed=3)
     x = torch.zeros(1, 3, 8, 8)
@@ -67,7 +81,9 @@ def test_residual_networks_are_cut_and_proved(criterion, shortcut):
     check = verify(model, prune(model, plan), plan, x)
     assert check.deviation is not None
     assert check.deviation < 1e-9
-    assert {n: len(c.kept) for n, c in plan.groups.items()} == {g.name: g.size * 3 // 4 for g in graph.prunable}
+    assert {n: len(c.kept) for n, c in plan.groups.items()} == {
+        g.name: g.size * 3 // 4 for g in graph.prunable
+    }
 
 
 def test_limits_hold():
@@ -85,14 +101,19 @@ def test_limits_hold():
 def test_options_reach_the_criterion():
     model = Chain()
     graph = trace(model, X)
-    plans = {kept(greedy(graph, model, {"first.0": 3}, "random", options={"seed": s}))["first.0"] for s in range(4)}
+    plans = {
+        kept(greedy(graph, model, {"first.0": 3}, "random", options={"seed": s}))["first.0"]
+        for s in range(4)
+    }
     assert len(plans) > 1
 
 
 def test_errors():
     model = Chain()
     graph = trace(model, X)
-    with pytest.raises(PlanError, match=r"names no group that can be cut: 'frist\.0'; did you mean 'first\.0'"):
+    with pytest.raises(
+        PlanError, match=r"names no group that can be cut: 'frist\.0'; did you mean 'first\.0'"
+    ):
         greedy(graph, model, {"frist.0": 1})
     with pytest.raises(PlanError, match="greedy takes no limit 'shortcut'; did you mean shortcuts"):
         greedy(graph, model, {"first.0": 1}, shortcut="avoid")

@@ -1,7 +1,8 @@
-"""The configurations of "Pruning Filters for Efficient ConvNets" (Li et al. 2017, Table 1), cut for real and counted.
+"""The configurations of "Pruning Filters for Efficient ConvNets" (Li et al. 2017, Table 1), cut for
+real and counted.
 
-The paper numbers convolutions in the order of execution, projections left out: 1 is the stem, an even number the first
-convolution of a block. A rate p leaves ``int(width * (1 - p))`` filters.
+The paper numbers convolutions in the order of execution, projections left out: 1 is the stem, an
+even number the first convolution of a block. A rate p leaves ``int(width * (1 - p))`` filters.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 import torchvision
 from torch import nn
 
-from netslim import cost, prune, score, select, trace, zoo
-from netslim.greedy import greedy
+from netslim import cost, prune, score, select, trace
+from netslim.models import zoo
+from netslim.selection.greedy import greedy
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Row:
 
 
 VGG_16_A = {"features.0": 32, **{f"features.{i}": 256 for i in (24, 27, 30, 34, 37, 40)}}
-# ResNet-56: 16, 18 are layer1.7, layer1.8; 20, 34 are layer2.0, layer2.7; 38, 54 are layer3.0, layer3.8.
+# ResNet-56: 16, 18 are layer1.7, layer1.8; 20, 34 are layer2.0, layer2.7; 38, 54 are layer3.0,
+# layer3.8.
 RESNET_56_A = {
     "layer1.*.conv1": 2, "layer2.*.conv1": 4, "layer3.*.conv1": 7,
     "layer1.7.conv1": 0, "layer2.0.conv1": 0, "layer3.0.conv1": 0, "layer3.8.conv1": 0,
@@ -45,15 +48,21 @@ RESNET_110_B = {
     "layer1.*.conv1": 8, "layer2.*.conv1": 13, "layer3.*.conv1": 20,
     "layer1.17.conv1": 0, "layer2.0.conv1": 0, "layer3.0.conv1": 0,
 }  # fmt: skip
-# ResNet-34: 2 is layer1.0; 8, 14 are layer2.0, layer2.3; 16, 26 are layer3.0, layer3.5; 28, 30, 32 are layer4.
+# ResNet-34: 2 is layer1.0; 8, 14 are layer2.0, layer2.3; 16, 26 are layer3.0, layer3.5; 28, 30, 32
+# are layer4.
 SKIPPED_34 = {f"layer{name}.conv1": 0 for name in ("1.0", "2.0", "2.3", "3.0", "3.5")}
 RESNET_34_A = {"layer1.*.conv1": 20, "layer2.*.conv1": 39, "layer3.*.conv1": 77, **SKIPPED_34}
 RESNET_34_B = {"layer1.*.conv1": 32, "layer2.*.conv1": 77, "layer3.*.conv1": 103, **SKIPPED_34}
-RESNET_34_C = {"layer3.0.downsample.0": 52}  # the channels of stage 3 that its projection and second layers make
+RESNET_34_C = {
+    "layer3.0.downsample.0": 52
+}  # the channels of stage 3 that its projection and second layers make
 
 CIFAR = {
     "vgg16-a": ("vgg16_fc512", Row(VGG_16_A, 34.2, 64.0, 5_397_034, 206.3e6)),
-    "resnet56-a": ("resnet56", Row(RESNET_56_A, 10.4, 9.3, 773_336, 112.4e6)),  # 9.4 from the rounded 7.7e5 of 8.5e5
+    "resnet56-a": (
+        "resnet56",
+        Row(RESNET_56_A, 10.4, 9.3, 773_336, 112.4e6),
+    ),  # 9.4 from the rounded 7.7e5 of 8.5e5
     "resnet56-b": ("resnet56", Row(RESNET_56_B, 27.6, 13.7, 735_712, 90.9e6)),
     "resnet110-a": ("resnet110", Row(RESNET_110_A, 15.9, 2.3, 1_688_522, 212.8e6)),
     "resnet110-b": ("resnet110", Row(RESNET_110_B, 38.6, 32.4, 1_168_424, 155.1e6)),
@@ -80,7 +89,9 @@ def test_cifar(name):
 
 
 def test_greedy_cuts_as_much_but_other_filters():
-    """In VGG-16-A layers 9 to 13 read what was cut; in the ResNets nothing that is cut reads what is."""
+    """In VGG-16-A layers 9 to 13 read what was cut; in the ResNets nothing that is cut reads what
+    is.
+    """
     torch.manual_seed(0)
     model, x = zoo.vgg16_fc512(width=0.25), torch.zeros(1, 3, 32, 32)
     graph = trace(model, x)
@@ -104,16 +115,22 @@ def resnet34() -> nn.Module:
     [
         (Row(RESNET_34_A, 15.5, 7.6, 20_151_764, 3.1002e9), 15.4, 7.6),
         (Row(RESNET_34_B, 24.2, 10.8, 19_469_372, 2.7823e9), 24.1, 10.7),
-        (Row(RESNET_34_C, 7.4, 7.2, 20_206_160, 3.3911e9), 7.4, 7.3),  # the paper prints 7.5 % of the MACs
+        (
+            Row(RESNET_34_C, 7.4, 7.2, 20_206_160, 3.3911e9),
+            7.4,
+            7.3,
+        ),  # the paper prints 7.5 % of the MACs
     ],
     ids="ABC",
 )
 def test_imagenet(resnet34, row, share_of_macs, share_of_params):
-    """The paper counts ResNet-34 without projections: 3.64e9 MACs and 2.16e7 parameters; torchvision has them.
+    """The paper counts ResNet-34 without projections: 3.64e9 MACs and 2.16e7 parameters;
+    torchvision has them.
 
-    So its cuts are met to three digits when the projections are left out before and after; of torchvision's whole
-    network the same cut is a little less. Row C's 7.5 % of the MACs is met only with what the projections lose
-    counted as cut while the whole lacks them (7.48 %); without them on both sides it is 7.41 %.
+    So its cuts are met to three digits when the projections are left out before and after; of
+    torchvision's whole network the same cut is a little less. Row C's 7.5 % of the MACs is met only
+    with what the projections lose counted as cut while the whole lacks them (7.48 %); without them
+    on both sides it is 7.41 %.
     """
     x = torch.zeros(1, 3, 224, 224)
     graph = trace(resnet34, torch.zeros(1, 3, 64, 64))

@@ -1,4 +1,6 @@
-"""Merging sums what reads a channel into what reads its survivor: nothing changes where the two are the same."""
+"""Merging sums what reads a channel into what reads its survivor: nothing changes where the two are
+the same.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual, conv
-from netslim import Budget, PlanError, PruningPlan, VerificationError, load, prune, prune_, save, score, trace, verify
-from netslim.budget import select
-from netslim.merging import merge
-from netslim.plan import DROPPED, GroupCut, TensorCut, compose
-from netslim.resolve import resolve
-from netslim.silence import randomise, silenced
-from netslim.surgery import history
-from netslim.zoo import densenet
+from netslim import (
+    Budget,
+    PlanError,
+    PruningPlan,
+    VerificationError,
+    load,
+    prune,
+    prune_,
+    save,
+    score,
+    trace,
+    verify,
+)
+from netslim.models.zoo.densenet import densenet
+from netslim.selection.merge import merge
+from netslim.selection.select import select
+from netslim.surgery.plan import compose
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.silencing import randomise, silenced
+from netslim.surgery.prune import history
+from netslim.surgery.rows import DROPPED, GroupCut, TensorCut
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -93,7 +108,9 @@ def test_merging_identical_channels_changes_nothing(network):
     assert check.changed >= plan.removed / 3
     twins = copy.deepcopy(model).double()
     with silenced(twins, plan, graph):
-        members = copy.deepcopy(twins)  # removed channels are made the same, but what reads them is left as it is
+        members = copy.deepcopy(
+            twins
+        )  # removed channels are made the same, but what reads them is left as it is
     before, after = members(X.double()), prune(members, plan)(X.double())
     for a, b in zip(*((t if isinstance(t, tuple) else (t,)) for t in (before, after)), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
@@ -160,7 +177,9 @@ def test_a_wrong_survivor_is_caught(network):
 
 def test_a_sum_that_was_forgotten_is_caught():
     model, graph, plan = merged(Chain)
-    without = dataclasses.replace(plan, tensors=tuple(dataclasses.replace(t, into=()) for t in plan.tensors))
+    without = dataclasses.replace(
+        plan, tensors=tuple(dataclasses.replace(t, into=()) for t in plan.tensors)
+    )
     with pytest.raises(VerificationError, match="does not hold the planned slice"):
         verify(model, prune(model, without), plan, X, graph=graph)
 
@@ -174,7 +193,10 @@ def test_in_place_sums_values_and_keeps_gradients_and_momentum_of_survivors():
     x = torch.randn(5, 2, dtype=torch.float64)
     model(x).square().sum().backward()
     optimizer.step()
-    wanted, summed = model(x).detach(), model[2].weight.detach()[0, 0] + model[2].weight.detach()[0, 2]
+    wanted, summed = (
+        model(x).detach(),
+        model[2].weight.detach()[0, 0] + model[2].weight.detach()[0, 2],
+    )
     prune_(model, merge(trace(model, x), {"0": [0, 1, 0]}), optimizer)
     assert model[2].weight[0, 0] == summed
     assert torch.allclose(model(x), wanted)
@@ -203,7 +225,11 @@ def chain_plan(size, kept, into=()):
     ("first", "second", "into"),
     [
         ((6, (0, 2, 4), (0, 2, 4)), (3, (0, 2), (2,)), (0, 4, 4, 4)),  # 1->0, 3->2->4, 5->4, 2->4
-        ((6, (0, 2, 4), (0, 2, 4)), (3, (0, 2), ()), (0, DROPPED, DROPPED, 4)),  # the survivor of 3 is dropped
+        (
+            (6, (0, 2, 4), (0, 2, 4)),
+            (3, (0, 2), ()),
+            (0, DROPPED, DROPPED, 4),
+        ),  # the survivor of 3 is dropped
         ((6, (0, 2, 4), ()), (3, (0, 2), (0,)), (DROPPED, 0, DROPPED, DROPPED)),
         ((4, (0, 1, 2), (1,)), (3, (0, 2), ()), ()),
     ],
@@ -217,12 +243,18 @@ def test_merges_chain(first, second, into):
 def test_a_merge_a_cut_and_a_merge_are_one_plan(tmp_path):
     model = randomise(DenseBlock()).double().eval()
     small, x = model, X.double()
-    for step in (lambda g, m: merge(g, halves(g)), lambda g, m: select(g, score(g, m, "l1"), Budget(cut_channels=0.2))):
+    for step in (
+        lambda g, m: merge(g, halves(g)),
+        lambda g, m: select(g, score(g, m, "l1"), Budget(cut_channels=0.2)),
+    ):
         small = prune(small, step(trace(small, x), small))
     small = prune(small, merge(trace(small, x), {"stem": [0, 0, 1]}))
     plan = history(small)
     again = prune(model, plan)
-    assert all(torch.allclose(value, small.state_dict()[name]) for name, value in again.state_dict().items())
+    assert all(
+        torch.allclose(value, small.state_dict()[name])
+        for name, value in again.state_dict().items()
+    )
     assert verify(model, again, plan, x).deviation < 1e-10
     loaded = load(DenseBlock().double(), save(small, tmp_path / "small.safetensors")).eval()
     assert torch.equal(loaded(x), small(x))
@@ -275,12 +307,15 @@ def test_bad_clusters(clusters, message):
 
 
 def test_a_group_of_single_clusters_is_not_touched():
-    plan = merge(trace(Chain(), X), {"first.0": range(6), "second.0": torch.tensor([0, 1, 1, 2, 3])})
+    plan = merge(
+        trace(Chain(), X), {"first.0": range(6), "second.0": torch.tensor([0, 1, 1, 2, 3])}
+    )
     assert list(plan.groups) == ["second.0"]
 
 
 @pytest.mark.parametrize(
-    ("ends", "message"), [([0, 1, 3, 0], "not kept"), ([1, 1, 0, 0], "kept and merged"), ([9] * 4, "names")]
+    ("ends", "message"),
+    [([0, 1, 3, 0], "not kept"), ([1, 1, 0, 0], "kept and merged"), ([9] * 4, "names")],
 )
 def test_survivors_must_be_kept(ends, message):
     graph = trace(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), torch.zeros(1, 2))
@@ -288,7 +323,9 @@ def test_survivors_must_be_kept(ends, message):
         resolve(graph, {0: np.array([True, True, False, False])}, into={0: np.array(ends)})
 
 
-@pytest.mark.parametrize("clusters", [None, [0], {"first.0": "abc"}, {"first.0": None}, {"first.0": [[0], [1, 2]]}])
+@pytest.mark.parametrize(
+    "clusters", [None, [0], {"first.0": "abc"}, {"first.0": None}, {"first.0": [[0], [1, 2]]}]
+)
 def test_clusters_of_another_kind(clusters):
     with pytest.raises(PlanError):
         merge(trace(Chain(), X), clusters)

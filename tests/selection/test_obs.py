@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, Residual
-from netslim import Budget, PlanError, score, select, slim, trace, verify, zoo
-from netslim.silence import randomise
+from netslim import Budget, PlanError, score, select, slim, trace, verify
+from netslim.models import zoo
+from netslim.surgery.proof.silencing import randomise
 
 
 def data(*shape: int, seed: int = 0) -> Tensor:
@@ -23,7 +24,10 @@ class Linear(nn.Module):
 
     def __init__(self, made: Tensor, read: Tensor) -> None:
         super().__init__()
-        self.make, self.read = nn.Linear(made.shape[1], len(made)), nn.Linear(read.shape[1], len(read))
+        self.make, self.read = (
+            nn.Linear(made.shape[1], len(made)),
+            nn.Linear(read.shape[1], len(read)),
+        )
         with torch.no_grad():
             self.make.weight.copy_(made)
             self.read.weight.copy_(read)
@@ -33,10 +37,16 @@ class Linear(nn.Module):
 
 
 def lost(x: Tensor, weight: Tensor, stays: list[int]) -> float:
-    """Share of the variance of ``x @ weight.T`` that the best combination of the columns that stay leaves."""
+    """Share of the variance of ``x @ weight.T`` that the best combination of the columns that stay
+    leaves.
+    """
     x = (x - x.mean(0)).double()
     wanted = x @ weight.double().T
-    found = torch.linalg.lstsq(x[:, stays], wanted).solution if stays else wanted.new_zeros(0, wanted.shape[1])
+    found = (
+        torch.linalg.lstsq(x[:, stays], wanted).solution
+        if stays
+        else wanted.new_zeros(0, wanted.shape[1])
+    )
     return float((wanted - x[:, stays] @ found).square().sum() / wanted.square().sum())
 
 
@@ -46,7 +56,9 @@ def test_independent_channels_by_hand():
     model = Linear(torch.eye(4), torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]))
     graph = trace(model, x)
     scores = score(graph, model, "obs", batches=[x], ridge=1e-12)
-    torch.testing.assert_close(scores["make"], torch.tensor([1.0, 4, 9, 16], dtype=torch.float64) / 30)
+    torch.testing.assert_close(
+        scores["make"], torch.tensor([1.0, 4, 9, 16], dtype=torch.float64) / 30
+    )
 
 
 def test_of_two_equal_channels_one_is_worth_nothing():
@@ -55,13 +67,17 @@ def test_of_two_equal_channels_one_is_worth_nothing():
     x = data(64, 2)
     scores = score(trace(model, x), model, "obs", batches=[x])["make"]
     order = scores.argsort()
-    assert scores[order[1]] < 1e-3 < 0.1 < scores[order[3]]  # two of the four follow from the others
+    assert (
+        scores[order[1]] < 1e-3 < 0.1 < scores[order[3]]
+    )  # two of the four follow from the others
     assert not {0, 1} <= set(order[2:].tolist())
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_each_removal_costs_what_least_squares_leave(seed):
-    """One after the other, the cheapest first, each time refitted; and the sum of the steps is the loss of all."""
+    """One after the other, the cheapest first, each time refitted; and the sum of the steps is the
+    loss of all.
+    """
     model = Linear(data(6, 8, seed=seed), data(3, 6, seed=seed + 10))
     x = data(200, 8, seed=seed + 20)
     hidden = model.make(x).detach()
@@ -69,7 +85,9 @@ def test_each_removal_costs_what_least_squares_leave(seed):
     alive = list(range(6))
     least = before = 0.0
     while alive:
-        after = {u: lost(hidden, model.read.weight.detach(), [k for k in alive if k != u]) for u in alive}
+        after = {
+            u: lost(hidden, model.read.weight.detach(), [k for k in alive if k != u]) for u in alive
+        }
         unit = min(after, key=lambda u: after[u])
         least = max(least, after[unit] - before)
         assert float(scores[unit]) == pytest.approx(least, rel=1e-4)
@@ -127,7 +145,9 @@ class Grouped(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 4).flatten(1))
 
 
-@pytest.mark.parametrize("build", [Chain, Residual, DenseBlock, Grouped, lambda: zoo.resnet(14, width=0.25)])
+@pytest.mark.parametrize(
+    "build", [Chain, Residual, DenseBlock, Grouped, lambda: zoo.resnet(14, width=0.25)]
+)
 def test_all_ways_of_reading_are_scored_and_rising_with_use(build):
     model = randomise(build().eval())
     x = data(32, 3, 8, 8)
@@ -165,7 +185,9 @@ def test_slim_with_batches_and_nothing_else_loses_little_of_redundant_channels()
     """Every channel is there twice: half of them can go without any change."""
     torch.manual_seed(0)
     single = randomise(Chain().eval())
-    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 10, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 10, 3, padding=1), nn.ReLU()
+    )
     model = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4)).eval()
     with torch.no_grad():
         model[0].weight.copy_(single.first[0].weight.repeat(2, 1, 1, 1))
@@ -174,12 +196,16 @@ def test_slim_with_batches_and_nothing_else_loses_little_of_redundant_channels()
         model[2].bias.copy_(single.second[0].bias.repeat(2))
     x = data(64, 3, 8, 8)
     small = slim(model, x[:1], budget=Budget(cut_channels=0.5), batches=[x])
-    assert sum(p.numel() for p in small.parameters()) < 0.4 * sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in small.parameters()) < 0.4 * sum(
+        p.numel() for p in model.parameters()
+    )
     assert (small(x) - model(x)).abs().max() < 2e-3 * model(x).abs().max()
     graph = trace(model, x)
     plain = select(graph, score(graph, model, "l2"), Budget(cut_channels=0.5))
     assert plain.removed == 11
-    assert verify(model, model, select(graph, score(graph, model, "l2"), per_group={"0": 0}), x).deviation in (
+    assert verify(
+        model, model, select(graph, score(graph, model, "l2"), per_group={"0": 0}), x
+    ).deviation in (
         None,
         0.0,
     )

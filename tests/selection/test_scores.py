@@ -14,15 +14,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import netslim
 from nets import Chain, Residual, conv
-from netslim import Budget, PlanError, greedy, normalized, select, slim, trace, zoo
-from netslim.scores import CRITERIA, criterion, reads_data, score
-from netslim.scores.registry import MEASURES
-from netslim.silence import randomise
+from netslim import Budget, PlanError, greedy, normalized, select, slim, trace
+from netslim.models import zoo
+from netslim.selection.criteria.registry import CRITERIA, MEASURES, criterion, reads_data
+from netslim.selection.criteria.scoring import score
+from netslim.surgery.proof.silencing import randomise
 
 X = torch.zeros(1, 3, 8, 8)
 MAP = ("activation", "mean_mean", "mean_std", "mean_l1", "mean_l2", "var_l2")
 DATA = ("taylor", "taylor_bn", "obd", *MAP)
-MAPS = [torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]]), torch.tensor([[[[0.0, 4.0]]]])]  # three examples of 1x2
+MAPS = [
+    torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]]),
+    torch.tensor([[[[0.0, 4.0]]]]),
+]  # three examples of 1x2
 
 
 def two_channels() -> nn.Sequential:
@@ -43,7 +47,9 @@ def test_largest_and_geometric_median_by_hand():
     assert score(graph, model, "l1")["0"].tolist() == [0, 7, 1]
     assert score(graph, model, "largest")["0"].tolist() == [0, -7, -1]
     far = 3 * math.sqrt(2)
-    assert score(graph, model, "geometric_median")["0"].tolist() == pytest.approx([5 + 1, 5 + far, 1 + far])
+    assert score(graph, model, "geometric_median")["0"].tolist() == pytest.approx(
+        [5 + 1, 5 + far, 1 + far]
+    )
     plan = select(graph, score(graph, model, "largest"), per_group={"0": 1})
     assert plan.groups["0"].kept == (0, 2)
 
@@ -57,7 +63,9 @@ def test_the_geometric_median_of_a_layer_counts_all_its_filters():
     assert (group.size, len(filters)) == (16, 32)
     (part,) = group.tensors("producer")
     expected = torch.cdist(filters, filters).sum(1)[torch.from_numpy(part.positions)]
-    torch.testing.assert_close(score(graph, model, "geometric_median")[group.name], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        score(graph, model, "geometric_median")[group.name], expected, rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,11 @@ def test_the_geometric_median_of_a_layer_counts_all_its_filters():
         ("mean_mean", 5 / 3, -7 / 3),
         ("mean_std", 4 / 3, 8 / 3),
         ("mean_l1", 10 / 3, 6),
-        ("mean_l2", (math.sqrt(10) + 2 + 4) / 3, (math.sqrt(26) + math.sqrt(10) + math.sqrt(50)) / 3),
+        (
+            "mean_l2",
+            (math.sqrt(10) + 2 + 4) / 3,
+            (math.sqrt(26) + math.sqrt(10) + math.sqrt(50)) / 3,
+        ),
         ("var_l2", (10 + 4 + 16) / 3, (26 + 10 + 50) / 3),  # minus the square of the mean
     ],
 )
@@ -76,7 +88,9 @@ def test_the_papers_activation_criteria_by_hand(name, first, second):
     graph = trace(model, MAPS[0])
     if name == "var_l2":
         expected -= score(graph, model, "mean_l2", batches=MAPS)["0"] ** 2
-    torch.testing.assert_close(score(graph, model, name, batches=MAPS)["0"], expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        score(graph, model, name, batches=MAPS)["0"], expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_how_the_examples_are_batched_does_not_matter():
@@ -94,8 +108,17 @@ def test_taylor_by_hand():
         model[0].weight.copy_(torch.tensor([2.0, -1.0]).reshape(2, 1, 1, 1))
         model[1].weight.copy_(torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1))
     batches = [(torch.full((1, 1, 1, 1), 3.0), 0), (torch.ones(1, 1, 1, 1), 0)]
-    found = score(trace(model, batches[0][0]), model, "taylor", batches=batches, loss=lambda out, target: out.sum())
-    assert found["0"].tolist() == [(18**2 + 6**2) / 2, (12**2 + 4**2) / 2]  # gradient * weight = reader * weight * x
+    found = score(
+        trace(model, batches[0][0]),
+        model,
+        "taylor",
+        batches=batches,
+        loss=lambda out, target: out.sum(),
+    )
+    assert found["0"].tolist() == [
+        (18**2 + 6**2) / 2,
+        (12**2 + 4**2) / 2,
+    ]  # gradient * weight = reader * weight * x
 
 
 def test_taylor_takes_cross_entropy_by_default():
@@ -140,7 +163,12 @@ def test_a_failing_batch_leaves_the_model_as_it_was():
     for name in ("mean_l1", "activation", "taylor", "taylor_bn", "obd"):
         where = r"example 3 of batches= \(\(1" if name == "obd" else r"batch 2 of batches= \(\(2"
         with pytest.raises(PlanError, match=rf"does not run on {where}, 4, 8, 8\)\)"):
-            score(trace(model, X), model, name, batches=[(good, torch.tensor([0, 1])), (bad, torch.tensor([0, 1]))])
+            score(
+                trace(model, X),
+                model,
+                name,
+                batches=[(good, torch.tensor([0, 1])), (bad, torch.tensor([0, 1]))],
+            )
         assert all(m.training and not m._forward_hooks for m in model.modules())
 
 
@@ -149,7 +177,10 @@ class Functional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernel, self.matrix = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Parameter(torch.randn(5, 4))
+        self.kernel, self.matrix = (
+            nn.Parameter(torch.randn(4, 3, 3, 3)),
+            nn.Parameter(torch.randn(5, 4)),
+        )
         self.head = nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +193,9 @@ def test_layers_called_as_functions_and_parametrised_layers_are_seen():
     model, x = Functional(), torch.randn(2, 3, 8, 8)
     found = score(trace(model, x), model, "mean_l2", batches=[x])
     maps = F.conv2d(x, model.kernel)
-    torch.testing.assert_close(found["kernel"].float(), maps.flatten(2).norm(dim=2).mean(0).detach())
+    torch.testing.assert_close(
+        found["kernel"].float(), maps.flatten(2).norm(dim=2).mean(0).detach()
+    )
     vectors = F.linear(maps.relu().mean((2, 3)), model.matrix)
     torch.testing.assert_close(found["matrix"].float(), vectors.abs().mean(0).detach())
     layer = parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
@@ -179,7 +212,9 @@ def test_linear_layers_over_tokens_and_unbatched_inputs():
     alone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
     picture = torch.randn(3, 8, 8)
     graph = trace(alone, picture[None])
-    one, other = (score(graph, alone, "mean_std", batches=[p])["0"] for p in (picture, picture[None]))
+    one, other = (
+        score(graph, alone, "mean_std", batches=[p])["0"] for p in (picture, picture[None])
+    )
     torch.testing.assert_close(one, other)
 
 
@@ -195,7 +230,10 @@ def test_lead_scores_a_stage_by_its_pacesetter():
     randomise(model, seed=2)
     batches = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
     for name in ("geometric_median", "mean_l1", "taylor"):
-        one, other = (score(graph, model, name, batches=batches, lead=w)["stem.0"] for w in ("mean", "pacesetter"))
+        one, other = (
+            score(graph, model, name, batches=batches, lead=w)["stem.0"]
+            for w in ("mean", "pacesetter")
+        )
         assert not torch.equal(one, other), name
 
 
@@ -249,7 +287,9 @@ def test_a_loss_that_cannot_be_used():
     batches = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
     with pytest.raises(PlanError, match=r"the loss cannot be computed .* no targets.*pass loss="):
         score(graph, model, "taylor", batches=[batches[0][0]])
-    with pytest.raises(PlanError, match=r"one number that depends on the weights, got 1\.0; pass loss="):
+    with pytest.raises(
+        PlanError, match=r"one number that depends on the weights, got 1\.0; pass loss="
+    ):
         score(graph, model, "taylor", batches=batches, loss=lambda output, targets: 1.0)
 
 
@@ -261,9 +301,18 @@ def test_a_loss_that_cannot_be_used():
         ({"criterion": "l1", "lead": "first"}, "lead must be 'mean' or 'pacesetter', got 'first'"),
         ({"criterion": "bn_scale", "lead": "pacesetter"}, "does nothing with bn_scale"),
         ({"criterion": "l1", "seed": 1}, "the criterion l1 cannot take these options: .*'seed'"),
-        ({"criterion": "l1", "reduction": "min"}, "reduction must be 'mean' or 'sum' or .* got 'min'"),
-        ({"criterion": "l1", "over": "consumers"}, "over must be 'producers' or 'all', got 'consumers'"),
-        ({"criterion": "l1", "normalize": "l1"}, "normalize must be 'mean', 'sum', .* or None, got 'l1'"),
+        (
+            {"criterion": "l1", "reduction": "min"},
+            "reduction must be 'mean' or 'sum' or .* got 'min'",
+        ),
+        (
+            {"criterion": "l1", "over": "consumers"},
+            "over must be 'producers' or 'all', got 'consumers'",
+        ),
+        (
+            {"criterion": "l1", "normalize": "l1"},
+            "normalize must be 'mean', 'sum', .* or None, got 'l1'",
+        ),
         (
             {"criterion": "random", "reduction": "sum"},
             "reduction='sum' does nothing with random, which looks at no layer",
@@ -273,9 +322,15 @@ def test_a_loss_that_cannot_be_used():
             {"criterion": "l1", "lead": "pacesetter", "reduction": "max"},
             "nothing with lead='pacesetter', which leaves one",
         ),
-        ({"criterion": lambda group, tensors: torch.ones(group.size), "reduction": "max"}, "scores a group as a whole"),
+        (
+            {"criterion": lambda group, tensors: torch.ones(group.size), "reduction": "max"},
+            "scores a group as a whole",
+        ),
         ({"criterion": "no_such_module_here:score"}, "there is no module 'no_such_module_here'"),
-        ({"criterion": "math:sinn"}, r"the module math \(.*\) has no function 'sinn'. Did you mean sin"),
+        (
+            {"criterion": "math:sinn"},
+            r"the module math \(.*\) has no function 'sinn'. Did you mean sin",
+        ),
     ],
 )
 def test_options_that_mean_nothing(options, message):
@@ -306,13 +361,17 @@ def test_wide_and_low_precision_weights():
         assert bool((found > 0).all())
 
 
-# --- what is put together: layers, slices, groups -----------------------------------------------------------------
+# --- what is put together: layers, slices, groups -------------------------------------------------
 
 
 def in_a_row(*channels: list[float]) -> nn.Sequential:
-    """1x1 convolutions without biases from one channel to several and back, one row of weights for each layer."""
+    """1x1 convolutions without biases from one channel to several and back, one row of weights for
+    each layer.
+    """
     making, reading = channels
-    model = nn.Sequential(nn.Conv2d(1, len(making), 1, bias=False), nn.Conv2d(len(making), 1, 1, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(1, len(making), 1, bias=False), nn.Conv2d(len(making), 1, 1, bias=False)
+    )
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor(making).reshape(-1, 1, 1, 1))
         model[1].weight.copy_(torch.tensor(reading).reshape(1, -1, 1, 1))
@@ -327,10 +386,15 @@ def test_the_whole_group_by_hand():
     assert score(graph, model, "group_l2")["0"].tolist() == [(1 + 0.25 + 9) / 3, (4 + 4 + 16) / 3]
     assert score(graph, model, "group_l2", reduction="sum")["0"].tolist() == [10.25, 24]
     assert score(graph, model, "group_l2", reduction="max")["0"].tolist() == [9, 16]
-    assert score(graph, model, "l1", over="all")["0"].tolist() == [(1 + 0.5 + 3) / 3, (2 + 2 + 4) / 3]
+    assert score(graph, model, "l1", over="all")["0"].tolist() == [
+        (1 + 0.5 + 3) / 3,
+        (2 + 2 + 4) / 3,
+    ]
     assert score(graph, model, "l2", over="all", reduction="sum")["0"].tolist() == [4.5, 8]
     assert score(graph, model, "largest", over="all", reduction="sum")["0"].tolist() == [-4.5, -8]
-    assert score(graph, model, "geometric_median", over="all")["0"].tolist() == [(3 + 1.5 + 1) / 3] * 2
+    assert (
+        score(graph, model, "geometric_median", over="all")["0"].tolist() == [(3 + 1.5 + 1) / 3] * 2
+    )
 
 
 def test_lamp_by_hand():
@@ -339,7 +403,9 @@ def test_lamp_by_hand():
     assert score(graph, model, "lamp")["0"].tolist() == [1 / 18, 9 / 9, 4 / 17, 0, 4 / 17]
     squares = [2, 10, 5, 25, 8]  # of the makers and readers of each channel
     expected = [s / sum(other for other in squares if other >= s) for s in squares]
-    assert score(graph, model, "lamp", over="all", reduction="sum")["0"].tolist() == pytest.approx(expected)
+    assert score(graph, model, "lamp", over="all", reduction="sum")["0"].tolist() == pytest.approx(
+        expected
+    )
     with torch.no_grad():
         model[0].weight.zero_()
     assert score(graph, model, "lamp")["0"].tolist() == [0] * 5
@@ -356,14 +422,20 @@ def test_a_layer_behind_a_flatten_counts_once_in_the_whole_group():
 
 def test_a_grouped_layer_reads_a_channel_in_each_of_its_groups():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 6, 1, groups=2, bias=False), nn.Conv2d(6, 1, 1))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 6, 1, groups=2, bias=False), nn.Conv2d(6, 1, 1)
+    )
     graph, x = trace(model, torch.zeros(1, 1, 2, 2)), torch.randn(2, 1, 2, 2)
     assert graph["0"].size == 2  # one of either half goes with the other
     made = model[0].weight.detach().double().square().reshape(2, 2).sum(0)
     read = model[1].weight.detach().double().square().sum((0, 2, 3))
-    torch.testing.assert_close(score(graph, model, "group_l2")["0"], (made + read) / 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        score(graph, model, "group_l2")["0"], (made + read) / 2, rtol=1e-6, atol=0
+    )
     halves = model[0](x).abs().mean((0, 2, 3)).reshape(2, 2)
-    torch.testing.assert_close(score(graph, model, "activation", batches=[x])["0"].float(), halves.mean(0).detach())
+    torch.testing.assert_close(
+        score(graph, model, "activation", batches=[x])["0"].float(), halves.mean(0).detach()
+    )
 
 
 class Backwards(nn.Module):
@@ -395,11 +467,15 @@ def test_reductions_by_hand(reduction, expected):
 def test_zeros_and_negative_values_in_a_geometric_mean():
     model = Backwards()
     graph = trace(model, torch.zeros(1, 1, 2, 2))
-    with pytest.raises(PlanError, match="geometric mean, but layers of group 'sooner' have negative scores"):
+    with pytest.raises(
+        PlanError, match="geometric mean, but layers of group 'sooner' have negative scores"
+    ):
         score(graph, model, "largest", reduction="product")
     with torch.no_grad():
         model.later.weight[0] = 0
-    assert score(graph, model, "l1", reduction="product")["sooner"].tolist() == pytest.approx([0, 3])
+    assert score(graph, model, "l1", reduction="product")["sooner"].tolist() == pytest.approx(
+        [0, 3]
+    )
 
 
 VALUES = {"a": torch.tensor([1.0, 3.0, 2.0, 2.0])}
@@ -455,11 +531,13 @@ def test_the_options_reach_slim_and_greedy():
     with torch.no_grad():
         backwards.sooner.weight[1] = 0.5
     for reduction, kept in (("first", (0,)), ("sum", (1,))):
-        plan = greedy(trace(backwards, x), backwards, {"sooner": 1}, options={"reduction": reduction})
+        plan = greedy(
+            trace(backwards, x), backwards, {"sooner": 1}, options={"reduction": reduction}
+        )
         assert plan.groups["sooner"].kept == kept
 
 
-# --- gradients and activations ------------------------------------------------------------------------------------
+# --- gradients and activations --------------------------------------------------------------------
 
 
 def test_obd_by_hand_however_the_examples_are_batched():
@@ -482,14 +560,20 @@ def test_obd_and_taylor_over_all_take_cross_entropy():
     def terms(images: Tensor, labels: Tensor) -> list[Tensor]:
         gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), weights)
         parts = [(g * w).detach().double() for g, w in zip(gradients, weights, strict=True)]
-        return [parts[0].flatten(1), parts[1][:, None], parts[2].reshape(4, 5, 16).transpose(0, 1).flatten(1)]
+        return [
+            parts[0].flatten(1),
+            parts[1][:, None],
+            parts[2].reshape(4, 5, 16).transpose(0, 1).flatten(1),
+        ]
 
     single = [terms(x[i : i + 1], y[i : i + 1]) for i in range(3)]
     expected = sum(part.square().sum(1) / 2 for parts in single for part in parts) / (3 * 3)
     found = score(graph, model, "obd", over="all", batches=[(x, y)])["second.0"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
     filters = sum(parts[0].square().sum(1) / 2 for parts in single) / 3
-    torch.testing.assert_close(score(graph, model, "obd", batches=[(x, y)])["second.0"], filters, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        score(graph, model, "obd", batches=[(x, y)])["second.0"], filters, rtol=1e-4, atol=0
+    )
     expected = sum(part.sum(1).square() for part in terms(x, y)) / 3
     found = score(graph, model, "taylor", over="all", batches=[(x, y)])["second.0"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
@@ -522,17 +606,26 @@ def test_taylor_of_scales_without_shifts_and_without_norms():
     x = torch.randn(2, 1, 2, 2)
     gradient = torch.autograd.grad(model(x).sum(), model[1].weight)[0] * model[1].weight
     batches = [(x, torch.zeros(2))]
-    found = score(trace(model, x), model, "taylor_bn", batches=batches, loss=lambda out, target: out.sum())["0"]
+    found = score(
+        trace(model, x), model, "taylor_bn", batches=batches, loss=lambda out, target: out.sum()
+    )["0"]
     torch.testing.assert_close(found.float(), gradient.square().detach())
     plain = in_a_row([1.0, 2.0], [1.0, 2.0])
-    with pytest.raises(PlanError, match="taylor_bn can score no group of this model; no batch normalisation follows"):
-        score(trace(plain, x), plain, "taylor_bn", batches=batches, loss=lambda out, target: out.sum())
+    with pytest.raises(
+        PlanError,
+        match="taylor_bn can score no group of this model; no batch normalisation follows",
+    ):
+        score(
+            trace(plain, x), plain, "taylor_bn", batches=batches, loss=lambda out, target: out.sum()
+        )
 
 
 def test_activation_is_what_the_next_layers_receive():
     model = two_channels()  # they read relu(x) and relu(1 - 2x)
     found = score(trace(model, MAPS[0]), model, "activation", batches=MAPS)["0"]
-    torch.testing.assert_close(found, torch.tensor([10 / 6, 2 / 6], dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found, torch.tensor([10 / 6, 2 / 6], dtype=torch.float64), rtol=1e-5, atol=0
+    )
     residual = randomise(Residual(), seed=9).eval()
     x = torch.randn(4, 3, 8, 8)
     stem = residual.stem(x)
@@ -557,7 +650,7 @@ def test_activation_behind_a_flatten_and_of_layers_called_as_functions():
     torch.testing.assert_close(found["kernel"].float(), read.abs().mean(0).detach())
 
 
-# --- batches ------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 class Named(nn.Module):
@@ -613,7 +706,7 @@ def test_what_cannot_be_taken_apart():
         score(trace(model, X), model, "obd", batches=[("a name", 1)])
 
 
-# --- criteria of one's own ----------------------------------------------------------------------------------------
+# --- criteria of one's own ------------------------------------------------------------------------
 
 
 def test_a_criterion_of_ones_own_may_score_layer_by_layer():
@@ -627,10 +720,20 @@ def test_a_criterion_of_ones_own_may_score_layer_by_layer():
         graph = trace(model, torch.zeros(1, 1, 2, 2))
         assert score(graph, model, "largest_weight")["sooner"].tolist() == [2.5, 5]
         assert score(graph, model, "largest_weight", reduction="max")["sooner"].tolist() == [4, 9]
-        assert score(graph, model, "largest_weight", reduction="first", normalize="sum")["sooner"].tolist() == [0.5] * 2
+        assert (
+            score(graph, model, "largest_weight", reduction="first", normalize="sum")[
+                "sooner"
+            ].tolist()
+            == [0.5] * 2
+        )
         with pytest.raises(PlanError, match="over='all' does nothing with largest_weight"):
             score(graph, model, "largest_weight", over="all")
-        small = slim(model, torch.zeros(1, 1, 2, 2), criterion="largest_weight", budget=Budget(cut_channels=0.5))
+        small = slim(
+            model,
+            torch.zeros(1, 1, 2, 2),
+            criterion="largest_weight",
+            budget=Budget(cut_channels=0.5),
+        )
         assert small.head.weight.shape == (1, 1, 1, 1)
     finally:
         del CRITERIA["largest_weight"]

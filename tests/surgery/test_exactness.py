@@ -1,4 +1,6 @@
-"""Half of every group cut at random equals the silenced original, on whole networks with random weights."""
+"""Half of every group cut at random equals the silenced original, on whole networks with random
+weights.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import torch
 import torchvision
 
 from nets import DenseBlock, prove
-from netslim import cost, zoo
+from netslim import cost
+from netslim.models import zoo
 
 SMALL = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LARGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -41,7 +44,15 @@ def test_mlp():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "vgg16_bn", "resnext50_32x4d"]
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v2",
+        "densenet121",
+        "shufflenet_v2_x0_5",
+        "vgg16_bn",
+        "resnext50_32x4d",
+    ],
 )
 def test_torchvision(name):
     size = {"num_classes": 10} if name == "vgg16_bn" else {}

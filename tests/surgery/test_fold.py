@@ -1,4 +1,6 @@
-"""What removed channels emit is moved, exactly where it is a constant and nearly where padding breaks it."""
+"""What removed channels emit is moved, exactly where it is a constant and nearly where padding
+breaks it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,27 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, cut_half
-from netslim import Budget, PlanError, PruningPlan, SurgeryError, load, prune, prune_, save, slim, trace, verify
-from netslim.fold import fold_constants
-from netslim.merging import merge
-from netslim.plan import SizePatch, fingerprint
-from netslim.resolve import resolve
-from netslim.silence import randomise
-from netslim.slim import cut
-from netslim.surgery import history
+from netslim import (
+    Budget,
+    PlanError,
+    PruningPlan,
+    SurgeryError,
+    load,
+    prune,
+    prune_,
+    save,
+    slim,
+    trace,
+    verify,
+)
+from netslim.graph.modules.walk import fingerprint
+from netslim.methods.slim import cut
+from netslim.selection.merge import merge
+from netslim.surgery.compensate.constants import fold_constants
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.prune import history
+from netslim.surgery.rows import SizePatch
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -29,7 +44,9 @@ def unpadded(cin, cout, size, bias=False):
 
 
 class Plain(nn.Module):
-    """Convolutions without padding, with and without BN and bias, and a linear layer after a flatten."""
+    """Convolutions without padding, with and without BN and bias, and a linear layer after a
+    flatten.
+    """
 
     def __init__(self):
         super().__init__()
@@ -41,7 +58,9 @@ class Plain(nn.Module):
 
 
 class PreResidual(nn.Module):
-    """A pre-activation block: no BN behind its last convolution, so that needs a bias; the trunk is cut, too."""
+    """A pre-activation block: no BN behind its last convolution, so that needs a bias; the trunk is
+    cut, too.
+    """
 
     def __init__(self):
         super().__init__()
@@ -57,7 +76,9 @@ class PreResidual(nn.Module):
 
 
 class Dense(nn.Module):
-    """Each layer's BN reads all that came before; what a layer makes is read by several convolutions."""
+    """Each layer's BN reads all that came before; what a layer makes is read by several
+    convolutions.
+    """
 
     def __init__(self):
         super().__init__()
@@ -81,7 +102,11 @@ class OneDimension(nn.Module):
         self.a, self.norm = nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8)
         self.b = nn.Conv1d(8, 6, 3, groups=2, bias=False)
         self.c, self.up = nn.BatchNorm1d(6), nn.ConvTranspose1d(6, 4, 1)
-        self.hidden, self.bn, self.head = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.hidden, self.bn, self.head = (
+            nn.Linear(4, 6, bias=False),
+            nn.BatchNorm1d(6),
+            nn.Linear(6, 2),
+        )
 
     def forward(self, x):
         x = self.up(self.c(self.b(self.norm(self.a(x.flatten(2))).relu())).relu()).relu()
@@ -127,7 +152,9 @@ def test_constants_are_moved_exactly(network, tmp_path):
 def without(plan, model, name):
     graph = trace(model, X)
     cuts = {graph.number(other): cut for other, cut in plan.groups.items() if other != name}
-    return resolve(graph, {number: np.isin(np.arange(cut.size), cut.kept) for number, cut in cuts.items()})
+    return resolve(
+        graph, {number: np.isin(np.arange(cut.size), cut.kept) for number, cut in cuts.items()}
+    )
 
 
 def test_gammas_near_zero_are_taken_as_zero():
@@ -159,7 +186,11 @@ def test_where_it_goes_bias_running_mean_or_a_bias_that_is_added():
 
 
 def test_by_hand():
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 1, 1)).double().eval()
+    model = (
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 1, 1))
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([1.0, 0.0]))
         model[1].bias.copy_(torch.tensor([0.0, 0.5]))
@@ -221,7 +252,11 @@ def test_merged_channels_are_left_alone():
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.norm, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False)
+        self.a, self.norm, self.b = (
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 2, 1, bias=False),
+        )
 
     def forward(self, x):
         x = self.norm(self.a(x)).relu()
@@ -258,11 +293,17 @@ def test_what_cannot_be_moved_is_told(network, reason, caplog):
 
 
 class ReadTwice(nn.Module):
-    """The convolution's output goes to its BN and past it, so the running mean alone cannot take the constant."""
+    """The convolution's output goes to its BN and past it, so the running mean alone cannot take
+    the constant.
+    """
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.norm = unpadded(3, 6, 1), nn.Conv2d(6, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.a, self.b, self.norm = (
+            unpadded(3, 6, 1),
+            nn.Conv2d(6, 4, 1, bias=False),
+            nn.BatchNorm2d(4),
+        )
 
     def forward(self, x):
         x = self.b(self.a(x))
@@ -315,11 +356,20 @@ def test_bad_batches(batches, message):
 def test_slim_folds():
     model, _ = constant(PreResidual)
     plain = slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), max_cut=0.5)
-    folded = slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), max_cut=0.5, fold="constant")
+    folded = slim(
+        model,
+        X,
+        criterion="bn_scale",
+        budget=Budget(cut_channels=0.4),
+        max_cut=0.5,
+        fold="constant",
+    )
     assert (folded(X) - model(X)).abs().max() < 1e-10 < (plain(X) - model(X)).abs().max()
     graph = trace(model, X)
     scores = {g.name: torch.arange(g.size) for g in graph.prunable}
-    small, plan, check = cut(model, graph, scores, Budget(cut_channels=0.3), X, fold="constant", batches=[X, X])
+    small, plan, check = cut(
+        model, graph, scores, Budget(cut_channels=0.3), X, fold="constant", batches=[X, X]
+    )
     assert check.deviation < 1e-10
     assert small.conv2.bias is not None
     assert plan.fingerprint != fingerprint(model)

@@ -9,7 +9,9 @@ import torch
 
 from nets import Chain, Residual, cut_half
 from netslim import PlanError, PruningPlan
-from netslim.plan import GroupCut, TensorCut, compose, fingerprint
+from netslim.graph.modules.walk import fingerprint
+from netslim.surgery.plan import compose
+from netslim.surgery.rows import GroupCut, TensorCut
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -21,7 +23,9 @@ def test_json_round_trip():
 
 def test_json_holds_runs():
     plan = PruningPlan(
-        "f", {"a": GroupCut(8, (0, 1, 2, 5, 6))}, (TensorCut("a.weight", 0, 8, (0, 1, 2, 5, 6), "producer"),)
+        "f",
+        {"a": GroupCut(8, (0, 1, 2, 5, 6))},
+        (TensorCut("a.weight", 0, 8, (0, 1, 2, 5, 6), "producer"),),
     )
     data = json.loads(plan.to_json())
     assert data["groups"]["a"]["kept"] == [[0, 3], [5, 7]]
@@ -32,8 +36,8 @@ def test_json_holds_runs():
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", '{"format": 99}', '{"format": 1, "fingerprint": "f"}',
-     '{"format": 1, "fingerprint": "f", "groups": {"a": {"size": 2, "kept": [[0, 9]], "exact": true}}, "tensors": [], '
-     '"patches": [], "notes": []}'],
+     '{"format": 1, "fingerprint": "f", "groups": {"a": {"size": 2, "kept": [[0, 9]], "exact": '
+     'true}}, "tensors": [], "patches": [], "notes": []}'],
 )  # fmt: skip
 def test_damaged_json_is_refused(text):
     with pytest.raises(PlanError, match="plan"):
@@ -50,8 +54,14 @@ def test_explain_says_what_goes_and_what_stays():
 
 
 def test_compose_indexes_the_first_with_the_second():
-    first = PruningPlan("f", {"a": GroupCut(6, (0, 2, 3, 5))}, (TensorCut("a.weight", 0, 6, (0, 2, 3, 5), "producer"),))
-    second = PruningPlan("g", {"a": GroupCut(4, (1, 3))}, (TensorCut("a.weight", 0, 4, (1, 3), "producer"),))
+    first = PruningPlan(
+        "f",
+        {"a": GroupCut(6, (0, 2, 3, 5))},
+        (TensorCut("a.weight", 0, 6, (0, 2, 3, 5), "producer"),),
+    )
+    second = PruningPlan(
+        "g", {"a": GroupCut(4, (1, 3))}, (TensorCut("a.weight", 0, 4, (1, 3), "producer"),)
+    )
     both = compose(first, second)
     assert both.fingerprint == "f"
     assert both.tensors[0].kept == (2, 5)

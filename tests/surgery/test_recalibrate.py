@@ -7,17 +7,22 @@ import torch
 from torch import nn
 
 from netslim import PlanError
-from netslim.recalibrate import recalibrate
+from netslim.surgery.compensate.batch_norm import recalibrate
 
 
 def batches(count=3):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(8, 3, 4, 4, generator=generator, dtype=torch.float64) * 2 + 1 for _ in range(count)]
+    return [
+        torch.randn(8, 3, 4, 4, generator=generator, dtype=torch.float64) * 2 + 1
+        for _ in range(count)
+    ]
 
 
 def network(**kwargs):
     torch.manual_seed(0)
-    return nn.Sequential(nn.BatchNorm2d(3, **kwargs), nn.Dropout(0.5), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).double()
+    return nn.Sequential(
+        nn.BatchNorm2d(3, **kwargs), nn.Dropout(0.5), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)
+    ).double()
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -31,8 +36,12 @@ def test_statistics_are_the_average_over_the_batches(momentum):
     assert torch.allclose(model[0].running_var, variances)
     assert model[0].num_batches_tracked == 3
     assert model[0].momentum == momentum
-    inner = [model[2](nn.functional.batch_norm(x, None, None, training=True)) for x in data]  # dropout is off
-    assert torch.allclose(model[3].running_mean, torch.stack([y.mean((0, 2, 3)) for y in inner]).mean(0))
+    inner = [
+        model[2](nn.functional.batch_norm(x, None, None, training=True)) for x in data
+    ]  # dropout is off
+    assert torch.allclose(
+        model[3].running_mean, torch.stack([y.mean((0, 2, 3)) for y in inner]).mean(0)
+    )
 
 
 def test_modes_weights_and_gradients_stay():
@@ -41,7 +50,9 @@ def test_modes_weights_and_gradients_stay():
     before = {name: p.clone() for name, p in model.named_parameters()}
     recalibrate(model, batches())
     assert [m.training for m in model] == [False, True, True, True]
-    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+    assert all(
+        torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters()
+    )
 
 
 def test_a_layer_no_batch_reaches_keeps_its_statistics():
@@ -65,7 +76,9 @@ def test_an_error_leaves_everything_as_it_was():
     assert model[1].training
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.optim.swa_utils.AveragedModel(m)])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda m: torch.optim.swa_utils.AveragedModel(m)]
+)
 def test_wrapped_models(wrap):
     wrapped, data = wrap(network()), batches()
     assert recalibrate(wrapped, data) is wrapped
@@ -74,7 +87,10 @@ def test_wrapped_models(wrap):
 
 def test_nothing_to_recalibrate():
     with pytest.raises(PlanError, match="no batch normalisation with running statistics"):
-        recalibrate(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), [torch.zeros(2, 2)])
+        recalibrate(
+            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)),
+            [torch.zeros(2, 2)],
+        )
     with pytest.raises(PlanError, match="gives no batch"):
         recalibrate(network(), [])
 

@@ -1,4 +1,6 @@
-"""Channels that stay stand in for those that go: exactly where they can, and never worse than a constant."""
+"""Channels that stay stand in for those that go: exactly where they can, and never worse than a
+constant.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +13,49 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
-from netslim import Budget, PlanError, fold_constants, load, prune, reconstruct, save, slim, trace, verify
-from netslim.plan import fingerprint
-from netslim.resolve import resolve
+from netslim import (
+    Budget,
+    PlanError,
+    fold_constants,
+    load,
+    prune,
+    reconstruct,
+    save,
+    slim,
+    trace,
+    verify,
+)
+from netslim.graph.modules.walk import fingerprint
 from netslim.selection import options
-from netslim.silence import randomise
-from netslim.surgery import history
-from netslim.training.cutting import carry_out
-from netslim.training.schema import Prune
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.prune import history
+from netslim.training.recipe.schema import Prune
+from netslim.training.stages.prune import carry_out
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TINY = 1e-13  # a ridge that leaves what is exact exact
 
 
 class Grouped(nn.Module):
-    """Depthwise, grouped, transposed and dilated convolutions over time, and a linear layer with BN behind it."""
+    """Depthwise, grouped, transposed and dilated convolutions over time, and a linear layer with BN
+    behind it.
+    """
 
     def __init__(self):
         super().__init__()
         self.a, self.norm = nn.Conv1d(3, 8, 1), nn.BatchNorm1d(8)
         self.deep = nn.Conv1d(8, 8, 3, padding=1, groups=8)
         self.b = nn.Conv1d(8, 6, 3, groups=2, dilation=2, bias=False)
-        self.c, self.up = nn.BatchNorm1d(6), nn.ConvTranspose1d(6, 4, 3, stride=2, padding=1, output_padding=1)
-        self.hidden, self.bn, self.head = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.c, self.up = (
+            nn.BatchNorm1d(6),
+            nn.ConvTranspose1d(6, 4, 3, stride=2, padding=1, output_padding=1),
+        )
+        self.hidden, self.bn, self.head = (
+            nn.Linear(4, 6, bias=False),
+            nn.BatchNorm1d(6),
+            nn.Linear(6, 2),
+        )
 
     def forward(self, x):
         x = self.deep(self.norm(self.a(x.flatten(2))).relu()).relu()
@@ -145,7 +167,9 @@ def test_channels_that_are_multiples_of_others_cost_nothing(sequential):
 
 
 class Straight(nn.Module):
-    """No ReLU, so that any combination and constant is exact, also through grouped and transposed convolutions."""
+    """No ReLU, so that any combination and constant is exact, also through grouped and transposed
+    convolutions.
+    """
 
     def __init__(self, reads):
         super().__init__()
@@ -166,7 +190,9 @@ class Straight(nn.Module):
     ],
 )
 def test_combinations_and_constants_are_exact(reads, kept):
-    """Three inputs make eight channels: three of them give the others, in each group of the convolution."""
+    """Three inputs make eight channels: three of them give the others, in each group of the
+    convolution.
+    """
     model = random(lambda: Straight(reads))
     plan = only(model, "a", kept)
     folding = reconstruct(model, plan, [X], ridge=TINY)
@@ -186,7 +212,9 @@ def test_every_network_comes_nearer_than_with_constants(network, sequential, tmp
     assert verify(folding.model, small, folding.plan, X).deviation < 1e-10
     assert error(folding.model, model) == pytest.approx(error(small, model))
     assert error(small, model) < error(small_of(fold_constants(model, plan, [X])), model) / 1.5
-    assert [row.consumer for row in folding.moved] == [row.consumer for row in fold_constants(model, plan, [X]).moved]
+    assert [row.consumer for row in folding.moved] == [
+        row.consumer for row in fold_constants(model, plan, [X]).moved
+    ]
     assert all(0 < row.explained <= 1 and not row.reason and row.target for row in folding.moved)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert history(small).fingerprint == fingerprint(model)
@@ -206,24 +234,37 @@ def test_in_order_the_errors_do_not_add_up(network):
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2, 1.0, 100.0])
 def test_the_error_where_it_is_read_is_never_larger_than_with_constants(seed, ridge):
     def network():
-        return nn.Sequential(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Conv2d(7, 4, 1, bias=False))
+        return nn.Sequential(
+            nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Conv2d(7, 4, 1, bias=False)
+        )
 
     model = random(network, seed)
     plan = only(model, "0", [0, 3, 5])
     plain = prune(model, plan)
-    constant, linear = small_of(fold_constants(model, plan, [X])), small_of(reconstruct(model, plan, [X], ridge=ridge))
+    constant, linear = (
+        small_of(fold_constants(model, plan, [X])),
+        small_of(reconstruct(model, plan, [X], ridge=ridge)),
+    )
     assert error(linear, model) < error(constant, model)
     assert error(linear, model) < error(plain, model)
 
 
 def test_least_squares_and_a_mean_of_zero_behind_padding():
-    """Against lstsq; the constant leaves no mean deviation although padding takes a part of it at the border."""
-    model = random(lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1, stride=2)))
+    """Against lstsq; the constant leaves no mean deviation although padding takes a part of it at
+    the border.
+    """
+    model = random(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1, stride=2)
+        )
+    )
     small = small_of(reconstruct(model, only(model, "0", [1, 4]), [X[:7], X[7:]], ridge=TINY))
     x = model[1](model[0](X)).detach().movedim(1, -1).flatten(0, 2)
     stays = torch.cat([x[:, [1, 4]], torch.ones(len(x), 1)], 1)
     fit = torch.linalg.lstsq(stays, x[:, [0, 2, 3]]).solution[:2]
-    wanted = model[2].weight[:, [1, 4]] + torch.einsum("orhw,kr->okhw", model[2].weight[:, [0, 2, 3]], fit)
+    wanted = model[2].weight[:, [1, 4]] + torch.einsum(
+        "orhw,kr->okhw", model[2].weight[:, [0, 2, 3]], fit
+    )
     assert torch.allclose(small[2].weight, wanted, atol=1e-9)
     assert (small(X) - model(X)).mean((0, 2, 3)).abs().max() < 1e-12
 
@@ -238,7 +279,9 @@ def test_few_examples_share_the_fit_over_the_places_of_a_map():
 
 
 class Upside(nn.Module):
-    """The third channel is the second one upside down: entries of the map can tell, channels cannot."""
+    """The third channel is the second one upside down: entries of the map can tell, channels
+    cannot.
+    """
 
     def __init__(self):
         super().__init__()
@@ -250,19 +293,28 @@ class Upside(nn.Module):
 
 def upside(count):
     """Inputs whose third channel is the second one upside down."""
-    x = torch.randn(count, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    x = torch.randn(
+        count, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(count)
+    )
     x[:, 2] = x[:, 1].flip(1)
     return x
 
 
-def test_many_examples_fit_each_entry_of_a_map_and_more_entries_than_can_be_take_constants(monkeypatch, caplog):
+def test_many_examples_fit_each_entry_of_a_map_and_more_entries_than_can_be_take_constants(
+    monkeypatch, caplog
+):
     model = random(Upside)
     with torch.no_grad():
         model.a.weight.copy_(torch.eye(3)[:, :, None, None])
         model.a.bias.zero_()
     plan = only(model, "a", [0, 1], upside(2))
-    assert error(small_of(reconstruct(model, plan, [upside(50)], ridge=TINY)), model, upside(9)) < 1e-16
-    assert error(small_of(reconstruct(model, plan, [upside(5)], ridge=TINY)), model, upside(9)) > 1e-2
+    assert (
+        error(small_of(reconstruct(model, plan, [upside(50)], ridge=TINY)), model, upside(9))
+        < 1e-16
+    )
+    assert (
+        error(small_of(reconstruct(model, plan, [upside(5)], ridge=TINY)), model, upside(9)) > 1e-2
+    )
     monkeypatch.setattr(sys.modules["netslim.reconstruct"], "LARGEST", 11)
     shared = reconstruct(model, plan, [upside(50)], ridge=TINY)
     assert shared.moved[0].explained < 0.1
@@ -277,7 +329,11 @@ def test_many_examples_fit_each_entry_of_a_map_and_more_entries_than_can_be_take
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.norm, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1, bias=False)
+        self.a, self.norm, self.b = (
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 2, 1, bias=False),
+        )
 
     def forward(self, x):
         x = self.norm(self.a(x)).relu()
@@ -295,10 +351,13 @@ class Functional(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "reason"), [(Twice, "more than once"), (Functional, "layer has no bias, cannot be given one")]
+    ("network", "reason"),
+    [(Twice, "more than once"), (Functional, "layer has no bias, cannot be given one")],
 )
 @pytest.mark.parametrize("sequential", [False, True])
-def test_where_no_constant_can_go_the_fit_is_through_the_origin(network, reason, sequential, caplog):
+def test_where_no_constant_can_go_the_fit_is_through_the_origin(
+    network, reason, sequential, caplog
+):
     model = random(network)
     twin = torch.tensor([[1.0, 0], [0, 2]], dtype=torch.float64)
     mixed(model.a, model.norm, twin)
@@ -328,7 +387,9 @@ class Beside(Functional):
         return F.conv2d(x, self.weight) + F.conv2d(x, 2 * self.weight)
 
 
-@pytest.mark.parametrize(("network", "reason"), [(Product, "was seen to run"), (Beside, "other operators")])
+@pytest.mark.parametrize(
+    ("network", "reason"), [(Product, "was seen to run"), (Beside, "other operators")]
+)
 def test_what_cannot_be_moved_is_told(network, reason, caplog):
     model = random(network)
     plan = cut_half(model, X)[1]
@@ -362,10 +423,13 @@ def test_slim_and_recipes_take_it():
     model = random(Residual)
     budget = Budget(cut_channels=0.4)
     plain, constant, linear = (
-        slim(model, X, criterion="l2", budget=budget, max_cut=0.5, fold=way) for way in (None, "constant", "linear")
+        slim(model, X, criterion="l2", budget=budget, max_cut=0.5, fold=way)
+        for way in (None, "constant", "linear")
     )
     assert error(linear, model) < error(constant, model) < error(plain, model)
-    with pytest.raises(PlanError, match="fold must be 'constant', 'linear', 'sequential' or None, got 'affine'"):
+    with pytest.raises(
+        PlanError, match="fold must be 'constant', 'linear', 'sequential' or None, got 'affine'"
+    ):
         slim(model, X, budget=budget, fold="affine")
     stage = Prune(
         name="prune",
@@ -376,5 +440,8 @@ def test_slim_and_recipes_take_it():
     )
     done = carry_out(stage, model, X, lambda count: [(X, torch.zeros(len(X)))] * 2)
     assert error(done.network, model) == pytest.approx(error(linear, model))
-    assert "the channels that stay stand in for what removed channels emitted, in inner.0.weight" in done.notes[0]
+    assert (
+        "the channels that stay stand in for what removed channels emitted, in inner.0.weight"
+        in done.notes[0]
+    )
     assert done.check.deviation < 1e-10

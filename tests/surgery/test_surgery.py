@@ -14,9 +14,21 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nets import Chain, DenseBlock, OneForward, Residual, conv, cut_half
-from netslim import Budget, NetslimError, PlanError, PruningPlan, SurgeryError, prune, prune_, score, select, trace
-from netslim.plan import SizePatch, TensorCut, fingerprint
-from netslim.surgery import history
+from netslim import (
+    Budget,
+    NetslimError,
+    PlanError,
+    PruningPlan,
+    SurgeryError,
+    prune,
+    prune_,
+    score,
+    select,
+    trace,
+)
+from netslim.graph.modules.walk import fingerprint
+from netslim.surgery.prune import history
+from netslim.surgery.rows import SizePatch, TensorCut
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -36,7 +48,11 @@ def test_prune_returns_a_smaller_copy_and_leaves_the_original():
     kept = list(plan.groups["first.0"].kept)
     assert torch.equal(small.first[0].weight, model.first[0].weight[kept])
     assert (small.first[0].out_channels, small.second[0].in_channels) == (3, 3)
-    assert (small.first[1].num_features, small.head.in_features, small.head.out_features) == (3, 3 * 16, 4)
+    assert (small.first[1].num_features, small.head.in_features, small.head.out_features) == (
+        3,
+        3 * 16,
+        4,
+    )
     assert small(X).shape == (4, 4)
 
 
@@ -145,17 +161,24 @@ def test_optimizers_go_on_with_their_state(kind):
     names = {p: n for n, p in model.named_parameters()}
     convolutions = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = OPTIMIZERS[kind]([{"params": convolutions, "weight_decay": 0.1}, {"params": others, "lr": 0.001}])
+    optimizer = OPTIMIZERS[kind](
+        [{"params": convolutions, "weight_decay": 0.1}, {"params": others, "lr": 0.001}]
+    )
     model(X).square().mean().backward()
     optimizer.step()
     before = {names[p]: copy.deepcopy(dict(state)) for p, state in optimizer.state.items()}
     plan = plan_for(model)
     prune_(model, plan, optimizer=optimizer)
     for name, state in before.items():
-        wanted = {k: sliced(v, name, plan) if torch.is_tensor(v) and v.numel() > 1 else v for k, v in state.items()}
+        wanted = {
+            k: sliced(v, name, plan) if torch.is_tensor(v) and v.numel() > 1 else v
+            for k, v in state.items()
+        }
         for key, value in optimizer.state[model.get_parameter(name)].items():
             assert torch.is_tensor(value) == torch.is_tensor(wanted[key])
-            assert torch.equal(value, wanted[key]) if torch.is_tensor(value) else value == wanted[key]
+            assert (
+                torch.equal(value, wanted[key]) if torch.is_tensor(value) else value == wanted[key]
+            )
     optimizer.zero_grad()
     model(X).square().mean().backward()
     optimizer.step()
@@ -204,11 +227,15 @@ def refused_optimizers(model):
     factored.state[model.outer.weight]["row"] = torch.zeros(6, 5)
     stranger = torch.optim.Adam(Residual().parameters())
     return {
-        "LBFGS keeps its history in one vector over all parameters; make a new optimizer after prune_": lbfgs,
+        "LBFGS keeps its history in one vector over all parameters; make a new optimizer after "
+        "prune_": lbfgs,
         "SGD keeps 'past', a list of tensors, for 'stem.0.weight'": listed,
         r"SGD keeps 'row' of shape \(6, 5\) for 'outer.weight' of shape": factored,
-        "this Adam holds none of the model's parameters: pass the optimizer that trains this very model": stranger,
-        "optimizer takes torch.optim.Optimizer objects, not a GradScaler": torch.amp.GradScaler("cpu", enabled=False),
+        "this Adam holds none of the model's parameters: pass the optimizer that trains this "
+        "very model": stranger,
+        "optimizer takes torch.optim.Optimizer objects, not a GradScaler": torch.amp.GradScaler(
+            "cpu", enabled=False
+        ),
         "optimizer takes torch.optim.Optimizer objects, not a str": [listed, "adam"],
     }
 
@@ -227,7 +254,9 @@ def test_optimizers_that_cannot_follow_are_refused_and_nothing_changes():
         prune_(model, plan, optimizer=[good, next(iter(cases.values()))])
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert model.stem[0].out_channels == 6
-    assert all(value is good.state[p][key] for p, state in momentum.items() for key, value in state.items())
+    assert all(
+        value is good.state[p][key] for p, state in momentum.items() for key, value in state.items()
+    )
 
 
 def test_sharded_optimizer_state_is_refused(tmp_path):
@@ -236,11 +265,15 @@ def test_sharded_optimizer_state_is_refused(tmp_path):
         pytest.skip("this PyTorch has no gloo")
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1
+    )
     try:
         model = Residual()
         optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.1)
-        with pytest.raises(SurgeryError, match=r"ZeroRedundancyOptimizer shards its state.*make a new optimizer"):
+        with pytest.raises(
+            SurgeryError, match=r"ZeroRedundancyOptimizer shards its state.*make a new optimizer"
+        ):
             prune_(model, plan_for(model), optimizer=optimizer)
     finally:
         distributed.destroy_process_group()
@@ -280,16 +313,22 @@ def test_an_optimizer_within_an_optimizer_is_cut_too():
     assert all(outer.base.state[p]["momentum_buffer"].shape == p.shape for p in model.parameters())
 
 
-# --- companions ---------------------------------------------------------------------------------------------------
+# --- companions -----------------------------------------------------------------------------------
 
 
 def averaged(model):
-    """What trains beside a model, by kind, each with values of its own, and how to look at its network."""
+    """What trains beside a model, by kind, each with values of its own, and how to look at its
+    network.
+    """
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     swa = AveragedModel(model, use_buffers=True)
     twin = copy.deepcopy(model).double()
     timm_utils = pytest.importorskip("timm.utils")
-    v1, v2, v3 = timm_utils.ModelEma(model), timm_utils.ModelEmaV2(model), timm_utils.ModelEmaV3(model)
+    v1, v2, v3 = (
+        timm_utils.ModelEma(model),
+        timm_utils.ModelEmaV2(model),
+        timm_utils.ModelEmaV3(model),
+    )
     return {
         "ema": (ema, ema.module),
         "swa": (swa, swa.module),
@@ -336,7 +375,9 @@ def test_shadow_tensors_are_cut_under_their_names():
     model = Tied()
     plan = plan_for(model)
     state = {n: t.clone() + 1 for n, t in model.state_dict().items()}
-    partial = {n: p.detach() + 2 for n, p in model.named_parameters() if n != "head.bias"} | {"updates": 7}
+    partial = {n: p.detach() + 2 for n, p in model.named_parameters() if n != "head.bias"} | {
+        "updates": 7
+    }
     prune_(model, plan, companions=(state, partial))
     for name, tensor in model.state_dict().items():
         assert state[name].shape == tensor.shape
@@ -372,13 +413,20 @@ def test_companions_of_another_architecture_are_refused_by_name_and_nothing_chan
     del other.head
     prefixed, wrong = AveragedModel(model).state_dict(), torch.ones(1, 6)
     cases = {
-        r"companion 2 \(Residual\) has another architecture than the model: it lacks 'head.weight', it lacks "
+        r"companion 2 \(Residual\) has another architecture than the model: it lacks "
+        r"'head.weight', it lacks "
         r"'head.bias', it has 'extra.weight', it has 'extra.bias' and 2 more": other,
         r"companion 2 \(AveragedModel\) has another architecture": AveragedModel(Chain()),
-        r"companion 2 \(OrderedDict\) does not hold .* it has 'module.stem.0.weight'.* strip a prefix": prefixed,
-        r"companion 2 \(dict\) .* 'head.weight' has shape \(1, 6\) instead of \(4, 6\)": {"head.weight": wrong},
-        r"companion 2 \(dict\) does not hold tensors of the model under their names: it is empty": {},
-        r"companion 2 \(list\) is no companion: pass a copy": [p.clone() for p in model.parameters()],
+        r"companion 2 \(OrderedDict\) does not hold .* it has 'module.stem.0.weight'.* strip a "
+        r"prefix": prefixed,
+        r"companion 2 \(dict\) .* 'head.weight' has shape \(1, 6\) instead of \(4, 6\)": {
+            "head.weight": wrong
+        },
+        r"companion 2 \(dict\) does not hold tensors of the model under their names: it is "
+        r"empty": {},
+        r"companion 2 \(list\) is no companion: pass a copy": [
+            p.clone() for p in model.parameters()
+        ],
         r"companion 2 \(SGD\) is no companion": optimizer,
         r"companion 2 \(\w+\): the model is a RecursiveScriptModule": scripted(model),
     }
@@ -419,7 +467,9 @@ def test_a_change_that_fails_half_way_is_taken_back():
     plan = PruningPlan(plan.fingerprint, plan.groups, plan.tensors, sizes)
     before = [copy.deepcopy(m.state_dict()) for m in (model, twin)]
     gradients = [p.grad for p in model.parameters()]
-    with pytest.raises(SurgeryError, match=r"Stubborn.width cannot be set to 3 \(ValueError: no 3\)"):
+    with pytest.raises(
+        SurgeryError, match=r"Stubborn.width cannot be set to 3 \(ValueError: no 3\)"
+    ):
         prune_(model, plan, optimizer, companions=twin)
     for one, state in zip((model, twin), before, strict=True):
         assert all(torch.equal(t, state[n]) for n, t in one.state_dict().items())
@@ -450,15 +500,19 @@ def test_tensors_that_share_memory_go_on_to_share_it():
         assert model.b.weight.abs().sum() == 0
     apart = Twins()
     uneven = PruningPlan(fingerprint(apart), {}, (TensorCut("a.weight", 0, 6, (0, 1), "producer"),))
-    with pytest.raises(SurgeryError, match=r"'a.weight' and 'b.weight' share their memory.*make them one parameter"):
+    with pytest.raises(
+        SurgeryError, match=r"'a.weight' and 'b.weight' share their memory.*make them one parameter"
+    ):
         prune(apart, uneven)
 
 
-# --- weights that are computed before each call ---------------------------------------------------------------------
+# --- weights that are computed before each call ---------------------------------------------------
 
 
 def masked(layer):
-    return importlib.import_module("torch.nn.utils.prune").random_unstructured(layer, "weight", amount=0.3)
+    return importlib.import_module("torch.nn.utils.prune").random_unstructured(
+        layer, "weight", amount=0.3
+    )
 
 
 COMPUTED = {
@@ -477,7 +531,9 @@ def test_weights_computed_from_others_are_cut_with_them(kind):
     model(X)  # leaves a weight with a history behind
     state = {n: t.clone() for n, t in model.state_dict().items()}
     kept = (0, 1, 4)
-    columns = tuple(9 * channel + k for channel in kept for k in range(9))  # the singular vector of spectral norm
+    columns = tuple(
+        9 * channel + k for channel in kept for k in range(9)
+    )  # the singular vector of spectral norm
     cuts = [TensorCut(n, 0, 6, kept, "producer") for n in ("0.weight", "0.bias")]
     cuts += [TensorCut(n, 1, 6, kept, "consumer") for n, t in state.items() if t.shape[1:2] == (6,)]
     cuts += [TensorCut(n, 0, 54, columns, "channel") for n, t in state.items() if t.shape == (54,)]
@@ -485,14 +541,18 @@ def test_weights_computed_from_others_are_cut_with_them(kind):
     small = prune(model, plan)
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
     assert all(torch.equal(t, sliced(state[n], n, plan)) for n, t in small.state_dict().items())
-    assert (small[2].in_channels, small[2].out_channels, small[2].weight.shape[:2]) == (3, 4, (4, 3))
+    assert (small[2].in_channels, small[2].out_channels, small[2].weight.shape[:2]) == (
+        3,
+        4,
+        (4, 3),
+    )
     assert small(X).shape == model(X).shape
     prune_(model, plan)
     assert (model[2].in_channels, model[2].weight.shape[:2]) == (3, (4, 3))
     assert model(X).shape == small(X).shape
 
 
-# --- sizes that Python remembers --------------------------------------------------------------------------------------
+# --- sizes that Python remembers ------------------------------------------------------------------
 
 Split = namedtuple("Split", "left right")
 
@@ -518,7 +578,12 @@ def patches(*rows):
 def test_patches_reach_into_containers_which_are_never_shared():
     shared = [2, 4]
     model, before = Sizes(shared), copy.deepcopy(sizes(Sizes(shared)))
-    rows = [("inner", "splits[0]", 2, 1), ("inner", "splits[1]", 4, 3), ("", "width", 6, 4), ("", "pair[0]", 6, 5)]
+    rows = [
+        ("inner", "splits[0]", 2, 1),
+        ("inner", "splits[1]", 4, 3),
+        ("", "width", 6, 4),
+        ("", "pair[0]", 6, 5),
+    ]
     rows += [
         ("", "pair[1][1]", 4, 2),
         ("", "split[1]", 4, 3),
@@ -528,7 +593,14 @@ def test_patches_reach_into_containers_which_are_never_shared():
     rows += [("", "shape[0]", 6, 4)]
     plan = PruningPlan(fingerprint(model), {}, (), patches(*rows))
     assert PruningPlan.from_json(plan.to_json()) == plan
-    expected = ([1, 3], 4, (5, [2, 2]), Split(2, 3), OrderedDict(stem=(5, 7), other={3: 8}), torch.Size([4, 4]))
+    expected = (
+        [1, 3],
+        4,
+        (5, [2, 2]),
+        Split(2, 3),
+        OrderedDict(stem=(5, 7), other={3: 8}),
+        torch.Size([4, 4]),
+    )
     small = prune(model, plan)
     assert sizes(small) == expected
     assert sizes(model) == before
@@ -547,7 +619,12 @@ BAD_PATCHES = {
     r"\.gone is not there, the plan sets it to 3; the model has changed": ("", "gone", 5, 3),
     r"the plan names the module 'outer', which": ("outer", "width", 5, 3),
     r"the plan patches 'a.b', which is no attribute": ("", "a.b", 5, 3),
-    r"fixed is a property that cannot be set, and has to become 3: give it a setter": ("", "fixed", 6, 3),
+    r"fixed is a property that cannot be set, and has to become 3: give it a setter": (
+        "",
+        "fixed",
+        6,
+        3,
+    ),
 }
 
 
@@ -560,7 +637,9 @@ def test_patches_that_do_not_fit_are_refused_before_anything_changes(message):
 
     model = Fixed([2, 4])
     before = copy.deepcopy(sizes(model))
-    plan = PruningPlan(fingerprint(model), {}, (), patches(("", "pair[0]", 6, 4), BAD_PATCHES[message]))
+    plan = PruningPlan(
+        fingerprint(model), {}, (), patches(("", "pair[0]", 6, 4), BAD_PATCHES[message])
+    )
     for verb in (prune, prune_):
         with pytest.raises(SurgeryError, match=message):
             verb(model, plan)
@@ -571,7 +650,8 @@ def cut_axes(model, sizes, rows=()):
     """The model and its copy, cut to the first entries of the named axes."""
     tensors = model.state_dict()
     cuts = tuple(
-        TensorCut(n, axis, tensors[n].shape[axis], tuple(range(size)), "producer") for (n, axis), size in sizes.items()
+        TensorCut(n, axis, tensors[n].shape[axis], tuple(range(size)), "producer")
+        for (n, axis), size in sizes.items()
     )
     plan = PruningPlan(fingerprint(model), {}, cuts, patches(*rows))
     small = prune(model, plan)
@@ -611,7 +691,9 @@ def test_modules_that_repeat_their_shapes_say_the_new_ones(kind):
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 def test_recurrent_layers_shrink_and_run(kind, monkeypatch):
     flattened, flatten = [], nn.RNNBase.flatten_parameters
-    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda self: flattened.append(self) or flatten(self))
+    monkeypatch.setattr(
+        nn.RNNBase, "flatten_parameters", lambda self: flattened.append(self) or flatten(self)
+    )
     gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind.__name__]
     model = kind(5, 4, num_layers=2, bidirectional=True, batch_first=True)
     cuts = {("weight_ih_l0", 1): 2, ("weight_ih_l0_reverse", 1): 2}
@@ -623,7 +705,9 @@ def test_recurrent_layers_shrink_and_run(kind, monkeypatch):
         assert any(layer is one for layer in flattened)
     assert torch.equal(small(x)[0], same(x)[0])
     alone = kind(5, 4)
-    cuts = {(f"{name}_{part}_l0", 0): 3 * gates for name in ("weight", "bias") for part in ("ih", "hh")}
+    cuts = {
+        (f"{name}_{part}_l0", 0): 3 * gates for name in ("weight", "bias") for part in ("ih", "hh")
+    }
     for one in cut_axes(alone, cuts | {("weight_hh_l0", 1): 3}, [("", "hidden_size", 4, 3)]):
         assert (one.input_size, one.hidden_size) == (5, 3)
         assert one(torch.randn(2, 2, 5))[0].shape == (2, 2, 3)

@@ -8,8 +8,8 @@ from torch import nn
 
 from nets import Chain, Residual, cut_half
 from netslim import Budget, VerificationError, prune, slim, trace, verify
-from netslim.plan import TensorCut
-from netslim.verify import randomise, silenced
+from netslim.surgery.proof.silencing import randomise, silenced
+from netslim.surgery.rows import TensorCut
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -46,7 +46,9 @@ def test_a_wrong_index_in_the_plan_is_caught():
     for t in plan.tensors:
         if t.tensor == "inner.0.weight" and t.axis == 1:
             gone = t.removed[0]
-            wrong.append(TensorCut(t.tensor, t.axis, t.size, tuple(sorted([*t.kept[1:], gone])), t.role))
+            wrong.append(
+                TensorCut(t.tensor, t.axis, t.size, tuple(sorted([*t.kept[1:], gone])), t.role)
+            )
         else:
             wrong.append(t)
     bad = type(plan)(plan.fingerprint, plan.groups, tuple(wrong))
@@ -143,7 +145,14 @@ def test_a_group_that_does_not_verify_is_left_alone_and_named(caplog):
     assert small.b.out_channels == 5
     assert "left alone, because the cut did not verify: a" in caplog.text
     with pytest.raises(VerificationError, match="eight channels expected"):
-        slim(Sneaky(), X, criterion="l1", budget=Budget(cut_channels=0.3), strict=True, allocation="uniform")
+        slim(
+            Sneaky(),
+            X,
+            criterion="l1",
+            budget=Budget(cut_channels=0.3),
+            strict=True,
+            allocation="uniform",
+        )
 
 
 def test_inexact_cuts_have_no_deviation():

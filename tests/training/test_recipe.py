@@ -8,10 +8,15 @@ import pytest
 import yaml
 
 from netslim.errors import RecipeError
-from netslim.training import Recipe, load_recipe, parse_recipe, recipe_text, shipped
-from netslim.training.recipe import read_yaml
-from netslim.training.schedule import factor
-from netslim.training.schema import Baseline, Prune, ScheduleOptions, Train
+from netslim.training.recipe.reading import (
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    recipe_text,
+    shipped,
+)
+from netslim.training.recipe.schedule import factor
+from netslim.training.recipe.schema import Baseline, Prune, Recipe, ScheduleOptions, Train
 
 SMALL = """
 name: small
@@ -158,12 +163,21 @@ stages:
 REFUSED = [
     ({"data.nme": "x"}, r"data\.nme: there is no such option \(did you mean 'name'"),
     ({"sed": "1"}, r"sed: there is no such option \(did you mean 'seed'"),
-    ({"stages.spars.epochs": "1"}, r"--stages\.spars: the recipe has no stage 'spars' \(did you mean 'sparse'\?\)"),
+    (
+        {"stages.spars.epochs": "1"},
+        r"--stages\.spars: the recipe has no stage 'spars' \(did you mean 'sparse'\?\)",
+    ),
     ({"stages.9.epochs": "1"}, r"no stage '9'"),
-    ({"stages.sparse.epoch": "1"}, r"stages\.sparse\.epoch: there is no such option \(did you mean 'epochs'\?\)"),
+    (
+        {"stages.sparse.epoch": "1"},
+        r"stages\.sparse\.epoch: there is no such option \(did you mean 'epochs'\?\)",
+    ),
     ({"stages.sparse.sparsity.strenght": "1"}, r"did you mean 'strength'"),
     ({"stages.sparse": "1"}, r"--stages\.sparse: name the option of the stage too"),
-    ({"stages.sparse.epochs": "many"}, r"stages\.sparse\.epochs: expected a whole number, got 'many'"),
+    (
+        {"stages.sparse.epochs": "many"},
+        r"stages\.sparse\.epochs: expected a whole number, got 'many'",
+    ),
     ({"stages.sparse.epochs": "1.5"}, r"expected a whole number, got 1\.5"),
     ({"stages.sparse.optimizer.lr": "fast"}, r"expected a number, got 'fast'"),
     ({"stages.sparse.optimizer.lr": ".nan"}, r"expected a finite number"),
@@ -177,23 +191,56 @@ REFUSED = [
         {"stages.prune.budget.cut_channels": "1"},
         r"budget\.cut_channels must be a number .* below 1, got 1\.0",
     ),
-    ({"stages.prune.budget.cut_channels": "1.2"}, r"cut_channels must be a number at least 0 and below 1"),
-    ({"stages.prune.budget.cut_channels": "-0.1"}, r"cut_channels must be a number at least 0 .*, got -0\.1"),
-    ({"stages.prune.budget.max_macs": "0"}, r"stages\.prune\.budget\.max_macs must be a whole number above 0, got 0"),
+    (
+        {"stages.prune.budget.cut_channels": "1.2"},
+        r"cut_channels must be a number at least 0 and below 1",
+    ),
+    (
+        {"stages.prune.budget.cut_channels": "-0.1"},
+        r"cut_channels must be a number at least 0 .*, got -0\.1",
+    ),
+    (
+        {"stages.prune.budget.max_macs": "0"},
+        r"stages\.prune\.budget\.max_macs must be a whole number above 0, got 0",
+    ),
     ({"stages.prune.budget.cut_channels": "null"}, r"budget: say how much to cut"),
-    ({"stages.prune.max_cut": "1"}, r"stages\.prune\.max_cut must be a number at least 0 and below 1, got 1\.0"),
+    (
+        {"stages.prune.max_cut": "1"},
+        r"stages\.prune\.max_cut must be a number at least 0 and below 1, got 1\.0",
+    ),
     ({"stages.prune.max_cut.a": "1.5"}, r"stages\.prune\.max_cut of 'a': give the share"),
-    ({"stages.prune.min_channels": "0"}, r"stages\.prune\.min_channels must be a whole number at least 1, got 0"),
-    ({"stages.prune.min_chanels": "2"}, r"min_chanels: there is no such option \(did you mean 'min_channels'"),
+    (
+        {"stages.prune.min_channels": "0"},
+        r"stages\.prune\.min_channels must be a whole number at least 1, got 0",
+    ),
+    (
+        {"stages.prune.min_chanels": "2"},
+        r"min_chanels: there is no such option \(did you mean 'min_channels'",
+    ),
     ({"stages.prune.protect": "a"}, r"protect: expected a list"),
-    ({"stages.prune.recalibrate": "-1"}, r"stages\.prune\.recalibrate must be a whole number at least 0, got -1"),
-    ({"stages.prune.allocation": "isomorfic"}, r"no allocation 'isomorfic' \(did you mean 'isomorphic'\?\)"),
-    ({"stages.prune.criterion": "bn_scales"}, r"no criterion 'bn_scales' \(did you mean 'bn_scale'"),
+    (
+        {"stages.prune.recalibrate": "-1"},
+        r"stages\.prune\.recalibrate must be a whole number at least 0, got -1",
+    ),
+    (
+        {"stages.prune.allocation": "isomorfic"},
+        r"no allocation 'isomorfic' \(did you mean 'isomorphic'\?\)",
+    ),
+    (
+        {"stages.prune.criterion": "bn_scales"},
+        r"no criterion 'bn_scales' \(did you mean 'bn_scale'",
+    ),
     ({"stages.prune.criterion": "5"}, r"criterion: expected a text, got 5"),
-    ({"stages.prune.per_group.a": "1.5"}, r"per_group\.a: is 1\.5, must be a number of channels \(3\) or a share"),
+    (
+        {"stages.prune.per_group.a": "1.5"},
+        r"per_group\.a: is 1\.5, must be a number of channels \(3\) or a share",
+    ),
     ({"stages.sparse.epochs": "0"}, r"epochs: is 0, must be 1 or more"),
     ({"stages.sparse.optimizer.lr": "0"}, r"lr: is 0\.0, must be above 0"),
-    ({"stages.sparse.optimizer.momentum": "0"}, r"nesterov: is True, must be false when the momentum is 0"),
+    (
+        {"stages.sparse.optimizer.momentum": "0"},
+        r"nesterov: is True, must be false when the momentum is 0",
+    ),
     ({"stages.sparse.sparsity.strength": "-1"}, r"strength: is -1\.0, must be 0 or more"),
     ({"stages.sparse.sparsity.gamma_init": "0"}, r"gamma_init: is 0\.0, must be above 0"),
     ({"stages.sparse.keep": "best", "data.validation": "0"}, r"'best' needs validation images"),
@@ -202,7 +249,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(item[0]) for item in REFUSED])
+@pytest.mark.parametrize(
+    ("overrides", "message"), REFUSED, ids=[" ".join(item[0]) for item in REFUSED]
+)
 def test_a_wrong_override_is_refused(recipe_file, overrides, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file, overrides)
@@ -210,14 +259,29 @@ def test_a_wrong_override_is_refused(recipe_file, overrides, message):
 
 BROKEN = [
     ({"stages": []}, "needs a list of stages"),
-    ({"stages": [{"kind": "trian", "epochs": 1}]}, r"stages\.0: no stage is of kind 'trian' \(did you mean 'train'"),
+    (
+        {"stages": [{"kind": "trian", "epochs": 1}]},
+        r"stages\.0: no stage is of kind 'trian' \(did you mean 'train'",
+    ),
     ({"stages": ["train"]}, r"stages\.0: a stage is a mapping"),
-    ({"stages": [{"kind": "train", "epochs": 1}]}, "the last stage, and no other, must be of kind measure"),
+    (
+        {"stages": [{"kind": "train", "epochs": 1}]},
+        "the last stage, and no other, must be of kind measure",
+    ),
     ({"stages": [{"kind": "measure"}, {"kind": "measure", "name": "again"}]}, "and no other"),
-    ({"stages": [{"kind": "train", "epochs": 1}] * 2 + [{"kind": "measure"}]}, "two stages are called 'train'"),
-    ({"stages": [{"kind": "train"}, {"kind": "measure"}]}, r"stages\.train\.epochs: this option is missing"),
+    (
+        {"stages": [{"kind": "train", "epochs": 1}] * 2 + [{"kind": "measure"}]},
+        "two stages are called 'train'",
+    ),
+    (
+        {"stages": [{"kind": "train"}, {"kind": "measure"}]},
+        r"stages\.train\.epochs: this option is missing",
+    ),
     ({"stages": [{"repeat": {"times": 0, "stages": []}}]}, r"stages\.0\.repeat: needs 'times'"),
-    ({"stages": [{"kind": "baseline"}, {"kind": "measure"}]}, r"stages\.baseline\.like: no training stage"),
+    (
+        {"stages": [{"kind": "baseline"}, {"kind": "measure"}]},
+        r"stages\.baseline\.like: no training stage",
+    ),
     ({"name": "../up"}, "name: is '../up'"),
     ({"name": None}, "name: this option is missing"),
     ({"data": None}, "data: this option is missing"),
@@ -238,12 +302,17 @@ def test_a_baseline_may_only_imitate_what_trains():
         {"kind": "baseline", "like": "spars"},
         {"kind": "measure"},
     ]
-    with pytest.raises(RecipeError, match=r"no training stage is called 'spars' \(did you mean 'sparse'\?\)"):
+    with pytest.raises(
+        RecipeError, match=r"no training stage is called 'spars' \(did you mean 'sparse'\?\)"
+    ):
         parse_recipe(small(stages=stages))
 
 
 def test_an_unknown_recipe_offers_the_nearest():
-    with pytest.raises(RecipeError, match=r"recipe is called 'digit' \(did you mean 'digits' or 'digits-gradual'\?\)"):
+    with pytest.raises(
+        RecipeError,
+        match=r"recipe is called 'digit' \(did you mean 'digits' or 'digits-gradual'\?\)",
+    ):
         load_recipe("digit")
 
 
@@ -287,18 +356,26 @@ def rates(steps, **options):
 
 def test_constant_and_warmup():
     assert rates([0, 39], name="constant") == [1, 1]
-    assert rates([0, 1, 2, 3, 4, 5], name="constant", warmup=1.0) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert rates([0, 1, 2, 3, 4, 5], name="constant", warmup=1.0) == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1]
+    )
 
 
 def test_multistep_takes_shares_and_epochs():
-    assert rates([19, 20, 29, 30], name="multistep", milestones=[0.5, 0.75]) == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert rates([19, 20, 29, 30], name="multistep", milestones=[0.5, 0.75]) == pytest.approx(
+        [1, 0.1, 0.1, 0.01]
+    )
     assert rates([7, 8], name="multistep", milestones=[2.0], factor=0.5) == [1, 0.5]
 
 
 def test_a_share_that_is_not_a_whole_epoch_still_acts():
-    assert [factor(ScheduleOptions(name="multistep", milestones=[0.5]), step, 5, 4) for step in (9, 10)] == [1, 0.1]
+    assert [
+        factor(ScheduleOptions(name="multistep", milestones=[0.5]), step, 5, 4) for step in (9, 10)
+    ] == [1, 0.1]
 
 
 def test_cosine_and_onecycle_end_points():
     assert rates([0, 20], name="cosine") == pytest.approx([1, 0.5])
-    assert rates([0, 10, 25], name="onecycle", rise=0.25, start=0.1) == pytest.approx([0.1, 1.0, 0.5])
+    assert rates([0, 10, 25], name="onecycle", rise=0.25, start=0.1) == pytest.approx(
+        [0.1, 1.0, 0.5]
+    )

@@ -16,22 +16,56 @@ from PIL import Image
 
 import netslim
 from netslim import models
-from netslim.sparsity.centripetal import CentripetalSGD
-from netslim.sparsity.soft_filter import SoftFilterPruning
-from netslim.training import Recipe, load_recipe, parse_recipe, run, shipped
-from netslim.training.schema import CentripetalOptions, Prune, SoftFilterOptions, Train
+from netslim.methods.centripetal import CentripetalSGD
+from netslim.methods.soft_filter import SoftFilterPruning
+from netslim.training import run
+from netslim.training.recipe.reading import load_recipe, parse_recipe, shipped
+from netslim.training.recipe.schema import (
+    CentripetalOptions,
+    Prune,
+    Recipe,
+    SoftFilterOptions,
+    Train,
+)
 
 SLIMMING = [
-    *("vgg19-cifar10", "vgg19-cifar100", "vgg19-svhn", "vgg19-cifar10-multipass", "vgg19-cifar100-multipass"),
-    *("preresnet164-cifar10-40", "preresnet164-cifar10-60", "preresnet164-cifar100-40", "preresnet164-cifar100-60"),
+    *(
+        "vgg19-cifar10",
+        "vgg19-cifar100",
+        "vgg19-svhn",
+        "vgg19-cifar10-multipass",
+        "vgg19-cifar100-multipass",
+    ),
+    *(
+        "preresnet164-cifar10-40",
+        "preresnet164-cifar10-60",
+        "preresnet164-cifar100-40",
+        "preresnet164-cifar100-60",
+    ),
     *("preresnet164-cifar100-40-mask", "preresnet164-cifar100-60-mask", "preresnet164-svhn-40"),
-    *("densenet40-cifar10-40", "densenet40-cifar10-60", "densenet40-cifar10-70", "densenet40-cifar100-40"),
-    *("densenet40-cifar100-60", "densenet40-svhn-40", "densenet40-svhn-60", "mnist-mlp", "vgg-a-imagenet"),
+    *(
+        "densenet40-cifar10-40",
+        "densenet40-cifar10-60",
+        "densenet40-cifar10-70",
+        "densenet40-cifar100-40",
+    ),
+    *(
+        "densenet40-cifar100-60",
+        "densenet40-svhn-40",
+        "densenet40-svhn-60",
+        "mnist-mlp",
+        "vgg-a-imagenet",
+    ),
 ]
 FILTERS = [
     *("vgg16-l1-a", "resnet56-l1-a", "resnet56-l1-b", "resnet110-l1-a", "resnet110-l1-b"),
     *("resnet34-l1-a", "resnet34-l1-b", "resnet34-l1-c", "vgg16-bn-hard", "vgg16-bn-soft"),
-    *("resnet32-hard-avoid", "resnet32-hard-include", "resnet32-soft-avoid", "resnet32-soft-include"),
+    *(
+        "resnet32-hard-avoid",
+        "resnet32-hard-include",
+        "resnet32-soft-avoid",
+        "resnet32-soft-include",
+    ),
     *("resnet20-sfp", "resnet32-sfp", "resnet56-sfp", "resnet56-sfp-pretrained", "resnet110-sfp"),
     *("resnet18-sfp", "resnet34-sfp", "resnet50-sfp", "resnet50-sfp-pretrained", "resnet101-sfp"),
 ]
@@ -47,7 +81,13 @@ CLASSES = {"CIFAR100": 100, "imagenet": 1000}
 
 def test_every_published_row_is_shipped_with_its_twin():
     assert shipped() == sorted(
-        [*ROWS, *(f"{name}-small" for name in ROWS), "digits", "digits-gradual", "vgg16-cifar10-small"]
+        [
+            *ROWS,
+            *(f"{name}-small" for name in ROWS),
+            "digits",
+            "digits-gradual",
+            "vgg16-cifar10-small",
+        ]
     )
 
 
@@ -58,7 +98,15 @@ def test_a_row_says_where_its_figures_come_from(name):
     assert recipe.notes
     assert recipe.published or name == "resnet101-sfp"
     for row in recipe.published:
-        assert set(row) <= {"label", "error", "top5_error", "params", "params_cut", "macs", "macs_cut"}
+        assert set(row) <= {
+            "label",
+            "error",
+            "top5_error",
+            "params",
+            "params_cut",
+            "macs",
+            "macs_cut",
+        }
         assert "(" in str(row["label"])
     first, *others = [row["params"] for row in recipe.published if "params" in row] or [0]
     assert all(params <= first * 1.05 for params in others)
@@ -66,7 +114,11 @@ def test_a_row_says_where_its_figures_come_from(name):
 
 def test_the_rows_of_a_network_and_data_set_name_the_same_base():
     bases: dict[tuple[str, str], set[float]] = {}
-    for name in (name for name in SLIMMING if name.count("-") > 1 and "mask" not in name and name[-2:] != "ss"):
+    for name in (
+        name
+        for name in SLIMMING
+        if name.count("-") > 1 and "mask" not in name and name[-2:] != "ss"
+    ):
         row = recipe_of(name).published[0]
         if "Table 1" in row["label"]:
             bases.setdefault((name.split("-")[0], name.split("-")[1]), set()).add(row["error"])
@@ -81,15 +133,23 @@ def test_the_rows_of_a_network_and_data_set_name_the_same_base():
 def model_of(name: str) -> tuple[str, tuple[tuple[str, Any], ...], int, tuple[int, ...]]:
     """What a row's network is built from: name, options, classes, and the shape of its images."""
     recipe = recipe_of(name)
-    options = {key: value for key, value in recipe.model.kwargs.items() if key not in ("add_selection", "weights")}
-    outputs = next((count for data, count in CLASSES.items() if recipe.data.name.endswith(data)), 10)
+    options = {
+        key: value
+        for key, value in recipe.model.kwargs.items()
+        if key not in ("add_selection", "weights")
+    }
+    outputs = next(
+        (count for data, count in CLASSES.items() if recipe.data.name.endswith(data)), 10
+    )
     size = recipe.data.image_size or 32
     shape = (1, 1, 28, 28) if recipe.model.name == "zoo:mlp" else (1, 3, size, size)
     return recipe.model.name, tuple(options.items()), outputs, shape
 
 
 @cache
-def counted(name: str, options: tuple[tuple[str, Any], ...], outputs: int, shape: tuple[int, ...]) -> Any:
+def counted(
+    name: str, options: tuple[tuple[str, Any], ...], outputs: int, shape: tuple[int, ...]
+) -> Any:
     with torch.device("meta"):
         model = models.build(name, num_classes=outputs, **dict(options))
         return netslim.cost(model.eval(), torch.empty(shape))
@@ -97,7 +157,9 @@ def counted(name: str, options: tuple[tuple[str, Any], ...], outputs: int, shape
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_network_has_the_published_size(name):
-    """Within 1.2 %: some papers leave projections out, others count normalisations or selections as well."""
+    """Within 1.2 %: some papers leave projections out, others count normalisations or selections as
+    well.
+    """
     cost = counted(*model_of(name))
     base = recipe_of(name).published[:1]
     for row in base:
@@ -107,7 +169,9 @@ def test_a_network_has_the_published_size(name):
 
 
 @cache
-def traced(name: str, options: tuple[tuple[str, Any], ...], outputs: int, shape: tuple[int, ...]) -> Any:
+def traced(
+    name: str, options: tuple[tuple[str, Any], ...], outputs: int, shape: tuple[int, ...]
+) -> Any:
     model = models.build(name, num_classes=outputs, **dict(options))
     return model, netslim.trace(model, torch.zeros(shape))
 
@@ -117,19 +181,27 @@ def deciding(recipe: Recipe) -> Prune | SoftFilterOptions | CentripetalOptions |
     for stage in reversed(recipe.stages):
         if isinstance(stage, Prune) and stage.per_group:
             return stage
-        if isinstance(stage, Train) and isinstance(stage.sparsity, SoftFilterOptions | CentripetalOptions):
+        if isinstance(stage, Train) and isinstance(
+            stage.sparsity, SoftFilterOptions | CentripetalOptions
+        ):
             return stage.sparsity
     return None
 
 
-def removed(options: Prune | SoftFilterOptions | CentripetalOptions, model: Any, graph: Any) -> dict[int, np.ndarray]:
+def removed(
+    options: Prune | SoftFilterOptions | CentripetalOptions, model: Any, graph: Any
+) -> dict[int, np.ndarray]:
     """Masks with as many channels gone as the options say; which ones does not matter here."""
     if isinstance(options, Prune):
         scores = netslim.score(graph, model, "random")
-        plan = netslim.select(graph, scores, per_group=options.per_group, shortcuts=options.limits.shortcuts)
+        plan = netslim.select(
+            graph, scores, per_group=options.per_group, shortcuts=options.limits.shortcuts
+        )
         counts = {name: cut.size - len(cut.kept) for name, cut in plan.groups.items()}
     elif isinstance(options, CentripetalOptions):
-        method = CentripetalSGD(graph, model, options.target, clusters="even", shortcuts=options.shortcuts)
+        method = CentripetalSGD(
+            graph, model, options.target, clusters="even", shortcuts=options.shortcuts
+        )
         counts = {name: len(labels) - len(set(labels)) for name, labels in method.clusters.items()}
     else:
         ways = {"shortcuts": options.shortcuts, "projections": options.projections}
@@ -138,8 +210,9 @@ def removed(options: Prune | SoftFilterOptions | CentripetalOptions, model: Any,
     return {number: np.arange(size) >= count for number, (size, count) in sizes.items()}
 
 
-# Percent of the MACs and of the parameters that go, and how near ours must be. The paper counts ResNet-34 without
-# its projections; what has no published cut (or, for soft filters, another one) is as its recipe's notes say.
+# Percent of the MACs and of the parameters that go, and how near ours must be. The paper counts
+# ResNet-34 without its projections; what has no published cut (or, for soft filters, another one)
+# is as its recipe's notes say.
 CUTS = {
     "vgg16-l1-a": (34.2, 64.0, 0.06),
     "resnet56-l1-a": (10.4, 9.4, 0.06),
@@ -175,7 +248,9 @@ CUTS = {
 
 
 def test_every_row_that_says_what_goes_is_checked_below():
-    assert [name for name in ROWS if deciding(recipe_of(name)) is not None] == [name for name in ROWS if name in CUTS]
+    assert [name for name in ROWS if deciding(recipe_of(name)) is not None] == [
+        name for name in ROWS if name in CUTS
+    ]
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -187,7 +262,9 @@ def test_what_goes_is_what_was_published_or_noted(name):
     macs, params, tolerance = CUTS[name]
     assert 100 * (1 - graph.macs(masks) / graph.macs({})) == pytest.approx(macs, abs=tolerance)
     if params is not None:
-        assert 100 * (1 - graph.params(masks) / graph.params({})) == pytest.approx(params, abs=tolerance)
+        assert 100 * (1 - graph.params(masks) / graph.params({})) == pytest.approx(
+            params, abs=tolerance
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in CUTS if "l1" in name])
@@ -217,14 +294,19 @@ def shortened(name: str, pictures: Path) -> Recipe:
     """The twin with one epoch of two batches a stage, on random pictures; digits for the MLP."""
     tree = recipe_of(name).to_dict()
     grey = tree["model"]["name"] == "zoo:mlp"
-    tree["data"] |= {"name": "digits" if grey else f"folder:{pictures}", "image_size": 28 if grey else 32}
+    tree["data"] |= {
+        "name": "digits" if grey else f"folder:{pictures}",
+        "image_size": 28 if grey else 32,
+    }
     tree["data"] |= {"subset": None, "validation": 0.2, "batch_size": 8}
     tree["trainer"] |= {"limit_batches": 2, "tensorboard": False, "device": "cpu", "threads": 1}
     for stage in tree["stages"]:
         if "epochs" in stage:
             stage["epochs"], stage["schedule"]["warmup"] = 1, 0.0
         if "centripetal" in stage["name"] and "resnet50" in name:
-            stage["sparsity"]["clusters"] = "even"  # k-means on its 32 layers takes most of the time
+            stage["sparsity"]["clusters"] = (
+                "even"  # k-means on its 32 layers takes most of the time
+            )
     tree["stages"][-1]["latency"] = False
     return parse_recipe(tree)
 
@@ -245,7 +327,8 @@ def test_a_twin_runs_all_its_stages_and_ends_smaller(name, pictures, tmp_path):
     assert small["params"] < whole["params"]
     assert small["macs"] < whole["macs"]
     assert len(results["verification"]) == sum(
-        stage.kind == "convert" or (stage.kind == "prune" and stage.mode == "cut") for stage in recipe.stages
+        stage.kind == "convert" or (stage.kind == "prune" and stage.mode == "cut")
+        for stage in recipe.stages
     )
 
 

@@ -19,19 +19,36 @@ from torch import nn
 
 import netslim
 from netslim.errors import CheckpointError, NetslimError, RecipeError, TrainingError
-from netslim.training import Recipe, load_recipe, parse_recipe, run, runner
-from netslim.training.display import Display
-from netslim.training.folder import RunFolder, write_atomic
-from netslim.training.journal import derive
-from netslim.training.measure import entries
-from netslim.training.scales import EDGES, cut_warning, histogram, joint_histogram, share_near_zero
+from netslim.files import write_atomic
+from netslim.training import run
+from netslim.training.loop.epochs import derive
+from netslim.training.loop.gammas import (
+    EDGES,
+    cut_warning,
+    histogram,
+    joint_histogram,
+    share_near_zero,
+)
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.reading import load_recipe, parse_recipe
+from netslim.training.recipe.schema import Recipe
+from netslim.training.stages import runner
+from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.measure import entries
 
-# Small, but with all that a resumed run could lose: momentum, a schedule, dropout, augmentation, the best epoch.
+# Small, but with all that a resumed run could lose: momentum, a schedule, dropout, augmentation,
+# the best epoch.
 SMALL: dict[str, Any] = {
     "name": "small",
     "title": "A test",
     "data": {"name": "digits", "batch_size": 64, "augment": {"pad": 1, "flip": False}},
-    "model": {"name": "zoo:vgg", "layers": [16, "M", 16], "in_channels": 1, "head": [16], "dropout": 0.5},
+    "model": {
+        "name": "zoo:vgg",
+        "layers": [16, "M", 16],
+        "in_channels": 1,
+        "head": [16],
+        "dropout": 0.5,
+    },
     "trainer": {"threads": 1, "device": "cpu", "tensorboard": False},
     "stages": [
         {
@@ -43,7 +60,13 @@ SMALL: dict[str, Any] = {
             "sparsity": {"strength": 0.01},
         },
         {"kind": "prune", "budget": {"cut_channels": 0.5}},
-        {"kind": "finetune", "epochs": 2, "keep": "best", "optimizer": {"lr": 0.05}, "schedule": {"name": "cosine"}},
+        {
+            "kind": "finetune",
+            "epochs": 2,
+            "keep": "best",
+            "optimizer": {"lr": 0.05},
+            "schedule": {"name": "cosine"},
+        },
         {"kind": "measure"},
     ],
 }
@@ -60,13 +83,18 @@ def stages(*items: dict[str, Any]) -> list[dict[str, Any]]:
 
 def metrics(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if key != "seconds"}
+            for row in csv.DictReader(file)
+        ]
 
 
 def figures(folder: Path) -> dict[str, Any]:
     """All numbers of a finished run that must not depend on when it was killed."""
     results = json.loads((folder / "results.json").read_text())
-    rows = [{key: value for key, value in row.items() if key != "latency_ms"} for row in results["rows"]]
+    rows = [
+        {key: value for key, value in row.items() if key != "latency_ms"} for row in results["rows"]
+    ]
     same = {key: results[key] for key in ("widths", "scales", "curves", "verification", "warnings")}
     tables = [metrics(folder / stage / "metrics.csv") for stage in ("01-sparse", "03-finetune")]
     weights = {name: weights_of(folder / name) for name in NETWORKS}
@@ -81,7 +109,10 @@ def figures(folder: Path) -> dict[str, Any]:
 
 def weights_of(folder: Path) -> dict[str, bytes]:
     """Bytes by name; the file itself may list them in another order."""
-    return {key: value.numpy().tobytes() for key, value in load_file(folder / "model.safetensors").items()}
+    return {
+        key: value.numpy().tobytes()
+        for key, value in load_file(folder / "model.safetensors").items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +144,12 @@ def test_a_run_leaves_everything(finished):
         assert {"last.ckpt", "metrics.csv", "model.safetensors", "stage.json"} <= {
             p.name for p in (finished / stage).iterdir()
         }
-    assert {"plan.json", "model.safetensors", "stage.json"} == {p.name for p in (finished / "02-prune").iterdir()}
-    assert {"config.yaml", "environment.json", "results.json", "report.html"} <= {p.name for p in finished.iterdir()}
+    assert {"plan.json", "model.safetensors", "stage.json"} == {
+        p.name for p in (finished / "02-prune").iterdir()
+    }
+    assert {"config.yaml", "environment.json", "results.json", "report.html"} <= {
+        p.name for p in finished.iterdir()
+    }
     assert not list(finished.rglob("*.tmp"))
 
 
@@ -126,7 +161,7 @@ def test_metrics_hold_every_epoch_once(finished):
 
 
 def test_the_results_are_what_the_report_reads(finished):
-    from netslim import report
+    from netslim.report import page as report
 
     results = report.read(finished)
     assert [row["key"] for row in results["rows"]] == ["before", "pruned", "fine-tuned"]
@@ -134,7 +169,9 @@ def test_the_results_are_what_the_report_reads(finished):
     assert before["params"] > pruned["params"] == tuned["params"]
     assert before["macs"] > pruned["macs"] == tuned["macs"]
     assert before["size_bytes"] == (finished / "01-sparse" / "model.safetensors").stat().st_size
-    assert all(0 < row["latency_ms"]["low"] <= row["latency_ms"]["median"] for row in results["rows"])
+    assert all(
+        0 < row["latency_ms"]["low"] <= row["latency_ms"]["median"] for row in results["rows"]
+    )
     assert results["environment"]["threads"] == 1
     assert results["environment"]["versions"]["torch"] == torch.__version__
     assert "<html" in (finished / "report.html").read_text()
@@ -153,7 +190,9 @@ def test_the_histograms_are_of_all_scales(finished):
     scales = json.loads((finished / "results.json").read_text())["scales"]
     assert sum(scales["before"]) == sum(scales["after"]) == 48
     assert len(scales["edges"]) == len(scales["before"]) + 1
-    started = [edge for edge, count in zip(scales["edges"], scales["before"], strict=False) if count]
+    started = [
+        edge for edge, count in zip(scales["edges"], scales["before"], strict=False) if count
+    ]
     assert len(started) == 1
     assert started[0] < 0.5 < scales["edges"][scales["edges"].index(started[0]) + 1]
 
@@ -161,7 +200,9 @@ def test_the_histograms_are_of_all_scales(finished):
 def test_the_networks_load_without_the_recipe(finished):
     small_network = netslim.load(None, finished / "03-finetune" / "model.safetensors").eval()
     widths = [m.out_channels for m in small_network.modules() if isinstance(m, nn.Conv2d)]
-    after = [layer["after"] for layer in json.loads((finished / "results.json").read_text())["widths"]]
+    after = [
+        layer["after"] for layer in json.loads((finished / "results.json").read_text())["widths"]
+    ]
     assert widths == after[:2]
     assert small_network(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
@@ -171,13 +212,19 @@ def test_the_test_accuracy_is_right(finished):
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
     network = netslim.load(None, finished / "03-finetune" / "model.safetensors").eval()
     with torch.no_grad():
-        right = (network((data.test.images / 255 - mean) / std).argmax(1) == data.test.labels).double().mean()
+        right = (
+            (network((data.test.images / 255 - mean) / std).argmax(1) == data.test.labels)
+            .double()
+            .mean()
+        )
     row = json.loads((finished / "results.json").read_text())["rows"][-1]
     assert row["accuracy"] == pytest.approx(float(right), abs=1e-6)
 
 
 def test_the_logged_loss_holds_the_penalty(tmp_path):
-    """With a learning rate too small to move anything the penalty is strength * 0.5 * 8 scales, exactly."""
+    """With a learning rate too small to move anything the penalty is strength * 0.5 * 8 scales,
+    exactly.
+    """
     train = {"kind": "train", "epochs": 1, "optimizer": {"lr": 1e-12}}
     model = {"name": "zoo:vgg", "layers": [8], "in_channels": 1}
     with_penalty = small(model=model, stages=stages({**train, "sparsity": {"strength": 0.25}}))
@@ -192,10 +239,16 @@ def test_the_logged_loss_holds_the_penalty(tmp_path):
 
 
 def test_a_baseline_sees_what_its_model_sees(tmp_path):
-    """Without a penalty to leave out, it ends in the very same weights; and the network in flow is not its own."""
+    """Without a penalty to leave out, it ends in the very same weights; and the network in flow is
+    not its own.
+    """
     train = {"kind": "train", "epochs": 1, "sparsity": {"strength": 0.0}}
     run(
-        small(stages=stages({**train, "name": "sparse"}, {"kind": "baseline"}, {"kind": "finetune", "epochs": 1})),
+        small(
+            stages=stages(
+                {**train, "name": "sparse"}, {"kind": "baseline"}, {"kind": "finetune", "epochs": 1}
+            )
+        ),
         tmp_path / "a",
     )
     sparse, baseline, tuned = (
@@ -209,7 +262,9 @@ def test_a_baseline_sees_what_its_model_sees(tmp_path):
 
 
 def test_without_validation_images_those_cells_are_empty(tmp_path):
-    recipe = small(data={"name": "digits", "validation": 0}, stages=stages({"kind": "train", "epochs": 1}))
+    recipe = small(
+        data={"name": "digits", "validation": 0}, stages=stages({"kind": "train", "epochs": 1})
+    )
     run(recipe, tmp_path / "a")
     (row,) = metrics(tmp_path / "a" / "01-train" / "metrics.csv")
     assert row["val_loss"] == row["val_accuracy"] == ""
@@ -218,7 +273,13 @@ def test_without_validation_images_those_cells_are_empty(tmp_path):
 def test_the_best_epoch_is_kept(tmp_path):
     """The second epoch's learning rate wrecks the network; the first one's weights must come out."""
     wrecking = {"name": "multistep", "milestones": [1], "factor": 40.0}
-    train = {"kind": "train", "epochs": 2, "keep": "best", "optimizer": {"lr": 0.05}, "schedule": wrecking}
+    train = {
+        "kind": "train",
+        "epochs": 2,
+        "keep": "best",
+        "optimizer": {"lr": 0.05},
+        "schedule": wrecking,
+    }
     run(small(stages=stages(train)), tmp_path / "a")
     curve = json.loads((tmp_path / "a" / "01-train" / "stage.json").read_text())
     first, second = curve["curves"]["val_accuracy"]
@@ -230,7 +291,9 @@ def test_the_best_epoch_is_kept(tmp_path):
 
 def test_multi_pass_cuts_twice(tmp_path):
     inner = [{"kind": "prune", "budget": {"cut_channels": 0.25}}, {"kind": "finetune", "epochs": 1}]
-    recipe = small(stages=[{"repeat": {"times": 2, "stages": inner}}, {"kind": "measure", "latency": False}])
+    recipe = small(
+        stages=[{"repeat": {"times": 2, "stages": inner}}, {"kind": "measure", "latency": False}]
+    )
     results = run(recipe, tmp_path / "a")
     keys = ["before", "pruned-1", "fine-tuned-1", "pruned-2", "fine-tuned-2"]
     assert [row["key"] for row in results["rows"]] == keys
@@ -238,11 +301,21 @@ def test_multi_pass_cuts_twice(tmp_path):
     assert sum(layer["before"] for layer in results["widths"]) == 48
     assert sum(layer["after"] for layer in results["widths"]) == 27
     again = netslim.load(None, tmp_path / "a" / "04-finetune-2" / "model.safetensors")
-    assert sum(m.num_features for m in again.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)) == 27
+    assert (
+        sum(
+            m.num_features
+            for m in again.modules()
+            if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)
+        )
+        == 27
+    )
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    recipe = small(stages=stages({"kind": "train", "epochs": 1}), trainer={**SMALL["trainer"], "tensorboard": True})
+    recipe = small(
+        stages=stages({"kind": "train", "epochs": 1}),
+        trainer={**SMALL["trainer"], "tensorboard": True},
+    )
     run(recipe, tmp_path / "a")
     assert list((tmp_path / "a" / "tensorboard" / "01-train").glob("events.out.tfevents.*"))
 
@@ -265,9 +338,17 @@ def test_bf16_and_channels_last_run(tmp_path):
 
 
 def keys(*kinds: str) -> list[tuple[str, int]]:
-    made = {"train": {"epochs": 1}, "finetune": {"epochs": 1}, "prune": {"budget": {"cut_channels": 0.5}}}
-    listed = [{"kind": kind, "name": f"{kind}-{n}", **made.get(kind, {})} for n, kind in enumerate(kinds)]
-    return [(entry.key, entry.index) for entry in entries(small(stages=[*listed, {"kind": "measure"}]))]
+    made = {
+        "train": {"epochs": 1},
+        "finetune": {"epochs": 1},
+        "prune": {"budget": {"cut_channels": 0.5}},
+    }
+    listed = [
+        {"kind": kind, "name": f"{kind}-{n}", **made.get(kind, {})} for n, kind in enumerate(kinds)
+    ]
+    return [
+        (entry.key, entry.index) for entry in entries(small(stages=[*listed, {"kind": "measure"}]))
+    ]
 
 
 def test_rows_of_every_order_of_stages():
@@ -283,7 +364,11 @@ def test_rows_of_every_order_of_stages():
     assert keys("train", "prune", "train", "prune") == [
         ("before", 0), ("pruned-1", 1), ("fine-tuned-1", 2), ("pruned-2", 3),
     ]  # fmt: skip
-    assert keys("train", "prune", "finetune", "train") == [("before", 0), ("pruned", 1), ("fine-tuned", 3)]
+    assert keys("train", "prune", "finetune", "train") == [
+        ("before", 0),
+        ("pruned", 1),
+        ("fine-tuned", 3),
+    ]
 
 
 # ---------------------------------------------------------------- scales
@@ -307,7 +392,9 @@ def test_joint_histogram_ends_at_the_largest_scale():
 def test_a_clean_cut_gives_no_warning():
     scores = {"a": torch.tensor([0.001, 0.5, 0.6]), "b": torch.tensor([0.009, 0.7])}
     assert cut_warning(scores, {"a": [1, 2], "b": [1]}) is None
-    assert cut_warning({"a": torch.tensor([0.02, 0.5, 0.6])}, {"a": [1, 2]}) is None  # below 5 % of 0.5
+    assert (
+        cut_warning({"a": torch.tensor([0.02, 0.5, 0.6])}, {"a": [1, 2]}) is None
+    )  # below 5 % of 0.5
     assert cut_warning(scores, {}) is None
 
 
@@ -315,7 +402,9 @@ def test_a_cut_through_large_scales_is_told():
     scores = {"a": torch.tensor([0.001, 0.3, 0.5, 0.6]), "b": torch.tensor([0.7, 0.9])}
     text = cut_warning(scores, {"a": [2, 3]})
     assert text is not None
-    assert text.startswith("the cut went through scales that are not small: 1 of the 2 removed ones, up to 0.3")
+    assert text.startswith(
+        "the cut went through scales that are not small: 1 of the 2 removed ones, up to 0.3"
+    )
 
 
 # ---------------------------------------------------------------- killed and resumed
@@ -324,7 +413,7 @@ def test_a_cut_through_large_scales_is_told():
 DRIVER = """
 import json, os, signal, sys
 import torch
-import netslim, netslim.report, netslim.data, netslim.models
+import netslim, netslim.report.page, netslim.data, netslim.models
 from netslim.training import journal, folder as folders, runner, fit, parse_recipe
 torch.set_num_threads(1)
 recipe, out, points = json.loads(sys.stdin.read())
@@ -375,7 +464,9 @@ POINTS = [
 
 def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
     given = json.dumps([SMALL, str(tmp_path / "killed"), POINTS])
-    done = subprocess.run([sys.executable, "-c", DRIVER], input=given, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=given, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert figures(tmp_path / "killed") == figures(finished)
     environment = json.loads((tmp_path / "killed" / "environment.json").read_text())
@@ -418,7 +509,9 @@ def test_damaged_results_are_made_again_from_the_stages(copied, finished, conten
 @pytest.mark.parametrize("content", ["", '{"format": 1, "stage": "01-sp', "[1]", '{"format": 2}'])
 def test_a_damaged_marker_is_named(copied, content):
     (unfinished(copied) / "01-sparse" / "stage.json").write_text(content)
-    with pytest.raises(RecipeError, match=r"01-sparse/stage\.json .*move .*01-sparse away to run this stage again"):
+    with pytest.raises(
+        RecipeError, match=r"01-sparse/stage\.json .*move .*01-sparse away to run this stage again"
+    ):
         run(small(), copied)
 
 
@@ -444,7 +537,9 @@ def test_a_damaged_checkpoint_is_named(copied, damage):
         torch.save({"state_dict": {}}, path)
     else:
         path.write_bytes(b"" if damage == "empty" else b"not a checkpoint")
-    with pytest.raises(CheckpointError, match=r"03-finetune/last\.ckpt is damaged .*move .*03-finetune away"):
+    with pytest.raises(
+        CheckpointError, match=r"03-finetune/last\.ckpt is damaged .*move .*03-finetune away"
+    ):
         run(small(), copied)
 
 
@@ -467,13 +562,17 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_the_folder_of_another_recipe_is_refused(copied):
-    with pytest.raises(RecipeError, match="belongs to the recipe 'small', not 'other'; choose another --out"):
+    with pytest.raises(
+        RecipeError, match="belongs to the recipe 'small', not 'other'; choose another --out"
+    ):
         run(small(name="other"), copied)
 
 
 def test_other_settings_are_refused_with_what_differs(copied):
     recipe = small(seed=3, trainer={**SMALL["trainer"], "threads": 2})
-    with pytest.raises(RecipeError, match=r"seed: 0 there, 3 here; trainer\.threads: 1 there, 2 here"):
+    with pytest.raises(
+        RecipeError, match=r"seed: 0 there, 3 here; trainer\.threads: 1 there, 2 here"
+    ):
         run(recipe, copied)
     changed = json.loads(json.dumps(SMALL))
     changed["stages"][0]["epochs"] = 9
@@ -497,7 +596,9 @@ def test_a_damaged_config_is_refused(copied):
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(RecipeError, match=r"is not empty and not a run folder \(it holds thesis\.tex\)"):
+    with pytest.raises(
+        RecipeError, match=r"is not empty and not a run folder \(it holds thesis\.tex\)"
+    ):
         run(small(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -512,10 +613,12 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_ones_lock_is_not(copied):
     (copied / ".lock").write_text("process 1 on nowhere\n")  # left by a process that is gone
     with RunFolder(copied).lock():
         code = (
-            "import sys, pathlib\nfrom netslim.training.folder import RunFolder\n"
+            "import sys, pathlib\nfrom netslim.training.stages.folder import RunFolder\n"
             "with RunFolder(pathlib.Path(sys.argv[1])).lock(): pass"
         )
-        done = subprocess.run([sys.executable, "-c", code, str(copied)], capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(copied)], capture_output=True, text=True, timeout=100
+        )
     assert done.returncode == 1
     assert "is in use by another netslim run (process " in done.stderr
     with RunFolder(copied).lock():
@@ -527,7 +630,13 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_ones_lock_is_not(copied):
 
 def test_a_loss_that_is_not_finite_is_told_and_finished_epochs_stay(tmp_path):
     exploding = {"name": "multistep", "milestones": [1], "factor": 1e30}
-    train = {"kind": "train", "name": "wild", "epochs": 3, "optimizer": {"lr": 0.05}, "schedule": exploding}
+    train = {
+        "kind": "train",
+        "name": "wild",
+        "epochs": 3,
+        "optimizer": {"lr": 0.05},
+        "schedule": exploding,
+    }
     with pytest.raises(TrainingError) as caught:
         run(small(stages=stages(train)), tmp_path / "a")
     text = str(caught.value)
@@ -541,7 +650,9 @@ def test_a_loss_that_is_not_finite_is_told_and_finished_epochs_stay(tmp_path):
 
 def test_an_absurd_learning_rate_is_told_in_the_first_epoch(tmp_path):
     train = {"kind": "train", "epochs": 1, "optimizer": {"lr": 1e9}}
-    with pytest.raises(TrainingError, match=r"stage 01-train, epoch 1, .* is not finite.*no epoch was finished"):
+    with pytest.raises(
+        TrainingError, match=r"stage 01-train, epoch 1, .* is not finite.*no epoch was finished"
+    ):
         run(small(stages=stages(train)), tmp_path / "a")
 
 
@@ -554,10 +665,14 @@ def test_a_network_without_batch_norm_cannot_be_penalised(tmp_path):
 
 def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tmp_path):
     train = stages({"kind": "train", "epochs": 1})
-    with pytest.raises(RecipeError, match=r"zoo:vgg11 does not take the images of digits \(1 x 8 x 8\)"):
+    with pytest.raises(
+        RecipeError, match=r"zoo:vgg11 does not take the images of digits \(1 x 8 x 8\)"
+    ):
         run(small(model={"name": "zoo:vgg11"}, stages=train), tmp_path / "a")
     wrong = {**SMALL["model"], "num_classes": 7}
-    with pytest.raises(RecipeError, match=r"gives \(2, 7\) for 2 images, but digits has 10 classes"):
+    with pytest.raises(
+        RecipeError, match=r"gives \(2, 7\) for 2 images, but digits has 10 classes"
+    ):
         run(small(model=wrong, stages=train), tmp_path / "b")
     with pytest.raises(RecipeError, match=r"has no argument 'witdh'.*Did you mean width"):
         run(small(model={**SMALL["model"], "witdh": 1}, stages=train), tmp_path / "c")
@@ -568,16 +683,20 @@ def test_an_own_model_by_its_factory(tmp_path, monkeypatch):
         "from torch import nn\n"
         "def tiny(width=8):\n"
         "    norm = nn.BatchNorm1d(width)\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), norm, nn.ReLU(), nn.Linear(width, 10))\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), norm, nn.ReLU(), "
+        "nn.Linear(width, 10))\n"
     )
     monkeypatch.chdir(tmp_path)
     inner = [{"kind": "train", "epochs": 1}, {"kind": "prune", "budget": {"cut_channels": 0.5}}]
-    results = run(small(model={"name": "my_networks:tiny", "width": 12}, stages=stages(*inner)), tmp_path / "a")
+    results = run(
+        small(model={"name": "my_networks:tiny", "width": 12}, stages=stages(*inner)),
+        tmp_path / "a",
+    )
     assert results["verification"][0]["cut"] == 6
 
 
 def test_ctrl_c_leaves_finished_epochs_and_the_signal_as_it_was(tmp_path, monkeypatch):
-    from netslim.training.journal import Journal
+    from netslim.training.loop.epochs import Journal
 
     handler = signal.getsignal(signal.SIGINT)
     ordinary = Journal.on_train_batch_end
@@ -607,7 +726,11 @@ def test_plain_output_has_a_line_an_epoch(tmp_path):
     from rich.console import Console
 
     text = StringIO()
-    run(small(stages=stages({"kind": "train", "epochs": 2})), tmp_path / "a", display=Display(Console(file=text)))
+    run(
+        small(stages=stages({"kind": "train", "epochs": 2})),
+        tmp_path / "a",
+        display=Display(Console(file=text)),
+    )
     lines = [line for line in text.getvalue().splitlines() if "epoch " in line]
     assert len(lines) == 2
     assert lines[0].startswith("01-train  epoch 1/2  loss ")
@@ -622,7 +745,11 @@ def test_a_terminal_gets_a_bar_and_one_line_a_stage(tmp_path):
 
     text = StringIO()
     console = Console(file=text, force_terminal=True, width=120)
-    run(small(stages=stages({"kind": "train", "epochs": 2})), tmp_path / "a", display=Display(console))
+    run(
+        small(stages=stages({"kind": "train", "epochs": 2})),
+        tmp_path / "a",
+        display=Display(console),
+    )
     assert "accuracy" in text.getvalue()
     assert "01-train  epoch 2/2  loss " in text.getvalue()
 
@@ -632,7 +759,11 @@ def test_a_terminal_gets_a_bar_and_one_line_a_stage(tmp_path):
 
 @pytest.mark.parametrize("name", ["digits", "mnist-mlp", "vgg16-cifar10-small", "vgg19-cifar10"])
 def test_a_shipped_recipe_runs(name, tmp_path, request):
-    overrides = {"trainer.limit_batches": "2", "trainer.tensorboard": "false", "trainer.device": "cpu"}
+    overrides = {
+        "trainer.limit_batches": "2",
+        "trainer.tensorboard": "false",
+        "trainer.device": "cpu",
+    }
     overrides["trainer.threads"] = "1"
     overrides |= {f"stages.{stage}.epochs": "1" for stage in ("sparse", "finetune")}
     if name != "digits":

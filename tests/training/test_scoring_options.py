@@ -14,12 +14,12 @@ import netslim
 from nets import Residual
 from netslim import RecipeError, score, select, trace
 from netslim.cli import main
-from netslim.scores import CRITERIA
 from netslim.selection import options
-from netslim.silence import randomise
-from netslim.training.cutting import carry_out
-from netslim.training.recipe import parse_recipe
-from netslim.training.schema import Prune, Recipe
+from netslim.selection.criteria.registry import CRITERIA
+from netslim.surgery.proof.silencing import randomise
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import Prune, Recipe
+from netslim.training.stages.prune import carry_out
 
 X = torch.zeros(1, 3, 8, 8)
 WAYS: dict[str, Any] = {"reduction": "max", "over": "all", "normalize": "mean"}
@@ -54,7 +54,13 @@ def recipe(**prune: Any) -> Recipe:
     stages = [{"kind": "prune", "budget": {"cut_channels": 0.5}, **prune}, {"kind": "measure"}]
     data = {"name": "digits", "batch_size": 64}
     return parse_recipe(
-        {"name": "small", "title": "A test", "data": data, "model": {"name": "zoo:resnet20"}, "stages": stages}
+        {
+            "name": "small",
+            "title": "A test",
+            "data": data,
+            "model": {"name": "zoo:resnet20"},
+            "stages": stages,
+        }
     )
 
 
@@ -70,12 +76,19 @@ def own(tmp_path, monkeypatch):
 def test_a_prune_stage_scores_as_it_says():
     model = randomise(Residual(), seed=13).eval()
     graph = trace(model, X)
-    stage = Prune("cut", budget=options.Budget(cut_channels=0.4), scoring=options.Scoring("l1", **WAYS))
+    stage = Prune(
+        "cut", budget=options.Budget(cut_channels=0.4), scoring=options.Scoring("l1", **WAYS)
+    )
     done = carry_out(stage, model, X, no_batches)
     expected = select(graph, score(graph, model, "l1", **WAYS), netslim.Budget(cut_channels=0.4))
     plain = select(graph, score(graph, model, "l1"), netslim.Budget(cut_channels=0.4))
     assert done.plan.groups == expected.groups != plain.groups
-    stage = Prune("cut", by="greedy", per_group={"stem.0": 3, "inner.0": 2}, scoring=options.Scoring("l1", **WAYS))
+    stage = Prune(
+        "cut",
+        by="greedy",
+        per_group={"stem.0": 3, "inner.0": 2},
+        scoring=options.Scoring("l1", **WAYS),
+    )
     done = carry_out(stage, model, X, no_batches)
     ordered = score(graph, model, "l1", **WAYS)["stem.0"].argsort()
     assert done.plan.groups["stem.0"].kept == tuple(sorted(ordered[3:].tolist()))
@@ -86,16 +99,28 @@ def test_a_prune_stage_scores_as_it_says():
     [
         ({"reduction": "middle"}, r"reduction: expected one of mean, sum, max, product, first"),
         ({"over": "none"}, r"over: expected one of producers, all"),
-        ({"normalize": "average"}, r"normalize: .*mean, sum, max, l2, standardization, gaussian, rank"),
+        (
+            {"normalize": "average"},
+            r"normalize: .*mean, sum, max, l2, standardization, gaussian, rank",
+        ),
         ({"over": "all"}, r"stages\.prune\.criterion: over='all' does nothing with bn_scale"),
         ({"criterion": "random", "reduction": "max"}, r"reduction='max' does nothing with random"),
-        ({"criterion": "activation", "lead": "pacesetter"}, r"stages\.prune\.lead: activation does not look at"),
-        ({"criterion": "no_such_module_here:f"}, r"stages\.prune\.criterion: there is no module 'no_such_module_here'"),
+        (
+            {"criterion": "activation", "lead": "pacesetter"},
+            r"stages\.prune\.lead: activation does not look at",
+        ),
+        (
+            {"criterion": "no_such_module_here:f"},
+            r"stages\.prune\.criterion: there is no module 'no_such_module_here'",
+        ),
         (
             {"criterion": "criteria_of_mine:last_go_frist"},
             r"has no function 'last_go_frist'. Did you mean last_go_first",
         ),
-        ({"by": "clusters", "budget": {}, "normalize": "max"}, r"stages\.prune\.normalize: 'by: clusters' compares no"),
+        (
+            {"by": "clusters", "budget": {}, "normalize": "max"},
+            r"stages\.prune\.normalize: 'by: clusters' compares no",
+        ),
     ],
 )
 @pytest.mark.usefixtures("own")
@@ -127,9 +152,26 @@ def test_the_command_takes_them_too(own, tmp_path, capsys):
     )
     assert plain != other
     capsys.readouterr()
-    assert main(["prune", *RESNET, "--by", "zeros", "--over", "all", "--out", "zeros.safetensors"]) == 1
+    assert (
+        main(["prune", *RESNET, "--by", "zeros", "--over", "all", "--out", "zeros.safetensors"])
+        == 1
+    )
     assert "--over means nothing with --by zeros" in capsys.readouterr().err
-    assert main(["prune", *RESNET, "--cut-channels", "0.5", "--criterion", "nobody:has", "--out", "x.safetensors"]) == 1
+    assert (
+        main(
+            [
+                "prune",
+                *RESNET,
+                "--cut-channels",
+                "0.5",
+                "--criterion",
+                "nobody:has",
+                "--out",
+                "x.safetensors",
+            ]
+        )
+        == 1
+    )
     assert "there is no module 'nobody'" in capsys.readouterr().err
 
 

@@ -1,4 +1,6 @@
-"""Every kind of stage and every option of one, through the runner, on small networks and the digits."""
+"""Every kind of stage and every option of one, through the runner, on small networks and the
+digits.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ from torch import Tensor, nn
 import netslim
 from netslim.errors import PlanError, RecipeError
 from netslim.selection.options import Compensation, Scoring
-from netslim.silence import randomise
-from netslim.training import cutting, parse_recipe, run
-from netslim.training.display import Display
-from netslim.training.folder import RunFolder
-from netslim.training.journal import Journal
-from netslim.training.module import distilled
-from netslim.training.runner import Runner
-from netslim.training.schema import DistillOptions, Prune
+from netslim.surgery.proof.silencing import randomise
+from netslim.training import run
+from netslim.training.loop.classifier import distilled
+from netslim.training.loop.epochs import Journal
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import DistillOptions, Prune
+from netslim.training.stages import prune as cutting
+from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.runner import Runner
 from stage_runs import (
     FIRST,
     HALF,
@@ -45,7 +49,9 @@ from stage_runs import (
 
 @pytest.mark.parametrize(("penalty", "smaller"), [("l1", 1.0), ("smooth_l1", 0.999)])
 def test_the_penalties_are_logged_as_they_are(tmp_path, penalty, smaller):
-    """With weights that stand still: 24 scales of 0.5 and strength 0.25 make 3, rounded off by delta / 2 each."""
+    """With weights that stand still: 24 scales of 0.5 and strength 0.25 make 3, rounded off by
+    delta / 2 each.
+    """
     stage = {**TRAIN, "optimizer": STILL, "sparsity": {"strength": 0.25, "penalty": penalty}}
     if penalty == "smooth_l1":
         stage["sparsity"]["delta"] = 0.001
@@ -65,24 +71,37 @@ def test_proximal_training_leaves_zeros_and_exactly_these_go(tmp_path):
 
 
 def test_zero_scales_with_folding_change_nothing_but_the_border(tmp_path):
-    """What is read by the linear layer, with no padding, goes exactly; no statistics are taken anew for that."""
+    """What is read by the linear layer, with no padding, goes exactly; no statistics are taken anew
+    for that.
+    """
     stages = (
         sparse(penalty="proximal", strength=0.25),
         {"kind": "prune", "by": "zeros", "fold": "constant", "protect": [FIRST]},
     )
     done = carry_out(tmp_path / "run", *stages)
     assert done.widths[1] < 16
-    torch.testing.assert_close(outputs(done.network("02-prune")), outputs(done.network("01-sparse")))
-    assert done.rows["pruned"]["accuracy"] == pytest.approx(done.rows["before"]["accuracy"], abs=0.003)
+    torch.testing.assert_close(
+        outputs(done.network("02-prune")), outputs(done.network("01-sparse"))
+    )
+    assert done.rows["pruned"]["accuracy"] == pytest.approx(
+        done.rows["before"]["accuracy"], abs=0.003
+    )
     assert any(
-        n == "02-prune: what removed channels still emit moved into the layers behind them: classifier.0.weight"
+        n == "02-prune: what removed channels still emit moved into the layers behind them: "
+        "classifier.0.weight"
         for n in done.results["notes"]
     )
 
 
 def test_no_zero_scale_is_told(tmp_path):
-    with pytest.raises(PlanError, match="no batch-norm scale is exactly zero, so 'by: zeros' finds nothing to cut"):
-        carry_out(tmp_path / "run", sparse(penalty="proximal", strength=0.0), {"kind": "prune", "by": "zeros"})
+    with pytest.raises(
+        PlanError, match="no batch-norm scale is exactly zero, so 'by: zeros' finds nothing to cut"
+    ):
+        carry_out(
+            tmp_path / "run",
+            sparse(penalty="proximal", strength=0.0),
+            {"kind": "prune", "by": "zeros"},
+        )
 
 
 # ---------------------------------------------------------------- Soft Filter Pruning
@@ -104,8 +123,13 @@ def test_soft_filters_are_zero_and_exactly_these_go(tmp_path):
 
 def test_soft_filters_at_a_rate_of_their_own_every_other_epoch(tmp_path):
     stage = sparse(method="soft_filter", rate={SECOND: 0.5}, every=3, criterion="geometric_median")
-    grown = {**TRAIN, "epochs": 2}  # before that, what is zero stays so: its BN emits 0, and a ReLU passes nothing back
-    done = carry_out(tmp_path / "run", grown, stage, {"kind": "prune", "by": "zeros", "criterion": "l1"})
+    grown = {
+        **TRAIN,
+        "epochs": 2,
+    }  # before that, what is zero stays so: its BN emits 0, and a ReLU passes nothing back
+    done = carry_out(
+        tmp_path / "run", grown, stage, {"kind": "prune", "by": "zeros", "criterion": "l1"}
+    )
     assert done.widths == [8, 8]
     first, last = done.column("02-sparse", "zero")
     assert first < last == 0.5  # the first epoch ends without a zeroing, the last always with one
@@ -114,16 +138,26 @@ def test_soft_filters_at_a_rate_of_their_own_every_other_epoch(tmp_path):
 def test_the_best_weights_are_zeroed_too(tmp_path):
     """The second epoch wrecks the network; the first one, which is kept, ended without a zeroing."""
     wrecking = {"name": "multistep", "milestones": [1], "factor": 40.0}
-    stage = {**sparse(method="soft_filter", rate={SECOND: 0.5}, every=5), "keep": "best", "schedule": wrecking}
+    stage = {
+        **sparse(method="soft_filter", rate={SECOND: 0.5}, every=5),
+        "keep": "best",
+        "schedule": wrecking,
+    }
     grown = {**TRAIN, "epochs": 2}
-    done = carry_out(tmp_path / "run", grown, stage, {"kind": "prune", "by": "zeros", "criterion": "l2"})
+    done = carry_out(
+        tmp_path / "run", grown, stage, {"kind": "prune", "by": "zeros", "criterion": "l2"}
+    )
     assert done.stage("02-sparse")["best"]["epoch"] == 1
     assert done.column("02-sparse", "zero")[0] < 0.5
     assert done.widths == [8, 8]
 
 
-def softly(layers: list[Any], *zeroed: str) -> tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]:
-    """A network with zero filters whose statistics are not theirs, a copy whose statistics are, and batches."""
+def softly(
+    layers: list[Any], *zeroed: str
+) -> tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]:
+    """A network with zero filters whose statistics are not theirs, a copy whose statistics are, and
+    batches.
+    """
     network = netslim.models.build("zoo:vgg", layers=layers, in_channels=1)
     randomise(network, 0)
     with torch.no_grad():
@@ -135,12 +169,16 @@ def softly(layers: list[Any], *zeroed: str) -> tuple[nn.Module, nn.Module, list[
 
 
 def cut_zeros(network: nn.Module, batches: list[Any], **options: Any) -> nn.Module:
-    stage = Prune("prune", by="zeros", scoring=Scoring("l2"), batches=4, compensation=Compensation(**options))
+    stage = Prune(
+        "prune", by="zeros", scoring=Scoring("l2"), batches=4, compensation=Compensation(**options)
+    )
     return cutting.carry_out(stage, network, images(2), lambda count: batches[:count]).network
 
 
 def test_folding_after_soft_filters_is_exact_without_padding():
-    """A zero filter emits beta as soon as its running mean is zero; folded, the smaller network is the same."""
+    """A zero filter emits beta as soon as its running mean is zero; folded, the smaller network is
+    the same.
+    """
     network, settled, batches = softly([8, "M", 16], SECOND)
     folded = cut_zeros(network, batches, fold="constant")
     torch.testing.assert_close(outputs(folded), outputs(settled), rtol=1e-4, atol=1e-4)
@@ -160,9 +198,15 @@ def test_folding_after_soft_filters_helps_where_padded():
 
 def test_clusters_come_together_and_merging_them_changes_nothing(tmp_path):
     stage = sparse(method="centripetal", target=0.5, strength=0.5)
-    again = {**stage, "name": "again", "sparsity": {**stage["sparsity"], "target": {SECOND: 3, FIRST: 0.5}}}
+    again = {
+        **stage,
+        "name": "again",
+        "sparsity": {**stage["sparsity"], "target": {SECOND: 3, FIRST: 0.5}},
+    }
     merge = {"kind": "prune", "by": "clusters"}
-    done = carry_out(tmp_path / "run", stage, {**merge, "name": "one"}, again, {**merge, "name": "two"})
+    done = carry_out(
+        tmp_path / "run", stage, {**merge, "name": "one"}, again, {**merge, "name": "two"}
+    )
     assert done.stage("02-one")["widths"] == [
         {"layer": FIRST, "before": 8, "after": 4},
         {"layer": SECOND, "before": 16, "after": 8},
@@ -173,16 +217,28 @@ def test_clusters_come_together_and_merging_them_changes_nothing(tmp_path):
         assert 0 < last < 0.7 * first
     rows = done.rows
     assert rows["pruned-1"]["accuracy"] == pytest.approx(rows["before"]["accuracy"], abs=0.003)
-    assert rows["pruned-2"]["accuracy"] == pytest.approx(rows["fine-tuned-1"]["accuracy"], abs=0.003)
+    assert rows["pruned-2"]["accuracy"] == pytest.approx(
+        rows["fine-tuned-1"]["accuracy"], abs=0.003
+    )
     torch.testing.assert_close(outputs(done.network("02-one")), outputs(done.network("01-sparse")))
     torch.testing.assert_close(outputs(done.network("04-two")), outputs(done.network("03-again")))
     assert all(check["deviation"] < 1e-10 for check in done.results["verification"])
-    assert "02-one: channels merged into those that they had become equal to: 12" in " ".join(done.results["notes"])
+    assert "02-one: channels merged into those that they had become equal to: 12" in " ".join(
+        done.results["notes"]
+    )
 
 
 @pytest.mark.parametrize("clusters", ["even", "imbalanced"])
 def test_clusters_of_another_kind(tmp_path, clusters):
-    stage = {**TRAIN, "sparsity": {"method": "centripetal", "target": 0.25, "clusters": clusters, "protect": [FIRST]}}
+    stage = {
+        **TRAIN,
+        "sparsity": {
+            "method": "centripetal",
+            "target": 0.25,
+            "clusters": clusters,
+            "protect": [FIRST],
+        },
+    }
     done = carry_out(tmp_path / "run", stage)
     (labels,) = done.stage("01-train")["clusters"].values()
     sizes = sorted(labels.count(number) for number in set(labels))
@@ -224,19 +280,28 @@ def test_criteria_that_look_at_data(tmp_path, criterion):
     network = Runner(recipe(stage), RunFolder(tmp_path), Display(), "").build().eval()
     graph = netslim.trace(network, images(2))
     scores = netslim.score(graph, network, criterion, batches=batches_of(tmp_path, 2, stage))
-    assert kept(done.plan("01-prune")) == kept(netslim.select(graph, scores, netslim.Budget(cut_channels=0.5)))
+    assert kept(done.plan("01-prune")) == kept(
+        netslim.select(graph, scores, netslim.Budget(cut_channels=0.5))
+    )
 
 
 def test_shortcuts_are_left_alone_or_led_by_their_projection(tmp_path):
     model = {**RESNET, "shortcut": "B"}
-    stage = {"kind": "prune", "criterion": "l1", "budget": {"cut_channels": 0.5}, "allocation": "uniform"}
+    stage = {
+        "kind": "prune",
+        "criterion": "l1",
+        "budget": {"cut_channels": 0.5},
+        "allocation": "uniform",
+    }
     network = Runner(recipe(stage, model=model), RunFolder(tmp_path), Display(), "").build()
     graph = netslim.trace(network, images(2))
     joined = {group.name for group in graph.prunable if group.shortcut}
     avoid = carry_out(tmp_path / "a", {**stage, "shortcuts": "avoid"}, model=model)
     include = carry_out(tmp_path / "b", {**stage, "lead": "pacesetter"}, model=model)
     mean = carry_out(tmp_path / "c", stage, model=model)
-    whole = {layer["layer"] for layer in avoid.results["widths"] if layer["after"] == layer["before"]}
+    whole = {
+        layer["layer"] for layer in avoid.results["widths"] if layer["after"] == layer["before"]
+    }
     assert whole == joined
     assert len(joined) == 3
     assert all(layer["after"] == layer["before"] // 2 for layer in include.results["widths"])
@@ -260,7 +325,10 @@ def test_folding_is_chosen_by_the_recipe_and_told(tmp_path):
     bias = [done.network("02-prune").state_dict()["classifier.0.bias"] for done in (folded, cut)]
     assert not torch.equal(*bias)
     assert torch.equal(bias[1], cut.network("01-train").state_dict()["classifier.0.bias"])
-    assert any("moved into the layers behind them: classifier.0.weight" in n for n in folded.results["notes"])
+    assert any(
+        "moved into the layers behind them: classifier.0.weight" in n
+        for n in folded.results["notes"]
+    )
     assert folded.results["verification"][0]["deviation"] < 1e-10
 
 
@@ -270,7 +338,10 @@ def test_statistics_are_taken_anew_from_so_many_batches(tmp_path):
     netslim.recalibrate(plain, batches_of(tmp_path, 2, TRAIN, HALF))
     for name, buffer in done.network("02-prune").named_buffers():
         torch.testing.assert_close(buffer, plain.get_buffer(name))
-    assert "02-prune: batch-norm statistics were taken anew from 2 training batches" in done.results["notes"]
+    assert (
+        "02-prune: batch-norm statistics were taken anew from 2 training batches"
+        in done.results["notes"]
+    )
 
 
 # ---------------------------------------------------------------- masks
@@ -287,7 +358,11 @@ def test_a_mask_holds_through_fine_tuning_and_converts_exactly(tmp_path):
     rows = done.rows
     assert list(rows) == ["before", "masked", "fine-tuned-masked", "converted"]
     assert rows["masked"]["params"] == rows["before"]["params"] > rows["converted"]["params"]
-    assert rows["fine-tuned-masked"]["accuracy"] == rows["converted"]["accuracy"] != rows["masked"]["accuracy"]
+    assert (
+        rows["fine-tuned-masked"]["accuracy"]
+        == rows["converted"]["accuracy"]
+        != rows["masked"]["accuracy"]
+    )
     torch.testing.assert_close(outputs(done.network("04-convert")), outputs(tuned))
     assert [check["stage"] for check in done.results["verification"]] == ["04-convert"]
     assert "widths" in done.results
@@ -297,8 +372,9 @@ def test_a_mask_holds_through_fine_tuning_and_converts_exactly(tmp_path):
 def test_a_mask_that_is_never_converted_says_so(tmp_path):
     done = carry_out(tmp_path / "run", {**HALF, "mode": "mask"})
     assert done.results["widths"] == []
-    assert "01-prune: channels silenced and held at zero: 12; only a stage of kind convert" in " ".join(
-        done.results["notes"]
+    assert (
+        "01-prune: channels silenced and held at zero: 12; only a stage of kind convert"
+        in " ".join(done.results["notes"])
     )
     assert "Nothing was cut" in (done.folder / "report.html").read_text()
 
@@ -309,7 +385,11 @@ def test_a_mask_that_is_never_converted_says_so(tmp_path):
 def test_scratch_trains_the_small_architecture_for_as_long_or_by_its_cost(tmp_path):
     train = {**TRAIN, "optimizer": STILL}
     done = carry_out(
-        tmp_path / "run", train, HALF, {"kind": "scratch", "name": "E"}, {"kind": "scratch", "name": "B", "budget": "B"}
+        tmp_path / "run",
+        train,
+        HALF,
+        {"kind": "scratch", "name": "E"},
+        {"kind": "scratch", "name": "B", "budget": "B"},
     )
     ratio = done.rows["before"]["macs"] / done.rows["pruned"]["macs"]
     assert done.stage("04-B")["macs_ratio"] == pytest.approx(ratio, rel=1e-4)
@@ -320,17 +400,27 @@ def test_scratch_trains_the_small_architecture_for_as_long_or_by_its_cost(tmp_pa
     fresh, cut = (dict(done.network(label).named_parameters()) for label in ("03-E", "02-prune"))
     assert all(fresh[name].shape == cut[name].shape for name in cut)
     assert not torch.isclose(fresh["features.0.weight"], cut["features.0.weight"]).any()
-    torch.testing.assert_close(fresh["features.0.weight"], done.network("04-B").state_dict()["features.0.weight"])
+    torch.testing.assert_close(
+        fresh["features.0.weight"], done.network("04-B").state_dict()["features.0.weight"]
+    )
 
 
 def test_scratch_after_a_merge_starts_with_single_weights(tmp_path):
-    """Not with sums over clusters: all but one of 8 inputs merged, the sums would be some 2.6 times as large."""
+    """Not with sums over clusters: all but one of 8 inputs merged, the sums would be some 2.6 times
+    as large.
+    """
     sparsity = {"method": "centripetal", "target": {FIRST: 1}}
     train = {**TRAIN, "optimizer": {**STILL, "momentum": 0.0}, "sparsity": sparsity}
-    done = carry_out(tmp_path / "run", train, {"kind": "prune", "by": "clusters"}, {"kind": "scratch"})
+    done = carry_out(
+        tmp_path / "run", train, {"kind": "prune", "by": "clusters"}, {"kind": "scratch"}
+    )
     assert done.widths == [1, 16]
     fresh = done.network("03-scratch").state_dict()[f"{SECOND}.weight"]
-    whole = Runner(recipe(train), RunFolder(tmp_path), Display(), "").build().state_dict()[f"{SECOND}.weight"]
+    whole = (
+        Runner(recipe(train), RunFolder(tmp_path), Display(), "")
+        .build()
+        .state_dict()[f"{SECOND}.weight"]
+    )
     assert fresh.std() == pytest.approx(whole.std(), rel=0.25)
 
 
@@ -339,23 +429,34 @@ def test_scratch_after_a_merge_starts_with_single_weights(tmp_path):
 
 def test_the_loss_beside_a_teacher_by_hand():
     """Logits (0, 2 ln 3) and (0, 2 ln 1) at T = 2: teacher (1/4, 3/4), student (1/2, 1/2)."""
-    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]) * torch.tensor(3.0).log()
+    student, teacher = (
+        torch.tensor([[0.0, 0.0]]),
+        torch.tensor([[0.0, 2.0]]) * torch.tensor(3.0).log(),
+    )
     divergence = 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()
-    found = distilled(torch.tensor(10.0), student, teacher, DistillOptions(temperature=2.0, weight=0.25))
+    found = distilled(
+        torch.tensor(10.0), student, teacher, DistillOptions(temperature=2.0, weight=0.25)
+    )
     assert found == pytest.approx(0.75 * 10 + 0.25 * 4 * float(divergence))
 
 
 def test_a_teacher_by_default_by_stage_and_by_file(tmp_path):
-    """Without normalisation a network is its own perfect teacher: only the labels' share of the loss is left."""
+    """Without normalisation a network is its own perfect teacher: only the labels' share of the
+    loss is left.
+    """
     model = {"name": "zoo:mlp", "in_features": 64, "hidden": [8], "norm": False}
     still = {"epochs": 1, "optimizer": STILL}
     train = {**TRAIN, "name": "first"}
     plain = carry_out(tmp_path / "a", train, {"kind": "train", **still}, model=model)
     (whole,) = plain.column("02-train", "train_loss")
     taught: list[float] = []
-    for number, teacher in enumerate((None, "first", str(tmp_path / "a" / "01-first" / "model.safetensors"))):
+    for number, teacher in enumerate(
+        (None, "first", str(tmp_path / "a" / "01-first" / "model.safetensors"))
+    ):
         stage = {"kind": "finetune", **still, "distill": {"teacher": teacher, "weight": 0.75}}
-        stages = (train, {**TRAIN, "name": "other"}, stage) if teacher == "first" else (train, stage)
+        stages = (
+            (train, {**TRAIN, "name": "other"}, stage) if teacher == "first" else (train, stage)
+        )
         done = carry_out(tmp_path / f"taught-{number}", *stages, model=model)
         taught += done.column(f"0{len(stages)}-finetune", "train_loss")
     assert taught[0] == taught[2] == pytest.approx(0.25 * whole, rel=1e-2)
@@ -374,14 +475,18 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_weight_decay_of_scales_alone(tmp_path):
-    """One step of plain descent at rate 0.1: a decay of 2 takes 0.2 of every scale, which starts at 1."""
+    """One step of plain descent at rate 0.1: a decay of 2 takes 0.2 of every scale, which starts at
+    1.
+    """
     found = []
     for decay in (0.0, 2.0):
         optimizer = {**STILL, "lr": 0.1, "norm_decay": decay}
         stage = {**TRAIN, "optimizer": optimizer}
         trainer = {"threads": 1, "device": "cpu", "tensorboard": False, "limit_batches": 1}
         found.append(carry_out(tmp_path / f"{decay:g}", stage, trainer=trainer).network("01-train"))
-    torch.testing.assert_close(scales(found[0]) - scales(found[1]), torch.full((24,), 0.2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        scales(found[0]) - scales(found[1]), torch.full((24,), 0.2), rtol=0, atol=1e-6
+    )
     first, second = (network.state_dict()["features.0.weight"] for network in found)
     torch.testing.assert_close(first, second)
 
@@ -411,7 +516,9 @@ def test_the_first_five_of_ten_classes(tmp_path):
 def test_a_recipe_may_start_from_a_checkpoint(tmp_path, label):
     first = carry_out(tmp_path / "a", TRAIN, HALF)
     path = tmp_path / "a" / label / "model.safetensors"
-    done = carry_out(tmp_path / "b", {**HALF, "budget": {"cut_channels": 0.25}}, TRAIN, model={"name": str(path)})
+    done = carry_out(
+        tmp_path / "b", {**HALF, "budget": {"cut_channels": 0.25}}, TRAIN, model={"name": str(path)}
+    )
     row = done.rows["before"]
     given = first.rows["before" if label == "01-train" else "pruned"]
     assert {key: row[key] for key in ("accuracy", "params", "macs", "loss")} == {
@@ -435,7 +542,9 @@ def test_a_merge_of_a_checkpoint_that_knows_its_clusters(tmp_path):
     path = str(tmp_path / "a" / "01-sparse" / "model.safetensors")
     done = carry_out(tmp_path / "b", {"kind": "prune", "by": "clusters"}, model={"name": path})
     assert done.widths == [4, 8]
-    assert done.rows["pruned"]["accuracy"] == pytest.approx(done.rows["before"]["accuracy"], abs=0.003)
+    assert done.rows["pruned"]["accuracy"] == pytest.approx(
+        done.rows["before"]["accuracy"], abs=0.003
+    )
 
 
 FACTORIES = """
@@ -522,7 +631,9 @@ def test_interrupted_after_the_last_epoch_the_clusters_still_meet(tmp_path, monk
     monkeypatch.undo()
     again = carry_out(tmp_path / "again", stage)
     assert again.stage("01-sparse")["clusters"] == whole.stage("01-sparse")["clusters"]
-    one, two = (load_file(done.folder / "01-sparse" / "model.safetensors") for done in (whole, again))
+    one, two = (
+        load_file(done.folder / "01-sparse" / "model.safetensors") for done in (whole, again)
+    )
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -540,35 +651,54 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
     ([MASKED, {**HALF, "name": "more"}], r"stages\.more: put a 'convert' stage before it"),
     ([MASKED, SOFT], r"stages\.sparse\.sparsity: the network is masked by prune; convert it first"),
     ([MASKED, TRAIN, {"kind": "scratch"}], r"stages\.scratch: put a 'convert' stage before it"),
-    ([TRAIN, {**TUNE, "distill": {"teacher": "trian"}}], r"distill\.teacher: .* called 'trian' \(did you mean 'train'"),
-    ([{**TRAIN, "distill": {}}], r"stages\.train\.distill\.teacher: no training stage before the first cut could"),
-    ([HALF, {**TUNE, "distill": {}}], r"distill\.teacher: no training stage before the first cut could teach; name"),
-    ([MERGE], r"stages\.prune\.by: 'clusters' cuts what the stage right before it has prepared: .* method centripetal"),
+    ([TRAIN, {**TUNE, "distill": {"teacher": "trian"}}], r"distill\.teacher: .* called 'trian' "
+                                                         r"\(did you mean 'train'"),
+    ([{**TRAIN, "distill": {}}], r"stages\.train\.distill\.teacher: no training stage before "
+                                 r"the first cut could"),
+    ([HALF, {**TUNE, "distill": {}}], r"distill\.teacher: no training stage before the first "
+                                      r"cut could teach; name"),
+    ([MERGE], r"stages\.prune\.by: 'clusters' cuts what the stage right before it has "
+              r"prepared: .* method centripetal"),
     ([SOFT, MERGE], r"has method centripetal"),
     ([DRAWN, TUNE, MERGE], r"has method centripetal"),
-    ([DRAWN, MERGE, {**MERGE, "name": "twice"}], r"stages\.twice\.by: 'clusters' cuts what the stage right before it"),
-    ([ZEROS], r"stages\.prune\.by: 'zeros' cuts what the stage right before it has prepared: .* method soft_filter"),
-    ([SOFT, {**ZEROS, "criterion": "bn_scale"}], r"penalty proximal \(after method soft_filter, give criterion: l2\)"),
+    ([DRAWN, MERGE, {**MERGE, "name": "twice"}], r"stages\.twice\.by: 'clusters' cuts what the "
+                                                 r"stage right before it"),
+    ([ZEROS], r"stages\.prune\.by: 'zeros' cuts what the stage right before it has prepared: "
+              r".* method soft_filter"),
+    ([SOFT, {**ZEROS, "criterion": "bn_scale"}], r"penalty proximal \(after method "
+                                                 r"soft_filter, give criterion: l2\)"),
     ([sparse(strength=1e-4), {"kind": "prune", "by": "zeros"}], r"has penalty proximal"),
     ([sparse(penalty="proximal"), ZEROS], r"has method soft_filter"),
-    ([SOFT, {**ZEROS, "criterion": "taylor"}], r"'by: zeros' looks at weights alone, but taylor at data; use l1, l2"),
+    ([SOFT, {**ZEROS, "criterion": "taylor"}], r"'by: zeros' looks at weights alone, but "
+                                               r"taylor at data; use l1, l2"),
     ([SOFT, {**ZEROS, "per_group": {FIRST: 1}}], r"'by: zeros' finds out itself what goes"),
     ([{**HALF, "by": "greedy"}], r"'by: greedy' takes counts or shares by name, and no budget"),
     ([{"kind": "prune", "by": "greedy", "criterion": "taylor", "per_group": {FIRST: 1}}], r"'by: greedy' looks at we"),
-    ([{**HALF, "criterion": "tailor"}], r"stages\.prune\.criterion: there is no criterion 'tailor' \(did you mean 't"),
-    ([{**HALF, "criterion": "bn_scale", "lead": "pacesetter"}], r"stages\.prune\.lead: bn_scale does not look at"),
+    ([{**HALF, "criterion": "tailor"}], r"stages\.prune\.criterion: there is no criterion "
+                                        r"'tailor' \(did you mean 't"),
+    ([{**HALF, "criterion": "bn_scale", "lead": "pacesetter"}], r"stages\.prune\.lead: "
+                                                                r"bn_scale does not look at"),
     ([{**MASKED, "fold": "constant"}], r"stages\.prune\.fold: a mask cuts nothing"),
     ([DRAWN, {**MERGE, "mode": "mask"}], r"stages\.prune\.mode: merging cannot be done by a mask"),
-    ([sparse(method="soft_filter", rate=1.0)], r"stages\.sparse\.sparsity\.rate: is 1\.0, must be a share from 0 to b"),
-    ([sparse(method="soft_filter", rate={"a": 1.5})], r"sparsity\.rate\.a: is 1\.5, must be a share from 0 to below 1"),
-    ([sparse(method="centripetal", target=0)], r"sparsity\.target: is 0\.0, must be a share above 0 and at most 1$"),
-    ([sparse(method="centripetal", target={"a": 0})], r"sparsity\.target\.a: is 0, must be .* or a number of channels"),
-    ([sparse(method="soft_filer")], r"sparsity\.method: there is no method 'soft_filer' \(did you mean 'soft_filter'"),
+    ([sparse(method="soft_filter", rate=1.0)], r"stages\.sparse\.sparsity\.rate: is 1\.0, must "
+                                               r"be a share from 0 to b"),
+    ([sparse(method="soft_filter", rate={"a": 1.5})], r"sparsity\.rate\.a: is 1\.5, must be a "
+                                                      r"share from 0 to below 1"),
+    ([sparse(method="centripetal", target=0)], r"sparsity\.target: is 0\.0, must be a share "
+                                               r"above 0 and at most 1$"),
+    ([sparse(method="centripetal", target={"a": 0})], r"sparsity\.target\.a: is 0, must be .* "
+                                                      r"or a number of channels"),
+    ([sparse(method="soft_filer")], r"sparsity\.method: there is no method 'soft_filer' \(did "
+                                    r"you mean 'soft_filter'"),
     ([sparse(method="soft_filter", strength=1)], r"sparsity\.strength: there is no such option"),
-    ([sparse(method="soft_filter", criterion="l3")], r"sparsity\.criterion: expected one of l1, l2, geometric_median"),
-    ([HALF, {"kind": "scratch"}, TUNE], r"stages\.scratch\.like: no training stage comes before it"),
-    ([TRAIN, {"kind": "scratch"}], r"stages\.scratch: nothing is cut before it; .* or use a `baseline` stage"),
-    ([TRAIN, HALF, {"kind": "scratch", "like": "tran"}], r"no training stage is called 'tran' \(did you mean 'train'"),
+    ([sparse(method="soft_filter", criterion="l3")], r"sparsity\.criterion: expected one of "
+                                                     r"l1, l2, geometric_median"),
+    ([HALF, {"kind": "scratch"}, TUNE], r"stages\.scratch\.like: no training stage comes "
+                                        r"before it"),
+    ([TRAIN, {"kind": "scratch"}], r"stages\.scratch: nothing is cut before it; .* or use a "
+                                   r"`baseline` stage"),
+    ([TRAIN, HALF, {"kind": "scratch", "like": "tran"}], r"no training stage is called 'tran' "
+                                                         r"\(did you mean 'train'"),
 ]  # fmt: skip
 
 
@@ -581,7 +711,10 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(stages, message):
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"kind": "prune", "criterion": "l1", "per_group": {"featurs.0": 2}}, r"'featurs\.0'.*features\.0"),
+        (
+            {"kind": "prune", "criterion": "l1", "per_group": {"featurs.0": 2}},
+            r"'featurs\.0'.*features\.0",
+        ),
         ({"kind": "prune", "criterion": "l1", "per_group": {FIRST: 9}}, r"features\.0.*(8|7)"),
         (sparse(method="centripetal", target={"featurs.0": 2}), r"featurs\.0.*features\.0"),
         (sparse(method="centripetal", target={FIRST: 20}), r"20"),
@@ -602,7 +735,9 @@ def test_weights_learnt_elsewhere_are_where_training_begins_and_nowhere_else(tmp
 
     def build(name, **kwargs):
         asked.append(kwargs.pop("weights", None))
-        return ordinary("zoo:vgg", **kwargs) if name == "torchvision:vgg" else ordinary(name, **kwargs)
+        return (
+            ordinary("zoo:vgg", **kwargs) if name == "torchvision:vgg" else ordinary(name, **kwargs)
+        )
 
     monkeypatch.setattr(netslim.models, "build", build)
     tree = {
@@ -619,5 +754,5 @@ def test_weights_learnt_elsewhere_are_where_training_begins_and_nowhere_else(tmp
     run(parse_recipe(tree), tmp_path / "run")
     assert asked[0] == "DEFAULT"
     assert set(asked[1:]) == {None}
-    header = netslim.checkpoint.read(tmp_path / "run" / "01-train" / "model.safetensors")[0]
+    header = netslim.models.checkpoint.read(tmp_path / "run" / "01-train" / "model.safetensors")[0]
     assert "weights" not in header["constructor"]["kwargs"]

@@ -12,17 +12,33 @@ from torch import nn
 import netslim
 from netslim.cli import main
 from netslim.errors import RecipeError
-from netslim.training import parse_recipe, single
-from netslim.training.checks import wanted_share
-from netslim.training.folder import RunFolder
-from netslim.training.methods import apart
-from netslim.training.recipe import override
-from netslim.training.runner import Runner
-from netslim.training.schema import OptimizerOptions, ScheduleOptions, SlimmingOptions, Train
-from netslim.training.strength import Choice, carried, choose, first_guess, short_epochs, shortened
+from netslim.training.commands import step as single
+from netslim.training.loop.adapters import apart
+from netslim.training.loop.auto_strength import (
+    Choice,
+    carried,
+    choose,
+    first_guess,
+    short_epochs,
+    shortened,
+)
+from netslim.training.recipe.checks import wanted_share
+from netslim.training.recipe.reading import override, parse_recipe
+from netslim.training.recipe.schema import OptimizerOptions, ScheduleOptions, SlimmingOptions, Train
+from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.runner import Runner
 
 VGG = ["zoo:vgg", "--model.layers", "[16, M, 32]", "--model.in_channels", "1"]
-QUICK = ["--data", "digits", "--trainer.threads", "1", "--trainer.limit_batches", "2", "--trainer.tensorboard", "false"]
+QUICK = [
+    "--data",
+    "digits",
+    "--trainer.threads",
+    "1",
+    "--trainer.limit_batches",
+    "2",
+    "--trainer.tensorboard",
+    "false",
+]
 
 
 def curve(strength: float) -> float:
@@ -37,7 +53,9 @@ def test_bisection_by_hand():
     found = choose(curve, 1e-3, 0.7)
     # 0.0 at -3; 0.5 at -2.5; 1.0 at -2; then halves of [-2.5, -2]: 0.75, [-2.5, -2.25]: 0.625
     assert [trial.share for trial in found.trials] == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.625])
-    assert [math.log10(trial.strength) for trial in found.trials] == pytest.approx([-3, -2.5, -2, -2.25, -2.375])
+    assert [math.log10(trial.strength) for trial in found.trials] == pytest.approx(
+        [-3, -2.5, -2, -2.25, -2.375]
+    )
     assert found.bracketed
     assert math.log10(found.strength) == pytest.approx(-2.3)  # where the line crosses 0.7
     assert (found.share, found.slope) == (0.7, pytest.approx(1.0))
@@ -46,7 +64,9 @@ def test_bisection_by_hand():
 def test_from_above_and_near_is_near_enough():
     found = choose(curve, 1e-2, 0.48)
     assert [trial.share for trial in found.trials] == pytest.approx([1.0, 0.5])
-    assert math.log10(found.strength) == pytest.approx(-2.52)  # from 0.5, by the slope between the two
+    assert math.log10(found.strength) == pytest.approx(
+        -2.52
+    )  # from 0.5, by the slope between the two
 
 
 def test_one_trial_takes_the_measured_slope():
@@ -58,7 +78,9 @@ def test_one_trial_takes_the_measured_slope():
 def test_a_target_out_of_reach_is_not_bracketed():
     found = choose(lambda _: 0.1, 1e-3, 0.7)
     assert not found.bracketed
-    assert [math.log10(trial.strength) for trial in found.trials] == pytest.approx([-3, -2.5, -2, -1.5, -1])
+    assert [math.log10(trial.strength) for trial in found.trials] == pytest.approx(
+        [-3, -2.5, -2, -1.5, -1]
+    )
     assert (found.strength, found.share) == (pytest.approx(0.1), 0.1)
 
 
@@ -71,7 +93,9 @@ def test_noise_does_not_send_it_astray():
 
 @pytest.mark.parametrize(("longer", "power"), [(0.7, 0.0), (0.64, 0.2), (0.1, 0.5)])
 def test_what_a_longer_run_leaves_is_carried_on(longer, power):
-    """Short runs: 1e-2, slope 0.06 / (0.2 log10 2); twice as long, 10 times that is the whole: 20 in all."""
+    """Short runs: 1e-2, slope 0.06 / (0.2 log10 2); twice as long, 10 times that is the whole: 20
+    in all.
+    """
     found = Choice(1e-2, 0.7, 0.06 / (0.2 * math.log10(2)), (), True)
     assert carried(found, longer, 0.7, 10) == pytest.approx(1e-2 * 20**power)
 
@@ -80,7 +104,9 @@ def test_what_a_longer_run_leaves_is_carried_on(longer, power):
 
 
 def stage(**options) -> Train:
-    return Train("sparse", 40, OptimizerOptions(lr=0.1), sparsity=SlimmingOptions(strength="auto"), **options)
+    return Train(
+        "sparse", 40, OptimizerOptions(lr=0.1), sparsity=SlimmingOptions(strength="auto"), **options
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,10 +124,13 @@ def test_a_short_run_keeps_the_shape_and_the_way_of_the_scales():
 
 
 @pytest.mark.parametrize(
-    ("penalty", "momentum", "expected"), [("l1", 0.9, 2.5e-3), ("proximal", 0.9, 2.5e-2), ("l1", 0, 2.5e-2)]
+    ("penalty", "momentum", "expected"),
+    [("l1", 0.9, 2.5e-3), ("proximal", 0.9, 2.5e-2), ("l1", 0, 2.5e-2)],
 )
 def test_the_first_guess_pushes_twice_the_way(penalty, momentum, expected):
-    """40 epochs of 10 steps at 0.1: the scales may move by 40 * strength, times 10 with momentum 0.9; 0.5 is to go."""
+    """40 epochs of 10 steps at 0.1: the scales may move by 40 * strength, times 10 with momentum
+    0.9; 0.5 is to go.
+    """
     options = SlimmingOptions(strength="auto", gamma_init=0.5, penalty=penalty)
     given = Train("a", 40, OptimizerOptions(lr=0.1, momentum=momentum), sparsity=options)
     assert first_guess(given, nn.BatchNorm1d(3), 10) == pytest.approx(expected)
@@ -110,7 +139,12 @@ def test_the_first_guess_pushes_twice_the_way(penalty, momentum, expected):
 def test_without_gamma_init_the_median_scale_has_to_go():
     norm = nn.BatchNorm1d(3)
     norm.weight.data = torch.tensor([0.1, -0.25, 3.0])
-    given = Train("a", 40, OptimizerOptions(lr=0.1), sparsity=SlimmingOptions(strength="auto", gamma_init=None))
+    given = Train(
+        "a",
+        40,
+        OptimizerOptions(lr=0.1),
+        sparsity=SlimmingOptions(strength="auto", gamma_init=None),
+    )
     assert first_guess(given, norm, 10) == pytest.approx(2 * 0.25 / 400)
 
 
@@ -135,7 +169,12 @@ def tree(**sparsity) -> dict:
         "model": {"name": "zoo:vgg", "layers": [16, "M", 32], "in_channels": 1},
         "trainer": {"threads": 1, "limit_batches": 2, "tensorboard": False},
         "stages": [
-            {"kind": "train", "name": "sparse", "epochs": 2, "sparsity": {"strength": "auto", **sparsity}},
+            {
+                "kind": "train",
+                "name": "sparse",
+                "epochs": 2,
+                "sparsity": {"strength": "auto", **sparsity},
+            },
             {"kind": "prune", "budget": {"cut_channels": 0.3}},
             {"kind": "measure", "latency": False},
         ],
@@ -151,11 +190,27 @@ def test_the_target_is_given_or_that_of_the_next_cut():
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("stages.sparse.sparsity.target", "1.5", r"sparsity\.target: is 1\.5, must be a share between 0 and 1"),
-        ("stages.sparse.sparsity.strength", "often", r"strength: expected a number or one of auto, got 'often'"),
-        ("stages.sparse.sparsity.strength", "-1", r"strength: is -1\.0, must be 0 or more, or auto"),
+        (
+            "stages.sparse.sparsity.target",
+            "1.5",
+            r"sparsity\.target: is 1\.5, must be a share between 0 and 1",
+        ),
+        (
+            "stages.sparse.sparsity.strength",
+            "often",
+            r"strength: expected a number or one of auto, got 'often'",
+        ),
+        (
+            "stages.sparse.sparsity.strength",
+            "-1",
+            r"strength: is -1\.0, must be 0 or more, or auto",
+        ),
         ("stages.sparse.sparsity.pace", "0", r"pace: is 0\.0, must be above 0"),
-        ("stages.prune.budget", "{cut_macs: 0.5}", r"strength auto needs the share of scales .* target: 0\.7"),
+        (
+            "stages.prune.budget",
+            "{cut_macs: 0.5}",
+            r"strength auto needs the share of scales .* target: 0\.7",
+        ),
     ],
 )
 def test_mistakes_are_refused(key, value, said):
@@ -182,18 +237,27 @@ def test_train_finds_a_strength_says_so_and_keeps_it(tmp_path, capsys):
     auto = ["--sparsity.strength", "auto", "--sparsity.target", "0.5"]
     assert go("train", *VGG, *QUICK, *auto, "--epochs", 3, "--lr", 0.05, "--out", out) == 0
     folder = tmp_path / "a.run" / "01-train"
-    kept, found = (json.loads((folder / name).read_text()) for name in ("strength.json", "stage.json"))
+    kept, found = (
+        json.loads((folder / name).read_text()) for name in ("strength.json", "stage.json")
+    )
     assert found["strength"] == {key: value for key, value in kept.items() if key != "format"}
     runs = sorted((folder / "strength").glob("*/stage.json"))
     assert len(runs) == len(kept["trials"]) + ("longer" in kept)
-    assert next(json.loads(path.read_text())["near_zero"] for path in runs) == kept["trials"][0]["share"]
+    assert (
+        next(json.loads(path.read_text())["near_zero"] for path in runs)
+        == kept["trials"][0]["share"]
+    )
     assert f"strength {kept['strength']:.3g} should leave" in capsys.readouterr().err
 
 
 def test_what_is_on_disk_is_not_run_again(tmp_path, monkeypatch):
     """Killed in the real training, and begun again: the same choice, and no short run."""
     settings = {"trainer": {"threads": 1, "limit_batches": 2, "tensorboard": False}}
-    options = {"epochs": 2, "optimizer": {"lr": 0.05}, "sparsity": {"strength": "auto", "target": 0.5}}
+    options = {
+        "epochs": 2,
+        "optimizer": {"lr": 0.05},
+        "sparsity": {"strength": "auto", "target": 0.5},
+    }
     model = {"model.layers": "[16, M, 32]", "model.in_channels": "1"}
     recipe = single.step("train", "zoo:vgg", "digits", options, model, settings=settings)
     calls = []
@@ -208,7 +272,10 @@ def test_what_is_on_disk_is_not_run_again(tmp_path, monkeypatch):
         return real(self, stage, *rest, **more)
 
     monkeypatch.setattr(Runner, "_fit", noted)
-    monkeypatch.setattr("netslim.training.strength.choose", lambda *_, **__: pytest.fail("short runs again"))
+    monkeypatch.setattr(
+        "netslim.training.loop.auto_strength.choose",
+        lambda *_, **__: pytest.fail("short runs again"),
+    )
     single.carry_out(recipe, tmp_path / "a.safetensors")
     assert (tmp_path / "a.run" / "01-train" / "strength.json").read_bytes() == kept
     assert calls == [json.loads(kept)["strength"]]

@@ -1,7 +1,8 @@
 """The command line: each command is one library call.
 
-Whatever goes wrong on purpose (`NetslimError`) is one line on standard error and exit code 1; Ctrl-C is one line and
-130; `--debug` shows the traceback instead. Wrong usage exits with 2, as argparse does.
+Whatever goes wrong on purpose (`NetslimError`) is one line on standard error and exit code 1;
+Ctrl-C is one line and 130; `--debug` shows the traceback instead. Wrong usage exits with 2, as
+argparse does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         interrupted = isinstance(error, KeyboardInterrupt)
-        said = "; ".join(["interrupted", *map(str, error.args)]) if interrupted else " ".join(str(error).split())
+        said = (
+            "; ".join(["interrupted", *map(str, error.args)])
+            if interrupted
+            else " ".join(str(error).split())
+        )
         print(f"netslim: {said}", file=sys.stderr)
         return 130 if interrupted else 1
 
@@ -54,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = add(
         None,
         "netslim",
-        "Make a convolutional network smaller: sparse training, channel cuts that are proved, reports.",
+        "Make a convolutional network smaller: sparse training, channel cuts that are proved, "
+        "reports.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -69,26 +69,35 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="append",
         required=True,
-        help="shape of one example, for instance 3 32 32; once for each input of the model, in their order",
+        help="shape of one example, for instance 3 32 32; once for each input of the model, in "
+        "their order",
     )
     parser.add_argument(
         "--dtype",
         metavar="TYPE",
         action="append",
-        help="type of the inputs, for instance int64 for tokens; once for all, or once for each (default: float32)",
+        help="type of the inputs, for instance int64 for tokens; once for all, or once for "
+        "each (default: float32)",
     )
 
 
 def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
-    """A batch for each input of a model: random numbers, or ones where they are integers or booleans."""
+    """A batch for each input of a model: random numbers, or ones where they are integers or
+    booleans.
+    """
     import torch
 
     shapes, types = options.input, options.dtype or ["float32"]
     for shape in shapes:
         if min(shape) < 1:
-            raise RecipeError(f"--input {shlex.join(map(str, shape))}: every size must be 1 or more")
+            raise RecipeError(
+                f"--input {shlex.join(map(str, shape))}: every size must be 1 or more"
+            )
     if len(types) not in (1, len(shapes)):
-        raise RecipeError(f"--dtype: {len(types)} for {len(shapes)} inputs; give it once, or once for each --input")
+        raise RecipeError(
+            f"--dtype: {len(types)} for {len(shapes)} inputs; give it once, or once for each "
+            "--input"
+        )
     for name in types:
         if name not in _DTYPES:
             raise RecipeError(f"--dtype {name}: choose one of {', '.join(_DTYPES)}")
@@ -96,7 +105,9 @@ def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
     made = []
     for shape, name in zip(shapes, types * len(shapes) if len(types) == 1 else types, strict=True):
         dtype, size = getattr(torch, name), (batch, *shape)
-        values = torch.randn(size, generator=generator) if dtype.is_floating_point else torch.ones(size)
+        values = (
+            torch.randn(size, generator=generator) if dtype.is_floating_point else torch.ones(size)
+        )
         made.append(values.to(dtype))
     return tuple(made)
 
@@ -107,14 +118,23 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
     Raises:
         RecipeError: there are other dotted options.
     """
-    from netslim.training.recipe import read_yaml
+    from netslim.training.recipe.reading import read_yaml
 
     for key in overrides:
         if not key.startswith("model."):
-            raise RecipeError(f"--{key}: {command} takes options of the model only, as --model.OPTION VALUE")
+            raise RecipeError(
+                f"--{key}: {command} takes options of the model only, as --model.OPTION VALUE"
+            )
     return {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}
 
 
 def best_with_data(batches: int | None) -> dict[str, Any]:
-    """Options of a prune stage where the choice is left to netslim and there is data: those of `netslim.slim`."""
-    return {"criterion": "obs", "allocation": "cost", "fold": "linear", "recalibrate": batches or 10}
+    """Options of a prune stage where the choice is left to netslim and there is data: those of
+    `netslim.slim`.
+    """
+    return {
+        "criterion": "obs",
+        "allocation": "cost",
+        "fold": "linear",
+        "recalibrate": batches or 10,
+    }

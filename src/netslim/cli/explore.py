@@ -42,7 +42,9 @@ def register(commands: Any) -> None:
     )
     _network(parser)
     parser.add_argument("--data", metavar="DATA", required=True, help="the data set")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to write")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="the folder to write"
+    )
     what = parser.add_argument_group("what is cut")
     what.add_argument(
         "--ratios",
@@ -52,15 +54,24 @@ def register(commands: Any) -> None:
         default=[0.25, 0.5, 0.75],
         help="shares of a group that go (default: 0.25 0.5 0.75)",
     )
-    what.add_argument("--criterion", metavar="NAME", default="l2", help="which channels go, as for prune (default: l2)")
-    what.add_argument("--layers", metavar="NAME", nargs="+", default=[], help="only these, by name or pattern")
+    what.add_argument(
+        "--criterion",
+        metavar="NAME",
+        default="l2",
+        help="which channels go, as for prune (default: l2)",
+    )
+    what.add_argument(
+        "--layers", metavar="NAME", nargs="+", default=[], help="only these, by name or pattern"
+    )
     what.add_argument(
         "--shortcuts",
         choices=["include", "avoid"],
         default="include",
         help="avoid: leave out what several layers add up",
     )
-    what.add_argument("--batches", metavar="N", type=int, default=10, help="of --data, for criteria that look")
+    what.add_argument(
+        "--batches", metavar="N", type=int, default=10, help="of --data, for criteria that look"
+    )
     look = parser.add_argument_group("what is looked at")
     look.add_argument(
         "--recalibrate",
@@ -70,7 +81,10 @@ def register(commands: Any) -> None:
         help="take batch-norm statistics anew from N batches before each look",
     )
     look.add_argument(
-        "--split", choices=["validation", "train"], default="validation", help="which images (default: validation)"
+        "--split",
+        choices=["validation", "train"],
+        default="validation",
+        help="which images (default: validation)",
     )
     look.add_argument(
         "--validation",
@@ -78,18 +92,26 @@ def register(commands: Any) -> None:
         type=float,
         help="share of training images that was set apart, as for train (default: 0.1)",
     )
-    look.add_argument("--limit-images", metavar="N", type=int, help="look at N of them only, drawn by --seed")
     look.add_argument(
-        "--max-drop", metavar="POINTS", type=float, help="tell how far each group may be cut for so many points"
+        "--limit-images", metavar="N", type=int, help="look at N of them only, drawn by --seed"
+    )
+    look.add_argument(
+        "--max-drop",
+        metavar="POINTS",
+        type=float,
+        help="tell how far each group may be cut for so many points",
     )
     _surroundings(parser)
 
 
 def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from netslim.training import exploring, single
+    from netslim.training.commands import sensitivity as exploring
+    from netslim.training.commands import step as single
 
     _check(options)
-    recipe = single.step("measure", options.model, options.data, {}, overrides, settings=_settings(options))
+    recipe = single.step(
+        "measure", options.model, options.data, {}, overrides, settings=_settings(options)
+    )
     how = exploring.Exploration(
         criterion=options.criterion,
         ratios=tuple(sorted(set(options.ratios))),
@@ -103,7 +125,9 @@ def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     try:
         found = exploring.explore(recipe, options.out, how)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what is measured is kept in {options.out}; go on with: {options.typed}") from None
+        raise KeyboardInterrupt(
+            f"what is measured is kept in {options.out}; go on with: {options.typed}"
+        ) from None
     print(found.table(None if options.max_drop is None else options.max_drop / 100))
     print(f"results: {options.out / 'sensitivity.json'}\npage: {options.out / 'sensitivity.html'}")
     return 0

@@ -42,7 +42,8 @@ def register(commands: Any) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="tell what this layer, tensor or group is coupled to and why it can or cannot be cut; may be repeated",
+        help="tell what this layer, tensor or group is coupled to and why it can or cannot be "
+        "cut; may be repeated",
     )
     inspect.add_argument("--json", action="store_true", help="everything, machine-readable")
 
@@ -59,7 +60,10 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     except netslim.TraceError as error:
         if "does not run on" not in str(error):
             raise
-        hint = "--input is the shape of one example without the batch, once for each input; tokens need --dtype int64"
+        hint = (
+            "--input is the shape of one example without the batch, once for each input; "
+            "tokens need --dtype int64"
+        )
         raise netslim.TraceError(f"{error} ({hint})") from error
     told = {name: graph.explain(name) for name in options.explain}
     if options.json:

@@ -38,31 +38,45 @@ def register(commands: Any) -> None:
         dotted=True,
     )
     run.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
-    run.add_argument("--out", metavar="DIR", type=Path, help="the run folder (default: runs/RECIPE)")
-    run.add_argument("--seed", metavar="N", help="seed of weights, order and augmentation (default: the recipe's)")
+    run.add_argument(
+        "--out", metavar="DIR", type=Path, help="the run folder (default: runs/RECIPE)"
+    )
+    run.add_argument(
+        "--seed",
+        metavar="N",
+        help="seed of weights, order and augmentation (default: the recipe's)",
+    )
 
-    recipes = add(commands, "recipes", "list the shipped recipes and their published figures", _recipes)
-    recipes.add_argument("recipe", metavar="NAME", nargs="?", help="show the YAML of this one instead")
+    recipes = add(
+        commands, "recipes", "list the shipped recipes and their published figures", _recipes
+    )
+    recipes.add_argument(
+        "recipe", metavar="NAME", nargs="?", help="show the YAML of this one instead"
+    )
 
     report = add(commands, "report", "make report.html of a finished run again", _report)
     report.add_argument("folder", metavar="DIR", type=Path, help="the run folder")
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from netslim.training import load_recipe
+    from netslim.training.recipe.reading import load_recipe
 
     if options.seed is not None:
         overrides["seed"] = options.seed
     recipe = load_recipe(options.recipe, overrides)
     folder = options.out if options.out is not None else Path("runs") / recipe.name
-    command = shlex.join(["netslim", "run", options.recipe, *as_arguments(overrides), "--out", str(folder)])
+    command = shlex.join(
+        ["netslim", "run", options.recipe, *as_arguments(overrides), "--out", str(folder)]
+    )
 
     from netslim.training import run
 
     try:
         results = run(recipe, folder, command=command)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what is finished is kept in {folder}; go on with: {command}") from None
+        raise KeyboardInterrupt(
+            f"what is finished is kept in {folder}; go on with: {command}"
+        ) from None
     _show(results, folder)
     return 0
 
@@ -70,7 +84,7 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _show(results: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
 
-    from netslim.report import table
+    from netslim.report.page import table
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table(results))
@@ -82,7 +96,7 @@ def _show(results: dict[str, Any], folder: Path) -> None:
 
 
 def _recipes(options: argparse.Namespace, _: dict[str, str]) -> int:
-    from netslim.training import load_recipe, recipe_text, shipped
+    from netslim.training.recipe.reading import load_recipe, recipe_text, shipped
 
     if options.recipe is not None:
         print(recipe_text(options.recipe), end="")
@@ -91,13 +105,15 @@ def _recipes(options: argparse.Namespace, _: dict[str, str]) -> int:
         recipe = load_recipe(name)
         print(f"{name}\n    {recipe.title}")
         for row in recipe.published:
-            figures = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key != "label")
+            figures = ", ".join(
+                f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key != "label"
+            )
             print(f"    published, {row.get('label', '')}: {figures}")
     return 0
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> int:
-    from netslim import report
+    from netslim.report import page as report
 
     print(report.write(options.folder))
     return 0

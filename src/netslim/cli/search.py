@@ -62,7 +62,9 @@ def register(commands: Any) -> None:
     )
     _network(parser)
     parser.add_argument("--data", metavar="DATA", required=True, help="the data set")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the search")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="the folder of the search"
+    )
     what = parser.add_argument_group("what is looked for")
     what.add_argument(
         "--max-drop",
@@ -78,7 +80,9 @@ def register(commands: Any) -> None:
         help="what is cut, a share of it (default: macs)",
     )
     what.add_argument(
-        "--latency-table", metavar="FILE", help="for --over latency: measured before (default: it is measured here)"
+        "--latency-table",
+        metavar="FILE",
+        help="for --over latency: measured before (default: it is measured here)",
     )
     what.add_argument(
         "--backend",
@@ -86,14 +90,25 @@ def register(commands: Any) -> None:
         help="for --over latency: what the network will run with (default: eager)",
     )
     what.add_argument(
-        "--tolerance", metavar="SHARE", type=float, default=0.02, help="the share is found to so much (default: 0.02)"
+        "--tolerance",
+        metavar="SHARE",
+        type=float,
+        default=0.02,
+        help="the share is found to so much (default: 0.02)",
     )
-    what.add_argument("--tries", metavar="N", type=int, default=8, help="most candidates that are made (default: 8)")
+    what.add_argument(
+        "--tries",
+        metavar="N",
+        type=int,
+        default=8,
+        help="most candidates that are made (default: 8)",
+    )
     what.add_argument(
         "--reference",
         choices=["given", "trained"],
         default="given",
-        help="count the drop from MODEL as it is, or trained as the candidates are (default: given)",
+        help="count the drop from MODEL as it is, or trained as the candidates are (default: "
+        "given)",
     )
     _training(parser.add_argument_group("training of each candidate"))
     _cut(parser.add_argument_group("the cut, as for prune"))
@@ -102,49 +117,80 @@ def register(commands: Any) -> None:
 
 def _training(how: Any) -> None:
     how.add_argument("--epochs", metavar="N", type=int, default=2, help="default: 2; 0 for none")
-    how.add_argument("--lr", metavar="RATE", type=float, default=0.01, help="first learning rate (default: 0.01)")
-    how.add_argument("--momentum", metavar="M", type=float, help="default: 0.9, with Nesterov's correction")
-    how.add_argument("--weight-decay", metavar="W", type=float, help="default: 1e-4")
-    how.add_argument("--augment", metavar="PAD", type=int, help="mirror images, and crop them after padding by PAD")
     how.add_argument(
-        "--validation", metavar="SHARE", type=float, help="share of training images that is set apart (default: 0.1)"
+        "--lr", metavar="RATE", type=float, default=0.01, help="first learning rate (default: 0.01)"
     )
-    how.add_argument("--teacher", metavar="MODEL", help="learn from this network too, beside the labels")
+    how.add_argument(
+        "--momentum", metavar="M", type=float, help="default: 0.9, with Nesterov's correction"
+    )
+    how.add_argument("--weight-decay", metavar="W", type=float, help="default: 1e-4")
+    how.add_argument(
+        "--augment",
+        metavar="PAD",
+        type=int,
+        help="mirror images, and crop them after padding by PAD",
+    )
+    how.add_argument(
+        "--validation",
+        metavar="SHARE",
+        type=float,
+        help="share of training images that is set apart (default: 0.1)",
+    )
+    how.add_argument(
+        "--teacher", metavar="MODEL", help="learn from this network too, beside the labels"
+    )
 
 
 def _cut(how: Any) -> None:
-    how.add_argument("--criterion", metavar="NAME", help="what makes a channel important (default: obs)")
+    how.add_argument(
+        "--criterion", metavar="NAME", help="what makes a channel important (default: obs)"
+    )
     how.add_argument(
         "--allocation",
         choices=["global", "uniform", "isomorphic", "cost", "knapsack"],
         help="how the cut is spread over layers (default: cost, or global with a --criterion)",
     )
-    how.add_argument("--batches", metavar="N", type=int, help="of --data, for criteria that look (default: 10)")
-    how.add_argument("--shortcuts", choices=["include", "avoid"], help="avoid: leave what several layers add up")
+    how.add_argument(
+        "--batches", metavar="N", type=int, help="of --data, for criteria that look (default: 10)"
+    )
+    how.add_argument(
+        "--shortcuts", choices=["include", "avoid"], help="avoid: leave what several layers add up"
+    )
     how.add_argument("--max-cut", metavar="SHARE", type=float, help="most that goes of one layer")
-    how.add_argument("--min-channels", metavar="N", type=int, help="fewest that stay in a layer (default: 1)")
+    how.add_argument(
+        "--min-channels", metavar="N", type=int, help="fewest that stay in a layer (default: 1)"
+    )
     how.add_argument("--round-to", metavar="N", type=int, help="what stays is a multiple of N")
-    how.add_argument("--protect", metavar="NAME", nargs="+", help="layers that are left alone, by name or pattern")
+    how.add_argument(
+        "--protect",
+        metavar="NAME",
+        nargs="+",
+        help="layers that are left alone, by name or pattern",
+    )
     how.add_argument(
         "--fold",
         choices=["constant", "linear", "sequential", "none"],
-        help="what removed channels emit moves behind them (default: linear, or none with a --criterion)",
+        help="what removed channels emit moves behind them (default: linear, or none with a "
+        "--criterion)",
     )
     how.add_argument(
         "--recalibrate",
         metavar="N",
         type=int,
-        help="take batch-norm statistics anew from N batches (default: as --batches, or 0 with a --criterion)",
+        help="take batch-norm statistics anew from N batches (default: as --batches, or 0 with "
+        "a --criterion)",
     )
 
 
 def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from netslim.training import searching
+    from netslim.training.commands import search as searching
 
     if options.epochs < 0:
         raise RecipeError(f"--epochs {options.epochs}: 0 or more")
     over = options.over
-    aim = searching.SearchOptions(over, options.max_drop, options.tolerance, options.tries, options.reference)
+    aim = searching.SearchOptions(
+        over, options.max_drop, options.tolerance, options.tries, options.reference
+    )
     recipe = searching.template(
         options.model,
         options.data,
@@ -157,7 +203,9 @@ def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     try:
         found = searching.carry_out(recipe, aim, options.out, command=options.typed)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what is finished is kept in {options.out}; go on with: {options.typed}") from None
+        raise KeyboardInterrupt(
+            f"what is finished is kept in {options.out}; go on with: {options.typed}"
+        ) from None
     _show(found, options.out)
     return 0 if found["best"] is not None else 1
 
@@ -174,15 +222,23 @@ def _latency(options: argparse.Namespace) -> dict[str, str] | None:
     if found and options.over != "latency":
         raise RecipeError("--latency-table and --backend belong to --over latency")
     if len(found) == 2:
-        raise RecipeError("--latency-table says itself what the network runs with: leave --backend out")
+        raise RecipeError(
+            "--latency-table says itself what the network runs with: leave --backend out"
+        )
     return found or None
 
 
 def _recovery(options: argparse.Namespace) -> dict[str, Any]:
     teacher, optimizer = options.teacher, {"lr": options.lr}
     if teacher is not None and ":" not in teacher and not teacher.endswith(".safetensors"):
-        raise RecipeError(f"--teacher {teacher}: give a .safetensors file, or a network by name such as zoo:vgg16")
-    optimizer |= {key: value for key in ("momentum", "weight_decay") if (value := getattr(options, key)) is not None}
+        raise RecipeError(
+            f"--teacher {teacher}: give a .safetensors file, or a network by name such as zoo:vgg16"
+        )
+    optimizer |= {
+        key: value
+        for key in ("momentum", "weight_decay")
+        if (value := getattr(options, key)) is not None
+    }
     return {
         "epochs": options.epochs,
         "optimizer": optimizer,
@@ -194,7 +250,7 @@ def _recovery(options: argparse.Namespace) -> dict[str, Any]:
 def _show(found: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 
-    from netslim.training.found import table, tests
+    from netslim.report.search_page import table, tests
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table(found))

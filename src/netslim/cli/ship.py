@@ -64,23 +64,44 @@ def register(commands: Any) -> None:
     out.add_argument("model", metavar="MODEL", help="which network")
     add_inputs(out)
     out.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="the .onnx or .pt2 file to write; it must not exist yet"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="the .onnx or .pt2 file to write; it must not exist yet",
     )
-    out.add_argument("--batch", metavar="N", default="dynamic", help="one batch size for good (default: dynamic)")
-    out.add_argument("--opset", metavar="N", type=int, help="of ONNX (default: what this torch writes)")
+    out.add_argument(
+        "--batch", metavar="N", default="dynamic", help="one batch size for good (default: dynamic)"
+    )
+    out.add_argument(
+        "--opset", metavar="N", type=int, help="of ONNX (default: what this torch writes)"
+    )
     out.add_argument(
         "--tolerance",
         metavar="T",
         type=float,
-        help="largest accepted deviation, relative to the largest output (default: 1e-4 in float32)",
+        help="largest accepted deviation, relative to the largest output (default: 1e-4 in "
+        "float32)",
     )
-    _bench_options(add(commands, "bench", "time networks", _bench, description=_BENCH, epilog=_BENCH_MORE, dotted=True))
+    _bench_options(
+        add(
+            commands,
+            "bench",
+            "time networks",
+            _bench,
+            description=_BENCH,
+            epilog=_BENCH_MORE,
+            dotted=True,
+        )
+    )
 
 
 def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
     add_inputs(bench)
-    bench.add_argument("--batch-size", metavar="N", type=int, default=1, help="examples in a call (default: 1)")
+    bench.add_argument(
+        "--batch-size", metavar="N", type=int, default=1, help="examples in a call (default: 1)"
+    )
     bench.add_argument(
         "--backend",
         choices=["eager", "compile", "onnxruntime"],
@@ -88,13 +109,25 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
         default=["eager"],
         help="what runs them: the module as it is, torch.compile, ONNX Runtime (default: eager)",
     )
-    bench.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: as torch has them)")
-    bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
-    bench.add_argument("--repeats", metavar="N", type=int, default=50, help="samples of each at most (default: 50)")
     bench.add_argument(
-        "--seconds", metavar="S", type=float, default=20.0, help="no new round of samples after S (default: 20)"
+        "--threads", metavar="N", type=int, help="CPU threads (default: as torch has them)"
     )
-    bench.add_argument("--json", action="store_true", help="machine-readable, milliseconds and counts")
+    bench.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto"
+    )
+    bench.add_argument(
+        "--repeats", metavar="N", type=int, default=50, help="samples of each at most (default: 50)"
+    )
+    bench.add_argument(
+        "--seconds",
+        metavar="S",
+        type=float,
+        default=20.0,
+        help="no new round of samples after S (default: 20)",
+    )
+    bench.add_argument(
+        "--json", action="store_true", help="machine-readable, milliseconds and counts"
+    )
 
 
 # ---------------------------------------------------------------- export
@@ -106,7 +139,9 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     kwargs, dynamic = model_options(overrides, "export"), options.batch == "dynamic"
     if not dynamic and not (options.batch.isdecimal() and int(options.batch)):
-        raise RecipeError(f"--batch {options.batch}: give a number of examples, 1 or more, or dynamic")
+        raise RecipeError(
+            f"--batch {options.batch}: give a number of examples, 1 or more, or dynamic"
+        )
     inputs = examples(options, 1 if dynamic else int(options.batch))
     done = netslim.export(
         models.build(options.model, **kwargs),
@@ -118,8 +153,14 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     )
     kind = done.format if done.opset is None else f"ONNX, opset {done.opset}"
     sizes = " and ".join(map(str, done.batch_sizes))
-    print(f"{kind}, {done.size_bytes / 1000:,.1f} kB: {', '.join(done.inputs)} -> {', '.join(done.outputs)}")
-    print(f"verified: the outputs deviate by no more than {done.deviation:.1e} of the largest, in batches of {sizes}")
+    print(
+        f"{kind}, {done.size_bytes / 1000:,.1f} kB: {', '.join(done.inputs)} -> "
+        f"{', '.join(done.outputs)}"
+    )
+    print(
+        f"verified: the outputs deviate by no more than {done.deviation:.1e} of the largest, "
+        f"in batches of {sizes}"
+    )
     print(f"file: {done.path}")
     return 0
 
@@ -137,19 +178,35 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = _measure(options, networks, device)
-    where = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name()
+    where = (
+        platform.processor() or platform.machine()
+        if device == "cpu"
+        else torch.cuda.get_device_name()
+    )
     threads = options.threads or torch.get_num_threads()
     if options.json:
-        surroundings = {"device": device, "hardware": where, "threads": threads, "torch": torch.__version__}
-        print(json.dumps({**surroundings, "batch_size": options.batch_size, "rows": rows}, indent=1))
+        surroundings = {
+            "device": device,
+            "hardware": where,
+            "threads": threads,
+            "torch": torch.__version__,
+        }
+        print(
+            json.dumps({**surroundings, "batch_size": options.batch_size, "rows": rows}, indent=1)
+        )
         return 0
     print(_table(rows))
-    print(f"batches of {options.batch_size}, {device} ({where}), {threads} threads, torch {torch.__version__}")
+    print(
+        f"batches of {options.batch_size}, {device} ({where}), {threads} threads, torch "
+        f"{torch.__version__}"
+    )
     return 0
 
 
 def _networks(names: Sequence[str], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Label -> network; a name that is given again gets a number. Options go to those that are not checkpoints."""
+    """Label -> network; a name that is given again gets a number. Options go to those that are not
+    checkpoints.
+    """
     from netslim import models
 
     built: dict[str, Any] = {}
@@ -160,14 +217,22 @@ def _networks(names: Sequence[str], kwargs: dict[str, Any]) -> dict[str, Any]:
     return built
 
 
-def _measure(options: argparse.Namespace, networks: dict[str, Any], device: str) -> list[dict[str, Any]]:
+def _measure(
+    options: argparse.Namespace, networks: dict[str, Any], device: str
+) -> list[dict[str, Any]]:
     """A row for each backend and network, all timed in turn."""
-    from netslim.backends import prepared
-    from netslim.latency import timed, using_threads
+    from netslim.measure.backends import prepared
+    from netslim.measure.latency import timed, using_threads
 
     inputs = examples(options, options.batch_size)
-    counts = {label: _counts(network.eval(), examples(options)) for label, network in networks.items()}
-    pairs = {(label, kind): f"{label} ({kind})" for kind in dict.fromkeys(options.backend) for label in networks}
+    counts = {
+        label: _counts(network.eval(), examples(options)) for label, network in networks.items()
+    }
+    pairs = {
+        (label, kind): f"{label} ({kind})"
+        for kind in dict.fromkeys(options.backend)
+        for label in networks
+    }
     with ExitStack() as stack:
         stack.enter_context(using_threads(options.threads))
         calls = {
@@ -183,7 +248,10 @@ def _measure(options: argparse.Namespace, networks: dict[str, Any], device: str)
                 "model": label,
                 "backend": kind,
                 **counts[label],
-                **{field: getattr(time, field) for field in ("median_ms", "low_ms", "high_ms", "repeats")},
+                **{
+                    field: getattr(time, field)
+                    for field in ("median_ms", "low_ms", "high_ms", "repeats")
+                },
                 "examples_per_second": 1e3 * options.batch_size / time.median_ms,
                 "of_first": time.median_ms / first.median_ms,
             }
@@ -193,7 +261,7 @@ def _measure(options: argparse.Namespace, networks: dict[str, Any], device: str)
 
 def _counts(network: Any, one: Any) -> dict[str, int]:
     import netslim
-    from netslim.cost import size_on_disk
+    from netslim.measure.count import size_on_disk
 
     spent = netslim.cost(network, one)
     return {
@@ -205,7 +273,17 @@ def _counts(network: Any, one: Any) -> dict[str, int]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    head = ["model", "backend", "params", "MACs", "activations", "size", "ms (quartiles)", "examples/s", "of first"]
+    head = [
+        "model",
+        "backend",
+        "params",
+        "MACs",
+        "activations",
+        "size",
+        "ms (quartiles)",
+        "examples/s",
+        "of first",
+    ]
     lines = [head]
     for row in rows:
         times = f"{row['median_ms']:.3g} ({row['low_ms']:.3g} to {row['high_ms']:.3g})"
@@ -215,7 +293,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
         lines.append([row["model"], row["backend"], *counts, size, times, *last])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     texts = (
-        "  ".join([*map(str.ljust, line[:2], widths[:2]), *map(str.rjust, line[2:], widths[2:])]) for line in lines
+        "  ".join([*map(str.ljust, line[:2], widths[:2]), *map(str.rjust, line[2:], widths[2:])])
+        for line in lines
     )
     return "\n".join(texts)
 

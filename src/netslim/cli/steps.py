@@ -1,4 +1,6 @@
-"""`train`, `finetune`, `prune`, `evaluate`: one step of the way each, from checkpoint to checkpoint."""
+"""`train`, `finetune`, `prune`, `evaluate`: one step of the way each, from checkpoint to
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from netslim.cli.common import add, best_with_data
 from netslim.errors import RecipeError
-from netslim.scores import CRITERIA, Normalisation, Over, Reduction, reads_data
+from netslim.selection.criteria.normalisation import Normalisation
+from netslim.selection.criteria.parts import Over, Reduction
+from netslim.selection.criteria.registry import CRITERIA, reads_data
 
 if TYPE_CHECKING:
-    from netslim.sensitivity import Sensitivity
-    from netslim.training.single import Pruned
+    from netslim.methods.sensitivity_result import Sensitivity
+    from netslim.training.commands.step import Pruned
 
 _TRAIN = """\
 Train a network once and write it to a file. With --sparsity.method it is trained towards a cut.
@@ -96,7 +100,8 @@ _BUDGET = {
     "cut_params": "share of the parameters",
     "cut_activations": "share of what layers put out",
     "cut_peak_memory": "share of the memory that a forward pass needs at once, parameters aside",
-    "cut_latency": "share of the milliseconds, by a table that is measured here or read from --latency-table",
+    "cut_latency": "share of the milliseconds, by a table that is measured here or read from "
+    "--latency-table",
     "max_macs": "most multiply-accumulates for one example",
     "max_params": "most parameters",
     "max_activation_bytes": "most bytes that layers put out for one example",
@@ -121,7 +126,15 @@ _UNUSED = {
 
 def register(commands: Any) -> None:
     """Add the commands."""
-    train = add(commands, "train", "train a network once", _train, description=_TRAIN, epilog=_TRAIN_MORE, dotted=True)
+    train = add(
+        commands,
+        "train",
+        "train a network once",
+        _train,
+        description=_TRAIN,
+        epilog=_TRAIN_MORE,
+        dotted=True,
+    )
     _training(train, epochs=160, rate=0.1)
     tune = add(
         commands,
@@ -155,7 +168,12 @@ def register(commands: Any) -> None:
     )
     _network(look)
     look.add_argument("--data", metavar="DATA", required=True, help="the data set")
-    look.add_argument("--split", choices=["test", "validation"], default="test", help="which images (default: test)")
+    look.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default="test",
+        help="which images (default: test)",
+    )
     look.add_argument(
         "--validation",
         metavar="SHARE",
@@ -178,18 +196,30 @@ def _network(parser: argparse.ArgumentParser) -> None:
 
 def _out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, required=True, help="the .safetensors file to write; it must not exist yet"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="the .safetensors file to write; it must not exist yet",
     )
 
 
 def _surroundings(parser: argparse.ArgumentParser) -> None:
     more = parser.add_argument_group("surroundings")
     more.add_argument(
-        "--data-root", metavar="DIR", help="the folder that holds data sets (default: $NETSLIM_DATA, else data)"
+        "--data-root",
+        metavar="DIR",
+        help="the folder that holds data sets (default: $NETSLIM_DATA, else data)",
     )
-    more.add_argument("--batch-size", metavar="N", type=int, help="images in a batch (default: 128)")
-    more.add_argument("--seed", metavar="N", type=int, default=0, help="of everything that is random (default: 0)")
-    more.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to compute (default: auto)")
+    more.add_argument(
+        "--batch-size", metavar="N", type=int, help="images in a batch (default: 128)"
+    )
+    more.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="of everything that is random (default: 0)"
+    )
+    more.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], help="where to compute (default: auto)"
+    )
 
 
 def _training(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None:
@@ -198,7 +228,9 @@ def _training(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None
     _out(parser)
     how = parser.add_argument_group("training")
     how.add_argument("--epochs", metavar="N", type=int, default=epochs, help=f"default: {epochs}")
-    how.add_argument("--lr", metavar="RATE", type=float, default=rate, help=f"learning rate (default: {rate})")
+    how.add_argument(
+        "--lr", metavar="RATE", type=float, default=rate, help=f"learning rate (default: {rate})"
+    )
     how.add_argument(
         "--milestones",
         metavar="E",
@@ -207,11 +239,21 @@ def _training(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None
         default=[],
         help="when the rate falls: epochs, or below 1 shares of all epochs (default: it stays)",
     )
-    how.add_argument("--lr-factor", metavar="F", type=float, help="what it is multiplied with then (default: 0.1)")
-    how.add_argument("--momentum", metavar="M", type=float, help="default: 0.9, with Nesterov's correction")
+    how.add_argument(
+        "--lr-factor",
+        metavar="F",
+        type=float,
+        help="what it is multiplied with then (default: 0.1)",
+    )
+    how.add_argument(
+        "--momentum", metavar="M", type=float, help="default: 0.9, with Nesterov's correction"
+    )
     how.add_argument("--weight-decay", metavar="W", type=float, help="default: 1e-4")
     how.add_argument(
-        "--augment", metavar="PAD", type=int, help="mirror images, and crop them after padding by PAD pixels"
+        "--augment",
+        metavar="PAD",
+        type=int,
+        help="mirror images, and crop them after padding by PAD pixels",
     )
     how.add_argument(
         "--validation",
@@ -224,7 +266,9 @@ def _training(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None
         choices=["last", "best"],
         help="weights of the last epoch, or of the best by validation (default: last)",
     )
-    how.add_argument("--teacher", metavar="MODEL", help="learn from this network too, beside the labels")
+    how.add_argument(
+        "--teacher", metavar="MODEL", help="learn from this network too, beside the labels"
+    )
     _surroundings(parser)
 
 
@@ -232,8 +276,12 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     _network(parser)
     _out(parser)
     example = parser.add_argument_group("what the network takes (one of the two)")
-    example.add_argument("--input", metavar="N", type=int, nargs="+", help="shape of one example, such as 3 32 32")
-    example.add_argument("--data", metavar="DATA", help="a data set, for criteria that look at images")
+    example.add_argument(
+        "--input", metavar="N", type=int, nargs="+", help="shape of one example, such as 3 32 32"
+    )
+    example.add_argument(
+        "--data", metavar="DATA", help="a data set, for criteria that look at images"
+    )
     _amounts(parser.add_argument_group("how much goes"))
     _choice(parser.add_argument_group("which channels"))
     _limits(parser.add_argument_group("limits"))
@@ -241,16 +289,16 @@ def _pruning(parser: argparse.ArgumentParser) -> None:
     after.add_argument(
         "--fold",
         choices=["constant", "linear", "sequential", "none"],
-        help="constant: move into biases what removed channels still emit; linear: fit it by what those that stay "
-        "emit, by least squares; sequential: that layer after layer; all need --data (default: linear with criterion "
-        "obs by itself, else none)",
+        help="constant: move into biases what removed channels still emit; linear: fit it by "
+        "what those that stay emit, by least squares; sequential: that layer after layer; all "
+        "need --data (default: linear with criterion obs by itself, else none)",
     )
     after.add_argument(
         "--recalibrate",
         metavar="N",
         type=int,
-        help="take batch-norm statistics anew from N batches of --data (default: as many as --batches with criterion "
-        "obs by itself, else 0)",
+        help="take batch-norm statistics anew from N batches of --data (default: as many as "
+        "--batches with criterion obs by itself, else 0)",
     )
     after.add_argument(
         "--mask",
@@ -266,24 +314,42 @@ def _amounts(group: Any) -> None:
     for name, text in _BUDGET.items():
         relative = name.startswith("cut_")
         number = float if relative or name == "max_latency_ms" else int
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="SHARE" if relative else "N", type=number, help=text)
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="SHARE" if relative else "N",
+            type=number,
+            help=text,
+        )
     group.add_argument(
-        "--latency-table", metavar="FILE", help="for budgets of latency: a table measured before, here or elsewhere"
+        "--latency-table",
+        metavar="FILE",
+        help="for budgets of latency: a table measured before, here or elsewhere",
     )
     group.add_argument(
         "--backend",
         choices=["eager", "compile", "onnxruntime"],
         help="for budgets of latency: what the network will run with (default: eager)",
     )
-    group.add_argument("--layers", metavar="NAME", nargs="+", default=[], help="layers by name or pattern")
-    group.add_argument("--counts", metavar="N", type=int, nargs="+", default=[], help="channels of each of --layers")
-    group.add_argument("--shares", metavar="S", type=float, nargs="+", default=[], help="or shares of each of them")
+    group.add_argument(
+        "--layers", metavar="NAME", nargs="+", default=[], help="layers by name or pattern"
+    )
+    group.add_argument(
+        "--counts",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[],
+        help="channels of each of --layers",
+    )
+    group.add_argument(
+        "--shares", metavar="S", type=float, nargs="+", default=[], help="or shares of each of them"
+    )
     group.add_argument(
         "--by",
         choices=["scores", "zeros", "clusters", "mask"],
         default="scores",
-        help="instead of an amount: what soft_filter training left at zero, what centripetal training drew together "
-        "(merged), or what --mask silenced (default: scores)",
+        help="instead of an amount: what soft_filter training left at zero, what centripetal "
+        "training drew together (merged), or what --mask silenced (default: scores)",
     )
 
 
@@ -291,45 +357,52 @@ def _choice(group: Any) -> None:
     group.add_argument(
         "--criterion",
         metavar="NAME",
-        help=f"of the weights: {_criteria(data=False)}; of --data too: {_criteria(data=True)}; or your own as "
-        "package.module:function (default: bn_scale for --cut-channels, l1 with --layers; for costs obs with --data, "
-        "else l2)",
+        help=f"of the weights: {_criteria(data=False)}; of --data too: {_criteria(data=True)}; "
+        "or your own as package.module:function (default: bn_scale for --cut-channels, l1 with "
+        "--layers; for costs obs with --data, else l2)",
     )
     group.add_argument(
         "--order",
         choices=["independent", "greedy"],
         default="independent",
-        help="greedy: kernels that read what went before are left out of a layer's scores; needs --layers",
+        help="greedy: kernels that read what went before are left out of a layer's scores; "
+        "needs --layers",
     )
     group.add_argument(
         "--allocation",
         choices=["global", "uniform", "isomorphic", "cost", "knapsack"],
-        help="how the cut is spread over layers: by one threshold, the same share of every layer, the same share of "
-        "layers that are built alike, by score lost for cost saved, or that at its exact best, for small networks "
-        "(default: global; without --criterion, for costs, cost with --data and else uniform)",
+        help="how the cut is spread over layers: by one threshold, the same share of every "
+        "layer, the same share of layers that are built alike, by score lost for cost saved, "
+        "or that at its exact best, for small networks (default: global; without --criterion, "
+        "for costs, cost with --data and else uniform)",
     )
     group.add_argument(
         "--lead",
         choices=["mean", "pacesetter"],
-        help="what scores layers that are added up: all of them, or the projection or first of them (default: mean)",
+        help="what scores layers that are added up: all of them, or the projection or first of "
+        "them (default: mean)",
     )
     group.add_argument(
         "--reduction",
         choices=get_args(Reduction),
-        help="how the scores of such layers are put together; product: the geometric mean (default: mean)",
+        help="how the scores of such layers are put together; product: the geometric mean "
+        "(default: mean)",
     )
     group.add_argument(
         "--over",
         choices=get_args(Over),
-        help="layers that are looked at: those that make the channels, or also what scales and reads them "
-        "(default: producers)",
+        help="layers that are looked at: those that make the channels, or also what scales and "
+        "reads them (default: producers)",
     )
     group.add_argument(
         "--normalize",
         choices=get_args(Normalisation),
-        help="what the scores of each layer are set against before layers are compared (default: nothing)",
+        help="what the scores of each layer are set against before layers are compared "
+        "(default: nothing)",
     )
-    group.add_argument("--batches", metavar="N", type=int, help="of --data, for criteria that look (default: 10)")
+    group.add_argument(
+        "--batches", metavar="N", type=int, help="of --data, for criteria that look (default: 10)"
+    )
 
 
 def _criteria(data: bool) -> str:
@@ -338,16 +411,30 @@ def _criteria(data: bool) -> str:
 
 def _limits(group: Any) -> None:
     group.add_argument(
-        "--shortcuts", choices=["include", "avoid"], help="avoid: leave alone what several layers add up"
+        "--shortcuts",
+        choices=["include", "avoid"],
+        help="avoid: leave alone what several layers add up",
     )
     group.add_argument("--max-cut", metavar="SHARE", type=float, help="most that goes of one layer")
     group.add_argument(
-        "--limits", metavar="FILE", type=Path, help="instead, of each layer what this sensitivity.json allows"
+        "--limits",
+        metavar="FILE",
+        type=Path,
+        help="instead, of each layer what this sensitivity.json allows",
     )
-    group.add_argument("--max-drop", metavar="POINTS", type=float, help="what one layer alone may cost by --limits")
-    group.add_argument("--min-channels", metavar="N", type=int, help="fewest that stay in a layer (default: 1)")
+    group.add_argument(
+        "--max-drop", metavar="POINTS", type=float, help="what one layer alone may cost by --limits"
+    )
+    group.add_argument(
+        "--min-channels", metavar="N", type=int, help="fewest that stay in a layer (default: 1)"
+    )
     group.add_argument("--round-to", metavar="N", type=int, help="what stays is a multiple of N")
-    group.add_argument("--protect", metavar="NAME", nargs="+", help="layers that are left alone, by name or pattern")
+    group.add_argument(
+        "--protect",
+        metavar="NAME",
+        nargs="+",
+        help="layers that are left alone, by name or pattern",
+    )
 
 
 # ---------------------------------------------------------------- train, finetune
@@ -362,14 +449,18 @@ def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from netslim.training import single
+    from netslim.training.commands import step as single
 
-    recipe = single.step(kind, options.model, options.data, _stage(options), overrides, settings=_settings(options))
+    recipe = single.step(
+        kind, options.model, options.data, _stage(options), overrides, settings=_settings(options)
+    )
     try:
         found = single.carry_out(recipe, options.out, command=options.typed)
     except KeyboardInterrupt:
         folder = single.folder_of(options.out)
-        raise KeyboardInterrupt(f"what is finished is kept in {folder}; go on with: {options.typed}") from None
+        raise KeyboardInterrupt(
+            f"what is finished is kept in {folder}; go on with: {options.typed}"
+        ) from None
     print(f"trained for {len(found['curves']['epoch'])} epochs in {found['seconds']:.1f} s")
     print(f"network: {options.out}")
     return 0
@@ -378,11 +469,21 @@ def _fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> i
 def _stage(options: argparse.Namespace) -> dict[str, Any]:
     teacher, optimizer = options.teacher, {"lr": options.lr}
     if teacher is not None and ":" not in teacher and not teacher.endswith(".safetensors"):
-        raise RecipeError(f"--teacher {teacher}: give a .safetensors file, or a network by name such as zoo:vgg16")
-    optimizer |= {key: value for key in ("momentum", "weight_decay") if (value := getattr(options, key)) is not None}
+        raise RecipeError(
+            f"--teacher {teacher}: give a .safetensors file, or a network by name such as zoo:vgg16"
+        )
+    optimizer |= {
+        key: value
+        for key in ("momentum", "weight_decay")
+        if (value := getattr(options, key)) is not None
+    }
     if options.lr_factor is not None and not options.milestones:
         raise RecipeError("--lr-factor: the rate falls at --milestones; give them too")
-    schedule = {"name": "multistep", "milestones": options.milestones, "factor": options.lr_factor or 0.1}
+    schedule = {
+        "name": "multistep",
+        "milestones": options.milestones,
+        "factor": options.lr_factor or 0.1,
+    }
     return {
         "epochs": options.epochs,
         "optimizer": optimizer,
@@ -413,7 +514,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _prune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from netslim.training import single
+    from netslim.training.commands import step as single
 
     _check_input(options)
     stage = _what_goes(options, overrides)
@@ -436,23 +537,30 @@ def _limited(options: argparse.Namespace, stage: dict[str, Any]) -> Sensitivity 
     if options.limits is None:
         return None
     if options.max_cut is not None:
-        raise RecipeError("--max-cut and --limits both say what may go of a layer: give one of them")
+        raise RecipeError(
+            "--max-cut and --limits both say what may go of a layer: give one of them"
+        )
     if options.max_drop < 0:
         raise RecipeError(f"--max-drop {options.max_drop:g}: give 0 or more points")
-    from netslim.sensitivity import Sensitivity
+    from netslim.methods.sensitivity_result import Sensitivity
 
     found = Sensitivity.load(options.limits)
-    stage["max_cut"] = found.limits(options.max_drop / 100 if found.unit == "share" else options.max_drop)
+    stage["max_cut"] = found.limits(
+        options.max_drop / 100 if found.unit == "share" else options.max_drop
+    )
     return found
 
 
 def _check_input(options: argparse.Namespace) -> None:
     if (options.data is None) == (options.input is None):
         raise RecipeError(
-            "say what the network takes: the shape of one example, such as --input 3 32 32, or a data set by --data"
+            "say what the network takes: the shape of one example, such as --input 3 32 32, or "
+            "a data set by --data"
         )
     if options.input is not None and min(options.input) < 1:
-        raise RecipeError(f"--input {' '.join(map(str, options.input))}: every size must be 1 or more")
+        raise RecipeError(
+            f"--input {' '.join(map(str, options.input))}: every size must be 1 or more"
+        )
 
 
 def _what_goes(options: argparse.Namespace, overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -461,16 +569,28 @@ def _what_goes(options: argparse.Namespace, overrides: Mapping[str, str]) -> dic
     given = named or budget or any(key.startswith("budget.") for key in overrides)
     greedy = options.order == "greedy"
     if options.by != "scores" and (given or greedy):
-        raise RecipeError(f"--by {options.by} finds out itself what goes: leave amounts, --layers and --order out")
+        raise RecipeError(
+            f"--by {options.by} finds out itself what goes: leave amounts, --layers and --order out"
+        )
     unused = [key for key in _UNUSED.get(options.by, ()) if getattr(options, key) is not None]
     if unused:
-        raise RecipeError(f"--{unused[0].replace('_', '-')} means nothing with --by {options.by}: leave it out")
+        raise RecipeError(
+            f"--{unused[0].replace('_', '-')} means nothing with --by {options.by}: leave it out"
+        )
     if options.by == "scores" and not given:
-        raise RecipeError("say how much goes: for instance --cut-channels 0.5, or --layers NAME --counts 8")
+        raise RecipeError(
+            "say how much goes: for instance --cut-channels 0.5, or --layers NAME --counts 8"
+        )
     if greedy and not named:
-        raise RecipeError("--order greedy goes from layer to layer: name --layers, with --counts or --shares")
+        raise RecipeError(
+            "--order greedy goes from layer to layer: name --layers, with --counts or --shares"
+        )
     passed = {key: value for key in _PASSED if (value := getattr(options, key)) is not None}
-    own = {} if options.criterion else _choice_of_netslim(options, {*budget, *_keys(overrides, "budget")}, named)
+    own = (
+        {}
+        if options.criterion
+        else _choice_of_netslim(options, {*budget, *_keys(overrides, "budget")}, named)
+    )
     stage = {
         "by": "greedy" if greedy else options.by,
         "criterion": options.criterion,
@@ -490,7 +610,9 @@ def _keys(overrides: Mapping[str, str], section: str) -> list[str]:
 def _choice_of_netslim(
     options: argparse.Namespace, budget: Collection[str], named: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What is taken where no criterion is given: the papers' for channels, and for costs what `netslim.slim` takes."""
+    """What is taken where no criterion is given: the papers' for channels, and for costs what
+    `netslim.slim` takes.
+    """
     if named:
         return {"criterion": "l1"}
     if options.by == "zeros":
@@ -500,7 +622,9 @@ def _choice_of_netslim(
     if options.data is None:
         return {"criterion": "l2", "allocation": "uniform"}
     best = best_with_data(options.batches)
-    return {key: best[key] for key in ("criterion", "allocation")} if options.mode == "mask" else best
+    return (
+        {key: best[key] for key in ("criterion", "allocation")} if options.mode == "mask" else best
+    )
 
 
 def _latency(options: argparse.Namespace, given: Iterable[str]) -> dict[str, str] | None:
@@ -508,10 +632,13 @@ def _latency(options: argparse.Namespace, given: Iterable[str]) -> dict[str, str
     found = {key: value for key, value in found.items() if value is not None}
     if found and not any("latency" in key for key in given):
         raise RecipeError(
-            "--latency-table and --backend belong to --cut-latency or --max-latency-ms: give one of these"
+            "--latency-table and --backend belong to --cut-latency or --max-latency-ms: give "
+            "one of these"
         )
     if len(found) == 2:
-        raise RecipeError("--latency-table says itself what the network runs with: leave --backend out")
+        raise RecipeError(
+            "--latency-table says itself what the network runs with: leave --backend out"
+        )
     return found or None
 
 
@@ -519,8 +646,8 @@ def _named(options: argparse.Namespace) -> dict[str, int | float]:
     layers, amounts = options.layers, options.counts or options.shares
     if len(layers) != len(amounts) or (options.counts and options.shares):
         raise RecipeError(
-            f"--layers names {len(layers)}, --counts {len(options.counts)} and --shares {len(options.shares)}: give "
-            "as many --counts as --layers, or as many --shares"
+            f"--layers names {len(layers)}, --counts {len(options.counts)} and --shares "
+            f"{len(options.shares)}: give as many --counts as --layers, or as many --shares"
         )
     twice = next((name for name in layers if layers.count(name) > 1), None)
     if twice is not None:
@@ -545,9 +672,11 @@ def _tell(done: Pruned, out: Path) -> None:
 
 
 def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from netslim.training import single
+    from netslim.training.commands import step as single
 
-    recipe = single.step("measure", options.model, options.data, {}, overrides, settings=_settings(options))
+    recipe = single.step(
+        "measure", options.model, options.data, {}, overrides, settings=_settings(options)
+    )
     found = single.evaluate(recipe, options.split, options.ten_crop)
     if options.json:
         print(json.dumps(asdict(found), indent=1))

@@ -9,8 +9,8 @@
         loader.set_epoch(epoch)             # order and augmentation depend on (seed, epoch) alone
         for images, labels in loader: ...    # float32 (B, C, H, W), int64 (B,)
 
-Sets that fit in memory are `ImageTensors`, larger ones are `ImageStream`s that decode in worker processes;
-`Loader` takes either.
+Sets that fit in memory are `ImageTensors`, larger ones are `ImageStream`s that decode in worker
+processes; `Loader` takes either.
 """
 
 from netslim.data.augment import Augment

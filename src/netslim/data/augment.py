@@ -13,10 +13,11 @@ from netslim.errors import DataError
 
 @dataclass(frozen=True)
 class Augment:
-    """Zero-pad by `pad` pixels, crop back to the old size at a random place, mirror half of the images.
+    """Zero-pad by `pad` pixels, crop back to the old size at a random place, mirror half of the
+    images.
 
-    The usual CIFAR augmentation (He et al. 2016, section 4.2). Padding is black, that is zero before
-    normalisation, as in `torchvision.transforms.RandomCrop`.
+    The usual CIFAR augmentation (He et al. 2016, section 4.2). Padding is black, that is zero
+    before normalisation, as in `torchvision.transforms.RandomCrop`.
 
     Raises:
         DataError: `pad` is negative.
@@ -27,7 +28,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.pad < 0:
-            raise DataError(f"augmentation: pad is {self.pad}; give 0 (no crop) or a positive number of pixels")
+            raise DataError(
+                f"augmentation: pad is {self.pad}; give 0 (no crop) or a positive number of pixels"
+            )
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Random choices, int64 (count, 3): row offset, column offset, mirrored (0 or 1)."""
@@ -40,7 +43,8 @@ class Augment:
 
         Args:
             images: (B, C, H, W) of any dtype, on any device; fastest in channels_last memory.
-            choices: int64 (B, 3) from `draw`, on the same device; offset `pad` leaves an image where it is.
+            choices: int64 (B, 3) from `draw`, on the same device; offset `pad` leaves an image
+                where it is.
 
         Returns:
             A new (B, C, H, W) tensor in channels_last memory.

@@ -57,11 +57,17 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
     if not download:
         _check_files(name, kind, root)
     try:
-        parts = {role: _open(kind, name, root, role, download) for role in ("train", *extra, "test")}
+        parts = {
+            role: _open(kind, name, root, role, download) for role in ("train", *extra, "test")
+        }
     except Exception as error:  # torchvision raises whatever its parsers meet: RuntimeError, EOFError, URLError, ...
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        remedy = "check the connection" if download else "remove the files and load with download: true"
-        raise DataError(f"torchvision:{name} under {root}: cannot be read ({reason}); {remedy}") from error
+        remedy = (
+            "check the connection" if download else "remove the files and load with download: true"
+        )
+        raise DataError(
+            f"torchvision:{name} under {root}: cannot be read ({reason}); {remedy}"
+        ) from error
     splits = {role: ImageTensors(_images(part), _labels(part)) for role, part in parts.items()}
     for role in extra:
         splits["train"] = _joined(splits["train"], splits.pop(role))
@@ -70,7 +76,9 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
 
 
 def _joined(first: ImageTensors, second: ImageTensors) -> ImageTensors:
-    return ImageTensors(torch.cat((first.images, second.images)), torch.cat((first.labels, second.labels)))
+    return ImageTensors(
+        torch.cat((first.images, second.images)), torch.cat((first.labels, second.labels))
+    )
 
 
 def _open(kind: Any, name: str, root: Path, role: str, download: bool) -> Any:
@@ -106,8 +114,8 @@ def _check_files(name: str, kind: Any, root: Path) -> None:
     for file in _files(name, kind, root):
         if not file.exists():
             raise DataError(
-                f"torchvision:{name}: {file} is missing{_packed(file)}; set root (or NETSLIM_DATA) to the "
-                "folder that holds the set, or load with download: true"
+                f"torchvision:{name}: {file} is missing{_packed(file)}; set root (or "
+                "NETSLIM_DATA) to the folder that holds the set, or load with download: true"
             )
         if file.name in _IDX:
             _check_idx(file)
@@ -135,9 +143,13 @@ def _check_idx(file: Path) -> None:
         header = stream.read(16)
     dimensions = header[3] if len(header) == 16 else 0
     sizes = [int.from_bytes(header[at : at + 4], "big") for at in range(4, 4 + 4 * dimensions, 4)]
-    promised = 4 + 4 * dimensions + int(torch.tensor(sizes, dtype=torch.float64).prod()) if dimensions else 0
+    promised = (
+        4 + 4 * dimensions + int(torch.tensor(sizes, dtype=torch.float64).prod())
+        if dimensions
+        else 0
+    )
     if header[:3] != b"\0\0\x08" or dimensions not in (1, 3) or content != promised:
         raise DataError(
-            f"{file}: holds {content:,} bytes where its header promises {promised:,}; it is truncated or "
-            "damaged: remove it and copy or download it again"
+            f"{file}: holds {content:,} bytes where its header promises {promised:,}; it is "
+            "truncated or damaged: remove it and copy or download it again"
         )

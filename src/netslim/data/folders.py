@@ -31,15 +31,23 @@ class _Files:
 
 
 def read_folder(folder: Path, image_size: int | None, limit: int) -> Raw:
-    """PATH/train and PATH/test (or val) with class sub-folders, or class sub-folders in PATH itself."""
+    """PATH/train and PATH/test (or val) with class sub-folders, or class sub-folders in PATH
+    itself.
+    """
     children = [child.name for child in folder.iterdir() if child.is_dir()]
     found = roles(children)
-    places = {role: folder / name for role, name in found.items()} if "train" in found else {"train": folder}
+    places = (
+        {role: folder / name for role, name in found.items()}
+        if "train" in found
+        else {"train": folder}
+    )
     scanned = {role: _scan(place) for role, place in places.items()}
     classes = tuple(scanned["train"].classes)
     for role, scan in scanned.items():
         _check_classes(scan, classes, places[role], places["train"])
-    encoded = {role: _Files(tuple(path for path, _ in scan.samples)) for role, scan in scanned.items()}
+    encoded = {
+        role: _Files(tuple(path for path, _ in scan.samples)) for role, scan in scanned.items()
+    }
     shape = common_shape(encoded["train"], image_size)
     streams: dict[str, ImageStream] = {}
     for role, scan in scanned.items():
@@ -55,13 +63,15 @@ def _scan(place: Path) -> Any:
         return ImageFolder(str(place))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{place}: {reason}; every class needs a sub-folder with its pictures") from error
+        raise DataError(
+            f"{place}: {reason}; every class needs a sub-folder with its pictures"
+        ) from error
 
 
 def _check_classes(scan: Any, classes: tuple[str, ...], place: Path, train: Path) -> None:
     extra = sorted(set(scan.classes) - set(classes))
     if extra:
         raise DataError(
-            f"{place}: class folder '{extra[0]}' is not in {train}, which has {', '.join(classes[:10])}; "
-            "both need the same classes"
+            f"{place}: class folder '{extra[0]}' is not in {train}, which has "
+            f"{', '.join(classes[:10])}; both need the same classes"
         )

@@ -19,9 +19,10 @@ from netslim.errors import DataError
 class Loader:
     """Iterable of (images float32 (B, C, H, W), labels int64 (B,)), both on `device`.
 
-    Images held in memory are moved to `device` once, as uint8; a batch is one gather, the augmentation and
-    one multiply-add. An `ImageStream` is decoded by `workers` processes and then takes the same way. Order
-    and augmentation are a pure function of (seed, epoch), the same on every device and over all processes.
+    Images held in memory are moved to `device` once, as uint8; a batch is one gather, the
+    augmentation and one multiply-add. An `ImageStream` is decoded by `workers` processes and then
+    takes the same way. Order and augmentation are a pure function of (seed, epoch), the same on
+    every device and over all processes.
 
     Args:
         split: one split of a loaded `Data`.
@@ -30,11 +31,14 @@ class Loader:
         augment: applied to every batch before normalisation.
         mean, std: per channel on the scale 0..1, as `Data` holds them.
         drop_last: leave out an incomplete last batch.
-        memory_format: layout of the image batches; channels_last costs nothing here and convolves fastest.
-        shard: (rank, world) of this process in a distributed run; orders are padded to a multiple of world.
+        memory_format: layout of the image batches; channels_last costs nothing here and convolves
+            fastest.
+        shard: (rank, world) of this process in a distributed run; orders are padded to a multiple
+            of world.
 
     Raises:
-        DataError: an option out of range, statistics for another number of channels, or no complete batch.
+        DataError: an option out of range, statistics for another number of channels, or no complete
+            batch.
     """
 
     def __init__(
@@ -53,12 +57,19 @@ class Loader:
         workers: int = 2,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.split, self.batch_size, self.shuffle, self.augment = split, batch_size, shuffle, augment
+        self.split, self.batch_size, self.shuffle, self.augment = (
+            split,
+            batch_size,
+            shuffle,
+            augment,
+        )
         self.seed, self.device, self.drop_last = seed, torch.device(device), drop_last
         self.memory_format, self.workers, self.shard = memory_format, workers, shard
         self.epoch = 0
         self._check(mean, std)
-        self._scale, self._shift = (row.to(self.device) for row in _scale_and_shift(mean, std, split.shape[2]))
+        self._scale, self._shift = (
+            row.to(self.device) for row in _scale_and_shift(mean, std, split.shape[2])
+        )
         self._labels = split.labels.to(self.device)
         self._rows = _pixel_rows(split, self.device) if isinstance(split, ImageTensors) else None
 
@@ -66,13 +77,18 @@ class Loader:
         channels = self.split.shape[0]
         if len(mean) != channels or len(std) != channels:
             raise DataError(
-                f"normalisation: {len(mean)} means and {len(std)} deviations for images of {channels} "
-                "channels; give the mean and std of the same data set"
+                f"normalisation: {len(mean)} means and {len(std)} deviations for images of "
+                f"{channels} channels; give the mean and std of the same data set"
             )
         if min(std) <= 0:
-            raise DataError(f"normalisation: std is {tuple(std)}; every channel needs a positive one")
+            raise DataError(
+                f"normalisation: std is {tuple(std)}; every channel needs a positive one"
+            )
         if self.batch_size < 1 or self.seed < 0:
-            raise DataError(f"loader: batch_size is {self.batch_size}, seed is {self.seed}; give at least 1 and 0")
+            raise DataError(
+                f"loader: batch_size is {self.batch_size}, seed is {self.seed}; give at least "
+                "1 and 0"
+            )
         if self.drop_last and len(self.split) and not len(self):
             raise DataError(
                 f"loader: {len(self.split)} images make no complete batch of {self.batch_size}; "
@@ -99,7 +115,9 @@ class Loader:
             yield self._normalise(images), labels
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """This process's share of the epoch's order and of its augmentation choices, drawn on the CPU."""
+        """This process's share of the epoch's order and of its augmentation choices, drawn on the
+        CPU.
+        """
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
         count, (rank, world) = len(self.split), self.shard
@@ -126,11 +144,15 @@ class Loader:
         rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
         rows = rows.mul_(self._scale).add_(self._shift)
         return (
-            rows.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+            rows.view(batch, height, width, channels)
+            .permute(0, 3, 1, 2)
+            .contiguous(memory_format=self.memory_format)
         )
 
 
-def _scale_and_shift(mean: Sequence[float], std: Sequence[float], width: int) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(
+    mean: Sequence[float], std: Sequence[float], width: int
+) -> tuple[Tensor, Tensor]:
     deviation = torch.tensor(std, dtype=torch.float64)
     scale, shift = 1 / (255 * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
     return scale.float().repeat(width), shift.float().repeat(width)
@@ -143,7 +165,9 @@ def _pixel_rows(split: ImageTensors, device: torch.device) -> Tensor:
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches of a stream, decoded in one go; a damaged picture is handed over and raised by the parent."""
+    """Whole batches of a stream, decoded in one go; a damaged picture is handed over and raised by
+    the parent.
+    """
 
     def __init__(self, split: ImageStream, batches: list[Tensor]) -> None:
         self.split, self.batches = split, batches

@@ -1,4 +1,6 @@
-"""Encoded pictures (JPEG, PNG, ...): decoding, a common size, and the choice between memory and stream."""
+"""Encoded pictures (JPEG, PNG, ...): decoding, a common size, and the choice between memory and
+stream.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ class Encoded(Protocol):
 class Pictures(Sequence[Tensor]):
     """Pictures decoded on demand to uint8 (C, H, W) of one size.
 
-    A picture is resized so that its shorter side fits and cropped in the middle, when `resize` is set;
-    otherwise its size has to be `shape`'s.
+    A picture is resized so that its shorter side fits and cropped in the middle, when `resize` is
+    set; otherwise its size has to be `shape`'s.
     """
 
     encoded: Encoded
@@ -63,15 +65,19 @@ class Pictures(Sequence[Tensor]):
             picture = _fit(picture, height)
         elif picture.size != (width, height):
             raise DataError(
-                f"{self.encoded.where(position)}: the picture is {picture.size[0]}x{picture.size[1]}, others "
-                f"are {width}x{height}; give image_size to bring all to one size"
+                f"{self.encoded.where(position)}: the picture is "
+                f"{picture.size[0]}x{picture.size[1]}, others are {width}x{height}; give "
+                "image_size to bring all to one size"
             )
         return np.array(picture, dtype=np.uint8).reshape(height, width, channels)
 
 
 def open_picture(encoded: Encoded, position: int, mode: str | None = None) -> Any:
-    """A decoded PIL image, converted to `mode` if given; `DataError` names file and row of a damaged one."""
-    # PIL and not torchvision.io.decode_image, which ends the process on a damaged PNG (torchvision 0.29).
+    """A decoded PIL image, converted to `mode` if given; `DataError` names file and row of a
+    damaged one.
+    """
+    # PIL and not torchvision.io.decode_image, which ends the process on a damaged PNG (torchvision
+    # 0.29).
     from PIL import Image
 
     try:
@@ -80,7 +86,8 @@ def open_picture(encoded: Encoded, position: int, mode: str | None = None) -> An
             return picture.convert(mode) if mode else picture.copy()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{encoded.where(position)}: the picture cannot be decoded ({_short(error)}); replace or remove it"
+            f"{encoded.where(position)}: the picture cannot be decoded ({_short(error)}); "
+            "replace or remove it"
         ) from error
 
 
@@ -98,15 +105,21 @@ def _fit(picture: Any, size: int) -> Any:
     return picture.resize((wide, high), resample=2).crop((left, top, left + size, top + size))
 
 
-def stream(encoded: Encoded, labels: Tensor, shape: tuple[int, int, int], resize: bool) -> ImageStream:
+def stream(
+    encoded: Encoded, labels: Tensor, shape: tuple[int, int, int], resize: bool
+) -> ImageStream:
     """Pictures and labels as a stream."""
     return ImageStream(Pictures(encoded, shape, resize), labels, shape)
 
 
 def common_shape(encoded: Encoded, image_size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) that the pictures are brought to, judged by a sample of them: grey only if all of it is."""
+    """(C, H, W) that the pictures are brought to, judged by a sample of them: grey only if all of
+    it is.
+    """
     sample = np.linspace(0, len(encoded) - 1, min(32, len(encoded))).astype(int)
-    looks = [(picture.mode, picture.size) for picture in (open_picture(encoded, int(i)) for i in sample)]
+    looks = [
+        (picture.mode, picture.size) for picture in (open_picture(encoded, int(i)) for i in sample)
+    ]
     channels = 1 if all(mode in _GREY_MODES for mode, _ in looks) else 3
     width, height = (image_size, image_size) if image_size else looks[0][1]
     return channels, height, width
@@ -131,7 +144,9 @@ def to_memory(split: ImageStream) -> ImageTensors:
         for position in block:
             pixels[position] = pictures.pixels(position)
 
-    _in_threads(decode, len(split), (os.cpu_count() or 1) if height * width > _THREADED_PIXELS else 1)
+    _in_threads(
+        decode, len(split), (os.cpu_count() or 1) if height * width > _THREADED_PIXELS else 1
+    )
     return ImageTensors(torch.from_numpy(pixels).permute(0, 3, 1, 2), split.labels)
 
 

@@ -26,9 +26,16 @@ class Raw:
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
-    """Which of `names` is the train, validation and test split; with no test, validation serves as one."""
+    """Which of `names` is the train, validation and test split; with no test, validation serves as
+    one.
+    """
     present = set(names)
-    found = {role: alias for role, aliases in _ALIASES.items() for alias in reversed(aliases) if alias in present}
+    found = {
+        role: alias
+        for role, aliases in _ALIASES.items()
+        for alias in reversed(aliases)
+        if alias in present
+    }
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
     return found
@@ -44,6 +51,8 @@ def nearest(wanted: str, choices: Iterable[str]) -> str:
     """' Did you mean ...?' with the closest of `choices`, or ''."""
     by_lower = {choice.lower(): choice for choice in choices}
     by_tail = {choice.lower().rpartition(":")[2]: choice for choice in choices}
-    close = get_close_matches(wanted.lower(), by_lower, 3, 0.5) or get_close_matches(wanted.lower(), by_tail, 3, 0.5)
+    close = get_close_matches(wanted.lower(), by_lower, 3, 0.5) or get_close_matches(
+        wanted.lower(), by_tail, 3, 0.5
+    )
     found = list(dict.fromkeys(by_lower.get(key) or by_tail[key] for key in close))
     return f" Did you mean {' or '.join(found)}?" if found else ""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from netslim.data import builtin, folders, tables
+from netslim.data import builtin, folders
+from netslim.data import parquet as tables
 from netslim.data.raw import Raw, check_size, nearest
 from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
 from netslim.errors import DataError
@@ -35,18 +36,20 @@ def load(
 
     Args:
         name: `digits`; `torchvision:CIFAR10` (`CIFAR100`, `SVHN`, `SVHN+extra`, `MNIST`,
-            `FashionMNIST`);
-            `folder:PATH` (class sub-folders, in PATH or in PATH/train and PATH/test);
-            `hf:PATH` (a folder with train*.parquet and test*.parquet) or `hf:ID` (a set of the hub).
-            A relative PATH is looked for in the working directory, then in `root`.
+            `FashionMNIST`); `folder:PATH` (class sub-folders, in PATH or in PATH/train and
+            PATH/test); `hf:PATH` (a folder with train*.parquet and test*.parquet) or `hf:ID` (a set
+            of the hub). A relative PATH is looked for in the working directory, then in `root`.
         root: the folder that holds data sets; default the variable NETSLIM_DATA, else `data`.
-        validation: share (below 1) or number of training images set apart, every class in proportion;
-            0 for none. A source with a validation split of its own keeps that.
-        subset: train on so many of the images that are left, every class in proportion; None takes all.
+        validation: share (below 1) or number of training images set apart, every class in
+            proportion; 0 for none. A source with a validation split of its own keeps that.
+        subset: train on so many of the images that are left, every class in proportion; None takes
+            all.
         seed: chooses the validation images and the subset. The test images never depend on it.
         image_size: bring every picture to a square of so many pixels.
-        download: let torchvision fetch what is missing; also on when the variable NETSLIM_DOWNLOAD is 1.
-        memory_limit: bytes of decoded pixels up to which pictures are held in memory; larger sets stream.
+        download: let torchvision fetch what is missing; also on when the variable NETSLIM_DOWNLOAD
+            is 1.
+        memory_limit: bytes of decoded pixels up to which pictures are held in memory; larger sets
+            stream.
 
     Returns:
         Data with `ImageTensors`, or `ImageStream`s where the pictures do not fit.
@@ -74,8 +77,15 @@ def _read(name: str, root: Path, image_size: int | None, download: bool, limit: 
         return folders.read_folder(_folder(name, rest, root), image_size, limit)
     if kind == "hf" and rest:
         local = _find(rest, root)
-        return tables.read_folder(local, name, image_size, limit) if local else tables.read_hub(rest, image_size, limit)
-    raise DataError(f"unknown data set '{name}'.{nearest(name, _FORMS)} Data sets are named {', '.join(_FORMS)}.")
+        return (
+            tables.read_folder(local, name, image_size, limit)
+            if local
+            else tables.read_hub(rest, image_size, limit)
+        )
+    raise DataError(
+        f"unknown data set '{name}'.{nearest(name, _FORMS)} Data sets are named "
+        f"{', '.join(_FORMS)}."
+    )
 
 
 def _find(path: str, root: Path) -> Path | None:
@@ -86,7 +96,9 @@ def _find(path: str, root: Path) -> Path | None:
 def _folder(name: str, path: str, root: Path) -> Path:
     found = _find(path, root)
     if found is None:
-        raise DataError(f"{name}: there is no folder {Path(path).expanduser().absolute()}, nor {path} in {root}")
+        raise DataError(
+            f"{name}: there is no folder {Path(path).expanduser().absolute()}, nor {path} in {root}"
+        )
     return found
 
 
@@ -116,8 +128,8 @@ def _check(name: str, raw: Raw) -> None:
             raise DataError(f"{name}: the {role} split holds no images")
         if isinstance(split, ImageTensors) and len(split.images) != len(split):
             raise DataError(
-                f"{name}: the {role} split holds {len(split.images)} images but {len(split)} labels; "
-                "copy or download it again"
+                f"{name}: the {role} split holds {len(split.images)} images but {len(split)} "
+                "labels; copy or download it again"
             )
         wrong = ((split.labels < 0) | (split.labels >= count)).nonzero()
         if len(wrong):
@@ -142,10 +154,15 @@ def _data(name: str, raw: Raw, validation: float | int, subset: int | None, seed
         splits["train"] = whole.take(stratified(whole.labels, _drawn(subset, raw), seed)[1])
         notes = (*notes, f"trained on {subset:,} of {len(whole):,} training images")
     mean, std = channel_statistics(splits["train"])
-    return Data(name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, notes)
+    return Data(
+        name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, notes
+    )
 
 
 def _drawn(subset: int, raw: Raw) -> int:
     if isinstance(subset, bool) or not isinstance(subset, int) or subset < len(raw.classes):
-        raise DataError(f"subset is {subset!r}; give at least as many images as there are classes ({len(raw.classes)})")
+        raise DataError(
+            f"subset is {subset!r}; give at least as many images as there are classes "
+            f"({len(raw.classes)})"
+        )
     return subset

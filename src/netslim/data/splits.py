@@ -104,7 +104,8 @@ class Data:
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions (rest, chosen), both ascending; `chosen` holds `count` of them, every class in proportion.
+    """Positions (rest, chosen), both ascending; `chosen` holds `count` of them, every class in
+    proportion.
 
     Shares are rounded by the largest remainder, so the count is met exactly.
     """
@@ -123,7 +124,9 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 def held_out(validation: float | int, total: int) -> int:
     """How many of `total` training images `validation` means: a share below 1, or a number."""
     if isinstance(validation, bool) or not isinstance(validation, int | float):
-        raise DataError(f"validation is {validation!r}; give a share such as 0.1 or a number of images")
+        raise DataError(
+            f"validation is {validation!r}; give a share such as 0.1 or a number of images"
+        )
     if isinstance(validation, float) and 0 <= validation < 1:
         return round(validation * total)
     if isinstance(validation, float) and validation == 1.0:
@@ -137,7 +140,9 @@ def held_out(validation: float | int, total: int) -> int:
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation of every channel on the scale 0..1, of a sample if it is a stream."""
+    """Mean and population deviation of every channel on the scale 0..1, of a sample if it is a
+    stream.
+    """
     total = torch.zeros(split.shape[0], dtype=torch.float64)
     squares, pixels = torch.zeros_like(total), 0
     for images in _chunks(split):

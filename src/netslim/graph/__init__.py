@@ -6,13 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import TraceError
-from ..wrapping import bare, eagerly
-from .calls import as_call
-from .coupling import pacesetter, projections
-from .groups import ChannelGraph, ChannelGroup, Slice, build
-from .rules import RULES, fallback
-from .running import record
+from netslim.errors import TraceError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.coupling import pacesetter, projections
+from netslim.graph.forming import build
+from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.modules.calls import as_call
+from netslim.graph.modules.wrapping import bare, eagerly
+from netslim.graph.rules.elementwise import fallback
+from netslim.graph.rules.registry import RULES
+from netslim.graph.tracing.running import record
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "pacesetter", "projections", "trace"]
 
@@ -21,18 +24,19 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """Run ``model`` once and learn which channels must be cut together.
 
     Args:
-        model: any PyTorch module; it is run in evaluation mode without gradients and left as it was. Within
-            `DistributedDataParallel`, `DataParallel`, `torch.compile` or a weight average, the module inside is traced.
-        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. Small ones do: only
-            the channels matter, and the batch may be 1.
+        model: any PyTorch module; it is run in evaluation mode without gradients and left as it
+            was. Within `DistributedDataParallel`, `DataParallel`, `torch.compile` or a weight
+            average, the module inside is traced.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. Small
+            ones do: only the channels matter, and the batch may be 1.
 
     Returns:
-        The `ChannelGraph`. Operators netslim has no rule for freeze what they touch and are listed in
-        ``graph.unsupported``.
+        The `ChannelGraph`. Operators netslim has no rule for freeze what they touch and are listed
+        in ``graph.unsupported``.
 
     Raises:
-        TraceError: ``model`` is not a module, cannot be worked on (scripted, exported, quantised, sharded, lazy, on
-            the meta device), or does not run on these inputs.
+        TraceError: ``model`` is not a module, cannot be worked on (scripted, exported, quantised,
+            sharded, lazy, on the meta device), or does not run on these inputs.
     """
     inner = bare(model, TraceError)
     with eagerly():

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .atoms import Vector
+from netslim.graph.tracing.atoms import Vector
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many entries of a dimension are kept: a constant, plus for each group its kept units' shares."""
+    """How many entries of a dimension are kept: a constant, plus for each group its kept units'
+    shares.
+    """
 
     constant: int
     shares: tuple[tuple[int, Vector], ...]  # (group number, entries for each of its units)
 
     def kept(self, masks: Mapping[int, Vector]) -> int:
-        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]`` (all, when absent)."""
+        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]`` (all, when
+        absent).
+        """
         total = self.constant
         for group, entries in self.shares:
             mask = masks.get(group)

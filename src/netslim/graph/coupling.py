@@ -1,12 +1,14 @@
-"""Which of several coupled layers leads: pacesetters and projections, found from what reads and makes the groups.
+"""Which of several coupled layers leads: pacesetters and projections, found from what reads and
+makes the groups.
 
-In C-SGD (Ding et al. 2019) the projection of a residual stage, or the stem where a stage has none, is
-the *pacesetter*; the last convolutions of the blocks follow it. The papers' code holds tables of layer numbers; here
-it is decided on the graph alone, without a look at names or kinds of layers. A layer is known by its weight tensor:
+In C-SGD (Ding et al. 2019) the projection of a residual stage, or the stem where a stage has none,
+is the *pacesetter*; the last convolutions of the blocks follow it. The papers' code holds tables of
+layer numbers; here it is decided on the graph alone, without a look at names or kinds of layers. A
+layer is known by its weight tensor:
 
 - The layers inside a block read channels that are made and read within the block.
-- A *projection* runs beside a block: what it reads also goes another way, through at least one group of inner
-  channels, to another layer whose output is added to the projection's.
+- A *projection* runs beside a block: what it reads also goes another way, through at least one
+  group of inner channels, to another layer whose output is added to the projection's.
 - A *stem* reads no group: its input is the network's own.
 """
 
@@ -15,21 +17,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from .groups import ChannelGraph, ChannelGroup
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup
 
 Links = Mapping[str, set[int]]  # tensor -> numbers of groups
 
 
 def picked(graph: ChannelGraph, group: ChannelGroup) -> bool:
-    """Whether the channels are picked out of others by an index (`netslim.ChannelSelect`), not computed by a layer."""
+    """Whether the channels are picked out of others by an index (`netslim.ChannelSelect`), not
+    computed by a layer.
+    """
     return not any(s.tensor in graph.parameters for s in group.tensors("producer"))
 
 
 def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
-    """Name of the tensor that leads a group: its first projection, else its first stem, else its first producer.
+    """Name of the tensor that leads a group: its first projection, else its first stem, else its
+    first producer.
 
-    First is meant in the order of execution. In torchvision's resnet50 it is ``layer1.0.downsample.0.weight`` for the
-    channels that stage 1 hands on; in its resnet18, where stage 1 has no projection, ``conv1.weight``.
+    First is meant in the order of execution. In torchvision's resnet50 it is
+    ``layer1.0.downsample.0.weight`` for the channels that stage 1 hands on; in its resnet18, where
+    stage 1 has no projection, ``conv1.weight``.
     """
     if len(group.producers) == 1:
         return group.producers[0]
@@ -39,10 +46,16 @@ def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
 
 
 def projections(graph: ChannelGraph, group: ChannelGroup) -> list[str]:
-    """Names of the tensors that project a shortcut into this group, in order of execution; often one, or none."""
+    """Names of the tensors that project a shortcut into this group, in order of execution; often
+    one, or none.
+    """
     if not group.shortcut or len(group.producers) == 1:
         return []
-    reading, making, own = _links(graph, "consumer"), _links(graph, "producer"), graph.number(group.name)
+    reading, making, own = (
+        _links(graph, "consumer"),
+        _links(graph, "producer"),
+        graph.number(group.name),
+    )
     readers = _turned(reading)
     return [
         tensor
@@ -51,10 +64,16 @@ def projections(graph: ChannelGraph, group: ChannelGroup) -> list[str]:
     ]
 
 
-def _around(tensor: str, source: int, own: int, readers: Mapping[int, set[str]], making: Links) -> bool:
-    """Whether another way leads from the group ``source`` through inner groups to another producer of ``own``."""
+def _around(
+    tensor: str, source: int, own: int, readers: Mapping[int, set[str]], making: Links
+) -> bool:
+    """Whether another way leads from the group ``source`` through inner groups to another producer
+    of ``own``.
+    """
     seen = {source, own}
-    waiting = [reader for reader in readers[source] if reader != tensor and own not in making[reader]]
+    waiting = [
+        reader for reader in readers[source] if reader != tensor and own not in making[reader]
+    ]
     while waiting:
         for inner in making[waiting.pop()] - seen:
             seen.add(inner)

@@ -1,4 +1,6 @@
-"""What the operators of the traced call put out, and how much of it is in memory at once, under any cut."""
+"""What the operators of the traced call put out, and how much of it is in memory at once, under any
+cut.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .atoms import Vector
-from .counts import Count, product
-from .storages import Put, Span
+from netslim.graph.counts import Count, product
+from netslim.graph.tracing.atoms import Vector
+from netslim.graph.tracing.storages import Put, Span
 
 Counter = Callable[[int | Vector], Count]
 
@@ -25,10 +27,11 @@ class Output:
         operator: its ATen name, without overload.
         factors: its sizes, dimension by dimension.
         itemsize: bytes of one element.
-        layer: whether it is what a convolution, linear layer, matrix product, attention or recurrent layer computed
-            from the inputs: these are "activations".
+        layer: whether it is what a convolution, linear layer, matrix product, attention or
+            recurrent layer computed from the inputs: these are "activations".
         constant: whether it does not depend on the inputs of the model, as a standardised weight.
-        kind: ``"new"`` memory, ``"in-place"`` in one of the operator's inputs, or a ``"view"`` of memory there was.
+        kind: ``"new"`` memory, ``"in-place"`` in one of the operator's inputs, or a ``"view"`` of
+            memory there was.
     """
 
     module: str
@@ -52,7 +55,8 @@ class Output:
 class Lifetime:
     """One piece of memory of ``size`` bytes, in proportion to the product of ``factors``.
 
-    It is alive from step ``born`` until before step ``died``; a step is an operator that takes new memory.
+    It is alive from step ``born`` until before step ``died``; a step is an operator that takes new
+    memory.
     """
 
     factors: tuple[Count, ...]
@@ -78,8 +82,10 @@ class Memory:
     """Which intermediate tensors are in memory at once.
 
     Attributes:
-        blocks: the different sizes of tensors; all that no cut changes is one block of one byte, without factors.
-        steps: (moments, blocks), how many of each block are alive, at the moments that can be the fullest.
+        blocks: the different sizes of tensors; all that no cut changes is one block of one byte,
+            without factors.
+        steps: (moments, blocks), how many of each block are alive, at the moments that can be the
+            fullest.
     """
 
     blocks: tuple[Block, ...] = ()
@@ -95,7 +101,15 @@ def outputs(puts: Sequence[Put], count: Counter) -> tuple[Output, ...]:
     """The recorded tensors with their sizes as counts."""
     return tuple(
         [
-            Output(p.module, p.operator, tuple(map(count, p.factors)), p.itemsize, p.layer, p.constant, p.kind)
+            Output(
+                p.module,
+                p.operator,
+                tuple(map(count, p.factors)),
+                p.itemsize,
+                p.layer,
+                p.constant,
+                p.kind,
+            )
             for p in puts
         ]
     )
@@ -106,7 +120,9 @@ def lifetimes(spans: Sequence[Span], count: Counter) -> tuple[Lifetime, ...]:
     end = max((s.born for s in spans), default=0) + 1
     return tuple(
         [
-            Lifetime(tuple(map(count, s.factors)), s.size, s.born, end if s.died is None else s.died)
+            Lifetime(
+                tuple(map(count, s.factors)), s.size, s.born, end if s.died is None else s.died
+            )
             for s in spans
             if s.size
         ]
@@ -126,7 +142,10 @@ def memory(lifetimes: Sequence[Lifetime]) -> Memory:
         key = (unit, *map(_key, live)) if live else ()
         number, _ = blocks.setdefault(key, (len(blocks), Block(unit, tuple(live))))
         rows[number] = rows.get(number, 0) + moments * (1 if live else lifetime.size)
-    return Memory(tuple(block for _, block in blocks.values()), _fullest(np.stack(list(rows.values()), axis=1)))
+    return Memory(
+        tuple(block for _, block in blocks.values()),
+        _fullest(np.stack(list(rows.values()), axis=1)),
+    )
 
 
 def _key(count: Count) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ..errors import ArgumentError
+from netslim.errors import ArgumentError
 
 Kind = TypeVar("Kind")
 Shortcuts = Literal["include", "avoid"]
@@ -60,7 +60,9 @@ def spelled(kind: type[Kind]) -> type[Kind]:
         names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
         for name in options:
             if name not in names:
-                raise ArgumentError(f"{kind.__name__} takes no option {name!r}{_nearest(name, names)}")
+                raise ArgumentError(
+                    f"{kind.__name__} takes no option {name!r}{_nearest(name, names)}"
+                )
         made(self, *args, **options)
 
     kind.__init__ = __init__  # type: ignore[misc]
@@ -71,7 +73,11 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, list(names), 2)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it takes {', '.join(names)}"
+    return (
+        f"; did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else f"; it takes {', '.join(names)}"
+    )
 
 
 def declared(kind: Any) -> dict[str, dataclasses.Field[Any]]:
@@ -94,7 +100,9 @@ class Checked:
             return
         if isinstance(value, Mapping) and any(get_origin(kind) is Mapping for kind in kinds):
             return  # by name: checked where the names are
-        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        choices = [
+            choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
+        ]
         if choices and value not in choices:
             texts = " or ".join(map(repr, choices))
             raise ArgumentError(f"{name} must be {texts}, got {value!r}")
@@ -113,7 +121,9 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _check_number(name: str, value: Any, *, whole: bool, flag: bool, known: Mapping[str, Any]) -> None:
+def _check_number(
+    name: str, value: Any, *, whole: bool, flag: bool, known: Mapping[str, Any]
+) -> None:
     if flag and isinstance(value, bool):
         return
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
@@ -143,21 +153,23 @@ def _most(text: str) -> Any:
 @spelled
 @dataclass(frozen=True)
 class Budget(Checked):
-    """What must go, relative to the traced model, or how much may stay. Several may be given; all are met.
+    """What must go, relative to the traced model, or how much may stay. Several may be given; all
+    are met.
 
-    Each field names a resource of `netslim.selection.budget.resources`: ``cut_NAME`` is the least share
-    of it that goes (0 <= share < 1), ``max_NAME`` the most that may stay, for the traced input.
+    Each field names a resource of `netslim.selection.budget.resources`: ``cut_NAME`` is the least
+    share of it that goes (0 <= share < 1), ``max_NAME`` the most that may stay, for the traced
+    input.
 
     Attributes:
         cut_channels: share of the scored channels to remove; exactly ``floor(N * share)`` go (the
-            percentage of the Network Slimming paper), or what ``round_to`` and other budgets ask for
-            beyond it.
+            percentage of the Network Slimming paper), or what ``round_to`` and other budgets ask
+            for beyond it.
         cut_params: least share of the parameters to remove.
         cut_macs: least share of the multiply-accumulates to remove.
         cut_activations: least share to remove of the elements that convolutions, linear layers and
             matrix products put out (the activations of Radosavovic et al. 2020, section 3.3).
-        cut_peak_memory: least share to remove of the bytes that are alive at once in a forward pass,
-            parameters aside.
+        cut_peak_memory: least share to remove of the bytes that are alive at once in a forward
+            pass, parameters aside.
         cut_latency: least share to remove of the milliseconds that a `LatencyTable` foretells.
         max_params: most parameters that may stay.
         max_macs: most multiply-accumulates that may stay.
@@ -200,10 +212,13 @@ class Limits(Checked):
     Attributes:
         min_channels: units that stay in every group at least; no layer can die.
         max_cut: largest share of a group that may go (the papers' 50 % cap is 0.5); or by name or
-            pattern, a share (float below 1) or a count (int), as `netslim.Sensitivity.limits` gives them.
-        round_to: what stays in a touched group is a multiple of this; groups that have no more stay whole.
+            pattern, a share (float below 1) or a count (int), as `netslim.Sensitivity.limits` gives
+            them.
+        round_to: what stays in a touched group is a multiple of this; groups that have no more stay
+            whole.
         protect: names, or patterns of group names, that are left alone (``"layer1.*"``).
-        shortcuts: ``avoid`` leaves alone the groups in which the outputs of several layers are added.
+        shortcuts: ``avoid`` leaves alone the groups in which the outputs of several layers are
+            added.
         allow_inexact: also cut groups whose removal changes values (normalisation over channels,
             attention).
 
@@ -257,7 +272,8 @@ class Scoring(Checked):
     """What makes a channel important: a criterion, and how the layers of a group are put together.
 
     Attributes:
-        criterion: a name that `netslim.criterion` knows, ``package.module:function``, or a function.
+        criterion: a name that `netslim.criterion` knows, ``package.module:function``, or a
+            function.
         lead: which of several layers that make the same channels count: all of them, or their
             pacesetter alone (the projection of a residual stage, or its stem).
         reduction: how the scores of a group's layers are put together: their ``"mean"``, ``"sum"``,
@@ -270,7 +286,8 @@ class Scoring(Checked):
         arguments: what the criterion itself takes, such as ``{"seed": 1}`` of ``random``.
 
     Raises:
-        ArgumentError: a choice is unknown. What a criterion cannot do is refused by `netslim.score`.
+        ArgumentError: a choice is unknown. What a criterion cannot do is refused by
+            `netslim.score`.
     """
 
     criterion: str | Callable[..., Any] = option(
@@ -291,11 +308,12 @@ class Compensation(Checked):
     """What is done about that which removed channels emit.
 
     Attributes:
-        fold: ``"constant"`` moves what is constant of it into the layers behind; ``"linear"`` has the
-            channels that stay stand in for them, by least squares; ``"sequential"`` does so layer
-            after layer, slower and nearer; None drops it. See `netslim.surgery.compensate`.
-        recalibrate: batches from which the statistics of batch normalisation are taken anew after the
-            cut; 0 (or False) leaves them, True takes all batches that are given.
+        fold: ``"constant"`` moves what is constant of it into the layers behind; ``"linear"`` has
+            the channels that stay stand in for them, by least squares; ``"sequential"`` does so
+            layer after layer, slower and nearer; None drops it. See
+            `netslim.surgery.prune.compensate`.
+        recalibrate: batches from which the statistics of batch normalisation are taken anew after
+            the cut; 0 (or False) leaves them, True takes all batches that are given.
 
     Raises:
         ArgumentError: a choice is unknown, or a negative number.
@@ -307,8 +325,20 @@ class Compensation(Checked):
         "that stay emit, by least squares; sequential: that layer after layer",
     )
     recalibrate: bool | int = option(
-        0, "batches from which batch-norm statistics are taken anew after the cut", least=0, metavar="N"
+        0,
+        "batches from which batch-norm statistics are taken anew after the cut",
+        least=0,
+        metavar="N",
     )
 
 
-__all__ = ["Budget", "Checked", "Compensation", "Limits", "Scoring", "declared", "option", "spelled"]
+__all__ = [
+    "Budget",
+    "Checked",
+    "Compensation",
+    "Limits",
+    "Scoring",
+    "declared",
+    "option",
+    "spelled",
+]

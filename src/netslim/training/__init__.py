@@ -1,4 +1,5 @@
-"""Recipes and the runner that carries them out: typed YAML, PyTorch Lightning, and a run folder that survives.
+"""Recipes and the runner that carries them out: typed YAML, PyTorch Lightning, and a run folder
+that survives.
 
 ::
 
@@ -8,15 +9,15 @@
 
 from typing import Any
 
-from netslim.training.recipe import load_recipe, parse_recipe, recipe_text, shipped
-from netslim.training.schema import Recipe
+from netslim.training.recipe.reading import load_recipe, parse_recipe, recipe_text, shipped
+from netslim.training.recipe.schema import Recipe
 
 __all__ = ["Recipe", "load_recipe", "parse_recipe", "recipe_text", "run", "shipped"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "run":  # training needs Lightning, which takes seconds to import; recipes do not
-        from netslim.training.runner import run
+        from netslim.training.stages.runner import run
 
         return run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,10 +22,15 @@ def test_attention_and_recurrence(case):
 
 def tokens(exact=None, inexact=None, refused=None, **parts):
     """A pattern over five tokens of three features, ``a`` makes eight of them."""
-    return pattern(exact, inexact, refused, **{"inputs": TOKENS, "a": nn.Linear(3, 8), "b": nn.Linear(8, 6), **parts})
+    return pattern(
+        exact,
+        inexact,
+        refused,
+        **{"inputs": TOKENS, "a": nn.Linear(3, 8), "b": nn.Linear(8, 6), **parts},
+    )
 
 
-# --- recurrent layers ---------------------------------------------------------------------------------------------
+# --- recurrent layers -----------------------------------------------------------------------------
 
 
 @tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, batch_first=True), b=nn.Linear(5, 6))
@@ -39,13 +44,19 @@ def lstm_with_steps_first(s, x):
     return steps(s, s.rnn(s.a(x).transpose(0, 1))[0].transpose(0, 1))
 
 
-@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, bidirectional=True, batch_first=True), b=nn.Linear(10, 6))
+@tokens(
+    {"a": 8, "rnn": 5, "b": 6},
+    rnn=nn.LSTM(8, 5, bidirectional=True, batch_first=True),
+    b=nn.Linear(10, 6),
+)
 def bidirectional_lstm(s, x):
     """One size for both directions: unit i of each."""
     return steps(s, s.rnn(s.a(x))[0])
 
 
-@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, num_layers=2, batch_first=True), b=nn.Linear(5, 6))
+@tokens(
+    {"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, num_layers=2, batch_first=True), b=nn.Linear(5, 6)
+)
 def lstm_of_two_layers(s, x):
     """One size for all layers: unit i of each."""
     return steps(s, s.rnn(s.a(x))[0])
@@ -62,13 +73,20 @@ def lstm_with_a_projection(s, x):
     return steps(s, s.rnn(s.a(x))[0])
 
 
-@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, batch_first=True, bias=False), b=nn.Linear(10, 6))
+@tokens(
+    {"a": 8, "rnn": 5, "b": 6}, rnn=nn.LSTM(8, 5, batch_first=True, bias=False), b=nn.Linear(10, 6)
+)
 def last_state_of_an_lstm(s, x):
     _, (h, c) = s.rnn(s.a(x))
     return s.head(s.b(torch.cat([h[-1], c[-1]], 1)).relu())
 
 
-@tokens({"a": 8, "start": 5, "b": 6}, rnn=nn.LSTM(8, 5, batch_first=True), b=nn.Linear(5, 6), start=nn.Linear(3, 5))
+@tokens(
+    {"a": 8, "start": 5, "b": 6},
+    rnn=nn.LSTM(8, 5, batch_first=True),
+    b=nn.Linear(5, 6),
+    start=nn.Linear(3, 5),
+)
 def lstm_with_a_computed_state(s, x):
     h = s.start(x[:, 0]).unsqueeze(0)
     return steps(s, s.rnn(s.a(x), (h, torch.zeros_like(h)))[0])
@@ -96,12 +114,20 @@ def gru_with_zeros_by_a_number(s, x):
     return steps(s, s.rnn(s.a(x), torch.zeros(1, 2, 5, dtype=x.dtype))[0])
 
 
-@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.GRU(8, 5, 2, bidirectional=True, batch_first=True), b=nn.Linear(10, 6))
+@tokens(
+    {"a": 8, "rnn": 5, "b": 6},
+    rnn=nn.GRU(8, 5, 2, bidirectional=True, batch_first=True),
+    b=nn.Linear(10, 6),
+)
 def bidirectional_gru_of_two_layers(s, x):
     return steps(s, s.rnn(s.a(x))[0])
 
 
-@tokens({"a": 8, "rnn": 5, "b": 6}, rnn=nn.RNN(8, 5, batch_first=True, nonlinearity="relu"), b=nn.Linear(5, 6))
+@tokens(
+    {"a": 8, "rnn": 5, "b": 6},
+    rnn=nn.RNN(8, 5, batch_first=True, nonlinearity="relu"),
+    b=nn.Linear(5, 6),
+)
 def plain_recurrent_layer(s, x):
     return steps(s, s.rnn(s.a(x))[0])
 
@@ -136,7 +162,13 @@ def recurrent_cell_from_a_state(s, x):
     return s.head(s.b(h).relu())
 
 
-@pattern({"a": 8, "gates": 5, "b": 6}, gates=conv(13, 20, 3), b=conv(5, 6), hidden=5, patched={"hidden": 3})
+@pattern(
+    {"a": 8, "gates": 5, "b": 6},
+    gates=conv(13, 20, 3),
+    b=conv(5, 6),
+    hidden=5,
+    patched={"hidden": 3},
+)
 def convolutional_lstm(s, x):
     n, _, height, width = x.shape
     h = c = torch.zeros(n, s.hidden, height, width, dtype=x.dtype)
@@ -147,7 +179,7 @@ def convolutional_lstm(s, x):
     return tail(s, h)
 
 
-# --- attention of PyTorch's own -----------------------------------------------------------------------------------
+# --- attention of PyTorch's own -------------------------------------------------------------------
 
 
 @tokens({"b": 6}, {"a": (4, PRODUCT)}, mha=nn.MultiheadAttention(8, 2, batch_first=True))
@@ -166,7 +198,9 @@ def residual_attention_without_weights(s, x):
 
 @tokens({"b": 6}, {"a": (2, PRODUCT)}, mha=nn.MultiheadAttention(8, 4, batch_first=True))
 def attention_with_more_heads_than_width(s, x):
-    """Four heads of two channels in a batch of two: the heads stay, and each gives up the same channel."""
+    """Four heads of two channels in a batch of two: the heads stay, and each gives up the same
+    channel.
+    """
     h = s.a(x)
     return steps(s, s.mha(h, h, h, need_weights=False)[0])
 
@@ -179,7 +213,9 @@ def attention_whose_weights_are_returned(s, x):
 
 
 def pooled(s, h, width):
-    """Attention from the first token to all, by PyTorch's function and layers of one's own, as CLIP's ResNets do."""
+    """Attention from the first token to all, by PyTorch's function and layers of one's own, as
+    CLIP's ResNets do.
+    """
     h = h.transpose(0, 1)
     return F.multi_head_attention_forward(
         query=h[:1],
@@ -206,7 +242,16 @@ def pooled(s, h, width):
 
 def pooling(exact, inexact=None, refused=None, heads=2, **more):
     layers = {name: nn.Linear(8, 8) for name in "qkv"}
-    return tokens(exact, inexact, refused, heads=heads, out=nn.Linear(8, 5), head=nn.Linear(5, 2), **layers, **more)
+    return tokens(
+        exact,
+        inexact,
+        refused,
+        heads=heads,
+        out=nn.Linear(8, 5),
+        head=nn.Linear(5, 2),
+        **layers,
+        **more,
+    )
 
 
 @pooling({"out": 5}, {"a": (4, PRODUCT)})
@@ -256,7 +301,8 @@ def transformer_layer(s, x):
     {"layers.0.linear1": 12, "layers.1.linear1": 12, "b": 6},
     {"a": (4, "layer normalisation")},
     layers=nn.ModuleList(
-        nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True, activation="gelu") for _ in range(2)
+        nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True, activation="gelu")
+        for _ in range(2)
     ),
 )
 def transformer_with_a_causal_mask(s, x):
@@ -288,14 +334,16 @@ def transformer_decoder_layer(s, x):
     v=nn.Linear(8, 8),
 )
 def attention_by_the_number_of_heads(s, x):
-    """The heads stay, so channel i of every head goes; queries and keys meet in a product, values do not."""
+    """The heads stay, so channel i of every head goes; queries and keys meet in a product, values
+    do not.
+    """
     n, steps_, _ = x.shape
     q, k, v = (f(x).view(n, steps_, s.heads, -1).transpose(1, 2) for f in (s.q, s.k, s.v))
     h = F.scaled_dot_product_attention(q, k, v)
     return steps(s, h.transpose(1, 2).reshape(n, steps_, -1))
 
 
-# --- attention by hand --------------------------------------------------------------------------------------------
+# --- attention by hand ----------------------------------------------------------------------------
 
 
 @tokens(
@@ -423,7 +471,9 @@ def pooling_by_a_learnt_query(s, x):
     return steps(s, weights @ h)
 
 
-@pattern({"embed": 8, "b": 6}, b=nn.Linear(8, 6), embed=nn.Conv2d(3, 8, 4, 4), score=nn.Linear(8, 1))
+@pattern(
+    {"embed": 8, "b": 6}, b=nn.Linear(8, 6), embed=nn.Conv2d(3, 8, 4, 4), score=nn.Linear(8, 1)
+)
 def pooling_by_scores(s, x):
     h = s.embed(x).flatten(2).transpose(1, 2)
     return s.head(s.b((h * s.score(h).softmax(1)).sum(1)).relu())

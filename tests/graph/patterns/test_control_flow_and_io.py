@@ -22,7 +22,7 @@ def test_control_flow_and_io(case):
     case.check()
 
 
-# --- inputs -------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, inputs=(PICTURES, PICTURES.flip(0)), c=conv(3, 8))
@@ -30,17 +30,28 @@ def two_inputs(s, left, right):
     return tail(s, s.a(left) * s.c(right))
 
 
-@pattern({"a": 8, "b": 6}, inputs={"left": PICTURES, "right": PICTURES.flip(0), "scale": 2.0}, c=conv(3, 8))
+@pattern(
+    {"a": 8, "b": 6},
+    inputs={"left": PICTURES, "right": PICTURES.flip(0), "scale": 2.0},
+    c=conv(3, 8),
+)
 def keyword_inputs(s, *, left, right=None, scale=1.0):
     return tail(s, s.a(left) + scale * s.c(right))
 
 
-@pattern({"a": 8, "c": 5, "b": 6}, b=conv(13, 6), inputs=([PICTURES, {"side": (PICTURES,)}],), c=conv(3, 5))
+@pattern(
+    {"a": 8, "c": 5, "b": 6},
+    b=conv(13, 6),
+    inputs=([PICTURES, {"side": (PICTURES,)}],),
+    c=conv(3, 5),
+)
 def nested_inputs(s, batch):
     return tail(s, torch.cat([s.a(batch[0]), s.c(batch[1]["side"][0])], 1))
 
 
-@pattern({"a": 8, "c": 5, "b": 6}, b=conv(13, 6), inputs=(PICTURES, TOKENS[:, 0]), c=nn.Linear(3, 5))
+@pattern(
+    {"a": 8, "c": 5, "b": 6}, b=conv(13, 6), inputs=(PICTURES, TOKENS[:, 0]), c=nn.Linear(3, 5)
+)
 def pictures_and_numbers(s, x, numbers):
     h = s.a(x)
     side = s.c(numbers)[:, :, None, None].expand(-1, -1, *h.shape[2:])
@@ -52,7 +63,7 @@ def input_that_is_missing(s, x, extra):
     return tail(s, s.a(x) if extra is None else s.a(x) + extra)
 
 
-# --- outputs ------------------------------------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, outputs=("head", "other"), other=nn.Linear(6, 3))
@@ -92,7 +103,9 @@ def features_as_an_output(s, x):
 
 @pattern({"a.0": 8, "c": 5}, outputs=("b",), a=conv_norm_relu(3, 8), b=conv(5, 4), c=conv(8, 5))
 def dense_prediction(s, x):
-    return F.interpolate(s.b(s.c(F.max_pool2d(s.a(x), 2)).relu()), size=x.shape[-2:], mode="bilinear")
+    return F.interpolate(
+        s.b(s.c(F.max_pool2d(s.a(x), 2)).relu()), size=x.shape[-2:], mode="bilinear"
+    )
 
 
 @pattern({"a": 8}, {"b": (6, "mean over the channels")})
@@ -101,7 +114,7 @@ def score_and_mean_feature(s, x):
     return s.head(h), h.mean(1)
 
 
-# --- control flow -------------------------------------------------------------------------------------------------
+# --- control flow ---------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, c=conv(8, 8, 3, stride=2))
@@ -170,7 +183,11 @@ def branch_on_a_feature(s, x):
     return tail(s, h)
 
 
-@pattern({"a": 8, "layers.0": 5, "layers.1": 4, "b": 6}, b=conv(17, 6), layers=nn.ModuleList([conv(8, 5), conv(13, 4)]))
+@pattern(
+    {"a": 8, "layers.0": 5, "layers.1": 4, "b": 6},
+    b=conv(17, 6),
+    layers=nn.ModuleList([conv(8, 5), conv(13, 4)]),
+)
 def dense_loop(s, x):
     features = [s.a(x)]
     for layer in s.layers:
@@ -186,7 +203,9 @@ def layers_that_are_never_called(s, x):
 @pattern({"a": 8, "b": 6}, c=conv(8, 8))
 def checkpointed_block(s, x):
     h = s.a(x)
-    return tail(s, h + torch.utils.checkpoint.checkpoint(lambda y: s.c(y).relu(), h, use_reentrant=False))
+    return tail(
+        s, h + torch.utils.checkpoint.checkpoint(lambda y: s.c(y).relu(), h, use_reentrant=False)
+    )
 
 
 class Swish(torch.autograd.Function):
@@ -237,7 +256,7 @@ def switched_off_gradients(s, x):
     return tail(s, h.data.requires_grad_(False) + h.contiguous(memory_format=torch.channels_last))
 
 
-# --- in place -----------------------------------------------------------------------------------------------------
+# --- in place -------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, c=conv(3, 8))
@@ -250,7 +269,9 @@ def in_place_arithmetic(s, x):
     return tail(s, F.relu_(h))
 
 
-@pattern({"a": 8, "b": 6}, c=conv(3, 8), act=nn.SiLU(inplace=True), drop=nn.Dropout(0.5, inplace=True))
+@pattern(
+    {"a": 8, "b": 6}, c=conv(3, 8), act=nn.SiLU(inplace=True), drop=nn.Dropout(0.5, inplace=True)
+)
 def in_place_modules(s, x):
     h = s.act(s.a(x))
     h.copy_(h + s.c(x))
@@ -296,7 +317,7 @@ def forward_without_gradients(s, x):
     return tail(s, s.a(x))
 
 
-# --- choices element by element -----------------------------------------------------------------------------------
+# --- choices element by element -------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, c=conv(3, 8))
@@ -316,8 +337,24 @@ def masked_fill(s, x):
 @pattern({"a": 8, "b": 6})
 def many_activations(s, x):
     h = s.a(x)
-    h = F.hardswish(h) + F.mish(h) + F.gelu(h) + F.elu(h) + F.softplus(h) + F.leaky_relu(h) + F.hardtanh(h)
-    h = h + F.selu(h) + F.celu(h) + F.relu6(h) + F.hardsigmoid(h) + F.logsigmoid(h) + F.softshrink(h)
+    h = (
+        F.hardswish(h)
+        + F.mish(h)
+        + F.gelu(h)
+        + F.elu(h)
+        + F.softplus(h)
+        + F.leaky_relu(h)
+        + F.hardtanh(h)
+    )
+    h = (
+        h
+        + F.selu(h)
+        + F.celu(h)
+        + F.relu6(h)
+        + F.hardsigmoid(h)
+        + F.logsigmoid(h)
+        + F.softshrink(h)
+    )
     return tail(s, torch.lerp(h, h.tanh(), 0.5) + h.abs().sqrt().nan_to_num())
 
 
@@ -344,7 +381,7 @@ def noise_of_the_shape_of_the_input(s, x):
     return tail(s, s.a(x) + torch.rand(x[:, :1].shape, dtype=x.dtype))
 
 
-# --- transforms over space ----------------------------------------------------------------------------------------
+# --- transforms over space ------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6})
@@ -354,7 +391,11 @@ def spectrum_over_space(s, x):
     return tail(s, torch.fft.irfft2(y * y.abs(), s=h.shape[-2:], norm="ortho"))
 
 
-@pattern({"a": 8, "b": 6}, refused={"wave": ""}, wave=nn.Buffer(torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2))
+@pattern(
+    {"a": 8, "b": 6},
+    refused={"wave": ""},
+    wave=nn.Buffer(torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2),
+)
 def wavelet(s, x):
     """A constant matrix over space on both sides; it is no layer whose rows could be pruned."""
     h = F.avg_pool2d(s.a(x), 4)
@@ -365,7 +406,10 @@ def wavelet(s, x):
 def places_by_their_numbers(s, x):
     h = s.a(x)
     corners = h[:, :, [0, 7]][..., torch.tensor([0, 3, 7])]
-    return tail(s, corners + h[:, :, 2:3, -1:] + h.index_select(2, torch.tensor([1, 2])).amax(3, keepdim=True))
+    return tail(
+        s,
+        corners + h[:, :, 2:3, -1:] + h.index_select(2, torch.tensor([1, 2])).amax(3, keepdim=True),
+    )
 
 
 @pattern({"a": 8, "b": 6})

@@ -22,7 +22,7 @@ def test_convolutions(case):
     case.check()
 
 
-# --- grouped and transposed ---------------------------------------------------------------------------------------
+# --- grouped and transposed -----------------------------------------------------------------------
 
 
 @pattern({"a.0": 8, "b": 6}, a=conv_norm_relu(3, 8), c=conv(8, 8, 3, groups=8))
@@ -147,7 +147,7 @@ def convnext_block(s, x):
     return tail(s, h + y.permute(0, 3, 1, 2))
 
 
-# --- one and three dimensions -------------------------------------------------------------------------------------
+# --- one and three dimensions ---------------------------------------------------------------------
 
 
 @pattern(
@@ -191,7 +191,7 @@ def frames_as_pictures(s, x):
     return s.head(s.b(h).relu().mean((2, 3))).view(n, t, -1)
 
 
-# --- pooling and resampling ---------------------------------------------------------------------------------------
+# --- pooling and resampling -----------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6})
@@ -222,7 +222,9 @@ def blur_of_a_repeated_kernel(s, x):
 
 @pattern({"a": 8, "b": 6}, blur=nn.Buffer(BLUR[None, None]), channels=8, patched={"channels": 4})
 def blur_of_an_expanded_kernel(s, x):
-    return tail(s, F.conv2d(s.a(x), s.blur.expand(s.channels, -1, -1, -1), stride=2, groups=s.channels))
+    return tail(
+        s, F.conv2d(s.a(x), s.blur.expand(s.channels, -1, -1, -1), stride=2, groups=s.channels)
+    )
 
 
 @pattern({"a": 8, "b": 6}, blur=nn.Buffer(BLUR.repeat(8, 1, 1, 1), persistent=False))
@@ -230,16 +232,28 @@ def blur_of_a_registered_kernel(s, x):
     return tail(s, F.conv2d(s.a(x), s.blur, padding=1, groups=s.blur.shape[0]))
 
 
-@pattern({"b": 6}, refused={"a": Line("groups=8", "written into the code")}, blur=nn.Buffer(BLUR.repeat(8, 1, 1, 1)))
+@pattern(
+    {"b": 6},
+    refused={"a": Line("groups=8", "written into the code")},
+    blur=nn.Buffer(BLUR.repeat(8, 1, 1, 1)),
+)
 def blur_by_a_number_of_groups(s, x):
     return tail(s, F.conv2d(s.a(x), s.blur, padding=1, groups=8))
 
 
-@pattern({"a": 8, "c": 5, "b": 6}, refused={"fc": Line("view(-1, 2, 3)")}, c=conv(3, 5), fc=nn.Linear(5, 6))
+@pattern(
+    {"a": 8, "c": 5, "b": 6},
+    refused={"fc": Line("view(-1, 2, 3)")},
+    c=conv(3, 5),
+    fc=nn.Linear(5, 6),
+)
 def spatial_transformer(s, x):
     h = s.a(x)
     theta = s.fc(s.c(x).relu().mean((2, 3))).view(-1, 2, 3)
-    return tail(s, F.grid_sample(h, F.affine_grid(theta, h.size(), align_corners=False), align_corners=False))
+    return tail(
+        s,
+        F.grid_sample(h, F.affine_grid(theta, h.size(), align_corners=False), align_corners=False),
+    )
 
 
 @pattern({"a": 8, "b": 6})
@@ -248,13 +262,15 @@ def regions_of_interest(s, x):
     return tail(s, roi_align(s.a(x), boxes, 3, sampling_ratio=2))
 
 
-@pattern({"a": 8, "c": 8, "b": 6}, refused={"offset": "deform"}, offset=conv(8, 18, 3), c=conv(8, 8, 3))
+@pattern(
+    {"a": 8, "c": 8, "b": 6}, refused={"offset": "deform"}, offset=conv(8, 18, 3), c=conv(8, 8, 3)
+)
 def deformable(s, x):
     h = s.a(x)
     return tail(s, deform_conv2d(h, s.offset(h), s.c.weight, s.c.bias, padding=1).relu())
 
 
-# --- attention over channels and space ----------------------------------------------------------------------------
+# --- attention over channels and space ------------------------------------------------------------
 
 
 @pattern({"a": 8, "down": 3, "b": 6}, down=conv(8, 3), up=conv(3, 8))
@@ -263,7 +279,10 @@ def squeeze_and_excite(s, x):
     return tail(s, h * s.up(s.down(h.mean((2, 3), keepdim=True)).relu()).sigmoid())
 
 
-@pattern({"a": 8, "fc.0": 3, "b": 6}, fc=nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 8), nn.Hardsigmoid()))
+@pattern(
+    {"a": 8, "fc.0": 3, "b": 6},
+    fc=nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 8), nn.Hardsigmoid()),
+)
 def squeeze_and_excite_by_linear_layers(s, x):
     h = s.a(x)
     n, c, _, _ = h.size()
@@ -271,7 +290,12 @@ def squeeze_and_excite_by_linear_layers(s, x):
     return tail(s, h * s.fc(y).view(n, c, 1, 1).expand_as(h))
 
 
-@pattern({"down": 3, "b": 6}, refused={"a": Line("view(2, 8, 1, 1)")}, down=nn.Linear(8, 3), up=nn.Linear(3, 8))
+@pattern(
+    {"down": 3, "b": 6},
+    refused={"a": Line("view(2, 8, 1, 1)")},
+    down=nn.Linear(8, 3),
+    up=nn.Linear(3, 8),
+)
 def squeeze_and_excite_by_numbers(s, x):
     h = s.a(x)
     return tail(s, h * s.up(s.down(h.mean((2, 3))).relu()).sigmoid().view(2, 8, 1, 1))
@@ -341,7 +365,9 @@ def feature_wise_modulation(s, x):
 
 
 class Mixed(nn.Module):
-    """CondConv: the kernel of each example is a mixture of experts, all examples run as groups of one convolution."""
+    """CondConv: the kernel of each example is a mixture of experts, all examples run as groups of
+    one convolution.
+    """
 
     def __init__(self, cin, cout, kernel, groups=1):
         super().__init__()

@@ -24,7 +24,7 @@ pattern({"stem.0": 6, "inner.0": 5})(Residual)
 pattern({"stem": 6, "conv1": 4, "conv2": 4})(DenseBlock)
 
 
-# --- sums ---------------------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8}, refused={"c": "fixed size in add"}, outputs=(), c=conv(8, 3, 3))
@@ -74,12 +74,14 @@ def constant_per_channel(s, x):
     return tail(s, s.a(x) + torch.arange(8.0).view(1, 8, 1, 1))
 
 
-@pattern({"b": 6}, refused={"a": Line("s.a(x) + x.repeat", "fixed size")}, a=conv(3, 6), b=conv(6, 6))
+@pattern(
+    {"b": 6}, refused={"a": Line("s.a(x) + x.repeat", "fixed size")}, a=conv(3, 6), b=conv(6, 6)
+)
 def sum_with_the_input(s, x):
     return tail(s, s.a(x) + x.repeat(1, 2, 1, 1))
 
 
-# --- zeros for channels that are not there ------------------------------------------------------------------------
+# --- zeros for channels that are not there --------------------------------------------------------
 
 
 @pattern({"a": 4, "b": 6}, refused={"c": "constant"}, a=conv(3, 4), c=conv(4, 8, stride=2))
@@ -129,10 +131,16 @@ def shortcut_with_four_zeros(s, x):
     return tail(s, s.c(h).relu() + torch.cat([h, torch.zeros(2, 4, 8, 8)], 1))
 
 
-# --- concatenation ------------------------------------------------------------------------------------------------
+# --- concatenation --------------------------------------------------------------------------------
 
 
-@pattern({"a": 8, "c": 4, "d": 5, "e": 3, "b": 6}, b=conv(20, 6), c=conv(8, 4), d=conv(8, 5, 3), e=conv(8, 3, 5))
+@pattern(
+    {"a": 8, "c": 4, "d": 5, "e": 3, "b": 6},
+    b=conv(20, 6),
+    c=conv(8, 4),
+    d=conv(8, 5, 3),
+    e=conv(8, 3, 5),
+)
 def inception(s, x):
     h = s.a(x)
     branches = [s.c(h), s.d(h), s.e(h), F.max_pool2d(h, 3, 1, 1)]
@@ -176,21 +184,32 @@ def stack_and_unbind(s, x):
     return tail(s, p * q.sigmoid())
 
 
-@pattern({"a": 8, "up": 5, "c": 6, "b": 6}, b=conv(13, 6), c=conv(8, 6, 3, stride=2), up=nn.ConvTranspose2d(6, 5, 3, 2))
+@pattern(
+    {"a": 8, "up": 5, "c": 6, "b": 6},
+    b=conv(13, 6),
+    c=conv(8, 6, 3, stride=2),
+    up=nn.ConvTranspose2d(6, 5, 3, 2),
+)
 def unet_skip_with_crop(s, x):
     h = s.a(x).relu()
     up = s.up(s.c(h).relu())
     return tail(s, torch.cat([up[:, :, : h.shape[2], : h.shape[3]], h], 1))
 
 
-@pattern({"a": 8, "c": 6, "p": 5, "b": 6}, b=conv(5, 6), c=conv(8, 6, 3, stride=2), p=conv(6, 5), q=conv(8, 5))
+@pattern(
+    {"a": 8, "c": 6, "p": 5, "b": 6},
+    b=conv(5, 6),
+    c=conv(8, 6, 3, stride=2),
+    p=conv(6, 5),
+    q=conv(8, 5),
+)
 def pyramid_from_the_top_down(s, x):
     h = s.a(x).relu()
     top = s.p(s.c(h).relu())
     return tail(s, s.q(h) + F.interpolate(top, size=h.shape[-2:], mode="bilinear"))
 
 
-# --- parts of equal size ------------------------------------------------------------------------------------------
+# --- parts of equal size --------------------------------------------------------------------------
 
 
 @pattern({"a": 4, "b": 6})
@@ -207,7 +226,14 @@ def c2f(s, x):
     return tail(s, torch.cat(parts, 1))
 
 
-@pattern({"a": 4, "inner": 5, "b": 6}, b=conv(12, 6), width=4, inner=conv(4, 5), outer=conv(5, 4), patched={"width": 2})
+@pattern(
+    {"a": 4, "inner": 5, "b": 6},
+    b=conv(12, 6),
+    width=4,
+    inner=conv(4, 5),
+    outer=conv(5, 4),
+    patched={"width": 2},
+)
 def c2f_with_shortcuts(s, x):
     parts = list(s.a(x).split((s.width, s.width), 1))
     parts.append(parts[-1] + s.outer(s.inner(parts[-1]).relu()))
@@ -215,7 +241,13 @@ def c2f_with_shortcuts(s, x):
 
 
 @pattern(
-    {"a": 4, "d": 4, "b": 6}, a=conv(3, 12), b=conv(12, 6), c=conv(4, 4), d=conv(4, 4), width=4, patched={"width": 2}
+    {"a": 4, "d": 4, "b": 6},
+    a=conv(3, 12),
+    b=conv(12, 6),
+    c=conv(4, 4),
+    d=conv(4, 4),
+    width=4,
+    patched={"width": 2},
 )
 def res2net(s, x):
     p, q, r = s.a(x).relu().split(s.width, 1)
@@ -295,7 +327,7 @@ def weighted_fusion(s, x):
     return tail(s, w[0] * h + w[1] * F.interpolate(s.c(h), scale_factor=2))
 
 
-# --- slices -------------------------------------------------------------------------------------------------------
+# --- slices ---------------------------------------------------------------------------------------
 
 
 @pattern({"a": 4, "b": 6})
@@ -380,7 +412,13 @@ def split_by_numbers(s, x):
     return tail(s, torch.cat([q, p.relu()], 1))
 
 
-@pattern({"a": 3, "a#2": 5, "b": 6}, sizes=[3, 5], b=conv(3, 6), c=conv(5, 6), patched={"sizes[0]": 2, "sizes[1]": 3})
+@pattern(
+    {"a": 3, "a#2": 5, "b": 6},
+    sizes=[3, 5],
+    b=conv(3, 6),
+    c=conv(5, 6),
+    patched={"sizes[0]": 2, "sizes[1]": 3},
+)
 def split_by_a_list(s, x):
     p, q = s.a(x).split(s.sizes, 1)
     return s.head((s.b(p) * s.c(q)).mean((2, 3)))
@@ -396,7 +434,7 @@ def channels_by_a_tensor_of_numbers(s, x):
     return tail(s, s.a(x).index_select(1, torch.tensor([3, 2, 1, 0, 4, 5, 6, 7])))
 
 
-# --- assignment ---------------------------------------------------------------------------------------------------
+# --- assignment -----------------------------------------------------------------------------------
 
 
 @pattern({"a": 2, "b": 6})

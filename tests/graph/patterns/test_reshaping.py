@@ -1,4 +1,6 @@
-"""Changes of shape and order: flatten, view, permute, shuffle, roll, flip, repeat, unfold, products by einsum."""
+"""Changes of shape and order: flatten, view, permute, shuffle, roll, flip, repeat, unfold, products
+by einsum.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ def test_reshaping(case):
     case.check()
 
 
-# --- flatten ------------------------------------------------------------------------------------------------------
+# --- flatten --------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8}, head=nn.Linear(8 * 64, 2))
@@ -73,7 +75,7 @@ def squeeze_and_unsqueeze(s, x):
     return s.head(h[:, 0, :, 0, 0])
 
 
-# --- out of a vector ----------------------------------------------------------------------------------------------
+# --- out of a vector ------------------------------------------------------------------------------
 
 
 @pattern({"fc": 8, "b": 6}, inputs=TOKENS[:, 0], fc=nn.Linear(3, 8 * 4))
@@ -81,12 +83,16 @@ def unflatten_with_the_rest(s, x):
     return tail(s, s.fc(x).unflatten(1, (-1, 2, 2)))
 
 
-@pattern({"fc": 8, "b": 6}, inputs=TOKENS[:, 0], fc=nn.Linear(3, 8 * 4), maps=nn.Unflatten(1, (8, 2, 2)))
+@pattern(
+    {"fc": 8, "b": 6}, inputs=TOKENS[:, 0], fc=nn.Linear(3, 8 * 4), maps=nn.Unflatten(1, (8, 2, 2))
+)
 def unflatten_module(s, x):
     return tail(s, s.maps(s.fc(x)))
 
 
-@pattern({"fc": 8, "b": 6}, inputs=TOKENS[:, 0], fc=nn.Linear(3, 8 * 4), width=8, patched={"width": 4})
+@pattern(
+    {"fc": 8, "b": 6}, inputs=TOKENS[:, 0], fc=nn.Linear(3, 8 * 4), width=8, patched={"width": 4}
+)
 def view_of_a_vector_by_an_attribute(s, x):
     return tail(s, s.fc(x).view(-1, s.width, 2, 2))
 
@@ -101,13 +107,19 @@ def view_of_a_vector_by_a_number(s, x):
     return tail(s, s.fc(x).view(-1, 8, 2, 2))
 
 
-@pattern({"fc": 4, "b": 6}, inputs=TOKENS[:, 0], fc=nn.Linear(3, 4 * 4), b=nn.Conv1d(4, 6, 1), head=nn.Linear(6 * 4, 2))
+@pattern(
+    {"fc": 4, "b": 6},
+    inputs=TOKENS[:, 0],
+    fc=nn.Linear(3, 4 * 4),
+    b=nn.Conv1d(4, 6, 1),
+    head=nn.Linear(6 * 4, 2),
+)
 def view_with_channels_last(s, x):
     """Entry ``4 p + c`` of the vector is channel ``c`` at place ``p``."""
     return s.head(s.b(s.fc(x).view(len(x), 4, -1).transpose(1, 2)).relu().flatten(1))
 
 
-# --- channels in two dimensions -----------------------------------------------------------------------------------
+# --- channels in two dimensions -------------------------------------------------------------------
 
 
 @pattern({"a": 4, "b": 6}, b=conv(4, 6))
@@ -136,7 +148,12 @@ def channel_shuffle_by_hand(s, x):
 def channel_shuffle_by_groups(s, x):
     h = s.a(x)
     n, c, height, width = h.size()
-    return tail(s, h.reshape(n, s.groups, c // s.groups, height, width).permute(0, 2, 1, 3, 4).reshape(h.shape))
+    return tail(
+        s,
+        h.reshape(n, s.groups, c // s.groups, height, width)
+        .permute(0, 2, 1, 3, 4)
+        .reshape(h.shape),
+    )
 
 
 @pattern({"b": 6}, refused={"a": Line("view(2, 2, 4", "written into the code")})
@@ -203,13 +220,15 @@ def unflatten_by_numbers(s, x):
     return tail(s, s.a(x).unflatten(1, (2, 4)).prod(1))
 
 
-@pattern({"b": 6}, refused={"a": Line("flatten(1)", "two channel dimensions merge")}, b=nn.Linear(64, 6))
+@pattern(
+    {"b": 6}, refused={"a": Line("flatten(1)", "two channel dimensions merge")}, b=nn.Linear(64, 6)
+)
 def channels_by_channels(s, x):
     h = s.a(x).flatten(2)
     return s.head(s.b(torch.bmm(h, h.transpose(1, 2)).flatten(1)))
 
 
-# --- order --------------------------------------------------------------------------------------------------------
+# --- order ----------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6})
@@ -286,7 +305,7 @@ def one_map_expanded_to_all(s, x):
     return tail(s, h * s.c(h).sigmoid().expand(-1, h.shape[1], -1, -1))
 
 
-# --- channels last, tokens ----------------------------------------------------------------------------------------
+# --- channels last, tokens ------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "fc": 16, "b": 6}, fc=nn.Linear(8, 16), out=nn.Linear(16, 8))
@@ -332,9 +351,13 @@ def patch_merging(s, x):
 def windows(s, x):
     h = s.a(x).permute(0, 2, 3, 1)
     n, height, width, c = h.shape
-    h = h.view(n, height // s.window, s.window, width // s.window, s.window, c).permute(0, 1, 3, 2, 4, 5)
+    h = h.view(n, height // s.window, s.window, width // s.window, s.window, c).permute(
+        0, 1, 3, 2, 4, 5
+    )
     h = s.fc(h.reshape(-1, s.window * s.window, c)).relu()
-    h = h.view(n, height // s.window, width // s.window, s.window, s.window, -1).permute(0, 1, 3, 2, 4, 5)
+    h = h.view(n, height // s.window, width // s.window, s.window, s.window, -1).permute(
+        0, 1, 3, 2, 4, 5
+    )
     return tail(s, h.reshape(n, height, width, -1).permute(0, 3, 1, 2))
 
 
@@ -366,7 +389,7 @@ def spatial_gating(s, x):
     return steps(s, p * s.gate(q.transpose(1, 2)).transpose(1, 2))
 
 
-# --- windows over space -------------------------------------------------------------------------------------------
+# --- windows over space ---------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, b=nn.Linear(72, 6))
@@ -387,7 +410,13 @@ def sliding_windows(s, x):
     return tail(s, h.permute(0, 1, 4, 5, 2, 3).reshape(n, c * 4, height, width))
 
 
-@pattern({"a": 4, "r": 5, "b": 6}, refused={"span": "fixed size in mul"}, r=conv(8, 5), span=conv(5, 18), groups=2)
+@pattern(
+    {"a": 4, "r": 5, "b": 6},
+    refused={"span": "fixed size in mul"},
+    r=conv(8, 5),
+    span=conv(5, 18),
+    groups=2,
+)
 def involution(s, x):
     """Two groups of channels, each with a kernel of its own at every place."""
     h = s.a(x)
@@ -397,7 +426,7 @@ def involution(s, x):
     return tail(s, (kernel * patches).sum(3).view(n, c, height, width))
 
 
-# --- products -----------------------------------------------------------------------------------------------------
+# --- products -------------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "w": 6}, w=PARAMETER, b=nn.Identity())
@@ -413,7 +442,9 @@ def einsum_as_a_gate(s, x):
 
 @pattern({"a": 8, "b": 6}, {"c": (4, "mean over the channels")}, b=nn.Linear(8, 6), c=conv(8, 4))
 def einsum_over_space(s, x):
-    """Channel by channel correlations of two branches; both stay dimensions of their own, one is averaged over."""
+    """Channel by channel correlations of two branches; both stay dimensions of their own, one is
+    averaged over.
+    """
     h = s.a(x)
     scores = torch.einsum("nchw,nkhw->nkc", h, s.c(h).relu())
     return s.head((s.b(scores).relu()).mean(1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from netslim.insertion import ChannelSelect
+from netslim.models.selection import ChannelSelect
 from pattern import Patterns, conv, tail
 
 pattern = Patterns()
@@ -64,7 +64,13 @@ def selection_joined_with_a_layer(s, x):
     return tail(s, s.pick(s.a(x)) + s.c(x))
 
 
-@pattern({"pick": 4, "b": 6}, refused={"a": PICKED, "c": PICKED}, c=conv(3, 8), b=conv(8, 6), pick=Numbers(0, 2, 4, 7))
+@pattern(
+    {"pick": 4, "b": 6},
+    refused={"a": PICKED, "c": PICKED},
+    c=conv(3, 8),
+    b=conv(8, 6),
+    pick=Numbers(0, 2, 4, 7),
+)
 def two_tensors_by_one_selection(s, x):
     h, g = s.a(x).relu(), s.c(x).relu()
     return tail(s, torch.cat([h.index_select(1, s.pick.index), g.index_select(1, s.pick.index)], 1))
@@ -92,7 +98,7 @@ def selection_of_a_selection(s, x):
     return tail(s, s.again(s.pick(s.a(x)).relu()))
 
 
-# --- lists that hand out nothing ----------------------------------------------------------------------------------
+# --- lists that hand out nothing ------------------------------------------------------------------
 
 
 @pattern(
@@ -105,7 +111,9 @@ def a_parameter_is_no_selection(s, x):
     return tail(s, s.a(x).index_select(1, s.pick.index))
 
 
-@pattern({"b": 6}, refused={"a": "channels are picked by index_select"}, unsupported=("index_select",))
+@pattern(
+    {"b": 6}, refused={"a": "channels are picked by index_select"}, unsupported=("index_select",)
+)
 def a_list_made_on_the_way(s, x):
     return tail(s, s.a(x).index_select(1, torch.arange(8)))
 

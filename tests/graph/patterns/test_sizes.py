@@ -29,7 +29,7 @@ def flat(h):
 VECTOR = {"head": nn.Linear(8, 2)}  # patterns that view the eight means of ``a``
 
 
-# --- read from a shape --------------------------------------------------------------------------------------------
+# --- read from a shape ----------------------------------------------------------------------------
 
 
 @pattern({"a": 8}, **VECTOR)
@@ -120,7 +120,9 @@ def half_by_a_float(s, x):
 def boundary_that_is_rounded(s, x):
     """It would move if a channel behind it went."""
     h = s.a(x)
-    return tail(s, torch.cat([h[:, round(h.shape[1] / 2) :], h[:, : round(h.shape[1] / 2)].relu()], 1))
+    return tail(
+        s, torch.cat([h[:, round(h.shape[1] / 2) :], h[:, : round(h.shape[1] / 2)].relu()], 1)
+    )
 
 
 @pattern({"b": 6}, refused={"a": Line("int(", "int takes their number")})
@@ -161,7 +163,7 @@ def shape_as_a_tensor(s, x):
     return tail(s, h / torch.tensor(h.shape).prod())
 
 
-# --- kept in an attribute -----------------------------------------------------------------------------------------
+# --- kept in an attribute -------------------------------------------------------------------------
 
 
 @pattern({"a": 8}, width=8, patched={"width": 4}, **VECTOR)
@@ -285,7 +287,7 @@ class ComputedProperty(nn.Module):
         return self.head(self.block(x))
 
 
-# --- written down -------------------------------------------------------------------------------------------------
+# --- written down ---------------------------------------------------------------------------------
 
 
 @pattern(refused={"a": Line("view(-1, 8)", WRITTEN)}, **VECTOR)
@@ -303,7 +305,11 @@ def default_of_an_argument(s, x, width=8):
     return s.head(flat(s.a(x)).view(-1, width))
 
 
-@pattern(refused={"a": Line("view(-1, len(s.scale))", WRITTEN)}, scale=nn.Parameter(torch.ones(8)), **VECTOR)
+@pattern(
+    refused={"a": Line("view(-1, len(s.scale))", WRITTEN)},
+    scale=nn.Parameter(torch.ones(8)),
+    **VECTOR,
+)
 def length_of_a_parameter(s, x):
     """Python's ``len`` gives a plain number."""
     return s.head(flat(s.a(x)).view(-1, len(s.scale)) * s.scale)
@@ -320,7 +326,7 @@ def size_of_a_split(s, x):
     return tail(s, torch.cat([p.relu(), q], 1))
 
 
-# --- made to measure ----------------------------------------------------------------------------------------------
+# --- made to measure ------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6})

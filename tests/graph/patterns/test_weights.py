@@ -32,7 +32,7 @@ def weight(*shape, seed=0):
     return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
 
-# --- re-parametrised weights --------------------------------------------------------------------------------------
+# --- re-parametrised weights ----------------------------------------------------------------------
 
 
 @pattern({"c": 5, "b": 6}, {"a": (8, OVER)}, b=conv(5, 6), c=old(nn.utils.weight_norm, conv(8, 5)))
@@ -41,7 +41,9 @@ def old_weight_norm(s, x):
     return tail(s, s.c(s.a(x)))
 
 
-@pattern({"c": 5, "b": 6}, {"a": (8, OVER)}, b=conv(5, 6), c=parametrizations.weight_norm(conv(8, 5)))
+@pattern(
+    {"c": 5, "b": 6}, {"a": (8, OVER)}, b=conv(5, 6), c=parametrizations.weight_norm(conv(8, 5))
+)
 def weight_norm(s, x):
     return tail(s, s.c(s.a(x)))
 
@@ -51,13 +53,23 @@ def weight_norm_of_what_makes_the_channels(s, x):
     return tail(s, s.a(x).relu())
 
 
-@pattern({"b": 6}, {"a": (8, OVER), "c": (5, OVER)}, b=conv(5, 6), c=old(nn.utils.spectral_norm, conv(8, 5)))
+@pattern(
+    {"b": 6},
+    {"a": (8, OVER), "c": (5, OVER)},
+    b=conv(5, 6),
+    c=old(nn.utils.spectral_norm, conv(8, 5)),
+)
 def old_spectral_norm(s, x):
     """A matrix's norm is over all that it reads and makes."""
     return tail(s, s.c(s.a(x)))
 
 
-@pattern({"b": 6}, {"a": (8, OVER), "c": (5, OVER)}, b=conv(5, 6), c=parametrizations.spectral_norm(conv(8, 5)))
+@pattern(
+    {"b": 6},
+    {"a": (8, OVER), "c": (5, OVER)},
+    b=conv(5, 6),
+    c=parametrizations.spectral_norm(conv(8, 5)),
+)
 def spectral_norm(s, x):
     return tail(s, s.c(s.a(x)))
 
@@ -101,7 +113,13 @@ def symmetric_weight(s, x):
     return steps(s, s.c(s.a(x)))
 
 
-@pattern({"a": 8, "b": 6}, inputs=TOKENS, a=nn.Linear(3, 8), b=nn.Linear(8, 6), c=nn.Linear(8, 8, bias=False))
+@pattern(
+    {"a": 8, "b": 6},
+    inputs=TOKENS,
+    a=nn.Linear(3, 8),
+    b=nn.Linear(8, 6),
+    c=nn.Linear(8, 8, bias=False),
+)
 def triangular_weight(s, x):
     """As above: the triangle ties rows to columns."""
     return steps(s, F.linear(s.a(x), s.c.weight.tril()).relu())
@@ -122,7 +140,10 @@ def masked_weight(s, x):
 
 class StandardisedConv(nn.Conv2d):
     def forward(self, x):
-        mean, std = self.weight.mean((1, 2, 3), keepdim=True), self.weight.std((1, 2, 3), keepdim=True)
+        mean, std = (
+            self.weight.mean((1, 2, 3), keepdim=True),
+            self.weight.std((1, 2, 3), keepdim=True),
+        )
         return self._conv_forward(x, (self.weight - mean) / (std + 1e-5), self.bias)
 
 
@@ -133,7 +154,9 @@ def weight_standardisation(s, x):
 
 class StandardisedByBatchNorm(nn.Conv2d):
     def forward(self, x):
-        w = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0)
+        w = F.batch_norm(
+            self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
+        )
         return self._conv_forward(x, w.reshape_as(self.weight), self.bias)
 
 
@@ -155,7 +178,7 @@ def mixture_of_weights(s, x):
     return tail(s, F.conv2d(s.a(x), w).relu())
 
 
-# --- shared weights -----------------------------------------------------------------------------------------------
+# --- shared weights -------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, c=conv(8, 8))
@@ -178,18 +201,32 @@ def a_layer_in_a_loop(s, x):
 
 @pattern({"a": 8, "b": 6})
 class TiedWeights(nn.Module):
-    """Two layers, one parameter: what the first makes and what the second makes go with what they read."""
+    """Two layers, one parameter: what the first makes and what the second makes go with what they
+    read.
+    """
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c, self.d, self.head = conv(3, 8), conv(8, 6), conv(8, 8), conv(8, 8), nn.Linear(6, 2)
+        self.a, self.b, self.c, self.d, self.head = (
+            conv(3, 8),
+            conv(8, 6),
+            conv(8, 8),
+            conv(8, 8),
+            nn.Linear(6, 2),
+        )
         self.d.weight = self.c.weight
 
     def forward(self, x):
         return tail(self, self.d(self.c(self.a(x)).relu()))
 
 
-@pattern({"a": 8, "code": 5, "b": 6}, inputs=TOKENS, a=nn.Linear(3, 8), b=nn.Linear(8, 6), code=nn.Linear(8, 5))
+@pattern(
+    {"a": 8, "code": 5, "b": 6},
+    inputs=TOKENS,
+    a=nn.Linear(3, 8),
+    b=nn.Linear(8, 6),
+    code=nn.Linear(8, 5),
+)
 def tied_autoencoder(s, x):
     return steps(s, F.linear(s.code(s.a(x)).relu(), s.code.weight.t()))
 
@@ -245,7 +282,7 @@ def tied_decoder_of_maps(s, x):
     return tail(s, F.conv_transpose2d(code, s.code.weight, padding=1))
 
 
-# --- bare parameters ----------------------------------------------------------------------------------------------
+# --- bare parameters ------------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, scale=weight(8), b=nn.Linear(8, 6))
@@ -270,12 +307,26 @@ def scale_of_a_whole_branch(s, x):
     return tail(s, h + s.scale * s.c(h).relu())
 
 
-@pattern({"a": 8, "w": 6}, inputs=TOKENS, a=nn.Linear(3, 8), b=nn.Identity(), w=weight(8, 6), bias=weight(6))
+@pattern(
+    {"a": 8, "w": 6},
+    inputs=TOKENS,
+    a=nn.Linear(3, 8),
+    b=nn.Identity(),
+    w=weight(8, 6),
+    bias=weight(6),
+)
 def product_with_a_parameter(s, x):
     return steps(s, s.a(x) @ s.w + s.bias)
 
 
-@pattern({"a": 8, "w": 6}, inputs=TOKENS, a=nn.Linear(3, 8), b=nn.Identity(), w=weight(6, 8), bias=weight(6))
+@pattern(
+    {"a": 8, "w": 6},
+    inputs=TOKENS,
+    a=nn.Linear(3, 8),
+    b=nn.Identity(),
+    w=weight(6, 8),
+    bias=weight(6),
+)
 def linear_with_a_parameter(s, x):
     return steps(s, F.linear(s.a(x), s.w, s.bias))
 
@@ -301,7 +352,9 @@ def resized_position_map(s, x):
     return tail(s, h + F.interpolate(s.place, size=h.shape[2:], mode="bicubic"))
 
 
-@pattern({"b": 6}, refused={"a": "convolution", "fc": Line("view(8, 8, 1, 1)")}, fc=nn.Linear(3, 64))
+@pattern(
+    {"b": 6}, refused={"a": "convolution", "fc": Line("view(8, 8, 1, 1)")}, fc=nn.Linear(3, 64)
+)
 def weight_made_by_a_layer(s, x):
     w = s.fc(x.mean((0, 2, 3))).view(8, 8, 1, 1)
     return tail(s, F.conv2d(s.a(x), w))
@@ -323,7 +376,7 @@ def parameter_by_its_rows(s, x):
     return tail(s, s.a(x) * s.table[3].view(1, -1, 1, 1))
 
 
-# --- buffers and constants ----------------------------------------------------------------------------------------
+# --- buffers and constants ------------------------------------------------------------------------
 
 
 @pattern({"a": 8, "b": 6}, mask=nn.Buffer(torch.arange(8.0).view(1, 8, 1, 1)))
@@ -336,7 +389,9 @@ def registered_mask(s, x):
     return tail(s, s.a(x).masked_fill(s.mask[:, None, None], 0.5))
 
 
-@pattern({"b": 6}, refused={"a": Line("s.mask", "fixed size")}, mask=torch.arange(8.0).view(1, 8, 1, 1))
+@pattern(
+    {"b": 6}, refused={"a": Line("s.mask", "fixed size")}, mask=torch.arange(8.0).view(1, 8, 1, 1)
+)
 def tensor_that_is_no_buffer(s, x):
     return tail(s, s.a(x) * s.mask)
 
@@ -346,10 +401,14 @@ def standardised_input(s, x):
     return tail(s, s.a((x - s.mean) / s.std))
 
 
-# --- normalisation ------------------------------------------------------------------------------------------------
+# --- normalisation --------------------------------------------------------------------------------
 
 
-@pattern({"a": 8, "b": 6}, norm=nn.BatchNorm2d(8, affine=False), still=nn.BatchNorm2d(8, track_running_stats=False))
+@pattern(
+    {"a": 8, "b": 6},
+    norm=nn.BatchNorm2d(8, affine=False),
+    still=nn.BatchNorm2d(8, track_running_stats=False),
+)
 def batch_norm_without_scale_or_statistics(s, x):
     return tail(s, s.norm(s.a(x)).relu() + s.still(s.a(x)))
 
@@ -418,7 +477,14 @@ def layer_norm_by_its_shape(s, x):
     return tail(s, F.layer_norm(h, h.shape[-1:], s.scale, s.bias).permute(0, 3, 1, 2))
 
 
-@pattern({"b": 6}, {"a": (8, OVER)}, inputs=TOKENS, a=nn.Linear(3, 8), b=nn.Linear(8, 6), norm=nn.RMSNorm(8))
+@pattern(
+    {"b": 6},
+    {"a": (8, OVER)},
+    inputs=TOKENS,
+    a=nn.Linear(3, 8),
+    b=nn.Linear(8, 6),
+    norm=nn.RMSNorm(8),
+)
 def rms_norm(s, x):
     return steps(s, s.norm(s.a(x)))
 
@@ -458,7 +524,7 @@ def adaptive_instance_norm(s, x):
     return tail(s, (h - h.mean((2, 3), keepdim=True)) / h.std((2, 3), keepdim=True) * std + mean)
 
 
-# --- mixing channels ----------------------------------------------------------------------------------------------
+# --- mixing channels ------------------------------------------------------------------------------
 
 
 @pattern({"b": 6}, {"a": (8, f"mean {OVER}")})
@@ -527,15 +593,22 @@ def cosine_similarity(s, x, y):
     return F.cosine_similarity(s.b(s.a(x)).mean((2, 3)), s.b(s.a(y).relu()).mean((2, 3)))
 
 
-# --- tables and products of two ------------------------------------------------------------------------------------
+# --- tables and products of two -------------------------------------------------------------------
 
 
-@pattern({"words": 8, "b": 6}, inputs=NUMBERS, words=nn.Embedding(10, 8, padding_idx=0), b=nn.Linear(8, 6))
+@pattern(
+    {"words": 8, "b": 6},
+    inputs=NUMBERS,
+    words=nn.Embedding(10, 8, padding_idx=0),
+    b=nn.Linear(8, 6),
+)
 def embedding(s, numbers):
     return steps(s, s.words(numbers))
 
 
-@pattern({"bag": 8, "b": 6}, inputs=NUMBERS, bag=nn.EmbeddingBag(10, 8, mode="sum"), b=nn.Linear(8, 6))
+@pattern(
+    {"bag": 8, "b": 6}, inputs=NUMBERS, bag=nn.EmbeddingBag(10, 8, mode="sum"), b=nn.Linear(8, 6)
+)
 def embedding_bag(s, numbers):
     return s.head(s.b(s.bag(numbers)).relu())
 

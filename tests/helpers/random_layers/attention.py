@@ -25,12 +25,18 @@ def attention(x, heads, each, kind):
         if kind == "packed":
             q, k, u = s.qkv(v).reshape(n, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         else:
-            inner = s.width // s.heads if kind == "attribute" else each if kind == "relative" else -1
-            q, k, u = (part.view(n, length, heads, inner).transpose(1, 2) for part in s.qkv(v).chunk(3, -1))
+            inner = (
+                s.width // s.heads if kind == "attribute" else each if kind == "relative" else -1
+            )
+            q, k, u = (
+                part.view(n, length, heads, inner).transpose(1, 2) for part in s.qkv(v).chunk(3, -1)
+            )
         if kind == "fused":
             h = F.scaled_dot_product_attention(q, k, u)
         else:
-            h = (q @ k.transpose(-2, -1) / 2 + (s.bias if kind == "relative" else 0)).softmax(-1) @ u
+            h = (q @ k.transpose(-2, -1) / 2 + (s.bias if kind == "relative" else 0)).softmax(
+                -1
+            ) @ u
         return s.out(h.transpose(1, 2).reshape(n, length, -1))
 
     bias = parameter(heads, x.cells, x.cells)
@@ -47,7 +53,9 @@ def attention(x, heads, each, kind):
     kind=words("split view parts channels shared scaled"),
 )
 def attention_of_unequal_widths(x, heads, key, value, kind):
-    """Keys narrower than values, as LeViT and EfficientFormer have them; over the channels, as XCiT does."""
+    """Keys narrower than values, as LeViT and EfficientFormer have them; over the channels, as XCiT
+    does.
+    """
 
     def forward(s, v):
         n, length, _ = v.shape
@@ -58,7 +66,11 @@ def attention_of_unequal_widths(x, heads, key, value, kind):
             q, k, u = h.view(n, length, heads, 2 * key + value).split([key, key, value], dim=-1)
         elif kind == "shared":
             parts = h.split([heads * s.key, s.key, s.value], -1)
-            q, k, u = parts[0].unflatten(-1, (heads, -1)), parts[1].unsqueeze(2), parts[2].unsqueeze(2)
+            q, k, u = (
+                parts[0].unflatten(-1, (heads, -1)),
+                parts[1].unsqueeze(2),
+                parts[2].unsqueeze(2),
+            )
         else:
             parts = h.split([heads * s.key, heads * s.key, heads * s.value], -1)
             q, k, u = (part.reshape(n, length, heads, -1) for part in parts)
@@ -71,7 +83,11 @@ def attention_of_unequal_widths(x, heads, key, value, kind):
         return s.out(h.transpose(1, 2).reshape(n, length, heads * s.value))
 
     width = 2 * key + value + (heads - 1) * (key if kind == "shared" else 2 * key + value)
-    members = {"qkv": nn.Linear(x.c, width), "out": nn.Linear(heads * value, x.c), "back": nn.Linear(heads * key, x.c)}
+    members = {
+        "qkv": nn.Linear(x.c, width),
+        "out": nn.Linear(heads * value, x.c),
+        "back": nn.Linear(heads * key, x.c),
+    }
     return Step(forward, key=key, value=value, heat=parameter(heads, 1, 1), **members)
 
 
@@ -83,18 +99,25 @@ def attention_of_unequal_widths(x, heads, key, value, kind):
     kind=words("interleave expand rotary merged gated"),
 )
 def attention_of_groups(x, heads, each, kind):
-    """Several heads share their keys; rotated queries; heads merged into the batch; a gate on the result."""
+    """Several heads share their keys; rotated queries; heads merged into the batch; a gate on the
+    result.
+    """
 
     def forward(s, v):
         n, length, _ = v.shape
         q = s.q(v).view(n, length, heads, -1).transpose(1, 2)
         k, u = (layer(v).view(n, length, 2, -1).transpose(1, 2) for layer in (s.k, s.v))
         if kind == "expand":
-            k, u = (part[:, :, None].expand(-1, -1, heads // 2, -1, -1).flatten(1, 2) for part in (k, u))
+            k, u = (
+                part[:, :, None].expand(-1, -1, heads // 2, -1, -1).flatten(1, 2) for part in (k, u)
+            )
         else:
             k, u = (part.repeat_interleave(heads // 2, dim=1) for part in (k, u))
         if kind == "rotary":
-            q, k = (part * s.cos + torch.cat([-part[..., each:], part[..., :each]], -1) * s.sin for part in (q, k))
+            q, k = (
+                part * s.cos + torch.cat([-part[..., each:], part[..., :each]], -1) * s.sin
+                for part in (q, k)
+            )
         if kind == "merged":
             q, k, u = (part.reshape(n * heads, length, -1) for part in (q, k, u))
             h = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), u).view(n, heads, length, -1)
@@ -119,7 +142,9 @@ def attention_of_groups(x, heads, each, kind):
 def multihead(x, heads, kind):
     def forward(s, v):
         if kind == "steps":
-            return s.layer(v.transpose(0, 1), v.transpose(0, 1), v.transpose(0, 1))[0].transpose(0, 1)
+            return s.layer(v.transpose(0, 1), v.transpose(0, 1), v.transpose(0, 1))[0].transpose(
+                0, 1
+            )
         k = s.keys(v) if kind in ("cross", "wide") else v
         mask = s.mask if kind == "mask" else s.mask.triu(1) > 0 if kind == "causal" else None
         given = {"attn_mask": mask, "need_weights": kind in ("weights", "each", "bias")}
@@ -127,12 +152,21 @@ def multihead(x, heads, kind):
         return h if weights is None else h * weights.amax().sigmoid()
 
     wide = {"kdim": x.c + 1, "vdim": x.c + 1} if kind == "wide" else {}
-    layer = nn.MultiheadAttention(x.c, heads, batch_first=kind != "steps", add_bias_kv=kind == "bias", **wide)
+    layer = nn.MultiheadAttention(
+        x.c, heads, batch_first=kind != "steps", add_bias_kv=kind == "bias", **wide
+    )
     keys = nn.Linear(x.c, x.c + 1 if wide else x.c)
     return Step(forward, layer=layer, keys=keys, mask=torch.rand(x.cells, x.cells))
 
 
-@op("tokens -> tokens", weight=2, when=lambda x: x.c > 1, heads=lambda x: divisors(x.c), out=WIDTH, own=YES)
+@op(
+    "tokens -> tokens",
+    weight=2,
+    when=lambda x: x.c > 1,
+    heads=lambda x: divisors(x.c),
+    out=WIDTH,
+    own=YES,
+)
 def attention_pooled(x, heads, out, own):
     """CLIP's pooling: PyTorch's function with layers of one's own."""
 
@@ -169,7 +203,12 @@ def encoder_layer(x, hidden):
     return one(nn.TransformerEncoderLayer(x.c, 2, hidden, dropout=0.0, batch_first=True))
 
 
-@op("last -> last", weight=6, when=lambda x: all(n % 2 == 0 for n in x.space) and x.c > 1, shifted=YES)
+@op(
+    "last -> last",
+    weight=6,
+    when=lambda x: all(n % 2 == 0 for n in x.space) and x.c > 1,
+    shifted=YES,
+)
 def window_attention(x, shifted):
     """Swin: windows of 2x2, rolled or not, with a table of biases looked up by relative place."""
 
@@ -183,11 +222,21 @@ def window_attention(x, shifted):
         v = s.out(v).view(n, h // 2, w // 2, 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
         return torch.roll(v, (1, 1), (1, 2)) if shifted else v
 
-    members = {"qkv": nn.Linear(x.c, 12), "out": nn.Linear(4, x.c), "index": torch.randint(9, (4, 4))}
+    members = {
+        "qkv": nn.Linear(x.c, 12),
+        "out": nn.Linear(4, x.c),
+        "index": torch.randint(9, (4, 4)),
+    }
     return Step(forward, table=parameter(9, 2), width=4, **members)
 
 
-@op("last -> last", weight=6, when=lambda x: all(n % 2 == 0 for n in x.space) and x.c <= 8, out=WIDTH, view=YES)
+@op(
+    "last -> last",
+    weight=6,
+    when=lambda x: all(n % 2 == 0 for n in x.space) and x.c <= 8,
+    out=WIDTH,
+    view=YES,
+)
 def patches_merged(x, out, view):
     """Swin: four neighbours become one of four times the width."""
 
@@ -196,7 +245,9 @@ def patches_merged(x, out, view):
         if view:
             v = v.reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5).flatten(3)
         else:
-            v = torch.cat([v[:, 0::2, 0::2], v[:, 1::2, 0::2], v[:, 0::2, 1::2], v[:, 1::2, 1::2]], -1)
+            v = torch.cat(
+                [v[:, 0::2, 0::2], v[:, 1::2, 0::2], v[:, 0::2, 1::2], v[:, 1::2, 1::2]], -1
+            )
         return s.layer(v)
 
     return Step(forward, layer=nn.Linear(4 * x.c, out, bias=False))

@@ -51,17 +51,29 @@ def channel_shuffle(x, groups, kind):
         if kind == "rest":
             return v.view(n, groups, -1, h, w).transpose(1, 2).reshape(n, -1, h, w)
         if kind == "shape":
-            return v.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+            return (
+                v.view(n, groups, c // groups, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+            )
         if kind == "attribute":
             return v.view(n, s.groups, c // s.groups, h, w).transpose(1, 2).flatten(1, 2)
         if kind == "width":
-            return v.reshape(n, groups, s.width // groups, h, w).transpose(1, 2).reshape(n, s.width, h, w)
+            return (
+                v.reshape(n, groups, s.width // groups, h, w)
+                .transpose(1, 2)
+                .reshape(n, s.width, h, w)
+            )
         if kind == "literal":
-            return v.reshape(-1, groups, each, h, w).transpose(1, 2).reshape(-1, groups * each, h, w)
+            return (
+                v.reshape(-1, groups, each, h, w).transpose(1, 2).reshape(-1, groups * each, h, w)
+            )
         return v.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
     each = x.c // groups
-    return one(nn.ChannelShuffle(groups)) if kind == "module" else Step(forward, groups=groups, width=x.c)
+    return (
+        one(nn.ChannelShuffle(groups))
+        if kind == "module"
+        else Step(forward, groups=groups, width=x.c)
+    )
 
 
 @op(
@@ -90,7 +102,11 @@ def folded(x, kind):
         if kind == "batch":
             return s.layer(v.reshape(n * c, 1, h, w)).reshape(n, c, h, w)
         if kind == "rows":
-            return s.layer(v.transpose(1, 2).reshape(n * h, 1, c, w)).reshape(n, h, c, w).transpose(1, 2)
+            return (
+                s.layer(v.transpose(1, 2).reshape(n * h, 1, c, w))
+                .reshape(n, h, c, w)
+                .transpose(1, 2)
+            )
         return F.avg_pool1d(v.reshape(n, c * h, w), 3, 1, 1).reshape(n, c, h, w)
 
     return Step(forward, layer=nn.Conv2d(1, 1, (1, 3), padding=(0, 1)))
@@ -111,7 +127,11 @@ def sliced(x, at, kind, mode):
         if kind == "float":
             return v[:, : int(v.shape[1] * 0.5 + 0.5)]
         if kind == "least":
-            return v[:, : min(at, v.shape[1])] if mode == "literal" else v[:, : max(v.shape[1] // 2, 1)]
+            return (
+                v[:, : min(at, v.shape[1])]
+                if mode == "literal"
+                else v[:, : max(v.shape[1] // 2, 1)]
+            )
         if kind == "selected":
             return v.index_select(1, s.order)
         if kind == "picked":
@@ -184,12 +204,21 @@ def attribute_of_two_minds(x, kind):
         v = v.reshape(-1, s.width, *v.shape[2:])
         if kind == "space":
             return F.adaptive_avg_pool2d(v, (s.width, 2))
-        return v[:, : s.width // 2].sum(1, keepdim=True) + v if kind == "split" else s.layer(v)[:, : s.width]
+        return (
+            v[:, : s.width // 2].sum(1, keepdim=True) + v
+            if kind == "split"
+            else s.layer(v)[:, : s.width]
+        )
 
     return Step(forward, width=x.c, layer=nn.Conv2d(x.c, x.c + 1, 1))
 
 
-@op("map -> map map map", weight=5, when=lambda x: x.c % 3 == 0 and x.c > 3, kind=words("chunk size unbind"))
+@op(
+    "map -> map map map",
+    weight=5,
+    when=lambda x: x.c % 3 == 0 and x.c > 3,
+    kind=words("chunk size unbind"),
+)
 def split_in_three(x, kind):
     def forward(s, v):
         if kind == "chunk":
@@ -215,7 +244,13 @@ def widened(x, before, after):
     return Step(lambda s, v: F.pad(v, (0, 0, 0, 0, before, after)))
 
 
-@op("map -> map", weight=2, when=slim, at=st.integers(0, 2), kind=words("zeros new like double buffer"))
+@op(
+    "map -> map",
+    weight=2,
+    when=slim,
+    at=st.integers(0, 2),
+    kind=words("zeros new like double buffer"),
+)
 def assigned(x, at, kind):
     def forward(s, v):
         n, c, h, w = v.shape

@@ -35,7 +35,11 @@ def conv(x, out, kernel, bias):
 
 @op("map -> map", weight=6, out=WIDTH)
 def conv_bn_relu(x, out):
-    return one(nn.Sequential(nn.Conv2d(x.c, out, 1, bias=False), normalised(nn.BatchNorm2d(out)), nn.ReLU(True)))
+    return one(
+        nn.Sequential(
+            nn.Conv2d(x.c, out, 1, bias=False), normalised(nn.BatchNorm2d(out)), nn.ReLU(True)
+        )
+    )
 
 
 @op("map -> map", weight=2, when=large, out=WIDTH)
@@ -53,7 +57,14 @@ def depthwise(x, multiplier):
     return one(nn.Conv2d(x.c, x.c * multiplier, 3, padding=1, groups=x.c))
 
 
-@op("map -> map", weight=2, when=small, groups=lambda x: divisors(x.c), multiple=st.integers(1, 2), stride=one_of(1, 2))
+@op(
+    "map -> map",
+    weight=2,
+    when=small,
+    groups=lambda x: divisors(x.c),
+    multiple=st.integers(1, 2),
+    stride=one_of(1, 2),
+)
 def conv_transposed(x, groups, multiple, stride):
     return one(nn.ConvTranspose2d(x.c, groups * multiple, 2, stride=stride, groups=groups))
 
@@ -73,7 +84,9 @@ def conv_of_computed_weight(x, out, kind):
         if kind == "scaled":
             w = w * s.gain[:, None, None, None]
         elif kind == "standardised":
-            w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True, unbiased=False) + 1e-5)
+            w = (w - w.mean((1, 2, 3), keepdim=True)) / (
+                w.std((1, 2, 3), keepdim=True, unbiased=False) + 1e-5
+            )
         elif kind == "masked":
             w = w * s.mask
         elif kind == "doubled":
@@ -109,7 +122,10 @@ def conv_tied(x, kind):
 
 @op("map -> map", out=WIDTH)
 def conv_of_autoencoder(x, out):
-    return Step(lambda s, v: F.conv_transpose2d(s.layer(v).relu(), s.layer.weight), layer=nn.Conv2d(x.c, out, 1))
+    return Step(
+        lambda s, v: F.conv_transpose2d(s.layer(v).relu(), s.layer.weight),
+        layer=nn.Conv2d(x.c, out, 1),
+    )
 
 
 @op("map map -> map map", when=lambda x, y: x.c == y.c, out=WIDTH)
@@ -125,26 +141,44 @@ def conv_of_computed_kernels(x, kernels, out):
         n, c, h, w = v.shape
         if kernels == "depthwise":
             made = s.maker(v.mean((2, 3))).reshape(n * c, 1, 3, 3)
-            return F.conv2d(v.reshape(1, n * c, h, w), made, padding=1, groups=n * c).view(n, c, h, w)
+            return F.conv2d(v.reshape(1, n * c, h, w), made, padding=1, groups=n * c).view(
+                n, c, h, w
+            )
         if kernels == "groups":
-            made = (s.router(v.mean((2, 3))).softmax(1) @ s.filters).view(n * s.width, s.width // s.groups, 3, 3)
+            made = (s.router(v.mean((2, 3))).softmax(1) @ s.filters).view(
+                n * s.width, s.width // s.groups, 3, 3
+            )
             h = F.conv2d(v.reshape(1, n * c, h, w), made, padding=1, groups=s.groups * n)
             return h.view(n, s.width, *h.shape[2:])
         made = (s.router(v.mean((2, 3))).softmax(1) @ s.experts).view(n * out, c, 1, 1)
         return F.conv2d(v.reshape(1, -1, h, w), made, groups=n).view(n, -1, h, w)
 
     experts = {"experts": parameter(3, out * x.c), "filters": parameter(3, x.c * 9)}
-    return Step(forward, maker=nn.Linear(x.c, x.c * 9), router=nn.Linear(x.c, 3), width=x.c, groups=x.c, **experts)
+    return Step(
+        forward,
+        maker=nn.Linear(x.c, x.c * 9),
+        router=nn.Linear(x.c, 3),
+        width=x.c,
+        groups=x.c,
+        **experts,
+    )
 
 
 @op("map -> map", out=WIDTH)
 def conv_of_volumes(x, out):
     return Step(
-        lambda s, v: s.layer(v.unsqueeze(2)).squeeze(2), layer=nn.Conv3d(x.c, out, (1, 3, 1), padding=(0, 1, 0))
+        lambda s, v: s.layer(v.unsqueeze(2)).squeeze(2),
+        layer=nn.Conv3d(x.c, out, (1, 3, 1), padding=(0, 1, 0)),
     )
 
 
-@op("series -> series", weight=6, when=slim, groups=lambda x: divisors(x.c), multiple=st.integers(1, 3))
+@op(
+    "series -> series",
+    weight=6,
+    when=slim,
+    groups=lambda x: divisors(x.c),
+    multiple=st.integers(1, 3),
+)
 def conv_of_series(x, groups, multiple):
     return one(nn.Conv1d(x.c, groups * multiple, 3, padding=1, groups=groups))
 

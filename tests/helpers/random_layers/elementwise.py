@@ -44,7 +44,11 @@ def activation(x, kind):
 def passed_on(x, kind):
     def forward(s, v):
         if kind == "dropout":
-            return F.dropout2d(v, 0.3, training=s.training) if v.dim() == 4 else F.dropout(v, 0.3, s.training)
+            return (
+                F.dropout2d(v, 0.3, training=s.training)
+                if v.dim() == 4
+                else F.dropout(v, 0.3, s.training)
+            )
         if kind == "data":
             return v + v.data
         if kind == "to":
@@ -97,7 +101,8 @@ def layer_norm_over_everything(x):
 @op(
     "map -> map",
     kind=words(
-        "mean softmax max sum normalize std logsumexp cumsum sort least topk average response pooled spread gathered"
+        "mean softmax max sum normalize std logsumexp cumsum sort least topk average response "
+        "pooled spread gathered"
     ),
 )
 def over_the_channels(x, kind):
@@ -117,7 +122,9 @@ def over_the_channels(x, kind):
         if kind == "response":
             return F.local_response_norm(v, 3)
         if kind == "pooled":
-            return F.avg_pool1d(v.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).reshape(v.shape)
+            return (
+                F.avg_pool1d(v.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).reshape(v.shape)
+            )
         if kind == "spread":
             return v * v.norm(dim=1, keepdim=True).sigmoid()
         if kind == "gathered":
@@ -128,7 +135,9 @@ def over_the_channels(x, kind):
             return v - v.amin(1, keepdim=True)
         if kind == "topk":
             return v + v.topk(1, dim=1)[0]
-        return {"softmax": F.softmax, "normalize": F.normalize, "cumsum": torch.cumsum}[kind](v, dim=1)
+        return {"softmax": F.softmax, "normalize": F.normalize, "cumsum": torch.cumsum}[kind](
+            v, dim=1
+        )
 
     return Step(forward)
 

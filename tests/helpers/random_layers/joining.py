@@ -66,7 +66,11 @@ def joined_with_care(x, y, kind):
     return Step(forward, layer=nn.Conv2d(y.c, x.c, 1), left=x.c, right=y.c)
 
 
-@op("map map -> map", when=lambda x, y: x.space == y.space, kind=words("outer affinity distance similarity"))
+@op(
+    "map map -> map",
+    when=lambda x, y: x.space == y.space,
+    kind=words("outer affinity distance similarity"),
+)
 def correlated(x, y, kind):
     def forward(s, v, w):
         if kind == "outer":
@@ -76,14 +80,18 @@ def correlated(x, y, kind):
         if kind == "distance":
             return (
                 v
-                * torch.cdist(v.mean((2, 3))[:, :, None], w.mean((2, 3))[:, :, None]).mean((1, 2))[:, None, None, None]
+                * torch.cdist(v.mean((2, 3))[:, :, None], w.mean((2, 3))[:, :, None]).mean((1, 2))[
+                    :, None, None, None
+                ]
             )
         return v * F.cosine_similarity(v, w[:, :1], dim=1).unsqueeze(1)
 
     return Step(forward)
 
 
-@op("map vector -> map", weight=12, when=lambda x, y: x.c == y.c, kind=words("gate add view einsum"))
+@op(
+    "map vector -> map", weight=12, when=lambda x, y: x.c == y.c, kind=words("gate add view einsum")
+)
 def joined_with_a_vector(x, y, kind):
     def forward(s, v, w):
         if kind == "gate":
@@ -116,7 +124,10 @@ def bilinear(x, y, out):
     return Step(lambda s, v, w: s.layer(v, w), layer=nn.Bilinear(x.c, y.c, out))
 
 
-@op("any any -> same", when=lambda x, y: x.kind == y.kind != "map" and x.space == y.space and x.c + y.c <= 24)
+@op(
+    "any any -> same",
+    when=lambda x, y: x.kind == y.kind != "map" and x.space == y.space and x.c + y.c <= 24,
+)
 def joined_along_channels(x, y):
     axis = CHANNEL_AXIS[x.kind] + 1
     return Step(lambda s, v, w: torch.cat([v, w], axis))

@@ -45,7 +45,11 @@ def to_tokens(x, kind):
             return v.flatten(2).transpose(1, 2)
         if kind == "permute":
             return v.permute(0, 2, 3, 1).reshape(n, -1, c)
-        return v.contiguous().view(n, c, -1).permute(0, 2, 1) if kind == "view" else v.reshape(-1, x.c, x.cells).mT
+        return (
+            v.contiguous().view(n, c, -1).permute(0, 2, 1)
+            if kind == "view"
+            else v.reshape(-1, x.c, x.cells).mT
+        )
 
     return Step(forward)
 
@@ -67,7 +71,11 @@ def from_tokens(x, height, kind):
             return v.reshape(v.shape[0], -1, height, width)
         if kind == "shape":
             return v.reshape(*v.shape[:2], height, width)
-        return v.unflatten(2, (height, width)) if kind == "unflatten" else v.reshape(-1, s.width, height, width)
+        return (
+            v.unflatten(2, (height, width))
+            if kind == "unflatten"
+            else v.reshape(-1, s.width, height, width)
+        )
 
     return Step(forward, width=x.c)
 
@@ -75,7 +83,9 @@ def from_tokens(x, height, kind):
 @op("map -> tokens", weight=1, out=WIDTH)
 def embedded(x, out):
     """Indices made from the features, looked up in a table."""
-    return Step(lambda s, v: s.table((v.mean(1) > 0.1).long().flatten(1)), table=nn.Embedding(2, out))
+    return Step(
+        lambda s, v: s.table((v.mean(1) > 0.1).long().flatten(1)), table=nn.Embedding(2, out)
+    )
 
 
 @op("tokens -> tokens", weight=4)
@@ -85,7 +95,10 @@ def positions(x):
 
 @op("tokens -> tokens", weight=10, when=lambda x: x.cells <= 20)
 def class_token(x):
-    return Step(lambda s, v: torch.cat([s.token.expand(v.shape[0], -1, -1), v], 1), token=parameter(1, 1, x.c))
+    return Step(
+        lambda s, v: torch.cat([s.token.expand(v.shape[0], -1, -1), v], 1),
+        token=parameter(1, 1, x.c),
+    )
 
 
 @op(
@@ -102,12 +115,19 @@ def mlp(x, hidden, kind):
         a, b = s.up(v).chunk(2, -1)
         return s.down(F.silu(a) * b if kind == "swiglu" else a * b.sigmoid())
 
-    return Step(forward, up=nn.Linear(x.c, hidden * (1 if kind == "mlp" else 2)), down=nn.Linear(hidden, x.c))
+    return Step(
+        forward,
+        up=nn.Linear(x.c, hidden * (1 if kind == "mlp" else 2)),
+        down=nn.Linear(hidden, x.c),
+    )
 
 
 @op("tokens -> tokens", weight=4)
 def token_mixing(x):
-    return Step(lambda s, v: v + s.layer(v.transpose(1, 2)).transpose(1, 2), layer=nn.Linear(x.cells, x.cells))
+    return Step(
+        lambda s, v: v + s.layer(v.transpose(1, 2)).transpose(1, 2),
+        layer=nn.Linear(x.cells, x.cells),
+    )
 
 
 @op("any -> same", weight=3, when=lambda x: x.kind in ("tokens", "last"), out=WIDTH)
@@ -142,14 +162,22 @@ def recurrent_state(x, out, cell):
     return Step(forward, layer=nn.GRUCell(x.c, out) if cell else nn.GRU(x.c, out, batch_first=True))
 
 
-@op("map -> series", kind=words("flatten mean merge merge_shape"), when=lambda x: x.c * x.sizes[1] <= 48)
+@op(
+    "map -> series",
+    kind=words("flatten mean merge merge_shape"),
+    when=lambda x: x.c * x.sizes[1] <= 48,
+)
 def to_series(x, kind):
     def forward(s, v):
         if kind == "flatten":
             return v.flatten(2)
         if kind == "mean":
             return v.mean(2)
-        return v.flatten(1, 2) if kind == "merge" else v.contiguous().view(v.shape[0], v.shape[1] * v.shape[2], -1)
+        return (
+            v.flatten(1, 2)
+            if kind == "merge"
+            else v.contiguous().view(v.shape[0], v.shape[1] * v.shape[2], -1)
+        )
 
     return Step(forward)
 
@@ -201,7 +229,9 @@ def flattened(x, kind, out):
         else:
             v = v.reshape(
                 -1 if kind == "literal" else n,
-                {"view": -1, "shape": c * h * w, "literal": total, "attribute": s.width * h * w}[kind],
+                {"view": -1, "shape": c * h * w, "literal": total, "attribute": s.width * h * w}[
+                    kind
+                ],
             )
         return s.layer(v)
 
@@ -228,7 +258,11 @@ def projected_to_map(x, out, mode, order):
     def forward(s, v):
         width = {"rest": -1, "attribute": s.width, "literal": out}[mode]
         v = s.layer(v)
-        return v.view(v.shape[0], width, 2, 3) if order else v.view(v.shape[0], 2, 3, width).permute(0, 3, 1, 2)
+        return (
+            v.view(v.shape[0], width, 2, 3)
+            if order
+            else v.view(v.shape[0], 2, 3, width).permute(0, 3, 1, 2)
+        )
 
     return Step(forward, layer=nn.Linear(x.c, out * 6), width=out)
 
@@ -236,11 +270,19 @@ def projected_to_map(x, out, mode, order):
 @op("vector -> vector", weight=4, out=WIDTH, normed=YES)
 def linear_of_vectors(x, out, normed):
     if normed:
-        return Step(lambda s, v: F.linear(v, s.weight / s.weight.norm(dim=1, keepdim=True)), weight=parameter(out, x.c))
+        return Step(
+            lambda s, v: F.linear(v, s.weight / s.weight.norm(dim=1, keepdim=True)),
+            weight=parameter(out, x.c),
+        )
     return one(nn.Linear(x.c, out))
 
 
-@op("tokens -> vector", weight=4, kind=words("mean first max flatten"), when=lambda x: x.c * x.cells <= 200)
+@op(
+    "tokens -> vector",
+    weight=4,
+    kind=words("mean first max flatten"),
+    when=lambda x: x.c * x.cells <= 200,
+)
 def tokens_to_vector(x, kind):
     def forward(s, v):
         if kind == "first":

@@ -1,8 +1,10 @@
-"""The layers random networks are made of: one function each, from the shapes of its inputs and its options.
+"""The layers random networks are made of: one function each, from the shapes of its inputs and its
+options.
 
-An operator is declared with the kinds of tensors it takes and gives, a strategy for each option, and a condition.
-Its function returns a `Step`: real modules and parameters, and the forward code a user would write. Numbers that
-stand in that code are literals to the tracer, members of the step are attributes.
+An operator is declared with the kinds of tensors it takes and gives, a strategy for each option,
+and a condition. Its function returns a `Step`: real modules and parameters, and the forward code a
+user would write. Numbers that stand in that code are literals to the tracer, members of the step
+are attributes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ CHANNEL_AXIS = {"map": 0, "last": 2, "tokens": 1, "series": 0, "vector": 0}
 
 
 class Shape(NamedTuple):
-    """A tensor: ``map`` (C, H, W), ``last`` (H, W, C), ``tokens`` (L, C), ``series`` (C, L) or ``vector`` (C,)."""
+    """A tensor: ``map`` (C, H, W), ``last`` (H, W, C), ``tokens`` (L, C), ``series`` (C, L) or
+    ``vector`` (C,).
+    """
 
     kind: str
     sizes: tuple[int, ...]
@@ -83,18 +87,27 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 
-def op(signature: str, when: Callable[..., bool] = lambda *shapes: True, weight: int = 2, **options: Any) -> Any:
-    """Declare an operator: ``"map map -> map"``, a condition on the shapes, how often, and a strategy an option."""
+def op(
+    signature: str,
+    when: Callable[..., bool] = lambda *shapes: True,
+    weight: int = 2,
+    **options: Any,
+) -> Any:
+    """Declare an operator: ``"map map -> map"``, a condition on the shapes, how often, and a
+    strategy an option.
+    """
     takes, gives = (tuple(side.split()) for side in signature.split("->"))
 
     def register(make: Callable[..., Step]) -> Callable[..., Step]:
-        OPERATORS[make.__name__] = Operator(make.__name__, takes, gives, make, options, when, weight)
+        OPERATORS[make.__name__] = Operator(
+            make.__name__, takes, gives, make, options, when, weight
+        )
         return make
 
     return register
 
 
-# --- options ---------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 WIDTH = st.integers(2, 12)
 YES = st.booleans()
@@ -145,7 +158,9 @@ def large(x: Shape) -> bool:
 
 def size(s: Any, v: Tensor, dim: int, mode: str, number: int) -> int:
     """A size as the user writes it: read from a shape, kept in ``self.width``, or a literal."""
-    return {"shape": lambda: v.shape[dim], "attribute": lambda: s.width, "literal": lambda: number}[mode]()
+    return {"shape": lambda: v.shape[dim], "attribute": lambda: s.width, "literal": lambda: number}[
+        mode
+    ]()
 
 
 def parameter(*shape: int) -> nn.Parameter:

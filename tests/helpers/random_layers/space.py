@@ -49,7 +49,11 @@ def turned(x, how, dim):
         return Step(lambda s, v: v.flip(dim))
     if how == "roll":
         return Step(lambda s, v: torch.roll(v, 1, dim))
-    return Step(lambda s, v: torch.roll(v.flip(dim, 2 if dim != 2 else 3), (1, -1), (dim, 2 if dim != 2 else 3)))
+    return Step(
+        lambda s, v: torch.roll(
+            v.flip(dim, 2 if dim != 2 else 3), (1, -1), (dim, 2 if dim != 2 else 3)
+        )
+    )
 
 
 @op("map -> map", weight=6, when=lambda x: x.c % 4 == 0 and small(x), by_hand=YES)
@@ -71,9 +75,15 @@ def pixel_shuffle(x, by_hand):
 def pixel_unshuffle(x, kind):
     def forward(s, v):
         if kind == "focus":
-            return torch.cat([v[..., ::2, ::2], v[..., 1::2, ::2], v[..., ::2, 1::2], v[..., 1::2, 1::2]], 1)
+            return torch.cat(
+                [v[..., ::2, ::2], v[..., 1::2, ::2], v[..., ::2, 1::2], v[..., 1::2, 1::2]], 1
+            )
         n, c, h, w = v.shape
-        return v.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+        return (
+            v.reshape(n, c, h // 2, 2, w // 2, 2)
+            .permute(0, 3, 5, 1, 2, 4)
+            .reshape(n, 4 * c, h // 2, w // 2)
+        )
 
     return one(nn.PixelUnshuffle(2)) if kind == "module" else Step(forward)
 
@@ -105,6 +115,8 @@ def unpooled(x):
 def warped(x):
     def forward(s, v):
         theta = s.layer(v.mean((2, 3))).tanh().view(-1, 2, 3)
-        return F.grid_sample(v, F.affine_grid(theta, v.shape, align_corners=False), align_corners=False)
+        return F.grid_sample(
+            v, F.affine_grid(theta, v.shape, align_corners=False), align_corners=False
+        )
 
     return Step(forward, layer=nn.Linear(x.c, 6))

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..atoms import CHANNEL, CONSUMER, PRODUCER, Vector
-from ..recorder import Labels, Recorder
-from ..shapes import split_vector
-from .reducing import along_space
-from .table import name_of, rule, tensors
+from netslim.graph.rules.reducing import along_space
+from netslim.graph.rules.registry import name_of, rule, tensors
+from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Vector
+from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.shapes import split_vector
 
 
 def _contract(rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str) -> Vector | None:
-    """Tie the contracted sides; a weight's side consumes. Two activations, or two weights, are coupled."""
+    """Tie the contracted sides; a weight's side consumes. Two activations, or two weights, are
+    coupled.
+    """
     met = rec.meet(a.dims.get(da), b.dims.get(db), what)
     if met is None:
         return None
@@ -40,7 +42,9 @@ def _size(t: Tensor, labels: Labels, dim: int) -> int | Vector:
     return labels.dims.get(dim, t.shape[dim])
 
 
-def _matmul(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None) -> None:
+def _matmul(
+    rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None
+) -> None:
     """``(..., m, k) @ (..., k, n)``, with a bias that broadcasts over the result."""
     la, lb = rec.get(a), rec.get(b)
     dims: dict[int, Vector] = {}
@@ -55,7 +59,9 @@ def _matmul(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, bias: T
     if bias is not None:
         _add_bias(rec, dims, out, bias)
     batch = [_size(a, la, d) for d in range(out.dim() - 2)]
-    rec.cost(name_of(func), *batch, _size(a, la, m), a.shape[k] if met is None else met, _size(b, lb, n))
+    rec.cost(
+        name_of(func), *batch, _size(a, la, m), a.shape[k] if met is None else met, _size(b, lb, n)
+    )
     rec.set(out, dims, la.weight and lb.weight)
 
 
@@ -76,7 +82,9 @@ def matmul(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, *args: A
 
 
 @rule("addmm", "baddbmm", "_addmm_activation")
-def addmm(rec: Recorder, func: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> None:
+def addmm(
+    rec: Recorder, func: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any
+) -> None:
     _matmul(rec, func, out, a, b, bias)
 
 
@@ -87,12 +95,18 @@ def vector_product(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor) 
     met = _contract(rec, la, a.dim() - 1, lb, 0, name_of(func))
     if a.dim() == 2:
         _free(rec, la, 0, dims, 0)
-    rec.cost(name_of(func), *([_size(a, la, 0)] if a.dim() == 2 else []), b.shape[0] if met is None else met)
+    rec.cost(
+        name_of(func),
+        *([_size(a, la, 0)] if a.dim() == 2 else []),
+        b.shape[0] if met is None else met,
+    )
     rec.set(out, dims, la.weight and lb.weight)
 
 
 @rule("linear", "mkldnn_linear", "_mkldnn_linear")
-def linear(rec: Recorder, func: Any, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+def linear(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> None:
     lx, lw = rec.get(x), rec.get(weight)
     last = x.dim() - 1
     met = _contract(rec, lx, last, lw, 1, "linear")
@@ -105,7 +119,13 @@ def linear(rec: Recorder, func: Any, out: Tensor, x: Tensor, weight: Tensor, bia
     rec.set(out, dims, lx.weight and lw.weight)
 
 
-@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution")
+@rule(
+    "convolution",
+    "_convolution",
+    "convolution_overrideable",
+    "mkldnn_convolution",
+    "cudnn_convolution",
+)
 def convolution(
     rec: Recorder,
     func: Any,
@@ -143,7 +163,13 @@ def convolution(
         _add_channel_bias(rec, dims, bias)
     places = [dims.get(d, n) for d, n in enumerate((x if transposed else out).shape) if d != 1]
     depth = x.shape[1] // groups if read is None else read
-    rec.cost("convolution", prod(w.shape[2:]), *places, depth, out.shape[1] if dims.get(1) is None else dims[1])
+    rec.cost(
+        "convolution",
+        prod(w.shape[2:]),
+        *places,
+        depth,
+        out.shape[1] if dims.get(1) is None else dims[1],
+    )
     rec.set(out, dims, lx.weight and lw.weight)
 
 
@@ -158,9 +184,11 @@ def _add_channel_bias(rec: Recorder, dims: dict[int, Vector], bias: Tensor) -> N
 def _grouped(
     rec: Recorder, x: Tensor, lx: Labels, w: Tensor, lw: Labels, groups: int, transposed: bool
 ) -> tuple[int | Vector, Vector | None]:
-    """(depth each output reads, labels of the outputs); the weight is (out, in/groups), transposed (in, out/groups).
+    """(depth each output reads, labels of the outputs); the weight is (out, in/groups), transposed
+    (in, out/groups).
 
-    Either whole groups go, inputs and outputs together, or every group gives up the same of its channels.
+    Either whole groups go, inputs and outputs together, or every group gives up the same of its
+    channels.
     """
     per_group = x.shape[1] // groups
     source = lx.dims.get(1)
@@ -191,7 +219,9 @@ def _written_groups(rec: Recorder, groups: int) -> Any:
 
 
 def _whole_groups(rec: Recorder, source: Vector | None, groups: int, per_group: int) -> bool:
-    """Whether the number of groups can follow, and the channels of each group are tied to each other already."""
+    """Whether the number of groups can follow, and the channels of each group are tied to each
+    other already.
+    """
     if source is None or rec.mine(_written_groups(rec, groups)) is None:
         return False
     roots = rec.atoms.find(source).reshape(groups, per_group)
@@ -199,11 +229,23 @@ def _whole_groups(rec: Recorder, source: Vector | None, groups: int, per_group: 
 
 
 def _shrinking_groups(
-    rec: Recorder, source: Vector | None, lw: Labels, w: Tensor, groups: int, per_group: int, transposed: bool
+    rec: Recorder,
+    source: Vector | None,
+    lw: Labels,
+    w: Tensor,
+    groups: int,
+    per_group: int,
+    transposed: bool,
 ) -> tuple[int | Vector, Vector | None]:
-    """The number of groups follows the channels, so a group goes with its filters; depthwise is the usual case."""
+    """The number of groups follows the channels, so a group goes with its filters; depthwise is the
+    usual case.
+    """
     multiplier = w.shape[1] if transposed else w.shape[0] // groups
-    unit = None if source is None else split_vector(rec, source, (groups, per_group), 0, "grouped convolution")
+    unit = (
+        None
+        if source is None
+        else split_vector(rec, source, (groups, per_group), 0, "grouped convolution")
+    )
     if 1 in lw.dims:
         rec.atoms.freeze(lw.dims[1], f"all groups of a convolution share it{rec.where()}")
     own = lw.dims.get(0)
@@ -226,7 +268,9 @@ def _grouped_transposed(
     rec.mark(lw, 0, CONSUMER)
     read: int | Vector = per_group
     if met is not None:
-        read = split_vector(rec, met, (groups, per_group), keep=1, what="grouped transposed convolution")
+        read = split_vector(
+            rec, met, (groups, per_group), keep=1, what="grouped transposed convolution"
+        )
     if 1 not in lw.dims:
         return read, None
     rec.mark(lw, 1, PRODUCER)
@@ -242,13 +286,17 @@ def _grouped_transposed(
     "_scaled_dot_product_fused_attention_overrideable",
     "scaled_dot_product_attention",
 )
-def attention(rec: Recorder, func: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> None:
+def attention(
+    rec: Recorder, func: Any, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any
+) -> None:
     """Queries and keys share their last dimension (coupled by the product); values keep theirs."""
     lq, lk, lv = rec.get(q), rec.get(k), rec.get(v)
     last = q.dim() - 1
     dims: dict[int, Vector] = {}
     for d in range(q.dim() - 2):
-        met = rec.meet(rec.meet(lq.dims.get(d), lk.dims.get(d), "attention"), lv.dims.get(d), "attention")
+        met = rec.meet(
+            rec.meet(lq.dims.get(d), lk.dims.get(d), "attention"), lv.dims.get(d), "attention"
+        )
         if met is not None:
             dims[d] = met
     for labels in (lq, lk, lv):
@@ -268,8 +316,12 @@ def trilinear(
     rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, c: Tensor,
     expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int], summed: Sequence[int], *args: Any
 ) -> None:  # fmt: skip
-    """The sum over some dimensions of a product of three tensors (`nn.Bilinear`): the weight consumes."""
-    spread = [_spread(rec, t, missing) for t, missing in ((a, expand_a), (b, expand_b), (c, expand_c))]
+    """The sum over some dimensions of a product of three tensors (`nn.Bilinear`): the weight
+    consumes.
+    """
+    spread = [
+        _spread(rec, t, missing) for t, missing in ((a, expand_a), (b, expand_b), (c, expand_c))
+    ]
     dims: dict[int, Vector] = {}
     for d in range(max(len(sizes) for _, sizes in spread)):
         sides = [labels for labels, sizes in spread if sizes[d] != 1]
@@ -280,8 +332,14 @@ def trilinear(
             dims[d] = met
             for side in sides:
                 rec.mark(side, d, CONSUMER if d in summed else PRODUCER)
-    rec.cost("bilinear", *[dims.get(d, max(s[d] for _, s in spread)) for d in range(len(spread[0][1]))])
-    rec.set(out, {d - sum(s < d for s in summed): v for d, v in dims.items() if d not in summed}, weight=False)
+    rec.cost(
+        "bilinear", *[dims.get(d, max(s[d] for _, s in spread)) for d in range(len(spread[0][1]))]
+    )
+    rec.set(
+        out,
+        {d - sum(s < d for s in summed): v for d, v in dims.items() if d not in summed},
+        weight=False,
+    )
 
 
 def _spread(rec: Recorder, t: Tensor, missing: Sequence[int]) -> tuple[Labels, list[int]]:
@@ -308,7 +366,15 @@ def distance(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, *args:
 
 @rule("torchvision::deform_conv2d")
 def deformable(
-    rec: Recorder, func: Any, out: Tensor, x: Tensor, w: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *args: Any
+    rec: Recorder,
+    func: Any,
+    out: Tensor,
+    x: Tensor,
+    w: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    *args: Any,
 ) -> None:
     """A convolution whose windows are moved by ``offset`` and weighed by ``mask``, which stay."""
     for guide in (offset, mask):

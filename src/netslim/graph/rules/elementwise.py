@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atoms import ADDED, CHANNEL, Vector
-from ..recorder import Recorder
-from .table import derived, labelled, name_of, rule, tensors
+from netslim.graph.rules.registry import derived, labelled, name_of, rule, tensors
+from netslim.graph.tracing.atoms import ADDED, CHANNEL, Vector
+from netslim.graph.tracing.recorder import Recorder
 
 
 def fallback(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
@@ -25,7 +25,8 @@ def fallback(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> N
         rec.set(tensor, {}, weight)
 
 
-# Element-wise operators that PyTorch does not tag as such (for several, only the in-place twin lacks the tag).
+# Element-wise operators that PyTorch does not tag as such (for several, only the in-place twin
+# lacks the tag).
 @rule(
     "_prelu_kernel", "prelu", "copy", "dropout", "alpha_dropout", "feature_dropout", "masked_fill",
     "where", "hardswish", "hardsigmoid", "hardtanh", "mish", "gelu", "elu", "celu", "selu", "softplus", "leaky_relu",
@@ -66,7 +67,9 @@ def _note_sum(rec: Recorder, inputs: Sequence[Tensor], ndim: int) -> None:
                     rec.atoms.roles[vector[vector > 0]] |= ADDED
 
 
-def meeting(rec: Recorder, inputs: Sequence[Tensor], dim: int, ndim: int, what: str) -> Vector | None:
+def meeting(
+    rec: Recorder, inputs: Sequence[Tensor], dim: int, ndim: int, what: str
+) -> Vector | None:
     vectors: list[Vector | None] = []
     for t in inputs:
         d = dim - (ndim - t.dim())
@@ -88,7 +91,9 @@ def _transposed(rec: Recorder, a: Vector, b: Vector) -> bool:
     """Whether two labels are different axes of one parameter: no one axis then silences a channel."""
     first, second = (rec.atoms.axis_of[v[0]] for v in (a, b))
     axes = rec.atoms.axes
-    return bool(first != second and min(first, second) >= 0 and axes[first].tensor == axes[second].tensor)
+    return bool(
+        first != second and min(first, second) >= 0 and axes[first].tensor == axes[second].tensor
+    )
 
 
 @rule(
@@ -114,7 +119,16 @@ def same(rec: Recorder, func: Any, out: Tensor, x: Tensor, *args: Any, **kwargs:
     rec.set(out, labels.dims, labels.weight)
 
 
-@rule("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform", "native_dropout", "exponential")
+@rule(
+    "rand_like",
+    "randn_like",
+    "randint_like",
+    "bernoulli",
+    "normal",
+    "uniform",
+    "native_dropout",
+    "exponential",
+)
 def drawn(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Other sizes draw other numbers."""
     labels = rec.get(x)
@@ -148,13 +162,19 @@ def unsqueeze(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int) -> Non
 @rule("squeeze")
 def squeeze(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: Any = None) -> None:
     labels = rec.get(x)
-    wanted = range(x.dim()) if dim is None else [d % max(x.dim(), 1) for d in ([dim] if isinstance(dim, int) else dim)]
+    wanted = (
+        range(x.dim())
+        if dim is None
+        else [d % max(x.dim(), 1) for d in ([dim] if isinstance(dim, int) else dim)]
+    )
     left = [d for d in range(x.dim()) if not (d in wanted and x.shape[d] == 1)]
     rec.set(out, {i: labels.dims[d] for i, d in enumerate(left) if d in labels.dims}, labels.weight)
 
 
 @rule("as_strided")
-def as_strided(rec: Recorder, func: Any, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None) -> None:
+def as_strided(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None
+) -> None:
     """Only a change of memory layout is understood: same object or same sizes, from the start."""
     if out is x or (tuple(size) == tuple(x.shape) and not offset):
         same(rec, func, out, x)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..atoms import ATOM, PRODUCER, Vector
-from ..recorder import Labels, Recorder
-from ..shapes import reshape, split_vector
-from ..sizes import Size, symbols
-from .elementwise import meeting, same
-from .table import asked_sizes, derived, name_of, rule, tensors
+from netslim.graph.rules.elementwise import meeting, same
+from netslim.graph.rules.registry import asked_sizes, derived, name_of, rule, tensors
+from netslim.graph.tracing.atoms import ATOM, PRODUCER, Vector
+from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.shapes import reshape, split_vector
+from netslim.graph.tracing.sizes import Size, symbols
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
@@ -26,7 +26,11 @@ def view(rec: Recorder, func: Any, out: Tensor, x: Tensor, sizes: Any = None, *a
     if isinstance(sizes, torch.dtype):
         same(rec, func, out, x)
         return
-    asked = asked_sizes(rec, ("view", "reshape"), 1) or _unflattened(rec, x, out) or _headed(rec, x, out)
+    asked = (
+        asked_sizes(rec, ("view", "reshape"), 1)
+        or _unflattened(rec, x, out)
+        or _headed(rec, x, out)
+    )
     if not rec.calls:  # compiled code called it, with numbers of its own
         asked = list(sizes)
     if asked is not None and len(asked) != out.dim():
@@ -47,7 +51,9 @@ def _unflattened(rec: Recorder, x: Tensor, out: Tensor) -> list[Any] | None:
 
 
 def _headed(rec: Recorder, x: Tensor, out: Tensor) -> list[Any] | None:
-    """PyTorch's attention keeps its number of heads, so that what it splits off the width shrinks last."""
+    """PyTorch's attention keeps its number of heads, so that what it splits off the width shrinks
+    last.
+    """
     inside = getattr(rec.call[0], "__name__", "") == "multi_head_attention_forward"
     if not inside or out.dim() < x.dim() or out.shape[-1] == x.shape[-1]:
         return None
@@ -69,7 +75,9 @@ def channel_shuffle(rec: Recorder, func: Any, out: Tensor, x: Tensor, groups: in
     rec.set(out, dims, labels.weight)
 
 
-def _fold_channels(rec: Recorder, out: Tensor, x: Tensor, shape: tuple[int, int], keep: int) -> None:
+def _fold_channels(
+    rec: Recorder, out: Tensor, x: Tensor, shape: tuple[int, int], keep: int
+) -> None:
     labels, dim = rec.get(x), x.dim() - 3
     dims = {d: v for d, v in labels.dims.items() if d < dim}
     if dim in labels.dims:
@@ -85,18 +93,28 @@ def pixel_unshuffle(rec: Recorder, func: Any, out: Tensor, x: Tensor, factor: in
 
 
 @rule("im2col")
-def im2col(rec: Recorder, func: Any, out: Tensor, x: Tensor, kernel: Sequence[int], *args: Any) -> None:
+def im2col(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, kernel: Sequence[int], *args: Any
+) -> None:
     """``(N, C, H, W) -> (N, C * kh * kw, L)``: a channel goes with all places of its window."""
     _windows(rec, out, x, lambda v: np.repeat(v, kernel[0] * kernel[1]))
 
 
 @rule("col2im")
 def col2im(
-    rec: Recorder, func: Any, out: Tensor, x: Tensor, size: Sequence[int], kernel: Sequence[int], *args: Any
+    rec: Recorder,
+    func: Any,
+    out: Tensor,
+    x: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    *args: Any,
 ) -> None:
     """``(N, C * kh * kw, L) -> (N, C, H, W)``."""
     places = kernel[0] * kernel[1]
-    _windows(rec, out, x, lambda v: split_vector(rec, v, (len(v) // places, places), keep=0, what="fold"))
+    _windows(
+        rec, out, x, lambda v: split_vector(rec, v, (len(v) // places, places), keep=0, what="fold")
+    )
 
 
 def _windows(rec: Recorder, out: Tensor, x: Tensor, change: Callable[[Vector], Vector]) -> None:
@@ -104,13 +122,17 @@ def _windows(rec: Recorder, out: Tensor, x: Tensor, change: Callable[[Vector], V
     channel = int(max(x.dim(), out.dim()) == 4)
     for d, vector in labels.dims.items():
         if d > channel:
-            rec.atoms.freeze(vector, f"windows are taken over the channels as if they were space{rec.where()}")
+            rec.atoms.freeze(
+                vector, f"windows are taken over the channels as if they were space{rec.where()}"
+            )
     dims = {d: v if d < channel else change(v) for d, v in labels.dims.items() if d <= channel}
     rec.set(out, dims, labels.weight)
 
 
 @rule("unfold")
-def unfold(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, size: int, step: int) -> None:
+def unfold(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, size: int, step: int
+) -> None:
     """Windows along one dimension become a new last one."""
     labels, dim = rec.get(x), dim % x.dim()
     if dim in labels.dims:
@@ -119,10 +141,14 @@ def unfold(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, size: int
 
 
 @rule("rot90")
-def rot90(rec: Recorder, func: Any, out: Tensor, x: Tensor, times: int = 1, dims: Sequence[int] = (0, 1)) -> None:
+def rot90(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, times: int = 1, dims: Sequence[int] = (0, 1)
+) -> None:
     labels, turned = rec.get(x), {d % x.dim() for d in dims}
     for d in turned & set(labels.dims):
-        rec.atoms.freeze(labels.dims[d], f"the channels are turned as if they were space{rec.where()}")
+        rec.atoms.freeze(
+            labels.dims[d], f"the channels are turned as if they were space{rec.where()}"
+        )
     rec.set(out, {d: v for d, v in labels.dims.items() if d not in turned}, labels.weight)
 
 
@@ -134,7 +160,9 @@ def flip(rec: Recorder, func: Any, out: Tensor, x: Tensor, flipped: Sequence[int
 
 
 @rule("roll")
-def roll(rec: Recorder, func: Any, out: Tensor, x: Tensor, shifts: Any, dims: Sequence[int] = ()) -> None:
+def roll(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, shifts: Any, dims: Sequence[int] = ()
+) -> None:
     """The channels that come round to the other end stay, or are as many as the code asks for."""
     labels = rec.get(x)
     written = _written_shifts(rec, len(shifts)) or shifts
@@ -176,7 +204,9 @@ def triangle(rec: Recorder, func: Any, out: Tensor, x: Tensor, *args: Any) -> No
 
 
 @rule("diagonal")
-def diagonal(rec: Recorder, func: Any, out: Tensor, x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> None:
+def diagonal(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> None:
     labels, taken = rec.get(x), {dim1 % x.dim(), dim2 % x.dim()}
     for d in taken & set(labels.dims):
         rec.atoms.freeze(labels.dims[d], f"a diagonal is taken of the channels{rec.where()}")
@@ -190,7 +220,9 @@ def view_as(rec: Recorder, func: Any, out: Tensor, x: Tensor) -> None:
     labels = rec.get(x)
     for d, vector in labels.dims.items():
         if d >= out.dim():
-            rec.atoms.freeze(vector, f"real and imaginary parts are told apart by their number{rec.where()}")
+            rec.atoms.freeze(
+                vector, f"real and imaginary parts are told apart by their number{rec.where()}"
+            )
     rec.set(out, {d: v for d, v in labels.dims.items() if d < out.dim()}, labels.weight)
 
 
@@ -235,7 +267,9 @@ def _strided(rec: Recorder, vector: Vector, start: int, end: int, step: int) -> 
     if 0 <= start < step and end >= len(vector) and len(vector) % step == 0:
         split_vector(rec, vector, (len(vector) // step, step), keep=0, what="a strided slice")
     else:
-        rec.atoms.freeze(vector, f"a strided slice takes every {step}th channel of some{rec.where()}")
+        rec.atoms.freeze(
+            vector, f"a strided slice takes every {step}th channel of some{rec.where()}"
+        )
 
 
 def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | None) -> None:
@@ -255,7 +289,9 @@ def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | Non
             _tie_segments(rec, vector, position % size)
         else:
             fixed = vector[:position] if position > 0 else vector[position:]
-            rec.atoms.freeze(fixed, f"a slice boundary ({int(position)}) is written into the code{rec.where()}")
+            rec.atoms.freeze(
+                fixed, f"a slice boundary ({int(position)}) is written into the code{rec.where()}"
+            )
 
 
 def _written_length(rec: Recorder) -> Any:
@@ -271,7 +307,10 @@ def _boundary(rec: Recorder, vector: Vector, given: Size, position: int) -> None
         rec.constrain(-given, vector[position:], len(vector) - position)
     own = rec.atoms.find(vector)
     sources = [rec.atoms.find(rec.sizes[s[2]]) for s in symbols(given.expression) if s[0] == "size"]
-    if any(np.isin(source, own).any() and not np.array_equal(source, own[:position]) for source in sources):
+    if any(
+        np.isin(source, own).any() and not np.array_equal(source, own[:position])
+        for source in sources
+    ):
         _tie_segments(rec, vector, position)
     if given > 0:
         rec.constrain(given, vector[:position], position)
@@ -284,7 +323,9 @@ def _tie_segments(rec: Recorder, vector: Vector, position: int) -> None:
 
 
 def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[Any, Any]:
-    """Start and end as the user wrote them in ``x[...]`` or ``narrow``; (None, None) if PyTorch computed them."""
+    """Start and end as the user wrote them in ``x[...]`` or ``narrow``; (None, None) if PyTorch
+    computed them.
+    """
     function, args, kwargs = rec.call
     name, last = getattr(function, "__name__", ""), sys.maxsize
     if not rec.calls:
@@ -303,10 +344,16 @@ def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[A
 
 
 @rule("split", "unsafe_split", "chunk")
-def split(rec: Recorder, func: Any, out: Sequence[Tensor], x: Tensor, size: int, dim: int = 0) -> None:
+def split(
+    rec: Recorder, func: Any, out: Sequence[Tensor], x: Tensor, size: int, dim: int = 0
+) -> None:
     function, args, kwargs = rec.call
     if getattr(function, "__name__", "") == "split":
-        given = args[1] if len(args) > 1 else next((v for k, v in kwargs.items() if k.startswith("split_size")), size)
+        given = (
+            args[1]
+            if len(args) > 1
+            else next((v for k, v in kwargs.items() if k.startswith("split_size")), size)
+        )
         parts = [given] * len(out) if isinstance(given, int) else list(given)
     else:
         parts = None
@@ -314,15 +361,27 @@ def split(rec: Recorder, func: Any, out: Sequence[Tensor], x: Tensor, size: int,
 
 
 @rule("split_with_sizes", "unsafe_split_with_sizes")
-def split_with_sizes(rec: Recorder, func: Any, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0) -> None:
+def split_with_sizes(
+    rec: Recorder, func: Any, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0
+) -> None:
     function, args, kwargs = rec.call
-    given = args[1] if len(args) > 1 else next((v for k, v in kwargs.items() if k.startswith("split_size")), None)
-    ok = getattr(function, "__name__", "") in ("split", "split_with_sizes") and isinstance(given, (tuple, list))
+    given = (
+        args[1]
+        if len(args) > 1
+        else next((v for k, v in kwargs.items() if k.startswith("split_size")), None)
+    )
+    ok = getattr(function, "__name__", "") in ("split", "split_with_sizes") and isinstance(
+        given, (tuple, list)
+    )
     _parts(rec, out, x, dim, list(given) if ok else None)  # type: ignore[arg-type]
 
 
-def _parts(rec: Recorder, out: Sequence[Tensor], x: Tensor, dim: int, written: list[Any] | None) -> None:
-    """Labels of the parts; ``written`` are the sizes in the user's code, None where PyTorch computed them."""
+def _parts(
+    rec: Recorder, out: Sequence[Tensor], x: Tensor, dim: int, written: list[Any] | None
+) -> None:
+    """Labels of the parts; ``written`` are the sizes in the user's code, None where PyTorch
+    computed them.
+    """
     labels, dim = rec.get(x), dim % x.dim()
     if not rec.calls:
         written = [t.shape[dim] for t in out]
@@ -338,14 +397,22 @@ def _parts(rec: Recorder, out: Sequence[Tensor], x: Tensor, dim: int, written: l
             rec.constrain(given, None, t.shape[dim])
     for t, piece in zip(out, pieces, strict=True):
         dims = {d: v for d, v in labels.dims.items() if d != dim}
-        rec.set(t, dims if piece is None or len(piece) == 1 else {**dims, dim: piece}, labels.weight)
+        rec.set(
+            t, dims if piece is None or len(piece) == 1 else {**dims, dim: piece}, labels.weight
+        )
 
 
 def _constrain_parts(
     rec: Recorder, vector: Vector, pieces: list[Any], sizes: list[int], written: list[Any] | None
 ) -> None:
-    """Parts of equal size by one expression, or computed by PyTorch, shrink alike; others follow each on its own."""
-    alike = written is not None and len({str(rec.mine(w)) for w in written}) == 1 and rec.mine(written[0]) is not None
+    """Parts of equal size by one expression, or computed by PyTorch, shrink alike; others follow
+    each on its own.
+    """
+    alike = (
+        written is not None
+        and len({str(rec.mine(w)) for w in written}) == 1
+        and rec.mine(written[0]) is not None
+    )
     if (written is None or alike) and len(set(sizes)) == 1:
         split_vector(rec, vector, (len(sizes), sizes[0]), keep=1, what="a split")
     elif written is None and getattr(rec.call[0], "__name__", "") == "multi_head_attention_forward":
@@ -368,7 +435,9 @@ def glu(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int = -1) -> None
 
 
 @rule("select", "unbind")
-def select(rec: Recorder, func: Any, out: Any, x: Tensor, dim: int = 0, index: int | None = None) -> None:
+def select(
+    rec: Recorder, func: Any, out: Any, x: Tensor, dim: int = 0, index: int | None = None
+) -> None:
     """A channel picked by its number must keep it: those on its side of the count stay."""
     labels, dim = rec.get(x), dim % x.dim()
     if dim in labels.dims:
@@ -392,7 +461,10 @@ def cat(rec: Recorder, func: Any, out: Tensor, parts: Sequence[Tensor], dim: int
             continue
         if d == dim:
             dims[d] = np.concatenate(
-                [np.zeros(p.shape[d], dtype=ATOM) if v is None else v for p, v in zip(parts, vectors, strict=True)]
+                [
+                    np.zeros(p.shape[d], dtype=ATOM) if v is None else v
+                    for p, v in zip(parts, vectors, strict=True)
+                ]
             )
         else:
             met = meeting(rec, parts, d, out.dim(), "cat")
@@ -409,8 +481,12 @@ def stack(rec: Recorder, func: Any, out: Tensor, parts: Sequence[Tensor], dim: i
 
 
 @rule("constant_pad_nd")
-def pad(rec: Recorder, func: Any, out: Tensor, x: Tensor, widths: Sequence[int], value: Any = 0) -> None:
-    """Padded positions are constants that stay, or follow the size in the code; the channels between may go."""
+def pad(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, widths: Sequence[int], value: Any = 0
+) -> None:
+    """Padded positions are constants that stay, or follow the size in the code; the channels
+    between may go.
+    """
     labels = rec.get(x)
     dims = dict(labels.dims)
     written = _written_pad(rec, len(widths)) or widths
@@ -420,7 +496,10 @@ def pad(rec: Recorder, func: Any, out: Tensor, x: Tensor, widths: Sequence[int],
             if min(before, after) < 0:
                 rec.atoms.freeze(dims[d], f"channels are cropped by a fixed amount{rec.where()}")
             vector = dims[d][max(-before, 0) : len(dims[d]) - max(-after, 0)]
-            sides = (_padding(rec, written[2 * i], before), _padding(rec, written[2 * i + 1], after))
+            sides = (
+                _padding(rec, written[2 * i], before),
+                _padding(rec, written[2 * i + 1], after),
+            )
             dims[d] = np.concatenate([sides[0], vector, sides[1]])
     rec.set(out, dims, labels.weight)
 
@@ -442,13 +521,19 @@ def _padding(rec: Recorder, written: Any, width: int) -> Vector:
 
 
 @rule("index_select")
-def index_select(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, numbers: Tensor) -> None:
-    """A list of numbers that the model holds hands out its entries as channels; what they are picked from must stay."""
+def index_select(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, numbers: Tensor
+) -> None:
+    """A list of numbers that the model holds hands out its entries as channels; what they are
+    picked from must stay.
+    """
     labels, dim = rec.get(x), dim % max(x.dim(), 1)
     dims = dict(labels.dims)
     chosen = _selection(rec, numbers) if dim in dims and not labels.weight else None
     if chosen is not None:
-        rec.atoms.freeze(dims[dim], f"{rec.atoms.names[id(numbers)]} picks from them by their numbers")
+        rec.atoms.freeze(
+            dims[dim], f"{rec.atoms.names[id(numbers)]} picks from them by their numbers"
+        )
         rec.atoms.mark(chosen, PRODUCER)
         dims[dim] = chosen
     else:
@@ -467,7 +552,9 @@ def _selection(rec: Recorder, numbers: Tensor) -> Vector | None:
 
 
 @rule("gather")
-def gather(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, index: Tensor, **kwargs: Any) -> None:
+def gather(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, index: Tensor, **kwargs: Any
+) -> None:
     """Entries picked along one dimension; along the others the places go with those of the index."""
     labels, numbers, dim = rec.get(x), rec.get(index), dim % max(x.dim(), 1)
     if dim in labels.dims:
@@ -475,7 +562,11 @@ def gather(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, index: Te
     dims: dict[int, Vector] = {}
     for d in range(x.dim()):
         if d != dim:
-            met = rec.meet(labels.dims.get(d) if x.shape[d] == index.shape[d] else None, numbers.dims.get(d), "gather")
+            met = rec.meet(
+                labels.dims.get(d) if x.shape[d] == index.shape[d] else None,
+                numbers.dims.get(d),
+                "gather",
+            )
             dims |= {} if met is None else {d: met}
         elif d in numbers.dims:
             dims[d] = numbers.dims[d]
@@ -486,7 +577,9 @@ def gather(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, index: Te
 
 @rule("index")
 def index(rec: Recorder, func: Any, out: Tensor, x: Tensor, indices: Sequence[Any]) -> None:
-    """One tensor of numbers over one dimension keeps the labels of the others; what it indexes must stay."""
+    """One tensor of numbers over one dimension keeps the labels of the others; what it indexes must
+    stay.
+    """
     labels = rec.get(x)
     used = [d for d, i in enumerate(indices) if i is not None]
     if len(used) != 1 or indices[used[0]].dtype in (torch.bool, torch.uint8):
@@ -500,7 +593,9 @@ def index(rec: Recorder, func: Any, out: Tensor, x: Tensor, indices: Sequence[An
     _picked(rec, out, labels, dims, indices)
 
 
-def _picked(rec: Recorder, out: Tensor, source: Labels, dims: dict[int, Vector], indices: Any) -> None:
+def _picked(
+    rec: Recorder, out: Tensor, source: Labels, dims: dict[int, Vector], indices: Any
+) -> None:
     """Rows of a parameter picked by an input are activations that the parameter produces."""
     weight = source.weight and derived(rec, indices)
     if source.weight and not weight:
@@ -510,7 +605,9 @@ def _picked(rec: Recorder, out: Tensor, source: Labels, dims: dict[int, Vector],
 
 
 @rule("embedding")
-def embedding(rec: Recorder, func: Any, out: Tensor, table: Tensor, indices: Tensor, *args: Any) -> None:
+def embedding(
+    rec: Recorder, func: Any, out: Tensor, table: Tensor, indices: Tensor, *args: Any
+) -> None:
     _looked_up(rec, out, table)
 
 

@@ -7,18 +7,24 @@ from typing import Any
 
 from torch import Tensor
 
-from ..atoms import CHANNEL, CONSUMER, PRODUCER, Vector
-from ..recorder import Recorder
-from ..shapes import split_vector
-from .table import rule, tensors
+from netslim.graph.rules.registry import rule, tensors
+from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Vector
+from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.shapes import split_vector
 
 _GATES = {0: 1, 1: 1, 2: 4, 3: 3}  # ReLU, tanh, LSTM, GRU
 
 
 def _layer(
-    rec: Recorder, source: Vector | None, weights: Sequence[Tensor], gates: int, states: Sequence[Tensor]
+    rec: Recorder,
+    source: Vector | None,
+    weights: Sequence[Tensor],
+    gates: int,
+    states: Sequence[Tensor],
 ) -> Vector | None:
-    """One direction of one layer: every gate of a hidden unit goes with it. ``weights``: ih, hh, biases."""
+    """One direction of one layer: every gate of a hidden unit goes with it. ``weights``: ih, hh,
+    biases.
+    """
     read, kept = rec.get(weights[0]), rec.get(weights[1])
     rec.meet(source, read.dims.get(1), "a recurrent layer")
     rec.mark(read, 1, CONSUMER)
@@ -28,14 +34,20 @@ def _layer(
         labels = rec.get(weight)
         if 0 in labels.dims:
             size = len(labels.dims[0]) // gates
-            row = split_vector(rec, labels.dims[0], (gates, size), keep=1, what="the gates of a recurrent layer")
+            row = split_vector(
+                rec, labels.dims[0], (gates, size), keep=1, what="the gates of a recurrent layer"
+            )
             hidden = rec.meet(hidden, row if size > 1 else None, "a recurrent layer")
             rec.mark(labels, 0, PRODUCER if weight.dim() == 2 else CHANNEL)
     for state in states:
-        hidden = rec.meet(hidden, rec.get(state).dims.get(state.dim() - 1), "the state of a recurrent layer")
+        hidden = rec.meet(
+            hidden, rec.get(state).dims.get(state.dim() - 1), "the state of a recurrent layer"
+        )
     hours = weights[0].shape[0] // gates
     factor = hidden if hidden is not None else hours
-    rec.cost("recurrent layer", gates, factor, source if source is not None else weights[0].shape[1])
+    rec.cost(
+        "recurrent layer", gates, factor, source if source is not None else weights[0].shape[1]
+    )
     rec.cost("recurrent layer", gates, factor, factor)
     return hidden
 
@@ -47,6 +59,12 @@ def mkldnn_rnn_layer(
 ) -> None:  # fmt: skip
     labels = rec.get(x)
     biases = [b for b in (b_ih, b_hh) if b.numel()]
-    hidden = _layer(rec, labels.dims.get(x.dim() - 1), [w_ih, w_hh, *biases], _GATES[mode], (hx, cx))
+    hidden = _layer(
+        rec, labels.dims.get(x.dim() - 1), [w_ih, w_hh, *biases], _GATES[mode], (hx, cx)
+    )
     for t in tensors(out):
-        rec.set(t, {} if hidden is None or t.shape[-1] != len(hidden) else {t.dim() - 1: hidden}, weight=False)
+        rec.set(
+            t,
+            {} if hidden is None or t.shape[-1] != len(hidden) else {t.dim() - 1: hidden},
+            weight=False,
+        )

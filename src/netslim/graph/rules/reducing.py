@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..atoms import CHANNEL, SCALE, Vector
-from ..recorder import Recorder
-from ..shapes import split_vector
-from .elementwise import pointwise
-from .table import Rule, derived, name_of, named_arguments, rule, tensors
+from netslim.graph.rules.elementwise import pointwise
+from netslim.graph.rules.registry import Rule, derived, name_of, named_arguments, rule, tensors
+from netslim.graph.tracing.atoms import CHANNEL, SCALE, Vector
+from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.shapes import split_vector
 
 _SPATIAL = {
     2: ["max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
@@ -39,8 +39,14 @@ def _spatial(space: int) -> Rule:
                 met = rec.meet(dims.get(d), rec.get(other).dims.get(d), name_of(func))
                 dims |= {} if met is None else {d: met}
         for d in [d for d in dims if d >= first]:
-            inner = dims[d][np.cumsum(dims[d]) > 0][: np.count_nonzero(dims[d])]  # without constants at the ends
-            stays = _windowed(func) and tensors(out)[0].shape[d] in (len(dims[d]), len(inner)) and (inner > 0).all()
+            inner = dims[d][np.cumsum(dims[d]) > 0][
+                : np.count_nonzero(dims[d])
+            ]  # without constants at the ends
+            stays = (
+                _windowed(func)
+                and tensors(out)[0].shape[d] in (len(dims[d]), len(inner))
+                and (inner > 0).all()
+            )
             along_space(rec, dims, d, name_of(func), stays=bool(stays))
             if stays and tensors(out)[0].shape[d] == len(inner):
                 dims[d] = inner
@@ -55,11 +61,15 @@ def _windowed(func: Any) -> bool:
 
 
 def along_space(rec: Recorder, dims: dict[int, Vector], dim: int, what: str, stays: bool) -> None:
-    """A window slides over the channels: it sees others after a cut, and where it changes their number they stay."""
+    """A window slides over the channels: it sees others after a cut, and where it changes their
+    number they stay.
+    """
     if stays:
         rec.atoms.couple(dims[dim], f"{what} slides over the channels{rec.where()}")
     else:
-        rec.atoms.freeze(dims.pop(dim), f"{what} runs over the channels as if they were space{rec.where()}")
+        rec.atoms.freeze(
+            dims.pop(dim), f"{what} runs over the channels as if they were space{rec.where()}"
+        )
 
 
 for _space, _names in _SPATIAL.items():
@@ -67,7 +77,9 @@ for _space, _names in _SPATIAL.items():
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
-def grid_sampler(rec: Recorder, func: Any, out: Tensor, x: Tensor, grid: Tensor, *args: Any) -> None:
+def grid_sampler(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, grid: Tensor, *args: Any
+) -> None:
     for vector in rec.get(grid).dims.values():
         rec.atoms.freeze(vector, f"it is a sampling grid{rec.where()}")
     _spatial(x.dim() - 2)(rec, func, out, x)
@@ -121,14 +133,20 @@ def reduction(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwarg
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp")
-def softmax(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any) -> None:
+def softmax(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any
+) -> None:
     labels = rec.get(x)
     if dim % max(x.dim(), 1) in labels.dims:
-        rec.atoms.couple(labels.dims[dim % x.dim()], f"{name_of(func).strip('_')} over the channels{rec.where()}")
+        rec.atoms.couple(
+            labels.dims[dim % x.dim()], f"{name_of(func).strip('_')} over the channels{rec.where()}"
+        )
     rec.set(out, labels.dims, labels.weight)
 
 
-def _affine(rec: Recorder, dims: dict[int, Vector], dim: int, first: int, *vectors: Tensor | None) -> None:
+def _affine(
+    rec: Recorder, dims: dict[int, Vector], dim: int, first: int, *vectors: Tensor | None
+) -> None:
     """Tie per-channel vectors to dimension ``dim``; the first of them is the scale."""
     for i, t in enumerate(vectors):
         if t is not None:
@@ -164,13 +182,19 @@ def batch_norm(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwar
 
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
-def layer_norm(rec: Recorder, func: Any, out: Any, x: Tensor, shape: Sequence[int], *params: Any) -> None:
+def layer_norm(
+    rec: Recorder, func: Any, out: Any, x: Tensor, shape: Sequence[int], *params: Any
+) -> None:
     labels = rec.get(x)
     dims = dict(labels.dims)
     first = x.dim() - len(shape)
     function, args, kwargs = rec.call
     known = getattr(function, "__name__", "") in ("layer_norm", "rms_norm")
-    written = (args[1] if len(args) > 1 else kwargs.get("normalized_shape", shape)) if known else [None] * len(shape)
+    written = (
+        (args[1] if len(args) > 1 else kwargs.get("normalized_shape", shape))
+        if known
+        else [None] * len(shape)
+    )
     for d in range(first, x.dim()):
         rec.constrain(written[d - first], dims.get(d), x.shape[d])
         weight, bias = (p if isinstance(p, Tensor) else None for p in (*params, None, None)[:2])
@@ -183,7 +207,9 @@ def layer_norm(rec: Recorder, func: Any, out: Any, x: Tensor, shape: Sequence[in
 
 @rule("native_group_norm", "group_norm")
 def group_norm(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    """One channel a group is exact and the number of groups follows; otherwise each group shrinks alike."""
+    """One channel a group is exact and the number of groups follows; otherwise each group shrinks
+    alike.
+    """
     given = named_arguments(func, args, kwargs)
     labels = rec.get(x)
     dims, groups = dict(labels.dims), given.get("group", given.get("num_groups"))
@@ -218,7 +244,9 @@ def ranking(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs:
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
-def fourier(rec: Recorder, func: Any, out: Tensor, x: Tensor, dims: Sequence[int], *args: Any) -> None:
+def fourier(
+    rec: Recorder, func: Any, out: Tensor, x: Tensor, dims: Sequence[int], *args: Any
+) -> None:
     labels = rec.get(x)
     transformed = {d % x.dim() for d in dims}
     for d, vector in labels.dims.items():

@@ -1,0 +1,285 @@
+"""`hf:`: image tables in the Hugging Face layout, from a local folder of parquet files or from the
+hub.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netslim.data.pictures import Encoded, common_shape, fit_memory, stream
+from netslim.data.raw import Raw, roles
+from netslim.errors import DataError
+
+_IMAGE_COLUMNS = ("img", "image", "picture", "jpg", "png")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
+_JPEG, _SMALL = b"\xff\xd8", 64
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Encoded pictures of local parquet files, held in memory as they are."""
+
+    images: Any
+    files: tuple[Path, ...]
+    ends: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def read(self, position: int) -> bytes:
+        content = self.images[position].as_py()
+        if not content:
+            raise ValueError("the row holds no picture")
+        return content
+
+    def where(self, position: int) -> str:
+        file = bisect_right(self.ends, position)
+        return f"{self.files[file]}, row {position - (self.ends[file - 1] if file else 0)}"
+
+
+@dataclass(frozen=True, eq=False)
+class _HubRows:
+    """Encoded pictures of a `datasets.Dataset`, which maps its files into memory."""
+
+    dataset: Any
+    column: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, position: int) -> bytes | Path:
+        cell = self.dataset[int(position)][self.column]
+        if not cell or not (cell["bytes"] or cell["path"]):
+            raise ValueError("the row holds no picture")
+        return cell["bytes"] or Path(cell["path"])
+
+    def where(self, position: int) -> str:
+        return f"{self.name}, row {position}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """One split before decoding: pictures, label cells, and the class names that the table gives."""
+
+    encoded: Encoded
+    labels: np.ndarray
+    classes: tuple[str, ...] | None
+    where: str
+
+
+def read_folder(folder: Path, name: str, image_size: int | None, limit: int) -> Raw:
+    """A local folder with `train*.parquet` and `test*.parquet`, directly or in `data/`."""
+    files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(re.split(r"[-_.]", file.stem)[0], []).append(file)
+    found = roles(by_split)
+    if "train" not in found:
+        names = ", ".join(file.name for file in files[:5]) or "no parquet file"
+        raise DataError(f"{folder}: holds {names}; train*.parquet (and test*.parquet) are needed")
+    tables = {role: _read_files(by_split[split]) for role, split in found.items()}
+    return _raw(tables, name, image_size, limit)
+
+
+def _read_files(files: list[Path]) -> _Table:
+    parts = [_read_file(file) for file in files]
+    import pyarrow as pa
+
+    rows = _Rows(
+        pa.chunked_array([chunk for part in parts for chunk in part[0].chunks]),
+        tuple(files),
+        tuple(accumulate(len(part[1]) for part in parts)),
+    )
+    return _Table(rows, np.concatenate([part[1] for part in parts]), parts[0][2], str(files[0]))
+
+
+def _read_file(file: Path) -> tuple[Any, np.ndarray, tuple[str, ...] | None]:
+    """Encoded pictures (a chunked binary array), label cells and class names of one file."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        opened = pq.ParquetFile(file)
+        features = _features(opened.schema_arrow.metadata)
+        columns = opened.schema_arrow.names
+        image, label = _columns(str(file), columns, features)
+        table = opened.read([image, label])
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file}: cannot be read as parquet ({_first_line(error)}); "
+            "it is truncated or damaged: copy or download it again"
+        ) from error
+    cells = table[image]
+    if pa.types.is_struct(cells.type) and cells.type.get_field_index("bytes") >= 0:
+        cells = pc.struct_field(cells, "bytes")
+    if not (pa.types.is_binary(cells.type) or pa.types.is_large_binary(cells.type)):
+        raise DataError(f"{file}: column '{image}' holds {cells.type}, not encoded pictures")
+    if not table.num_rows:
+        raise DataError(f"{file}: holds no rows; copy or download it again")
+    return cells, _cells(table[label], file, label), _class_names(features, label)
+
+
+def _cells(column: Any, file: Path, label: str) -> np.ndarray:
+    if column.null_count:
+        raise DataError(
+            f"{file}: column '{label}' has {column.null_count} rows without a label; remove them"
+        )
+    import pyarrow.types as types
+
+    if not (
+        types.is_integer(column.type)
+        or types.is_string(column.type)
+        or types.is_large_string(column.type)
+    ):
+        raise DataError(
+            f"{file}: column '{label}' holds {column.type}; whole numbers or class names are needed"
+        )
+    return column.to_numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """The column types that the Hugging Face writer leaves in a file's metadata."""
+    try:
+        return dict(json.loads((metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _columns(where: str, columns: list[str], features: dict[str, Any]) -> tuple[str, str]:
+    """The image column and the label column: by declared type, else by the usual names."""
+    image = _pick(
+        columns, _IMAGE_COLUMNS, [name for name in columns if _kind(features, name) == "Image"]
+    )
+    label = _pick(
+        columns, _LABEL_COLUMNS, [name for name in columns if _kind(features, name) == "ClassLabel"]
+    )
+    for role, column, usual in (("image", image, _IMAGE_COLUMNS), ("label", label, _LABEL_COLUMNS)):
+        if column is None:
+            raise DataError(
+                f"{where}: has no {role} column among {', '.join(columns)}; name it one of "
+                f"{', '.join(usual)}"
+            )
+    assert image is not None
+    assert label is not None
+    return image, label
+
+
+def _kind(features: dict[str, Any], column: str) -> str | None:
+    entry = features.get(column)
+    return entry.get("_type") if isinstance(entry, dict) else None
+
+
+def _pick(columns: list[str], usual: tuple[str, ...], declared: list[str]) -> str | None:
+    candidates = declared or columns
+    return next((name for name in usual if name in candidates), declared[0] if declared else None)
+
+
+def _class_names(features: dict[str, Any], label: str) -> tuple[str, ...] | None:
+    entry = features.get(label)
+    names = entry.get("names") if isinstance(entry, dict) else None
+    return tuple(map(str, names)) if names else None
+
+
+def read_hub(identifier: str, image_size: int | None, limit: int) -> Raw:
+    """A data set of the Hugging Face hub, downloaded and cached by `datasets`.
+
+    Raises:
+        DataError: the extra `hf` is not installed, or the set cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"hf:{identifier}: there is no such folder here or in the data root (set root or "
+            "NETSLIM_DATA), and data sets of the hub need the extra 'hf': pip install 'netslim[hf]'"
+        ) from None
+    try:
+        loaded = datasets.load_dataset(identifier)
+    except (
+        Exception
+    ) as error:  # the hub client raises a dozen unrelated types, all meaning "not to be had"
+        raise DataError(
+            f"hf:{identifier}: is neither a local folder nor to be had from the hub "
+            f"({_first_line(error)}); check the name and the connection"
+        ) from error
+    found = roles(loaded)
+    if "train" not in found:
+        raise DataError(
+            f"hf:{identifier}: has the splits {', '.join(loaded)}; one called train is needed"
+        )
+    tables = {
+        role: _hub_table(loaded[split], f"hf:{identifier} {split}") for role, split in found.items()
+    }
+    return _raw(tables, f"hf:{identifier}", image_size, limit)
+
+
+def _hub_table(dataset: Any, where: str) -> _Table:
+    import datasets
+
+    features = {
+        name: feature
+        for name, feature in dataset.features.to_dict().items()
+        if isinstance(feature, dict)
+    }
+    image, label = _columns(where, dataset.column_names, features)
+    encoded = dataset.cast_column(image, datasets.Image(decode=False))
+    labels = np.asarray(dataset.with_format("numpy", columns=[label])[:][label])
+    return _Table(_HubRows(encoded, image, where), labels, _class_names(features, label), where)
+
+
+def _raw(tables: dict[str, _Table], name: str, image_size: int | None, limit: int) -> Raw:
+    classes = _classes(tables["train"])
+    shape = common_shape(tables["train"].encoded, image_size)
+    streams = {
+        role: stream(table.encoded, _label_tensor(table, classes), shape, image_size is not None)
+        for role, table in tables.items()
+    }
+    return Raw(fit_memory(streams, limit), classes, _notes(tables["train"], name, shape))
+
+
+def _classes(table: _Table) -> tuple[str, ...]:
+    if table.classes:
+        return table.classes
+    if table.labels.dtype.kind in "iu":
+        return tuple(str(label) for label in range(int(table.labels.max()) + 1))
+    return tuple(sorted({str(label) for label in table.labels}))
+
+
+def _label_tensor(table: _Table, classes: tuple[str, ...]) -> Tensor:
+    """int64 labels; whether they fit the classes is checked for every source alike, in `load`."""
+    if table.labels.dtype.kind in "iu":
+        return torch.from_numpy(table.labels.astype(np.int64))
+    number = {name: position for position, name in enumerate(classes)}
+    unknown = sorted({str(label) for label in table.labels} - set(number))
+    if unknown:
+        raise DataError(
+            f"{table.where}: label '{unknown[0]}' is not one of the classes {', '.join(classes)}"
+        )
+    return torch.tensor([number[str(label)] for label in table.labels])
+
+
+def _notes(table: _Table, name: str, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """A remark on small JPEG pictures: their originals (CIFAR, SVHN, ...) were not compressed."""
+    first = table.encoded.read(0)
+    if isinstance(first, bytes) and first.startswith(_JPEG) and max(shape[1:]) <= _SMALL:
+        return (
+            f"The {shape[2]}x{shape[1]} pictures of {name} are JPEG-compressed; "
+            "errors run somewhat above those published for the original pictures.",
+        )
+    return ()

@@ -1,0 +1,1 @@
+"""Models as PyTorch has them: walking through them, taking wrappings off, calling them."""

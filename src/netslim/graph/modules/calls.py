@@ -1,0 +1,101 @@
+"""Running a model on example inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netslim.errors import TraceError
+from netslim.graph.modules.walk import named_modules
+
+LAYERS = frozenset(
+    {F.linear, *(getattr(F, f"conv{t}{n}d") for t in ("", "_transpose") for n in (1, 2, 3))}
+)
+
+
+def channels_of(weight: Tensor, linear: bool) -> int:
+    """The dimension of the channels in what a layer with this weight puts out, counted from the
+    end.
+    """
+    return -1 if linear else 1 - weight.dim()
+
+
+def as_call(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
+    """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs)."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def describe(example_inputs: Any) -> str:
+    """Shapes of the inputs, for messages."""
+    args, kwargs = as_call(example_inputs)
+    parts = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
+    parts += [
+        f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}"
+        for k, v in kwargs.items()
+    ]
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def refusing(example_inputs: Any) -> Iterator[None]:
+    """What a model raises inside becomes a `TraceError` that shows the inputs."""
+    try:
+        yield
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            f"the model does not run on these example inputs ({describe(example_inputs)}): "
+            f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in "
+            "evaluation mode"
+        ) from error
+
+
+def output_tensors(value: Any) -> list[Tensor]:
+    """Every tensor inside nested containers, dataclasses and plain objects."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in output_tensors(v)]
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in output_tensors(v)]
+    if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+        return [t for v in vars(value).values() for t in output_tensors(v)]
+    return []
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Evaluation mode inside (or training mode); every module's own flag as it was afterwards.
+
+    The flags are set one by one: a module's own ``train()`` may change its weights, as merged
+        adapters do.
+    """
+    flags = [(m, m.training) for m in named_modules(model)]
+    for module, _ in flags:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def no_fast_path() -> Iterator[None]:
+    """The fused multi-head attention is one opaque operator; run its parts instead."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -1,0 +1,329 @@
+"""The wrappings models come in: taken off where they only pass calls on, refused where they hide or
+fix the parts.
+
+Every verb looks at the module inside, so graphs, scores, plans and checkpoints carry its names:
+what was made from the bare model fits the wrapped one, and the other way round. What a verb returns
+is bare: wrap or compile it again.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+import types
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from netslim.errors import NetslimError, SurgeryError
+from netslim.graph.modules.walk import named_modules, named_tensors
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# Classes by package and name: they move between files from one release to the next, and some are
+# not installed.
+_INSIDE = {
+    "torch.DistributedDataParallel": "module",
+    "torch.DataParallel": "module",
+    "torch.OptimizedModule": "_orig_mod",
+    "torch.AveragedModel": "module",
+    "timm.ModelEmaV2": "module",
+    "timm.ModelEmaV3": "module",
+    "lightning._FabricModule": "_forward_module",
+    "lightning_fabric._FabricModule": "_forward_module",
+}
+_ONLY_OUTSIDE = {"torch.DistributedDataParallel", "torch.DataParallel"}
+_COPY_THEMSELVES = {"torch.OptimizedModule", "torch.ScriptModule"}
+
+_SHARDED = (
+    "its parameters are sharded: cut the model before it is sharded, or gather the full state "
+    "dict into an unwrapped model (torch.distributed.checkpoint.state_dict), cut that, and "
+    "shard the result"
+)
+_SCRIPTED = "TorchScript code is fixed: pass the Python module, and script the result"
+_EXPORTED = (
+    "an exported program is fixed: cut the Python module it was exported from, and "
+    "export the result"
+)
+_QUANTISED = (
+    "its weights are quantised or about to be: cut the floating-point model first, "
+    "then quantise the result"
+)
+_REFUSED = {  # class -> (kind, what to do)
+    "torch.ScriptModule": ("scripted", _SCRIPTED),
+    "torch.FullyShardedDataParallel": ("sharded", _SHARDED),
+    "torch.FSDPModule": ("sharded", _SHARDED),
+    "deepspeed.DeepSpeedEngine": ("sharded", "cut the module before deepspeed.initialize takes it"),
+    "torch._StatefulGraphModule": ("exported", _EXPORTED),
+    "torch.ExportedProgram": ("exported", _EXPORTED),
+    "torch.InterpreterModule": ("exported", _EXPORTED),
+    "torch.ScriptFunction": ("scripted", _SCRIPTED),
+}
+_QUANTISING = (
+    "nn.quantized.",
+    "nn.intrinsic.quantized.",
+    "nn.sparse.quantized.",
+    "nn.qat.",
+    "nn.intrinsic.qat.",
+)
+_OBSERVING = ("quantization.observer", "quantization.fake_quantize")
+_FLOAT_YET = {"FloatFunctional", "FXFloatFunctional"}
+
+
+def inside(model: Any) -> Any:
+    """The module within `DistributedDataParallel`, `DataParallel`, `torch.compile` or a weight
+    average.
+    """
+    return list(_layers(model))[-1]
+
+
+def reduces(model: Any) -> bool:
+    """Whether `DistributedDataParallel` reduces the gradients of the model."""
+    return any("torch.DistributedDataParallel" in _names(type(layer)) for layer in _layers(model))
+
+
+def bare(model: Any, error: Callable[[str], NetslimError], *, allow: Collection[str] = ()) -> Any:
+    """The plain Python module within ``model``, in which every tensor can be seen and cut.
+
+    Args:
+        model: any module, wrapped or not.
+        error: what to raise for one that cannot be worked on.
+        allow: of ``"meta"`` (tensors without values) and ``"sharded"``, what is all right here.
+
+    Raises:
+        error: ``model`` is no module, or it or a part of it is scripted, exported, quantised,
+            sharded, lazy, or without values; the message names the part and the remedy.
+    """
+    inner = inside(model)
+    if not isinstance(inner, nn.Module):
+        known = next((_REFUSED[name][1] for name in _names(type(inner)) if name in _REFUSED), None)
+        raise error(
+            f"netslim needs a torch.nn.Module, got {type(inner).__name__}"
+            + (f"; {known}" if known else "")
+        )
+    for kind, path, what in _obstacles(inner):
+        if kind not in allow:
+            raise error(f"{path or 'the model'} {what}")
+    return inner
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; a collective call when it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Inside, compiled modules and functions run as the Python code they were made from."""
+    if (
+        "torch._dynamo" not in sys.modules
+    ):  # nothing can have been compiled, and it is slow to import
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.filterwarnings(
+            "ignore", message=r"Using `torch.compile\(module\)` when there are global hooks"
+        )
+        yield
+
+
+def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
+    """A deep copy that stands on its own: nothing in it runs the original.
+
+    Tensors that modules keep from an earlier call are copied without their history, and a compiled
+    ``forward`` becomes the plain one.
+
+    Args:
+        model: what to copy.
+        memo: of `copy.deepcopy`: what to put in place of which object, by id.
+
+    Raises:
+        SurgeryError: a part cannot be copied, or its ``forward`` was replaced by a function that
+            holds the original.
+    """
+    memo = {} if memo is None else memo
+    forwards = _own_forwards(model)
+    for module in model.modules():
+        for tensor in _kept_tensors(module):
+            if not tensor.is_leaf:
+                memo.setdefault(id(tensor), tensor.detach().clone())
+    try:
+        result = copy.deepcopy(model, memo)
+        for path, forward in forwards.items():
+            vars(result.get_submodule(path))["forward"] = copy.deepcopy(forward, memo)
+    except Exception as error:
+        raise SurgeryError(
+            f"the model cannot be copied ({type(error).__name__}: {error}): take what cannot "
+            "be copied out of its attributes, or cut in place with netslim.prune_"
+        ) from error
+    return result
+
+
+def _own_forwards(model: nn.Module) -> dict[str, Any]:
+    """Path -> the ``forward`` of every module whose class's own was replaced, free of compilation."""
+    modules = {id(m) for m in model.modules()}
+    forwards = {}
+    for path, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if forward is None or _COPY_THEMSELVES.intersection(_names(type(module))):
+            continue
+        forwards[path] = getattr(forward, "_torchdynamo_orig_callable", forward)
+        if _holds(forwards[path], modules):
+            raise SurgeryError(
+                f"the forward of {path or 'the model'} was replaced by a function that holds "
+                "the module itself, so a copy would still run the original: put the module's "
+                "own forward back (del module.forward) before the cut, or cut in place with "
+                "netslim.prune_"
+            )
+    return forwards
+
+
+def _kept_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors among a module's attributes, and in their lists and dicts."""
+    for value in vars(module).values():
+        values = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (list, tuple))
+            else (value,)
+        )
+        yield from (v for v in values if isinstance(v, Tensor))
+
+
+def _holds(function: Any, modules: set[int]) -> bool:
+    """Whether a function keeps one of the modules, or a method of one, where no copy reaches: in
+    its closure.
+    """
+    waiting, seen = [function], set()
+    while waiting:
+        one = waiting.pop()
+        one = one.func if isinstance(one, functools.partial) else getattr(one, "__func__", one)
+        if not isinstance(one, types.FunctionType) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for value in _closure(one):
+            if id(value) in modules or id(getattr(value, "__self__", None)) in modules:
+                return True
+            waiting.append(value)
+    return False
+
+
+def _closure(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            value = cell.cell_contents
+            yield value
+            if isinstance(value, functools.partial):
+                yield from (value.func, *value.args, *value.keywords.values())
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """The model and, from the outside to the inside, the modules it wraps."""
+    yield model
+    while attribute := next(
+        (_INSIDE[name] for name in _names(type(model)) if name in _INSIDE), None
+    ):
+        model = getattr(model, attribute)
+        yield model
+
+
+def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """(kind, path, what is the matter and what to do) for every part that cannot be worked on."""
+    names: dict[type, tuple[str, ...]] = {}
+    for module, path in named_modules(model).items():
+        kind = type(module)
+        found = names.setdefault(kind, _names(kind))
+        for name in found:
+            if name in _REFUSED and not (
+                name == "torch.ScriptModule" and path and _stateless(module)
+            ):
+                yield _REFUSED[name][0], path, f"is {_a(module)}; {_REFUSED[name][1]}"
+        if path and _ONLY_OUTSIDE.intersection(found):
+            yield (
+                "wrapped",
+                path,
+                f"is {_a(module)} inside the model: put its .module in its place first",
+            )
+        if _quantised(kind) or (
+            isinstance(module, torch.fx.GraphModule) and _quantising(module.graph)
+        ):
+            yield "quantised", path, f"is a {kind.__module__}.{kind.__name__}; {_QUANTISED}"
+    for name, tensor in named_tensors(model):
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+        if plain and not (tensor.is_meta or tensor.is_quantized):
+            continue
+        if (matter := _matter(tensor)) is not None:
+            yield matter[0], repr(name), matter[1]
+
+
+def _matter(tensor: Tensor) -> tuple[str, str] | None:
+    """What keeps one tensor from being cut: its kind, and what to do."""
+    if is_lazy(tensor):
+        return (
+            "lazy",
+            "has no shape yet: run the model once on an example batch, so that its lazy layers "
+            "are made",
+        )
+    if is_traceable_wrapper_subclass(tensor):
+        if "torch.DTensor" in _names(type(tensor)):
+            return "sharded", f"is a DTensor; {_SHARDED}"
+        return "subclass", (
+            f"is {_a(tensor)}, a tensor made of others, as quantised weights are: cut the "
+            "plain model first, then convert the result"
+        )
+    if tensor.is_quantized:
+        return "quantised", f"is a quantised tensor; {_QUANTISED}"
+    if tensor.layout is not torch.strided:
+        return (
+            "layout",
+            f"has the layout {tensor.layout}; only dense tensors can be cut: call .to_dense() "
+            "on it",
+        )
+    if tensor.is_meta:
+        return "meta", (
+            "is on the meta device and has no values: build the model on a real device, or call "
+            "model.to_empty(device='cpu') and load its weights"
+        )
+    return None
+
+
+def _stateless(module: nn.Module) -> bool:
+    """Whether a scripted module is code alone, such as an activation; a frozen one hides its
+    weights.
+    """
+    return hasattr(module, "training") and not any(
+        True for _ in (*module.parameters(), *module.buffers())
+    )
+
+
+def _quantised(kind: type) -> bool:
+    where = kind.__module__.removeprefix("torch.ao.").removeprefix("torch.") + "."
+    if not kind.__module__.startswith("torch.") or kind.__name__ in _FLOAT_YET:
+        return False
+    return where.startswith(_QUANTISING) or (
+        kind.__module__.startswith("torch.ao.") and where.startswith(_OBSERVING)
+    )
+
+
+def _quantising(graph: torch.fx.Graph) -> bool:
+    calls = (
+        str(node.target) for node in graph.nodes if node.op in ("call_function", "call_method")
+    )
+    return any("quantize_per_" in target or "dequantize" in target for target in calls)
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in kind.__mro__)
+
+
+def _a(thing: Any) -> str:
+    name = type(thing).__name__
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"

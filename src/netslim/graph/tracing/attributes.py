@@ -1,0 +1,96 @@
+"""While a model runs, the integers in its modules' attributes know their own names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from netslim.graph.modules.walk import named_modules
+from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.sizes import Size, Value, watchers
+
+_OWN_KEYS = frozenset(nn.Module().__dict__)
+_PLAIN_KEYS = ("unflattened_size", "normalized_shape")  # sizes in tuples of PyTorch's own modules
+
+
+@contextlib.contextmanager
+def remembered_attributes(recorder: Recorder) -> Iterator[None]:
+    """Integers in the attributes of modules know their own names while the model runs."""
+    modules = [
+        (p, m)
+        for m, p in named_modules(recorder.model).items()
+        if not isinstance(m, torch.jit.ScriptModule)
+    ]
+    replaced = []
+    for path, module in modules:
+        simple = type(module).__module__.startswith("torch.nn.modules.")
+        for key, value in {**_class_sizes(module), **module.__dict__}.items():
+            if key in _OWN_KEYS or (simple and type(value) is not int and key not in _PLAIN_KEYS):
+                continue
+            known = _remembered(recorder, value, path, key, 0)
+            if known is not value:
+                replaced.append((module, key, known, module.__dict__.get(key)))
+                module.__dict__[key] = known
+    try:
+        yield
+    finally:
+        for module, key, known, before in replaced:
+            if module.__dict__.get(key) is known:
+                if before is None:
+                    del module.__dict__[key]
+                else:
+                    module.__dict__[key] = before
+        for _, module in modules:
+            for key, value in module.__dict__.items():
+                if isinstance(value, Size):
+                    module.__dict__[key] = int.__int__(value)
+                elif isinstance(value, Value):
+                    module.__dict__[key] = float.__float__(value)
+
+
+def _class_sizes(module: nn.Module) -> dict[str, int]:
+    """Integers that the classes of a user's module keep for all instances."""
+    own = [c for c in type(module).__mro__ if not c.__module__.startswith(("torch.", "builtins"))]
+    return {
+        k: v
+        for c in reversed(own)
+        for k, v in vars(c).items()
+        if type(v) is int and not k.startswith("__")
+    }
+
+
+def _remembered(recorder: Recorder, value: Any, module: str, name: str, depth: int) -> Any:
+    """The value with its integers above 1, also inside short lists, tuples and dicts, as sizes
+    named after it.
+    """
+    if type(value) is int:
+        if value <= 1:
+            return value
+        recorder.attributes[module, name] = value
+        return Size(value, ("attribute", module, name))
+    if type(value) not in (list, tuple, dict) or depth == 2 or len(value) > 64:
+        return value
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    known = {
+        key: _remembered(recorder, item, module, f"{name}[{key!r}]", depth + 1)
+        for key, item in items
+    }
+    if all(
+        known[key] is item
+        for key, item in (value.items() if isinstance(value, dict) else enumerate(value))
+    ):
+        return value
+    return known if isinstance(value, dict) else type(value)(known.values())
+
+
+@contextlib.contextmanager
+def watched_sizes(recorder: Recorder) -> Iterator[None]:
+    watchers.append(recorder.noticed)
+    try:
+        yield
+    finally:
+        watchers.remove(recorder.noticed)

@@ -1,0 +1,161 @@
+"""Run the model once and let labels flow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_flatten
+
+from netslim.graph.modules.calls import as_call, evaluating, no_fast_path, output_tensors, refusing
+from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.tracing.atoms import ATOM, Atoms
+from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
+from netslim.graph.tracing.modes import Dispatch, Function
+from netslim.graph.tracing.recorder import Recorder
+
+
+def record(
+    model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fallback: Any
+) -> Recorder:
+    """Run ``model`` once on ``example_inputs`` in evaluation mode, without gradients, and follow
+    its channels.
+
+    Where parts were not used, such as auxiliary heads, it is run once more in training mode if it
+    can be: what they read must go with the channels they read it from. The model is left as it was:
+    training flags, attributes, buffers and the state of the random numbers are restored.
+
+    Raises:
+        TraceError: the model does not run on these inputs.
+    """
+    recorder = Recorder(Atoms(model), model)
+    for _, tensor in named_tensors(model):
+        recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
+    watching = (Function(recorder), Dispatch(recorder, rules, fallback))
+    with evaluating(model), refusing(example_inputs):
+        _watch(recorder, example_inputs, watching)
+    unused = [
+        t
+        for _, t in named_tensors(model)
+        if isinstance(t, nn.Parameter) and id(t) not in recorder.touched
+    ]
+    if unused:
+        _watch_training(recorder, example_inputs, watching, unused)
+    return recorder
+
+
+def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Dispatch]) -> None:
+    args, kwargs = as_call(example_inputs)
+    for value in tree_flatten((args, kwargs))[0]:
+        if isinstance(value, Tensor):
+            recorder.set(value, {}, weight=False)
+            if not recorder.training:
+                recorder.storages.begin(value)
+    with (
+        torch.no_grad(),
+        remembered_attributes(recorder),
+        watched_sizes(recorder),
+        _module_paths(recorder),
+        no_fast_path(),
+        watching[0],
+        watching[1],
+    ):
+        outputs = output_tensors(recorder.model(*args, **kwargs))
+    recorder.used(outputs)
+    for tensor in outputs:
+        for vector in recorder.get(tensor).dims.values():
+            recorder.atoms.freeze(vector, "it is an output of the network")
+
+
+def _watch_training(
+    recorder: Recorder,
+    example_inputs: Any,
+    watching: tuple[Function, Dispatch],
+    unused: list[nn.Parameter],
+) -> None:
+    """Learn what parts that only training uses read; their own channels stay, as no evaluation
+    could prove a cut.
+    """
+    costs, touched = list(recorder.costs), set(recorder.touched)
+    recorder.training = True
+    with contextlib.suppress(Exception), _training(recorder.model):
+        _watch(recorder, example_inputs, watching)
+    recorder.costs, recorder.touched = costs, touched
+    atoms = recorder.atoms
+    kept = [
+        v
+        for p in recorder.model.parameters()
+        if id(p) in touched
+        for v in atoms.axes_of[id(p)].values()
+    ]
+    used = atoms.find(np.concatenate(kept)) if kept else np.empty(0, dtype=ATOM)
+    for vector in (v for p in unused for v in atoms.axes_of[id(p)].values()):
+        atoms.freeze(vector[~np.isin(atoms.find(vector), used)], "evaluation does not use it")
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode inside; flags, buffers and random numbers as they were afterwards."""
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        with evaluating(model, training=True), torch.random.fork_rng():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def _module_paths(recorder: Recorder) -> Iterator[None]:
+    paths = {id(m): p for m, p in named_modules(recorder.model).items()}
+    depth: list[bool] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        known = id(module) in paths
+        depth.append(known)
+        if known:
+            recorder.modules.append(paths[id(module)])
+        if isinstance(module, nn.MultiheadAttention):
+            _hold_width(recorder, module, args)
+        elif isinstance(module, nn.LSTM) and module.proj_size:
+            _hold_projection(recorder, module)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if depth.pop():
+            recorder.modules.pop()
+
+    handles = (
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
+    """`nn.MultiheadAttention` makes what is as wide as its query; see `heads.hold_width` for what
+    is inside.
+    """
+    width = recorder.get(args[0]).dims.get(args[0].dim() - 1) if args else None
+    made = recorder.get(module.out_proj.weight).dims.get(0)
+    recorder.meet(made, width, "multi-head attention, which is as wide as its query")
+
+
+def _hold_projection(recorder: Recorder, module: nn.LSTM) -> None:
+    """PyTorch tells that there is a projection from the hidden units being more than those
+    projected.
+    """
+    for name, parameter in module.named_parameters():
+        if name.startswith("weight_hr"):
+            vector = recorder.get(parameter).dims.get(1)
+            if vector is not None:
+                recorder.atoms.freeze(vector, "an LSTM with a projection keeps its hidden units")

@@ -1,0 +1,130 @@
+"""What the operators of a run put out, and from when to when its memory is alive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from netslim.graph.tracing.atoms import Vector
+
+NEW, IN_PLACE, VIEW = "new", "in-place", "view"
+
+
+@dataclass(frozen=True)
+class Put:
+    """One tensor that an operator put out; `memory.Output` once its sizes are counts."""
+
+    module: str
+    operator: str
+    factors: tuple[int | Vector, ...]
+    itemsize: int
+    layer: bool
+    constant: bool
+    kind: str
+
+
+@dataclass
+class Span:
+    """One piece of memory of ``size`` bytes, in proportion to the product of ``factors``.
+
+    It is alive from step ``born`` until before step ``died`` (None: at the end still).
+    """
+
+    factors: tuple[int | Vector, ...]
+    size: int
+    born: int
+    died: int | None = None
+
+
+class Storages:
+    """Follows the memory of a run; a step is an operator that takes new memory.
+
+    It holds weak references only: nothing lives longer for being watched. Tensors that share memory
+    count once. What was there before the run, as parameters, is not counted.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self._known: dict[int, tuple[StorageWeakRef, Span | None]] = {}
+        self._moving: set[int] = set()  # what depends on the inputs of the model
+        self._steps = 0
+
+    def begin(self, tensor: Tensor) -> None:
+        """An input of the model, which its caller holds until the end."""
+        storage = storage_of(tensor)
+        if storage is not None and storage._cdata not in self._known:
+            size = min(storage.nbytes(), tensor.numel() * tensor.itemsize)
+            self._add(storage, Span(tuple(tensor.shape), size, 0))
+            self._moving.add(storage._cdata)
+
+    def moving(self, inputs: set[int]) -> bool:
+        """Whether any of these depends on the inputs of the model."""
+        return not self._moving.isdisjoint(inputs)
+
+    def put(
+        self, tensor: Tensor, factors: tuple[int | Vector, ...], inputs: set[int], step: bool
+    ) -> str:
+        """What an operator put out: new memory, or a view of memory there was; ``step``: its first
+        tensor.
+        """
+        storage = storage_of(tensor)
+        if storage is None:
+            return NEW
+        key = storage._cdata
+        new = key not in self._known and key not in inputs
+        if new:
+            if step:
+                self._bury()
+            self._add(storage, Span(factors, storage.nbytes(), self._steps))
+        if not self._moving.isdisjoint(inputs):
+            if key not in self._known:
+                self._add(storage, None)
+            self._moving.add(key)
+        return NEW if new else VIEW
+
+    def _bury(self) -> None:
+        """What was freed since the last step was gone before this one."""
+        self._steps += 1
+        for key in [key for key in self._known if _expired(key)]:
+            span = self._known.pop(key)[1]
+            self._moving.discard(key)
+            if span is not None:
+                span.died = self._steps
+
+    def _add(self, storage: Any, span: Span | None) -> None:
+        self._known[storage._cdata] = StorageWeakRef(storage), span
+        if span is not None:
+            self.spans.append(span)
+
+
+_expired = torch.UntypedStorage._expired
+
+
+def storage_of(tensor: Tensor) -> Any:
+    """The memory behind a tensor; None where it has none that could be followed, as sparse ones."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def storages_of(tensors: list[Tensor]) -> set[int]:
+    """What identifies the memory behind the tensors, while they live."""
+    return {storage._cdata for storage in map(storage_of, tensors) if storage is not None}
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    """The tensors among nested arguments."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += tensors_in(*value)
+        elif isinstance(value, dict):
+            found += tensors_in(*value.values())
+    return found

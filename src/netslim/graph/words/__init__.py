@@ -1,0 +1,1 @@
+"""Graphs in words: names, sentences and tables."""

@@ -1,0 +1,360 @@
+"""Say in sentences what a tensor, a layer or a group is coupled to, and why it can or cannot be
+cut.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.inventory import Rest
+from netslim.graph.modules.walk import layer_of
+from netslim.graph.words.phrases import TEACH, amount, entries, listed, shape, shares
+
+Fate = tuple[str, str, str]  # verb for one axis, verb for several, the rest of the sentence
+
+_WITH = ("goes with", "go with")
+_VERBS = {
+    "producer": ("makes", "make"),
+    "scale": _WITH,
+    "channel": _WITH,
+    "consumer": ("reads", "read"),
+}
+_DETAILED = 3
+_LINES = 20
+_REASONS = 6
+
+
+def find(graph: ChannelGraph, name: str) -> ChannelGroup:
+    """The group of this name; or the one that the module or tensor of this name produces, scales or
+    reads.
+
+    A module that holds other modules stands for the one group they produce, if it is one.
+
+    Raises:
+        PlanError: there is no such name (the nearest are given), or it takes part in several
+            groups.
+    """
+    named = {g.name: g for g in graph.groups}
+    if name in named:
+        return named[name]
+    wanted = set(tensors_of(graph, name).values())
+    for role in ("producer", "scale", "channel", "consumer"):
+        groups = [g for g in graph.groups if any(s.tensor in wanted for s in g.tensors(role))]
+        if len(groups) == 1:
+            return groups[0]
+        if groups:
+            names = listed([f"{g.name!r} ({g.size})" for g in groups], 12)
+            raise PlanError(
+                f"{name!r} takes part in {len(groups)} groups: {names}; ask for one of them"
+            )
+    inside = _made_inside(graph, name)
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        names = listed([repr(g.name) for g in inside], 6)
+        raise PlanError(
+            f"the layers inside {name!r} make {len(inside)} groups: {names}; ask for one of them"
+        )
+    if wanted or name in graph.inventory.modules:
+        raise PlanError(f"{name!r} is in no group of channels; graph.explain({name!r}) says why")
+    raise unknown(graph, name)
+
+
+def _held_inside(graph: ChannelGraph, name: str) -> list[str]:
+    """The tensors that the modules within a module hold."""
+    if name not in graph.inventory.modules:
+        return []
+    own, inside = graph.inventory.owned(name).values(), f"{name}." if name else ""
+    return [t for t in graph.inventory.shapes if t.startswith(inside) and t not in own]
+
+
+def _made_inside(graph: ChannelGraph, name: str) -> list[ChannelGroup]:
+    """The groups that the modules within a module produce."""
+    if name not in graph.inventory.modules:
+        return []
+    inside = f"{name}." if name else ""
+    return [
+        g for g in graph.groups if any(s.tensor.startswith(inside) for s in g.tensors("producer"))
+    ]
+
+
+def explain(graph: ChannelGraph, name: str) -> str:
+    """Tell what a tensor, a module or a group is coupled to, and why it can or cannot be cut.
+
+    Raises:
+        PlanError: there is no such name; the nearest are given.
+    """
+    tensors, inside = tensors_of(graph, name), _held_inside(graph, name)
+    if tensors:
+        return "\n".join(
+            [_layer(graph, name, tensors), *([_container(graph, name)] if inside else [])]
+        )
+    group = next((g for g in graph.groups if g.name == name), None)
+    if group is not None:
+        return sentences(group, graph)
+    if name in graph.inventory.modules:
+        return _container(graph, name)
+    raise unknown(graph, name)
+
+
+def tensors_of(graph: ChannelGraph, name: str) -> dict[str, str]:
+    """Short name -> tensor: of a module, all it holds itself; of a tensor, itself; of anything
+    else, nothing.
+    """
+    inventory = graph.inventory
+    tensor = inventory.aliases.get(name, name)
+    return {name: tensor} if tensor in inventory.shapes else inventory.owned(name)
+
+
+def unknown(graph: ChannelGraph, name: str) -> PlanError:
+    """The error for a name that means nothing here, with the nearest that do."""
+    return PlanError(f"no group, module or tensor is named {name!r}; {nearest(graph, name)}")
+
+
+def nearest(graph: ChannelGraph, name: str) -> str:
+    """A hint for a name that means nothing here: the nearest that do."""
+    inventory = graph.inventory
+    known = dict.fromkeys(
+        [*(g.name for g in graph.groups), *inventory.modules, *inventory.shapes, *inventory.aliases]
+    )
+    near = [n for n in known if n.endswith(f".{name}")][:3] or difflib.get_close_matches(
+        str(name), known, 3
+    )
+    return (
+        f"did you mean {listed([*map(repr, near)], 3, 'or')}?"
+        if near
+        else "print(graph), or netslim inspect, lists the groups"
+    )
+
+
+# --- one group ------------------------------------------------------------------------------------
+
+
+def sentences(group: ChannelGroup, graph: ChannelGraph | None = None) -> str:
+    """A paragraph on one group; with its graph, its share of the network too."""
+    lines = [
+        f"Group {group.name}: {amount(group.size, 'channel')}.",
+        *_fate(group),
+        *_layers(group),
+        *_rows(group),
+    ]
+    if graph is not None:
+        number = graph.number(group.name)
+        params, macs, activations = shares(graph)[group.name]
+        held = f"{params:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
+        lines.append(f"They hold {held} and {activations:.1%} of the activations.")
+        for rule in graph.size_rules:
+            if any(g == number for g, _ in rule.count.shares):
+                lines.append(
+                    f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their "
+                    "number."
+                )
+    return "\n  ".join(lines)
+
+
+def _fate(group: ChannelGroup) -> list[str]:
+    """Why it can or cannot go."""
+    if group.prunable:
+        return ["They can be cut exactly: removing some equals silencing them."]
+    reasons = group.reasons or (str(group.reason),)
+    if group.frozen:
+        said = "They stay"
+    else:
+        said = (
+            "They can be cut only with allow_inexact=True, because that changes the values "
+            "of those that remain"
+        )
+    lines = (
+        [f"{said}: {reasons[0]}."]
+        if len(reasons) == 1
+        else [f"{said}:", *(f"  - {r}" for r in reasons[:_REASONS])]
+    )
+    lines += [f"  - and {len(reasons) - _REASONS} more"] if len(reasons) > _REASONS else []
+    return [*lines, f"{TEACH}."] if any("no rule for" in r for r in reasons) else lines
+
+
+def _layers(group: ChannelGroup) -> list[str]:
+    """Which layers make, scale, carry and read the channels."""
+    told: set[str] = set()
+    lines = []
+    for role, verb in (
+        ("producer", "Made"),
+        ("scale", "Scaled"),
+        ("channel", "Carried"),
+        ("consumer", "Read"),
+    ):
+        layers = dict.fromkeys(layer_of(s.tensor) or s.tensor for s in group.tensors(role))
+        new = [layer for layer in layers if role in ("producer", "consumer") or layer not in told]
+        told.update(layers)
+        if new:
+            together = (
+                ", which therefore lose the same ones"
+                if role == "producer" and len(new) > 1
+                else ""
+            )
+            lines.append(f"{verb} by {listed(new, 8)}{together}.")
+    return lines if group.tensors("consumer") else [*lines, "No weights read them."]
+
+
+def _rows(group: ChannelGroup) -> list[str]:
+    """How many entries go with each channel, where it is more than one."""
+    many: dict[int, list[str]] = {}
+    for s in group.slices:
+        if per_unit(s, group) > 1:
+            many.setdefault(per_unit(s, group), []).append(f"{s.tensor} (axis {s.axis})")
+    return [f"With each channel go {n} entries of {listed(where, 6)}." for n, where in many.items()]
+
+
+def per_unit(part: Slice, group: ChannelGroup) -> int:
+    """Entries of the slice that go with each channel of the group."""
+    return len(part.positions) // group.size
+
+
+# --- a tensor, or a layer with its tensors --------------------------------------------------------
+
+
+def _layer(graph: ChannelGraph, name: str, tensors: Mapping[str, str]) -> str:
+    inventory = graph.inventory
+    kind = f" ({inventory.modules[name]})" if name in inventory.modules else ""
+    sizes = [
+        (s, inventory.shapes[t]) for s, t in tensors.items() if s == name or inventory.shapes[t]
+    ]
+    if list(tensors) == [name]:
+        title = f"{name}: {shape(sizes[0][1])}"
+    else:
+        title = (
+            f"{name or 'The model'}{kind}: "
+            f"{', '.join(f'{short} {shape(size)}' for short, size in sizes)}"
+        )
+    shared = [
+        f"  {s} is shared: it is {t}." for s, t in tensors.items() if t not in (s, f"{name}.{s}")
+    ]
+    lines, groups = _axes(graph, tensors, many=len(tensors) > 1)
+    own = set(tensors.values())
+    made = [g for g in groups if any(s.tensor in own for s in g.tensors("producer"))]
+    told = groups if len(groups) <= _DETAILED else made if len(made) <= _DETAILED else []
+    rest = [g for g in groups if g not in told]
+    lines += [sentences(g, graph) for g in told]
+    lines += [f"{'The other' if told else 'These'} groups are:", *_overview(rest)] if rest else []
+    return "\n".join([title, *shared, *lines])
+
+
+def _axes(
+    graph: ChannelGraph, tensors: Mapping[str, str], many: bool
+) -> tuple[list[str], list[ChannelGroup]]:
+    """A sentence for each different fate of an axis, and the groups they name."""
+    held: dict[tuple[str, int], list[tuple[ChannelGroup, Slice]]] = {}
+    for group in graph.groups:
+        for s in group.slices:
+            held.setdefault((s.tensor, s.axis), []).append((group, s))
+    told: dict[Fate, dict[str, list[int]]] = {}
+    named: dict[str, ChannelGroup] = {}
+    for short, tensor in tensors.items():
+        for axis, size in enumerate(graph.inventory.shapes[tensor]):
+            parts = held.get((tensor, axis), [])
+            named.update({group.name: group for group, _ in parts})
+            for fate in _fates(graph, tensor, axis, size, parts):
+                told.setdefault(fate, {}).setdefault(short, []).append(axis)
+    flat = {
+        short
+        for short, tensor in tensors.items()
+        if many and len(graph.inventory.shapes[tensor]) == 1
+    }
+    lines = [_said(fate, where, flat, many) for fate, where in told.items()]
+    return lines or ["  No axis is longer than 1: there is nothing to cut."], list(named.values())
+
+
+def _said(fate: Fate, where: Mapping[str, list[int]], flat: set[str], many: bool) -> str:
+    """One sentence on all the axes that share a fate."""
+    places = [
+        short if short in flat else _named(short if many else "", axes)
+        for short, axes in where.items()
+    ]
+    plural = sum(map(len, where.values())) > 1
+    start = listed(places, 12)
+    start = start[:1].upper() + start[1:] if start.startswith(("axis ", "axes ")) else start
+    return f"  {start} {fate[plural]} {fate[2]}"
+
+
+def _named(short: str, axes: list[int]) -> str:
+    numbers = (
+        f"axis {axes[0]}" if len(axes) == 1 else f"axes {listed([*map(str, axes)], len(axes))}"
+    )
+    return f"{numbers} of {short}" if short else numbers
+
+
+def _fates(
+    graph: ChannelGraph,
+    tensor: str,
+    axis: int,
+    size: int,
+    parts: Sequence[tuple[ChannelGroup, Slice]],
+) -> list[Fate]:
+    """What becomes of the entries of one axis."""
+    if size > 1 and (tensor, axis) not in graph.axis_sizes:
+        return [("runs", "run", "over the kernel, which is never cut.")]
+    said = [_share(group, s) for group, s in parts] if len(parts) == 1 else _several(parts)
+    return [*said, *(_stay(r, size) for r in graph.inventory.rest.get((tensor, axis), ()))]
+
+
+def _share(group: ChannelGroup, part: Slice) -> Fate:
+    each = per_unit(part, group)
+    spread = f", {each} entries each" if each > 1 else ""
+    return (
+        *_VERBS[part.role],
+        f"the {amount(group.size, 'channel')} of group {group.name}{spread}.",
+    )
+
+
+def _several(parts: Sequence[tuple[ChannelGroup, Slice]]) -> list[Fate]:
+    fates = []
+    for verbs in dict.fromkeys(_VERBS[s.role] for _, s in parts):
+        groups = [f"{g.name} ({len(s.positions)})" for g, s in parts if _VERBS[s.role] == verbs]
+        fates.append((*verbs, f"channels of {amount(len(groups), 'group')}: {listed(groups, 4)}."))
+    return fates
+
+
+def _stay(rest: Rest, size: int) -> Fate:
+    if len(rest.positions) == size:
+        return ("stays:", "stay:", f"{rest.reason}.")
+    return ("stays", "stay", f"in part, {entries(rest.positions)}: {rest.reason}.")
+
+
+def _overview(groups: Sequence[ChannelGroup]) -> list[str]:
+    """A line a group."""
+    width = max((len(g.name) for g in groups), default=0)
+    lines = [
+        f"  {g.name:<{width}}  {amount(g.size, 'channel')}, "
+        f"{g.verdict}{'' if g.prunable else f': {g.reason}'}"
+        for g in groups[:_LINES]
+    ]
+    return (
+        lines
+        if len(groups) <= _LINES
+        else [*lines, f"  and {len(groups) - _LINES} more: print(graph) lists them"]
+    )
+
+
+def _container(graph: ChannelGraph, name: str) -> str:
+    """A module that holds other modules, or nothing at all."""
+    inside = f"{name}." if name else ""
+    title = f"{name or 'The model'} ({graph.inventory.modules[name]})"
+    held = [t for t in graph.inventory.shapes if t.startswith(inside)]
+    if not held:
+        return f"{title} holds no parameters or buffers: there is nothing to cut in it."
+    groups = [g for g in graph.groups if any(s.tensor.startswith(inside) for s in g.slices)]
+    lines = [
+        f"{title} takes part in {amount(len(groups), 'group') if groups else 'no group'}.",
+        *_overview(groups),
+    ]
+    unused = [t for t in held if t in graph.inventory.unused]
+    return "\n".join(
+        [*lines, *([f"  Not used when the model ran: {listed(unused, 8)}."] if unused else [])]
+    )
+
+
+__all__ = ["explain", "find", "nearest", "per_unit", "sentences", "tensors_of", "unknown"]

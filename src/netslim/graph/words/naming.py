@@ -1,0 +1,100 @@
+"""The groups that a user means by a name or a pattern, and who gets what in a mapping of names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup
+from netslim.graph.words.explain import find, nearest, tensors_of
+
+
+def is_pattern(graph: ChannelGraph, name: str) -> bool:
+    """Whether a name holds ``*``, ``?`` or ``[`` and is no group's own name."""
+    return any(sign in name for sign in "*?[") and all(name != g.name for g in graph.groups)
+
+
+def meant(graph: ChannelGraph, name: str, problem: str) -> list[ChannelGroup]:
+    """The groups whose names match a pattern; or the one group that a plain name stands for, as in
+    ``graph[name]``.
+
+    Args:
+        graph: of the model.
+        name: a pattern of group names (``"layer1.*"``), or the name of a group, module or tensor.
+        problem: how the message begins when there is none, such as ``"protect names no group"``.
+
+    Raises:
+        PlanError: there is no such group (the nearest names are given), or a plain name stands for
+            several.
+    """
+    if is_pattern(graph, name):
+        if found := [g for g in graph.groups if fnmatchcase(g.name, name)]:
+            return found
+    elif (
+        name in graph.inventory.modules
+        or tensors_of(graph, name)
+        or any(g.name == name for g in graph.groups)
+    ):
+        return [find(graph, name)]
+    raise PlanError(f"{problem}: {name!r}; {nearest(graph, name)}")
+
+
+def assigned(
+    graph: ChannelGraph, mapping: Mapping[str, Any], problem: str
+) -> dict[str, tuple[str, Any]]:
+    """Group name -> (the entry that decides, its value), in the order of the graph.
+
+    A plain name wins over every pattern, wherever it stands; of two patterns the later one wins.
+
+    Raises:
+        PlanError: as `meant` does, or two plain names give one group different values.
+    """
+    names = sorted(mapping, key=lambda name: not is_pattern(graph, name))  # stable: patterns first
+    found: dict[str, tuple[str, Any]] = {}
+    for name in names:
+        for group in meant(graph, name, problem):
+            other, value = found.get(group.name, ("*", None))
+            if not is_pattern(graph, other) and value != mapping[name]:
+                raise PlanError(
+                    f"{other!r} and {name!r} are both the group {group.name!r}, which cannot "
+                    f"take both {value!r} and {mapping[name]!r}: leave one out"
+                )
+            found[group.name] = (name, mapping[name])
+    return {g.name: found[g.name] for g in graph.groups if g.name in found}
+
+
+def granted(
+    graph: ChannelGraph, mapping: Mapping[str, Any], staying: Mapping[str, str], problem: str
+) -> dict[str, Any]:
+    """Group name -> its value, for the groups of a mapping that may be acted on, in the order of
+    the graph.
+
+    Args:
+        graph: of the model.
+        mapping: name or pattern -> value; which entry decides, see `assigned`.
+        staying: group name -> why it is left alone, for those that are.
+        problem: how messages begin, such as ``"per_group names no group that can be cut"``.
+
+    Raises:
+        PlanError: as `assigned` does, or an entry means groups that all are left alone, unless its
+            value is 0.
+    """
+    wanted = assigned(graph, mapping, problem)
+    for entry, value in mapping.items():
+        reasons = [staying.get(g.name) for g in meant(graph, entry, problem)]
+        if all(reasons) and value != 0:
+            free = [g.name for g in graph.groups if g.name not in staying]
+            which = f"; these can: {listed(free)}" if free else ""
+            raise PlanError(f"{problem}: {entry!r} stays: {reasons[0]}{which}")
+    return {name: value for name, (_, value) in wanted.items() if name not in staying}
+
+
+def listed(names: Sequence[str], mark: str = ", ") -> str:
+    """The first dozen, and how many more there are."""
+    return mark.join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+__all__ = ["assigned", "granted", "is_pattern", "listed", "meant"]

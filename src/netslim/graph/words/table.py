@@ -1,0 +1,162 @@
+"""The channel graph for people: a table, and plain data."""
+
+from __future__ import annotations
+
+from math import floor
+from typing import Any
+
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.modules.walk import layer_of
+from netslim.graph.words.explain import per_unit
+from netslim.graph.words.phrases import TEACH, listed, shares
+
+_HEAD = ("group", "channels", "params", "MACs", "activations", "together with")
+_INEXACT = "inexact, cut only with allow_inexact=True"
+
+
+def text(graph: ChannelGraph) -> str:
+    """A table of the groups in order of execution, those that cannot be cut last, under the reason
+    why.
+    """
+    share = shares(graph)
+    sections: dict[str, list[tuple[str, ...]]] = {}
+    for group in sorted(graph.groups, key=lambda g: ("exact", "inexact", "stays").index(g.verdict)):
+        row = (
+            group.name,
+            f"{group.size:,}",
+            *(f"{part:.1%}" for part in share[group.name]),
+            _companions(group),
+        )
+        sections.setdefault(_title(group), []).append(row)
+    rows = [_HEAD, *(row for part in sections.values() for row in part)]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [_line(_HEAD, widths)]
+    for title, part in sections.items():
+        lines += [f"\n{title}:"] if title else []
+        lines += [_line(row, widths) for row in part]
+    return "\n".join([*lines, "", *_summary(graph)])
+
+
+def _title(group: ChannelGroup) -> str:
+    if group.prunable:
+        return ""
+    return f"{'stays' if group.frozen else _INEXACT}: {group.reason}"
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    first, *numbers, last = row
+    columns = [f"{n:>{w}}" for n, w in zip(numbers, widths[1:], strict=True)]
+    return "  ".join([f"{first:<{widths[0]}}", *columns, last]).rstrip()
+
+
+def _companions(group: ChannelGroup) -> str:
+    """The other layers that make these channels, and how many rows each channel has in the first,
+    if several.
+    """
+    makers = group.tensors("producer")
+    others = [
+        layer
+        for layer in dict.fromkeys(layer_of(s.tensor) or s.tensor for s in makers)
+        if layer != group.name
+    ]
+    rows = next((per_unit(s, group) for s in makers if layer_of(s.tensor) == group.name), 1)
+    said = [f"{rows} rows each"] if rows > 1 else []
+    return ", ".join([*said, *([listed(others, 3)] if others else [])])
+
+
+def _summary(graph: ChannelGraph) -> list[str]:
+    free = graph.prunable
+    exact, relaxed = graph.prunable_share(), graph.prunable_share(allow_inexact=True)
+    held = f"which hold {_floor(exact)} of the parameters"
+    lines = [
+        f"{len(free)} of {len(graph.groups)} groups can be cut exactly: "
+        f"{sum(g.size for g in free):,} of {sum(g.size for g in graph.groups):,} channels, {held}"
+        + (f" ({_floor(relaxed)} with allow_inexact=True)." if relaxed > exact else "."),
+        f"{graph.params():,} parameters, {graph.macs():,} multiply-accumulates for the traced "
+        "input.",
+        f"{graph.activations():,} activations (elements that layers put out); "
+        f"at most {graph.peak_bytes():,} bytes of inputs and intermediate tensors at once.",
+        "A group's share counts every weight that shrinks with it: one between two groups "
+        "counts in both.",
+    ]
+    for operator, modules in graph.unsupported.items():
+        places = listed([m or "the top level" for m in modules], 4)
+        lines.append(
+            f"no rule for operator {operator} (in {places}): what it touches stays; {TEACH}"
+        )
+    return lines
+
+
+def _floor(share: float) -> str:
+    """Nothing is called 100 % that is not."""
+    return f"{floor(share * 1000) / 10}%"
+
+
+def as_dict(graph: ChannelGraph) -> dict[str, Any]:
+    """The same as plain data, for JSON, and every axis of every tensor."""
+    share = shares(graph)
+    return {
+        "fingerprint": graph.fingerprint,
+        "params": graph.params(),
+        "macs": graph.macs(),
+        "activations": graph.activations(),
+        "activation_bytes": graph.activation_bytes(),
+        "peak_bytes": graph.peak_bytes(),
+        "prunable_share": {
+            "exact": graph.prunable_share(),
+            "allow_inexact": graph.prunable_share(allow_inexact=True),
+        },
+        "groups": [_group(g, *share[g.name]) for g in graph.groups],
+        "axes": _axes(graph),
+        "size_rules": [
+            {
+                "module": r.module,
+                "attribute": r.attribute,
+                "value": r.old,
+                "groups": [graph.groups[g].name for g, _ in r.count.shares],
+            }
+            for r in graph.size_rules
+        ],
+        "unsupported": {op: list(paths) for op, paths in graph.unsupported.items()},
+    }
+
+
+def _group(group: ChannelGroup, params: float, macs: float, activations: float) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "channels": group.size,
+        "prunable": group.prunable,
+        "exact": group.exact,
+        "frozen": group.frozen,
+        "reason": group.reason,
+        "reasons": list(group.reasons) or ([] if group.reason is None else [group.reason]),
+        "params_share": params,
+        "macs_share": macs,
+        "activations_share": activations,
+        "tensors": [_slice(s) | {"entries_each": per_unit(s, group)} for s in group.slices],
+    }
+
+
+def _slice(part: Slice) -> dict[str, Any]:
+    return {"tensor": part.tensor, "axis": part.axis, "role": part.role}
+
+
+def _axes(graph: ChannelGraph) -> list[dict[str, Any]]:
+    """For every axis longer than 1, kernels aside: the entries that each group holds, and why the
+    rest stay.
+    """
+    parts: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in graph.axis_sizes}
+    for group in graph.groups:
+        for s in group.slices:
+            known = {"entries": len(s.positions), "group": group.name, "role": s.role}
+            parts[s.tensor, s.axis].append(
+                known | {"verdict": group.verdict, "reason": group.reason}
+            )
+    for key, rest in graph.inventory.rest.items():
+        alone = {"group": None, "role": None, "verdict": "stays"}
+        parts[key] += [{"entries": len(r.positions), **alone, "reason": r.reason} for r in rest]
+    return [
+        {"tensor": t, "axis": a, "size": graph.axis_sizes[t, a], "parts": held}
+        for (t, a), held in parts.items()
+    ]

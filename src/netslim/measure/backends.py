@@ -1,0 +1,163 @@
+"""A model on its inputs as one call: as it is, compiled, or in ONNX Runtime."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from netslim.errors import ExportError, PlanError, TraceError
+from netslim.graph.modules.calls import as_call, evaluating
+from netslim.graph.modules.wrapping import inside
+from netslim.models.export import onnx_bytes
+from netslim.models.onnx_session import Session, quietly
+
+Backend = Literal["eager", "compile", "onnxruntime"]
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A call without arguments, where it computes, and what runs it."""
+
+    call: Call
+    device: torch.device
+    backend: str = "eager"
+
+    def __call__(self) -> object:
+        return self.call()
+
+
+@contextmanager
+def prepared(
+    model: nn.Module,
+    example_inputs: Any,
+    backend: Backend = "eager",
+    device: torch.device | str | None = None,
+    name: str = "model",
+) -> Iterator[Ready]:
+    """The forward pass of ``model`` on the example inputs, ready to be called; in evaluation mode
+    while it lasts.
+
+    Args:
+        model: it is not changed; on another device a copy of it runs.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+        backend: as for `netslim.latency`. With CPU threads as torch has them set now.
+        device: None is where the parameters are.
+        name: of the model, for messages.
+
+    Raises:
+        PlanError: the device or backend cannot be used here, or the backend cannot take the model.
+        TraceError: the model does not run on the example inputs.
+    """
+    if backend not in get_args(Backend):
+        raise PlanError(
+            f"latency: there is no backend {backend!r}; choose one of "
+            f"{', '.join(get_args(Backend))}"
+        )
+    place = home(model, example_inputs) if device is None else usable(device)
+    model = _on(model if backend == "eager" else inside(model), place)
+    inputs = tree_map(
+        lambda value: value.to(place) if isinstance(value, Tensor) else value, example_inputs
+    )
+    with evaluating(model), torch.no_grad():
+        _try(model, inputs, name)
+        yield Ready(_BACKENDS[backend](model, inputs, place, name), place, backend)
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """The device, with its number.
+
+    Raises:
+        PlanError: it cannot be used here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise PlanError(
+            f"latency: device {str(device)!r} cannot be used here: {reason}. Try 'cpu'"
+        ) from problem
+
+
+def home(model: nn.Module, inputs: Any) -> torch.device:
+    """Where a model is, or if it has no tensors, its inputs."""
+    tensors = [
+        *model.parameters(),
+        *model.buffers(),
+        *(v for v in tree_leaves(inputs) if isinstance(v, Tensor)),
+    ]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _on(model: nn.Module, device: torch.device) -> nn.Module:
+    elsewhere = any(tensor.device != device for tensor in [*model.parameters(), *model.buffers()])
+    return copy.deepcopy(model).to(device) if elsewhere else model
+
+
+def _try(model: nn.Module, inputs: Any, name: str) -> None:
+    try:
+        _eager(model, inputs, None, name)()
+    except Exception as problem:
+        raise TraceError(
+            f"latency: {name!r} did not run on the example inputs: {problem}. "
+            "Give a tensor, a tuple of positional inputs or a dict of keyword inputs that it "
+            "accepts"
+        ) from problem
+
+
+def _eager(model: nn.Module, inputs: Any, device: object, name: str) -> Call:
+    args, kwargs = as_call(inputs)
+    return lambda: model(*args, **kwargs)
+
+
+def _compiled(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
+    """The model through `torch.compile`, compiled by a first call.
+
+    Compiled code is kept by code object, and all models of a class share that of its forward: they
+    would push each other out, or wait for each other's guards. So each is compiled within a
+    function whose code is its own, and goes when that goes.
+    """
+
+    def forward() -> object:
+        return model(*args, **kwargs)
+
+    args, kwargs = as_call(inputs)
+    own = types.FunctionType(
+        forward.__code__.replace(), forward.__globals__, name, None, forward.__closure__
+    )
+    try:
+        with quietly():
+            call = torch.compile(own, dynamic=False)
+            call()
+    except Exception as problem:
+        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        needed = "g++ or clang" if device.type == "cpu" else "Triton, and a GPU that it knows"
+        raise PlanError(
+            f"latency: torch.compile failed on {name!r}: {reason}. It needs {needed}; "
+            "backend='eager' needs neither"
+        ) from problem
+    return call
+
+
+def _onnxruntime(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
+    """The model as ONNX in ONNX Runtime, its inputs bound once."""
+    try:
+        running = Session(onnx_bytes(model, inputs), device)
+    except ExportError as problem:
+        raise PlanError(f"latency: {name!r} cannot run in ONNX Runtime: {problem}") from problem
+    return running.bound(inputs)
+
+
+_BACKENDS: dict[str, Callable[[Any, Any, torch.device, str], Call]] = {
+    "eager": _eager,
+    "compile": _compiled,
+    "onnxruntime": _onnxruntime,
+}

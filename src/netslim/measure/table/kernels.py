@@ -1,0 +1,304 @@
+"""The layers of a model as kernels that can be run alone, at any width.
+
+A kernel is what one operator call that costs MACs computes, values aside. The model is run once, in
+the graph's order of operators, and each call is described; calls that cannot be repeated alone
+(attention, products of activations, recurrent layers) have no kernel.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.counts import Cost
+from netslim.graph.modules.calls import as_call, evaluating, no_fast_path, refusing
+
+_CONVOLUTIONS = {
+    "convolution",
+    "_convolution",
+    "convolution_overrideable",
+    "mkldnn_convolution",
+    "cudnn_convolution",
+}
+_PRODUCTS = {"mm", "addmm", "_addmm_activation", "linear", "mkldnn_linear", "_mkldnn_linear"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operator call that costs MACs, without its values.
+
+    Attributes:
+        operator: ``"convolution"`` or ``"linear"``.
+        places: batch and spatial sizes of its input; for a linear layer the number of rows.
+        depth: input channels that each output channel reads.
+        width: output channels.
+        live: which of depth and width a cut can change.
+        follows: the number of groups follows the width (depthwise), and so does the input.
+        options: stride, padding, dilation, transposed, output padding, groups; empty for a linear
+            layer.
+        window: sizes of the filter; empty for a linear layer.
+    """
+
+    operator: str
+    places: tuple[int, ...]
+    depth: int
+    width: int
+    live: tuple[bool, bool]
+    follows: bool = False
+    options: tuple[Any, ...] = ()
+    window: tuple[int, ...] = ()
+    bias: bool = False
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        if self.operator == "linear":
+            return f"linear of {self.places[0]} rows"
+        stride, _, _, transposed, _, groups = self.options
+        size, step = "x".join(map(str, self.window)), "x".join(map(str, stride))
+        kind = "transposed convolution" if transposed else "convolution"
+        shared = (
+            "depthwise "
+            if self.follows and self.depth == 1
+            else f"{groups} groups, "
+            if groups > 1
+            else ""
+        )
+        return f"{shared}{size} {kind}, stride {step}, on {'x'.join(map(str, self.places))}"
+
+    @property
+    def groups(self) -> int:
+        """How many groups it has at full width."""
+        return int(self.options[5]) if self.options else 1
+
+    def step(self, axis: int) -> int:
+        """What the width along an axis (0: depth, 1: width) must be a multiple of."""
+        if axis == 0 or self.operator == "linear":
+            return 1
+        return self.width // self.groups if self.follows else self.groups
+
+    def shapes(self, depth: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """Shapes of input and weight, and the number of groups, at a depth and a width."""
+        if self.operator == "linear":
+            return (*self.places, depth), (width, depth), 1
+        groups = width * self.groups // self.width if self.follows else self.groups
+        channels = depth * groups
+        weight = (channels, width // groups) if self.options[3] else (width, depth)
+        return (self.places[0], channels, *self.places[1:]), (*weight, *self.window), groups
+
+    def call(self, depth: int, width: int, values: Values) -> Callable[[], object]:
+        """The kernel at a depth and a width, on random numbers, as a call without arguments."""
+        shape, weight_shape, groups = self.shapes(depth, width)
+        weight = values.take(weight_shape, self.dtype)
+        bias = values.take((width,), self.dtype) if self.bias else None
+        x = values.take(shape, self.dtype)
+        if self.operator == "linear":
+            return lambda: nn.functional.linear(x, weight, bias)
+        if self.channels_last and len(self.window) == 2:
+            x = x.contiguous(memory_format=torch.channels_last)
+        stride, padding, dilation, transposed, output_padding, _ = self.options
+        return lambda: torch.convolution(
+            x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+        )
+
+
+class Values:
+    """Random numbers for inputs and weights: all tensors of a type are views of one, for weights
+    can be large.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._held: dict[torch.dtype, Tensor] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Random numbers of a shape."""
+        size = prod(shape)
+        held = self._held.get(dtype)
+        if held is None or held.numel() < size:
+            generator = torch.Generator().manual_seed(0)
+            held = torch.randn(size, generator=generator).to(self.device, dtype)
+            self._held[dtype] = held
+        return held[:size].view(shape)
+
+
+@dataclass
+class Observed:
+    """What one operator of the model did: its name, elements put out, seconds, and its kernel if it
+    has one.
+    """
+
+    operator: str
+    elements: int
+    macs: int = 0
+    kernel: Kernel | None = None
+    seconds: float = 0.0
+
+
+class _Watch(TorchDispatchMode):
+    """Times every operator, and describes convolutions and linear layers."""
+
+    def __init__(self, synchronise: Callable[[], object]) -> None:
+        super().__init__()
+        self.seen: list[Observed] = []
+        self.synchronise = synchronise
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else PyTorch imports torch._dynamo when the first operator runs, which takes seconds."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        self.synchronise()
+        started = time.perf_counter()
+        out = func(*args, **(kwargs or {}))
+        self.synchronise()
+        seconds = time.perf_counter() - started
+        name = func._schema.name.removeprefix("aten::")
+        tensors = out if isinstance(out, (tuple, list)) else (out,)
+        observed = Observed(
+            name, next((t.numel() for t in tensors if isinstance(t, Tensor)), 0), seconds=seconds
+        )
+        if name in _CONVOLUTIONS and len(args) >= 9:
+            observed.kernel, observed.macs = _convolution(out, *args[:9])
+        elif name in _PRODUCTS:
+            observed.kernel, observed.macs = _product(name, args)
+        self.seen.append(observed)
+        return out
+
+
+def _convolution(
+    out: Tensor, x: Tensor, w: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int,
+) -> tuple[Kernel, int]:  # fmt: skip
+    last = (
+        x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
+    options = (
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        transposed,
+        tuple(output_padding),
+        groups,
+    )
+    depth, width = x.shape[1] // groups, out.shape[1]
+    places = x.shape if transposed else out.shape
+    macs = prod(w.shape[2:]) * places[0] * prod(places[2:]) * depth * width
+    kernel = Kernel(
+        "convolution", (x.shape[0], *x.shape[2:]), depth, width, (False, False), False, options,
+        tuple(w.shape[2:]), bias is not None, last, x.dtype,
+    )  # fmt: skip
+    return kernel, macs
+
+
+def _product(name: str, args: tuple) -> tuple[Kernel, int]:
+    bias = name in ("addmm", "_addmm_activation") or (len(args) > 2 and args[2] is not None)
+    x, w = (args[1], args[2].t()) if name.startswith(("addmm", "_addmm")) else (args[0], args[1])
+    w = w.t() if name == "mm" else w
+    rows, depth, width = prod(x.shape[:-1]), x.shape[-1], w.shape[0]
+    return Kernel(
+        "linear", (rows,), depth, width, (False, False), bias=bias, dtype=x.dtype
+    ), rows * depth * width
+
+
+def observe(
+    model: nn.Module, example_inputs: Any, synchronise: Callable[[], object], runs: int = 1
+) -> list[Observed]:
+    """Run the model and tell what its operators did, in order; of several runs each operator's
+    quickest time.
+    """
+    found: list[Observed] = []
+    args, kwargs = as_call(example_inputs)
+    with evaluating(model), torch.no_grad(), no_fast_path(), refusing(example_inputs):
+        for _ in range(runs):
+            with _Watch(synchronise) as watch:
+                model(*args, **kwargs)
+            for before, now in zip(found, watch.seen, strict=False):
+                now.seconds = min(now.seconds, before.seconds)
+            found = watch.seen
+    return found
+
+
+def kernels_of(graph: ChannelGraph, observed: Iterable[Observed]) -> list[Kernel | None]:
+    """For each of the graph's costs its kernel; None where it has none that can run alone. See
+    `observe`.
+    """
+    seen = list(observed)
+    waiting = {
+        kind: iter([o for o in seen if o.operator in names]) for kind, names in _KINDS.items()
+    }
+    follow = {rule.module for rule in graph.size_rules if rule.attribute == "groups"}
+    free = {number for number, group in enumerate(graph.groups) if not group.frozen}
+    found = []
+    for cost in graph.costs:
+        live = [any(number in free for number, _ in factor.shares) for factor in cost.factors]
+        call = next(waiting.get(_kind(cost), iter(())), None)
+        found.append(_bound(cost, live, call, cost.module in follow))
+    return found
+
+
+_KINDS = {"convolution": _CONVOLUTIONS, "linear": _PRODUCTS}
+
+
+def _kind(cost: Cost) -> str:
+    return (
+        "convolution"
+        if cost.operator == "convolution"
+        else "linear"
+        if cost.operator in _PRODUCTS
+        else ""
+    )
+
+
+def _bound(cost: Cost, live: list[bool], observed: Observed | None, follows: bool) -> Kernel | None:
+    """The kernel with its live axes, if the call is the one the graph means and nothing else can
+    change.
+    """
+    if observed is None or observed.kernel is None or observed.macs != cost.macs({}):
+        return None
+    kernel = observed.kernel
+    if any(live[:-2]) or (kernel.depth, kernel.width) != tuple(
+        f.kept({}) for f in cost.factors[-2:]
+    ):
+        return None
+    return replace(kernel, live=(live[-2], live[-1]), follows=follows and kernel.groups > 1)
+
+
+def rate(
+    graph: ChannelGraph, observed: Iterable[Observed], kernels: Sequence[Kernel | None]
+) -> float:
+    """Milliseconds a MAC of the calls without a kernel, all together, when the model ran."""
+    macs = sum(
+        cost.macs({}) for cost, kernel in zip(graph.costs, kernels, strict=True) if kernel is None
+    )
+    layers = [o for o in observed if o.kernel is not None or _is_layer(o.operator)]
+    with_kernel = sum(kernel is not None for kernel in kernels)
+    loose = [o for o in layers if o.kernel is None] if with_kernel else layers
+    every = sum(cost.macs({}) for cost in graph.costs)
+    seconds, share = (
+        (sum(o.seconds for o in loose), macs) if loose else (sum(o.seconds for o in layers), every)
+    )
+    return 1e3 * seconds / share if share else 0.0
+
+
+def _is_layer(operator: str) -> bool:
+    return any(
+        word in operator
+        for word in ("attention", "rnn", "lstm", "gru", "bmm", "conv", "linear", "cdist")
+    )
+
+
+__all__ = ["Kernel", "Observed", "Values", "kernels_of", "observe", "rate"]

@@ -1,0 +1,394 @@
+"""`LatencyTable`: milliseconds of a network at other widths, from measurements of its layers and of
+cut copies.
+
+The prediction is linear in four quantities: the time of the layers alone, each from its own
+measured surface; the bytes that operators put out, for normalisation, activations and everything
+else that touches them; the parameters, which a whole network reads from memory while a layer alone
+has them in its cache; and a constant, for what each operator costs however small it is. Their
+weights are fitted to whole networks that were cut and timed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netslim.errors import PlanError
+from netslim.files import write_atomic
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.counts import Count
+from netslim.measure.table.curves import Stack, Surface, Vector, surface_of
+from netslim.selection.budget.resources import Products, Resource, Widths
+
+FORMAT = 1
+Indexed = Any  # a Widths, or anything else that gives counts their positions
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A kernel's milliseconds, alone, at some of its widths.
+
+    Attributes:
+        name: what it computes.
+        axes: for each axis the widths that were measured along it, rising.
+        ms: for each point measured its milliseconds: ((width, ...), ms).
+    """
+
+    name: str
+    axes: tuple[tuple[int, ...], ...]
+    ms: tuple[tuple[tuple[int, ...], float], ...]
+
+    def surface(self) -> Surface:
+        """Milliseconds at any widths."""
+        return surface_of([list(axis) for axis in self.axes], dict(self.ms))
+
+
+@dataclass(frozen=True)
+class Site:
+    """One operator call that costs MACs.
+
+    Attributes:
+        module, operator: which call it is, as in the graph's costs.
+        size: the product of the cost's factors that are no axis; the same in any network that the
+            table fits.
+        axes: positions of the other factors in the cost, in the order of the kernel's axes.
+        kernel: number of the kernel; None where the call cannot be measured alone.
+        ms_per_mac: for a call without a kernel.
+    """
+
+    module: str
+    operator: str
+    size: int
+    axes: tuple[int, ...]
+    kernel: int | None
+    ms_per_mac: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cut copy of the network, timed whole: its share of the MACs, measured and predicted
+    milliseconds.
+    """
+
+    macs: float
+    measured_ms: float
+    predicted_ms: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Milliseconds a unit of what the prediction is linear in: layers (1), bytes put out,
+    parameters, calls (ms).
+    """
+
+    layers: float = 1.0
+    bytes: float = 0.0
+    params: float = 0.0
+    constant: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyTable:
+    """What a network takes at any width, in milliseconds a call (the whole example batch), on one
+    machine.
+
+    Made by `netslim.latency_table`; an input to `netslim.select`, also on another machine than the
+    one measured.
+
+    Attributes:
+        backend: ``"eager"``, ``"compile"`` or ``"onnxruntime"``.
+        device: where it was measured.
+        threads: CPU threads.
+        inputs: shapes of the example inputs.
+        fingerprint: of the architecture that was measured.
+        machine: processor, cores, GPU, operating system.
+        versions: of torch, netslim and what runs the backend.
+        date: when it was measured.
+        sites: the operator calls that cost MACs, in order.
+        kernels: what they compute, measured alone.
+        terms: how the parts add up.
+        runs: the whole networks that the terms were fitted to, the uncut one first.
+        error: the largest relative error of a run that was left out of the fit; of the fit itself
+            when there were too few runs.
+    """
+
+    backend: str
+    device: str
+    threads: int
+    inputs: tuple[tuple[int, ...], ...]
+    fingerprint: str
+    sites: tuple[Site, ...]
+    kernels: tuple[Measured, ...]
+    terms: Terms = Terms()
+    runs: tuple[Run, ...] = ()
+    error: float = 0.0
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+
+    unit = "ms"
+
+    def resource(self, graph: ChannelGraph, widths: Widths) -> Resource:
+        """Milliseconds as a function of the counts, for `netslim.select`.
+
+        Args:
+            graph: of the network that was measured, or of one that was cut out of it.
+            widths: numbers the graph's counts.
+
+        Raises:
+            PlanError: the graph has other operators, or was traced with other input sizes.
+        """
+        return _Latency(self, graph, widths)
+
+    def ms(self, graph: ChannelGraph, masks: Mapping[int, Vector] | None = None) -> float:
+        """Predicted milliseconds when group ``g`` of the graph keeps the units of the boolean
+        ``masks[g]``.
+
+        Raises:
+            PlanError: as for `resource`.
+        """
+        counts = Listing()
+        resource = _Latency(self, graph, counts)
+        return resource.total(counts.kept(masks or {}))
+
+    def __str__(self) -> str:
+        where = f"{self.device}, {self.threads} threads" if self.device == "cpu" else self.device
+        lines = [
+            f"{self.backend} on {where}, inputs "
+            f"{' '.join('x'.join(map(str, s)) for s in self.inputs)}, {self.date}",
+            f"{len(self.sites)} operators, {len(self.kernels)} kernels; predictions err by up "
+            f"to {self.error:.1%}",
+            *(f"  {run.macs:4.0%} of the MACs: {run.measured_ms:.4g} ms, predicted "
+              f"{run.predicted_ms:.4g}"
+              for run in self.runs),
+        ]  # fmt: skip
+        return "\n".join(lines)
+
+    @cached_property
+    def stack(self) -> Stack:
+        """The surfaces of the sites that have a kernel, in order."""
+        surfaces = [kernel.surface() for kernel in self.kernels]
+        return Stack([surfaces[site.kernel] for site in self.sites if site.kernel is not None])
+
+    def to_json(self) -> str:
+        """The table as JSON; times are in milliseconds."""
+        plain = {
+            "format": FORMAT,
+            "kind": "netslim latency table",
+            "unit": "ms",
+            **{name: getattr(self, name) for name in _PLAIN},
+            "terms": vars(self.terms),
+            "runs": [vars(run) for run in self.runs],
+            "sites": [vars(site) for site in self.sites],
+            "kernels": [vars(kernel) for kernel in self.kernels],
+        }
+        return json.dumps(plain, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LatencyTable:
+        """The table that `to_json` wrote.
+
+        Raises:
+            PlanError: it is damaged, or of another version.
+        """
+        try:
+            content = json.loads(text)
+            if content["kind"] != "netslim latency table" or content["format"] != FORMAT:
+                raise PlanError(
+                    f"it is not a latency table of this version of netslim (format {FORMAT}): "
+                    "measure anew"
+                )
+            return cls(**_read(content))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as problem:
+            raise PlanError(
+                f"the latency table is damaged ({type(problem).__name__}: {problem}): measure "
+                "it anew"
+            ) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the table to a JSON file, as a whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Read a table from the file that `save` wrote.
+
+        Raises:
+            PlanError: there is no such file, it is damaged, or of another version.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as problem:
+            raise PlanError(f"no latency table can be read from {path}: {problem}") from None
+        except PlanError as problem:
+            raise PlanError(f"{path}: {problem}") from None
+
+
+_PLAIN = (
+    "backend",
+    "device",
+    "threads",
+    "inputs",
+    "fingerprint",
+    "machine",
+    "versions",
+    "date",
+    "error",
+)
+
+
+def _read(content: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {name: content[name] for name in _PLAIN}
+    plain["inputs"] = tuple(tuple(map(int, shape)) for shape in plain["inputs"])
+    plain["threads"], plain["error"] = int(plain["threads"]), float(plain["error"])
+    plain["terms"] = Terms(**{name: float(value) for name, value in content["terms"].items()})
+    plain["runs"] = tuple(
+        Run(*(float(run[n]) for n in ("macs", "measured_ms", "predicted_ms")))
+        for run in content["runs"]
+    )
+    plain["kernels"] = tuple(_kernel(kernel) for kernel in content["kernels"])
+    plain["sites"] = tuple(
+        Site(**{**site, "axes": tuple(map(int, site["axes"]))}) for site in content["sites"]
+    )
+    for site in plain["sites"]:
+        if site.kernel is not None and len(plain["kernels"][site.kernel].axes) != len(site.axes):
+            raise ValueError(f"the site {site.module!r} does not fit its kernel")
+    return plain
+
+
+def _kernel(plain: Mapping[str, Any]) -> Measured:
+    axes = tuple(tuple(map(int, axis)) for axis in plain["axes"])
+    kernel = Measured(
+        str(plain["name"]), axes, tuple((tuple(map(int, p)), float(ms)) for p, ms in plain["ms"])
+    )
+    if any(not 0 < ms < float("inf") for _, ms in kernel.ms):
+        raise ValueError(f"a time of the kernel {kernel.name!r} is not positive")
+    kernel.surface()  # all points must be there
+    return kernel
+
+
+class Listing:
+    """Gives counts their positions, and keeps them."""
+
+    def __init__(self) -> None:
+        self.held: list[Count] = []
+
+    def index(self, count: Count) -> int:
+        """Position of a count in what `kept` gives."""
+        self.held.append(count)
+        return len(self.held) - 1
+
+    def kept(self, masks: Mapping[int, Vector]) -> Vector:
+        """All counts under the masks."""
+        return np.array([count.kept(masks) for count in self.held], dtype=float)
+
+
+class _Latency:
+    """A table bound to a graph and to positions of its counts."""
+
+    def __init__(self, table: LatencyTable, graph: ChannelGraph, widths: Indexed) -> None:
+        self.parts = Parts(table.sites, table.stack, graph, widths)
+        self.terms = table.terms
+
+    def total(self, counts: Vector) -> float:
+        """Milliseconds."""
+        t = self.terms
+        layers, output, params = self.parts.amounts(counts)
+        return t.layers * layers + t.bytes * output + t.params * params + t.constant
+
+    def slopes(self, counts: Vector) -> Vector:
+        """Milliseconds saved by each entry of a count; steps are smoothed over a block of channels."""
+        found = self.terms.layers * self.parts.layer_slopes(counts)
+        if self.terms.bytes:
+            found += self.terms.bytes * self.parts.output.slopes(counts)
+        if self.terms.params:
+            found += self.terms.params * self.parts.params.slopes(counts)
+        return found
+
+
+class Parts:
+    """The quantities that latency is linear in, for one graph.
+
+    Raises:
+        PlanError: the graph has other operators than the sites, or was traced with other input
+            sizes.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], stack: Stack, graph: ChannelGraph, widths: Indexed
+    ) -> None:
+        _check(sites, graph)
+        self.stack = stack
+        one = widths.index(Count(1, ()))
+        rows, rest, rates = [], [], []
+        for site, cost in zip(sites, graph.costs, strict=True):
+            if site.kernel is None:
+                rest.append(cost.factors)
+                rates.append(site.ms_per_mac)
+            else:
+                found = [widths.index(cost.factors[axis]) for axis in site.axes]
+                rows.append([*found, one, one][:2])
+        self.rows = np.array(rows, dtype=np.int64).reshape(len(rows), 2)
+        self.rest = Products(widths, rest, rates)
+        put = [o for o in graph.outputs if o.kind != "view" and not o.constant]
+        self.output = Products(widths, [o.factors for o in put], [float(o.itemsize) for o in put])
+        self.params = Products(widths, [cost.factors for cost in graph.parameters.values()])
+
+    def amounts(self, counts: Vector) -> tuple[float, float, float]:
+        """Milliseconds of the layers alone, bytes put out, and parameters."""
+        layers = float(self.stack.times(counts[self.rows]).sum()) + self.rest.total(counts)
+        return layers, self.output.total(counts), self.params.total(counts)
+
+    def layer_slopes(self, counts: Vector) -> Vector:
+        """The derivative of the layers' milliseconds by each count."""
+        rows = self.rows[:, : self.stack.axes]
+        slopes = self.stack.slopes(counts[self.rows])
+        found = np.bincount(rows.ravel(), weights=slopes.ravel(), minlength=len(counts))
+        return found + self.rest.slopes(counts)
+
+
+def _check(sites: Sequence[Site], graph: ChannelGraph) -> None:
+    ours, theirs = (
+        [(s.module, s.operator) for s in sites],
+        [(c.module, c.operator) for c in graph.costs],
+    )
+    if ours != theirs:
+        first = next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+            min(len(ours), len(theirs)),
+        )
+        names = [f"{m!r} ({o})" for m, o in (ours[first : first + 1] or [("nothing", "the end")])]
+        others = [
+            f"{m!r} ({o})" for m, o in (theirs[first : first + 1] or [("nothing", "the end")])
+        ]
+        raise PlanError(
+            f"the latency table is of another network: its operator {first} is {names[0]}, the "
+            f"graph's is {others[0]}; measure one for this network with netslim.latency_table"
+        )
+    for site, cost in zip(sites, graph.costs, strict=True):
+        if site.kernel is not None and fixed_size(cost, site.axes) != site.size:
+            raise PlanError(
+                f"the latency table was measured at other input sizes: {site.module!r} "
+                f"({site.operator}) differs; trace with the example inputs that the table was "
+                "measured with, or measure a table for these"
+            )
+
+
+def fixed_size(cost: Any, axes: Sequence[int]) -> int:
+    """The product of a cost's factors, all entries kept, that are no axis."""
+    size = 1
+    for position, factor in enumerate(cost.factors):
+        if position not in axes:
+            size *= factor.kept({})
+    return size
+
+
+__all__ = ["LatencyTable", "Listing", "Measured", "Parts", "Run", "Site", "Terms"]

@@ -1,0 +1,531 @@
+"""Centripetal SGD: train clusters of channels until they are equal (Ding et al. 2019, arXiv
+1904.03837).
+
+Equal channels are copies: all but one can go when the layers that read them add up what they read
+    (`netslim.merge`),
+and the outputs stay as they are, so there is nothing to fine-tune. Where it acts in a training step::
+
+    for batch in loader:
+        optimizer.zero_grad()
+        loss = criterion(model(batch.x), batch.y)
+        loss.backward()                  # once or, when accumulating, several times
+        clip_grad_norm_(...)             # sees the gradient of the loss alone
+        optimizer.step()                 # <- here, first of all: gradient = mean gradient + strength * (F - mean F)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from netslim.errors import PlanError, StaleGraphError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.coupling import pacesetter, picked
+from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare
+from netslim.methods import clusters as clustering
+from netslim.methods.clusters import Labels, Target
+from netslim.methods.hooks import Attachments, before_step, loss_scale, parameters_of
+from netslim.selection.budget.limits import Limits, Shortcuts
+from netslim.selection.merge import merge
+from netslim.surgery.plan import PruningPlan
+
+
+def cluster_means(rows: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+    """Every row replaced by the mean of its cluster; rows of one cluster come out the same bit for
+    bit.
+
+    Args:
+        rows: shape (rows, numbers).
+        labels: cluster number of every row, int64, shape (rows,).
+        shares: one over the members of every cluster, shape (clusters, 1).
+    """
+    sums = rows.new_zeros(len(shares), rows.shape[1]).index_add_(0, labels, rows)
+    return sums.mul_(shares).index_select(0, labels)
+
+
+def centripetal_gradient(
+    gradient: Tensor, kernels: Tensor, labels: Tensor, shares: Tensor, strength: float | Tensor
+) -> Tensor:
+    """The gradient that makes plain SGD with weight decay take the paper's step.
+
+    ``dF_j = -(1/|H|) sum_k dL/dF_k - eta F_j + eps (mean_k F_k - F_j)`` for member j of cluster H:
+    the optimizer itself adds ``eta F_j``, its weight decay, and what comes out here is the rest.
+
+    Args:
+        gradient: dL/dF, one row a kernel; shape (kernels, numbers).
+        kernels: F, of the same shape.
+        labels: as for `cluster_means`.
+        shares: as for `cluster_means`.
+        strength: epsilon.
+    """
+    pull = kernels - cluster_means(kernels, labels, shares)
+    return cluster_means(gradient, labels, shares).add_(pull.mul_(strength))
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far the members of clusters still are from equal; 0 when a merge changes nothing.
+
+    Of one tensor it is the largest distance of a member from its cluster's mean, relative to the
+    root mean square norm of the kernels of the group in that tensor: ``max_j ||F_j - mean_k F_k|| /
+    rms_i ||F_i||``. (Not to the norm of the member's own mean, which is 0 for many a bias.)
+
+    Attributes:
+        groups: group name -> the largest over all its parameters.
+        statistics: the largest over the running statistics of normalisations, which follow some
+            steps behind the parameters.
+    """
+
+    groups: Mapping[str, float]
+    statistics: float
+
+    @property
+    def largest(self) -> float:
+        """The largest over all groups."""
+        return max(self.groups.values())
+
+    def __str__(self) -> str:
+        worst = max(self.groups, key=self.groups.__getitem__)
+        return f"{self.largest:.3g} at most ({worst}), running statistics {self.statistics:.3g}"
+
+
+class CentripetalSGD:
+    """Make clusters of channels equal: ``CentripetalSGD(graph, model, 5 / 8).attach(optimizer)``,
+    then train as ever.
+
+    The units of every group are put into as many clusters as shall stay. From then on, just before
+    each step of the optimizer, the gradient of every entry that belongs to a unit becomes the mean
+    over its cluster plus ``strength`` times its distance from the mean entry. So members get the
+    same gradient, and under plain SGD their difference is ``(1 - lr * (weight_decay + strength)) **
+    steps`` times the first one, whatever the loss. The weight decay is the optimizer's own: SGD
+    adds it itself, to each member alike.
+
+    These entries are all that makes, scales or carries the channels in every tensor of the group:
+    kernels, biases, BN scales and shifts, depthwise kernels, the layers whose outputs are added up
+    in a residual stage, and later normalisations of a concatenation. What reads the channels trains
+    freely. BN's running statistics of members become equal by themselves once their kernels are,
+    after some steps in training mode; `collapse` does the rest.
+
+    At the end: ``method.collapse(); small = netslim.prune(model, method.plan())``. After
+    `netslim.prune_` the method is over; trace the smaller model and make a new one for the next
+    width.
+
+    Args:
+        graph: of this model, from `netslim.trace`.
+        model: the network; nothing about it changes until the optimizer steps.
+        target: what stays: a share of every group (float, 0 < share <= 1), or a mapping from names
+            of groups, layers or patterns to a width (int) or a share (float), of which later
+            entries win. Groups that it does not name, or that keep their width, are left alone.
+            None when ``clusters`` is a mapping.
+        clusters: ``"kmeans"`` on the kernels of each group's pacesetter, ``"even"`` (neighbours,
+            sizes that differ by at most 1), ``"imbalanced"`` (the first takes the excess), or the
+            clusters themselves: the cluster number of every unit, by group name.
+        strength: epsilon of the paper, 0 or more. Assign to ``.strength`` for a schedule.
+        vector_strength: what the strength is multiplied by for 1-D parameters (biases, BN scales
+            and shifts).
+        seed: of k-means.
+        protect: patterns of group names that are left alone.
+        shortcuts: ``"avoid"`` leaves alone the groups that a shortcut joins.
+
+    Raises:
+        StaleGraphError: the model is not the traced one.
+        PlanError: an option is out of range, a name means nothing here (the nearest are given), or
+            no group becomes narrower.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        model: nn.Module,
+        target: Target | None = None,
+        *,
+        clusters: str | Mapping[str, Sequence[int]] = "kmeans",
+        strength: float = 3e-3,
+        vector_strength: float = 0.1,
+        seed: int = 0,
+        protect: Iterable[str] = (),
+        shortcuts: Shortcuts = "include",
+    ) -> None:
+        inner = bare(model, PlanError)
+        graph.check(inner)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise PlanError(
+                f"the seed of the clusters must be a whole number of 0 or more, not {seed!r}"
+            )
+        self.graph, self.model = graph, model
+        self.strength = strength
+        self._vector_strength = _not_negative("vector_strength", vector_strength)
+        self._staying = Limits(protect=protect, shortcuts=shortcuts).staying(graph)
+        for group in graph.groups:
+            if picked(graph, group):
+                self._staying.setdefault(
+                    group.name, "an index picks its channels, which differ whatever the weights"
+                )
+        self._attached = Attachments(
+            "CentripetalSGD", "twice would double its pull: change .strength"
+        )
+        self._resumed = False
+        self._put(_clusters(graph, inner, target, clusters, seed, self._staying))
+
+    @property
+    def strength(self) -> float:
+        """Epsilon of the paper."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = _not_negative("strength", value)
+
+    @property
+    def clusters(self) -> dict[str, list[int]]:
+        """Group name -> the cluster number of every unit, clusters numbered as they first appear."""
+        return {name: labels.tolist() for name, labels in self._clusters.items()}
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Act on every step of ``optimizer`` from now on; several may hold the model between them.
+
+        Momentum that members have gathered apart would drive them apart again, so it is averaged
+        over each cluster (not after `load_state_dict`: then it is part of the run that goes on).
+
+        Raises:
+            PlanError: it is not SGD, it holds none of the constrained parameters, one of these does
+                not train, or this method is attached to it already.
+        """
+        optimizer = self._attached.new(optimizer)
+        if not isinstance(optimizer, SGD):
+            raise PlanError(
+                f"CentripetalSGD needs torch.optim.SGD: {type(optimizer).__name__} scales or "
+                "changes each entry's step by itself, so the members of a cluster would not "
+                "come together; train with SGD, with momentum or not"
+            )
+        self._check_trains(optimizer)
+        if not self._resumed:
+            self._average_momentum(optimizer)
+        self._attached.add(optimizer, before_step(optimizer, self._act))
+        return self
+
+    def detach(self, optimizer: Optimizer | None = None) -> None:
+        """Act on ``optimizer`` (by default: on any) no longer.
+
+        Raises:
+            PlanError: it is not attached to ``optimizer``.
+        """
+        for one in self._attached.remove(optimizer):
+            self._batches.pop(one, None)
+
+    @torch.no_grad()
+    def deviation(self) -> Deviation:
+        """How far the members of each cluster are from equal; log it every epoch.
+
+        Raises:
+            StaleGraphError: the model was cut since.
+        """
+        tensors = self._tensors()
+        groups, statistics = dict.fromkeys(self._clusters, 0.0), 0.0
+        for name, labels in self._clusters.items():
+            for part in _made(self.graph[name]):
+                if (tensor := tensors[part.tensor]).is_floating_point():
+                    found = _spread(tensor, part, labels)
+                    if isinstance(tensor, nn.Parameter):
+                        groups[name] = max(groups[name], found)
+                    else:
+                        statistics = max(statistics, found)
+        return Deviation(groups, statistics)
+
+    @torch.no_grad()
+    def collapse(self) -> None:
+        """Set every member to the mean of its cluster, in place; then a merge changes nothing.
+
+        Parameters, running statistics and the momentum of the attached optimizers alike. The safer
+        choice where members still differ a little: a merge by itself keeps the first member of each
+        cluster as it is.
+
+        Raises:
+            StaleGraphError: the model was cut since.
+        """
+        tensors = self._tensors()
+        for tie in self._ties:
+            if tensors[tie.tensor].is_floating_point():
+                _average(tensors[tie.tensor], tie)
+        for optimizer in self._attached:
+            self._average_momentum(optimizer)
+
+    def plan(self) -> PruningPlan:
+        """The plan that merges every cluster into its first member; what reads them is added up.
+
+        Raises:
+            StaleGraphError: the model was cut since.
+        """
+        self._tensors()
+        return merge(self.graph, self.clusters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Clusters and strengths as plain data, for a run that goes on later."""
+        return {
+            "fingerprint": self.graph.fingerprint,
+            "clusters": self.clusters,
+            "strength": self.strength,
+            "vector_strength": self._vector_strength,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the clusters and strengths that `state_dict` gave; do it before `attach`.
+
+        Raises:
+            PlanError: it is no such state, or of another architecture.
+        """
+        missing = {"fingerprint", "clusters", "strength", "vector_strength"} - set(state)
+        if missing:
+            raise PlanError(
+                f"this is no state of a CentripetalSGD: it lacks {', '.join(sorted(missing))}"
+            )
+        if state["fingerprint"] != self.graph.fingerprint:
+            raise PlanError(
+                "this state is of a CentripetalSGD on the architecture "
+                f"{state['fingerprint']}, this one is on {self.graph.fingerprint}: load it "
+                "into one of the same width"
+            )
+        found = clustering.checked(self.graph, state["clusters"], self._staying)
+        self.strength = state["strength"]
+        self._vector_strength = _not_negative("vector_strength", state["vector_strength"])
+        self._put(found)
+        self._resumed = True
+
+    def __repr__(self) -> str:
+        counts = f"groups={len(self._clusters)}, optimizers={len(self._attached)}"
+        return f"CentripetalSGD(strength={self.strength:g}, {counts})"
+
+    def _put(self, clusters: dict[str, Labels]) -> None:
+        merge(
+            self.graph, {name: labels.tolist() for name, labels in clusters.items()}
+        )  # fails now, not after training
+        self._clusters = clusters
+        self._ties = list(_ties(self.graph, clusters))
+        self._batches: dict[Optimizer, tuple[Any, list[_Batch]]] = {}
+
+    def _tensors(self) -> dict[str, Any]:
+        """The model's tensors by name, all of the shapes that were traced."""
+        tensors = dict(named_tensors(bare(self.model, PlanError)))
+        for tie in self._ties:
+            wanted = self.graph.inventory.shapes[tie.tensor]
+            if tie.tensor not in tensors or tuple(tensors[tie.tensor].shape) != tuple(wanted):
+                raise StaleGraphError(
+                    f"{tie.tensor!r} is no longer of shape {tuple(wanted)}: the model was cut "
+                    "since this CentripetalSGD was made, which is over with that; detach it, "
+                    "trace the model and make a new one for the next width"
+                )
+        return tensors
+
+    def _check_trains(self, optimizer: Optimizer) -> None:
+        tensors, held = self._tensors(), {id(p) for p in parameters_of(optimizer)}
+        constrained = {tie.tensor: tensors[tie.tensor] for tie in self._ties}
+        constrained = {name: t for name, t in constrained.items() if isinstance(t, nn.Parameter)}
+        if not any(id(parameter) in held for parameter in constrained.values()):
+            raise PlanError(
+                f"this {type(optimizer).__name__} holds none of the parameters that shall "
+                f"become equal: attach to an optimizer of this very {type(self.model).__name__}"
+            )
+        still = next(
+            (name for name, parameter in constrained.items() if not parameter.requires_grad), None
+        )
+        if still is not None:
+            raise PlanError(
+                f"{still!r} does not train (requires_grad is False), so its channels can never "
+                "become equal: let it train, or protect its group"
+            )
+
+    @torch.no_grad()
+    def _average_momentum(self, optimizer: Optimizer) -> None:
+        tensors = self._tensors()
+        for tie in self._ties:
+            buffer = optimizer.state.get(tensors[tie.tensor], {}).get("momentum_buffer")
+            if buffer is not None:
+                _average(buffer, tie)
+
+    def _act(self, optimizer: Optimizer) -> None:
+        """Change the gradients, before the optimizer uses them."""
+        held = parameters_of(optimizer)
+        seen = [(id(p), p.shape, p.dtype, p.device, p.grad is None) for p in held]
+        known, batches = self._batches.get(optimizer, (None, []))
+        if known != seen:
+            batches = self._batched(optimizer)
+            self._batches[optimizer] = seen, batches
+        scale = loss_scale(optimizer)
+        for batch in batches:
+            factor = self._vector_strength if batch.vectors else 1.0
+            batch.act(self.strength * (-factor if batch.maximise else factor), scale)
+
+    def _batched(self, optimizer: Optimizer) -> list[_Batch]:
+        """The constrained parameters with gradients, together where one call can serve them."""
+        tensors = self._tensors()
+        maximise = {
+            id(p): bool(group.get("maximize"))
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+        alike: dict[Any, list[tuple[Tensor, _Tie]]] = {}
+        for tie in self._ties:
+            p = tensors[tie.tensor]
+            if id(p) in maximise and p.grad is not None:
+                numbers = p.numel() // p.shape[tie.axis]
+                key = (tie.turn, numbers, p.dim() == 1, maximise[id(p)], p.dtype, p.device)
+                alike.setdefault(key, []).append((p, tie))
+        return [
+            _Batch.of(members, key[2], key[3])
+            for key, members in sorted(alike.items(), key=lambda kv: kv[0][0])
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tie:
+    """The clusters of the entries on one axis of one tensor; entries in no cluster are clusters of
+    one.
+
+    ``turn`` counts the axes of one tensor: each acts on what the one before has done.
+    """
+
+    tensor: str
+    axis: int
+    labels: Labels
+    turn: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Parameters whose entries on an axis hold as many numbers each, as rows of one matrix."""
+
+    members: list[tuple[Tensor, int]]  # parameter, axis
+    labels: Tensor
+    shares: Tensor
+    vectors: bool
+    maximise: bool
+
+    @staticmethod
+    def of(members: Sequence[tuple[Tensor, _Tie]], vectors: bool, maximise: bool) -> _Batch:
+        parts, total = [], 0
+        for _, tie in members:
+            parts.append(tie.labels + total)
+            total += int(tie.labels.max()) + 1
+        parameter = members[0][0]
+        labels, shares = _on_device(np.concatenate(parts), parameter)
+        return _Batch([(p, tie.axis) for p, tie in members], labels, shares, vectors, maximise)
+
+    def act(self, strength: float, scale: Tensor | None) -> None:
+        """Replace the gradients; ``scale`` is the loss scale they still carry."""
+        gradients = [p.grad.movedim(axis, 0) for p, axis in self.members]  # type: ignore[union-attr]
+        kernels = torch.cat(
+            [p.detach().movedim(axis, 0).reshape(p.shape[axis], -1) for p, axis in self.members]
+        )
+        rows = torch.cat([g.reshape(len(g), -1) for g in gradients])
+        pull = strength if scale is None else scale.to(kernels) * strength
+        new = centripetal_gradient(rows, kernels, self.labels, self.shares, pull).split(
+            [len(g) for g in gradients]
+        )
+        torch._foreach_copy_(
+            gradients, [part.view(g.shape) for part, g in zip(new, gradients, strict=True)]
+        )
+
+
+def _clusters(
+    graph: ChannelGraph,
+    model: nn.Module,
+    target: Target | None,
+    clusters: str | Mapping[str, Sequence[int]],
+    seed: int,
+    staying: Mapping[str, str],
+) -> dict[str, Labels]:
+    """The clusters of every group that becomes narrower."""
+    if isinstance(clusters, Mapping):
+        if target is not None:
+            raise PlanError("the clusters that were given say the widths: leave target out (None)")
+        return clustering.checked(graph, clusters, staying)
+    if target is None:
+        raise PlanError(
+            "target says what stays: a share of every group, or a mapping from names to widths "
+            "or shares"
+        )
+    function = clustering.clustering(clusters)
+    tensors = dict(named_tensors(model))
+    result = {}
+    for name, width in clustering.widths(graph, target, staying).items():
+        producer = pacesetter(graph, graph[name])
+        result[name] = function(
+            clustering.kernels_of(tensors[producer], graph[name], producer), width, seed
+        )
+    return result
+
+
+def _made(group: ChannelGroup) -> list[Slice]:
+    """Where members must become equal: all that a group has in tensors, except what reads it."""
+    return [part for part in group.slices if part.role != "consumer"]
+
+
+def _entries(part: Slice, labels: Labels) -> tuple[np.ndarray, Labels]:
+    """The entries of a slice, and the cluster of each: a unit's k-th entry goes with the k-th ones
+    of its cluster.
+    """
+    order = np.lexsort((part.positions, part.units))
+    each = len(order) // len(labels)
+    return part.positions[order], (labels[:, None] * each + np.arange(each)).ravel()
+
+
+def _ties(graph: ChannelGraph, clusters: Mapping[str, Labels]) -> Iterator[_Tie]:
+    """One for each (tensor, axis), over all the groups that have entries there."""
+    found: dict[tuple[str, int], np.ndarray] = {}
+    turns: dict[str, int] = {}
+    for name, labels in clusters.items():
+        for part in _made(graph[name]):
+            size = graph.inventory.shapes[part.tensor][part.axis]
+            entries = found.setdefault((part.tensor, part.axis), np.arange(size))
+            positions, numbers = _entries(part, labels)
+            entries[positions] = numbers + entries.max() + 1
+    for (tensor, axis), entries in found.items():
+        turns[tensor] = turns.get(tensor, -1) + 1
+        yield _Tie(tensor, axis, clustering.canonical(entries), turns[tensor])
+
+
+def _on_device(labels: Labels, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and shares for `cluster_means`, where and as precise as ``like``."""
+    shares = 1 / torch.from_numpy(np.bincount(labels)).double()[:, None]
+    return torch.from_numpy(labels).to(like.device), shares.to(like)
+
+
+def _average(tensor: Tensor, tie: _Tie) -> None:
+    """Set every entry to the mean of its cluster, in place."""
+    view = tensor.detach().movedim(tie.axis, 0)
+    view.copy_(
+        cluster_means(view.reshape(len(view), -1), *_on_device(tie.labels, tensor)).view(view.shape)
+    )
+
+
+def _spread(tensor: Tensor, part: Slice, labels: Labels) -> float:
+    """`Deviation` of one slice of one tensor."""
+    positions, numbers = _entries(part, labels)
+    rows = tensor.detach().movedim(part.axis, 0).reshape(tensor.shape[part.axis], -1)
+    rows = rows[torch.from_numpy(positions).to(rows.device)].double()
+    distance = (rows - cluster_means(rows, *_on_device(numbers, rows))).norm(dim=1).max()
+    size = rows.square().sum(1).mean().sqrt()
+    return float(distance / size) if distance > 0 else 0.0
+
+
+def _not_negative(name: str, value: float) -> float:
+    if isinstance(value, bool) or not (
+        isinstance(value, Real) and math.isfinite(value) and value >= 0
+    ):
+        raise PlanError(
+            f"the {name} of CentripetalSGD must be a number of at least 0, not {value!r}"
+        )
+    return float(value)
+
+
+__all__ = ["CentripetalSGD", "Deviation", "centripetal_gradient", "cluster_means"]

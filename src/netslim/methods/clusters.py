@@ -1,0 +1,192 @@
+"""Which channels are to become equal: clusters of the units of a group, and how many each group
+gets.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup
+from netslim.graph.words.naming import granted
+
+Labels = np.ndarray  # the cluster number of every unit, clusters numbered as they first appear
+Target = float | Mapping[str, float | int]
+
+_RESTARTS = 10  # scikit-learn's own number of starts when the authors of C-SGD used it
+
+
+def even(kernels: np.ndarray, clusters: int, seed: int = 0) -> Labels:
+    """Neighbours together, in clusters whose sizes differ by at most 1."""
+    return np.arange(len(kernels)) * clusters // len(kernels)
+
+
+def imbalanced(kernels: np.ndarray, clusters: int, seed: int = 0) -> Labels:
+    """The first cluster takes all the excess; every other has one member."""
+    return np.maximum(np.arange(len(kernels)) - (len(kernels) - clusters), 0)
+
+
+def kmeans(kernels: np.ndarray, clusters: int, seed: int = 0) -> Labels:
+    """k-means (Lloyd 1982) as scikit-learn runs it, the best of ten seeded starts.
+
+    Where fewer kernels than ``clusters`` differ, which leaves clusters empty, the member farthest
+    from its cluster's mean gets a cluster of its own until there are as many as asked for.
+    """
+    from sklearn.cluster import KMeans
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # ConvergenceWarning: fewer distinct kernels than clusters, repaired below
+        labels = KMeans(clusters, n_init=_RESTARTS, random_state=seed % 2**32).fit_predict(kernels)
+    return canonical(_filled(kernels, canonical(labels), clusters))
+
+
+CLUSTERINGS: dict[str, Callable[[np.ndarray, int, int], Labels]] = {
+    "kmeans": kmeans,
+    "even": even,
+    "imbalanced": imbalanced,
+}
+
+
+def canonical(labels: np.ndarray) -> Labels:
+    """The same clusters, numbered from 0 in the order of their first members."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+def _filled(kernels: np.ndarray, labels: Labels, clusters: int) -> Labels:
+    """Split clusters until there are as many as wanted."""
+    labels = labels.copy()
+    for fresh in range(labels.max() + 1, clusters):
+        sizes = np.bincount(labels)
+        means = np.stack([kernels[labels == c].mean(0) for c in range(fresh)])
+        distance = np.linalg.norm(kernels - means[labels], axis=1)
+        distance[sizes[labels] == 1] = -1  # a cluster of one cannot be split
+        labels[int(distance.argmax())] = fresh
+    return labels
+
+
+def clustering(name: str) -> Callable[[np.ndarray, int, int], Labels]:
+    """The clustering of this name.
+
+    Raises:
+        PlanError: there is none; the nearest are given.
+    """
+    if name not in CLUSTERINGS:
+        near = get_close_matches(str(name), CLUSTERINGS) or list(CLUSTERINGS)
+        raise PlanError(
+            f"there is no clustering {name!r}; did you mean {' or '.join(map(repr, near))}?"
+        )
+    return CLUSTERINGS[name]
+
+
+def kernels_of(tensor: Tensor, group: ChannelGroup, name: str) -> np.ndarray:
+    """The flattened kernels of a group's units in its producer ``name``; shape (units, numbers),
+    float64.
+
+    Raises:
+        PlanError: they are not finite.
+    """
+    part = next(s for s in group.tensors("producer") if s.tensor == name)
+    rows = (
+        tensor.detach().movedim(part.axis, 0).flatten(1)
+        if tensor.dim() > 1
+        else tensor.detach()[:, None]
+    )
+    order = np.lexsort((part.positions, part.units))
+    picked = rows.double().cpu()[torch.from_numpy(part.positions[order])]
+    kernels = picked.reshape(group.size, -1).numpy()
+    if not np.isfinite(kernels).all():
+        raise PlanError(
+            f"the kernels of {name!r} are not finite, so they cannot be clustered; did "
+            "training diverge?"
+        )
+    return kernels
+
+
+def widths(graph: ChannelGraph, target: Target, staying: Mapping[str, str]) -> dict[str, int]:
+    """How many clusters each group gets, by name, for the groups that become narrower.
+
+    Args:
+        graph: of the model.
+        target: what stays: a share of every group (0 < share <= 1; ``ceil(size * share)``), or a
+            mapping from names or patterns to a width (int) or a share (float); plain names win over
+            patterns, of these the later one.
+        staying: group name -> why it is left alone, for those that are.
+
+    Raises:
+        PlanError: a width or share is out of range, a name means nothing here or cannot be merged,
+            or no group becomes narrower.
+    """
+    entries = target if isinstance(target, Mapping) else {"*": target}
+    amounts = granted(graph, entries, staying, "target names no group that can become narrower")
+    wanted = {name: _width(graph[name], amount) for name, amount in amounts.items()}
+    narrower = {name: width for name, width in wanted.items() if width < graph[name].size}
+    if not narrower:
+        raise PlanError(
+            f"target={target!r} leaves every group as wide as it is, so there is nothing to "
+            "make equal: ask for less than the present widths (print(graph) lists them)"
+        )
+    return narrower
+
+
+def _width(group: ChannelGroup, amount: float | int) -> int:
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        raise PlanError(
+            f"{group.name}: a width (int) or the share that stays (float) is needed, not {amount!r}"
+        )
+    if isinstance(amount, float):
+        if not 0 < amount <= 1:
+            raise PlanError(
+                f"{group.name}: the share that stays must be above 0 and at most 1, not {amount}"
+            )
+        return ceil(group.size * amount - 1e-9)
+    if not 1 <= amount <= group.size:
+        raise PlanError(
+            f"{group.name} has {group.size} channels, so it can keep 1 to {group.size} of "
+            f"them, not {amount}"
+        )
+    return amount
+
+
+def checked(
+    graph: ChannelGraph,
+    clusters: Mapping[str, Sequence[int] | np.ndarray | Tensor],
+    staying: Mapping[str, str],
+) -> dict[str, Labels]:
+    """Clusters that somebody gave, by group name, in canonical form and without groups that stay as
+    they are.
+
+    Raises:
+        PlanError: a name means nothing here or cannot be merged, there is not one whole number a
+            unit, or no cluster has two members.
+    """
+    result = {}
+    for key, labels in clusters.items():
+        group = graph[key]
+        if group.name in staying:
+            raise PlanError(
+                f"the clusters name {key!r}, but {group.name} stays: {staying[group.name]}"
+            )
+        array = np.asarray(labels)
+        if array.shape != (group.size,) or array.dtype.kind not in "iu":
+            raise PlanError(
+                f"{group.name} has {group.size} channels; its clusters must be as many whole "
+                f"numbers, got shape {array.shape} of {array.dtype}"
+            )
+        if len(np.unique(array)) < group.size:
+            result[group.name] = canonical(array)
+    if not result:
+        raise PlanError("no cluster has two members, so there is nothing to make equal")
+    return {g.name: result[g.name] for g in graph if g.name in result}

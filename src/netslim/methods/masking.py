@@ -1,0 +1,193 @@
+"""Mask mode of Network Slimming (arXiv 1708.06519): channels are silenced and held silent, and cut
+later or never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netslim.errors import PlanError
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare, inside
+from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.prune import prune
+from netslim.surgery.rows import TensorCut
+
+
+class Mask:
+    """Train a network as if it were cut by `plan`, with all its tensors whole.
+
+        mask = Mask(model, plan).attach(optimizer)     # zeroes at once; train as ever small =
+        mask.convert()                         # any time: the same function, physically smaller
+
+    The entries of the removed units are zero in every parameter the plan would cut, and stay so:
+    each step their gradients are zeroed before the optimizer uses them, and the entries themselves
+    after it has moved them, which covers momentum from before, Nesterov, weight decay, Adam and
+    gradient noise.
+
+    Zero weights in the *consumers* alone make the outputs equal to the cut network's: whatever a
+    silent channel still emits (act(beta), or sigmoid(0) = 0.5), nobody reads it. The *producers*,
+    gamma, beta and other per-channel values are zeroed too, because the consumers' gradients at
+    zero are what the channel emits, and those of the producers what the consumers pass back: with
+    both at zero, gradients and weights hold no trace of the removed units where act(0) = 0, so
+    norms over whole tensors (clipping before the step, LARS, LAMB) are the small network's; scores
+    and `NetworkSlimming.share_zero` see the units as gone; and unread weights do not drift under
+    weight decay. So training masked and converting is training the converted network, to rounding,
+    for optimizers that treat each entry alone. Statistics of BN layers are left to run. The
+    direction of a weight-normalised producer keeps its values, as its length (`weight_g`) is zero
+    and that of a zero vector is undefined.
+
+    The model holds nothing of the mask: copies of it are not masked. Entries are found by name at
+    every step, so the model may move to another device or get new parameters in between.
+
+    Args:
+        model: the network the plan was made for, wrapped or not; unchanged until `apply` or
+            `attach`.
+        plan: what to silence. Where it is inexact (normalisation over channels), so is the
+            conversion.
+
+    Raises:
+        PlanError: the plan belongs to another architecture, merges units (the others would need
+            their values), or removes nothing.
+    """
+
+    def __init__(self, model: nn.Module, plan: PruningPlan) -> None:
+        self.model, self.plan = model, plan
+        inner = bare(model, PlanError)
+        plan.check(inner)
+        merged = [name for name, cut in plan.groups.items() if cut.into]
+        if merged:
+            raise PlanError(
+                f"the plan merges units of {merged[0]!r}, and a mask can only silence them: "
+                "cut it with netslim.prune"
+            )
+        self._cuts = _masked(inner, plan)
+        if not self._cuts:
+            raise PlanError(
+                "the plan removes nothing, so there is nothing to mask: select with a larger budget"
+            )
+        self._indices: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._attached = Attachments("Mask", "once is enough: its entries are held at zero")
+
+    @torch.no_grad()
+    def apply(self) -> Self:
+        """Zero the removed units' entries now; they stay zero while attached, or until something
+        trains them.
+
+        Raises:
+            PlanError: the model has been cut or changed since.
+        """
+        for tensor, cut in self._entries():
+            tensor.index_fill_(cut.axis, self._index(cut, tensor), 0)
+        return self
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """`apply`, and hold the entries at zero through every step of `optimizer`; several may be
+        attached.
+
+        Raises:
+            PlanError: attached to it already, or it holds none of the masked parameters.
+        """
+        optimizer = self._attached.new(optimizer)
+        held = set(map(id, parameters_of(optimizer)))
+        if not any(id(tensor) in held for tensor, _ in self._entries()):
+            raise PlanError(
+                f"this {type(optimizer).__name__} holds none of the masked parameters of this "
+                f"{type(self.model).__name__}: attach to an optimizer of this very model"
+            )
+        self.apply()
+        before, after = before_step(optimizer, self._hold), after_step(optimizer, self._zero)
+        self._attached.add(optimizer, before, after)
+        return self
+
+    def detach(self, optimizer: Optimizer | None = None) -> None:
+        """Let `optimizer` (by default: any) train the silenced units again, from zero.
+
+        Raises:
+            PlanError: it is not attached to `optimizer`.
+        """
+        self._attached.remove(optimizer)
+
+    def convert(self) -> nn.Module:
+        """A smaller copy, as `netslim.prune`, with the outputs of the masked model; the model is
+        not changed.
+
+        Raises:
+            PlanError, SurgeryError: as `netslim.prune`.
+        """
+        return prune(bare(self.model, PlanError), self.plan)
+
+    def __repr__(self) -> str:
+        return (
+            f"Mask(removed={self.plan.removed}, tensors={len(self._cuts)}, "
+            f"optimizers={len(self._attached)})"
+        )
+
+    def _hold(self, optimizer: Optimizer) -> None:
+        """Zero the gradients of the masked entries."""
+        for tensor, cut in self._entries():
+            if tensor.grad is not None:
+                tensor.grad.index_fill_(cut.axis, self._index(cut, tensor), 0)
+
+    def _zero(self, optimizer: Optimizer) -> None:
+        self.apply()
+
+    def _entries(self) -> Iterator[tuple[Tensor, TensorCut]]:
+        """The masked tensors as they are now."""
+        tensors = dict(named_tensors(inside(self.model)))
+        for cut in self._cuts:
+            tensor = tensors.get(cut.tensor)
+            if tensor is None or tensor.shape[cut.axis] != cut.size:
+                raise PlanError(
+                    f"{cut.tensor!r} is not as it was when the model was masked: .detach() a "
+                    "mask before its model is cut or rebuilt"
+                )
+            yield tensor, cut
+
+    def _index(self, cut: TensorCut, tensor: Tensor) -> Tensor:
+        key = (cut.tensor, cut.axis, tensor.device)
+        if key not in self._indices:
+            self._indices[key] = torch.tensor(cut.removed, device=tensor.device)
+        return self._indices[key]
+
+
+def _masked(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
+    """The cuts whose entries are zeroed: of all parameters, and of buffers where they read the
+    removed units.
+    """
+    tensors = dict(named_tensors(model))
+    lengths = {(cut.tensor, cut.axis) for cut in plan.tensors}
+    result = []
+    for cut in plan.tensors:
+        tensor = tensors[cut.tensor]
+        holds = isinstance(tensor, nn.Parameter) or (
+            "consumer" in cut.role and tensor.is_floating_point()
+        )
+        if (
+            holds
+            and len(cut.kept) < cut.size
+            and (_length(model, cut.tensor), cut.axis) not in lengths
+        ):
+            result.append(cut)
+    return result
+
+
+def _length(model: nn.Module, name: str) -> str | None:
+    """The name of the tensor with the lengths, if `name` holds the directions of a
+    weight-normalised weight.
+    """
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if own.endswith("_v") and isinstance(
+        vars(module).get(own[:-2]), Tensor
+    ):  # torch.nn.utils.weight_norm
+        return f"{name[:-2]}_g"
+    if own == "original1" and type(next(module.children(), None)).__name__ == "_WeightNorm":
+        return f"{path}.original0"
+    return None

@@ -1,0 +1,288 @@
+"""The smallest network within an accuracy drop: bisection over the share that is cut.
+
+::
+
+    below, above = low, high                the network as it is passes; of `high` nothing is known yet
+    while above - below > tolerance:
+        share = (below + above) / 2
+        score = evaluate(make(share))       every candidate is cut from the original network
+        below or above = share              below where score >= baseline - max_drop, else above
+    if nothing has failed: try high itself
+
+The largest share that passed wins. Accuracy after a short recovery is noisy, so it need not fall
+steadily with the share: bisection does not look below a share that passed, nor above one that
+failed, and finds *a* share at which passing turns into failing, not always the largest one that
+would pass.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from netslim.errors import PlanError
+from netslim.files import write_atomic
+
+Network = TypeVar("Network")
+_FORMAT = 1
+_DIGITS = 4  # of a share: what goes on may name files by it
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One share that was tried.
+
+    Attributes:
+        share: the cut that was asked for, 0 to 1.
+        score: what `evaluate` gave; None where no plan reaches the share.
+        passed: whether the score is within the drop.
+        note: why there is no score.
+    """
+
+    share: float
+    score: float | None
+    passed: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SearchResult(Generic[Network]):
+    """What a search found.
+
+    Attributes:
+        candidates: in the order in which they were tried.
+        best: the one of the largest share that passed; None when none did.
+        network: of the best; None when there is no best, or when its score was read from the
+            journal.
+        baseline: the score of the uncut network.
+        max_drop: what a candidate may lose of it.
+        verdict: the outcome in a sentence.
+    """
+
+    candidates: tuple[Candidate, ...]
+    best: Candidate | None
+    network: Network | None
+    baseline: float
+    max_drop: float
+    verdict: str
+
+    def __str__(self) -> str:
+        rows = [("cut", "score", "drop", "")]
+        for item in self.candidates:
+            score = (
+                ("–", "–")
+                if item.score is None
+                else (f"{item.score:.4f}", f"{self.baseline - item.score:+.4f}")
+            )
+            mark = (
+                "best" if item is self.best else "passed" if item.passed else item.note or "failed"
+            )
+            rows.append((f"{item.share:.1%}", *score, mark))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = ["  ".join([*map(str.rjust, row[:3], widths), row[3]]).rstrip() for row in rows]
+        return "\n".join([*lines, self.verdict])
+
+
+def search(
+    make: Callable[[float], Network],
+    evaluate: Callable[[Network], float],
+    *,
+    max_drop: float,
+    baseline: float,
+    low: float = 0.0,
+    high: float = 0.95,
+    tolerance: float = 0.02,
+    max_tries: int = 8,
+    journal: str | os.PathLike[str] | None = None,
+) -> SearchResult[Network]:
+    """Find the largest cut whose network, made and trained by your own code, loses no more than
+    `max_drop`.
+
+    ::
+
+        def make(share):                                          # always from the original network
+            small = netslim.slim(model, example, budget=netslim.Budget(cut_macs=share))
+            return recover(small)                                 # your own training loop, short
+
+        found = netslim.search(make, accuracy, max_drop=0.005, baseline=accuracy(model), journal="search.json")
+
+    Args:
+        make: from a share (`low` < share <= `high`) to a network. One that raises `PlanError`, for
+            no plan reaches the share, counts as failed.
+        evaluate: from a network to its score; larger is better. It decides, so give it held-out
+            data, but not the data of the final test.
+        max_drop: what may be lost, in the unit of `evaluate`: half a point is 0.005 of an accuracy
+            from 0 to 1.
+        baseline: the score of the uncut network.
+        low: a share that is taken to pass, and not tried.
+        high: the largest share of interest; tried only when nothing smaller has failed.
+        tolerance: the search ends when the share is known to so much.
+        max_tries: most networks that are made; shares out of reach do not count.
+        journal: a JSON file of the shares tried and their scores. With it a search that was killed
+            goes on: what is in it is not made again. The file belongs to one `make` and `evaluate`;
+            `max_drop` may change.
+
+    Raises:
+        PlanError: an option is out of range, a score is not a finite number, no share that was
+            tried can be reached, or the journal is no file of this kind.
+    """
+    _check(max_drop, baseline, low, high, tolerance, max_tries)
+    book = _Book(None if journal is None else Path(journal))
+    course = _Course(make, evaluate, baseline - max_drop, book)
+    below, above = low, high
+    while above - below > tolerance + 1e-9 and course.made < max_tries:
+        share = round((below + above) / 2, _DIGITS)
+        if not below < share < above:
+            break
+        below, above = (share, above) if course.tries(share) else (below, share)
+    if above == high and course.made < max_tries:
+        course.tries(round(high, _DIGITS))
+    reached = [item for item in course.candidates if item.score is not None]
+    if not reached:
+        raise PlanError(
+            f"no share from {low:g} to {high:g} can be reached: {course.candidates[-1].note}"
+        )
+    best = max((item for item in reached if item.passed), key=lambda item: item.share, default=None)
+    verdict = _verdict(course.candidates, best, baseline, max_drop, high)
+    return SearchResult(tuple(course.candidates), best, course.network, baseline, max_drop, verdict)
+
+
+class _Course(Generic[Network]):
+    """The candidates so far, and the network of the best."""
+
+    def __init__(
+        self,
+        make: Callable[[float], Network],
+        evaluate: Callable[[Network], float],
+        floor: float,
+        book: _Book,
+    ) -> None:
+        self.make, self.evaluate, self.floor, self.book = make, evaluate, floor, book
+        self.candidates: list[Candidate] = []
+        self.network: Network | None = None
+
+    @property
+    def made(self) -> int:
+        """How many have a score."""
+        return sum(item.score is not None for item in self.candidates)
+
+    def tries(self, share: float) -> bool:
+        """Whether the network of this share passes."""
+        network, note = None, ""
+        score = self.book.scores.get(share)
+        if score is None:
+            try:
+                network = self.make(share)
+            except PlanError as error:
+                note = str(error)
+            else:
+                score = _finite(self.evaluate(network), share)
+                self.book.note(share, score)
+        passed = (
+            score is not None and score >= self.floor - 1e-12
+        )  # a drop of exactly what is allowed passes
+        self.candidates.append(Candidate(share, score, passed, note))
+        if passed:  # larger than all that passed before: bisection never looks below those
+            self.network = network
+        return passed
+
+
+class _Book:
+    """The journal: scores by share, on disk where there is a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.scores = path, dict[float, float]()
+        if path is None or not path.exists():
+            return
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']!r}")
+            self.scores = {
+                float(row["share"]): _finite(row["score"], row["share"]) for row in content["tried"]
+            }
+        except (OSError, ValueError, KeyError, TypeError, PlanError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise PlanError(
+                f"{path} is not the journal of a search ({reason}); give another file"
+            ) from None
+
+    def note(self, share: float, score: float) -> None:
+        """Add a score; the file is as before or complete, also after a kill."""
+        self.scores[share] = score
+        if self.path is None:
+            return
+        tried = [{"share": share, "score": score} for share, score in self.scores.items()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, json.dumps({"format": _FORMAT, "tried": tried}, indent=1) + "\n")
+
+
+def _check(
+    max_drop: float, baseline: float, low: float, high: float, tolerance: float, max_tries: int
+) -> None:
+    if not (math.isfinite(max_drop) and max_drop >= 0):
+        raise PlanError(f"max_drop must be 0 or more, in the unit of evaluate, got {max_drop!r}")
+    if not math.isfinite(baseline):
+        raise PlanError(f"baseline must be the finite score of the uncut network, got {baseline!r}")
+    if not 0 <= low < high < 1:
+        raise PlanError(
+            f"low and high are shares with 0 <= low < high < 1, got {low!r} and {high!r}"
+        )
+    if not 0 < tolerance < 1:
+        raise PlanError(f"tolerance is a share above 0 and below 1, got {tolerance!r}")
+    if max_tries < 1:
+        raise PlanError(f"max_tries must be 1 or more, got {max_tries!r}")
+
+
+def _finite(score: object, share: float) -> float:
+    if not isinstance(score, Real) or not math.isfinite(score):
+        raise PlanError(
+            f"evaluate must give a finite number; for the cut of {share:.1%} it gave {score!r}"
+        )
+    return float(score)
+
+
+def _verdict(
+    candidates: list[Candidate],
+    best: Candidate | None,
+    baseline: float,
+    max_drop: float,
+    high: float,
+) -> str:
+    tried = sorted(
+        (item for item in candidates if item.score is not None), key=lambda item: item.share
+    )
+
+    def loses(item: Candidate) -> str:
+        assert item.score is not None
+        return f"{item.share:.1%} loses {baseline - item.score:.4g}"
+
+    if best is None:
+        return (
+            f"no cut passed: even the smallest that was tried, {loses(tried[0])}, and "
+            f"{max_drop:g} is allowed; recover for longer, allow more, or search more finely "
+            "(tolerance)"
+        )
+    beyond = min(
+        (item for item in candidates if item.share > best.share),
+        key=lambda item: item.share,
+        default=None,
+    )
+    if beyond is None:
+        end = (
+            "the largest that was asked for"
+            if best.share >= round(high, _DIGITS)
+            else "the largest that was tried"
+        )
+        return f"every cut passed: {end}, {loses(best)}; the network may be smaller still"
+    after = f"{beyond.share:.1%} cannot be reached" if beyond.score is None else loses(beyond)
+    return (
+        f"a cut of {loses(best)} of the {max_drop:g} allowed; the next larger one that was "
+        f"tried, {after}"
+    )

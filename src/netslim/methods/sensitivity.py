@@ -1,0 +1,386 @@
+"""What a network loses when one group of channels is cut alone, and from it how far each group may
+be cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netslim.errors import NetslimError, PlanError
+from netslim.files import write_atomic
+from netslim.graph import trace
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare, duplicate
+from netslim.graph.words.naming import listed, meant
+from netslim.methods.sensitivity_result import EQUAL, FORMAT, Row, Sensitivity, Unit
+from netslim.selection.budget.limits import Limits, Shortcuts
+from netslim.selection.criteria.registry import Criterion
+from netslim.selection.criteria.scoring import score
+from netslim.selection.select import select
+from netslim.surgery.compensate.batch_norm import recalibrate as fresh_statistics
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.proof.verify import verify
+from netslim.surgery.prune import prune
+
+ROUNDING = 1e-9  # of shares of a group
+Progress = Callable[["Row", int, int], None]
+
+
+def sensitivity(
+    model: nn.Module,
+    example_inputs: Any,
+    evaluate: Callable[[nn.Module], Any],
+    *,
+    criterion: str | Criterion = "l2",
+    ratios: Sequence[float] = (0.25, 0.5, 0.75),
+    groups: Iterable[str] | None = None,
+    batches: Iterable[Any] | None = None,
+    recalibrate: bool | int = False,
+    scoring: Mapping[str, Any] | None = None,
+    shortcuts: Shortcuts = "include",
+    allow_inexact: bool = False,
+    unit: Unit = "share",
+    journal: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Cut each group alone, at several ratios, and measure what is lost (Li et al. 2017, section
+    3.2, Fig. 2b).
+
+    The model is traced and scored once; then for every group and ratio its least important channels
+    are really cut out of a copy, the cut is proved, and ``evaluate`` looks at the result. Nothing
+    is trained, ``model`` stays as it is.
+
+    Args:
+        model: any trained PyTorch module.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+        evaluate: takes a network in evaluation mode, a copy that it may do anything with, and gives
+            a number, larger is better: accuracy on held-out data (never on the test set, for the
+            result decides what is cut).
+        criterion: which channels go first, see `netslim.score`.
+        ratios: shares of a group, above 0 and below 1; ``floor(size * ratio)`` channels go.
+        groups: names or patterns, as for ``protect`` of `netslim.select`; by default all that can
+            be cut.
+        batches: a data loader or list, for criteria that look at data and for ``recalibrate``.
+        recalibrate: take the statistics of batch norms anew after each cut: True from all of
+            ``batches``, a number from the first so many. For the baseline, too, so that a drop is
+            what the cut alone does.
+        scoring: options of the criterion.
+        shortcuts: ``avoid`` leaves out the groups in which the outputs of several layers are added.
+        allow_inexact: also cut groups whose removal changes values, as where channels are
+            normalised together.
+        unit: ``share`` if the values are shares from 0 to 1 such as accuracy, ``number`` for
+            anything else, such as minus a loss.
+        journal: a file that keeps each value as soon as it is measured: a run that was killed goes
+            on from it, and nothing is measured twice, also when more ratios or groups are asked
+            for.
+        settings: plain data on what ``evaluate`` looks at, kept with the result; a journal with
+            other ones is refused.
+        progress: called as ``progress(row, done, total)`` after each cut that was not in the
+            journal yet.
+
+    Raises:
+        TraceError: as `netslim.trace`.
+        PlanError: an option is out of range, a name means no group that can be cut, ``evaluate``
+            gives no finite number (or no share), no group's cut can be proved, or the journal is
+            not of this work.
+    """
+    model, shares = bare(model, PlanError), _checked(ratios)
+    if unit not in ("share", "number"):
+        raise PlanError(f"unit must be 'share' or 'number', got {unit!r}")
+    if batches is not None and (
+        isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable)
+    ):
+        raise PlanError(
+            f"batches must be a data loader or a list of batches, not a {type(batches).__name__}"
+        )
+    seen = None if batches is None else list(batches)
+    again = _again(seen, recalibrate)
+    limits = Limits(shortcuts=shortcuts, allow_inexact=allow_inexact)
+    graph = trace(model, example_inputs)
+    scores = score(graph, model, criterion, batches=seen, **(scoring or {}))
+    names, notes = _subjects(graph, scores, groups, limits)
+    named = (
+        criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "a function")
+    )
+    about = {
+        "criterion": named,
+        "scoring": dict(scoring or {}),
+        "recalibrate": len(again or ()),
+        **(settings or {}),
+    }
+    about = json.loads(
+        json.dumps(about, default=lambda value: getattr(value, "__name__", type(value).__name__))
+    )
+    book = _Journal(
+        journal,
+        {"architecture": graph.fingerprint, "weights": _digest(model), "unit": unit, **about},
+    )
+    bench = _Bench(model, graph, scores, example_inputs, evaluate, again, limits, unit)
+    baseline = book.value("", 0, lambda: bench.look(duplicate(model), "the whole network"))
+    rows: list[Row] = []
+    for name in names:
+        try:
+            for row, fresh in bench.rows(name, shares, baseline, book):
+                rows.append(row)
+                if fresh and progress is not None:
+                    progress(row, len(rows), len(names) * len(shares))
+        except _UnprovedError as error:
+            rows = [row for row in rows if row.group != name]
+            notes.append(f"{name} is left out: its cut cannot be proved ({error})")
+    if not rows:
+        raise PlanError(f"no group of this model can be cut alone: {listed(notes, '; ')}")
+    about |= {"shortcuts": shortcuts, "allow_inexact": allow_inexact}
+    return Sensitivity(
+        baseline,
+        tuple(rows),
+        graph.params(),
+        graph.macs(),
+        graph.fingerprint,
+        unit,
+        about,
+        tuple(notes),
+    )
+
+
+class _UnprovedError(Exception):
+    """A cut of a single group failed, or did not verify."""
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A traced and scored model, ready to be cut group by group."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    scores: Mapping[str, Tensor]
+    example_inputs: Any
+    evaluate: Callable[[nn.Module], Any]
+    again: list[Any] | None  # batches from which batch norms take their statistics anew
+    limits: Limits
+    unit: Unit
+
+    def rows(
+        self, name: str, ratios: Sequence[float], baseline: float, book: _Journal
+    ) -> Iterator[tuple[Row, bool]]:
+        """The rows of one group, and whether they were measured just now; what the journal holds is
+        not again.
+        """
+        number = self.graph.number(name)
+        size = self.graph.groups[number].size
+        for ratio in ratios:
+            removed = math.floor(size * ratio + ROUNDING)
+            plan = self._plan(name, removed)
+            fresh = removed > 0 and not book.knows(name, removed)
+            value = (
+                book.value(name, removed, partial(self._cut, plan, name, removed))
+                if removed
+                else baseline
+            )
+            mask = {number: np.isin(np.arange(size), plan.groups[name].kept)} if removed else {}
+            params = self.graph.params() - self.graph.params(mask)
+            macs = self.graph.macs() - self.graph.macs(mask)
+            yield Row(name, size, ratio, removed, value, baseline - value, params, macs), fresh
+
+    def look(self, network: nn.Module, what: str) -> float:
+        """What ``evaluate`` gives for a network, after fresh statistics where they are asked for."""
+        if self.again is not None:
+            fresh_statistics(network, self.again)
+        for module in network.modules():
+            module.training = False
+        given = self.evaluate(network)
+        try:
+            value = float(given)
+        except (TypeError, ValueError, RuntimeError):
+            raise PlanError(
+                f"evaluate must return a number, it gave a {type(given).__name__} for {what}"
+            ) from None
+        if not math.isfinite(value):
+            raise PlanError(
+                f"evaluate gave {value} for {what}: it must return a finite number, larger is "
+                "better"
+            )
+        if self.unit == "share" and not -EQUAL <= value <= 1 + EQUAL:
+            raise PlanError(
+                f"evaluate gave {value:g} for {what}, which is no share from 0 to 1: give "
+                "unit='number'"
+            )
+        return value
+
+    def _plan(self, name: str, removed: int) -> PruningPlan:
+        options: dict[str, Any] = {
+            "shortcuts": self.limits.shortcuts,
+            "allow_inexact": self.limits.allow_inexact,
+        }
+        return select(self.graph, self.scores, per_group={name: removed}, **options)
+
+    def _cut(self, plan: PruningPlan, name: str, removed: int) -> float:
+        try:
+            small = prune(self.model, plan)
+            verify(self.model, small, plan, self.example_inputs, graph=self.graph)
+        except (NetslimError, RuntimeError) as error:
+            raise _UnprovedError(" ".join(str(error).split())) from error
+        return self.look(small, f"{name} without {removed} of its channels")
+
+
+class _Journal:
+    """Measured values in a file of JSON lines, the first of which says whose they are.
+
+    Raises:
+        PlanError: the file holds something else, is damaged, or belongs to other work.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, identity: dict[str, Any]) -> None:
+        self.path = None if path is None else Path(path)
+        self.values: dict[tuple[str, int], float] = {}
+        if self.path is None:
+            return
+        if self.path.exists() and self.path.stat().st_size:
+            self._resume(self.path, identity)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(
+                self.path,
+                json.dumps({"format": FORMAT, "kind": "sensitivity journal", "of": identity})
+                + "\n",
+            )
+
+    def knows(self, group: str, removed: int) -> bool:
+        """Whether this cut was measured already."""
+        return (group, removed) in self.values
+
+    def value(self, group: str, removed: int, measure: Callable[[], float]) -> float:
+        """The value of a cut, measured only if it is not known, and written down at once."""
+        if not self.knows(group, removed):
+            value = measure()
+            if self.path is not None:
+                with open(self.path, "ab") as file:
+                    file.write(
+                        json.dumps({"group": group, "removed": removed, "value": value}).encode()
+                        + b"\n"
+                    )
+                    file.flush()
+                    os.fsync(file.fileno())
+            self.values[group, removed] = value
+        return self.values[group, removed]
+
+    def _resume(self, path: Path, identity: dict[str, Any]) -> None:
+        *lines, torn = path.read_bytes().split(b"\n")
+        header = _parsed(lines[0]) if lines else None
+        if header is None or (header.get("kind"), header.get("format")) != (
+            "sensitivity journal",
+            FORMAT,
+        ):
+            raise PlanError(
+                f"{path} is not a journal of netslim.sensitivity (format {FORMAT}); choose "
+                "another file"
+            )
+        theirs = header.get("of") or {}
+        keys = dict.fromkeys([*theirs, *identity])
+        wrong = [
+            f"{k} {theirs.get(k)!r} there, {identity.get(k)!r} here"
+            for k in keys
+            if theirs.get(k) != identity.get(k)
+        ]
+        if wrong:
+            raise PlanError(
+                f"{path} was begun for another model or with other settings "
+                f"({'; '.join(wrong)}); choose another file, or delete it to measure anew"
+            )
+        for number, line in enumerate(lines[1:], 2):
+            entry = _parsed(line)
+            if entry is None or not {"group", "removed", "value"} <= entry.keys():
+                raise PlanError(
+                    f"{path} is damaged in line {number}; delete that line to measure it again"
+                )
+            self.values[entry["group"], entry["removed"]] = float(entry["value"])
+        if torn:  # by a kill in the middle of writing
+            with open(path, "r+b") as file:
+                file.truncate(path.stat().st_size - len(torn))
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _checked(ratios: Iterable[float]) -> tuple[float, ...]:
+    """Rising and distinct."""
+    found = [ratios] if isinstance(ratios, (int, float)) else list(ratios)
+    for ratio in found:
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+            raise PlanError(
+                f"ratios must be above 0 and below 1, got {ratio!r}: shares of a group that go"
+            )
+    if not found:
+        raise PlanError(
+            "ratios is empty: give some shares of a group that go, such as (0.25, 0.5, 0.75)"
+        )
+    return tuple(sorted({float(ratio) for ratio in found}))
+
+
+def _again(batches: list[Any] | None, recalibrate: bool | int) -> list[Any] | None:
+    if not recalibrate:
+        return None
+    if not isinstance(recalibrate, int) or recalibrate < 0:
+        raise PlanError(
+            f"recalibrate must be True, False or a number of batches, got {recalibrate!r}"
+        )
+    if not batches:
+        raise PlanError("recalibrate needs batches=, a data loader or a list of training batches")
+    return batches if recalibrate is True else list(islice(batches, recalibrate))
+
+
+def _subjects(
+    graph: ChannelGraph, scores: Mapping[str, Tensor], groups: Iterable[str] | None, limits: Limits
+) -> tuple[list[str], list[str]]:
+    """The names of the groups to cut, in order of execution, and sentences on those left out."""
+    staying = {group.name: "it has no score" for group in graph.groups if group.name not in scores}
+    staying |= limits.staying(graph)
+    if groups is None:
+        chosen = [group.name for group in graph.groups]
+    else:
+        wanted, chosen = [groups] if isinstance(groups, str) else list(groups), []
+        for name in wanted:
+            members = [g.name for g in meant(graph, name, "groups names no group")]
+            if all(member in staying for member in members):
+                raise PlanError(f"groups: {name!r} cannot be cut: {staying[members[0]]}")
+            chosen += members
+    names = [g.name for g in graph.groups if g.name in chosen and g.name not in staying]
+    notes = [
+        f"{name} is left out: {staying[name]}" for name in dict.fromkeys(chosen) if name in staying
+    ]
+    if not names:
+        raise PlanError(f"nothing can be cut: {listed(notes, '; ') or 'groups is empty'}")
+    return names, notes
+
+
+def _digest(model: nn.Module) -> str:
+    """Of the values of all parameters and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in named_tensors(model):
+        found.update(name.encode())
+        found.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return found.hexdigest()[:16]
+
+
+__all__ = ["sensitivity"]

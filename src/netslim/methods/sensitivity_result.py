@@ -1,0 +1,290 @@
+"""What a sensitivity study measured: tables, limits, files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from netslim.errors import PlanError
+from netslim.files import write_atomic
+from netslim.graph.modules.walk import fingerprint
+from netslim.graph.modules.wrapping import bare
+from netslim.graph.words.naming import listed
+
+FORMAT = 1
+EQUAL = 1e-6  # relative to the values: drops closer than this are equal, for accuracies are often float32
+Unit = Literal["share", "number"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured cut of one group.
+
+    Attributes:
+        group, size: its name and channels.
+        ratio: the share that was asked for.
+        removed: channels that went, ``floor(size * ratio)``.
+        value: what ``evaluate`` gave.
+        drop: baseline minus value; below 0 where the cut network did better.
+        params: parameters that this cut saves.
+        macs: multiply-accumulates of the traced call that it saves.
+    """
+
+    group: str
+    size: int
+    ratio: float
+    removed: int
+    value: float
+    drop: float
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `sensitivity` measured; `str()` is a table.
+
+    Attributes:
+        baseline: what ``evaluate`` gave for the whole network.
+        rows: a row for each group and ratio, groups in order of execution, ratios rising.
+        params, macs: of the whole network; multiply-accumulates of the traced call.
+        fingerprint: of its architecture.
+        unit: ``share`` where values are shares from 0 to 1, which are shown in percent and their
+            drops in points.
+        settings: how it was measured.
+        notes: sentences: which groups were left out, and why.
+    """
+
+    baseline: float
+    rows: tuple[Row, ...]
+    params: int
+    macs: int
+    fingerprint: str
+    unit: Unit = "share"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> dict[str, tuple[Row, ...]]:
+        """Group name -> its rows, ratios rising."""
+        names = dict.fromkeys(row.group for row in self.rows)
+        return {name: tuple(row for row in self.rows if row.group == name) for name in names}
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The ratios that were tried, rising."""
+        return tuple(sorted({row.ratio for row in self.rows}))
+
+    def limits(
+        self, max_drop: float, *, interpolate: bool = False, stages: Iterable[str] = ()
+    ) -> dict[str, float]:
+        """How much of each group may go: what `netslim.select` takes as ``max_cut`` (or as
+        ``per_group``).
+
+        A limit is the largest share that was tried and cost no more than ``max_drop``, where no
+        smaller share cost more either; 0 where none did. It is never larger than the largest ratio
+        that was tried. Groups that were not measured have none. Each group was cut alone: cut all
+        at once they lose more, so take ``max_drop`` smaller than what may be lost in the end, or
+        let fine-tuning make up for it.
+
+        Args:
+            max_drop: in the unit of the values: 0.01 is a point of accuracy.
+            interpolate: go on to where the straight line to the next measured share crosses
+                ``max_drop``.
+            stages: patterns of group names. The groups that one matches share the smallest of their
+                limits, those that must be left alone (limit 0) not counted (Li et al. 2017, section
+                3.2).
+
+        Returns:
+            Group name -> share, at least 0 and below 1.
+
+        Raises:
+            PlanError: ``max_drop`` is negative or not finite, or a pattern matches no group.
+        """
+        if (
+            isinstance(max_drop, bool)
+            or not isinstance(max_drop, (int, float))
+            or not 0 <= max_drop < math.inf
+        ):
+            raise PlanError(
+                f"max_drop must be 0 or more, in the unit of the values, got {max_drop!r}"
+            )
+        found = {name: _limit(rows, max_drop, interpolate) for name, rows in self.groups.items()}
+        alone = dict(found)
+        for pattern in stages:
+            members = [name for name in found if fnmatchcase(name, pattern)]
+            if not members:
+                raise PlanError(
+                    f"stages: {pattern!r} matches no measured group; these are "
+                    f"{listed(list(found))}"
+                )
+            smallest = min((alone[name] for name in members if alone[name]), default=0.0)
+            found |= {name: min(found[name], smallest) for name in members}
+        return found
+
+    def ranking(self) -> dict[str, float]:
+        """Group name -> mean drop over its ratios, each no smaller than at the ratio before; the
+        largest first.
+        """
+        means = {
+            name: sum(d for _, d in _rising(rows)) / len(rows) for name, rows in self.groups.items()
+        }
+        return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+    def table(self, max_drop: float | None = None) -> str:
+        """The drops as text, a line a group; with ``max_drop`` its limit, too."""
+        head = ["group", "channels", *(f"{100 * ratio:g} %" for ratio in self.ratios)]
+        limits = {} if max_drop is None else self.limits(max_drop)
+        lines = [[*head, "may go"] if limits else head]
+        for name, rows in self.groups.items():
+            drops = {row.ratio: self.shown(row.drop) for row in rows}
+            line = [name, str(rows[0].size), *(drops.get(ratio, "") for ratio in self.ratios)]
+            lines.append([*line, f"{100 * limits[name]:.3g} %"] if limits else line)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = (
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+            for line in lines
+        )
+        share = self.unit == "share"
+        baseline = f"{self.baseline:.2%}" if share else f"{self.baseline:g}"
+        title = (
+            f"baseline {baseline}; drop{' in points' if share else ''} when a share of one "
+            "group goes"
+        )
+        return "\n".join([title, *text, *self.notes])
+
+    def shown(self, drop: float) -> str:
+        """A drop for people: points with two decimals, or four digits of a number."""
+        text = f"{100 * drop:.2f}" if self.unit == "share" else f"{drop:.4g}"
+        return "0.00" if text == "-0.00" else text
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, as in the file."""
+        plain = {
+            **asdict(self),
+            "rows": [asdict(row) for row in self.rows],
+            "settings": dict(self.settings),
+        }
+        return {"format": FORMAT, "kind": "sensitivity", **plain, "notes": list(self.notes)}
+
+    def to_json(self) -> str:
+        """Indented JSON."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    def to_csv(self) -> str:
+        """The rows as comma-separated values."""
+        head = "group,size,ratio,removed,value,drop,params_saved,macs_saved"
+        lines = [
+            f'"{r.group}",{r.size},{r.ratio},{r.removed},{r.value!r},{r.drop!r},{r.params},{r.macs}'
+            for r in self.rows
+        ]
+        return "\n".join([head, *lines]) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Sensitivity:
+        """Read what `to_json` wrote.
+
+        Raises:
+            PlanError: the text is something else, damaged, or of a newer format.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"this is not a sensitivity: no valid JSON ({error})") from None
+        if not isinstance(data, dict) or (data.get("kind"), data.get("format")) != (
+            "sensitivity",
+            FORMAT,
+        ):
+            raise PlanError(
+                f"this is not a sensitivity of format {FORMAT}; measure it again with "
+                "netslim.sensitivity"
+            )
+        try:
+            found = Sensitivity(
+                **{
+                    key: value
+                    for key, value in data.items()
+                    if key not in ("format", "kind", "rows", "notes")
+                },
+                rows=tuple(Row(**row) for row in data["rows"]),
+                notes=tuple(data["notes"]),
+            )
+            found.table()
+            return found
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"the sensitivity is damaged ({type(error).__name__}: {error}); measure it again"
+            ) from None
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write `to_json` to a file, which is complete or not there."""
+        write_atomic(Path(path), self.to_json())
+        return Path(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Sensitivity:
+        """Read a file that `save` wrote.
+
+        Raises:
+            PlanError: it cannot be read, or is no such file; the message names it.
+        """
+        try:
+            return Sensitivity.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(
+                f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+            ) from None
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model of another architecture than the measured one.
+
+        Raises:
+            PlanError: names both fingerprints.
+        """
+        found = fingerprint(bare(model, PlanError))
+        if found != self.fingerprint:
+            raise PlanError(
+                f"the sensitivity was measured on the architecture {self.fingerprint}, this "
+                f"model is {found}: measure it on this one (netslim.sensitivity)"
+            )
+
+
+def _rising(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(share that went, drop) by rising share, where no drop is smaller than one before it, nor
+    below 0.
+    """
+    found, worst = [], 0.0
+    for row in sorted(rows, key=lambda row: row.removed):
+        worst = max(worst, row.drop)
+        found.append((row.removed / row.size, worst))
+    return found
+
+
+def _limit(rows: Sequence[Row], max_drop: float, interpolate: bool) -> float:
+    share, before = 0.0, 0.0
+    slack = EQUAL * max(abs(number) for row in rows for number in (row.value, row.value + row.drop))
+    for tried, drop in _rising(rows):
+        if drop > max_drop + slack:
+            return (
+                share + (max_drop - before) / (drop - before) * (tried - share)
+                if interpolate
+                else share
+            )
+        share, before = tried, drop
+    return share
+
+
+__all__ = ["Row", "Sensitivity"]

@@ -1,0 +1,411 @@
+"""Network Slimming: an L1 penalty on every BN scale (Liu et al. 2017, arXiv 1708.06519).
+
+Where it acts in a training step::
+
+    for batch in loader:
+        optimizer.zero_grad()
+        loss = criterion(model(batch.x), batch.y)
+        loss.backward()                  # once or, when accumulating, several times
+        clip_grad_norm_(...)             # sees the gradient of the loss alone
+        optimizer.step()                 # <- here, first of all: gradient += strength * sign(gamma)
+                                         #    or, proximal, last of all: gamma is shrunk towards
+                                         # zero
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from operator import is_
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import LBFGS, Optimizer
+
+from netslim.errors import PlanError
+from netslim.graph.modules.wrapping import bare, gathered
+from netslim.methods.hooks import Attachments, after_step, before_step, loss_scale
+
+Penalty = Literal["l1", "smooth_l1", "proximal"]
+
+
+def slimming_penalty(
+    scales: Iterable[Tensor], strength: float, delta: float | None = None
+) -> Tensor:
+    """`strength` times the sum of |gamma|, the second term of Eq. 1; differentiable. A scalar
+    tensor.
+
+    With a `delta`, |gamma| is smoothed: gamma^2 / (2 delta) up to |gamma| = delta, |gamma| - delta
+    / 2 beyond.
+    """
+    joined = torch.cat([scale.flatten() for scale in scales])
+    if delta is None:
+        return strength * joined.abs().sum()
+    return strength * smooth_l1_loss(joined, torch.zeros_like(joined), reduction="sum", beta=delta)
+
+
+def add_slimming_gradient(
+    gradients: list[Tensor],
+    scales: list[Tensor],
+    strength: float,
+    grad_scale: Tensor | None = None,
+    delta: float | None = None,
+) -> None:
+    """Add the (sub-)gradient of `slimming_penalty` in place.
+
+    It is `strength * sign(gamma)` with sign(0) = 0; with a `delta`, `strength * clip(gamma / delta,
+    -1, 1)`.
+
+    Args:
+        gradients: changed in place, one for each of `scales` and of its shape.
+        scales: the gammas, one 1-D tensor a BN layer.
+        strength: lambda of Eq. 1.
+        grad_scale: a loss scale that `gradients` still carry (0-D).
+        delta: width of the smooth part, above 0.
+    """
+    slopes = (
+        torch._foreach_sign(scales)
+        if delta is None
+        else _clipped(torch._foreach_mul(scales, 1 / delta), 1.0)
+    )
+    if grad_scale is not None:
+        torch._foreach_mul_(slopes, grad_scale)
+    torch._foreach_add_(gradients, slopes, alpha=strength)
+
+
+@torch.no_grad()
+def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
+    """gamma <- sign(gamma) * max(|gamma| - threshold, 0) in place, the proximal map of `threshold`
+    * |gamma|.
+    """
+    changed = list(scales)
+    torch._foreach_sub_(changed, _clipped(torch._foreach_mul(changed, 1.0), threshold))
+
+
+def _clipped(tensors: Any, limit: float) -> Any:
+    """The tensors, clipped in place to [-limit, limit]."""
+    torch._foreach_clamp_max_(tensors, limit)
+    torch._foreach_clamp_min_(tensors, -limit)
+    return tensors
+
+
+class NetworkSlimming:
+    """Sparsity on every BN scale: `NetworkSlimming(model, 1e-4).attach(optimizer)`, then train as
+    ever.
+
+    Three forms of the penalty, which all pull with `strength` on scales that are not small:
+
+    * ``"l1"``: just before each step of the optimizer, `strength * sign(gamma)` is added to the
+      gradient, as in the authors' code. Scales hover around zero in steps of lr * strength; hardly
+      any is ever exactly zero.
+    * ``"smooth_l1"``: the same with `strength * clip(gamma / delta, -1, 1)`, which the paper offers
+      as an alternative (Section 3): the pull fades within `delta` of zero, so scales settle.
+      `threshold_` then gives exact zeros. This is also the relaxed proximal form of Bui et al.
+      (arXiv 2307.00684): they train gamma beside a copy xi with the terms strength * |xi| + beta /
+      2 * (gamma - xi)^2 and, every step, minimise over xi. That minimum is xi = soft(gamma,
+      strength / beta), a function of gamma alone; put in, the gradient beta * (gamma - xi) is the
+      one above with delta = strength / beta. So no copy is kept, and `threshold_` makes gamma the
+      final xi.
+    * ``"proximal"``: after each step, gamma <- soft(gamma, lr * strength), with the learning rate
+      of the parameter group that holds gamma, read at the step (ISTA). Scales become and stay
+      exactly zero unless the loss pulls harder than `strength`. For adaptive optimizers the
+      shrinkage is decoupled, as weight decay is in AdamW.
+
+    The penalty acts on the scales that the optimizer holds: once a step, on the accumulated
+    gradient, at its true size under `torch.amp.GradScaler` (not at all in a step that it skips),
+    and after any clipping done before the step, so the penalty is never clipped. A scale without a
+    gradient is left alone, as the optimizer leaves it. Where parameters are replaced, it follows as
+    soon as the optimizer holds the new ones.
+
+    The BN layers are those of `nn.BatchNorm1d/2d/3d` and `nn.SyncBatchNorm` with affine parameters.
+
+    Args:
+        model: the network; nothing about it changes, except for `gamma_init`.
+        strength: lambda of Eq. 1, 0 or more. Assign to `.strength` for a schedule; the next step
+            uses it.
+        gamma_init: sets every scale at once, for a network that starts from scratch (the paper:
+            0.5).
+        penalty: one of the forms above.
+        delta: width of ``"smooth_l1"``, above 0, by default 1e-2. A step of plain gradient descent
+            is stable near zero while lr * strength / delta is below 2.
+
+    Raises:
+        PlanError: a negative strength, a `gamma_init` or `delta` that is not above 0, a `delta` for
+            another penalty, an unknown penalty, or a model without BN scales.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float = 1e-4,
+        *,
+        gamma_init: float | None = None,
+        penalty: Penalty = "l1",
+        delta: float | None = None,
+    ) -> None:
+        self.model = model
+        self._strength = 0.0
+        self.strength = strength
+        self._penalty, self._delta = _form(penalty, delta)
+        self._attached = Attachments(
+            "NetworkSlimming", "twice would double the penalty: change .strength"
+        )
+        self._held: dict[Optimizer, _Held] = {}
+        scales = _bn_scales(bare(model, PlanError, allow=("meta", "sharded")))
+        if gamma_init is not None:
+            _initialise(scales, gamma_init)
+
+    @property
+    def strength(self) -> float:
+        """Lambda of Eq. 1."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+            raise PlanError(
+                f"the strength of Network Slimming must be 0 or more, not {value!r} (the "
+                "paper: 1e-4)"
+            )
+        self._strength = float(value)
+
+    def attach(self, optimizer: Optimizer) -> Self:
+        """Act on every step of `optimizer` from now on; more than one optimizer may be attached.
+
+        Raises:
+            PlanError: attached to it already, it holds none of the model's BN scales, or the
+                penalty is proximal and the optimizer has no plain gradient step to go with it
+                (LBFGS, or one without a learning rate).
+        """
+        optimizer = self._attached.new(optimizer)
+        held = self._look(optimizer)
+        if self._penalty == "proximal":
+            _check_proximal(optimizer)
+            handle = after_step(optimizer, self._shrink)
+        else:
+            handle = before_step(optimizer, self._pull, loss_term=self.penalty)
+        self._held[optimizer] = held
+        self._attached.add(optimizer, handle)
+        return self
+
+    def detach(self, optimizer: Optimizer | None = None) -> None:
+        """Act on `optimizer` (by default: on any) no longer.
+
+        Raises:
+            PlanError: it is not attached to `optimizer`.
+        """
+        for one in self._attached.remove(optimizer):
+            del self._held[one]
+
+    @torch.no_grad()
+    def penalty(self) -> Tensor:
+        """`strength` times the sum of |gamma| (smoothed, for ``"smooth_l1"``), to add to a logged
+        loss.
+
+        A detached scalar tensor. Of the scales that the attached optimizers hold, for only there it
+        acts; of all, before any is attached.
+        """
+        terms = [slimming_penalty(batch, self.strength, self._delta) for batch in self._acted_on()]
+        return gathered(torch.stack([term.to(terms[0]) for term in terms]).sum())
+
+    def threshold_(self) -> float:
+        """End ``"smooth_l1"`` training with exact zeros: gamma <- soft(gamma, delta) in place,
+        once.
+
+        Acts on the scales that `penalty` counts. Scales within `delta` of zero become zero, all
+        others move towards it by `delta`; recalibrate the BN statistics or fine-tune afterwards.
+
+        Returns:
+            The share of all scales that are now exactly zero, 0 to 1.
+
+        Raises:
+            PlanError: the penalty is another.
+        """
+        if self._delta is None:
+            state = (
+                "zeros as it goes"
+                if self._penalty == "proximal"
+                else "no threshold of its own: cut by score"
+            )
+            raise PlanError(
+                f"threshold_() ends the penalty 'smooth_l1'; {self._penalty!r} makes {state}"
+            )
+        for batch in self._acted_on():
+            soft_threshold_(batch, self._delta)
+        return self.share_zero()
+
+    @torch.no_grad()
+    def scales(self) -> Tensor:
+        """|gamma| of every BN layer, in the order of `model.modules()`; a detached 1-D tensor."""
+        scales = [gathered(scale) for scale in _bn_scales(self.model)]
+        return torch.cat([scale.to(scales[0].device) for scale in scales]).abs()
+
+    def share_near_zero(self, threshold: float = 1e-2) -> float:
+        """The share, 0 to 1, of scales with |gamma| below `threshold`."""
+        return (self.scales() < threshold).double().mean().item()
+
+    def share_zero(self) -> float:
+        """The share, 0 to 1, of scales that are exactly zero: their channels can be cut without a
+        threshold.
+        """
+        return (self.scales() == 0).double().mean().item()
+
+    def histogram(self, bins: int | Sequence[float] = 50) -> tuple[list[int], list[float]]:
+        """Counts of |gamma| in each bin, and the bins' edges (one more).
+
+        Args:
+            bins: how many equal bins from 0 to the largest scale, or the ascending edges
+                themselves, so that two histograms can be compared; scales outside of given edges
+                count in the outermost bins.
+        """
+        scales = self.scales().double().cpu()
+        if isinstance(bins, int):
+            edges = torch.linspace(
+                0, max(scales.max().item(), 1e-12), bins + 1, dtype=torch.float64
+            )
+        else:
+            edges = torch.tensor(bins, dtype=torch.float64)
+        counts = torch.histogram(scales.clamp(edges[0], edges[-1]), edges).hist
+        return [int(count) for count in counts], edges.tolist()
+
+    def __repr__(self) -> str:
+        form = "" if self._penalty == "l1" else f", penalty={self._penalty!r}"
+        return (
+            f"NetworkSlimming(strength={self.strength:g}{form}, optimizers={len(self._attached)})"
+        )
+
+    def _look(self, optimizer: Optimizer) -> "_Held":
+        """The scales that `optimizer` holds, together where one multi-tensor call can serve them."""
+        groups = [list(group["params"]) for group in optimizer.param_groups]
+        place = {
+            id(parameter): number for number, group in enumerate(groups) for parameter in group
+        }
+        batches: dict[tuple[int, torch.device, torch.dtype], list[nn.Parameter]] = {}
+        for scale in _bn_scales(self.model):
+            if id(scale) in place:
+                batches.setdefault((place[id(scale)], scale.device, scale.dtype), []).append(scale)
+        if not batches:
+            raise PlanError(
+                f"this {type(optimizer).__name__} holds none of the BN scales of this "
+                f"{type(self.model).__name__}: attach to an optimizer of this very model "
+                "(a pruned copy needs a NetworkSlimming of its own)"
+            )
+        return _Held(groups, [(number, batch) for (number, _, _), batch in batches.items()])
+
+    def _acted_on(self) -> list[list[nn.Parameter]]:
+        """The scales the penalty acts on, each list on one device and of one type."""
+        held = [batch for one in self._held.values() for _, batch in one.batches]
+        if held:
+            return held
+        batches: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+        for scale in _bn_scales(self.model):
+            batches.setdefault((scale.device, scale.dtype), []).append(scale)
+        return list(batches.values())
+
+    def _moving(self, optimizer: Optimizer) -> list[tuple[int, list[nn.Parameter]]]:
+        """(parameter group, its scales that have a gradient), as the optimizer holds them now."""
+        held = self._held[optimizer]
+        if not held.current(optimizer):
+            held = self._held[optimizer] = self._look(optimizer)
+        moving = [
+            (number, [scale for scale in batch if scale.grad is not None])
+            for number, batch in held.batches
+        ]
+        return [(number, batch) for number, batch in moving if batch]
+
+    def _pull(self, optimizer: Optimizer) -> None:
+        """Add the penalty's gradient."""
+        if self.strength == 0:
+            return
+        grad_scale = loss_scale(optimizer)
+        for _, batch in self._moving(optimizer):
+            here = None if grad_scale is None else grad_scale.to(batch[0].device)
+            gradients: list[Any] = [scale.grad for scale in batch]
+            add_slimming_gradient(gradients, list(batch), self.strength, here, self._delta)
+
+    def _shrink(self, optimizer: Optimizer) -> None:
+        """Take the proximal step."""
+        if self.strength == 0:
+            return
+        for number, batch in self._moving(optimizer):
+            soft_threshold_(batch, float(optimizer.param_groups[number]["lr"]) * self.strength)
+
+
+@dataclass(slots=True)
+class _Held:
+    """The parameters of an optimizer when it was last looked at, and the scales among them by
+    group.
+    """
+
+    parameters: list[list[nn.Parameter]]
+    batches: list[tuple[int, list[nn.Parameter]]]
+
+    def current(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer still holds these very parameters, grouped alike."""
+        groups = [group["params"] for group in optimizer.param_groups]
+        return len(groups) == len(self.parameters) and all(
+            len(now) == len(then) and all(map(is_, now, then))
+            for now, then in zip(groups, self.parameters, strict=True)
+        )
+
+
+def _form(penalty: str, delta: float | None) -> tuple[str, float | None]:
+    """The checked penalty, and the width of its smooth part, if it has one."""
+    if penalty not in (known := get_args(Penalty)):
+        near = difflib.get_close_matches(str(penalty), known) or known
+        raise PlanError(
+            f"unknown penalty {penalty!r}; did you mean {' or '.join(map(repr, near))}?"
+        )
+    if penalty != "smooth_l1":
+        if delta is not None:
+            raise PlanError(
+                f"delta is the width of penalty='smooth_l1'; {penalty!r} has none: leave it out"
+            )
+        return penalty, None
+    delta = 1e-2 if delta is None else delta
+    if not (isinstance(delta, Real) and math.isfinite(delta) and delta > 0):
+        raise PlanError(
+            f"delta, the width of penalty='smooth_l1', must be above 0, not {delta!r} (say 1e-2)"
+        )
+    return penalty, float(delta)
+
+
+def _check_proximal(optimizer: Optimizer) -> None:
+    name = type(optimizer).__name__
+    remedy = "use penalty='smooth_l1' and .threshold_() at the end"
+    if isinstance(optimizer, LBFGS):
+        raise PlanError(
+            f"penalty='proximal' goes with a gradient step, and {name} searches along a line: "
+            f"{remedy}"
+        )
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise PlanError(
+            f"penalty='proximal' shrinks by the learning rate, and this {name} has no 'lr': "
+            f"{remedy}"
+        )
+
+
+def _bn_scales(model: nn.Module) -> list[nn.Parameter]:
+    """The scale of every affine BN layer, each once."""
+    layers = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    scales = {id(layer.weight): layer.weight for layer in layers if layer.weight is not None}
+    if not scales:
+        raise PlanError(
+            f"{type(model).__name__} has no BN layer with scales, and Network Slimming acts on "
+            "nothing else: use affine BatchNorm after the layers to be cut (netslim.add_bn "
+            "puts it after convolutions and leaves the outputs as they are, zoo:mlp shows it "
+            "for linear layers), or prune by a criterion of the weights, such as 'l1'"
+        )
+    return list(scales.values())
+
+
+@torch.no_grad()
+def _initialise(scales: Iterable[nn.Parameter], value: float) -> None:
+    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+        raise PlanError(f"gamma_init must be above 0, not {value!r} (the paper: 0.5)")
+    for scale in scales:
+        scale.fill_(value)

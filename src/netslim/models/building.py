@@ -1,0 +1,210 @@
+"""One way to name a model, everywhere.
+
+`zoo:vgg19`, `torchvision:resnet50`, `timm:resnet50d`, `package.module:factory`, or the path of a
+checkpoint we wrote.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from netslim.errors import NetslimError, RecipeError
+from netslim.imports import current_directory_importable, from_module
+
+__all__ = ["build", "constructor", "names"]
+
+_FORMS = (
+    "zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory or a path to a "
+    "*.safetensors checkpoint"
+)
+
+
+def build(
+    name: str, *, add_bn: bool = False, add_selection: bool = False, **kwargs: Any
+) -> nn.Module:
+    """The model that `name` stands for.
+
+    Args:
+        name: `zoo:NAME`, `torchvision:NAME` (a classifier; weights only where `weights=` asks),
+            `timm:NAME`, `package.module:factory` (the current directory is searched first) or a
+            path to `*.safetensors`.
+        add_bn: give it the batch normalisations it lacks, with `netslim.add_bn`.
+        add_selection: then give it selections, with `netslim.add_selection`. Both run the model on
+            a guessed example; a model that needs inputs of its own is built first and passed to
+            them with `example_inputs`.
+        kwargs: passed to the factory; a checkpoint takes none.
+
+    Raises:
+        RecipeError: an unknown name, arguments the factory does not take, or a factory that fails.
+        CheckpointError: the checkpoint is missing, damaged, or does not say which model it belongs
+            to.
+        PlanError: there is nothing to add, or no example could be guessed for the model.
+    """
+    added = {
+        key: value
+        for key, value in (("add_bn", add_bn), ("add_selection", add_selection))
+        if _flag(key, value)
+    }
+    if name.endswith(".safetensors"):
+        return _from_checkpoint(name, added | kwargs)
+    source, _, rest = name.partition(":")
+    if not source or not rest:
+        raise RecipeError(f"{name!r} names no model. {_nearest(name)}A model is {_FORMS}.")
+    with current_directory_importable():
+        factory = _SOURCES[source](rest) if source in _SOURCES else _imported(name)
+        model = _call(name, factory, kwargs)
+    for key in added:
+        getattr(importlib.import_module("netslim.models.add_bn"), key)(model)
+    return model
+
+
+def names(prefix: str = "") -> list[str]:
+    """Every `zoo:`, `torchvision:` and (where installed) `timm:` name that starts with `prefix`,
+    sorted.
+    """
+    wanted = [s for s in _LISTS if f"{s}:".startswith(prefix) or prefix.startswith(f"{s}:")]
+    return sorted(
+        name
+        for s in wanted
+        for name in (f"{s}:{n}" for n in _LISTS[s]())
+        if name.startswith(prefix)
+    )
+
+
+def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The record from which a checkpoint rebuilds its model: `build(record["name"],
+    **record["kwargs"])`.
+    """
+    return {"name": name, "kwargs": dict(kwargs)}
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RecipeError(f"{key} is true or false, not {value!r}")
+    return value
+
+
+def _from_checkpoint(path: str, kwargs: dict[str, Any]) -> nn.Module:
+    if kwargs:
+        given = ", ".join(kwargs)
+        raise RecipeError(
+            f"the checkpoint {path} already says how its model is built: leave out {given}."
+        )
+    return importlib.import_module("netslim.models.checkpoint").load(None, Path(path))
+
+
+def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
+    _check_arguments(name, factory, kwargs)
+    try:
+        model = factory(**kwargs)
+    except NetslimError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{name} could not be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise RecipeError(
+            f"{name} returned {type(model).__name__}, not a torch.nn.Module: let it return the "
+            "model."
+        )
+    return model
+
+
+def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # built-in callables have no signature
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
+    for key in kwargs:
+        if key not in accepted:
+            near = get_close_matches(key, accepted, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise RecipeError(f"{name} has no argument {key!r}: {takes}.{hint}")
+    missing = [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.name in accepted and p.name not in kwargs
+    ]
+    if missing:
+        raise RecipeError(f"{name} needs {', '.join(missing)}: {takes}.")
+
+
+def _nearest(name: str) -> str:
+    """A sentence with the closest known names, or nothing."""
+    source, colon, rest = name.partition(":")
+    known = names(f"{source}:") if colon else names()
+    short = [n.partition(":")[2] for n in known]
+    near = list(dict.fromkeys(get_close_matches(rest if colon else name, short, n=9)))
+    # Reversed, because the zoo comes first among models of the same name.
+    close = [n for match in near for n in reversed(known) if n.partition(":")[2] == match][:3]
+    return f"Did you mean {' or '.join(close)}? " if close else ""
+
+
+def _unknown(name: str) -> RecipeError:
+    source = name.partition(":")[0]
+    listing = f"netslim.models.names({source + ':'!r}) lists the {source} models."
+    return RecipeError(f"there is no model {name!r}. {_nearest(name)}{listing}")
+
+
+def _zoo_names() -> list[str]:
+    return list(importlib.import_module("netslim.models.zoo").__all__)
+
+
+def _from_zoo(name: str) -> Callable[..., Any]:
+    if name not in _zoo_names():
+        raise _unknown(f"zoo:{name}")
+    return getattr(importlib.import_module("netslim.models.zoo"), name)
+
+
+def _torchvision_names() -> list[str]:
+    models = importlib.import_module("torchvision.models")
+    return models.list_models(module=models)
+
+
+def _from_torchvision(name: str) -> Callable[..., Any]:
+    if name not in _torchvision_names():
+        raise _unknown(f"torchvision:{name}")
+    return importlib.import_module("torchvision.models").get_model_builder(name)
+
+
+def _timm_names() -> list[str]:
+    try:
+        return importlib.import_module("timm").list_models()
+    except ModuleNotFoundError:
+        return []
+
+
+def _from_timm(name: str) -> Callable[..., Any]:
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"timm:{name} needs the timm package: pip install timm") from error
+    if not timm.is_model(name):
+        raise _unknown(f"timm:{name}")
+    return lambda **kwargs: timm.create_model(name, **kwargs)
+
+
+_SOURCES: dict[str, Callable[[str], Callable[..., Any]]] = {
+    "zoo": _from_zoo,
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}
+_LISTS: dict[str, Callable[[], list[str]]] = {
+    "zoo": _zoo_names,
+    "torchvision": _torchvision_names,
+    "timm": _timm_names,
+}
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    near = get_close_matches(name.partition(":")[0], _SOURCES, n=1)
+    meant = f" Did you mean {near[0]}:{name.partition(':')[2]}?" if near else ""
+    return from_module(name, RecipeError, f"{meant} A model is {_FORMS}.")

@@ -1,0 +1,235 @@
+"""Checkpoints: one safetensors file with the weights and, as JSON, all it takes to rebuild their
+shapes.
+
+The header holds the plan from the original architecture (composed over all passes), the
+fingerprint, the constructor when the network is one that `netslim.models.build` makes, metadata,
+and a digest of all of it. Nothing is unpickled, and everything is validated before anything is
+built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as decode
+from safetensors.torch import save as encode
+from torch import Tensor, nn
+
+from netslim.errors import CheckpointError, PlanError
+from netslim.graph.modules.walk import fingerprint
+from netslim.graph.modules.wrapping import bare, duplicate
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.prune import history, prune
+
+FORMAT = 1
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    constructor: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the weights of ``model`` and how netslim cut it; atomically (a temporary file, then a
+    rename).
+
+    Args:
+        model: any module, cut or not.
+        path: of the ``.safetensors`` file.
+        constructor: ``{"name": "zoo:vgg16", "kwargs": {...}}``, so that the file can be loaded
+            without a model.
+        metadata: anything JSON can hold.
+
+    Raises:
+        CheckpointError: the state holds something that is not a tensor, or the file cannot be
+            written.
+    """
+    model = bare(model, CheckpointError)
+    tensors, shared = _distinct(model)
+    plan = history(model)
+    header = {
+        "format": FORMAT,
+        "fingerprint": fingerprint(model),
+        "plan": None if plan is None else plan.to_json(),
+        "constructor": None if constructor is None else dict(constructor),
+        "shared": shared,
+        "metadata": dict(metadata or {}),
+    }
+    try:
+        text = json.dumps(header, sort_keys=True)
+    except TypeError as error:
+        raise CheckpointError(
+            f"the metadata or constructor of a checkpoint must be plain JSON: {error}"
+        ) from None
+    # One metadata entry: safetensors writes several in no fixed order, and equal networks should
+    # give equal files.
+    payload = encode(
+        tensors, {"netslim": json.dumps({"header": text, "digest": _digest(text, tensors)})}
+    )
+    return _write(Path(path), payload)
+
+
+def load(model: Model | None, path: str | os.PathLike[str]) -> Model:
+    """Rebuild the saved network: cut a copy of a fresh ``model`` as the file says, then fill in its
+    weights.
+
+    Args:
+        model: a fresh network of the original architecture; it is not changed. None builds it from
+            the constructor in the file.
+        path: of a file `save` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, changed since it was written, not ours, or
+            for another model.
+    """
+    if isinstance(path, nn.Module):
+        raise CheckpointError(
+            "load takes the model first and the file second: netslim.load(model, path)"
+        )
+    header, tensors = read(path)
+    if model is None:
+        model = _construct(header, path)
+    model = bare(model, CheckpointError)
+    for alias, name in header["shared"].items():
+        tensors[alias] = tensors[name]
+    try:
+        plan = None if header["plan"] is None else PruningPlan.from_json(header["plan"])
+        result = duplicate(model) if plan is None else prune(model, plan)
+    except PlanError as error:
+        raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
+    _fill(result, tensors, path)
+    if fingerprint(result) != header["fingerprint"]:
+        raise CheckpointError(
+            f"{path} was saved from another architecture than this one; pass a fresh model of it"
+        )
+    return result
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint, validated.
+
+    Raises:
+        CheckpointError: as `load`, apart from what concerns a model.
+    """
+    try:
+        payload = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        size = int.from_bytes(payload[:8], "little")
+        texts = json.loads(payload[8 : 8 + size])["__metadata__"]
+        tensors = decode(payload)
+        entry = json.loads(texts["netslim"])
+        text, digest = entry["header"], entry["digest"]
+        header = json.loads(text)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole netslim checkpoint ({type(error).__name__}: {error}); it "
+            "may be truncated: take another copy, or save it again"
+        ) from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has a format this version does not know; load it with the netslim that "
+            "saved it"
+        )
+    if _digest(text, tensors) != digest:
+        raise CheckpointError(
+            f"{path} was changed after it was saved (its digest does not match); take another copy"
+        )
+    return header, tensors
+
+
+def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state as contiguous CPU tensors, each memory once; shared names point to the first."""
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[tuple, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"the state of the model holds {name!r}, a {type(value).__name__}; only "
+                "tensors can be saved"
+            )
+        key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        if value.numel() and key in first:
+            shared[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = value.detach().cpu().contiguous().clone()
+    return tensors, shared
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(
+            tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
+    return digest.hexdigest()
+
+
+def _write(path: Path, payload: bytes) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            try:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o666 & ~_umask())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _construct(header: Mapping[str, Any], path: Any) -> Any:
+    from netslim.models.building import build
+
+    constructor = header["constructor"]
+    if not constructor:
+        raise CheckpointError(
+            f"{path} does not say how its network is built; pass a fresh model to netslim.load"
+        )
+    return build(constructor["name"], **constructor.get("kwargs", {}))
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Any) -> None:
+    expected = model.state_dict()
+    for name in sorted(set(expected) ^ set(tensors)):
+        side = "lacks" if name in expected else "has an unexpected"
+        raise CheckpointError(
+            f"{path} {side} {name!r}: it was saved from another architecture; pass a fresh "
+            "model of it"
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{name!r} has shape {tuple(tensors[name].shape)} in {path} and "
+                f"{tuple(tensor.shape)} in the model: it was saved from another architecture; "
+                "pass a fresh model of it"
+            )
+    model.load_state_dict(dict(tensors))

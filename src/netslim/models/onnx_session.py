@@ -1,0 +1,150 @@
+"""A model in ONNX Runtime as one call."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from netslim.errors import ExportError
+from netslim.graph.modules.calls import (
+    as_call,
+)
+
+Outputs = Sequence[Tensor]
+
+
+def _need_onnx() -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"ONNX needs {', '.join(missing)}, not installed here: pip install 'netslim[onnx]'"
+        )
+
+
+# ---------------------------------------------------------------- reading back
+
+
+class Session:
+    """An ONNX file in ONNX Runtime."""
+
+    def __init__(self, content: bytes | str, device: torch.device) -> None:
+        import onnxruntime
+
+        provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        if provider not in onnxruntime.get_available_providers():
+            raise ExportError(
+                f"this ONNX Runtime has no {provider}: pip install onnxruntime-gpu, or use "
+                "device='cpu'"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        # Threads that wait for work by spinning would slow down whatever runs next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        where = {"device_id": device.index or 0} if device.type == "cuda" else {}
+        try:
+            self.session = onnxruntime.InferenceSession(
+                content, options, providers=[(provider, where)]
+            )
+        except Exception as problem:
+            raise ExportError(
+                f"ONNX Runtime cannot load it: {_reason(problem)}; it has all operators in "
+                "float32: model.float()"
+            ) from problem
+        if self.session.get_providers()[0] != provider:
+            raise ExportError(
+                f"ONNX Runtime could not start its {provider}: see whether its CUDA fits this "
+                "machine's"
+            )
+        self.kind, self.index = device.type, device.index or 0
+        self.inputs = [item.name for item in self.session.get_inputs()]
+        self.outputs = [item.name for item in self.session.get_outputs()]
+
+    def __call__(self, inputs: Any) -> Outputs:
+        found = self.session.run(
+            None, {name: _array(tensor) for name, tensor in self._named(inputs).items()}
+        )
+        return [torch.from_numpy(array) for array in found]
+
+    def bound(self, inputs: Any) -> Callable[[], object]:
+        """A call on these inputs, which are brought to the device once; its outputs stay there."""
+        from onnxruntime import OrtValue
+
+        binding = self.session.io_binding()
+        arrays = {name: _array(tensor) for name, tensor in self._named(inputs).items()}
+        values = {
+            n: OrtValue.ortvalue_from_numpy(array, self.kind, self.index)
+            for n, array in arrays.items()
+        }
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, self.kind, self.index)
+        kept = (binding, arrays, values)  # ONNX Runtime reads their memory
+
+        def call() -> object:
+            self.session.run_with_iobinding(binding)
+            return kept
+
+        return call
+
+    def _named(self, inputs: Any) -> dict[str, Tensor]:
+        """The tensors by the file's names for them: keywords are these names, other inputs come in
+        order.
+        """
+        if isinstance(inputs, Mapping) and set(self.inputs) <= set(inputs):
+            return {name: inputs[name] for name in self.inputs}
+        return dict(zip(self.inputs, _tensors(inputs), strict=True))
+
+
+def _array(tensor: Tensor) -> Any:
+    if tensor.dtype is torch.bfloat16:
+        raise ExportError(
+            "ONNX Runtime takes no bfloat16 from Python: convert the model with .float() or .half()"
+        )
+    return tensor.detach().cpu().numpy()
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(as_call(inputs)) if isinstance(value, Tensor)]
+
+
+# ---------------------------------------------------------------- what exporters say
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the prints, warnings and log lines of exporters and compilers; what matters comes as
+    an exception.
+    """
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _reason(problem: BaseException) -> str:
+    """The first line of the innermost cause, which is where exporters say what is the matter."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    text = str(problem).partition(" For more information")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (
+        f"{type(problem).__name__}: {lines[0][:300].rstrip('.')}"
+        if lines
+        else type(problem).__name__
+    )

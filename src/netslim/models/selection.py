@@ -1,0 +1,189 @@
+"""Channel selection: modules that pass on some channels, where a batch norm comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from netslim.errors import PlanError
+from netslim.graph import trace
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.walk import named_modules
+from netslim.models.inserting import (
+    Model,
+    _check,
+    _check_free,
+    _device,
+    _examples,
+    _Flow,
+    _hang,
+    _run,
+    _Value,
+)
+
+
+class ChannelSelect(nn.Module):
+    """Picks channels by number: ``(N, C, ...)`` -> ``(N, len(indices), ...)``; at first all of
+    them.
+
+    In the graph its output is a group of its own, named after it, so what reads it can be cut while
+    what it picks from stays whole. It is a plain `torch.index_select`: no value is read on the
+    host, and it can be exported.
+
+    Attributes:
+        channels: C, the number of channels it picks from.
+        indices: 1-D int64 buffer, the numbers of those it hands on; never a parameter.
+    """
+
+    indices: Tensor
+
+    def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("indices", torch.arange(channels, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.indices)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.indices)} of {self.channels}"
+
+
+# --- selection ------------------------------------------------------------------------------------
+
+
+def add_selection(model: Model, example_inputs: Any = None) -> Model:
+    """Put a `ChannelSelect` before every batch normalisation whose channels cannot go alone, in
+    place.
+
+    Where a network normalises first, a BN reads a sum or a concatenation that others read too, so
+    none of its channels could be cut without cutting them everywhere. Behind a selection they can:
+    the BN with its four vectors and what reads it shrink, and the channels that are picked from
+    stay. (Liu et al. 2017, section 3.4, select behind the BN, which then stays whole; as a BN works
+    channel by channel, both compute the same.) A group is named after its selection,
+    ``layer1.0.bn1.select``, and scored by the BN's scales.
+
+    While a selection reads them, the channels it picks from are frozen: a network either shrinks
+    within its blocks, as in the paper, or along its trunk. A selection of all channels costs a copy
+    in every forward pass: insert it for the cut and, for deployment, take out those that lost
+    nothing with `drop_idle_selections`. Convert to `SyncBatchNorm` before, as the conversion drops
+    hooks.
+
+    Args:
+        model: not wrapped; it is run in evaluation mode.
+        example_inputs: as for `netslim.trace`; where it is None, a picture (or vector) of zeros is
+            guessed.
+
+    Returns:
+        ``model``, whose outputs are the same bit by bit. Where all selections are there already,
+        nothing changes.
+
+    Raises:
+        PlanError: there is nothing to do, no guess runs, or the model is wrapped.
+        TraceError: the model does not run on ``example_inputs``.
+    """
+    _check(model)
+    inputs = _examples(model, example_inputs)
+    before = [m for m in model.modules() if isinstance(m, ChannelSelect)]
+    added = _bn_first(model, inputs)
+    _check_free(added, "select")
+    try:
+        for bn in added.values():
+            _hang(bn, "select", ChannelSelect(bn.num_features, _device(bn)))
+            bn.register_forward_pre_hook(_selected)
+        while useless := _useless(trace(model, inputs), added):
+            for path in useless:
+                _take_out(added.pop(path))
+    except BaseException:
+        for bn in added.values():
+            _take_out(bn)
+        raise
+    if not added and not before:
+        raise PlanError(
+            "there is nothing to do: the model has no batch normalisation whose channels only "
+            "a selection would free; selections are for networks that normalise first, such as "
+            "DenseNet and pre-activation ResNets"
+        )
+    return model
+
+
+def drop_idle_selections(model: Model) -> Model:
+    """Take out, in place, every `ChannelSelect` of `add_selection` that hands on all channels in
+    order.
+
+    Outputs stay the same and a copy of the activations is saved for each. Do it last: a checkpoint
+    of a network that was built with selections expects all of them.
+
+    Raises:
+        PlanError: the model is wrapped.
+    """
+    _check(model)
+    for module in named_modules(model):
+        select = module._modules.get("select")
+        if isinstance(module, _BatchNorm) and isinstance(select, ChannelSelect) and _idle(select):
+            _take_out(module)
+    return model
+
+
+def _idle(select: ChannelSelect) -> bool:
+    return torch.equal(select.indices.cpu(), torch.arange(select.channels))
+
+
+def _selected(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (module.select(args[0]), *args[1:])  # type: ignore[operator]
+
+
+def _take_out(bn: nn.Module) -> None:
+    bn._modules.pop("select", None)
+    for key in [key for key, hook in bn._forward_pre_hooks.items() if hook is _selected]:
+        del bn._forward_pre_hooks[key]
+
+
+def _useless(graph: ChannelGraph, selecting: Iterable[str]) -> list[str]:
+    """The BNs whose selection hands out nothing that can go, or only together with what other
+    layers compute.
+    """
+    useless = []
+    for path in selecting:
+        mine = [
+            g
+            for g in graph
+            if any(s.tensor == f"{path}.select.indices" for s in g.tensors("producer"))
+        ]
+        foreign = any(
+            not s.tensor.endswith(".select.indices") for g in mine for s in g.tensors("producer")
+        )
+        if foreign or all(g.frozen for g in mine):
+            useless.append(path)
+    return useless
+
+
+def _bn_first(model: nn.Module, inputs: Any) -> dict[str, _BatchNorm]:
+    """Path -> batch normalisation without a selection whose input is a sum or concatenation, or
+    read by others.
+    """
+    found: dict[str, list[_Value]] = {}
+    flow = _Flow(inputs)
+
+    def look(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, args: found.setdefault(path, []).extend(
+            flow.values[t] for t in args if t in flow.values
+        )
+
+    norms = {
+        p: m
+        for m, p in named_modules(model).items()
+        if isinstance(m, _BatchNorm) and "select" not in m._modules
+    }
+    with ExitStack() as hooks:
+        for path, bn in norms.items():
+            hooks.callback(bn.register_forward_pre_hook(look(path)).remove)
+        _run(model, inputs, flow)
+    return {
+        path: norms[path] for path, values in found.items() if not all(v.alone() for v in values)
+    }

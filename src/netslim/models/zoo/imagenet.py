@@ -1,0 +1,43 @@
+"""ImageNet networks: torchvision's ResNets, here with a width, and VGG-A with BN as Network
+Slimming trains it.
+"""
+
+from torch import nn
+
+from netslim.models.zoo.vgg import LAYERS, VGG, vgg
+
+
+def vgg_a(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> VGG:
+    """VGG-A with BN, also behind both 4096-unit layers, without dropout, for 224x224 pictures (Liu
+    et al. 2017).
+
+    132,885,224 parameters, 10,944 BN scales, 7.609G MACs.
+    """
+    layers = (*LAYERS[11], "M")
+    return vgg(layers, num_classes, width, in_channels, head=(4096, 4096), conv_bias=True, pool=7)
+
+
+def resnet18(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
+    """torchvision's ResNet-18; 11,689,512 parameters."""
+    return _resnet(18, num_classes, width, in_channels)
+
+
+def resnet34(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
+    """torchvision's ResNet-34; 21,797,672 parameters."""
+    return _resnet(34, num_classes, width, in_channels)
+
+
+def resnet50(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
+    """torchvision's ResNet-50; 25,557,032 parameters."""
+    return _resnet(50, num_classes, width, in_channels)
+
+
+def resnet101(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
+    """torchvision's ResNet-101; 44,549,160 parameters."""
+    return _resnet(101, num_classes, width, in_channels)
+
+
+def _resnet(depth: int, num_classes: int, width: float, in_channels: int) -> nn.Module:
+    from netslim.models.zoo._imagenet import ScaledResNet
+
+    return ScaledResNet(depth, num_classes, width, in_channels)

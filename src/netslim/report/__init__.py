@@ -1,0 +1,1 @@
+"""What came out: figures and pages, from results on disk alone."""

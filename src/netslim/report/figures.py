@@ -1,0 +1,557 @@
+"""The figures of a report, drawn from plain dictionaries (the parts of `results.json`) to SVG or
+PNG bytes.
+
+matplotlib's object-oriented interface alone is used, so no state is shared with a user's own plots.
+Colours are those of Okabe and Ito (2008), which stay distinct under colour blindness. In SVG they
+are CSS variables, for the page that embeds a figure to adapt to a dark background.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+INK, BLUE, ORANGE, PALE = "#22262b", "#0072b2", "#d55e00", "#c3c9d1"
+CSS = {INK: f"var(--ink, {INK})", BLUE: f"var(--blue, {BLUE})"}
+CSS |= {ORANGE: f"var(--orange, {ORANGE})", PALE: f"var(--pale, {PALE})"}
+WIDTH = 5.2  # inches: half of a report page, or the whole width of a phone
+ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks
+OF_METHODS = {  # column of metrics.csv: what it is
+    "near_zero": "scales near zero",
+    "zero": "filters at zero",
+    "deviation": "deviation in clusters",
+    "macs_left": "multiply-accumulates left",
+}
+_FAR = 8.0  # percent of the cost left
+FEW_LINES = 16  # groups that are drawn as a line each; more are told apart in a heat-map alone
+DROPS = (
+    "#f2f4f6",
+    "#9cc3dd",
+    "#2f7fb5",
+    "#0b3a66",
+    "#06182b",
+)  # none to the largest: ever darker, so grey will do
+LINES = ("#06182b", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")  # first group to last
+DASHES: Any = ("solid", (0, (4, 1.5)), (0, (1.2, 1.4)))
+MANY_LAYERS = 36  # beyond this, bars get thin and only some layers are named
+STYLE: Any = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.7,
+    "grid.alpha": 0.16,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.7,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "path",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+}
+
+
+def scales(data: Mapping[str, Any], format: str = "svg") -> bytes:
+    """Histogram of the BN scales' magnitudes before and after training, with the penalty where
+    there is one.
+
+    Args:
+        data: `results["scales"]`: `edges` (n + 1 rising magnitudes from 0), `before` and `after` (n
+            counts each), `threshold`, and the two shares near zero.
+        format: "svg" or "png".
+    """
+    edges = np.asarray(data["edges"], dtype=float)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+        above, below = figure.subplots(2, sharex=True)
+        _scale_panel(above, edges, data, "before", ORANGE)
+        _scale_panel(below, edges, data, "after", BLUE)
+        below.set_xlabel("magnitude of the batch-norm scale |γ|  (logarithmic, from 0)")
+        figure.supylabel("share of all channels", fontsize=9.5)
+        return _render(figure, format, "scales")
+
+
+def widths(layers: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
+    """Channels of each layer before and after the cut, as bars from the first layer (top) to the
+    last.
+
+    Args:
+        layers: `results["widths"]`: rows of `layer`, `before` and `after` (channels).
+        format: "svg" or "png".
+    """
+    count, many = len(layers), len(layers) > MANY_LAYERS
+    with rc_context(STYLE):
+        figure = Figure(
+            figsize=(WIDTH, 1.0 + count * (0.09 if many else 0.235)), layout="constrained"
+        )
+        axes = figure.subplots()
+        rows = np.arange(count)
+        before, after = (
+            np.array([layer[when] for layer in layers], dtype=float) for when in ("before", "after")
+        )
+        axes.barh(rows, before, 0.78, color=PALE, label="before")
+        axes.barh(rows, after, 0.78, color=BLUE, label="after")
+        _name_layers(axes, layers, every=-(-count // MANY_LAYERS))
+        if not many:
+            _label_bars(axes, before, after)
+        axes.set_xlabel("channels")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        return _render(figure, format, "widths")
+
+
+def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
+    """Loss, validation accuracy and what a sparsity method reports by epoch, one stage after
+    another.
+
+    Args:
+        stages: `results["curves"]`: one mapping a stage with `stage` and, by epoch, `train_loss`
+            (penalty included), `penalty`, `val_loss`, `val_accuracy` and the keys of `OF_METHODS`.
+            A missing list or value leaves a gap; where a method reports nothing at all, its panel
+            is left out.
+        format: "svg" or "png".
+    """
+    more = [
+        key
+        for key in OF_METHODS
+        if any(value is not None for stage in stages for value in stage.get(key) or [])
+    ]
+    heights = (1.25, 1, *(1 for _ in more))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * sum(heights)), layout="constrained")
+        panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+        penalised = any(value for stage in stages for value in stage.get("penalty") or [])
+        _line(
+            panels[0],
+            stages,
+            "train_loss",
+            BLUE,
+            label="training, with penalty" if penalised else "training",
+        )
+        _line(panels[0], stages, "val_loss", ORANGE, label="validation")
+        if penalised:
+            _line(panels[0], stages, "penalty", INK, label="penalty alone", linestyle=(0, (1, 1.6)))
+        _line(panels[1], stages, "val_accuracy", ORANGE, percent=True)
+        panels[0].set(ylabel="loss", ylim=(0, None))
+        panels[1].set(ylabel="validation accuracy")
+        for axes, key in zip(panels[2:], more, strict=True):
+            share = key != "deviation"
+            _line(axes, stages, key, BLUE, percent=share)
+            axes.set(ylabel=OF_METHODS[key], ylim=(0, 103 if share else None))
+        _finish_curves(
+            figure, stages, panels, percent=[key != "deviation" for key in ("val_accuracy", *more)]
+        )
+        return _render(figure, format, "curves")
+
+
+def sensitivity(data: Mapping[str, Any], format: str = "svg") -> bytes:
+    """Heat-map of what is lost when one group is cut alone: groups from first (top) to last, ratios
+    rising.
+
+    The colour goes with the square root of the drop, for what decides is whether a few points are
+    lost or none. Where there is room, each cell holds its drop; a cut that did better than the
+    baseline has a minus.
+
+    Args:
+        data: of `netslim.Sensitivity.to_dict`: `unit` and `rows` of `group`, `ratio` and `drop`.
+        format: "svg" or "png".
+    """
+    names, ratios, drops = _drops(data)
+    many, points = len(names) > MANY_LAYERS, data["unit"] == "share"
+    row, cell = (0.125, 0.42) if many else (0.235, 0.6)
+    labels = 0.4 + (0.058 if many else 0.075) * max(map(len, names))
+    with rc_context(STYLE):
+        size = (max(3.6, labels + cell * len(ratios) + 1.1), 1.05 + row * len(names))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        norm = PowerNorm(0.5, 0, max(float(np.nanmax(drops)), 1.0 if points else 1e-12), clip=True)
+        colours = LinearSegmentedColormap.from_list("drops", DROPS)
+        shown = np.ma.masked_invalid(drops)
+        gap = 0.4 if many else 1.0
+        mesh = axes.pcolormesh(
+            shown, cmap=colours, norm=norm, snap=True, edgecolors="#ffffff", linewidth=gap
+        )
+        _frame_cells(axes, names, ratios, small=many)
+        if not many and len(ratios) <= 10:
+            _label_cells(axes, drops, norm, points)
+        bar = figure.colorbar(mesh, ax=axes, aspect=30, fraction=0.06, pad=0.03)
+        bar.set_label("drop in points" if points else "drop of the value")
+        bar.set_ticks(_rounded_ticks(float(norm.vmax or 1)))
+        bar.ax.minorticks_off()
+        bar.outline.set_visible(False)
+        return _render(figure, format, "sensitivity")
+
+
+def sensitivity_lines(data: Mapping[str, Any], format: str = "svg") -> bytes | None:
+    """What remains against the share that goes, a line a group (as Li et al. 2017, Fig. 2b).
+
+    Args:
+        data: as for `sensitivity`, with its `baseline` and each row's `value`, `removed` and
+            `size`.
+        format: "svg" or "png".
+
+    Returns:
+        The drawing, or None where there are more groups than can be told apart (`FEW_LINES`).
+    """
+    names, _, _ = _drops(data)
+    if len(names) > FEW_LINES:
+        return None
+    points = data["unit"] == "share"
+    scale = 100 if points else 1
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.3 * WIDTH, 3.9), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(
+            scale * data["baseline"], color=INK, linewidth=0.9, linestyle=(0, (4, 2)), alpha=0.6
+        )
+        colours = LinearSegmentedColormap.from_list("lines", LINES)
+        for number, name in enumerate(names):
+            rows = sorted(
+                (row for row in data["rows"] if row["group"] == name),
+                key=lambda row: row["removed"],
+            )
+            x = [0, *(100 * row["removed"] / row["size"] for row in rows)]
+            y = [scale * data["baseline"], *(scale * row["value"] for row in rows)]
+            style = {
+                "color": colours(number / max(len(names) - 1, 1)),
+                "linestyle": DASHES[number % len(DASHES)],
+            }
+            axes.plot(x, y, marker="o", markersize=3.2, label=name, **style)
+        axes.set(
+            xlabel="channels of the group that go",
+            ylabel="accuracy" if points else "value",
+            xlim=(0, None),
+        )
+        axes.grid(axis="y")
+        axes.xaxis.set_major_formatter(_percent)
+        if points:
+            axes.yaxis.set_major_formatter(_percent)
+        figure.legend(loc="outside right upper", fontsize=8.5, handlelength=2.6)
+        return _render(figure, format, "sensitivity-lines")
+
+
+def _drops(data: Mapping[str, Any]) -> tuple[list[str], list[float], np.ndarray]:
+    """Groups, ratios, and the drop of each (groups, ratios), in points where values are shares; NaN
+    where none.
+    """
+    rows, scale = data["rows"], 100 if data["unit"] == "share" else 1
+    names, ratios = (
+        list(dict.fromkeys(row["group"] for row in rows)),
+        sorted({row["ratio"] for row in rows}),
+    )
+    drops = np.full((len(names), len(ratios)), np.nan)
+    for row in rows:
+        drops[names.index(row["group"]), ratios.index(row["ratio"])] = scale * row["drop"]
+    return names, ratios, drops
+
+
+def _frame_cells(axes: Axes, names: Sequence[str], ratios: Sequence[float], small: bool) -> None:
+    axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=6.5 if small else 8.5)
+    axes.set_xticks(np.arange(len(ratios)) + 0.5, [f"{100 * ratio:g} %" for ratio in ratios])
+    axes.tick_params(length=0)
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("channels of one group that go")
+
+
+def _label_cells(axes: Axes, drops: np.ndarray, norm: PowerNorm, points: bool) -> None:
+    """Black or white, whichever can be read on the colour of the cell; not `INK`, which a dark page
+    makes light.
+    """
+    for (row, column), drop in np.ndenumerate(drops):
+        if np.isfinite(drop):
+            text = (
+                (f"{drop:.1f}" if points else f"{drop:.3g}")
+                .replace("-0.0", "0.0")
+                .replace("-", "−")
+            )
+            colour = "#ffffff" if norm(drop) > 0.45 else "#101418"
+            axes.text(
+                column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour
+            )
+
+
+def _rounded_ticks(last: float) -> list[float]:
+    """0 and round numbers up to `last`, spread over a square-root scale."""
+    steps = [0.0]
+    for share in (0.04, 0.16, 0.36, 0.64, 1.0):
+        power = 10 ** np.floor(np.log10(share * last))
+        steps.append(
+            max(step * power for step in (1, 2, 5) if step * power <= share * last * (1 + 1e-9))
+        )
+    return sorted(set(steps))
+
+
+def front(data: Mapping[str, Any], format: str = "svg") -> bytes:
+    """Accuracy against cost of the networks that a search tried, numbered in the order in which it
+    tried them.
+
+    Accuracies far below the allowed drop would flatten all others: they are drawn at the lower
+    edge, as triangles, with their values.
+
+    Args:
+        data: of `search.json`: `over`, `max_drop` in points, `baseline`, `best` (a share or None)
+            and `rows`, the first of them the given network, with `key`, `accuracy` and the cost
+            that `over` names; candidates with `share` and `passed`. Rows without an accuracy could
+            not be reached and are left out.
+        format: "svg" or "png".
+    """
+    over, whole = data["over"], data["rows"][0][data["over"]]
+    floor = 100 * data["baseline"] - data["max_drop"]
+    tried = [row for row in data["rows"] if row["key"] == "candidate"]
+    points = [
+        (100 * row[over] / whole, 100 * row["accuracy"], number, row)
+        for number, row in enumerate(tried, 1)
+        if "accuracy" in row
+    ]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+        axes = figure.subplots()
+        bottom = _bottom([y for _, y, _, _ in points], floor, max(data["max_drop"], 0.5))
+        axes.axhline(floor, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.annotate(
+            f"allowed drop: {data['max_drop']:g}", (1, floor), (-2, 3), ("axes fraction", "data"),
+            "offset points", ha="right", fontsize=8.5,
+        )  # fmt: skip
+        uncut = [100 * row["accuracy"] for row in data["rows"] if row["key"] != "candidate"]
+        line = sorted([(x, max(y, bottom)) for x, y, _, _ in points] + [(100.0, uncut[0])])
+        axes.plot(*zip(*line, strict=True), color=PALE, linewidth=1.2, zorder=1)
+        _uncut(axes, uncut)
+        for x, y, number, row in points:
+            _candidate(axes, x, y, number, row, row["share"] == data["best"], bottom)
+        _finish_front(figure, axes, over, bottom, min([100.0, *(x for x, *_ in points)]))
+        return _render(figure, format, "front")
+
+
+def _scale_panel(
+    axes: Axes, edges: np.ndarray, data: Mapping[str, Any], when: str, colour: str
+) -> None:
+    counts = np.asarray(data[when], dtype=float)
+    axes.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color=colour)
+    _from_zero(axes, edges[edges > 0][0], max(edges[-1], 1.5 * data["threshold"]))
+    axes.axvline(data["threshold"], color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+    axes.yaxis.set_major_formatter(_percent)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+    axes.grid(axis="y")
+    share = 100 * data[f"share_near_zero_{when}"]
+    axes.set_title(f"{when} training: {share:.1f} % below {data['threshold']:g} (dashed)")
+
+
+def _from_zero(axes: Axes, first: float, last: float) -> None:
+    """A logarithmic axis to `last` on which the first bin, from 0 to `first`, still has its place."""
+    axes.set_xscale("symlog", linthresh=first, linscale=0.25)
+    axes.set_xlim(0, last)
+    decades = 10.0 ** np.arange(np.ceil(np.log10(1.01 * first)), np.floor(np.log10(last)) + 1)
+    axes.set_xticks(
+        [0, *decades], ["0", *(f"{decade:g}".replace("e-0", "e-") for decade in decades)]
+    )
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _name_layers(axes: Axes, layers: Sequence[Mapping[str, Any]], every: int) -> None:
+    axes.set_yticks(
+        range(0, len(layers), every),
+        [str(layer["layer"]) for layer in layers[::every]],
+        fontsize=8.5,
+    )
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+
+
+def _label_bars(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
+    for row, (wide, narrow) in enumerate(zip(before, after, strict=True)):
+        axes.annotate(
+            f"{narrow:.0f} of {wide:.0f}",
+            (wide, row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+        )
+    axes.set_xlim(0, before.max() * 1.2)
+
+
+def _line(
+    axes: Axes,
+    stages: Sequence[Mapping[str, Any]],
+    key: str,
+    colour: str,
+    percent: bool = False,
+    **style: Any,
+) -> None:
+    """One line through all stages; a gap between two stages, because surgery lies between them."""
+    x, y = [], []
+    for start, stage in zip(_starts(stages), stages, strict=False):
+        values = [np.nan if value is None else value for value in stage.get(key) or []]
+        x += [*range(start + 1, start + 1 + len(values)), start + len(values)]
+        y += [*values, np.nan]
+    marker = "o" if _starts(stages)[-1] <= 12 else None
+    axes.plot(
+        x,
+        np.asarray(y) * (100 if percent else 1),
+        color=colour,
+        marker=marker,
+        markersize=3.2,
+        **style,
+    )
+
+
+def _finish_curves(
+    figure: Figure,
+    stages: Sequence[Mapping[str, Any]],
+    panels: Sequence[Axes],
+    percent: Sequence[bool],
+) -> None:
+    starts = _starts(stages)
+    for axes in panels:
+        axes.grid(axis="y")
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+        for boundary in starts[1:-1]:
+            axes.axvline(boundary + 0.5, color=INK, linewidth=0.8, alpha=0.45)
+    for axes, share in zip(panels[1:], percent, strict=True):
+        if share:
+            axes.yaxis.set_major_formatter(_percent)
+    _name_stages(panels[0], stages)
+    panels[-1].set_xlabel("epoch, counted through all stages")
+    panels[-1].set_xlim(0.5, max(starts[-1], 1) + 0.5)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, loc="outside upper right", ncols=3, columnspacing=1.2, handlelength=1.6
+    )
+    figure.align_ylabels(panels)
+
+
+def _name_stages(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
+    short = min(len(stage["epoch"]) for stage in stages) < 0.15 * _starts(stages)[-1]
+    tilt = 30 if len(stages) > 4 or short else 0
+    for start, stage in zip(_starts(stages), stages, strict=False):
+        axes.annotate(
+            str(stage["stage"]),
+            (start + 0.5, 1),
+            xytext=(1, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8.5,
+            style="italic",
+            rotation=tilt,
+        )
+
+
+def _starts(stages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Epochs done before each stage, and in all: [0, n1, n1 + n2, ...]."""
+    return [0, *np.cumsum([len(stage["epoch"]) for stage in stages], dtype=int).tolist()]
+
+
+def _bottom(accuracies: Sequence[float], floor: float, drop: float) -> float:
+    """The lower edge, in percent: far enough below the floor to see how candidates fail, and no
+    further.
+    """
+    lowest = min([floor, *(y for y in accuracies if y > floor - 12 * drop)])
+    return lowest - 0.25 * (floor + drop - lowest) - 0.5 * drop
+
+
+def _uncut(axes: Axes, accuracies: Sequence[float]) -> None:
+    for y, label, size, fill in zip(
+        accuracies, ("as given", "uncut, trained alike"), (5, 9), (INK, "none"), strict=False
+    ):
+        axes.plot(
+            100,
+            y,
+            "s",
+            color=INK,
+            markersize=size,
+            markerfacecolor=fill,
+            linestyle="",
+            label=label,
+            zorder=3,
+        )
+
+
+def _candidate(
+    axes: Axes, x: float, y: float, number: int, row: Mapping[str, Any], best: bool, bottom: float
+) -> None:
+    low = y < bottom
+    colour = BLUE if row["passed"] else ORANGE
+    label = "passed" if row["passed"] else "failed"
+    known = axes.get_legend_handles_labels()[1]
+    if best:
+        axes.plot(
+            x, y, "o", color=BLUE, markersize=13, markerfacecolor="none", markeredgewidth=1.4, linestyle="",
+            label="the smallest that passed", zorder=2,
+        )  # fmt: skip
+    axes.plot(
+        x, max(y, bottom), "v" if low else "o", color=colour, markersize=6, linestyle="",
+        markerfacecolor=colour if row["passed"] else "none", label=None if label in known else label, zorder=3,
+        clip_on=False,
+    )  # fmt: skip
+    text, place = (f"{number}: {y:.1f} %", (7, 3)) if low else (str(number), (0, 11 if best else 8))
+    side = "left" if low else "center"
+    axes.annotate(
+        text, (x, max(y, bottom)), place, textcoords="offset points", ha=side, fontsize=8.5
+    )
+
+
+def _finish_front(figure: Figure, axes: Axes, over: str, bottom: float, least: float) -> None:
+    """Costs on a logarithmic axis where they reach far down: what decides lies close together
+    there.
+    """
+    names = {"macs": "MACs", "params": "parameters", "latency": "latency, by the table,"}
+    axes.set(xlabel=f"{names.get(over, over)} left", ylabel="validation accuracy", xlim=(0, 104))
+    top = axes.dataLim.y1
+    axes.set_ylim(bottom, top + 0.12 * (top - bottom))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    if least < _FAR:
+        axes.set_xscale("log")
+        axes.set_xlim(0.8 * least, 125)
+        ticks = [
+            tick
+            for power in range(-4, 3)
+            for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)
+        ]
+        axes.set_xticks([tick for tick in ticks if 0.8 * least <= tick <= 100])
+        axes.xaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_percent)
+    axes.grid()
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, columnspacing=1.2
+    )
+
+
+_percent = FuncFormatter(lambda value, _: f"{value:g} %")
+
+
+def _render(figure: Figure, format: str, name: str) -> bytes:
+    """The figure as bytes, the same ones each time; in SVG, colours as CSS variables on no
+    background.
+    """
+    buffer = io.BytesIO()
+    if format == "png":
+        figure.savefig(buffer, format="png", dpi=160)
+        return buffer.getvalue()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )
+    drawing = buffer.getvalue().decode()
+    for colour, variable in CSS.items():
+        drawing = drawing.replace(colour, variable)
+    return drawing.encode()

@@ -1,0 +1,220 @@
+"""What a search found, for people: the verdict, what to make of it, a table for the terminal, and a
+page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from netslim.methods.search import SearchResult
+from netslim.report import figures as plots
+from netslim.report import page as report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from netslim.training.commands.search import SearchOptions
+
+Found = Mapping[str, Any]
+NAMES = {
+    "macs": "MACs",
+    "params": "parameters",
+    "channels": "channels",
+    "activations": "activations",
+    "latency": "latency",
+}
+
+
+def verdict(found: SearchResult[Any], options: SearchOptions) -> str:
+    """The outcome in a sentence or two."""
+    what = NAMES[options.over]
+    scored = sorted(
+        (item for item in found.candidates if item.score is not None), key=lambda item: item.share
+    )
+
+    def loses(item: Any) -> str:
+        return (
+            f"{100 * item.share:.1f} % of the {what} {_lost(100 * (found.baseline - item.score))}"
+        )
+
+    if found.best is None:
+        return (
+            f"No cut is within {points(options.max_drop)}: even the smallest that was tried, "
+            f"{loses(scored[0])}. Let candidates recover for longer (--epochs, --lr), allow a "
+            "larger drop, or look at smaller cuts (--tolerance)."
+        )
+    beyond = min(
+        (x for x in found.candidates if x.share > found.best.share),
+        key=lambda x: x.share,
+        default=None,
+    )
+    text = f"The largest cut within {points(options.max_drop)} that was found: {loses(found.best)}."
+    if beyond is None:
+        return (
+            f"Every cut passed. {text} The network may be smaller still: allow a smaller "
+            "drop, or more --tries."
+        )
+    if beyond.score is None:
+        return f"{text} Larger cuts cannot be reached: {beyond.note}"
+    return f"{text} The next larger one that was tried, {loses(beyond)}."
+
+
+def points(number: float) -> str:
+    """A number of percentage points in words."""
+    return f"{number:g} point{'' if number == 1 else 's'}"
+
+
+def _lost(drop: float) -> str:
+    if round(drop, 2) == 0:
+        return "loses nothing"
+    return f"loses {drop:.2f} points" if drop > 0 else f"gains {-drop:.2f} points"
+
+
+def notes(original: Found, trained: Found, images: int, options: SearchOptions) -> Iterator[str]:
+    """What to know before the figures are believed."""
+    accuracy, one = original["accuracy"], 100 / images
+    error = 100 * math.sqrt(accuracy * (1 - accuracy) / images)
+    yield (
+        f"{images:,} validation images decide: one of them is {one:.2f} points, and the "
+        f"standard error of an accuracy of {100 * accuracy:.1f} % is {error:.2f} points"
+        + (", more than the drop allowed: a few images decide" if error > options.max_drop else "")
+    )
+    gain = 100 * (trained["accuracy"] - accuracy)
+    if trained is not original:
+        yield f"by the same training the given network, uncut, {_lost(-gain)}"
+    if options.reference == "given" and gain > max(options.max_drop, one):
+        yield (
+            "this is more than the drop allowed, so the given network was not trained to its "
+            "end, and a part of what the cuts lose is hidden: count the drop from the trained "
+            "network with --reference trained"
+        )
+
+
+def table(found: Found) -> Table:
+    """The candidates for a terminal, in the order in which they were tried."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(title=found["title"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in _headings(found):
+        shown.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+    for row, cells in _cells(found):
+        shown.add_row(
+            *cells, style="bold" if row.get("share") == found["best"] is not None else None
+        )
+    return shown
+
+
+def _headings(found: Found) -> list[str]:
+    return [
+        "network",
+        "cut asked",
+        "validation",
+        "points",
+        "",
+        *(NAMES[key] for key in _costs(found)),
+    ]
+
+
+def _costs(found: Found) -> list[str]:
+    return list(dict.fromkeys(["params", "macs", found["over"]]))
+
+
+def _amount(key: str, value: float) -> str:
+    return f"{value:.3g} ms" if key == "latency" else f"{value:,}"
+
+
+def _cells(found: Found) -> Iterator[tuple[Found, list[str]]]:
+    original = found["rows"][0]
+    keys = _costs(found)
+    number = 0
+    for row in found["rows"]:
+        number += row["key"] == "candidate"
+        label = {"original": "as given", "trained": "uncut, trained alike"}.get(
+            row["key"], f"candidate {number}"
+        )
+        share = f"{100 * row['share']:.1f} %" if row["key"] == "candidate" else "–"
+        if "unreachable" in row:
+            yield row, [label, share, "–", "–", "cannot be reached", *("–" for _ in keys)]
+            continue
+        change = 100 * (row["accuracy"] - found["baseline"])
+        outcome = {True: "passed", False: "failed", None: ""}[row.get("passed")]
+        if row["key"] == "candidate" and row["share"] == found["best"]:
+            outcome = "best"
+        costs = [f"{_amount(key, row[key])} ×{row[key] / original[key]:.3f}" for key in keys]
+        yield (
+            row,
+            [
+                label,
+                share,
+                f"{100 * row['accuracy']:.2f} %",
+                f"{change:+.2f}".replace("-", "−"),
+                outcome,
+                *costs,
+            ],
+        )
+
+
+def page(found: Found, config: str) -> str:
+    """One self-contained HTML document: verdict, picture, table, how to repeat it."""
+    parts = [
+        f"<header><h1>{escape(found['title'])}</h1><p "
+        f"class=lead>{escape(found['verdict'])}</p></header>"
+    ]
+    parts += [
+        f'<p class="remark note" role=note><strong>Note.</strong> {escape(text)}</p>'
+        for text in found["notes"]
+    ]
+    parts.append(
+        "<section><h2>Accuracy against cost</h2><div "
+        f"style='max-width:44rem'>{_picture(found)}</div></section>"
+    )
+    parts.append(f"<section><h2>Candidates</h2>{_rows(found)}{_tests(found)}</section>")
+    parts.append(
+        f"<section><h2>How to repeat it</h2><pre><code>{escape(found['command'])}</code></pre>"
+        "<details><summary>Every setting "
+        f"(config.yaml)</summary><pre><code>{escape(config)}</code></pre></details></section>"
+    )
+    return report.PAGE.format(
+        title=escape(found["title"]), style=report.STYLE, body="\n".join(parts)
+    )
+
+
+def _picture(found: Found) -> str:
+    svg = plots.front(found).decode()
+    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(CAPTION)}</figcaption></figure>"
+
+
+CAPTION = (
+    "Validation accuracy of every candidate against what it costs, numbered in the order in "
+    "which they were tried. Each was cut from the given network and trained for the same short "
+    "time."
+)
+
+
+def _rows(found: Found) -> str:
+    head = "".join(f"<th scope=col>{escape(heading)}</th>" for heading in _headings(found))
+    lines = []
+    for row, (label, *cells) in _cells(found):
+        kind = " class=last" if row["key"] == "candidate" and row["share"] == found["best"] else ""
+        shown = "".join(f"<td><b>{escape(cell)}</b></td>" for cell in cells)
+        lines.append(f"<tr{kind}><th scope=row>{escape(label)}</th>{shown}</tr>")
+    return (
+        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>\n"
+        + "\n".join(lines)
+        + "</tbody></table></div>"
+    )
+
+
+def tests(found: Found) -> str:
+    """What the one look at the test images found."""
+    named = {"original": "as given", "best": "best candidate"}
+    seen = [f"{named[key]} {100 * look['accuracy']:.2f} %" for key, look in found["tests"].items()]
+    return f"test images, looked at once: {', '.join(seen)}" if seen else ""
+
+
+def _tests(found: Found) -> str:
+    return f"<p>{escape(tests(found))}</p>" if found["tests"] else ""

@@ -1,0 +1,140 @@
+"""The groups that may be cut, how far, and which of their units go first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import floor
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup
+from netslim.graph.words.explain import nearest
+from netslim.graph.words.naming import granted, listed
+from netslim.selection.budget.limits import Limits
+
+Masks = dict[int, np.ndarray]  # group number -> which units are kept
+
+
+class Chooser:
+    """The groups that may be cut, and their limits.
+
+    Attributes:
+        scores: group number -> scores of its units, for the groups that may be cut.
+        caps: for each group, how many of its units may go.
+        notes: sentences for people: what stays and why.
+
+    Raises:
+        PlanError: no group may be cut, a score is not finite or not of the group's size, or a name
+            means no group.
+    """
+
+    def __init__(self, graph: ChannelGraph, scores: Mapping[str, Tensor], limits: Limits) -> None:
+        for name in scores.keys() - {g.name for g in graph.groups}:
+            raise PlanError(
+                f"scores are given for {name!r}, which is no group; {nearest(graph, name)}"
+            )
+        self.graph, self.limits = graph, limits
+        self.staying = {g.name: "it has no score" for g in graph.groups if g.name not in scores}
+        self.staying |= limits.staying(graph)
+        self.notes = [
+            f"{g.name} stays: {self.staying[g.name]}"
+            for g in graph.groups
+            if g.name in self.staying
+        ]
+        self.scores = {
+            n: _finite(g, scores[g.name])
+            for n, g in enumerate(graph.groups)
+            if g.name not in self.staying
+        }
+        self.caps = limits.caps(graph)
+        if not self.scores:
+            raise PlanError(f"nothing can be cut: {listed(self.notes, '; ')}")
+
+    def rescore(self, number: int, scores: Tensor | None) -> None:
+        """Put other scores in place of a group's own, unless there are none."""
+        if scores is not None:
+            self.scores[number] = _finite(self.graph.groups[number], scores)
+
+    def order(self, number: int) -> np.ndarray:
+        """The units of a group, the least important first; shape (size,)."""
+        return np.argsort(self.scores[number], kind="stable")
+
+    def lowest(self, number: int, count: int) -> np.ndarray:
+        """Which units of a group stay when the ``count`` least important go."""
+        keep = np.ones(self.graph.groups[number].size, dtype=bool)
+        keep[self.order(number)[:count]] = False
+        return keep
+
+    def levels(self, number: int) -> np.ndarray:
+        """How many units of a group may go: 0, and what leaves a multiple of ``round_to`` within
+        the limits.
+        """
+        size, step = self.graph.groups[number].size, self.limits.round_to
+        gone = np.arange(size % step or step, self.caps[number] + 1, step)
+        return np.concatenate([[0], gone[gone < size]])
+
+    def named_counts(self, per_group: Mapping[str, float | int]) -> dict[int, int]:
+        """Group number -> how many of its channels go, for the groups that are named."""
+        wanted = granted(
+            self.graph, per_group, self.staying, "per_group names no group that can be cut"
+        )
+        return {
+            (n := self.graph.number(name)): self._amount(n, amount)
+            for name, amount in wanted.items()
+        }
+
+    def rounded(self, number: int, count: int) -> int:
+        """How many of a group go when ``count`` should and ``round_to`` holds: more if they may,
+        else fewer.
+        """
+        levels = self.levels(number)
+        more = levels[levels >= count]
+        return int(more[0] if len(more) else levels[-1])
+
+    def _amount(self, number: int, amount: Any) -> int:
+        group = self.graph.groups[number]
+        if isinstance(amount, Integral) and not isinstance(amount, bool):
+            count = int(amount)
+        elif not isinstance(amount, Real) or isinstance(amount, bool):
+            raise PlanError(
+                f"{group.name}: give a share (float below 1) or a count (int) of channels, got "
+                f"{amount!r}"
+            )
+        elif not 0 <= float(amount) < 1:
+            raise PlanError(
+                f"{group.name}: a share must be at least 0 and below 1, got {amount}; a count "
+                "is an int"
+            )
+        else:
+            count = floor(group.size * float(amount) + 1e-9)
+        most = self.caps[number]
+        if not 0 <= count <= most:
+            raise PlanError(
+                f"{group.name} has {group.size} channels and {count} should go; {self.limits} "
+                f"allows at most {most}"
+            )
+        if amount and not count:
+            self.notes.append(
+                f"{group.name} stays: {amount:g} of its {group.size} channels is less than one"
+            )
+        return self.rounded(number, count)
+
+
+def _finite(group: ChannelGroup, values: Tensor) -> np.ndarray:
+    array = torch.as_tensor(values).detach().double().cpu().numpy()
+    if array.shape != (group.size,):
+        raise PlanError(
+            f"group {group.name!r} has {group.size} units, its scores have shape {array.shape}"
+        )
+    if not np.isfinite(array).all():
+        raise PlanError(f"the scores of group {group.name!r} are not finite; did training diverge?")
+    return array
+
+
+__all__ = ["Chooser", "Masks"]

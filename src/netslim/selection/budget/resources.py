@@ -1,0 +1,216 @@
+"""How much of a resource is left when groups keep so many of their units, cheap enough to be asked
+thousands of times.
+
+A graph knows its costs as sums of products of counts (`netslim.graph.Count`): how many entries of a
+dimension are left. Units of a group go in a fixed order, so that the number of those that went
+tells everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.counts import Count
+from netslim.graph.memory import Memory
+
+Vector = np.ndarray
+
+
+class Resource(Protocol):
+    """What a budget limits, as a function of the counts."""
+
+    def total(self, counts: Vector) -> float:
+        """How much is left; ``counts`` from `Widths.counts`."""
+        ...
+
+    def slopes(self, counts: Vector) -> Vector:
+        """Its derivative by each count."""
+        ...
+
+
+class LatencySource(Protocol):
+    """What knows the latency of a network at other widths: `netslim.LatencyTable`."""
+
+    def resource(self, graph: ChannelGraph, widths: Widths) -> Resource:
+        """Milliseconds, as a function of the counts."""
+        ...
+
+
+class Widths:
+    """Turns the number of units that went from each group into all counts of a graph.
+
+    Args:
+        graph: whose groups and counts they are.
+        orders: group number -> its units, shape (size,), in the order in which they go. Other
+            groups stay whole.
+    """
+
+    def __init__(self, graph: ChannelGraph, orders: Mapping[int, Vector]) -> None:
+        self.graph, self.orders = graph, orders
+        self._constants: list[float] = []
+        self._numbers: dict[object, int] = {}
+        self._held: list[Count] = []  # so that their ids stay theirs
+        self._tables: list[Vector] = []
+        self._places: dict[tuple[int, bytes], int] = {}  # (group, entries) -> start of its table
+        self._end = 0
+        self._rows: list[tuple[int, int, int]] = []  # (count, group, start of its table)
+        self._arrays: tuple[Vector, ...] | None = None
+
+    def index(self, count: Count) -> int:
+        """Position of a count in the vector that `counts` gives."""
+        key = id(count) if count.shares else ("constant", count.constant)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._constants)
+            self._held.append(count)
+            self._constants.append(count.constant)
+            for group, entries in count.shares:
+                if group in self.orders:
+                    self._rows.append((self._numbers[key], group, self._table(group, entries)))
+                else:
+                    self._constants[-1] += int(entries.sum())
+            self._arrays = None
+        return self._numbers[key]
+
+    def _table(self, group: int, entries: Vector) -> int:
+        """Where the entries that are left lie, by the number of units that went."""
+        key = (group, entries.tobytes())
+        if key not in self._places:
+            gone = np.cumsum(entries[self.orders[group]], dtype=np.float64)
+            whole = gone[-1]
+            self._tables.append(
+                np.concatenate([[whole], whole - gone, [0.0]])
+            )  # the end twice: nothing is left to go
+            self._places[key], self._end = self._end, self._end + len(gone) + 2
+        return self._places[key]
+
+    def counts(self, removed: Vector) -> Vector:
+        """All counts, shape (counts,), when ``removed[g]`` units of group ``g`` went, shape
+        (groups,).
+        """
+        constants, rows, groups, starts, flat = self._built()
+        left = flat[starts + removed[groups]]
+        return constants + np.bincount(rows, weights=left, minlength=len(constants))
+
+    def savings(self, slopes: Vector, removed: Vector) -> Vector:
+        """What the next unit of each group saves, shape (groups,), from derivatives by the counts."""
+        _, rows, groups, starts, flat = self._built()
+        at = starts + removed[groups]
+        return np.bincount(
+            groups,
+            weights=slopes[rows] * (flat[at] - flat[at + 1]),
+            minlength=len(self.graph.groups),
+        )
+
+    def groups_of(self, number: int) -> list[int]:
+        """The groups that a count depends on."""
+        return [group for row, group, _ in self._rows if row == number]
+
+    def _built(self) -> tuple[Vector, ...]:
+        if self._arrays is None:
+            rows = np.array(self._rows, dtype=np.int64).reshape(-1, 3).T
+            flat = np.concatenate(self._tables) if self._tables else np.zeros(1)
+            self._arrays = (np.array(self._constants, dtype=np.float64), *rows, flat)
+        return self._arrays
+
+
+class Terms:
+    """Products of counts, one by one.
+
+    Args:
+        widths: which counts there are.
+        terms: the factors of each product.
+    """
+
+    def __init__(self, widths: Widths, terms: Sequence[Sequence[Count]]) -> None:
+        one = widths.index(Count(1, ()))
+        rows = [[widths.index(factor) for factor in factors] for factors in terms]
+        most = max(map(len, rows), default=0)
+        self.factors = np.array(
+            [[*row, *[one] * (most - len(row))] for row in rows], dtype=np.int64
+        )
+        self.factors = self.factors.reshape(len(rows), most)
+
+    def values(self, counts: Vector) -> Vector:
+        """The products, shape (terms,)."""
+        return counts[self.factors].prod(axis=1)
+
+    def slopes(self, counts: Vector, weights: Vector) -> Vector:
+        """The derivative of their weighted sum by each count."""
+        found = np.zeros(len(counts))
+        values = counts[self.factors]
+        for column in range(values.shape[1]):
+            others = np.delete(values, column, axis=1).prod(axis=1) * weights
+            found += np.bincount(self.factors[:, column], weights=others, minlength=len(counts))
+        return found
+
+
+class Products:
+    """A weighted sum of products of counts: channels, parameters, multiply-accumulates,
+    activations.
+
+    Args:
+        widths: which counts there are.
+        products: the factors of each product.
+        weights: what each product is multiplied with; by default 1.
+    """
+
+    def __init__(
+        self,
+        widths: Widths,
+        products: Sequence[Sequence[Count]],
+        weights: Iterable[float] | None = None,
+    ) -> None:
+        merged: dict[tuple[int, ...], float] = {}
+        live: dict[tuple[int, ...], list[Count]] = {}
+        for factors, weight in zip(products, weights or [1.0] * len(products), strict=True):
+            moving = sorted((f for f in factors if f.shares), key=id)
+            key = tuple(map(id, moving))
+            live[key] = moving
+            merged[key] = merged.get(key, 0.0) + weight * prod(
+                f.constant for f in factors if not f.shares
+            )
+        self.terms, self.weights = (
+            Terms(widths, list(live.values())),
+            np.array(list(merged.values())),
+        )
+
+    def total(self, counts: Vector) -> float:
+        """The sum; exact, as long as it is below 2**53."""
+        return float(self.terms.values(counts) @ self.weights)
+
+    def slopes(self, counts: Vector) -> Vector:
+        """Its derivative by each count."""
+        return self.terms.slopes(counts, self.weights)
+
+
+class Peak:
+    """The most bytes that are in memory at once.
+
+    Args:
+        widths: which counts there are.
+        memory: of the graph.
+    """
+
+    def __init__(self, widths: Widths, memory: Memory) -> None:
+        self.terms = Terms(widths, [block.factors for block in memory.blocks])
+        self.units = np.array([float(block.unit) for block in memory.blocks])
+        self.moments = memory.steps * self.units
+
+    def total(self, counts: Vector) -> float:
+        """Bytes at the fullest moment."""
+        return float((self.moments @ self.terms.values(counts)).max()) if len(self.moments) else 0.0
+
+    def slopes(self, counts: Vector) -> Vector:
+        """The derivative, at the fullest moment, by each count."""
+        if not len(self.moments):
+            return np.zeros(len(counts))
+        fullest = int((self.moments @ self.terms.values(counts)).argmax())
+        return self.terms.slopes(counts, self.moments[fullest])
+
+
+__all__ = ["LatencySource", "Peak", "Products", "Resource", "Widths"]

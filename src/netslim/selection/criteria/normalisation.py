@@ -1,0 +1,93 @@
+"""Scores of different groups made comparable: what one threshold over all groups compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from netslim.errors import PlanError
+
+Normalisation = Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"]
+
+
+def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[str, Tensor]:
+    """The scores of each group, on a scale of that group's own; their order within the group stays.
+
+    Args:
+        scores: group name -> 1-D tensor, one score a unit, as `netslim.score` returns them.
+        how: what they are set against.
+
+            - ``"mean"``, ``"sum"``, ``"max"``: divided by the mean, sum or maximum of their
+              magnitudes.
+            - ``"l2"``: divided by their Euclidean norm (Molchanov et al. 2017, section 2.2).
+            - ``"standardization"``: ``(s - min) / (max - min)``, from 0 to 1; what torch-pruning
+              calls so.
+            - ``"gaussian"``: ``(s - mean) / standard deviation``, that of a sample.
+            - ``"rank"``: rank / number of units, so that one threshold cuts the same share of every
+              group.
+            - None: left as they are.
+
+    Zeros stay zero under the divisions. Where all scores of a group are equal, or it has one unit,
+    they become 0.5 by ``"standardization"``, 0 by ``"gaussian"``, and equal scores share the mean
+    of their ranks.
+
+    Returns:
+        Group name -> 1-D float64 tensor.
+
+    Raises:
+        PlanError: ``how`` is none of these.
+    """
+    check_normalisation(how)
+    return {name: normalize(values.double(), how) for name, values in scores.items()}
+
+
+def check_normalisation(how: object) -> None:
+    """Refuse what is no way to normalise.
+
+    Raises:
+        PlanError: names all of them.
+    """
+    if how is not None and how not in _WAYS:
+        known = ", ".join(repr(way) for way in get_args(Normalisation))
+        raise PlanError(f"normalize must be {known} or None, got {how!r}")
+
+
+def normalize(values: Tensor, how: Normalisation | None) -> Tensor:
+    """`normalized` for one group: float64 of shape (units,) -> (units,)."""
+    return values if how is None or not len(values) else _WAYS[how](values)
+
+
+def _divided(values: Tensor, by: Tensor) -> Tensor:
+    return values / by if by > 0 else values
+
+
+def _standardization(values: Tensor) -> Tensor:
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else torch.full_like(values, 0.5)
+
+
+def _gaussian(values: Tensor) -> Tensor:
+    if values.max() == values.min():
+        return torch.zeros_like(values)
+    return (values - values.mean()) / values.std()
+
+
+def _rank(values: Tensor) -> Tensor:
+    ordered = values.sort().values
+    first = torch.searchsorted(ordered, values, side="left")
+    behind = torch.searchsorted(ordered, values, side="right")
+    return (first + behind + 1).double() / 2 / len(values)
+
+
+_WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda values: _divided(values, values.abs().mean()),
+    "sum": lambda values: _divided(values, values.abs().sum()),
+    "max": lambda values: _divided(values, values.abs().max()),
+    "l2": lambda values: _divided(values, torch.linalg.vector_norm(values)),
+    "standardization": _standardization,
+    "gaussian": _gaussian,
+    "rank": _rank,
+}

@@ -1,0 +1,402 @@
+"""What data tells of channels: gradients and activations of the layers around them, in one pass
+over batches.
+
+Everything is summed up batch by batch; no activation is kept. The model runs in evaluation mode and
+is left as it was: gradients, modes, statistics of batch normalisation, ``requires_grad``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import Slice
+from netslim.graph.modules.batches import outputs, singly, targets_of
+from netslim.graph.modules.calls import LAYERS, channels_of, evaluating, output_tensors
+from netslim.graph.modules.walk import layer_of, named_modules, named_tensors
+from netslim.graph.modules.wrapping import eagerly
+
+Loss = Callable[[Any, Any], Tensor]  # of the model's output and the targets of a batch
+Measured = Mapping[
+    Any, Tensor
+]  # tensor -> (entries of its channel axis,), or a key of `contributions`; float64, CPU
+PerExample = Callable[[Tensor], Tensor]  # (examples, places, channels) -> (examples, channels)
+PerChannel = Callable[[Tensor], Tensor]  # (channels, weights) -> (channels,)
+Take = Callable[
+    [str, Tensor, int], None
+]  # weight, what its layer puts out or receives, dimension of the channels
+SLICES = {
+    "producers": ("producer",),
+    "all": ("producer", "scale", "consumer"),
+}  # roles that a criterion looks over
+
+
+@dataclass
+class Stream:
+    """Mean and population variance of rows that come in parts (Chan et al. 1979); float64 on the
+    CPU.
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    spread: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    @property
+    def variance(self) -> Tensor:
+        return self.spread / self.count
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows of shape (examples, channels)."""
+        rows = rows.detach().cpu().double()
+        mean = rows.mean(0)
+        step, total = mean - self.mean, self.count + len(rows)
+        self.spread = (
+            self.spread
+            + (rows - mean).square().sum(0)
+            + step.square() * (self.count * len(rows) / total)
+        )
+        self.mean = self.mean + step * (len(rows) / total)
+        self.count = total
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def cross_entropy(output: Any, targets: Any) -> Tensor:
+    """Mean cross entropy of the first tensor of the output, (examples, classes, ...)."""
+    return F.cross_entropy(output_tensors(output)[0], targets)
+
+
+def contributions(
+    graph: ChannelGraph,
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss | None,
+    per_channel: PerChannel,
+    *,
+    over: str = "producers",
+    alone: bool = False,
+) -> Measured:
+    """Mean over the batches of a statistic of gradient * weight, for every channel of every layer.
+
+    Args:
+        graph: of this model.
+        model: bare.
+        batches: as data loaders give them.
+        loss: of (output, targets); None for cross entropy.
+        per_channel: (channels, weights) -> (channels,), in float64.
+        over: ``"producers"``: a channel is a filter, the keys are names of tensors. ``"all"``: it
+            is a unit with all its weights in a slice of any role of `SLICES`, the keys are (group,
+            tensor, axis).
+        alone: take the gradient of the loss of each example, instead of each batch.
+
+    Raises:
+        PlanError: there is no batch, the model does not run on one, or the loss cannot be computed
+            and derived.
+    """
+    streams: dict[Any, Stream] = {}
+
+    def take(name: str, terms: Tensor) -> None:
+        for key, rows in _channels(graph, parts[name], terms, over):
+            streams.setdefault(key, Stream()).add(per_channel(rows)[None])
+
+    parts = _by_tensor(graph, SLICES[over])
+    weights = {n: p for n, p in named_tensors(model) if n in parts and p.is_floating_point()}
+    for gradients in _gradients(model, weights, batches, loss, alone):
+        for name, gradient in gradients.items():
+            take(name, gradient * weights[name].detach())
+    return {key: stream.mean for key, stream in streams.items()}
+
+
+def _by_tensor(
+    graph: ChannelGraph, roles: Iterable[str]
+) -> dict[str, list[tuple[str, int, Slice]]]:
+    """Tensor -> (group, its size, slice) for every slice of these roles."""
+    found: dict[str, list[tuple[str, int, Slice]]] = {}
+    for group in graph.groups:
+        for role in roles:
+            for s in group.tensors(role):
+                found.setdefault(s.tensor, []).append((group.name, group.size, s))
+    return found
+
+
+def _channels(
+    graph: ChannelGraph, parts: list[tuple[str, int, Slice]], terms: Tensor, over: str
+) -> Iterator[tuple[Any, Tensor]]:
+    """(key, rows of weights) for the channels of a tensor, as `contributions` says."""
+    terms = terms.cpu().double()
+    if over == "producers":
+        s = parts[-1][2]
+        yield s.tensor, terms.movedim(s.axis, 0).flatten(1)
+    else:
+        yield from (
+            ((group, s.tensor, s.axis), rows_of(terms, s, size)) for group, size, s in parts
+        )
+
+
+def rows_of(tensor: Tensor, s: Slice, size: int) -> Tensor:
+    """All the entries of a tensor that belong to each unit of a slice: (units, entries), filled up
+    with zeros.
+    """
+    order = np.argsort(s.units, kind="stable")
+    counts = np.bincount(s.units, minlength=size)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    lines = tensor.movedim(s.axis, 0).reshape(tensor.shape[s.axis], -1)
+    rows = lines.new_zeros(size, int(counts.max()), lines.shape[1])
+    index = [
+        torch.from_numpy(v).to(tensor.device) for v in (s.units[order], place, s.positions[order])
+    ]
+    rows[index[0], index[1]] = lines[index[2]]
+    return rows.flatten(1)
+
+
+def gates(
+    graph: ChannelGraph, model: nn.Module, batches: Iterable[Any], loss: Loss | None
+) -> Measured:
+    """Mean over the batches of ``(scale * its gradient + shift * its gradient) ** 2``, for every
+    normalisation.
+
+    The shift is the parameter ``bias`` beside the scale, if there is one. Keys are names of scales.
+
+    Raises:
+        PlanError: as for `contributions`.
+    """
+    named = dict(named_tensors(model))
+    scales = list(_by_tensor(graph, ("scale",)))
+    shifts = {
+        name: shift
+        for name in scales
+        if (shift := f"{name.rpartition('.')[0]}.bias".lstrip(".")) in named
+    }
+    weights = {name: named[name] for name in dict.fromkeys([*scales, *shifts.values()])}
+    streams: dict[str, Stream] = {}
+    for gradients in _gradients(model, weights, batches, loss):
+        terms = {name: (g * weights[name].detach()).cpu().double() for name, g in gradients.items()}
+        for name in scales:
+            if name in terms:
+                shift = terms.get(shifts.get(name, ""), torch.zeros(()))
+                streams.setdefault(name, Stream()).add((terms[name] + shift)[None].square())
+    return {name: stream.mean for name, stream in streams.items()}
+
+
+def _gradients(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Iterable[Any],
+    loss: Loss | None,
+    alone: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """Gradients of the loss of each batch (or each example) by the weights that take part in it."""
+    if not weights:
+        return
+    with eagerly(), evaluating(model), _differentiable(weights.values()):
+        fed, what = (singly(batches), "example") if alone else (batches, "batch")
+        for batch, output in outputs(model, fed, what):
+            value = _loss_of(output, batch, loss or cross_entropy)
+            found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+            yield {
+                name: gradient
+                for name, gradient in zip(weights, found, strict=True)
+                if gradient is not None
+            }
+
+
+@contextlib.contextmanager
+def _differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Inside, gradients reach these tensors, frozen or not."""
+    flags = [(t, t.requires_grad) for t in tensors]
+    try:
+        for tensor, _ in flags:
+            tensor.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for tensor, flag in flags:
+            tensor.requires_grad_(flag)
+
+
+def _loss_of(output: Any, batch: Any, loss: Loss) -> Tensor:
+    remedy = "pass loss=, a function of (output, targets) that returns a scalar tensor"
+    try:
+        device = output_tensors(output)[0].device
+        targets = tree_map_only(Tensor, lambda tensor: tensor.to(device), targets_of(batch))
+        value = loss(output, targets)
+    except Exception as error:
+        raise PlanError(
+            f"the loss cannot be computed ({type(error).__name__}: {error}); {remedy}"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise PlanError(
+            f"the loss must be one number that depends on the weights, got {value!r}; {remedy}"
+        )
+    return value
+
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+def activations(
+    graph: ChannelGraph,
+    model: nn.Module,
+    batches: Iterable[Any],
+    per_example: PerExample,
+    variance: bool = False,
+    role: str = "producer",
+) -> Measured:
+    """Mean (or population variance) over all examples of a statistic of what each layer puts out,
+    or receives.
+
+    The output is taken as the layer returns it, its bias included, before any normalisation; the
+    input as the layer is given it. A layer that runs several times in a forward pass counts each
+    time. Layers are convolutions and linear layers, as modules or as functions of a module's
+    parameter.
+
+    Args:
+        graph: of this model.
+        model: bare.
+        batches: as data loaders give them.
+        per_example: (examples, places, channels) -> (examples, channels).
+        variance: of the statistic over the examples, instead of its mean.
+        role: ``"producer"``: what the layers that make groups put out; ``"consumer"``: what those
+            that read groups receive, where the groups of a grouped convolution, which share an
+            axis, count in their mean.
+
+    Raises:
+        PlanError: there is no batch, or the model does not run on one.
+    """
+    streams: dict[str, Stream] = {}
+    entries = {
+        s.tensor: graph.axis_sizes[s.tensor, s.axis] for g in graph.groups for s in g.tensors(role)
+    }
+
+    def take(name: str, maps: Tensor, dim: int) -> None:
+        values = per_example(_maps(maps, dim))
+        if role == "consumer":
+            values = values.unflatten(1, (-1, entries[name])).mean(1)
+        streams.setdefault(name, Stream()).add(values)
+
+    with (
+        torch.no_grad(),
+        eagerly(),
+        evaluating(model),
+        _watching(model, set(entries), take, role == "consumer"),
+    ):
+        for _ in outputs(model, batches):
+            pass
+    return {name: stream.variance if variance else stream.mean for name, stream in streams.items()}
+
+
+def inputs(
+    model: nn.Module, batches: Iterable[Any], weights: set[str], take: Callable[[str, Tensor], None]
+) -> None:
+    """Show ``take`` the name of each of these weights and what its layer receives, (samples,
+    channels), call by call.
+
+    Raises:
+        PlanError: there is no batch, or the model does not run on one.
+    """
+
+    def flat(name: str, received: Tensor, dim: int) -> None:
+        take(name, _maps(received, dim).flatten(0, 1))
+
+    with torch.no_grad(), eagerly(), evaluating(model), _watching(model, weights, flat, True):
+        for _ in outputs(model, batches):
+            pass
+
+
+def _maps(output: Tensor, dim: int) -> Tensor:
+    """(examples, places, channels), from an output whose channels lie in the negative ``dim``;
+    batched or not.
+    """
+    output = output.float() if output.dtype.itemsize < 4 else output
+    batched = output[None] if output.dim() == -dim else output
+    return batched.movedim(dim, -1).flatten(1, -2) if batched.dim() > 2 else batched[:, None]
+
+
+@contextlib.contextmanager
+def _watching(model: nn.Module, weights: set[str], take: Take, reading: bool) -> Iterator[None]:
+    """Inside, ``take`` sees the output (or, reading, the input) of every layer that has one of
+    these weights.
+    """
+    layers = {
+        path: m for m, path in named_modules(model).items() if isinstance(m, (_ConvNd, nn.Linear))
+    }
+    parameters = {
+        id(p): name
+        for name, p in named_tensors(model)
+        if name in weights and layer_of(name) not in layers
+    }
+    with contextlib.ExitStack() as stack:
+        for name in sorted(weights):
+            if (layer := layers.get(layer_of(name))) is not None:
+                dim = channels_of(layer.weight, linear=isinstance(layer, nn.Linear))
+                hook = layer.register_forward_hook(
+                    _hook(name, take, dim, reading), with_kwargs=True
+                )
+                stack.callback(hook.remove)
+        stack.enter_context(_Calls(parameters, take, reading))
+        yield
+
+
+def _hook(
+    name: str, take: Take, dim: int, reading: bool
+) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor
+    ) -> None:
+        take(name, _received(args, kwargs) if reading else output, dim)
+
+    return hook
+
+
+def _received(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["input"]
+
+
+class _Calls(TorchFunctionMode):
+    """Sees convolutions and linear layers called as functions."""
+
+    def __init__(self, parameters: Mapping[int, str], take: Take, reading: bool) -> None:
+        super().__init__()
+        self.parameters, self.take, self.reading = parameters, take, reading
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        given = kwargs or {}
+        output = func(*args, **given)
+        if func in LAYERS:
+            weight = args[1] if len(args) > 1 else given["weight"]
+            if id(weight) in self.parameters:
+                maps = _received(args, given) if self.reading else output
+                self.take(
+                    self.parameters[id(weight)], maps, channels_of(weight, linear=func is F.linear)
+                )
+        return output
+
+
+__all__ = [
+    "SLICES",
+    "Loss",
+    "Measured",
+    "PerExample",
+    "Take",
+    "activations",
+    "contributions",
+    "cross_entropy",
+    "gates",
+    "inputs",
+    "rows_of",
+]

@@ -1,0 +1,125 @@
+"""What a criterion says of the layers of a group one by one, and how that is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netslim.errors import PlanError
+from netslim.graph.groups import ChannelGroup, Slice
+from netslim.selection.criteria.observing import SLICES, Measured, rows_of
+
+Parts = list[tuple[Slice, Tensor]]  # one value for each entry of the slice's axis
+Over = Literal["producers", "all"]
+Reduction = Literal["mean", "sum", "max", "product", "first"]
+
+
+def of_filters(
+    group: ChannelGroup,
+    tensors: Mapping[str, Tensor],
+    function: Callable[[Tensor], Tensor],
+    over: Over = "producers",
+) -> Parts:
+    """``function`` of the weights of each layer, (channels, weights) in at least single precision
+    -> (channels,).
+
+    Over producers, a row is one of all the layer's filters. Over all, it holds all the weights of
+    the layer that belong to a unit: filters that make it, scales of norms, kernels that read it.
+    Index buffers have no filters.
+    """
+    if over == "all":
+        return [
+            (whole(s, group.size), function(_wide(rows_of(tensors[s.tensor], s, group.size))))
+            for role in SLICES[over]
+            for s in group.tensors(role)
+            if tensors[s.tensor].is_floating_point()
+        ]
+    found = []
+    for s in group.tensors("producer"):
+        if tensors[s.tensor].is_floating_point():  # an index picks the channels
+            found.append((s, function(_wide(tensors[s.tensor].movedim(s.axis, 0).flatten(1)))))
+    return found
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def of_measured(
+    group: ChannelGroup, measured: Measured, over: Over = "producers", role: str = "producer"
+) -> Parts:
+    """What was measured of the slices with this role, or, over all, of every layer's part in a
+    unit.
+    """
+    if over == "all":
+        slices = [s for each in SLICES[over] for s in group.tensors(each)]
+        keys = [(s, (group.name, s.tensor, s.axis)) for s in slices]
+        return [(whole(s, group.size), measured[key]) for s, key in keys if key in measured]
+    return [(s, measured[s.tensor]) for s in group.tensors(role) if s.tensor in measured]
+
+
+def whole(s: Slice, size: int) -> Slice:
+    """The slice as if its axis had one entry a unit."""
+    entries = np.arange(size)
+    return replace(s, positions=entries, units=entries)
+
+
+def reduced(group: ChannelGroup, parts: Parts, how: Reduction = "mean") -> Tensor | None:
+    """One score a unit, float64 of shape (size,), from the values of all its entries in all parts;
+    None without any.
+
+    Raises:
+        PlanError: a geometric mean of negative values.
+    """
+    if not parts:
+        return None
+    if how == "mean":
+        return _mean(group, parts)
+    if how == "first":
+        return _mean(group, [_first(group, parts)])
+    units = torch.cat([torch.from_numpy(s.units) for s, _ in parts])
+    values = torch.cat([_entries(s, value) for s, value in parts])
+    if how == "max":
+        lowest = torch.full((group.size,), -torch.inf, dtype=torch.float64)
+        return lowest.scatter_reduce(0, units, values, "amax")
+    total = torch.zeros(group.size, dtype=torch.float64)
+    if how == "sum":
+        return total.index_add(0, units, values)
+    if (values < 0).any():
+        raise PlanError(
+            f"reduction='product' takes the geometric mean, but layers of group {group.name!r} "
+            "have negative scores"
+        )
+    entries = torch.bincount(units, minlength=group.size)
+    return (total.index_add(0, units, values.log()) / entries).exp()
+
+
+def _first(group: ChannelGroup, parts: Parts) -> tuple[Slice, Tensor]:
+    """The part of the layer that makes the channels first, in order of execution, before what reads
+    or scales them.
+    """
+    order = {tensor: number for number, tensor in enumerate(group.producers)}
+    return min(
+        parts,
+        key=lambda part: order.get(part[0].tensor, 0) if part[0].role == "producer" else len(order),
+    )
+
+
+def _mean(group: ChannelGroup, parts: Parts) -> Tensor:
+    """Mean over all the entries of each unit."""
+    total = torch.zeros(group.size, dtype=torch.float64)
+    entries = torch.zeros(group.size, dtype=torch.float64)
+    for s, value in parts:
+        units, picked = torch.from_numpy(s.units), _entries(s, value)
+        total.index_add_(0, units, picked)
+        entries.index_add_(0, units, torch.ones_like(picked))
+    return total / entries
+
+
+def _entries(s: Slice, value: Tensor) -> Tensor:
+    return value.double().cpu()[torch.from_numpy(s.positions)]

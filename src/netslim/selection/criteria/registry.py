@@ -1,0 +1,86 @@
+"""Criteria by name: those of netslim, those a user registers, and functions of a user's own module."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+from torch import Tensor, nn
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.imports import from_module
+from netslim.selection.criteria.observing import Loss, Measured
+from netslim.selection.criteria.parts import Parts
+
+Criterion = Callable[..., Tensor | Parts | None]
+Measure = Callable[[ChannelGraph, nn.Module, Iterable[Any], Loss | None], Measured]
+
+CRITERIA: dict[str, Criterion] = {}
+MEASURES: dict[Criterion, Callable[..., Measured]] = {}
+
+
+@overload
+def criterion(function: Criterion) -> Criterion: ...
+@overload
+def criterion(*, measure: Callable[..., Measured]) -> Callable[[Criterion], Criterion]: ...
+def criterion(
+    function: Criterion | None = None, *, measure: Callable[..., Measured] | None = None
+) -> Any:
+    """Register a criterion under its own name, a decorator; from then on the name is understood
+    everywhere.
+
+    The function takes ``(group, tensors, **options)``: a `ChannelGroup`, and the values of
+    parameters and buffers by name. It returns one score a unit, larger is more important: a tensor
+    of shape (size,). Or it returns the scores of each layer, a list of (slice, one value for each
+    entry of the slice's axis), which ``reduction`` of `netslim.score` puts together. Or None, where
+    the group cannot be scored. A function that names ``over`` or ``reduction`` among its parameters
+    is given these options of `netslim.score`.
+
+    Args:
+        function: the criterion. Commands and recipes find one in a module of yours as
+            ``package.module:function``.
+        measure: ``measure(graph, model, batches, loss)`` runs the model on data and returns tensors
+            by name; the criterion gets these instead of the model's own.
+
+    Example:
+        >>> @netslim.criterion
+        ... def largest_weight(group, tensors):
+        ...     made = group.tensors("producer")
+        ...     return [(s, tensors[s.tensor].abs().movedim(s.axis, 0).flatten(1).amax(1)) for s in made]
+        >>> netslim.score(graph, model, "largest_weight", reduction="max")
+    """
+    if function is None:
+        return lambda function: criterion(_measured(function, measure))
+    CRITERIA[function.__name__] = function
+    return function
+
+
+def _measured(function: Criterion, measure: Callable[..., Measured] | None) -> Criterion:
+    if measure is not None:
+        MEASURES[function] = measure
+    return function
+
+
+def reads_data(name: str) -> bool:
+    """Whether the criterion of this name looks at data besides the weights.
+
+    Raises:
+        PlanError: the criterion is unknown; the nearest are given.
+    """
+    return named(name) in MEASURES
+
+
+def named(name: str) -> Criterion:
+    """The criterion of this name: a registered one, or ``package.module:function``.
+
+    Raises:
+        PlanError: there is none (the nearest are given), or the module does not give one.
+    """
+    if name in CRITERIA:
+        return CRITERIA[name]
+    if ":" in str(name):
+        return from_module(name, PlanError)
+    near = difflib.get_close_matches(str(name), CRITERIA) or sorted(CRITERIA)
+    raise PlanError(f"unknown criterion {name!r}; did you mean {' or '.join(near)}?")

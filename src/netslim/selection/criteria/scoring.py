@@ -1,0 +1,258 @@
+"""Scoring the groups of a graph: a criterion, what it looks at, how its layers are put together and
+set to scale.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.coupling import pacesetter
+from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare
+from netslim.selection.criteria.normalisation import Normalisation, check_normalisation, normalize
+from netslim.selection.criteria.observing import Loss
+from netslim.selection.criteria.parts import Over, Reduction, reduced
+from netslim.selection.criteria.registry import MEASURES, Criterion, named
+
+Lead = Literal["mean", "pacesetter"]
+UNLED = ("bn_scale", "taylor_bn", "activation", "random")  # do not look at the producers
+_WHOLE = ("random",)  # do not look at any layer
+
+
+def score(
+    graph: ChannelGraph,
+    model: nn.Module,
+    criterion: str | Criterion = "bn_scale",
+    *,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    lead: Lead = "mean",
+    reduction: Reduction = "mean",
+    over: Over = "producers",
+    normalize: Normalisation | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Score every unit of every group; larger is more important.
+
+    Args:
+        graph: of this model.
+        model: whose weights are scored; it is left as it was.
+        criterion: of the weights: ``bn_scale``, ``l1``, ``l2``, ``largest``, ``geometric_median``,
+            ``group_l2``, ``lamp``, ``random``; of the weights and data: ``taylor``, ``taylor_bn``,
+            ``obd``, ``obs``, ``activation``, ``mean_mean``, ``mean_std``, ``mean_l1``, ``mean_l2``,
+            ``var_l2``; a name registered with `netslim.criterion`, ``package.module:function``, or
+            a function.
+        batches: for the criteria that look at data: a data loader or any iterable, read once, each
+            batch a tensor, a list or tuple with the input first and the target second, or a dict of
+            keyword inputs. The others do not read it.
+        loss: for ``taylor``, ``taylor_bn`` and ``obd``: a function of (output, targets); by default
+            cross entropy.
+        lead: which of several layers that make the same channels count: all of them, or their
+            pacesetter alone (`netslim.graph.pacesetter`: the projection of a residual stage, or its
+            stem).
+        reduction: how the scores of a group's layers are put together: their ``"mean"``, ``"sum"``,
+            ``"max"``, ``"product"`` (the geometric mean, so that groups of few and of many layers
+            compare), or ``"first"``, the first layer in order of execution alone. A channel that is
+            several filters of one layer counts each of them.
+        over: the layers that are looked at: ``"producers"``, which make the channels, or ``"all"``:
+            also the scales of normalisations and the kernels that read the channels; not biases and
+            depthwise kernels. Of all the weights that belong to a channel in one layer, a layer
+            over all gives one score.
+        normalize: how the scores of each group are set to a common scale, see `netslim.normalized`.
+        options: passed to the criterion, such as ``seed`` of ``random``.
+
+    Returns:
+        Group name -> 1-D float64 CPU tensor, one score a unit. Groups the criterion cannot score
+        are left out.
+
+    Raises:
+        StaleGraphError: the model is not the traced one.
+        PlanError: the criterion is unknown, can score no group of this model, needs batches and has
+            none, or an option is none of its own.
+    """
+    if not isinstance(graph, ChannelGraph):
+        raise PlanError(
+            "score takes the graph first, score(graph, model, ...); this is a "
+            f"{type(graph).__name__}"
+        )
+    model = bare(model, PlanError)
+    graph.check(model)
+    scorer = Scorer.of(
+        graph, criterion, lead=lead, reduction=reduction, over=over, normalize=normalize, **options
+    )
+    tensors = scorer.tensors(model, batches, loss)
+    found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
+    scores = {name: values for name, values in found.items() if values is not None}
+    if not scores:
+        raise PlanError(
+            f"{scorer.name} can score no group of this model; {_remedy(graph, scorer.name)}"
+        )
+    return scores
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A criterion with its options, ready to score the groups of a graph one by one."""
+
+    graph: ChannelGraph
+    function: Criterion
+    lead: Lead
+    options: Mapping[str, Any]
+    reduction: Reduction = "mean"
+    over: Over = "producers"
+    normalize: Normalisation | None = None
+
+    @staticmethod
+    def of(
+        graph: ChannelGraph,
+        criterion: str | Criterion,
+        *,
+        lead: Lead = "mean",
+        reduction: Reduction = "mean",
+        over: Over = "producers",
+        normalize: Normalisation | None = None,
+        **options: Any,
+    ) -> Scorer:
+        """Check what was asked for; all as for `score`.
+
+        Raises:
+            PlanError: an unknown criterion, an option it does not take, or one it has no use for.
+        """
+        function = criterion if callable(criterion) else named(criterion)
+        check_options(
+            function, lead=lead, reduction=reduction, over=over, normalize=normalize, **options
+        )
+        return Scorer(graph, function, lead, options, reduction, over, normalize)
+
+    @property
+    def name(self) -> str:
+        return _name(self.function)
+
+    @property
+    def reads_data(self) -> bool:
+        return self.function in MEASURES
+
+    def tensors(
+        self, model: nn.Module, batches: Iterable[Any] | None, loss: Loss | None
+    ) -> Mapping[Any, Tensor]:
+        """What the criterion looks at: the tensors of the model, or what it measures over the
+        batches.
+        """
+        if not self.reads_data:
+            return {name: tensor.detach() for name, tensor in named_tensors(model)}
+        if batches is None:
+            raise PlanError(
+                f"{self.name} looks at data: give batches=, a data loader or a list of batches"
+            )
+        wider = {} if self.over == "producers" else {"over": self.over}
+        return MEASURES[self.function](self.graph, model, batches, loss, **wider)
+
+    def __call__(self, group: ChannelGroup, tensors: Mapping[Any, Tensor]) -> Tensor | None:
+        """Scores of the units of one group, float64 on the CPU; None where it cannot be scored."""
+        seen = group if self.lead == "mean" else _led(self.graph, group)
+        taken = _taken(self.function, over=self.over, reduction=self.reduction)
+        with torch.no_grad():
+            found = self.function(seen, tensors, **taken, **self.options)
+            if isinstance(found, Tensor) and self.reduction != "mean" and "reduction" not in taken:
+                raise PlanError(
+                    _idle("reduction", self.reduction, self.name, "scores a group as a whole")
+                )
+            values = reduced(seen, found, self.reduction) if isinstance(found, list) else found
+        if values is None:
+            return None
+        values = values.double().cpu()
+        if values.shape != (group.size,):
+            raise PlanError(
+                f"group {group.name!r} has {group.size} units, its scores have shape "
+                f"{tuple(values.shape)}"
+            )
+        return normalize(values, self.normalize)
+
+
+def check_options(
+    criterion: str | Criterion,
+    *,
+    lead: str = "mean",
+    reduction: str = "mean",
+    over: str = "producers",
+    normalize: str | None = None,
+    **options: Any,
+) -> None:
+    """Refuse what a criterion cannot do, before anything runs.
+
+    Args:
+        criterion: a name or a function.
+        lead, reduction, over, normalize: of `score`.
+        options: of the criterion.
+
+    Raises:
+        PlanError: an unknown criterion, an option it does not take, or one it has no use for.
+    """
+    function = criterion if callable(criterion) else named(criterion)
+    name = _name(function)
+    for key, value, choices in (
+        ("lead", lead, Lead),
+        ("reduction", reduction, Reduction),
+        ("over", over, Over),
+    ):
+        if value not in get_args(choices):
+            raise PlanError(
+                f"{key} must be {' or '.join(repr(c) for c in get_args(choices))}, got {value!r}"
+            )
+    check_normalisation(normalize)
+    if lead != "mean" and name in UNLED:
+        raise PlanError(_idle("lead", lead, name, "does not score producing layers"))
+    if reduction != "mean" and name in _WHOLE:
+        raise PlanError(_idle("reduction", reduction, name, "looks at no layer"))
+    if reduction != "mean" and lead != "mean" and over == "producers" and name != "group_l2":
+        raise PlanError(_idle("reduction", reduction, f"lead={lead!r}", "leaves one layer"))
+    if over != "producers" and "over" not in _parameters(function):
+        raise PlanError(_idle("over", over, name, "looks at layers of its own choice"))
+    try:
+        inspect.signature(function).bind(
+            None, None, **_taken(function, over=over, reduction=reduction), **options
+        )
+    except TypeError as error:
+        raise PlanError(f"the criterion {name} cannot take these options: {error}") from None
+
+
+def _idle(key: str, value: object, name: str, why: str) -> str:
+    return f"{key}={value!r} does nothing with {name}, which {why}: leave it out"
+
+
+def _name(function: Criterion) -> str:
+    return str(getattr(function, "__name__", "the criterion"))
+
+
+def _taken(function: Criterion, **ways: str) -> dict[str, str]:
+    """Those of the options that the criterion wants to know itself."""
+    return {key: value for key, value in ways.items() if key in _parameters(function)}
+
+
+def _parameters(function: Criterion) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _led(graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
+    """The group with its pacesetter as the only producer."""
+    leader = pacesetter(graph, group)
+    return replace(
+        group, slices=tuple(s for s in group.slices if s.role != "producer" or s.tensor == leader)
+    )
+
+
+def _remedy(graph: ChannelGraph, name: str) -> str:
+    if all(g.frozen for g in graph.groups):
+        return "every group is frozen: see graph.frozen for the reasons"
+    if name in ("bn_scale", "taylor_bn"):
+        return "no batch normalisation follows its layers: use criterion 'l1' or 'l2'"
+    return "see print(graph) for the groups it has"

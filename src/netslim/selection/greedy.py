@@ -1,0 +1,98 @@
+"""Greedy filter pruning: each layer is judged without the kernels that read what has gone before
+it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.wrapping import bare
+from netslim.selection.budget.choice import Chooser, Masks
+from netslim.selection.budget.limits import Limits
+from netslim.selection.criteria.registry import Criterion
+from netslim.selection.criteria.scoring import Lead, Scorer
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.plan_of_units import resolve
+
+
+def greedy(
+    graph: ChannelGraph,
+    model: nn.Module,
+    per_group: Mapping[str, float | int],
+    criterion: str | Criterion = "l1",
+    *,
+    lead: Lead = "mean",
+    options: Mapping[str, Any] | None = None,
+    **limits: Any,
+) -> PruningPlan:
+    """Choose filters layer by layer, in order of execution (Li et al. 2017, section 3.2, "greedy
+    pruning").
+
+    Kernels that read channels already removed upstream are left out of the score. `netslim.select`
+    is the paper's "independent pruning", which counts them.
+
+    Args:
+        graph: from `netslim.trace`.
+        model: whose weights are scored; it is not changed.
+        per_group: name or pattern -> what goes, a share or a count, as in `netslim.select`.
+        criterion: of the weights, see `netslim.score`. One that does not look at kernels, such as
+            ``bn_scale``, makes greedy and independent pruning the same.
+        lead: what scores channels that several layers make together, see `netslim.score`.
+        options: ``reduction`` and ``over`` of `netslim.score`, and what the criterion takes.
+        limits: ``min_channels``, ``max_cut``, ``round_to``, ``protect``, ``shortcuts`` and
+            ``allow_inexact`` of `netslim.select`.
+
+    Raises:
+        StaleGraphError: the model is not the traced one.
+        PlanError: the criterion looks at data, an option is wrong, or a name means no group that
+            can be cut.
+    """
+    model = bare(model, PlanError)
+    graph.check(model)
+    scorer = Scorer.of(graph, criterion, lead=lead, **(options or {}))
+    if scorer.reads_data:
+        raise PlanError(
+            f"{scorer.name} looks at data, which does not change as layers are cut: use "
+            "netslim.select"
+        )
+    if not per_group:
+        raise PlanError("nothing to do: per_group is empty, give a share or a count for some group")
+    tensors = dict(scorer.tensors(model, None, None))
+    scores = {
+        g.name: s for g in graph.groups if not g.frozen and (s := scorer(g, tensors)) is not None
+    }
+    chooser = Chooser(graph, scores, _limits(limits))
+    masks: Masks = {}
+    for number, count in chooser.named_counts(per_group).items():
+        group = graph.groups[number]
+        chooser.rescore(number, scorer(group, tensors))
+        masks[number] = chooser.lowest(number, count)
+        _forget(group, masks[number], tensors)
+    return resolve(graph, masks, chooser.notes)
+
+
+def _forget(group: ChannelGroup, mask: np.ndarray, tensors: dict[str, Tensor]) -> None:
+    """Set to zero, in a copy, the kernels that read the units that go."""
+    for s in group.tensors("consumer"):
+        gone = torch.from_numpy(s.positions[~mask[s.units]])
+        weight = tensors[s.tensor]
+        tensors[s.tensor] = weight.index_fill(s.axis, gone.to(weight.device), 0)
+
+
+def _limits(given: Mapping[str, Any]) -> Limits:
+    known = [f.name for f in fields(Limits)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1) or known
+            raise PlanError(f"greedy takes no limit {name!r}; did you mean {' or '.join(near)}?")
+    return Limits(**given)

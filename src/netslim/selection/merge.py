@@ -1,0 +1,92 @@
+"""Merge channels that do the same: one of each cluster survives, and what reads the others is
+summed into it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netslim.errors import PlanError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import ChannelGroup
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.plan_of_units import resolve
+
+
+def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -> PruningPlan:
+    """A plan that keeps the first member of each cluster and sums into it what reads the other
+    members.
+
+    Where the members of a cluster are identical, the outputs stay as they are (Centripetal SGD,
+    Ding et al. 2019, section 3.3); where they differ, the survivor stands for all of them. Groups
+    that are not named are left alone.
+
+    Args:
+        graph: from `netslim.trace`.
+        clusters: group name -> shape (size,), the cluster number of every unit; any integers from 0
+            on.
+
+    Raises:
+        PlanError: there is no such group (the nearest are named), it cannot be cut exactly, its
+            clusters do not cover its units, nothing is to be merged at all, or tied weights cannot
+            be summed.
+    """
+    if not isinstance(clusters, Mapping):
+        raise PlanError(
+            "clusters map group names to a cluster number for every unit, got "
+            f"{type(clusters).__name__}"
+        )
+    masks, into = {}, {}
+    for name, numbers in clusters.items():
+        group = _group(graph, name)
+        _, first, place = np.unique(_labels(group, numbers), return_index=True, return_inverse=True)
+        number = graph.number(name)
+        into[number] = first[place]
+        masks[number] = into[number] == np.arange(group.size)
+    if all(mask.all() for mask in masks.values()):
+        named = "no clusters are given" if not masks else "every unit is a cluster of its own"
+        raise PlanError(
+            f"nothing to merge: {named}; give units that belong together the same number"
+        )
+    return resolve(graph, masks, into=into)
+
+
+def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
+    names = [g.name for g in graph.groups]
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:3]
+        raise PlanError(f"there is no group {name!r}; the nearest are {', '.join(map(repr, near))}")
+    group = graph.groups[graph.number(name)]
+    if not group.prunable:
+        raise PlanError(f"group {name!r} cannot be merged: {group.reason}")
+    return group
+
+
+def _labels(group: ChannelGroup, numbers: Sequence[int] | Tensor) -> np.ndarray:
+    try:
+        labels = np.asarray(torch.as_tensor(numbers).detach().cpu())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(
+            f"group {group.name!r} needs a whole number for each of its units: {error}"
+        ) from None
+    if labels.shape != (group.size,):
+        raise PlanError(
+            f"group {group.name!r} has {group.size} units and needs a cluster number for each; "
+            f"got shape {labels.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise PlanError(
+            f"the cluster numbers of group {group.name!r} must be integers, got {labels.dtype}"
+        )
+    if (labels < 0).any():
+        unit = int(np.flatnonzero(labels < 0)[0])
+        raise PlanError(
+            f"unit {unit} of group {group.name!r} is in no cluster ({labels[unit]}): number "
+            "clusters from 0, and give a unit that stays alone a number of its own"
+        )
+    return labels

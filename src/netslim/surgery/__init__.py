@@ -1,0 +1,1 @@
+"""How a network is cut, and how we know that the cut is right."""

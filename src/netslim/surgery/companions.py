@@ -1,0 +1,104 @@
+"""Copies that are kept beside a model and must be cut with it: weight averages, deep copies, shadow
+tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from netslim.errors import SurgeryError
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare, inside
+
+Named = list[tuple[str, Tensor]]
+
+
+def members(model: nn.Module, companions: Any) -> tuple[list[nn.Module], list[Named]]:
+    """What has to be cut alike: the modules, ``model`` first, and the shadow tensors under the
+    model's names.
+
+    Args:
+        model: bare.
+        companions: one or several of: a copy of the model, wrapped or not; an object that holds one
+            as ``.module`` or ``.ema``; a mapping from names of the model's parameters and buffers
+            to tensors.
+
+    Raises:
+        SurgeryError: a companion is none of these or has another architecture; names the tensors
+            that differ.
+    """
+    modules, shadows = [model], []
+    for number, one in enumerate(_listed(companions), 1):
+        what = f"companion {number} ({type(one).__name__})"
+        if isinstance(one, Mapping):
+            shadows.append(_shadow(model, one, what))
+        else:
+            modules.append(_twin(model, one, what))
+    return list({id(m): m for m in modules}.values()), shadows
+
+
+def _listed(companions: Any) -> list[Any]:
+    single = isinstance(companions, (nn.Module, Mapping)) or not isinstance(companions, Iterable)
+    return [companions] if single else list(companions)
+
+
+def _twin(model: nn.Module, one: Any, what: str) -> nn.Module:
+    """The module within a companion that has the architecture of the model."""
+    found = inside(one)
+    while True:
+        held = next(
+            (h for a in ("module", "ema") if isinstance(h := getattr(found, a, None), nn.Module)),
+            None,
+        )
+        if isinstance(found, nn.Module):
+            bare(found, lambda text: SurgeryError(f"{what}: {text}"), allow=("meta",))
+            differences = _differences(dict(named_tensors(model)), dict(named_tensors(found)))
+            if not differences:
+                return found
+            if held is None:
+                raise SurgeryError(f"{what} has another architecture than the model: {differences}")
+        elif held is None:
+            raise SurgeryError(
+                f"{what} is no companion: pass a copy of the model, a weight average that "
+                "holds one as .module or .ema, or a mapping from the model's parameter names "
+                "to tensors, such as dict(zip((n for n, _ in model.named_parameters()), shadows))"
+            )
+        found = inside(held)
+
+
+def _shadow(model: nn.Module, mapping: Mapping[str, Any], what: str) -> Named:
+    """The tensors of a mapping, tied ones under the name they have in plans; numbers beside them
+    are left alone.
+    """
+    first = {id(tensor): name for name, tensor in reversed(list(named_tensors(model)))}
+    everything = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    wanted = {name: (first[id(tensor)], tensor.shape) for name, tensor in everything}
+    found = {n: t for n, t in mapping.items() if isinstance(t, Tensor) and (t.dim() or n in wanted)}
+    shapes = {name: shape for name, (_, shape) in wanted.items() if name in found}
+    differences = _differences(shapes, found)
+    if differences or not found:
+        raise SurgeryError(
+            f"{what} does not hold tensors of the model under their names: "
+            f"{differences or 'it is empty'}; strip a prefix with "
+            "torch.nn.modules.utils.consume_prefix_in_state_dict_if_present"
+        )
+    return [(wanted[name][0], tensor) for name, tensor in found.items()]
+
+
+def _differences(wanted: Mapping[str, Any], found: Mapping[str, Tensor]) -> str:
+    """In words, the first few names that are missing, unknown, or of another shape."""
+    shape = {name: tuple(getattr(w, "shape", w)) for name, w in wanted.items()}
+    parts = [f"it lacks {name!r}" for name in shape if name not in found]
+    parts += [f"it has {name!r}" for name in found if name not in shape]
+    parts += [
+        f"{name!r} has shape {tuple(tensor.shape)} instead of {shape[name]}"
+        for name, tensor in found.items()
+        if name in shape and tuple(tensor.shape) != shape[name]
+    ]
+    return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")

@@ -1,0 +1,1 @@
+"""What is done about that which removed channels emit."""

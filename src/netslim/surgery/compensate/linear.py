@@ -1,0 +1,311 @@
+"""Have the channels that stay stand in for those that go: least squares on what each layer reads.
+
+Each layer that reads removed channels x_R is watched on data. They are fitted by the channels that
+stay, x_R ~ M x_K + b, and the fit moves into the layer's weights, W_K + W_R M, and W_R b into its
+bias (or the running mean behind it), tap by tap of a kernel. Least squares fits every removed
+channel on its own, so it does not matter how much the layer makes of each: with the best M and b
+for the channels, W_R (M x_K + b) is the best for its outputs as well, exactly for linear layers and
+1x1 convolutions; in larger kernels the taps are taken one by one.
+
+He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017 (eq. 3: least squares
+for the weights that stay) and Luo et al., "ThiNet", 2017 (section 3.2.3) fit the outputs of a
+layer; Kim et al., "Neuron Merging: Compensating for Pruned Neurons", 2020, and its successor LBYL
+move a removed channel's filters into those that stay, without data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from netslim.errors import PlanError, TraceError
+from netslim.graph import trace
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.batches import inputs_of, outputs
+from netslim.graph.modules.calls import LAYERS, evaluating
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare, duplicate, eagerly
+from netslim.surgery.compensate.constants import (
+    Flow,
+    Folding,
+    Moved,
+    Place,
+    Watch,
+    extended,
+    first_of,
+    fold_constants,
+    move,
+    place_of,
+    reading,
+)
+from netslim.surgery.compensate.least_squares import Fit, Layout
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.rows import TensorCut
+
+logger = logging.getLogger("netslim")
+
+FoldWay = Literal[
+    "constant", "linear", "sequential"
+]  # for `slim`, recipes and the command line, see `fold`
+
+LARGEST = 4096  # entries of a flattened map that are fitted one by one; more share their fit over the places
+SAMPLES = 4  # examples for each entry that fits, below which they share it, too
+
+
+def reconstruct(
+    model: nn.Module,
+    plan: PruningPlan,
+    batches: Iterable[Any],
+    *,
+    ridge: float = 1e-4,
+    sequential: bool = False,
+) -> Folding:
+    """A copy of ``model`` in which the channels that stay emit, as far as they can, what removed
+    ones did.
+
+    What a layer reads of removed channels is replaced by the linear combination of what it reads of
+    the others, and a constant, that is nearest in the sense of least squares on the batches. The
+    combination moves into the layer's weights; the constant goes where `netslim.fold_constants`
+    moves constants, and where none can go the fit is through the origin. In grouped convolutions
+    the channels of a group fit each other. The entries of a flattened map are fitted one by one if
+    there are enough examples for it; else all places of the map share the fit of its channels.
+
+    ``netslim.prune(folding.model, folding.plan)`` is the smaller model; its history starts at the
+    architecture of ``model``, so that `netslim.load` rebuilds it from a fresh one.
+
+    Args:
+        model: the original; it is not changed. It is run in evaluation mode.
+        plan: what goes.
+        batches: data loader or list; a batch is a tensor, a list or tuple with the input first, or
+            a dict.
+        ridge: this share of the mean variance of the channels that stay is added to the variance of
+            each, which keeps the combination small where they are nearly the same.
+        sequential: fit layer after layer, in order of execution, what the original reads by what
+            the layer reads after the layers before it were cut, so that deviations do not add up.
+            The batches are run twice for each layer, as far as that layer. Weights that are used
+            more than once are fitted as without.
+
+    Raises:
+        PlanError: the plan is for another architecture or removes nothing that is read, there are
+            no batches, the model does not run on one, or gives values that are not finite; or
+            ``ridge`` is not above 0.
+    """
+    if not ridge > 0:
+        raise PlanError(
+            f"ridge must be above 0, got {ridge}: a small share such as 1e-4 of the variance "
+            "of a channel"
+        )
+    inner = bare(model, PlanError)
+    plan.check(inner)
+    copy = duplicate(inner)
+    plan = extended(copy, replace(plan, biases=()), plan.biases)
+    batches = list(batches) if isinstance(batches, Iterator) else batches
+    fits = _measure(copy, plan, batches)
+    places = {fit: _place(copy, fit) for fit in fits}
+    plan = extended(copy, plan, [place.new for place in places.values() if place.new is not None])
+    rows: dict[Flow, Moved] = {}
+    for fit in sorted(fits, key=lambda fit: fit.turn):
+        if sequential and isinstance(fit, Fit) and not _lost(fit) and fit.calls == 1:
+            rows[fit] = _move(copy, _measure_again(inner, copy, fit, batches), places[fit], ridge)
+        else:
+            rows[fit] = _move(copy, fit, places[fit], ridge)
+    for row in rows.values():
+        if row.reason:
+            what = (
+                "what it reads" if row.explained is None else "the constant part of what it reads"
+            )
+            logger.warning(
+                "%s: %s of removed channels is not moved: %s", row.consumer, what, row.reason
+            )
+    return Folding(copy, plan, tuple(rows[fit] for fit in fits))
+
+
+def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
+    """What each layer reads that reads removed channels."""
+    tensors = dict(named_tensors(model))
+    rows = [(cut, gone, tensors[cut.tensor]) for cut, gone in reading(plan)]
+    tables = _tables(model, rows, batches)
+    flows = [_flow(cut, gone, weight, tables.get(cut)) for cut, gone, weight in rows]
+    watch = Watch({id(flow.weight): flow for flow in flows})
+    with torch.no_grad(), eagerly(), evaluating(model), watch:
+        for _, output in outputs(model, batches):
+            watch.finish(output)
+    for flow in flows:
+        if not torch.isfinite(flow.moments.square if isinstance(flow, Fit) else flow.total).all():
+            raise PlanError(
+                f"what {flow.cut.tensor!r} reads is not finite on these batches: there is "
+                "nothing to fit"
+            )
+    return flows
+
+
+def _flow(cut: TensorCut, gone: np.ndarray, weight: Tensor, table: Tensor | None) -> Flow:
+    if table is None and cut.size > LARGEST:
+        logger.warning(
+            "%s: only the mean of what goes is moved: more than %d entries", cut.tensor, LARGEST
+        )
+        return Flow(cut, gone, weight)
+    return Fit(cut, gone, weight, Layout(cut, gone, weight, table))
+
+
+def _tables(
+    model: nn.Module, rows: list[tuple[TensorCut, np.ndarray, Tensor]], batches: Any
+) -> dict[Any, Tensor]:
+    """For linear layers with too many entries to fit one by one: the entries of each channel,
+    (channels, places).
+    """
+    first = (
+        list(islice(batches, 1))
+        if isinstance(batches, Iterable) and not isinstance(batches, Tensor)
+        else []
+    )
+    if not first or all(weight.dim() > 2 for *_, weight in rows):
+        return {}
+    args, kwargs = inputs_of(first[0])
+    sizes = [
+        len(value)
+        for value in chain(args, kwargs.values())
+        if isinstance(value, Tensor) and value.dim()
+    ]
+    examples = len(batches) * sizes[0] if hasattr(batches, "__len__") and sizes else 0
+    found: dict[Any, Tensor] = {}
+    graph = None
+    for cut, _, weight in rows:
+        if weight.dim() == 2 and (cut.size > LARGEST or examples < SAMPLES * len(cut.kept)):
+            try:
+                graph = graph or trace(model, kwargs or args)
+            except TraceError:  # whether the model runs on the batches is seen soon
+                return {}
+            table = _table(graph, cut)
+            if table is not None:
+                found[cut] = table
+    return found
+
+
+def _table(graph: ChannelGraph, cut: TensorCut) -> Tensor | None:
+    slices = [
+        s for g in graph.groups for s in g.slices if (s.tensor, s.axis) == (cut.tensor, cut.axis)
+    ]
+    tables = [
+        s.positions[np.lexsort((s.positions, s.units))].reshape(s.units.max() + 1, -1)
+        for s in slices
+    ]
+    places = {table.shape[1] for table in tables}
+    if len(places) != 1 or places == {1} or sum(table.size for table in tables) != cut.size:
+        return None
+    return torch.from_numpy(np.vstack(tables))
+
+
+class _FoundError(Exception):
+    """The call that was looked for has been seen."""
+
+
+class _Inputs(TorchFunctionMode):
+    """Ends a forward pass at the call of a layer with these weights."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.call: Any = None  # the layer, its input, and its further arguments
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in LAYERS:
+            (x, weight, _), *others = first_of(("input", "weight", "bias"), args, kwargs or {})
+            if weight is self.weight:
+                self.call = (func, x, *others)
+                raise _FoundError
+        return func(*args, **(kwargs or {}))
+
+
+def _measure_again(model: nn.Module, copy: nn.Module, fit: Fit, batches: Any) -> Fit:
+    """The fit of what ``model`` reads by what ``copy`` reads now."""
+    again = Fit(fit.cut, fit.gone.cpu().numpy(), fit.weight, fit.layout)
+    weight = dict(named_tensors(model))[fit.cut.tensor]
+    for batch in batches:
+        func, x, args, kwargs = _input(model, weight, batch)
+        _, now, _, _ = _input(copy, fit.weight, batch)
+        with torch.no_grad():
+            again.compare(func, x, now, args, kwargs)
+    again.uses = again.taken
+    return again
+
+
+def _input(
+    model: nn.Module, weight: Tensor, batch: Any
+) -> tuple[Any, Tensor, tuple, dict[str, Any]]:
+    watch = _Inputs(weight)
+    with torch.no_grad(), eagerly(), evaluating(model), watch:
+        try:
+            for _ in outputs(model, [batch]):
+                pass
+        except PlanError:
+            if watch.call is None:
+                raise
+    return watch.call
+
+
+def _lost(fit: Flow) -> str:
+    """Why nothing of a fit can be moved."""
+    if not isinstance(fit, Fit):
+        return ""
+    if fit.cut.role != "consumer":
+        return "the weights make or scale channels, too"
+    if not fit.count:
+        return "no convolution or linear layer was seen to run with just these weights"
+    if fit.uses != fit.taken:
+        return "the weights are used by other operators than layers, too"
+    return ""
+
+
+def _place(model: nn.Module, fit: Flow) -> Place:
+    reason = _lost(fit)
+    return Place(reason=reason) if reason else place_of(model, fit)
+
+
+@torch.no_grad()
+def _move(model: nn.Module, fit: Flow, place: Place, ridge: float) -> Moved:
+    if not isinstance(fit, Fit):
+        return move(model, fit, place)
+    row = Moved(fit.cut.tensor, place.target, len(fit.gone), reason=place.reason)
+    if _lost(fit):
+        return row
+    matrix, shift, explained = fit.solve(ridge, centred=place.target is not None)
+    fit.layout.write(matrix)
+    if place.target is not None:
+        target = dict(named_tensors(model))[place.target]
+        target.add_(shift.to(target), alpha=place.sign)
+    return replace(row, explained=explained)
+
+
+def fold(model: nn.Module, plan: PruningPlan, batches: Iterable[Any], way: FoldWay) -> Folding:
+    """`netslim.fold_constants` (constant), or `reconstruct`: all layers at once (linear), or layer
+    after layer.
+
+    Raises:
+        PlanError: as they do.
+    """
+    if way == "constant":
+        return fold_constants(model, plan, batches)
+    return reconstruct(model, plan, batches, sequential=way == "sequential")
+
+
+def check_fold(way: Any) -> None:
+    """Refuse what is no name of a way to fold, nor None.
+
+    Raises:
+        PlanError: it names the ways.
+    """
+    if way is not None and way not in get_args(FoldWay):
+        raise PlanError(
+            f"fold must be {', '.join(map(repr, get_args(FoldWay)))} or None, got {way!r}"
+        )

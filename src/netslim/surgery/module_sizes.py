@@ -1,0 +1,228 @@
+"""Python's sizes: the attributes that a plan patches, and those in which PyTorch's modules repeat
+their shapes.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netslim.errors import SurgeryError
+from netslim.graph.modules.calls import evaluating
+from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.surgery.rows import SizePatch
+
+_PATH = re.compile(r"(\w+)((?:\[[^\[\]]*\])*)")
+_CHANGED = "the model has changed since the plan was made: trace and select again"
+
+
+def patched(model: nn.Module, patches: Iterable[SizePatch]) -> list[tuple[nn.Module, str, Any]]:
+    """(module, attribute, new value) for what the patches say; nothing is changed.
+
+    ``SizePatch.attribute`` is a name, or a path into nested lists, tuples and dicts such as
+    ``splits[1]`` or ``sizes[stem][0]``. Containers are made anew, so one that other modules share
+    stays as it is for them.
+
+    Raises:
+        SurgeryError: an attribute is not there, cannot be set, or is not what the plan expects.
+    """
+    values: dict[tuple[str, str], Any] = {}
+    for patch in patches:
+        module, (name, keys) = _submodule(model, patch.module), _path(patch.attribute)
+        if (patch.module, name) not in values:
+            values[patch.module, name] = _readable(module, name, patch)
+        values[patch.module, name] = _replaced(values[patch.module, name], keys, patch)
+    return [(_submodule(model, path), name, value) for (path, name), value in values.items()]
+
+
+def put(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute.
+
+    Raises:
+        SurgeryError: the module's own code refuses the value.
+    """
+    try:
+        setattr(module, name, value)
+    except Exception as error:
+        raise SurgeryError(
+            f"{type(module).__name__}.{name} cannot be set to {value!r} "
+            f"({type(error).__name__}: {error}): let it be set, or protect the groups concerned"
+        ) from error
+
+
+def mirror(model: nn.Module, changed: set[str]) -> None:
+    """Bring the attributes in which PyTorch's modules repeat their shapes up to date.
+
+    Args:
+        model: whose tensors have been cut.
+        changed: names of the tensors that were.
+    """
+    cut = {id(t) for n, t in named_tensors(model) if n in changed}
+    for module in named_modules(model):
+        if any(id(t) in cut for t in _own_tensors(module)):
+            _mirror(module)
+
+
+def _mirror(module: nn.Module) -> None:
+    for kind, update in _COMPUTED:
+        if isinstance(module, kind):
+            update(module)
+    for kind, tensor, attributes in _REPEATED:
+        if isinstance(module, kind) and len(shape := _shape(module, tensor)) == len(attributes):
+            for attribute, size in zip(attributes, shape, strict=True):
+                if attribute:
+                    setattr(module, attribute, size)
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise SurgeryError(
+            f"the plan names the module {path!r}, which the model does not have"
+        ) from None
+
+
+def _path(attribute: str) -> tuple[str, list[str]]:
+    match = _PATH.fullmatch(attribute)
+    if match is None:
+        raise SurgeryError(
+            f"the plan patches {attribute!r}, which is no attribute such as 'width' or 'splits[1]'"
+        )
+    return match[1], [key.strip("'\"") for key in re.findall(r"\[([^\[\]]*)\]", match[2])]
+
+
+def _readable(module: nn.Module, name: str, patch: SizePatch) -> Any:
+    """The value of an attribute that can be set."""
+    if not hasattr(module, name):
+        raise SurgeryError(
+            f"{patch.module}.{name} is not there, the plan sets it to {patch.new}; {_CHANGED}"
+        )
+    found = getattr(type(module), name, None)
+    if isinstance(found, property) and found.fset is None:
+        raise SurgeryError(
+            f"{patch.module}.{name} is a property that cannot be set, and has to become "
+            f"{patch.new}: give it a setter, or protect the groups concerned"
+        )
+    return getattr(module, name)
+
+
+def _replaced(value: Any, keys: list[str], patch: SizePatch) -> Any:
+    """``value`` with the entry under ``keys`` replaced; containers on the way are new ones."""
+    if not keys:
+        if isinstance(value, bool) or value != patch.old:
+            raise SurgeryError(
+                f"{patch.module}.{patch.attribute} is {value!r}, the plan expects {patch.old}; "
+                f"{_CHANGED}"
+            )
+        return patch.new
+    key = _key(value, keys[0], patch)
+    entry = _replaced(value[key], keys[1:], patch)
+    if not isinstance(value, tuple):
+        result = copy.copy(value)
+        result[key] = entry
+        return result
+    entries = [*value[:key], entry, *value[key + 1 :]]
+    return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+
+
+def _key(container: Any, key: str, patch: SizePatch) -> Any:
+    if isinstance(container, Mapping):
+        found = [k for k in container if str(k) == key]
+    else:
+        whole = (
+            isinstance(container, (list, tuple)) and key.isdecimal() and int(key) < len(container)
+        )
+        found = [int(key)] if whole else []
+    if not found:
+        raise SurgeryError(
+            f"{patch.module}.{patch.attribute} is not there: {container!r} has no entry {key}; "
+            f"{_CHANGED}"
+        )
+    return found[0]
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """What the module holds itself, and what its parametrisations hold for it."""
+    yield from (
+        t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None
+    )
+    if nn.utils.parametrize.is_parametrized(module):
+        for parametrised in module.parametrizations.children():  # type: ignore[union-attr]
+            yield from (*parametrised.parameters(), *parametrised.buffers())
+
+
+def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
+    """The shape of a weight, also of one that is computed from others before each call; () where
+    there is none.
+    """
+    for source in (
+        name,
+        f"{name}_orig",
+        f"{name}_v",
+    ):  # the last two: spectral norm and masks, weight norm
+        parameter = module._parameters.get(source)
+        if parameter is not None:
+            return tuple(parameter.shape)
+    if not nn.utils.parametrize.is_parametrized(module, name):
+        return tuple(getattr(getattr(module, name, None), "shape", ()))
+    with torch.no_grad(), evaluating(module):
+        return tuple(getattr(module, name).shape)
+
+
+def _convolution(module: Any) -> None:
+    shape = _shape(module, "weight")
+    if len(shape) > 2:
+        inner, outer = (0, 1) if module.transposed else (1, 0)
+        sizes = (shape[0], shape[1] * module.groups)
+        module.in_channels, module.out_channels = sizes[inner], sizes[outer]
+
+
+def _layer_norm(module: Any) -> None:
+    module.normalized_shape = _shape(module, "weight") or module.normalized_shape
+
+
+def _attention(module: Any) -> None:
+    whole, key, value = (
+        _shape(module, name) for name in ("in_proj_weight", "k_proj_weight", "v_proj_weight")
+    )
+    if whole or (key and value):
+        module.embed_dim = whole[1] if whole else key[0]
+        module.kdim, module.vdim = (whole[1], whole[1]) if whole else (key[1], value[1])
+        module.head_dim = module.embed_dim // module.num_heads
+
+
+def _recurrent(module: Any) -> None:
+    rows, module.input_size = _shape(module, "weight_ih_l0")
+    module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    if module.proj_size:
+        module.proj_size = _shape(module, "weight_hr_l0")[0]
+    module.flatten_parameters()
+
+
+_COMPUTED: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
+    (nn.modules.conv._ConvNd, _convolution),
+    (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _layer_norm),
+    (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, _recurrent),
+)
+_REPEATED: tuple[
+    tuple[type[nn.Module], str, tuple[str, ...]], ...
+] = (  # the attributes that hold a tensor's shape
+    (nn.Linear, "weight", ("out_features", "in_features")),
+    (nn.Bilinear, "weight", ("out_features", "in1_features", "in2_features")),
+    (nn.Embedding, "weight", ("num_embeddings", "embedding_dim")),
+    (nn.EmbeddingBag, "weight", ("num_embeddings", "embedding_dim")),
+    (nn.modules.batchnorm._NormBase, "weight", ("num_features",)),
+    (nn.modules.batchnorm._NormBase, "running_mean", ("num_features",)),
+    (nn.GroupNorm, "weight", ("num_channels",)),
+    (nn.PReLU, "weight", ("num_parameters",)),
+    (nn.RNNCellBase, "weight_ih", ("", "input_size")),
+    (nn.RNNCellBase, "weight_hh", ("", "hidden_size")),
+)

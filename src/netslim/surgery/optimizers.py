@@ -1,0 +1,111 @@
+"""The state that optimizers keep for each parameter, cut along with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.utils._pytree import tree_leaves
+
+from netslim.errors import SurgeryError
+
+Cut = Callable[[Tensor, tuple[int, ...]], Tensor]  # keep the planned entries of the given axes
+_REMEDY = "make a new optimizer after prune_, and do not pass this one"
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer that steps in the end: Lightning and Accelerate wrap it."""
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def listed(optimizer: Any) -> list[Optimizer]:
+    """One or several optimizers, wrapped or not -> all that keep state, those that others step for
+    them included.
+
+    Raises:
+        SurgeryError: something else is among them, or one whose state lies elsewhere.
+    """
+    single = isinstance(innermost(optimizer), Optimizer) or not isinstance(optimizer, Iterable)
+    found = [innermost(one) for one in ([optimizer] if single else optimizer)]
+    for one in found:
+        if not isinstance(one, Optimizer):
+            raise SurgeryError(
+                f"optimizer takes torch.optim.Optimizer objects, not a {type(one).__name__}"
+            )
+        if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(one).__mro__):
+            raise SurgeryError(
+                f"ZeroRedundancyOptimizer shards its state over processes; {_REMEDY}"
+            )
+        if isinstance(one, LBFGS) and one.state:
+            raise SurgeryError(
+                f"LBFGS keeps its history in one vector over all parameters; {_REMEDY}"
+            )
+        # Lookahead, sharpness-aware and averaging optimizers keep another one among their
+        # attributes.
+        found += [
+            inner
+            for inner in vars(one).values()
+            if isinstance(inner, Optimizer) and inner not in found
+        ]
+    return list({id(one): one for one in found}.values())
+
+
+def cut_state(
+    optimizer: Optimizer, cuts: Mapping[Any, tuple[str, Cut]], held: Collection[Tensor]
+) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """(the state of a parameter, its new entries) for every parameter that is cut; nothing is
+    changed yet.
+
+    Momentum and the like have the parameter's shape. Factors such as Adafactor's have a size of 1
+    along the axes they are averaged over, and keep their value there.
+
+    Args:
+        optimizer: whose state it is.
+        cuts: parameter -> its name, and how to cut along some of its axes.
+        held: all parameters of the models.
+
+    Raises:
+        SurgeryError: the optimizer holds none of the parameters, or keeps state that does not
+            follow their shape.
+    """
+    if not any(p in held for group in optimizer.param_groups for p in group["params"]):
+        raise SurgeryError(
+            f"this {type(optimizer).__name__} holds none of the model's parameters: pass the "
+            "optimizer that trains this very model, or none"
+        )
+    result = []
+    for parameter, (name, cut) in cuts.items():
+        state = optimizer.state.get(parameter)
+        if state:
+            kept = {
+                key: _cut_entry(optimizer, key, value, name, parameter, cut)
+                for key, value in state.items()
+            }
+            result.append((state, {key: value for key, value in kept.items() if value is not None}))
+    return result
+
+
+def _cut_entry(
+    optimizer: Optimizer, key: str, value: Any, name: str, parameter: Tensor, cut: Cut
+) -> Tensor | None:
+    """The cut entry, or None for one that does not depend on the parameter's shape."""
+    keeps = f"{type(optimizer).__name__} keeps {key!r}"
+    if not isinstance(value, Tensor):
+        if any(isinstance(leaf, Tensor) and leaf.dim() for leaf in tree_leaves(value)):
+            raise SurgeryError(
+                f"{keeps}, a {type(value).__name__} of tensors, for {name!r}; {_REMEDY}"
+            )
+        return None
+    if value.numel() == 1 and parameter.numel() > 1:
+        return None
+    pairs = list(zip(value.shape, parameter.shape, strict=False))
+    if value.dim() != parameter.dim() or any(size not in (1, whole) for size, whole in pairs):
+        raise SurgeryError(
+            f"{keeps} of shape {tuple(value.shape)} for {name!r} of shape "
+            f"{tuple(parameter.shape)}, which cannot be cut with it; {_REMEDY}"
+        )
+    return cut(value, tuple(axis for axis, (size, whole) in enumerate(pairs) if size == whole))

@@ -1,0 +1,268 @@
+"""`PruningPlan`: what a cut keeps, as plain data.
+
+A plan stands between deciding and cutting. It names the kept units of every touched group and,
+resolved from these, the kept indices of every (parameter or buffer, axis) and the Python sizes that
+must follow, so applying a plan needs no trace. It is immutable, printable, and JSON that people can
+diff.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from netslim.errors import PlanError
+from netslim.graph.modules.walk import fingerprint
+from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, destinations, merging_rows
+
+FORMAT, MERGING_FORMAT = (
+    1,
+    2,
+)  # the second where channels are merged or biases added, which older versions cannot do
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """An immutable description of a cut; see the module docstring.
+
+    Attributes:
+        fingerprint: of the architecture it applies to (`fingerprint`).
+        groups: group name -> `GroupCut`, for every group that loses something.
+        tensors: `TensorCut` rows, one for each (tensor, axis) that shrinks.
+        patches: `SizePatch` rows.
+        notes: sentences for people: what stayed and why.
+        biases: paths of modules that are given a bias of zeros before the cut, see
+            `netslim.fold_constants`.
+    """
+
+    fingerprint: str
+    groups: Mapping[str, GroupCut]
+    tensors: tuple[TensorCut, ...]
+    patches: tuple[SizePatch, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    biases: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    @property
+    def removed(self) -> int:
+        """Number of units that go."""
+        return sum(g.size - len(g.kept) for g in self.groups.values())
+
+    def explain(self) -> str:
+        """Tell in words what goes, what stays and why."""
+        lines = [f"Plan for the architecture {self.fingerprint}: {self.removed} channels go."]
+        width = max((len(n) for n in self.groups), default=0)
+        for name, cut in self.groups.items():
+            inexact = "" if cut.exact else "  (values change: not equal to silencing)"
+            merged = f", merges {cut.merged} of {cut.size} into them" if cut.merged else ""
+            lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{merged}{inexact}")
+        lines += [f"  {path}: is given a bias" for path in self.biases]
+        lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def to_json(self) -> str:
+        """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
+        data = {
+            "format": MERGING_FORMAT
+            if self.biases or any(g.into for g in self.groups.values())
+            else FORMAT,
+            "fingerprint": self.fingerprint,
+            "groups": {
+                name: {"size": g.size, "kept": _runs(g.kept), "exact": g.exact} | _merging(g)
+                for name, g in self.groups.items()
+            },
+            "tensors": [
+                {
+                    "tensor": t.tensor,
+                    "axis": t.axis,
+                    "size": t.size,
+                    "kept": _runs(t.kept),
+                    "role": t.role,
+                }
+                | _merging(t)
+                for t in self.tensors
+            ],
+            "patches": [vars(p) for p in self.patches],
+            "notes": list(self.notes),
+        }
+        if self.biases:
+            data["biases"] = list(self.biases)
+        return json.dumps(data, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> PruningPlan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            PlanError: the text is not a plan, is damaged, or was written by a newer format.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(
+                f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()"
+            ) from None
+        found = data.get("format") if isinstance(data, dict) else None
+        if found not in (FORMAT, MERGING_FORMAT):
+            raise PlanError(
+                f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {found!r}); "
+                "make it again with this version"
+            )
+        try:
+            return _plan(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"the plan is damaged ({type(error).__name__}: {error}); make it again"
+            ) from None
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model this plan does not belong to.
+
+        Raises:
+            PlanError: names both fingerprints.
+        """
+        found = fingerprint(model)
+        if found != self.fingerprint:
+            raise PlanError(
+                f"the plan was made for the architecture {self.fingerprint}, this model is "
+                f"{found}: apply it to the model it was made for, or trace and select again"
+            )
+
+
+def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
+    """The one plan that does ``first`` and then ``second``, on the architecture of ``first``.
+
+    It keeps the entries that both keep. Merges chain: what ``first`` merged into a channel goes
+    where ``second`` sends that channel, so it is merged into the last survivor, or dropped with it.
+    On the original's values the composed plan therefore gives what the two give one after the
+    other, apart from the rounding of sums of three and more. A bias that ``second`` adds is added
+    to the original, and cut as ``first`` cut the outputs of its module.
+    """
+    cuts = {(t.tensor, t.axis): t for t in first.tensors}
+    cuts |= {(t.tensor, t.axis): t for t in bias_cuts(first, second.biases)}
+    for t in second.tensors:
+        before = cuts.get((t.tensor, t.axis))
+        if before is None:
+            cuts[t.tensor, t.axis] = t
+            continue
+        if len(before.kept) != t.size:
+            raise PlanError(
+                f"the plans do not follow each other: {t.tensor} axis {t.axis} has "
+                f"{len(before.kept)} entries after the first and {t.size} before the second"
+            )
+        kept = tuple(before.kept[i] for i in t.kept)
+        cuts[t.tensor, t.axis] = TensorCut(
+            t.tensor, t.axis, before.size, kept, before.role, _chained(before, t)
+        )
+    patches = {(p.module, p.attribute): p for p in first.patches}
+    for p in second.patches:
+        old = patches[p.module, p.attribute].old if (p.module, p.attribute) in patches else p.old
+        patches[p.module, p.attribute] = SizePatch(p.module, p.attribute, old, p.new)
+    notes = tuple(dict.fromkeys(first.notes + second.notes))
+    biases = tuple(dict.fromkeys(first.biases + second.biases))
+    groups = _compose_groups(first.groups, second.groups)
+    return PruningPlan(
+        first.fingerprint, groups, tuple(cuts.values()), tuple(patches.values()), notes, biases
+    )
+
+
+def bias_of(path: str) -> str:
+    """The name of the bias of a module."""
+    return f"{path}.bias".removeprefix(".")
+
+
+def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:
+    """The cuts that biases need when they are added to modules whose outputs the plan cuts."""
+    outputs = {t.tensor: t for t in plan.tensors if t.axis == 0}
+    pairs = [(bias_of(path), outputs.get(f"{path}.weight".removeprefix("."))) for path in paths]
+    return [
+        TensorCut(name, 0, made.size, made.kept, "channel")
+        for name, made in pairs
+        if made is not None
+    ]
+
+
+def _compose_groups(
+    first: Mapping[str, GroupCut], second: Mapping[str, GroupCut]
+) -> dict[str, GroupCut]:
+    groups = dict(first)
+    for name, cut in second.items():
+        before = groups.get(name)
+        if before is not None and len(before.kept) == cut.size:
+            kept = tuple(before.kept[i] for i in cut.kept)
+            groups[name] = GroupCut(
+                before.size, kept, before.exact and cut.exact, _chained(before, cut)
+            )
+        else:
+            groups[name] = cut
+    return groups
+
+
+def _chained(first: GroupCut | TensorCut, second: GroupCut | TensorCut) -> tuple[int, ...]:
+    """``into`` of the two cuts one after the other, in the numbers of the first."""
+    if not first.into and not second.into:
+        return ()
+    kept = np.asarray(first.kept)
+    one, two = destinations(first), destinations(second)
+    ends = np.full(first.size, DROPPED)
+    ends[kept] = np.where(two == DROPPED, DROPPED, kept[two])
+    total = np.where(one == DROPPED, DROPPED, ends[one])
+    return merging_rows(total, (kept[list(second.kept)]).tolist())
+
+
+def _plan(data: Mapping[str, Any]) -> PruningPlan:
+    groups = {
+        str(n): GroupCut(int(g["size"]), _indices(g["kept"], g["size"]), bool(g["exact"]), _into(g))
+        for n, g in data["groups"].items()
+    }
+    tensors = tuple(
+        TensorCut(
+            str(t["tensor"]),
+            int(t["axis"]),
+            int(t["size"]),
+            _indices(t["kept"], t["size"]),
+            str(t["role"]),
+            _into(t),
+        )
+        for t in data["tensors"]
+    )
+    patches = tuple(
+        SizePatch(str(p["module"]), str(p["attribute"]), int(p["old"]), int(p["new"]))
+        for p in data["patches"]
+    )
+    notes, biases = (tuple(map(str, data.get(key, ()))) for key in ("notes", "biases"))
+    return PruningPlan(str(data["fingerprint"]), groups, tensors, patches, notes, biases)
+
+
+def _merging(cut: GroupCut | TensorCut) -> dict[str, list[int]]:
+    return {"into": list(cut.into)} if cut.into else {}
+
+
+def _into(data: Mapping[str, Any]) -> tuple[int, ...]:
+    into = tuple(map(int, data.get("into", ())))
+    kept = _indices(data["kept"], data["size"])
+    if into and (len(into) != data["size"] - len(kept) or not set(into) <= {*kept, DROPPED}):
+        raise ValueError("what is merged must go into what is kept")
+    return into
+
+
+def _runs(kept: tuple[int, ...]) -> list[list[int]]:
+    if not kept:
+        return []
+    array = np.asarray(kept)
+    breaks = np.flatnonzero(np.diff(array) != 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(array, breaks)]
+
+
+def _indices(runs: Any, size: int) -> tuple[int, ...]:
+    kept = tuple(i for start, stop in runs for i in range(start, stop))
+    if len(set(kept)) != len(kept) or any(not 0 <= i < size for i in kept):
+        raise ValueError(f"kept indices do not fit a size of {size}")
+    return kept

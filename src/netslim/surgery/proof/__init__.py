@@ -1,0 +1,1 @@
+"""Silencing channels in the original, and the proof that a cut equals that."""

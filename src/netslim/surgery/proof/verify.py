@@ -1,0 +1,226 @@
+"""The proof: a pruned network equals the original with the removed channels silenced at every
+consumer's input.
+
+Channels that are merged are not silenced there, but made the same as the survivor they are merged
+into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from netslim.errors import VerificationError
+from netslim.graph import trace
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare, duplicate
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.proof.silencing import felt, randomise, run, silenced
+from netslim.surgery.rows import reduced
+
+OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` measured.
+
+    Attributes:
+        deviation: largest difference of any output, relative to the largest output, in float64;
+            None when the plan cuts groups whose removal is not equal to silencing, so only shapes
+            were tried.
+        cut: number of removed channels.
+        changed: how many of them the outputs depend on, with randomised weights: silencing them is
+            felt.
+        double: whether it ran in float64; a model that casts inside runs in its own precision.
+        tried: how many of the removed channels ``changed`` looked at; fewer than ``cut`` only for
+            large cuts of a model that autograd cannot see through.
+    """
+
+    deviation: float | None
+    cut: int
+    changed: int
+    double: bool = True
+    tried: int = 0
+
+
+def verify(
+    model: nn.Module,
+    small: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    *,
+    tolerance: float = 1e-10,
+    seed: int = 0,
+    graph: ChannelGraph | None = None,
+) -> Verification:
+    """Prove that ``small`` is ``model`` cut by ``plan``.
+
+    Three things are shown: every tensor of ``small`` is, bit for bit, the planned slice of
+    ``model``, with what the plan merges summed; in float64 its outputs equal those of ``model``
+    with the removed channels silenced, and the merged ones made the same as their survivors; and so
+    they do when all parameters and normalisation statistics are randomised, so that no
+    zero-initialised branch hides a mistake. Neither model is changed.
+
+    Args:
+        model: the original.
+        small: the pruned copy, before any training.
+        plan: the cut.
+        example_inputs: as for `netslim.trace`.
+        tolerance: largest accepted relative deviation in float64; `OWN_PRECISION` where the model
+            casts inside.
+        seed: of the random weights.
+        graph: of ``model``, where it is at hand; else ``model`` is traced.
+
+    Raises:
+        PlanError: the plan or the graph belongs to another architecture.
+        VerificationError: says which tensor or output differs, and by how much.
+    """
+    model, small = bare(model, VerificationError), bare(small, VerificationError)
+    plan.check(model)
+    if graph is not None:
+        graph.check(model)
+    _check_slices(model, small, plan)
+    exact = all(g.exact for g in plan.groups.values())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        seen = graph or trace(model, example_inputs)
+        pair = _Pair(model, small, plan, seen, example_inputs, exact)
+        deviation = pair.deviation()
+        pair.randomise(seed)
+        deviation = max(deviation, pair.deviation())
+        allowed = tolerance if pair.double else max(tolerance, OWN_PRECISION)
+        if exact and not deviation <= allowed:
+            raise VerificationError(
+                f"the pruned model differs from the silenced original by {deviation:.3g} "
+                f"(relative, {'float64' if pair.double else 'in its own precision'}; allowed "
+                f"{allowed:g}): a size or index in the model's forward is not seen by the "
+                "trace; protect the groups concerned"
+            )
+        changed, tried = felt(pair.original, seen, plan, pair.inputs)
+    return Verification(deviation if exact else None, plan.removed, changed, pair.double, tried)
+
+
+class _Pair:
+    """Copies of the original and the pruned model, in float64 unless the original's own casts rule
+    that out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        small: nn.Module,
+        plan: PruningPlan,
+        graph: ChannelGraph,
+        inputs: Any,
+        exact: bool,
+    ) -> None:
+        self.plan, self.graph, self.exact, self.double = plan, graph, exact, True
+        self.original, self.inputs = _double(model), _doubled(inputs)
+        try:
+            self.wanted: list[Tensor] | None = self._silent()
+        except VerificationError:
+            self.double, self.wanted = False, None
+            self.original, self.inputs = duplicate(model), inputs
+        self.cut = _double(small) if self.double else duplicate(small)
+        if any(group.merged for group in plan.groups.values()):
+            self._fill()  # the sums in this precision: in the model's own they are rounded
+
+    def _silent(self) -> list[Tensor]:
+        with torch.no_grad(), silenced(self.original, self.plan, self.graph):
+            return run(self.original, self.inputs, "silenced original")
+
+    def randomise(self, seed: int) -> None:
+        """Random weights for the original, the planned slices of them for the pruned model."""
+        randomise(self.original, seed)
+        self._fill()
+        self.wanted = None
+
+    def _fill(self) -> None:
+        own = dict(named_tensors(self.cut))
+        for name, value in _slices(self.original, self.plan).items():
+            own[name].data = value
+
+    def deviation(self) -> float:
+        """Largest relative difference of any output; 0 where only shapes can be compared."""
+        wanted = self._silent() if self.wanted is None else self.wanted
+        with torch.no_grad():
+            found = run(self.cut, self.inputs, "pruned model")
+        if len(wanted) != len(found):
+            raise VerificationError(
+                f"the pruned model returns {len(found)} tensors, the original {len(wanted)}"
+            )
+        worst = 0.0
+        for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
+            if a.shape != b.shape:
+                raise VerificationError(
+                    f"output {i} has shape {tuple(b.shape)}, the original's is {tuple(a.shape)}"
+                )
+            if self.exact and a.is_floating_point() and a.numel():
+                worst = max(worst, _relative(a, b, i))
+        return worst
+
+
+def _slices(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
+    """What the plan makes of every parameter and buffer."""
+    kept = {name: tensor.detach() for name, tensor in named_tensors(model)}
+    for cut in plan.tensors:
+        kept[cut.tensor] = reduced(kept[cut.tensor], cut)
+    return kept
+
+
+def _check_slices(model: nn.Module, small: nn.Module, plan: PruningPlan) -> None:
+    wanted, found = _slices(model, plan), dict(named_tensors(small))
+    for name in sorted(set(wanted) ^ set(found)):
+        raise VerificationError(f"{name!r} is in only one of the planned and the pruned model")
+    for name, tensor in wanted.items():
+        other = found[name]
+        if tensor.shape != other.shape:
+            raise VerificationError(
+                f"{name!r} has shape {tuple(other.shape)}, the plan says {tuple(tensor.shape)}"
+            )
+        if not _same(tensor, other.detach()):
+            raise VerificationError(f"{name!r} does not hold the planned slice of the original")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    b = b.to(a.device)
+    if a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A copy in float64, made without a copy in the model's own precision between."""
+    memo: dict[int, Any] = {}
+    for _, tensor in named_tensors(model):
+        if tensor.is_floating_point():
+            value = tensor.detach().to(torch.float64, copy=True)
+            memo[id(tensor)] = (
+                nn.Parameter(value, tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else value
+            )
+    return duplicate(model, memo).double()
+
+
+def _doubled(example_inputs: Any) -> Any:
+    return tree_map(
+        lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v,
+        example_inputs,
+    )
+
+
+def _relative(a: Tensor, b: Tensor, number: int) -> float:
+    if not torch.isfinite(a).all():
+        raise VerificationError(
+            f"output {number} is not finite, so it cannot be compared; try other example inputs"
+        )
+    if not torch.isfinite(b).all():
+        return float("inf")
+    return float((a - b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))

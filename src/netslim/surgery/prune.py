@@ -1,0 +1,345 @@
+"""Cut a model as a plan says: slice every tensor, then the Python sizes that mirror their shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from netslim.errors import SurgeryError
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.wrapping import bare, duplicate, inside, reduces
+from netslim.surgery.companions import members
+from netslim.surgery.module_sizes import mirror, patched, put
+from netslim.surgery.optimizers import cut_state, listed
+from netslim.surgery.plan import PruningPlan, bias_of, compose
+from netslim.surgery.rows import TensorCut, reduced
+
+Model = TypeVar("Model", bound=nn.Module)
+Cuts = dict[str, list[TensorCut]]  # tensor -> its cuts
+_HISTORY = "_netslim_plan"
+
+
+def prune(model: Model, plan: PruningPlan) -> Model:
+    """A new, physically smaller copy of ``model``.
+
+    Train/eval mode, ``requires_grad``, dtype, device, memory format, hooks and tied weights are as
+    in ``model``, which is not changed. The copy is bare: where ``model`` is a
+    `DistributedDataParallel`, a `DataParallel`, a compiled module or a weight average, it is cut
+    from the module inside; wrap or compile it again.
+
+    Raises:
+        PlanError: the plan was made for another architecture.
+        SurgeryError: a tensor or attribute the plan names is not as the plan says, or the model is
+            scripted, exported, quantised, sharded or lazy, or cannot be copied.
+    """
+    inner = bare(model, SurgeryError, allow=("meta",))
+    plan.check(inner)
+    if plan.biases:
+        inner = duplicate(inner)
+        for module, bias in new_biases(inner, plan.biases):
+            module.bias = bias
+    cuts = _cuts(plan)
+    smaller = _smaller({tensor: name for name, tensor in named_tensors(inner)}, cuts)
+    memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
+    for tensor, value in smaller.items():
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = (
+            Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
+            if is_parameter
+            else value
+        )
+    small = duplicate(inner, memo)
+    for module, name, value in patched(small, plan.patches):
+        put(module, name, value)
+    _finish(small, plan)
+    return small
+
+
+def prune_(
+    model: Model,
+    plan: PruningPlan,
+    optimizer: Optimizer | Iterable[Optimizer] = (),
+    companions: Any = (),
+) -> Model:
+    """Cut ``model`` in place and return it; parameters keep their identity, so optimizers go on
+    working.
+
+    Everything is checked and computed before anything is changed: on an error the model, its
+    companions and the optimizers are as they were. A compiled model compiles anew at its next call.
+
+    Args:
+        model: the model the plan was made for; within `DataParallel` or `torch.compile` it is cut
+            where it is.
+        plan: what to keep. Biases it adds are new parameters, which no optimizer or shadow tensor
+            holds yet.
+        optimizer: one or several optimizers whose state (momentum and the like) is cut with the
+            parameters.
+        companions: one or several copies of the model that are kept beside it and cut alike: weight
+            averages (`torch.optim.swa_utils.AveragedModel`, timm's ``ModelEma``), deep copies, or
+            mappings from the names of the model's parameters and buffers to shadow tensors, such as
+            state dicts.
+
+    Raises:
+        PlanError: the plan was made for another architecture.
+        SurgeryError: a tensor, attribute, companion or optimizer state does not fit the plan, or
+            the model is scripted, exported, quantised, sharded, lazy or within
+            `DistributedDataParallel`.
+    """
+    if reduces(model):
+        raise SurgeryError(
+            "DistributedDataParallel has laid out its communication for the old sizes: cut the "
+            "module inside, netslim.prune_(model.module, plan, ...), and wrap that again"
+        )
+    inner = bare(model, SurgeryError, allow=("meta",))
+    plan.check(inner)
+    _prepare(inner, plan, optimizer, companions).carry_out()
+    return model
+
+
+def history(model: nn.Module) -> PruningPlan | None:
+    """The composed plan of all cuts that made this model from its original architecture, if netslim
+    cut it.
+    """
+    return getattr(inside(model), _HISTORY, None)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """All that a cut in place does, computed before any of it is done."""
+
+    plan: PruningPlan
+    models: list[nn.Module]
+    tensors: dict[Tensor, tuple[Tensor, Tensor | None]]  # -> its new value and gradient
+    states: list[
+        tuple[dict[str, Any], dict[str, Tensor]]
+    ]  # an optimizer's state of a parameter, its new entries
+    attributes: list[tuple[nn.Module, str, Any]]
+    biases: list[tuple[Any, nn.Parameter]]
+
+    def carry_out(self) -> None:
+        with ExitStack() as undo:
+            for tensor, (value, gradient) in self.tensors.items():
+                undo.callback(_put, tensor, tensor.data, tensor.grad if tensor.is_leaf else None)
+                _put(tensor, value, gradient)
+            for state, values in self.states:
+                undo.callback(state.update, {key: state[key] for key in values})
+                state.update(values)
+            for module in (m for model in self.models for m in model.modules()):
+                undo.callback(_restore, module, dict(vars(module)))
+            for module, name, value in self.attributes:
+                put(module, name, value)
+            for module, bias in self.biases:
+                undo.callback(module._parameters.update, bias=None)
+                module.bias = bias
+            for model in self.models:
+                _finish(model, self.plan)
+            undo.pop_all()
+
+
+def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:
+    models, shadows = members(model, companions)
+    named = {
+        tensor: name for one in (*map(named_tensors, models), *shadows) for name, tensor in one
+    }
+    biases = [new_biases(one, plan.biases) for one in models]
+    for added in biases:
+        named |= {bias: bias_of(path) for path, (_, bias) in zip(plan.biases, added, strict=True)}
+    cuts = _cuts(plan)
+    smaller = _smaller(named, cuts)
+    _check_changeable(named, smaller)
+    held = {parameter for one in models for parameter in one.parameters()}
+    rows = {tensor: cuts[named[tensor]] for tensor in smaller}
+    followed = {t: (named[t], partial(_keep, rows[t], sums=False)) for t in smaller if t in held}
+    states = [entry for one in listed(optimizer) for entry in cut_state(one, followed, held)]
+    attributes = [entry for one in models for entry in patched(one, plan.patches)]
+    attributes += [
+        (module, name, value) for one in models for module, name, _, value in _derived(one, cuts)
+    ]
+    # What reads equal channels has equal gradients, and so has their sum: a survivor's entries stay
+    # as they are.
+    gradients = {
+        t: _keep(rows[t], t.grad, sums=False) for t in smaller if t.is_leaf and t.grad is not None
+    }
+    tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
+    return _Change(
+        plan, models, tensors, states, attributes, [pair for added in biases for pair in added]
+    )
+
+
+def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Any, nn.Parameter]]:
+    """(module, its bias of zeros) for convolutions and linear layers that have none; nothing is
+    changed.
+
+    Raises:
+        SurgeryError: a path is not that of such a layer.
+    """
+    found = []
+    for path in paths:
+        module: Any = dict(model.named_modules()).get(path)
+        if not takes_bias(module):
+            raise SurgeryError(
+                f"the plan gives {path!r} a bias; it is no convolution or linear layer that "
+                "lacks one"
+            )
+        zeros = module.weight.detach().new_zeros(module.weight.shape[0])
+        found.append((module, nn.Parameter(zeros, module.weight.requires_grad)))
+    return found
+
+
+def takes_bias(module: Any) -> bool:
+    """Whether this is a convolution (not a transposed one) or linear layer of PyTorch's own that
+    lacks a bias.
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return (
+        type(module) in kinds
+        and module._parameters.get("weight") is not None
+        and module.bias is None
+    )
+
+
+def _check_changeable(named: Mapping[Tensor, str], tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.is_inference():
+            raise SurgeryError(
+                f"{named[tensor]!r} was made in torch.inference_mode, which forbids to change "
+                "it: netslim.prune makes a smaller copy that can be trained"
+            )
+
+
+def _cuts(plan: PruningPlan) -> Cuts:
+    by_tensor: Cuts = {}
+    for cut in plan.tensors:
+        by_tensor.setdefault(cut.tensor, []).append(cut)
+    return by_tensor
+
+
+def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
+    """The new value of every tensor that is cut; what shares its memory goes on to share it.
+
+    Args:
+        named: tensor -> its name in the plan.
+        cuts: as the plan says.
+    """
+    _check(named, cuts)
+    result: dict[Tensor, Tensor] = {}
+    first: dict[Any, Tensor] = {}
+    for tensor, name in named.items():
+        same = first.setdefault(_memory(tensor), tensor)
+        if same is not tensor and _kept(cuts, name) != _kept(cuts, named[same]):
+            raise SurgeryError(
+                f"{named[same]!r} and {name!r} share their memory, and the plan cuts them "
+                "differently: make them one parameter (a.weight = b.weight) and trace again"
+            )
+        if name in cuts:
+            result[tensor] = (
+                _keep(cuts[name], tensor.detach()) if same is tensor else result[same].detach()
+            )
+    return result
+
+
+def _check(named: Mapping[Tensor, str], cuts: Cuts) -> None:
+    missing = sorted(set(cuts) - set(named.values()))
+    if missing:
+        raise SurgeryError(f"the plan cuts {missing[0]!r}, which the model does not have")
+    for tensor, name in named.items():
+        for cut in cuts.get(name, ()):
+            if cut.axis >= tensor.dim() or tensor.shape[cut.axis] != cut.size:
+                shape = tuple(tensor.shape)
+                raise SurgeryError(
+                    f"the plan expects {cut.size} entries on axis {cut.axis} of {name!r}, its "
+                    f"shape is {shape}"
+                )
+            if not cut.kept:
+                raise SurgeryError(
+                    f"the plan keeps nothing of axis {cut.axis} of {name!r}; a layer may not die"
+                )
+
+
+def _memory(tensor: Tensor) -> Any:
+    """Equal for two tensors that are the same memory read the same way."""
+    if tensor.is_meta or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+
+
+def _kept(cuts: Cuts, name: str) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    return {cut.axis: (cut.kept, cut.into) for cut in cuts.get(name, ())}
+
+
+def _keep(
+    cuts: Sequence[TensorCut],
+    tensor: Tensor,
+    axes: Collection[int] | None = None,
+    sums: bool = True,
+) -> Tensor:
+    """Keep the planned entries of each axis (of ``axes``), in the memory format of the original.
+
+    ``sums`` adds to them what the plan merges into them.
+    """
+    result = tensor
+    for cut in cuts:
+        if axes is None or cut.axis in axes:
+            result = reduced(result, cut, sums=sums)
+    if result.layout is not torch.strided:
+        return result
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    if order == list(range(tensor.dim())):
+        return result
+    dense = result.permute(order).clone(memory_format=torch.contiguous_format)
+    return dense.permute(sorted(range(tensor.dim()), key=order.__getitem__))
+
+
+def _derived(model: nn.Module, cuts: Cuts) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    """(module, attribute, value, cut value) of weights that a hook computes from others before each
+    call.
+
+    Weight norm keeps them in ``weight_v``, spectral norm and the masks of `torch.nn.utils.prune` in
+    ``weight_orig``.
+    """
+    result = []
+    for name, rows in cuts.items():
+        path, _, source = name.rpartition(".")
+        for suffix in [suffix for suffix in ("_orig", "_v") if source.endswith(suffix)]:
+            attribute, module = source.removesuffix(suffix), model.get_submodule(path)
+            value = vars(module).get(attribute)
+            if isinstance(value, Tensor) and value.shape == getattr(module, source).shape:
+                result.append((module, attribute, value, _keep(rows, value.detach())))
+    return result
+
+
+def _put(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+    if tensor.is_leaf:
+        tensor.grad = None
+    if tensor.requires_grad:
+        # A loss that is still referred to holds a gradient accumulator of the old shape; another
+        # dtype resets it.
+        other = torch.float16 if value.dtype is torch.float32 else torch.float32
+        tensor.data = value.new_empty(0, dtype=other)
+    tensor.data = value
+    if gradient is not None:
+        tensor.grad = gradient
+
+
+def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
+    vars(module).clear()
+    vars(module).update(attributes)
+
+
+def _finish(model: nn.Module, plan: PruningPlan) -> None:
+    """Bring Python's sizes up to date and remember the cut."""
+    mirror(model, {cut.tensor for cut in plan.tensors})
+    remember(model, plan)
+
+
+def remember(model: nn.Module, plan: PruningPlan) -> None:
+    """Add to the history of a model."""
+    past = history(model)
+    vars(model)[_HISTORY] = plan if past is None else compose(past, plan)

@@ -1,0 +1,1 @@
+"""One step of the way by itself: what the plain commands do."""

@@ -1,0 +1,488 @@
+"""`search`: the smallest network within an accuracy drop, and the folder in which it is looked for.
+
+::
+
+    config.yaml          all settings
+    environment.json     machine, versions, command
+    original.json        the given network: its accuracy on the validation split, and what it costs
+    candidates/
+        0.0000/          the uncut network after the same training as every candidate
+        0.4750/          cut by 47.5 %: a folder as that of a run, with 01-prune/, 02-recover/
+            candidate.json   and, written last, accuracy and cost
+    latency-table.json   with --over latency: measured once, and the same for all candidates
+    best.safetensors     a copy of the winner
+    front.svg, front.png, report.html
+    search.json          everything, written last
+
+Every candidate is cut from the given network, never from another candidate, and nothing is deleted.
+Started again after a kill, finished candidates are read from their folders, and training goes on
+from its last epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from torch import nn
+
+import netslim
+from netslim.errors import PlanError, RecipeError
+from netslim.files import write_atomic
+from netslim.methods.search import SearchResult
+from netslim.report.search_page import notes, page, points, verdict
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.checks import nearest, teacher
+from netslim.training.recipe.reading import override, parse_recipe, read_yaml
+from netslim.training.recipe.schema import Prune, Recipe, Stage, Train
+from netslim.training.stages.environment import choose_device
+from netslim.training.stages.folder import (
+    FORMAT,
+    RunFolder,
+    differences,
+    digest,
+    read_json,
+    write_json,
+)
+from netslim.training.stages.prune import latency_of
+from netslim.training.stages.runner import Runner, threads
+
+Results = dict[str, Any]
+OVER = ("macs", "params", "channels", "activations", "latency")
+HIGH = 0.99  # no cut beyond it is tried
+_OF_TRAINING = ("optimizer", "schedule", "distill")
+_OF_RECIPE = ("model", "data", "trainer", "stages")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is looked for.
+
+    Attributes:
+        over: what is cut, a share of it: one of `OVER`.
+        max_drop: what may be lost, in percentage points of the validation accuracy.
+        tolerance: share of `over` to which the answer is known in the end.
+        tries: most candidates that are trained.
+        reference: what the drop is counted from: the network as it was given, or after the same
+            short training.
+    """
+
+    over: str = "macs"
+    max_drop: float = 0.5
+    tolerance: float = 0.02
+    tries: int = 8
+    reference: Literal["given", "trained"] = "given"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.max_drop) and 0 <= self.max_drop < 100):
+            raise RecipeError(
+                f"--max-drop {self.max_drop:g}: percentage points from 0 to below 100, such as 0.5"
+            )
+        if not 0 < self.tolerance < 1:
+            raise RecipeError(
+                f"--tolerance {self.tolerance:g}: a share above 0 and below 1, such as 0.02"
+            )
+        if self.tries < 1:
+            raise RecipeError(f"--tries {self.tries}: 1 or more")
+
+
+def template(
+    model: str,
+    data: str,
+    over: str,
+    cut: Mapping[str, Any],
+    training: Mapping[str, Any],
+    overrides: Mapping[str, str] | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a candidate: a stage `prune`, and a stage `recover` unless its epochs are 0.
+
+    Args:
+        model: a checkpoint, or a network by name.
+        data: name of a data set.
+        over: what is cut; see `OVER`.
+        cut, training: options of the two stages; those that are None are left to their defaults.
+        overrides: dotted keys; `optimizer.`, `schedule.` and `distill.` belong to the training.
+        settings: further keys of the recipe.
+
+    Raises:
+        RecipeError: as `parse_recipe`; the amount is set, which the search does; or there is no
+            validation split.
+    """
+    stages = [{"kind": "prune", "budget": {f"cut_{over}": 0.5}, **_given(cut)}]
+    if training.get("epochs") != 0:
+        stages.append({"kind": "finetune", "name": "recover", **_given(training)})
+    tree: dict[str, Any] = {"name": "search", "title": f"search {model}", **(settings or {})}
+    tree["data"] = {"name": data, **tree.get("data", {})}
+    tree["trainer"] = {"tensorboard": False, **tree.get("trainer", {})}
+    tree |= {"model": {"name": model}, "stages": stages}
+    for key, text in (overrides or {}).items():
+        override(tree, _full(key), text)
+    recipe = parse_recipe(tree, whole=False)
+    stage = recipe.stages[0]
+    assert isinstance(stage, Prune)
+    if list(stage.budget.given()) != [f"cut_{over}"] or stage.by != "scores" or stage.mode != "cut":
+        raise RecipeError(
+            "the search itself says how much is cut, by scores: leave budget, by and mode out"
+        )
+    if recipe.data.validation == 0:
+        raise RecipeError("the search decides by validation images: set data.validation above 0")
+    return recipe
+
+
+def _given(options: Mapping[str, Any]) -> Results:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _full(key: str) -> str:
+    first = key.partition(".")[0]
+    if first in _OF_TRAINING:
+        return f"stages.recover.{key}"
+    if first not in _OF_RECIPE:
+        raise RecipeError(
+            f"--{key}: there is no such option{nearest(first, (*_OF_TRAINING, *_OF_RECIPE))}"
+        )
+    return key
+
+
+def carry_out(
+    recipe: Recipe,
+    options: SearchOptions,
+    out: Path,
+    *,
+    command: str = "",
+    display: Display | None = None,
+) -> Results:
+    """Search, or go on with a search, or read what a finished one has found.
+
+    Args:
+        recipe: from `template`.
+        options: what is looked for.
+        out: the folder.
+        command: what to type to repeat it.
+
+    Returns:
+        The contents of search.json; `best` is None where no cut passed, and then there is no
+        best.safetensors.
+
+    Raises:
+        RecipeError: `out` holds something else, or a search with other settings.
+        NetslimError: as the cut and the training do.
+        KeyboardInterrupt: finished candidates and epochs are kept.
+    """
+    folder = RunFolder(out)
+    folder.refuse_strangers()
+    with threads(recipe.trainer.threads):
+        work = _Search(recipe, options, folder, display or Display(), command)
+        work.check()
+        with folder.lock():
+            _claim(folder, work.settings())
+            found = _finished(folder) or work.go()
+            work.show(found)
+    return found
+
+
+def _finished(folder: RunFolder) -> Results | None:
+    path = folder.path / "search.json"
+    return read_json(path, "move it away to have it written again") if path.exists() else None
+
+
+def _claim(folder: RunFolder, ours: Results) -> None:
+    """Make the folder this search's own, or make sure that it already is."""
+    if folder.config.exists():
+        try:
+            theirs = read_yaml(folder.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RecipeError(
+                f"{folder.config} is damaged ({error}); choose another --out"
+            ) from None
+        if not isinstance(theirs, dict) or "search" not in theirs:
+            raise RecipeError(
+                f"{folder.path} belongs to a run, not to a search; choose another --out"
+            )
+        found = list(differences(theirs, ours))
+        if not found:
+            return
+        if (folder.path / "candidates").exists():
+            shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
+            raise RecipeError(
+                f"{folder.path} was begun with other settings ({shown}); choose another --out, "
+                "or repeat the old command"
+            )
+    write_atomic(
+        folder.config, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True, width=110)
+    )
+
+
+class _Search:
+    """The state of a search at work."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: SearchOptions,
+        folder: RunFolder,
+        display: Display,
+        command: str,
+    ) -> None:
+        self.recipe, self.options, self.folder, self.display, self.command = (
+            recipe,
+            options,
+            folder,
+            display,
+            command,
+        )
+        self.runner = self._runner(recipe, folder)
+
+    def settings(self) -> Results:
+        """What config.yaml holds; of a checkpoint the contents count, for candidates of two do not
+        compare.
+        """
+        name = Path(self.recipe.model.name)
+        marks = {"model_sha256": digest(name)} if name.suffix == ".safetensors" else {}
+        plain: Results = json.loads(json.dumps({**asdict(self.options), **marks}))
+        return {"search": plain, "recipe": self.recipe.to_dict()}
+
+    def check(self) -> None:
+        """Build what the search needs, so that mistakes show before anything is written."""
+        self.runner.build()
+        if "mask" in self.runner.given:
+            raise RecipeError(
+                f"{self.recipe.model.name} is masked: cut out what its mask silences first, "
+                "with `netslim prune --by mask`"
+            )
+        if not len(self.runner.data.validation):
+            raise RecipeError(
+                f"{self.recipe.data.name} has no validation images here: set data.validation higher"
+            )
+        for stage in self.recipe.stages:
+            if isinstance(stage, Train) and stage.distill is not None:
+                wanted = teacher(self.recipe, stage)
+                assert isinstance(wanted, str)  # no training stage comes before it
+                self.runner.check_outputs(netslim.models.build(wanted), wanted)
+
+    def go(self) -> Results:
+        self.runner.note_environment()
+        original = self.original()
+        trained = self.trained()
+        baseline = trained if self.options.reference == "trained" else original
+        found = netslim.search(
+            self.candidate,
+            lambda row: row["accuracy"],
+            max_drop=self.options.max_drop / 100,
+            baseline=baseline["accuracy"],
+            high=HIGH,
+            tolerance=self.options.tolerance,
+            max_tries=self.options.tries,
+        )
+        best = None if found.best is None else self.candidate(found.best.share)
+        tests = self.tests(best)
+        if best is not None:
+            write_atomic(self.folder.path / "best.safetensors", self.model_of(best).read_bytes())
+        results = self.results(found, original, trained, best, tests)
+        write_json(self.folder.path / "search.json", results)
+        return results
+
+    def results(
+        self,
+        found: SearchResult[Results],
+        original: Results,
+        trained: Results,
+        best: Results | None,
+        tests: Results,
+    ) -> Results:
+        """The contents of search.json."""
+        rows = [{"key": "original", **original}]
+        rows += [{"key": "trained", **trained}] if len(self.recipe.stages) > 1 else []
+        for item in found.candidates:
+            rows.append({"key": "candidate", "passed": item.passed, **self._row(item.share)})
+        return {
+            "format": FORMAT,
+            "title": f"The smallest {Path(self.recipe.model.name).name} within "
+            f"{points(self.options.max_drop)}",
+            "command": self.command,
+            **asdict(self.options),
+            "baseline": found.baseline,
+            "epochs": sum(stage.epochs for stage in self.recipe.stages if isinstance(stage, Train)),
+            "rows": [{key: value for key, value in row.items() if key != "format"} for row in rows],
+            "best": None if best is None else best["share"],
+            "verdict": verdict(found, self.options),
+            "notes": list(notes(original, trained, len(self.runner.data.validation), self.options)),
+            "tests": tests,
+            "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
+            "environment": json.loads(self.folder.environment.read_text()),
+        }
+
+    def _row(self, share: float) -> Results:
+        return read_json(self.folder.path / "candidates" / f"{share:.4f}" / "candidate.json", "")
+
+    def show(self, found: Results) -> None:
+        """Draw what is not drawn yet."""
+        from netslim.report import figures as plots
+
+        for name in ("front.svg", "front.png", "report.html"):
+            path = self.folder.path / name
+            if path.exists():
+                continue
+            if path.suffix == ".html":
+                write_atomic(path, page(found, self.folder.config.read_text(encoding="utf-8")))
+            else:
+                write_atomic(path, plots.front(found, path.suffix[1:]))
+
+    # ------------------------------------------------------------ networks
+
+    def original(self) -> Results:
+        """The given network on the validation split."""
+        path = self.folder.path / "original.json"
+        if path.exists():
+            return read_json(path, "move it away to have it measured again")
+        found = {"format": FORMAT, **self.look(self.runner.construct())}
+        write_json(path, found)
+        self.display.say(f"given network: validation accuracy {found['accuracy']:.2%}")
+        return found
+
+    def trained(self) -> Results:
+        """The uncut network after the same training; the given one where there is none."""
+        training = self.recipe.stages[1:]
+        if not training:
+            return self.original()
+        return self.made(
+            0.0, replace(self.recipe, stages=training), "the given network, uncut, trained alike"
+        )
+
+    def candidate(self, share: float) -> Results:
+        """Cut the given network by this share and let it recover, or read what is finished.
+
+        Raises:
+            PlanError: no plan reaches the share.
+        """
+        stage = self.recipe.stages[0]
+        assert isinstance(stage, Prune)
+        amount: Results = {f"cut_{self.options.over}": share}
+        stages: tuple[Stage, ...] = (
+            replace(stage, budget=replace(stage.budget, **amount)),
+            *self.recipe.stages[1:],
+        )
+        row = self.made(
+            share,
+            replace(self.recipe, stages=stages),
+            f"candidate: cut {share:.1%} of {self.options.over}",
+        )
+        if "unreachable" in row:
+            raise PlanError(row["unreachable"])
+        return row
+
+    def made(self, share: float, recipe: Recipe, headline: str) -> Results:
+        folder = RunFolder(self.folder.path / "candidates" / f"{share:.4f}")
+        path = folder.path / "candidate.json"
+        if path.exists():
+            return read_json(path, f"move {folder.path} away to have it made again")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if not folder.config.exists():
+            folder.claim(recipe)
+        self.display.say(headline)
+        row: Results = {"format": FORMAT, "share": share}
+        try:
+            row |= self.work(recipe, folder)
+        except PlanError as error:
+            row["unreachable"] = str(error)
+            self.display.say(f"  cannot be reached: {error}")
+        else:
+            self.display.say(f"  validation accuracy {row['accuracy']:.2%}")
+        write_json(path, row)
+        return row
+
+    def work(self, recipe: Recipe, folder: RunFolder) -> Results:
+        runner = self._runner(recipe, folder)
+        runner.data = self.runner.data
+        found = [runner.stage(index, stage) for index, stage in enumerate(recipe.stages)]
+        look = self.look(runner.network_of(len(found) - 1))
+        widths: list[Results] = next((stage["widths"] for stage in found if "widths" in stage), [])
+        left = {"channels": sum(layer["after"] for layer in widths)} if widths else {}
+        seconds = round(sum(stage["seconds"] for stage in found), 3)
+        return {
+            **look,
+            **left,
+            "seconds": seconds,
+            "model": f"{runner.folders[-1].label}/model.safetensors",
+        }
+
+    def model_of(self, row: Results) -> Path:
+        return self.folder.path / "candidates" / f"{row['share']:.4f}" / str(row["model"])
+
+    def _runner(self, recipe: Recipe, folder: RunFolder) -> Runner:
+        return Runner(recipe, folder, self.display, self.command)
+
+    # ------------------------------------------------------------ looking
+
+    def look(self, network: nn.Module, split: str = "validation") -> Results:
+        """Accuracy on a split, and what one image costs."""
+        means = self._means(network, split)
+        example = self.runner.example()[:1]
+        cost = netslim.cost(network.eval(), example)
+        graph = netslim.trace(network, example)
+        size = {
+            "channels": sum(group.size for group in graph.prunable),
+            "activations": graph.activations(),
+        }
+        return {
+            **means,
+            "params": cost.params,
+            "macs": cost.macs,
+            **size,
+            **self._milliseconds(network),
+        }
+
+    def _milliseconds(self, network: nn.Module) -> Results:
+        """As the table tells: measured times of candidates would differ by chance."""
+        if self.table is None:
+            return {}
+        images = self.runner.example()[:1].expand(*self.table.inputs[0])
+        return {"latency": self.table.ms(netslim.trace(network, images))}
+
+    @property
+    def table_file(self) -> Path:
+        stage = self.recipe.stages[0]
+        assert isinstance(stage, Prune)
+        given = stage.latency.table
+        return self.folder.path / "latency-table.json" if given is None else Path(given)
+
+    @cached_property
+    def table(self) -> netslim.LatencyTable | None:
+        """How long layers take; where it has to be measured, it is kept for all candidates."""
+        stage = self.recipe.stages[0]
+        assert isinstance(stage, Prune)
+        if self.options.over != "latency":
+            return None
+        if not self.table_file.exists():
+            self.display.say("measuring how long layers take at every width")
+            measured = latency_of(stage, self.runner.construct().eval(), self.runner.example())
+            assert measured is not None
+            measured.save(self.table_file)
+        return netslim.LatencyTable.load(self.table_file)
+
+    def _means(self, network: nn.Module, split: str) -> Results:
+        from netslim.training.loop import fit
+
+        bench, limit = self.runner.bench, self.recipe.trainer.limit_batches
+        classes, device = len(self.runner.data.classes), choose_device(self.recipe.trainer)
+        means = fit.evaluate(network, bench.loader(split), classes, device, limit)
+        network.cpu()
+        return {"accuracy": means.accuracy, "loss": means.loss, "top5": means.top5}
+
+    def tests(self, best: Results | None) -> Results:
+        """The one look at the test images: the given network and the winner."""
+        if not len(self.runner.data.test):
+            return {}
+        found = {"original": self._means(self.runner.construct(), "test")}
+        if best is not None:
+            network = netslim.load(self.runner.fresh(), self.model_of(best))
+            found["best"] = self._means(network, "test")
+        return found

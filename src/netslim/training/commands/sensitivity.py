@@ -1,0 +1,240 @@
+"""How sensitive is a network? Each group of channels is cut alone and looked at on images set
+apart, in a folder.
+
+::
+
+    sensitivity.jsonl  what was measured so far, a line a cut; a killed command goes on from it
+    sensitivity.json   everything, once all cuts are measured: what `Sensitivity.load` reads
+    sensitivity.csv    the same as a table
+    sensitivity.png, sensitivity.svg, sensitivity-lines.*, sensitivity.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+import netslim
+from netslim.data.loader import Loader
+from netslim.data.splits import stratified
+from netslim.errors import RecipeError
+from netslim.files import write_atomic
+from netslim.methods.sensitivity_result import Row, Sensitivity
+from netslim.selection.criteria.registry import reads_data
+from netslim.training.loop.epochs import derive
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.schema import Recipe
+from netslim.training.stages.folder import RunFolder, differences, digest
+from netslim.training.stages.runner import Runner, threads
+
+_ELSEWHERE = (
+    "root",
+    "download",
+    "workers",
+    "augment",
+)  # of the data: where they lie, not what they are
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """How sensitivity is measured; see `netslim.sensitivity`.
+
+    Attributes:
+        criterion, ratios, shortcuts: as there.
+        layers: names or patterns of groups; empty takes all.
+        batches: training batches for criteria that look at data, at least as many as for
+            `recalibrate`.
+        recalibrate: training batches from which batch norms take their statistics anew before each
+            look; 0 for none.
+        split: `validation` or `train`; the test images are not looked at.
+        images: look at so many of them, drawn by the seed, every class in proportion; None takes
+            all.
+    """
+
+    criterion: str = "l2"
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    layers: tuple[str, ...] = ()
+    shortcuts: Literal["include", "avoid"] = "include"
+    batches: int = 10
+    recalibrate: int = 0
+    split: Literal["validation", "train"] = "validation"
+    images: int | None = None
+
+
+class ExplorationFolder:
+    """The folder of one exploration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / "sensitivity.jsonl"
+        self.results = path / "sensitivity.json"
+
+    def refuse_strangers(self) -> None:
+        """Leave a folder alone that holds something else.
+
+        Raises:
+            RecipeError: it is neither one of ours nor empty, or no folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RecipeError(f"--out {self.path} is a file; give a folder")
+        if self.journal.exists() or self.results.exists() or not self.path.is_dir():
+            return
+        strangers = sorted(
+            item.name for item in self.path.iterdir() if not item.name.startswith(".")
+        )
+        if strangers:
+            raise RecipeError(
+                f"{self.path} is not empty and holds no sensitivity (but {strangers[0]}); "
+                "choose another --out"
+            )
+
+    def finished(self, settings: dict[str, Any]) -> Sensitivity | None:
+        """What was measured, if all is.
+
+        Raises:
+            RecipeError: it was measured on another model or with other settings.
+        """
+        if not self.results.exists():
+            return None
+        found = Sensitivity.load(self.results)
+        theirs = {key: found.settings.get(key) for key in settings}
+        if wrong := list(differences(theirs, settings)):
+            raise RecipeError(
+                f"{self.path} was measured on another model or with other settings "
+                f"({'; '.join(wrong[:5])}); choose another --out, or repeat the old command"
+            )
+        return found
+
+    def draw(self, found: Sensitivity) -> None:
+        """Write what can be made from the results and is not there."""
+        from netslim.report import figures as plots
+        from netslim.report import page as report
+
+        data = found.to_dict()
+        makers: dict[str, Callable[[], str | bytes | None]] = {
+            "sensitivity.csv": found.to_csv,
+            "sensitivity.png": lambda: plots.sensitivity(data, "png"),
+            "sensitivity.svg": lambda: plots.sensitivity(data),
+            "sensitivity-lines.png": lambda: plots.sensitivity_lines(data, "png"),
+            "sensitivity-lines.svg": lambda: plots.sensitivity_lines(data),
+            "sensitivity.html": lambda: report.sensitivity(data),
+        }
+        for name, make in makers.items():
+            if not (self.path / name).exists() and (content := make()) is not None:
+                write_atomic(self.path / name, content)
+
+
+def explore(
+    recipe: Recipe, out: Path, options: Exploration, display: Display | None = None
+) -> Sensitivity:
+    """Measure the sensitivity of a recipe's model and leave it in the folder `out`, or read what is
+    there.
+
+    Args:
+        recipe: its model, data and trainer.
+        out: a folder; what is measured already is not measured again.
+        options: how.
+        display: where progress is shown; standard error when not given.
+
+    Raises:
+        RecipeError: the folder belongs to something else, or the model does not fit the data.
+        NetslimError: as `netslim.sensitivity`.
+        KeyboardInterrupt: what is measured is kept.
+    """
+    folder, settings = ExplorationFolder(out), _settings(recipe, options)
+    folder.refuse_strangers()
+    found = folder.finished(settings)
+    if found is None:
+        found = _measured(recipe, folder, options, settings, display or Display())
+    folder.draw(found)
+    return found
+
+
+def _measured(
+    recipe: Recipe,
+    folder: ExplorationFolder,
+    options: Exploration,
+    settings: dict[str, Any],
+    display: Display,
+) -> Sensitivity:
+    with threads(recipe.trainer.threads):
+        runner = Runner(recipe, RunFolder(folder.path), display, "")
+        network = runner.build().eval().to(runner.device)
+        if "mask" in runner.given:
+            raise RecipeError(
+                f"{recipe.model.name} is masked: cut out what its mask silences first, with "
+                "--by mask"
+            )
+        count = max(options.batches if reads_data(options.criterion) else 0, options.recalibrate)
+        looking, batches = _accuracy(runner, options), list(runner.bench.batches(count))
+        with runner.folder.lock():
+            found = netslim.sensitivity(
+                network,
+                runner.example()[:1].to(runner.device),
+                looking,
+                criterion=options.criterion,
+                ratios=options.ratios,
+                groups=options.layers or None,
+                batches=batches or None,
+                recalibrate=options.recalibrate,
+                shortcuts=options.shortcuts,
+                journal=folder.journal,
+                settings=settings,
+                progress=lambda row, done, total: display.say(f"{done}/{total}  {_told(row)}"),
+            )
+            found.save(folder.results)
+    return found
+
+
+def _told(row: Row) -> str:
+    share = f"{100 * row.ratio:g} % ({row.removed} of {row.size})"
+    return f"{row.group} without {share}: {row.value:.2%} ({-100 * row.drop:+.2f} points)"
+
+
+def _accuracy(runner: Runner, options: Exploration) -> Callable[[nn.Module], float]:
+    """A function from a network to its accuracy on the images of the split, the same ones each
+    time.
+    """
+    from netslim.training.loop import fit
+
+    recipe, data, bench = runner.recipe, runner.data, runner.bench
+    images = getattr(data, options.split)
+    if not len(images):
+        raise RecipeError(
+            f"{recipe.data.name} has no {options.split} images here: set data.validation above 0"
+        )
+    if options.images is not None and options.images < len(images):
+        images = images.take(
+            stratified(images.labels, options.images, derive(recipe.seed, "images"))[1]
+        )
+    loader = Loader(
+        images,
+        recipe.data.batch_size,
+        mean=data.mean,
+        std=data.std,
+        device=runner.device,
+        memory_format=bench.memory_format,
+        workers=recipe.data.workers,
+    )
+    limit, classes = recipe.trainer.limit_batches, len(data.classes)
+    return lambda network: fit.evaluate(network, loader, classes, runner.device, limit).accuracy
+
+
+def _settings(recipe: Recipe, options: Exploration) -> dict[str, Any]:
+    """All that the figures depend on, as plain data."""
+    name = recipe.model.name
+    own = Path(name).is_file()
+    plain = {
+        "model": {"name": name, **recipe.model.kwargs},
+        "file": digest(Path(name))[:16] if own else None,
+        "data": {key: value for key, value in asdict(recipe.data).items() if key not in _ELSEWHERE},
+        "seed": recipe.seed,
+        "limit_batches": recipe.trainer.limit_batches,
+        **asdict(options),
+    }
+    return dict(json.loads(json.dumps(plain)))

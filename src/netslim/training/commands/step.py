@@ -1,0 +1,399 @@
+"""One step of the way by itself, from a model or checkpoint to a checkpoint: what the plain
+commands do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import netslim
+from netslim import models
+from netslim.errors import RecipeError
+from netslim.files import write_atomic
+from netslim.measure.count import Cost
+from netslim.methods.sensitivity_result import Sensitivity
+from netslim.surgery.plan import PruningPlan
+from netslim.training.loop.epochs import derive, made_up
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.checks import nearest, teacher
+from netslim.training.recipe.reading import override, parse_recipe
+from netslim.training.recipe.schema import Prune, Recipe, SlimmingOptions, Train
+from netslim.training.stages import prune as cutting
+from netslim.training.stages.environment import choose_device
+from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.prune import Batches, Cut
+from netslim.training.stages.runner import Runner, threads
+
+Results = dict[str, Any]
+_OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
+_OF_RECIPE = ("model", "data", "trainer", "stages")
+
+
+# ---------------------------------------------------------------- the recipe of a step
+
+
+def step(
+    kind: str,
+    model: str,
+    data: str,
+    options: Mapping[str, Any],
+    overrides: Mapping[str, str] | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A recipe of one stage.
+
+    Args:
+        kind: `train`, `finetune`, `prune`, or `measure`.
+        model: name of a model, or a checkpoint.
+        data: name of a data set.
+        options: of the stage, as in a recipe; those that are None are left to their defaults.
+        overrides: dotted keys, as on the command line; `optimizer.`, `schedule.`, `sparsity.`,
+            `gradual.`, `distill.` and `budget.` belong to the stage, `model.`, `data.` and
+            `trainer.` to the recipe.
+        settings: further keys of the recipe, such as `{"seed": 1, "trainer": {"threads": 1}}`.
+
+    Raises:
+        RecipeError: as `parse_recipe`, without the stage's name, which the user of one command does
+            not know.
+    """
+    stage = {"kind": kind, **{key: value for key, value in options.items() if value is not None}}
+    tree: dict[str, Any] = {"name": kind, "title": f"{kind} {model}", **(settings or {})}
+    tree["data"] = {"name": data, **tree.get("data", {})}
+    tree |= {"model": {"name": model}, "stages": [stage]}
+    try:
+        for key, text in (overrides or {}).items():
+            override(tree, _full(key, kind), text)
+        _keep_scales(tree["stages"][0].get("sparsity"), model)
+        return parse_recipe(tree, whole=False)
+    except RecipeError as error:
+        raise RecipeError(str(error).replace(f"stages.{kind}.", "")) from None
+
+
+def _keep_scales(sparsity: Any, model: str) -> None:
+    """Scales that were trained are not set to 0.5 as those of a fresh network are, unless that is
+    asked for.
+    """
+    if not isinstance(sparsity, dict) or not model.endswith(".safetensors"):
+        return
+    if sparsity.get("method", SlimmingOptions.method) == SlimmingOptions.method:
+        sparsity.setdefault("gamma_init", None)
+
+
+def _full(key: str, kind: str) -> str:
+    first = key.partition(".")[0]
+    if first in _OF_STAGE:
+        return f"stages.{kind}.{key}"
+    if first not in _OF_RECIPE:
+        raise RecipeError(
+            f"--{key}: there is no such option{nearest(first, (*_OF_STAGE, *_OF_RECIPE))}"
+        )
+    return key
+
+
+# ---------------------------------------------------------------- train, finetune
+
+
+def carry_out(
+    recipe: Recipe, out: Path, *, command: str = "", display: Display | None = None
+) -> Results:
+    """Carry out a recipe of one training stage and leave its network in the file `out`.
+
+    What the stage leaves besides (metrics, the state to go on from after a kill) lies in
+    `folder_of(out)`. A file that is there already is never overwritten, and nothing is written
+    before model, data and teacher are known to fit.
+
+    Returns:
+        What the stage found.
+
+    Raises:
+        RecipeError: `out` exists, is no `.safetensors` file, or its folder belongs to other
+            settings.
+        NetslimError: as the stage does.
+        KeyboardInterrupt: finished epochs are kept.
+    """
+    _refuse(out)
+    folder = RunFolder(folder_of(out))
+    folder.refuse_strangers()
+    with threads(recipe.trainer.threads):
+        runner = Runner(recipe, folder, display or Display(), command)
+        _try(runner)
+        with folder.lock():
+            folder.claim(recipe)
+            runner.note_environment()
+            found = runner.stage(0, recipe.stages[0])
+            write_atomic(out, runner.folders[0].model.read_bytes())
+    return found
+
+
+def folder_of(out: Path) -> Path:
+    """The folder with what training leaves besides its network `out`."""
+    return out.with_suffix(".run")
+
+
+def _try(runner: Runner) -> None:
+    """Build what the stage needs, so that mistakes show before anything is written."""
+    stage = runner.recipe.stages[0]
+    assert isinstance(stage, Train)
+    runner.build()
+    if stage.sparsity is not None and "mask" in runner.given:
+        raise RecipeError(
+            f"{runner.recipe.model.name} is masked, and what is silent cannot be made sparse: "
+            "cut it first, with `netslim prune --by mask`, or train without sparsity"
+        )
+    if stage.gradual is not None and "mask" in runner.given:
+        raise RecipeError(
+            f"{runner.recipe.model.name} is masked: cut out what its mask silences, with "
+            "`netslim prune --by mask`, before any more is cut"
+        )
+    wanted = None if stage.distill is None else teacher(runner.recipe, stage)
+    if isinstance(wanted, str):
+        runner.check_outputs(models.build(wanted), wanted)
+
+
+def _refuse(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        name = f"{out}.safetensors" if out.name else "small.safetensors"
+        raise RecipeError(
+            f"--out {out}: a network is written to a .safetensors file, for instance {name}"
+        )
+    if out.exists():
+        raise RecipeError(
+            f"{out} exists already, and finished work is not overwritten; choose another --out"
+        )
+
+
+# ---------------------------------------------------------------- prune
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` did.
+
+    Attributes:
+        cut: the network, its plan and the proof.
+        before, after: what one example costs.
+        plan_file: where the plan was written.
+        warnings: sentences.
+    """
+
+    cut: Cut
+    before: Cost
+    after: Cost
+    plan_file: Path
+    warnings: tuple[str, ...]
+
+
+def prune(
+    recipe: Recipe, out: Path, shape: Sequence[int] | None = None, limits: Sensitivity | None = None
+) -> Pruned:
+    """Cut a network as the one stage of a recipe says and write it to `out`, its plan beside it as
+    `.plan.json`.
+
+    Args:
+        recipe: of a prune stage.
+        out: a `.safetensors` file that does not exist yet.
+        shape: of one example without the batch; None takes the images of the recipe's data set,
+            which are read only where something needs them.
+        limits: what the stage's `max_cut` was taken from, if from a sensitivity; it must be of this
+            architecture.
+
+    Raises:
+        RecipeError: `out` exists, or images are needed and no data set is named.
+        NetslimError: as the cut does.
+    """
+    stage = recipe.stages[0]
+    assert isinstance(stage, Prune)
+
+    def work(network: nn.Module, example: Tensor, batches: Batches, given: Results) -> Cut:
+        if "mask" in given:
+            raise RecipeError(
+                f"{recipe.model.name} is masked: cut out what its mask silences first, with "
+                "--by mask"
+            )
+        if limits is not None:
+            limits.check(network)
+        if stage.by == "clusters" and "clusters" not in given:
+            raise RecipeError(
+                f"{recipe.model.name} does not say what was drawn together: train it with "
+                "--sparsity.method centripetal, and merge the file which that leaves before it "
+                "is trained or cut any further"
+            )
+        return cutting.carry_out(
+            stage, network, example, batches, given.get("clusters"), recipe.seed
+        )
+
+    return _cut(recipe, out, shape, work)
+
+
+def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pruned:
+    """Cut out of a masked network, trained on since or not, what its mask holds at zero.
+
+    Args:
+        recipe: whose model is a checkpoint that `prune` with `mode: mask`, or training after it,
+            has left.
+        out, shape: as for `prune`.
+
+    Raises:
+        RecipeError: as `prune`; the model is not masked.
+        NetslimError: as the cut does.
+    """
+
+    def work(network: nn.Module, example: Tensor, _: Batches, given: Results) -> Cut:
+        if "mask" not in given:
+            raise RecipeError(
+                f"{recipe.model.name} is not masked: `netslim prune --mask` makes files that are"
+            )
+        return cutting.convert(network, PruningPlan.from_json(given["mask"]), example)
+
+    return _cut(recipe, out, shape, work)
+
+
+def _cut(
+    recipe: Recipe, out: Path, shape: Sequence[int] | None, work: Callable[..., Cut]
+) -> Pruned:
+    _refuse(out)
+    plan_file = out.with_suffix(".plan.json")
+    if plan_file.exists():
+        raise RecipeError(
+            f"{plan_file} exists already, and nothing is overwritten; choose another --out"
+        )
+    runner = Runner(recipe, RunFolder(folder_of(out)), Display(), "")
+    with threads(recipe.trainer.threads):
+        if shape is None:
+            network, example, batches, origin = (
+                runner.build(),
+                runner.example(),
+                runner.bench.batches,
+                runner.origin,
+            )
+        else:
+            network, origin = _without_data(runner)
+            example, batches = made_up(recipe.seed, shape), _no_data
+        network.eval()
+        done = work(network, example, batches, runner.given)
+        before, after = (netslim.cost(item, example[:1]) for item in (network, done.network))
+    metadata = {"mask": done.plan.to_json()} if done.check is None else {}
+    netslim.save(done.network, out, constructor=origin or None, metadata=metadata)
+    write_atomic(plan_file, done.plan.to_json())
+    nothing = (
+        ()
+        if done.plan.groups
+        else ("nothing was cut: the amounts come to no channel of any layer",)
+    )
+    return Pruned(done, before, after, plan_file, (*done.warnings, *nothing))
+
+
+def _without_data(runner: Runner) -> tuple[nn.Module, Results]:
+    """The network as its name says, without a data set that tells the number of classes, and its
+    constructor.
+    """
+    options = runner.recipe.model
+    if options.name.endswith(".safetensors"):
+        return runner.construct(), runner.origin
+    torch.manual_seed(derive(runner.recipe.seed, "network"))
+    return models.build(options.name, **options.kwargs), models.constructor(
+        options.name, options.kwargs
+    )
+
+
+def _no_data(count: int) -> Any:
+    raise RecipeError(
+        f"this needs {count} batches of training images: name a data set with --data, not --input"
+    )
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network does on one split of its data.
+
+    Attributes:
+        split, images: which images, and how many.
+        loss: mean cross entropy.
+        top1, top5: shares, 0..1; top5 is None with five classes or fewer.
+        params, macs: of the network, for one image (or one crop of it).
+        size_bytes: of the checkpoint; None for a model by name.
+    """
+
+    split: str
+    images: int
+    loss: float
+    top1: float
+    top5: float | None
+    params: int
+    macs: int
+    size_bytes: int | None
+
+
+def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -> Evaluation:
+    """Look at one split with the recipe's model as it is; nothing is trained and nothing is
+    written.
+
+    Args:
+        recipe: its model, data and trainer.
+        split: `test` or `validation`.
+        ten_crop: side in pixels of ten squares of each image, whose answers are averaged; None
+            takes whole images.
+
+    Raises:
+        RecipeError: the model does not fit the data, or there is no such split.
+    """
+    from netslim.training.loop import fit
+
+    with threads(recipe.trainer.threads):
+        runner = Runner(recipe, RunFolder(Path()), Display(), "")
+        network = runner.construct()
+        looking = network if ten_crop is None else _TenCrop(network, ten_crop)
+        runner.check_outputs(looking, recipe.model.name)
+        images = getattr(runner.data, split)
+        if not len(images):
+            raise RecipeError(
+                f"{recipe.data.name} has no {split} images here: set data.validation above 0"
+            )
+        cost = netslim.cost(network.eval(), runner.example()[:1, :, :ten_crop, :ten_crop])
+        device, limit = choose_device(recipe.trainer), recipe.trainer.limit_batches
+        means = fit.evaluate(
+            looking, runner.bench.loader(split), len(runner.data.classes), device, limit
+        )
+    path, seen = Path(recipe.model.name), recipe.data.batch_size * (limit or len(images))
+    size = path.stat().st_size if path.suffix == ".safetensors" else None
+    return Evaluation(
+        split,
+        min(len(images), seen),
+        means.loss,
+        means.accuracy,
+        means.top5,
+        cost.params,
+        cost.macs,
+        size,
+    )
+
+
+class _TenCrop(nn.Module):
+    """The mean of a network's answers to the corners and the centre of each image, and to their
+    mirror images.
+
+    Krizhevsky et al. 2012, section 4.1, though scores are averaged here and not probabilities.
+    """
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        from torchvision.transforms.v2.functional import ten_crop
+
+        if not 1 <= self.size <= min(images.shape[-2:]):
+            raise ValueError(f"ten crops of {self.size} pixels do not fit into them")
+        return torch.stack(
+            [self.network(part) for part in ten_crop(images, [self.size, self.size])]
+        ).mean(0)

@@ -1,0 +1,1 @@
+"""One stage of training, with Lightning: batches, losses, sparsity, epochs."""

@@ -1,0 +1,268 @@
+"""From a stage's options to the sparsity method that acts while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from netslim.graph import trace
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.methods.centripetal import CentripetalSGD
+from netslim.methods.gradual import GradualPruning
+from netslim.methods.masking import Mask
+from netslim.methods.slimming import NetworkSlimming
+from netslim.methods.soft_filter import SoftFilterPruning
+from netslim.surgery.plan import PruningPlan
+from netslim.training.recipe.schema import (
+    CentripetalOptions,
+    SlimmingOptions,
+    SoftFilterOptions,
+    Train,
+)
+
+LOGGED = ("zero", "returned", "deviation", "macs_left")  # what methods add to metrics.csv
+
+
+class Method:
+    """What a training stage asks of a method; this one needs nothing but its hook.
+
+    Args:
+        method: what hooks the optimizer, for instance `NetworkSlimming`.
+    """
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    @property
+    def settled(self) -> bool:
+        """Whether the network has the size that it is to keep."""
+        return True
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Act on every step of `optimizer` from now on."""
+        self.method.attach(optimizer)
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss at this step; a detached scalar."""
+        return None
+
+    def end_epoch(self, last: bool) -> None:
+        """All steps of an epoch are done, `last` of the stage's; it has not been validated yet."""
+
+    def log(self) -> dict[str, float]:
+        """Figures of the epoch, of those in `LOGGED`."""
+        return {}
+
+    def finish(self) -> None:
+        """The stage is over, and its weights are those that it leaves."""
+
+    def left(self) -> dict[str, Any]:
+        """What later stages need, as plain JSON."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed stage needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+
+
+class _Resumable(Method):
+    """A method with a state of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.method.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.method.load_state_dict(state)
+
+
+class _Slimming(Method):
+    """Network Slimming, with a learning rate of the scales that is `pace` times that of everything
+    else.
+    """
+
+    def __init__(self, method: NetworkSlimming, pace: float) -> None:
+        super().__init__(method)
+        self.pace = pace
+
+    def attach(self, optimizer: Optimizer) -> None:
+        if self.pace != 1:
+            apart(optimizer, self.method.model, self.pace)
+        super().attach(optimizer)
+
+    def penalty(self) -> Tensor | None:
+        return self.method.penalty()
+
+
+class _SoftFilter(_Resumable):
+    def __init__(self, method: SoftFilterPruning, at_start: bool) -> None:
+        super().__init__(method)
+        self.at_start = at_start
+
+    def attach(self, optimizer: Optimizer) -> None:
+        self.method.attach(optimizer, at_start=self.at_start)
+
+    def end_epoch(self, last: bool) -> None:
+        self.method.end_epoch(last=last)
+
+    def finish(self) -> None:
+        self.method.zero()  # the best weights may be of an epoch without a zeroing; zero filters stay as they are
+
+    def log(self) -> dict[str, float]:
+        return {"zero": self.method.share_zero(), "returned": self.method.returned}
+
+
+class _Centripetal(_Resumable):
+    def log(self) -> dict[str, float]:
+        return {"deviation": self.method.deviation().largest}
+
+    def finish(self) -> None:
+        self.method.collapse()  # what still differs within a cluster, running statistics above all
+
+    def left(self) -> dict[str, Any]:
+        return {
+            "clusters": {
+                name: [int(number) for number in labels]
+                for name, labels in self.method.clusters.items()
+            }
+        }
+
+
+class Gradual(Method):
+    """Cut the network at the ends of some epochs, beside another method or none.
+
+    Args:
+        pruning: of the network as the stage found it; a resumed one is cut when its state is
+            loaded, which Lightning does before it loads the weights.
+        epochs: after which the steps fall, counted from 1.
+        other: acts on the network too, whatever its size.
+    """
+
+    def __init__(
+        self, pruning: GradualPruning, epochs: Collection[int], other: Method | None
+    ) -> None:
+        super().__init__(pruning)
+        self.epochs, self.other, self.epoch = epochs, other or _Nothing(None), 0
+
+    @property
+    def settled(self) -> bool:
+        return self.method.done
+
+    def attach(self, optimizer: Optimizer) -> None:
+        self.method.optimizers = [optimizer]
+        self.other.attach(optimizer)
+
+    def penalty(self) -> Tensor | None:
+        return self.other.penalty()
+
+    def end_epoch(self, last: bool) -> None:
+        self.other.end_epoch(last)
+        self.epoch += 1
+        if self.epoch in self.epochs:
+            self.method.step()
+
+    def log(self) -> dict[str, float]:
+        return {**self.other.log(), "macs_left": round(self.method.macs_left, 7)}
+
+    def finish(self) -> None:
+        self.other.finish()
+
+    def left(self) -> dict[str, Any]:
+        return self.other.left()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "pruning": self.method.state_dict(),
+            "other": self.other.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epoch = state["epoch"]
+        self.method.load_state_dict(state["pruning"])
+        self.other.load_state_dict(state["other"])
+
+
+class _Nothing(Method):
+    def attach(self, optimizer: Optimizer) -> None:
+        pass
+
+
+def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> Method | None:
+    """The stage's sparsity method on `network`, not attached yet; None for ordinary training.
+
+    Args:
+        stage: whose `sparsity` it is.
+        network: on the CPU; wherever it is moved, the method follows.
+        example: images (B, C, H, W) to trace with, where the method needs the channel graph.
+        seed: of what the method draws at random.
+    """
+    options = stage.sparsity
+    if options is None:
+        return None
+    if isinstance(options, SlimmingOptions):
+        assert not isinstance(options.strength, str)  # the runner has found it
+        slimming = NetworkSlimming(
+            network, options.strength, penalty=options.penalty, delta=options.delta
+        )
+        return _Slimming(slimming, options.pace)
+    graph = trace(network, example)
+    if isinstance(options, SoftFilterOptions):
+        return _soft(options, graph, network)
+    return _drawn(options, graph, network, seed)
+
+
+def apart(optimizer: Optimizer, network: nn.Module, pace: float) -> None:
+    """Move the scales of all batch norms to parameter groups of their own, with `pace` times the
+    learning rate.
+    """
+    scales = {id(m.weight) for m in network.modules() if isinstance(m, _BatchNorm) and m.affine}
+    for group in list(optimizer.param_groups):
+        fast = [parameter for parameter in group["params"] if id(parameter) in scales]
+        if fast:
+            group["params"] = [
+                parameter for parameter in group["params"] if id(parameter) not in scales
+            ]
+            optimizer.add_param_group({**group, "params": fast, "lr": group["lr"] * pace})
+
+
+def _soft(options: SoftFilterOptions, graph: ChannelGraph, network: nn.Module) -> Method:
+    method = SoftFilterPruning(
+        graph,
+        network,
+        options.rate,
+        criterion=options.criterion,
+        shortcuts=options.shortcuts,
+        projections=options.projections,
+        every=options.every,
+    )
+    return _SoftFilter(method, options.at_start)
+
+
+def _drawn(
+    options: CentripetalOptions, graph: ChannelGraph, network: nn.Module, seed: int
+) -> Method:
+    return _Centripetal(
+        CentripetalSGD(
+            graph,
+            network,
+            options.target,
+            clusters=options.clusters,
+            strength=options.strength,
+            vector_strength=options.vector_strength,
+            seed=seed,
+            protect=tuple(options.protect),
+            shortcuts=options.shortcuts,
+        )
+    )
+
+
+def held_by(plan: PruningPlan, network: nn.Module) -> Method:
+    """Hold the channels that `plan` removes at zero: mask mode."""
+    return Method(Mask(network, plan))

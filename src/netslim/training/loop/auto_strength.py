@@ -1,0 +1,313 @@
+"""`strength: auto`: the penalty of Network Slimming that leaves a wanted share of scales near zero,
+from short runs.
+
+What a short run can tell. A scale that the loss does not defend moves by about strength * sum of
+learning rates / (1 - momentum), one that it defends by its gradient times the same sum. A run of a
+tenth of the epochs has a tenth of that sum, so that hardly a scale would arrive anywhere. Ten times
+the strength would give the same push, but against the same defence, and everything would die. So it
+is the scales' learning rate alone that is multiplied by full / short number of epochs (`pace`):
+push and defence both act as much as in the real training, and the schedule keeps its shape.
+
+What remains is that the weights are trained less. Weights that are hardly trained defend their
+channels less, while those that have learnt all there is do not defend them any more; so the
+strength that the real training needs may be larger or smaller. A last run, twice as long, tells:
+the strength is taken for a power of the length, and carried on.
+
+::
+
+    network, its scales set to gamma_init; every run starts from here, with the same batches
+    for at most 5 strengths, by bisection of log10(strength) once the target lies between two shares:
+        train for a few epochs with pace = full / short; share = scales below 0.01
+    short = where the line between the two nearest of them crosses the target
+    train once with this strength for twice the epochs, pace = full / twice; from its share, the strength for it: long
+    strength = long * (long / short) ** log2(full / twice)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from netslim.graph.modules.wrapping import duplicate
+from netslim.training.loop.gammas import NEAR_ZERO, scales_of, share_near_zero
+from netslim.training.recipe.schedule import factor, lengthened
+from netslim.training.recipe.schema import SlimmingOptions, Train
+from netslim.training.stages.folder import FORMAT, StageFolder, read_json, write_json
+
+if TYPE_CHECKING:
+    from netslim.training.loop.fit import Bench
+
+TRIES = 5  # short runs at most, and one that is twice as long
+NEAR = 0.03  # a share that is so near to the target ends the search
+STEPS = 200  # a short run has at least so many, or all epochs
+PART = 0.1  # and at least this part of the epochs
+_STRIDE = 0.5  # of log10(strength), until the target lies between two shares
+_CLOSE = 0.04  # two strengths of which one is 10 % larger need no third between them
+_SLOPE = (
+    0.9  # of the share by log10(strength), where two trials do not tell; measured on two networks
+)
+_SLOPES = (0.3, 3.0)  # beyond, it is noise
+_POWER = 0.5  # most that is believed of the dependence on the length
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A strength, and the share of scales (0 to 1) that it leaves near zero."""
+
+    strength: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strength for a target.
+
+    Attributes:
+        strength: lambda.
+        share: of scales near zero that it is expected to leave, 0 to 1.
+        slope: how much the share rises there by log10(strength).
+        trials: what it was concluded from, in order.
+        bracketed: whether the target lies between two of the trials, or at one.
+    """
+
+    strength: float
+    share: float
+    slope: float
+    trials: tuple[Trial, ...]
+    bracketed: bool
+
+
+def choose(
+    run: Callable[[float], float],
+    first: float,
+    target: float,
+    *,
+    tries: int = TRIES,
+    near: float = NEAR,
+) -> Choice:
+    """Find the strength at which `run` gives the share `target`, by bisection on log10(strength).
+
+    Args:
+        run: from a strength to a share, 0 to 1, which rises with it but for noise.
+        first: where to begin, above 0.
+        target: the wanted share.
+        tries: most runs.
+        near: a share that differs by no more ends the search.
+    """
+    trials: list[Trial] = []
+    weak: tuple[float, float] | None = (
+        None  # log10(strength), share: the strongest that leaves too few near zero
+    )
+    strong: tuple[float, float] | None = None  # the weakest that leaves too many
+    place = math.log10(first)
+    while len(trials) < tries:
+        share = run(10**place)
+        trials.append(Trial(10**place, share))
+        if abs(share - target) <= near:
+            slope = _slope(trials)
+            return Choice(
+                10 ** (place + (target - share) / slope), target, slope, tuple(trials), True
+            )
+        weak, strong = ((place, share), strong) if share < target else (weak, (place, share))
+        if weak is None or strong is None:
+            place += _STRIDE if strong is None else -_STRIDE
+        elif strong[0] - weak[0] <= _CLOSE:
+            break
+        else:
+            place = (weak[0] + strong[0]) / 2
+    if weak is None or strong is None:
+        last = trials[-1]
+        return Choice(last.strength, last.share, _SLOPE, tuple(trials), False)
+    crossing = weak[0] + (strong[0] - weak[0]) * (target - weak[1]) / (strong[1] - weak[1])
+    return Choice(
+        10**crossing,
+        target,
+        _clipped((strong[1] - weak[1]) / (strong[0] - weak[0])),
+        tuple(trials),
+        True,
+    )
+
+
+def _slope(trials: Sequence[Trial]) -> float:
+    """Rise of the share by log10(strength) from the last trial to the one of the nearest strength."""
+    *others, last = trials
+    if not others:
+        return _SLOPE
+    other = min(others, key=lambda trial: abs(math.log(trial.strength / last.strength)))
+    return _clipped((last.share - other.share) / math.log10(last.strength / other.strength))
+
+
+def _clipped(slope: float) -> float:
+    return min(max(slope, _SLOPES[0]), _SLOPES[1])
+
+
+def carried(found: Choice, longer: float, target: float, ratio: float) -> float:
+    """The strength for the whole stage, from what a run twice as long made of the short runs'
+    choice.
+
+    Args:
+        found: from the short runs.
+        longer: the share (0 to 1) that a run twice as long left with `found.strength`.
+        target: the wanted share.
+        ratio: how many times the whole stage is as long as that run.
+    """
+    change = (target - longer) / found.slope  # of log10(strength) for a run twice as long
+    power = min(max(change / math.log10(2), -_POWER), _POWER)
+    return 10 ** (math.log10(found.strength) + power * math.log10(2 * ratio))
+
+
+# ---------------------------------------------------------------- short runs of a stage
+
+
+def settle(
+    bench: Bench,
+    network: nn.Module,
+    stage: Train,
+    target: float,
+    folder: StageFolder,
+    seed: int,
+    **aids: Any,
+) -> dict[str, Any]:
+    """The strength for a stage, from short runs in its folder; finished ones are read, and the
+    choice is kept there.
+
+    Args:
+        network: that the stage starts from; it is not changed.
+        stage: whose strength is ``auto``.
+        target: share of scales to be near zero, 0 to 1.
+        folder: of the stage; the choice goes to `strength.json` in it.
+        seed: of the short runs.
+        aids: of `fit`, such as a teacher.
+
+    Returns:
+        The fields of `Choice`, `strength` being that for the whole stage; `target`; `epochs` of
+        each trial; `longer` with `epochs`, `strength` and `share`, where the stage has room for it;
+        and a `warning` or None.
+    """
+    path, trials = folder.path / "strength.json", folder.path / "strength"
+    if path.exists():
+        return dict(
+            read_json(path, f"move {folder.path} away to run this stage from its beginning")
+        )
+    steps = steps_of(bench)
+    short = short_epochs(stage.epochs, steps)
+    bench.display.say(
+        f"{folder.label}  short runs: which strength leaves {target:.0%} of the scales near zero?"
+    )
+    trials.mkdir(parents=True, exist_ok=True)
+    made: list[float] = []
+
+    def run(strength: float, epochs: int = short) -> float:
+        trial = shortened(stage, epochs, strength)
+        made.append(strength)
+        return _share(bench, network, trial, StageFolder(trials, len(made) - 1, trial), seed, aids)
+
+    found = choose(run, first_guess(stage, network, steps), target)
+    content = {**asdict(found), "target": target, "epochs": short, "warning": None}
+    twice = 2 * short
+    if not found.bracketed:
+        content["warning"] = _unreached(found, target)
+    elif twice < stage.epochs:
+        longer = run(found.strength, twice)
+        content["longer"] = {"epochs": twice, "strength": found.strength, "share": longer}
+        content["strength"] = carried(found, longer, target, stage.epochs / twice)
+    write_json(path, {"format": FORMAT, **content})
+    bench.display.say(f"{folder.label}  {sentence(content)}")
+    if content["warning"]:
+        bench.display.warn(content["warning"])
+    return dict(read_json(path, ""))
+
+
+def sentence(choice: Mapping[str, Any]) -> str:
+    """What was concluded from what."""
+    runs = ", ".join(f"{trial['strength']:.2g}: {trial['share']:.0%}" for trial in choice["trials"])
+    longer = choice.get("longer")
+    if longer:
+        runs += f"; of {longer['epochs']} epochs, {longer['strength']:.2g}: {longer['share']:.0%}"
+    return (
+        f"strength {choice['strength']:.3g} should leave {choice['share']:.0%} of the scales "
+        f"near zero, by short runs (of {choice['epochs']} epochs, {runs})"
+    )
+
+
+def settled(stage: Train, choice: Mapping[str, Any]) -> Train:
+    """The stage with the strength that was found."""
+    assert isinstance(stage.sparsity, SlimmingOptions)
+    return replace(
+        stage, sparsity=replace(stage.sparsity, strength=choice["strength"], target=None)
+    )
+
+
+def steps_of(bench: Bench) -> int:
+    """Batches in an epoch of training."""
+    loader = bench.loader("train")
+    return min(len(loader), bench.recipe.trainer.limit_batches or len(loader))
+
+
+def short_epochs(epochs: int, steps: int) -> int:
+    """Epochs of a short run: a tenth, and `STEPS` steps at least, of `steps` an epoch; no more than
+    all.
+    """
+    return min(epochs, max(math.ceil(PART * epochs), math.ceil(STEPS / steps)))
+
+
+def shortened(stage: Train, epochs: int, strength: float) -> Train:
+    """The stage in so many epochs: the same schedule in shape, and scales that move as far as in
+    the whole stage.
+    """
+    assert isinstance(stage.sparsity, SlimmingOptions)
+    pace = stage.epochs / epochs
+    short = lengthened(stage, epochs / stage.epochs)
+    schedule = replace(short.schedule, warmup=stage.schedule.warmup / pace)
+    sparsity = replace(
+        stage.sparsity, strength=strength, target=None, pace=stage.sparsity.pace * pace
+    )
+    return replace(
+        short, name="short", schedule=schedule, sparsity=sparsity, gradual=None, keep="last"
+    )
+
+
+def first_guess(stage: Train, network: nn.Module, steps: int) -> float:
+    """The strength whose push is twice as long as the way of the median scale to zero."""
+    options = stage.sparsity
+    assert isinstance(options, SlimmingOptions)
+    rates = sum(
+        factor(stage.schedule, step, stage.epochs, steps) for step in range(stage.epochs * steps)
+    )
+    kept = 0.0 if options.penalty == "proximal" else stage.optimizer.momentum
+    way = options.gamma_init or max(float(scales_of(network).median()), NEAR_ZERO)
+    return 2 * way * (1 - kept) / (stage.optimizer.lr * options.pace * rates)
+
+
+def _share(
+    bench: Bench,
+    network: nn.Module,
+    trial: Train,
+    folder: StageFolder,
+    seed: int,
+    aids: Mapping[str, Any],
+) -> float:
+    """The share near zero after a short run, which is carried out if it is not finished."""
+    from netslim.training.loop.fit import fit
+
+    done = folder.results()
+    if done is None:
+        trained = duplicate(network)
+        fit(bench, trained, trial, folder, seed, **aids)
+        done = folder.finish({"kind": trial.kind, "near_zero": share_near_zero(scales_of(trained))})
+    return float(done["near_zero"])
+
+
+def _unreached(found: Choice, target: float) -> str:
+    shares = [trial.share for trial in found.trials]
+    side = "less" if max(shares) < target else "more"
+    return (
+        f"no strength was found that leaves {target:.0%} of the scales near zero: strengths from "
+        f"{min(t.strength for t in found.trials):.2g} to "
+        f"{max(t.strength for t in found.trials):.2g} leave {side}, {min(shares):.0%} to "
+        f"{max(shares):.0%}; {found.strength:.3g} is taken (train longer, or give a strength)"
+    )

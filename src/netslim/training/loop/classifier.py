@@ -1,0 +1,214 @@
+"""The Lightning module: any classifier, one training stage.
+
+What happens in an epoch, and who does it::
+
+    seed torch from (seed, stage, epoch)                   Journal.on_train_epoch_start
+    for images, labels in loader:                          the loader's order depends on (seed, epoch) alone
+        loss = cross entropy, or beside a teacher's        Classifier.training_step
+        loss.backward()
+        gradients as the method wants them                 a hook of the optimizer, for instance NetworkSlimming
+        optimizer.step(); schedule.step()
+    the method's turn at the end of an epoch               Classifier.on_train_batch_end
+    evaluate on the validation split                       Classifier.validation_step
+    write last.ckpt, then metrics.csv                      Journal.on_train_epoch_end
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from netslim.methods.decay import parameter_groups
+from netslim.training.loop.adapters import Method
+from netslim.training.recipe.schedule import factor
+from netslim.training.recipe.schema import DistillOptions, Train
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over the images a `Tally` has seen.
+
+    Attributes:
+        loss, penalty: of an image.
+        accuracy: share whose class came first, 0..1.
+        top5: share whose class was among the first five, 0..1; None with five classes or fewer.
+    """
+
+    loss: float
+    accuracy: float
+    penalty: float
+    top5: float | None
+
+
+class Tally(nn.Module):
+    """Running mean loss and accuracies of the batches seen since `reset`; nothing waits for the
+    device.
+    """
+
+    total: Tensor
+    penalty: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self.top5: MulticlassAccuracy | None = None
+        if classes > TOP:
+            self.top5 = MulticlassAccuracy(classes, top_k=TOP, average="micro", validate_args=False)
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.register_buffer("penalty", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.count = 0
+
+    def add(
+        self, logits: Tensor, labels: Tensor, loss: Tensor, penalty: Tensor | None = None
+    ) -> None:
+        """Take in a batch: logits (B, classes), labels (B,), its mean loss and the penalty at this
+        step.
+        """
+        for metric in self._metrics():
+            metric.update(logits, labels)
+        self.total += loss.detach() * len(labels)
+        if penalty is not None:
+            self.penalty += penalty.detach() * len(labels)
+        self.count += len(labels)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for metric in self._metrics():
+            metric.reset()
+        self.total.zero_()
+        self.penalty.zero_()
+        self.count = 0
+
+    def means(self) -> Means:
+        """Of the images seen since `reset`."""
+        count = max(1, self.count)
+        top5 = None if self.top5 is None else round(float(self.top5.compute()), 7)
+        accuracy = round(float(self.accuracy.compute()), 7)
+        return Means(float(self.total) / count, accuracy, float(self.penalty) / count, top5)
+
+    def _metrics(self) -> list[MulticlassAccuracy]:
+        return [metric for metric in (self.accuracy, self.top5) if metric is not None]
+
+
+class Classifier(pl.LightningModule):
+    """Trains `network` as a stage says.
+
+    Args:
+        network: images (B, C, H, W) to logits (B, classes).
+        stage: what to do.
+        classes: number of classes.
+        steps_per_epoch: batches in an epoch.
+        method: of sparse training, or a mask that is held; None trains as ever.
+        teacher: a network to learn from beside the labels, where the stage asks for it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        stage: Train,
+        classes: int,
+        steps_per_epoch: int,
+        method: Method | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.stage = stage
+        self.steps_per_epoch = steps_per_epoch
+        self.method = method
+        # In a list, so that the teacher is neither trained nor saved with the network.
+        self.teachers = [] if teacher is None else [teacher.eval().requires_grad_(False)]
+        self.train_tally, self.validation_tally = Tally(classes), Tally(classes)
+        self.recent: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def on_fit_start(self) -> None:
+        for teacher in self.teachers:
+            teacher.to(self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        images, labels = batch
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        for teacher in self.teachers:
+            assert self.stage.distill is not None
+            with torch.no_grad():
+                wanted = teacher(images)
+            loss = distilled(loss, logits, wanted, self.stage.distill)
+        penalty = self.method.penalty() if self.method is not None else None
+        self.train_tally.add(logits.detach(), labels, loss, penalty)
+        self.recent.append(loss.detach())
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.method is not None and batch_idx + 1 == self.steps_per_epoch:
+            self.method.end_epoch(last=self.current_epoch + 1 == self.stage.epochs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.method is not None:
+            checkpoint["method"] = self.method.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.method is not None:
+            self.method.load_state_dict(checkpoint["method"])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        images, labels = batch
+        logits = self.network(images)
+        self.validation_tally.add(logits, labels, F.cross_entropy(logits, labels))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        options = self.stage.optimizer
+        optimizer = SGD(
+            parameter_groups(self.network, options.weight_decay, norm_decay=options.norm_decay),
+            lr=options.lr,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+        )
+        if self.method is not None:
+            self.method.attach(optimizer)
+        schedule = LambdaLR(optimizer, lambda step: self.rate(step) / options.lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0 over the whole stage."""
+        stage = self.stage
+        return stage.optimizer.lr * factor(stage.schedule, step, stage.epochs, self.steps_per_epoch)
+
+    def non_finite(self) -> int | None:
+        """How many steps ago the first loss that is not finite appeared since the last call (1: the
+        latest), if any.
+        """
+        losses, self.recent = self.recent, []
+        if not losses:
+            return None
+        bad = (~torch.stack(losses).isfinite()).nonzero()
+        return len(losses) - int(bad[0]) if len(bad) else None
+
+
+def distilled(loss: Tensor, logits: Tensor, wanted: Tensor, options: DistillOptions) -> Tensor:
+    """The loss of the labels together with that of a teacher's softened answers (Hinton et al.
+    2015, section 2).
+
+    Args:
+        loss: mean cross entropy with the labels.
+        logits, wanted: (B, classes), the student's and the teacher's.
+        options: temperature T and weight w: `(1 - w) * loss + w * T^2 * KL(teacher || student)`.
+    """
+    heat = options.temperature
+    student, teacher = F.log_softmax(logits / heat, 1), F.log_softmax(wanted / heat, 1)
+    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return (1 - options.weight) * loss + options.weight * heat**2 * divergence

@@ -1,0 +1,249 @@
+"""The callback that makes a stage's record and lets a killed run go on: seeds, last.ckpt,
+metrics.csv, TensorBoard.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from netslim.data.loader import Loader
+from netslim.errors import TrainingError
+from netslim.files import write_atomic
+from netslim.training.loop.adapters import LOGGED
+from netslim.training.loop.classifier import Classifier
+from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
+from netslim.training.stages.folder import StageFolder
+
+COLUMNS = (
+    "epoch", "step", "lr", "train_loss", "penalty", "train_accuracy", "val_loss", "val_accuracy", "near_zero",
+    *LOGGED, "seconds",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def derive(seed: int, *path: object) -> int:
+    """An independent seed for a place in the run, below 2^63."""
+    text = "/".join(map(str, (seed, *path)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def made_up(seed: int, shape: Sequence[int]) -> Tensor:
+    """Two made-up images of a run with this seed: (2, *shape), the same in every process."""
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(derive(seed, "example")))
+
+
+class EpochLoader:
+    """A loader that takes its epoch from the trainer when it is iterated, and may stop early (a dry
+    run).
+    """
+
+    def __init__(self, loader: Loader, epoch: Callable[[], int], limit: int | None = None) -> None:
+        self.loader, self.epoch, self.limit = loader, epoch, limit
+
+    def __len__(self) -> int:
+        return min(len(self.loader), self.limit or len(self.loader))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.loader.set_epoch(self.epoch())
+        for _, batch in zip(range(len(self)), self.loader, strict=False):
+            yield batch
+
+
+class Journal(pl.Callback):
+    """Keeps one row an epoch, and writes all that a resumed run needs after each.
+
+    The rows live in the checkpoint, and metrics.csv is written whole from them after it: so
+    whenever the process is killed, the next one finds the same epochs in both and writes none
+    twice.
+
+    Args:
+        folder: the stage's folder.
+        seed: every epoch's random numbers follow from it and the epoch.
+        watch: called with each new row.
+        progress: called after each step with (steps done in this epoch, steps of an epoch).
+        writer: a TensorBoard `SummaryWriter`, or None.
+    """
+
+    def __init__(
+        self,
+        folder: StageFolder,
+        seed: int,
+        watch: Callable[[Row], None] | None = None,
+        progress: Callable[[Classifier, int, int], None] | None = None,
+        writer: Any = None,
+    ) -> None:
+        self.folder, self.seed, self.watch, self.progress, self.writer = (
+            folder,
+            seed,
+            watch,
+            progress,
+            writer,
+        )
+        self.rows: list[Row] = []
+        self.histograms: list[list[int]] = []
+        self.best: dict[str, Any] = {}
+        self.started = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "histograms": self.histograms, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.histograms, self.best = (
+            state_dict["rows"],
+            state_dict["histograms"],
+            state_dict["best"],
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.histograms:
+            self.histograms.append(histogram(scales_of(pl_module.network)))  # type: ignore[arg-type]
+        if self.rows:
+            write_metrics(self.folder.metrics, self.rows)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        torch.manual_seed(derive(self.seed, trainer.current_epoch))
+        pl_module.train_tally.reset()
+        pl_module.validation_tally.reset()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, Classifier)
+        if (
+            pl_module.device.type == "cpu" or batch_idx % 50 == 49
+        ):  # reading a loss makes a GPU wait
+            self._refuse_non_finite(trainer, pl_module, batch_idx + 1)
+        if self.progress is not None:
+            self.progress(pl_module, batch_idx + 1, pl_module.steps_per_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self._refuse_non_finite(trainer, pl_module, pl_module.steps_per_epoch)
+        scales = scales_of(pl_module.network)
+        row = self._row(trainer, pl_module, share_near_zero(scales))
+        self.rows.append(row)
+        self.histograms.append(histogram(scales))
+        self._keep_best(pl_module, row)
+        save_checkpoint(trainer, self.folder.checkpoint)
+        write_metrics(self.folder.metrics, self.rows)
+        self._write_events(row, scales)
+        if self.watch is not None:
+            self.watch(row)
+
+    def _row(self, trainer: pl.Trainer, module: Classifier, near_zero: float | None) -> Row:
+        trained, checked = module.train_tally.means(), module.validation_tally.means()
+        row: Row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "lr": self._last_rate(trainer),
+        }
+        row |= {"train_loss": trained.loss + trained.penalty, "penalty": trained.penalty}
+        row |= {"train_accuracy": trained.accuracy, "val_loss": None, "val_accuracy": None}
+        if module.validation_tally.count:
+            row |= {"val_loss": checked.loss, "val_accuracy": checked.accuracy}
+        for key in ("train_loss", "val_loss"):
+            if row[key] is not None and not math.isfinite(row[key]):
+                raise TrainingError(
+                    self._message(trainer, module.steps_per_epoch, f"the {key} of the epoch")
+                )
+        found = dict.fromkeys(LOGGED) | (module.method.log() if module.method is not None else {})
+        return row | {
+            "near_zero": near_zero,
+            **found,
+            "seconds": round(time.perf_counter() - self.started, 3),
+        }
+
+    def _last_rate(self, trainer: pl.Trainer) -> float:
+        """The learning rate of the epoch's last step; the schedule has already moved on to the
+        next.
+        """
+        module = trainer.lightning_module
+        assert isinstance(module, Classifier)
+        return module.rate(trainer.global_step - 1)
+
+    def _keep_best(self, module: Classifier, row: Row) -> None:
+        """The weights go first: if the checkpoint is not written after them, this epoch is run
+        again all the same.
+        """
+        if module.stage.keep != "best" or row["val_accuracy"] <= self.best.get(
+            "val_accuracy", -1.0
+        ):
+            return
+        if module.method is not None and not module.method.settled:
+            return
+        from safetensors.torch import save
+
+        weights = {
+            key: value.detach().cpu().contiguous().clone()
+            for key, value in module.network.state_dict().items()
+        }
+        write_atomic(self.folder.best, save(weights))
+        self.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
+
+    def _refuse_non_finite(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
+        ago = module.non_finite()
+        if ago is not None:
+            raise TrainingError(self._message(trainer, step - ago + 1, "the loss"))
+
+    def _message(self, trainer: pl.Trainer, step: int, what: str) -> str:
+        module = trainer.lightning_module
+        assert isinstance(module, Classifier)
+        name, rate = module.stage.name, module.stage.optimizer.lr
+        kept = (
+            f"epochs 1 to {trainer.current_epoch} are kept in {self.folder.path}"
+            if self.rows
+            else "no epoch was finished"
+        )
+        return (
+            f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of "
+            f"{module.steps_per_epoch}: {what} is not finite; try a lower learning rate "
+            f"(--stages.{name}.optimizer.lr {rate / 10:g}), a warm-up "
+            f"(--stages.{name}.schedule.warmup 1) or clipped gradients (--stages.{name}.clip "
+            f"1), with a new --out; {kept}"
+        )
+
+    def _write_events(self, row: Row, scales: Tensor) -> None:
+        if self.writer is None:
+            return
+        for key, value in row.items():
+            if key not in ("epoch", "step") and value is not None:
+                self.writer.add_scalar(key, value, row["epoch"])
+        if len(scales):
+            self.writer.add_histogram("scales", scales, row["epoch"])
+        self.writer.flush()
+
+
+def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
+    """Lightning's checkpoint, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    trainer.save_checkpoint(temporary)
+    os.replace(temporary, path)
+
+
+def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """metrics.csv, one row an epoch; an empty cell where a figure does not exist."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomic(path, text.getvalue())

@@ -1,0 +1,296 @@
+"""One training stage: a Lightning trainer around a network, resumable after each epoch."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netslim.data.augment import Augment
+from netslim.data.loader import Loader
+from netslim.data.splits import Data
+from netslim.errors import CheckpointError
+from netslim.methods.gradual import GradualPruning
+from netslim.methods.slimming import NetworkSlimming
+from netslim.surgery.plan import PruningPlan
+from netslim.training.loop.adapters import Gradual, held_by, method_of
+from netslim.training.loop.classifier import Classifier, Means, Tally
+from netslim.training.loop.epochs import EpochLoader, Journal, Row, derive, made_up
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.schedule import cut_epochs
+from netslim.training.recipe.schema import Recipe, SlimmingOptions, Train
+from netslim.training.stages import prune as cutting
+from netslim.training.stages.folder import StageFolder
+
+_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed"}
+_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training stage leaves besides the weights: a row an epoch, a histogram of scales
+    before and after each.
+
+    `left` is what its method hands on to later stages; `pruning` is what cut the network on the
+    way, if it was.
+    """
+
+    rows: list[Row]
+    histograms: list[list[int]]
+    best: dict[str, Any]
+    left: dict[str, Any]
+    pruning: GradualPruning | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a run trains: its recipe, data, device and precision."""
+
+    recipe: Recipe
+    data: Data
+    device: torch.device
+    precision: str
+    display: Display
+
+    def loader(self, split: str, seed: int = 0) -> Loader:
+        """Batches of `train` (shuffled, augmented), `validation` or `test`."""
+        options, images, training = self.recipe.data, getattr(self.data, split), split == "train"
+        augment = options.augment if training else None
+        return Loader(
+            images,
+            options.batch_size,
+            shuffle=training,
+            augment=Augment(augment.pad, augment.flip) if augment else None,
+            mean=self.data.mean,
+            std=self.data.std,
+            seed=seed,
+            device=self.device,
+            # Batch norm cannot learn from a last batch of one image.
+            drop_last=training and len(images) % options.batch_size == 1 and len(images) > 1,
+            memory_format=self.memory_format,
+            workers=options.workers,
+        )
+
+    def example(self) -> Tensor:
+        """Two made-up images: (2, C, H, W), the same in every process."""
+        return made_up(self.recipe.seed, self.data.shape)
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """So many batches of the training split, in the order of no stage."""
+        loader = self.loader("train", derive(self.recipe.seed, "batches"))
+        loader.set_epoch(0)
+        return islice(iter(loader), count)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of images and weights."""
+        return torch.channels_last if self.recipe.trainer.channels_last else torch.contiguous_format
+
+
+def fit(
+    bench: Bench,
+    network: nn.Module,
+    stage: Train,
+    folder: StageFolder,
+    seed: int,
+    *,
+    mask: PruningPlan | None = None,
+    teacher: nn.Module | None = None,
+) -> History:
+    """Train `network` in place as `stage` says, going on from the folder's last checkpoint if there
+    is one.
+
+    Args:
+        seed: of the stage; order, augmentation and dropout of every epoch follow from it.
+        mask: a plan whose removed channels are held at zero.
+        teacher: the network to learn from where the stage distils.
+
+    Raises:
+        TrainingError: a loss that is not finite; finished epochs are kept.
+        CheckpointError: the checkpoint is damaged.
+        KeyboardInterrupt: finished epochs are kept.
+    """
+    folder.path.mkdir(exist_ok=True)
+    resume = _checked(folder) if folder.checkpoint.exists() else None
+    if (
+        resume is None
+        and isinstance(stage.sparsity, SlimmingOptions)
+        and stage.sparsity.gamma_init is not None
+    ):
+        NetworkSlimming(network, 0.0, gamma_init=stage.sparsity.gamma_init)
+    method = (
+        method_of(stage, network, bench.example(), seed) if mask is None else held_by(mask, network)
+    )
+    pruning = None
+    if stage.gradual is not None:
+        pruning = cutting.gradually(
+            stage.gradual, network, bench.example(), bench.batches, bench.recipe.seed
+        )
+        method = Gradual(pruning, cut_epochs(stage.gradual, stage.epochs), method)
+    network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
+    loader, limit = bench.loader("train", seed), bench.recipe.trainer.limit_batches
+    steps = min(len(loader), limit or len(loader))
+    module = Classifier(network, stage, len(bench.data.classes), steps, method, teacher)
+    with (
+        _events(bench, folder) as writer,
+        bench.display.training(folder.label, stage.epochs) as shown,
+    ):
+        journal = Journal(folder, seed, shown.epoch, shown.step, writer)
+        _run(bench, module, journal, loader, resume)
+    return replace(_finished(module, journal, folder), pruning=pruning)
+
+
+def evaluate(
+    network: nn.Module, loader: Loader, classes: int, device: torch.device, limit: int | None = None
+) -> Means:
+    """Mean cross entropy and accuracies over all images of a loader, in float32 and evaluation
+    mode.
+    """
+    network = network.to(device).eval()
+    tally = Tally(classes).to(device)
+    with torch.inference_mode():
+        for _, (images, labels) in zip(range(limit or len(loader)), loader, strict=False):
+            logits = network(images)
+            tally.add(logits, labels, F.cross_entropy(logits, labels))
+    return tally.means()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advertisements and the warnings of libraries about their own arrangements."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", module=r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
+        )
+        warnings.filterwarnings(
+            "ignore", message=r".*(does not have many workers|GPU available|Checkpoint directory).*"
+        )
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _run(
+    bench: Bench, module: Classifier, journal: Journal, loader: Loader, resume: str | None
+) -> None:
+    limit = bench.recipe.trainer.limit_batches
+    with quiet(), _interruptible(), _deterministic():
+        trainer = _trainer(bench, module, journal)
+        training = EpochLoader(loader, lambda: trainer.current_epoch, limit)
+        checking = (
+            [EpochLoader(bench.loader("validation"), lambda: 0, limit)]
+            if len(bench.data.validation)
+            else None
+        )
+        trainer.fit(module, training, checking, ckpt_path=resume, weights_only=True)
+
+
+def _trainer(bench: Bench, module: Classifier, journal: Journal) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="gpu" if bench.device.type == "cuda" else "cpu",
+        devices=[bench.device.index or 0] if bench.device.type == "cuda" else 1,
+        precision=_PRECISION[bench.precision],  # type: ignore[arg-type]
+        max_epochs=module.stage.epochs,
+        callbacks=[journal],
+        gradient_clip_val=module.stage.clip,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Convolutions on a GPU that give the same bits each time; on a CPU they do anyway."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning answers Ctrl-C and SIGTERM with `SystemExit`, and then ignores SIGINT for good;
+    undo both.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from None
+
+
+def _checked(folder: StageFolder) -> str:
+    try:
+        content = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        if not {"state_dict", "loops", "optimizer_states", "callbacks"} <= content.keys():
+            raise ValueError("it is not a Lightning checkpoint")
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        KeyError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{folder.checkpoint} is damaged ({reason}); move {folder.path} away to run this "
+            "stage from its beginning"
+        ) from None
+    return str(folder.checkpoint)
+
+
+@contextmanager
+def _events(bench: Bench, folder: StageFolder) -> Iterator[Any]:
+    if not bench.recipe.trainer.tensorboard:
+        with nullcontext() as nothing:
+            yield nothing
+        return
+    with quiet():
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder.path.parent / "tensorboard" / folder.label))
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _finished(module: Classifier, journal: Journal, folder: StageFolder) -> History:
+    network = module.network
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if journal.best:
+        from safetensors.torch import load
+
+        network.load_state_dict(load(folder.best.read_bytes()))
+    left = {}
+    if module.method is not None:
+        module.method.finish()
+        left = module.method.left()
+    return History(journal.rows, journal.histograms, journal.best, left)

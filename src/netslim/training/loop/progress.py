@@ -1,0 +1,100 @@
+"""What a run shows while it works: a live bar on a terminal, one line an epoch anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from netslim.training.loop.classifier import Classifier
+
+_REFRESH = 0.2  # seconds
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """One epoch in words: losses, accuracies, share of scales near zero."""
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    parts.append(f"accuracy {row['train_accuracy']:.2%}")
+    if row["val_accuracy"] is not None:
+        parts.append(f"validation {row['val_accuracy']:.2%}")
+    if row["near_zero"] is not None:
+        parts.append(f"near zero {row['near_zero']:.1%}")
+    if row["zero"] is not None:
+        parts.append(f"zeroed {row['zero']:.1%}")
+    if row["deviation"] is not None:
+        parts.append(f"deviation {row['deviation']:.2g}")
+    return "  ".join([*parts, f"{row['seconds']:.1f} s"])
+
+
+class Display:
+    """Writes to a rich console; one that is not a terminal gets plain lines."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that stands out."""
+        self.console.print(
+            f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+
+    @contextmanager
+    def training(self, label: str, epochs: int) -> Iterator[TrainingDisplay]:
+        """Show one training stage."""
+        shown = TrainingDisplay(self, label, epochs)
+        with shown.bar:
+            yield shown
+        if shown.row is not None and self.console.is_terminal:
+            self.say(f"{label}  {epoch_line(shown.row, epochs)}")
+
+
+class TrainingDisplay:
+    """The bar of one stage."""
+
+    def __init__(self, display: Display, label: str, epochs: int) -> None:
+        self.display, self.label, self.epochs = display, label, epochs
+        self.row: dict[str, Any] | None = None
+        self.last = 0.0
+        live = display.console.is_terminal
+        columns = (TextColumn(f"{label}  {{task.description}}"), BarColumn(), TimeRemainingColumn())
+        self.bar = Progress(
+            *columns, console=display.console, disable=not live, transient=True, auto_refresh=False
+        )
+        self.task = self.bar.add_task("starting", total=None)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is finished."""
+        self.row = row
+        if not self.display.console.is_terminal:
+            self.display.say(f"{self.label}  {epoch_line(row, self.epochs)}")
+
+    def step(self, module: Classifier, done: int, steps: int) -> None:
+        """A step is finished; the figures are read, which makes a GPU wait, only as often as they
+        are shown.
+        """
+        now = time.monotonic()
+        if self.bar.disable or now - self.last < _REFRESH:
+            return
+        self.last = now
+        seen = module.train_tally.means()
+        near_zero = self.row["near_zero"] if self.row else None
+        sparse = f"  near zero {near_zero:.1%}" if near_zero is not None else ""
+        epoch = module.current_epoch
+        figures = f"loss {seen.loss + seen.penalty:.4f}  accuracy {seen.accuracy:.1%}{sparse}"
+        text = f"epoch {epoch + 1}/{self.epochs}  {figures}"
+        self.bar.update(
+            self.task,
+            description=text,
+            completed=epoch * steps + done,
+            total=self.epochs * steps,
+            refresh=True,
+        )

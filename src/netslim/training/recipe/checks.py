@@ -1,0 +1,465 @@
+"""What types alone cannot refuse in a recipe, refused before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from netslim.errors import ArgumentError, PlanError, RecipeError
+from netslim.selection.budget.allocation import ALLOCATIONS
+from netslim.selection.criteria.registry import CRITERIA, reads_data
+from netslim.selection.criteria.scoring import UNLED, check_options
+from netslim.selection.options import Scoring
+from netslim.training.recipe.schedule import cut_epochs
+from netslim.training.recipe.schema import (
+    Baseline,
+    CentripetalOptions,
+    Convert,
+    GradualOptions,
+    Prune,
+    Recipe,
+    Scratch,
+    SlimmingOptions,
+    SoftFilterOptions,
+    Stage,
+    Train,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` (did you mean 'a' or 'b'?)`, or all choices when none is near."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return f" (did you mean {' or '.join(repr(item) for item in close)}?)"
+    return f" (there is {', '.join(known)})" if known else ""
+
+
+def check(recipe: Recipe, *, whole: bool = True) -> None:
+    """Refuse, before anything runs, what types alone cannot; `whole` as for `parse_recipe`.
+
+    Raises:
+        RecipeError: naming the first option that is out of range.
+    """
+    _need(_NAME.fullmatch(recipe.name), "name", recipe.name, "letters, digits, '.', '_' and '-'")
+    data = recipe.data
+    _need(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
+    _need(
+        data.validation >= 0,
+        "data.validation",
+        data.validation,
+        "a share below 1, a number of images, or 0",
+    )
+    _need(
+        data.subset is None or data.subset >= 2,
+        "data.subset",
+        data.subset,
+        "2 or more images, or null",
+    )
+    _need(recipe.seed >= 0, "seed", recipe.seed, "0 or more")
+    limit, threads = recipe.trainer.limit_batches, recipe.trainer.threads
+    _need(limit is None or limit >= 1, "trainer.limit_batches", limit, "1 or more, or null")
+    _need(threads is None or threads >= 1, "trainer.threads", threads, "1 or more, or null")
+    _check_names(recipe)
+    if whole:
+        _check_end(recipe)
+    for stage in recipe.stages:
+        where = f"stages.{stage.name}"
+        if isinstance(stage, Train):
+            _check_train(stage, where, recipe)
+        elif isinstance(stage, Prune):
+            _check_prune(stage, where)
+            _check_criterion(stage, where)
+            _check_prepared(stage, where, recipe)
+        elif isinstance(stage, Baseline | Scratch):
+            imitated(recipe, stage)
+
+
+def imitated(recipe: Recipe, stage: Baseline | Scratch) -> tuple[int, Train]:
+    """Position and settings of the stage that another one copies, its penalty included.
+
+    Raises:
+        RecipeError: there is no such stage, or, for a `scratch` stage, none before it, or nothing
+            that was cut.
+    """
+    where = f"stages.{stage.name}"
+    seen = (
+        recipe.stages[: recipe.stages.index(stage)] if isinstance(stage, Scratch) else recipe.stages
+    )
+    trained = [(index, item) for index, item in enumerate(seen) if isinstance(item, Train)]
+    if not trained:
+        before = " before it" if isinstance(stage, Scratch) else ""
+        raise RecipeError(
+            f"{where}.like: no training stage comes{before or ' at all'}, so there is none to "
+            "imitate"
+        )
+    if isinstance(stage, Scratch) and not (_is_file(recipe) or any(cuts(item) for item in seen)):
+        raise RecipeError(
+            f"{where}: nothing is cut before it; put it after a prune stage, or use a "
+            "`baseline` stage"
+        )
+    for index, item in trained:
+        if stage.like in (None, item.name):
+            return index, item
+    names = [item.name for _, item in trained]
+    raise RecipeError(
+        f"{where}.like: no training stage is called {stage.like!r}{nearest(str(stage.like), names)}"
+    )
+
+
+def cuts(stage: Stage) -> bool:
+    """Whether a stage makes the network smaller (or masks it)."""
+    return isinstance(stage, Prune) or (isinstance(stage, Train) and stage.gradual is not None)
+
+
+def _is_file(recipe: Recipe) -> bool:
+    """Whether the network comes from a checkpoint, of which nobody here knows how it was trained."""
+    return recipe.model.name.endswith(".safetensors")
+
+
+def _check_names(recipe: Recipe) -> None:
+    names = [stage.name for stage in recipe.stages]
+    for name in names:
+        _need(_NAME.fullmatch(name), "stage name", name, "letters, digits, '.', '_' and '-'")
+        if names.count(name) > 1:
+            raise RecipeError(f"two stages are called {name!r}; give each a 'name' of its own")
+    _check_masks(recipe)
+
+
+def _check_end(recipe: Recipe) -> None:
+    kinds = [stage.kind for stage in recipe.stages]
+    if kinds[-1] != "measure" or kinds.count("measure") > 1:
+        raise RecipeError(
+            "the last stage, and no other, must be of kind measure: the test set is looked at "
+            "once, at the end"
+        )
+
+
+def _check_masks(recipe: Recipe) -> None:
+    masked: str | None = None
+    for stage in recipe.stages:
+        if isinstance(stage, Convert) and masked is None:
+            raise RecipeError(
+                f"stages.{stage.name}: no prune stage with 'mode: mask' comes before it"
+            )
+        if isinstance(stage, Prune | Scratch) and masked is not None:
+            raise RecipeError(
+                f"stages.{stage.name}: put a 'convert' stage before it, which cuts what "
+                f"{masked} masked"
+            )
+        if isinstance(stage, Train) and stage.sparsity is not None and masked is not None:
+            raise RecipeError(
+                f"stages.{stage.name}.sparsity: the network is masked by {masked}; convert it first"
+            )
+        if isinstance(stage, Train) and stage.gradual is not None and masked is not None:
+            raise RecipeError(
+                f"stages.{stage.name}.gradual: the network is masked by {masked}; convert it first"
+            )
+        if isinstance(stage, Prune | Convert):
+            masked = stage.name if isinstance(stage, Prune) and stage.mode == "mask" else None
+
+
+def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
+    optimizer, schedule, sparsity = stage.optimizer, stage.schedule, stage.sparsity
+    _need(stage.epochs >= 1, f"{where}.epochs", stage.epochs, "1 or more")
+    _need(optimizer.lr > 0, f"{where}.optimizer.lr", optimizer.lr, "above 0")
+    _need(
+        0 <= optimizer.momentum < 1,
+        f"{where}.optimizer.momentum",
+        optimizer.momentum,
+        "from 0 to below 1",
+    )
+    _need(
+        optimizer.weight_decay >= 0,
+        f"{where}.optimizer.weight_decay",
+        optimizer.weight_decay,
+        "0 or more",
+    )
+    nesterov = not optimizer.nesterov or optimizer.momentum > 0
+    _need(nesterov, f"{where}.optimizer.nesterov", True, "false when the momentum is 0")
+    _need(schedule.factor > 0, f"{where}.schedule.factor", schedule.factor, "above 0")
+    _need(
+        all(m > 0 for m in schedule.milestones),
+        f"{where}.schedule.milestones",
+        schedule.milestones,
+        "above 0",
+    )
+    _need(
+        0 <= schedule.warmup < stage.epochs,
+        f"{where}.schedule.warmup",
+        schedule.warmup,
+        "from 0 to below the epochs",
+    )
+    _need(0 < schedule.rise < 1, f"{where}.schedule.rise", schedule.rise, "between 0 and 1")
+    _need(0 < schedule.start <= 1, f"{where}.schedule.start", schedule.start, "above 0, at most 1")
+    _need(stage.clip is None or stage.clip > 0, f"{where}.clip", stage.clip, "above 0, or null")
+    decay = optimizer.norm_decay
+    _need(decay is None or decay >= 0, f"{where}.optimizer.norm_decay", decay, "0 or more, or null")
+    if sparsity is not None:
+        _check_sparsity(sparsity, f"{where}.sparsity")
+        if isinstance(sparsity, SlimmingOptions):
+            _check_strength(sparsity, f"{where}.sparsity", stage, recipe)
+    if stage.gradual is not None:
+        _check_gradual(stage, stage.gradual, f"{where}.gradual")
+    if stage.distill is not None:
+        _check_distill(stage, where, recipe)
+    if stage.keep == "best" and recipe.data.validation == 0:
+        raise RecipeError(
+            f"{where}.keep: 'best' needs validation images; set data.validation above 0, or "
+            "keep: last"
+        )
+
+
+def _check_sparsity(
+    options: SlimmingOptions | SoftFilterOptions | CentripetalOptions, where: str
+) -> None:
+    if isinstance(options, SlimmingOptions):
+        start = options.gamma_init
+        _need(start is None or start > 0, f"{where}.gamma_init", start, "above 0, or null")
+        delta = options.delta
+        _need(delta is None or delta > 0, f"{where}.delta", delta, "above 0, or null")
+    elif isinstance(options, SoftFilterOptions):
+        for key, rate in _each(options.rate):
+            _need(0 <= rate < 1, f"{where}.rate{key}", rate, "a share from 0 to below 1")
+        _need(options.every >= 1, f"{where}.every", options.every, "1 or more")
+    else:
+        wanted = "a share above 0 and at most 1" + (
+            " (0.625), or a number of channels (3)" if isinstance(options.target, dict) else ""
+        )
+        for key, target in _each(options.target):
+            fits = target >= 1 if isinstance(target, int) else 0 < target <= 1
+            _need(fits, f"{where}.target{key}", target, wanted)
+        _need(options.strength > 0, f"{where}.strength", options.strength, "above 0")
+        _need(
+            options.vector_strength >= 0,
+            f"{where}.vector_strength",
+            options.vector_strength,
+            "0 or more",
+        )
+
+
+def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
+    if not options.budget.given() and not options.per_group:
+        raise RecipeError(
+            f"{where}.budget: say how much to cut in the end, for example 'budget: {{cut_macs: "
+            f"0.5}}'"
+        )
+    if stage.sparsity is not None and not isinstance(stage.sparsity, SlimmingOptions):
+        raise RecipeError(
+            f"{where}: {stage.sparsity.method} works on the groups of a network that keeps its "
+            "size; cut gradually without it, or with network_slimming"
+        )
+    _need(options.steps >= 1, f"{where}.steps", options.steps, "1 or more")
+    _need(0 <= options.begin < 1, f"{where}.begin", options.begin, "a share from 0 to below 1")
+    _need(options.begin < options.end <= 1, f"{where}.end", options.end, "above begin, at most 1")
+    falls = cut_epochs(options, stage.epochs)
+    if len(set(falls)) < options.steps or falls[0] < 1:
+        raise RecipeError(
+            f"{where}.steps: {options.steps} steps, each at an epoch's end, do not fit between "
+            f"{options.begin:g} and {options.end:g} of {stage.epochs} epochs; take fewer "
+            "steps, more epochs, or a larger part of them"
+        )
+    _check_amounts(options, where)
+    _check_named(options.scoring, where)
+
+
+def _check_strength(options: SlimmingOptions, where: str, stage: Train, recipe: Recipe) -> None:
+    fits = options.strength == "auto" or (
+        not isinstance(options.strength, str) and options.strength >= 0
+    )
+    _need(fits, f"{where}.strength", options.strength, "0 or more, or auto")
+    _need(options.pace > 0, f"{where}.pace", options.pace, "above 0")
+    if options.target is not None:
+        _need(0 < options.target < 1, f"{where}.target", options.target, "a share between 0 and 1")
+        if options.strength != "auto":
+            raise RecipeError(
+                f"{where}.target: no share is aimed at where the strength is given; leave it "
+                "out, or give strength auto"
+            )
+    if options.strength == "auto":
+        wanted_share(recipe, stage)
+
+
+def wanted_share(recipe: Recipe, stage: Train) -> float:
+    """The share of scales (0 to 1) that a stage with ``strength: auto`` is to leave near zero.
+
+    Raises:
+        RecipeError: neither the stage nor the next prune stage says it.
+    """
+    assert isinstance(stage.sparsity, SlimmingOptions)
+    if stage.sparsity.target is not None:
+        return stage.sparsity.target
+    later = recipe.stages[recipe.stages.index(stage) + 1 :]
+    cut = next((item.budget.cut_channels for item in later if isinstance(item, Prune)), None)
+    if not cut:
+        raise RecipeError(
+            f"stages.{stage.name}.sparsity.target: strength auto needs the share of scales "
+            "that is to come near zero, such as target: 0.7; it is taken from cut_channels of "
+            "the next prune stage where there is one"
+        )
+    return cut
+
+
+def _each(value: Any) -> list[tuple[str, Any]]:
+    return (
+        [(f".{key}", item) for key, item in value.items()]
+        if isinstance(value, dict)
+        else [("", value)]
+    )
+
+
+def _check_distill(stage: Train, where: str, recipe: Recipe) -> None:
+    options = stage.distill
+    assert options is not None
+    _need(options.temperature > 0, f"{where}.distill.temperature", options.temperature, "above 0")
+    _need(0 <= options.weight <= 1, f"{where}.distill.weight", options.weight, "from 0 to 1")
+    teacher(recipe, stage)
+
+
+def teacher(recipe: Recipe, stage: Train) -> int | str:
+    """Position of the stage whose network a stage learns from, or the name of a model.
+
+    Raises:
+        RecipeError: there is none before it, or none of the name.
+    """
+    here = recipe.stages.index(stage)
+    earlier = [
+        (index, item)
+        for index, item in enumerate(recipe.stages[:here])
+        if isinstance(item, Train | Baseline)
+    ]
+    wanted = None if stage.distill is None else stage.distill.teacher
+    where = f"stages.{stage.name}.distill.teacher"
+    if wanted is not None and (":" in wanted or wanted.endswith(".safetensors")):
+        return wanted
+    if wanted is not None:
+        for index, item in earlier:
+            if item.name == wanted:
+                return index
+        names = [item.name for _, item in earlier]
+        raise RecipeError(
+            f"{where}: no training stage before it is called {wanted!r}{nearest(wanted, names)}"
+        )
+    cut = next(
+        (index for index, item in enumerate(recipe.stages) if cuts(item)), len(recipe.stages)
+    )
+    before = [index for index, item in earlier if index < cut and isinstance(item, Train)]
+    if not before:
+        raise RecipeError(
+            f"{where}: no training stage before the first cut could teach; name one, such as a "
+            "baseline"
+        )
+    return before[-1]
+
+
+def _check_prune(stage: Prune, where: str) -> None:
+    budget = stage.budget.given()
+    if stage.by == "scores" and not budget and not stage.per_group:
+        raise RecipeError(
+            f"{where}.budget: say how much to cut, for example 'budget: {{cut_channels: 0.5}}'"
+        )
+    if stage.by == "greedy" and (budget or not stage.per_group):
+        raise RecipeError(
+            f"{where}.per_group: 'by: greedy' takes counts or shares by name, and no budget"
+        )
+    if stage.by in ("zeros", "clusters") and (budget or stage.per_group):
+        raise RecipeError(
+            f"{where}.budget: 'by: {stage.by}' finds out itself what goes; leave budget and "
+            "per_group out"
+        )
+    if stage.compensation.fold and (stage.mode == "mask" or stage.by == "clusters"):
+        what = "a mask cuts nothing" if stage.mode == "mask" else "a merge throws nothing away"
+        raise RecipeError(f"{where}.fold: {what}, so there is nothing to fold; leave it out")
+    if stage.mode == "mask" and stage.by == "clusters":
+        raise RecipeError(f"{where}.mode: merging cannot be done by a mask; use mode: cut")
+    _check_amounts(stage, where)
+
+
+def _check_amounts(stage: Prune | GradualOptions, where: str) -> None:
+    """How much goes of what, and how it is spread."""
+    _need(stage.batches >= 1, f"{where}.batches", stage.batches, "1 or more")
+    _need(stage.latency.batch >= 1, f"{where}.latency.batch", stage.latency.batch, "1 or more")
+    for name, value in stage.per_group.items():
+        fits = value >= 0 and (isinstance(value, int) or value < 1)
+        _need(
+            fits,
+            f"{where}.per_group.{name}",
+            value,
+            "a number of channels (3) or a share from 0 to below 1 (0.3)",
+        )
+    if stage.allocation not in ALLOCATIONS:
+        known = nearest(stage.allocation, ALLOCATIONS)
+        raise RecipeError(f"{where}.allocation: there is no allocation {stage.allocation!r}{known}")
+
+
+def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
+    """For `by: zeros` and `by: clusters` the network must have been trained, and not otherwise
+    since.
+    """
+    before = [
+        item
+        for item in recipe.stages[: recipe.stages.index(stage)]
+        if isinstance(item, Train | Prune | Convert)
+    ]
+    if stage.by not in ("zeros", "clusters") or (not before and _is_file(recipe)):
+        return
+    sparsity = before[-1].sparsity if before and isinstance(before[-1], Train) else None
+    if stage.by == "clusters":
+        fits, what = isinstance(sparsity, CentripetalOptions), "method centripetal"
+    elif stage.scoring.criterion != "bn_scale":
+        fits, what = isinstance(sparsity, SoftFilterOptions), "method soft_filter"
+    else:
+        fits = isinstance(sparsity, SlimmingOptions) and sparsity.penalty == "proximal"
+        what = "penalty proximal (after method soft_filter, give criterion: l2)"
+    if not fits:
+        raise RecipeError(
+            f"{where}.by: '{stage.by}' cuts what the stage right before it has prepared: a "
+            f"training stage whose sparsity has {what}"
+        )
+
+
+def _check_criterion(stage: Prune, where: str) -> None:
+    scoring = stage.scoring
+    name = _check_named(scoring, where)
+    unused = [
+        key
+        for key in ("reduction", "over", "normalize")
+        if getattr(scoring, key) != getattr(Scoring, key)
+    ]
+    if stage.by in ("zeros", "clusters") and unused:
+        raise RecipeError(f"{where}.{unused[0]}: 'by: {stage.by}' compares no scores; leave it out")
+    if stage.by in ("greedy", "zeros") and reads_data(name):
+        raise RecipeError(
+            f"{where}.criterion: 'by: {stage.by}' looks at weights alone, but {name} at data; "
+            "use l1, l2 or by: scores"
+        )
+
+
+def _check_named(scoring: Scoring, where: str) -> str:
+    """The criterion's name, once it is known that there is one and that it can do what is asked of
+    it.
+    """
+    name = str(scoring.criterion)
+    if name not in CRITERIA and ":" not in name:
+        raise RecipeError(
+            f"{where}.criterion: there is no criterion {name!r}{nearest(name, CRITERIA)}"
+        )
+    if scoring.lead != "mean" and name in UNLED:
+        raise RecipeError(
+            f"{where}.lead: {name} does not look at the layers, so none can lead; leave it out"
+        )
+    ways = {key: getattr(scoring, key) for key in ("lead", "reduction", "over", "normalize")}
+    try:
+        check_options(name, **ways)
+    except (ArgumentError, PlanError) as error:
+        raise RecipeError(f"{where}.criterion: {error}") from error
+    return name
+
+
+def _need(holds: object, where: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise RecipeError(f"{where}: is {value!r}, must be {wanted}")

@@ -1,0 +1,376 @@
+"""From a name or a YAML file, and overrides of the command line, to a checked `Recipe`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from netslim.errors import ArgumentError, RecipeError
+from netslim.selection.options import declared
+from netslim.training.recipe.checks import check, nearest
+from netslim.training.recipe.extends import SMALL, resolved
+from netslim.training.recipe.schema import KINDS, ModelOptions, Recipe, Stage, flat
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package, small twins included."""
+    names = [name for name in _files() if not name.startswith("_")]
+    return sorted([*names, *(f"{name}{SMALL}" for name in names if "small" in _tree(name))])
+
+
+def recipe_text(source: str) -> str:
+    """The YAML of a shipped recipe, or of a file; of one that builds on another, all that it comes
+    to.
+
+    Raises:
+        RecipeError: no shipped recipe and no file has this name.
+    """
+    if source not in _files() and not _is_path(source):
+        return _written_out(source)
+    text = _text(source)
+    return _written_out(source) if "extends" in _plain_tree(source) else text
+
+
+def _written_out(source: str) -> str:
+    tree = {key: value for key, value in _tree(source).items() if key != "small"}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+@lru_cache
+def _files() -> tuple[str, ...]:
+    found = (item.name for item in resources.files("netslim.recipes").iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+
+
+def _is_path(source: str) -> bool:
+    path = Path(source)
+    return path.suffix in (".yaml", ".yml") or path.exists()
+
+
+def _text(source: str) -> str:
+    if source in _files():
+        return (resources.files("netslim.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
+    if not _is_path(source):
+        raise RecipeError(
+            f"no recipe is called {source!r}{nearest(source, shipped())}; or give the path of "
+            "a YAML file"
+        )
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"the recipe {source} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+
+
+def _plain_tree(source: str) -> dict[str, Any]:
+    try:
+        tree = read_yaml(_text(source))
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"the recipe {source} is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"the recipe {source} is empty or not a mapping of keys to values")
+    return dict(tree)
+
+
+def _tree(source: str) -> dict[str, Any]:
+    """What a recipe comes to: the one it extends with its own changes; for NAME-small, with those
+    of its twin.
+    """
+    return resolved(source, _plain_tree, lambda name: name in _files() or _is_path(name))
+
+
+def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read, override, type and check a recipe.
+
+    Args:
+        source: a shipped name or the path of a YAML file.
+        overrides: dotted key to YAML text, for example `{"model.width": "0.5",
+            "stages.sparse.epochs": "2"}`. Stages are addressed by name or by position from 0.
+
+    Raises:
+        RecipeError: with the key, what is wrong with it, and the nearest right one.
+    """
+    tree = {key: value for key, value in _tree(source).items() if key != "small"}
+    for key, text in (overrides or {}).items():
+        override(tree, key, text)
+    return parse_recipe(tree)
+
+
+def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
+    """Build and check a recipe from plain data as `Recipe.to_dict` gives it (and `repeat` blocks).
+
+    Args:
+        whole: whether it must be a run that ends in a measurement; else single stages are fine.
+    """
+    plain: dict[str, Any] = json.loads(
+        json.dumps(tree, default=str)
+    )  # YAML aliases share objects; here nothing is shared
+    stages = plain.pop("stages", None)
+    if not isinstance(stages, list) or not stages:
+        raise RecipeError(
+            "stages: a recipe needs a list of stages, for example 'stages: [{kind: train, "
+            "epochs: 3}]'"
+        )
+    model = plain.get("model")
+    if isinstance(model, dict):
+        plain["model"] = {"name": model.pop("name", None), "kwargs": model}
+    built = tuple(_stage(item, name, where) for where, name, item in _flatten(stages, "stages", ""))
+    recipe = _build(Recipe, plain, "", {"stages": built})
+    check(recipe, whole=whole)
+    return recipe
+
+
+def read_yaml(text: str) -> Any:
+    """YAML with numbers such as 1e-4, which YAML 1.1 takes for text."""
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _flatten(
+    stages: Sequence[Any], where: str, suffix: str
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(position, unique name, stage) for every stage, `repeat` blocks written out."""
+    for index, item in enumerate(stages):
+        here = f"{where}.{index}"
+        if not isinstance(item, dict):
+            raise RecipeError(f"{here}: a stage is a mapping with a kind, got {item!r}")
+        if item.get("kind") != "repeat" and "repeat" not in item:
+            yield here, f"{stage_name(item)}{suffix}", item
+            continue
+        block = item.get("repeat", item)
+        times, inner = (
+            (block.get("times"), block.get("stages")) if isinstance(block, dict) else (None, None)
+        )
+        if not isinstance(times, int) or times < 1 or not isinstance(inner, list):
+            raise RecipeError(f"{here}.repeat: needs 'times' (1 or more) and a list of 'stages'")
+        for turn in range(1, times + 1):
+            yield from _flatten(inner, f"{here}.repeat", f"{suffix}-{turn}")
+
+
+def stage_name(item: Mapping[str, Any]) -> str:
+    """A stage's own name, or its kind."""
+    return str(item.get("name") or item.get("kind", "stage"))
+
+
+def _stage(item: Mapping[str, Any], name: str, where: str) -> Stage:
+    plain = dict(item)
+    kind = plain.pop("kind", None)
+    if kind not in KINDS:
+        raise RecipeError(
+            f"{where}: no stage is of kind {kind!r}{nearest(str(kind), [*KINDS, 'repeat'])}"
+        )
+    return _build(KINDS[kind], {**plain, "name": name}, f"stages.{stage_name(item)}")
+
+
+# ---------------------------------------------------------------- typing
+
+
+def _build(
+    kind: type[Any], plain: Mapping[str, Any], where: str, ready: Mapping[str, Any] | None = None
+) -> Any:
+    """An instance of the dataclass `kind` from plain data; `ready` fields are taken as they are."""
+    ready = ready or {}
+    hints = _hints(kind)  # type: ignore[arg-type]
+    names = [name for name in hints if name not in ready]
+    for key in plain:
+        if key not in names:
+            raise RecipeError(f"{_join(where, key)}: there is no such option{nearest(key, names)}")
+    for item in fields(kind):
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and item.name in names and plain.get(item.name) is None:
+            raise RecipeError(
+                f"{_join(where, item.name)}: this option is missing and has no default"
+            )
+    values = {key: _value(hints[key], value, _join(where, key)) for key, value in plain.items()}
+    return _made(kind, {**values, **ready}, where)
+
+
+@lru_cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Option -> type, in the place of a flat field those of its class."""
+    hints, found = get_type_hints(kind), {}
+    for item in fields(kind):
+        inner = flat(item)
+        if inner is None:
+            found[item.name] = hints[item.name]
+        else:
+            found |= {name: get_type_hints(inner)[name] for name in declared(inner)}
+    return found
+
+
+def _made(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """The options, those of flat fields put together; what an options class refuses is told with
+    its place.
+    """
+    left = dict(values)
+    try:
+        for item in fields(kind):
+            if flat(item) and item.default_factory is not MISSING:
+                default = item.default_factory()
+                own = {name: left.pop(name) for name in declared(default) if name in left}
+                left[item.name] = replace(default, **own)
+        return kind(**left)
+    except ArgumentError as error:
+        raise RecipeError(_join(where, str(error))) from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    nested: list[Any] = [item for item in (hint, *get_args(hint)) if is_dataclass(item)]
+    if nested and value is not None:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{where}: expected a mapping of options, got {value!r}")
+        kind = nested[0] if len(nested) == 1 else _method(nested, value, where)
+        return (
+            ModelOptions(**value)
+            if kind is ModelOptions and value["name"]
+            else _build(kind, value, where)
+        )
+    return _leaf(hint, value, where)
+
+
+def _method(kinds: Sequence[Any], value: Mapping[str, Any], where: str) -> Any:
+    """Of several kinds of options the one whose `method` is asked for; the first, where none is."""
+    by_name = {kind.method: kind for kind in kinds}
+    asked = value.get("method", kinds[0].method)
+    if asked not in by_name:
+        raise RecipeError(
+            f"{where}.method: there is no method {asked!r}{nearest(str(asked), by_name)}"
+        )
+    return by_name[asked]
+
+
+def _leaf(hint: Any, value: Any, where: str) -> Any:
+    import jsonargparse
+
+    parser = _parser(hint)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parsed = parser.parse_object({"value": value}).value
+    except (jsonargparse.ArgumentError, ValueError, TypeError):
+        raise RecipeError(f"{where}: expected {_words(hint)}, got {value!r}") from None
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise RecipeError(f"{where}: expected a finite number, got {value!r}")
+    return parsed
+
+
+@lru_cache
+def _parser(hint: Any) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    return parser
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    types.NoneType: "null",
+}
+
+
+def _words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(item) for item in inner if get_origin(item) is not Callable)
+    if origin is Literal:
+        return "one of " + ", ".join(str(item) for item in inner)
+    if origin in (list, Iterable):
+        return f"a list ([..., ...]), each item {_words(inner[0])}"
+    if origin in (dict, Mapping):
+        return f"a mapping ({{name: value}}), each value {_words(inner[1])}"
+    return _WORDS.get(hint, "any value")
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+# ---------------------------------------------------------------- overrides
+
+
+def override(tree: dict[str, Any], key: str, text: str) -> None:
+    """Set one dotted key; whether the key exists and fits is found when the recipe is built."""
+    *path, last = key.split(".")
+    place: Any = tree
+    for depth, part in enumerate(path):
+        place = _step(place, part, ".".join(path[: depth + 1]))
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(place, list):
+        raise RecipeError(
+            f"--{key}: name the option of the stage too, for example --{key}.epochs 2"
+        )
+    place[last] = value
+
+
+def _step(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        return _find_stage(place, part, key)
+    if place.get(part) is None:
+        place[part] = {}
+    place[part] = json.loads(json.dumps(place[part]))
+    if not isinstance(place[part], dict | list):
+        raise RecipeError(
+            f"--{key}: this option is a single value ({place[part]!r}) and has no options of "
+            "its own"
+        )
+    return place[part]
+
+
+def _find_stage(stages: list[Any], part: str, key: str) -> Any:
+    named = dict(_named(stages))
+    if part in named:
+        return named[part]
+    if part.isdigit() and int(part) < len(stages):
+        return stages[int(part)]
+    raise RecipeError(f"--{key}: the recipe has no stage {part!r}{nearest(part, named)}")
+
+
+def _named(stages: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every stage by its name, those inside `repeat` blocks and the blocks themselves too."""
+    for item in stages:
+        if isinstance(item, dict) and isinstance(item.get("repeat"), dict):
+            item = item["repeat"]
+            yield "repeat", item
+        elif isinstance(item, dict):
+            yield stage_name(item), item
+        if isinstance(item, dict):
+            yield from _named(item.get("stages") or [])

@@ -1,0 +1,85 @@
+"""What a run ran on: machine, versions, threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from netslim.training.recipe.schema import TrainerOptions
+
+_PACKAGES = ("netslim", "torchvision", "pytorch-lightning", "numpy")
+
+
+def describe(device: torch.device, precision: str, command: str) -> dict[str, Any]:
+    """Plain data for environment.json and the report."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": precision,
+        "python": sys.version.split()[0],
+        "versions": {"torch": torch.__version__}
+        | {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def choose_device(options: TrainerOptions) -> torch.device:
+    """The device that `trainer.device` stands for.
+
+    Raises:
+        RecipeError: CUDA was asked for and there is none.
+    """
+    from netslim.errors import RecipeError
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(
+            "trainer.device is cuda, but torch finds no CUDA GPU here; use --trainer.device cpu"
+        )
+    cuda = options.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def choose_precision(options: TrainerOptions, device: torch.device) -> str:
+    """`float32` or `bf16`; `auto` takes bf16 where it is computed natively, for elsewhere it is
+    slow.
+    """
+    if options.precision != "auto":
+        return options.precision
+    return "bf16" if _native_bf16(device) else "float32"
+
+
+def _native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )

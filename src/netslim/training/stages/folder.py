@@ -1,0 +1,239 @@
+"""The run folder: what is in it, who may write to it, and how nothing half-written is ever taken
+for finished.
+
+::
+
+    config.yaml        the recipe, overrides applied, nothing left to defaults
+    environment.json   machine, versions, threads, command
+    01-sparse/         one folder a stage: last.ckpt, metrics.csv, plan.json, model.safetensors,
+        stage.json     and, written last, the proof that the stage is finished, with its results
+    results.json       all results, written when every stage is finished
+    report.html        made from results.json
+
+Every file is written under a temporary name and renamed, so that a kill leaves the old file or the
+new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from netslim.errors import RecipeError
+from netslim.files import write_atomic
+from netslim.training.recipe.reading import read_yaml
+from netslim.training.recipe.schema import Recipe, Stage
+
+FORMAT = 1
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`write_atomic` of indented JSON; refuses NaN, which is not JSON."""
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file of the run folder.
+
+    Raises:
+        RecipeError: it is not readable JSON of our format; the message ends in `remedy`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} is damaged ({error}); {remedy}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RecipeError(
+            f"{path} is not a file of this version of netslim (format {FORMAT}); {remedy}"
+        )
+    return content
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class StageFolder:
+    """One stage's part of the run folder."""
+
+    def __init__(self, root: Path, index: int, stage: Stage) -> None:
+        self.label = f"{index + 1:02d}-{stage.name}"
+        self.path = root / self.label
+        self.checkpoint = self.path / "last.ckpt"
+        self.best = self.path / "best.safetensors"
+        self.metrics = self.path / "metrics.csv"
+        self.model = self.path / "model.safetensors"
+        self.plan = self.path / "plan.json"
+        self.marker = self.path / "stage.json"
+
+    def results(self) -> dict[str, Any] | None:
+        """What the finished stage wrote, or None while it is unfinished.
+
+        Raises:
+            RecipeError: the marker or a file it vouches for was damaged or changed.
+        """
+        if not self.marker.exists():
+            return None
+        remedy = f"move {self.path} away to run this stage again"
+        content = read_json(self.marker, remedy)
+        for name, expected in content.get("files", {}).items():
+            if not (self.path / name).exists():
+                raise RecipeError(
+                    f"{self.path / name} is missing though the stage is finished; {remedy}"
+                )
+            if digest(self.path / name) != expected:
+                raise RecipeError(
+                    f"{self.path / name} was changed after the stage finished; {remedy}"
+                )
+        return content
+
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the marker: from now on the stage is finished."""
+        files = {
+            path.name: digest(path)
+            for path in (self.model, self.plan, self.metrics)
+            if path.exists()
+        }
+        write_json(self.marker, {"format": FORMAT, "stage": self.label, **results, "files": files})
+        found = self.results()
+        assert found is not None
+        return found
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.results = path / "results.json"
+        self.tensorboard = path / "tensorboard"
+
+    def stage(self, index: int, stage: Stage) -> StageFolder:
+        """The part of stage number `index` (from 0)."""
+        return StageFolder(self.path, index, stage)
+
+    def refuse_strangers(self) -> None:
+        """Leave a folder alone that holds something else; to be asked before anything is written.
+
+        Raises:
+            RecipeError: it is neither a run folder nor empty.
+        """
+        if self.config.exists() or not self.path.is_dir():
+            return
+        strangers = sorted(
+            item.name for item in self.path.iterdir() if not item.name.startswith(".")
+        )
+        if strangers:
+            raise RecipeError(
+                f"{self.path} is not empty and not a run folder (it holds {strangers[0]}); "
+                "choose another --out"
+            )
+
+    def claim(self, recipe: Recipe) -> None:
+        """Make the folder this recipe's own, or make sure that it already is.
+
+        While no epoch and no stage is finished, the same recipe may begin anew with other settings.
+
+        Raises:
+            RecipeError: it belongs to another recipe, or to the same with other settings.
+        """
+        if self.config.exists() and self._same(recipe):
+            return
+        write_atomic(
+            self.config,
+            yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110),
+        )
+
+    def _same(self, recipe: Recipe) -> bool:
+        try:
+            theirs = read_yaml(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RecipeError(f"{self.config} is damaged ({error}); choose another --out") from None
+        ours = recipe.to_dict()
+        if not isinstance(theirs, dict) or theirs.get("name") != ours["name"]:
+            other = theirs.get("name") if isinstance(theirs, dict) else None
+            raise RecipeError(
+                f"{self.path} belongs to the recipe {other!r}, not {ours['name']!r}; choose "
+                "another --out"
+            )
+        found = list(differences(theirs, ours))
+        if found and not (
+            any(self.path.glob("*/last.ckpt")) or any(self.path.glob("*/stage.json"))
+        ):
+            self.environment.unlink(missing_ok=True)
+            return False
+        if found:
+            shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
+            raise RecipeError(
+                f"{self.path} was begun with other settings ({shown}); choose another --out, "
+                "or repeat the old command"
+            )
+        return True
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out; the system lifts the lock when this process ends, however it
+        ends.
+
+        Raises:
+            RecipeError: another living process works in the folder, or it cannot be made.
+        """
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RecipeError(
+                f"the folder {self.path} cannot be written: {error.strerror}; choose another --out"
+            ) from None
+        try:
+            if not _try_lock(handle):
+                owner = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
+                raise RecipeError(
+                    f"{self.path} is in use by another netslim run ({owner}); wait for it or "
+                    "choose another --out"
+                )
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            yield
+        finally:
+            os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """`key: old -> new` for every value that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from differences(
+                old.get(key), new.get(key), f"{where}.{key}" if where else str(key)
+            )
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            name = pair[0].get("name", index) if isinstance(pair[0], dict) else index
+            yield from differences(*pair, f"{where}.{name}")
+    elif old != new:
+        yield f"{where}: {old!r} there, {new!r} here"
