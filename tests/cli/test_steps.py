@@ -365,7 +365,8 @@ MISTAKES = [
     ([*TRAIN, "--batch-size", "0"], "data.batch_size: is 0"),
     ([*TRAIN, "--keep", "best", "--validation", "0"], "'best' needs validation images"),
     ([*TRAIN, "--sparsity.method", "soft_filtr"], "did you mean 'soft_filter'"),
-    ([*TRAIN, "--sparsity.method", "soft_filter", "--sparsity.rate", "1.0"], "from 0 to below 1"),
+    ([*TRAIN, "--sparsity.method", "soft_filter", "--sparsity.rate", "1.0"], "at least 0 and "
+                                                                             "below 1"),
     ([*TRAIN, "--sparsty.method", "soft_filter"], "did you mean 'sparsity'"),
     ([*TUNE, "--teacher", "none.safetensors"], "cannot read none.safetensors"),
     ([*TUNE, "--teacher", "vgg"], "--teacher vgg"),

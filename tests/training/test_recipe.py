@@ -241,8 +241,11 @@ REFUSED = [
         {"stages.sparse.optimizer.momentum": "0"},
         r"nesterov: is True, must be false when the momentum is 0",
     ),
-    ({"stages.sparse.sparsity.strength": "-1"}, r"strength: is -1\.0, must be 0 or more"),
-    ({"stages.sparse.sparsity.gamma_init": "0"}, r"gamma_init: is 0\.0, must be above 0"),
+    (
+        {"stages.sparse.sparsity.strength": "-1"},
+        r"sparsity\.strength must be a number at least 0 or 'auto', got -1\.0",
+    ),
+    ({"stages.sparse.sparsity.gamma_init": "0"}, r"gamma_init must be a number above 0, got 0\.0"),
     ({"stages.sparse.keep": "best", "data.validation": "0"}, r"'best' needs validation images"),
     ({"data.batch_size": "0"}, r"data\.batch_size: is 0"),
     ({"seed": "-1"}, r"seed: is -1"),

@@ -389,7 +389,7 @@ def test_scratch_trains_the_small_architecture_for_as_long_or_by_its_cost(tmp_pa
         train,
         HALF,
         {"kind": "scratch", "name": "E"},
-        {"kind": "scratch", "name": "B", "budget": "B"},
+        {"kind": "scratch", "name": "B", "length": "B"},
     )
     ratio = done.rows["before"]["macs"] / done.rows["pruned"]["macs"]
     assert done.stage("04-B")["macs_ratio"] == pytest.approx(ratio, rel=1e-4)
@@ -588,7 +588,7 @@ INTERRUPTED: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "centripetal": lambda: [sparse(method="centripetal", target=0.5)],
     "masked": lambda: [{**HALF, "mode": "mask"}, {**TRAIN, "name": "sparse", "epochs": 2}],
     "taught": lambda: [TRAIN, {**TRAIN, "name": "sparse", "epochs": 2, "distill": {}}],
-    "scratch": lambda: [TRAIN, HALF, {"kind": "scratch", "name": "sparse", "budget": "B"}],
+    "scratch": lambda: [TRAIN, HALF, {"kind": "scratch", "name": "sparse", "length": "B"}],
 }
 
 
@@ -665,10 +665,10 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
                                                  r"stage right before it"),
     ([ZEROS], r"stages\.prune\.by: 'zeros' cuts what the stage right before it has prepared: "
               r".* method soft_filter"),
-    ([SOFT, {**ZEROS, "criterion": "bn_scale"}], r"penalty proximal \(after method "
-                                                 r"soft_filter, give criterion: l2\)"),
-    ([sparse(strength=1e-4), {"kind": "prune", "by": "zeros"}], r"has penalty proximal"),
-    ([sparse(penalty="proximal"), ZEROS], r"has method soft_filter"),
+    ([SOFT, {**ZEROS, "criterion": "bn_scale"}], r"proximal, or method soft_filter where "
+                                                 r"another criterion"),
+    ([sparse(strength=1e-4), {"kind": "prune", "by": "zeros"}], r"sparsity has penalty proximal"),
+    ([sparse(penalty="proximal"), ZEROS], r"or method soft_filter"),
     ([SOFT, {**ZEROS, "criterion": "taylor"}], r"'by: zeros' looks at weights alone, but "
                                                r"taylor at data; use l1, l2"),
     ([SOFT, {**ZEROS, "per_group": {FIRST: 1}}], r"'by: zeros' finds out itself what goes"),
@@ -680,14 +680,14 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
                                                                 r"bn_scale does not look at"),
     ([{**MASKED, "fold": "constant"}], r"stages\.prune\.fold: a mask cuts nothing"),
     ([DRAWN, {**MERGE, "mode": "mask"}], r"stages\.prune\.mode: merging cannot be done by a mask"),
-    ([sparse(method="soft_filter", rate=1.0)], r"stages\.sparse\.sparsity\.rate: is 1\.0, must "
-                                               r"be a share from 0 to b"),
-    ([sparse(method="soft_filter", rate={"a": 1.5})], r"sparsity\.rate\.a: is 1\.5, must be a "
-                                                      r"share from 0 to below 1"),
-    ([sparse(method="centripetal", target=0)], r"sparsity\.target: is 0\.0, must be a share "
-                                               r"above 0 and at most 1$"),
-    ([sparse(method="centripetal", target={"a": 0})], r"sparsity\.target\.a: is 0, must be .* "
-                                                      r"or a number of channels"),
+    ([sparse(method="soft_filter", rate=1.0)], r"stages\.sparse\.sparsity\.rate must be a "
+                                               r"number .* below 1"),
+    ([sparse(method="soft_filter", rate={"a": 1.5})], r"sparsity\.rate\.a must be a share from "
+                                                      r"0 to below 1, got 1\.5"),
+    ([sparse(method="centripetal", target=0)], r"sparsity\.target must be a number above 0, "
+                                               r"got 0\.0"),
+    ([sparse(method="centripetal", target={"a": 0})], r"sparsity\.target\.a must be .* or a "
+                                                      r"number of channels"),
     ([sparse(method="soft_filer")], r"sparsity\.method: there is no method 'soft_filer' \(did "
                                     r"you mean 'soft_filter'"),
     ([sparse(method="soft_filter", strength=1)], r"sparsity\.strength: there is no such option"),

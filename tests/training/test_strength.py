@@ -193,7 +193,7 @@ def test_the_target_is_given_or_that_of_the_next_cut():
         (
             "stages.sparse.sparsity.target",
             "1.5",
-            r"sparsity\.target: is 1\.5, must be a share between 0 and 1",
+            r"sparsity\.target must be a number above 0 and below 1, got 1\.5",
         ),
         (
             "stages.sparse.sparsity.strength",
@@ -203,9 +203,9 @@ def test_the_target_is_given_or_that_of_the_next_cut():
         (
             "stages.sparse.sparsity.strength",
             "-1",
-            r"strength: is -1\.0, must be 0 or more, or auto",
+            r"strength must be a number at least 0 or 'auto', got -1\.0",
         ),
-        ("stages.sparse.sparsity.pace", "0", r"pace: is 0\.0, must be above 0"),
+        ("stages.sparse.sparsity.pace", "0", r"pace must be a number above 0, got 0\.0"),
         (
             "stages.prune.budget",
             "{cut_macs: 0.5}",

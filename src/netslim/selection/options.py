@@ -103,13 +103,18 @@ class Checked:
         choices = [
             choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
         ]
-        if choices and value not in choices:
-            texts = " or ".join(map(repr, choices))
-            raise ArgumentError(f"{name} must be {texts}, got {value!r}")
+        if isinstance(value, str) and value in choices:
+            return
         if int in kinds or float in kinds:
-            _check_number(name, value, whole=float not in kinds, flag=bool in kinds, known=known)
+            _check_number(name, value, kinds, choices, known)
+        elif choices:
+            raise ArgumentError(f"{name} must be {_or(choices)}, got {value!r}")
         elif bool in kinds and not isinstance(value, bool):
             raise ArgumentError(f"{name} must be True or False, got {value!r}")
+
+
+def _or(choices: Iterable[Any]) -> str:
+    return " or ".join(map(repr, choices))
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -122,17 +127,19 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 
 
 def _check_number(
-    name: str, value: Any, *, whole: bool, flag: bool, known: Mapping[str, Any]
+    name: str, value: Any, kinds: Iterable[Any], choices: Iterable[Any], known: Mapping[str, Any]
 ) -> None:
-    if flag and isinstance(value, bool):
+    if bool in kinds and isinstance(value, bool):
         return
+    whole = float not in kinds
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     least, above, below = (known.get(key) for key in ("least", "above", "below"))
     fits = fits and not math.isnan(value)
     fits = fits and (least is None or value >= least) and (above is None or value > above)
     if fits and (below is None or value < below):
         return
-    raise ArgumentError(f"{name} must be {_range(whole, least, above, below)}, got {value!r}")
+    wanted = " or ".join([_range(whole, least, above, below), *map(repr, choices)])
+    raise ArgumentError(f"{name} must be {wanted}, got {value!r}")
 
 
 def _range(whole: bool, least: float | None, above: float | None, below: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from netslim.graph import trace
-from netslim.graph.channel_graph import ChannelGraph
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.masking import Mask
@@ -21,6 +20,7 @@ from netslim.training.recipe.schema import (
     CentripetalOptions,
     SlimmingOptions,
     SoftFilterOptions,
+    SparsityOptions,
     Train,
 )
 
@@ -194,28 +194,40 @@ class _Nothing(Method):
         pass
 
 
-def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> Method | None:
-    """The stage's sparsity method on `network`, not attached yet; None for ordinary training.
+Adapter = Callable[[Any, nn.Module, Tensor, int], Method]
+ADAPTERS: dict[type[SparsityOptions], Adapter] = {}
 
-    Args:
-        stage: whose `sparsity` it is.
-        network: on the CPU; wherever it is moved, the method follows.
-        example: images (B, C, H, W) to trace with, where the method needs the channel graph.
-        seed: of what the method draws at random.
+
+def adapter(kind: type[SparsityOptions]) -> Callable[[Adapter], Adapter]:
+    """Register the function that carries out a method whose options are of class `kind`.
+
+    The function takes the options; the network, on the CPU (wherever it is moved, the method
+    follows); images (B, C, H, W) to trace with; and the seed of what the method draws at random. It
+    returns the `Method`, not attached yet.
+    """
+
+    def register(function: Adapter) -> Adapter:
+        ADAPTERS[kind] = function
+        return function
+
+    return register
+
+
+def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> Method | None:
+    """The stage's sparsity method on `network`, not attached yet; None for ordinary training. All
+    as for `adapter`.
     """
     options = stage.sparsity
-    if options is None:
-        return None
-    if isinstance(options, SlimmingOptions):
-        assert not isinstance(options.strength, str)  # the runner has found it
-        slimming = NetworkSlimming(
-            network, options.strength, penalty=options.penalty, delta=options.delta
-        )
-        return _Slimming(slimming, options.pace)
-    graph = trace(network, example)
-    if isinstance(options, SoftFilterOptions):
-        return _soft(options, graph, network)
-    return _drawn(options, graph, network, seed)
+    return None if options is None else ADAPTERS[type(options)](options, network, example, seed)
+
+
+@adapter(SlimmingOptions)
+def _slimming(options: SlimmingOptions, network: nn.Module, example: Tensor, seed: int) -> Method:
+    assert not isinstance(options.strength, str)  # the runner has found it
+    method = NetworkSlimming(
+        network, options.strength, penalty=options.penalty, delta=options.delta
+    )
+    return _Slimming(method, options.pace)
 
 
 def apart(optimizer: Optimizer, network: nn.Module, pace: float) -> None:
@@ -232,9 +244,10 @@ def apart(optimizer: Optimizer, network: nn.Module, pace: float) -> None:
             optimizer.add_param_group({**group, "params": fast, "lr": group["lr"] * pace})
 
 
-def _soft(options: SoftFilterOptions, graph: ChannelGraph, network: nn.Module) -> Method:
+@adapter(SoftFilterOptions)
+def _soft(options: SoftFilterOptions, network: nn.Module, example: Tensor, seed: int) -> Method:
     method = SoftFilterPruning(
-        graph,
+        trace(network, example),
         network,
         options.rate,
         criterion=options.criterion,
@@ -245,12 +258,11 @@ def _soft(options: SoftFilterOptions, graph: ChannelGraph, network: nn.Module) -
     return _SoftFilter(method, options.at_start)
 
 
-def _drawn(
-    options: CentripetalOptions, graph: ChannelGraph, network: nn.Module, seed: int
-) -> Method:
+@adapter(CentripetalOptions)
+def _drawn(options: CentripetalOptions, network: nn.Module, example: Tensor, seed: int) -> Method:
     return _Centripetal(
         CentripetalSGD(
-            graph,
+            trace(network, example),
             network,
             options.target,
             clusters=options.clusters,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from netslim.errors import ArgumentError, PlanError, RecipeError
 from netslim.selection.budget.allocation import ALLOCATIONS
@@ -14,18 +14,19 @@ from netslim.selection.criteria.scoring import UNLED, check_options
 from netslim.selection.options import Scoring
 from netslim.training.recipe.schedule import cut_epochs
 from netslim.training.recipe.schema import (
+    METHODS,
     Baseline,
-    CentripetalOptions,
     Convert,
     GradualOptions,
     Prune,
     Recipe,
     Scratch,
     SlimmingOptions,
-    SoftFilterOptions,
     Stage,
     Train,
 )
+
+Result = TypeVar("Result")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -200,9 +201,7 @@ def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
     decay = optimizer.norm_decay
     _need(decay is None or decay >= 0, f"{where}.optimizer.norm_decay", decay, "0 or more, or null")
     if sparsity is not None:
-        _check_sparsity(sparsity, f"{where}.sparsity")
-        if isinstance(sparsity, SlimmingOptions):
-            _check_strength(sparsity, f"{where}.sparsity", stage, recipe)
+        _in_place(f"{where}.sparsity", lambda: sparsity.check(_later(recipe, stage)))
     if stage.gradual is not None:
         _check_gradual(stage, stage.gradual, f"{where}.gradual")
     if stage.distill is not None:
@@ -214,44 +213,17 @@ def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
         )
 
 
-def _check_sparsity(
-    options: SlimmingOptions | SoftFilterOptions | CentripetalOptions, where: str
-) -> None:
-    if isinstance(options, SlimmingOptions):
-        start = options.gamma_init
-        _need(start is None or start > 0, f"{where}.gamma_init", start, "above 0, or null")
-        delta = options.delta
-        _need(delta is None or delta > 0, f"{where}.delta", delta, "above 0, or null")
-    elif isinstance(options, SoftFilterOptions):
-        for key, rate in _each(options.rate):
-            _need(0 <= rate < 1, f"{where}.rate{key}", rate, "a share from 0 to below 1")
-        _need(options.every >= 1, f"{where}.every", options.every, "1 or more")
-    else:
-        wanted = "a share above 0 and at most 1" + (
-            " (0.625), or a number of channels (3)" if isinstance(options.target, dict) else ""
-        )
-        for key, target in _each(options.target):
-            fits = target >= 1 if isinstance(target, int) else 0 < target <= 1
-            _need(fits, f"{where}.target{key}", target, wanted)
-        _need(options.strength > 0, f"{where}.strength", options.strength, "above 0")
-        _need(
-            options.vector_strength >= 0,
-            f"{where}.vector_strength",
-            options.vector_strength,
-            "0 or more",
-        )
-
-
 def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
     if not options.budget.given() and not options.per_group:
         raise RecipeError(
             f"{where}.budget: say how much to cut in the end, for example 'budget: {{cut_macs: "
             f"0.5}}'"
         )
-    if stage.sparsity is not None and not isinstance(stage.sparsity, SlimmingOptions):
+    if stage.sparsity is not None and not stage.sparsity.any_size:
+        free = " or ".join(name for name, kind in METHODS.items() if kind.any_size)
         raise RecipeError(
             f"{where}: {stage.sparsity.method} works on the groups of a network that keeps its "
-            "size; cut gradually without it, or with network_slimming"
+            f"size; cut gradually without it, or with {free}"
         )
     _need(options.steps >= 1, f"{where}.steps", options.steps, "1 or more")
     _need(0 <= options.begin < 1, f"{where}.begin", options.begin, "a share from 0 to below 1")
@@ -267,49 +239,27 @@ def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
     _check_named(options.scoring, where)
 
 
-def _check_strength(options: SlimmingOptions, where: str, stage: Train, recipe: Recipe) -> None:
-    fits = options.strength == "auto" or (
-        not isinstance(options.strength, str) and options.strength >= 0
-    )
-    _need(fits, f"{where}.strength", options.strength, "0 or more, or auto")
-    _need(options.pace > 0, f"{where}.pace", options.pace, "above 0")
-    if options.target is not None:
-        _need(0 < options.target < 1, f"{where}.target", options.target, "a share between 0 and 1")
-        if options.strength != "auto":
-            raise RecipeError(
-                f"{where}.target: no share is aimed at where the strength is given; leave it "
-                "out, or give strength auto"
-            )
-    if options.strength == "auto":
-        wanted_share(recipe, stage)
-
-
 def wanted_share(recipe: Recipe, stage: Train) -> float:
     """The share of scales (0 to 1) that a stage with ``strength: auto`` is to leave near zero.
 
     Raises:
         RecipeError: neither the stage nor the next prune stage says it.
     """
-    assert isinstance(stage.sparsity, SlimmingOptions)
-    if stage.sparsity.target is not None:
-        return stage.sparsity.target
-    later = recipe.stages[recipe.stages.index(stage) + 1 :]
-    cut = next((item.budget.cut_channels for item in later if isinstance(item, Prune)), None)
-    if not cut:
-        raise RecipeError(
-            f"stages.{stage.name}.sparsity.target: strength auto needs the share of scales "
-            "that is to come near zero, such as target: 0.7; it is taken from cut_channels of "
-            "the next prune stage where there is one"
-        )
-    return cut
+    options = stage.sparsity
+    assert isinstance(options, SlimmingOptions)
+    return _in_place(f"stages.{stage.name}.sparsity", lambda: options.share(_later(recipe, stage)))
 
 
-def _each(value: Any) -> list[tuple[str, Any]]:
-    return (
-        [(f".{key}", item) for key, item in value.items()]
-        if isinstance(value, dict)
-        else [("", value)]
-    )
+def _later(recipe: Recipe, stage: Stage) -> tuple[Stage, ...]:
+    return recipe.stages[recipe.stages.index(stage) + 1 :]
+
+
+def _in_place(where: str, work: Callable[[], Result]) -> Result:
+    """What `work` gives; what it refuses is told with its place in the recipe."""
+    try:
+        return work()
+    except ArgumentError as error:
+        raise RecipeError(f"{where}.{error}") from None
 
 
 def _check_distill(stage: Train, where: str, recipe: Recipe) -> None:
@@ -408,18 +358,18 @@ def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
     if stage.by not in ("zeros", "clusters") or (not before and _is_file(recipe)):
         return
     sparsity = before[-1].sparsity if before and isinstance(before[-1], Train) else None
-    if stage.by == "clusters":
-        fits, what = isinstance(sparsity, CentripetalOptions), "method centripetal"
-    elif stage.scoring.criterion != "bn_scale":
-        fits, what = isinstance(sparsity, SoftFilterOptions), "method soft_filter"
-    else:
-        fits = isinstance(sparsity, SlimmingOptions) and sparsity.penalty == "proximal"
-        what = "penalty proximal (after method soft_filter, give criterion: l2)"
-    if not fits:
+    if sparsity is None or not sparsity.prepares(stage.by, str(stage.scoring.criterion)):
         raise RecipeError(
             f"{where}.by: '{stage.by}' cuts what the stage right before it has prepared: a "
-            f"training stage whose sparsity has {what}"
+            f"training stage whose sparsity has {_PREPARED[stage.by]}"
         )
+
+
+_PREPARED = {
+    "clusters": "method centripetal",
+    "zeros": "penalty proximal, or method soft_filter where another criterion than bn_scale is "
+    "given here, such as l2",
+}
 
 
 def _check_criterion(stage: Prune, where: str) -> None:

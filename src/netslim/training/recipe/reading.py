@@ -20,7 +20,16 @@ from netslim.errors import ArgumentError, RecipeError
 from netslim.selection.options import declared
 from netslim.training.recipe.checks import check, nearest
 from netslim.training.recipe.extends import SMALL, resolved
-from netslim.training.recipe.schema import KINDS, ModelOptions, Recipe, Stage, flat
+from netslim.training.recipe.schema import (
+    KINDS,
+    METHODS,
+    ModelOptions,
+    Recipe,
+    SlimmingOptions,
+    SparsityOptions,
+    Stage,
+    flat,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -247,11 +256,11 @@ def _made(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    nested: list[Any] = [item for item in (hint, *get_args(hint)) if is_dataclass(item)]
-    if nested and value is not None:
+    nested: Any = next((item for item in (hint, *get_args(hint)) if is_dataclass(item)), None)
+    if nested is not None and value is not None:
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a mapping of options, got {value!r}")
-        kind = nested[0] if len(nested) == 1 else _method(nested, value, where)
+        kind = _method(value, where) if nested is SparsityOptions else nested
         return (
             ModelOptions(**value)
             if kind is ModelOptions and value["name"]
@@ -260,15 +269,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return _leaf(hint, value, where)
 
 
-def _method(kinds: Sequence[Any], value: Mapping[str, Any], where: str) -> Any:
-    """Of several kinds of options the one whose `method` is asked for; the first, where none is."""
-    by_name = {kind.method: kind for kind in kinds}
-    asked = value.get("method", kinds[0].method)
-    if asked not in by_name:
+def _method(value: Mapping[str, Any], where: str) -> type[SparsityOptions]:
+    """The options of the method that is asked for; of Network Slimming, where none is."""
+    asked = value.get("method", SlimmingOptions.method)
+    if asked not in METHODS:
         raise RecipeError(
-            f"{where}.method: there is no method {asked!r}{nearest(str(asked), by_name)}"
+            f"{where}.method: there is no method {asked!r}{nearest(str(asked), METHODS)}"
         )
-    return by_name[asked]
+    return METHODS[asked]
 
 
 def _leaf(hint: Any, value: Any, where: str) -> Any:

@@ -7,10 +7,20 @@ what each means and may be; in the YAML they stand flat in their stage.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-from netslim.selection.options import Budget, Compensation, Limits, Scoring, declared
+from netslim.errors import ArgumentError
+from netslim.selection.options import (
+    Budget,
+    Checked,
+    Compensation,
+    Limits,
+    Scoring,
+    declared,
+    option,
+)
 
 
 def _flat(kind: type[Any], **defaults: Any) -> Any:
@@ -118,59 +128,185 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True)
-class SlimmingOptions:
+class SparsityOptions(Checked):
+    """How a training stage makes its network sparse: one subclass a method, with its options and
+    what it asks for.
+
+    A subclass gives `method` its name, declares the rest by `option`, and is registered by
+    `sparsity_method`; what carries it out is registered with
+    `netslim.training.loop.adapters.adapter`.
+
+    Attributes:
+        method: its name.
+        told: the option that a stage's headline tells, or none.
+        any_size: whether it goes on when `gradual` makes the network smaller meanwhile.
+    """
+
+    method: str = ""
+    told: ClassVar[str] = ""
+    any_size: ClassVar[bool] = False
+
+    def prepares(self, by: str, criterion: str) -> bool:
+        """Whether training by it leaves what a prune stage with this `by`, `zeros` or `clusters`,
+        looks for.
+        """
+        return False
+
+    def check(self, later: Sequence[Stage]) -> None:
+        """Refuse what does not go with the stages behind the one that trains so.
+
+        Raises:
+            ArgumentError: its text begins with the option's name.
+        """
+
+
+METHODS: dict[str, type[SparsityOptions]] = {}
+Method = TypeVar("Method", bound=type[SparsityOptions])
+
+
+def sparsity_method(kind: Method) -> Method:
+    """Class decorator: from now on recipes and `--sparsity.method` understand the method."""
+    METHODS[kind.method] = kind
+    return kind
+
+
+@sparsity_method
+@dataclass(frozen=True)
+class SlimmingOptions(SparsityOptions):
     """Network Slimming: a penalty that drives batch-norm scales to zero."""
 
+    told: ClassVar[str] = "strength"
+    any_size: ClassVar[bool] = True
     method: Literal["network_slimming"] = "network_slimming"
-    strength: float | Literal["auto"] = (
-        1e-4  # lambda of the penalty; auto: found from short runs, for `target`
+    strength: float | Literal["auto"] = option(
+        1e-4, "lambda of the penalty; auto: found from short runs, for `target`", least=0
     )
-    target: float | None = (
-        None  # auto: share of scales near zero; null takes cut_channels of the next prune stage
+    target: float | None = option(
+        None,
+        "auto: share of scales near zero; null takes cut_channels of the next prune stage",
+        above=0,
+        below=1,
     )
-    gamma_init: float | None = (
-        0.5  # every scale before the first step; null leaves the network's own
+    gamma_init: float | None = option(
+        0.5, "every scale before the first step; null leaves the network's own", above=0
     )
-    penalty: Literal["l1", "smooth_l1", "proximal"] = "l1"
-    delta: float | None = (
-        None  # smooth_l1: below this |gamma| the penalty is a parabola; null takes 0.01
+    penalty: Literal["l1", "smooth_l1", "proximal"] = option(
+        "l1", "what is added to the loss, or shrinks the scales"
     )
-    pace: float = 1.0  # learning rate of the scales, as a multiple of that of everything else
+    delta: float | None = option(
+        None, "smooth_l1: below this |gamma| the penalty is a parabola; null takes 0.01", above=0
+    )
+    pace: float = option(
+        1.0, "learning rate of the scales, as a multiple of that of everything else", above=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is not None and self.strength != "auto":
+            raise ArgumentError(
+                "target: no share is aimed at where the strength is given; leave it out, or "
+                "give strength auto"
+            )
+
+    def prepares(self, by: str, criterion: str) -> bool:
+        return by == "zeros" and criterion == "bn_scale" and self.penalty == "proximal"
+
+    def check(self, later: Sequence[Stage]) -> None:
+        if self.strength == "auto":
+            self.share(later)
+
+    def share(self, later: Sequence[Stage]) -> float:
+        """The share of scales (0 to 1) that `strength: auto` is to leave near zero, `later` stages
+        being behind it.
+
+        Raises:
+            ArgumentError: neither `target` nor the next prune stage says it.
+        """
+        if self.target is not None:
+            return self.target
+        cut = next((item.budget.cut_channels for item in later if isinstance(item, Prune)), None)
+        if not cut:
+            raise ArgumentError(
+                "target: strength auto needs the share of scales that is to come near zero, "
+                "such as target: 0.7; it is taken from cut_channels of the next prune stage "
+                "where there is one"
+            )
+        return cut
 
 
+@sparsity_method
 @dataclass(frozen=True)
-class SoftFilterOptions:
+class SoftFilterOptions(SparsityOptions):
     """Soft Filter Pruning: the weakest filters are zeroed after each epoch, and may come back."""
 
+    told: ClassVar[str] = "rate"
     method: Literal["soft_filter"] = "soft_filter"
-    rate: float | dict[str, float] = 0.3  # share zeroed of each group, or by name pattern
-    criterion: Literal["l1", "l2", "geometric_median"] = "l2"
-    shortcuts: Literal["avoid", "include"] = (
-        "avoid"  # include: also channels that several layers add up
+    rate: float | Mapping[str, float] = option(
+        0.3, "share zeroed of each group, or by name pattern", least=0, below=1
     )
-    projections: bool = True  # false leaves alone what a projection takes part in
-    every: int = 1  # zero after every so many epochs
-    at_start: bool = (
-        True  # also before the first step; from scratch, what is zeroed then mostly stays zero
+    criterion: Literal["l1", "l2", "geometric_median"] = option(
+        "l2", "which filters are the weakest"
+    )
+    shortcuts: Literal["avoid", "include"] = option(
+        "avoid", "include: also channels that several layers add up"
+    )
+    projections: bool = option(True, "false leaves alone what a projection takes part in")
+    every: int = option(1, "zero after every so many epochs", least=1)
+    at_start: bool = option(
+        True, "also before the first step; from scratch, what is zeroed then mostly stays zero"
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, rate in _each(self.rate):
+            if not 0 <= rate < 1:
+                raise ArgumentError(f"rate.{key} must be a share from 0 to below 1, got {rate!r}")
 
+    def prepares(self, by: str, criterion: str) -> bool:
+        return by == "zeros" and criterion != "bn_scale"
+
+
+@sparsity_method
 @dataclass(frozen=True)
-class CentripetalOptions:
+class CentripetalOptions(SparsityOptions):
     """Centripetal SGD: the filters of a cluster are drawn together until they are one."""
 
+    told: ClassVar[str] = "strength"
     method: Literal["centripetal"] = "centripetal"
-    target: float | dict[str, int | float] = (
-        0.625  # what remains of each group: a share, or by name pattern
+    target: float | Mapping[str, int | float] = option(
+        0.625, "what remains of each group: a share, or by name pattern", above=0
     )
-    clusters: Literal["kmeans", "even", "imbalanced"] = "kmeans"
-    strength: float = 3e-3  # the centripetal strength, epsilon
-    vector_strength: float = 0.1  # of biases and batch-norm vectors, times `strength`
-    shortcuts: Literal["avoid", "include"] = "include"
+    clusters: Literal["kmeans", "even", "imbalanced"] = option(
+        "kmeans", "which filters are drawn together"
+    )
+    strength: float = option(3e-3, "the centripetal strength, epsilon", above=0)
+    vector_strength: float = option(
+        0.1, "of biases and batch-norm vectors, times `strength`", least=0
+    )
+    shortcuts: Literal["avoid", "include"] = option(
+        "include", "avoid: leave channels alone that several layers add up"
+    )
     protect: list[str] = field(default_factory=list)  # name patterns that are left alone
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.target, Mapping) and self.target > 1:
+            raise ArgumentError(
+                f"target must be a share above 0 and at most 1, got {self.target!r}"
+            )
+        for key, target in _each(self.target):
+            if not (target >= 1 if isinstance(target, int) else 0 < target <= 1):
+                raise ArgumentError(
+                    f"target.{key} must be a share above 0 and at most 1 (0.625), or a number "
+                    f"of channels (3), got {target!r}"
+                )
 
-SparsityOptions = SlimmingOptions | SoftFilterOptions | CentripetalOptions
+    def prepares(self, by: str, criterion: str) -> bool:
+        return by == "clusters"
+
+
+def _each(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, Mapping) else []
 
 
 @dataclass(frozen=True)
@@ -267,7 +403,7 @@ class Scratch:
     like: str | None = (
         None  # the stage to imitate, without its sparsity; null takes the first `train` stage
     )
-    budget: Literal["E", "B"] = (
+    length: Literal["E", "B"] = (
         "E"  # E: as many epochs; B: as many multiply-accumulates, so more epochs
     )
 

@@ -50,7 +50,7 @@ def entries(recipe: Recipe) -> list[Entry]:
         for n, (i, _) in enumerate(plain, 1)
     ]
     found += [
-        Entry(f"scratch-{stage.budget.lower()}", f"from scratch ({stage.budget})", i)
+        Entry(f"scratch-{stage.length.lower()}", f"from scratch ({stage.length})", i)
         for i, stage in enumerate(recipe.stages)
         if isinstance(stage, Scratch)
     ]

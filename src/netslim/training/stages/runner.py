@@ -42,7 +42,6 @@ from netslim.training.recipe.schema import (
     Recipe,
     Scratch,
     SlimmingOptions,
-    SoftFilterOptions,
     Stage,
     Train,
 )
@@ -222,7 +221,7 @@ class Runner:
         whole = self.fresh()
         small = whole if plan is None else netslim.prune(whole, _dropping(plan))
         ratio = netslim.cost(whole, example).macs / netslim.cost(small, example).macs
-        settings = lengthened(_plain(settings), ratio if stage.budget == "B" else 1.0)
+        settings = lengthened(_plain(settings), ratio if stage.length == "B" else 1.0)
         return {"macs_ratio": round(ratio, 6), **self._fit(settings, folder, small, index)}
 
     def _mask(self, index: int) -> PruningPlan | None:
@@ -574,12 +573,7 @@ def _special(stage: Train) -> str:
         taught = f", cut in {stage.gradual.steps} steps: {what}{taught}"
     if options is None:
         return taught
-    amount = options.rate if isinstance(options, SoftFilterOptions) else options.strength
-    named = (
-        ""
-        if isinstance(amount, dict)
-        else f", strength {amount}"
-        if amount == "auto"
-        else f" {amount:g}"
-    )
+    amount = getattr(options, options.told) if options.told else None
+    named = f" {amount:g}" if isinstance(amount, int | float) else ""
+    named = f", {options.told} {amount}" if isinstance(amount, str) else named
     return f", {options.method}{named}{taught}"
