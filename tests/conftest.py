@@ -1,4 +1,4 @@
-"""What every test module shares: the data folder, and a thread count that fits parallel workers."""
+"""What every test module shares: the data folder, and one thread for each process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from places import REPOSITORY
 
 
 def pytest_configure() -> None:
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    """Networks this small only lose by sharing their work: a second thread waits, and burns its core meanwhile."""
+    torch.set_num_threads(1)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # for the processes that tests start
 
 
 @pytest.fixture(scope="session")

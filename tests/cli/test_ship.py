@@ -115,9 +115,9 @@ def test_bench_counts_by_hand_and_compares_with_the_first(checkpoint, capsys):
         "--repeats",
         "5",
     ]
-    assert main(["bench", *arguments, "--threads", "1", "--device", "cpu", "--json"]) == 0
+    assert main(["bench", *arguments, "--threads", "2", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["device"], found["threads"], found["batch_size"]) == ("cpu", 1, 2)
+    assert (found["device"], found["threads"], found["batch_size"]) == ("cpu", 2, 2)
     first, small, again = found["rows"]
     assert [row["model"] for row in found["rows"]] == ["zoo:vgg", str(checkpoint), "zoo:vgg (2)"]
     # Convolutions without bias, norms, a linear layer with bias; 8 x 8 pixels, then 4 x 4.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,6 @@ from random_networks import Spec, networks, unpacked
 EXAMPLES = int(os.environ.get("NETSLIM_EXAMPLES", "0"))
 SEEDS = st.integers(0, 2**16)
 Inputs = tuple[Tensor, ...]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def budget(fixed: int) -> Callable[[Any], Any]:

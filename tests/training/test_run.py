@@ -323,10 +323,12 @@ def test_tensorboard_events_are_written(tmp_path):
 def test_bf16_and_channels_last_run(tmp_path):
     recipe = small(
         stages=stages({"kind": "train", "epochs": 1}),
-        trainer={**SMALL["trainer"], "precision": "bf16", "channels_last": True},
+        trainer={**SMALL["trainer"], "precision": "bf16", "channels_last": True, "threads": 2},
     )
     results = run(recipe, tmp_path / "a")
     assert results["environment"]["precision"] == "bf16"
+    assert results["environment"]["threads"] == 2
+    assert torch.get_num_threads() == 1
     assert (
         netslim.load(None, tmp_path / "a" / "01-train" / "model.safetensors")
         .state_dict()["features.0.weight"]
