@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netslim import ChannelGraph, PruningPlan, prune, trace, verify
+from netslim import ChannelGraph, PruningPlan, cost, prune, trace, verify
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.verify import Verification
 
@@ -106,3 +106,20 @@ def prove(
     assert check.deviation < 1e-10
     assert check.changed > plan.removed / 3
     return graph, plan, small, check
+
+
+FIGURES = ("macs", "params", "activations", "activation_bytes", "peak_bytes")
+
+
+def counted_alike(
+    model: nn.Module, inputs: object, graph: ChannelGraph | None = None
+) -> dict[str, int]:
+    """The figures on which `netslim.cost` and the graph must agree, and to which the rows of the
+    modules add up.
+    """
+    graph, found = trace(model, inputs) if graph is None else graph, cost(model, inputs)
+    figures = {name: getattr(graph, name)() for name in FIGURES}
+    assert {name: getattr(found, name) for name in FIGURES} == figures
+    for name in FIGURES[:3]:
+        assert sum(getattr(row, name) for row in found.by_module.values()) == figures[name], name
+    return figures

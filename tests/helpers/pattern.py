@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nets import counted_alike
 from netslim import ChannelGraph, PruningPlan, prune, trace, verify
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.calls import as_call, output_tensors
@@ -104,8 +105,11 @@ class Pattern:
         return self.name
 
     def check(self) -> None:
-        """The groups are those stated, and cutting them does what is stated."""
+        """The groups are those stated, cutting them does what is stated, and both counters say the
+        same.
+        """
         graph = trace(self.model.eval(), self.inputs)
+        counted_alike(self.model, self.inputs, graph)
         self._check_groups(graph)
         if self.exact:
             plan, small = prove(graph, self.model, self.inputs)

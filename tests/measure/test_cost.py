@@ -6,6 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nets import counted_alike
+from netslim import trace
 from netslim.errors import TraceError
 from netslim.measure.count import Cost, ModuleCost, cost, size_on_disk
 from netslim.models import zoo
@@ -116,13 +118,109 @@ def test_attention_is_seen_through_its_fused_operators():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5"])
+def flops(model: nn.Module, *inputs: torch.Tensor) -> int:
+    """What PyTorch's own counter says, where it knows all operators: two for each
+    multiply-accumulate.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(*inputs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "swin_t"])
 def test_agrees_with_the_flop_counter(name):
     torchvision = pytest.importorskip("torchvision")
-    model = torchvision.models.get_model(name).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 64, 64))
-    assert cost(model, torch.zeros(1, 3, 64, 64)).macs * 2 == counter.get_total_flops()
+    model, x = torchvision.models.get_model(name).eval(), torch.zeros(1, 3, 64, 64)
+    assert cost(model, x).macs * 2 == flops(model, x)
+
+
+ARGUMENTS = {"vgg": [[4, "M", 8]], "resnet": [8], "preresnet": [11], "densenet": [10]}
+
+
+@pytest.mark.parametrize("name", zoo.__all__)
+def test_the_graph_and_the_flop_counter_say_the_same(name):
+    """Reports ask `cost`, budgets the graph: one counter, and the one of PyTorch as its judge."""
+    model = getattr(zoo, name)(*ARGUMENTS.get(name, []), width=0.1).eval()
+    x = torch.zeros(1, 1, 28, 28) if name == "mlp" else torch.zeros(PICTURE)
+    assert counted_alike(model, x)["macs"] * 2 == flops(model, x)
+
+
+def test_weights_that_are_computed_count_but_are_no_activations():
+    class Standardised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.weight = nn.Parameter(torch.rand(6, 6)), nn.Parameter(torch.rand(6, 4))
+
+        def forward(self, x):
+            return x @ (self.mix @ self.weight)
+
+    figures = counted_alike(Standardised(), torch.zeros(2, 6))
+    assert (figures["macs"], figures["activations"]) == (6 * 6 * 4 + 2 * 6 * 4, 8)
+
+
+def test_parts_that_did_not_run_cost_parameters_alone():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.aux = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.body(x)
+            return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+    figures = counted_alike(Auxiliary(), torch.zeros(1, 4))
+    assert (figures["macs"], figures["params"]) == (24 + 12, 30 + 14 + 14)
+
+
+def test_models_without_values_cost_the_same():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model, layer = torchvision.models.mobilenet_v2().eval(), nn.LSTM(8, 4)
+        found, recurrent = cost(model, torch.empty(PICTURE)), cost(layer, torch.empty(5, 2, 8))
+    real = cost(torchvision.models.mobilenet_v2().eval(), torch.zeros(PICTURE))
+    assert found.by_module == real.by_module
+    assert recurrent.macs == 10 * (16 * 8 + 16 * 4)
+
+
+class Fused(nn.Module):
+    """A recurrent layer as a GPU runs it, through an operator that has no values on the meta
+    device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.ParameterList(
+            torch.empty(shape, device="meta") for shape in [(16, 8), (16, 4), (16,), (16,)]
+        )
+
+    def forward(self, x):
+        state = x.new_empty(1, 2, 4)
+        settings = (None, state, state, 2, 4, 0, 1, False, 0.0, False, False, [], None)
+        return torch.ops.aten._cudnn_rnn(x, list(self.weights), 4, *settings)[0]
+
+
+def test_recurrent_layers_of_a_gpu_count():
+    found = cost(Fused(), torch.empty(5, 2, 8, device="meta"))
+    assert (found.macs, found.activations) == (10 * (16 * 8 + 16 * 4), 40)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (zoo.vgg([4, "M", 6]), (2, 3, 8, 8)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8)),
+        (nn.LSTM(8, 4), (5, 2, 8)),
+    ],
+)
+def test_inference_mode_hides_nothing(layer, shape):
+    """There PyTorch leaves it to whoever watches to take `conv2d` and its like apart."""
+    x = torch.zeros(shape)
+    graph, found = trace(layer, x), cost(layer, x)
+    with torch.inference_mode():
+        figures, inside = counted_alike(layer, x), trace(layer, x)
+    assert (figures["macs"], figures["activations"]) == (found.macs, found.activations)
+    assert inside.unsupported == {}
+    assert {g.name: g.size for g in inside.prunable} == {g.name: g.size for g in graph.prunable}
 
 
 class Nested(nn.Module):

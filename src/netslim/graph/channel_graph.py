@@ -30,7 +30,8 @@ class ChannelGraph:
         groups: all groups that a layer of the model produces, in order of execution, frozen ones
             included.
         fingerprint: of the architecture it was traced from.
-        unsupported: operators without a rule -> paths of the modules that called them.
+        unsupported: operators without a rule, or whose rule failed -> paths of the modules that
+            called them.
         costs: multiply-accumulates of the traced call, as products of group sizes.
         parameters: for each parameter, the product of its axes' counts.
         size_rules: module attributes that follow a cut.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from netslim.graph.tracing.atoms import Vector
 
 
@@ -28,13 +30,35 @@ class Count:
         return total
 
 
+def length(factor: int | Vector) -> int:
+    """The size of a dimension, given as a number or as the labels of its entries."""
+    return int(factor) if isinstance(factor, (int, np.integer)) else len(factor)
+
+
+def whole(factor: int | Vector) -> Count:
+    """The count of a dimension of which no cut takes anything."""
+    return Count(length(factor), ())
+
+
+# The ATen name of an operator, and which of its calls in the run it is, from 0.
+Call = tuple[str, int]
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one operator as a product of counts."""
+    """Multiply-accumulates of one operator as a product of counts.
+
+    Attributes:
+        module: path of the module that called the operator.
+        operator: what its rule calls the work; one operator may do several pieces of work.
+        factors: the numbers that are multiplied.
+        call: which call of which operator it was.
+    """
 
     module: str
     operator: str
     factors: tuple[Count, ...]
+    call: Call = ("", 0)
 
     def macs(self, masks: Mapping[int, Vector]) -> int:
         """Multiply-accumulates under the masks."""

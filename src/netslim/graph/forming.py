@@ -184,7 +184,10 @@ def build(recorder: Recorder) -> ChannelGraph:
             found = cache[key] = classes.count(factor)
         return found
 
-    costs = [Cost(c.module, c.operator, tuple(count(f) for f in c.factors)) for c in recorder.costs]
+    costs = [
+        Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)
+        for c in recorder.costs
+    ]
     parameters = {}
     for name, tensor in named_tensors(recorder.model):
         if not isinstance(tensor, nn.Parameter):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,7 +20,6 @@ from netslim.graph.modules.calls import as_call, describe, evaluating, refusing
 from netslim.graph.modules.wrapping import bare, inside
 
 Model = TypeVar("Model", bound=nn.Module)
-_LAYERS = {"convolution", "_convolution", "mm", "addmm", "bmm", "baddbmm", "linear"}
 
 
 @dataclass(eq=False)
@@ -41,10 +40,11 @@ class _Value:
 
 
 class _Flow(TorchDispatchMode):
-    """Notes the `_Value` of every tensor that is computed from the inputs."""
+    """Notes the `_Value` of every tensor made from the inputs; ``layers``: operators by name."""
 
-    def __init__(self, inputs: Any) -> None:
+    def __init__(self, inputs: Any, layers: Container[str]) -> None:
         super().__init__()
+        self.layers = layers
         self.values = WeakTensorKeyDictionary()
         for tensor in _tensors(inputs):
             self.values[tensor] = _Value()
@@ -70,9 +70,8 @@ class _Flow(TorchDispatchMode):
             if tensor in self.values:
                 self.values[tensor].sources += read.values()
             else:
-                self.values[tensor] = _Value(
-                    [*read.values()], func._schema.name.removeprefix("aten::") in _LAYERS
-                )
+                layer = func._schema.name.removeprefix("aten::") in self.layers
+                self.values[tensor] = _Value([*read.values()], layer)
         return out
 
 

@@ -168,7 +168,7 @@ def _bn_first(model: nn.Module, inputs: Any) -> dict[str, _BatchNorm]:
     read by others.
     """
     found: dict[str, list[_Value]] = {}
-    flow = _Flow(inputs)
+    flow = _Flow(inputs, {cost.call[0] for cost in trace(model, inputs).costs})
 
     def look(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, args: found.setdefault(path, []).extend(

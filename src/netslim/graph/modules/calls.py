@@ -7,22 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim.errors import TraceError
 from netslim.graph.modules.walk import named_modules
-
-LAYERS = frozenset(
-    {F.linear, *(getattr(F, f"conv{t}{n}d") for t in ("", "_transpose") for n in (1, 2, 3))}
-)
-
-
-def channels_of(weight: Tensor, linear: bool) -> int:
-    """The dimension of the channels in what a layer with this weight puts out, counted from the
-    end.
-    """
-    return -1 if linear else 1 - weight.dim()
 
 
 def as_call(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:

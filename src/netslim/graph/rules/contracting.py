@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from netslim.graph.layers import ADDED_PRODUCTS, CONVOLUTIONS, LINEAR
 from netslim.graph.rules.reducing import along_space
 from netslim.graph.rules.registry import name_of, rule, tensors
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Vector
@@ -81,7 +82,7 @@ def matmul(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, *args: A
     _matmul(rec, func, out, a, b)
 
 
-@rule("addmm", "baddbmm", "_addmm_activation")
+@rule(*ADDED_PRODUCTS, "baddbmm")
 def addmm(
     rec: Recorder, func: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any
 ) -> None:
@@ -90,11 +91,27 @@ def addmm(
 
 @rule("mv", "dot", "vdot")
 def vector_product(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor) -> None:
+    _vector_product(rec, func, out, a, b)
+
+
+@rule("addmv")
+def addmv(
+    rec: Recorder, func: Any, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any
+) -> None:
+    _vector_product(rec, func, out, a, b, bias)
+
+
+def _vector_product(
+    rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None
+) -> None:
+    """``(m, k) @ (k,)``, with a bias that broadcasts over the result; or ``(k,) @ (k,)``."""
     la, lb = rec.get(a), rec.get(b)
     dims: dict[int, Vector] = {}
     met = _contract(rec, la, a.dim() - 1, lb, 0, name_of(func))
     if a.dim() == 2:
         _free(rec, la, 0, dims, 0)
+    if bias is not None:
+        _add_bias(rec, dims, out, bias)
     rec.cost(
         name_of(func),
         *([_size(a, la, 0)] if a.dim() == 2 else []),
@@ -103,7 +120,7 @@ def vector_product(rec: Recorder, func: Any, out: Tensor, a: Tensor, b: Tensor) 
     rec.set(out, dims, la.weight and lb.weight)
 
 
-@rule("linear", "mkldnn_linear", "_mkldnn_linear")
+@rule(*LINEAR)
 def linear(
     rec: Recorder, func: Any, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> None:
@@ -119,13 +136,7 @@ def linear(
     rec.set(out, dims, lx.weight and lw.weight)
 
 
-@rule(
-    "convolution",
-    "_convolution",
-    "convolution_overrideable",
-    "mkldnn_convolution",
-    "cudnn_convolution",
-)
+@rule(*CONVOLUTIONS)
 def convolution(
     rec: Recorder,
     func: Any,

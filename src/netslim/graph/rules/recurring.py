@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from netslim.graph.rules.registry import rule, tensors
+from netslim.graph.rules.registry import name_of, rule, tensors
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Vector
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.shapes import split_vector
@@ -21,9 +21,11 @@ def _layer(
     weights: Sequence[Tensor],
     gates: int,
     states: Sequence[Tensor],
+    places: Sequence[int | Vector],
 ) -> Vector | None:
-    """One direction of one layer: every gate of a hidden unit goes with it. ``weights``: ih, hh,
-    biases.
+    """One direction of one layer: every gate of a hidden unit goes with it.
+
+    ``weights``: ih, hh, biases; ``places``: the sizes of steps and batch.
     """
     read, kept = rec.get(weights[0]), rec.get(weights[1])
     rec.meet(source, read.dims.get(1), "a recurrent layer")
@@ -46,9 +48,13 @@ def _layer(
     hours = weights[0].shape[0] // gates
     factor = hidden if hidden is not None else hours
     rec.cost(
-        "recurrent layer", gates, factor, source if source is not None else weights[0].shape[1]
+        "recurrent layer",
+        *places,
+        gates,
+        factor,
+        source if source is not None else weights[0].shape[1],
     )
-    rec.cost("recurrent layer", gates, factor, factor)
+    rec.cost("recurrent layer", *places, gates, factor, factor)
     return hidden
 
 
@@ -59,8 +65,9 @@ def mkldnn_rnn_layer(
 ) -> None:  # fmt: skip
     labels = rec.get(x)
     biases = [b for b in (b_ih, b_hh) if b.numel()]
+    places = [labels.dims.get(d, n) for d, n in enumerate(x.shape[:-1])]
     hidden = _layer(
-        rec, labels.dims.get(x.dim() - 1), [w_ih, w_hh, *biases], _GATES[mode], (hx, cx)
+        rec, labels.dims.get(x.dim() - 1), [w_ih, w_hh, *biases], _GATES[mode], (hx, cx), places
     )
     for t in tensors(out):
         rec.set(
@@ -68,3 +75,22 @@ def mkldnn_rnn_layer(
             {} if hidden is None or t.shape[-1] != len(hidden) else {t.dim() - 1: hidden},
             weight=False,
         )
+
+
+@rule("_cudnn_rnn", "miopen_rnn")
+def rnn_on_a_gpu(
+    rec: Recorder, func: Any, out: Any, x: Tensor, weights: Sequence[Tensor], *args: Any
+) -> None:
+    """All layers as one operator, whose weights lie in one buffer: they stay, and each works at
+    every place.
+    """
+    for weight in weights:
+        if weight.dim() == 2:
+            rec.cost("recurrent layer", *x.shape[:-1], *weight.shape)
+    rec.unknown(
+        name_of(func),
+        [rec.get(t) for t in tensors(x, weights, args)],
+        "in one buffer lie the weights of",
+    )
+    for t in tensors(out):
+        rec.set(t, {}, weight=False)

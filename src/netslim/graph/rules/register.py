@@ -113,19 +113,12 @@ def _seen(name: str) -> None:
 
 
 def _checked(name: str, rule: Rule) -> Rule:
-    """The rule, with clear errors for what its author may have overlooked."""
+    """The rule, with a clear error for labels that are none: followed further, they would cut
+    wrongly.
+    """
 
     def apply(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            rule(rec, func, out, *args, **kwargs)
-        except TraceError:
-            raise
-        except Exception as error:
-            raise TraceError(
-                f"the rule registered for {name} failed: {type(error).__name__}: {error}; it "
-                "is called as rule(recorder, func, out, *args, **kwargs), with the operator's "
-                "own arguments"
-            ) from error
+        rule(rec, func, out, *args, **kwargs)
         for tensor in tensors(out):
             _check_labels(name, rec, tensor, derived(rec, args, kwargs))
 

@@ -8,6 +8,7 @@ shape.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from netslim.errors import TraceError
 from netslim.graph.tracing.attention import hold_width
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.sizes import Size, Value
@@ -38,26 +40,59 @@ class Dispatch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        rule = self.rules.get(func._schema.name.removeprefix("aten::"))
+        if rule is None and _made_of_others(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
-        given = {k: v for k, v in kwargs.items() if k != "out"}
         self.recorder.in_rule = True
-        if self.recorder.numbers:
-            self.recorder.used(
-                [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-            )
-        name, counted = func._schema.name.removeprefix("aten::"), len(self.recorder.costs)
-        with torch._C.DisableTorchFunction():
-            rule = self.rules.get(name, self.fallback)
-            rule(self.recorder, func, out, *args, **given)
-            if not self.recorder.training:
-                layer = len(self.recorder.costs) > counted
-                self.recorder.put_out(name, tensors_in(args, kwargs), out, layer)
-        self.recorder.in_rule = False
+        try:
+            with torch._C.DisableTorchFunction():
+                self._follow(rule or self.fallback, func, out, args, kwargs)
+        finally:
+            self.recorder.in_rule = False
+        return out
+
+    def _follow(self, rule: Any, func: Any, out: Any, args: tuple, kwargs: dict) -> None:
+        recorder, inputs = self.recorder, tensors_in(args, kwargs)
+        if recorder.numbers:
+            recorder.used([t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)])
+        name, counted = func._schema.name.removeprefix("aten::"), len(recorder.costs)
+        recorder.begin(name)
+        self._apply(rule, func, out, args, kwargs, inputs)
+        if not recorder.training:
+            recorder.put_out(name, inputs, out, layer=len(recorder.costs) > counted)
         for value in (*args, *kwargs.values()):
-            self.recorder.touched.update(
+            recorder.touched.update(
                 map(id, value if isinstance(value, (list, tuple)) else (value,))
             )
-        return out
+
+    def _apply(
+        self, rule: Any, func: Any, out: Any, args: tuple, kwargs: dict, inputs: list[Tensor]
+    ) -> None:
+        """Call the rule; where one breaks off, what its operator touches stays and costs nothing.
+
+        A `TraceError` goes through: that is what a rule raises on purpose, to tell whoever wrote it
+        or the model what to do. Any other error is an accident in the rule, ours or registered, and
+        no reason to refuse the model.
+        """
+        recorder, before = self.recorder, [self.recorder.get(t) for t in inputs]
+        counted = len(recorder.costs)
+        try:
+            rule(recorder, func, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
+        except TraceError:
+            raise
+        except Exception as error:
+            del recorder.costs[counted:]
+            recorder.failed(error, before, tensors_in(out))
+
+
+@cache
+def _made_of_others(func: Any) -> bool:
+    """Whether an operator runs as others, which is left to us to see to in inference mode."""
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    )
 
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import weakref
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netslim.graph.counts import Call
 from netslim.graph.tracing.atoms import Atoms, Vector
 from netslim.graph.tracing.sizes import Size, expression, expressions_in, symbols
 from netslim.graph.tracing.storages import IN_PLACE, Put, Storages, storages_of, tensors_in
@@ -24,6 +27,7 @@ from netslim.graph.tracing.storages import IN_PLACE, Put, Storages, storages_of,
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
 _RUN = _HERE + "running.py"
+FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
 _WHOLE = (
     "int",
@@ -77,6 +81,7 @@ class OperatorCost:
     module: str
     operator: str
     factors: tuple[int | Vector, ...]
+    call: Call
 
 
 @dataclass
@@ -97,6 +102,8 @@ class Recorder:
     numbers: dict[int, tuple[Any, Vector, str]] = field(default_factory=dict)
     calls: list[tuple[Any, tuple, dict]] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
+    operators: Counter[str] = field(default_factory=Counter)
+    operator: Call = ("", 0)
     in_rule: bool = False
     training: bool = False
     touched: set[int] = field(default_factory=set)
@@ -310,10 +317,26 @@ class Recorder:
             if found is not None and found[0]() is tensor:
                 self.atoms.freeze(found[1], found[2])
 
+    def failed(self, error: Exception, inputs: list[Labels], out: list[Tensor]) -> None:
+        """A rule broke off: its operator is listed, and what it touches stays as without a rule."""
+        operator, where = self.operator[0], self.module or "the model itself"
+        reason = f"{FAILED} {operator} failed in {where} with {_said(error)}{self.where()}"
+        self.unsupported.setdefault(operator, set()).add(self.module)
+        for labels in [*inputs, *map(self.get, out)]:
+            for vector in labels.dims.values():
+                self.atoms.freeze(vector, reason)
+        for tensor in out:
+            self.set(tensor, {}, all(labels.weight for labels in inputs))
+
+    def begin(self, operator: str) -> None:
+        """An operator has run, and its rule is next."""
+        self.operator = operator, self.operators[operator]
+        self.operators[operator] += 1
+
     def cost(self, operator: str, *factors: int | Vector | None) -> None:
-        self.costs.append(
-            OperatorCost(self.module, operator, tuple(f for f in factors if f is not None))
-        )
+        """Count multiply-accumulates: what makes an operator a layer."""
+        given = tuple(f for f in factors if f is not None)
+        self.costs.append(OperatorCost(self.module, operator, given, self.operator))
 
     def put_out(self, operator: str, inputs: list[Tensor], out: Any, layer: bool) -> None:
         """Note the tensors that an operator made of ``inputs``; the first one of a ``layer`` is its
@@ -345,3 +368,10 @@ class Recorder:
         return {
             d: dims[d + shift] for d, (n, m) in enumerate(pairs) if n == m and d + shift in dims
         }
+
+
+def _said(error: Exception) -> str:
+    """``KeyError: 1 at rules.py:33``: an error on one line, and where it was raised."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first} at {Path(frame.f_code.co_filename).name}:{line}"

@@ -21,7 +21,11 @@ from netslim.graph.tracing.recorder import Recorder
 
 
 def record(
-    model: nn.Module, example_inputs: Any, rules: Mapping[str, Any], fallback: Any
+    model: nn.Module,
+    example_inputs: Any,
+    rules: Mapping[str, Any],
+    fallback: Any,
+    unused: bool = True,
 ) -> Recorder:
     """Run ``model`` once on ``example_inputs`` in evaluation mode, without gradients, and follow
     its channels.
@@ -29,6 +33,14 @@ def record(
     Where parts were not used, such as auxiliary heads, it is run once more in training mode if it
     can be: what they read must go with the channels they read it from. The model is left as it was:
     training flags, attributes, buffers and the state of the random numbers are restored.
+
+    Args:
+        model: any module.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+        rules: operator -> rule.
+        fallback: the rule of the others.
+        unused: False leaves parts that were not used alone: nothing that the one call costs depends
+            on them.
 
     Raises:
         TraceError: the model does not run on these inputs.
@@ -39,13 +51,13 @@ def record(
     watching = (Function(recorder), Dispatch(recorder, rules, fallback))
     with evaluating(model), refusing(example_inputs):
         _watch(recorder, example_inputs, watching)
-    unused = [
+    idle = [
         t
         for _, t in named_tensors(model)
         if isinstance(t, nn.Parameter) and id(t) not in recorder.touched
     ]
-    if unused:
-        _watch_training(recorder, example_inputs, watching, unused)
+    if unused and idle:
+        _watch_training(recorder, example_inputs, watching, idle)
     return recorder
 
 

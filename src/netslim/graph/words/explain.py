@@ -12,6 +12,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup, Slice
 from netslim.graph.inventory import Rest
 from netslim.graph.modules.walk import layer_of
+from netslim.graph.tracing.recorder import FAILED
 from netslim.graph.words.phrases import TEACH, amount, entries, listed, shape, shares
 
 Fate = tuple[str, str, str]  # verb for one axis, verb for several, the rest of the sentence
@@ -174,7 +175,8 @@ def _fate(group: ChannelGroup) -> list[str]:
         else [f"{said}:", *(f"  - {r}" for r in reasons[:_REASONS])]
     )
     lines += [f"  - and {len(reasons) - _REASONS} more"] if len(reasons) > _REASONS else []
-    return [*lines, f"{TEACH}."] if any("no rule for" in r for r in reasons) else lines
+    untaught = any("no rule for" in reason or reason.startswith(FAILED) for reason in reasons)
+    return [*lines, f"{TEACH}."] if untaught else lines
 
 
 def _layers(group: ChannelGroup) -> list[str]:

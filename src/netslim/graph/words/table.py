@@ -83,7 +83,7 @@ def _summary(graph: ChannelGraph) -> list[str]:
     for operator, modules in graph.unsupported.items():
         places = listed([m or "the top level" for m in modules], 4)
         lines.append(
-            f"no rule for operator {operator} (in {places}): what it touches stays; {TEACH}"
+            f"operator {operator} is not followed (in {places}): what it touches stays; {TEACH}"
         )
     return lines
 

@@ -8,6 +8,7 @@ the graph's order of operators, and each call is described; calls that cannot be
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -18,17 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.counts import Cost
+from netslim.graph.counts import Call, Cost
+from netslim.graph.layers import ADDED_PRODUCTS, CONVOLUTIONS, PRODUCTS
 from netslim.graph.modules.calls import as_call, evaluating, no_fast_path, refusing
-
-_CONVOLUTIONS = {
-    "convolution",
-    "_convolution",
-    "convolution_overrideable",
-    "mkldnn_convolution",
-    "cudnn_convolution",
-}
-_PRODUCTS = {"mm", "addmm", "_addmm_activation", "linear", "mkldnn_linear", "_mkldnn_linear"}
 
 
 @dataclass(frozen=True)
@@ -169,9 +162,9 @@ class _Watch(TorchDispatchMode):
         observed = Observed(
             name, next((t.numel() for t in tensors if isinstance(t, Tensor)), 0), seconds=seconds
         )
-        if name in _CONVOLUTIONS and len(args) >= 9:
+        if name in CONVOLUTIONS and len(args) >= 9:
             observed.kernel, observed.macs = _convolution(out, *args[:9])
-        elif name in _PRODUCTS:
+        elif name in PRODUCTS:
             observed.kernel, observed.macs = _product(name, args)
         self.seen.append(observed)
         return out
@@ -205,8 +198,9 @@ def _convolution(
 
 
 def _product(name: str, args: tuple) -> tuple[Kernel, int]:
-    bias = name in ("addmm", "_addmm_activation") or (len(args) > 2 and args[2] is not None)
-    x, w = (args[1], args[2].t()) if name.startswith(("addmm", "_addmm")) else (args[0], args[1])
+    added = name in ADDED_PRODUCTS
+    bias = added or (len(args) > 2 and args[2] is not None)
+    x, w = (args[1], args[2].t()) if added else (args[0], args[1])
     w = w.t() if name == "mm" else w
     rows, depth, width = prod(x.shape[:-1]), x.shape[-1], w.shape[0]
     return Kernel(
@@ -236,31 +230,24 @@ def kernels_of(graph: ChannelGraph, observed: Iterable[Observed]) -> list[Kernel
     """For each of the graph's costs its kernel; None where it has none that can run alone. See
     `observe`.
     """
-    seen = list(observed)
-    waiting = {
-        kind: iter([o for o in seen if o.operator in names]) for kind, names in _KINDS.items()
-    }
+    calls = _by_call(observed)
     follow = {rule.module for rule in graph.size_rules if rule.attribute == "groups"}
     free = {number for number, group in enumerate(graph.groups) if not group.frozen}
     found = []
     for cost in graph.costs:
         live = [any(number in free for number, _ in factor.shares) for factor in cost.factors]
-        call = next(waiting.get(_kind(cost), iter(())), None)
-        found.append(_bound(cost, live, call, cost.module in follow))
+        found.append(_bound(cost, live, calls.get(cost.call), cost.module in follow))
     return found
 
 
-_KINDS = {"convolution": _CONVOLUTIONS, "linear": _PRODUCTS}
-
-
-def _kind(cost: Cost) -> str:
-    return (
-        "convolution"
-        if cost.operator == "convolution"
-        else "linear"
-        if cost.operator in _PRODUCTS
-        else ""
-    )
+def _by_call(observed: Iterable[Observed]) -> dict[Call, Observed]:
+    """What was observed, by which call of which operator it was, as the graph's costs name them."""
+    turns: Counter[str] = Counter()
+    found = {}
+    for one in observed:
+        found[one.operator, turns[one.operator]] = one
+        turns[one.operator] += 1
+    return found
 
 
 def _bound(cost: Cost, live: list[bool], observed: Observed | None, follows: bool) -> Kernel | None:
@@ -280,25 +267,15 @@ def _bound(cost: Cost, live: list[bool], observed: Observed | None, follows: boo
 def rate(
     graph: ChannelGraph, observed: Iterable[Observed], kernels: Sequence[Kernel | None]
 ) -> float:
-    """Milliseconds a MAC of the calls without a kernel, all together, when the model ran."""
-    macs = sum(
-        cost.macs({}) for cost, kernel in zip(graph.costs, kernels, strict=True) if kernel is None
-    )
-    layers = [o for o in observed if o.kernel is not None or _is_layer(o.operator)]
-    with_kernel = sum(kernel is not None for kernel in kernels)
-    loose = [o for o in layers if o.kernel is None] if with_kernel else layers
-    every = sum(cost.macs({}) for cost in graph.costs)
-    seconds, share = (
-        (sum(o.seconds for o in loose), macs) if loose else (sum(o.seconds for o in layers), every)
-    )
-    return 1e3 * seconds / share if share else 0.0
-
-
-def _is_layer(operator: str) -> bool:
-    return any(
-        word in operator
-        for word in ("attention", "rnn", "lstm", "gru", "bmm", "conv", "linear", "cdist")
-    )
+    """Milliseconds a MAC, all calls without a kernel together; of all, where none was seen."""
+    calls = _by_call(observed)
+    loose = [cost for cost, kernel in zip(graph.costs, kernels, strict=True) if kernel is None]
+    for costs in (loose, graph.costs):
+        seconds = sum(calls[call].seconds for call in {cost.call for cost in costs} & calls.keys())
+        macs = sum(cost.macs({}) for cost in costs)
+        if seconds and macs:
+            return 1e3 * seconds / macs
+    return 0.0
 
 
 __all__ = ["Kernel", "Observed", "Values", "kernels_of", "observe", "rate"]

@@ -41,6 +41,7 @@ def onnx_kernel(
 
 
 def _operator(kernel: Kernel) -> str:
+    """The operator of ONNX, which is none of those that rules are for."""
     if kernel.operator == "linear":
         return "Gemm"
     return "ConvTranspose" if kernel.options[3] else "Conv"

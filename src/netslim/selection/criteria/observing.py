@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_map_only
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import Slice
+from netslim.graph.layers import FUNCTIONS, channels_of
 from netslim.graph.modules.batches import outputs, singly, targets_of
-from netslim.graph.modules.calls import LAYERS, channels_of, evaluating, output_tensors
+from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import layer_of, named_modules, named_tensors
 from netslim.graph.modules.wrapping import eagerly
 
@@ -377,7 +378,7 @@ class _Calls(TorchFunctionMode):
     ) -> Any:
         given = kwargs or {}
         output = func(*args, **given)
-        if func in LAYERS:
+        if func in FUNCTIONS:
             weight = args[1] if len(args) > 1 else given["weight"]
             if id(weight) in self.parameters:
                 maps = _received(args, given) if self.reading else output

@@ -26,8 +26,9 @@ from torch.utils._pytree import tree_leaves
 
 from netslim.errors import PlanError
 from netslim.graph import trace
+from netslim.graph.layers import FUNCTIONS, channels_of
 from netslim.graph.modules.batches import inputs_of, outputs
-from netslim.graph.modules.calls import LAYERS, channels_of, evaluating, output_tensors
+from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, eagerly
 from netslim.surgery.plan import PruningPlan, bias_cuts, bias_of
@@ -291,7 +292,7 @@ class Watch(TorchFunctionMode):
             isinstance(leaf, Tensor) for leaf in tree_leaves(result)
         ):  # not for sizes and the like
             self._use(func, args, kwargs)
-        if func in LAYERS:
+        if func in FUNCTIONS:
             self._layer(func, *first_of(("input", "weight", "bias"), args, kwargs), result)
         return result
 

@@ -29,8 +29,9 @@ from torch.overrides import TorchFunctionMode
 from netslim.errors import PlanError, TraceError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.layers import FUNCTIONS
 from netslim.graph.modules.batches import inputs_of, outputs
-from netslim.graph.modules.calls import LAYERS, evaluating
+from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, eagerly
 from netslim.surgery.compensate.constants import (
@@ -219,7 +220,7 @@ class _Inputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func in LAYERS:
+        if func in FUNCTIONS:
             (x, weight, _), *others = first_of(("input", "weight", "bias"), args, kwargs or {})
             if weight is self.weight:
                 self.call = (func, x, *others)
