@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-from torch import nn
-
-from netslim.errors import StaleGraphError
-from netslim.graph.counts import Cost
-from netslim.graph.groups import ChannelGroup, SizeRule
-from netslim.graph.inventory import Inventory
-from netslim.graph.memory import Lifetime, Memory, Output, memory
-from netslim.graph.modules.walk import fingerprint
-from netslim.graph.tracing.atoms import (
-    Vector,
-)
+from netslim.graph.groups import ChannelGroup
+from netslim.graph.traced import TracedGraph
+from netslim.graph.words import explain, table
 
 
-@dataclass(frozen=True, eq=False)
-class ChannelGraph:
+class ChannelGraph(TracedGraph):
     """What must be cut together in a model, learnt by running it once; the model itself is not
     held.
 
@@ -41,21 +28,6 @@ class ChannelGraph:
         lifetimes: the memory that the inputs and these take, and from when to when.
     """
 
-    groups: tuple[ChannelGroup, ...]
-    fingerprint: str
-    unsupported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    costs: tuple[Cost, ...] = ()
-    parameters: Mapping[str, Cost] = field(default_factory=dict)
-    size_rules: tuple[SizeRule, ...] = ()
-    axis_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    inventory: Inventory = field(default_factory=Inventory)
-    outputs: tuple[Output, ...] = ()
-    lifetimes: tuple[Lifetime, ...] = ()
-
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {g.name: i for i, g in enumerate(self.groups)}
-
     def __getitem__(self, name: str) -> ChannelGroup:
         """The group of this name; or the one that the module or tensor of this name produces,
         scales or reads.
@@ -66,9 +38,7 @@ class ChannelGraph:
             PlanError: there is no such name (the nearest are given), or it takes part in several
                 groups.
         """
-        from netslim.graph.words.explain import find
-
-        return find(self, name)
+        return explain.find(self, name)
 
     def explain(self, name: str) -> str:
         """Tell in sentences what a module, tensor or group is coupled to, and why it can or cannot
@@ -77,90 +47,7 @@ class ChannelGraph:
         Raises:
             PlanError: there is no such name; the nearest are given.
         """
-        from netslim.graph.words.explain import explain
-
-        return explain(self, name)
-
-    def __iter__(self) -> Iterator[ChannelGroup]:
-        return iter(self.groups)
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    @property
-    def prunable(self) -> tuple[ChannelGroup, ...]:
-        """The groups that can be cut exactly."""
-        return tuple(g for g in self.groups if g.prunable)
-
-    @property
-    def frozen(self) -> dict[str, str]:
-        """Name -> reason, for the groups that cannot be cut, or not exactly."""
-        return {g.name: str(g.reason) for g in self.groups if not g.prunable}
-
-    def prunable_share(self, allow_inexact: bool = False) -> float:
-        """Share of the parameters that lie in channels which can be cut, 0 to 1."""
-        groups = {
-            i: g for i, g in enumerate(self.groups) if not g.frozen and (g.exact or allow_inexact)
-        }
-        none = {i: np.zeros(g.size, dtype=bool) for i, g in groups.items()}
-        return 1 - self.params(none) / self.params() if self.params() else 0.0
-
-    def number(self, name: str) -> int:
-        """Position of the group in ``groups``."""
-        return self._index[name]
-
-    def check(self, model: nn.Module) -> None:
-        """Refuse a model that is not, or no longer, the traced one.
-
-        Raises:
-            StaleGraphError: names both fingerprints.
-        """
-        found = fingerprint(model)
-        if found != self.fingerprint:
-            raise StaleGraphError(
-                f"the graph was traced from the architecture {self.fingerprint}, the model is "
-                f"now {found}: trace it again (netslim.trace)"
-            )
-
-    def macs(self, masks: Mapping[int, Vector] | None = None) -> int:
-        """Multiply-accumulates of the traced call when group ``g`` keeps the units of ``masks[g]``."""
-        return sum(c.macs(masks or {}) for c in self.costs)
-
-    def params(self, masks: Mapping[int, Vector] | None = None) -> int:
-        """Number of parameters under the masks."""
-        return sum(c.macs(masks or {}) for c in self.parameters.values())
-
-    @cached_property
-    def memory(self) -> Memory:
-        """Which tensors are in memory at once."""
-        return memory(self.lifetimes)
-
-    @cached_property
-    def _layers(self) -> tuple[Output, ...]:
-        return tuple(o for o in self.outputs if o.layer)
-
-    def activations(self, masks: Mapping[int, Vector] | None = None) -> int:
-        """Elements that layers put out in the traced call, under the masks.
-
-        Layers are convolutions, linear layers, matrix products, attention and recurrent layers;
-        norms, activation functions, pooling and sums are none, nor is what does not depend on the
-        inputs. Source: Radosavovic et al. 2020, "Designing Network Design Spaces", section 3.1, who
-        count convolutions; fvcore and timm count as here.
-        """
-        return sum(o.elements(masks or {}) for o in self._layers)
-
-    def activation_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
-        """Bytes of the `activations` in the data types of the traced call, under the masks."""
-        return sum(o.bytes(masks or {}) for o in self._layers)
-
-    def peak_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
-        """Most bytes of tensors alive at once in the traced call, under the masks.
-
-        Counted are the inputs and whatever operators put out, until the eager evaluation call,
-        without gradients, lets go of it; not parameters and buffers, nor what an operator needs
-        only while it runs.
-        """
-        return self.memory.peak(masks or {})
+        return explain.explain(self, name)
 
     def __repr__(self) -> str:
         return (
@@ -169,15 +56,11 @@ class ChannelGraph:
         )
 
     def __str__(self) -> str:
-        from netslim.graph.words.table import text
-
-        return text(self)
+        return table.text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Groups, axes, shares, reasons, size rules and unknown operators as plain data."""
-        from netslim.graph.words.table import as_dict
-
-        return as_dict(self)
+        return table.as_dict(self)
 
 
 __all__ = ["ChannelGraph"]

@@ -71,3 +71,15 @@ def product(factors: tuple[Count, ...], masks: Mapping[int, Vector]) -> int:
     for factor in factors:
         result *= factor.kept(masks)
     return result
+
+
+def without(factors: tuple[Count, ...]) -> dict[int, int]:
+    """Group number -> how much of a product goes with all units of the group."""
+    sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in factors]
+    gone = {}
+    for group in {g for _, held in sizes for g in held}:
+        whole = left = 1
+        for size, held in sizes:
+            whole, left = whole * size, left * (size - held.get(group, 0))
+        gone[group] = whole - left
+    return gone

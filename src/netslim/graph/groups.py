@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from netslim.graph.counts import Count
+from netslim.graph.modules.walk import layer_of
 from netslim.graph.tracing.atoms import (
     Vector,
 )
+from netslim.graph.tracing.recorder import FAILED
+from netslim.graph.words.phrases import TEACH, amount, listed
+
+_REASONS = 6
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,7 @@ class ChannelGroup:
         return f"<ChannelGroup {self.name!r}: {self.size} channels, {self.verdict}>"
 
     def __str__(self) -> str:
-        from netslim.graph.words.explain import sentences
-
-        return sentences(self)
+        return "\n  ".join(described(self))
 
     @property
     def verdict(self) -> str:
@@ -86,6 +89,71 @@ class SizeRule:
     attribute: str
     old: int
     count: Count
+
+
+def described(group: ChannelGroup) -> list[str]:
+    """What is to be said about a group alone, a sentence each."""
+    title = f"Group {group.name}: {amount(group.size, 'channel')}."
+    return [title, *_fate(group), *_layers(group), *_rows(group)]
+
+
+def _fate(group: ChannelGroup) -> list[str]:
+    """Why it can or cannot go."""
+    if group.prunable:
+        return ["They can be cut exactly: removing some equals silencing them."]
+    reasons = group.reasons or (str(group.reason),)
+    if group.frozen:
+        said = "They stay"
+    else:
+        said = (
+            "They can be cut only with allow_inexact=True, because that changes the values "
+            "of those that remain"
+        )
+    lines = (
+        [f"{said}: {reasons[0]}."]
+        if len(reasons) == 1
+        else [f"{said}:", *(f"  - {r}" for r in reasons[:_REASONS])]
+    )
+    lines += [f"  - and {len(reasons) - _REASONS} more"] if len(reasons) > _REASONS else []
+    untaught = any("no rule for" in reason or reason.startswith(FAILED) for reason in reasons)
+    return [*lines, f"{TEACH}."] if untaught else lines
+
+
+def _layers(group: ChannelGroup) -> list[str]:
+    """Which layers make, scale, carry and read the channels."""
+    told: set[str] = set()
+    lines = []
+    for role, verb in (
+        ("producer", "Made"),
+        ("scale", "Scaled"),
+        ("channel", "Carried"),
+        ("consumer", "Read"),
+    ):
+        layers = dict.fromkeys(layer_of(s.tensor) or s.tensor for s in group.tensors(role))
+        new = [layer for layer in layers if role in ("producer", "consumer") or layer not in told]
+        told.update(layers)
+        if new:
+            together = (
+                ", which therefore lose the same ones"
+                if role == "producer" and len(new) > 1
+                else ""
+            )
+            lines.append(f"{verb} by {listed(new, 8)}{together}.")
+    return lines if group.tensors("consumer") else [*lines, "No weights read them."]
+
+
+def _rows(group: ChannelGroup) -> list[str]:
+    """How many entries go with each channel, where it is more than one."""
+    many: dict[int, list[str]] = {}
+    for s in group.slices:
+        if per_unit(s, group) > 1:
+            many.setdefault(per_unit(s, group), []).append(f"{s.tensor} (axis {s.axis})")
+    return [f"With each channel go {n} entries of {listed(where, 6)}." for n, where in many.items()]
+
+
+def per_unit(part: Slice, group: ChannelGroup) -> int:
+    """Entries of the slice that go with each channel of the group."""
+    return len(part.positions) // group.size
 
 
 __all__ = ["ChannelGroup", "SizeRule", "Slice"]

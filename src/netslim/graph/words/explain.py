@@ -8,12 +8,10 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from netslim.errors import PlanError
-from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.groups import ChannelGroup, Slice, described, per_unit
 from netslim.graph.inventory import Rest
-from netslim.graph.modules.walk import layer_of
-from netslim.graph.tracing.recorder import FAILED
-from netslim.graph.words.phrases import TEACH, amount, entries, listed, shape, shares
+from netslim.graph.traced import TracedGraph
+from netslim.graph.words.phrases import amount, entries, listed, shape
 
 Fate = tuple[str, str, str]  # verb for one axis, verb for several, the rest of the sentence
 
@@ -26,10 +24,9 @@ _VERBS = {
 }
 _DETAILED = 3
 _LINES = 20
-_REASONS = 6
 
 
-def find(graph: ChannelGraph, name: str) -> ChannelGroup:
+def find(graph: TracedGraph, name: str) -> ChannelGroup:
     """The group of this name; or the one that the module or tensor of this name produces, scales or
     reads.
 
@@ -65,7 +62,7 @@ def find(graph: ChannelGraph, name: str) -> ChannelGroup:
     raise unknown(graph, name)
 
 
-def _held_inside(graph: ChannelGraph, name: str) -> list[str]:
+def _held_inside(graph: TracedGraph, name: str) -> list[str]:
     """The tensors that the modules within a module hold."""
     if name not in graph.inventory.modules:
         return []
@@ -73,7 +70,7 @@ def _held_inside(graph: ChannelGraph, name: str) -> list[str]:
     return [t for t in graph.inventory.shapes if t.startswith(inside) and t not in own]
 
 
-def _made_inside(graph: ChannelGraph, name: str) -> list[ChannelGroup]:
+def _made_inside(graph: TracedGraph, name: str) -> list[ChannelGroup]:
     """The groups that the modules within a module produce."""
     if name not in graph.inventory.modules:
         return []
@@ -83,7 +80,7 @@ def _made_inside(graph: ChannelGraph, name: str) -> list[ChannelGroup]:
     ]
 
 
-def explain(graph: ChannelGraph, name: str) -> str:
+def explain(graph: TracedGraph, name: str) -> str:
     """Tell what a tensor, a module or a group is coupled to, and why it can or cannot be cut.
 
     Raises:
@@ -102,7 +99,7 @@ def explain(graph: ChannelGraph, name: str) -> str:
     raise unknown(graph, name)
 
 
-def tensors_of(graph: ChannelGraph, name: str) -> dict[str, str]:
+def tensors_of(graph: TracedGraph, name: str) -> dict[str, str]:
     """Short name -> tensor: of a module, all it holds itself; of a tensor, itself; of anything
     else, nothing.
     """
@@ -111,12 +108,12 @@ def tensors_of(graph: ChannelGraph, name: str) -> dict[str, str]:
     return {name: tensor} if tensor in inventory.shapes else inventory.owned(name)
 
 
-def unknown(graph: ChannelGraph, name: str) -> PlanError:
+def unknown(graph: TracedGraph, name: str) -> PlanError:
     """The error for a name that means nothing here, with the nearest that do."""
     return PlanError(f"no group, module or tensor is named {name!r}; {nearest(graph, name)}")
 
 
-def nearest(graph: ChannelGraph, name: str) -> str:
+def nearest(graph: TracedGraph, name: str) -> str:
     """A hint for a name that means nothing here: the nearest that do."""
     inventory = graph.inventory
     known = dict.fromkeys(
@@ -135,91 +132,25 @@ def nearest(graph: ChannelGraph, name: str) -> str:
 # --- one group ------------------------------------------------------------------------------------
 
 
-def sentences(group: ChannelGroup, graph: ChannelGraph | None = None) -> str:
-    """A paragraph on one group; with its graph, its share of the network too."""
-    lines = [
-        f"Group {group.name}: {amount(group.size, 'channel')}.",
-        *_fate(group),
-        *_layers(group),
-        *_rows(group),
-    ]
-    if graph is not None:
-        number = graph.number(group.name)
-        params, macs, activations = shares(graph)[group.name]
-        held = f"{params:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
-        lines.append(f"They hold {held} and {activations:.1%} of the activations.")
-        for rule in graph.size_rules:
-            if any(g == number for g, _ in rule.count.shares):
-                lines.append(
-                    f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their "
-                    "number."
-                )
-    return "\n  ".join(lines)
-
-
-def _fate(group: ChannelGroup) -> list[str]:
-    """Why it can or cannot go."""
-    if group.prunable:
-        return ["They can be cut exactly: removing some equals silencing them."]
-    reasons = group.reasons or (str(group.reason),)
-    if group.frozen:
-        said = "They stay"
-    else:
-        said = (
-            "They can be cut only with allow_inexact=True, because that changes the values "
-            "of those that remain"
-        )
-    lines = (
-        [f"{said}: {reasons[0]}."]
-        if len(reasons) == 1
-        else [f"{said}:", *(f"  - {r}" for r in reasons[:_REASONS])]
-    )
-    lines += [f"  - and {len(reasons) - _REASONS} more"] if len(reasons) > _REASONS else []
-    untaught = any("no rule for" in reason or reason.startswith(FAILED) for reason in reasons)
-    return [*lines, f"{TEACH}."] if untaught else lines
-
-
-def _layers(group: ChannelGroup) -> list[str]:
-    """Which layers make, scale, carry and read the channels."""
-    told: set[str] = set()
-    lines = []
-    for role, verb in (
-        ("producer", "Made"),
-        ("scale", "Scaled"),
-        ("channel", "Carried"),
-        ("consumer", "Read"),
-    ):
-        layers = dict.fromkeys(layer_of(s.tensor) or s.tensor for s in group.tensors(role))
-        new = [layer for layer in layers if role in ("producer", "consumer") or layer not in told]
-        told.update(layers)
-        if new:
-            together = (
-                ", which therefore lose the same ones"
-                if role == "producer" and len(new) > 1
-                else ""
+def sentences(group: ChannelGroup, graph: TracedGraph) -> str:
+    """A paragraph on one group, with its share of the network."""
+    lines = described(group)
+    number = graph.number(group.name)
+    params, macs, activations = graph.shares()[group.name]
+    held = f"{params:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
+    lines.append(f"They hold {held} and {activations:.1%} of the activations.")
+    for rule in graph.size_rules:
+        if any(g == number for g, _ in rule.count.shares):
+            lines.append(
+                f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their number."
             )
-            lines.append(f"{verb} by {listed(new, 8)}{together}.")
-    return lines if group.tensors("consumer") else [*lines, "No weights read them."]
-
-
-def _rows(group: ChannelGroup) -> list[str]:
-    """How many entries go with each channel, where it is more than one."""
-    many: dict[int, list[str]] = {}
-    for s in group.slices:
-        if per_unit(s, group) > 1:
-            many.setdefault(per_unit(s, group), []).append(f"{s.tensor} (axis {s.axis})")
-    return [f"With each channel go {n} entries of {listed(where, 6)}." for n, where in many.items()]
-
-
-def per_unit(part: Slice, group: ChannelGroup) -> int:
-    """Entries of the slice that go with each channel of the group."""
-    return len(part.positions) // group.size
+    return "\n  ".join(lines)
 
 
 # --- a tensor, or a layer with its tensors --------------------------------------------------------
 
 
-def _layer(graph: ChannelGraph, name: str, tensors: Mapping[str, str]) -> str:
+def _layer(graph: TracedGraph, name: str, tensors: Mapping[str, str]) -> str:
     inventory = graph.inventory
     kind = f" ({inventory.modules[name]})" if name in inventory.modules else ""
     sizes = [
@@ -246,7 +177,7 @@ def _layer(graph: ChannelGraph, name: str, tensors: Mapping[str, str]) -> str:
 
 
 def _axes(
-    graph: ChannelGraph, tensors: Mapping[str, str], many: bool
+    graph: TracedGraph, tensors: Mapping[str, str], many: bool
 ) -> tuple[list[str], list[ChannelGroup]]:
     """A sentence for each different fate of an axis, and the groups they name."""
     held: dict[tuple[str, int], list[tuple[ChannelGroup, Slice]]] = {}
@@ -290,7 +221,7 @@ def _named(short: str, axes: list[int]) -> str:
 
 
 def _fates(
-    graph: ChannelGraph,
+    graph: TracedGraph,
     tensor: str,
     axis: int,
     size: int,
@@ -341,7 +272,7 @@ def _overview(groups: Sequence[ChannelGroup]) -> list[str]:
     )
 
 
-def _container(graph: ChannelGraph, name: str) -> str:
+def _container(graph: TracedGraph, name: str) -> str:
     """A module that holds other modules, or nothing at all."""
     inside = f"{name}." if name else ""
     title = f"{name or 'The model'} ({graph.inventory.modules[name]})"
@@ -359,4 +290,4 @@ def _container(graph: ChannelGraph, name: str) -> str:
     )
 
 
-__all__ = ["explain", "find", "nearest", "per_unit", "sentences", "tensors_of", "unknown"]
+__all__ = ["explain", "find", "nearest", "sentences", "tensors_of", "unknown"]

@@ -7,17 +7,17 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from netslim.errors import PlanError
-from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.traced import TracedGraph
 from netslim.graph.words.explain import find, nearest, tensors_of
 
 
-def is_pattern(graph: ChannelGraph, name: str) -> bool:
+def is_pattern(graph: TracedGraph, name: str) -> bool:
     """Whether a name holds ``*``, ``?`` or ``[`` and is no group's own name."""
     return any(sign in name for sign in "*?[") and all(name != g.name for g in graph.groups)
 
 
-def meant(graph: ChannelGraph, name: str, problem: str) -> list[ChannelGroup]:
+def meant(graph: TracedGraph, name: str, problem: str) -> list[ChannelGroup]:
     """The groups whose names match a pattern; or the one group that a plain name stands for, as in
     ``graph[name]``.
 
@@ -43,7 +43,7 @@ def meant(graph: ChannelGraph, name: str, problem: str) -> list[ChannelGroup]:
 
 
 def assigned(
-    graph: ChannelGraph, mapping: Mapping[str, Any], problem: str
+    graph: TracedGraph, mapping: Mapping[str, Any], problem: str
 ) -> dict[str, tuple[str, Any]]:
     """Group name -> (the entry that decides, its value), in the order of the graph.
 
@@ -67,7 +67,7 @@ def assigned(
 
 
 def granted(
-    graph: ChannelGraph, mapping: Mapping[str, Any], staying: Mapping[str, str], problem: str
+    graph: TracedGraph, mapping: Mapping[str, Any], staying: Mapping[str, str], problem: str
 ) -> dict[str, Any]:
     """Group name -> its value, for the groups of a mapping that may be acted on, in the order of
     the graph.

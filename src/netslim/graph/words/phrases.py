@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.counts import Count
 from netslim.graph.tracing.atoms import Vector
 
 TEACH = "netslim.register_rule teaches netslim an operator"
@@ -36,32 +34,3 @@ def entries(positions: Vector) -> str:
     runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
     spans = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
     return f"{'entry' if len(positions) == 1 else 'entries'} {listed(spans, 6)}"
-
-
-def shares(graph: ChannelGraph) -> dict[str, tuple[float, float, float]]:
-    """Group name -> shares of the parameters, MACs and activations that would go with all of its
-    units.
-    """
-    gone = np.zeros((len(graph.groups), 3))
-    layers = [output for output in graph.outputs if output.layer]
-    products = [
-        [p.factors for p in part] for part in (graph.parameters.values(), graph.costs, layers)
-    ]
-    for column, part in enumerate(products):
-        for factors in part:
-            for group, left in _without(factors).items():
-                gone[group, column] += left
-    gone /= np.maximum([graph.params(), graph.macs(), graph.activations()], 1)
-    return {g.name: (p, m, a) for g, (p, m, a) in zip(graph.groups, gone.tolist(), strict=True)}
-
-
-def _without(factors: tuple[Count, ...]) -> dict[int, int]:
-    """Group number -> how much of a product goes with all units of the group."""
-    sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in factors]
-    gone = {}
-    for group in {g for _, held in sizes for g in held}:
-        whole = left = 1
-        for size, held in sizes:
-            whole, left = whole * size, left * (size - held.get(group, 0))
-        gone[group] = whole - left
-    return gone

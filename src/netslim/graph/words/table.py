@@ -5,21 +5,20 @@ from __future__ import annotations
 from math import floor
 from typing import Any
 
-from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.groups import ChannelGroup, Slice, per_unit
 from netslim.graph.modules.walk import layer_of
-from netslim.graph.words.explain import per_unit
-from netslim.graph.words.phrases import TEACH, listed, shares
+from netslim.graph.traced import TracedGraph
+from netslim.graph.words.phrases import TEACH, listed
 
 _HEAD = ("group", "channels", "params", "MACs", "activations", "together with")
 _INEXACT = "inexact, cut only with allow_inexact=True"
 
 
-def text(graph: ChannelGraph) -> str:
+def text(graph: TracedGraph) -> str:
     """A table of the groups in order of execution, those that cannot be cut last, under the reason
     why.
     """
-    share = shares(graph)
+    share = graph.shares()
     sections: dict[str, list[tuple[str, ...]]] = {}
     for group in sorted(graph.groups, key=lambda g: ("exact", "inexact", "stays").index(g.verdict)):
         row = (
@@ -65,7 +64,7 @@ def _companions(group: ChannelGroup) -> str:
     return ", ".join([*said, *([listed(others, 3)] if others else [])])
 
 
-def _summary(graph: ChannelGraph) -> list[str]:
+def _summary(graph: TracedGraph) -> list[str]:
     free = graph.prunable
     exact, relaxed = graph.prunable_share(), graph.prunable_share(allow_inexact=True)
     held = f"which hold {_floor(exact)} of the parameters"
@@ -93,9 +92,9 @@ def _floor(share: float) -> str:
     return f"{floor(share * 1000) / 10}%"
 
 
-def as_dict(graph: ChannelGraph) -> dict[str, Any]:
+def as_dict(graph: TracedGraph) -> dict[str, Any]:
     """The same as plain data, for JSON, and every axis of every tensor."""
-    share = shares(graph)
+    share = graph.shares()
     return {
         "fingerprint": graph.fingerprint,
         "params": graph.params(),
@@ -142,7 +141,7 @@ def _slice(part: Slice) -> dict[str, Any]:
     return {"tensor": part.tensor, "axis": part.axis, "role": part.role}
 
 
-def _axes(graph: ChannelGraph) -> list[dict[str, Any]]:
+def _axes(graph: TracedGraph) -> list[dict[str, Any]]:
     """For every axis longer than 1, kernels aside: the entries that each group holds, and why the
     rest stay.
     """

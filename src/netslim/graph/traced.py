@@ -1,0 +1,148 @@
+"""`TracedGraph`: the groups of a traced model and what they cost, in numbers; words are another room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from netslim.errors import StaleGraphError
+from netslim.graph.counts import Cost, without
+from netslim.graph.groups import ChannelGroup, SizeRule
+from netslim.graph.inventory import Inventory
+from netslim.graph.memory import Lifetime, Memory, Output, memory
+from netslim.graph.modules.walk import fingerprint
+from netslim.graph.tracing.atoms import (
+    Vector,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TracedGraph:
+    """What must be cut together in a model, learnt by running it once; the model itself is not
+    held.
+
+    Attributes:
+        groups: all groups that a layer of the model produces, in order of execution, frozen ones
+            included.
+        fingerprint: of the architecture it was traced from.
+        unsupported: operators without a rule -> paths of the modules that called them.
+        costs: multiply-accumulates of the traced call, as products of group sizes.
+        parameters: for each parameter, the product of its axes' counts.
+        size_rules: module attributes that follow a cut.
+        axis_sizes: (tensor, axis) -> entries.
+        inventory: names and shapes of everything in the model, and why entries in no group stay.
+        outputs: what the operators of the traced call put out, in order of execution.
+        lifetimes: the memory that the inputs and these take, and from when to when.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    fingerprint: str
+    unsupported: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    costs: tuple[Cost, ...] = ()
+    parameters: Mapping[str, Cost] = field(default_factory=dict)
+    size_rules: tuple[SizeRule, ...] = ()
+    axis_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    inventory: Inventory = field(default_factory=Inventory)
+    outputs: tuple[Output, ...] = ()
+    lifetimes: tuple[Lifetime, ...] = ()
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {g.name: i for i, g in enumerate(self.groups)}
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that can be cut exactly."""
+        return tuple(g for g in self.groups if g.prunable)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Name -> reason, for the groups that cannot be cut, or not exactly."""
+        return {g.name: str(g.reason) for g in self.groups if not g.prunable}
+
+    def prunable_share(self, allow_inexact: bool = False) -> float:
+        """Share of the parameters that lie in channels which can be cut, 0 to 1."""
+        groups = {
+            i: g for i, g in enumerate(self.groups) if not g.frozen and (g.exact or allow_inexact)
+        }
+        none = {i: np.zeros(g.size, dtype=bool) for i, g in groups.items()}
+        return 1 - self.params(none) / self.params() if self.params() else 0.0
+
+    def number(self, name: str) -> int:
+        """Position of the group in ``groups``."""
+        return self._index[name]
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that is not, or no longer, the traced one.
+
+        Raises:
+            StaleGraphError: names both fingerprints.
+        """
+        found = fingerprint(model)
+        if found != self.fingerprint:
+            raise StaleGraphError(
+                f"the graph was traced from the architecture {self.fingerprint}, the model is "
+                f"now {found}: trace it again (netslim.trace)"
+            )
+
+    def macs(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Multiply-accumulates of the traced call when group ``g`` keeps the units of ``masks[g]``."""
+        return sum(c.macs(masks or {}) for c in self.costs)
+
+    def params(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Number of parameters under the masks."""
+        return sum(c.macs(masks or {}) for c in self.parameters.values())
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Which tensors are in memory at once."""
+        return memory(self.lifetimes)
+
+    @cached_property
+    def _layers(self) -> tuple[Output, ...]:
+        return tuple(o for o in self.outputs if o.layer)
+
+    def activations(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Elements that layers put out in the traced call, under the masks.
+
+        Layers are convolutions, linear layers, matrix products, attention and recurrent layers;
+        norms, activation functions, pooling and sums are none, nor is what does not depend on the
+        inputs. Source: Radosavovic et al. 2020, "Designing Network Design Spaces", section 3.1, who
+        count convolutions; fvcore and timm count as here.
+        """
+        return sum(o.elements(masks or {}) for o in self._layers)
+
+    def activation_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Bytes of the `activations` in the data types of the traced call, under the masks."""
+        return sum(o.bytes(masks or {}) for o in self._layers)
+
+    def peak_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
+        """Most bytes of tensors alive at once in the traced call, under the masks.
+
+        Counted are the inputs and whatever operators put out, until the eager evaluation call,
+        without gradients, lets go of it; not parameters and buffers, nor what an operator needs
+        only while it runs.
+        """
+        return self.memory.peak(masks or {})
+
+    def shares(self) -> dict[str, tuple[float, float, float]]:
+        """Group name -> shares of the parameters, MACs and activations that go with all its units."""
+        gone = np.zeros((len(self.groups), 3))
+        kinds = (self.parameters.values(), self.costs, self._layers)
+        for column, products in enumerate(kinds):
+            for product in products:
+                for group, left in without(product.factors).items():
+                    gone[group, column] += left
+        gone /= np.maximum([self.params(), self.macs(), self.activations()], 1)
+        rows = zip(self.groups, gone.tolist(), strict=True)
+        return {group.name: (params, macs, made) for group, (params, macs, made) in rows}
