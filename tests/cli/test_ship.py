@@ -61,7 +61,7 @@ def test_export_of_a_cut_checkpoint(checkpoint, tmp_path, capsys):
     assert said[2] == f"file: {out}"
     images = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
-        expected = netslim.load(None, checkpoint).eval()(images)
+        expected = netslim.models.build(checkpoint).eval()(images)
     torch.testing.assert_close(torch.export.load(out).module()(images), expected)
 
 

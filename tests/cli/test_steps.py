@@ -48,7 +48,7 @@ def told(capsys, *arguments: object) -> str:
 
 
 def params(path: Path) -> int:
-    return sum(p.numel() for p in netslim.load(None, path).parameters())
+    return sum(p.numel() for p in netslim.models.build(path).parameters())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -120,7 +120,7 @@ def test_evaluate_looks_and_writes_nothing(trained, tmp_path, monkeypatch, capsy
     assert contents(tmp_path) == before
     data = load_data("digits")
     with torch.inference_mode():
-        logits = netslim.load(None, "vgg.safetensors").eval()(pixels_of(data))
+        logits = netslim.models.build("vgg.safetensors").eval()(pixels_of(data))
     top5 = (logits.topk(5).indices == data.test.labels[:, None]).any(1)
     assert found["images"] == 359
     assert found["top1"] == pytest.approx(
@@ -136,7 +136,7 @@ def test_evaluate_looks_and_writes_nothing(trained, tmp_path, monkeypatch, capsy
 def test_ten_crops_as_large_as_the_image_are_the_image_and_its_mirror(trained, capsys):
     go("evaluate", trained["vgg"], *DATA, "--ten-crop", 8, "--json")
     found = json.loads(capsys.readouterr().out)
-    data, network = load_data("digits"), netslim.load(None, trained["vgg"]).eval()
+    data, network = load_data("digits"), netslim.models.build(trained["vgg"]).eval()
     with torch.inference_mode():
         logits = (network(pixels_of(data)) + network(pixels_of(data).flip(3))) / 2
     assert found["loss"] == pytest.approx(
@@ -168,7 +168,7 @@ def test_named_layers_in_any_order(trained, tmp_path):
         "features.4": 8,
     }
     assert (tmp_path / "a.plan.json").read_text() == (tmp_path / "b.plan.json").read_text()
-    network = netslim.load(None, trained["vgg"]).eval()
+    network = netslim.models.build(trained["vgg"]).eval()
     graph = netslim.trace(network, torch.randn(2, 1, 8, 8))
     assert plan == netslim.greedy(graph, network, dict(amounts))
 
@@ -178,7 +178,7 @@ def test_soft_training_then_what_is_zero(trained, tmp_path):
     method = ["--sparsity.method", "soft_filter", "--sparsity.rate", 0.25]
     go("train", trained["vgg"], *QUICK_TRAIN, *method, "--out", soft)
     go("prune", soft, *INPUT, "--by", "zeros", "--out", small)
-    network = netslim.load(None, small)
+    network = netslim.models.build(small)
     assert [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] == [12, 24]
 
 
@@ -194,7 +194,7 @@ def test_centripetal_training_then_merging(trained, tmp_path, capsys):
     ]
     go("train", trained["vgg"], *QUICK_TRAIN, *method, "--out", drawn)
     go("prune", drawn, *INPUT, "--by", "clusters", "--out", merged)
-    network = netslim.load(None, merged)
+    network = netslim.models.build(merged)
     assert [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] == [8, 16]
     on = tmp_path / "on.safetensors"
     go("finetune", drawn, *QUICK_TRAIN, "--out", on)
@@ -212,16 +212,16 @@ def test_a_mask_is_held_while_training_and_cut_later(trained, tmp_path, capsys):
     assert params(masked) == params(trained["vgg"])
     go("finetune", masked, *QUICK_TRAIN, "--lr", 0.1, "--out", tuned)
     plan = netslim.PruningPlan.from_json((tmp_path / "masked.plan.json").read_text())
-    network = netslim.load(None, tuned)
+    network = netslim.models.build(tuned)
     assert not network.get_parameter("features.1.weight")[
         list(plan.groups["features.0"].removed)
     ].any()
     assert not torch.equal(
-        network.features[0].weight, netslim.load(None, masked).features[0].weight
+        network.features[0].weight, netslim.models.build(masked).features[0].weight
     )
     go("prune", tuned, *INPUT, "--by", "mask", "--out", small)
     images = torch.randn(4, 1, 8, 8)
-    torch.testing.assert_close(netslim.load(None, small).eval()(images), network.eval()(images))
+    torch.testing.assert_close(netslim.models.build(small).eval()(images), network.eval()(images))
     assert params(small) < params(tuned)
     assert "--by mask" in told(
         capsys, "prune", tuned, *INPUT, "--cut-channels", 0.5, "--out", tmp_path / "x.safetensors"

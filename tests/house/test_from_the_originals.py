@@ -147,7 +147,7 @@ class Bench:
             assert self.contents() == before, command
             return
         assert out is not None
-        assert isinstance(netslim.load(None, out), nn.Module)
+        assert isinstance(netslim.models.build(out), nn.Module)
         if arguments[0] == "prune":
             netslim.PruningPlan.from_json(out.with_suffix(".plan.json").read_text())
         else:

@@ -437,7 +437,7 @@ def test_a_changed_checkpoint_is_another_search(trained, searched, tmp_path, cap
     other = tmp_path / "out"
     shutil.copytree(searched, other)
     model = tmp_path / "vgg.safetensors"
-    network = netslim.load(None, trained)
+    network = netslim.models.build(trained)
     netslim.save(
         network, model, constructor=netslim.models.checkpoint.read(trained)[0]["constructor"]
     )

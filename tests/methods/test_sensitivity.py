@@ -589,7 +589,7 @@ def pixels(data: Any, split: str) -> Tensor:
 
 def test_the_command_measures_validation_accuracy(shop):
     found = Sensitivity.load(shop / "out" / "sensitivity.json")
-    network, data = netslim.load(None, shop / "vgg.safetensors").eval(), load_data("digits")
+    network, data = netslim.models.build(shop / "vgg.safetensors").eval(), load_data("digits")
     images, labels = pixels(data, "validation"), data.validation.labels
     graph = netslim.trace(network, images[:1])
     scores = netslim.score(graph, network, "l2")
@@ -742,7 +742,7 @@ def workshop(shop) -> Path:
     folder.mkdir()
     for name in ("vgg.safetensors", "slow.py"):
         (folder / name).write_bytes((shop / name).read_bytes())
-    network = netslim.load(None, folder / "vgg.safetensors")
+    network = netslim.models.build(folder / "vgg.safetensors")
     kwargs = {"layers": [16, "M", 32], "in_channels": 1}
     netslim.save(
         network,

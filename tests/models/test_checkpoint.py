@@ -68,9 +68,9 @@ def test_trained_on_pruned_again_and_reloaded_in_another_process(tmp_path):
         tmp_path / "io.safetensors",
     )
     code = (
-        "import sys, torch, netslim\n"
+        "import sys, torch, netslim, netslim.models\n"
         "from netslim.models.checkpoint import read\n"
-        "m = netslim.load(None, sys.argv[1]).eval()\n"
+        "m = netslim.models.build(sys.argv[1]).eval()\n"
         "io = read(sys.argv[2])[1]\n"
         "assert torch.equal(m(io['0']), io['1'])\n"
     )
@@ -125,7 +125,7 @@ def test_another_model_another_file_no_file(tmp_path):
     with pytest.raises(CheckpointError, match="another architecture"):
         load(DenseBlock(), save(Chain(), tmp_path / "y.safetensors"))
     with pytest.raises(CheckpointError, match="does not say how its network is built"):
-        load(None, path)
+        models.build(path)
     with pytest.raises(CheckpointError, match=r"cannot read .*none\.safetensors: No such file"):
         load(Chain(), tmp_path / "none.safetensors")
     from safetensors.torch import save_file

@@ -198,7 +198,7 @@ def test_the_histograms_are_of_all_scales(finished):
 
 
 def test_the_networks_load_without_the_recipe(finished):
-    small_network = netslim.load(None, finished / "03-finetune" / "model.safetensors").eval()
+    small_network = netslim.models.build(finished / "03-finetune" / "model.safetensors").eval()
     widths = [m.out_channels for m in small_network.modules() if isinstance(m, nn.Conv2d)]
     after = [
         layer["after"] for layer in json.loads((finished / "results.json").read_text())["widths"]
@@ -210,7 +210,7 @@ def test_the_networks_load_without_the_recipe(finished):
 def test_the_test_accuracy_is_right(finished):
     data = netslim.data.load("digits", validation=0.1, seed=0)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
-    network = netslim.load(None, finished / "03-finetune" / "model.safetensors").eval()
+    network = netslim.models.build(finished / "03-finetune" / "model.safetensors").eval()
     with torch.no_grad():
         right = (
             (network((data.test.images / 255 - mean) / std).argmax(1) == data.test.labels)
@@ -252,7 +252,7 @@ def test_a_baseline_sees_what_its_model_sees(tmp_path):
         tmp_path / "a",
     )
     sparse, baseline, tuned = (
-        netslim.load(None, tmp_path / "a" / name / "model.safetensors").state_dict()
+        netslim.models.build(tmp_path / "a" / name / "model.safetensors").state_dict()
         for name in ("01-sparse", "02-baseline", "03-finetune")
     )
     assert all(torch.equal(sparse[key], baseline[key]) for key in sparse)
@@ -285,7 +285,7 @@ def test_the_best_epoch_is_kept(tmp_path):
     first, second = curve["curves"]["val_accuracy"]
     assert first > second
     assert curve["best"] == {"epoch": 1, "val_accuracy": first}
-    kept = netslim.load(None, tmp_path / "a" / "01-train" / "model.safetensors")
+    kept = netslim.models.build(tmp_path / "a" / "01-train" / "model.safetensors")
     assert kept.state_dict()["features.1.num_batches_tracked"] == 21
 
 
@@ -300,7 +300,7 @@ def test_multi_pass_cuts_twice(tmp_path):
     assert [proof["cut"] for proof in results["verification"]] == [12, 9]
     assert sum(layer["before"] for layer in results["widths"]) == 48
     assert sum(layer["after"] for layer in results["widths"]) == 27
-    again = netslim.load(None, tmp_path / "a" / "04-finetune-2" / "model.safetensors")
+    again = netslim.models.build(tmp_path / "a" / "04-finetune-2" / "model.safetensors")
     assert (
         sum(
             m.num_features
@@ -330,7 +330,7 @@ def test_bf16_and_channels_last_run(tmp_path):
     assert results["environment"]["threads"] == 2
     assert torch.get_num_threads() == 1
     assert (
-        netslim.load(None, tmp_path / "a" / "01-train" / "model.safetensors")
+        netslim.models.build(tmp_path / "a" / "01-train" / "model.safetensors")
         .state_dict()["features.0.weight"]
         .is_contiguous()
     )

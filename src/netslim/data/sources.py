@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from netslim.data import builtin, folders
-from netslim.data import parquet as tables
+import netslim.data.builtin as builtin
+import netslim.data.folders as folders
+import netslim.data.parquet as parquet
 from netslim.data.raw import Raw, check_size, nearest
 from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
 from netslim.errors import DataError
@@ -78,9 +79,9 @@ def _read(name: str, root: Path, image_size: int | None, download: bool, limit: 
     if kind == "hf" and rest:
         local = _find(rest, root)
         return (
-            tables.read_folder(local, name, image_size, limit)
+            parquet.read_folder(local, name, image_size, limit)
             if local
-            else tables.read_hub(rest, image_size, limit)
+            else parquet.read_hub(rest, image_size, limit)
         )
     raise DataError(
         f"unknown data set '{name}'.{nearest(name, _FORMS)} Data sets are named "

@@ -32,8 +32,15 @@ from netslim.graph.coupling import pacesetter, picked
 from netslim.graph.groups import ChannelGroup, Slice
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare
-from netslim.methods import clusters as clustering
-from netslim.methods.clusters import Labels, Target
+from netslim.methods.clusters import (
+    Labels,
+    Target,
+    canonical,
+    checked,
+    clustering,
+    kernels_of,
+    widths,
+)
 from netslim.methods.hooks import Attachments, before_step, loss_scale, parameters_of
 from netslim.selection.budget.limits import Limits, Shortcuts
 from netslim.selection.merge import merge
@@ -295,7 +302,7 @@ class CentripetalSGD:
                 f"{state['fingerprint']}, this one is on {self.graph.fingerprint}: load it "
                 "into one of the same width"
             )
-        found = clustering.checked(self.graph, state["clusters"], self._staying)
+        found = checked(self.graph, state["clusters"], self._staying)
         self.strength = state["strength"]
         self._vector_strength = _not_negative("vector_strength", state["vector_strength"])
         self._put(found)
@@ -448,20 +455,18 @@ def _clusters(
     if isinstance(clusters, Mapping):
         if target is not None:
             raise PlanError("the clusters that were given say the widths: leave target out (None)")
-        return clustering.checked(graph, clusters, staying)
+        return checked(graph, clusters, staying)
     if target is None:
         raise PlanError(
             "target says what stays: a share of every group, or a mapping from names to widths "
             "or shares"
         )
-    function = clustering.clustering(clusters)
+    function = clustering(clusters)
     tensors = dict(named_tensors(model))
     result = {}
-    for name, width in clustering.widths(graph, target, staying).items():
+    for name, width in widths(graph, target, staying).items():
         producer = pacesetter(graph, graph[name])
-        result[name] = function(
-            clustering.kernels_of(tensors[producer], graph[name], producer), width, seed
-        )
+        result[name] = function(kernels_of(tensors[producer], graph[name], producer), width, seed)
     return result
 
 
@@ -491,7 +496,7 @@ def _ties(graph: ChannelGraph, clusters: Mapping[str, Labels]) -> Iterator[_Tie]
             entries[positions] = numbers + entries.max() + 1
     for (tensor, axis), entries in found.items():
         turns[tensor] = turns.get(tensor, -1) + 1
-        yield _Tie(tensor, axis, clustering.canonical(entries), turns[tensor])
+        yield _Tie(tensor, axis, canonical(entries), turns[tensor])
 
 
 def _on_device(labels: Labels, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,19 @@ checkpoint we wrote.
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from netslim.errors import NetslimError, RecipeError
+import netslim.models.zoo as zoo
+from netslim.errors import CheckpointError, NetslimError, RecipeError
 from netslim.imports import current_directory_importable, from_module
+from netslim.models.add_bn import add_bn as insert_bn
+from netslim.models.checkpoint import load, read
+from netslim.models.selection import add_selection as insert_selection
 
 __all__ = ["build", "constructor", "names"]
 
@@ -25,7 +29,11 @@ _FORMS = (
 
 
 def build(
-    name: str, *, add_bn: bool = False, add_selection: bool = False, **kwargs: Any
+    name: str | os.PathLike[str],
+    *,
+    add_bn: bool = False,
+    add_selection: bool = False,
+    **kwargs: Any,
 ) -> nn.Module:
     """The model that `name` stands for.
 
@@ -45,6 +53,7 @@ def build(
             to.
         PlanError: there is nothing to add, or no example could be guessed for the model.
     """
+    name = os.fspath(name)
     added = {
         key: value
         for key, value in (("add_bn", add_bn), ("add_selection", add_selection))
@@ -59,7 +68,7 @@ def build(
         factory = _SOURCES[source](rest) if source in _SOURCES else _imported(name)
         model = _call(name, factory, kwargs)
     for key in added:
-        getattr(importlib.import_module("netslim.models.add_bn"), key)(model)
+        _INSERTIONS[key](model)
     return model
 
 
@@ -95,7 +104,14 @@ def _from_checkpoint(path: str, kwargs: dict[str, Any]) -> nn.Module:
         raise RecipeError(
             f"the checkpoint {path} already says how its model is built: leave out {given}."
         )
-    return importlib.import_module("netslim.models.checkpoint").load(None, Path(path))
+    header, _ = read(path)
+    made = header["constructor"]
+    if not made:
+        raise CheckpointError(
+            f"{path} does not say how its network is built: build it yourself and call "
+            "netslim.load(fresh_model, path)"
+        )
+    return load(build(made["name"], **made.get("kwargs", {})), path)
 
 
 def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
@@ -155,13 +171,14 @@ def _unknown(name: str) -> RecipeError:
 
 
 def _zoo_names() -> list[str]:
-    return list(importlib.import_module("netslim.models.zoo").__all__)
+    return list(zoo.__all__)
 
 
 def _from_zoo(name: str) -> Callable[..., Any]:
     if name not in _zoo_names():
         raise _unknown(f"zoo:{name}")
-    return getattr(importlib.import_module("netslim.models.zoo"), name)
+    factory: Callable[..., Any] = getattr(zoo, name)
+    return factory
 
 
 def _torchvision_names() -> list[str]:
@@ -196,6 +213,10 @@ _SOURCES: dict[str, Callable[[str], Callable[..., Any]]] = {
     "zoo": _from_zoo,
     "torchvision": _from_torchvision,
     "timm": _from_timm,
+}
+_INSERTIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "add_bn": insert_bn,
+    "add_selection": insert_selection,
 }
 _LISTS: dict[str, Callable[[], list[str]]] = {
     "zoo": _zoo_names,

@@ -79,13 +79,13 @@ def save(
     return _write(Path(path), payload)
 
 
-def load(model: Model | None, path: str | os.PathLike[str]) -> Model:
+def load(model: Model, path: str | os.PathLike[str]) -> Model:
     """Rebuild the saved network: cut a copy of a fresh ``model`` as the file says, then fill in its
     weights.
 
     Args:
-        model: a fresh network of the original architecture; it is not changed. None builds it from
-            the constructor in the file.
+        model: a fresh network of the original architecture; it is not changed. Where the file says
+            how its network is built, `netslim.models.build` makes and fills it without one.
         path: of a file `save` wrote.
 
     Raises:
@@ -97,8 +97,6 @@ def load(model: Model | None, path: str | os.PathLike[str]) -> Model:
             "load takes the model first and the file second: netslim.load(model, path)"
         )
     header, tensors = read(path)
-    if model is None:
-        model = _construct(header, path)
     model = bare(model, CheckpointError)
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
@@ -204,17 +202,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _construct(header: Mapping[str, Any], path: Any) -> Any:
-    from netslim.models.building import build
-
-    constructor = header["constructor"]
-    if not constructor:
-        raise CheckpointError(
-            f"{path} does not say how its network is built; pass a fresh model to netslim.load"
-        )
-    return build(constructor["name"], **constructor.get("kwargs", {}))
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Any) -> None:
