@@ -35,7 +35,7 @@ def accuracies(study: Study) -> dict[str, float]:
     plan = netslim.select(
         graph, netslim.score(graph, sparse, "bn_scale"), netslim.Budget(cut_channels=CUT)
     )
-    folding = netslim.fold_constants(sparse, plan, list(study.bench.batches(10)))
+    folding = netslim.surgery.fold_constants(sparse, plan, list(study.bench.batches(10)))
     plain, folded = netslim.prune(sparse, plan), netslim.prune(folding.model, folding.plan)
     networks = [sparse, plain, folded, recalibrated(study, plain), recalibrated(study, folded)]
     return {
@@ -48,7 +48,7 @@ def recalibrated(study: Study, network: nn.Module) -> nn.Module:
     """A copy whose batch-norm statistics come from 20 training batches."""
     graph = netslim.trace(network, study.example)
     copy = netslim.prune(network, nothing(graph))
-    return netslim.recalibrate(copy, list(study.bench.batches(20))).eval()
+    return netslim.surgery.recalibrate(copy, list(study.bench.batches(20))).eval()
 
 
 def main() -> None:

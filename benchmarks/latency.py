@@ -25,7 +25,8 @@ from _common import RESULTS, record, show
 from torch import nn
 
 import netslim
-from netslim import Budget, Latency
+from netslim import Budget
+from netslim.measure import Latency
 
 NETWORKS = (
     "resnet50",

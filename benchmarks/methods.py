@@ -129,7 +129,7 @@ def slimming(study: Study, method: str) -> Networks:
     )
     if not method.endswith("+fold"):
         return sparse, proved(sparse, plan, study)
-    folding = netslim.fold_constants(sparse, plan, list(study.bench.batches(10)))
+    folding = netslim.surgery.fold_constants(sparse, plan, list(study.bench.batches(10)))
     return sparse, proved(folding.model, folding.plan, study)
 
 
@@ -158,7 +158,7 @@ def centripetal(study: Study, method: str) -> Networks:
     stage = with_options(study.stages["draw"], target=target)
     clusters = CentripetalSGD(graph, base, target, seed=study.seed).clusters
     drawn = study.trained("draw", "draw", netslim.prune(base, nothing(graph)), stage)
-    merging = netslim.merge(graph, clusters)
+    merging = netslim.selection.merge(graph, clusters)
     return drawn, proved(drawn, merging, study)
 
 

@@ -132,7 +132,7 @@ def test_a_folder_of_another_recipe(tmp_path, capsys):
 
 
 def test_debug_shows_the_traceback():
-    with pytest.raises(netslim.RecipeError):
+    with pytest.raises(netslim.errors.RecipeError):
         main(["run", "digit", "--debug"])
 
 

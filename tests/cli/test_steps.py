@@ -170,7 +170,7 @@ def test_named_layers_in_any_order(trained, tmp_path):
     assert (tmp_path / "a.plan.json").read_text() == (tmp_path / "b.plan.json").read_text()
     network = netslim.models.build(trained["vgg"]).eval()
     graph = netslim.trace(network, torch.randn(2, 1, 8, 8))
-    assert plan == netslim.greedy(graph, network, dict(amounts))
+    assert plan == netslim.selection.greedy(graph, network, dict(amounts))
 
 
 def test_soft_training_then_what_is_zero(trained, tmp_path):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, Residual, conv
-from netslim import PlanError, trace
+from netslim import trace
+from netslim.errors import PlanError
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

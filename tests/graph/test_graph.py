@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, OneForward, Residual, conv, prove
-from netslim import StaleGraphError, TraceError, trace
-from netslim.errors import PlanError
+from netslim import trace
+from netslim.errors import PlanError, StaleGraphError, TraceError
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

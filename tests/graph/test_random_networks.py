@@ -26,17 +26,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from netslim import (
-    ChannelGraph,
-    PruningPlan,
-    VerificationError,
-    load,
-    prune,
-    prune_,
-    save,
-    trace,
-    verify,
-)
+from netslim import ChannelGraph, PruningPlan, load, prune, prune_, save, trace, verify
+from netslim.errors import VerificationError
 from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.silencing import randomise

@@ -19,12 +19,7 @@ import netslim
 from nets import Chain, Residual, conv
 from netslim import (
     Budget,
-    CheckpointError,
     NetworkSlimming,
-    PlanError,
-    SurgeryError,
-    TraceError,
-    VerificationError,
     cost,
     load,
     prune,
@@ -36,6 +31,7 @@ from netslim import (
     trace,
     verify,
 )
+from netslim.errors import CheckpointError, PlanError, SurgeryError, TraceError, VerificationError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is deprecated:DeprecationWarning",

@@ -1,11 +1,11 @@
-"""The shape of the package: imports point one way, `import netslim` is light, the surface is what
-it says.
-"""
+"""The shape of the package: rooms in one row, imports one way, a name is one thing, a light import."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -20,121 +20,100 @@ from places import REPOSITORY
 
 PACKAGE = REPOSITORY / "src" / "netslim"
 
-# Each room, and the rooms it may import directly; what these may import, it may too. Every room may
-# import errors. `netslim` is the package itself, whose lazy exports reach everything. The report
-# reads results on disk alone.
+# Each room, and the rooms it may import beside `errors` and `_support`, which everyone may. The
+# report reads results on disk alone. `netslim` itself, which has a name for every verb, is for the
+# two rooms that carry out what people say.
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
-    "wrapping": {"plan"},
-    "plan": set(),
-    "graph": {"plan", "wrapping"},
-    "rules": {"graph"},
-    "files": set(),
-    "imports": set(),
-    "scores": {"graph", "statistics", "imports"},
-    "statistics": {"graph", "batches"},
-    "cost": {"graph"},
-    "latency": {"graph", "backends"},
-    "backends": {"graph", "export", "wrapping"},
-    "meter": {"graph"},
-    "tables": {"files", "latency", "backends", "export", "budget", "scores", "surgery"},
-    "resolve": {"plan", "graph"},
-    "selection": set(),
-    "budget": {"meter", "resolve"},
-    "mirror": {"plan", "graph"},
-    "optimizers": set(),
-    "companions": {"plan", "wrapping"},
-    "surgery": {"mirror", "optimizers", "companions"},
-    "silence": {"graph", "plan"},
-    "verify": {"silence"},
-    "greedy": {"budget", "scores"},
-    "merging": {"resolve"},
-    "batches": {"graph", "plan"},
-    "insertion": {"graph", "batches"},
-    "recalibrate": {"wrapping", "batches"},
-    "fold": {"merging", "surgery", "silence", "batches"},
-    "regression": {"fold"},
-    "reconstruct": {"regression"},
-    "slim": {"budget", "scores", "surgery", "tables", "verify", "reconstruct", "recalibrate"},
-    "search": {"files"},
-    "sensitivity": {"files", "budget", "scores", "surgery", "verify", "recalibrate"},
-    "gradual": {"slim", "sparsity"},
-    "zoo": set(),
-    "models": {"zoo", "insertion", "imports"},
-    "checkpoint": {"surgery", "models"},
-    "export": {"graph", "wrapping"},
-    "sparsity": {"graph", "budget", "scores", "merging", "surgery", "optimizers"},
+    "_support": set(),
+    "graph": set(),
+    "surgery": {"graph"},
+    "selection": {"graph", "surgery"},
+    "models": {"graph", "surgery"},
+    "measure": {"graph", "surgery", "selection", "models"},
+    "methods": {"graph", "surgery", "selection", "models", "measure"},
     "data": set(),
-    "plots": set(),
-    "report": {"plots"},
+    "report": {"methods"},
     "recipes": set(),
     "training": {
-        *(
-            "netslim",
-            "search",
-            "sensitivity",
-            "slim",
-            "gradual",
-            "cost",
-            "latency",
-            "models",
-            "checkpoint",
-            "sparsity",
-        ),
-        *("data", "report", "recipes", "selection"),
+        *("graph", "surgery", "selection", "models", "measure", "methods"),
+        *("data", "report", "recipes", "netslim"),
     },
-    "cli": {"netslim", "training"},
+    "cli": {
+        *("graph", "selection", "models", "measure", "methods", "data", "report", "training"),
+        "netslim",
+    },
 }
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+SURFACE = [
+    *("Budget", "CentripetalSGD", "ChannelGraph", "GradualPruning", "Limits", "Mask"),
+    *("NetslimError", "NetworkSlimming", "PruningPlan", "SoftFilterPruning"),
+    *("cost", "criterion", "export", "latency", "latency_table", "load", "prune", "prune_"),
+    *("register_rule", "save", "score", "search", "select", "sensitivity", "slim", "trace"),
+    "verify",
+]
 
 
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def allowed(room: str) -> set[str]:
-    found, waiting = {room, "errors"}, [room]
-    while waiting:
-        for other in ROOMS.get(waiting.pop(), set()) - found:
-            found.add(other)
-            waiting.append(other)
-    return found
+def module_of(path: Path) -> str:
+    parts = ("netslim", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and room of every import of ours in a file, lazy ones inside functions included."""
-    package = ["netslim", *path.relative_to(PACKAGE).parts[:-1]]
+    """Line and dotted name of all that a file imports: also within functions, for types alone, and
+    by `importlib`.
+    """
+    here = module_of(path).split(".")
+    package = here if path.name == "__init__.py" else here[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            base = [*base, *(node.module or "").split(".")] if node.module else base
-            names = [".".join([*base, alias.name]) for alias in node.names]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "netslim":
-                yield node.lineno, parts[1] if len(parts) > 1 else "netslim"
+            root = ".".join([*base, *([node.module] if node.module else [])])
+            yield node.lineno, root
+            yield from ((node.lineno, f"{root}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            name = node.args[0] if node.args else None
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                relative = name.value.startswith(".")
+                yield node.lineno, ".".join(package) + name.value if relative else name.value
 
 
-def test_the_table_has_no_cycle():
-    for room in ROOMS:
-        assert all(room not in allowed(other) for other in ROOMS[room]), (
-            f"{room} would import itself"
-        )
+def arrows() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports."""
+    return {
+        module: {name for _, name in imported(path) if name in MODULES and name != module}
+        for module, path in MODULES.items()
+    }
 
 
-def test_a_relative_import_is_understood(tmp_path, monkeypatch):
+def test_the_rooms_stand_in_one_row():
+    """What a room may import stands before it, so that there is no way round."""
+    order = list(ROOMS)
+    for room, others in ROOMS.items():
+        assert all(order.index(other) < order.index(room) for other in others - {"netslim"})
+
+
+def test_every_kind_of_import_is_seen(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     (tmp_path / "graph").mkdir()
     file = tmp_path / "graph" / "rules.py"
     file.write_text(
-        "from ..plan import x\nfrom . import y\nfrom .atoms import z\ndef f():\n    import "
-        "netslim.cli\n"
+        "from ..plan import x\nfrom . import y\nif TYPE_CHECKING:\n    import netslim.data.raw\n"
+        "def f():\n    import netslim.cli\n    importlib.import_module('netslim.models')\n"
     )
-    assert list(imported(file)) == [(1, "plan"), (2, "graph"), (3, "graph"), (5, "cli")]
+    assert [name for _, name in imported(file)] == [
+        *("netslim.plan", "netslim.plan.x", "netslim.graph", "netslim.graph.y"),
+        *("netslim.data.raw", "netslim.cli", "netslim.models"),
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -143,12 +122,35 @@ def test_imports_point_up(path):
     assert room in ROOMS, (
         f"{path.name} is a new room: give it a row in ROOMS and in CONTRIBUTING.md"
     )
-    wrong = [
-        f"line {line} imports {other}"
-        for line, other in imported(path)
-        if other not in allowed(room)
-    ]
-    assert not wrong, f"{room} may import only {sorted(allowed(room))}: {'; '.join(wrong)}"
+    may = {"errors", "_support", room, *ROOMS[room]}
+    wrong = []
+    for line, name in imported(path):
+        top, *inner = name.split(".")
+        other = inner[0] if inner and f"netslim.{inner[0]}" in ROOM_NAMES else "netslim"
+        if top == "netslim" and other not in may and not (inner and "netslim" in may):
+            wrong.append(f"line {line} imports {name}")
+    assert not wrong, f"{room} may import only {sorted(may)}: {'; '.join(wrong)}"
+
+
+ROOM_NAMES = {f"netslim.{room}" for room in ROOMS}
+
+
+def test_no_module_imports_itself_on_a_way_round():
+    direct = arrows()
+    for start in direct:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for other in direct[waiting.pop()] - seen:
+                seen.add(other)
+                waiting.append(other)
+        assert start not in seen, f"{start} imports something that imports it again"
+
+
+def test_the_row_of_rooms_is_told_in_the_guide():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for room in ROOMS:
+        assert f"| `{room}" in text, f"CONTRIBUTING.md has no row for {room}"
 
 
 def fresh(code: str) -> str:
@@ -161,32 +163,15 @@ def fresh(code: str) -> str:
 
 
 def test_import_is_light_and_touches_no_gpu():
-    heavy = {
-        "torchvision",
-        "lightning",
-        "pytorch_lightning",
-        "torchmetrics",
-        "matplotlib",
-        "onnx",
-        "onnxruntime",
-    }
-    heavy |= {
-        "sklearn",
-        "pandas",
-        "pyarrow",
-        "tensorboard",
-        "jsonargparse",
-        "rich",
-        "timm",
-        "datasets",
-        "yaml",
-    }
+    heavy = {"torchvision", "lightning", "pytorch_lightning", "torchmetrics", "matplotlib", "onnx"}
+    heavy |= {"onnxruntime", "sklearn", "pandas", "pyarrow", "tensorboard", "jsonargparse", "rich"}
+    heavy |= {"timm", "datasets", "yaml"}
     code = f"""
 import sys, torch
 before = set(sys.modules)
 import netslim
-import netslim.graph, netslim.selection.budget, netslim.surgery.prune, netslim.verify, netslim.models.checkpoint, netslim.methods
-import netslim.models.zoo, netslim.models, netslim.cost, netslim.latency, netslim.measure.table
+import netslim.graph, netslim.surgery, netslim.selection, netslim.models, netslim.models.zoo
+import netslim.measure, netslim.methods
 new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(sorted(new & {heavy!r}), torch.cuda.is_initialized())
 """
@@ -202,15 +187,13 @@ print(sorted({"torchvision", "pytorch_lightning", "matplotlib", "sklearn"} & set
     assert fresh(code) == "[]"
 
 
-def test_all_is_sorted_and_everything_in_it_exists():
-    assert list(netslim.__all__) == sorted(netslim.__all__)
-    assert len(netslim.__all__) == len(set(netslim.__all__))
+def test_the_surface_is_what_it_says():
+    assert netslim.__all__ == sorted(netslim.__all__) == sorted(SURFACE)
     for name in netslim.__all__:
-        assert getattr(netslim, name).__doc__, f"netslim.{name} has no docstring"
-    modules = {room_of(path) for path in SOURCES} - set(netslim.__all__)
-    exported = {name for name in dir(netslim) if not name.startswith("_")} - modules
-    lent = {"Any", "TYPE_CHECKING", "annotations", "importlib"}
-    assert exported - lent == set(netslim.__all__) - modules
+        assert inspect.getdoc(getattr(netslim, name)), f"netslim.{name} has no docstring"
+    rooms = {room for room in ROOMS if "_" not in room}
+    named = {name for name in dir(netslim) if not name.startswith("_")} - rooms - {"annotations"}
+    assert named - {"importlib", "Any"} == set(SURFACE)
 
 
 def test_an_unknown_name_is_an_attribute_error():
@@ -218,20 +201,36 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = netslim.no_such_thing
 
 
-def test_functions_named_as_their_module_are_functions_in_any_order():
-    names = sorted(room for room in ROOMS if room in netslim.__all__)
-    assert names == [
-        "cost", "export", "greedy", "latency", "recalibrate", "reconstruct", "search", "sensitivity", "slim", "verify",
-    ]  # fmt: skip
-    calls = ", ".join(f"callable(netslim.{name})" for name in names)
-    assert fresh(f"import netslim; print(all([{calls}]), all([{calls}]))") == "True True"
-    modules = ", ".join(f"netslim.{name}" for name in names)
-    assert fresh(f"import {modules}; print(all([{calls}]))") == "True"
+def test_a_name_is_one_thing():
+    """Whoever imports a module by its dotted name gets the module, and no function of that name."""
+    code = """
+import importlib, pkgutil, netslim
+found = []
+for info in pkgutil.walk_packages(netslim.__path__, "netslim."):
+    if not info.name.endswith("__main__"):
+        importlib.import_module(info.name)
+for info in pkgutil.walk_packages(netslim.__path__, "netslim."):
+    if not info.name.endswith("__main__"):
+        place = netslim
+        for part in info.name.split(".")[1:]:
+            place = getattr(place, part)
+        if getattr(place, "__name__", "") != info.name:
+            found.append(info.name)
+print(found)
+"""
+    assert fresh(code) == "[]"
 
 
-@pytest.mark.parametrize("room", ["cost", "data", "graph", "models", "sparsity", "training", "zoo"])
+ROOMS_WITH_A_LIST = [
+    module.name
+    for module in pkgutil.walk_packages(netslim.__path__, "netslim.")
+    if module.ispkg and "__all__" in MODULES[module.name].read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("room", ROOMS_WITH_A_LIST)
 def test_rooms_export_what_they_say(room):
-    module = importlib.import_module(f"netslim.{room}")
+    module = importlib.import_module(room)
     assert len(module.__all__) == len(set(module.__all__))
     assert all(hasattr(module, name) for name in module.__all__)
 

@@ -269,7 +269,7 @@ def test_a_missing_package_is_named(net, x, monkeypatch):
 def test_onnxruntime_without_cuda_says_what_to_install(net, x, onnxruntime):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    with pytest.raises(netslim.ExportError, match="pip install onnxruntime-gpu"):
+    with pytest.raises(netslim.errors.ExportError, match="pip install onnxruntime-gpu"):
         Session(onnx_bytes(net, x), torch.device("cuda"))
 
 

@@ -15,8 +15,9 @@ from torch import nn
 
 import netslim
 from nets import Chain, Residual
-from netslim import Budget, LatencyTable, latency_table, prune, select, trace
+from netslim import Budget, latency_table, prune, select, trace
 from netslim.errors import PlanError, StaleGraphError
+from netslim.measure import LatencyTable
 from netslim.measure.table import measuring as measuring_module
 from netslim.measure.table.cache import folder
 from netslim.measure.table.curves import (

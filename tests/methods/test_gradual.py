@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import StepLR
 
 import netslim
 from nets import Chain, DenseBlock, Residual, conv
-from netslim import Budget, GradualPruning, PlanError, SurgeryError, VerificationError
+from netslim import Budget, GradualPruning
 from netslim.cli import main
-from netslim.errors import RecipeError
+from netslim.errors import PlanError, RecipeError, SurgeryError, VerificationError
 from netslim.graph.counts import Count
 from netslim.graph.modules.walk import named_tensors
 from netslim.methods.gradual import Schedule, shares
@@ -153,7 +153,7 @@ def test_each_cut_is_exact_and_follows_from_the_one_before(make):
 
 
 def test_selections_are_cut_with_what_they_pick():
-    model = netslim.add_selection(random(zoo.preresnet(depth=11, width=0.25)), X)
+    model = netslim.models.add_selection(random(zoo.preresnet(depth=11, width=0.25)), X)
     randomise(model, 1)
     gradual = GradualPruning(model, X, Budget(cut_channels=0.5), steps=2, criterion="bn_scale")
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -161,7 +161,7 @@ def test_selections_are_cut_with_what_they_pick():
     while not gradual.done:
         train(model.train(), optimizer)
         gradual.step()
-    chosen = [m for m in model.modules() if isinstance(m, netslim.ChannelSelect)]
+    chosen = [m for m in model.modules() if isinstance(m, netslim.models.ChannelSelect)]
     assert any(len(m.indices) < m.channels for m in chosen)
     total = sum(g.size for g in gradual.original.prunable)
     assert gradual.plan.removed == floor(total / 2)

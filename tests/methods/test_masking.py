@@ -18,7 +18,7 @@ from netslim import NetworkSlimming, prune, prune_, score, trace
 from netslim.errors import PlanError
 from netslim.graph.modules.walk import named_tensors
 from netslim.methods.masking import Mask
-from netslim.selection.merge import merge
+from netslim.selection.merging import merge
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.silencing import randomise
 

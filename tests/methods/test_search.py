@@ -15,7 +15,7 @@ import torch
 import netslim
 from netslim.cli import main
 from netslim.errors import PlanError
-from netslim.report import figures as plots
+from netslim.report import figures
 from netslim.report.search_page import verdict
 from netslim.training.commands import search as searching
 from netslim.training.loop.fit import fit
@@ -31,7 +31,7 @@ def line(share: float) -> float:
     return 0.9 - share
 
 
-def shares(found: netslim.SearchResult) -> list[float]:
+def shares(found: netslim.methods.SearchResult) -> list[float]:
     return [item.share for item in found.candidates]
 
 
@@ -465,11 +465,11 @@ def rows(*accuracies: float) -> dict:
 
 def test_the_front_numbers_candidates_and_keeps_what_matters_in_sight():
     found = rows(0.9, 0.895, 0.88, 0.1)
-    drawing = plots.front(found)
-    assert drawing == plots.front(found)
+    drawing = figures.front(found)
+    assert drawing == figures.front(found)
     assert ET.fromstring(drawing).tag.endswith("svg")
-    assert plots._bottom([90, 89.5, 88, 10], 89, 1.0) == 88 - 0.25 * 2 - 0.5
-    assert plots.front(found, "png").startswith(b"\x89PNG")
+    assert figures._bottom([90, 89.5, 88, 10], 89, 1.0) == 88 - 0.25 * 2 - 0.5
+    assert figures.front(found, "png").startswith(b"\x89PNG")
 
 
 def test_the_page_is_whole_and_loads_nothing(searched):
@@ -485,7 +485,7 @@ def test_where_all_pass_the_verdict_says_so():
     found = netslim.search(
         lambda share: share, lambda _: 1.0, max_drop=0, baseline=1.0, high=0.9, tolerance=0.3
     )
-    said = verdict(found, searching.SearchOptions(over="params", max_drop=0))
+    said = verdict(found, "params", 0)
     assert said.startswith(
         "Every cut passed. The largest cut within 0 points that was found: 90.0 % of the parameters"
     )

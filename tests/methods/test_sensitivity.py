@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 import netslim
 from nets import Residual
-from netslim import PlanError, Sensitivity
 from netslim.cli import main
 from netslim.data.sources import load as load_data
+from netslim.errors import PlanError
+from netslim.methods import Sensitivity
 from netslim.methods.sensitivity import sensitivity
 from netslim.methods.sensitivity_result import Row
-from netslim.report import figures as plots
-from netslim.report import page as report
+from netslim.report import figures, run_page
 from netslim.training.commands.sensitivity import ExplorationFolder
 
 ONES = torch.ones(1, 2)
@@ -182,7 +182,7 @@ def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
 
     def picky(model: Any, small: Any, plan: Any, *rest: Any, **more: Any) -> Any:
         if "0" in plan.groups:
-            raise netslim.VerificationError("not equal")
+            raise netslim.errors.VerificationError("not equal")
         return real(model, small, plan, *rest, **more)
 
     monkeypatch.setattr(module, "verify", picky)
@@ -442,14 +442,14 @@ def test_the_journal_of_other_work_is_refused_and_left_alone(tmp_path):
 def captured(monkeypatch, draw: Any, *arguments: Any) -> Any:
     """The matplotlib figure that a plot function would have rendered."""
     seen: list[Any] = []
-    monkeypatch.setattr(plots, "_render", lambda figure, *_: seen.append(figure) or b"")
+    monkeypatch.setattr(figures, "_render", lambda figure, *_: seen.append(figure) or b"")
     draw(*arguments)
     return seen[0]
 
 
 def test_the_heat_map_holds_the_drops(monkeypatch):
     data = made({"a": [-0.0001, 0.012, 0.5], "b": [0.001, 0.02, 0.25]}).to_dict()
-    axes, bar = captured(monkeypatch, plots.sensitivity, data).axes
+    axes, bar = captured(monkeypatch, figures.sensitivity, data).axes
     drops = [[-0.01, 1.2, 50], [0.1, 2, 25]]
     np.testing.assert_allclose(axes.collections[0].get_array(), drops)
     assert [text.get_text() for text in axes.texts] == ["0.0", "1.2", "50.0", "0.1", "2.0", "25.0"]
@@ -460,7 +460,7 @@ def test_the_heat_map_holds_the_drops(monkeypatch):
 
 
 def test_colours_get_darker_with_the_drop_in_grey_too(monkeypatch):
-    axes = captured(monkeypatch, plots.sensitivity, made({"a": [0, 0.1, 0.5]}).to_dict()).axes[0]
+    axes = captured(monkeypatch, figures.sensitivity, made({"a": [0, 0.1, 0.5]}).to_dict()).axes[0]
     colours = axes.collections[0].get_cmap()(np.linspace(0, 1, 50))[:, :3]
     grey = colours @ [0.299, 0.587, 0.114]
     assert (np.diff(grey) < 0).all()
@@ -468,16 +468,16 @@ def test_colours_get_darker_with_the_drop_in_grey_too(monkeypatch):
 
 def test_a_long_network_names_every_group_and_has_no_lines(monkeypatch):
     data = made({f"layer{n // 18}.{n % 18}.conv1": [0, 0.1, 0.2] for n in range(55)}).to_dict()
-    figure = captured(monkeypatch, plots.sensitivity, data)
+    figure = captured(monkeypatch, figures.sensitivity, data)
     assert len(figure.axes[0].get_yticklabels()) == 55
     assert not figure.axes[0].texts
     assert figure.get_size_inches()[1] < 9
-    assert plots.sensitivity_lines(data) is None
+    assert figures.sensitivity_lines(data) is None
 
 
 def test_lines_start_at_the_baseline(monkeypatch):
     axes = captured(
-        monkeypatch, plots.sensitivity_lines, made({"a": [0, 0.1, 0.5], "b": [0, 0, 0]}).to_dict()
+        monkeypatch, figures.sensitivity_lines, made({"a": [0, 0.1, 0.5], "b": [0, 0, 0]}).to_dict()
     ).axes[0]
     x, y = axes.lines[1].get_data()
     assert x == pytest.approx([0, 25, 50, 75])
@@ -488,12 +488,12 @@ def test_lines_start_at_the_baseline(monkeypatch):
 def test_missing_points_and_nothing_lost_can_be_drawn():
     found = made({"a": [0, 0, 0], "b": [0, 0, 0]})
     for some in (found, replace(found, rows=found.rows[:4]), replace(found, unit="number")):
-        assert plots.sensitivity(some.to_dict()).startswith(b"<?xml")
-        assert plots.sensitivity_lines(some.to_dict(), "png").startswith(b"\x89PNG")  # type: ignore[union-attr]
+        assert figures.sensitivity(some.to_dict()).startswith(b"<?xml")
+        assert figures.sensitivity_lines(some.to_dict(), "png").startswith(b"\x89PNG")  # type: ignore[union-attr]
 
 
 def test_the_page_is_self_contained_and_escapes():
-    page = report.sensitivity(
+    page = run_page.sensitivity(
         replace(made({"<a>": [0, 0.1, 0.2]}), notes=("b is <left> out",)).to_dict()
     )
     assert "<a>" not in page
@@ -873,7 +873,7 @@ def test_a_recipe_may_limit_groups_by_name():
 
     read = parse_recipe(stage({"features.*": 0.5, "features.0": 0}), whole=False).stages[0]
     assert read.max_cut == {"features.*": 0.5, "features.0": 0.0}  # type: ignore[union-attr]
-    with pytest.raises(netslim.RecipeError, match=r"max_cut\.features\.0: is 1\.5"):
+    with pytest.raises(netslim.errors.RecipeError, match=r"max_cut\.features\.0: is 1\.5"):
         parse_recipe(stage({"features.0": 1.5}), whole=False)
-    with pytest.raises(netslim.RecipeError, match=r"max_cut: is 1\.5"):
+    with pytest.raises(netslim.errors.RecipeError, match=r"max_cut: is 1\.5"):
         parse_recipe(stage(1.5), whole=False)

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual
-from netslim import StaleGraphError, prune, prune_, trace, verify
-from netslim.errors import PlanError
+from netslim import prune, prune_, trace, verify
+from netslim.errors import PlanError, StaleGraphError
 from netslim.methods.soft_filter import SoftFilterPruning, cifar_resnet_cut, plan_of_zeros, zeroed
-from netslim.models.zoo.preresnet import preresnet
-from netslim.models.zoo.resnet import resnet, resnet20, resnet32, resnet56
-from netslim.models.zoo.vgg import vgg, vgg16_bn_4096
-from netslim.surgery.compensate.batch_norm import recalibrate
-from netslim.surgery.compensate.constants import fold_constants
+from netslim.models.zoo._preresnet import preresnet
+from netslim.models.zoo._resnet import resnet, resnet20, resnet32, resnet56
+from netslim.models.zoo._vgg import vgg, vgg16_bn_4096
+from netslim.surgery.compensation.batch_norm import recalibrate
+from netslim.surgery.compensation.constants import fold_constants
 from netslim.surgery.proof.silencing import randomise
 
 PICTURE = torch.zeros(1, 3, 8, 8)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
-from netslim import Budget, CheckpointError, load, models, prune, prune_, save, score, select, trace
+from netslim import Budget, load, models, prune, prune_, save, score, select, trace
+from netslim.errors import CheckpointError
 from netslim.models.checkpoint import read
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -69,8 +69,8 @@ def cut(model: nn.Module, x: Tensor) -> nn.Module:
 
 def selecting(x: Tensor) -> nn.Module:
     """A dense block whose norms select channels, cut: each selection hands on fewer than there are."""
-    model = cut(netslim.add_selection(random(DenseBlock()), x), x)
-    selects = [m for m in model.modules() if isinstance(m, netslim.ChannelSelect)]
+    model = cut(netslim.models.add_selection(random(DenseBlock()), x), x)
+    selects = [m for m in model.modules() if isinstance(m, netslim.models.ChannelSelect)]
     assert any(len(m.indices) < m.channels for m in selects)
     return model
 
@@ -80,7 +80,7 @@ def normalised(x: Tensor) -> nn.Module:
     plain = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 3)
     )
-    return cut(random(netslim.add_bn(plain, x)), x)
+    return cut(random(netslim.models.add_bn(plain, x)), x)
 
 
 NETWORKS: dict[str, Callable[[Tensor], nn.Module]] = {

@@ -30,8 +30,8 @@ from netslim import (
 from netslim.errors import PlanError, TraceError
 from netslim.methods.soft_filter import plan_of_zeros
 from netslim.models import zoo
-from netslim.models.add_bn import add_bn
-from netslim.models.selection import ChannelSelect, add_selection, drop_idle_selections
+from netslim.models.batch_norms import add_bn
+from netslim.models.channel_select import ChannelSelect, add_selection, drop_idle_selections
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.prune import history
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from netslim import models
+from netslim import models, save
 from netslim.errors import PlanError, RecipeError
 
 
@@ -74,14 +74,13 @@ def test_builds_from_an_installed_package():
     assert isinstance(models.build("torch.nn:Identity"), nn.Identity)
 
 
-def test_hands_a_path_to_the_checkpoint_reader(monkeypatch, tmp_path):
-    checkpoint = pytest.importorskip("netslim.models.checkpoint")
-    seen = []
-    monkeypatch.setattr(
-        checkpoint, "load", lambda model, path: seen.append((model, path)) or nn.Identity()
-    )
-    models.build(str(tmp_path / "small.safetensors"))
-    assert seen == [(None, tmp_path / "small.safetensors")]
+def test_a_path_is_built_as_the_checkpoint_says_and_filled(tmp_path):
+    made = models.constructor("zoo:mlp", {"hidden": [5]})
+    network = models.build(made["name"], **made["kwargs"])
+    path = save(network, tmp_path / "small.safetensors", constructor=made)
+    for where in (path, str(path)):
+        again = models.build(where).state_dict()
+        assert all(torch.equal(again[k], v) for k, v in network.state_dict().items())
 
 
 def test_a_checkpoint_takes_no_arguments():

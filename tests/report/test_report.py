@@ -14,8 +14,7 @@ import pytest
 from rich.console import Console
 
 from netslim.errors import RecipeError
-from netslim.report import figures as plots
-from netslim.report import page as report
+from netslim.report import figures, run_page
 
 VOID = {"meta", "path", "use", "br"}
 
@@ -104,7 +103,7 @@ def run(tmp_path, results):
 def printed(results: dict[str, Any], width: int = 100) -> str:
     console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
-        console.print(report.table(results))
+        console.print(run_page.table(results))
     return capture.get()
 
 
@@ -149,7 +148,7 @@ def test_latency_that_was_not_measured_is_a_dash(results):
     for item in results["rows"]:
         item["latency_ms"] = None
     assert printed(results).count("–") >= 4
-    assert report.page(results).count("<b>–</b>") == 4
+    assert run_page.page(results).count("<b>–</b>") == 4
 
 
 @pytest.mark.parametrize(
@@ -167,14 +166,14 @@ def test_latency_that_was_not_measured_is_a_dash(results):
     ],
 )
 def test_counts(number, text):
-    assert report._count(number) == text
+    assert run_page._count(number) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(9.6, "10 s"), (74.4, "1 min 14 s"), (3600, "1 h 0 min 0 s")]
 )
 def test_durations(seconds, text):
-    assert report._duration(seconds) == text
+    assert run_page._duration(seconds) == text
 
 
 # ---- the page
@@ -220,7 +219,7 @@ class Page(HTMLParser):
 
 
 def test_write_makes_one_self_contained_file(run):
-    path = report.write(run)
+    path = run_page.write(run)
     assert path == run / "report.html"
     assert sorted(item.name for item in run.iterdir()) == [
         "config.yaml",
@@ -240,7 +239,7 @@ def test_write_makes_one_self_contained_file(run):
 
 
 def test_page_says_what_was_done_with_the_numbers(run):
-    text = Page(report.write(run).read_text()).text
+    text = Page(run_page.write(run).read_text()).text
     assert (
         "Cutting 75.0 % of the 160 channels took the network from 200.0 k to 25.00 k "
         "parameters (−87.5 %) and from 8.000 M to 2.000 M multiply-accumulates (−75.0 %); "
@@ -249,7 +248,7 @@ def test_page_says_what_was_done_with_the_numbers(run):
 
 
 def test_page_holds_every_part(run):
-    html = report.write(run).read_text()
+    html = run_page.write(run).read_text()
     text = Page(html).text
     assert html.count("<svg") == 3
     for part in (
@@ -270,7 +269,7 @@ def test_page_holds_every_part(run):
 
 
 def test_page_adapts_to_dark_mode_and_phones(results):
-    html = report.page(results)
+    html = run_page.page(results)
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport"' in html
     assert "var(--ink, #22262b)" in html
@@ -278,7 +277,7 @@ def test_page_adapts_to_dark_mode_and_phones(results):
 
 def test_warnings_come_before_the_results(results):
     results["warnings"] = ["the cut went through scales that are not small"]
-    html = report.page(results)
+    html = run_page.page(results)
     assert html.index("went through scales") < html.index("<h2>Results")
 
 
@@ -294,7 +293,7 @@ def test_everything_from_outside_is_escaped(results):
         "stage"
     ] = attack
     results["environment"] = {attack: {attack: [attack]}}
-    found = Page(report.page(results, attack))
+    found = Page(run_page.page(results, attack))
     assert "script" not in found.tags
     assert found.text.count("<script>alert('x')</script> & \"quotes\"") >= 15
 
@@ -311,7 +310,7 @@ def test_a_run_with_nothing_but_rows_still_has_a_page(results):
     ):
         results[key] = []
     results["scales"] = None
-    html = report.page(results)
+    html = run_page.page(results)
     assert "<svg" not in html
     assert "Proof of the cut" not in html
     assert "config.yaml was not in the run folder" in html
@@ -320,14 +319,14 @@ def test_a_run_with_nothing_but_rows_still_has_a_page(results):
 
 def test_a_run_that_cuts_nothing_says_so(results):
     results["rows"] = results["rows"][:2]
-    assert report.summary(results).startswith(
+    assert run_page.summary(results).startswith(
         "Nothing was cut from the network of 200.0 k parameters; test accuracy"
     )
 
 
 def test_a_cut_that_is_not_exact_says_so(results):
     results["verification"][0]["deviation"] = None
-    assert "02-prune 120 120 only shapes tried" in Page(report.page(results)).text
+    assert "02-prune 120 120 only shapes tried" in Page(run_page.page(results)).text
 
 
 def test_multi_pass_rows_refer_to_the_unpruned_network(results):
@@ -336,29 +335,29 @@ def test_multi_pass_rows_refer_to_the_unpruned_network(results):
         row("fine-tuned-2", 0.98, 10_000, 800_000, 82_000, 0.2),
     ]
     assert "fine-tuned-2  98.00 % −0.75  10.00 k ×0.050" in printed(results)
-    assert "from 200.0 k to 10.00 k parameters" in report.summary(results)
+    assert "from 200.0 k to 10.00 k parameters" in run_page.summary(results)
 
 
 def test_the_environment_is_read_from_its_own_file(run, results):
     del results["environment"]
     (run / "results.json").write_text(json.dumps(results))
     (run / "environment.json").write_text('{"processor": "two cores", "command": "netslim"}')
-    assert report.read(run)["environment"]["processor"] == "two cores"
-    assert "processor two cores" in Page(report.write(run).read_text()).text
+    assert run_page.read(run)["environment"]["processor"] == "two cores"
+    assert "processor two cores" in Page(run_page.write(run).read_text()).text
 
 
 def test_writing_again_gives_the_same_bytes(run):
-    first = report.write(run).read_bytes()
-    assert report.write(run).read_bytes() == first
+    first = run_page.write(run).read_bytes()
+    assert run_page.write(run).read_bytes() == first
 
 
 def test_a_failed_write_leaves_the_old_page_and_nothing_else(run, monkeypatch):
-    before = report.write(run).read_bytes()
+    before = run_page.write(run).read_bytes()
     monkeypatch.setattr(
-        report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+        run_page.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
-        report.write(run)
+        run_page.write(run)
     assert (run / "report.html").read_bytes() == before
     assert not list(run.glob(".report-*"))
 
@@ -368,7 +367,7 @@ def test_a_failed_write_leaves_the_old_page_and_nothing_else(run, monkeypatch):
 
 def test_no_results(tmp_path):
     with pytest.raises(RecipeError, match=r"no results\.json here.*it goes on where it was"):
-        report.write(tmp_path)
+        run_page.write(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +385,7 @@ def test_no_results(tmp_path):
 def test_damaged_results(tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(RecipeError, match=message) as caught:
-        report.write(tmp_path)
+        run_page.write(tmp_path)
     assert str(tmp_path / "results.json") in str(caught.value)
     assert not (tmp_path / "report.html").exists()
 
@@ -396,13 +395,13 @@ def test_rows_of_the_wrong_type(results, key):
     broken = copy.deepcopy(results)
     broken["rows"][2][key] = ["?"]
     with pytest.raises(RecipeError, match=rf"rows\.2\.{key} is missing or of the wrong type"):
-        report.check(broken)
+        run_page.check(broken)
 
 
 def test_a_latency_without_a_median(results):
     results["rows"][0]["latency_ms"] = {"low": 1.0}
     with pytest.raises(RecipeError, match=r"rows\.0\.latency_ms is missing"):
-        report.check(results)
+        run_page.check(results)
 
 
 @pytest.mark.parametrize("key", ["widths", "curves", "verification", "published"])
@@ -410,48 +409,48 @@ def test_damage_deeper_down_is_an_error_of_ours_too(run, results, key):
     results[key] = [{"nonsense": True}] if key != "published" else 3
     (run / "results.json").write_text(json.dumps(results))
     with pytest.raises(RecipeError, match="an entry is missing or has the wrong form"):
-        report.write(run)
+        run_page.write(run)
 
 
 # ---- the figures
 
 
-def figures(results: dict[str, Any], format: str) -> list[bytes]:
+def drawings(results: dict[str, Any], format: str) -> list[bytes]:
     scales, widths, curves = results["scales"], results["widths"], results["curves"]
     return [
-        plots.scales(scales, format),
-        plots.widths(widths, format),
-        plots.curves(curves, format),
+        figures.scales(scales, format),
+        figures.widths(widths, format),
+        figures.curves(curves, format),
     ]
 
 
 def test_figures_as_png_and_svg(results):
-    assert all(drawing.startswith(b"\x89PNG") for drawing in figures(results, "png"))
-    assert all(b"<svg" in drawing and b"</svg>" in drawing for drawing in figures(results, "svg"))
+    assert all(drawing.startswith(b"\x89PNG") for drawing in drawings(results, "png"))
+    assert all(b"<svg" in drawing and b"</svg>" in drawing for drawing in drawings(results, "svg"))
 
 
 def test_figures_are_the_same_bytes_each_time(results):
-    assert figures(results, "svg") == figures(results, "svg")
+    assert drawings(results, "svg") == drawings(results, "svg")
 
 
 def test_figures_leave_no_pyplot_state(results, monkeypatch):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    figures(results, "svg")
+    drawings(results, "svg")
     assert dict(matplotlib.rcParams) == before
 
 
 def captured(monkeypatch, draw, *arguments):
     """The matplotlib figure that a plot function would have rendered."""
     seen: list[Any] = []
-    monkeypatch.setattr(plots, "_render", lambda figure, *_: seen.append(figure) or b"")
+    monkeypatch.setattr(figures, "_render", lambda figure, *_: seen.append(figure) or b"")
     draw(*arguments)
     return seen[0]
 
 
 def test_histogram_draws_shares_of_all_channels(monkeypatch, results):
-    below = captured(monkeypatch, plots.scales, results["scales"]).axes[1]
+    below = captured(monkeypatch, figures.scales, results["scales"]).axes[1]
     values, edges, _ = below.patches[0].get_data()
     assert values.tolist() == [2.5, 10.0, 31.25, 31.25, 5.0, 20.0]
     assert edges.tolist() == results["scales"]["edges"]
@@ -468,11 +467,11 @@ def test_histogram_draws_shares_of_all_channels(monkeypatch, results):
 
 def test_histogram_of_scales_that_are_all_zero(results):
     results["scales"] |= {"edges": [0.0, 1e-5], "before": [8], "after": [8]}
-    assert plots.scales(results["scales"])
+    assert figures.scales(results["scales"])
 
 
 def test_widths_draw_every_layer_and_name_them(monkeypatch, results):
-    axes = captured(monkeypatch, plots.widths, results["widths"]).axes[0]
+    axes = captured(monkeypatch, figures.widths, results["widths"]).axes[0]
     assert [patch.get_width() for patch in axes.patches] == [32, 64, 64, 20, 12, 8]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "features.0",
@@ -484,14 +483,14 @@ def test_widths_draw_every_layer_and_name_them(monkeypatch, results):
 
 def test_widths_of_a_deep_network_name_some_layers(monkeypatch):
     layers = [{"layer": f"layer.{index}", "before": 64, "after": 32} for index in range(164)]
-    axes = captured(monkeypatch, plots.widths, layers).axes[0]
+    axes = captured(monkeypatch, figures.widths, layers).axes[0]
     assert len(axes.patches) == 2 * 164
     assert len(axes.get_yticklabels()) <= 36
     assert not axes.texts
 
 
 def test_curves_put_stages_one_after_another(monkeypatch, results):
-    loss, accuracy, sparsity = captured(monkeypatch, plots.curves, results["curves"]).axes
+    loss, accuracy, sparsity = captured(monkeypatch, figures.curves, results["curves"]).axes
     x, y = accuracy.lines[0].get_data()
     assert x.tolist() == [*range(1, 21), 20, *range(21, 31), 30]  # a gap after each stage
     assert y[0] == pytest.approx(10.0)
@@ -502,16 +501,16 @@ def test_curves_put_stages_one_after_another(monkeypatch, results):
 
 def test_curves_with_gaps_and_without_scales(monkeypatch):
     stage = curve("01-train", 3, 0.0, None) | {"val_loss": [], "val_accuracy": [None, 0.5, None]}
-    figure = captured(monkeypatch, plots.curves, [stage])
+    figure = captured(monkeypatch, figures.curves, [stage])
     assert len(figure.axes) == 2
-    assert plots.curves([curve("01-sparse", 1, 0.1, 0.5)]) == b""
+    assert figures.curves([curve("01-sparse", 1, 0.1, 0.5)]) == b""
 
 
 def test_published_top5_errors_have_their_own_column(results):
     results["published"] = [{"label": "paper", "error": 31.38, "top5_error": 11.23}]
     for row in results["rows"]:
         row["top5"] = 0.75
-    html = report.page(results)
+    html = run_page.page(results)
     assert "<th scope=col>top-5 error</th>" in html
     assert "<td>11.23 %</td>" in html
     assert "<td>25.00 %</td>" in html

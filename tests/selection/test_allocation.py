@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, conv
-from netslim import Budget, PlanError, cost, prune, score, select, trace, verify
+from netslim import Budget, cost, prune, score, select, trace, verify
+from netslim.errors import PlanError
 from netslim.models import zoo
 from netslim.selection.budget.allocation import ALLOCATIONS
 from netslim.surgery.proof.silencing import randomise

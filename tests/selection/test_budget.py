@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, conv
-from netslim import Budget, PlanError, prune, score, select, trace
+from netslim import Budget, prune, score, select, trace
+from netslim.errors import PlanError
 from netslim.models import zoo
 
 X = torch.zeros(1, 3, 8, 8)

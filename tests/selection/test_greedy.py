@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual
-from netslim import PlanError, prune, score, select, trace, verify
+from netslim import prune, score, select, trace, verify
+from netslim.errors import PlanError
 from netslim.models import zoo
-from netslim.selection.greedy import greedy
+from netslim.selection.layerwise import greedy
 from netslim.surgery.proof.silencing import randomise
 
 X = torch.zeros(1, 3, 8, 8)

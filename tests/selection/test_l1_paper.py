@@ -16,7 +16,7 @@ from torch import nn
 
 from netslim import cost, prune, score, select, trace
 from netslim.models import zoo
-from netslim.selection.greedy import greedy
+from netslim.selection.layerwise import greedy
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual, conv
-from netslim import (
-    Budget,
-    PlanError,
-    PruningPlan,
-    VerificationError,
-    load,
-    prune,
-    prune_,
-    save,
-    score,
-    trace,
-    verify,
-)
-from netslim.models.zoo.densenet import densenet
-from netslim.selection.merge import merge
+from netslim import Budget, PruningPlan, load, prune, prune_, save, score, trace, verify
+from netslim.errors import PlanError, VerificationError
+from netslim.models.zoo._densenet import densenet
+from netslim.selection.merging import merge
 from netslim.selection.select import select
 from netslim.surgery.plan import compose
 from netslim.surgery.plan_of_units import resolve

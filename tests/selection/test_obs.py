@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, Residual
-from netslim import Budget, PlanError, score, select, slim, trace, verify
+from netslim import Budget, score, select, slim, trace, verify
+from netslim.errors import PlanError
 from netslim.models import zoo
 from netslim.surgery.proof.silencing import randomise
 

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import netslim
 from nets import Chain, Residual, conv
-from netslim import Budget, PlanError, greedy, normalized, select, slim, trace
+from netslim import Budget, select, slim, trace
+from netslim.errors import PlanError
 from netslim.models import zoo
+from netslim.selection import greedy, normalized
 from netslim.selection.criteria.registry import CRITERIA, MEASURES, criterion, reads_data
 from netslim.selection.criteria.scoring import score
 from netslim.surgery.proof.silencing import randomise

@@ -14,23 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, cut_half
-from netslim import (
-    Budget,
-    PlanError,
-    PruningPlan,
-    SurgeryError,
-    load,
-    prune,
-    prune_,
-    save,
-    slim,
-    trace,
-    verify,
-)
+from netslim import Budget, PruningPlan, load, prune, prune_, save, slim, trace, verify
+from netslim.errors import PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
 from netslim.methods.slim import cut
-from netslim.selection.merge import merge
-from netslim.surgery.compensate.constants import fold_constants
+from netslim.selection.merging import merge
+from netslim.surgery.compensation.constants import fold_constants
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.prune import history

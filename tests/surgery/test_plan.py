@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nets import Chain, Residual, cut_half
-from netslim import PlanError, PruningPlan
+from netslim import PruningPlan
+from netslim.errors import PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.plan import compose
 from netslim.surgery.rows import GroupCut, TensorCut

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from netslim import PlanError
-from netslim.surgery.compensate.batch_norm import recalibrate
+from netslim.errors import PlanError
+from netslim.surgery.compensation.batch_norm import recalibrate
 
 
 def batches(count=3):

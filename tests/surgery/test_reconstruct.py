@@ -13,20 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
-from netslim import (
-    Budget,
-    PlanError,
-    fold_constants,
-    load,
-    prune,
-    reconstruct,
-    save,
-    slim,
-    trace,
-    verify,
-)
+from netslim import Budget, load, prune, save, slim, trace, verify
+from netslim.errors import PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.selection import options
+from netslim.surgery import fold_constants, reconstruct
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.prune import history
@@ -315,10 +306,12 @@ def test_many_examples_fit_each_entry_of_a_map_and_more_entries_than_can_be_take
     assert (
         error(small_of(reconstruct(model, plan, [upside(5)], ridge=TINY)), model, upside(9)) > 1e-2
     )
-    monkeypatch.setattr(sys.modules["netslim.reconstruct"], "LARGEST", 11)
+    monkeypatch.setattr(sys.modules["netslim.surgery.reconstruct"], "LARGEST", 11)
     shared = reconstruct(model, plan, [upside(50)], ridge=TINY)
     assert shared.moved[0].explained < 0.1
-    monkeypatch.setattr(sys.modules["netslim.reconstruct"], "_table", lambda graph, cut: None)
+    monkeypatch.setattr(
+        sys.modules["netslim.surgery.reconstruct"], "_table", lambda graph, cut: None
+    )
     folding = reconstruct(model, plan, [upside(50)], sequential=True)
     assert "only the mean of what goes is moved: more than 11 entries" in caplog.text
     x = upside(50)

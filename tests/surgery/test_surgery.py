@@ -14,18 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nets import Chain, DenseBlock, OneForward, Residual, conv, cut_half
-from netslim import (
-    Budget,
-    NetslimError,
-    PlanError,
-    PruningPlan,
-    SurgeryError,
-    prune,
-    prune_,
-    score,
-    select,
-    trace,
-)
+from netslim import Budget, NetslimError, PruningPlan, prune, prune_, score, select, trace
+from netslim.errors import PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.prune import history
 from netslim.surgery.rows import SizePatch, TensorCut

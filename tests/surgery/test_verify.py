@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, cut_half
-from netslim import Budget, VerificationError, prune, slim, trace, verify
+from netslim import Budget, prune, slim, trace, verify
+from netslim.errors import VerificationError
 from netslim.surgery.proof.silencing import randomise, silenced
 from netslim.surgery.rows import TensorCut
 

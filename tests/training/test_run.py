@@ -161,9 +161,9 @@ def test_metrics_hold_every_epoch_once(finished):
 
 
 def test_the_results_are_what_the_report_reads(finished):
-    from netslim.report import page as report
+    from netslim.report import run_page
 
-    results = report.read(finished)
+    results = run_page.read(finished)
     assert [row["key"] for row in results["rows"]] == ["before", "pruned", "fine-tuned"]
     before, pruned, tuned = results["rows"]
     assert before["params"] > pruned["params"] == tuned["params"]
@@ -415,7 +415,7 @@ def test_a_cut_through_large_scales_is_told():
 DRIVER = """
 import json, os, signal, sys
 import torch
-import netslim, netslim.report.page, netslim.data, netslim.models
+import netslim, netslim.report.run_page, netslim.data, netslim.models
 from netslim.training import journal, folder as folders, runner, fit, parse_recipe
 torch.set_num_threads(1)
 recipe, out, points = json.loads(sys.stdin.read())

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import netslim
 from nets import Residual
-from netslim import RecipeError, score, select, trace
+from netslim import score, select, trace
 from netslim.cli import main
+from netslim.errors import RecipeError
 from netslim.selection import options
 from netslim.selection.criteria.registry import CRITERIA
 from netslim.surgery.proof.silencing import randomise

@@ -165,7 +165,7 @@ def softly(
             network.get_submodule(name).weight[::2] = 0
     data = torch.randn(4, 32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     batches = [(batch, torch.zeros(32, dtype=torch.long)) for batch in data]
-    return network.eval(), netslim.recalibrate(copy.deepcopy(network), batches), batches
+    return network.eval(), netslim.surgery.recalibrate(copy.deepcopy(network), batches), batches
 
 
 def cut_zeros(network: nn.Module, batches: list[Any], **options: Any) -> nn.Module:
@@ -256,7 +256,7 @@ def test_greedy_takes_named_layers_in_any_order(tmp_path):
     assert one.widths == two.widths == [6, 11]
     assert kept(one.plan("01-prune")) == kept(two.plan("01-prune"))
     network = Runner(recipe(stage), RunFolder(tmp_path), Display(), "").build()
-    plan = netslim.greedy(netslim.trace(network, images(2)), network, amounts)
+    plan = netslim.selection.greedy(netslim.trace(network, images(2)), network, amounts)
     assert kept(one.plan("01-prune")) == kept(plan)
 
 
@@ -335,7 +335,7 @@ def test_folding_is_chosen_by_the_recipe_and_told(tmp_path):
 def test_statistics_are_taken_anew_from_so_many_batches(tmp_path):
     done = carry_out(tmp_path / "a", TRAIN, {**HALF, "recalibrate": 2})
     plain = carry_out(tmp_path / "b", TRAIN, HALF).network("02-prune")
-    netslim.recalibrate(plain, batches_of(tmp_path, 2, TRAIN, HALF))
+    netslim.surgery.recalibrate(plain, batches_of(tmp_path, 2, TRAIN, HALF))
     for name, buffer in done.network("02-prune").named_buffers():
         torch.testing.assert_close(buffer, plain.get_buffer(name))
     assert (
@@ -575,7 +575,9 @@ def test_selections_are_added_where_normalisation_comes_first(tmp_path):
     model = {"name": "zoo:densenet", "depth": 7, "growth": 4, "in_channels": 1}
     cut = {"kind": "prune", "budget": {"cut_channels": 0.4}}
     done = carry_out(tmp_path / "run", cut, model={**model, "add_selection": True})
-    chosen = [m for m in done.network("01-prune").modules() if isinstance(m, netslim.ChannelSelect)]
+    chosen = [
+        m for m in done.network("01-prune").modules() if isinstance(m, netslim.models.ChannelSelect)
+    ]
     assert len(chosen) == 6
     assert any(len(m.indices) < m.channels for m in chosen)
 

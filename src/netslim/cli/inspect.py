@@ -57,14 +57,14 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     model = models.build(options.model, **kwargs).eval()
     try:
         graph = netslim.trace(model, inputs)
-    except netslim.TraceError as error:
+    except netslim.errors.TraceError as error:
         if "does not run on" not in str(error):
             raise
         hint = (
             "--input is the shape of one example without the batch, once for each input; "
             "tokens need --dtype int64"
         )
-        raise netslim.TraceError(f"{error} ({hint})") from error
+        raise netslim.errors.TraceError(f"{error} ({hint})") from error
     told = {name: graph.explain(name) for name in options.explain}
     if options.json:
         print(json.dumps(graph.to_dict() | ({"explain": told} if told else {}), indent=1))

@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _show(results: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
 
-    from netslim.report.page import table
+    from netslim.report.run_page import table
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table(results))
@@ -113,7 +113,7 @@ def _recipes(options: argparse.Namespace, _: dict[str, str]) -> int:
 
 
 def _report(options: argparse.Namespace, _: dict[str, str]) -> int:
-    from netslim.report import page as report
+    from netslim.report import run_page
 
-    print(report.write(options.folder))
+    print(run_page.write(options.folder))
     return 0

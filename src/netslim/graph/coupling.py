@@ -24,7 +24,7 @@ Links = Mapping[str, set[int]]  # tensor -> numbers of groups
 
 
 def picked(graph: ChannelGraph, group: ChannelGroup) -> bool:
-    """Whether the channels are picked out of others by an index (`netslim.ChannelSelect`), not
+    """Whether the channels are picked out of others by an index (`netslim.models.ChannelSelect`), not
     computed by a layer.
     """
     return not any(s.tensor in graph.parameters for s in group.tensors("producer"))

@@ -2,7 +2,10 @@
 
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.decay import parameter_groups
+from netslim.methods.gradual import GradualPruning
 from netslim.methods.masking import Mask
+from netslim.methods.search import SearchResult
+from netslim.methods.sensitivity_result import Sensitivity
 from netslim.methods.slimming import (
     NetworkSlimming,
     add_slimming_gradient,
@@ -13,8 +16,11 @@ from netslim.methods.soft_filter import SoftFilterPruning, cifar_resnet_cut, pla
 
 __all__ = [
     "CentripetalSGD",
+    "GradualPruning",
     "Mask",
     "NetworkSlimming",
+    "SearchResult",
+    "Sensitivity",
     "SoftFilterPruning",
     "add_slimming_gradient",
     "cifar_resnet_cut",

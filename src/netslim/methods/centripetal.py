@@ -2,7 +2,7 @@
 1904.03837).
 
 Equal channels are copies: all but one can go when the layers that read them add up what they read
-    (`netslim.merge`),
+    (`netslim.selection.merge`),
 and the outputs stay as they are, so there is nothing to fine-tune. Where it acts in a training step::
 
     for batch in loader:
@@ -43,7 +43,7 @@ from netslim.methods.clusters import (
 )
 from netslim.methods.hooks import Attachments, before_step, loss_scale, parameters_of
 from netslim.selection.budget.limits import Limits, Shortcuts
-from netslim.selection.merge import merge
+from netslim.selection.merging import merge
 from netslim.surgery.plan import PruningPlan
 
 

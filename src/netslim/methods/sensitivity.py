@@ -31,7 +31,7 @@ from netslim.selection.budget.limits import Limits, Shortcuts
 from netslim.selection.criteria.registry import Criterion
 from netslim.selection.criteria.scoring import score
 from netslim.selection.select import select
-from netslim.surgery.compensate.batch_norm import recalibrate as fresh_statistics
+from netslim.surgery.compensation.batch_norm import recalibrate as fresh_statistics
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.proof.verify import verify
 from netslim.surgery.prune import prune

@@ -19,9 +19,9 @@ from netslim.selection.budget.allocation import Allocation
 from netslim.selection.criteria.registry import Criterion, reads_data
 from netslim.selection.criteria.scoring import score
 from netslim.selection.select import Budget, select
-from netslim.surgery.compensate.batch_norm import recalibrate
-from netslim.surgery.compensate.linear import FoldWay, check_fold
-from netslim.surgery.compensate.linear import fold as folded
+from netslim.surgery.compensation.batch_norm import recalibrate
+from netslim.surgery.compensation.linear import FoldWay, check_fold
+from netslim.surgery.compensation.linear import fold as folded
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.verify import Verification, verify
@@ -66,12 +66,12 @@ def slim(
             batches and ``uniform`` without, where the criterion is left to netslim; ``global`` with
             a criterion of yours.
         fold: what is done about that which removed channels emit: ``"constant"`` moves what is
-            constant of it into the layers behind, see `netslim.fold_constants`; ``"linear"`` has
-            the channels that stay stand in for them, see `netslim.reconstruct`; ``"sequential"``
+            constant of it into the layers behind, see `netslim.surgery.fold_constants`; ``"linear"`` has
+            the channels that stay stand in for them, see `netslim.surgery.reconstruct`; ``"sequential"``
             does so layer after layer, slower and nearer; None drops it. ``"auto"``: ``"linear"``
             with batches, where the criterion is left to netslim, else None.
         recalibrated: whether the statistics of batch normalisation are taken anew from the batches,
-            after the cut was verified, see `netslim.recalibrate`. ``"auto"``: where ``fold`` is
+            after the cut was verified, see `netslim.surgery.recalibrate`. ``"auto"``: where ``fold`` is
             ``"linear"`` by itself.
         strict: refuse the whole cut when a group fails verification, instead of leaving that group
             alone.
@@ -166,7 +166,7 @@ def cut(
     """Select, prune and verify; a group that does not verify is named in a warning, and others are
     cut instead.
 
-    With ``fold`` the plan and the verification are of the folded model (`netslim.Folding`).
+    With ``fold`` the plan and the verification are of the folded model (`netslim.surgery.Folding`).
     """
     check_fold(fold)
     kept = dict(scores)

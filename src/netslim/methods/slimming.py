@@ -396,7 +396,7 @@ def _bn_scales(model: nn.Module) -> list[nn.Parameter]:
     if not scales:
         raise PlanError(
             f"{type(model).__name__} has no BN layer with scales, and Network Slimming acts on "
-            "nothing else: use affine BatchNorm after the layers to be cut (netslim.add_bn "
+            "nothing else: use affine BatchNorm after the layers to be cut (netslim.models.add_bn "
             "puts it after convolutions and leaves the outputs as they are, zoo:mlp shows it "
             "for linear layers), or prune by a criterion of the weights, such as 'l1'"
         )

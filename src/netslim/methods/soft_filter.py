@@ -61,7 +61,7 @@ class SoftFilterPruning:
     its BN divides by the root of its eps: where epochs are short, clip gradients
     (`torch.nn.utils.clip_grad_norm_`), or the filters that come back upset what the others have
     learnt. And the running means of BN are of the time before the last zeroing: call
-    `netslim.recalibrate` after it.
+    `netslim.surgery.recalibrate` after it.
 
     Every rank of a distributed run chooses the same filters, for it looks at nothing but the
     weights.
@@ -228,8 +228,8 @@ class SoftFilterPruning:
                 ``"zero"`` sets gamma, beta and all else that works on the channel alone to zero as
                 well, after which the model equals the one that `plan` makes of it, where
                 activations leave zero at zero. ``"keep"`` leaves them as they are: call
-                `netslim.recalibrate`, after which the mean of a zero filter is zero as it was in
-                training, and then `netslim.fold_constants`, which moves them into the layers
+                `netslim.surgery.recalibrate`, after which the mean of a zero filter is zero as it was in
+                training, and then `netslim.surgery.fold_constants`, which moves them into the layers
                 behind.
 
         Raises:

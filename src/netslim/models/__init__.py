@@ -1,5 +1,17 @@
 """Which network is that, and how is it kept: naming, building, checkpoints, export."""
 
+from netslim.models.batch_norms import add_bn
 from netslim.models.building import build, constructor, names
+from netslim.models.channel_select import ChannelSelect, add_selection, drop_idle_selections
+from netslim.models.export import Exported
 
-__all__ = ["build", "constructor", "names"]
+__all__ = [
+    "ChannelSelect",
+    "Exported",
+    "add_bn",
+    "add_selection",
+    "build",
+    "constructor",
+    "drop_idle_selections",
+    "names",
+]

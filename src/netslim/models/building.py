@@ -16,9 +16,9 @@ from torch import nn
 import netslim.models.zoo as zoo
 from netslim.errors import CheckpointError, NetslimError, RecipeError
 from netslim.imports import current_directory_importable, from_module
-from netslim.models.add_bn import add_bn as insert_bn
+from netslim.models.batch_norms import add_bn as insert_bn
+from netslim.models.channel_select import add_selection as insert_selection
 from netslim.models.checkpoint import load, read
-from netslim.models.selection import add_selection as insert_selection
 
 __all__ = ["build", "constructor", "names"]
 
@@ -41,8 +41,8 @@ def build(
         name: `zoo:NAME`, `torchvision:NAME` (a classifier; weights only where `weights=` asks),
             `timm:NAME`, `package.module:factory` (the current directory is searched first) or a
             path to `*.safetensors`.
-        add_bn: give it the batch normalisations it lacks, with `netslim.add_bn`.
-        add_selection: then give it selections, with `netslim.add_selection`. Both run the model on
+        add_bn: give it the batch normalisations it lacks, with `netslim.models.add_bn`.
+        add_selection: then give it selections, with `netslim.models.add_selection`. Both run the model on
             a guessed example; a model that needs inputs of its own is built first and passed to
             them with `example_inputs`.
         kwargs: passed to the factory; a checkpoint takes none.

@@ -164,7 +164,7 @@ def sensitivity(data: Mapping[str, Any], format: str = "svg") -> bytes:
     baseline has a minus.
 
     Args:
-        data: of `netslim.Sensitivity.to_dict`: `unit` and `rows` of `group`, `ratio` and `drop`.
+        data: of `netslim.methods.Sensitivity.to_dict`: `unit` and `rows` of `group`, `ratio` and `drop`.
         format: "svg" or "png".
     """
     names, ratios, drops = _drops(data)

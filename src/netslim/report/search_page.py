@@ -10,13 +10,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from netslim.methods.search import SearchResult
-from netslim.report import figures as plots
-from netslim.report import page as report
+from netslim.report import figures, run_page
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from netslim.training.commands.search import SearchOptions
 
 Found = Mapping[str, Any]
 NAMES = {
@@ -28,9 +25,9 @@ NAMES = {
 }
 
 
-def verdict(found: SearchResult[Any], options: SearchOptions) -> str:
+def verdict(found: SearchResult[Any], over: str, max_drop: float) -> str:
     """The outcome in a sentence or two."""
-    what = NAMES[options.over]
+    what = NAMES[over]
     scored = sorted(
         (item for item in found.candidates if item.score is not None), key=lambda item: item.share
     )
@@ -42,7 +39,7 @@ def verdict(found: SearchResult[Any], options: SearchOptions) -> str:
 
     if found.best is None:
         return (
-            f"No cut is within {points(options.max_drop)}: even the smallest that was tried, "
+            f"No cut is within {points(max_drop)}: even the smallest that was tried, "
             f"{loses(scored[0])}. Let candidates recover for longer (--epochs, --lr), allow a "
             "larger drop, or look at smaller cuts (--tolerance)."
         )
@@ -51,7 +48,7 @@ def verdict(found: SearchResult[Any], options: SearchOptions) -> str:
         key=lambda x: x.share,
         default=None,
     )
-    text = f"The largest cut within {points(options.max_drop)} that was found: {loses(found.best)}."
+    text = f"The largest cut within {points(max_drop)} that was found: {loses(found.best)}."
     if beyond is None:
         return (
             f"Every cut passed. {text} The network may be smaller still: allow a smaller "
@@ -73,19 +70,21 @@ def _lost(drop: float) -> str:
     return f"loses {drop:.2f} points" if drop > 0 else f"gains {-drop:.2f} points"
 
 
-def notes(original: Found, trained: Found, images: int, options: SearchOptions) -> Iterator[str]:
+def notes(
+    original: Found, trained: Found, images: int, max_drop: float, from_given: bool
+) -> Iterator[str]:
     """What to know before the figures are believed."""
     accuracy, one = original["accuracy"], 100 / images
     error = 100 * math.sqrt(accuracy * (1 - accuracy) / images)
     yield (
         f"{images:,} validation images decide: one of them is {one:.2f} points, and the "
         f"standard error of an accuracy of {100 * accuracy:.1f} % is {error:.2f} points"
-        + (", more than the drop allowed: a few images decide" if error > options.max_drop else "")
+        + (", more than the drop allowed: a few images decide" if error > max_drop else "")
     )
     gain = 100 * (trained["accuracy"] - accuracy)
     if trained is not original:
         yield f"by the same training the given network, uncut, {_lost(-gain)}"
-    if options.reference == "given" and gain > max(options.max_drop, one):
+    if from_given and gain > max(max_drop, one):
         yield (
             "this is more than the drop allowed, so the given network was not trained to its "
             "end, and a part of what the cuts lose is hidden: count the drop from the trained "
@@ -178,13 +177,13 @@ def page(found: Found, config: str) -> str:
         "<details><summary>Every setting "
         f"(config.yaml)</summary><pre><code>{escape(config)}</code></pre></details></section>"
     )
-    return report.PAGE.format(
-        title=escape(found["title"]), style=report.STYLE, body="\n".join(parts)
+    return run_page.PAGE.format(
+        title=escape(found["title"]), style=run_page.STYLE, body="\n".join(parts)
     )
 
 
 def _picture(found: Found) -> str:
-    svg = plots.front(found).decode()
+    svg = figures.front(found).decode()
     return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(CAPTION)}</figcaption></figure>"
 
 

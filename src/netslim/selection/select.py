@@ -119,7 +119,7 @@ def select(
         budget: what to reach; may be left out when ``per_group`` says it all.
         min_channels: units that stay in every group at least; no layer can die.
         max_cut: largest share of a group that may go (the papers' 50 % cap is 0.5); or by name or
-            pattern, a share (float below 1) or a count (int), as `netslim.Sensitivity.limits` gives
+            pattern, a share (float below 1) or a count (int), as `netslim.methods.Sensitivity.limits` gives
             them.
         round_to: what stays in a touched group is a multiple of this; groups that have no more stay
             whole.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from netslim.models.selection import ChannelSelect
+from netslim.models.channel_select import ChannelSelect
 from pattern import Patterns, conv, tail
 
 pattern = Patterns()

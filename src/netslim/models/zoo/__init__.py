@@ -7,12 +7,12 @@ ResNets are initialised as torchvision does). Starting the scales at 0.5, as Net
 belongs to the method (`NetworkSlimming(model, gamma_init=0.5)`).
 """
 
-from netslim.models.zoo.densenet import densenet, densenet40
+from netslim.models.zoo._densenet import densenet, densenet40
+from netslim.models.zoo._mlp import mlp
+from netslim.models.zoo._preresnet import preresnet, preresnet164
+from netslim.models.zoo._resnet import resnet, resnet20, resnet32, resnet44, resnet56, resnet110
+from netslim.models.zoo._vgg import vgg, vgg11, vgg13, vgg16, vgg16_bn_4096, vgg16_fc512, vgg19
 from netslim.models.zoo.imagenet import resnet18, resnet34, resnet50, resnet101, vgg_a
-from netslim.models.zoo.mlp import mlp
-from netslim.models.zoo.preresnet import preresnet, preresnet164
-from netslim.models.zoo.resnet import resnet, resnet20, resnet32, resnet44, resnet56, resnet110
-from netslim.models.zoo.vgg import vgg, vgg11, vgg13, vgg16, vgg16_bn_4096, vgg16_fc512, vgg19
 
 __all__ = [
     "densenet",

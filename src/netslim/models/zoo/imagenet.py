@@ -4,7 +4,7 @@ Slimming trains it.
 
 from torch import nn
 
-from netslim.models.zoo.vgg import LAYERS, VGG, vgg
+from netslim.models.zoo._vgg import LAYERS, VGG, vgg
 
 
 def vgg_a(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> VGG:

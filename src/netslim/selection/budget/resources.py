@@ -34,7 +34,7 @@ class Resource(Protocol):
 
 
 class LatencySource(Protocol):
-    """What knows the latency of a network at other widths: `netslim.LatencyTable`."""
+    """What knows the latency of a network at other widths: `netslim.measure.LatencyTable`."""
 
     def resource(self, graph: ChannelGraph, widths: Widths) -> Resource:
         """Milliseconds, as a function of the counts."""

@@ -67,7 +67,7 @@ def score(
             also the scales of normalisations and the kernels that read the channels; not biases and
             depthwise kernels. Of all the weights that belong to a channel in one layer, a layer
             over all gives one score.
-        normalize: how the scores of each group are set to a common scale, see `netslim.normalized`.
+        normalize: how the scores of each group are set to a common scale, see `netslim.selection.normalized`.
         options: passed to the criterion, such as ``seed`` of ``random``.
 
     Returns:

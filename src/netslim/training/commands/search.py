@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -313,19 +313,24 @@ class _Search:
             "epochs": sum(stage.epochs for stage in self.recipe.stages if isinstance(stage, Train)),
             "rows": [{key: value for key, value in row.items() if key != "format"} for row in rows],
             "best": None if best is None else best["share"],
-            "verdict": verdict(found, self.options),
-            "notes": list(notes(original, trained, len(self.runner.data.validation), self.options)),
+            "verdict": verdict(found, self.options.over, self.options.max_drop),
+            "notes": list(self._notes(original, trained)),
             "tests": tests,
             "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
             "environment": json.loads(self.folder.environment.read_text()),
         }
+
+    def _notes(self, original: Results, trained: Results) -> Iterator[str]:
+        images = len(self.runner.data.validation)
+        from_given = self.options.reference == "given"
+        return notes(original, trained, images, self.options.max_drop, from_given)
 
     def _row(self, share: float) -> Results:
         return read_json(self.folder.path / "candidates" / f"{share:.4f}" / "candidate.json", "")
 
     def show(self, found: Results) -> None:
         """Draw what is not drawn yet."""
-        from netslim.report import figures as plots
+        from netslim.report import figures
 
         for name in ("front.svg", "front.png", "report.html"):
             path = self.folder.path / name
@@ -334,7 +339,7 @@ class _Search:
             if path.suffix == ".html":
                 write_atomic(path, page(found, self.folder.config.read_text(encoding="utf-8")))
             else:
-                write_atomic(path, plots.front(found, path.suffix[1:]))
+                write_atomic(path, figures.front(found, path.suffix[1:]))
 
     # ------------------------------------------------------------ networks
 
@@ -455,7 +460,7 @@ class _Search:
         return self.folder.path / "latency-table.json" if given is None else Path(given)
 
     @cached_property
-    def table(self) -> netslim.LatencyTable | None:
+    def table(self) -> netslim.measure.LatencyTable | None:
         """How long layers take; where it has to be measured, it is kept for all candidates."""
         stage = self.recipe.stages[0]
         assert isinstance(stage, Prune)
@@ -466,7 +471,7 @@ class _Search:
             measured = latency_of(stage, self.runner.construct().eval(), self.runner.example())
             assert measured is not None
             measured.save(self.table_file)
-        return netslim.LatencyTable.load(self.table_file)
+        return netslim.measure.LatencyTable.load(self.table_file)
 
     def _means(self, network: nn.Module, split: str) -> Results:
         from netslim.training.loop import fit

@@ -112,17 +112,16 @@ class ExplorationFolder:
 
     def draw(self, found: Sensitivity) -> None:
         """Write what can be made from the results and is not there."""
-        from netslim.report import figures as plots
-        from netslim.report import page as report
+        from netslim.report import figures, run_page
 
         data = found.to_dict()
         makers: dict[str, Callable[[], str | bytes | None]] = {
             "sensitivity.csv": found.to_csv,
-            "sensitivity.png": lambda: plots.sensitivity(data, "png"),
-            "sensitivity.svg": lambda: plots.sensitivity(data),
-            "sensitivity-lines.png": lambda: plots.sensitivity_lines(data, "png"),
-            "sensitivity-lines.svg": lambda: plots.sensitivity_lines(data),
-            "sensitivity.html": lambda: report.sensitivity(data),
+            "sensitivity.png": lambda: figures.sensitivity(data, "png"),
+            "sensitivity.svg": lambda: figures.sensitivity(data),
+            "sensitivity-lines.png": lambda: figures.sensitivity_lines(data, "png"),
+            "sensitivity-lines.svg": lambda: figures.sensitivity_lines(data),
+            "sensitivity.html": lambda: run_page.sensitivity(data),
         }
         for name, make in makers.items():
             if not (self.path / name).exists() and (content := make()) is not None:

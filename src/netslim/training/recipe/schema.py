@@ -327,7 +327,7 @@ class LatencyOptions:
     """
 
     table: str | None = (
-        None  # a file that netslim.LatencyTable wrote; null measures here, once for a machine
+        None  # a file that netslim.measure.LatencyTable wrote; null measures here, once for a machine
     )
     backend: Literal["eager", "compile", "onnxruntime"] = "eager"
     batch: int = 1  # images in a timed call

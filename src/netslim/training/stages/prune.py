@@ -19,8 +19,8 @@ from netslim.methods.soft_filter import plan_of_zeros
 from netslim.selection.budget.limits import Limits
 from netslim.selection.criteria.registry import reads_data
 from netslim.selection.options import declared
-from netslim.surgery.compensate.constants import Folding
-from netslim.surgery.compensate.linear import fold
+from netslim.surgery.compensation.constants import Folding
+from netslim.surgery.compensation.linear import fold
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.proof.verify import Verification
 from netslim.training.loop.gammas import cut_warning
@@ -82,7 +82,7 @@ def carry_out(
     elif stage.by == "greedy":
         scoring = _scoring(stage, seed)
         lead = scoring.pop("lead")
-        plan = netslim.greedy(
+        plan = netslim.selection.greedy(
             graph,
             network,
             stage.per_group,
@@ -98,7 +98,7 @@ def carry_out(
         stage.batches if stage.compensation.recalibrate is True else stage.compensation.recalibrate
     )
     if count:
-        netslim.recalibrate(done.network, list(batches(count)))
+        netslim.surgery.recalibrate(done.network, list(batches(count)))
         note = f"batch-norm statistics were taken anew from {count} training batches"
         done = replace(done, notes=(*done.notes, note))
     return done
@@ -128,14 +128,14 @@ def _by_scores(
 
 def latency_of(
     stage: Prune | GradualOptions, network: nn.Module, example: Tensor
-) -> netslim.LatencyTable | None:
+) -> netslim.measure.LatencyTable | None:
     """How long the layers of `network` take, where the stage's budget asks for it: read, or
     measured here.
     """
     if not any("latency" in key for key in stage.budget.given()):
         return None
     if stage.latency.table is not None:
-        return netslim.LatencyTable.load(stage.latency.table)
+        return netslim.measure.LatencyTable.load(stage.latency.table)
     images = example[:1].expand(stage.latency.batch, *example.shape[1:]).contiguous()
     return netslim.latency_table(
         network, netslim.trace(network, images), images, backend=stage.latency.backend
@@ -180,7 +180,7 @@ def _of_zeros(
         if (
             stage.compensation.fold
         ):  # a zero filter emits beta once its running mean is zero, which it is not so soon
-            network = netslim.recalibrate(duplicate(network), list(batches(stage.batches)))
+            network = netslim.surgery.recalibrate(duplicate(network), list(batches(stage.batches)))
     return _done(stage, network, graph, plan, example, batches)
 
 
@@ -275,7 +275,7 @@ def _merged(
             "'by: clusters' merges what a training stage with sparsity method centripetal drew "
             "together, and no such stage comes before it"
         )
-    plan = netslim.merge(graph, clusters)
+    plan = netslim.selection.merge(graph, clusters)
     note = (
         f"channels merged into those that they had become equal to: {plan.removed}; nothing "
         "was thrown away"

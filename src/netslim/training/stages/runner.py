@@ -95,9 +95,9 @@ def run(
             with threads(recipe.trainer.threads):
                 results = Runner(recipe, folder, display, command).go()
         if not (folder.path / "report.html").exists():
-            from netslim.report import page as report
+            from netslim.report import run_page
 
-            report.write(folder.path)
+            run_page.write(folder.path)
     return results
 
 
@@ -138,9 +138,9 @@ class Runner:
             self.recipe, done, json.loads(self.folder.environment.read_text()), self.command
         )
         write_json(self.folder.results, results)
-        from netslim.report import page as report
+        from netslim.report import run_page
 
-        report.write(self.folder.path)
+        run_page.write(self.folder.path)
         return results
 
     def note_environment(self) -> None:

@@ -34,7 +34,7 @@ from netslim.graph.modules.batches import inputs_of, outputs
 from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, eagerly
-from netslim.surgery.compensate.constants import (
+from netslim.surgery.compensation.constants import (
     Flow,
     Folding,
     Moved,
@@ -47,7 +47,7 @@ from netslim.surgery.compensate.constants import (
     place_of,
     reading,
 )
-from netslim.surgery.compensate.least_squares import Fit, Layout
+from netslim.surgery.compensation.least_squares import Fit, Layout
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import TensorCut
 
@@ -74,7 +74,7 @@ def reconstruct(
 
     What a layer reads of removed channels is replaced by the linear combination of what it reads of
     the others, and a constant, that is nearest in the sense of least squares on the batches. The
-    combination moves into the layer's weights; the constant goes where `netslim.fold_constants`
+    combination moves into the layer's weights; the constant goes where `netslim.surgery.fold_constants`
     moves constants, and where none can go the fit is through the origin. In grouped convolutions
     the channels of a group fit each other. The entries of a flattened map are fitted one by one if
     there are enough examples for it; else all places of the map share the fit of its channels.
@@ -289,7 +289,7 @@ def _move(model: nn.Module, fit: Flow, place: Place, ridge: float) -> Moved:
 
 
 def fold(model: nn.Module, plan: PruningPlan, batches: Iterable[Any], way: FoldWay) -> Folding:
-    """`netslim.fold_constants` (constant), or `reconstruct`: all layers at once (linear), or layer
+    """`netslim.surgery.fold_constants` (constant), or `reconstruct`: all layers at once (linear), or layer
     after layer.
 
     Raises:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netslim.errors import RecipeError
-from netslim.report import figures as plots
+from netslim.report import figures
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -179,7 +179,7 @@ def sensitivity(data: Mapping[str, Any]) -> str:
     """What each group alone costs, as one HTML document.
 
     Args:
-        data: of `netslim.Sensitivity.to_dict`.
+        data: of `netslim.methods.Sensitivity.to_dict`.
     """
     title = f"Sensitivity of {(data['settings'].get('model') or {}).get('name', 'a network')}"
     share = data["unit"] == "share"
@@ -193,8 +193,8 @@ def sensitivity(data: Mapping[str, Any]) -> str:
         "Every row is a group, first to last; the darker, the more is lost when that share "
         "of it goes."
     )
-    drawn = [_figure("sensitivity", plots.sensitivity(data), text)]
-    if (lines := plots.sensitivity_lines(data)) is not None:
+    drawn = [_figure("sensitivity", figures.sensitivity(data), text)]
+    if (lines := figures.sensitivity_lines(data)) is not None:
         drawn.append(
             _figure(
                 "lines",
@@ -408,12 +408,12 @@ def _figures(results: Mapping[str, Any]) -> str:
             f"{found['threshold']:g}"
         )
         text = f"Batch-norm scales. After training {share}, where a channel hardly counts any more."
-        drawn.append(_figure("scales", plots.scales(found), text))
+        drawn.append(_figure("scales", figures.scales(found), text))
     if results.get("widths"):
         drawn.append(
             _figure(
                 "widths",
-                plots.widths(results["widths"]),
+                figures.widths(results["widths"]),
                 "Width of every layer before and after the cut.",
             )
         )
@@ -422,7 +422,7 @@ def _figures(results: Mapping[str, Any]) -> str:
             "Training, stage by stage. The training loss is what is minimised: with a "
             "penalty, or a teacher's part."
         )
-        drawn.append(_figure("curves", plots.curves(results["curves"]), text))
+        drawn.append(_figure("curves", figures.curves(results["curves"]), text))
     return f"<div class=figures>{''.join(drawn)}</div>" if drawn else ""
 
 

@@ -1,4 +1,4 @@
-"""The regression behind `netslim.reconstruct`: what a layer reads of removed channels, fitted by
+"""The regression behind `netslim.surgery.reconstruct`: what a layer reads of removed channels, fitted by
 the others.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netslim.errors import PlanError
-from netslim.surgery.compensate.constants import Flow
+from netslim.surgery.compensation.constants import Flow
 from netslim.surgery.rows import TensorCut
 
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

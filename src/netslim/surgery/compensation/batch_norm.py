@@ -46,7 +46,7 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
     if not layers:
         raise PlanError(
             "the model has no batch normalisation with running statistics: there is nothing to "
-            "recalibrate; netslim.add_bn inserts some"
+            "recalibrate; netslim.models.add_bn inserts some"
         )
     before = [
         (layer, layer.momentum, {name: b.clone() for name, b in layer.named_buffers()})

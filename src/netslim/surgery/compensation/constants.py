@@ -50,9 +50,9 @@ class Moved:
         channels: number of entries of the weights that read removed channels.
         spread: largest deviation of any output from the constant that was moved, relative to the
             largest constant; 0 where it is exact. `fold_constants` only.
-        reason: why nothing was moved; in `netslim.reconstruct` with ``explained``, why no constant
+        reason: why nothing was moved; in `netslim.surgery.reconstruct` with ``explained``, why no constant
             was.
-        explained: `netslim.reconstruct` only: share of the variance of what was read that the
+        explained: `netslim.surgery.reconstruct` only: share of the variance of what was read that the
             channels that stay explain (R squared; of the square where no constant could be moved);
             None where nothing was moved.
     """
