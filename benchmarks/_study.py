@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import nn
 
 import netslim
+from netslim._support import write_atomic
 from netslim.data.sources import load
-from netslim.files import write_atomic
 from netslim.training.loop.fit import Bench, evaluate, fit
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.reading import parse_recipe

@@ -69,9 +69,9 @@ def plain(loader: Loader) -> list[tuple[torch.Tensor, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("digit", "Did you mean digits?"),
-        ("cifar10", "Did you mean torchvision:CIFAR10"),
-        ("torchvision:FashionMINST", "Did you mean torchvision:FashionMNIST"),
+        ("digit", "did you mean 'digits'?"),
+        ("cifar10", "did you mean 'torchvision:CIFAR10'"),
+        ("torchvision:FashionMINST", "did you mean 'torchvision:FashionMNIST'"),
         ("folder:", "folder:PATH"),
         ("", "Data sets are named digits, torchvision:CIFAR10"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, Residual, conv
 from netslim import trace
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -105,17 +105,18 @@ def test_a_layer_that_only_reads_is_found_too():
     ],
 )
 def test_other_names_are_refused_with_the_nearest(graph, name, message):
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         graph[name]
 
 
 def test_a_layer_of_several_groups_asks_which(graph):
     dense = trace(DenseBlock(), X)
     with pytest.raises(
-        PlanError, match=r"'norm3' takes part in 3 groups: 'stem' \(6\), 'conv1' \(4\) and 'conv2'"
+        ArgumentError,
+        match=r"'norm3' takes part in 3 groups: 'stem' \(6\), 'conv1' \(4\) and 'conv2'",
     ):
         dense["norm3"]
-    with pytest.raises(PlanError, match="did you mean 'norm3'"):
+    with pytest.raises(ArgumentError, match="did you mean 'norm3'"):
         dense.explain("norm33")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, OneForward, Residual, conv, prove
 from netslim import trace
-from netslim.errors import PlanError, StaleGraphError, TraceError
+from netslim.errors import ArgumentError, StaleGraphError, TraceError
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -165,7 +165,7 @@ def test_errors_name_the_inputs():
         trace(Chain(), torch.zeros(2, 5, 8, 8))
     with pytest.raises(TraceError, match=r"needs a torch\.nn\.Module, got int"):
         trace(3, X)  # type: ignore[arg-type]
-    with pytest.raises(PlanError, match="no group, module or tensor is named 'third'"):
+    with pytest.raises(ArgumentError, match="no group, module or tensor is named 'third'"):
         trace(Chain(), X)["third"]
 
 

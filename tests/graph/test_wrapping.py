@@ -31,7 +31,13 @@ from netslim import (
     trace,
     verify,
 )
-from netslim.errors import CheckpointError, PlanError, SurgeryError, TraceError, VerificationError
+from netslim.errors import (
+    ArgumentError,
+    CheckpointError,
+    SurgeryError,
+    TraceError,
+    VerificationError,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is deprecated:DeprecationWarning",
@@ -379,7 +385,7 @@ def test_what_cannot_be_cut_is_refused_by_every_verb(kind, tmp_path):
     graph, plan = trace(whole, X), half(whole)
     verbs = {
         "trace": (TraceError, lambda: trace(model, X)),
-        "score": (PlanError, lambda: score(graph, model, "l1")),
+        "score": (ArgumentError, lambda: score(graph, model, "l1")),
         "prune": (SurgeryError, lambda: prune(model, plan)),
         "prune_": (SurgeryError, lambda: prune_(model, plan)),
         "verify": (VerificationError, lambda: verify(model, whole, plan, X)),
@@ -398,7 +404,7 @@ def test_what_cannot_be_cut_is_refused_by_every_verb(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["scripted", "exported", "dynamic", "lazy", "nothing"])
 def test_sparsity_and_loading_refuse_them_too(kind, tmp_path):
     make, message = REFUSED[kind]
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         NetworkSlimming(make(), 1e-4, gamma_init=0.5)
     path = save(residual(), tmp_path / "a.safetensors")
     if kind != "nothing":

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import netslim
-from netslim.errors import PlanError, TraceError
+from netslim.errors import ArgumentError, TraceError
 from netslim.measure.backends import prepared
 from netslim.measure.latency import Latency, latency, timed
 from netslim.models.export import onnx_bytes
@@ -151,17 +151,17 @@ def test_cuda_waits_for_the_kernels():
     ],
 )
 def test_options_out_of_range(x, options, message):
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         latency(Sleeper(), x, **options)
 
 
 def test_a_device_that_is_not_there(x):
-    with pytest.raises(PlanError, match="device 'cuda:99' cannot be used here"):
+    with pytest.raises(ArgumentError, match="device 'cuda:99' cannot be used here"):
         latency(Sleeper(), x, device="cuda:99")
 
 
 def test_no_model(x):
-    with pytest.raises(PlanError, match="no model given"):
+    with pytest.raises(ArgumentError, match="no model given"):
         latency({}, x)
 
 
@@ -180,7 +180,7 @@ def test_plain_calls_are_timed_in_turn_too():
 def test_a_call_that_fails_is_named():
     with pytest.raises(TraceError, match="'b' failed: ZeroDivisionError"):
         timed({"a": lambda: None, "b": lambda: 1 / 0})
-    with pytest.raises(PlanError, match="nothing to time"):
+    with pytest.raises(ArgumentError, match="nothing to time"):
         timed({})
 
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_compiled_is_said(net, x, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile)
     with pytest.raises(
-        PlanError,
+        ArgumentError,
         match=r"failed on 'model': No working C\+\+ compiler found. It needs g\+\+ or clang;",
     ):
         latency(net, x, backend="compile")
@@ -261,7 +261,7 @@ def test_a_missing_package_is_named(net, x, monkeypatch):
     monkeypatch.setattr(
         importlib.import_module("netslim.models.export"), "find_spec", lambda name: None
     )
-    with pytest.raises(PlanError, match=r"pip install 'netslim\[onnx\]'"):
+    with pytest.raises(ArgumentError, match=r"pip install 'netslim\[onnx\]'"):
         latency({"net": net}, x, backend="onnxruntime")
     assert net.training
 
@@ -281,6 +281,6 @@ def test_a_model_that_does_not_run_is_its_own_fault(backend, x):
 
 def test_an_unknown_backend(net, x):
     with pytest.raises(
-        PlanError, match="no backend 'tensorrt'; choose one of eager, compile, onnxruntime"
+        ArgumentError, match="no backend 'tensorrt'; choose one of eager, compile, onnxruntime"
     ):
         latency(net, x, backend="tensorrt")

@@ -16,7 +16,7 @@ from torch import nn
 import netslim
 from nets import Chain, Residual
 from netslim import Budget, latency_table, prune, select, trace
-from netslim.errors import PlanError, StaleGraphError
+from netslim.errors import ArgumentError, PlanError, StaleGraphError
 from netslim.measure import LatencyTable
 from netslim.measure.table import measuring as measuring_module
 from netslim.measure.table.cache import folder
@@ -422,9 +422,9 @@ def test_another_network_and_other_input_sizes_are_refused(known_table, net):
 
 def test_wrong_options_are_refused(net):
     model, x, graph = net
-    with pytest.raises(PlanError, match="no backend 'tensorrt'"):
+    with pytest.raises(ArgumentError, match="no backend 'tensorrt'"):
         latency_table(model, graph, x, backend="tensorrt", cache=False)
-    with pytest.raises(PlanError, match="threads=0"):
+    with pytest.raises(ArgumentError, match="threads=0"):
         latency_table(model, graph, x, threads=0, cache=False)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from nets import Chain, Residual
 from netslim import trace
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.methods import clusters as c
 from netslim.selection.budget.limits import Limits
 
@@ -75,7 +75,7 @@ def test_canonical_numbers():
 
 
 def test_an_unknown_clustering_offers_the_nearest():
-    with pytest.raises(PlanError, match=r"no clustering 'k-means'; did you mean 'kmeans'\?"):
+    with pytest.raises(ArgumentError, match=r"no clustering 'k-means'; did you mean 'kmeans'\?"):
         c.clustering("k-means")
 
 
@@ -107,7 +107,7 @@ def test_kernels_that_are_not_finite():
     with torch.no_grad():
         model.first[0].weight[0, 0, 0, 0] = float("nan")
     group = trace(model, IMAGE)["first.0"]
-    with pytest.raises(PlanError, match=r"'first.0.weight' are not finite, .* diverge"):
+    with pytest.raises(ArgumentError, match=r"'first.0.weight' are not finite, .* diverge"):
         c.kernels_of(model.first[0].weight, group, "first.0.weight")
 
 
@@ -162,18 +162,28 @@ def test_shortcuts_can_be_avoided():
         (float("nan"), {}, r"not nan"),
         (True, {}, r"a width \(int\) or the share that stays \(float\) is needed, not True"),
         ("half", {}, r"not 'half'"),
-        (1.0, {}, r"target=1.0 leaves every group as wide as it is"),
-        ({"first.0": 6}, {}, r"nothing to make equal"),
-        ({}, {}, r"nothing to make equal"),
         ({"frist.0": 2}, {}, r"'frist.0'; did you mean .*first.0"),
         ({"third.*": 2}, {}, r"target names no group that can become narrower: 'third.\*'; "),
-        ({"head": 2}, {}, r"'head' stays: .*; these can: first.0, second.0"),
-        (0.5, {"protect": "*"}, r"no group that can become narrower: '\*' stays: protected"),
         (0.5, {"protect": ["thrid.0"]}, r"protect names no group: 'thrid.0'; "),
         (0.5, {"shortcuts": "skip"}, r"shortcuts must be 'include' or 'avoid', got 'skip'"),
     ],
 )
 def test_targets_that_mean_nothing(target, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        widths(target, **options)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (1.0, {}, r"target=1.0 leaves every group as wide as it is"),
+        ({"first.0": 6}, {}, r"nothing to make equal"),
+        ({}, {}, r"nothing to make equal"),
+        ({"head": 2}, {}, r"'head' stays: .*; these can: first.0, second.0"),
+        (0.5, {"protect": "*"}, r"no group that can become narrower: '\*' stays: protected"),
+    ],
+)
+def test_targets_that_make_nothing_equal(target, options, message):
     with pytest.raises(PlanError, match=message):
         widths(target, **options)
 
@@ -197,13 +207,24 @@ def test_given_clusters_are_taken_in_canonical_form():
             r"first.0 has 6 channels; its clusters must be as many whole numbers, got shape \(2,\)",
         ),
         ({"first.0": [0.5] * 6}, r"whole numbers, got shape \(6,\) of float64"),
-        ({"first.0": range(6)}, r"no cluster has two members"),
-        ({}, r"no cluster has two members"),
         ({"firts.0": [0] * 6}, r"named 'firts.0'; did you mean"),
-        ({"head": [0] * 4}, r"the clusters name 'head', but head stays"),
     ],
 )
 def test_given_clusters_that_do_not_fit(given, message):
+    graph = trace(Chain(), IMAGE)
+    with pytest.raises(ArgumentError, match=message):
+        c.checked(graph, given, Limits().staying(graph))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"first.0": range(6)}, r"no cluster has two members"),
+        ({}, r"no cluster has two members"),
+        ({"head": [0] * 4}, r"the clusters name 'head', but head stays"),
+    ],
+)
+def test_given_clusters_that_make_nothing_equal(given, message):
     graph = trace(Chain(), IMAGE)
     with pytest.raises(PlanError, match=message):
         c.checked(graph, given, Limits().staying(graph))

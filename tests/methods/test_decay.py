@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.methods.decay import parameter_groups
 
 
@@ -105,5 +105,5 @@ def test_a_wrapped_model():
     ],
 )
 def test_refuses(call, message):
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         call()

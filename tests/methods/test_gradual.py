@@ -22,7 +22,7 @@ import netslim
 from nets import Chain, DenseBlock, Residual, conv
 from netslim import Budget, GradualPruning
 from netslim.cli import main
-from netslim.errors import PlanError, RecipeError, SurgeryError, VerificationError
+from netslim.errors import ArgumentError, PlanError, RecipeError, SurgeryError, VerificationError
 from netslim.graph.counts import Count
 from netslim.graph.modules.walk import named_tensors
 from netslim.methods.gradual import Schedule, shares
@@ -94,7 +94,7 @@ def test_the_schedules_by_hand():
     ],
 )
 def test_wrong_schedules(arguments, message):
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         shares(*arguments)
 
 
@@ -417,11 +417,11 @@ def test_attached_it_cuts_after_every_so_many_steps(closed):
     assert taken == [0, 0, 1, 1, 1, 2, 2, 2]
     assert gradual.plan.removed == 5
     assert all(optimizer.state[p]["momentum_buffer"].shape == p.shape for p in model.parameters())
-    with pytest.raises(PlanError, match="attached to this SGD already"):
+    with pytest.raises(ArgumentError, match="attached to this SGD already"):
         gradual.attach(optimizer, every=3)
-    with pytest.raises(PlanError, match="another optimizer counts already"):
+    with pytest.raises(ArgumentError, match="another optimizer counts already"):
         gradual.attach(SGD(model.parameters(), lr=0.1), every=3)
-    with pytest.raises(PlanError, match="every must be a whole number of 1 or more, got 0"):
+    with pytest.raises(ArgumentError, match="every must be a whole number of 1 or more, got 0"):
         gradual.attach(optimizer, every=0)
     gradual.detach()
 
@@ -440,7 +440,7 @@ def test_companions_are_cut_alike():
 def test_what_is_out_of_reach_is_refused_before_training():
     with pytest.raises(PlanError, match=r"cut_macs=0\.9"):
         GradualPruning(random(Chain()), X, Budget(cut_macs=0.9), max_cut=0.5)
-    with pytest.raises(PlanError, match="steps must be"):
+    with pytest.raises(ArgumentError, match="steps must be"):
         GradualPruning(Chain(), X, Budget(cut_macs=0.5), steps=0)
 
 
@@ -569,13 +569,13 @@ def test_a_state_that_does_not_fit_is_refused():
     gradual = begun()[3]
     gradual.step()
     state = gradual.state_dict()
-    with pytest.raises(PlanError, match="load a state before the first step"):
+    with pytest.raises(ArgumentError, match="load a state before the first step"):
         gradual.load_state_dict(state)
-    with pytest.raises(PlanError, match="the state is of 3 steps, this GradualPruning of 2"):
+    with pytest.raises(ArgumentError, match="the state is of 3 steps, this GradualPruning of 2"):
         GradualPruning(random(Chain()), X, Budget(cut_macs=0.5), steps=2).load_state_dict(state)
     with pytest.raises(PlanError, match="the plan was made for the architecture"):
         GradualPruning(random(Chain()), X, Budget(cut_macs=0.5), steps=3).load_state_dict(state)
-    with pytest.raises(PlanError, match="this is no state of GradualPruning"):
+    with pytest.raises(ArgumentError, match="this is no state of GradualPruning"):
         begun()[3].load_state_dict({})
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import NetworkSlimming, prune, prune_, score, trace
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import named_tensors
 from netslim.methods.masking import Mask
 from netslim.selection.merging import merge
@@ -373,7 +373,7 @@ def test_refuses_plans_that_do_not_fit():
         Mask(model, merge(graph, {"first.0": [0, 0, 1, 2, 3, 3]}))
     with pytest.raises(PlanError, match=r"the plan removes nothing"):
         Mask(model, dataclasses.replace(plan, groups={}, tensors=(), patches=()))
-    with pytest.raises(PlanError, match=r"needs a torch.nn.Module, got str"):
+    with pytest.raises(ArgumentError, match=r"needs a torch.nn.Module, got str"):
         Mask("model", plan)
 
 
@@ -381,14 +381,16 @@ def test_refuses_optimizers_that_do_not_fit():
     model, _, plan = network()
     mask = Mask(model, plan)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(PlanError, match=r"SGD holds none of the masked parameters of this Chain"):
+    with pytest.raises(
+        ArgumentError, match=r"SGD holds none of the masked parameters of this Chain"
+    ):
         mask.attach(torch.optim.SGD([model.head.bias], lr=0.1))
-    with pytest.raises(PlanError, match=r"attaches to a torch.optim.Optimizer, not to a Chain"):
+    with pytest.raises(ArgumentError, match=r"attaches to a torch.optim.Optimizer, not to a Chain"):
         mask.attach(model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(PlanError, match=r"Mask is not attached to this SGD"):
+    with pytest.raises(ArgumentError, match=r"Mask is not attached to this SGD"):
         mask.detach(optimizer)
     mask.attach(optimizer)
-    with pytest.raises(PlanError, match=r"attached to this SGD already; once is enough"):
+    with pytest.raises(ArgumentError, match=r"attached to this SGD already; once is enough"):
         mask.attach(optimizer)

@@ -14,7 +14,7 @@ import torch
 
 import netslim
 from netslim.cli import main
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.report import figures
 from netslim.report.search_page import verdict
 from netslim.training.commands import search as searching
@@ -166,12 +166,12 @@ def test_a_damaged_journal_is_refused(tmp_path, content):
     ],
 )
 def test_options_out_of_range(options, said):
-    with pytest.raises(PlanError, match=said):
+    with pytest.raises(ArgumentError, match=said):
         netslim.search(lambda share: share, line, **({"max_drop": 0.1, "baseline": 1.0} | options))
 
 
 def test_a_score_that_is_no_number_is_refused():
-    with pytest.raises(PlanError, match=r"for the cut of 47\.5% it gave nan"):
+    with pytest.raises(ArgumentError, match=r"for the cut of 47\.5% it gave nan"):
         netslim.search(lambda share: share, lambda _: float("nan"), max_drop=0.1, baseline=1.0)
 
 

@@ -25,7 +25,7 @@ import netslim
 from nets import Residual
 from netslim.cli import main
 from netslim.data.sources import load as load_data
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.methods import Sensitivity
 from netslim.methods.sensitivity import sensitivity
 from netslim.methods.sensitivity_result import Row
@@ -95,7 +95,7 @@ def test_what_is_cut_follows_the_criterion_and_its_options():
         (row.group, row.ratio): row.drop for row in measure(criterion="largest", ratios=[0.5]).rows
     }
     assert largest == {("0", 0.5): 42, ("2", 0.5): 30}
-    with pytest.raises(PlanError, match="cannot take these options"):
+    with pytest.raises(ArgumentError, match="cannot take these options"):
         measure(scoring={"sed": 1})
 
     def last_first(group: Any, tensors: Any) -> Tensor:
@@ -170,7 +170,7 @@ def test_groups_by_name_and_pattern_shortcuts_and_what_stays():
     assert cut(groups=["inner.0", "stem.0"]) == names
     with pytest.raises(PlanError, match=r"'head' cannot be cut: it is an output"):
         cut(groups=["head"])
-    with pytest.raises(PlanError, match="groups names no group: 'iner'"):
+    with pytest.raises(ArgumentError, match="groups names no group: 'iner'"):
         cut(groups=["iner"])
     with pytest.raises(PlanError, match=r"'stem\.0' cannot be cut: the outputs of several layers"):
         cut(groups=["stem.0"], shortcuts="avoid")
@@ -201,7 +201,7 @@ def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
         ({"ratios": [0]}, "above 0 and below 1, got 0"),
         ({"recalibrate": 2}, "recalibrate needs batches="),
         ({"recalibrate": -1, "batches": [ONES]}, "got -1"),
-        ({"batches": ONES}, "not a Tensor"),
+        ({"batches": ONES}, "got a Tensor"),
         ({"unit": "percent"}, "'share' or 'number'"),
         ({"unit": "share"}, "gave 60 for the whole network, which is no share"),
         ({"evaluate": lambda network: float("nan")}, "gave nan for the whole network"),
@@ -212,10 +212,20 @@ def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
         ),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
         ({"shortcuts": "some"}, "'include' or 'avoid'"),
-        ({"groups": []}, "groups is empty"),
     ],
 )
 def test_mistakes(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        measure(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"groups": []}, "groups is empty"),
+    ],
+)
+def test_nothing_to_measure(options, message):
     with pytest.raises(PlanError, match=message):
         measure(**options)
 
@@ -286,13 +296,13 @@ def test_stages_share_the_smallest_limit_of_those_that_may_be_cut():
         "a.2": 0.0,
         "b.0": 0.5,
     }
-    with pytest.raises(PlanError, match=r"'c\.\*' matches no measured group"):
+    with pytest.raises(ArgumentError, match=r"'c\.\*' matches no measured group"):
         found.limits(0.1, stages=["c.*"])
 
 
 @pytest.mark.parametrize("drop", [-0.1, float("nan"), float("inf"), True, "1"])
 def test_a_drop_that_makes_no_sense(drop):
-    with pytest.raises(PlanError, match="max_drop must be 0 or more"):
+    with pytest.raises(ArgumentError, match="max_drop must be 0 or more"):
         made({"a": [0, 0, 0]}).limits(drop)
 
 

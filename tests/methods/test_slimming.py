@@ -11,7 +11,7 @@ from torch import nn
 
 from nets import Chain
 from netslim import score, select, trace
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.methods.slimming import (
     NetworkSlimming,
     add_slimming_gradient,
@@ -442,7 +442,7 @@ def test_layers_without_scales_are_passed_over():
     ],
 )
 def test_refuses_what_would_do_nothing_or_harm(call, message):
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         call(Scales())
 
 
@@ -451,7 +451,7 @@ def test_refuses_to_attach_twice():
     optimizer = sgd(model)
     method = NetworkSlimming(model).attach(optimizer)
     with pytest.raises(
-        PlanError, match=r"attached to this SGD already; twice would double the penalty"
+        ArgumentError, match=r"attached to this SGD already; twice would double the penalty"
     ):
         method.attach(optimizer)
 

@@ -27,7 +27,7 @@ from netslim import (
     trace,
     verify,
 )
-from netslim.errors import PlanError, TraceError
+from netslim.errors import ArgumentError, PlanError, TraceError
 from netslim.methods.soft_filter import plan_of_zeros
 from netslim.models import zoo
 from netslim.models.batch_norms import add_bn
@@ -210,7 +210,7 @@ def test_networks_without_a_bn_that_comes_first_have_nothing_to_do():
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     ):
         names = list(model.state_dict())
-        with pytest.raises(PlanError, match=r"nothing to do: .* networks that normalise first"):
+        with pytest.raises(ArgumentError, match=r"nothing to do: .* networks that normalise first"):
             add_selection(model)
         assert list(model.state_dict()) == names
         assert not any(m._forward_pre_hooks for m in model.modules())
@@ -258,7 +258,7 @@ class Depthwise(nn.Module):
 
 def test_a_bn_whose_channels_are_added_to_others_gets_no_selection():
     model = Repeated()
-    with pytest.raises(PlanError, match="nothing to do"):
+    with pytest.raises(ArgumentError, match="nothing to do"):
         add_selection(model, SMALL)
     assert {g.name for g in trace(model, SMALL).prunable} == {
         "stem"
@@ -507,13 +507,13 @@ def test_where_every_convolution_has_a_bn_there_is_nothing_to_do():
     # In the last two the BN comes before what reads the convolution: its channels are scaled.
     for model in (Chain(), zoo.resnet(8), zoo.preresnet(11), DenseBlock()):
         with pytest.raises(
-            PlanError, match=r"nothing to do: no convolution .* \(linear=True looks at"
+            ArgumentError, match=r"nothing to do: no convolution .* \(linear=True looks at"
         ):
             add_bn(model, SMALL)
     model = add_bn(plain())
-    with pytest.raises(PlanError, match="nothing to do"):
+    with pytest.raises(ArgumentError, match="nothing to do"):
         add_bn(model)
-    with pytest.raises(PlanError, match="no convolution or linear layer whose channels can go"):
+    with pytest.raises(ArgumentError, match="no convolution or linear layer whose channels can go"):
         add_bn(nn.Sequential(nn.Linear(4, 2)), linear=True)
 
 
@@ -526,37 +526,37 @@ def test_inputs_that_do_not_run(insert):
         insert(Preactivated(), torch.zeros(2, 5))
     two = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(5, 4, 1))
     with pytest.raises(
-        PlanError, match=r"\(1, 3, 32, 32\) or \(1, 3, 224, 224\); pass example_inputs"
+        ArgumentError, match=r"\(1, 3, 32, 32\) or \(1, 3, 224, 224\); pass example_inputs"
     ):
         insert(two)
-    with pytest.raises(PlanError, match=r"no convolution or linear layer; pass example_inputs"):
+    with pytest.raises(ArgumentError, match=r"no convolution or linear layer; pass example_inputs"):
         insert(nn.ReLU())
 
 
 @pytest.mark.parametrize("insert", [add_selection, add_bn, drop_idle_selections])
 def test_wrapped_models_are_refused(insert):
     with pytest.raises(
-        PlanError, match=r"wrapped in AveragedModel, .* insert into the Preactivated inside"
+        ArgumentError, match=r"wrapped in AveragedModel, .* insert into the Preactivated inside"
     ):
         insert(torch.optim.swa_utils.AveragedModel(Preactivated()))
-    with pytest.raises(PlanError, match=r"needs a torch.nn.Module, got str"):
+    with pytest.raises(ArgumentError, match=r"needs a torch.nn.Module, got str"):
         insert("model")
 
 
 def test_no_batches_and_taken_names():
     for example in (None, SMALL):
-        with pytest.raises(PlanError, match="holds no batch to measure the statistics on"):
+        with pytest.raises(ArgumentError, match="holds no batch to measure the statistics on"):
             add_bn(plain(), example, batches=[])
     with pytest.raises(TraceError, match=r"does not run on these example inputs \(\(2, 5\)\)"):
         add_bn(plain(), SMALL, batches=[SMALL, torch.zeros(2, 5)])
     model = plain()
     model[2].norm = None
-    with pytest.raises(PlanError, match=r"2\.norm is there already"):
+    with pytest.raises(ArgumentError, match=r"2\.norm is there already"):
         add_bn(model)
     assert norms(model) == []
     model = Preactivated()
     model.bn2.select = 3
-    with pytest.raises(PlanError, match=r"bn2\.select is there already"):
+    with pytest.raises(ArgumentError, match=r"bn2\.select is there already"):
         add_selection(model)
     assert selections(model) == []
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from netslim import models, save
-from netslim.errors import PlanError, RecipeError
+from netslim.errors import ArgumentError, RecipeError
 
 
 @pytest.fixture
@@ -95,21 +95,21 @@ def test_a_checkpoint_takes_no_arguments():
     [
         (
             "zoo:vgg91",
-            r"there is no model 'zoo:vgg91'. Did you mean .*zoo:vgg19.*\? .*names\('zoo:'\) lists",
+            r"there is no model 'zoo:vgg91'; did you mean .*zoo:vgg19.*\? .*names\('zoo:'\) lists",
         ),
-        ("torchvision:resnet5", r"Did you mean .*torchvision:resnet50.*names\('torchvision:'\)"),
+        ("torchvision:resnet5", r"did you mean .*torchvision:resnet50.*names\('torchvision:'\)"),
         (
             "vgg19",
-            r"'vgg19' names no model. Did you mean .*zoo:vgg19.* A model is zoo:NAME, "
+            r"'vgg19' names no model; did you mean .*zoo:vgg19.* A model is zoo:NAME, "
             r"torchvision:NAME",
         ),
         ("", r"'' names no model. A model is zoo:NAME"),
         (":vgg19", r"':vgg19' names no model"),
         ("zoo:", r"'zoo:' names no model"),
-        ("zooo:vgg19", r"no module 'zooo', which zooo:vgg19 names.*Did you mean zoo:vgg19\?"),
+        ("zooo:vgg19", r"no module 'zooo', which zooo:vgg19 names.*did you mean 'zoo'\?"),
         (
             "torch.nn:Identit",
-            r"the module torch.nn .* has no function 'Identit'. Did you mean Identity",
+            r"the module torch.nn .* has no function 'Identit'; did you mean 'Identity'",
         ),
         ("torch.no_such:f", r"no module 'torch.no_such', which torch.no_such:f names"),
         ("torch:__version__", r"has no function '__version__'"),
@@ -122,7 +122,7 @@ def test_unknown_names_offer_the_nearest(name, message):
 
 def test_unknown_timm_name():
     pytest.importorskip("timm")
-    with pytest.raises(RecipeError, match=r"'timm:resnet50ddd'. Did you mean .*timm:resnet50d"):
+    with pytest.raises(RecipeError, match=r"'timm:resnet50ddd'; did you mean .*timm:resnet50d"):
         models.build("timm:resnet50ddd")
 
 
@@ -132,7 +132,7 @@ def test_unknown_timm_name():
         (
             "zoo:vgg19",
             {"widht": 0.5},
-            r"no argument 'widht': it takes num_classes, width, in_channels. Did you mean width",
+            r"no argument 'widht': it takes num_classes, width, in_channels; did you mean 'width'",
         ),
         ("zoo:vgg", {}, r"zoo:vgg needs layers: it takes layers, num_classes"),
         (
@@ -204,9 +204,14 @@ def test_what_is_added_is_part_of_the_constructor():
 @pytest.mark.parametrize(
     ("name", "kwargs", "error", "message"),
     [
-        ("zoo:vgg11", {"width": 0.125, "add_bn": True}, PlanError, "nothing to do"),
-        ("zoo:vgg11", {"width": 0.125, "add_selection": True}, PlanError, "nothing to do"),
-        ("torch.nn:Identity", {"add_selection": True}, PlanError, "no convolution or linear layer"),
+        ("zoo:vgg11", {"width": 0.125, "add_bn": True}, ArgumentError, "nothing to do"),
+        ("zoo:vgg11", {"width": 0.125, "add_selection": True}, ArgumentError, "nothing to do"),
+        (
+            "torch.nn:Identity",
+            {"add_selection": True},
+            ArgumentError,
+            "no convolution or linear layer",
+        ),
         ("zoo:vgg11", {"add_bn": "yes"}, RecipeError, "add_bn is true or false, not 'yes'"),
         ("small.safetensors", {"add_selection": True}, RecipeError, "leave out add_selection"),
     ],

@@ -8,7 +8,7 @@ from torch import nn
 
 from nets import Chain, Residual
 from netslim import prune, score, select, trace, verify
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.models import zoo
 from netslim.selection.layerwise import greedy
 from netslim.surgery.proof.silencing import randomise
@@ -113,12 +113,14 @@ def test_errors():
     model = Chain()
     graph = trace(model, X)
     with pytest.raises(
-        PlanError, match=r"names no group that can be cut: 'frist\.0'; did you mean 'first\.0'"
+        ArgumentError, match=r"names no group that can be cut: 'frist\.0'; did you mean 'first\.0'"
     ):
         greedy(graph, model, {"frist.0": 1})
-    with pytest.raises(PlanError, match="greedy takes no limit 'shortcut'; did you mean shortcuts"):
+    with pytest.raises(
+        ArgumentError, match="greedy takes no limit 'shortcut'; did you mean 'shortcuts'"
+    ):
         greedy(graph, model, {"first.0": 1}, shortcut="avoid")
-    with pytest.raises(PlanError, match="taylor looks at data"):
+    with pytest.raises(ArgumentError, match="taylor looks at data"):
         greedy(graph, model, {"first.0": 1}, "taylor")
-    with pytest.raises(PlanError, match="per_group is empty"):
+    with pytest.raises(ArgumentError, match="per_group is empty"):
         greedy(graph, model, {})

@@ -15,7 +15,7 @@ from torch import nn
 
 from nets import Chain, DenseBlock, Residual, conv
 from netslim import Budget, PruningPlan, load, prune, prune_, save, score, trace, verify
-from netslim.errors import PlanError, VerificationError
+from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.models.zoo._densenet import densenet
 from netslim.selection.merging import merge
 from netslim.selection.select import select
@@ -281,16 +281,26 @@ def test_tied_weights_cannot_be_summed(kind):
 @pytest.mark.parametrize(
     ("clusters", "message"),
     [
-        ({"frist.0": [0] * 6}, "no group 'frist.0'; the nearest are 'first.0'"),
+        ({"frist.0": [0] * 6}, "no group 'frist.0'; did you mean 'first.0'"),
         ({"first.0": [0] * 5}, "has 6 units and needs a cluster number for each; got shape"),
         ({"first.0": [0.5] * 6}, "must be integers"),
         ({"first.0": [0, 1, -1, 2, 3, 3]}, "unit 2 of group 'first.0' is in no cluster"),
+    ],
+)
+def test_bad_clusters(clusters, message):
+    with pytest.raises(ArgumentError, match=message):
+        merge(trace(Chain(), X), {name: list(numbers) for name, numbers in clusters.items()})
+
+
+@pytest.mark.parametrize(
+    ("clusters", "message"),
+    [
         ({"first.0": range(6)}, "every unit is a cluster of its own"),
         ({}, "no clusters are given"),
         ({"head": [0] * 4}, "'head' cannot be merged: "),
     ],
 )
-def test_bad_clusters(clusters, message):
+def test_clusters_that_merge_nothing(clusters, message):
     with pytest.raises(PlanError, match=message):
         merge(trace(Chain(), X), {name: list(numbers) for name, numbers in clusters.items()})
 
@@ -316,5 +326,5 @@ def test_survivors_must_be_kept(ends, message):
     "clusters", [None, [0], {"first.0": "abc"}, {"first.0": None}, {"first.0": [[0], [1, 2]]}]
 )
 def test_clusters_of_another_kind(clusters):
-    with pytest.raises(PlanError):
+    with pytest.raises(ArgumentError):
         merge(trace(Chain(), X), clusters)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nets import Chain, DenseBlock, Residual
 from netslim import Budget, score, select, slim, trace, verify
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.models import zoo
 from netslim.surgery.proof.silencing import randomise
 
@@ -214,16 +214,18 @@ def test_slim_with_batches_and_nothing_else_loses_little_of_redundant_channels()
 
 def test_obs_needs_batches():
     model = Chain()
-    with pytest.raises(PlanError, match="obs looks at data"):
+    with pytest.raises(ArgumentError, match="obs looks at data"):
         score(trace(model, data(1, 3, 8, 8)), model, "obs")
 
 
 def test_data_that_cannot_be_used_is_named():
     model = Chain().eval()
     graph = trace(model, data(1, 3, 8, 8))
-    with pytest.raises(PlanError, match=r"what '.*weight' reads is not finite on these batches"):
+    with pytest.raises(
+        ArgumentError, match=r"what '.*weight' reads is not finite on these batches"
+    ):
         score(graph, model, "obs", batches=[torch.full((4, 3, 8, 8), torch.nan)])
     batches = [(data(n, 3, 8, 8), torch.zeros(n, dtype=torch.long)) for n in (4, 0)]
     for criterion in ("obs", "taylor", "activation"):
-        with pytest.raises(PlanError, match="batch 2 of batches= has no examples"):
+        with pytest.raises(ArgumentError, match="batch 2 of batches= has no examples"):
             score(graph, model, criterion, batches=batches)

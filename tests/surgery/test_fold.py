@@ -15,7 +15,7 @@ from torch import nn
 
 from nets import Chain, cut_half
 from netslim import Budget, PruningPlan, load, prune, prune_, save, slim, trace, verify
-from netslim.errors import PlanError, SurgeryError
+from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
 from netslim.methods.slim import cut
 from netslim.selection.merging import merge
@@ -338,7 +338,7 @@ def test_modes_and_the_original_stay():
 )
 def test_bad_batches(batches, message):
     model, plan = constant(PreResidual)
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         fold_constants(model, plan, batches)
 
 
@@ -362,9 +362,9 @@ def test_slim_folds():
     assert check.deviation < 1e-10
     assert small.conv2.bias is not None
     assert plan.fingerprint != fingerprint(model)
-    with pytest.raises(PlanError, match="fold must be"):
+    with pytest.raises(ArgumentError, match="fold must be"):
         slim(model, X, budget=Budget(cut_channels=0.4), fold="mean")
-    with pytest.raises(PlanError, match="batches are read by fold"):
+    with pytest.raises(ArgumentError, match="batches are read by fold"):
         slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), batches=[X])
 
 

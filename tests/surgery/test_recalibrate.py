@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.surgery.compensation.batch_norm import recalibrate
 
 
@@ -68,7 +68,7 @@ def test_a_layer_no_batch_reaches_keeps_its_statistics():
 def test_an_error_leaves_everything_as_it_was():
     model = network()
     model[0].running_mean.fill_(7)
-    with pytest.raises(PlanError, match="does not run on batch 2"):
+    with pytest.raises(ArgumentError, match="does not run on batch 2"):
         recalibrate(model, [batches(1)[0], torch.zeros(1, 9, 4, 4)])
     assert model[0].running_mean.eq(7).all()
     assert model[0].momentum == 0.1
@@ -86,18 +86,18 @@ def test_wrapped_models(wrap):
 
 
 def test_nothing_to_recalibrate():
-    with pytest.raises(PlanError, match="no batch normalisation with running statistics"):
+    with pytest.raises(ArgumentError, match="no batch normalisation with running statistics"):
         recalibrate(
             nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)),
             [torch.zeros(2, 2)],
         )
-    with pytest.raises(PlanError, match="gives no batch"):
+    with pytest.raises(ArgumentError, match="gives no batch"):
         recalibrate(network(), [])
 
 
 def test_statistics_that_are_not_finite_are_refused_and_the_old_ones_stay():
     model = network()
     before = {name: b.clone() for name, b in model.named_buffers()}
-    with pytest.raises(PlanError, match="are not finite"):
+    with pytest.raises(ArgumentError, match="are not finite"):
         recalibrate(model, [*batches(1), torch.full((8, 3, 4, 4), torch.nan, dtype=torch.float64)])
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())

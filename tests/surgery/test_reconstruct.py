@@ -14,7 +14,7 @@ from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import Budget, load, prune, save, slim, trace, verify
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.selection import options
 from netslim.surgery import fold_constants, reconstruct
@@ -396,15 +396,15 @@ def test_what_cannot_be_moved_is_told(network, reason, caplog):
 def test_errors():
     model = random(Chain)
     plan = cut_half(model, X)[1]
-    with pytest.raises(PlanError, match="ridge must be above 0, got 0"):
+    with pytest.raises(ArgumentError, match="ridge must be above 0, got 0"):
         reconstruct(model, plan, [X], ridge=0)
-    with pytest.raises(PlanError, match="gives no batch"):
+    with pytest.raises(ArgumentError, match="gives no batch"):
         reconstruct(model, plan, [])
-    with pytest.raises(PlanError, match="a data loader or a list"):
+    with pytest.raises(ArgumentError, match="a data loader or a list"):
         reconstruct(model, plan, X)
-    with pytest.raises(PlanError, match="does not run on batch 1"):
+    with pytest.raises(ArgumentError, match="does not run on batch 1"):
         reconstruct(model, plan, [X[:, :2]])
-    with pytest.raises(PlanError, match="not finite"):
+    with pytest.raises(ArgumentError, match="not finite"):
         reconstruct(model, plan, [X / 0])
     with pytest.raises(PlanError, match="was made for the architecture"):
         reconstruct(random(Residual), plan, [X])
@@ -421,7 +421,7 @@ def test_slim_and_recipes_take_it():
     )
     assert error(linear, model) < error(constant, model) < error(plain, model)
     with pytest.raises(
-        PlanError, match="fold must be 'constant', 'linear', 'sequential' or None, got 'affine'"
+        ArgumentError, match="fold must be 'constant', 'linear', 'sequential' or None, got 'affine'"
     ):
         slim(model, X, budget=budget, fold="affine")
     stage = Prune(

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import netslim
+from netslim._support import write_atomic
 from netslim.errors import CheckpointError, NetslimError, RecipeError, TrainingError
-from netslim.files import write_atomic
 from netslim.training import run
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.gammas import (
@@ -150,7 +150,7 @@ def test_a_run_leaves_everything(finished):
     assert {"config.yaml", "environment.json", "results.json", "report.html"} <= {
         p.name for p in finished.iterdir()
     }
-    assert not list(finished.rglob("*.tmp"))
+    assert not list(finished.rglob(".*.tmp*"))
 
 
 def test_metrics_hold_every_epoch_once(finished):
@@ -676,7 +676,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tmp_path)
         RecipeError, match=r"gives \(2, 7\) for 2 images, but digits has 10 classes"
     ):
         run(small(model=wrong, stages=train), tmp_path / "b")
-    with pytest.raises(RecipeError, match=r"has no argument 'witdh'.*Did you mean width"):
+    with pytest.raises(RecipeError, match=r"has no argument 'witdh'.*did you mean 'width'"):
         run(small(model={**SMALL["model"], "witdh": 1}, stages=train), tmp_path / "c")
 
 

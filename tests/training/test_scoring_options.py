@@ -116,7 +116,7 @@ def test_a_prune_stage_scores_as_it_says():
         ),
         (
             {"criterion": "criteria_of_mine:last_go_frist"},
-            r"has no function 'last_go_frist'. Did you mean last_go_first",
+            r"has no function 'last_go_frist'; did you mean 'last_go_first",
         ),
         (
             {"by": "clusters", "budget": {}, "normalize": "max"},

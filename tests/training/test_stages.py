@@ -653,8 +653,8 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
     ([MASKED, {**HALF, "name": "more"}], r"stages\.more: put a 'convert' stage before it"),
     ([MASKED, SOFT], r"stages\.sparse\.sparsity: the network is masked by prune; convert it first"),
     ([MASKED, TRAIN, {"kind": "scratch"}], r"stages\.scratch: put a 'convert' stage before it"),
-    ([TRAIN, {**TUNE, "distill": {"teacher": "trian"}}], r"distill\.teacher: .* called 'trian' "
-                                                         r"\(did you mean 'train'"),
+    ([TRAIN, {**TUNE, "distill": {"teacher": "trian"}}], r"distill\.teacher: .* called "
+                                                         r"'trian'; did you mean 'train'"),
     ([{**TRAIN, "distill": {}}], r"stages\.train\.distill\.teacher: no training stage before "
                                  r"the first cut could"),
     ([HALF, {**TUNE, "distill": {}}], r"distill\.teacher: no training stage before the first "
@@ -677,7 +677,7 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
     ([{**HALF, "by": "greedy"}], r"'by: greedy' takes counts or shares by name, and no budget"),
     ([{"kind": "prune", "by": "greedy", "criterion": "taylor", "per_group": {FIRST: 1}}], r"'by: greedy' looks at we"),
     ([{**HALF, "criterion": "tailor"}], r"stages\.prune\.criterion: there is no criterion "
-                                        r"'tailor' \(did you mean 't"),
+                                        r"'tailor'; did you mean 't"),
     ([{**HALF, "criterion": "bn_scale", "lead": "pacesetter"}], r"stages\.prune\.lead: "
                                                                 r"bn_scale does not look at"),
     ([{**MASKED, "fold": "constant"}], r"stages\.prune\.fold: a mask cuts nothing"),
@@ -690,7 +690,7 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
                                                r"got 0\.0"),
     ([sparse(method="centripetal", target={"a": 0})], r"sparsity\.target\.a must be .* or a "
                                                       r"number of channels"),
-    ([sparse(method="soft_filer")], r"sparsity\.method: there is no method 'soft_filer' \(did "
+    ([sparse(method="soft_filer")], r"sparsity\.method: there is no method 'soft_filer'; did "
                                     r"you mean 'soft_filter'"),
     ([sparse(method="soft_filter", strength=1)], r"sparsity\.strength: there is no such option"),
     ([sparse(method="soft_filter", criterion="l3")], r"sparsity\.criterion: expected one of "
@@ -699,8 +699,8 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
                                         r"before it"),
     ([TRAIN, {"kind": "scratch"}], r"stages\.scratch: nothing is cut before it; .* or use a "
                                    r"`baseline` stage"),
-    ([TRAIN, HALF, {"kind": "scratch", "like": "tran"}], r"no training stage is called 'tran' "
-                                                         r"\(did you mean 'train'"),
+    ([TRAIN, HALF, {"kind": "scratch", "like": "tran"}], r"no training stage is called 'tran'; "
+                                                         r"did you mean 'train'"),
 ]  # fmt: skip
 
 

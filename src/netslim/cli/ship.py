@@ -221,8 +221,9 @@ def _measure(
     options: argparse.Namespace, networks: dict[str, Any], device: str
 ) -> list[dict[str, Any]]:
     """A row for each backend and network, all timed in turn."""
+    from netslim._support import using_threads
     from netslim.measure.backends import prepared
-    from netslim.measure.latency import timed, using_threads
+    from netslim.measure.latency import timed
 
     inputs = examples(options, options.batch_size)
     counts = {

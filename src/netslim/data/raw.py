@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from netslim.data.splits import Split
 from netslim.errors import DataError
@@ -45,14 +44,3 @@ def check_size(image_size: int | None) -> None:
     """`DataError` unless `image_size` is None or positive."""
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size is {image_size}; give a positive number of pixels")
-
-
-def nearest(wanted: str, choices: Iterable[str]) -> str:
-    """' Did you mean ...?' with the closest of `choices`, or ''."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    by_tail = {choice.lower().rpartition(":")[2]: choice for choice in choices}
-    close = get_close_matches(wanted.lower(), by_lower, 3, 0.5) or get_close_matches(
-        wanted.lower(), by_tail, 3, 0.5
-    )
-    found = list(dict.fromkeys(by_lower.get(key) or by_tail[key] for key in close))
-    return f" Did you mean {' or '.join(found)}?" if found else ""

@@ -10,7 +10,8 @@ import torch
 import netslim.data.builtin as builtin
 import netslim.data.folders as folders
 import netslim.data.parquet as parquet
-from netslim.data.raw import Raw, check_size, nearest
+from netslim._support import nearest
+from netslim.data.raw import Raw, check_size
 from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
 from netslim.errors import DataError
 
@@ -84,7 +85,7 @@ def _read(name: str, root: Path, image_size: int | None, download: bool, limit: 
             else parquet.read_hub(rest, image_size, limit)
         )
     raise DataError(
-        f"unknown data set '{name}'.{nearest(name, _FORMS)} Data sets are named "
+        f"unknown data set '{name}'{nearest(name, _FORMS, otherwise='.')} Data sets are named "
         f"{', '.join(_FORMS)}."
     )
 

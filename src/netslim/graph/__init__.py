@@ -38,6 +38,6 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         TraceError: ``model`` is not a module, cannot be worked on (scripted, exported, quantised,
             sharded, lazy, on the meta device), or does not run on these inputs.
     """
-    inner = bare(model, TraceError)
+    inner = bare(model, TraceError, call="trace(model, example_inputs)")
     with eagerly():
         return build(record(inner, example_inputs, RULES, fallback))

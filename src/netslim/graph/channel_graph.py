@@ -35,8 +35,8 @@ class ChannelGraph(TracedGraph):
         A module that holds other modules stands for the one group they produce, if it is one.
 
         Raises:
-            PlanError: there is no such name (the nearest are given), or it takes part in several
-                groups.
+            ArgumentError: there is no such name (the nearest are given), or it takes part in
+                several groups.
         """
         return explain.find(self, name)
 
@@ -45,7 +45,7 @@ class ChannelGraph(TracedGraph):
         be cut.
 
         Raises:
-            PlanError: there is no such name; the nearest are given.
+            ArgumentError: there is no such name; the nearest are given.
         """
         return explain.explain(self, name)
 

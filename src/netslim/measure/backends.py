@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from netslim.errors import ExportError, PlanError, TraceError
+from netslim.errors import ArgumentError, ExportError, TraceError
 from netslim.graph.modules.calls import as_call, evaluating
 from netslim.graph.modules.wrapping import inside
 from netslim.models.export import onnx_bytes
@@ -54,11 +54,12 @@ def prepared(
         name: of the model, for messages.
 
     Raises:
-        PlanError: the device or backend cannot be used here, or the backend cannot take the model.
+        ArgumentError: the device or backend cannot be used here, or the backend cannot take the
+            model.
         TraceError: the model does not run on the example inputs.
     """
     if backend not in get_args(Backend):
-        raise PlanError(
+        raise ArgumentError(
             f"latency: there is no backend {backend!r}; choose one of "
             f"{', '.join(get_args(Backend))}"
         )
@@ -76,13 +77,13 @@ def usable(device: torch.device | str) -> torch.device:
     """The device, with its number.
 
     Raises:
-        PlanError: it cannot be used here.
+        ArgumentError: it cannot be used here.
     """
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]
-        raise PlanError(
+        raise ArgumentError(
             f"latency: device {str(device)!r} cannot be used here: {reason}. Try 'cpu'"
         ) from problem
 
@@ -140,7 +141,7 @@ def _compiled(model: nn.Module, inputs: Any, device: torch.device, name: str) ->
     except Exception as problem:
         reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
         needed = "g++ or clang" if device.type == "cpu" else "Triton, and a GPU that it knows"
-        raise PlanError(
+        raise ArgumentError(
             f"latency: torch.compile failed on {name!r}: {reason}. It needs {needed}; "
             "backend='eager' needs neither"
         ) from problem
@@ -152,7 +153,7 @@ def _onnxruntime(model: nn.Module, inputs: Any, device: torch.device, name: str)
     try:
         running = Session(onnx_bytes(model, inputs), device)
     except ExportError as problem:
-        raise PlanError(f"latency: {name!r} cannot run in ONNX Runtime: {problem}") from problem
+        raise ArgumentError(f"latency: {name!r} cannot run in ONNX Runtime: {problem}") from problem
     return running.bound(inputs)
 
 

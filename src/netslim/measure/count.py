@@ -126,7 +126,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     Raises:
         TraceError: the model does not run on these inputs.
     """
-    model = bare(model, TraceError, allow=("meta",))
+    model = bare(model, TraceError, allow=("meta",), call="cost(model, example_inputs)")
     with eagerly():
         recorder = record(model, example_inputs, RULES, fallback, unused=False)
     layers = [output for output in outputs(recorder.outputs, whole) if output.layer]

@@ -14,7 +14,8 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from netslim.errors import PlanError, TraceError
+from netslim._support import expect, using_threads
+from netslim.errors import ArgumentError, TraceError
 from netslim.measure.backends import Backend, Call, Ready, prepared, usable
 
 SAMPLE_SECONDS = 1e-3  # a shorter sample would measure the clock and the scheduler
@@ -102,15 +103,17 @@ def latency(
             Runtime); by default as set.
 
     Raises:
-        PlanError: an option is out of range, a device or backend cannot be used here, the backend
-            cannot take a model, or there is no model.
+        ArgumentError: an option is out of range, a device or backend cannot be used here, the
+            backend cannot take a model, or there is no model.
         TraceError: a model does not run on the example inputs.
     """
     named = models if isinstance(models, dict) else {"model": models}
     if not named:
-        raise PlanError(
+        raise ArgumentError(
             "latency: no model given; pass a module, or a dictionary of modules by name"
         )
+    for model in named.values():
+        expect(model, nn.Module, "model", "latency(model, example_inputs)")
     _check(repeats, budget_seconds, warmup)
     with ExitStack() as stack:
         stack.enter_context(using_threads(threads))
@@ -139,11 +142,11 @@ def timed(
         device: where plain functions compute; an accelerator has finished before the clock is read.
 
     Raises:
-        PlanError: an option is out of range, the device cannot be used, or there is no call.
+        ArgumentError: an option is out of range, the device cannot be used, or there is no call.
         TraceError: a call fails.
     """
     if not calls:
-        raise PlanError("latency: nothing to time; pass a dictionary of calls by name")
+        raise ArgumentError("latency: nothing to time; pass a dictionary of calls by name")
     _check(repeats, budget_seconds, warmup)
     plain = usable(device)
     runs = [
@@ -172,14 +175,14 @@ def _settle_allocator() -> None:
 
 def _check(repeats: int, seconds: float, warmup: int) -> None:
     if repeats < MIN_ROUNDS:
-        raise PlanError(
+        raise ArgumentError(
             f"latency: repeats={repeats}; at least {MIN_ROUNDS} are needed for a median with "
             "quartiles"
         )
     if not seconds > 0:
-        raise PlanError(f"latency: budget_seconds={seconds}; give a positive number of seconds")
+        raise ArgumentError(f"latency: budget_seconds={seconds}; give a positive number of seconds")
     if warmup < 1:
-        raise PlanError(
+        raise ArgumentError(
             f"latency: warmup={warmup}; at least 1 call is needed, the first one is never typical"
         )
 
@@ -243,27 +246,6 @@ def _synchroniser(device: torch.device) -> Callable[[], object]:
     if device.type in ("cpu", "meta"):
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)
-
-
-@contextmanager
-def using_threads(count: int | None) -> Iterator[None]:
-    """Inside, torch uses so many CPU threads; None leaves the number as it is.
-
-    Raises:
-        PlanError: the number is below 1.
-    """
-    if count is not None and count < 1:
-        raise PlanError(
-            f"latency: threads={count}; give 1 or more, or None to leave the number as it is"
-        )
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from netslim.errors import PlanError, StaleGraphError
+from netslim._support import expect
+from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, picked
 from netslim.graph.groups import ChannelGroup, Slice
@@ -146,8 +147,9 @@ class CentripetalSGD:
 
     Raises:
         StaleGraphError: the model is not the traced one.
-        PlanError: an option is out of range, a name means nothing here (the nearest are given), or
-            no group becomes narrower.
+        ArgumentError: an option is out of range, or a name means nothing here (the nearest are
+            given).
+        PlanError: no group becomes narrower.
     """
 
     def __init__(
@@ -163,10 +165,11 @@ class CentripetalSGD:
         protect: Iterable[str] = (),
         shortcuts: Shortcuts = "include",
     ) -> None:
-        inner = bare(model, PlanError)
+        expect(graph, ChannelGraph, "graph", "CentripetalSGD(graph, model)")
+        inner = bare(model, ArgumentError, call="CentripetalSGD(graph, model)")
         graph.check(inner)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise PlanError(
+            raise ArgumentError(
                 f"the seed of the clusters must be a whole number of 0 or more, not {seed!r}"
             )
         self.graph, self.model = graph, model
@@ -205,12 +208,12 @@ class CentripetalSGD:
         over each cluster (not after `load_state_dict`: then it is part of the run that goes on).
 
         Raises:
-            PlanError: it is not SGD, it holds none of the constrained parameters, one of these does
-                not train, or this method is attached to it already.
+            ArgumentError: it is not SGD, it holds none of the constrained parameters, one of these
+                does not train, or this method is attached to it already.
         """
         optimizer = self._attached.new(optimizer)
         if not isinstance(optimizer, SGD):
-            raise PlanError(
+            raise ArgumentError(
                 f"CentripetalSGD needs torch.optim.SGD: {type(optimizer).__name__} scales or "
                 "changes each entry's step by itself, so the members of a cluster would not "
                 "come together; train with SGD, with momentum or not"
@@ -225,7 +228,7 @@ class CentripetalSGD:
         """Act on ``optimizer`` (by default: on any) no longer.
 
         Raises:
-            PlanError: it is not attached to ``optimizer``.
+            ArgumentError: it is not attached to ``optimizer``.
         """
         for one in self._attached.remove(optimizer):
             self._batches.pop(one, None)
@@ -289,15 +292,15 @@ class CentripetalSGD:
         """Go on with the clusters and strengths that `state_dict` gave; do it before `attach`.
 
         Raises:
-            PlanError: it is no such state, or of another architecture.
+            ArgumentError: it is no such state, or of another architecture.
         """
         missing = {"fingerprint", "clusters", "strength", "vector_strength"} - set(state)
         if missing:
-            raise PlanError(
+            raise ArgumentError(
                 f"this is no state of a CentripetalSGD: it lacks {', '.join(sorted(missing))}"
             )
         if state["fingerprint"] != self.graph.fingerprint:
-            raise PlanError(
+            raise ArgumentError(
                 "this state is of a CentripetalSGD on the architecture "
                 f"{state['fingerprint']}, this one is on {self.graph.fingerprint}: load it "
                 "into one of the same width"
@@ -322,7 +325,7 @@ class CentripetalSGD:
 
     def _tensors(self) -> dict[str, Any]:
         """The model's tensors by name, all of the shapes that were traced."""
-        tensors = dict(named_tensors(bare(self.model, PlanError)))
+        tensors = dict(named_tensors(bare(self.model, ArgumentError)))
         for tie in self._ties:
             wanted = self.graph.inventory.shapes[tie.tensor]
             if tie.tensor not in tensors or tuple(tensors[tie.tensor].shape) != tuple(wanted):
@@ -338,7 +341,7 @@ class CentripetalSGD:
         constrained = {tie.tensor: tensors[tie.tensor] for tie in self._ties}
         constrained = {name: t for name, t in constrained.items() if isinstance(t, nn.Parameter)}
         if not any(id(parameter) in held for parameter in constrained.values()):
-            raise PlanError(
+            raise ArgumentError(
                 f"this {type(optimizer).__name__} holds none of the parameters that shall "
                 f"become equal: attach to an optimizer of this very {type(self.model).__name__}"
             )
@@ -346,7 +349,7 @@ class CentripetalSGD:
             (name for name, parameter in constrained.items() if not parameter.requires_grad), None
         )
         if still is not None:
-            raise PlanError(
+            raise ArgumentError(
                 f"{still!r} does not train (requires_grad is False), so its channels can never "
                 "become equal: let it train, or protect its group"
             )
@@ -454,10 +457,12 @@ def _clusters(
     """The clusters of every group that becomes narrower."""
     if isinstance(clusters, Mapping):
         if target is not None:
-            raise PlanError("the clusters that were given say the widths: leave target out (None)")
+            raise ArgumentError(
+                "the clusters that were given say the widths: leave target out (None)"
+            )
         return checked(graph, clusters, staying)
     if target is None:
-        raise PlanError(
+        raise ArgumentError(
             "target says what stays: a share of every group, or a mapping from names to widths "
             "or shares"
         )
@@ -527,7 +532,7 @@ def _not_negative(name: str, value: float) -> float:
     if isinstance(value, bool) or not (
         isinstance(value, Real) and math.isfinite(value) and value >= 0
     ):
-        raise PlanError(
+        raise ArgumentError(
             f"the {name} of CentripetalSGD must be a number of at least 0, not {value!r}"
         )
     return float(value)

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from math import ceil
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim._support import nearest
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.words.naming import granted
@@ -81,13 +81,10 @@ def clustering(name: str) -> Callable[[np.ndarray, int, int], Labels]:
     """The clustering of this name.
 
     Raises:
-        PlanError: there is none; the nearest are given.
+        ArgumentError: there is none; the nearest are given.
     """
-    if name not in CLUSTERINGS:
-        near = get_close_matches(str(name), CLUSTERINGS) or list(CLUSTERINGS)
-        raise PlanError(
-            f"there is no clustering {name!r}; did you mean {' or '.join(map(repr, near))}?"
-        )
+    if not isinstance(name, str) or name not in CLUSTERINGS:
+        raise ArgumentError(f"there is no clustering {name!r}{nearest(name, CLUSTERINGS)}")
     return CLUSTERINGS[name]
 
 
@@ -96,7 +93,7 @@ def kernels_of(tensor: Tensor, group: ChannelGroup, name: str) -> np.ndarray:
     float64.
 
     Raises:
-        PlanError: they are not finite.
+        ArgumentError: they are not finite.
     """
     part = next(s for s in group.tensors("producer") if s.tensor == name)
     rows = (
@@ -108,7 +105,7 @@ def kernels_of(tensor: Tensor, group: ChannelGroup, name: str) -> np.ndarray:
     picked = rows.double().cpu()[torch.from_numpy(part.positions[order])]
     kernels = picked.reshape(group.size, -1).numpy()
     if not np.isfinite(kernels).all():
-        raise PlanError(
+        raise ArgumentError(
             f"the kernels of {name!r} are not finite, so they cannot be clustered; did "
             "training diverge?"
         )
@@ -126,8 +123,8 @@ def widths(graph: ChannelGraph, target: Target, staying: Mapping[str, str]) -> d
         staying: group name -> why it is left alone, for those that are.
 
     Raises:
-        PlanError: a width or share is out of range, a name means nothing here or cannot be merged,
-            or no group becomes narrower.
+        ArgumentError: a width or share is out of range, or a name means nothing here.
+        PlanError: a group cannot be merged, or none becomes narrower.
     """
     entries = target if isinstance(target, Mapping) else {"*": target}
     amounts = granted(graph, entries, staying, "target names no group that can become narrower")
@@ -143,17 +140,17 @@ def widths(graph: ChannelGraph, target: Target, staying: Mapping[str, str]) -> d
 
 def _width(group: ChannelGroup, amount: float | int) -> int:
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
-        raise PlanError(
+        raise ArgumentError(
             f"{group.name}: a width (int) or the share that stays (float) is needed, not {amount!r}"
         )
     if isinstance(amount, float):
         if not 0 < amount <= 1:
-            raise PlanError(
+            raise ArgumentError(
                 f"{group.name}: the share that stays must be above 0 and at most 1, not {amount}"
             )
         return ceil(group.size * amount - 1e-9)
     if not 1 <= amount <= group.size:
-        raise PlanError(
+        raise ArgumentError(
             f"{group.name} has {group.size} channels, so it can keep 1 to {group.size} of "
             f"them, not {amount}"
         )
@@ -169,8 +166,8 @@ def checked(
     they are.
 
     Raises:
-        PlanError: a name means nothing here or cannot be merged, there is not one whole number a
-            unit, or no cluster has two members.
+        ArgumentError: a name means nothing here, or there is not one whole number a unit.
+        PlanError: a group cannot be merged, or no cluster has two members.
     """
     result = {}
     for key, labels in clusters.items():
@@ -181,7 +178,7 @@ def checked(
             )
         array = np.asarray(labels)
         if array.shape != (group.size,) or array.dtype.kind not in "iu":
-            raise PlanError(
+            raise ArgumentError(
                 f"{group.name} has {group.size} channels; its clusters must be as many whole "
                 f"numbers, got shape {array.shape} of {array.dtype}"
             )

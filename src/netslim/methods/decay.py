@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph.modules.wrapping import bare
 
 NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -37,14 +37,19 @@ def parameter_groups(
         parameters. Each in the order of `model.parameters()`.
 
     Raises:
-        PlanError: a decay below 0, nothing to train, or a `norm_decay` where no normalisation layer
-            has trainable parameters.
+        ArgumentError: a decay below 0, nothing to train, or a `norm_decay` where no normalisation
+            layer has trainable parameters.
     """
     _check("weight_decay", weight_decay)
-    inner = bare(model, PlanError, allow=("meta", "sharded"))
+    inner = bare(
+        model,
+        ArgumentError,
+        allow=("meta", "sharded"),
+        call="parameter_groups(model, weight_decay)",
+    )
     trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
     if not trained:
-        raise PlanError(
+        raise ArgumentError(
             f"{type(inner).__name__} has no parameter that requires a gradient: there is "
             "nothing to train"
         )
@@ -58,7 +63,7 @@ def parameter_groups(
         {"params": [p for p in trained if id(p) in apart], "weight_decay": norm_decay},
     ]
     if not groups[1]["params"]:
-        raise PlanError(
+        raise ArgumentError(
             f"norm_decay has nothing to act on: {type(inner).__name__} has no normalisation "
             "layer with parameters that are trained; leave norm_decay out"
         )
@@ -67,4 +72,4 @@ def parameter_groups(
 
 def _check(name: str, value: float) -> None:
     if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
-        raise PlanError(f"{name} must be 0 or more, not {value!r}")
+        raise ArgumentError(f"{name} must be 0 or more, not {value!r}")

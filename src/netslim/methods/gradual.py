@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from math import floor
 from numbers import Integral
+from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-from netslim.errors import NetslimError, PlanError
+from netslim._support import check_batches, expect
+from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -71,14 +73,16 @@ def shares(steps: int, schedule: Schedule = "cubic", cut: float | None = None) -
             on it.
 
     Raises:
-        PlanError: no such schedule, fewer than 1 step, or ``exponential`` without ``cut``.
+        ArgumentError: no such schedule, fewer than 1 step, or ``exponential`` without ``cut``.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise PlanError(f"steps must be a whole number of 1 or more, got {steps!r}")
+        raise ArgumentError(f"steps must be a whole number of 1 or more, got {steps!r}")
     if schedule not in (known := get_args(Schedule)):
-        raise PlanError(f"schedule must be one of {', '.join(map(repr, known))}, got {schedule!r}")
+        raise ArgumentError(
+            f"schedule must be one of {', '.join(map(repr, known))}, got {schedule!r}"
+        )
     if schedule == "exponential" and (cut is None or not 0 <= cut < 1):
-        raise PlanError(
+        raise ArgumentError(
             "the exponential schedule depends on the final cut, a share from 0 to below 1, "
             f"got {cut!r}"
         )
@@ -137,7 +141,8 @@ class GradualPruning:
 
     Raises:
         TraceError: the model does not run on the inputs.
-        PlanError: an option is wrong, or the budget cannot be met within the limits.
+        ArgumentError: an option is wrong.
+        PlanError: the budget cannot be met within the limits.
         SurgeryError: an optimizer is none, or is not of this model.
     """
 
@@ -158,16 +163,21 @@ class GradualPruning:
         **options: Any,
     ) -> None:
         if reduces(model):
-            raise PlanError(
+            raise ArgumentError(
                 "DistributedDataParallel has laid out its communication for the sizes it was "
                 "given, and this cuts in place: give the module inside (model.module), and "
                 "wrap that again after each step"
             )
         shares(steps, schedule, 0.0)
+        expect(
+            budget, (Budget, NoneType), "budget", "GradualPruning(model, example_inputs, budget)"
+        )
+        bare(model, ArgumentError, call="GradualPruning(model, example_inputs, budget)")
         self.model, self.example_inputs = model, example_inputs
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict
         self.criterion, self.scoring = criterion, dict(scoring or {})
-        self.batches = list(batches) if isinstance(batches, Iterator) else batches
+        given = None if batches is None else check_batches(batches)
+        self.batches = list(given) if isinstance(given, Iterator) else given
         self.companions, self.options = companions, options
         self.optimizers = listed(optimizer)
         for one in self.optimizers:
@@ -183,7 +193,7 @@ class GradualPruning:
 
     def _begin(self) -> None:
         """Look at the model as it was given, and whether it can reach the budget."""
-        inner = bare(self.model, PlanError)
+        inner = bare(self.model, ArgumentError)
         self.original = trace(inner, self._inputs(inner))
         self.plan = resolve(self.original, {})
         self._now = self.original.fingerprint
@@ -211,14 +221,14 @@ class GradualPruning:
             less than a channel, and nothing was cut. None once all steps are made.
 
         Raises:
-            PlanError: the model is not as the last step left it, scores are not finite, or there is
-                nothing to cut.
+            ArgumentError: scores are not finite.
+            PlanError: the model is not as the last step left it, or there is nothing to cut.
             SurgeryError, VerificationError: the cut cannot be made; model and optimizers are as
                 they were.
         """
         if self.done:
             return None
-        inner = bare(self.model, PlanError)
+        inner = bare(self.model, ArgumentError)
         if fingerprint(inner) != self._now:
             raise PlanError(
                 f"the model is {fingerprint(inner)}, and the last step left {self._now}: it "
@@ -246,14 +256,14 @@ class GradualPruning:
                 count.
 
         Raises:
-            PlanError: it is attached already, or ``every`` is below 1.
+            ArgumentError: it is attached already, or ``every`` is below 1.
             SurgeryError: the optimizer is not of this model.
         """
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise PlanError(f"every must be a whole number of 1 or more, got {every!r}")
+            raise ArgumentError(f"every must be a whole number of 1 or more, got {every!r}")
         found = self._attached.new(optimizer)
         if len(self._attached):
-            raise PlanError(
+            raise ArgumentError(
                 "another optimizer counts already; pass this one as optimizer= to have its "
                 "state cut"
             )
@@ -292,23 +302,24 @@ class GradualPruning:
         A model that was cut by ``state["plan"]`` since this object was made is taken as it is.
 
         Raises:
-            PlanError: the state is none of ours, has another number of steps, or belongs to another
-                model; or steps were made already.
+            ArgumentError: the state is none of ours or has another number of steps; or steps were
+                made already.
+            PlanError: the state belongs to another model.
         """
         if state.get("format") != FORMAT:
-            raise PlanError(
+            raise ArgumentError(
                 f"this is no state of GradualPruning in format {FORMAT}: give what "
                 ".state_dict() returned"
             )
         if state["steps"] != self.steps:
-            raise PlanError(
+            raise ArgumentError(
                 f"the state is of {state['steps']} steps, this GradualPruning of {self.steps}"
             )
         if self.taken:
-            raise PlanError(
+            raise ArgumentError(
                 "load a state before the first step: make a new GradualPruning with the uncut model"
             )
-        plan, inner = PruningPlan.from_json(state["plan"]), bare(self.model, PlanError)
+        plan, inner = PruningPlan.from_json(state["plan"]), bare(self.model, ArgumentError)
         if fingerprint(inner) != state["fingerprint"]:
             self._cut(plan)
         self.plan, self._now = plan, fingerprint(inner)

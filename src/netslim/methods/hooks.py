@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.surgery.optimizers import innermost
 
 Act = Callable[[Optimizer], None]
@@ -116,16 +116,16 @@ class Attachments:
         """The optimizer that steps in the end, unwrapped.
 
         Raises:
-            PlanError: it is no optimizer, or attached already.
+            ArgumentError: it is no optimizer, or attached already.
         """
         optimizer = innermost(optimizer)
         if not isinstance(optimizer, Optimizer):
-            raise PlanError(
+            raise ArgumentError(
                 f"{self._method} attaches to a torch.optim.Optimizer, not to a "
                 f"{type(optimizer).__name__}"
             )
         if optimizer in self._handles:
-            raise PlanError(
+            raise ArgumentError(
                 f"this {self._method} is attached to this {type(optimizer).__name__} already; "
                 f"{self._twice}, or call .detach() first"
             )
@@ -139,12 +139,14 @@ class Attachments:
         """Take the hooks off `optimizer` (by default: off all); the optimizers that were left.
 
         Raises:
-            PlanError: not attached to it.
+            ArgumentError: not attached to it.
         """
         leaving = list(self._handles) if optimizer is None else [innermost(optimizer)]
         for one in leaving:
             if one not in self._handles:
-                raise PlanError(f"this {self._method} is not attached to this {type(one).__name__}")
+                raise ArgumentError(
+                    f"this {self._method} is not attached to this {type(one).__name__}"
+                )
             for handle in self._handles.pop(one):
                 handle.remove()
         return leaving

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netslim.errors import PlanError
+from netslim._support import expect
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, inside
 from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
@@ -59,7 +60,8 @@ class Mask:
 
     def __init__(self, model: nn.Module, plan: PruningPlan) -> None:
         self.model, self.plan = model, plan
-        inner = bare(model, PlanError)
+        inner = bare(model, ArgumentError, call="Mask(model, plan)")
+        expect(plan, PruningPlan, "plan", "Mask(model, plan)")
         plan.check(inner)
         merged = [name for name, cut in plan.groups.items() if cut.into]
         if merged:
@@ -92,12 +94,12 @@ class Mask:
         attached.
 
         Raises:
-            PlanError: attached to it already, or it holds none of the masked parameters.
+            ArgumentError: attached to it already, or it holds none of the masked parameters.
         """
         optimizer = self._attached.new(optimizer)
         held = set(map(id, parameters_of(optimizer)))
         if not any(id(tensor) in held for tensor, _ in self._entries()):
-            raise PlanError(
+            raise ArgumentError(
                 f"this {type(optimizer).__name__} holds none of the masked parameters of this "
                 f"{type(self.model).__name__}: attach to an optimizer of this very model"
             )
@@ -110,7 +112,7 @@ class Mask:
         """Let `optimizer` (by default: any) train the silenced units again, from zero.
 
         Raises:
-            PlanError: it is not attached to `optimizer`.
+            ArgumentError: it is not attached to `optimizer`.
         """
         self._attached.remove(optimizer)
 
@@ -121,7 +123,7 @@ class Mask:
         Raises:
             PlanError, SurgeryError: as `netslim.prune`.
         """
-        return prune(bare(self.model, PlanError), self.plan)
+        return prune(bare(self.model, ArgumentError), self.plan)
 
     def __repr__(self) -> str:
         return (

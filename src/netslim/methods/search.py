@@ -26,8 +26,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from netslim.errors import PlanError
-from netslim.files import write_atomic
+from netslim._support import expect, write_atomic
+from netslim.errors import ArgumentError, PlanError
 
 Network = TypeVar("Network")
 _FORMAT = 1
@@ -129,9 +129,11 @@ def search(
             `max_drop` may change.
 
     Raises:
-        PlanError: an option is out of range, a score is not a finite number, no share that was
-            tried can be reached, or the journal is no file of this kind.
+        ArgumentError: an option is out of range, or a score is not a finite number.
+        PlanError: no share that was tried can be reached, or the journal is no file of this kind.
     """
+    for name, function in (("make", make), ("evaluate", evaluate)):
+        expect(function, Callable, name, "search(make, evaluate, max_drop=..., baseline=...)")
     _check(max_drop, baseline, low, high, tolerance, max_tries)
     book = _Book(None if journal is None else Path(journal))
     course = _Course(make, evaluate, baseline - max_drop, book)
@@ -207,7 +209,7 @@ class _Book:
             self.scores = {
                 float(row["share"]): _finite(row["score"], row["share"]) for row in content["tried"]
             }
-        except (OSError, ValueError, KeyError, TypeError, PlanError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ArgumentError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise PlanError(
                 f"{path} is not the journal of a search ({reason}); give another file"
@@ -227,22 +229,26 @@ def _check(
     max_drop: float, baseline: float, low: float, high: float, tolerance: float, max_tries: int
 ) -> None:
     if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise PlanError(f"max_drop must be 0 or more, in the unit of evaluate, got {max_drop!r}")
+        raise ArgumentError(
+            f"max_drop must be 0 or more, in the unit of evaluate, got {max_drop!r}"
+        )
     if not math.isfinite(baseline):
-        raise PlanError(f"baseline must be the finite score of the uncut network, got {baseline!r}")
+        raise ArgumentError(
+            f"baseline must be the finite score of the uncut network, got {baseline!r}"
+        )
     if not 0 <= low < high < 1:
-        raise PlanError(
+        raise ArgumentError(
             f"low and high are shares with 0 <= low < high < 1, got {low!r} and {high!r}"
         )
     if not 0 < tolerance < 1:
-        raise PlanError(f"tolerance is a share above 0 and below 1, got {tolerance!r}")
+        raise ArgumentError(f"tolerance is a share above 0 and below 1, got {tolerance!r}")
     if max_tries < 1:
-        raise PlanError(f"max_tries must be 1 or more, got {max_tries!r}")
+        raise ArgumentError(f"max_tries must be 1 or more, got {max_tries!r}")
 
 
 def _finite(score: object, share: float) -> float:
     if not isinstance(score, Real) or not math.isfinite(score):
-        raise PlanError(
+        raise ArgumentError(
             f"evaluate must give a finite number; for the cut of {share:.1%} it gave {score!r}"
         )
     return float(score)

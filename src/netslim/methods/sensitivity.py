@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim.errors import NetslimError, PlanError
-from netslim.files import write_atomic
+from netslim._support import check_batches, expect, write_atomic
+from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.walk import named_tensors
@@ -95,20 +95,17 @@ def sensitivity(
 
     Raises:
         TraceError: as `netslim.trace`.
-        PlanError: an option is out of range, a name means no group that can be cut, ``evaluate``
-            gives no finite number (or no share), no group's cut can be proved, or the journal is
-            not of this work.
+        ArgumentError: an option is out of range, a name means no group, or ``evaluate`` gives no
+            finite number (or no share).
+        PlanError: a group cannot be cut, no group's cut can be proved, or the journal is not of
+            this work.
     """
-    model, shares = bare(model, PlanError), _checked(ratios)
+    call = "sensitivity(model, example_inputs, evaluate)"
+    model, shares = bare(model, ArgumentError, call=call), _checked(ratios)
+    expect(evaluate, Callable, "evaluate", call)
     if unit not in ("share", "number"):
-        raise PlanError(f"unit must be 'share' or 'number', got {unit!r}")
-    if batches is not None and (
-        isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable)
-    ):
-        raise PlanError(
-            f"batches must be a data loader or a list of batches, not a {type(batches).__name__}"
-        )
-    seen = None if batches is None else list(batches)
+        raise ArgumentError(f"unit must be 'share' or 'number', got {unit!r}")
+    seen = None if batches is None else list(check_batches(batches))
     again = _again(seen, recalibrate)
     limits = Limits(shortcuts=shortcuts, allow_inexact=allow_inexact)
     graph = trace(model, example_inputs)
@@ -206,16 +203,16 @@ class _Bench:
         try:
             value = float(given)
         except (TypeError, ValueError, RuntimeError):
-            raise PlanError(
+            raise ArgumentError(
                 f"evaluate must return a number, it gave a {type(given).__name__} for {what}"
             ) from None
         if not math.isfinite(value):
-            raise PlanError(
+            raise ArgumentError(
                 f"evaluate gave {value} for {what}: it must return a finite number, larger is "
                 "better"
             )
         if self.unit == "share" and not -EQUAL <= value <= 1 + EQUAL:
-            raise PlanError(
+            raise ArgumentError(
                 f"evaluate gave {value:g} for {what}, which is no share from 0 to 1: give "
                 "unit='number'"
             )
@@ -326,11 +323,11 @@ def _checked(ratios: Iterable[float]) -> tuple[float, ...]:
     found = [ratios] if isinstance(ratios, (int, float)) else list(ratios)
     for ratio in found:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
-            raise PlanError(
+            raise ArgumentError(
                 f"ratios must be above 0 and below 1, got {ratio!r}: shares of a group that go"
             )
     if not found:
-        raise PlanError(
+        raise ArgumentError(
             "ratios is empty: give some shares of a group that go, such as (0.25, 0.5, 0.75)"
         )
     return tuple(sorted({float(ratio) for ratio in found}))
@@ -340,11 +337,13 @@ def _again(batches: list[Any] | None, recalibrate: bool | int) -> list[Any] | No
     if not recalibrate:
         return None
     if not isinstance(recalibrate, int) or recalibrate < 0:
-        raise PlanError(
+        raise ArgumentError(
             f"recalibrate must be True, False or a number of batches, got {recalibrate!r}"
         )
     if not batches:
-        raise PlanError("recalibrate needs batches=, a data loader or a list of training batches")
+        raise ArgumentError(
+            "recalibrate needs batches=, a data loader or a list of training batches"
+        )
     return batches if recalibrate is True else list(islice(batches, recalibrate))
 
 

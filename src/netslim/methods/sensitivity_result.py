@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim.errors import PlanError
-from netslim.files import write_atomic
+from netslim._support import write_atomic
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.graph.modules.wrapping import bare
 from netslim.graph.words.naming import listed
@@ -107,14 +107,14 @@ class Sensitivity:
             Group name -> share, at least 0 and below 1.
 
         Raises:
-            PlanError: ``max_drop`` is negative or not finite, or a pattern matches no group.
+            ArgumentError: ``max_drop`` is negative or not finite, or a pattern matches no group.
         """
         if (
             isinstance(max_drop, bool)
             or not isinstance(max_drop, (int, float))
             or not 0 <= max_drop < math.inf
         ):
-            raise PlanError(
+            raise ArgumentError(
                 f"max_drop must be 0 or more, in the unit of the values, got {max_drop!r}"
             )
         found = {name: _limit(rows, max_drop, interpolate) for name, rows in self.groups.items()}
@@ -122,7 +122,7 @@ class Sensitivity:
         for pattern in stages:
             members = [name for name in found if fnmatchcase(name, pattern)]
             if not members:
-                raise PlanError(
+                raise ArgumentError(
                     f"stages: {pattern!r} matches no measured group; these are "
                     f"{listed(list(found))}"
                 )
@@ -254,7 +254,7 @@ class Sensitivity:
         Raises:
             PlanError: names both fingerprints.
         """
-        found = fingerprint(bare(model, PlanError))
+        found = fingerprint(bare(model, ArgumentError))
         if found != self.fingerprint:
             raise PlanError(
                 f"the sensitivity was measured on the architecture {self.fingerprint}, this "

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netslim.errors import NetslimError, PlanError, VerificationError
+from netslim._support import check_batches, expect
+from netslim.errors import ArgumentError, NetslimError, VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.measure.table.measuring import latency_table
@@ -81,21 +83,25 @@ def slim(
             measured here, or taken from the cache, see `netslim.latency_table`.
 
     Raises:
-        TraceError, PlanError, SurgeryError, VerificationError: as the steps do.
+        ArgumentError, TraceError, PlanError, SurgeryError, VerificationError: as the steps do.
     """
-    if batches is not None and not isinstance(batches, Iterable):
-        raise PlanError(
-            f"batches must be a data loader or a list of batches, not a {type(batches).__name__}"
-        )
+    expect(
+        budget,
+        (Budget, NoneType),
+        "budget",
+        "slim(model, example_inputs, budget=Budget(cut_macs=0.5))",
+    )
+    if batches is not None:
+        check_batches(batches)
     if scoring is not None and not isinstance(scoring, Mapping):
-        raise PlanError(
+        raise ArgumentError(
             f"scoring takes options of netslim.score by name, such as {{'over': 'all'}}, got "
             f"{scoring!r}"
         )
     choice = _chosen(criterion, allocation, fold, recalibrated, batches is not None)
     check_fold(choice.fold)
     if batches is not None and not choice.reads_data:
-        raise PlanError(
+        raise ArgumentError(
             "batches are read by fold= and by criteria that look at data, not by "
             f"{choice.criterion}"
         )
@@ -116,7 +122,7 @@ def slim(
         isinstance(m, _BatchNorm) and m.track_running_stats for m in small.modules()
     ):
         if batches is None:
-            raise PlanError(
+            raise ArgumentError(
                 "recalibrated=True takes the statistics from batches: give batches=, a data "
                 "loader or a list"
             )

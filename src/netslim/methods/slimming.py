@@ -12,7 +12,6 @@ Where it acts in a training step::
                                          # zero
 """
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from torch.nn.functional import smooth_l1_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
-from netslim.errors import PlanError
+from netslim._support import nearest
+from netslim.errors import ArgumentError
 from netslim.graph.modules.wrapping import bare, gathered
 from netslim.methods.hooks import Attachments, after_step, before_step, loss_scale
 
@@ -134,8 +134,8 @@ class NetworkSlimming:
             is stable near zero while lr * strength / delta is below 2.
 
     Raises:
-        PlanError: a negative strength, a `gamma_init` or `delta` that is not above 0, a `delta` for
-            another penalty, an unknown penalty, or a model without BN scales.
+        ArgumentError: a negative strength, a `gamma_init` or `delta` that is not above 0, a `delta`
+            for another penalty, an unknown penalty, or a model without BN scales.
     """
 
     def __init__(
@@ -155,7 +155,9 @@ class NetworkSlimming:
             "NetworkSlimming", "twice would double the penalty: change .strength"
         )
         self._held: dict[Optimizer, _Held] = {}
-        scales = _bn_scales(bare(model, PlanError, allow=("meta", "sharded")))
+        scales = _bn_scales(
+            bare(model, ArgumentError, allow=("meta", "sharded"), call="NetworkSlimming(model)")
+        )
         if gamma_init is not None:
             _initialise(scales, gamma_init)
 
@@ -167,7 +169,7 @@ class NetworkSlimming:
     @strength.setter
     def strength(self, value: float) -> None:
         if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
-            raise PlanError(
+            raise ArgumentError(
                 f"the strength of Network Slimming must be 0 or more, not {value!r} (the "
                 "paper: 1e-4)"
             )
@@ -177,7 +179,7 @@ class NetworkSlimming:
         """Act on every step of `optimizer` from now on; more than one optimizer may be attached.
 
         Raises:
-            PlanError: attached to it already, it holds none of the model's BN scales, or the
+            ArgumentError: attached to it already, it holds none of the model's BN scales, or the
                 penalty is proximal and the optimizer has no plain gradient step to go with it
                 (LBFGS, or one without a learning rate).
         """
@@ -196,7 +198,7 @@ class NetworkSlimming:
         """Act on `optimizer` (by default: on any) no longer.
 
         Raises:
-            PlanError: it is not attached to `optimizer`.
+            ArgumentError: it is not attached to `optimizer`.
         """
         for one in self._attached.remove(optimizer):
             del self._held[one]
@@ -223,7 +225,7 @@ class NetworkSlimming:
             The share of all scales that are now exactly zero, 0 to 1.
 
         Raises:
-            PlanError: the penalty is another.
+            ArgumentError: the penalty is another.
         """
         if self._delta is None:
             state = (
@@ -231,7 +233,7 @@ class NetworkSlimming:
                 if self._penalty == "proximal"
                 else "no threshold of its own: cut by score"
             )
-            raise PlanError(
+            raise ArgumentError(
                 f"threshold_() ends the penalty 'smooth_l1'; {self._penalty!r} makes {state}"
             )
         for batch in self._acted_on():
@@ -289,7 +291,7 @@ class NetworkSlimming:
             if id(scale) in place:
                 batches.setdefault((place[id(scale)], scale.device, scale.dtype), []).append(scale)
         if not batches:
-            raise PlanError(
+            raise ArgumentError(
                 f"this {type(optimizer).__name__} holds none of the BN scales of this "
                 f"{type(self.model).__name__}: attach to an optimizer of this very model "
                 "(a pruned copy needs a NetworkSlimming of its own)"
@@ -356,19 +358,16 @@ class _Held:
 def _form(penalty: str, delta: float | None) -> tuple[str, float | None]:
     """The checked penalty, and the width of its smooth part, if it has one."""
     if penalty not in (known := get_args(Penalty)):
-        near = difflib.get_close_matches(str(penalty), known) or known
-        raise PlanError(
-            f"unknown penalty {penalty!r}; did you mean {' or '.join(map(repr, near))}?"
-        )
+        raise ArgumentError(f"unknown penalty {penalty!r}{nearest(penalty, known)}")
     if penalty != "smooth_l1":
         if delta is not None:
-            raise PlanError(
+            raise ArgumentError(
                 f"delta is the width of penalty='smooth_l1'; {penalty!r} has none: leave it out"
             )
         return penalty, None
     delta = 1e-2 if delta is None else delta
     if not (isinstance(delta, Real) and math.isfinite(delta) and delta > 0):
-        raise PlanError(
+        raise ArgumentError(
             f"delta, the width of penalty='smooth_l1', must be above 0, not {delta!r} (say 1e-2)"
         )
     return penalty, float(delta)
@@ -378,12 +377,12 @@ def _check_proximal(optimizer: Optimizer) -> None:
     name = type(optimizer).__name__
     remedy = "use penalty='smooth_l1' and .threshold_() at the end"
     if isinstance(optimizer, LBFGS):
-        raise PlanError(
+        raise ArgumentError(
             f"penalty='proximal' goes with a gradient step, and {name} searches along a line: "
             f"{remedy}"
         )
     if any("lr" not in group for group in optimizer.param_groups):
-        raise PlanError(
+        raise ArgumentError(
             f"penalty='proximal' shrinks by the learning rate, and this {name} has no 'lr': "
             f"{remedy}"
         )
@@ -394,7 +393,7 @@ def _bn_scales(model: nn.Module) -> list[nn.Parameter]:
     layers = (module for module in model.modules() if isinstance(module, _BatchNorm))
     scales = {id(layer.weight): layer.weight for layer in layers if layer.weight is not None}
     if not scales:
-        raise PlanError(
+        raise ArgumentError(
             f"{type(model).__name__} has no BN layer with scales, and Network Slimming acts on "
             "nothing else: use affine BatchNorm after the layers to be cut (netslim.models.add_bn "
             "puts it after convolutions and leaves the outputs as they are, zoo:mlp shows it "
@@ -406,6 +405,6 @@ def _bn_scales(model: nn.Module) -> list[nn.Parameter]:
 @torch.no_grad()
 def _initialise(scales: Iterable[nn.Parameter], value: float) -> None:
     if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-        raise PlanError(f"gamma_init must be above 0, not {value!r} (the paper: 0.5)")
+        raise ArgumentError(f"gamma_init must be above 0, not {value!r} (the paper: 0.5)")
     for scale in scales:
         scale.fill_(value)

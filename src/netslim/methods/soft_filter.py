@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
-from netslim.errors import PlanError
+from netslim._support import expect
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph import coupling
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup, Slice
@@ -91,8 +92,8 @@ class SoftFilterPruning:
 
     Raises:
         StaleGraphError: the graph is of another model.
-        PlanError: an option is out of range or names no group that can be zeroed, or no filter
-            would be zeroed.
+        ArgumentError: an option is out of range or names no group.
+        PlanError: a group cannot be zeroed, or no filter would be.
     """
 
     def __init__(
@@ -112,7 +113,8 @@ class SoftFilterPruning:
             criterion,
             _whole("every", every),
         )
-        inner = bare(model, PlanError)
+        expect(graph, ChannelGraph, "graph", "SoftFilterPruning(graph, model, rate)")
+        inner = bare(model, ArgumentError, call="SoftFilterPruning(graph, model, rate)")
         scores = score(graph, inner, criterion)
         barred = Limits(shortcuts=shortcuts).staying(graph)
         barred |= {
@@ -156,8 +158,8 @@ class SoftFilterPruning:
                 (Algorithm 1).
 
         Raises:
-            PlanError: attached to it already, it holds none of the filters, `steps_per_epoch` is
-                below 1, or another optimizer counts the epochs.
+            ArgumentError: attached to it already, it holds none of the filters, `steps_per_epoch`
+                is below 1, or another optimizer counts the epochs.
         """
         optimizer = self._attached.new(optimizer)
         self._check_held(optimizer)
@@ -167,7 +169,7 @@ class SoftFilterPruning:
             self._clock = optimizer, _whole("steps_per_epoch", steps_per_epoch)
             self._attached.add(optimizer, after_step(optimizer, self._count_step))
         else:
-            raise PlanError(
+            raise ArgumentError(
                 "another optimizer counts the epochs: give steps_per_epoch for one of them only"
             )
         if at_start and not (self.epoch or self._step):
@@ -178,7 +180,7 @@ class SoftFilterPruning:
         """Count the steps of `optimizer` (by default: of any) no longer.
 
         Raises:
-            PlanError: it is not attached to `optimizer`.
+            ArgumentError: it is not attached to `optimizer`.
         """
         left = self._attached.remove(optimizer)
         if self._clock is not None and self._clock[0] in left:
@@ -189,10 +191,10 @@ class SoftFilterPruning:
         is the `last`.
 
         Raises:
-            PlanError: an attached optimizer counts the epochs already.
+            ArgumentError: an attached optimizer counts the epochs already.
         """
         if self._clock is not None:
-            raise PlanError(
+            raise ArgumentError(
                 "epochs end by themselves, for attach was given steps_per_epoch: leave out "
                 "end_epoch()"
             )
@@ -205,9 +207,9 @@ class SoftFilterPruning:
 
         Raises:
             StaleGraphError: the model is no longer the traced one.
-            PlanError: the scores are not finite.
+            ArgumentError: the scores are not finite.
         """
-        inner = bare(self.model, PlanError)
+        inner = bare(self.model, ArgumentError)
         scores, tensors = score(self.graph, inner, self.criterion), dict(named_tensors(inner))
         chosen = {
             name: _weakest(self.graph[name], scores[name], tensors, n)
@@ -233,13 +235,13 @@ class SoftFilterPruning:
                 behind.
 
         Raises:
-            PlanError: another value of `constants`, or as `zero` does.
+            ArgumentError: another value of `constants`, or as `zero` does.
         """
         if constants not in ("keep", "zero"):
-            raise PlanError(f"constants must be 'keep' or 'zero', not {constants!r}")
+            raise ArgumentError(f"constants must be 'keep' or 'zero', not {constants!r}")
         self.zero()
         if constants == "zero":
-            tensors = dict(named_tensors(bare(self.model, PlanError)))
+            tensors = dict(named_tensors(bare(self.model, ArgumentError)))
             for name, units in self._zeroed().items():
                 _fill(tensors, _constants(self.graph[name], tensors), units)
         self.detach()
@@ -285,7 +287,7 @@ class SoftFilterPruning:
         Load it before `attach`, or load the model's weights after.
 
         Raises:
-            PlanError: it is not such a state, or of a method that acted on other groups.
+            ArgumentError: it is not such a state, or of a method that acted on other groups.
         """
         try:
             epoch, step, returned = (int(state[key]) for key in ("epoch", "step", "returned"))
@@ -293,12 +295,12 @@ class SoftFilterPruning:
                 name: _mask(self.graph[name].size, units) for name, units in state["chosen"].items()
             }
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise PlanError(
+            raise ArgumentError(
                 f"this is not a state of SoftFilterPruning ({type(error).__name__}: {error})"
             ) from None
         if chosen and set(chosen) != set(self.counts):
             other = sorted(set(chosen) ^ set(self.counts))
-            raise PlanError(
+            raise ArgumentError(
                 "the state is of a method that acts on other groups; they differ in "
                 f"{', '.join(other[:6])}"
             )
@@ -318,7 +320,7 @@ class SoftFilterPruning:
 
     def _check_held(self, optimizer: Optimizer) -> None:
         tensors, held = (
-            dict(named_tensors(bare(self.model, PlanError))),
+            dict(named_tensors(bare(self.model, ArgumentError))),
             set(map(id, parameters_of(optimizer))),
         )
         if not any(
@@ -326,7 +328,7 @@ class SoftFilterPruning:
             for name in self.counts
             for s in self.graph[name].tensors("producer")
         ):
-            raise PlanError(
+            raise ArgumentError(
                 f"this {type(optimizer).__name__} holds none of the filters that "
                 "SoftFilterPruning zeroes: attach to an optimizer of this very model (a pruned "
                 "copy needs a SoftFilterPruning of its own)"
@@ -360,7 +362,7 @@ def zeroed(
     Raises:
         StaleGraphError: the model is not the traced one.
     """
-    inner = bare(model, PlanError)
+    inner = bare(model, ArgumentError)
     graph.check(inner)
     tensors = dict(named_tensors(inner))
     names = [g.name for g in graph] if groups is None else groups
@@ -419,10 +421,10 @@ def cifar_resnet_cut(depth: int, rate: float) -> float:
         rate: the share that is zeroed, 0 <= rate < 1.
 
     Raises:
-        PlanError: another depth or rate.
+        ArgumentError: another depth or rate.
     """
     if depth < 8 or (depth - 2) % 6:
-        raise PlanError(f"a CIFAR ResNet has depth 6n + 2 (20, 32, 56, 110), not {depth}")
+        raise ArgumentError(f"a CIFAR ResNet has depth 6n + 2 (20, 32, 56, 110), not {depth}")
     kept = 1 - _share("rate", rate)
     whole = left = 0.0
     for stage, channels in enumerate((16, 32, 64)):
@@ -475,7 +477,7 @@ def _rates(graph: ChannelGraph, rate: Rate, barred: Mapping[str, str]) -> dict[s
     """Group name -> share, for the groups to act on, in the order of the graph."""
     entries = rate if isinstance(rate, Mapping) else {"*": rate}
     if not entries:
-        raise PlanError(
+        raise ArgumentError(
             "the mapping of rates is empty: give a share for some group, such as {'layer1.*': 0.3}"
         )
     checked = {
@@ -487,7 +489,7 @@ def _rates(graph: ChannelGraph, rate: Rate, barred: Mapping[str, str]) -> dict[s
 
 def _share(what: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise PlanError(
+        raise ArgumentError(
             f"{what} must be at least 0 and below 1, not {value!r}: it is the share that is zeroed"
         )
     return float(value)
@@ -495,7 +497,7 @@ def _share(what: str, value: Any) -> float:
 
 def _whole(what: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PlanError(f"{what} must be a whole number of 1 or more, not {value!r}")
+        raise ArgumentError(f"{what} must be a whole number of 1 or more, not {value!r}")
     return value
 
 
@@ -505,7 +507,9 @@ def _whole(what: str, value: Any) -> int:
 def _weakest(group: ChannelGroup, scores: Tensor, tensors: Tensors, count: int) -> Tensor:
     """Mask of the `count` units of least score; units that are zero already come first."""
     if not bool(torch.isfinite(scores).all()):
-        raise PlanError(f"the scores of group {group.name!r} are not finite; did training diverge?")
+        raise ArgumentError(
+            f"the scores of group {group.name!r} are not finite; did training diverge?"
+        )
     order = torch.argsort(_zero_first(scores, _zero_units(group, tensors)), stable=True)
     return _mask(group.size, order[:count].tolist())
 

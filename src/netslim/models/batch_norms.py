@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.batches import inputs_of
@@ -70,11 +70,11 @@ def add_bn(
         ``model``.
 
     Raises:
-        PlanError: every layer has one already, ``batches`` is empty, no guess runs, or the model is
-            wrapped.
+        ArgumentError: every layer has one already, ``batches`` is empty, no guess runs, or the
+            model is wrapped.
         TraceError: the model does not run on ``example_inputs``.
     """
-    _check(model)
+    _check(model, "add_bn(model)")
     measuring = iter(()) if batches is None else _each(batches)
     if batches is not None and example_inputs is None:
         example_inputs = next(measuring)
@@ -120,7 +120,7 @@ def _lacking(model: nn.Module, inputs: Any, linear: bool) -> dict[str, Lacking]:
     if not lacking:
         what = "convolution or linear layer" if linear else "convolution"
         more = "" if linear else " (linear=True looks at linear layers too)"
-        raise PlanError(
+        raise ArgumentError(
             f"there is nothing to do: no {what} whose channels can go lacks a batch "
             f"normalisation{more}"
         )
@@ -199,7 +199,7 @@ def _each(batches: Iterable[Any]) -> Iterator[Any]:
         args, kwargs = inputs_of(batch)
         yield kwargs or args
     if empty:
-        raise PlanError(
+        raise ArgumentError(
             "batches holds no batch to measure the statistics on: give at least one, or leave "
             "it out"
         )

@@ -8,14 +8,13 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 import netslim.models.zoo as zoo
+from netslim._support import current_directory_importable, from_module, nearest
 from netslim.errors import CheckpointError, NetslimError, RecipeError
-from netslim.imports import current_directory_importable, from_module
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
 from netslim.models.checkpoint import load, read
@@ -51,7 +50,7 @@ def build(
         RecipeError: an unknown name, arguments the factory does not take, or a factory that fails.
         CheckpointError: the checkpoint is missing, damaged, or does not say which model it belongs
             to.
-        PlanError: there is nothing to add, or no example could be guessed for the model.
+        ArgumentError: there is nothing to add, or no example could be guessed for the model.
     """
     name = os.fspath(name)
     added = {
@@ -63,7 +62,7 @@ def build(
         return _from_checkpoint(name, added | kwargs)
     source, _, rest = name.partition(":")
     if not source or not rest:
-        raise RecipeError(f"{name!r} names no model. {_nearest(name)}A model is {_FORMS}.")
+        raise RecipeError(f"{name!r} names no model{_nearest(name)} A model is {_FORMS}.")
     with current_directory_importable():
         factory = _SOURCES[source](rest) if source in _SOURCES else _imported(name)
         model = _call(name, factory, kwargs)
@@ -141,9 +140,9 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
     takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
     for key in kwargs:
         if key not in accepted:
-            near = get_close_matches(key, accepted, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise RecipeError(f"{name} has no argument {key!r}: {takes}.{hint}")
+            raise RecipeError(
+                f"{name} has no argument {key!r}: {takes}{nearest(key, accepted, otherwise='')}"
+            )
     missing = [
         p.name
         for p in parameters
@@ -154,20 +153,16 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
 
 
 def _nearest(name: str) -> str:
-    """A sentence with the closest known names, or nothing."""
-    source, colon, rest = name.partition(":")
-    known = names(f"{source}:") if colon else names()
-    short = [n.partition(":")[2] for n in known]
-    near = list(dict.fromkeys(get_close_matches(rest if colon else name, short, n=9)))
+    """How a message goes on after a name that means no model."""
+    source, colon, _ = name.partition(":")
     # Reversed, because the zoo comes first among models of the same name.
-    close = [n for match in near for n in reversed(known) if n.partition(":")[2] == match][:3]
-    return f"Did you mean {' or '.join(close)}? " if close else ""
+    return nearest(name, reversed(names(f"{source}:") if colon else names()), otherwise=".")
 
 
 def _unknown(name: str) -> RecipeError:
     source = name.partition(":")[0]
     listing = f"netslim.models.names({source + ':'!r}) lists the {source} models."
-    return RecipeError(f"there is no model {name!r}. {_nearest(name)}{listing}")
+    return RecipeError(f"there is no model {name!r}{_nearest(name)} {listing}")
 
 
 def _zoo_names() -> list[str]:
@@ -226,6 +221,5 @@ _LISTS: dict[str, Callable[[], list[str]]] = {
 
 
 def _imported(name: str) -> Callable[..., Any]:
-    near = get_close_matches(name.partition(":")[0], _SOURCES, n=1)
-    meant = f" Did you mean {near[0]}:{name.partition(':')[2]}?" if near else ""
-    return from_module(name, RecipeError, f"{meant} A model is {_FORMS}.")
+    near = nearest(name.partition(":")[0], _SOURCES, otherwise=".")
+    return from_module(name, RecipeError, f"{near} A model is {_FORMS}.")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netslim.errors import PlanError
+from netslim._support import expect
+from netslim.errors import ArgumentError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.walk import named_modules
@@ -44,6 +45,7 @@ class ChannelSelect(nn.Module):
 
     def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
         super().__init__()
+        expect(channels, int, "channels", "ChannelSelect(channels)")
         self.channels = channels
         self.register_buffer("indices", torch.arange(channels, device=device))
 
@@ -84,10 +86,10 @@ def add_selection(model: Model, example_inputs: Any = None) -> Model:
         nothing changes.
 
     Raises:
-        PlanError: there is nothing to do, no guess runs, or the model is wrapped.
+        ArgumentError: there is nothing to do, no guess runs, or the model is wrapped.
         TraceError: the model does not run on ``example_inputs``.
     """
-    _check(model)
+    _check(model, "add_selection(model)")
     inputs = _examples(model, example_inputs)
     before = [m for m in model.modules() if isinstance(m, ChannelSelect)]
     added = _bn_first(model, inputs)
@@ -104,7 +106,7 @@ def add_selection(model: Model, example_inputs: Any = None) -> Model:
             _take_out(bn)
         raise
     if not added and not before:
-        raise PlanError(
+        raise ArgumentError(
             "there is nothing to do: the model has no batch normalisation whose channels only "
             "a selection would free; selections are for networks that normalise first, such as "
             "DenseNet and pre-activation ResNets"
@@ -120,9 +122,9 @@ def drop_idle_selections(model: Model) -> Model:
     of a network that was built with selections expects all of them.
 
     Raises:
-        PlanError: the model is wrapped.
+        ArgumentError: the model is wrapped.
     """
-    _check(model)
+    _check(model, "drop_idle_selections(model)")
     for module in named_modules(model):
         select = module._modules.get("select")
         if isinstance(module, _BatchNorm) and isinstance(select, ChannelSelect) and _idle(select):

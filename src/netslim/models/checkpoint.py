@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
+from netslim._support import expect, write_atomic
 from netslim.errors import CheckpointError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.graph.modules.wrapping import bare, duplicate
@@ -54,7 +54,8 @@ def save(
         CheckpointError: the state holds something that is not a tensor, or the file cannot be
             written.
     """
-    model = bare(model, CheckpointError)
+    model = bare(model, CheckpointError, call="save(model, path)")
+    expect(path, (str, os.PathLike), "path", "save(model, path)")
     tensors, shared = _distinct(model)
     plan = history(model)
     header = {
@@ -96,8 +97,9 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         raise CheckpointError(
             "load takes the model first and the file second: netslim.load(model, path)"
         )
+    expect(path, (str, os.PathLike), "path", "load(model, path)")
     header, tensors = read(path)
-    model = bare(model, CheckpointError)
+    model = bare(model, CheckpointError, call="load(model, path)")
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
     try:
@@ -181,27 +183,10 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 def _write(path: Path, payload: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            try:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        write_atomic(path, payload)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Any) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from netslim._support import expect, replacing
 from netslim.errors import ExportError
 from netslim.graph.modules.calls import (
     as_call,
@@ -102,13 +103,14 @@ def export(
             cannot be exported, or the file deviates; nothing is left behind then.
         TraceError: the model does not run on the example inputs.
     """
+    expect(path, (str, os.PathLike), "path", "export(model, example_inputs, path)")
     path = Path(path)
     kind = _format(path, format, opset)
     if path.exists():
         raise ExportError(
             f"{path} exists already, and finished work is not overwritten; choose another name"
         )
-    model = bare(model, ExportError)
+    model = bare(model, ExportError, call="export(model, example_inputs, path)")
     if kind == "onnx":
         _need_onnx()
         model, example_inputs = _on_cpu(model, example_inputs)
@@ -123,7 +125,6 @@ def export(
             temporary.write_bytes(content)
             loaded = _LOADERS[kind](temporary)
             deviation, sizes = _compare(model, loaded, example_inputs, dynamic_batch, tolerance)
-            os.replace(temporary, path)
     return Exported(
         path, len(content), kind, deviation, sizes, traced.input_names, traced.output_names, written
     )
@@ -322,13 +323,11 @@ def _name_batch(proto: Any) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A file in the same folder, with the same ending, that is gone afterwards unless it was
-    renamed.
-    """
+    """`replacing`, in a folder that is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
-            yield Path(folder, path.name)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from netslim.errors import PlanError, TraceError
+from netslim.errors import ArgumentError, TraceError
 from netslim.graph.modules.calls import as_call, describe, evaluating, refusing
 from netslim.graph.modules.wrapping import bare, inside
 
@@ -78,10 +78,10 @@ class _Flow(TorchDispatchMode):
 # --- what both share ------------------------------------------------------------------------------
 
 
-def _check(model: Any) -> None:
-    inner = bare(model, PlanError)
+def _check(model: Any, call: str) -> None:
+    inner = bare(model, ArgumentError, call=call)
     if inside(model) is not model:
-        raise PlanError(
+        raise ArgumentError(
             f"the model is wrapped in {type(model).__name__}, which has looked at its parts "
             f"already: insert into the {type(inner).__name__} inside, and wrap or compile that "
             "again"
@@ -95,7 +95,7 @@ def _hang(layer: nn.Module, name: str, child: nn.Module) -> None:
 def _check_free(layers: Mapping[str, nn.Module], name: str) -> None:
     for path, layer in layers.items():
         if hasattr(layer, name):
-            raise PlanError(
+            raise ArgumentError(
                 f"{path}.{name} is there already, where the new layer would go: rename that "
                 "attribute"
             )
@@ -137,7 +137,7 @@ def _examples(model: nn.Module, given: Any) -> Any:
         if tried
         else "it has no convolution or linear layer"
     )
-    raise PlanError(
+    raise ArgumentError(
         f"no example inputs could be guessed for the model: {failed}; pass example_inputs"
     )
 

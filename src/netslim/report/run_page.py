@@ -11,12 +11,12 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from netslim._support import write_atomic
 from netslim.errors import RecipeError
 from netslim.report import figures
 
@@ -68,15 +68,7 @@ def write(run_dir: str | os.PathLike[str]) -> Path:
         what = f"an entry is missing or has the wrong form ({type(problem).__name__}: {problem})"
         raise _damaged(folder / "results.json", what) from problem
     target = folder / "report.html"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(html)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomic(target, html)
     return target
 
 

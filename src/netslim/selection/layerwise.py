@@ -4,7 +4,6 @@ it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim.errors import PlanError
+from netslim._support import expect, nearest
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.wrapping import bare
@@ -54,19 +54,23 @@ def greedy(
 
     Raises:
         StaleGraphError: the model is not the traced one.
-        PlanError: the criterion looks at data, an option is wrong, or a name means no group that
-            can be cut.
+        ArgumentError: the criterion looks at data, an option is wrong, or a name means no group.
+        PlanError: a group cannot be cut, or not as far as it says.
     """
-    model = bare(model, PlanError)
+    model = bare(model, ArgumentError, call="greedy(graph, model, per_group)")
+    expect(graph, ChannelGraph, "graph", "greedy(graph, model, per_group)")
+    expect(per_group, Mapping, "per_group", "greedy(graph, model, per_group)")
     graph.check(model)
     scorer = Scorer.of(graph, criterion, lead=lead, **(options or {}))
     if scorer.reads_data:
-        raise PlanError(
+        raise ArgumentError(
             f"{scorer.name} looks at data, which does not change as layers are cut: use "
             "netslim.select"
         )
     if not per_group:
-        raise PlanError("nothing to do: per_group is empty, give a share or a count for some group")
+        raise ArgumentError(
+            "nothing to do: per_group is empty, give a share or a count for some group"
+        )
     tensors = dict(scorer.tensors(model, None, None))
     scores = {
         g.name: s for g in graph.groups if not g.frozen and (s := scorer(g, tensors)) is not None
@@ -93,6 +97,5 @@ def _limits(given: Mapping[str, Any]) -> Limits:
     known = [f.name for f in fields(Limits)]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1) or known
-            raise PlanError(f"greedy takes no limit {name!r}; did you mean {' or '.join(near)}?")
+            raise ArgumentError(f"greedy takes no limit {name!r}{nearest(name, known)}")
     return Limits(**given)

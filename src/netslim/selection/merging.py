@@ -4,14 +4,14 @@ summed into it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim._support import expect, nearest
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.surgery.plan import PruningPlan
@@ -32,12 +32,14 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
             on.
 
     Raises:
-        PlanError: there is no such group (the nearest are named), it cannot be cut exactly, its
-            clusters do not cover its units, nothing is to be merged at all, or tied weights cannot
-            be summed.
+        ArgumentError: there is no such group (the nearest are named), or its clusters do not cover
+            its units.
+        PlanError: a group cannot be cut exactly, nothing is to be merged at all, or tied weights
+            cannot be summed.
     """
+    expect(graph, ChannelGraph, "graph", "merge(graph, clusters)")
     if not isinstance(clusters, Mapping):
-        raise PlanError(
+        raise ArgumentError(
             "clusters map group names to a cluster number for every unit, got "
             f"{type(clusters).__name__}"
         )
@@ -59,8 +61,7 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
 def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
     names = [g.name for g in graph.groups]
     if name not in names:
-        near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:3]
-        raise PlanError(f"there is no group {name!r}; the nearest are {', '.join(map(repr, near))}")
+        raise ArgumentError(f"there is no group {name!r}{nearest(name, names)}")
     group = graph.groups[graph.number(name)]
     if not group.prunable:
         raise PlanError(f"group {name!r} cannot be merged: {group.reason}")
@@ -71,21 +72,21 @@ def _labels(group: ChannelGroup, numbers: Sequence[int] | Tensor) -> np.ndarray:
     try:
         labels = np.asarray(torch.as_tensor(numbers).detach().cpu())
     except (TypeError, ValueError, RuntimeError) as error:
-        raise PlanError(
+        raise ArgumentError(
             f"group {group.name!r} needs a whole number for each of its units: {error}"
         ) from None
     if labels.shape != (group.size,):
-        raise PlanError(
+        raise ArgumentError(
             f"group {group.name!r} has {group.size} units and needs a cluster number for each; "
             f"got shape {labels.shape}"
         )
     if not np.issubdtype(labels.dtype, np.integer):
-        raise PlanError(
+        raise ArgumentError(
             f"the cluster numbers of group {group.name!r} must be integers, got {labels.dtype}"
         )
     if (labels < 0).any():
         unit = int(np.flatnonzero(labels < 0)[0])
-        raise PlanError(
+        raise ArgumentError(
             f"unit {unit} of group {group.name!r} is in no cluster ({labels[unit]}): number "
             "clusters from 0, and give a unit that stays alone a number of its own"
         )

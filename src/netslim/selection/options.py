@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from netslim._support import nearest
 from netslim.errors import ArgumentError
 
 Kind = TypeVar("Kind")
@@ -61,23 +62,12 @@ def spelled(kind: type[Kind]) -> type[Kind]:
         for name in options:
             if name not in names:
                 raise ArgumentError(
-                    f"{kind.__name__} takes no option {name!r}{_nearest(name, names)}"
+                    f"{kind.__name__} takes no option {name!r}{nearest(name, names)}"
                 )
         made(self, *args, **options)
 
     kind.__init__ = __init__  # type: ignore[misc]
     return kind
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, list(names), 2)
-    return (
-        f"; did you mean {' or '.join(map(repr, near))}?"
-        if near
-        else f"; it takes {', '.join(names)}"
-    )
 
 
 def declared(kind: Any) -> dict[str, dataclasses.Field[Any]]:

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim._support import described, expect
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Count
 from netslim.selection.budget.allocation import ALLOCATIONS, Allocation, allocate
@@ -59,8 +61,8 @@ class Budget:
         max_latency_ms: most milliseconds that a `LatencyTable` may foretell.
 
     Raises:
-        PlanError: a share is below 0 or at 1 and above, a maximum is not positive, or nothing is
-            asked for.
+        ArgumentError: a share is below 0 or at 1 and above, a maximum is not positive, or nothing
+            is asked for.
     """
 
     cut_channels: float | None = None
@@ -78,13 +80,13 @@ class Budget:
     def __post_init__(self) -> None:
         for name, value in self.given().items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise PlanError(f"{name} must be a number, got {value!r}")
+                raise ArgumentError(f"{name} must be a number, got {value!r}")
             if name.startswith("cut_") and not 0 <= value < 1:
-                raise PlanError(
+                raise ArgumentError(
                     f"{name} must be at least 0 and below 1, got {value}: it is the share that goes"
                 )
             if name.startswith("max_") and not value > 0:
-                raise PlanError(f"{name} must be above 0, got {value}")
+                raise ArgumentError(f"{name} must be above 0, got {value}")
 
     def given(self) -> dict[str, float]:
         """The limits that were set."""
@@ -141,20 +143,33 @@ def select(
             measured here or elsewhere.
 
     Raises:
+        ArgumentError: an option is out of range, of the wrong kind or names no group.
         PlanError: the budget cannot be met within the limits (names what binds and the best that
-            can be reached), nothing is left that could be cut, or an option is out of range or
-            names no group.
+            can be reached), or nothing is left that could be cut.
     """
+    call = "select(graph, scores, budget)"
+    expect(graph, ChannelGraph, "graph", call)
+    expect(scores, Mapping, "scores", call)
+    expect(
+        per_group,
+        (Mapping, NoneType),
+        "per_group",
+        "select(graph, scores, per_group={'layer1.*': 0.5})",
+    )
+    if latency is not None and not hasattr(latency, "resource"):
+        raise ArgumentError(
+            f"latency must be a table from netslim.latency_table, got {described(latency)}"
+        )
     if budget is not None and not isinstance(budget, Budget):
-        raise PlanError(
+        raise ArgumentError(
             f"budget must be a netslim.Budget, such as Budget(cut_channels=0.5), got {budget!r}"
         )
     if allocation not in ALLOCATIONS:
-        raise PlanError(
+        raise ArgumentError(
             f"allocation must be one of {', '.join(map(repr, ALLOCATIONS))}, got {allocation!r}"
         )
     if not per_group and (budget is None or not budget.given()):
-        raise PlanError(
+        raise ArgumentError(
             "nothing to do: give a budget such as Budget(cut_channels=0.5), or per_group"
         )
     limits = Limits(min_channels, max_cut, round_to, protect, shortcuts, allow_inexact)
@@ -239,7 +254,7 @@ class _Problem:
         if kind.startswith("peak"):
             return Peak(widths, graph.memory)
         if self.latency is None:
-            raise PlanError(
+            raise ArgumentError(
                 f"{name} needs to know how long layers take: give "
                 "latency=netslim.latency_table(model, graph, example_inputs), measured where "
                 "the network is to run"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netslim._support import expect
 from netslim.errors import SurgeryError
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, inside, reduces
@@ -39,7 +40,8 @@ def prune(model: Model, plan: PruningPlan) -> Model:
         SurgeryError: a tensor or attribute the plan names is not as the plan says, or the model is
             scripted, exported, quantised, sharded or lazy, or cannot be copied.
     """
-    inner = bare(model, SurgeryError, allow=("meta",))
+    inner = bare(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
+    expect(plan, PruningPlan, "plan", "prune(model, plan)")
     plan.check(inner)
     if plan.biases:
         inner = duplicate(inner)
@@ -97,7 +99,8 @@ def prune_(
             "DistributedDataParallel has laid out its communication for the old sizes: cut the "
             "module inside, netslim.prune_(model.module, plan, ...), and wrap that again"
         )
-    inner = bare(model, SurgeryError, allow=("meta",))
+    inner = bare(model, SurgeryError, allow=("meta",), call="prune_(model, plan)")
+    expect(plan, PruningPlan, "plan", "prune_(model, plan)")
     plan.check(inner)
     _prepare(inner, plan, optimizer, companions).carry_out()
     return model

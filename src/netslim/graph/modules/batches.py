@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from netslim.errors import PlanError
+from netslim._support import check_batches
+from netslim.errors import ArgumentError
 from netslim.graph.modules.calls import as_call, describe
 from netslim.graph.modules.walk import named_tensors
 
@@ -28,13 +29,13 @@ def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             inputs, from which labels are left out.
 
     Raises:
-        PlanError: an empty list or tuple.
+        ArgumentError: an empty list or tuple.
     """
     if isinstance(batch, Mapping):
         return (), {name: value for name, value in batch.items() if name not in _LABELS}
     if isinstance(batch, (list, tuple)):
         if not batch:
-            raise PlanError("a batch is an empty list: it must hold the input first")
+            raise ArgumentError("a batch is an empty list: it must hold the input first")
         return as_call(batch[0]) if isinstance(batch[0], (tuple, Mapping)) else ((batch[0],), {})
     return (batch,), {}
 
@@ -44,16 +45,18 @@ def targets_of(batch: Any) -> Any:
     dict.
 
     Raises:
-        PlanError: the batch holds none.
+        ArgumentError: the batch holds none.
     """
     if isinstance(batch, Mapping):
         for name in _LABELS:
             if name in batch:
                 return batch[name]
-        raise PlanError(f"a batch has no targets: none of {', '.join(_LABELS)} is among its keys")
+        raise ArgumentError(
+            f"a batch has no targets: none of {', '.join(_LABELS)} is among its keys"
+        )
     if isinstance(batch, (list, tuple)) and len(batch) > 1:
         return batch[1]
-    raise PlanError("a batch has no targets: give batches of (inputs, targets)")
+    raise ArgumentError("a batch has no targets: give batches of (inputs, targets)")
 
 
 def singly(batches: Iterable[Any]) -> Iterator[Any]:
@@ -62,9 +65,9 @@ def singly(batches: Iterable[Any]) -> Iterator[Any]:
     What has no such dimension, or another size than the batch, comes whole with each example.
 
     Raises:
-        PlanError: ``batches`` is a single one, or a batch holds no tensor to take apart.
+        ArgumentError: ``batches`` is a single one, or a batch holds no tensor to take apart.
     """
-    for batch in _several(batches):
+    for batch in check_batches(batches):
         examples = dict(batch) if isinstance(batch, Mapping) else batch
         held = [
             leaf
@@ -72,7 +75,7 @@ def singly(batches: Iterable[Any]) -> Iterator[Any]:
             if isinstance(leaf, Tensor) and leaf.dim()
         ]
         if not held:
-            raise PlanError("a batch holds no tensor of examples, so it cannot be taken apart")
+            raise ArgumentError("a batch holds no tensor of examples, so it cannot be taken apart")
         for number in range(len(held[0])):
             yield tree_map_only(
                 Tensor, partial(_example, number=number, size=len(held[0])), examples
@@ -81,14 +84,6 @@ def singly(batches: Iterable[Any]) -> Iterator[Any]:
 
 def _example(tensor: Tensor, number: int, size: int) -> Tensor:
     return tensor[number : number + 1] if tensor.dim() and len(tensor) == size else tensor
-
-
-def _several(batches: Any) -> Iterable[Any]:
-    if isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable):
-        raise PlanError(
-            f"batches= takes a data loader or a list of batches, got one {type(batches).__name__}"
-        )
-    return batches
 
 
 def outputs(
@@ -100,17 +95,17 @@ def outputs(
     Modes and gradients are the caller's business; ``what`` is what messages call a batch.
 
     Raises:
-        PlanError: there is no batch, ``batches`` is a single one, a batch is empty, or the model
-            does not run on one.
+        ArgumentError: there is no batch, ``batches`` is a single one, a batch is empty, or the
+            model does not run on one.
     """
     device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
     number = 0
-    for number, batch in enumerate(_several(batches), 1):
+    for number, batch in enumerate(check_batches(batches), 1):
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs_of(batch))
         if any(
             isinstance(leaf, Tensor) and not leaf.numel() for leaf in tree_leaves((args, kwargs))
         ):
-            raise PlanError(
+            raise ArgumentError(
                 f"{what} {number} of batches= has no examples ({describe(kwargs or args)}): "
                 "leave it out"
             )
@@ -118,12 +113,12 @@ def outputs(
             output = model(*args, **kwargs)
         except Exception as error:
             shapes = describe(kwargs or args)
-            raise PlanError(
+            raise ArgumentError(
                 f"the model does not run on {what} {number} of batches= ({shapes}): {error}"
             ) from error
         yield batch, output
     if not number:
-        raise PlanError(
+        raise ArgumentError(
             "batches= gives no batch: pass a data loader or a list (a generator can be read "
             "only once)"
         )

@@ -89,13 +89,17 @@ def reduces(model: Any) -> bool:
     return any("torch.DistributedDataParallel" in _names(type(layer)) for layer in _layers(model))
 
 
-def bare(model: Any, error: Callable[[str], NetslimError], *, allow: Collection[str] = ()) -> Any:
+def bare(
+    model: Any, error: Callable[[str], NetslimError], *, allow: Collection[str] = (), call: str = ""
+) -> Any:
     """The plain Python module within ``model``, in which every tensor can be seen and cut.
 
     Args:
         model: any module, wrapped or not.
         error: what to raise for one that cannot be worked on.
         allow: of ``"meta"`` (tensors without values) and ``"sharded"``, what is all right here.
+        call: as it should look, for the message on what is no module, such as ``"prune(model,
+            plan)"``.
 
     Raises:
         error: ``model`` is no module, or it or a part of it is scripted, exported, quantised,
@@ -104,9 +108,10 @@ def bare(model: Any, error: Callable[[str], NetslimError], *, allow: Collection[
     inner = inside(model)
     if not isinstance(inner, nn.Module):
         known = next((_REFUSED[name][1] for name in _names(type(inner)) if name in _REFUSED), None)
+        remedy = known or (f"call {call}" if call else "")
         raise error(
             f"netslim needs a torch.nn.Module, got {type(inner).__name__}"
-            + (f"; {known}" if known else "")
+            + (f"; {remedy}" if remedy else "")
         )
     for kind, path, what in _obstacles(inner):
         if kind not in allow:

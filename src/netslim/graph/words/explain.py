@@ -4,10 +4,10 @@ cut.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
-from netslim.errors import PlanError
+from netslim._support import nearest
+from netslim.errors import ArgumentError
 from netslim.graph.groups import ChannelGroup, Slice, described, per_unit
 from netslim.graph.inventory import Rest
 from netslim.graph.traced import TracedGraph
@@ -33,7 +33,7 @@ def find(graph: TracedGraph, name: str) -> ChannelGroup:
     A module that holds other modules stands for the one group they produce, if it is one.
 
     Raises:
-        PlanError: there is no such name (the nearest are given), or it takes part in several
+        ArgumentError: there is no such name (the nearest are given), or it takes part in several
             groups.
     """
     named = {g.name: g for g in graph.groups}
@@ -46,7 +46,7 @@ def find(graph: TracedGraph, name: str) -> ChannelGroup:
             return groups[0]
         if groups:
             names = listed([f"{g.name!r} ({g.size})" for g in groups], 12)
-            raise PlanError(
+            raise ArgumentError(
                 f"{name!r} takes part in {len(groups)} groups: {names}; ask for one of them"
             )
     inside = _made_inside(graph, name)
@@ -54,11 +54,13 @@ def find(graph: TracedGraph, name: str) -> ChannelGroup:
         return inside[0]
     if inside:
         names = listed([repr(g.name) for g in inside], 6)
-        raise PlanError(
+        raise ArgumentError(
             f"the layers inside {name!r} make {len(inside)} groups: {names}; ask for one of them"
         )
     if wanted or name in graph.inventory.modules:
-        raise PlanError(f"{name!r} is in no group of channels; graph.explain({name!r}) says why")
+        raise ArgumentError(
+            f"{name!r} is in no group of channels; graph.explain({name!r}) says why"
+        )
     raise unknown(graph, name)
 
 
@@ -84,7 +86,7 @@ def explain(graph: TracedGraph, name: str) -> str:
     """Tell what a tensor, a module or a group is coupled to, and why it can or cannot be cut.
 
     Raises:
-        PlanError: there is no such name; the nearest are given.
+        ArgumentError: there is no such name; the nearest are given.
     """
     tensors, inside = tensors_of(graph, name), _held_inside(graph, name)
     if tensors:
@@ -108,25 +110,18 @@ def tensors_of(graph: TracedGraph, name: str) -> dict[str, str]:
     return {name: tensor} if tensor in inventory.shapes else inventory.owned(name)
 
 
-def unknown(graph: TracedGraph, name: str) -> PlanError:
+def unknown(graph: TracedGraph, name: str) -> ArgumentError:
     """The error for a name that means nothing here, with the nearest that do."""
-    return PlanError(f"no group, module or tensor is named {name!r}; {nearest(graph, name)}")
+    return ArgumentError(f"no group, module or tensor is named {name!r}{hint(graph, name)}")
 
 
-def nearest(graph: TracedGraph, name: str) -> str:
+def hint(graph: TracedGraph, name: str) -> str:
     """A hint for a name that means nothing here: the nearest that do."""
     inventory = graph.inventory
     known = dict.fromkeys(
         [*(g.name for g in graph.groups), *inventory.modules, *inventory.shapes, *inventory.aliases]
     )
-    near = [n for n in known if n.endswith(f".{name}")][:3] or difflib.get_close_matches(
-        str(name), known, 3
-    )
-    return (
-        f"did you mean {listed([*map(repr, near)], 3, 'or')}?"
-        if near
-        else "print(graph), or netslim inspect, lists the groups"
-    )
+    return nearest(name, known, otherwise="; print(graph), or netslim inspect, lists the groups")
 
 
 # --- one group ------------------------------------------------------------------------------------
@@ -290,4 +285,4 @@ def _container(graph: TracedGraph, name: str) -> str:
     )
 
 
-__all__ = ["explain", "find", "nearest", "sentences", "tensors_of", "unknown"]
+__all__ = ["explain", "find", "hint", "sentences", "tensors_of", "unknown"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.traced import TracedGraph
-from netslim.graph.words.explain import find, nearest, tensors_of
+from netslim.graph.words.explain import find, hint, tensors_of
 
 
 def is_pattern(graph: TracedGraph, name: str) -> bool:
@@ -27,8 +27,8 @@ def meant(graph: TracedGraph, name: str, problem: str) -> list[ChannelGroup]:
         problem: how the message begins when there is none, such as ``"protect names no group"``.
 
     Raises:
-        PlanError: there is no such group (the nearest names are given), or a plain name stands for
-            several.
+        ArgumentError: there is no such group (the nearest names are given), or a plain name stands
+            for several.
     """
     if is_pattern(graph, name):
         if found := [g for g in graph.groups if fnmatchcase(g.name, name)]:
@@ -39,7 +39,7 @@ def meant(graph: TracedGraph, name: str, problem: str) -> list[ChannelGroup]:
         or any(g.name == name for g in graph.groups)
     ):
         return [find(graph, name)]
-    raise PlanError(f"{problem}: {name!r}; {nearest(graph, name)}")
+    raise ArgumentError(f"{problem}: {name!r}{hint(graph, name)}")
 
 
 def assigned(
@@ -50,7 +50,7 @@ def assigned(
     A plain name wins over every pattern, wherever it stands; of two patterns the later one wins.
 
     Raises:
-        PlanError: as `meant` does, or two plain names give one group different values.
+        ArgumentError: as `meant` does, or two plain names give one group different values.
     """
     names = sorted(mapping, key=lambda name: not is_pattern(graph, name))  # stable: patterns first
     found: dict[str, tuple[str, Any]] = {}
@@ -58,7 +58,7 @@ def assigned(
         for group in meant(graph, name, problem):
             other, value = found.get(group.name, ("*", None))
             if not is_pattern(graph, other) and value != mapping[name]:
-                raise PlanError(
+                raise ArgumentError(
                     f"{other!r} and {name!r} are both the group {group.name!r}, which cannot "
                     f"take both {value!r} and {mapping[name]!r}: leave one out"
                 )
@@ -79,8 +79,8 @@ def granted(
         problem: how messages begin, such as ``"per_group names no group that can be cut"``.
 
     Raises:
-        PlanError: as `assigned` does, or an entry means groups that all are left alone, unless its
-            value is 0.
+        ArgumentError: as `assigned` does.
+        PlanError: an entry means groups that all are left alone, unless its value is 0.
     """
     wanted = assigned(graph, mapping, problem)
     for entry, value in mapping.items():

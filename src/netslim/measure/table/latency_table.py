@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from netslim._support import write_atomic
 from netslim.errors import PlanError
-from netslim.files import write_atomic
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Count
 from netslim.measure.table.curves import Stack, Surface, Vector, surface_of

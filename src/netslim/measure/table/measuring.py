@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from netslim.errors import PlanError, SurgeryError
+from netslim._support import expect, using_threads
+from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.measure.backends import Backend, home, prepared, usable
-from netslim.measure.latency import timed, using_threads
+from netslim.measure.latency import timed
 from netslim.measure.table.cache import cached
 from netslim.measure.table.curves import Vector, points, probes
 from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe, rate
@@ -105,17 +106,16 @@ def latency_table(
             are.
 
     Raises:
-        PlanError: the graph is not of this model (`StaleGraphError`), or a backend, device or
-            number of threads cannot be used.
+        ArgumentError: a backend, device or number of threads cannot be used.
+        StaleGraphError: the graph is not of this model.
         TraceError: the model does not run on the example inputs.
     """
     if backend not in get_args(Backend):
-        raise PlanError(
+        raise ArgumentError(
             f"there is no backend {backend!r}; choose one of {', '.join(get_args(Backend))}"
         )
-    if threads is not None and threads < 1:
-        raise PlanError(f"threads={threads}; give 1 or more, or None to leave the number as it is")
-    model = bare(model, PlanError)
+    model = bare(model, ArgumentError, call="latency_table(model, graph, example_inputs)")
+    expect(graph, ChannelGraph, "graph", "latency_table(model, graph, example_inputs)")
     graph.check(model)
     place = home(model, example_inputs) if device is None else usable(device)
     with using_threads(threads):
@@ -311,14 +311,14 @@ def chosen_cuts(
     """
     try:
         scores = score(graph, model, "l2")
-    except PlanError:  # nothing that l2 can score
+    except (ArgumentError, PlanError):  # nothing that l2 can score
         return
     for share in shares:
         try:
             plan = select(
                 graph, scores, Budget(cut_latency=share), latency=table, allocation="cost"
             )
-        except PlanError:  # so much cannot go
+        except (ArgumentError, PlanError):  # so much cannot go
             continue
         yield {
             graph.number(name): np.isin(np.arange(cut.size), cut.kept)

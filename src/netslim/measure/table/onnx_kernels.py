@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.measure.table.kernels import Kernel
 
 _OPSET, _IR = 17, 8  # known to every ONNX Runtime that knows the exports of this PyTorch
@@ -18,12 +18,12 @@ def onnx_kernel(
     """The file of a network that is this kernel alone, with these weights.
 
     Raises:
-        PlanError: onnx is not installed.
+        ArgumentError: onnx is not installed.
     """
     try:
         from onnx import helper, numpy_helper
     except ImportError:
-        raise PlanError(
+        raise ArgumentError(
             "a latency table for onnxruntime needs onnx: pip install 'netslim[onnx]'"
         ) from None
     shape, _, groups = kernel.shapes(depth, width)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import layer_of
@@ -40,12 +40,13 @@ def allocate(ladder: Ladder, goals: Sequence[Goal], way: Allocation) -> Vector:
             ways to meet the goals, exactly.
 
     Raises:
-        PlanError: the scores do not add up to a loss (negative ones), or the exact way is too long.
+        ArgumentError: the scores do not add up to a loss (negative ones).
+        PlanError: the exact way is too long.
     """
     if ladder.met(goals, ladder.start):
         return ladder.start
     if way in ("cost", "knapsack") and (ladder.lost < 0).any():
-        raise PlanError(
+        raise ArgumentError(
             f"allocation={way!r} adds up the scores that are lost, and some are below 0: take "
             "a criterion whose scores are at least 0, or allocation='global'"
         )

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
-from netslim.graph.words.explain import nearest
+from netslim.graph.words.explain import hint
 from netslim.graph.words.naming import granted, listed
 from netslim.selection.budget.limits import Limits
 
@@ -30,14 +30,14 @@ class Chooser:
         notes: sentences for people: what stays and why.
 
     Raises:
-        PlanError: no group may be cut, a score is not finite or not of the group's size, or a name
-            means no group.
+        ArgumentError: a score is not finite or not of the group's size, or a name means no group.
+        PlanError: no group may be cut.
     """
 
     def __init__(self, graph: ChannelGraph, scores: Mapping[str, Tensor], limits: Limits) -> None:
         for name in scores.keys() - {g.name for g in graph.groups}:
-            raise PlanError(
-                f"scores are given for {name!r}, which is no group; {nearest(graph, name)}"
+            raise ArgumentError(
+                f"scores are given for {name!r}, which is no group{hint(graph, name)}"
             )
         self.graph, self.limits = graph, limits
         self.staying = {g.name: "it has no score" for g in graph.groups if g.name not in scores}
@@ -102,12 +102,12 @@ class Chooser:
         if isinstance(amount, Integral) and not isinstance(amount, bool):
             count = int(amount)
         elif not isinstance(amount, Real) or isinstance(amount, bool):
-            raise PlanError(
+            raise ArgumentError(
                 f"{group.name}: give a share (float below 1) or a count (int) of channels, got "
                 f"{amount!r}"
             )
         elif not 0 <= float(amount) < 1:
-            raise PlanError(
+            raise ArgumentError(
                 f"{group.name}: a share must be at least 0 and below 1, got {amount}; a count "
                 "is an int"
             )
@@ -129,11 +129,13 @@ class Chooser:
 def _finite(group: ChannelGroup, values: Tensor) -> np.ndarray:
     array = torch.as_tensor(values).detach().double().cpu().numpy()
     if array.shape != (group.size,):
-        raise PlanError(
+        raise ArgumentError(
             f"group {group.name!r} has {group.size} units, its scores have shape {array.shape}"
         )
     if not np.isfinite(array).all():
-        raise PlanError(f"the scores of group {group.name!r} are not finite; did training diverge?")
+        raise ArgumentError(
+            f"the scores of group {group.name!r} are not finite; did training diverge?"
+        )
     return array
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.selection.budget.ladder import Goal, Ladder
 from netslim.selection.budget.resources import Products, Vector
 
@@ -27,11 +27,12 @@ def exact(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
         goals: one goal, in channels, parameters, multiply-accumulates or activations.
 
     Raises:
-        PlanError: there are several goals, the goal is a latency, or the network is too large.
+        ArgumentError: there are several goals, or the goal is a latency.
+        PlanError: the network is too large.
     """
     if len(goals) != 1 or not isinstance(goals[0].resource, Products):
         named = ", ".join(goal.name for goal in goals)
-        raise PlanError(
+        raise ArgumentError(
             "allocation='knapsack' takes one budget of channels or counted costs, got "
             f"{named}; use 'cost'"
         )

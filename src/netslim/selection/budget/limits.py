@@ -8,7 +8,7 @@ from math import floor
 from numbers import Integral, Real
 from typing import Literal
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.words.naming import assigned, meant
@@ -21,7 +21,7 @@ class Limits:
     """See `netslim.select`.
 
     Raises:
-        PlanError: a limit is out of range.
+        ArgumentError: a limit is out of range.
     """
 
     min_channels: int = 1
@@ -34,7 +34,7 @@ class Limits:
     def __post_init__(self) -> None:
         counts = (self.min_channels, self.round_to)
         if not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in counts):
-            raise PlanError(
+            raise ArgumentError(
                 "min_channels and round_to must be at least 1 and whole numbers, got "
                 f"{self.min_channels!r} and {self.round_to!r}"
             )
@@ -42,17 +42,17 @@ class Limits:
             for name, value in self.max_cut.items():
                 _check_cap(name, value)
         elif self.max_cut is not None and not (_is_number(self.max_cut) and 0 <= self.max_cut < 1):
-            raise PlanError(f"max_cut must be at least 0 and below 1, got {self.max_cut!r}")
+            raise ArgumentError(f"max_cut must be at least 0 and below 1, got {self.max_cut!r}")
         names = (self.protect,) if isinstance(self.protect, str) else self.protect
         names = tuple(names) if isinstance(names, Iterable) else (names,)
         if not all(isinstance(name, str) for name in names):
-            raise PlanError(
+            raise ArgumentError(
                 "protect takes names or patterns of groups, such as ['layer1.*'], got "
                 f"{self.protect!r}"
             )
         object.__setattr__(self, "protect", names)
         if self.shortcuts not in ("include", "avoid"):
-            raise PlanError(f"shortcuts must be 'include' or 'avoid', got {self.shortcuts!r}")
+            raise ArgumentError(f"shortcuts must be 'include' or 'avoid', got {self.shortcuts!r}")
 
     def __str__(self) -> str:
         own = isinstance(self.max_cut, Mapping)
@@ -69,7 +69,7 @@ class Limits:
         """For each group of the graph, how many of its units may go.
 
         Raises:
-            PlanError: ``max_cut`` names no group.
+            ArgumentError: ``max_cut`` names no group.
         """
         named: Mapping[str, float | int | None] = {}
         if isinstance(self.max_cut, Mapping):
@@ -92,7 +92,7 @@ class Limits:
         """Group name -> reason, for the groups that are left alone whatever their scores.
 
         Raises:
-            PlanError: ``protect`` names no group.
+            ArgumentError: ``protect`` names no group.
         """
         guarded = {
             g.name for name in self.protect for g in meant(graph, name, "protect names no group")
@@ -121,7 +121,7 @@ def _check_cap(name: str, value: object) -> None:
     if whole and int(value) >= 0:  # type: ignore[call-overload]
         return
     if whole or not _is_number(value) or not 0 <= float(value) < 1:  # type: ignore[arg-type]
-        raise PlanError(
+        raise ArgumentError(
             f"max_cut of {name!r}: give the share (float from 0 to below 1) or the number "
             f"(int) of channels that may go, got {value!r}"
         )

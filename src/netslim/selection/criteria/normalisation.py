@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim._support import expect
+from netslim.errors import ArgumentError
 
 Normalisation = Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"]
 
@@ -38,8 +39,9 @@ def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[
         Group name -> 1-D float64 tensor.
 
     Raises:
-        PlanError: ``how`` is none of these.
+        ArgumentError: ``how`` is none of these.
     """
+    expect(scores, Mapping, "scores", "normalized(scores, how)")
     check_normalisation(how)
     return {name: normalize(values.double(), how) for name, values in scores.items()}
 
@@ -48,11 +50,11 @@ def check_normalisation(how: object) -> None:
     """Refuse what is no way to normalise.
 
     Raises:
-        PlanError: names all of them.
+        ArgumentError: names all of them.
     """
-    if how is not None and how not in _WAYS:
+    if how is not None and not (isinstance(how, str) and how in _WAYS):
         known = ", ".join(repr(way) for way in get_args(Normalisation))
-        raise PlanError(f"normalize must be {known} or None, got {how!r}")
+        raise ArgumentError(f"normalize must be {known} or None, got {how!r}")
 
 
 def normalize(values: Tensor, how: Normalisation | None) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import Slice
 from netslim.graph.layers import FUNCTIONS, channels_of
@@ -104,8 +104,8 @@ def contributions(
         alone: take the gradient of the loss of each example, instead of each batch.
 
     Raises:
-        PlanError: there is no batch, the model does not run on one, or the loss cannot be computed
-            and derived.
+        ArgumentError: there is no batch, the model does not run on one, or the loss cannot be
+            computed and derived.
     """
     streams: dict[Any, Stream] = {}
 
@@ -172,7 +172,7 @@ def gates(
     The shift is the parameter ``bias`` beside the scale, if there is one. Keys are names of scales.
 
     Raises:
-        PlanError: as for `contributions`.
+        ArgumentError: as for `contributions`.
     """
     named = dict(named_tensors(model))
     scales = list(_by_tensor(graph, ("scale",)))
@@ -235,11 +235,11 @@ def _loss_of(output: Any, batch: Any, loss: Loss) -> Tensor:
         targets = tree_map_only(Tensor, lambda tensor: tensor.to(device), targets_of(batch))
         value = loss(output, targets)
     except Exception as error:
-        raise PlanError(
+        raise ArgumentError(
             f"the loss cannot be computed ({type(error).__name__}: {error}); {remedy}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        raise PlanError(
+        raise ArgumentError(
             f"the loss must be one number that depends on the weights, got {value!r}; {remedy}"
         )
     return value
@@ -275,7 +275,7 @@ def activations(
             axis, count in their mean.
 
     Raises:
-        PlanError: there is no batch, or the model does not run on one.
+        ArgumentError: there is no batch, or the model does not run on one.
     """
     streams: dict[str, Stream] = {}
     entries = {
@@ -306,7 +306,7 @@ def inputs(
     channels), call by call.
 
     Raises:
-        PlanError: there is no batch, or the model does not run on one.
+        ArgumentError: there is no batch, or the model does not run on one.
     """
 
     def flat(name: str, received: Tensor, dim: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph.groups import ChannelGroup, Slice
 from netslim.selection.criteria.observing import SLICES, Measured, rows_of
 
@@ -74,7 +74,7 @@ def reduced(group: ChannelGroup, parts: Parts, how: Reduction = "mean") -> Tenso
     None without any.
 
     Raises:
-        PlanError: a geometric mean of negative values.
+        ArgumentError: a geometric mean of negative values.
     """
     if not parts:
         return None
@@ -91,7 +91,7 @@ def reduced(group: ChannelGroup, parts: Parts, how: Reduction = "mean") -> Tenso
     if how == "sum":
         return total.index_add(0, units, values)
     if (values < 0).any():
-        raise PlanError(
+        raise ArgumentError(
             f"reduction='product' takes the geometric mean, but layers of group {group.name!r} "
             "have negative scores"
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 from torch import Tensor, nn
 
-from netslim.errors import PlanError
+from netslim._support import described, from_module, nearest
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.imports import from_module
 from netslim.selection.criteria.observing import Loss, Measured
 from netslim.selection.criteria.parts import Parts
 
@@ -50,9 +49,16 @@ def criterion(
         ...     made = group.tensors("producer")
         ...     return [(s, tensors[s.tensor].abs().movedim(s.axis, 0).flatten(1).amax(1)) for s in made]
         >>> netslim.score(graph, model, "largest_weight", reduction="max")
+
+    Raises:
+        ArgumentError: it is no function.
     """
     if function is None:
         return lambda function: criterion(_measured(function, measure))
+    if not callable(function) or not hasattr(function, "__name__"):
+        raise ArgumentError(
+            f"a criterion must be a function with a name, got {described(function)}"
+        )
     CRITERIA[function.__name__] = function
     return function
 
@@ -67,7 +73,7 @@ def reads_data(name: str) -> bool:
     """Whether the criterion of this name looks at data besides the weights.
 
     Raises:
-        PlanError: the criterion is unknown; the nearest are given.
+        ArgumentError: the criterion is unknown; the nearest are given.
     """
     return named(name) in MEASURES
 
@@ -76,11 +82,10 @@ def named(name: str) -> Criterion:
     """The criterion of this name: a registered one, or ``package.module:function``.
 
     Raises:
-        PlanError: there is none (the nearest are given), or the module does not give one.
+        ArgumentError: there is none (the nearest are given), or the module does not give one.
     """
-    if name in CRITERIA:
+    if isinstance(name, str) and name in CRITERIA:
         return CRITERIA[name]
     if ":" in str(name):
-        return from_module(name, PlanError)
-    near = difflib.get_close_matches(str(name), CRITERIA) or sorted(CRITERIA)
-    raise PlanError(f"unknown criterion {name!r}; did you mean {' or '.join(near)}?")
+        return from_module(name, ArgumentError)
+    raise ArgumentError(f"unknown criterion {name!r}{nearest(name, sorted(CRITERIA))}")

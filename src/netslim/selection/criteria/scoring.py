@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from netslim.errors import PlanError
+from netslim._support import expect
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter
 from netslim.graph.groups import ChannelGroup
@@ -76,15 +77,11 @@ def score(
 
     Raises:
         StaleGraphError: the model is not the traced one.
-        PlanError: the criterion is unknown, can score no group of this model, needs batches and has
-            none, or an option is none of its own.
+        ArgumentError: the criterion is unknown, can score no group of this model, needs batches and
+            has none, or an option is none of its own.
     """
-    if not isinstance(graph, ChannelGraph):
-        raise PlanError(
-            "score takes the graph first, score(graph, model, ...); this is a "
-            f"{type(graph).__name__}"
-        )
-    model = bare(model, PlanError)
+    expect(graph, ChannelGraph, "graph", "score(graph, model)")
+    model = bare(model, ArgumentError, call="score(graph, model)")
     graph.check(model)
     scorer = Scorer.of(
         graph, criterion, lead=lead, reduction=reduction, over=over, normalize=normalize, **options
@@ -93,7 +90,7 @@ def score(
     found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
     scores = {name: values for name, values in found.items() if values is not None}
     if not scores:
-        raise PlanError(
+        raise ArgumentError(
             f"{scorer.name} can score no group of this model; {_remedy(graph, scorer.name)}"
         )
     return scores
@@ -125,7 +122,8 @@ class Scorer:
         """Check what was asked for; all as for `score`.
 
         Raises:
-            PlanError: an unknown criterion, an option it does not take, or one it has no use for.
+            ArgumentError: an unknown criterion, an option it does not take, or one it has no use
+                for.
         """
         function = criterion if callable(criterion) else named(criterion)
         check_options(
@@ -150,7 +148,7 @@ class Scorer:
         if not self.reads_data:
             return {name: tensor.detach() for name, tensor in named_tensors(model)}
         if batches is None:
-            raise PlanError(
+            raise ArgumentError(
                 f"{self.name} looks at data: give batches=, a data loader or a list of batches"
             )
         wider = {} if self.over == "producers" else {"over": self.over}
@@ -163,7 +161,7 @@ class Scorer:
         with torch.no_grad():
             found = self.function(seen, tensors, **taken, **self.options)
             if isinstance(found, Tensor) and self.reduction != "mean" and "reduction" not in taken:
-                raise PlanError(
+                raise ArgumentError(
                     _idle("reduction", self.reduction, self.name, "scores a group as a whole")
                 )
             values = reduced(seen, found, self.reduction) if isinstance(found, list) else found
@@ -171,7 +169,7 @@ class Scorer:
             return None
         values = values.double().cpu()
         if values.shape != (group.size,):
-            raise PlanError(
+            raise ArgumentError(
                 f"group {group.name!r} has {group.size} units, its scores have shape "
                 f"{tuple(values.shape)}"
             )
@@ -195,7 +193,7 @@ def check_options(
         options: of the criterion.
 
     Raises:
-        PlanError: an unknown criterion, an option it does not take, or one it has no use for.
+        ArgumentError: an unknown criterion, an option it does not take, or one it has no use for.
     """
     function = criterion if callable(criterion) else named(criterion)
     name = _name(function)
@@ -205,24 +203,24 @@ def check_options(
         ("over", over, Over),
     ):
         if value not in get_args(choices):
-            raise PlanError(
+            raise ArgumentError(
                 f"{key} must be {' or '.join(repr(c) for c in get_args(choices))}, got {value!r}"
             )
     check_normalisation(normalize)
     if lead != "mean" and name in UNLED:
-        raise PlanError(_idle("lead", lead, name, "does not score producing layers"))
+        raise ArgumentError(_idle("lead", lead, name, "does not score producing layers"))
     if reduction != "mean" and name in _WHOLE:
-        raise PlanError(_idle("reduction", reduction, name, "looks at no layer"))
+        raise ArgumentError(_idle("reduction", reduction, name, "looks at no layer"))
     if reduction != "mean" and lead != "mean" and over == "producers" and name != "group_l2":
-        raise PlanError(_idle("reduction", reduction, f"lead={lead!r}", "leaves one layer"))
+        raise ArgumentError(_idle("reduction", reduction, f"lead={lead!r}", "leaves one layer"))
     if over != "producers" and "over" not in _parameters(function):
-        raise PlanError(_idle("over", over, name, "looks at layers of its own choice"))
+        raise ArgumentError(_idle("over", over, name, "looks at layers of its own choice"))
     try:
         inspect.signature(function).bind(
             None, None, **_taken(function, over=over, reduction=reduction), **options
         )
     except TypeError as error:
-        raise PlanError(f"the criterion {name} cannot take these options: {error}") from None
+        raise ArgumentError(f"the criterion {name} cannot take these options: {error}") from None
 
 
 def _idle(key: str, value: object, name: str, why: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import named_tensors
@@ -72,7 +72,7 @@ def second_moments(
     """For every group and tensor of weights that reads it: see `_Reader.result`.
 
     Raises:
-        PlanError: there is no batch, the model does not run on one, or what it computes is not
+        ArgumentError: there is no batch, the model does not run on one, or what it computes is not
             finite.
     """
     weights = dict(named_tensors(model))
@@ -99,7 +99,7 @@ def second_moments(
     inputs(model, batches, set(readers), take)
     for tensor, own in readers.items():
         if any(reader.count and not reader.square.isfinite().all() for reader in own.values()):
-            raise PlanError(
+            raise ArgumentError(
                 f"what {tensor!r} reads is not finite on these batches: look for NaN or "
                 "infinity in them"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.wrapping import bare, eagerly
@@ -36,15 +36,15 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
         ``model``.
 
     Raises:
-        PlanError: it has no batch normalisation with running statistics, or there are no batches,
-            it does not run on one, or what it computes is not finite.
+        ArgumentError: it has no batch normalisation with running statistics, or there are no
+            batches, it does not run on one, or what it computes is not finite.
     """
-    inner = bare(model, PlanError)
+    inner = bare(model, ArgumentError, call="recalibrate(model, batches)")
     layers = [
         m for m in inner.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None
     ]
     if not layers:
-        raise PlanError(
+        raise ArgumentError(
             "the model has no batch normalisation with running statistics: there is nothing to "
             "recalibrate; netslim.models.add_bn inserts some"
         )
@@ -63,7 +63,7 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
         if not all(
             buffer.isfinite().all() for layer in layers for buffer in layer.buffers(recurse=False)
         ):
-            raise PlanError(
+            raise ArgumentError(
                 "the statistics over these batches are not finite: look for NaN or infinity in them"
             )
         reached = [bool(layer.num_batches_tracked) for layer in layers]

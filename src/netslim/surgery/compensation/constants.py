@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from netslim.errors import PlanError
+from netslim._support import expect
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.layers import FUNCTIONS, channels_of
 from netslim.graph.modules.batches import inputs_of, outputs
@@ -116,10 +117,12 @@ def fold_constants(model: nn.Module, plan: PruningPlan, batches: Iterable[Any]) 
             a dict.
 
     Raises:
-        PlanError: the plan is for another architecture or removes nothing that is read, there are
-            no batches, the model does not run on one, or gives values that are not finite.
+        PlanError: the plan is for another architecture or removes nothing that is read.
+        ArgumentError: there are no batches, the model does not run on one, or gives values that are
+            not finite.
     """
-    inner = bare(model, PlanError)
+    inner = bare(model, ArgumentError, call="fold_constants(model, plan, batches)")
+    expect(plan, PruningPlan, "plan", "fold_constants(model, plan, batches)")
     plan.check(inner)
     copy = duplicate(inner)
     plan = extended(copy, replace(plan, biases=()), plan.biases)
@@ -240,7 +243,7 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
                 watch.finish(output)
     for flow in flows:
         if not torch.isfinite(flow.total).all():
-            raise PlanError(
+            raise ArgumentError(
                 f"what {flow.cut.tensor!r} reads is not finite on these batches: there is no "
                 "mean to move"
             )

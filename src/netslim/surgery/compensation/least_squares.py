@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError
 from netslim.surgery.compensation.constants import Flow
 from netslim.surgery.rows import TensorCut
 
@@ -200,7 +200,7 @@ class Fit(Flow):
         share explained.
 
         Raises:
-            PlanError: the covariances are singular even with ``ridge``.
+            ArgumentError: the covariances are singular even with ``ridge``.
         """
         k, matrix = self._predictors, self.layout.matrix()
         stays, goes = self.layout.indices()
@@ -229,7 +229,7 @@ class Fit(Flow):
             inner + torch.diag_embed(scale[:, None].expand(-1, inner.shape[1]))
         )
         if failed.any():
-            raise PlanError(
+            raise ArgumentError(
                 f"what {self.cut.tensor!r} reads is too nearly dependent for ridge={ridge}: "
                 "enlarge it"
             )

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from netslim.errors import PlanError, TraceError
+from netslim._support import expect
+from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.layers import FUNCTIONS
@@ -95,16 +96,17 @@ def reconstruct(
             more than once are fitted as without.
 
     Raises:
-        PlanError: the plan is for another architecture or removes nothing that is read, there are
-            no batches, the model does not run on one, or gives values that are not finite; or
-            ``ridge`` is not above 0.
+        PlanError: the plan is for another architecture or removes nothing that is read.
+        ArgumentError: there are no batches, the model does not run on one, or gives values that are
+            not finite; or ``ridge`` is not above 0.
     """
     if not ridge > 0:
-        raise PlanError(
+        raise ArgumentError(
             f"ridge must be above 0, got {ridge}: a small share such as 1e-4 of the variance "
             "of a channel"
         )
-    inner = bare(model, PlanError)
+    inner = bare(model, ArgumentError, call="reconstruct(model, plan, batches)")
+    expect(plan, PruningPlan, "plan", "reconstruct(model, plan, batches)")
     plan.check(inner)
     copy = duplicate(inner)
     plan = extended(copy, replace(plan, biases=()), plan.biases)
@@ -141,7 +143,7 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
             watch.finish(output)
     for flow in flows:
         if not torch.isfinite(flow.moments.square if isinstance(flow, Fit) else flow.total).all():
-            raise PlanError(
+            raise ArgumentError(
                 f"what {flow.cut.tensor!r} reads is not finite on these batches: there is "
                 "nothing to fit"
             )
@@ -249,7 +251,7 @@ def _input(
         try:
             for _ in outputs(model, [batch]):
                 pass
-        except PlanError:
+        except ArgumentError:
             if watch.call is None:
                 raise
     return watch.call
@@ -293,7 +295,7 @@ def fold(model: nn.Module, plan: PruningPlan, batches: Iterable[Any], way: FoldW
     after layer.
 
     Raises:
-        PlanError: as they do.
+        ArgumentError: as they do.
     """
     if way == "constant":
         return fold_constants(model, plan, batches)
@@ -304,9 +306,9 @@ def check_fold(way: Any) -> None:
     """Refuse what is no name of a way to fold, nor None.
 
     Raises:
-        PlanError: it names the ways.
+        ArgumentError: it names the ways.
     """
     if way is not None and way not in get_args(FoldWay):
-        raise PlanError(
+        raise ArgumentError(
             f"fold must be {', '.join(map(repr, get_args(FoldWay)))} or None, got {way!r}"
         )

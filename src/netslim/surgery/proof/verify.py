@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from netslim._support import expect
 from netslim.errors import VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -81,9 +82,15 @@ def verify(
         PlanError: the plan or the graph belongs to another architecture.
         VerificationError: says which tensor or output differs, and by how much.
     """
-    model, small = bare(model, VerificationError), bare(small, VerificationError)
+    call = "verify(model, small, plan, example_inputs)"
+    model, small = (
+        bare(model, VerificationError, call=call),
+        bare(small, VerificationError, call=call),
+    )
+    expect(plan, PruningPlan, "plan", call)
     plan.check(model)
     if graph is not None:
+        expect(graph, ChannelGraph, "graph", f"{call[:-1]}, graph=graph)")
         graph.check(model)
     _check_slices(model, small, plan)
     exact = all(g.exact for g in plan.groups.values())

@@ -33,12 +33,12 @@ import yaml
 from torch import nn
 
 import netslim
+from netslim._support import nearest, using_threads, write_atomic
 from netslim.errors import PlanError, RecipeError
-from netslim.files import write_atomic
 from netslim.methods.search import SearchResult
 from netslim.report.search_page import notes, page, points, verdict
 from netslim.training.loop.progress import Display
-from netslim.training.recipe.checks import nearest, teacher
+from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.reading import override, parse_recipe, read_yaml
 from netslim.training.recipe.schema import Prune, Recipe, Stage, Train
 from netslim.training.stages.environment import choose_device
@@ -51,7 +51,7 @@ from netslim.training.stages.folder import (
     write_json,
 )
 from netslim.training.stages.prune import latency_of
-from netslim.training.stages.runner import Runner, threads
+from netslim.training.stages.runner import Runner
 
 Results = dict[str, Any]
 OVER = ("macs", "params", "channels", "activations", "latency")
@@ -179,7 +179,7 @@ def carry_out(
     """
     folder = RunFolder(out)
     folder.refuse_strangers()
-    with threads(recipe.trainer.threads):
+    with using_threads(recipe.trainer.threads):
         work = _Search(recipe, options, folder, display or Display(), command)
         work.check()
         with folder.lock():

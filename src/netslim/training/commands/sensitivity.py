@@ -20,17 +20,17 @@ from typing import Any, Literal
 from torch import nn
 
 import netslim
+from netslim._support import using_threads, write_atomic
 from netslim.data.loader import Loader
 from netslim.data.splits import stratified
 from netslim.errors import RecipeError
-from netslim.files import write_atomic
 from netslim.methods.sensitivity_result import Row, Sensitivity
 from netslim.selection.criteria.registry import reads_data
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Recipe
 from netslim.training.stages.folder import RunFolder, differences, digest
-from netslim.training.stages.runner import Runner, threads
+from netslim.training.stages.runner import Runner
 
 _ELSEWHERE = (
     "root",
@@ -161,7 +161,7 @@ def _measured(
     settings: dict[str, Any],
     display: Display,
 ) -> Sensitivity:
-    with threads(recipe.trainer.threads):
+    with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, RunFolder(folder.path), display, "")
         network = runner.build().eval().to(runner.device)
         if "mask" in runner.given:

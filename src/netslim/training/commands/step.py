@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 import netslim
 from netslim import models
+from netslim._support import nearest, using_threads, write_atomic
 from netslim.errors import RecipeError
-from netslim.files import write_atomic
 from netslim.measure.count import Cost
 from netslim.methods.sensitivity_result import Sensitivity
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.epochs import derive, made_up
 from netslim.training.loop.progress import Display
-from netslim.training.recipe.checks import nearest, teacher
+from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, SlimmingOptions, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.prune import Batches, Cut
-from netslim.training.stages.runner import Runner, threads
+from netslim.training.stages.runner import Runner
 
 Results = dict[str, Any]
 _OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
@@ -121,7 +121,7 @@ def carry_out(
     _refuse(out)
     folder = RunFolder(folder_of(out))
     folder.refuse_strangers()
-    with threads(recipe.trainer.threads):
+    with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, folder, display or Display(), command)
         _try(runner)
         with folder.lock():
@@ -265,7 +265,7 @@ def _cut(
             f"{plan_file} exists already, and nothing is overwritten; choose another --out"
         )
     runner = Runner(recipe, RunFolder(folder_of(out)), Display(), "")
-    with threads(recipe.trainer.threads):
+    with using_threads(recipe.trainer.threads):
         if shape is None:
             network, example, batches, origin = (
                 runner.build(),
@@ -349,7 +349,7 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
     """
     from netslim.training.loop import fit
 
-    with threads(recipe.trainer.threads):
+    with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, RunFolder(Path()), Display(), "")
         network = runner.construct()
         looking = network if ten_crop is None else _TenCrop(network, ten_crop)

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from netslim._support import replacing, write_atomic
 from netslim.data.loader import Loader
 from netslim.errors import TrainingError
-from netslim.files import write_atomic
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.classifier import Classifier
 from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
@@ -235,9 +234,8 @@ class Journal(pl.Callback):
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
     """Lightning's checkpoint, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    trainer.save_checkpoint(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        trainer.save_checkpoint(temporary)
 
 
 def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

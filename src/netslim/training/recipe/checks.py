@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
-from netslim.errors import ArgumentError, PlanError, RecipeError
+from netslim._support import nearest
+from netslim.errors import ArgumentError, RecipeError
 from netslim.selection.budget.allocation import ALLOCATIONS
 from netslim.selection.criteria.registry import CRITERIA, reads_data
 from netslim.selection.criteria.scoring import UNLED, check_options
@@ -29,15 +29,6 @@ from netslim.training.recipe.schema import (
 Result = TypeVar("Result")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'a' or 'b'?)`, or all choices when none is near."""
-    known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if close:
-        return f" (did you mean {' or '.join(repr(item) for item in close)}?)"
-    return f" (there is {', '.join(known)})" if known else ""
 
 
 def check(recipe: Recipe, *, whole: bool = True) -> None:
@@ -405,7 +396,7 @@ def _check_named(scoring: Scoring, where: str) -> str:
     ways = {key: getattr(scoring, key) for key in ("lead", "reduction", "over", "normalize")}
     try:
         check_options(name, **ways)
-    except (ArgumentError, PlanError) as error:
+    except ArgumentError as error:
         raise RecipeError(f"{where}.criterion: {error}") from error
     return name
 

@@ -16,9 +16,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from netslim._support import nearest
 from netslim.errors import ArgumentError, RecipeError
 from netslim.selection.options import declared
-from netslim.training.recipe.checks import check, nearest
+from netslim.training.recipe.checks import check
 from netslim.training.recipe.extends import SMALL, resolved
 from netslim.training.recipe.schema import (
     KINDS,
@@ -73,10 +74,7 @@ def _text(source: str) -> str:
     if source in _files():
         return (resources.files("netslim.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
     if not _is_path(source):
-        raise RecipeError(
-            f"no recipe is called {source!r}{nearest(source, shipped())}; or give the path of "
-            "a YAML file"
-        )
+        raise RecipeError(f"no file and no recipe is called {source!r}{nearest(source, shipped())}")
     try:
         return Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -27,8 +27,8 @@ from typing import Any
 
 import yaml
 
+from netslim._support import write_atomic
 from netslim.errors import RecipeError
-from netslim.files import write_atomic
 from netslim.training.recipe.reading import read_yaml
 from netslim.training.recipe.schema import Recipe, Stage
 

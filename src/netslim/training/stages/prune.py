@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import netslim
-from netslim.errors import PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.wrapping import duplicate
 from netslim.methods.gradual import GradualPruning
@@ -271,7 +271,7 @@ def _merged(
     example: Tensor,
 ) -> Cut:
     if not clusters:
-        raise PlanError(
+        raise ArgumentError(
             "'by: clusters' merges what a training stage with sparsity method centripetal drew "
             "together, and no such stage comes before it"
         )

@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from netslim._support import using_threads, write_atomic
 from netslim.errors import RecipeError
-from netslim.files import write_atomic
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import history
 from netslim.training.loop.epochs import derive
@@ -92,7 +91,7 @@ def run(
         folder.claim(recipe)
         results = finished(folder)
         if results is None:
-            with threads(recipe.trainer.threads):
+            with using_threads(recipe.trainer.threads):
                 results = Runner(recipe, folder, display, command).go()
         if not (folder.path / "report.html").exists():
             from netslim.report import run_page
@@ -109,17 +108,6 @@ def finished(folder: RunFolder) -> Results | None:
         return read_json(folder.results, "") if folder.results.exists() else None
     except RecipeError:
         return None
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """So many CPU threads inside; None leaves them as they are."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Runner:
