@@ -171,7 +171,7 @@ SWAPPED = [
 @pytest.mark.parametrize(("name", "first", "second"), SWAPPED)
 def test_swapped_arguments_are_refused(tmp_path, name, first, second):
     if (name, first, second) == ("verify", 0, 1):
-        return  # both are networks, and which is the smaller one the plan says: tests/test_verify.py
+        return  # both are networks; the plan says which is the smaller one
     given = things(tmp_path)
     arguments = [given[right] for right in CALLS[name]]
     arguments[first], arguments[second] = arguments[second], arguments[first]
