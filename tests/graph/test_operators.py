@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import netslim
 from nets import counted_alike, prove
 from netslim import register_rule, trace
-from netslim.errors import PlanError, TraceError
+from netslim.errors import ArgumentError, TraceError
 from netslim.graph.rules import public as rules
 from netslim.graph.rules.registry import RULES
 from netslim.measure.table.kernels import kernels_of, observe, rate
@@ -360,7 +360,7 @@ def test_a_layer_whose_channels_are_its_own_needs_no_selection():
 
     register_rule(project, project_rule)
     assert sizes(trace(Branch(), X)) == {"stem": 4, "inner": 6}
-    with pytest.raises(PlanError, match="there is nothing to do"):
+    with pytest.raises(ArgumentError, match="there is nothing to do"):
         netslim.models.add_selection(Branch(), X)
 
 

@@ -23,12 +23,13 @@ from netslim.errors import ArgumentError, PlanError, RecipeError, StaleGraphErro
 from netslim.graph.rules.registry import RULES
 from netslim.selection.criteria.registry import CRITERIA
 
-# Public name -> what its positional arguments should be, by the names of `things`.
+# Public name, here or in its room -> its positional arguments, by the names of `things`.
 CALLS = {
     "Budget": ("share",),
     "CentripetalSGD": ("graph", "model", "share"),
     "ChannelSelect": ("count",),
     "GradualPruning": ("model", "inputs", "budget"),
+    "Limits": ("count",),
     "Mask": ("model", "plan"),
     "NetworkSlimming": ("model", "share"),
     "SoftFilterPruning": ("graph", "model", "share"),
@@ -66,19 +67,8 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "search": {"max_drop": 0.1, "baseline": 0.5},
     "slim": {"budget": Budget(cut_channels=0.5)},
 }
-# What netslim makes and hands out, and data that is written out in full: no function of theirs is
-# called by a user.
-MADE = {
-    "ChannelGraph",
-    "Cost",
-    "Exported",
-    "Folding",
-    "Latency",
-    "LatencyTable",
-    "PruningPlan",
-    "SearchResult",
-}
-MADE |= {"Sensitivity", "Verification"}
+# What netslim makes and hands out, whose class no user calls.
+MADE = {"ChannelGraph", "PruningPlan"}
 # (name, position, thing): what is all right there.
 FINE = {
     *((name, 1, "nothing") for name in ("add_bn", "add_selection", "normalized", "register_rule")),
@@ -102,6 +92,11 @@ def _registers_are_left_as_they_were() -> Iterator[None]:
     for register, content in before:
         register.clear()
         register.update(content)
+
+
+def public(name: str) -> Any:
+    rooms = (netslim, netslim.models, netslim.surgery, netslim.selection, netslim.methods)
+    return next(getattr(room, name) for room in rooms if hasattr(room, name))
 
 
 def network() -> nn.Sequential:
@@ -157,7 +152,7 @@ def test_an_argument_of_another_kind_is_refused(tmp_path, name, position, thing)
     arguments = [given[right] for right in CALLS[name]]
     arguments[position] = given[thing]
     with pytest.raises(NetslimError):
-        getattr(netslim, name)(*arguments, **KEYWORDS.get(name, {}))
+        public(name)(*arguments, **KEYWORDS.get(name, {}))
 
 
 SWAPPED = [
@@ -176,14 +171,14 @@ def test_swapped_arguments_are_refused(tmp_path, name, first, second):
     arguments = [given[right] for right in CALLS[name]]
     arguments[first], arguments[second] = arguments[second], arguments[first]
     with pytest.raises(NetslimError):
-        getattr(netslim, name)(*arguments, **KEYWORDS.get(name, {}))
+        public(name)(*arguments, **KEYWORDS.get(name, {}))
 
 
 def test_every_public_name_is_tried():
-    public = {name for name in netslim.__all__ if not _is_error(getattr(netslim, name))}
-    assert public == set(CALLS) | MADE
+    names = {name for name in netslim.__all__ if not _is_error(getattr(netslim, name))}
+    assert names <= set(CALLS) | MADE
     for name, arguments in CALLS.items():
-        parameters = inspect.signature(getattr(netslim, name)).parameters.values()
+        parameters = inspect.signature(public(name)).parameters.values()
         needed = [
             p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
         ]

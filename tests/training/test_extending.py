@@ -77,10 +77,10 @@ def test_its_options_are_checked_and_misspelt_names_answered(fading):
     ):
         recipe({**TRAIN, "sparsity": {"method": "fading", "factor": 1}})
     with pytest.raises(
-        RecipeError, match=r"sparsity\.facter: there is no such option \(did you mean 'factor'\?\)"
+        RecipeError, match=r"sparsity\.facter: there is no such option; did you mean 'factor'\?"
     ):
         recipe({**TRAIN, "sparsity": {"method": "fading", "facter": 0.5}})
-    with pytest.raises(RecipeError, match=r"no method 'fadin' \(did you mean 'fading'\?\)"):
+    with pytest.raises(RecipeError, match=r"no method 'fadin'; did you mean 'fading'\?"):
         recipe({**TRAIN, "sparsity": {"method": "fadin"}})
     with pytest.raises(
         RecipeError, match="fading works on the groups of a network that keeps its size"

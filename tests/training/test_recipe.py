@@ -215,7 +215,7 @@ REFUSED = [
     ),
     (
         {"stages.prune.min_chanels": "2"},
-        r"min_chanels: there is no such option \(did you mean 'min_channels'",
+        r"min_chanels: there is no such option; did you mean 'min_channels'",
     ),
     ({"stages.prune.protect": "a"}, r"protect: expected a list"),
     (
@@ -224,11 +224,11 @@ REFUSED = [
     ),
     (
         {"stages.prune.allocation": "isomorfic"},
-        r"no allocation 'isomorfic' \(did you mean 'isomorphic'\?\)",
+        r"no allocation 'isomorfic'; did you mean 'isomorphic'\?",
     ),
     (
         {"stages.prune.criterion": "bn_scales"},
-        r"no criterion 'bn_scales' \(did you mean 'bn_scale'",
+        r"no criterion 'bn_scales'; did you mean 'bn_scale'",
     ),
     ({"stages.prune.criterion": "5"}, r"criterion: expected a text, got 5"),
     (
