@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from nets import DenseBlock, prove
 from netslim import cost
@@ -17,9 +18,9 @@ LARGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 ZOO = {
     "vgg11": lambda: zoo.vgg11(),
-    "vgg13": lambda: zoo.vgg13(),
-    "vgg16": lambda: zoo.vgg16(),
-    "vgg19": lambda: zoo.vgg19(),
+    "vgg13": lambda: zoo.vgg13(width=0.25),
+    "vgg16": lambda: zoo.vgg16(width=0.25),
+    "vgg19": lambda: zoo.vgg19(width=0.25),
     "resnet20 projection": lambda: zoo.resnet20(shortcut="B"),
     "resnet20 zero padding": lambda: zoo.resnet20(shortcut="A"),
     "resnet110 zero padding": lambda: zoo.resnet110(shortcut="A"),
@@ -55,9 +56,11 @@ def test_mlp():
     ],
 )
 def test_torchvision(name):
-    size = {"num_classes": 10} if name == "vgg16_bn" else {}
-    model = torchvision.models.get_model(name, **size).eval()
-    graph, plan, small, _ = prove(model, LARGE)
+    model = torchvision.models.get_model(name, **({"init_weights": False} if "vgg" in name else {}))
+    if "vgg" in name:  # with layers of 16 in place of 4,096: what is flattened, 512 maps of 7x7, stays as it is
+        model.classifier[0], model.classifier[3] = nn.Linear(512 * 49, 16), nn.Linear(16, 16)
+        model.classifier[6] = nn.Linear(16, 10)
+    graph, plan, small, _ = prove(model.eval(), LARGE)
     assert graph.unsupported == {}
     assert {g.name for g in graph.groups if not g.prunable} == {
         name for name, why in graph.frozen.items() if why == "it is an output of the network"
