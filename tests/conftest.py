@@ -18,6 +18,13 @@ def pytest_configure() -> None:
         os.environ.setdefault(variable, "1")  # for the processes that tests start
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not drawn: in a small run that takes longer than the training."""
+    savefig = "matplotlib.figure.Figure.savefig"
+    monkeypatch.setattr(savefig, lambda self, file, **_: file.write(b"<svg></svg>"))
+
+
 @pytest.fixture(scope="session")
 def netslim_data() -> Path:
     """The folder with MNIST and cifar10: NETSLIM_DATA, or `../shared/data` beside the repository."""

@@ -637,6 +637,7 @@ def test_a_stage_cuts_on_its_way_and_leaves_what_a_cut_leaves(tmp_path):
     assert "multiply-accumulates left" in (done.folder / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_last_cut_at_the_very_end_and_nothing_learnt_is_one_cut(tmp_path):
     """With weights that stand still, one step is the prune stage of the same options."""
     options = {
@@ -663,6 +664,7 @@ KINDS = {
 }
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("kind", "last"), [*((kind, 1) for kind in KINDS), ("weights", 2)])
 def test_killed_and_begun_again_it_ends_with_the_same_bits(tmp_path, monkeypatch, kind, last):
     stages = [
@@ -697,6 +699,7 @@ def test_killed_and_begun_again_it_ends_with_the_same_bits(tmp_path, monkeypatch
     assert again.stage("02-sparse")["verification"] == whole.stage("02-sparse")["verification"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_interrupted_after_the_last_epoch_the_plan_is_there(tmp_path, monkeypatch):
     from netslim.training.loop import fit as room
 
@@ -715,6 +718,7 @@ def test_interrupted_after_the_last_epoch_the_plan_is_there(tmp_path, monkeypatc
     assert again.results["rows"] == whole.results["rows"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_best_weights_are_of_the_final_size(tmp_path):
     """The uncut epochs are the better ones; what is kept is the best of those after the last cut."""
     stage = {
@@ -728,6 +732,7 @@ def test_the_best_weights_are_of_the_final_size(tmp_path):
     assert done.rows["pruned"]["params"] < done.rows["before"]["params"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_baseline_of_a_gradual_stage_keeps_its_size_and_scratch_takes_its_network(tmp_path):
     done = carry_out(tmp_path / "run", shrinking(), {"kind": "baseline"}, {"kind": "scratch"})
     rows = done.rows

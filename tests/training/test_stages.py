@@ -44,6 +44,8 @@ from stage_runs import (
     sparse,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # ---------------------------------------------------------------- Network Slimming
 
 
