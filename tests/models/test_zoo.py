@@ -2,8 +2,6 @@
 
 import inspect
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -249,15 +247,3 @@ def test_initialisation():
 def test_refuses_what_it_cannot_build(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_loads_torch_alone():
-    script = (
-        "import sys, netslim.models.zoo; "
-        "print(*sorted({'torchvision', 'pytorch_lightning', 'matplotlib', 'rich'} & "
-        "set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == ""

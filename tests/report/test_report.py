@@ -144,6 +144,7 @@ def test_labels_are_not_markup(results):
     assert "[b]before" in printed(results)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_latency_that_was_not_measured_is_a_dash(results):
     for item in results["rows"]:
         item["latency_ms"] = None
@@ -238,6 +239,7 @@ def test_write_makes_one_self_contained_file(run):
     assert set(re.findall(r"https?://[^\"' )]+", path.read_text())) <= vocabularies
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_says_what_was_done_with_the_numbers(run):
     text = Page(run_page.write(run).read_text()).text
     assert (
@@ -275,6 +277,7 @@ def test_page_adapts_to_dark_mode_and_phones(results):
     assert "var(--ink, #22262b)" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_warnings_come_before_the_results(results):
     results["warnings"] = ["the cut went through scales that are not small"]
     html = run_page.page(results)
@@ -324,11 +327,13 @@ def test_a_run_that_cuts_nothing_says_so(results):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cut_that_is_not_exact_says_so(results):
     results["verification"][0]["deviation"] = None
     assert "02-prune 120 120 only shapes tried" in Page(run_page.page(results)).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_multi_pass_rows_refer_to_the_unpruned_network(results):
     results["rows"] += [
         row("pruned-2", 0.9, 10_000, 800_000, 82_000, 0.2),
@@ -338,6 +343,7 @@ def test_multi_pass_rows_refer_to_the_unpruned_network(results):
     assert "from 200.0 k to 10.00 k parameters" in run_page.summary(results)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_environment_is_read_from_its_own_file(run, results):
     del results["environment"]
     (run / "results.json").write_text(json.dumps(results))
@@ -351,6 +357,7 @@ def test_writing_again_gives_the_same_bytes(run):
     assert run_page.write(run).read_bytes() == first
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_write_leaves_the_old_page_and_nothing_else(run, monkeypatch):
     before = run_page.write(run).read_bytes()
     monkeypatch.setattr(
@@ -506,6 +513,7 @@ def test_curves_with_gaps_and_without_scales(monkeypatch):
     assert figures.curves([curve("01-sparse", 1, 0.1, 0.5)]) == b""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_published_top5_errors_have_their_own_column(results):
     results["published"] = [{"label": "paper", "error": 31.38, "top5_error": 11.23}]
     for row in results["rows"]:

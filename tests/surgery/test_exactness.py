@@ -57,7 +57,9 @@ def test_mlp():
 )
 def test_torchvision(name):
     model = torchvision.models.get_model(name, **({"init_weights": False} if "vgg" in name else {}))
-    if "vgg" in name:  # with layers of 16 in place of 4,096: what is flattened, 512 maps of 7x7, stays as it is
+    if (
+        "vgg" in name
+    ):  # with layers of 16 in place of 4,096: what is flattened, 512 maps of 7x7, stays as it is
         model.classifier[0], model.classifier[3] = nn.Linear(512 * 49, 16), nn.Linear(16, 16)
         model.classifier[6] = nn.Linear(16, 10)
     graph, plan, small, _ = prove(model.eval(), LARGE)

@@ -222,6 +222,7 @@ def test_the_test_accuracy_is_right(finished):
     assert row["accuracy"] == pytest.approx(float(right), abs=1e-6)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_logged_loss_holds_the_penalty(tmp_path):
     """With a learning rate too small to move anything the penalty is strength * 0.5 * 8 scales,
     exactly.
@@ -239,6 +240,7 @@ def test_the_logged_loss_holds_the_penalty(tmp_path):
     assert first["near_zero"] == [0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_baseline_sees_what_its_model_sees(tmp_path):
     """Without a penalty to leave out, it ends in the very same weights; and the network in flow is
     not its own.
@@ -262,6 +264,7 @@ def test_a_baseline_sees_what_its_model_sees(tmp_path):
     assert [row["key"] for row in rows] == ["baseline", "before"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_validation_images_those_cells_are_empty(tmp_path):
     recipe = small(
         data={"name": "digits", "validation": 0}, stages=stages({"kind": "train", "epochs": 1})
@@ -271,6 +274,7 @@ def test_without_validation_images_those_cells_are_empty(tmp_path):
     assert row["val_loss"] == row["val_accuracy"] == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_best_epoch_is_kept(tmp_path):
     """The second epoch's learning rate wrecks the network; the first one's weights must come out."""
     wrecking = {"name": "multistep", "milestones": [1], "factor": 40.0}
@@ -312,6 +316,7 @@ def test_multi_pass_cuts_twice(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tensorboard_events_are_written(tmp_path):
     recipe = small(
         stages=stages({"kind": "train", "epochs": 1}),
@@ -321,10 +326,17 @@ def test_tensorboard_events_are_written(tmp_path):
     assert list((tmp_path / "a" / "tensorboard" / "01-train").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_bf16_and_channels_last_run(tmp_path):
     recipe = small(
         stages=stages({"kind": "train", "epochs": 1}),
-        trainer={**SMALL["trainer"], "precision": "bf16", "channels_last": True, "threads": 2},
+        trainer={
+            **SMALL["trainer"],
+            "precision": "bf16",
+            "channels_last": True,
+            "threads": 2,
+            "limit_batches": 2,
+        },
     )
     results = run(recipe, tmp_path / "a")
     assert results["environment"]["precision"] == "bf16"
@@ -417,7 +429,9 @@ DRIVER = """
 import json, os, signal, sys
 import torch
 import netslim, netslim.report.run_page, netslim.data, netslim.models
-from netslim.training import journal, folder as folders, runner, fit, parse_recipe
+from netslim.training import parse_recipe
+from netslim.training.loop.epochs import Journal
+from netslim.training.stages import runner
 torch.set_num_threads(1)
 recipe, out, points = json.loads(sys.stdin.read())
 recipe = parse_recipe(recipe)
@@ -426,11 +440,11 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 def arm(kind, where, count):
     if kind == "step":
-        old = journal.Journal.on_train_batch_end
+        old = Journal.on_train_batch_end
         def patched(self, trainer, module, outputs, batch, index):
             if self.folder.label == where and [trainer.current_epoch, index] == count: die()
             return old(self, trainer, module, outputs, batch, index)
-        journal.Journal.on_train_batch_end = patched
+        Journal.on_train_batch_end = patched
     else:
         old, left = os.replace, [count]
         def patched(source, target):
@@ -476,6 +490,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
     assert len(environment["resumed"]) == len(POINTS)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(finished, tmp_path):
     short = stages({"kind": "train", "name": "sparse", "epochs": 1})
     first = run(small(stages=short), tmp_path / "a")["rows"]
@@ -499,6 +514,7 @@ def test_a_missing_report_is_made_again(copied):
     assert (copied / "report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
 def test_damaged_results_are_made_again_from_the_stages(copied, finished, content):
     (copied / "results.json").write_text(content)
@@ -546,6 +562,7 @@ def test_a_damaged_checkpoint_is_named(copied, damage):
         run(small(), copied)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_stage_that_was_moved_away_is_run_again(copied, finished):
     shutil.rmtree(unfinished(copied) / "03-finetune")
     run(small(), copied)
@@ -583,6 +600,7 @@ def test_other_settings_are_refused_with_what_differs(copied):
         run(parse_recipe(changed), copied)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_finished_nothing_may_begin_anew_with_other_settings(tmp_path):
     lost = small(data={**SMALL["data"], "name": f"folder:{tmp_path / 'nowhere'}"})
     with pytest.raises(NetslimError, match="nowhere"):
@@ -681,6 +699,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tmp_path)
         run(small(model={**SMALL["model"], "witdh": 1}, stages=train), tmp_path / "c")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_own_model_by_its_factory(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\n"
@@ -698,6 +717,7 @@ def test_an_own_model_by_its_factory(tmp_path, monkeypatch):
     assert results["verification"][0]["cut"] == 6
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_ctrl_c_leaves_finished_epochs_and_the_signal_as_it_was(tmp_path, monkeypatch):
     from netslim.training.loop.epochs import Journal
 
@@ -723,6 +743,7 @@ def test_ctrl_c_leaves_finished_epochs_and_the_signal_as_it_was(tmp_path, monkey
 # ---------------------------------------------------------------- what is shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_plain_output_has_a_line_an_epoch(tmp_path):
     from io import StringIO
 
@@ -741,6 +762,7 @@ def test_plain_output_has_a_line_an_epoch(tmp_path):
     assert "\x1b" not in text.getvalue()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_terminal_gets_a_bar_and_one_line_a_stage(tmp_path):
     from io import StringIO
 
