@@ -17,6 +17,7 @@ import netslim
 from netslim.errors import ArgumentError, TraceError
 from netslim.measure.backends import prepared
 from netslim.measure.latency import Latency, latency, timed
+from netslim.models import onnx_session
 from netslim.models.export import onnx_bytes
 from netslim.models.onnx_session import Session
 
@@ -258,9 +259,7 @@ def test_onnxruntime_takes_as_many_threads_as_torch(net, x, onnxruntime):
 
 
 def test_a_missing_package_is_named(net, x, monkeypatch):
-    monkeypatch.setattr(
-        importlib.import_module("netslim.models.export"), "find_spec", lambda name: None
-    )
+    monkeypatch.setattr(onnx_session, "find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match=r"pip install 'netslim\[onnx\]'"):
         latency({"net": net}, x, backend="onnxruntime")
     assert net.training

@@ -585,7 +585,3 @@ def test_cuts_by_choice_take_what_the_table_says():
     cuts = list(measuring_module.chosen_cuts(model, graph, Macs(), (0.3, 0.999)))
     assert len(cuts) == 1  # so much cannot go
     assert 0.5 * graph.macs() < graph.macs(cuts[0]) <= 0.7 * graph.macs()
-
-
-def test_the_room_is_not_the_function():
-    assert importlib.import_module("netslim.measure.table").latency_table is netslim.latency_table

@@ -4,7 +4,6 @@ something else.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Callable
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 import netslim
 from nets import Chain, DenseBlock, Residual
 from netslim.errors import ExportError, TraceError
+from netslim.models import export as module
+from netslim.models import onnx_session
 from netslim.models.export import Exported, export
 
-module = importlib.import_module("netslim.models.export")  # `netslim.export` is the function
 SHAPES = {"Chain": (3, 8, 8), "Residual": (3, 6, 6), "DenseBlock": (3, 7, 7)}
 
 
@@ -265,7 +265,7 @@ def test_inputs_that_do_not_fit(tmp_path):
 
 def test_missing_packages_are_named_with_the_command_that_brings_them(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        module, "find_spec", lambda name: None if name == "onnxscript" else object()
+        onnx_session, "find_spec", lambda name: None if name == "onnxscript" else object()
     )
     with pytest.raises(
         ExportError, match=r"needs onnxscript, not installed here: pip install 'netslim\[onnx\]'"
