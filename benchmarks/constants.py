@@ -35,7 +35,7 @@ def accuracies(study: Study) -> dict[str, float]:
     plan = netslim.select(
         graph, netslim.score(graph, sparse, "bn_scale"), netslim.Budget(cut_channels=CUT)
     )
-    folding = netslim.surgery.fold_constants(sparse, plan, list(study.bench.batches(10)))
+    folding = netslim.surgery.compensate(sparse, plan, list(study.bench.batches(10)), "constant")
     plain, folded = netslim.prune(sparse, plan), netslim.prune(folding.model, folding.plan)
     networks = [sparse, plain, folded, recalibrated(study, plain), recalibrated(study, folded)]
     return {

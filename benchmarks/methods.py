@@ -96,10 +96,9 @@ def by_scores(study: Study, method: str) -> Networks:
     """
     base = study.trained("base", "base", study.fresh())
     graph = netslim.trace(base, study.example)
-    options: dict[str, Any] = {"seed": study.seed} if method == "random" else {}
-    if method == "taylor":
-        options["batches"] = list(study.bench.batches(20))
-    scores = netslim.score(graph, base, method, **options)
+    own = {"seed": study.seed} if method == "random" else {}
+    seen = list(study.bench.batches(20)) if method == "taylor" else None
+    scores = netslim.score(graph, base, netslim.selection.Scoring(method, arguments=own), batches=seen)
     plan = (
         uniform(graph, scores)
         if method in UNIFORM
@@ -129,7 +128,7 @@ def slimming(study: Study, method: str) -> Networks:
     )
     if not method.endswith("+fold"):
         return sparse, proved(sparse, plan, study)
-    folding = netslim.surgery.fold_constants(sparse, plan, list(study.bench.batches(10)))
+    folding = netslim.surgery.compensate(sparse, plan, list(study.bench.batches(10)), "constant")
     return sparse, proved(folding.model, folding.plan, study)
 
 

@@ -29,7 +29,7 @@ import netslim
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.calls import as_call, output_tensors
 from netslim.graph.modules.walk import named_tensors
-from netslim.methods.slim import cut
+from netslim.methods.cutting import by_scores, cut
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.proof.verify import OWN_PRECISION
@@ -166,16 +166,15 @@ def proof(subject: Subject, graph: ChannelGraph, plan: netslim.PruningPlan) -> d
     logging.getLogger("netslim").setLevel(logging.ERROR)
     try:
         budget = netslim.Budget(cut_channels=0.5)
-        _, rest, check = cut(
-            subject.original, graph, scores, budget, subject.inputs, allocation="uniform"
-        )
+        choose = by_scores(graph, scores, budget, allocation="uniform")
+        done = cut(subject.original, graph, choose, subject.inputs)
     except Exception as error:
         return {"verified": "no", "why": f"{why}; then {first_line(error)}"}
     return {
         "verified": "no",
         "why": why,
-        "felt": check.changed,
-        "dropped": " ".join(set(plan.groups) - set(rest.groups)),
+        "felt": done.check.changed,
+        "dropped": " ".join(set(plan.groups) - set(done.plan.groups)),
     }
 
 

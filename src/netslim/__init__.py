@@ -30,8 +30,8 @@ from netslim.models.checkpoint import load, save
 from netslim.models.export import export
 from netslim.selection.criteria.registry import criterion
 from netslim.selection.criteria.scoring import score
-from netslim.selection.options import Limits
-from netslim.selection.select import Budget, select
+from netslim.selection.options import Budget, Limits
+from netslim.selection.select import select
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.proof.verify import verify
 from netslim.surgery.prune import prune, prune_

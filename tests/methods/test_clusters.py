@@ -13,7 +13,8 @@ from nets import Chain, Residual
 from netslim import trace
 from netslim.errors import ArgumentError, PlanError
 from netslim.methods import clusters as c
-from netslim.selection.budget.limits import Limits
+from netslim.selection.budget.limits import staying
+from netslim.selection.options import Limits
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -113,7 +114,7 @@ def test_kernels_that_are_not_finite():
 
 def widths(target, **options):
     graph = trace(Chain(), IMAGE)
-    return c.widths(graph, target, Limits(**options).staying(graph))
+    return c.widths(graph, target, staying(Limits(**options), graph))
 
 
 @pytest.mark.parametrize(
@@ -142,8 +143,8 @@ def test_protected_groups_stay():
 
 def test_shortcuts_can_be_avoided():
     graph = trace(Residual(), IMAGE)
-    assert set(c.widths(graph, 0.5, Limits().staying(graph))) == {"stem.0", "inner.0"}
-    reasons = Limits(shortcuts="avoid").staying(graph)
+    assert set(c.widths(graph, 0.5, staying(Limits(), graph))) == {"stem.0", "inner.0"}
+    reasons = staying(Limits(shortcuts="avoid"), graph)
     assert set(c.widths(graph, 0.5, reasons)) == {"inner.0"}
     with pytest.raises(
         PlanError, match=r"'stem.0' stays: the outputs of several layers are added in it"
@@ -191,7 +192,7 @@ def test_targets_that_make_nothing_equal(target, options, message):
 def test_given_clusters_are_taken_in_canonical_form():
     graph = trace(Chain(), IMAGE)
     given = {"second.0": [4, 4, 4, 0, 1], "first": torch.tensor([1, 0, 1, 2, 3, 4])}
-    found = c.checked(graph, given, Limits().staying(graph))
+    found = c.checked(graph, given, staying(Limits(), graph))
     assert {name: labels.tolist() for name, labels in found.items()} == {
         "first.0": [0, 1, 0, 2, 3, 4],
         "second.0": [0, 0, 0, 1, 2],
@@ -213,7 +214,7 @@ def test_given_clusters_are_taken_in_canonical_form():
 def test_given_clusters_that_do_not_fit(given, message):
     graph = trace(Chain(), IMAGE)
     with pytest.raises(ArgumentError, match=message):
-        c.checked(graph, given, Limits().staying(graph))
+        c.checked(graph, given, staying(Limits(), graph))
 
 
 @pytest.mark.parametrize(
@@ -227,4 +228,4 @@ def test_given_clusters_that_do_not_fit(given, message):
 def test_given_clusters_that_make_nothing_equal(given, message):
     graph = trace(Chain(), IMAGE)
     with pytest.raises(PlanError, match=message):
-        c.checked(graph, given, Limits().staying(graph))
+        c.checked(graph, given, staying(Limits(), graph))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import netslim
 from nets import Residual
+from netslim import Limits
 from netslim.cli import main
 from netslim.data.sources import load as load_data
 from netslim.errors import ArgumentError, PlanError
@@ -30,6 +31,7 @@ from netslim.methods import Sensitivity
 from netslim.methods.sensitivity import sensitivity
 from netslim.methods.sensitivity_result import Row
 from netslim.report import figures, run_page
+from netslim.selection import Scoring
 from netslim.training.commands.sensitivity import ExplorationFolder
 
 ONES = torch.ones(1, 2)
@@ -52,6 +54,9 @@ def output(network: nn.Module) -> float:
     """Of `ladder` for (1, 1)."""
     with torch.no_grad():
         return network(ONES).item()
+
+
+AVOID = Limits(shortcuts="avoid")
 
 
 def measure(
@@ -95,8 +100,8 @@ def test_what_is_cut_follows_the_criterion_and_its_options():
         (row.group, row.ratio): row.drop for row in measure(criterion="largest", ratios=[0.5]).rows
     }
     assert largest == {("0", 0.5): 42, ("2", 0.5): 30}
-    with pytest.raises(ArgumentError, match="cannot take these options"):
-        measure(scoring={"sed": 1})
+    with pytest.raises(ArgumentError, match="cannot take these arguments"):
+        measure(criterion=Scoring("random", arguments={"sed": 1}))
 
     def last_first(group: Any, tensors: Any) -> Tensor:
         return -torch.arange(group.size, dtype=torch.float64)
@@ -166,18 +171,18 @@ def test_groups_by_name_and_pattern_shortcuts_and_what_stays():
         return list(sensitivity(network, images, lambda copy: 0.5, ratios=[0.5], **options).groups)
 
     assert cut() == names
-    assert cut(groups=["inner*"]) == cut(groups="inner.0") == cut(shortcuts="avoid") == ["inner.0"]
+    assert cut(groups=["inner*"]) == cut(groups="inner.0") == cut(limits=AVOID) == ["inner.0"]
     assert cut(groups=["inner.0", "stem.0"]) == names
     with pytest.raises(PlanError, match=r"'head' cannot be cut: it is an output"):
         cut(groups=["head"])
     with pytest.raises(ArgumentError, match="groups names no group: 'iner'"):
         cut(groups=["iner"])
     with pytest.raises(PlanError, match=r"'stem\.0' cannot be cut: the outputs of several layers"):
-        cut(groups=["stem.0"], shortcuts="avoid")
+        cut(groups=["stem.0"], limits=AVOID)
 
 
 def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
-    module = sys.modules["netslim.sensitivity"]
+    module = sys.modules["netslim.methods.cutting"]
     real = module.verify  # type: ignore[attr-defined]
 
     def picky(model: Any, small: Any, plan: Any, *rest: Any, **more: Any) -> Any:
@@ -188,7 +193,7 @@ def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
     monkeypatch.setattr(module, "verify", picky)
     found = measure()
     assert list(found.groups) == ["2"]
-    assert "0 is left out: its cut cannot be proved (not equal)" in found.notes
+    assert "left alone, because the cut did not verify: 0 (not equal)" in found.notes
     with pytest.raises(PlanError, match=r"no group of this model can be cut alone: .*not equal"):
         measure(groups=["0"])
 
@@ -211,7 +216,7 @@ def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
             "0 without 1 of its",
         ),
         ({"criterion": "l3"}, "unknown criterion 'l3'"),
-        ({"shortcuts": "some"}, "'include' or 'avoid'"),
+        ({"shortcuts": "avoid"}, "did you mean 'shortcuts' of limits="),
     ],
 )
 def test_mistakes(options, message):
@@ -311,10 +316,14 @@ def test_select_keeps_the_limits():
     graph = netslim.trace(network, ONES)
     scores = netslim.score(graph, network, "l2")
     limits = measure().limits(18)
-    plan = netslim.select(graph, scores, netslim.Budget(cut_channels=3 / 7), max_cut=limits)
+    plan = netslim.select(
+        graph, scores, netslim.Budget(cut_channels=3 / 7), limits=netslim.Limits(max_cut=limits)
+    )
     assert {name: len(cut.removed) for name, cut in plan.groups.items()} == {"0": 2, "2": 1}
     with pytest.raises(PlanError):
-        netslim.select(graph, scores, netslim.Budget(cut_channels=4 / 7), max_cut=limits)
+        netslim.select(
+            graph, scores, netslim.Budget(cut_channels=4 / 7), limits=netslim.Limits(max_cut=limits)
+        )
     assert netslim.select(graph, scores, per_group=limits).groups == plan.groups
 
 
@@ -882,8 +891,8 @@ def test_a_recipe_may_limit_groups_by_name():
         }
 
     read = parse_recipe(stage({"features.*": 0.5, "features.0": 0}), whole=False).stages[0]
-    assert read.max_cut == {"features.*": 0.5, "features.0": 0.0}  # type: ignore[union-attr]
-    with pytest.raises(netslim.errors.RecipeError, match=r"max_cut\.features\.0: is 1\.5"):
+    assert read.limits.max_cut == {"features.*": 0.5, "features.0": 0.0}  # type: ignore[union-attr]
+    with pytest.raises(netslim.errors.RecipeError, match=r"max_cut of 'features\.0': .* got 1\.5"):
         parse_recipe(stage({"features.0": 1.5}), whole=False)
-    with pytest.raises(netslim.errors.RecipeError, match=r"max_cut: is 1\.5"):
+    with pytest.raises(netslim.errors.RecipeError, match=r"max_cut must be a number .* got 1\.5"):
         parse_recipe(stage(1.5), whole=False)

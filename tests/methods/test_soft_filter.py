@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual
-from netslim import prune, prune_, trace, verify
+from netslim import Limits, prune, prune_, trace, verify
 from netslim.errors import ArgumentError, PlanError, StaleGraphError
 from netslim.methods.soft_filter import SoftFilterPruning, cifar_resnet_cut, plan_of_zeros, zeroed
 from netslim.models.zoo._preresnet import preresnet
 from netslim.models.zoo._resnet import resnet, resnet20, resnet32, resnet56
 from netslim.models.zoo._vgg import vgg, vgg16_bn_4096
+from netslim.surgery import compensate
 from netslim.surgery.compensation.batch_norm import recalibrate
-from netslim.surgery.compensation.constants import fold_constants
 from netslim.surgery.proof.silencing import randomise
 
 PICTURE = torch.zeros(1, 3, 8, 8)
@@ -478,7 +478,7 @@ def test_folded_constants_make_the_small_model_equal_the_big_one(padding):
     batches = [torch.randn(8, 3, 8, 8, dtype=torch.double)]
     plan = method.finish().plan()
     big = recalibrate(model, batches).eval()(batches[0])
-    folding = fold_constants(model, plan, batches)
+    folding = compensate(model, plan, batches, "constant")
     dropped, folded = prune(model, plan)(batches[0]), prune(folding.model, folding.plan)(batches[0])
     lost, gap = ((out - big).abs().max().item() for out in (dropped, folded))
     if padding:  # at the border less of the constant is read: told by the spread
@@ -515,9 +515,12 @@ def test_limits_of_the_plan():
     _, _, method = made(vgg([16, "M", 16]), 0.4)
     method.zero()
     assert [len(cut.kept) for cut in method.plan().groups.values()] == [10, 10]
-    assert [len(cut.kept) for cut in method.plan(round_to=8).groups.values()] == [8, 8]
+    assert [len(cut.kept) for cut in method.plan(limits=Limits(round_to=8)).groups.values()] == [
+        8,
+        8,
+    ]
     with pytest.raises(PlanError, match=r"6 should go; .*max_cut=0.25 allows at most 4"):
-        method.plan(max_cut=0.25)
+        method.plan(limits=Limits(max_cut=0.25))
 
 
 def test_after_a_reload_the_graph_and_the_weights_are_enough():

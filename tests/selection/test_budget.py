@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, conv
-from netslim import Budget, prune, score, select, trace
+from netslim import Budget, Limits, prune, score, select, trace
 from netslim.errors import ArgumentError, PlanError
 from netslim.models import zoo
+from netslim.selection import Scoring
 
 X = torch.zeros(1, 3, 8, 8)
 
@@ -43,7 +44,7 @@ def test_counts(share, removed):
 
 def test_no_layer_dies_and_the_limit_is_named():
     graph, scores = scored()
-    plan = select(graph, scores, Budget(cut_channels=0.6), min_channels=2)
+    plan = select(graph, scores, Budget(cut_channels=0.6), limits=Limits(min_channels=2))
     assert all(len(c.kept) >= 2 for c in plan.groups.values())
     with pytest.raises(
         PlanError,
@@ -51,15 +52,15 @@ def test_no_layer_dies_and_the_limit_is_named():
         r"binds: min_channels=2 "
         r"\(without it the budget would be met\). Reachable at best: cut_channels=0\.636",
     ):
-        select(graph, scores, Budget(cut_channels=0.9), min_channels=2)
+        select(graph, scores, Budget(cut_channels=0.9), limits=Limits(min_channels=2))
 
 
 def test_max_cut_is_the_papers_cap():
     graph, scores = scored()
-    plan = select(graph, scores, Budget(cut_channels=0.4), max_cut=0.5)
+    plan = select(graph, scores, Budget(cut_channels=0.4), limits=Limits(max_cut=0.5))
     assert kept(plan) == {"first.0": (0, 2, 4), "second.0": (0, 1, 2, 3)}
     with pytest.raises(PlanError, match=r"max_cut=0\.5"):
-        select(graph, scores, Budget(cut_channels=0.6), max_cut=0.5)
+        select(graph, scores, Budget(cut_channels=0.6), limits=Limits(max_cut=0.5))
 
 
 def test_uniform_allocation_cuts_the_same_share_everywhere():
@@ -107,11 +108,11 @@ def test_per_group_by_count_share_and_pattern():
 
 def test_protect():
     graph, scores = scored()
-    plan = select(graph, scores, Budget(cut_channels=0.5), protect=["second*"])
+    plan = select(graph, scores, Budget(cut_channels=0.5), limits=Limits(protect=["second*"]))
     assert kept(plan) == {"first.0": (0, 2, 4)}
     assert "second.0 stays: protected" in plan.notes
     with pytest.raises(ArgumentError, match="protect names no group: 'x'"):
-        select(graph, scores, Budget(cut_channels=0.5), protect=["x"])
+        select(graph, scores, Budget(cut_channels=0.5), limits=Limits(protect=["x"]))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_protect():
 def test_cost_budgets_are_met_and_not_overshot(budget, measure):
     model = Chain()
     graph = trace(model, X)
-    scores = score(graph, model, "random", seed=1)
+    scores = score(graph, model, Scoring("random", arguments={"seed": 1}))
     plan = select(graph, scores, budget)
     small = prune(model, plan)
     after = trace(small, X)
@@ -165,17 +166,19 @@ def test_an_impossible_budget_says_what_can_be_reached():
 def test_round_to():
     model = nn.Sequential(conv(3, 32), nn.Conv2d(32, 2, 1))
     graph = trace(model, X)
-    plan = select(graph, score(graph, model, "l1"), Budget(cut_channels=0.4), round_to=8)
+    plan = select(
+        graph, score(graph, model, "l1"), Budget(cut_channels=0.4), limits=Limits(round_to=8)
+    )
     assert len(plan.groups["0.0"].kept) == 16
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cut_channels": 1.0}, "cut_channels must be at least 0 and below 1, got 1.0"),
+        ({"cut_channels": 1.0}, "cut_channels must be a number at least 0 and below 1, got 1.0"),
         ({"cut_channels": -0.1}, "at least 0 and below 1"),
         ({"cut_macs": 70}, "at least 0 and below 1, got 70"),
-        ({"max_params": 0}, "max_params must be above 0"),
+        ({"max_params": 0}, "max_params must be a whole number above 0"),
         ({"cut_params": "half"}, "must be a number"),
     ],
 )
@@ -188,10 +191,12 @@ def test_bad_options():
     graph, scores = scored()
     with pytest.raises(ArgumentError, match="nothing to do"):
         select(graph, scores, Budget())
-    with pytest.raises(ArgumentError, match="min_channels and round_to"):
-        select(graph, scores, Budget(cut_channels=0.1), min_channels=0)
+    with pytest.raises(
+        ArgumentError, match="min_channels must be a whole number at least 1, got 0"
+    ):
+        select(graph, scores, Budget(cut_channels=0.1), limits=Limits(min_channels=0))
     with pytest.raises(ArgumentError, match="allocation must be"):
-        select(graph, scores, Budget(cut_channels=0.1), allocation="all")  # type: ignore[arg-type]
+        select(graph, scores, Budget(cut_channels=0.1), allocation="all")
     with pytest.raises(ArgumentError, match="have shape"):
         select(graph, {"first.0": torch.zeros(3)}, Budget(cut_channels=0.1))
     with pytest.raises(ArgumentError, match="not finite"):
@@ -213,7 +218,9 @@ def test_scores_by_hand():
     assert l2 == pytest.approx(((27 * 0.01) ** 0.5 + 5**0.5) / 2)
     first, again = score(graph, model, "random"), score(graph, model, "random")
     assert all(torch.equal(first[n], again[n]) for n in first)
-    assert not torch.equal(first["stem.0"], score(graph, model, "random", seed=1)["stem.0"])
+    assert not torch.equal(
+        first["stem.0"], score(graph, model, Scoring("random", arguments={"seed": 1}))["stem.0"]
+    )
 
 
 def test_score_errors():
@@ -232,16 +239,22 @@ def test_shortcuts_are_avoided_when_asked():
     graph = trace(model, X)
     scores = score(graph, model, "l1")
     both = select(graph, scores, Budget(cut_channels=0.4), allocation="uniform")
-    inner = select(graph, scores, Budget(cut_channels=0.4), allocation="uniform", shortcuts="avoid")
+    inner = select(
+        graph,
+        scores,
+        Budget(cut_channels=0.4),
+        allocation="uniform",
+        limits=Limits(shortcuts="avoid"),
+    )
     assert set(both.groups) == {"stem.0", "inner.0"}
     assert set(inner.groups) == {"inner.0"}
     assert any(n.startswith("stem.0 stays: the outputs of several layers") for n in inner.notes)
     with pytest.raises(ArgumentError, match="shortcuts must be 'include' or 'avoid', got 'skip'"):
-        select(graph, scores, Budget(cut_channels=0.4), shortcuts="skip")  # type: ignore[arg-type]
+        select(graph, scores, Budget(cut_channels=0.4), limits=Limits(shortcuts="skip"))  # type: ignore[arg-type]
     with pytest.raises(
         PlanError, match=r"'outer' stays: the outputs of several layers .* these can: inner\.0$"
     ):
-        select(graph, scores, per_group={"outer": 2}, shortcuts="avoid")
+        select(graph, scores, per_group={"outer": 2}, limits=Limits(shortcuts="avoid"))
 
 
 def test_any_name_of_the_model_may_stand_for_its_group():
@@ -254,9 +267,9 @@ def test_any_name_of_the_model_may_stand_for_its_group():
     ):
         assert kept(select(graph, scores, per_group={one: 2, other: 1})) == expected
         assert kept(select(graph, scores, per_group={other: 1, one: 2})) == expected
-    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect=["second.1"])).keys() == {
-        "first.0"
-    }
+    assert kept(
+        select(graph, scores, Budget(cut_channels=0.5), limits=Limits(protect=["second.1"]))
+    ).keys() == {"first.0"}
 
 
 def test_skip_lists_a_later_pattern_wins_and_a_plain_name_wins_over_all():
@@ -330,13 +343,13 @@ def test_what_the_limits_keep(per_group, message):
 
 def test_a_plain_string_protects_one_name_and_wrong_names_offer_the_nearest():
     graph, scores = scored()
-    assert kept(select(graph, scores, Budget(cut_channels=0.5), protect="second.0")) == {
-        "first.0": (0, 2, 4)
-    }
+    assert kept(
+        select(graph, scores, Budget(cut_channels=0.5), limits=Limits(protect="second.0"))
+    ) == {"first.0": (0, 2, 4)}
     with pytest.raises(
         ArgumentError, match=r"protect names no group: 'secnd\.0'; did you mean 'second\.0'"
     ):
-        select(graph, scores, Budget(cut_channels=0.5), protect=["secnd.0"])
+        select(graph, scores, Budget(cut_channels=0.5), limits=Limits(protect=["secnd.0"]))
 
 
 def test_nothing_left_to_cut_is_an_error():
@@ -345,7 +358,7 @@ def test_nothing_left_to_cut_is_an_error():
         PlanError,
         match=r"nothing can be cut: first\.0 stays: protected; second\.0 stays: protected",
     ):
-        select(graph, scores, Budget(cut_channels=0.5), protect=["*"])
+        select(graph, scores, Budget(cut_channels=0.5), limits=Limits(protect=["*"]))
     with pytest.raises(PlanError, match=r"first\.0 stays: it has no score"):
         select(graph, {}, Budget(cut_channels=0.5))
     with pytest.raises(PlanError, match="nothing to cut: per_group settles every group"):

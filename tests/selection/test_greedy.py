@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual
-from netslim import prune, score, select, trace, verify
+from netslim import Limits, prune, score, select, trace, verify
 from netslim.errors import ArgumentError, PlanError
 from netslim.models import zoo
+from netslim.selection import Scoring
 from netslim.selection.layerwise import greedy
 from netslim.surgery.proof.silencing import randomise
 
@@ -68,7 +69,8 @@ def test_a_residual_network_by_hand():
     cuts = {"stem.0": 1, "inner.0": 1}
     assert kept(greedy(graph, model, cuts)) == {"stem.0": (0, 2, 3, 4, 5), "inner.0": (1, 2, 3, 4)}
     assert kept(select(graph, score(graph, model, "l1"), per_group=cuts))["inner.0"] == (0, 2, 3, 4)
-    assert kept(greedy(graph, model, cuts, lead="pacesetter"))["stem.0"] == (1, 2, 3, 4, 5)
+    led = Scoring("l1", lead="pacesetter")
+    assert kept(greedy(graph, model, cuts, led))["stem.0"] == (1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -90,20 +92,22 @@ def test_residual_networks_are_cut_and_proved(criterion, shortcut):
 def test_limits_hold():
     model = Chain()
     graph = trace(model, X)
-    plan = greedy(graph, model, {"*": 0.5}, round_to=2, protect="second*")
+    plan = greedy(graph, model, {"*": 0.5}, limits=Limits(round_to=2, protect="second*"))
     assert {n: len(c.kept) for n, c in plan.groups.items()} == {"first.0": 2}
     assert "second.0 stays: protected" in plan.notes
     with pytest.raises(PlanError, match=r"max_cut=0\.3 allows at most 1"):
-        greedy(graph, model, {"first.0": 2}, max_cut=0.3)
+        greedy(graph, model, {"first.0": 2}, limits=Limits(max_cut=0.3))
     with pytest.raises(PlanError, match=r"'stem\.0' stays: the outputs of several layers"):
-        greedy(trace(Residual(), X), Residual(), {"stem.0": 1}, shortcuts="avoid")
+        greedy(trace(Residual(), X), Residual(), {"stem.0": 1}, limits=Limits(shortcuts="avoid"))
 
 
 def test_options_reach_the_criterion():
     model = Chain()
     graph = trace(model, X)
     plans = {
-        kept(greedy(graph, model, {"first.0": 3}, "random", options={"seed": s}))["first.0"]
+        kept(greedy(graph, model, {"first.0": 3}, Scoring("random", arguments={"seed": s})))[
+            "first.0"
+        ]
         for s in range(4)
     }
     assert len(plans) > 1
@@ -116,9 +120,7 @@ def test_errors():
         ArgumentError, match=r"names no group that can be cut: 'frist\.0'; did you mean 'first\.0'"
     ):
         greedy(graph, model, {"frist.0": 1})
-    with pytest.raises(
-        ArgumentError, match="greedy takes no limit 'shortcut'; did you mean 'shortcuts'"
-    ):
+    with pytest.raises(ArgumentError, match="takes no 'shortcut'; did you mean 'shortcuts' of"):
         greedy(graph, model, {"first.0": 1}, shortcut="avoid")
     with pytest.raises(ArgumentError, match="taylor looks at data"):
         greedy(graph, model, {"first.0": 1}, "taylor")

@@ -16,6 +16,7 @@ from torch import nn
 
 from netslim import cost, prune, score, select, trace
 from netslim.models import zoo
+from netslim.selection import Scoring
 from netslim.selection.layerwise import greedy
 
 
@@ -135,7 +136,7 @@ def test_imagenet(resnet34, row, share_of_macs, share_of_params):
     x = torch.zeros(1, 3, 224, 224)
     graph = trace(resnet34, torch.zeros(1, 3, 64, 64))
     lead = "pacesetter" if row.per_group is RESNET_34_C else "mean"
-    plan = select(graph, score(graph, resnet34, "l1", lead=lead), per_group=row.per_group)
+    plan = select(graph, score(graph, resnet34, Scoring("l1", lead=lead)), per_group=row.per_group)
     before, after = cost(resnet34, x), cost(prune(resnet34, plan), x)
     assert after.params == row.params
     assert after.macs == pytest.approx(row.macs, abs=0.00005e9)
@@ -152,7 +153,9 @@ def test_imagenet(resnet34, row, share_of_macs, share_of_params):
 def test_the_projection_decides_in_row_c(resnet34):
     """The kept channels of stage 3 are those whose projection filters have the largest sums."""
     graph = trace(resnet34, torch.zeros(1, 3, 64, 64))
-    plan = select(graph, score(graph, resnet34, "l1", lead="pacesetter"), per_group=RESNET_34_C)
+    plan = select(
+        graph, score(graph, resnet34, Scoring("l1", lead="pacesetter")), per_group=RESNET_34_C
+    )
     sums = resnet34.layer3[0].downsample[0].weight.detach().abs().sum((1, 2, 3))
     assert plan.groups.keys() == {"layer3.0.conv2"}
     assert set(plan.groups["layer3.0.conv2"].kept) == set(sums.topk(204).indices.tolist())

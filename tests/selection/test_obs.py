@@ -13,7 +13,12 @@ from nets import Chain, DenseBlock, Residual
 from netslim import Budget, score, select, slim, trace, verify
 from netslim.errors import ArgumentError
 from netslim.models import zoo
+from netslim.selection import Scoring
 from netslim.surgery.proof.silencing import randomise
+
+
+def ridged(ridge: float) -> Scoring:
+    return Scoring("obs", arguments={"ridge": ridge})
 
 
 def data(*shape: int, seed: int = 0) -> Tensor:
@@ -56,7 +61,7 @@ def test_independent_channels_by_hand():
     x = torch.tensor(list(itertools.product([-1.0, 1], repeat=4))) * torch.tensor([1.0, 2, 3, 4])
     model = Linear(torch.eye(4), torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0]]))
     graph = trace(model, x)
-    scores = score(graph, model, "obs", batches=[x], ridge=1e-12)
+    scores = score(graph, model, ridged(1e-12), batches=[x])
     torch.testing.assert_close(
         scores["make"], torch.tensor([1.0, 4, 9, 16], dtype=torch.float64) / 30
     )
@@ -82,7 +87,8 @@ def test_each_removal_costs_what_least_squares_leave(seed):
     model = Linear(data(6, 8, seed=seed), data(3, 6, seed=seed + 10))
     x = data(200, 8, seed=seed + 20)
     hidden = model.make(x).detach()
-    scores = score(trace(model, x), model, "obs", batches=[x[:100], x[100:]], ridge=1e-9)["make"]
+    halves = [x[:100], x[100:]]
+    scores = score(trace(model, x), model, ridged(1e-9), batches=halves)["make"]
     alive = list(range(6))
     least = before = 0.0
     while alive:

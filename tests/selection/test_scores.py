@@ -17,7 +17,7 @@ from nets import Chain, Residual, conv
 from netslim import Budget, select, slim, trace
 from netslim.errors import ArgumentError
 from netslim.models import zoo
-from netslim.selection import greedy, normalized
+from netslim.selection import Scoring, greedy, normalized
 from netslim.selection.criteria.registry import CRITERIA, MEASURES, criterion, reads_data
 from netslim.selection.criteria.scoring import score
 from netslim.surgery.proof.silencing import randomise
@@ -226,14 +226,16 @@ def test_lead_scores_a_stage_by_its_pacesetter():
         model.stem[0].weight.fill_(0.1)
         model.outer.weight.fill_(-1.0)
     graph = trace(model, X)
-    mean, led = (score(graph, model, "l1", lead=lead)["stem.0"] for lead in ("mean", "pacesetter"))
+    mean, led = (
+        score(graph, model, Scoring("l1", lead=lead))["stem.0"] for lead in ("mean", "pacesetter")
+    )
     torch.testing.assert_close(mean, torch.full((6,), (2.7 + 5) / 2, dtype=torch.float64))
     torch.testing.assert_close(led, torch.full((6,), 2.7, dtype=torch.float64), rtol=1e-6, atol=0)
     randomise(model, seed=2)
     batches = [(torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))]
     for name in ("geometric_median", "mean_l1", "taylor"):
         one, other = (
-            score(graph, model, name, batches=batches, lead=w)["stem.0"]
+            score(graph, model, Scoring(name, lead=w), batches=batches)["stem.0"]
             for w in ("mean", "pacesetter")
         )
         assert not torch.equal(one, other), name
@@ -248,7 +250,7 @@ def test_a_criterion_of_ones_own_is_one_function():
     try:
         model = Chain()
         graph = trace(model, X)
-        found = score(graph, model, "smallest_weight", factor=2.0)
+        found = score(graph, model, Scoring("smallest_weight", arguments={"factor": 2.0}))
         torch.testing.assert_close(
             found["first.0"], 2 * model.first[0].weight.detach().flatten(1).abs().amin(1).double()
         )
@@ -304,7 +306,10 @@ def test_a_loss_that_cannot_be_used():
         ({"criterion": "geometric"}, "did you mean 'geometric_median'"),
         ({"criterion": "l1", "lead": "first"}, "lead must be 'mean' or 'pacesetter', got 'first'"),
         ({"criterion": "bn_scale", "lead": "pacesetter"}, "does nothing with bn_scale"),
-        ({"criterion": "l1", "seed": 1}, "the criterion l1 cannot take these options: .*'seed'"),
+        (
+            {"criterion": "l1", "arguments": {"seed": 1}},
+            "the criterion l1 cannot take these arguments: .*'seed'",
+        ),
         (
             {"criterion": "l1", "reduction": "min"},
             "reduction must be 'mean' or 'sum' or .* got 'min'",
@@ -315,7 +320,7 @@ def test_a_loss_that_cannot_be_used():
         ),
         (
             {"criterion": "l1", "normalize": "l1"},
-            "normalize must be 'mean', 'sum', .* or None, got 'l1'",
+            "normalize must be 'mean' or 'sum' or .* got 'l1'",
         ),
         (
             {"criterion": "random", "reduction": "sum"},
@@ -340,7 +345,7 @@ def test_a_loss_that_cannot_be_used():
 def test_options_that_mean_nothing(options, message):
     model = Chain()
     with pytest.raises(ArgumentError, match=message):
-        score(trace(model, X), model, **options)
+        score(trace(model, X), model, Scoring(**options))
 
 
 def test_wide_and_low_precision_weights():
@@ -388,16 +393,20 @@ def test_the_whole_group_by_hand():
         model[1].weight.copy_(torch.tensor([0.5, 2.0]))
     graph = trace(model, MAPS[0])
     assert score(graph, model, "group_l2")["0"].tolist() == [(1 + 0.25 + 9) / 3, (4 + 4 + 16) / 3]
-    assert score(graph, model, "group_l2", reduction="sum")["0"].tolist() == [10.25, 24]
-    assert score(graph, model, "group_l2", reduction="max")["0"].tolist() == [9, 16]
-    assert score(graph, model, "l1", over="all")["0"].tolist() == [
+    assert score(graph, model, Scoring("group_l2", reduction="sum"))["0"].tolist() == [10.25, 24]
+    assert score(graph, model, Scoring("group_l2", reduction="max"))["0"].tolist() == [9, 16]
+    assert score(graph, model, Scoring("l1", over="all"))["0"].tolist() == [
         (1 + 0.5 + 3) / 3,
         (2 + 2 + 4) / 3,
     ]
-    assert score(graph, model, "l2", over="all", reduction="sum")["0"].tolist() == [4.5, 8]
-    assert score(graph, model, "largest", over="all", reduction="sum")["0"].tolist() == [-4.5, -8]
+    assert score(graph, model, Scoring("l2", over="all", reduction="sum"))["0"].tolist() == [4.5, 8]
+    assert score(graph, model, Scoring("largest", over="all", reduction="sum"))["0"].tolist() == [
+        -4.5,
+        -8,
+    ]
     assert (
-        score(graph, model, "geometric_median", over="all")["0"].tolist() == [(3 + 1.5 + 1) / 3] * 2
+        score(graph, model, Scoring("geometric_median", over="all"))["0"].tolist()
+        == [(3 + 1.5 + 1) / 3] * 2
     )
 
 
@@ -407,9 +416,9 @@ def test_lamp_by_hand():
     assert score(graph, model, "lamp")["0"].tolist() == [1 / 18, 9 / 9, 4 / 17, 0, 4 / 17]
     squares = [2, 10, 5, 25, 8]  # of the makers and readers of each channel
     expected = [s / sum(other for other in squares if other >= s) for s in squares]
-    assert score(graph, model, "lamp", over="all", reduction="sum")["0"].tolist() == pytest.approx(
-        expected
-    )
+    assert score(graph, model, Scoring("lamp", over="all", reduction="sum"))[
+        "0"
+    ].tolist() == pytest.approx(expected)
     with torch.no_grad():
         model[0].weight.zero_()
     assert score(graph, model, "lamp")["0"].tolist() == [0] * 5
@@ -464,7 +473,7 @@ class Backwards(nn.Module):
 )
 def test_reductions_by_hand(reduction, expected):
     model = Backwards()
-    found = score(trace(model, torch.zeros(1, 1, 2, 2)), model, "l1", reduction=reduction)
+    found = score(trace(model, torch.zeros(1, 1, 2, 2)), model, Scoring("l1", reduction=reduction))
     assert found["sooner"].tolist() == pytest.approx(expected)
 
 
@@ -474,12 +483,12 @@ def test_zeros_and_negative_values_in_a_geometric_mean():
     with pytest.raises(
         ArgumentError, match="geometric mean, but layers of group 'sooner' have negative scores"
     ):
-        score(graph, model, "largest", reduction="product")
+        score(graph, model, Scoring("largest", reduction="product"))
     with torch.no_grad():
         model.later.weight[0] = 0
-    assert score(graph, model, "l1", reduction="product")["sooner"].tolist() == pytest.approx(
-        [0, 3]
-    )
+    assert score(graph, model, Scoring("l1", reduction="product"))[
+        "sooner"
+    ].tolist() == pytest.approx([0, 3])
 
 
 VALUES = {"a": torch.tensor([1.0, 3.0, 2.0, 2.0])}
@@ -514,8 +523,8 @@ def test_normalisations_by_hand(how, expected):
 def test_scores_are_normalised_group_by_group_and_last():
     model = randomise(Residual(), seed=5)
     graph = trace(model, X)
-    found = score(graph, model, "l1", reduction="max", normalize="mean")
-    plain = score(graph, model, "l1", reduction="max")
+    found = score(graph, model, Scoring("l1", reduction="max", normalize="mean"))
+    plain = score(graph, model, Scoring("l1", reduction="max"))
     assert found.keys() == plain.keys() == {"stem.0", "inner.0"}
     for name, values in plain.items():
         assert torch.equal(found[name], values / values.mean())
@@ -527,8 +536,8 @@ def test_scores_are_normalised_group_by_group_and_last():
 def test_the_options_reach_slim_and_greedy():
     model = randomise(Residual(), seed=6)
     graph, ways = trace(model, X), {"reduction": "first", "over": "all", "normalize": "rank"}
-    plan = select(graph, score(graph, model, "l1", **ways), Budget(cut_channels=0.5))
-    small = slim(model, X, criterion="l1", budget=Budget(cut_channels=0.5), scoring=ways)
+    plan = select(graph, score(graph, model, Scoring("l1", **ways)), Budget(cut_channels=0.5))
+    small = slim(model, X, criterion=Scoring("l1", **ways), budget=Budget(cut_channels=0.5))
     weights = model.stem[0].weight[list(plan.groups["stem.0"].kept)]
     torch.testing.assert_close(small.stem[0].weight, weights[:, : small.stem[0].in_channels])
     backwards, x = Backwards(), torch.zeros(1, 1, 2, 2)
@@ -536,7 +545,7 @@ def test_the_options_reach_slim_and_greedy():
         backwards.sooner.weight[1] = 0.5
     for reduction, kept in (("first", (0,)), ("sum", (1,))):
         plan = greedy(
-            trace(backwards, x), backwards, {"sooner": 1}, options={"reduction": reduction}
+            trace(backwards, x), backwards, {"sooner": 1}, Scoring("l1", reduction=reduction)
         )
         assert plan.groups["sooner"].kept == kept
 
@@ -572,14 +581,14 @@ def test_obd_and_taylor_over_all_take_cross_entropy():
 
     single = [terms(x[i : i + 1], y[i : i + 1]) for i in range(3)]
     expected = sum(part.square().sum(1) / 2 for parts in single for part in parts) / (3 * 3)
-    found = score(graph, model, "obd", over="all", batches=[(x, y)])["second.0"]
+    found = score(graph, model, Scoring("obd", over="all"), batches=[(x, y)])["second.0"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
     filters = sum(parts[0].square().sum(1) / 2 for parts in single) / 3
     torch.testing.assert_close(
         score(graph, model, "obd", batches=[(x, y)])["second.0"], filters, rtol=1e-4, atol=0
     )
     expected = sum(part.sum(1).square() for part in terms(x, y)) / 3
-    found = score(graph, model, "taylor", over="all", batches=[(x, y)])["second.0"]
+    found = score(graph, model, Scoring("taylor", over="all"), batches=[(x, y)])["second.0"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
 
 
@@ -637,7 +646,9 @@ def test_activation_is_what_the_next_layers_receive():
     inner, head = stem.abs().mean((0, 2, 3)), total.mean((2, 3)).abs().mean(0)
     graph = trace(residual, X)
     for reduction, expected in (("mean", (inner + head) / 2), ("max", torch.maximum(inner, head))):
-        found = score(graph, residual, "activation", batches=[x], reduction=reduction)["stem.0"]
+        found = score(graph, residual, Scoring("activation", reduction=reduction), batches=[x])[
+            "stem.0"
+        ]
         torch.testing.assert_close(found.float(), expected.detach())
 
 
@@ -723,15 +734,17 @@ def test_a_criterion_of_ones_own_may_score_layer_by_layer():
         model = Backwards()
         graph = trace(model, torch.zeros(1, 1, 2, 2))
         assert score(graph, model, "largest_weight")["sooner"].tolist() == [2.5, 5]
-        assert score(graph, model, "largest_weight", reduction="max")["sooner"].tolist() == [4, 9]
+        assert score(graph, model, Scoring("largest_weight", reduction="max"))[
+            "sooner"
+        ].tolist() == [4, 9]
         assert (
-            score(graph, model, "largest_weight", reduction="first", normalize="sum")[
+            score(graph, model, Scoring("largest_weight", reduction="first", normalize="sum"))[
                 "sooner"
             ].tolist()
             == [0.5] * 2
         )
         with pytest.raises(ArgumentError, match="over='all' does nothing with largest_weight"):
-            score(graph, model, "largest_weight", over="all")
+            score(graph, model, Scoring("largest_weight", over="all"))
         small = slim(
             model,
             torch.zeros(1, 1, 2, 2),
@@ -748,7 +761,7 @@ def test_a_criterion_of_ones_own_is_given_the_options_it_names():
         return torch.full((group.size,), float(len(over) + len(reduction)))
 
     model = Chain()
-    found = score(trace(model, X), model, told, over="all", reduction="max")
+    found = score(trace(model, X), model, Scoring(told, over="all", reduction="max"))
     assert found["first.0"].tolist() == [6] * 6
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,17 +15,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, cut_half
-from netslim import Budget, PruningPlan, load, prune, prune_, save, slim, trace, verify
+from netslim import Budget, Limits, PruningPlan, load, prune, prune_, save, slim, trace, verify
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
-from netslim.methods.slim import cut
+from netslim.methods.cutting import by_scores, cut
+from netslim.selection import Compensation
 from netslim.selection.merging import merge
-from netslim.surgery.compensation.constants import fold_constants
+from netslim.surgery import compensate
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.prune import history
 from netslim.surgery.rows import SizePatch
 
+fold = partial(compensate, way="constant")
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -125,7 +128,7 @@ def test_constants_are_moved_exactly(network, tmp_path):
     if network is OneDimension:  # what has no scale is no constant, and only its mean can be moved
         plan = without(plan, model, "up")
     before = copy.deepcopy(model.state_dict())
-    folding = fold_constants(model, plan, [X[:3], X[3:]])
+    folding = fold(model, plan, [X[:3], X[3:]])
     small = prune(folding.model, folding.plan)
     assert (small(X) - model(X)).abs().max() < 1e-10
     assert (prune(model, plan)(X) - model(X)).abs().max() > 1e-2
@@ -149,17 +152,17 @@ def without(plan, model, name):
 def test_gammas_near_zero_are_taken_as_zero():
     model, plan = constant(Plain)
     near = constant(Plain, gamma=1e-3)[0]
-    folding = fold_constants(near, plan, [X])
+    folding = fold(near, plan, [X])
     assert max(row.spread for row in folding.moved) < 1e-10
     assert (prune(folding.model, folding.plan)(X) - model(X)).abs().max() < 1e-10
 
 
 def test_where_it_goes_bias_running_mean_or_a_bias_that_is_added():
     model, plan = constant(Plain)
-    targets = [row.target for row in fold_constants(model, plan, [X]).moved]
+    targets = [row.target for row in fold(model, plan, [X]).moved]
     assert targets == ["b.1.running_mean", "c.0.bias", "head.bias"]
     model, plan = constant(PreResidual)
-    folding = fold_constants(model, plan, [X])
+    folding = fold(model, plan, [X])
     assert {row.consumer: row.target for row in folding.moved} == {
         "conv1.weight": "bn2.running_mean",
         "conv2.weight": "conv2.bias",
@@ -186,7 +189,7 @@ def test_by_hand():
         model[3].weight.copy_(torch.tensor([1.0, 4.0]).view(1, 2, 1, 1))
         model[3].bias.fill_(1)
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
-    folding = fold_constants(model, resolve(trace(model, x), {0: [True, False]}), [x])
+    folding = fold(model, resolve(trace(model, x), {0: [True, False]}), [x])
     small = prune(folding.model, folding.plan)
     assert small[3].bias.item() == 3  # 1 + 4 * relu(0.5)
 
@@ -194,7 +197,7 @@ def test_by_hand():
 def test_several_cuts_one_after_the_other_load_from_the_first_architecture(tmp_path):
     model, plan = constant(PreResidual)
     once = prune(model, plan)
-    folding = fold_constants(once, cut_half(once, X, 1)[1], [X])
+    folding = fold(once, cut_half(once, X, 1)[1], [X])
     twice = prune(folding.model, folding.plan)
     assert set(history(twice).biases) == {"conv2", "head"}
     assert twice.conv2.bias.shape == twice.conv2.weight.shape[:1] == (2,)
@@ -205,7 +208,7 @@ def test_several_cuts_one_after_the_other_load_from_the_first_architecture(tmp_p
 
 def test_padding_spreads_and_the_fold_is_still_nearer():
     model, plan = constant(Chain)
-    folding = fold_constants(model, plan, [X])
+    folding = fold(model, plan, [X])
     spreads = {row.consumer: row.spread for row in folding.moved}
     assert spreads["second.0.weight"] > 0.1
     assert spreads["head.weight"] < 1e-10
@@ -218,7 +221,7 @@ def test_channels_without_a_scale_leave_their_mean():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     plan = cut_half(model, torch.zeros(1, 3, dtype=torch.float64))[1]
     x = torch.randn(50, 3, dtype=torch.float64)
-    folding = fold_constants(model, plan, [(part, "targets") for part in x.split(20)])
+    folding = fold(model, plan, [(part, "targets") for part in x.split(20)])
     small = prune(folding.model, folding.plan)
     assert torch.allclose(small(x).mean(0), model(x).mean(0))
     assert folding.moved[0].spread > 0.1
@@ -231,11 +234,11 @@ def test_merged_channels_are_left_alone():
     masks = {one: np.arange(4) < 2, two: np.arange(4) < 2}
     plan = resolve(graph, masks, into={one: np.array([0, 1, 1, 0])})
     only = resolve(graph, {two: masks[two]})
-    a = {row.consumer: row for row in fold_constants(model, plan, iter([X])).moved}
-    b = {row.consumer: row for row in fold_constants(model, only, [X]).moved}
+    a = {row.consumer: row for row in fold(model, plan, iter([X])).moved}
+    b = {row.consumer: row for row in fold(model, only, [X]).moved}
     assert a == b
     with pytest.raises(PlanError, match="nothing to fold"):
-        fold_constants(model, merge(graph, {"conv1": [0, 0, 1, 1]}), [X])
+        fold(model, merge(graph, {"conv1": [0, 0, 1, 1]}), [X])
 
 
 class Twice(nn.Module):
@@ -274,7 +277,7 @@ class Product(Functional):
 def test_what_cannot_be_moved_is_told(network, reason, caplog):
     model = randomise(network()).double().eval()
     plan = cut_half(model, X)[1]
-    folding = fold_constants(model, plan, [X])
+    folding = fold(model, plan, [X])
     assert [row.target for row in folding.moved] == [None]
     assert reason in folding.moved[0].reason
     assert reason in caplog.text
@@ -308,7 +311,7 @@ class ReturnedToo(ReadTwice):
 @pytest.mark.parametrize("network", [ReadTwice, ReturnedToo])
 def test_a_running_mean_takes_it_only_when_nothing_else_reads_the_output(network):
     model, plan = constant(network)
-    folding = fold_constants(model, plan, [X])
+    folding = fold(model, plan, [X])
     assert [row.target for row in folding.moved] == ["b.bias"]
     wanted, found = model(X), prune(folding.model, folding.plan)(X)
     for a, b in zip(wanted, found, strict=True):
@@ -319,7 +322,7 @@ def test_modes_and_the_original_stay():
     model, plan = constant(PreResidual)
     model.train()
     model.bn2.eval()
-    folding = fold_constants(model, plan, [X])
+    folding = fold(model, plan, [X])
     small = prune(folding.model, folding.plan)
     assert small.training
     assert not small.bn2.training
@@ -339,38 +342,43 @@ def test_modes_and_the_original_stay():
 def test_bad_batches(batches, message):
     model, plan = constant(PreResidual)
     with pytest.raises(ArgumentError, match=message):
-        fold_constants(model, plan, batches)
+        fold(model, plan, batches)
 
 
 def test_slim_folds():
     model, _ = constant(PreResidual)
-    plain = slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), max_cut=0.5)
+    plain = slim(
+        model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), limits=Limits(max_cut=0.5)
+    )
     folded = slim(
         model,
         X,
         criterion="bn_scale",
         budget=Budget(cut_channels=0.4),
-        max_cut=0.5,
-        fold="constant",
+        limits=Limits(max_cut=0.5),
+        compensation=Compensation("constant"),
     )
     assert (folded(X) - model(X)).abs().max() < 1e-10 < (plain(X) - model(X)).abs().max()
     graph = trace(model, X)
     scores = {g.name: torch.arange(g.size) for g in graph.prunable}
-    small, plan, check = cut(
-        model, graph, scores, Budget(cut_channels=0.3), X, fold="constant", batches=[X, X]
-    )
-    assert check.deviation < 1e-10
-    assert small.conv2.bias is not None
-    assert plan.fingerprint != fingerprint(model)
+    choose = by_scores(graph, scores, Budget(cut_channels=0.3))
+    done = cut(model, graph, choose, X, compensation=Compensation("constant"), batches=[X, X])
+    assert done.check.deviation < 1e-10
+    assert done.network.conv2.bias is not None
+    assert done.plan.fingerprint != fingerprint(model)
     with pytest.raises(ArgumentError, match="fold must be"):
-        slim(model, X, budget=Budget(cut_channels=0.4), fold="mean")
-    with pytest.raises(ArgumentError, match="batches are read by fold"):
+        Compensation("mean")
+    with pytest.raises(
+        ArgumentError, match="way must be 'constant' or 'linear' or 'sequential', got 'mean'"
+    ):
+        compensate(model, done.plan, [X], "mean")
+    with pytest.raises(ArgumentError, match="batches are read by compensation="):
         slim(model, X, criterion="bn_scale", budget=Budget(cut_channels=0.4), batches=[X])
 
 
 def test_biases_are_added_in_place_and_not_at_all_on_an_error():
     model, plan = constant(PreResidual)
-    folding = fold_constants(model, plan, [X])
+    folding = fold(model, plan, [X])
     whole = history(prune(folding.model, folding.plan))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     broken = replace(whole, patches=(SizePatch("conv1", "nothing", 1, 2),))

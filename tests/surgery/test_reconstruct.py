@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
-from netslim import Budget, load, prune, save, slim, trace, verify
+from netslim import Budget, Limits, load, prune, save, slim, trace, verify
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
-from netslim.selection import options
-from netslim.surgery import fold_constants, reconstruct
+from netslim.selection import Compensation, Scoring
+from netslim.surgery import compensate
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.prune import history
 from netslim.training.recipe.schema import Prune
 from netslim.training.stages.prune import carry_out
 
+WAYS = ("linear", "sequential")
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TINY = 1e-13  # a ridge that leaves what is exact exact
 
@@ -118,7 +119,7 @@ def line():
 def test_a_line_by_hand(points, ridge, slope, intercept, explained):
     model = line()
     x = torch.tensor(points, dtype=torch.float64)
-    folding = reconstruct(model, only(model, "0", [0], x), [x[:1], x[1:]], ridge=ridge)
+    folding = compensate(model, only(model, "0", [0], x), [x[:1], x[1:]], ridge=ridge)
     small = small_of(folding)
     assert small[1].weight.item() == pytest.approx(1 + 4 * slope)
     assert small[1].bias.item() == pytest.approx(1 + 4 * intercept)
@@ -140,8 +141,8 @@ def mixed(layer, norm, mix):
         layer.bias[k : k + n] = mix @ layer.bias[:k]
 
 
-@pytest.mark.parametrize("sequential", [False, True])
-def test_channels_that_are_multiples_of_others_cost_nothing(sequential):
+@pytest.mark.parametrize("way", WAYS)
+def test_channels_that_are_multiples_of_others_cost_nothing(way):
     model = random(Chain)
     once = torch.zeros(3, 3, dtype=torch.float64)
     once[[0, 1, 2], [0, 0, 2]] = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
@@ -150,7 +151,7 @@ def test_channels_that_are_multiples_of_others_cost_nothing(sequential):
     graph = trace(model, X)
     keep = {graph.number("first.0"): np.arange(6) < 3, graph.number("second.0"): np.arange(5) < 3}
     plan = resolve(graph, keep)
-    folding = reconstruct(model, plan, [X[:20], X[20:]], ridge=TINY, sequential=sequential)
+    folding = compensate(model, plan, [X[:20], X[20:]], ridge=TINY, way=way)
     fresh = torch.randn(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert error(small_of(folding), model, fresh) < 1e-16
     assert error(prune(model, plan), model, fresh) > 1e-3
@@ -186,25 +187,27 @@ def test_combinations_and_constants_are_exact(reads, kept):
     """
     model = random(lambda: Straight(reads))
     plan = only(model, "a", kept)
-    folding = reconstruct(model, plan, [X], ridge=TINY)
+    folding = compensate(model, plan, [X], ridge=TINY)
     assert folding.moved[0].target is not None
     assert error(small_of(folding), model) < 1e-14
     assert error(prune(model, plan), model) > 1e-4
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("sequential", [False, True])
-def test_every_network_comes_nearer_than_with_constants(network, sequential, tmp_path):
+@pytest.mark.parametrize("way", WAYS)
+def test_every_network_comes_nearer_than_with_constants(network, way, tmp_path):
     model = random(network)
     plan = cut_half(model, X)[1]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    folding = reconstruct(model, plan, iter([X[:16], X[16:]]), sequential=sequential)
+    folding = compensate(model, plan, iter([X[:16], X[16:]]), way=way)
     small = small_of(folding)
     assert verify(folding.model, small, folding.plan, X).deviation < 1e-10
     assert error(folding.model, model) == pytest.approx(error(small, model))
-    assert error(small, model) < error(small_of(fold_constants(model, plan, [X])), model) / 1.5
+    assert (
+        error(small, model) < error(small_of(compensate(model, plan, [X], "constant")), model) / 1.5
+    )
     assert [row.consumer for row in folding.moved] == [
-        row.consumer for row in fold_constants(model, plan, [X]).moved
+        row.consumer for row in compensate(model, plan, [X], "constant").moved
     ]
     assert all(0 < row.explained <= 1 and not row.reason and row.target for row in folding.moved)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -217,7 +220,7 @@ def test_every_network_comes_nearer_than_with_constants(network, sequential, tmp
 def test_in_order_the_errors_do_not_add_up(network):
     model = random(network)
     plan = cut_half(model, X)[1]
-    at_once, in_order = (reconstruct(model, plan, [X], sequential=way) for way in (False, True))
+    at_once, in_order = (compensate(model, plan, [X], way=way) for way in WAYS)
     assert error(small_of(in_order), model) < error(small_of(at_once), model) * 0.95
 
 
@@ -233,8 +236,8 @@ def test_the_error_where_it_is_read_is_never_larger_than_with_constants(seed, ri
     plan = only(model, "0", [0, 3, 5])
     plain = prune(model, plan)
     constant, linear = (
-        small_of(fold_constants(model, plan, [X])),
-        small_of(reconstruct(model, plan, [X], ridge=ridge)),
+        small_of(compensate(model, plan, [X], "constant")),
+        small_of(compensate(model, plan, [X], ridge=ridge)),
     )
     assert error(linear, model) < error(constant, model)
     assert error(linear, model) < error(plain, model)
@@ -249,7 +252,7 @@ def test_least_squares_and_a_mean_of_zero_behind_padding():
             nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1, stride=2)
         )
     )
-    small = small_of(reconstruct(model, only(model, "0", [1, 4]), [X[:7], X[7:]], ridge=TINY))
+    small = small_of(compensate(model, only(model, "0", [1, 4]), [X[:7], X[7:]], ridge=TINY))
     x = model[1](model[0](X)).detach().movedim(1, -1).flatten(0, 2)
     stays = torch.cat([x[:, [1, 4]], torch.ones(len(x), 1)], 1)
     fit = torch.linalg.lstsq(stays, x[:, [0, 2, 3]]).solution[:2]
@@ -266,7 +269,7 @@ def test_few_examples_share_the_fit_over_the_places_of_a_map():
     mixed(model.second[0], model.second[1], twin)
     plan = only(model, "second.0", [0, 1, 2])
     fresh = torch.randn(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert error(small_of(reconstruct(model, plan, [X[:4]], ridge=TINY)), model, fresh) < 1e-16
+    assert error(small_of(compensate(model, plan, [X[:4]], ridge=TINY)), model, fresh) < 1e-16
 
 
 class Upside(nn.Module):
@@ -300,19 +303,16 @@ def test_many_examples_fit_each_entry_of_a_map_and_more_entries_than_can_be_take
         model.a.bias.zero_()
     plan = only(model, "a", [0, 1], upside(2))
     assert (
-        error(small_of(reconstruct(model, plan, [upside(50)], ridge=TINY)), model, upside(9))
-        < 1e-16
+        error(small_of(compensate(model, plan, [upside(50)], ridge=TINY)), model, upside(9)) < 1e-16
     )
     assert (
-        error(small_of(reconstruct(model, plan, [upside(5)], ridge=TINY)), model, upside(9)) > 1e-2
+        error(small_of(compensate(model, plan, [upside(5)], ridge=TINY)), model, upside(9)) > 1e-2
     )
-    monkeypatch.setattr(sys.modules["netslim.surgery.reconstruct"], "LARGEST", 11)
-    shared = reconstruct(model, plan, [upside(50)], ridge=TINY)
+    monkeypatch.setattr(sys.modules["netslim.surgery.compensation.linear"], "LARGEST", 11)
+    shared = compensate(model, plan, [upside(50)], ridge=TINY)
     assert shared.moved[0].explained < 0.1
-    monkeypatch.setattr(
-        sys.modules["netslim.surgery.reconstruct"], "_table", lambda graph, cut: None
-    )
-    folding = reconstruct(model, plan, [upside(50)], sequential=True)
+    monkeypatch.setattr(sys.modules["netslim.surgery.compensation.linear"], "_table", lambda graph, cut: None)
+    folding = compensate(model, plan, [upside(50)], way="sequential")
     assert "only the mean of what goes is moved: more than 11 entries" in caplog.text
     x = upside(50)
     assert (small_of(folding)(x) - model(x)).mean(0).abs().max() < 1e-12
@@ -347,15 +347,13 @@ class Functional(nn.Module):
     ("network", "reason"),
     [(Twice, "more than once"), (Functional, "layer has no bias, cannot be given one")],
 )
-@pytest.mark.parametrize("sequential", [False, True])
-def test_where_no_constant_can_go_the_fit_is_through_the_origin(
-    network, reason, sequential, caplog
-):
+@pytest.mark.parametrize("way", WAYS)
+def test_where_no_constant_can_go_the_fit_is_through_the_origin(network, reason, way, caplog):
     model = random(network)
     twin = torch.tensor([[1.0, 0], [0, 2]], dtype=torch.float64)
     mixed(model.a, model.norm, twin)
     plan = only(model, "a", [0, 1])
-    folding = reconstruct(model, plan, [X], ridge=TINY, sequential=sequential)
+    folding = compensate(model, plan, [X], ridge=TINY, way=way)
     row = folding.moved[0]
     assert row.target is None
     assert reason in row.reason
@@ -363,7 +361,7 @@ def test_where_no_constant_can_go_the_fit_is_through_the_origin(
     assert "the constant part" in caplog.text
     assert error(small_of(folding), model) < 1e-16
     random_one = random(network)
-    fit = reconstruct(random_one, plan, [X], ridge=1e-9)
+    fit = compensate(random_one, plan, [X], ridge=1e-9)
     assert error(small_of(fit), random_one) < error(prune(random_one, plan), random_one)
 
 
@@ -386,7 +384,7 @@ class Beside(Functional):
 def test_what_cannot_be_moved_is_told(network, reason, caplog):
     model = random(network)
     plan = cut_half(model, X)[1]
-    folding = reconstruct(model, plan, [X])
+    folding = compensate(model, plan, [X])
     assert (folding.moved[0].target, folding.moved[0].explained) == (None, None)
     assert reason in folding.moved[0].reason
     assert reason in caplog.text
@@ -397,39 +395,48 @@ def test_errors():
     model = random(Chain)
     plan = cut_half(model, X)[1]
     with pytest.raises(ArgumentError, match="ridge must be above 0, got 0"):
-        reconstruct(model, plan, [X], ridge=0)
+        compensate(model, plan, [X], ridge=0)
     with pytest.raises(ArgumentError, match="gives no batch"):
-        reconstruct(model, plan, [])
+        compensate(model, plan, [])
     with pytest.raises(ArgumentError, match="a data loader or a list"):
-        reconstruct(model, plan, X)
+        compensate(model, plan, X)
     with pytest.raises(ArgumentError, match="does not run on batch 1"):
-        reconstruct(model, plan, [X[:, :2]])
+        compensate(model, plan, [X[:, :2]])
     with pytest.raises(ArgumentError, match="not finite"):
-        reconstruct(model, plan, [X / 0])
+        compensate(model, plan, [X / 0])
     with pytest.raises(PlanError, match="was made for the architecture"):
-        reconstruct(random(Residual), plan, [X])
+        compensate(random(Residual), plan, [X])
     with pytest.raises(PlanError, match="nothing to fold"):
-        reconstruct(model, resolve(trace(model, X), {}), [X])
+        compensate(model, resolve(trace(model, X), {}), [X])
 
 
 def test_slim_and_recipes_take_it():
     model = random(Residual)
     budget = Budget(cut_channels=0.4)
     plain, constant, linear = (
-        slim(model, X, criterion="l2", budget=budget, max_cut=0.5, fold=way)
+        slim(
+            model,
+            X,
+            criterion="l2",
+            budget=budget,
+            limits=Limits(max_cut=0.5),
+            compensation=Compensation(way),
+        )
         for way in (None, "constant", "linear")
     )
     assert error(linear, model) < error(constant, model) < error(plain, model)
     with pytest.raises(
-        ArgumentError, match="fold must be 'constant', 'linear', 'sequential' or None, got 'affine'"
+        ArgumentError, match="fold must be 'constant' or 'linear' or 'sequential', got 'affine'"
     ):
-        slim(model, X, budget=budget, fold="affine")
+        slim(model, X, budget=budget, compensation=Compensation("affine"))
+    with pytest.raises(ArgumentError, match=r"'fold' of compensation=netslim\.selection\.Compensation"):
+        slim(model, X, budget=budget, fold="linear")
     stage = Prune(
         name="prune",
-        budget=options.Budget(cut_channels=0.4),
-        scoring=options.Scoring("l2"),
-        limits=options.Limits(max_cut=0.5),
-        compensation=options.Compensation("linear"),
+        budget=Budget(cut_channels=0.4),
+        scoring=Scoring("l2"),
+        limits=Limits(max_cut=0.5),
+        compensation=Compensation("linear"),
     )
     done = carry_out(stage, model, X, lambda count: [(X, torch.zeros(len(X)))] * 2)
     assert error(done.network, model) == pytest.approx(error(linear, model))

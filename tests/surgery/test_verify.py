@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, cut_half
-from netslim import Budget, prune, slim, trace, verify
+from netslim import Budget, Limits, prune, slim, trace, verify
 from netslim.errors import VerificationError
 from netslim.surgery.proof.silencing import randomise, silenced
 from netslim.surgery.rows import TensorCut
@@ -162,7 +162,12 @@ def test_inexact_cuts_have_no_deviation():
     assert graph.prunable == ()
     from netslim import score, select
 
-    plan = select(graph, score(graph, model, "l1"), Budget(cut_channels=0.5), allow_inexact=True)
+    plan = select(
+        graph,
+        score(graph, model, "l1"),
+        Budget(cut_channels=0.5),
+        limits=Limits(allow_inexact=True),
+    )
     small = prune(model, plan)
     assert verify(model, small, plan, X).deviation is None
     assert (small[1].num_channels, small[1].num_groups) == (4, 2)

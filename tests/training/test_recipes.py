@@ -194,9 +194,7 @@ def removed(
     """Masks with as many channels gone as the options say; which ones does not matter here."""
     if isinstance(options, Prune):
         scores = netslim.score(graph, model, "random")
-        plan = netslim.select(
-            graph, scores, per_group=options.per_group, shortcuts=options.limits.shortcuts
-        )
+        plan = netslim.select(graph, scores, per_group=options.per_group, limits=options.limits)
         counts = {name: cut.size - len(cut.kept) for name, cut in plan.groups.items()}
     elif isinstance(options, CentripetalOptions):
         method = CentripetalSGD(

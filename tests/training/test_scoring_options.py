@@ -81,7 +81,7 @@ def test_a_prune_stage_scores_as_it_says():
         "cut", budget=options.Budget(cut_channels=0.4), scoring=options.Scoring("l1", **WAYS)
     )
     done = carry_out(stage, model, X, no_batches)
-    expected = select(graph, score(graph, model, "l1", **WAYS), netslim.Budget(cut_channels=0.4))
+    expected = select(graph, score(graph, model, options.Scoring("l1", **WAYS)), netslim.Budget(cut_channels=0.4))
     plain = select(graph, score(graph, model, "l1"), netslim.Budget(cut_channels=0.4))
     assert done.plan.groups == expected.groups != plain.groups
     stage = Prune(
@@ -91,7 +91,7 @@ def test_a_prune_stage_scores_as_it_says():
         scoring=options.Scoring("l1", **WAYS),
     )
     done = carry_out(stage, model, X, no_batches)
-    ordered = score(graph, model, "l1", **WAYS)["stem.0"].argsort()
+    ordered = score(graph, model, options.Scoring("l1", **WAYS))["stem.0"].argsort()
     assert done.plan.groups["stem.0"].kept == tuple(sorted(ordered[3:].tolist()))
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from netslim.cli.common import add, best_with_data
 from netslim.errors import RecipeError
-from netslim.selection.criteria.normalisation import Normalisation
-from netslim.selection.criteria.parts import Over, Reduction
 from netslim.selection.criteria.registry import CRITERIA, reads_data
+from netslim.selection.options import Normalisation, Over, Reduction
 
 if TYPE_CHECKING:
     from netslim.methods.sensitivity_result import Sensitivity

@@ -43,8 +43,9 @@ from netslim.methods.clusters import (
     widths,
 )
 from netslim.methods.hooks import Attachments, before_step, loss_scale, parameters_of
-from netslim.selection.budget.limits import Limits, Shortcuts
+from netslim.selection.budget.limits import staying
 from netslim.selection.merging import merge
+from netslim.selection.options import Limits, Shortcuts
 from netslim.surgery.plan import PruningPlan
 
 
@@ -175,7 +176,7 @@ class CentripetalSGD:
         self.graph, self.model = graph, model
         self.strength = strength
         self._vector_strength = _not_negative("vector_strength", vector_strength)
-        self._staying = Limits(protect=protect, shortcuts=shortcuts).staying(graph)
+        self._staying = staying(Limits(protect=protect, shortcuts=shortcuts), graph)
         for group in graph.groups:
             if picked(graph, group):
                 self._staying.setdefault(

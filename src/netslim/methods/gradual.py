@@ -16,9 +16,9 @@ good.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from math import floor
 from numbers import Integral
 from types import NoneType
@@ -31,29 +31,31 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from netslim._support import check_batches, expect
-from netslim.errors import ArgumentError, NetslimError, PlanError
+from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.modules.wrapping import bare, reduces
 from netslim.graph.words.naming import is_pattern, meant
+from netslim.methods.cutting import Cut, cut
 from netslim.methods.hooks import Attachments, after_step
-from netslim.methods.slim import rejected
+from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.choice import Masks
-from netslim.selection.budget.resources import Widths
+from netslim.selection.budget.resources import Asked, LatencySource, Widths, kind_of
 from netslim.selection.criteria.registry import Criterion
-from netslim.selection.criteria.scoring import score
-from netslim.selection.select import Budget, select
+from netslim.selection.criteria.scoring import check_options, score
+from netslim.selection.defaults import AUTO, Choice, chosen
+from netslim.selection.options import Budget, Limits, Scoring, takes_options
+from netslim.selection.select import select
 from netslim.surgery.optimizers import cut_state, listed
 from netslim.surgery.plan import PruningPlan, compose
 from netslim.surgery.plan_of_units import resolve
-from netslim.surgery.proof.verify import Verification, verify
-from netslim.surgery.prune import prune, prune_
+from netslim.surgery.proof.verify import Verification
+from netslim.surgery.prune import prune_
 
 Schedule = Literal["linear", "exponential", "cubic"]
 FORMAT = 1
-logger = logging.getLogger("netslim")
 
 
 def shares(steps: int, schedule: Schedule = "cubic", cut: float | None = None) -> tuple[float, ...]:
@@ -107,8 +109,9 @@ class GradualPruning:
     Budget and limits are those of one cut of the model as it was given: after step i of k a budget
     of ``cut_macs=c`` has cut the share ``c * shares(k, schedule)[i - 1]`` of the given model's
     multiply-accumulates, and ``max_cut``, ``min_channels``, ``per_group`` and ``round_to`` refer to
-    the given model's channels at every step. What went stays away. With one step it is
-    `netslim.slim` in place.
+    the given model's channels at every step. What went stays away. With one step it cuts in place
+    what `netslim.slim` cuts: the same choice where it is left to netslim, the same channels; but
+    nothing makes up for those that go, for the training that goes on does.
 
     Going on after a kill: make everything as at the start, with the uncut model, then load, this first::
 
@@ -123,14 +126,17 @@ class GradualPruning:
             says it all.
         steps: how many cuts, 1 or more.
         schedule: how they are spread, see `shares`.
-        criterion: what makes a channel important, see `netslim.score`.
+        per_group: name or pattern -> what goes there in the end, a share or a count, as in
+            `netslim.select`.
+        criterion: what makes a channel important: a name, a function or a `netslim.selection.Scoring`, see
+            `netslim.score`. ``"auto"``, this and ``allocation``: what `netslim.slim` takes.
         batches: for criteria that look at data: a loader or a list, read anew at each step.
-        scoring: options of the criterion, see `netslim.score`.
+        allocation: how the budget is spread, see `netslim.select`.
+        limits: what the cut must respect whatever it is to reach.
+        latency: for budgets of latency, see `netslim.select`.
         optimizer: one or several whose state is cut with the parameters.
         companions: copies that are cut alike, such as weight averages, see `netslim.prune_`.
-        strict: refuse a step when a group fails verification, instead of leaving that group as it
-            is.
-        options: of `netslim.select`.
+        strict: refuse a step when a group fails verification, instead of leaving that group alone.
 
     Attributes:
         original: the graph of the model as it was given.
@@ -141,26 +147,29 @@ class GradualPruning:
 
     Raises:
         TraceError: the model does not run on the inputs.
-        ArgumentError: an option is wrong.
         PlanError: the budget cannot be met within the limits.
+        ArgumentError: an option is misspelt or out of range.
         SurgeryError: an optimizer is none, or is not of this model.
     """
 
+    @takes_options
     def __init__(
         self,
         model: nn.Module,
         example_inputs: Any,
         budget: Budget | None = None,
         *,
+        per_group: Mapping[str, float | int] | None = None,
         steps: int = 5,
         schedule: Schedule = "cubic",
-        criterion: str | Criterion = "l2",
+        criterion: str | Criterion | Scoring = AUTO,
         batches: Iterable[Any] | None = None,
-        scoring: Mapping[str, Any] | None = None,
+        allocation: str = AUTO,
+        limits: Limits = Limits(),
+        latency: LatencySource | None = None,
         optimizer: Optimizer | Iterable[Optimizer] = (),
         companions: Any = (),
         strict: bool = False,
-        **options: Any,
     ) -> None:
         if reduces(model):
             raise ArgumentError(
@@ -175,10 +184,20 @@ class GradualPruning:
         bare(model, ArgumentError, call="GradualPruning(model, example_inputs, budget)")
         self.model, self.example_inputs = model, example_inputs
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict
-        self.criterion, self.scoring = criterion, dict(scoring or {})
+        self.per_group, self.limits, self.latency = per_group or {}, limits, latency
         given = None if batches is None else check_batches(batches)
         self.batches = list(given) if isinstance(given, Iterator) else given
-        self.companions, self.options = companions, options
+        self.companions = companions
+        self._choice = partial(
+            chosen,
+            budget,
+            self.per_group,
+            data=batches is not None,
+            criterion=criterion,
+            allocation=allocation,
+            compensation=None,
+        )
+        self._settle(self._choice())
         self.optimizers = listed(optimizer)
         for one in self.optimizers:
             cut_state(one, {}, set(model.parameters()))
@@ -191,6 +210,12 @@ class GradualPruning:
         self._attached = Attachments("GradualPruning", "once is enough")
         self._begin()
 
+    def _settle(self, choice: Choice) -> None:
+        """Take what is said, or what is taken where nothing is; refuse what cannot be done."""
+        check_options(choice.scoring)
+        allocation_of(choice.allocation)
+        self.scoring, self.allocation = choice.scoring, choice.allocation
+
     def _begin(self) -> None:
         """Look at the model as it was given, and whether it can reach the budget."""
         inner = bare(self.model, ArgumentError)
@@ -198,9 +223,27 @@ class GradualPruning:
         self.plan = resolve(self.original, {})
         self._now = self.original.fingerprint
         self._places = _Places(self.original)
-        scores = score(self.original, inner, self.criterion, batches=self.batches, **self.scoring)
+        self._settle(self._choice(graph=self.original))
+        scores = score(self.original, inner, self.scoring, batches=self.batches)
         self._scored = set(scores)
-        select(self.original, scores, self.budget, **self.options)
+        self._select(scores, self.budget, self.per_group)
+
+    def _select(
+        self,
+        scores: Mapping[str, Tensor],
+        budget: Budget | None,
+        per_group: Mapping[str, float | int],
+    ) -> PruningPlan:
+        """Of the original."""
+        return select(
+            self.original,
+            scores,
+            budget,
+            per_group=per_group,
+            allocation=self.allocation,
+            limits=self.limits,
+            latency=self.latency,
+        )
 
     @property
     def done(self) -> bool:
@@ -236,11 +279,12 @@ class GradualPruning:
                 "what is still to go"
             )
         graph = trace(inner, self._inputs(inner))
-        plan, check = self._chosen(graph, inner)
+        done = self._chosen(graph, inner)
+        plan = done.plan
         if plan.groups:
             self._cut(plan)
             self.plan = replace(compose(self.plan, plan), notes=plan.notes)
-            self.verification, self._now = check, fingerprint(inner)
+            self.verification, self._now = done.check, fingerprint(inner)
         self.taken += 1
         return plan
 
@@ -350,48 +394,36 @@ class GradualPruning:
         device = next((tensor.device for _, tensor in named_tensors(inner)), torch.device("cpu"))
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), self.example_inputs)
 
-    def _chosen(
-        self, graph: ChannelGraph, inner: nn.Module
-    ) -> tuple[PruningPlan, Verification | None]:
-        """The plan of the next cut, proved; a group that cannot be proved is left as it is."""
-        inputs = self._inputs(inner)
-        found = score(graph, inner, self.criterion, batches=self.batches, **self.scoring)
+    def _chosen(self, graph: ChannelGraph, inner: nn.Module) -> Cut[nn.Module]:
+        """The next cut, made of a copy and proved; a group that cannot be proved is left alone from
+        then on.
+        """
+        found = score(graph, inner, self.scoring, batches=self.batches)
         places = [self._places.of(group, self.plan) for group in graph.groups]
         scores, held = self._spread(graph, places, found)
-        while True:
+
+        def choose(alone: frozenset[str]) -> PruningPlan:
+            wrong = {n for name in alone for n in np.unique(places[graph.number(name)][0]).tolist()}
+            self._refused |= wrong
             masks = self._selected(scores, held | self._refused)
-            plan = resolve(
+            return resolve(
                 graph, {n: _picked(masks, place) for n, place in enumerate(places)}, self._notes
             )
-            if not plan.groups:
-                return plan, None
-            try:
-                return plan, verify(inner, prune(inner, plan), plan, inputs, graph=graph)
-            except (NetslimError, RuntimeError):
-                wrong = [] if self.strict else rejected(inner, graph, plan, inputs)
-                if not wrong:
-                    raise
-                logger.warning(
-                    "left as they are, because the cut did not verify: %s", ", ".join(wrong)
-                )
-                self._refused |= {
-                    n for name in wrong for n in np.unique(places[graph.number(name)][0]).tolist()
-                }
+
+        return cut(inner, graph, choose, self._inputs(inner), strict=self.strict)
 
     def _selected(self, scores: Mapping[str, Tensor], held: set[int]) -> Masks:
         """What stays of the original's groups after this step; what went before never comes back."""
         past = self._places.masks(self.plan)
         groups = self.original.groups
         settled = {groups[n].name: int((~past[n]).sum()) if n in past else 0 for n in held}
-        options = dict(self.options)
-        options["per_group"] = self._amounts(settled)
         free = {name: values for name, values in scores.items() if settled.get(name) != 0}
-        plan = select(self.original, free, self._part(), **options)
+        plan = self._select(free, self._part(), self._amounts(settled))
         self._notes = plan.notes
         masks = dict(past)
-        for name, cut in plan.groups.items():
+        for name, group in plan.groups.items():
             number = self.original.number(name)
-            mask = np.isin(np.arange(cut.size), cut.kept)
+            mask = np.isin(np.arange(group.size), group.kept)
             masks[number] = mask & masks[number] if number in masks else mask
         return masks
 
@@ -434,34 +466,32 @@ class GradualPruning:
         """The budget of the next step, for the original."""
         if self.budget is None or self.taken + 1 == self.steps:
             return self.budget
-        part = {}
+        part: dict[str, Any] = {}
         for name, value in self.budget.given().items():
             if name.startswith("cut_"):
                 part[name] = value * self._reached(value)
             else:
                 whole = self._whole(name)
-                part[name] = max(value, whole - (whole - value) * self._reached(1 - value / whole))
-        return Budget(**part)  # type: ignore[arg-type]
+                most = max(value, whole - (whole - value) * self._reached(1 - value / whole))
+                part[name] = floor(most) if isinstance(value, Integral) else most
+        return replace(self.budget, **part)
 
     def _whole(self, name: str) -> float:
         """What the original has of the resource of an absolute budget."""
-        graph = self.original
-        if name == "max_latency_ms":
-            widths = Widths(graph, {})
-            resource = self.options["latency"].resource(graph, widths)
-            return float(resource.total(widths.counts(np.zeros(len(graph), dtype=np.int64))))
-        return float(getattr(graph, name.removeprefix("max_"))())
+        widths = Widths(self.original, {})
+        every = range(len(self.original.groups))
+        resource = kind_of(name).make(Asked(name, self.original, widths, every, self.latency))
+        return float(resource.total(widths.counts(np.zeros(len(every), dtype=np.int64))))
 
-    def _amounts(self, settled: Mapping[str, int]) -> dict[str, float | int] | None:
+    def _amounts(self, settled: Mapping[str, int]) -> dict[str, float | int]:
         """``per_group`` of the next step, for the original: its own entries in part, and what is
         settled.
         """
-        given: Mapping[str, Any] = self.options.get("per_group") or {}
         amounts: dict[str, float | int] = {name: count for name, count in settled.items() if count}
-        for name, amount in given.items():
+        for name, amount in self.per_group.items():
             if is_pattern(self.original, name) or self.original[name].name not in settled:
                 amounts[name] = amount if self.taken + 1 == self.steps else self._some(name, amount)
-        return amounts or None
+        return amounts
 
     def _some(self, name: str, amount: float | int) -> float | int:
         if not isinstance(amount, Integral):
@@ -495,8 +525,10 @@ class _Places:
         shapes (size,).
         """
         s = group.slices[0]
-        cut = next((t for t in past.tensors if (t.tensor, t.axis) == (s.tensor, s.axis)), None)
-        where = s.positions if cut is None else np.asarray(cut.kept)[s.positions]
+        past_cut = next(
+            (t for t in past.tensors if (t.tensor, t.axis) == (s.tensor, s.axis)), None
+        )
+        where = s.positions if past_cut is None else np.asarray(past_cut.kept)[s.positions]
         found = tuple(np.empty(group.size, dtype=np.int64) for _ in range(2))
         for row, known in zip(found, self._units[s.tensor, s.axis], strict=True):
             row[s.units] = known[where]
@@ -505,9 +537,9 @@ class _Places:
     def masks(self, past: PruningPlan) -> Masks:
         """Original group -> which of its units ``past`` keeps, for the groups that lose some."""
         masks: Masks = {}
-        for cut in past.tensors:
+        for row in past.tensors:
             numbers, units = (
-                known[list(cut.removed)] for known in self._units[cut.tensor, cut.axis]
+                known[list(row.removed)] for known in self._units[row.tensor, row.axis]
             )
             for n in np.unique(numbers[numbers >= 0]).tolist():
                 mask = masks.setdefault(n, np.ones(self.graph.groups[n].size, dtype=bool))

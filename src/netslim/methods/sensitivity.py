@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,33 +26,33 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.graph.words.naming import listed, meant
+from netslim.methods.cutting import cut, left_alone
 from netslim.methods.sensitivity_result import EQUAL, FORMAT, Row, Sensitivity, Unit
-from netslim.selection.budget.limits import Limits, Shortcuts
+from netslim.selection.budget.limits import caps, staying
 from netslim.selection.criteria.registry import Criterion
-from netslim.selection.criteria.scoring import score
+from netslim.selection.criteria.scoring import as_scoring, score
+from netslim.selection.defaults import PLAIN
+from netslim.selection.options import Limits, Scoring, takes_options
 from netslim.selection.select import select
 from netslim.surgery.compensation.batch_norm import recalibrate as fresh_statistics
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.proof.verify import verify
-from netslim.surgery.prune import prune
 
 ROUNDING = 1e-9  # of shares of a group
 Progress = Callable[["Row", int, int], None]
 
 
+@takes_options
 def sensitivity(
     model: nn.Module,
     example_inputs: Any,
     evaluate: Callable[[nn.Module], Any],
     *,
-    criterion: str | Criterion = "l2",
+    criterion: str | Criterion | Scoring = PLAIN,
     ratios: Sequence[float] = (0.25, 0.5, 0.75),
     groups: Iterable[str] | None = None,
     batches: Iterable[Any] | None = None,
     recalibrate: bool | int = False,
-    scoring: Mapping[str, Any] | None = None,
-    shortcuts: Shortcuts = "include",
-    allow_inexact: bool = False,
+    limits: Limits = Limits(),
     unit: Unit = "share",
     journal: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -71,7 +71,8 @@ def sensitivity(
         evaluate: takes a network in evaluation mode, a copy that it may do anything with, and gives
             a number, larger is better: accuracy on held-out data (never on the test set, for the
             result decides what is cut).
-        criterion: which channels go first, see `netslim.score`.
+        criterion: which channels go first: a name, a function or a `netslim.selection.Scoring`, see
+            `netslim.score`.
         ratios: shares of a group, above 0 and below 1; ``floor(size * ratio)`` channels go.
         groups: names or patterns, as for ``protect`` of `netslim.select`; by default all that can
             be cut.
@@ -79,10 +80,8 @@ def sensitivity(
         recalibrate: take the statistics of batch norms anew after each cut: True from all of
             ``batches``, a number from the first so many. For the baseline, too, so that a drop is
             what the cut alone does.
-        scoring: options of the criterion.
-        shortcuts: ``avoid`` leaves out the groups in which the outputs of several layers are added.
-        allow_inexact: also cut groups whose removal changes values, as where channels are
-            normalised together.
+        limits: what every cut must respect; where they do not allow a ratio, the largest cut that
+            they do is made.
         unit: ``share`` if the values are shares from 0 to 1 such as accuracy, ``number`` for
             anything else, such as minus a loss.
         journal: a file that keeps each value as soon as it is measured: a run that was killed goes
@@ -107,16 +106,11 @@ def sensitivity(
         raise ArgumentError(f"unit must be 'share' or 'number', got {unit!r}")
     seen = None if batches is None else list(check_batches(batches))
     again = _again(seen, recalibrate)
-    limits = Limits(shortcuts=shortcuts, allow_inexact=allow_inexact)
     graph = trace(model, example_inputs)
-    scores = score(graph, model, criterion, batches=seen, **(scoring or {}))
+    scores = score(graph, model, criterion, batches=seen)
     names, notes = _subjects(graph, scores, groups, limits)
-    named = (
-        criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "a function")
-    )
     about = {
-        "criterion": named,
-        "scoring": dict(scoring or {}),
+        **_described(as_scoring(criterion)),
         "recalibrate": len(again or ()),
         **(settings or {}),
     }
@@ -138,10 +132,10 @@ def sensitivity(
                     progress(row, len(rows), len(names) * len(shares))
         except _UnprovedError as error:
             rows = [row for row in rows if row.group != name]
-            notes.append(f"{name} is left out: its cut cannot be proved ({error})")
+            notes.append(f"{left_alone([name])} ({error})")
     if not rows:
         raise PlanError(f"no group of this model can be cut alone: {listed(notes, '; ')}")
-    about |= {"shortcuts": shortcuts, "allow_inexact": allow_inexact}
+    about |= {"shortcuts": limits.shortcuts, "allow_inexact": limits.allow_inexact}
     return Sensitivity(
         baseline,
         tuple(rows),
@@ -152,6 +146,22 @@ def sensitivity(
         about,
         tuple(notes),
     )
+
+
+def _described(scoring: Scoring) -> dict[str, Any]:
+    """The criterion by name, and what is not as by default."""
+    named = scoring.criterion
+    plain = named if isinstance(named, str) else getattr(named, "__name__", "a function")
+    given = {
+        item.name: getattr(scoring, item.name)
+        for item in fields(scoring)
+        if item.name != "criterion"
+    }
+    usual = Scoring()
+    return {
+        "criterion": plain,
+        "scoring": {name: value for name, value in given.items() if value != getattr(usual, name)},
+    }
 
 
 class _UnprovedError(Exception):
@@ -178,10 +188,10 @@ class _Bench:
         not again.
         """
         number = self.graph.number(name)
-        size = self.graph.groups[number].size
+        size, most = self.graph.groups[number].size, caps(self.limits, self.graph)[number]
         for ratio in ratios:
-            removed = math.floor(size * ratio + ROUNDING)
-            plan = self._plan(name, removed)
+            plan = self._plan(name, min(math.floor(size * ratio + ROUNDING), most))
+            removed = plan.removed
             fresh = removed > 0 and not book.knows(name, removed)
             value = (
                 book.value(name, removed, partial(self._cut, plan, name, removed))
@@ -219,19 +229,14 @@ class _Bench:
         return value
 
     def _plan(self, name: str, removed: int) -> PruningPlan:
-        options: dict[str, Any] = {
-            "shortcuts": self.limits.shortcuts,
-            "allow_inexact": self.limits.allow_inexact,
-        }
-        return select(self.graph, self.scores, per_group={name: removed}, **options)
+        return select(self.graph, self.scores, per_group={name: removed}, limits=self.limits)
 
     def _cut(self, plan: PruningPlan, name: str, removed: int) -> float:
         try:
-            small = prune(self.model, plan)
-            verify(self.model, small, plan, self.example_inputs, graph=self.graph)
+            done = cut(self.model, self.graph, lambda _: plan, self.example_inputs, strict=True)
         except (NetslimError, RuntimeError) as error:
             raise _UnprovedError(" ".join(str(error).split())) from error
-        return self.look(small, f"{name} without {removed} of its channels")
+        return self.look(done.network, f"{name} without {removed} of its channels")
 
 
 class _Journal:
@@ -351,20 +356,20 @@ def _subjects(
     graph: ChannelGraph, scores: Mapping[str, Tensor], groups: Iterable[str] | None, limits: Limits
 ) -> tuple[list[str], list[str]]:
     """The names of the groups to cut, in order of execution, and sentences on those left out."""
-    staying = {group.name: "it has no score" for group in graph.groups if group.name not in scores}
-    staying |= limits.staying(graph)
+    whole = {group.name: "it has no score" for group in graph.groups if group.name not in scores}
+    whole |= staying(limits, graph)
     if groups is None:
         chosen = [group.name for group in graph.groups]
     else:
         wanted, chosen = [groups] if isinstance(groups, str) else list(groups), []
         for name in wanted:
             members = [g.name for g in meant(graph, name, "groups names no group")]
-            if all(member in staying for member in members):
-                raise PlanError(f"groups: {name!r} cannot be cut: {staying[members[0]]}")
+            if all(member in whole for member in members):
+                raise PlanError(f"groups: {name!r} cannot be cut: {whole[members[0]]}")
             chosen += members
-    names = [g.name for g in graph.groups if g.name in chosen and g.name not in staying]
+    names = [g.name for g in graph.groups if g.name in chosen and g.name not in whole]
     notes = [
-        f"{name} is left out: {staying[name]}" for name in dict.fromkeys(chosen) if name in staying
+        f"{name} is left out: {whole[name]}" for name in dict.fromkeys(chosen) if name in whole
     ]
     if not names:
         raise PlanError(f"nothing can be cut: {listed(notes, '; ') or 'groups is empty'}")

@@ -34,9 +34,10 @@ from netslim.graph.modules.walk import layer_of, named_tensors
 from netslim.graph.modules.wrapping import bare
 from netslim.graph.words.naming import granted
 from netslim.methods.hooks import Attachments, after_step, parameters_of
-from netslim.selection.budget.limits import Limits, Shortcuts
+from netslim.selection.budget.limits import staying
 from netslim.selection.criteria.registry import Criterion
 from netslim.selection.criteria.scoring import score
+from netslim.selection.options import Limits, Scoring, Shortcuts, takes_options
 from netslim.selection.select import select
 from netslim.surgery.plan import PruningPlan
 
@@ -116,7 +117,7 @@ class SoftFilterPruning:
         expect(graph, ChannelGraph, "graph", "SoftFilterPruning(graph, model, rate)")
         inner = bare(model, ArgumentError, call="SoftFilterPruning(graph, model, rate)")
         scores = score(graph, inner, criterion)
-        barred = Limits(shortcuts=shortcuts).staying(graph)
+        barred = staying(Limits(shortcuts=shortcuts), graph)
         barred |= {
             g.name: why
             for g in graph
@@ -231,8 +232,7 @@ class SoftFilterPruning:
                 well, after which the model equals the one that `plan` makes of it, where
                 activations leave zero at zero. ``"keep"`` leaves them as they are: call
                 `netslim.surgery.recalibrate`, after which the mean of a zero filter is zero as it was in
-                training, and then `netslim.surgery.fold_constants`, which moves them into the layers
-                behind.
+                training, and then `netslim.surgery.compensate`, which moves them into the layers behind.
 
         Raises:
             ArgumentError: another value of `constants`, or as `zero` does.
@@ -252,17 +252,18 @@ class SoftFilterPruning:
         units = list(self._zeroed().values())
         return torch.cat(units).double().mean().item() if units else 0.0
 
-    def plan(self, **limits: Any) -> PruningPlan:
+    @takes_options
+    def plan(self, *, limits: Limits = Limits()) -> PruningPlan:
         """The plan that removes the channels whose filters are zero now, in the groups it acts on.
 
         Args:
-            limits: of `netslim.select`: ``min_channels``, ``max_cut``, ``round_to``, ``protect``.
+            limits: what the cut must respect, as for `netslim.select`.
 
         Raises:
             PlanError: no filter is zero, or more are zero than the limits allow to remove.
         """
         plan = plan_of_zeros(
-            self.graph, self.model, groups=self.counts, criterion=self.criterion, **limits
+            self.graph, self.model, groups=self.counts, criterion=self.criterion, limits=limits
         )
         notes = [
             f"{name} stays: {why}"
@@ -369,13 +370,14 @@ def zeroed(
     return {name: _zero_units(graph[name], tensors) for name in names}
 
 
+@takes_options
 def plan_of_zeros(
     graph: ChannelGraph,
     model: nn.Module,
     *,
     groups: Iterable[str] | None = None,
-    criterion: str | Criterion = "l2",
-    **limits: Any,
+    criterion: str | Criterion | Scoring = "l2",
+    limits: Limits = Limits(),
 ) -> PruningPlan:
     """The plan that removes every channel whose filters are zero; where a whole group is, one of it
     stays.
@@ -385,7 +387,7 @@ def plan_of_zeros(
         model: as training with `SoftFilterPruning` has left it, or any other with zero filters.
         groups: names of the groups that may be cut; by default all that can be cut exactly.
         criterion: which filters, besides the zero ones, go first where ``round_to`` asks for more.
-        limits: of `netslim.select`: ``min_channels``, ``max_cut``, ``round_to``, ``protect``.
+        limits: what the cut must respect, as for `netslim.select`.
 
     Raises:
         StaleGraphError: the model is not the traced one.
@@ -403,7 +405,7 @@ def plan_of_zeros(
         n: _zero_first(s, zero[n]) if n in zero else s
         for n, s in score(graph, model, criterion).items()
     }
-    return select(graph, scores, per_group=counts, **limits)
+    return select(graph, scores, per_group=counts, limits=limits)
 
 
 def cifar_resnet_cut(depth: int, rate: float) -> float:

@@ -5,35 +5,32 @@ it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim._support import expect, nearest
+from netslim._support import expect
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.wrapping import bare
 from netslim.selection.budget.choice import Chooser, Masks
-from netslim.selection.budget.limits import Limits
 from netslim.selection.criteria.registry import Criterion
-from netslim.selection.criteria.scoring import Lead, Scorer
+from netslim.selection.criteria.scoring import Scorer
+from netslim.selection.options import Limits, Scoring, takes_options
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import resolve
 
 
+@takes_options
 def greedy(
     graph: ChannelGraph,
     model: nn.Module,
     per_group: Mapping[str, float | int],
-    criterion: str | Criterion = "l1",
+    criterion: str | Criterion | Scoring = "l1",
     *,
-    lead: Lead = "mean",
-    options: Mapping[str, Any] | None = None,
-    **limits: Any,
+    limits: Limits = Limits(),
 ) -> PruningPlan:
     """Choose filters layer by layer, in order of execution (Li et al. 2017, section 3.2, "greedy
     pruning").
@@ -45,12 +42,10 @@ def greedy(
         graph: from `netslim.trace`.
         model: whose weights are scored; it is not changed.
         per_group: name or pattern -> what goes, a share or a count, as in `netslim.select`.
-        criterion: of the weights, see `netslim.score`. One that does not look at kernels, such as
-            ``bn_scale``, makes greedy and independent pruning the same.
-        lead: what scores channels that several layers make together, see `netslim.score`.
-        options: ``reduction`` and ``over`` of `netslim.score`, and what the criterion takes.
-        limits: ``min_channels``, ``max_cut``, ``round_to``, ``protect``, ``shortcuts`` and
-            ``allow_inexact`` of `netslim.select`.
+        criterion: of the weights, a name, a function or a `netslim.selection.Scoring`, see `netslim.score`.
+            One that does not look at kernels, such as ``bn_scale``, makes greedy and independent
+            pruning the same.
+        limits: what the cut must respect whatever it is to reach.
 
     Raises:
         StaleGraphError: the model is not the traced one.
@@ -61,7 +56,7 @@ def greedy(
     expect(graph, ChannelGraph, "graph", "greedy(graph, model, per_group)")
     expect(per_group, Mapping, "per_group", "greedy(graph, model, per_group)")
     graph.check(model)
-    scorer = Scorer.of(graph, criterion, lead=lead, **(options or {}))
+    scorer = Scorer.of(graph, criterion)
     if scorer.reads_data:
         raise ArgumentError(
             f"{scorer.name} looks at data, which does not change as layers are cut: use "
@@ -75,7 +70,7 @@ def greedy(
     scores = {
         g.name: s for g in graph.groups if not g.frozen and (s := scorer(g, tensors)) is not None
     }
-    chooser = Chooser(graph, scores, _limits(limits))
+    chooser = Chooser(graph, scores, limits)
     masks: Masks = {}
     for number, count in chooser.named_counts(per_group).items():
         group = graph.groups[number]
@@ -91,11 +86,3 @@ def _forget(group: ChannelGroup, mask: np.ndarray, tensors: dict[str, Tensor]) -
         gone = torch.from_numpy(s.positions[~mask[s.units]])
         weight = tensors[s.tensor]
         tensors[s.tensor] = weight.index_fill(s.axis, gone.to(weight.device), 0)
-
-
-def _limits(given: Mapping[str, Any]) -> Limits:
-    known = [f.name for f in fields(Limits)]
-    for name in given:
-        if name not in known:
-            raise ArgumentError(f"greedy takes no limit {name!r}{nearest(name, known)}")
-    return Limits(**given)

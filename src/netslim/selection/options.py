@@ -10,23 +10,27 @@ Adding an option of the cut: a field here, and the line that obeys it.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from netslim._support import nearest
 from netslim.errors import ArgumentError
+from netslim.surgery.compensation.linear import FoldWay
 
 Kind = TypeVar("Kind")
+Taken = ParamSpec("Taken")
+Result = TypeVar("Result")
 Shortcuts = Literal["include", "avoid"]
 Lead = Literal["mean", "pacesetter"]
 Reduction = Literal["mean", "sum", "max", "product", "first"]
 Over = Literal["producers", "all"]
 Normalisation = Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"]
-FoldWay = Literal["constant", "linear", "sequential"]
 
 
 def option(
@@ -53,7 +57,7 @@ def option(
 
 
 def spelled(kind: type[Kind]) -> type[Kind]:
-    """Class decorator of dataclasses: a misspelt option fails at once, with the nearest right name."""
+    """Class decorator of dataclasses: a misspelt option fails at once, with the nearest name."""
     made = kind.__init__
 
     @functools.wraps(made)
@@ -66,7 +70,7 @@ def spelled(kind: type[Kind]) -> type[Kind]:
                 )
         made(self, *args, **options)
 
-    kind.__init__ = __init__  # type: ignore[misc]
+    type.__setattr__(kind, "__init__", __init__)
     return kind
 
 
@@ -80,7 +84,8 @@ class Checked:
     """Options whose numbers, choices and flags are checked by what their fields say."""
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        kind: Any = type(self)
+        hints = _hints(kind)
         for item in fields(self):
             self._check(item.name, getattr(self, item.name), hints[item.name], item.metadata)
 
@@ -308,7 +313,7 @@ class Compensation(Checked):
         fold: ``"constant"`` moves what is constant of it into the layers behind; ``"linear"`` has
             the channels that stay stand in for them, by least squares; ``"sequential"`` does so
             layer after layer, slower and nearer; None drops it. See
-            `netslim.surgery.prune.compensate`.
+            `netslim.surgery.compensate`.
         recalibrate: batches from which the statistics of batch normalisation are taken anew after
             the cut; 0 (or False) leaves them, True takes all batches that are given.
 
@@ -329,13 +334,91 @@ class Compensation(Checked):
     )
 
 
+# Parameter of public functions -> the class of its options, what else may stand there, an example.
+_HOMES: dict[str, tuple[type[Any], tuple[Any, ...], str]] = {
+    "budget": (Budget, (), "Budget(cut_channels=0.5)"),
+    "limits": (Limits, (), "Limits(min_channels=4)"),
+    "criterion": (Scoring, (str, Callable), "Scoring('l1', normalize='mean')"),
+    "compensation": (Compensation, (str,), "Compensation('linear')"),
+}
+
+
+def takes_options(function: Callable[Taken, Result]) -> Callable[Taken, Result]:
+    """Decorator of functions that take options: what is misspelt or of another kind fails at once.
+
+    The signature stays as it is for type checkers. Of a class, decorate ``__init__``.
+
+    Raises:
+        ArgumentError: by the decorated function, before it does anything: the nearest name and the
+            options class that it belongs to, or what a parameter takes.
+    """
+    signature = inspect.signature(function)
+    names = [name for name in signature.parameters if name != "self"]
+    called = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: Taken.args, **options: Taken.kwargs) -> Result:
+        for name in options:
+            if name not in signature.parameters:
+                raise ArgumentError(f"{called} takes no {name!r}{_remedy(name, names)}")
+        for name in names:
+            place = list(signature.parameters).index(name)
+            value = args[place] if place < len(args) else options.get(name)
+            if name in _HOMES and value is not None:
+                _check_kind(name, value)
+        return function(*args, **options)
+
+    return checked
+
+
+def _remedy(name: str, parameters: list[str]) -> str:
+    """What was meant by a keyword that a function with these parameters does not take."""
+    homes = {
+        item.name: (parameter, kind)
+        for parameter, (kind, _, _) in _HOMES.items()
+        if parameter in parameters
+        for item in fields(kind)
+        if item.name not in parameters
+    }
+    near = difflib.get_close_matches(name, [*parameters, *homes], 1)
+    if near and near[0] in homes:
+        parameter, kind = homes[near[0]]
+        return f"; did you mean {near[0]!r} of {parameter}={_called(kind)}({near[0]}=...)?"
+    own = (
+        "; what a criterion takes of its own goes into criterion=netslim.selection.Scoring(..., "
+        "arguments={...})"
+    )
+    return nearest(name, parameters) + (own if "criterion" in parameters and not near else "")
+
+
+def _called(kind: type[Any]) -> str:
+    """What users write for an options class."""
+    return f"netslim.{kind.__name__}" if kind in (Budget, Limits) else f"netslim.selection.{kind.__name__}"
+
+
+def _check_kind(name: str, value: Any) -> None:
+    kind, others, example = _HOMES[name]
+    if not isinstance(value, (kind, *others)):
+        more = " or a name" if others else ""
+        raise ArgumentError(
+            f"{name} must be a {_called(kind)}{more}, such as {example}, got {value!r}"
+        )
+
+
 __all__ = [
     "Budget",
     "Checked",
     "Compensation",
+    "FoldWay",
+    "Lead",
     "Limits",
+    "Normalisation",
+    "Over",
+    "Reduction",
     "Scoring",
+    "Shortcuts",
     "declared",
     "option",
     "spelled",
+    "takes_options",
 ]

@@ -15,99 +15,24 @@ from torch import Tensor
 from netslim._support import described, expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.counts import Count
-from netslim.selection.budget.allocation import ALLOCATIONS, Allocation, allocate
+from netslim.selection.budget.allocation import allocate, allocation_of
 from netslim.selection.budget.choice import Chooser
 from netslim.selection.budget.ladder import Goal, Ladder
-from netslim.selection.budget.limits import Limits, Shortcuts
-from netslim.selection.budget.resources import LatencySource, Peak, Products, Resource
+from netslim.selection.budget.resources import Asked, LatencySource, Resource, kind_of
+from netslim.selection.options import Budget, Limits, takes_options
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import resolve
 
-_RESOURCES = {
-    "channels": "channels",
-    "params": "parameters",
-    "macs": "MACs",
-    "activations": "activations",
-    "activation_bytes": "bytes of activations",
-    "peak_memory": "bytes of memory at the peak",
-    "peak_bytes": "bytes of memory at the peak",
-    "latency": "ms",
-    "latency_ms": "ms",
-}
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What must go, relative to the traced model, or how much may stay. Several may be given; all
-    are met.
-
-    Attributes:
-        cut_channels: share of the scored channels to remove, 0 <= share < 1; exactly ``floor(N *
-            share)`` go (the percentage of the Network Slimming paper), or what ``round_to`` and
-            other budgets ask for beyond it.
-        cut_params: least share of the parameters to remove.
-        cut_macs: least share of the multiply-accumulates to remove.
-        cut_activations: least share to remove of the elements that convolutions, linear layers and
-            matrix products put out (the activations of Radosavovic et al. 2020, section 3.3).
-        cut_peak_memory: least share to remove of the bytes that are alive at once in a forward
-            pass, parameters aside.
-        cut_latency: least share to remove of the milliseconds that a `LatencyTable` foretells.
-        max_params: most parameters that may stay.
-        max_macs: most multiply-accumulates that may stay, for the traced input.
-        max_activation_bytes: most bytes of activations, as counted by ``cut_activations``, for the
-            traced input.
-        max_peak_bytes: most bytes alive at once, for the traced input.
-        max_latency_ms: most milliseconds that a `LatencyTable` may foretell.
-
-    Raises:
-        ArgumentError: a share is below 0 or at 1 and above, a maximum is not positive, or nothing
-            is asked for.
-    """
-
-    cut_channels: float | None = None
-    cut_params: float | None = None
-    cut_macs: float | None = None
-    cut_activations: float | None = None
-    cut_peak_memory: float | None = None
-    cut_latency: float | None = None
-    max_params: int | None = None
-    max_macs: int | None = None
-    max_activation_bytes: int | None = None
-    max_peak_bytes: int | None = None
-    max_latency_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.given().items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ArgumentError(f"{name} must be a number, got {value!r}")
-            if name.startswith("cut_") and not 0 <= value < 1:
-                raise ArgumentError(
-                    f"{name} must be at least 0 and below 1, got {value}: it is the share that goes"
-                )
-            if name.startswith("max_") and not value > 0:
-                raise ArgumentError(f"{name} must be above 0, got {value}")
-
-    def given(self) -> dict[str, float]:
-        """The limits that were set."""
-        return {
-            f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None
-        }
-
-
+@takes_options
 def select(
     graph: ChannelGraph,
     scores: Mapping[str, Tensor],
     budget: Budget | None = None,
     *,
-    min_channels: int = 1,
-    max_cut: float | Mapping[str, float | int] | None = None,
-    round_to: int = 1,
-    protect: Iterable[str] = (),
     per_group: Mapping[str, float | int] | None = None,
-    allocation: Allocation = "global",
-    shortcuts: Shortcuts = "include",
-    allow_inexact: bool = False,
+    allocation: str = "global",
+    limits: Limits = Limits(),
     latency: LatencySource | None = None,
 ) -> PruningPlan:
     """Choose the least important units that must go for the budget to be met.
@@ -119,26 +44,16 @@ def select(
         graph: from `netslim.trace`.
         scores: from `netslim.score`; groups without scores are not cut.
         budget: what to reach; may be left out when ``per_group`` says it all.
-        min_channels: units that stay in every group at least; no layer can die.
-        max_cut: largest share of a group that may go (the papers' 50 % cap is 0.5); or by name or
-            pattern, a share (float below 1) or a count (int), as `netslim.methods.Sensitivity.limits` gives
-            them.
-        round_to: what stays in a touched group is a multiple of this; groups that have no more stay
-            whole.
-        protect: names, or patterns of group names, that are left alone (``"layer1.*"``).
         per_group: name or pattern -> what goes in each group that it means: a share (float below 1)
             or a count (int). A plain name may be any that ``graph[name]`` knows, and wins over
             patterns, wherever it stands; of two patterns the later one wins: ``{"layer1.*": 0.6,
             "layer1.3.conv1": 0}``. These groups take no part in the rest of the budget.
-        allocation: ``global`` compares all units with one threshold; ``uniform`` cuts the same
-            share of each group; ``isomorphic`` the same share of all groups that are built alike,
-            with one threshold within them (Fang et al. 2024); ``cost`` takes the units that lose
-            the least score for the cost they save; ``knapsack`` finds the least score lost of all
-            choices, exactly, for small networks.
-        shortcuts: ``avoid`` leaves alone the groups in which the outputs of several layers are
-            added.
-        allow_inexact: also cut groups whose removal changes values (normalisation over channels,
-            attention).
+        allocation: how the budget is spread over the groups: ``"global"``, ``"uniform"``,
+            ``"isomorphic"``, ``"cost"``, ``"knapsack"`` (see
+            `netslim.selection.budget.allocation`), one that was registered there, or
+            ``package.module:function``.
+        limits: what the cut must respect whatever it is to reach, such as
+            `netslim.Limits(round_to=8)`.
         latency: for ``cut_latency`` and ``max_latency_ms``: a table from `netslim.latency_table`,
             measured here or elsewhere.
 
@@ -146,38 +61,27 @@ def select(
         ArgumentError: an option is out of range, of the wrong kind or names no group.
         PlanError: the budget cannot be met within the limits (names what binds and the best that
             can be reached), or nothing is left that could be cut.
+        ArgumentError: an option is misspelt, unknown or of another kind, or a name means no group.
     """
     call = "select(graph, scores, budget)"
     expect(graph, ChannelGraph, "graph", call)
     expect(scores, Mapping, "scores", call)
-    expect(
-        per_group,
-        (Mapping, NoneType),
-        "per_group",
-        "select(graph, scores, per_group={'layer1.*': 0.5})",
-    )
+    named = "select(graph, scores, per_group={'layer1.*': 0.5})"
+    expect(per_group, (Mapping, NoneType), "per_group", named)
     if latency is not None and not hasattr(latency, "resource"):
         raise ArgumentError(
             f"latency must be a table from netslim.latency_table, got {described(latency)}"
         )
-    if budget is not None and not isinstance(budget, Budget):
-        raise ArgumentError(
-            f"budget must be a netslim.Budget, such as Budget(cut_channels=0.5), got {budget!r}"
-        )
-    if allocation not in ALLOCATIONS:
-        raise ArgumentError(
-            f"allocation must be one of {', '.join(map(repr, ALLOCATIONS))}, got {allocation!r}"
-        )
+    way = allocation_of(allocation)
     if not per_group and (budget is None or not budget.given()):
         raise ArgumentError(
             "nothing to do: give a budget such as Budget(cut_channels=0.5), or per_group"
         )
-    limits = Limits(min_channels, max_cut, round_to, protect, shortcuts, allow_inexact)
     problem = _Problem(graph, scores, budget or Budget(), limits, per_group or {}, latency)
     ladder = Ladder(problem.chooser, problem.fixed)
     goals = problem.goals(ladder)
     problem.check(ladder, goals)
-    removed = allocate(ladder, goals, allocation)
+    removed = allocate(ladder, goals, way)
     return resolve(
         graph,
         ladder.masks(removed),
@@ -237,29 +141,8 @@ class _Problem:
         return Goal("cut_channels", resource, whole - wanted, whole)
 
     def _resource(self, ladder: Ladder, name: str) -> Resource:
-        graph, widths, kind = self.graph, ladder.widths, name[4:]
-        if kind == "channels":
-            ones = [
-                Count(0, ((n, np.ones(graph.groups[n].size, dtype=np.int64)),)) for n in ladder.free
-            ]
-            return Products(widths, [(one,) for one in ones])
-        if kind == "params":
-            return Products(widths, [cost.factors for cost in graph.parameters.values()])
-        if kind == "macs":
-            return Products(widths, [cost.factors for cost in graph.costs])
-        if kind in ("activations", "activation_bytes"):
-            made = [output for output in graph.outputs if output.layer]
-            sizes = [1 if kind == "activations" else output.itemsize for output in made]
-            return Products(widths, [output.factors for output in made], sizes)
-        if kind.startswith("peak"):
-            return Peak(widths, graph.memory)
-        if self.latency is None:
-            raise ArgumentError(
-                f"{name} needs to know how long layers take: give "
-                "latency=netslim.latency_table(model, graph, example_inputs), measured where "
-                "the network is to run"
-            )
-        return self.latency.resource(graph, widths)
+        asked = Asked(name, self.graph, ladder.widths, ladder.free, self.latency)
+        return kind_of(name).make(asked)
 
     def check(self, ladder: Ladder, goals: Iterable[Goal]) -> None:
         """Refuse a goal that no allowed choice reaches.
@@ -273,7 +156,7 @@ class _Problem:
                 raise PlanError(self._refusal(ladder, goal, best))
 
     def _refusal(self, ladder: Ladder, goal: Goal, best: float) -> str:
-        unit = _RESOURCES[goal.name[4:]]
+        unit = kind_of(goal.name).unit
         value = getattr(self.budget, goal.name)
         cut = 1 - best / goal.whole
         reached = (
@@ -382,4 +265,4 @@ def _figure(amount: float, rounding: Callable[[float], int] = floor) -> str:
     return f"{whole:,}" if amount >= 1000 or abs(amount - round(amount)) < 1e-6 else f"{amount:.4g}"
 
 
-__all__ = ["Budget", "select"]
+__all__ = ["select"]

@@ -37,7 +37,7 @@ class PruningPlan:
         patches: `SizePatch` rows.
         notes: sentences for people: what stayed and why.
         biases: paths of modules that are given a bias of zeros before the cut, see
-            `netslim.surgery.fold_constants`.
+            `netslim.surgery.compensate`.
     """
 
     fingerprint: str

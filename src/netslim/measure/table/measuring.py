@@ -42,7 +42,8 @@ from netslim.measure.table.latency_table import (
 from netslim.measure.table.onnx_kernels import onnx_kernel
 from netslim.models.onnx_session import Session
 from netslim.selection.criteria.scoring import score
-from netslim.selection.select import Budget, select
+from netslim.selection.options import Budget
+from netslim.selection.select import select
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.prune import prune
 

@@ -8,11 +8,11 @@ every goal goes, and then whatever the goals leave room for comes back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from netslim._support import from_module, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -21,52 +21,118 @@ from netslim.selection.budget.knapsack import exact
 from netslim.selection.budget.ladder import Goal, Ladder
 from netslim.selection.budget.resources import Peak, Vector
 
-Allocation = Literal["global", "uniform", "isomorphic", "cost", "knapsack"]
-ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+Way = Callable[[Ladder, Sequence[Goal]], Vector]
+ALLOCATIONS: dict[str, Way] = {}
 _ROUNDS = 8  # what a unit saves changes as its neighbours go; it is reckoned anew so many times
 _PEAK_ROUNDS = 64  # units that have nothing to do with the fullest moment save nothing, until it is another one
 
 
-def allocate(ladder: Ladder, goals: Sequence[Goal], way: Allocation) -> Vector:
+def allocation(way: Way) -> Way:
+    """Register a way of allocation under its own name, a decorator; `select` and all that calls it
+    know it then.
+
+    The function takes the ladder of steps and the goals, of which at least one is not met yet
+    though all can be; it returns how many units go of each group, shape (groups,). Its docstring
+    says what is spread how. A trailing underscore does not belong to the name. One in a module of
+    your own is also found as ``package.module:function``.
+    """
+    ALLOCATIONS[way.__name__.rstrip("_")] = way
+    return way
+
+
+def allocation_of(name: str) -> Way:
+    """The way of allocation of this name.
+
+    Raises:
+        ArgumentError: there is none; the nearest, or all of them, are named.
+    """
+    if name in ALLOCATIONS:
+        return ALLOCATIONS[name]
+    if ":" in str(name):
+        return from_module(name, ArgumentError)
+    raise ArgumentError(
+        f"allocation must be one of {', '.join(map(repr, ALLOCATIONS))}, got {name!r}"
+        f"{nearest(name, ALLOCATIONS, otherwise='')}"
+    )
+
+
+def allocate(ladder: Ladder, goals: Sequence[Goal], way: Way) -> Vector:
     """Units that go of each group, shape (groups,), for every goal to be met; they can be met.
+
+    Raises:
+        PlanError: as the way of allocation does.
+    """
+    return ladder.start if ladder.met(goals, ladder.start) else way(ladder, goals)
+
+
+@allocation
+def global_(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
+    """One threshold of the scores of all units."""
+    return fewest(ladder, goals, np.argsort(ladder.score, kind="stable"))
+
+
+@allocation
+def uniform(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
+    """The same share of every group."""
+    return fewest(ladder, goals, _by_share(ladder, {n: n for n in ladder.free}))
+
+
+@allocation
+def isomorphic(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
+    """The same share of all groups that are built alike, and one threshold within them (Fang et al.
+    2024).
+    """
+    return fewest(ladder, goals, _by_share(ladder, _alike(ladder.graph, ladder.free)))
+
+
+@allocation
+def cost(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
+    """The steps that lose the least score for what they save, reckoned anew as groups shrink.
+
+    Raises:
+        ArgumentError: scores below 0 do not add up to a loss.
+    """
+    _check_losses(ladder, "cost")
+    return _returned(ladder, goals, *_by_cost(ladder, goals))
+
+
+@allocation
+def knapsack(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
+    """The least score lost of all ways to meet the goals, exactly, for small networks.
+
+    Raises:
+        ArgumentError: scores below 0 do not add up to a loss.
+        PlanError: the way is too long.
+    """
+    _check_losses(ladder, "knapsack")
+    return exact(ladder, goals)
+
+
+def _check_losses(ladder: Ladder, name: str) -> None:
+    if (ladder.lost < 0).any():
+        raise ArgumentError(
+            f"allocation={name!r} adds up the scores that are lost, and some are below 0: take "
+            "a criterion whose scores are at least 0, or allocation='global'"
+        )
+
+
+def fewest(ladder: Ladder, goals: Sequence[Goal], order: Vector) -> Vector:
+    """Units that go of each group, shape (groups,), when steps go in this order.
+
+    As few as meet the goals; what they leave room for comes back.
 
     Args:
         ladder: the steps.
         goals: what to reach.
-        way: ``global``: one threshold of the scores. ``uniform``: the same share of every group.
-            ``isomorphic``: the same share of all groups that are built alike, and one threshold
-            within them (Fang et al. 2024). ``cost``: the steps that lose the least score for what
-            they save, reckoned anew as groups shrink. ``knapsack``: the least score lost of all
-            ways to meet the goals, exactly.
-
-    Raises:
-        ArgumentError: the scores do not add up to a loss (negative ones).
-        PlanError: the exact way is too long.
+        order: numbers of all steps, those of a group as they stand in the ladder.
     """
-    if ladder.met(goals, ladder.start):
-        return ladder.start
-    if way in ("cost", "knapsack") and (ladder.lost < 0).any():
-        raise ArgumentError(
-            f"allocation={way!r} adds up the scores that are lost, and some are below 0: take "
-            "a criterion whose scores are at least 0, or allocation='global'"
-        )
-    if way == "knapsack":
-        return exact(ladder, goals)
-    order, removed = (
-        _by_cost(ladder, goals)
-        if way == "cost"
-        else _by_order(ladder, goals, _ordered(ladder, way))
-    )
-    return _returned(ladder, goals, order, removed)
+    return _returned(ladder, goals, *_by_order(ladder, goals, order))
 
 
-def _ordered(ladder: Ladder, way: Allocation) -> Vector:
-    """The steps in the order in which they go."""
-    if way == "global":
-        return np.argsort(ladder.score, kind="stable")
-    pool_of = (
-        _alike(ladder.graph, ladder.free) if way == "isomorphic" else {n: n for n in ladder.free}
-    )
+def _by_share(ladder: Ladder, pool_of: Mapping[int, int]) -> Vector:
+    """The steps in the order in which pools of groups lose the same share; within a pool by their
+    scores.
+    """
     pools = np.array([pool_of.get(n, -1) for n in range(len(ladder.start))])
     sizes = np.zeros(len(ladder.start))
     for number in ladder.free:
@@ -150,4 +216,4 @@ def _build(graph: ChannelGraph, group: ChannelGroup) -> object:
     return frozenset(parts.items())
 
 
-__all__ = ["ALLOCATIONS", "Allocation", "allocate"]
+__all__ = ["ALLOCATIONS", "Way", "allocate", "allocation", "allocation_of", "fewest"]

@@ -16,7 +16,8 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.words.explain import hint
 from netslim.graph.words.naming import granted, listed
-from netslim.selection.budget.limits import Limits
+from netslim.selection.budget.limits import caps, shown, staying
+from netslim.selection.options import Limits
 
 Masks = dict[int, np.ndarray]  # group number -> which units are kept
 
@@ -41,7 +42,7 @@ class Chooser:
             )
         self.graph, self.limits = graph, limits
         self.staying = {g.name: "it has no score" for g in graph.groups if g.name not in scores}
-        self.staying |= limits.staying(graph)
+        self.staying |= staying(limits, graph)
         self.notes = [
             f"{g.name} stays: {self.staying[g.name]}"
             for g in graph.groups
@@ -52,7 +53,7 @@ class Chooser:
             for n, g in enumerate(graph.groups)
             if g.name not in self.staying
         }
-        self.caps = limits.caps(graph)
+        self.caps = caps(limits, graph)
         if not self.scores:
             raise PlanError(f"nothing can be cut: {listed(self.notes, '; ')}")
 
@@ -116,8 +117,8 @@ class Chooser:
         most = self.caps[number]
         if not 0 <= count <= most:
             raise PlanError(
-                f"{group.name} has {group.size} channels and {count} should go; {self.limits} "
-                f"allows at most {most}"
+                f"{group.name} has {group.size} channels and {count} should go; "
+                f"{shown(self.limits)} allows at most {most}"
             )
         if amount and not count:
             self.notes.append(

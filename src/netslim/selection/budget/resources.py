@@ -8,12 +8,15 @@ tells everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
 import numpy as np
 
+from netslim._support import nearest
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Count
 from netslim.graph.memory import Memory
@@ -213,4 +216,144 @@ class Peak:
         return self.terms.slopes(counts, self.moments[fullest])
 
 
-__all__ = ["LatencySource", "Peak", "Products", "Resource", "Widths"]
+# ---------------------------------------------------------------- the resources of budgets, by name
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a resource is made for.
+
+    Attributes:
+        field: of `Budget`, such as ``cut_macs``: who asks, for messages.
+        graph: of the network.
+        widths: which counts there are.
+        free: numbers of the groups whose units may go for a budget.
+        latency: what knows milliseconds, if anything does.
+    """
+
+    field: str
+    graph: ChannelGraph
+    widths: Widths
+    free: Sequence[int]
+    latency: LatencySource | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A resource by name: how it is made for a network, and its unit, for messages."""
+
+    make: Callable[[Asked], Resource]
+    unit: str
+
+
+RESOURCES: dict[str, Kind] = {}
+
+
+def resource(
+    unit: str, *names: str
+) -> Callable[[Callable[[Asked], Resource]], Callable[[Asked], Resource]]:
+    """Register what fields ``cut_NAME`` and ``max_NAME`` of a budget limit, a decorator.
+
+    Args:
+        unit: for messages, such as ``"MACs"``.
+        names: one or several; by default the function's.
+
+    Example: a budget with a field of one's own::
+
+        @resource("weights that are read")
+        def traffic(asked):
+            return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
+
+        @dataclass(frozen=True)
+        class MyBudget(Budget):
+            cut_traffic: float | None = option(None, "share of what is read", least=0, below=1)
+    """
+
+    def register(make: Callable[[Asked], Resource]) -> Callable[[Asked], Resource]:
+        for name in names or (make.__name__,):
+            RESOURCES[name] = Kind(make, unit)
+        return make
+
+    return register
+
+
+def kind_of(field: str) -> Kind:
+    """The resource that a field of a budget limits.
+
+    Raises:
+        ArgumentError: there is none; the nearest, or all, are named.
+    """
+    name = field.partition("_")[2]
+    if name not in RESOURCES:
+        raise ArgumentError(
+            f"{field} limits no resource that is known{nearest(name, RESOURCES)}; "
+            "netslim.selection.budget.resource registers more"
+        )
+    return RESOURCES[name]
+
+
+@resource("channels")
+def channels(asked: Asked) -> Resource:
+    """Units of the groups that no name settles."""
+    groups = asked.graph.groups
+    whole = [np.ones(groups[n].size, dtype=np.int64) for n in asked.free]
+    ones = [Count(0, ((n, one),)) for n, one in zip(asked.free, whole, strict=True)]
+    return Products(asked.widths, [(one,) for one in ones])
+
+
+@resource("parameters")
+def params(asked: Asked) -> Resource:
+    """Entries of parameters."""
+    return Products(asked.widths, [cost.factors for cost in asked.graph.parameters.values()])
+
+
+@resource("MACs")
+def macs(asked: Asked) -> Resource:
+    """Multiply-accumulates of the traced call."""
+    return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
+
+
+@resource("activations")
+def activations(asked: Asked) -> Resource:
+    """Elements that layers put out."""
+    made = [output.factors for output in asked.graph.outputs if output.layer]
+    return Products(asked.widths, made)
+
+
+@resource("bytes of activations")
+def activation_bytes(asked: Asked) -> Resource:
+    """Bytes that layers put out."""
+    made = [output for output in asked.graph.outputs if output.layer]
+    return Products(asked.widths, [output.factors for output in made], [o.itemsize for o in made])
+
+
+@resource("bytes of memory at the peak", "peak_memory", "peak_bytes")
+def peak(asked: Asked) -> Resource:
+    """Bytes that are alive at once."""
+    return Peak(asked.widths, asked.graph.memory)
+
+
+@resource("ms", "latency", "latency_ms")
+def latency(asked: Asked) -> Resource:
+    """Milliseconds that a table foretells."""
+    if asked.latency is None:
+        raise ArgumentError(
+            f"{asked.field} needs to know how long layers take: give "
+            "latency=netslim.latency_table(model, graph, example_inputs), measured where the "
+            "network is to run"
+        )
+    return asked.latency.resource(asked.graph, asked.widths)
+
+
+__all__ = [
+    "RESOURCES",
+    "Asked",
+    "Kind",
+    "LatencySource",
+    "Peak",
+    "Products",
+    "Resource",
+    "Widths",
+    "kind_of",
+    "resource",
+]

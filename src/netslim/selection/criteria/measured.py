@@ -10,8 +10,9 @@ from torch import Tensor
 
 from netslim.graph.groups import ChannelGroup
 from netslim.selection.criteria.observing import Measured, activations, contributions, gates
-from netslim.selection.criteria.parts import Over, Parts, of_measured
+from netslim.selection.criteria.parts import Parts, of_measured
 from netslim.selection.criteria.registry import Measure, criterion
+from netslim.selection.options import Over
 
 
 def _of_terms(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from netslim._support import expect
-from netslim.errors import ArgumentError
-
-Normalisation = Literal["mean", "sum", "max", "l2", "standardization", "gaussian", "rank"]
+from netslim.selection.options import Normalisation, Scoring
 
 
 def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[str, Tensor]:
@@ -42,19 +39,8 @@ def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[
         ArgumentError: ``how`` is none of these.
     """
     expect(scores, Mapping, "scores", "normalized(scores, how)")
-    check_normalisation(how)
+    how = Scoring(normalize=how).normalize
     return {name: normalize(values.double(), how) for name, values in scores.items()}
-
-
-def check_normalisation(how: object) -> None:
-    """Refuse what is no way to normalise.
-
-    Raises:
-        ArgumentError: names all of them.
-    """
-    if how is not None and not (isinstance(how, str) and how in _WAYS):
-        known = ", ".join(repr(way) for way in get_args(Normalisation))
-        raise ArgumentError(f"normalize must be {known} or None, got {how!r}")
 
 
 def normalize(values: Tensor, how: Normalisation | None) -> Tensor:

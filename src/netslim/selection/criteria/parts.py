@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,10 +12,9 @@ from torch import Tensor
 from netslim.errors import ArgumentError
 from netslim.graph.groups import ChannelGroup, Slice
 from netslim.selection.criteria.observing import SLICES, Measured, rows_of
+from netslim.selection.options import Over, Reduction
 
 Parts = list[tuple[Slice, Tensor]]  # one value for each entry of the slice's axis
-Over = Literal["producers", "all"]
-Reduction = Literal["mean", "sum", "max", "product", "first"]
 
 
 def of_filters(

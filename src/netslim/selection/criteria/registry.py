@@ -48,7 +48,8 @@ def criterion(
         ... def largest_weight(group, tensors):
         ...     made = group.tensors("producer")
         ...     return [(s, tensors[s.tensor].abs().movedim(s.axis, 0).flatten(1).amax(1)) for s in made]
-        >>> netslim.score(graph, model, "largest_weight", reduction="max")
+        >>> largest = netslim.selection.Scoring("largest_weight", reduction="max")
+        >>> netslim.score(graph, model, largest)
 
     Raises:
         ArgumentError: it is no function.
@@ -69,23 +70,26 @@ def _measured(function: Criterion, measure: Callable[..., Measured] | None) -> C
     return function
 
 
-def reads_data(name: str) -> bool:
-    """Whether the criterion of this name looks at data besides the weights.
+def reads_data(name: str | Criterion) -> bool:
+    """Whether a criterion looks at data besides the weights.
 
     Raises:
-        ArgumentError: the criterion is unknown; the nearest are given.
+        ArgumentError: no criterion has this name; the nearest are given.
     """
     return named(name) in MEASURES
 
 
-def named(name: str) -> Criterion:
-    """The criterion of this name: a registered one, or ``package.module:function``.
+def named(name: str | Criterion) -> Criterion:
+    """The criterion of this name: a registered one, or ``package.module:function``; a function is
+    itself.
 
     Raises:
         ArgumentError: there is none (the nearest are given), or the module does not give one.
     """
-    if isinstance(name, str) and name in CRITERIA:
+    if not isinstance(name, str):
+        return name
+    if name in CRITERIA:
         return CRITERIA[name]
-    if ":" in str(name):
+    if ":" in name:
         return from_module(name, ArgumentError)
     raise ArgumentError(f"unknown criterion {name!r}{nearest(name, sorted(CRITERIA))}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +19,24 @@ from netslim.graph.coupling import pacesetter
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare
-from netslim.selection.criteria.normalisation import Normalisation, check_normalisation, normalize
+from netslim.selection.criteria.normalisation import normalize
 from netslim.selection.criteria.observing import Loss
-from netslim.selection.criteria.parts import Over, Reduction, reduced
+from netslim.selection.criteria.parts import reduced
 from netslim.selection.criteria.registry import MEASURES, Criterion, named
+from netslim.selection.options import Scoring, takes_options
 
-Lead = Literal["mean", "pacesetter"]
 UNLED = ("bn_scale", "taylor_bn", "activation", "random")  # do not look at the producers
 _WHOLE = ("random",)  # do not look at any layer
 
 
+@takes_options
 def score(
     graph: ChannelGraph,
     model: nn.Module,
-    criterion: str | Criterion = "bn_scale",
+    criterion: str | Criterion | Scoring = "bn_scale",
     *,
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    lead: Lead = "mean",
-    reduction: Reduction = "mean",
-    over: Over = "producers",
-    normalize: Normalisation | None = None,
-    **options: Any,
 ) -> dict[str, Tensor]:
     """Score every unit of every group; larger is more important.
 
@@ -51,25 +47,16 @@ def score(
             ``group_l2``, ``lamp``, ``random``; of the weights and data: ``taylor``, ``taylor_bn``,
             ``obd``, ``obs``, ``activation``, ``mean_mean``, ``mean_std``, ``mean_l1``, ``mean_l2``,
             ``var_l2``; a name registered with `netslim.criterion`, ``package.module:function``, or
-            a function.
+            a function. A `netslim.selection.Scoring` says besides how the layers of a group are put together,
+            how groups are set to a common scale, and what the criterion itself takes:
+            ``Scoring("random", arguments={"seed": 3})``. A channel that is several filters of one
+            layer counts each of them; over all layers, the weights that belong to a channel in one
+            layer give one score.
         batches: for the criteria that look at data: a data loader or any iterable, read once, each
             batch a tensor, a list or tuple with the input first and the target second, or a dict of
             keyword inputs. The others do not read it.
         loss: for ``taylor``, ``taylor_bn`` and ``obd``: a function of (output, targets); by default
             cross entropy.
-        lead: which of several layers that make the same channels count: all of them, or their
-            pacesetter alone (`netslim.graph.pacesetter`: the projection of a residual stage, or its
-            stem).
-        reduction: how the scores of a group's layers are put together: their ``"mean"``, ``"sum"``,
-            ``"max"``, ``"product"`` (the geometric mean, so that groups of few and of many layers
-            compare), or ``"first"``, the first layer in order of execution alone. A channel that is
-            several filters of one layer counts each of them.
-        over: the layers that are looked at: ``"producers"``, which make the channels, or ``"all"``:
-            also the scales of normalisations and the kernels that read the channels; not biases and
-            depthwise kernels. Of all the weights that belong to a channel in one layer, a layer
-            over all gives one score.
-        normalize: how the scores of each group are set to a common scale, see `netslim.selection.normalized`.
-        options: passed to the criterion, such as ``seed`` of ``random``.
 
     Returns:
         Group name -> 1-D float64 CPU tensor, one score a unit. Groups the criterion cannot score
@@ -78,14 +65,12 @@ def score(
     Raises:
         StaleGraphError: the model is not the traced one.
         ArgumentError: the criterion is unknown, can score no group of this model, needs batches and
-            has none, or an option is none of its own.
+            has none, or cannot do what an option asks.
     """
     expect(graph, ChannelGraph, "graph", "score(graph, model)")
     model = bare(model, ArgumentError, call="score(graph, model)")
     graph.check(model)
-    scorer = Scorer.of(
-        graph, criterion, lead=lead, reduction=reduction, over=over, normalize=normalize, **options
-    )
+    scorer = Scorer.of(graph, criterion)
     tensors = scorer.tensors(model, batches, loss)
     found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
     scores = {name: values for name, values in found.items() if values is not None}
@@ -96,40 +81,29 @@ def score(
     return scores
 
 
+def as_scoring(criterion: str | Criterion | Scoring) -> Scoring:
+    """A criterion alone, as the options that it stands for."""
+    return criterion if isinstance(criterion, Scoring) else Scoring(criterion)
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A criterion with its options, ready to score the groups of a graph one by one."""
 
     graph: ChannelGraph
     function: Criterion
-    lead: Lead
-    options: Mapping[str, Any]
-    reduction: Reduction = "mean"
-    over: Over = "producers"
-    normalize: Normalisation | None = None
+    options: Scoring
 
     @staticmethod
-    def of(
-        graph: ChannelGraph,
-        criterion: str | Criterion,
-        *,
-        lead: Lead = "mean",
-        reduction: Reduction = "mean",
-        over: Over = "producers",
-        normalize: Normalisation | None = None,
-        **options: Any,
-    ) -> Scorer:
+    def of(graph: ChannelGraph, criterion: str | Criterion | Scoring) -> Scorer:
         """Check what was asked for; all as for `score`.
 
         Raises:
-            ArgumentError: an unknown criterion, an option it does not take, or one it has no use
-                for.
+            ArgumentError: as `check_options`.
         """
-        function = criterion if callable(criterion) else named(criterion)
-        check_options(
-            function, lead=lead, reduction=reduction, over=over, normalize=normalize, **options
-        )
-        return Scorer(graph, function, lead, options, reduction, over, normalize)
+        options = as_scoring(criterion)
+        check_options(options)
+        return Scorer(graph, named(options.criterion), options)
 
     @property
     def name(self) -> str:
@@ -151,20 +125,24 @@ class Scorer:
             raise ArgumentError(
                 f"{self.name} looks at data: give batches=, a data loader or a list of batches"
             )
-        wider = {} if self.over == "producers" else {"over": self.over}
+        wider = {} if self.options.over == "producers" else {"over": self.options.over}
         return MEASURES[self.function](self.graph, model, batches, loss, **wider)
 
     def __call__(self, group: ChannelGroup, tensors: Mapping[Any, Tensor]) -> Tensor | None:
         """Scores of the units of one group, float64 on the CPU; None where it cannot be scored."""
-        seen = group if self.lead == "mean" else _led(self.graph, group)
-        taken = _taken(self.function, over=self.over, reduction=self.reduction)
+        options = self.options
+        seen = group if options.lead == "mean" else _led(self.graph, group)
+        taken = _taken(self.function, options)
         with torch.no_grad():
-            found = self.function(seen, tensors, **taken, **self.options)
-            if isinstance(found, Tensor) and self.reduction != "mean" and "reduction" not in taken:
-                raise ArgumentError(
-                    _idle("reduction", self.reduction, self.name, "scores a group as a whole")
-                )
-            values = reduced(seen, found, self.reduction) if isinstance(found, list) else found
+            found = self.function(seen, tensors, **taken, **options.arguments)
+            if (
+                isinstance(found, Tensor)
+                and options.reduction != "mean"
+                and "reduction" not in taken
+            ):
+                why = "scores a group as a whole"
+                raise ArgumentError(_idle("reduction", options.reduction, self.name, why))
+            values = reduced(seen, found, options.reduction) if isinstance(found, list) else found
         if values is None:
             return None
         values = values.double().cpu()
@@ -173,40 +151,17 @@ class Scorer:
                 f"group {group.name!r} has {group.size} units, its scores have shape "
                 f"{tuple(values.shape)}"
             )
-        return normalize(values, self.normalize)
+        return normalize(values, options.normalize)
 
 
-def check_options(
-    criterion: str | Criterion,
-    *,
-    lead: str = "mean",
-    reduction: str = "mean",
-    over: str = "producers",
-    normalize: str | None = None,
-    **options: Any,
-) -> None:
+def check_options(scoring: Scoring) -> None:
     """Refuse what a criterion cannot do, before anything runs.
-
-    Args:
-        criterion: a name or a function.
-        lead, reduction, over, normalize: of `score`.
-        options: of the criterion.
 
     Raises:
         ArgumentError: an unknown criterion, an option it does not take, or one it has no use for.
     """
-    function = criterion if callable(criterion) else named(criterion)
-    name = _name(function)
-    for key, value, choices in (
-        ("lead", lead, Lead),
-        ("reduction", reduction, Reduction),
-        ("over", over, Over),
-    ):
-        if value not in get_args(choices):
-            raise ArgumentError(
-                f"{key} must be {' or '.join(repr(c) for c in get_args(choices))}, got {value!r}"
-            )
-    check_normalisation(normalize)
+    function = named(scoring.criterion)
+    name, lead, reduction, over = _name(function), scoring.lead, scoring.reduction, scoring.over
     if lead != "mean" and name in UNLED:
         raise ArgumentError(_idle("lead", lead, name, "does not score producing layers"))
     if reduction != "mean" and name in _WHOLE:
@@ -217,10 +172,10 @@ def check_options(
         raise ArgumentError(_idle("over", over, name, "looks at layers of its own choice"))
     try:
         inspect.signature(function).bind(
-            None, None, **_taken(function, over=over, reduction=reduction), **options
+            None, None, **_taken(function, scoring), **scoring.arguments
         )
     except TypeError as error:
-        raise ArgumentError(f"the criterion {name} cannot take these options: {error}") from None
+        raise ArgumentError(f"the criterion {name} cannot take these arguments: {error}") from None
 
 
 def _idle(key: str, value: object, name: str, why: str) -> str:
@@ -231,8 +186,9 @@ def _name(function: Criterion) -> str:
     return str(getattr(function, "__name__", "the criterion"))
 
 
-def _taken(function: Criterion, **ways: str) -> dict[str, str]:
+def _taken(function: Criterion, scoring: Scoring) -> dict[str, str]:
     """Those of the options that the criterion wants to know itself."""
+    ways = {"over": scoring.over, "reduction": scoring.reduction}
     return {key: value for key, value in ways.items() if key in _parameters(function)}
 
 

@@ -120,7 +120,7 @@ def obs(group: ChannelGroup, measured: Measured, ridge: float = 1e-4) -> Tensor 
     the channel, whose Hessian is the covariance of what they read, as in ZipLM (Kurtic et al. 2023,
     section 3.1): channels are taken out one by one, the one that costs least first, and each time
     the weights of the others are adjusted by least squares. So of two channels that emit the same
-    one is worth nothing, once. `netslim.surgery.reconstruct` makes the adjustment.
+    one is worth nothing, once. `netslim.surgery.compensate` makes the adjustment.
 
     Args:
         group: what is scored.

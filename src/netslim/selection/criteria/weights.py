@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from netslim.graph.groups import ChannelGroup
-from netslim.selection.criteria.parts import Over, Parts, Reduction, of_filters, reduced
+from netslim.selection.criteria.parts import Parts, of_filters, reduced
 from netslim.selection.criteria.registry import criterion
+from netslim.selection.options import Over, Reduction
 
 
 @criterion

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -24,19 +24,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from netslim._support import expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.layers import FUNCTIONS, channels_of
 from netslim.graph.modules.batches import inputs_of, outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
-from netslim.graph.modules.wrapping import bare, duplicate, eagerly
+from netslim.graph.modules.wrapping import duplicate, eagerly
 from netslim.surgery.plan import PruningPlan, bias_cuts, bias_of
 from netslim.surgery.proof.silencing import replaced
 from netslim.surgery.prune import new_biases, remember, takes_bias
 from netslim.surgery.rows import DROPPED, TensorCut, destinations
 
+Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger("netslim")
 
 
@@ -50,12 +50,11 @@ class Moved:
             was zero.
         channels: number of entries of the weights that read removed channels.
         spread: largest deviation of any output from the constant that was moved, relative to the
-            largest constant; 0 where it is exact. `fold_constants` only.
-        reason: why nothing was moved; in `netslim.surgery.reconstruct` with ``explained``, why no constant
-            was.
-        explained: `netslim.surgery.reconstruct` only: share of the variance of what was read that the
-            channels that stay explain (R squared; of the square where no constant could be moved);
-            None where nothing was moved.
+            largest constant; 0 where it is exact. Of the way ``"constant"`` only.
+        reason: why nothing was moved; together with ``explained``, why no constant was.
+        explained: of the ways ``"linear"`` and ``"sequential"`` only: share of the variance of what
+            was read that the channels that stay explain (R squared; of the square where no constant
+            could be moved); None where nothing was moved.
     """
 
     consumer: str
@@ -78,7 +77,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Folding:
+class Folding(Generic[Model]):
     """A model whose removed channels are no longer read, and the plan that cuts them from it.
 
     Attributes:
@@ -87,7 +86,7 @@ class Folding:
         moved: one row for each tensor of weights that reads removed channels.
     """
 
-    model: Any
+    model: Model
     plan: PruningPlan
     moved: tuple[Moved, ...]
 
@@ -97,32 +96,8 @@ class Folding:
         )
 
 
-def fold_constants(model: nn.Module, plan: PruningPlan, batches: Iterable[Any]) -> Folding:
-    """A copy of ``model`` in which what the removed channels still emit has moved into what reads
-    them.
-
-    The channels a normalisation scales are taken with a gamma of zero, so that what they emit is a
-    constant; of others the mean over the batches is moved. A layer with a bias takes it there; else
-    the batch normalisation that alone reads the layer's output takes it off its running mean; else
-    the layer is given a bias. Channels that are merged are left alone. What cannot be moved is told
-    in `Folding.moved` and in a warning.
-
-    ``netslim.prune(folding.model, folding.plan)`` is the smaller model; its history starts at the
-    architecture of ``model``, so that `netslim.load` rebuilds it from a fresh one.
-
-    Args:
-        model: the original; it is not changed. It is run in evaluation mode.
-        plan: what goes.
-        batches: data loader or list; a batch is a tensor, a list or tuple with the input first, or
-            a dict.
-
-    Raises:
-        PlanError: the plan is for another architecture or removes nothing that is read.
-        ArgumentError: there are no batches, the model does not run on one, or gives values that are
-            not finite.
-    """
-    inner = bare(model, ArgumentError, call="fold_constants(model, plan, batches)")
-    expect(plan, PruningPlan, "plan", "fold_constants(model, plan, batches)")
+def move_constants(inner: Model, plan: PruningPlan, batches: Iterable[Any]) -> Folding[Model]:
+    """`netslim.surgery.compensate` in the way ``"constant"``; of a bare model."""
     plan.check(inner)
     copy = duplicate(inner)
     plan = extended(copy, replace(plan, biases=()), plan.biases)

@@ -1,5 +1,5 @@
-"""The regression behind `netslim.surgery.reconstruct`: what a layer reads of removed channels, fitted by
-the others.
+"""The regression behind `netslim.surgery.compensate`: what a layer reads of removed channels, fitted by the
+others.
 """
 
 from __future__ import annotations

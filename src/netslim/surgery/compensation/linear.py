@@ -38,13 +38,14 @@ from netslim.graph.modules.wrapping import bare, duplicate, eagerly
 from netslim.surgery.compensation.constants import (
     Flow,
     Folding,
+    Model,
     Moved,
     Place,
     Watch,
     extended,
     first_of,
-    fold_constants,
     move,
+    move_constants,
     place_of,
     reading,
 )
@@ -54,31 +55,43 @@ from netslim.surgery.rows import TensorCut
 
 logger = logging.getLogger("netslim")
 
-FoldWay = Literal[
-    "constant", "linear", "sequential"
-]  # for `slim`, recipes and the command line, see `fold`
+FoldWay = Literal["constant", "linear", "sequential"]
 
 LARGEST = 4096  # entries of a flattened map that are fitted one by one; more share their fit over the places
 SAMPLES = 4  # examples for each entry that fits, below which they share it, too
 
 
-def reconstruct(
-    model: nn.Module,
+def compensate(
+    model: Model,
     plan: PruningPlan,
     batches: Iterable[Any],
+    way: FoldWay = "linear",
     *,
     ridge: float = 1e-4,
-    sequential: bool = False,
-) -> Folding:
-    """A copy of ``model`` in which the channels that stay emit, as far as they can, what removed
-    ones did.
+) -> Folding[Model]:
+    """A copy of ``model`` in which what the channels that ``plan`` removes emit comes from
+    elsewhere.
 
-    What a layer reads of removed channels is replaced by the linear combination of what it reads of
-    the others, and a constant, that is nearest in the sense of least squares on the batches. The
-    combination moves into the layer's weights; the constant goes where `netslim.surgery.fold_constants`
-    moves constants, and where none can go the fit is through the origin. In grouped convolutions
-    the channels of a group fit each other. The entries of a flattened map are fitted one by one if
-    there are enough examples for it; else all places of the map share the fit of its channels.
+    * ``"constant"``: what is constant of it moves into what reads it. The channels a normalisation
+      scales are taken with a gamma of zero, so that what they emit is a constant; of others the
+      mean over the batches is moved. A layer with a bias takes it there; else the batch
+      normalisation that alone reads the layer's output takes it off its running mean; else the
+      layer is given a bias. Exact without zero padding, which makes the constant smaller at the
+      border.
+    * ``"linear"``: the channels that stay stand in for it. What a layer reads of removed channels
+      is replaced by the linear combination of what it reads of the others, and a constant, that is
+      nearest in the sense of least squares on the batches. The combination moves into the layer's
+      weights; the constant goes where constants go, and where none can go the fit is through the
+      origin. In grouped convolutions the channels of a group fit each other. The entries of a
+      flattened map are fitted one by one if there are enough examples for it; else all places of
+      the map share the fit of its channels.
+    * ``"sequential"``: the same layer after layer, in order of execution: what the original reads
+      is fitted by what the layer reads after the layers before it were cut, so that deviations do
+      not add up. The batches are run twice for each layer, as far as that layer. Weights that are
+      used more than once are fitted as by ``"linear"``.
+
+    Channels that are merged are left alone. What cannot be moved is told in `Folding.moved` and in
+    a warning.
 
     ``netslim.prune(folding.model, folding.plan)`` is the smaller model; its history starts at the
     architecture of ``model``, so that `netslim.load` rebuilds it from a fresh one.
@@ -88,25 +101,33 @@ def reconstruct(
         plan: what goes.
         batches: data loader or list; a batch is a tensor, a list or tuple with the input first, or
             a dict.
-        ridge: this share of the mean variance of the channels that stay is added to the variance of
-            each, which keeps the combination small where they are nearly the same.
-        sequential: fit layer after layer, in order of execution, what the original reads by what
-            the layer reads after the layers before it were cut, so that deviations do not add up.
-            The batches are run twice for each layer, as far as that layer. Weights that are used
-            more than once are fitted as without.
+        way: one of the three.
+        ridge: of the fits: this share of the mean variance of the channels that stay is added to
+            the variance of each, which keeps the combination small where they are nearly the same.
 
     Raises:
         PlanError: the plan is for another architecture or removes nothing that is read.
-        ArgumentError: there are no batches, the model does not run on one, or gives values that are
-            not finite; or ``ridge`` is not above 0.
+        ArgumentError: there is no such way, ``ridge`` is not above 0, there are no batches, the
+            model does not run on one, or gives values that are not finite.
     """
+    if way not in (known := get_args(FoldWay)):
+        raise ArgumentError(f"way must be {' or '.join(map(repr, known))}, got {way!r}")
     if not ridge > 0:
         raise ArgumentError(
-            f"ridge must be above 0, got {ridge}: a small share such as 1e-4 of the variance "
-            "of a channel"
+            f"ridge must be above 0, got {ridge}: a small share of a channel's variance, such "
+            "as 1e-4"
         )
-    inner = bare(model, ArgumentError, call="reconstruct(model, plan, batches)")
-    expect(plan, PruningPlan, "plan", "reconstruct(model, plan, batches)")
+    call = "compensate(model, plan, batches)"
+    inner = bare(model, ArgumentError, call=call)
+    expect(plan, PruningPlan, "plan", call)
+    if way == "constant":
+        return move_constants(inner, plan, batches)
+    return _fitted(inner, plan, batches, ridge, sequential=way == "sequential")
+
+
+def _fitted(
+    inner: Model, plan: PruningPlan, batches: Iterable[Any], ridge: float, *, sequential: bool
+) -> Folding[Model]:
     plan.check(inner)
     copy = duplicate(inner)
     plan = extended(copy, replace(plan, biases=()), plan.biases)
@@ -290,25 +311,4 @@ def _move(model: nn.Module, fit: Flow, place: Place, ridge: float) -> Moved:
     return replace(row, explained=explained)
 
 
-def fold(model: nn.Module, plan: PruningPlan, batches: Iterable[Any], way: FoldWay) -> Folding:
-    """`netslim.surgery.fold_constants` (constant), or `reconstruct`: all layers at once (linear), or layer
-    after layer.
-
-    Raises:
-        ArgumentError: as they do.
-    """
-    if way == "constant":
-        return fold_constants(model, plan, batches)
-    return reconstruct(model, plan, batches, sequential=way == "sequential")
-
-
-def check_fold(way: Any) -> None:
-    """Refuse what is no name of a way to fold, nor None.
-
-    Raises:
-        ArgumentError: it names the ways.
-    """
-    if way is not None and way not in get_args(FoldWay):
-        raise ArgumentError(
-            f"fold must be {', '.join(map(repr, get_args(FoldWay)))} or None, got {way!r}"
-        )
+__all__ = ["FoldWay", "compensate"]

@@ -181,7 +181,7 @@ def _measured(
                 groups=options.layers or None,
                 batches=batches or None,
                 recalibrate=options.recalibrate,
-                shortcuts=options.shortcuts,
+                limits=netslim.Limits(shortcuts=options.shortcuts),
                 journal=folder.journal,
                 settings=settings,
                 progress=lambda row, done, total: display.say(f"{done}/{total}  {_told(row)}"),

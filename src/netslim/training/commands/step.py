@@ -17,6 +17,7 @@ from netslim import models
 from netslim._support import nearest, using_threads, write_atomic
 from netslim.errors import RecipeError
 from netslim.measure.count import Cost
+from netslim.methods.cutting import Cut
 from netslim.methods.sensitivity_result import Sensitivity
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.epochs import derive, made_up
@@ -27,7 +28,7 @@ from netslim.training.recipe.schema import Prune, Recipe, SlimmingOptions, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import RunFolder
-from netslim.training.stages.prune import Batches, Cut
+from netslim.training.stages.prune import Batches
 from netslim.training.stages.runner import Runner
 
 Results = dict[str, Any]
@@ -183,7 +184,7 @@ class Pruned:
         warnings: sentences.
     """
 
-    cut: Cut
+    cut: Cut[nn.Module]
     before: Cost
     after: Cost
     plan_file: Path
@@ -211,7 +212,9 @@ def prune(
     stage = recipe.stages[0]
     assert isinstance(stage, Prune)
 
-    def work(network: nn.Module, example: Tensor, batches: Batches, given: Results) -> Cut:
+    def work(
+        network: nn.Module, example: Tensor, batches: Batches, given: Results
+    ) -> Cut[nn.Module]:
         if "mask" in given:
             raise RecipeError(
                 f"{recipe.model.name} is masked: cut out what its mask silences first, with "
@@ -225,9 +228,8 @@ def prune(
                 "--sparsity.method centripetal, and merge the file which that leaves before it "
                 "is trained or cut any further"
             )
-        return cutting.carry_out(
-            stage, network, example, batches, given.get("clusters"), recipe.seed
-        )
+        clusters, data = given.get("clusters"), shape is None
+        return cutting.carry_out(stage, network, example, batches, clusters, recipe.seed, data=data)
 
     return _cut(recipe, out, shape, work)
 
@@ -245,7 +247,7 @@ def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pru
         NetslimError: as the cut does.
     """
 
-    def work(network: nn.Module, example: Tensor, _: Batches, given: Results) -> Cut:
+    def work(network: nn.Module, example: Tensor, _: Batches, given: Results) -> Cut[nn.Module]:
         if "mask" not in given:
             raise RecipeError(
                 f"{recipe.model.name} is not masked: `netslim prune --mask` makes files that are"
@@ -256,7 +258,7 @@ def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pru
 
 
 def _cut(
-    recipe: Recipe, out: Path, shape: Sequence[int] | None, work: Callable[..., Cut]
+    recipe: Recipe, out: Path, shape: Sequence[int] | None, work: Callable[..., Cut[nn.Module]]
 ) -> Pruned:
     _refuse(out)
     plan_file = out.with_suffix(".plan.json")

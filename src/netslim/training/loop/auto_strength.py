@@ -170,7 +170,7 @@ def settle(
     target: float,
     folder: StageFolder,
     seed: int,
-    **aids: Any,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Any]:
     """The strength for a stage, from short runs in its folder; finished ones are read, and the
     choice is kept there.
@@ -181,7 +181,7 @@ def settle(
         target: share of scales to be near zero, 0 to 1.
         folder: of the stage; the choice goes to `strength.json` in it.
         seed: of the short runs.
-        aids: of `fit`, such as a teacher.
+        teacher: the network to learn from where the stage distils.
 
     Returns:
         The fields of `Choice`, `strength` being that for the whole stage; `target`; `epochs` of
@@ -204,7 +204,9 @@ def settle(
     def run(strength: float, epochs: int = short) -> float:
         trial = shortened(stage, epochs, strength)
         made.append(strength)
-        return _share(bench, network, trial, StageFolder(trials, len(made) - 1, trial), seed, aids)
+        return _share(
+            bench, network, trial, StageFolder(trials, len(made) - 1, trial), seed, teacher
+        )
 
     found = choose(run, first_guess(stage, network, steps), target)
     content = {**asdict(found), "target": target, "epochs": short, "warning": None}
@@ -289,7 +291,7 @@ def _share(
     trial: Train,
     folder: StageFolder,
     seed: int,
-    aids: Mapping[str, Any],
+    teacher: nn.Module | None,
 ) -> float:
     """The share near zero after a short run, which is carried out if it is not finished."""
     from netslim.training.loop.fit import fit
@@ -297,7 +299,7 @@ def _share(
     done = folder.results()
     if done is None:
         trained = duplicate(network)
-        fit(bench, trained, trial, folder, seed, **aids)
+        fit(bench, trained, trial, folder, seed, teacher=teacher)
         done = folder.finish({"kind": trial.kind, "near_zero": share_near_zero(scales_of(trained))})
     return float(done["near_zero"])
 

@@ -332,7 +332,7 @@ def _check_amounts(stage: Prune | GradualOptions, where: str) -> None:
             value,
             "a number of channels (3) or a share from 0 to below 1 (0.3)",
         )
-    if stage.allocation not in ALLOCATIONS:
+    if stage.allocation not in ALLOCATIONS and ":" not in stage.allocation:
         known = nearest(stage.allocation, ALLOCATIONS)
         raise RecipeError(f"{where}.allocation: there is no allocation {stage.allocation!r}{known}")
 
@@ -393,9 +393,8 @@ def _check_named(scoring: Scoring, where: str) -> str:
         raise RecipeError(
             f"{where}.lead: {name} does not look at the layers, so none can lead; leave it out"
         )
-    ways = {key: getattr(scoring, key) for key in ("lead", "reduction", "over", "normalize")}
     try:
-        check_options(name, **ways)
+        check_options(scoring)
     except ArgumentError as error:
         raise RecipeError(f"{where}.criterion: {error}") from error
     return name

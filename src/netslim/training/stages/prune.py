@@ -1,55 +1,31 @@
-"""The stages that make a network smaller: choose what goes, cut or mask it, prove it."""
+"""The stages that make a network smaller: what they choose, for the loop of
+`netslim.methods.cutting`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 import netslim
-from netslim.errors import ArgumentError, PlanError
+from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.wrapping import duplicate
+from netslim.methods.cutting import Choose, Cut, by_scores, cut, spared
 from netslim.methods.gradual import GradualPruning
-from netslim.methods.masking import Mask
-from netslim.methods.slim import cut
-from netslim.methods.soft_filter import plan_of_zeros
-from netslim.selection.budget.limits import Limits
-from netslim.selection.criteria.registry import reads_data
-from netslim.selection.options import declared
-from netslim.surgery.compensation.constants import Folding
-from netslim.surgery.compensation.linear import fold
+from netslim.methods.soft_filter import plan_of_zeros, zeroed
+from netslim.selection.budget.limits import staying
+from netslim.selection.criteria.registry import Criterion, reads_data
+from netslim.selection.defaults import AUTO, PLAIN, Choice, chosen
+from netslim.selection.options import Compensation, Limits, Scoring
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.proof.verify import Verification
 from netslim.training.loop.gammas import cut_warning
 from netslim.training.recipe.schema import GradualOptions, Prune
 
-Scores = dict[str, Tensor]
-EXACT = 1e-5  # a spread below it is rounding
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What a prune stage did.
-
-    Attributes:
-        network: cut, or masked and as large as before.
-        graph: of the network before.
-        plan: what goes.
-        check: the proof; None for a mask, which is proved when it is converted.
-        warnings: sentences.
-        notes: sentences on what was done besides dropping channels.
-    """
-
-    network: nn.Module
-    graph: ChannelGraph
-    plan: PruningPlan
-    check: Verification | None
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+Clusters = Mapping[str, Sequence[int]]
 
 
 def carry_out(
@@ -57,9 +33,11 @@ def carry_out(
     network: nn.Module,
     example: Tensor,
     batches: Batches,
-    clusters: Mapping[str, Sequence[int]] | None = None,
+    clusters: Clusters | None = None,
     seed: int = 0,
-) -> Cut:
+    *,
+    data: bool = True,
+) -> Cut[nn.Module]:
     """Cut or mask `network` as `stage` says; it is not changed.
 
     Args:
@@ -69,6 +47,7 @@ def carry_out(
         batches: gives so many batches of training images and labels.
         clusters: of the last centripetal stage, group -> cluster number of every channel.
         seed: of the criterion `random`.
+        data: whether there are training images, for what is chosen where the stage says nothing.
 
     Raises:
         PlanError: the stage asks for what this network cannot give.
@@ -76,54 +55,50 @@ def carry_out(
     """
     graph = netslim.trace(network, example[:1])  # budgets are for one image
     if stage.by == "clusters":
-        done = _merged(network, graph, clusters, example)
-    elif stage.by == "zeros":
-        done = _of_zeros(stage, network, graph, example, batches)
-    elif stage.by == "greedy":
-        scoring = _scoring(stage, seed)
-        lead = scoring.pop("lead")
-        plan = netslim.selection.greedy(
-            graph,
-            network,
-            stage.per_group,
-            stage.scoring.criterion,
-            lead=lead,
-            options=scoring,
-            **_limits(stage),
-        )
-        done = _done(stage, network, graph, plan, example, batches)
-    else:
-        done = _by_scores(stage, network, graph, example, batches, seed)
-    count = (
-        stage.batches if stage.compensation.recalibrate is True else stage.compensation.recalibrate
+        return _merged(stage, network, graph, clusters, example, batches)
+    if stage.by == "zeros":
+        return _of_zeros(stage, network, graph, example, batches)
+    choice = choice_of(stage, graph, data=data, seed=seed)
+    if stage.by == "greedy":
+        choose = _greedy(stage, network, graph, choice.scoring)
+        return _cut(stage, network, graph, choose, example, choice.compensation, batches)
+    seen = batches(stage.batches) if reads_data(choice.scoring.criterion) else None
+    scores = netslim.score(graph, network, choice.scoring, batches=seen)
+    choose = by_scores(
+        graph,
+        scores,
+        stage.budget,
+        per_group=stage.per_group,
+        allocation=choice.allocation,
+        limits=stage.limits,
+        latency=latency_of(stage, network, example),
     )
-    if count:
-        netslim.surgery.recalibrate(done.network, list(batches(count)))
-        note = f"batch-norm statistics were taken anew from {count} training batches"
-        done = replace(done, notes=(*done.notes, note))
-    return done
+    done = _cut(stage, network, graph, choose, example, choice.compensation, batches)
+    if choice.scoring.criterion != "bn_scale":
+        return done
+    warning = cut_warning(scores, {name: group.kept for name, group in done.plan.groups.items()})
+    return replace(done, warnings=(*done.warnings, *([warning] if warning else [])))
 
 
-def _by_scores(
-    stage: Prune,
-    network: nn.Module,
-    graph: ChannelGraph,
-    example: Tensor,
-    batches: Batches,
-    seed: int,
-) -> Cut:
-    scores = _scores(stage, network, graph, batches, seed)
-    limits = _limits(stage)
-    limits["per_group"] = stage.per_group or None
-    limits["allocation"], limits["latency"] = stage.allocation, latency_of(stage, network, example)
-    budget = _budget(stage)
-    if stage.mode == "mask" or stage.compensation.fold:
-        plan = netslim.select(graph, scores, budget, **limits)
-        done = _done(stage, network, graph, plan, example, batches)
-    else:
-        small, plan, check = cut(network, graph, scores, budget, example, **limits)
-        done = Cut(small, graph, plan, check)
-    return replace(done, warnings=_warnings(stage, scores, done.plan))
+def choice_of(
+    stage: Prune | GradualOptions, graph: ChannelGraph | None, *, data: bool, seed: int
+) -> Choice:
+    """How a stage makes its cut, with what is taken where it says nothing."""
+    wanted = getattr(stage, "compensation", None)
+    if wanted == AUTO and getattr(stage, "mode", "cut") == "mask":
+        wanted = None  # a mask cuts nothing yet
+    scoring = stage.scoring
+    if scoring.criterion == "random":
+        scoring = replace(scoring, arguments={"seed": seed, **scoring.arguments})
+    return chosen(
+        stage.budget,
+        stage.per_group,
+        data=data,
+        criterion=scoring,
+        allocation=stage.allocation,
+        compensation=wanted,
+        graph=graph,
+    )
 
 
 def latency_of(
@@ -142,55 +117,88 @@ def latency_of(
     )
 
 
-def _warnings(stage: Prune, scores: Scores, plan: PruningPlan) -> tuple[str, ...]:
-    if stage.scoring.criterion != "bn_scale":
-        return ()
-    warning = cut_warning(scores, {name: cut.kept for name, cut in plan.groups.items()})
-    return (warning,) if warning else ()
-
-
-def _scores(
-    stage: Prune, network: nn.Module, graph: ChannelGraph, batches: Batches, seed: int
-) -> Scores:
-    seen = batches(stage.batches) if reads_data(str(stage.scoring.criterion)) else None
-    return netslim.score(
-        graph, network, stage.scoring.criterion, batches=seen, **_scoring(stage, seed)
+def _cut(
+    stage: Prune,
+    network: nn.Module,
+    graph: ChannelGraph,
+    choose: Choose,
+    example: Tensor,
+    compensation: Compensation,
+    batches: Batches,
+) -> Cut[nn.Module]:
+    """The loop, with so many batches of data as it needs."""
+    count = stage.batches if compensation.recalibrate is True else int(compensation.recalibrate)
+    return cut(
+        network,
+        graph,
+        choose,
+        example,
+        compensation=compensation,
+        batches=batches(stage.batches) if compensation.fold else None,
+        fresh=batches(count) if count else None,
+        mode=stage.mode,
     )
 
 
-def _scoring(stage: Prune | GradualOptions, seed: int) -> dict[str, Any]:
-    """The options of `netslim.score`."""
-    ways = {key: getattr(stage.scoring, key) for key in ("lead", "reduction", "over", "normalize")}
-    return ways | ({"seed": seed} if stage.scoring.criterion == "random" else {})
+def _greedy(stage: Prune, network: nn.Module, graph: ChannelGraph, scoring: Scoring) -> Choose:
+    def choose(alone: frozenset[str]) -> PruningPlan:
+        amounts = spared(graph, stage.per_group, alone)
+        return netslim.selection.greedy(graph, network, amounts, scoring, limits=stage.limits)
+
+    return choose
+
+
+# ---------------------------------------------------------------- what training has marked
 
 
 def _of_zeros(
     stage: Prune, network: nn.Module, graph: ChannelGraph, example: Tensor, batches: Batches
-) -> Cut:
+) -> Cut[nn.Module]:
     """Cut what soft pruning or a proximal penalty has left at exactly zero."""
-    limits = _limits(stage)
-    staying = Limits(**limits).staying(graph)
-    free = [group.name for group in graph.groups if group.name not in staying]
-    if stage.scoring.criterion == "bn_scale":
-        plan = _zero_scales(network, graph, free, limits)
-    else:
-        plan = plan_of_zeros(
-            graph, network, groups=free, criterion=stage.scoring.criterion, **limits
-        )
-        if (
-            stage.compensation.fold
-        ):  # a zero filter emits beta once its running mean is zero, which it is not so soon
-            network = netslim.surgery.recalibrate(duplicate(network), list(batches(stage.batches)))
-    return _done(stage, network, graph, plan, example, batches)
+    whole = staying(stage.limits, graph)
+    free = [group.name for group in graph.groups if group.name not in whole]
+    mended = _wanted(stage)
+    criterion = _marked(stage.scoring.criterion, graph, network, free)
+
+    def choose(alone: frozenset[str]) -> PruningPlan:
+        left = [name for name in free if name not in alone]
+        if alone and not left:
+            raise VerificationError("no group that was asked for can be cut and verified")
+        if criterion == "bn_scale":
+            return _zero_scales(network, graph, left, stage.limits)
+        return plan_of_zeros(graph, network, groups=left, criterion=criterion, limits=stage.limits)
+
+    given = network
+    if mended.fold and criterion != "bn_scale":
+        # A zero filter emits beta once its running mean is zero, which it is not so soon.
+        given = netslim.surgery.recalibrate(duplicate(network), list(batches(stage.batches)))
+    return _cut(stage, given, graph, choose, example, mended, batches)
+
+
+def _wanted(stage: Prune) -> Compensation:
+    """What a stage says itself; where it says nothing, what was trained for the cut needs no
+    mending.
+    """
+    return stage.compensation if isinstance(stage.compensation, Compensation) else Compensation()
+
+
+def _marked(
+    criterion: str | Criterion, graph: ChannelGraph, network: nn.Module, free: Sequence[str]
+) -> str | Criterion:
+    """What is looked at for zeros: filters where any is zero, else batch-norm scales."""
+    if criterion != AUTO:
+        return criterion
+    filters = any(bool(units.any()) for units in zeroed(graph, network, free).values())
+    return PLAIN if filters else "bn_scale"
 
 
 def _zero_scales(
-    network: nn.Module, graph: ChannelGraph, free: Sequence[str], limits: Mapping[str, Any]
+    network: nn.Module, graph: ChannelGraph, free: Sequence[str], limits: Limits
 ) -> PruningPlan:
     scores = netslim.score(graph, network, "bn_scale")
     zeros = {name: int((scores[name] == 0).sum()) for name in free if name in scores}
     wanted = {
-        name: min(count, len(scores[name]) - limits["min_channels"])
+        name: min(count, len(scores[name]) - limits.min_channels)
         for name, count in zeros.items()
         if count
     }
@@ -200,87 +208,38 @@ def _zero_scales(
             "with penalty: proximal and a larger strength, cut by scores, or give criterion: "
             "l2 for filters that are zero"
         )
-    return netslim.select(graph, scores, per_group=wanted, **limits)
-
-
-def _done(
-    stage: Prune,
-    network: nn.Module,
-    graph: ChannelGraph,
-    plan: PruningPlan,
-    example: Tensor,
-    batches: Batches,
-) -> Cut:
-    if stage.mode == "mask":
-        masked = duplicate(network)
-        Mask(masked, plan).apply()
-        note = (
-            f"channels silenced and held at zero: {plan.removed}; only a stage of kind "
-            "convert cuts them"
-        )
-        return Cut(masked, graph, plan, None, notes=(note,))
-    if not stage.compensation.fold:
-        return _proved(network, graph, plan, example)
-    folding = fold(network, plan, list(batches(stage.batches)), stage.compensation.fold)
-    small = netslim.prune(folding.model, folding.plan)
-    check = netslim.verify(folding.model, small, folding.plan, example)
-    return Cut(small, graph, folding.plan, check, notes=tuple(_folded(folding)))
-
-
-def _proved(network: nn.Module, graph: ChannelGraph, plan: PruningPlan, example: Tensor) -> Cut:
-    small = netslim.prune(network, plan)
-    return Cut(small, graph, plan, netslim.verify(network, small, plan, example, graph=graph))
-
-
-def _folded(folding: Folding) -> Iterator[str]:
-    fitted = [row for row in folding.moved if row.explained is not None]
-    if fitted:
-        explained = [row.explained for row in fitted if row.explained is not None]
-        yield (
-            "the channels that stay stand in for what removed channels emitted, in "
-            + ", ".join(row.consumer for row in fitted)
-            + f"; that explains {min(explained):.0%} to {max(explained):.0%} of it"
-        )
-        lost = [row for row in folding.moved if row.explained is None and row.reason]
-        yield from (
-            f"what {row.consumer} reads of removed channels is lost: {row.reason}" for row in lost
-        )
-        return
-    took = [row for row in folding.moved if row.target]
-    spread = max((row.spread for row in took), default=0.0)
-    yield (
-        "what removed channels still emit moved into the layers behind them: "
-        + (", ".join(row.consumer for row in took) or "none, for it is zero everywhere")
-        + (
-            f"; it is not quite constant there, by {spread:.2g} of the largest at most"
-            if spread > EXACT
-            else ""
-        )
-    )
-    yield from (
-        f"what {row.consumer} reads of removed channels is lost: {row.reason}"
-        for row in folding.moved
-        if row.reason
-    )
+    return netslim.select(graph, scores, per_group=wanted, limits=limits)
 
 
 def _merged(
+    stage: Prune,
     network: nn.Module,
     graph: ChannelGraph,
-    clusters: Mapping[str, Sequence[int]] | None,
+    clusters: Clusters | None,
     example: Tensor,
-) -> Cut:
+    batches: Batches,
+) -> Cut[nn.Module]:
     if not clusters:
         raise ArgumentError(
             "'by: clusters' merges what a training stage with sparsity method centripetal drew "
             "together, and no such stage comes before it"
         )
-    plan = netslim.selection.merge(graph, clusters)
+
+    def choose(alone: frozenset[str]) -> PruningPlan:
+        left = {name: numbers for name, numbers in clusters.items() if name not in alone}
+        if alone and not left:
+            raise VerificationError("no group that was asked for can be cut and verified")
+        return netslim.selection.merge(graph, left)
+
+    done = _cut(stage, network, graph, choose, example, _wanted(stage), batches)
     note = (
-        f"channels merged into those that they had become equal to: {plan.removed}; nothing "
-        "was thrown away"
+        f"channels merged into those that they had become equal to: {done.plan.removed}; "
+        "nothing was thrown away"
     )
-    return replace(_proved(network, graph, plan, example), notes=(note,))
+    return replace(done, notes=(note, *done.notes))
+
+
+# ---------------------------------------------------------------- in steps, and what a mask holds
 
 
 def gradually(
@@ -296,31 +255,22 @@ def gradually(
     Raises:
         PlanError: the options ask for what this network cannot give.
     """
+    choice = choice_of(options, netslim.trace(network, example[:1]), data=True, seed=seed)
     return GradualPruning(
         network,
         example[:1],
-        _budget(options),
+        options.budget,
+        per_group=options.per_group,
         steps=options.steps,
         schedule=options.schedule,
-        criterion=options.scoring.criterion,
-        batches=batches(options.batches) if reads_data(str(options.scoring.criterion)) else None,
-        scoring=_scoring(options, seed),
-        allocation=options.allocation,
-        per_group=options.per_group or None,
+        criterion=choice.scoring,
+        batches=batches(options.batches) if reads_data(choice.scoring.criterion) else None,
+        allocation=choice.allocation,
+        limits=options.limits,
         latency=latency_of(options, network, example),
-        **_limits(options),
     )
 
 
-def _budget(stage: Prune | GradualOptions) -> netslim.Budget:
-    given: dict[str, Any] = stage.budget.given()
-    return netslim.Budget(**given)
-
-
-def _limits(stage: Prune | GradualOptions) -> dict[str, Any]:
-    return {name: getattr(stage.limits, name) for name in declared(stage.limits)}
-
-
-def convert(network: nn.Module, plan: PruningPlan, example: Tensor) -> Cut:
-    """Cut out of a masked network what its mask holds at zero."""
-    return _proved(network, netslim.trace(network, example), plan, example)
+def convert(network: nn.Module, plan: PruningPlan, example: Tensor) -> Cut[nn.Module]:
+    """Cut out of a masked network what its mask holds at zero: all of that, or nothing."""
+    return cut(network, netslim.trace(network, example), lambda _: plan, example, strict=True)

@@ -50,8 +50,8 @@ from netslim.training.stages.measure import AS_BUILT, entries, timed
 from netslim.training.stages.results import assemble
 
 if TYPE_CHECKING:
+    from netslim.methods.cutting import Cut
     from netslim.methods.gradual import GradualPruning
-    from netslim.training.stages.prune import Cut
 
 Results = dict[str, Any]
 
@@ -300,7 +300,7 @@ class Runner:
             convert(self.network_before(index).eval(), plan, self.example()), folder, started
         )
 
-    def _left(self, done: Cut, folder: StageFolder, started: float) -> Results:
+    def _left(self, done: Cut[nn.Module], folder: StageFolder, started: float) -> Results:
         write_atomic(folder.plan, done.plan.to_json())
         self._save(
             done.network, folder, **({"mask": done.plan.to_json()} if done.check is None else {})

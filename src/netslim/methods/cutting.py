@@ -1,0 +1,315 @@
+"""The loop that makes every cut::
+
+    left alone = none
+    repeat:
+        plan = choose(left alone)
+        what removed channels emit moves into the layers that read them      (compensation)
+        small = prune(model, plan)
+        verify(model, small, plan): done
+        else: the groups that do not verify when they are cut alone are left alone
+
+`slim`, gradual pruning, sensitivity, the stages of recipes and the command line all cut by it; they
+differ in how they choose. A mask is proved in the same way before it is set, so that what was
+trained under it for hours can be cut out in the end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from netslim.errors import ArgumentError, NetslimError, VerificationError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.wrapping import duplicate
+from netslim.graph.words.naming import meant
+from netslim.methods.masking import Mask
+from netslim.selection.budget.resources import LatencySource
+from netslim.selection.options import Budget, Compensation, Limits
+from netslim.selection.select import select
+from netslim.surgery.compensation.batch_norm import recalibrate
+from netslim.surgery.compensation.constants import Folding
+from netslim.surgery.compensation.linear import compensate
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.proof.verify import Verification, verify
+from netslim.surgery.prune import prune
+
+Model = TypeVar("Model", bound=nn.Module)
+Choose = Callable[[frozenset[str]], PruningPlan]
+EXACT = 1e-5  # a spread below it is rounding
+logger = logging.getLogger("netslim")
+
+
+@dataclass(frozen=True)
+class Cut(Generic[Model]):
+    """A cut that was made and proved.
+
+    Attributes:
+        network: cut; or masked, and as large as before.
+        graph: of the network before.
+        plan: what went. With a compensation it is for the model in which that was done
+            (`netslim.surgery.Folding`).
+        check: the proof; None for a mask, which was proved on a copy.
+        left_alone: names of the groups whose cut did not verify.
+        warnings: sentences.
+        notes: sentences on what was done besides dropping channels.
+    """
+
+    network: Model
+    graph: ChannelGraph
+    plan: PruningPlan
+    check: Verification | None
+    left_alone: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def cut(
+    model: Model,
+    graph: ChannelGraph,
+    choose: Choose,
+    example_inputs: Any,
+    *,
+    compensation: Compensation = Compensation(),
+    batches: Iterable[Any] | None = None,
+    fresh: Iterable[Any] | None = None,
+    strict: bool = False,
+    mode: Literal["cut", "mask"] = "cut",
+) -> Cut[Model]:
+    """Cut a copy of ``model`` as ``choose`` says, and prove it; what cannot be proved is left
+    alone.
+
+    Args:
+        model: is not changed.
+        graph: of it.
+        choose: from the names of groups that are to be left alone to the plan; see `by_scores`,
+            `spared`.
+        example_inputs: as for `netslim.trace`.
+        compensation: what is done about that which removed channels emit.
+        batches: of data, for ``compensation``; without, its fold looks at the example inputs.
+        fresh: batches for the statistics of batch normalisation, where these are others.
+        strict: refuse the whole cut when a group does not verify.
+        mode: ``mask`` proves the cut, but silences the channels instead (`netslim.Mask`).
+
+    Raises:
+        PlanError, SurgeryError, VerificationError: as choosing, cutting and proving do, where the
+            reason lies in no single group, ``strict`` is given, or nothing is left to cut.
+        ArgumentError: there are no batches for the statistics.
+    """
+    seen = _looked_at(compensation, batches, example_inputs)
+    alone: tuple[str, ...] = ()
+    failure: Exception | None = None
+    while True:
+        plan = _chosen(choose, alone, failure)
+        try:
+            done = _proved(model, graph, plan, example_inputs, compensation, seen)
+            break
+        except ArgumentError:
+            raise
+        except (NetslimError, RuntimeError) as error:
+            wrong = [] if strict else _unproved(model, graph, plan, example_inputs)
+            if not wrong:
+                raise
+            alone, failure = (*alone, *wrong), error
+            logger.warning("%s", left_alone(wrong))
+    if mode == "mask":
+        done = _masked(model, done)
+    warnings = (left_alone(alone),) if alone else ()
+    done = replace(done, left_alone=alone, warnings=warnings)
+    return _recalibrated(done, compensation, batches if fresh is None else fresh)
+
+
+def left_alone(names: Sequence[str]) -> str:
+    """The sentence on groups that were to be cut, and were not, because the cut did not verify."""
+    return f"left alone, because the cut did not verify: {', '.join(names)}"
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def by_scores(
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor],
+    budget: Budget | None,
+    *,
+    per_group: Mapping[str, float | int] | None = None,
+    allocation: str = "global",
+    limits: Limits = Limits(),
+    latency: LatencySource | None = None,
+) -> Choose:
+    """Choose as `netslim.select` does, all as there; what one group cannot give, the others do."""
+
+    def choose(alone: frozenset[str]) -> PruningPlan:
+        free = {name: values for name, values in scores.items() if name not in alone}
+        if not free:
+            raise VerificationError("no group of this model can be cut and verified")
+        nothing_else = budget is None or not budget.given()
+        wanted = spared(graph, per_group or {}, alone, only=nothing_else)
+        return select(
+            graph,
+            free,
+            budget,
+            per_group=wanted,
+            allocation=allocation,
+            limits=limits,
+            latency=latency,
+        )
+
+    return choose
+
+
+def spared(
+    graph: ChannelGraph,
+    amounts: Mapping[str, float | int],
+    alone: frozenset[str],
+    *,
+    only: bool = True,
+) -> Mapping[str, float | int]:
+    """Amounts by name or pattern, where those that mean nothing but groups to be left alone are 0.
+
+    Args:
+        graph: of the model.
+        amounts: name or pattern -> what goes, as ``per_group`` of `netslim.select`.
+        alone: names of the groups to be left alone.
+        only: whether nothing but the amounts says what goes.
+
+    Raises:
+        VerificationError: nothing is left of what was asked for.
+    """
+    if not alone:
+        return amounts
+    problem = "per_group names no group that can be cut"
+    members = {name: {group.name for group in meant(graph, name, problem)} for name in amounts}
+    left = {name: 0 if members[name] <= alone else amount for name, amount in amounts.items()}
+    if only and any(amounts.values()) and not any(left.values()):
+        raise VerificationError("no group that was asked for can be cut and verified")
+    return left
+
+
+def _chosen(choose: Choose, alone: tuple[str, ...], failure: Exception | None) -> PruningPlan:
+    """The plan, which says of the groups that are left alone why they stay."""
+    try:
+        plan = choose(frozenset(alone))
+    except NetslimError as refusal:
+        if failure is None:
+            raise
+        why = " ".join(str(failure).split())
+        raise type(refusal)(f"{refusal}; {left_alone(alone)} ({why})") from failure
+    others = [
+        note for note in plan.notes if not any(note.startswith(f"{name} stays: ") for name in alone)
+    ]
+    return replace(
+        plan, notes=(*others, *(f"{name} stays: its cut did not verify" for name in alone))
+    )
+
+
+# ---------------------------------------------------------------- cutting and proving
+
+
+def _proved(
+    model: Model,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    example_inputs: Any,
+    compensation: Compensation,
+    batches: Sequence[Any],
+) -> Cut[Model]:
+    if compensation.fold is None or not plan.groups:
+        small = prune(model, plan)
+        return Cut(small, graph, plan, verify(model, small, plan, example_inputs, graph=graph))
+    folding = compensate(model, plan, batches, compensation.fold)
+    small = prune(folding.model, folding.plan)
+    check = verify(folding.model, small, folding.plan, example_inputs)
+    return Cut(small, graph, folding.plan, check, notes=tuple(_told(folding)))
+
+
+def _unproved(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any
+) -> list[str]:
+    """The groups of the plan that do not verify when they are cut alone."""
+    found = []
+    for name, group in plan.groups.items():
+        mask = np.isin(np.arange(group.size), group.kept)
+        alone = resolve(graph, {graph.number(name): mask})
+        try:
+            verify(model, prune(model, alone), alone, example_inputs, graph=graph)
+        except (NetslimError, RuntimeError):
+            found.append(name)
+    return found
+
+
+def _masked(model: Model, done: Cut[Model]) -> Cut[Model]:
+    masked = duplicate(model)
+    Mask(masked, done.plan).apply()
+    note = (
+        f"channels silenced and held at zero: {done.plan.removed}; only a stage of kind "
+        "convert cuts them"
+    )
+    return replace(done, network=masked, check=None, notes=(*done.notes, note))
+
+
+def _looked_at(
+    compensation: Compensation, batches: Iterable[Any] | None, example_inputs: Any
+) -> list[Any]:
+    """What a fold looks at."""
+    if compensation.fold is None:
+        return []
+    if batches is not None:
+        return list(batches)
+    return [(tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs,)]
+
+
+def _recalibrated(
+    done: Cut[Model], compensation: Compensation, batches: Iterable[Any] | None
+) -> Cut[Model]:
+    count = compensation.recalibrate
+    layers = [m for m in done.network.modules() if isinstance(m, _BatchNorm)]
+    if not count or not any(layer.track_running_stats for layer in layers):
+        return done
+    if batches is None:
+        raise ArgumentError(
+            "recalibrate takes the statistics of batch normalisation from batches: give "
+            "batches=, a data loader or a list"
+        )
+    seen = list(batches if count is True else islice(batches, count))
+    recalibrate(done.network, seen)
+    note = f"batch-norm statistics were taken anew from {len(seen)} training batches"
+    return replace(done, notes=(*done.notes, note))
+
+
+def _told(folding: Folding[Any]) -> Iterator[str]:
+    """What became of that which removed channels emitted, in sentences."""
+    fitted = [row for row in folding.moved if row.explained is not None]
+    lost = [row for row in folding.moved if row.explained is None and row.reason]
+    if fitted:
+        explained = [row.explained for row in fitted if row.explained is not None]
+        yield (
+            "the channels that stay stand in for what removed channels emitted, in "
+            + ", ".join(row.consumer for row in fitted)
+            + f"; that explains {min(explained):.0%} to {max(explained):.0%} of it"
+        )
+    else:
+        took = [row for row in folding.moved if row.target]
+        spread = max((row.spread for row in took), default=0.0)
+        where = ", ".join(row.consumer for row in took) or "none, for it is zero everywhere"
+        inexact = (
+            f"; it is not quite constant there, by {spread:.2g} of the largest at most"
+            if spread > EXACT
+            else ""
+        )
+        yield (
+            f"what removed channels still emit moved into the layers behind them: {where}{inexact}"
+        )
+    yield from (
+        f"what {row.consumer} reads of removed channels is lost: {row.reason}" for row in lost
+    )
+
+
+__all__ = ["Choose", "Cut", "by_scores", "cut", "left_alone", "spared"]

@@ -1,0 +1,109 @@
+"""What is taken where nothing is said, for every way to ask for a cut alike.
+
+======================================  ================  ==========  ==============================
+what is given                           criterion         allocation  compensation
+======================================  ================  ==========  ==============================
+a criterion                             it                global      none
+amounts by name alone                   l1                global      none
+batches of data                         obs               cost        linear, statistics taken anew
+no data; ``cut_channels`` alone         bn_scale          global      none
+the same, no batch-norm scale is there  l2                uniform     none
+no data; any other budget               l2                uniform     none
+======================================  ================  ==========  ==============================
+
+An allocation or compensation that is given is taken in every case. A percentage of all channels by
+the batch-norm scales is Network Slimming (Liu et al. 2017), amounts by name with the sums of kernel
+weights are Li et al. 2017. For costs, and with data, the criterion that judges what a layer loses
+when the others make up for a channel, spread to lose least for what is saved, measured best of all
+(benchmarks/accuracy_at_budget.py); without data, the same share of every layer is the safe choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from netslim.errors import ArgumentError
+from netslim.graph.channel_graph import ChannelGraph
+from netslim.selection.options import Budget, Compensation, Scoring
+
+AUTO: Literal["auto"] = "auto"
+PLAIN = "l2"  # what scores filters where there is no data
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a budget is met: what makes a channel important, how the cut is spread, what is done
+    about its traces.
+    """
+
+    scoring: Scoring
+    allocation: str
+    compensation: Compensation
+
+
+def chosen(
+    budget: Budget | None,
+    per_group: Mapping[str, float | int] | None,
+    *,
+    data: bool,
+    criterion: str | Callable[..., Any] | Scoring = AUTO,
+    allocation: str = AUTO,
+    compensation: Compensation | Literal["auto"] | None = AUTO,
+    graph: ChannelGraph | None = None,
+) -> Choice:
+    """What is taken, by the table above.
+
+    Args:
+        budget: what to reach.
+        per_group: name or pattern -> what goes there.
+        data: whether there are batches of training data.
+        criterion: ``"auto"``, a name, a function, or a `Scoring`, whose criterion may be
+            ``"auto"``, too.
+        allocation: ``"auto"``, or a name.
+        compensation: ``"auto"``, what to do, or None for nothing.
+        graph: of the network, which tells whether it has batch-norm scales; None takes it that it
+            has.
+
+    Raises:
+        ArgumentError: ``compensation`` is none of these.
+    """
+    if not isinstance(compensation, Compensation | None) and compensation != AUTO:
+        raise ArgumentError(
+            f"compensation must be a netslim.selection.Compensation, None or 'auto', got {compensation!r}"
+        )
+    scoring = criterion if isinstance(criterion, Scoring) else Scoring(criterion)
+    best = Choice(scoring, "global", Compensation())
+    if scoring.criterion == AUTO:
+        named, spread, mended = _best(budget, per_group, data, graph)
+        best = Choice(replace(scoring, criterion=named), spread, mended)
+    if allocation != AUTO:
+        best = replace(best, allocation=allocation)
+    return (
+        best if compensation == AUTO else replace(best, compensation=compensation or Compensation())
+    )
+
+
+def _best(
+    budget: Budget | None,
+    per_group: Mapping[str, float | int] | None,
+    data: bool,
+    graph: ChannelGraph | None,
+) -> tuple[str, str, Compensation]:
+    asked = set() if budget is None else set(budget.given())
+    if per_group and not asked:
+        return "l1", "global", Compensation()
+    if data:
+        return "obs", "cost", Compensation("linear", recalibrate=True)
+    if asked == {"cut_channels"} and (graph is None or _scaled(graph)):
+        return "bn_scale", "global", Compensation()
+    return PLAIN, "uniform", Compensation()
+
+
+def _scaled(graph: ChannelGraph) -> bool:
+    """Whether some channel that may go has a scale of a normalisation."""
+    return any(group.tensors("scale") for group in graph.groups if not group.frozen)
+
+
+__all__ = ["AUTO", "PLAIN", "Choice", "chosen"]
