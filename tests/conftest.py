@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -16,6 +17,15 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # for the processes that tests start
+
+
+def pytest_collection_finish() -> None:
+    """What imports made stays till the end: the garbage collector need not look at it again."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # what is not looked at when Python ends counts as leaked with some libraries
 
 
 @pytest.fixture

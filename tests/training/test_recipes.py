@@ -19,7 +19,7 @@ from netslim import models
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.soft_filter import SoftFilterPruning
 from netslim.training import run
-from netslim.training.recipe.reading import load_recipe, parse_recipe, shipped
+from netslim.training.recipe.reading import parse_recipe, shipped
 from netslim.training.recipe.schema import (
     CentripetalOptions,
     Prune,
@@ -27,6 +27,7 @@ from netslim.training.recipe.schema import (
     SoftFilterOptions,
     Train,
 )
+from shipped_recipes import recipe_of
 
 SLIMMING = [
     *(
@@ -74,7 +75,6 @@ CENTRIPETAL = [
     *("densenet40-csgd", "densenet40-magnitude"),
 ]
 ROWS = [*SLIMMING, *FILTERS, *CENTRIPETAL]
-recipe_of = cache(load_recipe)
 TWINS = sorted(name for name in shipped() if name.endswith("-small"))
 CLASSES = {"CIFAR100": 100, "imagenet": 1000}
 
