@@ -43,8 +43,9 @@ def prepared(
     device: torch.device | str | None = None,
     name: str = "model",
 ) -> Iterator[Ready]:
-    """The forward pass of ``model`` on the example inputs, ready to be called; in evaluation mode
-    while it lasts.
+    """The forward pass of ``model`` on the example inputs, ready to be called.
+
+    The model is in evaluation mode while this lasts.
 
     Args:
         model: it is not changed; on another device a copy of it runs.
@@ -59,15 +60,11 @@ def prepared(
         TraceError: the model does not run on the example inputs.
     """
     if backend not in get_args(Backend):
-        raise ArgumentError(
-            f"latency: there is no backend {backend!r}; choose one of "
-            f"{', '.join(get_args(Backend))}"
-        )
+        known = ", ".join(get_args(Backend))
+        raise ArgumentError(f"latency: there is no backend {backend!r}; choose one of {known}")
     place = home(model, example_inputs) if device is None else usable(device)
     model = _on(model if backend == "eager" else inside(model), place)
-    inputs = tree_map(
-        lambda value: value.to(place) if isinstance(value, Tensor) else value, example_inputs
-    )
+    inputs = moved(example_inputs, place)
     with evaluating(model), torch.no_grad():
         _try(model, inputs, name)
         yield Ready(_BACKENDS[backend](model, inputs, place, name), place, backend)
@@ -88,24 +85,29 @@ def usable(device: torch.device | str) -> torch.device:
         ) from problem
 
 
+def moved(inputs: Any, place: torch.device) -> Any:
+    """The inputs with their tensors on a device."""
+    return tree_map(lambda value: value.to(place) if isinstance(value, Tensor) else value, inputs)
+
+
 def home(model: nn.Module, inputs: Any) -> torch.device:
     """Where a model is, or if it has no tensors, its inputs."""
-    tensors = [
-        *model.parameters(),
-        *model.buffers(),
-        *(v for v in tree_leaves(inputs) if isinstance(v, Tensor)),
-    ]
-    return tensors[0].device if tensors else torch.device("cpu")
+    for value in (*model.parameters(), *model.buffers(), *tree_leaves(inputs)):
+        if isinstance(value, Tensor):
+            return value.device
+    return torch.device("cpu")
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:
-    elsewhere = any(tensor.device != device for tensor in [*model.parameters(), *model.buffers()])
-    return copy.deepcopy(model).to(device) if elsewhere else model
+    if all(tensor.device == device for tensor in (*model.parameters(), *model.buffers())):
+        return model
+    return copy.deepcopy(model).to(device)
 
 
 def _try(model: nn.Module, inputs: Any, name: str) -> None:
     try:
-        _eager(model, inputs, None, name)()
+        args, kwargs = as_call(inputs)
+        model(*args, **kwargs)
     except Exception as problem:
         raise TraceError(
             f"latency: {name!r} did not run on the example inputs: {problem}. "
@@ -114,7 +116,8 @@ def _try(model: nn.Module, inputs: Any, name: str) -> None:
         ) from problem
 
 
-def _eager(model: nn.Module, inputs: Any, device: object, name: str) -> Call:
+def _eager(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
+    """The model as it is."""
     args, kwargs = as_call(inputs)
     return lambda: model(*args, **kwargs)
 
@@ -157,7 +160,7 @@ def _onnxruntime(model: nn.Module, inputs: Any, device: torch.device, name: str)
     return running.bound(inputs)
 
 
-_BACKENDS: dict[str, Callable[[Any, Any, torch.device, str], Call]] = {
+_BACKENDS: dict[Backend, Callable[[nn.Module, Any, torch.device, str], Call]] = {
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _onnxruntime,

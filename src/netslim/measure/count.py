@@ -92,30 +92,28 @@ class Cost:
         for name, row in (*self.by_module.items(), ("total", total)):
             rows.append((name or "(itself)", *_cells(row, total)))
         widths = [max(len(row[column]) for row in rows) for column in range(7)]
-        lines = [
-            "  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows
-        ]
-        return "\n".join(
-            [
-                *lines,
-                f"at most {self.peak_bytes:,} bytes of inputs and intermediate tensors at once",
-            ]
+        lines = []
+        for name, *cells in rows:
+            lines.append("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
+        lines.append(
+            f"at most {self.peak_bytes:,} bytes of inputs and intermediate tensors at once"
         )
+        return "\n".join(lines)
 
 
 def _cells(row: ModuleCost, total: ModuleCost) -> Iterator[str]:
     """Each figure and its share of the total."""
     for name in ("params", "macs", "activations"):
-        part, whole = getattr(row, name), getattr(total, name)
+        part, everything = getattr(row, name), getattr(total, name)
         yield f"{part:,}"
-        yield f"{100 * part / whole if whole else 0:.1f} %"
+        yield f"{100 * part / max(everything, 1):.1f} %"
 
 
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
-    """Count parameters, MACs and activations by running `model` once, in evaluation mode and
-    without gradients.
+    """Count parameters, MACs and activations by running `model` once.
 
-    The figures are those of the graph that `netslim.trace` makes of the same model and inputs.
+    It runs in evaluation mode and without gradients. The figures are those of the graph that
+    `netslim.trace` makes of the same model and inputs.
 
     Args:
         model: left as it was, training flags included. It may be on the meta device.
@@ -142,9 +140,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 
 
 def _by_module(recorder: Recorder) -> dict[str, ModuleCost]:
-    """Every module's own share, in order; a shared parameter belongs to the first module that has
-    it.
-    """
+    """Every module's own share, in order; a shared parameter is the first module's that has it."""
     params, macs, activations = Counter[str](), Counter[str](), Counter[str]()
     for name, tensor in named_tensors(recorder.model):
         if isinstance(tensor, nn.Parameter):
@@ -152,16 +148,17 @@ def _by_module(recorder: Recorder) -> dict[str, ModuleCost]:
     for work in recorder.costs:
         macs[work.module] += prod(map(length, work.factors))
     for put in recorder.outputs:
-        activations[put.module] += prod(map(length, put.factors)) if put.layer else 0
+        if put.layer:
+            activations[put.module] += prod(map(length, put.factors))
     names = named_modules(recorder.model).values()
     return {name: ModuleCost(params[name], macs[name], activations[name]) for name in names}
 
 
 def size_on_disk(model: nn.Module) -> int:
-    """Bytes of the model's tensors in a safetensors file: parameters and persistent buffers, shared
-    ones once.
+    """Bytes of the model's tensors in a safetensors file.
 
-    The file's header, some tens of bytes a tensor, comes on top.
+    These are the parameters and the persistent buffers, shared ones once. The file's header, some
+    tens of bytes a tensor, comes on top.
     """
     tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
     return sum(t.numel() * t.element_size() for t in tensors.values())

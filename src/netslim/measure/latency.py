@@ -1,4 +1,11 @@
-"""Measured latency: median milliseconds a call, several models timed side by side."""
+"""Measured latency: median milliseconds a call, several models timed side by side.
+
+A machine is never equally fast for long: clocks rise and fall, others work on it. Two models that
+are timed one after the other are timed on two machines. So all are timed in rounds, one sample
+each, and what slows one down slows down all; every other round runs backwards, so that none always
+runs in the cache, or the heat, that the same other one left behind. Medians and quartiles then
+leave out the samples that something disturbed.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +67,7 @@ def latency(
 ) -> Latency: ...
 @overload
 def latency(
-    models: dict[str, nn.Module],
+    models: Mapping[str, nn.Module],
     example_inputs: Any,
     *,
     backend: Backend = ...,
@@ -71,7 +78,7 @@ def latency(
     threads: int | None = ...,
 ) -> dict[str, Latency]: ...
 def latency(
-    models: nn.Module | dict[str, nn.Module],
+    models: nn.Module | Mapping[str, nn.Module],
     example_inputs: Any,
     *,
     backend: Backend = "eager",
@@ -107,7 +114,7 @@ def latency(
             backend cannot take a model, or there is no model.
         TraceError: a model does not run on the example inputs.
     """
-    named = models if isinstance(models, dict) else {"model": models}
+    named = models if isinstance(models, Mapping) else {"model": models}
     if not named:
         raise ArgumentError(
             "latency: no model given; pass a module, or a dictionary of modules by name"
@@ -115,14 +122,14 @@ def latency(
     for model in named.values():
         expect(model, nn.Module, "model", "latency(model, example_inputs)")
     _check(repeats, budget_seconds, warmup)
+    calls = {}
     with ExitStack() as stack:
         stack.enter_context(using_threads(threads))
-        calls = {
-            name: stack.enter_context(prepared(model, example_inputs, backend, device, name))
-            for name, model in named.items()
-        }
+        for name, model in named.items():
+            call = prepared(model, example_inputs, backend, device, name)
+            calls[name] = stack.enter_context(call)
         found = timed(calls, repeats=repeats, budget_seconds=budget_seconds, warmup=warmup)
-    return found if isinstance(models, dict) else found["model"]
+    return found if named is models else found["model"]
 
 
 def timed(
@@ -149,11 +156,10 @@ def timed(
         raise ArgumentError("latency: nothing to time; pass a dictionary of calls by name")
     _check(repeats, budget_seconds, warmup)
     plain = usable(device)
-    runs = [
-        _Run(name, call if isinstance(call, Ready) else Ready(call, plain))
-        for name, call in calls.items()
-    ]
-    _settle_allocator()
+    runs = []
+    for name, call in calls.items():
+        runs.append(_Run(name, call if isinstance(call, Ready) else Ready(call, plain)))
+    _raise_mmap_threshold()
     with using_threads(threads), torch.no_grad():
         for run in runs:
             run.warm_up(warmup)
@@ -162,7 +168,7 @@ def timed(
     return {run.name: run.result() for run in runs}
 
 
-def _settle_allocator() -> None:
+def _raise_mmap_threshold() -> None:
     """Free a large block, as a process that has run for a while has done.
 
     Until then glibc takes every large tensor from the system anew, and each call pays for its first
@@ -188,9 +194,7 @@ def _check(repeats: int, seconds: float, warmup: int) -> None:
 
 
 def _sample(runs: list[_Run], repeats: int, budget_seconds: float) -> None:
-    """One sample of every call a round; every other round runs backwards, so none always follows
-    another.
-    """
+    """One sample of every call a round, every other round backwards."""
     started = time.perf_counter()
     for done in range(repeats):
         if done >= MIN_ROUNDS and time.perf_counter() - started > budget_seconds:
@@ -210,7 +214,11 @@ class _Run:
         self.samples: list[float] = []
 
     def warm_up(self, calls: int) -> None:
-        """Make the first calls, and choose how many make one sample."""
+        """Make the first calls, and choose how many make one sample.
+
+        The quickest of them decides, so that a call which is slow only at first still fills its
+        sample.
+        """
         try:
             took = min(self._time() for _ in range(calls + 1))
         except Exception as problem:
@@ -223,12 +231,10 @@ class _Run:
         self.samples.append(self._time())
 
     def result(self) -> Latency:
-        low, median, high = (
-            1e3 * value for value in quantiles(self.samples, n=4, method="inclusive")
-        )
-        return Latency(
-            median, low, high, len(self.samples), str(self.ready.device), self.ready.backend
-        )
+        quartiles = quantiles(self.samples, n=4, method="inclusive")
+        low, median, high = (1e3 * seconds for seconds in quartiles)
+        count, device = len(self.samples), str(self.ready.device)
+        return Latency(median, low, high, count, device, self.ready.backend)
 
     def _time(self) -> float:
         self.synchronise()
@@ -240,9 +246,7 @@ class _Run:
 
 
 def _synchroniser(device: torch.device) -> Callable[[], object]:
-    """The clock may only be read when an accelerator, which runs behind Python's back, has
-    finished.
-    """
+    """What waits for an accelerator, which runs behind Python's back, to have finished."""
     if device.type in ("cpu", "meta"):
         return lambda: None
     return lambda: torch.accelerator.synchronize(device)
@@ -250,7 +254,7 @@ def _synchroniser(device: torch.device) -> Callable[[], object]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No garbage collection between two readings of the clock, as in the standard library's timeit."""
+    """No garbage collection between two readings of the clock, as in `timeit`."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

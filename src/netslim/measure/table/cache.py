@@ -55,8 +55,7 @@ def key(about: Mapping[str, Any]) -> str:
 
 def folder() -> Path:
     """``$NETSLIM_CACHE/latency``, or the one in the user's cache folder."""
-    given = os.environ.get("NETSLIM_CACHE")
-    return (Path(given) if given else _user_folder() / "netslim") / "latency"
+    return Path(os.environ.get("NETSLIM_CACHE") or _user_folder() / "netslim") / "latency"
 
 
 def _user_folder() -> Path:

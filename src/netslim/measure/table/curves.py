@@ -10,39 +10,56 @@ So every number of blocks is measured where there are few, and time need not ris
 Widths fall into three classes: multiples of `BLOCK`, which give the base; other multiples of
 `SUBBLOCK`, and the rest, which have a ratio to the base. On a width that is no multiple of the
 block, the base is a mixture of what it is there and at the next block, in proportions that were
-measured.
+measured. An example: blocks of 16 that take 1 ms each, everything in steps, and a detour of a half
+off the blocks. Then 40 channels take 3 ms (as 48 do) times 1.5, more than 48 channels take.
+
+A kernel with two live widths, such as a convolution's inputs and outputs, would need the whole
+plane to be measured. Time is nearly the product of a curve in each, so only a cross is: each axis
+with the other held at a reference. What the product misses is smooth, but for one thing, and is
+measured at 4 x 4 corners and interpolated; the one thing is the detour off the blocks, which is
+taken once where both widths call for it, while the product counts it twice (`Surface.meeting`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from itertools import chain, product
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-Vector = np.ndarray
-BLOCK, SUBBLOCK = (
-    16,
-    4,
-)  # channels; AVX-512 holds 16 floats, and tensor cores want multiples of 4 to 16
+Vector = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+# Channels. AVX-512 holds 16 floats, and tensor cores want multiples of 4 to 16. The one divides the
+# other.
+BLOCK, SUBBLOCK = 16, 4
 CLASSES = 3
 CORNERS = 4
 MOST_BLOCKS = 16  # along an axis with more blocks, so many of them are measured
 _SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+# For each class off the blocks, how far its first and last width of a block are below the next one.
+_ENDS = {1: (BLOCK - SUBBLOCK, SUBBLOCK), 2: (BLOCK - 1, 1)}
 
 
+@overload
+def class_of(width: float) -> int: ...
+@overload
+def class_of(width: NDArray[Any]) -> Rows: ...
 def class_of(width: Any) -> Any:
     """0 for a multiple of `BLOCK`, 1 for another multiple of `SUBBLOCK`, 2 for the rest."""
-    return np.where(
-        np.remainder(width, BLOCK) == 0, 0, np.where(np.remainder(width, SUBBLOCK) == 0, 1, 2)
-    )
+    return 2 - (width % SUBBLOCK == 0) - (width % BLOCK == 0)
 
 
+@overload
+def up(width: float) -> float: ...
+@overload
+def up(width: NDArray[Any]) -> Vector: ...
 def up(width: Any) -> Any:
     """A width rounded up to a multiple of `BLOCK`."""
-    return np.ceil(np.asarray(width) / BLOCK) * BLOCK
+    return np.ceil(width / BLOCK) * BLOCK
 
 
 def probes(size: int, step: int = 1) -> list[int]:
@@ -55,27 +72,19 @@ def probes(size: int, step: int = 1) -> list[int]:
     last = int(up(size)) // BLOCK
     blocks = {BLOCK * round(n) for n in np.linspace(1, last, min(last, MOST_BLOCKS))}
     some = {int(up(size * share)) for share in _SHARES}
-    middle = _middle(sorted(some))
-    wanted = blocks | some | {b - offset for b in some for offset in (BLOCK // 2, BLOCK // 2 - 1)}
-    wanted |= {size, 3, SUBBLOCK, *(middle - offset for offset in (*_ENDS[1], *_ENDS[2]))}
+    wanted = blocks | some | {size, 3, SUBBLOCK}
+    for below in (BLOCK // 2, BLOCK // 2 - 1):
+        wanted |= {block - below for block in some}
+    middle = sorted(some)[len(some) // 2]
+    wanted |= {middle - below for below in (*_ENDS[1], *_ENDS[2])}
     if step > 1:
         wanted = {max(step, round(w / step) * step) for w in wanted}
     return sorted(w for w in wanted if step <= w <= max(size, BLOCK * last))
 
 
-def _middle(blocks: list[int]) -> int:
-    return blocks[len(blocks) // 2]
-
-
-_ENDS = {
-    1: (BLOCK - SUBBLOCK, SUBBLOCK),
-    2: (BLOCK - 1, 1),
-}  # class -> how far its ends of a block are below the next
-
-
 @dataclass(frozen=True)
 class Line:
-    """Values at some widths, with straight lines between; shape (points,) each, the widths rising."""
+    """Values at some widths, straight lines between; shape (points,) each, the widths rising."""
 
     widths: Vector
     values: Vector
@@ -89,6 +98,9 @@ class Line:
         return float(low + (width - a) * (high - low) / (b - a))
 
 
+_ONE = Line(np.ones(1), np.ones(1))
+
+
 @dataclass(frozen=True)
 class Curve:
     """Milliseconds along one axis, the other axis held.
@@ -100,55 +112,60 @@ class Curve:
     """
 
     base: Line
-    flat: tuple[float, float, float]
-    ratio: tuple[Line, Line, Line]
+    flat: tuple[float, ...]
+    ratio: tuple[Line, ...]
 
 
 def curve_of(ms: Mapping[int, float]) -> Curve:
     """The curve through measurements, milliseconds by width."""
     line = {float(w): ms[w] for w in sorted(ms)}
-    kinds = {w: int(class_of(w)) for w in line}
-    blocks = [w for w in line if kinds[w] == 0]
-    if (
-        len(blocks) < 2
-    ):  # a narrow axis, or blocks that its step leaves out: then all widths are the base
+    blocks = [w for w in line if class_of(w) == 0]
+    if len(blocks) < 2:
+        # A narrow axis, or one whose step leaves blocks out: then all widths are the base.
         base = Line(np.array(list(line)), np.array(list(line.values())))
-        one = Line(np.ones(1), np.ones(1))
-        return Curve(base, (0.0, 0.0, 0.0), (one, one, one))
+        return Curve(base, (0.0,) * CLASSES, (_ONE,) * CLASSES)
     base = Line(np.array(blocks), np.array([line[w] for w in blocks]))
-    flat, ratio = [1.0], [Line(np.ones(1), np.ones(1))]
+    flat, ratio = [1.0], [_ONE]
+    # Below the first block the base goes on as a line, and may reach zero: no ratio is taken to
+    # less than this.
+    floor = base.values.min() / 4
     for kind in range(1, CLASSES):
-        widths = [w for w in line if kinds[w] == kind]
-        flat.append(_flatness({w: line[w] for w in widths}, base))
-        floor = base.values.min() / 4
-        shares = [line[w] / max(floor, mixed(base, flat[-1], w)) for w in widths]
-        ratio.append(Line(np.array(widths), np.array(shares)) if widths else ratio[-1])
-    return Curve(base, (flat[0], flat[1], flat[2]), (ratio[0], ratio[1], ratio[2]))
+        mine = {w: t for w, t in line.items() if class_of(w) == kind}
+        flat.append(_flatness(mine, base))
+        shares = [t / max(floor, mixed(base, flat[-1], w)) for w, t in mine.items()]
+        ratio.append(Line(np.array(list(mine)), np.array(shares)) if mine else ratio[-1])
+    return Curve(base, tuple(flat), tuple(ratio))
 
 
 def mixed(base: Line, flat: float, width: float) -> float:
     """The base at a width and at the next block, mixed."""
-    return (1 - flat) * base.at(width) + flat * base.at(float(up(width)))
+    return (1 - flat) * base.at(width) + flat * base.at(up(width))
 
 
 def _flatness(ms: Mapping[float, float], base: Line) -> float:
-    """How flat time is within a block that was measured at both ends, against how the base rises."""
+    """How flat time is within a block measured at both ends, against how the base rises.
+
+    1 where both ends take the same, and 0 where time rises between them as the base does over as
+    many channels. The first block is not judged, as the base below it is a guess.
+    """
     for low in ms:
         high = max(w for w in ms if up(w) == up(low))
-        if high - low >= BLOCK / 2 and low > BLOCK:
-            expected = (
-                (base.values[-1] - base.values[0])
-                / (base.widths[-1] - base.widths[0])
-                * (high - low)
-            )
-            return (
-                float(np.clip(1 - (ms[high] - ms[low]) / expected, 0, 1)) if expected > 0 else 1.0
-            )
+        if low <= BLOCK or high - low < BLOCK / 2:
+            continue
+        rise = base.values[-1] - base.values[0]
+        expected = rise / (base.widths[-1] - base.widths[0]) * (high - low)
+        if expected <= 0:
+            return 1.0
+        return float(np.clip(1 - (ms[high] - ms[low]) / expected, 0, 1))
     return 1.0 if ms and max(ms) > BLOCK else 0.0
 
 
 def rising(values: Vector) -> Vector:
-    """The nearest never falling sequence, in least squares (pool adjacent violators)."""
+    """The nearest never falling sequence, in least squares (pool adjacent violators).
+
+    Each value starts as a pool of its own, and a pool that lies above the next one merges with it
+    into their mean: 3, 1, 2, 5 becomes 2, 2, 2, 5.
+    """
     pools: list[list[float]] = []
     for value in values:
         pools.append([value, 1])
@@ -160,8 +177,7 @@ def rising(values: Vector) -> Vector:
 
 @dataclass(frozen=True)
 class Surface:
-    """Milliseconds of a kernel as a function of its live widths, of which there are none, one or
-    two.
+    """Milliseconds of a kernel as a function of its live widths, of which there are 0, 1 or 2.
 
     Along each axis there is a curve, measured with the other axis at its `reference`; both together
     are the product of the two over the reference, times a correction that was measured at the
@@ -187,8 +203,9 @@ class Surface:
 
 
 def corners(axis: list[int], reference: int) -> list[int]:
-    """Where the two axes are measured together: the narrowest block, half the reference, the
-    reference, the widest.
+    """Where both axes are measured together.
+
+    The narrowest block, half the reference, the reference, the widest.
     """
     blocks = [w for w in axis if w % BLOCK == 0] or axis
     near = min(blocks, key=lambda w: abs(w - reference / 2))
@@ -202,19 +219,14 @@ def reference_of(axis: list[int]) -> int:
 
 
 def meetings(axes: list[list[int]]) -> list[tuple[int, ...]]:
-    """Pairs of widths of which neither is a multiple of the block, at three places along both axes."""
-    found = []
-    for classes in product(range(1, CLASSES), repeat=2):
-        lines = [
-            [w for w in axis if class_of(w) == kind]
-            for axis, kind in zip(axes, classes, strict=True)
-        ]
-        for place in ((0.6, 0.6), (0.9, 0.4), (0.4, 0.9)) if all(lines) else ():
-            found.append(
-                tuple(
-                    line[round(p * (len(line) - 1))] for line, p in zip(lines, place, strict=True)
-                )
-            )
+    """Pairs of widths, neither a multiple of the block, at three places along both axes."""
+    found: list[tuple[int, ...]] = []
+    for kinds in product(range(1, CLASSES), repeat=2):
+        a, b = ([w for w in axis if class_of(w) == k] for axis, k in zip(axes, kinds, strict=True))
+        if not a or not b:
+            continue
+        for p, q in ((0.6, 0.6), (0.9, 0.4), (0.4, 0.9)):
+            found.append((a[round(p * (len(a) - 1))], b[round(q * (len(b) - 1))]))
     return found
 
 
@@ -225,8 +237,7 @@ def points(axes: list[list[int]]) -> list[tuple[int, ...]]:
     for number, axis in enumerate(axes):
         found |= {(*references[:number], width, *references[number + 1 :]) for width in axis}
     if len(axes) == 2:
-        a, b = (corners(axis, r) for axis, r in zip(axes, references, strict=True))
-        found |= {(x, y) for x in a for y in b} | set(meetings(axes))
+        found |= set(product(*map(corners, axes, references))) | set(meetings(axes))
     return sorted(found)
 
 
@@ -240,14 +251,15 @@ def surface_of(axes: list[list[int]], ms: Mapping[tuple[int, ...], float]) -> Su
     bare = Surface(references, ms[references], tuple(curves))
     if len(axes) < 2:
         return bare
-    grid = [np.array(corners(axis, r)) for axis, r in zip(axes, references, strict=True)]
-    stack = Stack([bare])
-    measured = np.array([[ms[x, y] for y in grid[1]] for x in grid[0]])
-    predicted = np.array(
-        [[stack.times(np.array([[x, y]], dtype=float))[0] for y in grid[1]] for x in grid[0]]
-    )
-    crossed = Surface(
-        references, bare.ms, bare.curves, tuple(g.astype(float) for g in grid), measured / predicted
+    # In this order: each factor is fitted to what those before it leave over.
+    grid = list(map(corners, axes, references))
+    stack, pairs = Stack([bare]), list(product(*grid))
+    measured = np.array([ms[pair] for pair in pairs])
+    correction = measured / np.array([stack.time(*pair) for pair in pairs])
+    crossed = replace(
+        bare,
+        corners=tuple(np.array(nodes, dtype=float) for nodes in grid),
+        correction=correction.reshape(*map(len, grid)),
     )
     return replace(crossed, meeting=_meeting(crossed, meetings(axes), ms))
 
@@ -255,16 +267,12 @@ def surface_of(axes: list[list[int]], ms: Mapping[tuple[int, ...], float]) -> Su
 def _meeting(
     surface: Surface, pairs: list[tuple[int, ...]], ms: Mapping[tuple[int, ...], float]
 ) -> Vector:
-    """Measured over predicted where neither width is a multiple of the block, by classes; 1
-    elsewhere.
-    """
+    """Measured over predicted by classes, where neither is a multiple of the block; else 1."""
     stack = Stack([surface])
     logs: dict[tuple[int, ...], list[float]] = {}
     for pair in pairs:
-        predicted = stack.times(np.array([pair], dtype=float))[0]
-        logs.setdefault(tuple(map(int, class_of(np.array(pair)))), []).append(
-            float(np.log(ms[pair] / predicted))
-        )
+        off = float(np.log(ms[pair] / stack.time(*pair)))
+        logs.setdefault(tuple(map(class_of, pair)), []).append(off)
     found = np.ones((CLASSES, CLASSES))
     for classes, values in logs.items():
         found[classes] = np.exp(np.median(values))
@@ -272,7 +280,7 @@ def _meeting(
 
 
 class _Lines:
-    """Many `Line`s, evaluated together."""
+    """Many `Line`s, evaluated together: a row each, filled up with points that lie at infinity."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         most = max((len(line.widths) for line in lines), default=1)
@@ -285,10 +293,12 @@ class _Lines:
                 rises = np.diff(line.values) / np.diff(line.widths)
                 self.slope[row, :n] = [*rises, rises[-1]]
 
-    def at(self, row: Vector, width: Vector) -> Vector:
+    def at(self, row: Rows, width: Vector) -> Vector:
         """The values of these lines at these widths."""
         place = np.maximum((self.x[row] <= width[:, None]).sum(axis=1) - 1, 0)
-        return self.y[row, place] + (width - self.x[row, place]) * self.slope[row, place]
+        start, value, slope = self.x[row, place], self.y[row, place], self.slope[row, place]
+        found: Vector = value + (width - start) * slope
+        return found
 
     def ends(self) -> tuple[Vector, Vector]:
         """The first and the last width of each line."""
@@ -296,56 +306,55 @@ class _Lines:
 
 
 class Stack:
-    """Many surfaces, evaluated together."""
+    """Many surfaces, evaluated together: selection asks for the times of a network again and again.
+
+    Surfaces have 0, 1 or 2 axes. `has` (surfaces, axes) says which are there, and everything about
+    curves is kept for those alone, in the order in which ``array[self.has]`` reads them: curve n is
+    the n-th True. Each curve has a row for each of its `CLASSES` in `ratio` and `flat`.
+    """
 
     def __init__(self, surfaces: Sequence[Surface]) -> None:
         self.axes = max((len(s.curves) for s in surfaces), default=0)
         self.base = np.array([s.ms for s in surfaces])
-        self.has = np.array(
-            [[len(s.curves) > a for a in range(self.axes)] for s in surfaces], dtype=bool
-        )
-        curves = [c for s in surfaces for c in s.curves]
+        there = [[len(s.curves) > axis for axis in range(self.axes)] for s in surfaces]
+        self.has = np.array(there, dtype=bool)
+        curves = list(chain.from_iterable(s.curves for s in surfaces))
         self.blocks = _Lines([c.base for c in curves])
         self.rising = _Lines([Line(c.base.widths, rising(c.base.values)) for c in curves])
-        self.ratio = _Lines([line for c in curves for line in c.ratio])
+        self.ratio = _Lines(list(chain.from_iterable(c.ratio for c in curves)))
         self.span = self.ratio.ends()
-        self.flat = np.array([share for c in curves for share in c.flat])
+        self.flat = np.array(list(chain.from_iterable(c.flat for c in curves)))
+        # As in `curve_of`: what goes on as a line beyond the measurements must not reach zero.
         self.least = np.array([c.base.values.min() for c in curves]) / 4
-        both = [s for s in surfaces if s.correction is not None]
         self.crossed = np.array([s.correction is not None for s in surfaces], dtype=bool)
-        self.nodes = np.array([[_filled(c) for c in s.corners] for s in both]).reshape(
-            len(both), 2, CORNERS
-        )
-        self.meet = np.array(
-            [np.ones((CLASSES, CLASSES)) if s.meeting is None else s.meeting for s in both]
-        )
-        logs = [
-            _filled(_filled(np.log(s.correction)).T).T for s in both if s.correction is not None
-        ]
-        self.cross = np.array(logs).reshape(len(both), CORNERS, CORNERS)
+        self.nodes, self.cross, self.meet = _corrections(surfaces)
 
-    def places(self, widths: Vector) -> tuple[Vector, Vector, Vector]:
-        """For every live axis its width, its class's row, and the share of the time that comes in
-        steps.
-        """
-        w = widths[:, : self.axes][self.has]
+    def places(self, widths: Vector) -> tuple[Vector, Rows, Vector]:
+        """For each curve its width, its class's row, and the share of time that comes in steps."""
+        w: Vector = widths[:, : self.axes][self.has]
         row = CLASSES * np.arange(len(w)) + class_of(w)
         return w, row, self.flat[row]
 
     def lines(self, widths: Vector) -> Vector:
-        """Milliseconds along each axis, shape (surfaces, axes), and the reference's where there is
-        no such axis.
+        """Milliseconds along each axis, shape (surfaces, axes).
+
+        It is the reference's where there is no such axis.
         """
         found = np.repeat(self.base[:, None], self.axes, axis=1)
         w, row, flat = self.places(widths)
         curve = np.arange(len(w))
         ms = (1 - flat) * self.blocks.at(curve, w) + flat * self.blocks.at(curve, up(w))
+        # A ratio says which code path runs, and beyond what was measured that stays as it is.
         inside = np.clip(w, self.span[0][row], self.span[1][row])
         found[self.has] = np.maximum(ms, self.least) * self.ratio.at(row, inside)
         return found
 
     def corrections(self, widths: Vector) -> Vector:
-        """What the product of the lines is to be multiplied with, shape (surfaces,)."""
+        """What the product of the lines is to be multiplied with, shape (surfaces,).
+
+        Between the corners logarithms are interpolated, in both directions, so that twice as slow
+        and twice as fast cancel; outside the nearest edge holds.
+        """
         found = np.ones(len(self.base))
         if not self.crossed.any():
             return found
@@ -368,23 +377,51 @@ class Stack:
     def times(self, widths: Vector) -> Vector:
         """Milliseconds of every surface, shape (surfaces,), at widths of shape (surfaces, 2)."""
         shares = self.lines(widths) / self.base[:, None]
-        return self.base * shares.prod(axis=1) * self.corrections(widths)
+        alone: Vector = self.base * shares.prod(axis=1)
+        return alone * self.corrections(widths)
+
+    def time(self, *widths: float) -> float:
+        """Milliseconds of the one surface in this stack, at its two widths."""
+        return float(self.times(np.array([widths], dtype=float))[0])
 
     def slopes(self, widths: Vector) -> Vector:
-        """The derivative by each width, shape (surfaces, axes): over some blocks beside it, and
-        never negative.
+        """The derivative by each width, shape (surfaces, axes), never negative.
+
+        Taken literally it would be 0 within a block and huge at its end, and whoever asks what a
+        channel saves would never begin to cut. So it is the rise over some blocks to both sides,
+        and of the nearest curve that never falls: a slow number of blocks must not make it seem
+        that channels could be added for nothing.
         """
         w, _, flat = self.places(widths)
         curve, reach = np.arange(len(w)), np.maximum(2 * BLOCK, w / 4)
         low, high = np.maximum(w - reach, 1), w + reach
         rise = (self.rising.at(curve, high) - self.rising.at(curve, low)) / (high - low)
-        found = np.zeros(self.has.shape)
-        found[self.has] = rise / np.maximum(
-            self.rising.at(curve, (1 - flat) * w + flat * up(w)), self.least
-        )
-        return found * self.times(widths)[:, None]
+        here = self.rising.at(curve, (1 - flat) * w + flat * up(w))
+        relative = np.zeros(self.has.shape)
+        relative[self.has] = rise / np.maximum(here, self.least)
+        return relative * self.times(widths)[:, None]
+
+
+def _corrections(surfaces: Sequence[Surface]) -> tuple[Vector, Vector, Vector]:
+    """Of the surfaces that have some: the corners, log corrections there, and those by classes.
+
+    Shapes (crossed, 2, `CORNERS`), (crossed, `CORNERS`, `CORNERS`) and (crossed, 3, 3).
+    """
+    nodes, logs, meet = [], [], []
+    for surface in surfaces:
+        if surface.correction is None:
+            continue
+        nodes.append([_filled(axis) for axis in surface.corners])
+        logs.append(_filled(_filled(np.log(surface.correction)).T).T)
+        by_class = surface.meeting
+        meet.append(np.ones((CLASSES, CLASSES)) if by_class is None else by_class)
+    return (
+        np.array(nodes).reshape(len(nodes), 2, CORNERS),
+        np.array(logs).reshape(len(logs), CORNERS, CORNERS),
+        np.array(meet),
+    )
 
 
 def _filled(values: Vector) -> Vector:
-    """`CORNERS` rows: the first is repeated."""
+    """`CORNERS` rows: the first is repeated, which makes cells of no width."""
     return np.concatenate([np.repeat(values[:1], CORNERS - len(values), axis=0), values])

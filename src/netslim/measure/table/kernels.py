@@ -56,16 +56,13 @@ class Kernel:
         if self.operator == "linear":
             return f"linear of {self.places[0]} rows"
         stride, _, _, transposed, _, groups = self.options
-        size, step = "x".join(map(str, self.window)), "x".join(map(str, stride))
+        size, step, places = ("x".join(map(str, s)) for s in (self.window, stride, self.places))
         kind = "transposed convolution" if transposed else "convolution"
-        shared = (
-            "depthwise "
-            if self.follows and self.depth == 1
-            else f"{groups} groups, "
-            if groups > 1
-            else ""
-        )
-        return f"{shared}{size} {kind}, stride {step}, on {'x'.join(map(str, self.places))}"
+        if self.follows and self.depth == 1:
+            size = f"depthwise {size}"
+        elif groups > 1:
+            size = f"{groups} groups, {size}"
+        return f"{size} {kind}, stride {step}, on {places}"
 
     @property
     def groups(self) -> int:
@@ -104,9 +101,7 @@ class Kernel:
 
 
 class Values:
-    """Random numbers for inputs and weights: all tensors of a type are views of one, for weights
-    can be large.
-    """
+    """Random numbers for inputs and weights: all of a type are views of one, as many are large."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -125,22 +120,19 @@ class Values:
 
 @dataclass
 class Observed:
-    """What one operator of the model did: its name, elements put out, seconds, and its kernel if it
-    has one.
-    """
+    """What one operator of the model did, how long it took, and its kernel if it has one."""
 
     operator: str
-    elements: int
     macs: int = 0
     kernel: Kernel | None = None
     seconds: float = 0.0
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
     """Times every operator, and describes convolutions and linear layers."""
 
     def __init__(self, synchronise: Callable[[], object]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[Observed] = []
         self.synchronise = synchronise
 
@@ -150,7 +142,11 @@ class _Watch(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         self.synchronise()
         started = time.perf_counter()
@@ -158,10 +154,7 @@ class _Watch(TorchDispatchMode):
         self.synchronise()
         seconds = time.perf_counter() - started
         name = func._schema.name.removeprefix("aten::")
-        tensors = out if isinstance(out, (tuple, list)) else (out,)
-        observed = Observed(
-            name, next((t.numel() for t in tensors if isinstance(t, Tensor)), 0), seconds=seconds
-        )
+        observed = Observed(name, seconds=seconds)
         if name in CONVOLUTIONS and len(args) >= 9:
             observed.kernel, observed.macs = _convolution(out, *args[:9])
         elif name in PRODUCTS:
@@ -171,49 +164,54 @@ class _Watch(TorchDispatchMode):
 
 
 def _convolution(
-    out: Tensor, x: Tensor, w: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any, groups: int,
+    out: Tensor, x: Tensor, w: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int,
 ) -> tuple[Kernel, int]:  # fmt: skip
-    last = (
-        x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
-    )
-    options = (
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        transposed,
-        tuple(output_padding),
-        groups,
-    )
+    """The kernel of a call of `aten.convolution`, of which no axis is live yet, and its MACs."""
     depth, width = x.shape[1] // groups, out.shape[1]
+    # Every position of the map on the narrow side meets the whole window once.
     places = x.shape if transposed else out.shape
     macs = prod(w.shape[2:]) * places[0] * prod(places[2:]) * depth * width
+    strides, paddings, dilations, more = map(tuple, (stride, padding, dilation, output_padding))
     kernel = Kernel(
-        "convolution", (x.shape[0], *x.shape[2:]), depth, width, (False, False), False, options,
-        tuple(w.shape[2:]), bias is not None, last, x.dtype,
-    )  # fmt: skip
+        "convolution",
+        (x.shape[0], *x.shape[2:]),
+        depth,
+        width,
+        live=(False, False),
+        options=(strides, paddings, dilations, transposed, more, groups),
+        window=tuple(w.shape[2:]),
+        bias=bias is not None,
+        channels_last=_channels_last(x),
+        dtype=x.dtype,
+    )
     return kernel, macs
 
 
-def _product(name: str, args: tuple) -> tuple[Kernel, int]:
-    added = name in ADDED_PRODUCTS
-    bias = added or (len(args) > 2 and args[2] is not None)
-    x, w = (args[1], args[2].t()) if added else (args[0], args[1])
-    w = w.t() if name == "mm" else w
+def _channels_last(x: Tensor) -> bool:
+    """Whether pictures lie in memory so; where both orders are the same it is not."""
+    if x.dim() != 4 or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _product(name: str, args: tuple[Any, ...]) -> tuple[Kernel, int]:
+    """The kernel of a call of ``addmm``, ``mm`` or ``linear``, and its MACs."""
+    if name in ADDED_PRODUCTS:
+        bias, x, w = True, args[1], args[2].t()
+    else:
+        bias, x, w = len(args) > 2 and args[2] is not None, args[0], args[1]
+    if name == "mm":
+        w = w.t()
     rows, depth, width = prod(x.shape[:-1]), x.shape[-1], w.shape[0]
-    return Kernel(
-        "linear", (rows,), depth, width, (False, False), bias=bias, dtype=x.dtype
-    ), rows * depth * width
+    kernel = Kernel("linear", (rows,), depth, width, (False, False), bias=bias, dtype=x.dtype)
+    return kernel, rows * depth * width
 
 
 def observe(
     model: nn.Module, example_inputs: Any, synchronise: Callable[[], object], runs: int = 1
 ) -> list[Observed]:
-    """Run the model and tell what its operators did, in order; of several runs each operator's
-    quickest time.
-    """
+    """Run the model and tell what its operators did, in order; each at its quickest of the runs."""
     found: list[Observed] = []
     args, kwargs = as_call(example_inputs)
     with evaluating(model), torch.no_grad(), no_fast_path(), refusing(example_inputs):
@@ -227,9 +225,7 @@ def observe(
 
 
 def kernels_of(graph: ChannelGraph, observed: Iterable[Observed]) -> list[Kernel | None]:
-    """For each of the graph's costs its kernel; None where it has none that can run alone. See
-    `observe`.
-    """
+    """For each of the graph's costs its kernel (see `observe`), or None if it cannot run alone."""
     calls = _by_call(observed)
     follow = {rule.module for rule in graph.size_rules if rule.attribute == "groups"}
     free = {number for number, group in enumerate(graph.groups) if not group.frozen}
@@ -251,15 +247,17 @@ def _by_call(observed: Iterable[Observed]) -> dict[Call, Observed]:
 
 
 def _bound(cost: Cost, live: list[bool], observed: Observed | None, follows: bool) -> Kernel | None:
-    """The kernel with its live axes, if the call is the one the graph means and nothing else can
-    change.
+    """The kernel with its live axes, if it is what the graph means and nothing else can change.
+
+    The graph and this run are two runs, joined by counting the calls of each operator. A model
+    that takes another way the second time would get the curves of other layers, so the MACs and
+    both widths are compared.
     """
     if observed is None or observed.kernel is None or observed.macs != cost.macs({}):
         return None
     kernel = observed.kernel
-    if any(live[:-2]) or (kernel.depth, kernel.width) != tuple(
-        f.kept({}) for f in cost.factors[-2:]
-    ):
+    widths = tuple(factor.kept({}) for factor in cost.factors[-2:])
+    if any(live[:-2]) or (kernel.depth, kernel.width) != widths:
         return None
     return replace(kernel, live=(live[-2], live[-1]), follows=follows and kernel.groups > 1)
 

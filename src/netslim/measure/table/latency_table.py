@@ -1,11 +1,14 @@
-"""`LatencyTable`: milliseconds of a network at other widths, from measurements of its layers and of
-cut copies.
+"""`LatencyTable`: milliseconds of a network at other widths, from its layers and cut copies.
 
 The prediction is linear in four quantities: the time of the layers alone, each from its own
 measured surface; the bytes that operators put out, for normalisation, activations and everything
 else that touches them; the parameters, which a whole network reads from memory while a layer alone
 has them in its cache; and a constant, for what each operator costs however small it is. Their
 weights are fitted to whole networks that were cut and timed.
+
+A table holds no graph and no model, so it can be kept in a file and used on another machine. It is
+bound to a graph when it is asked (`Parts`): the sites must be the graph's costs, one by one, and a
+graph that was cut since fits as well as the one that was measured.
 """
 
 from __future__ import annotations
@@ -14,20 +17,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from netslim._support import write_atomic
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.counts import Count
+from netslim.graph.counts import Cost, Count
 from netslim.measure.table.curves import Stack, Surface, Vector, surface_of
-from netslim.selection.budget.resources import Products, Resource, Widths
+from netslim.selection.budget.resources import Positions, Products, Resource, Widths
 
 FORMAT = 1
-Indexed = Any  # a Widths, or anything else that gives counts their positions
+Masks = Mapping[
+    int, NDArray[np.bool_]
+]  # group number -> which of its units are kept, shape (size,)
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Run:
-    """A cut copy of the network, timed whole: its share of the MACs, measured and predicted
-    milliseconds.
-    """
+    """A cut copy of the network, timed whole: share of the MACs, ms measured and predicted."""
 
     macs: float
     measured_ms: float
@@ -83,9 +88,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Terms:
-    """Milliseconds a unit of what the prediction is linear in: layers (1), bytes put out,
-    parameters, calls (ms).
-    """
+    """Milliseconds for each ms of layers alone, byte put out, parameter; and those of any call."""
 
     layers: float = 1.0
     bytes: float = 0.0
@@ -95,8 +98,7 @@ class Terms:
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """What a network takes at any width, in milliseconds a call (the whole example batch), on one
-    machine.
+    """What a network takes at any width on one machine, in ms a call (the whole example batch).
 
     Made by `netslim.latency_table`; an input to `netslim.select`, also on another machine than the
     one measured.
@@ -146,7 +148,7 @@ class LatencyTable:
         """
         return _Latency(self, graph, widths)
 
-    def ms(self, graph: ChannelGraph, masks: Mapping[int, Vector] | None = None) -> float:
+    def ms(self, graph: ChannelGraph, masks: Masks | None = None) -> float:
         """Predicted milliseconds when group ``g`` of the graph keeps the units of the boolean
         ``masks[g]``.
 
@@ -159,15 +161,17 @@ class LatencyTable:
 
     def __str__(self) -> str:
         where = f"{self.device}, {self.threads} threads" if self.device == "cpu" else self.device
+        shapes = " ".join("x".join(map(str, shape)) for shape in self.inputs)
         lines = [
-            f"{self.backend} on {where}, inputs "
-            f"{' '.join('x'.join(map(str, s)) for s in self.inputs)}, {self.date}",
+            f"{self.backend} on {where}, inputs {shapes}, {self.date}",
             f"{len(self.sites)} operators, {len(self.kernels)} kernels; predictions err by up "
             f"to {self.error:.1%}",
-            *(f"  {run.macs:4.0%} of the MACs: {run.measured_ms:.4g} ms, predicted "
-              f"{run.predicted_ms:.4g}"
-              for run in self.runs),
-        ]  # fmt: skip
+        ]
+        for run in self.runs:
+            lines.append(
+                f"  {run.macs:4.0%} of the MACs: {run.measured_ms:.4g} ms, "
+                f"predicted {run.predicted_ms:.4g}"
+            )
         return "\n".join(lines)
 
     @cached_property
@@ -233,16 +237,8 @@ class LatencyTable:
 
 
 _PLAIN = (
-    "backend",
-    "device",
-    "threads",
-    "inputs",
-    "fingerprint",
-    "machine",
-    "versions",
-    "date",
-    "error",
-)
+    "backend", "device", "threads", "inputs", "fingerprint", "machine", "versions", "date", "error",
+)  # fmt: skip
 
 
 def _read(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +247,7 @@ def _read(content: Mapping[str, Any]) -> dict[str, Any]:
     plain["threads"], plain["error"] = int(plain["threads"]), float(plain["error"])
     plain["terms"] = Terms(**{name: float(value) for name, value in content["terms"].items()})
     plain["runs"] = tuple(
-        Run(*(float(run[n]) for n in ("macs", "measured_ms", "predicted_ms")))
+        Run(float(run["macs"]), float(run["measured_ms"]), float(run["predicted_ms"]))
         for run in content["runs"]
     )
     plain["kernels"] = tuple(_kernel(kernel) for kernel in content["kernels"])
@@ -266,9 +262,8 @@ def _read(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kernel(plain: Mapping[str, Any]) -> Measured:
     axes = tuple(tuple(map(int, axis)) for axis in plain["axes"])
-    kernel = Measured(
-        str(plain["name"]), axes, tuple((tuple(map(int, p)), float(ms)) for p, ms in plain["ms"])
-    )
+    ms = tuple((tuple(map(int, point)), float(time)) for point, time in plain["ms"])
+    kernel = Measured(str(plain["name"]), axes, ms)
     if any(not 0 < ms < float("inf") for _, ms in kernel.ms):
         raise ValueError(f"a time of the kernel {kernel.name!r} is not positive")
     kernel.surface()  # all points must be there
@@ -276,7 +271,7 @@ def _kernel(plain: Mapping[str, Any]) -> Measured:
 
 
 class Listing:
-    """Gives counts their positions, and keeps them."""
+    """Gives counts their positions, as `Widths` does, but for any masks, one cut at a time."""
 
     def __init__(self) -> None:
         self.held: list[Count] = []
@@ -286,15 +281,15 @@ class Listing:
         self.held.append(count)
         return len(self.held) - 1
 
-    def kept(self, masks: Mapping[int, Vector]) -> Vector:
+    def kept(self, masks: Masks) -> Vector:
         """All counts under the masks."""
         return np.array([count.kept(masks) for count in self.held], dtype=float)
 
 
 class _Latency:
-    """A table bound to a graph and to positions of its counts."""
+    """A table bound to a graph and to positions of its counts: a `Resource`."""
 
-    def __init__(self, table: LatencyTable, graph: ChannelGraph, widths: Indexed) -> None:
+    def __init__(self, table: LatencyTable, graph: ChannelGraph, widths: Positions) -> None:
         self.parts = Parts(table.sites, table.stack, graph, widths)
         self.terms = table.terms
 
@@ -305,8 +300,8 @@ class _Latency:
         return t.layers * layers + t.bytes * output + t.params * params + t.constant
 
     def slopes(self, counts: Vector) -> Vector:
-        """Milliseconds saved by each entry of a count; steps are smoothed over a block of channels."""
-        found = self.terms.layers * self.parts.layer_slopes(counts)
+        """Milliseconds saved by each entry of a count; steps are smoothed over some blocks."""
+        found: Vector = self.terms.layers * self.parts.layer_slopes(counts)
         if self.terms.bytes:
             found += self.terms.bytes * self.parts.output.slopes(counts)
         if self.terms.params:
@@ -323,11 +318,12 @@ class Parts:
     """
 
     def __init__(
-        self, sites: Sequence[Site], stack: Stack, graph: ChannelGraph, widths: Indexed
+        self, sites: Sequence[Site], stack: Stack, graph: ChannelGraph, widths: Positions
     ) -> None:
         _check(sites, graph)
         self.stack = stack
         one = widths.index(Count(1, ()))
+        # A stack takes two widths for each surface; the constant 1 stands where there is no axis.
         rows, rest, rates = [], [], []
         for site, cost in zip(sites, graph.costs, strict=True):
             if site.kernel is None:
@@ -351,28 +347,23 @@ class Parts:
         """The derivative of the layers' milliseconds by each count."""
         rows = self.rows[:, : self.stack.axes]
         slopes = self.stack.slopes(counts[self.rows])
+        # One count may be the width of many sites, and their slopes add up.
         found = np.bincount(rows.ravel(), weights=slopes.ravel(), minlength=len(counts))
-        return found + self.rest.slopes(counts)
+        rest: Vector = self.rest.slopes(counts)
+        return found + rest
 
 
 def _check(sites: Sequence[Site], graph: ChannelGraph) -> None:
-    ours, theirs = (
-        [(s.module, s.operator) for s in sites],
-        [(c.module, c.operator) for c in graph.costs],
-    )
-    if ours != theirs:
-        first = next(
-            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-            min(len(ours), len(theirs)),
-        )
-        names = [f"{m!r} ({o})" for m, o in (ours[first : first + 1] or [("nothing", "the end")])]
-        others = [
-            f"{m!r} ({o})" for m, o in (theirs[first : first + 1] or [("nothing", "the end")])
-        ]
-        raise PlanError(
-            f"the latency table is of another network: its operator {first} is {names[0]}, the "
-            f"graph's is {others[0]}; measure one for this network with netslim.latency_table"
-        )
+    ours = [(site.module, site.operator) for site in sites]
+    theirs = [(cost.module, cost.operator) for cost in graph.costs]
+    end = ("nothing", "the end")
+    for number, (mine, other) in enumerate(zip_longest(ours, theirs, fillvalue=end)):
+        if mine != other:
+            raise PlanError(
+                f"the latency table is of another network: its operator {number} is "
+                f"{mine[0]!r} ({mine[1]}), the graph's is {other[0]!r} ({other[1]}); measure one "
+                "for this network with netslim.latency_table"
+            )
     for site, cost in zip(sites, graph.costs, strict=True):
         if site.kernel is not None and fixed_size(cost, site.axes) != site.size:
             raise PlanError(
@@ -382,7 +373,7 @@ def _check(sites: Sequence[Site], graph: ChannelGraph) -> None:
             )
 
 
-def fixed_size(cost: Any, axes: Sequence[int]) -> int:
+def fixed_size(cost: Cost, axes: Sequence[int]) -> int:
     """The product of a cost's factors, all entries kept, that are no axis."""
     size = 1
     for position, factor in enumerate(cost.factors):
@@ -391,4 +382,4 @@ def fixed_size(cost: Any, axes: Sequence[int]) -> int:
     return size
 
 
-__all__ = ["LatencyTable", "Listing", "Measured", "Parts", "Run", "Site", "Terms"]
+__all__ = ["LatencyTable", "Listing", "Masks", "Measured", "Parts", "Run", "Site", "Terms"]

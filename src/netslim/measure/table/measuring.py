@@ -1,5 +1,17 @@
-"""Measuring a latency table: kernels alone, then whole networks, then how the one adds up to the
-other.
+"""Measuring a latency table: kernels alone, whole networks, and how the ones add up to the others.
+
+A network takes longer than its layers together: norms and activations move bytes, weights come
+from memory, and every call costs something. None of it can be measured alone, as it depends on what
+ran just before. So cut copies of the network are timed whole, and least squares tell how much of
+each there is (`LatencyTable`).
+
+Which copies, matters. Those cut by chance cover all widths, but selection never asks about such
+networks: it cuts where a cut pays, to multiples of the block. Errors there are of one kind, and a
+fit to chance alone does not see them. So the first fit chooses further copies, cut as `select`
+would cut with it; they are timed, the fit is made again, and once more.
+
+All copies of a round are timed side by side, and each round times the uncut network too: times of
+later rounds are scaled to its time in the first, in case the machine has become slower meanwhile.
 """
 
 from __future__ import annotations
@@ -8,7 +20,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
@@ -18,13 +30,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from netslim._support import expect, using_threads
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.wrapping import bare, duplicate
-from netslim.measure.backends import Backend, home, prepared, usable
+from netslim.measure.backends import Backend, home, moved, prepared, usable
 from netslim.measure.latency import timed
 from netslim.measure.table.cache import cached
 from netslim.measure.table.curves import Vector, points, probes
@@ -32,6 +44,7 @@ from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe, r
 from netslim.measure.table.latency_table import (
     LatencyTable,
     Listing,
+    Masks,
     Measured,
     Parts,
     Run,
@@ -47,26 +60,18 @@ from netslim.selection.select import select
 from netslim.surgery.plan_of_units import resolve
 from netslim.surgery.prune import prune
 
-Masks = Mapping[int, Vector]
 Progress = Callable[[str, int, int], object]
 
 KERNEL_ROUNDS, KERNEL_SECONDS = 7, 0.3
 RUN_ROUNDS, RUN_SECONDS = 21, 15.0
-UNCUT_WEIGHT = (
-    2.0  # shares of latency are relative to the uncut network, so it counts for more in the fit
-)
-# Shares of the channels that go, (least, most) for each group of a copy. Exporting and compiling
-# are slow.
+# Shares of latency are relative to the uncut network, so it counts for more in the fit.
+UNCUT_WEIGHT = 2.0
+# Shares of the channels that go by chance, (least, most) for each group of a copy. There are fewer
+# where each copy is exported or compiled, which is slow.
 _CUTS = (
-    (0.15, 0.15),
-    (0.3, 0.3),
-    (0.5, 0.5),
-    (0.7, 0.7),
-    (0.0, 0.5),
-    (0.2, 0.8),
-    (0.0, 0.9),
-    (0.3, 0.95),
-)
+    (0.15, 0.15), (0.3, 0.3), (0.5, 0.5), (0.7, 0.7),
+    (0.0, 0.5), (0.2, 0.8), (0.0, 0.9), (0.3, 0.95),
+)  # fmt: skip
 _FEW_CUTS = ((0.2, 0.2), (0.5, 0.5), (0.0, 0.5), (0.0, 0.9), (0.3, 0.9))
 # Shares of the latency that go by choice: what is asked of a table later is like these, and unlike
 # what chance cuts.
@@ -124,9 +129,8 @@ def latency_table(
 
         def measure() -> LatencyTable:
             there, inputs = _moved(model, example_inputs, place)
-            return _Measurement(there, graph, inputs, backend, place, progress or _silent).table(
-                about
-            )
+            run = _Measurement(there, graph, inputs, backend, place, progress or _silent)
+            return run.table(about)
 
         return cached(about, cache, measure)
 
@@ -142,26 +146,18 @@ def _tensors(inputs: Any) -> list[Tensor]:
 def _moved(model: nn.Module, inputs: Any, place: torch.device) -> tuple[nn.Module, Any]:
     if any(t.device != place for t in (*model.parameters(), *model.buffers())):
         model = duplicate(model).to(place)
-    return model, tree_map(
-        lambda value: value.to(place) if isinstance(value, Tensor) else value, inputs
-    )
+    return model, moved(inputs, place)
 
 
 class _Measurement:
     """The measurement of one table."""
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, inputs: Any, backend: Backend, place: torch.device,
-        progress: Progress,
+        self, model: nn.Module, graph: ChannelGraph, inputs: Any, backend: Backend,
+        place: torch.device, progress: Progress,
     ) -> None:  # fmt: skip
-        self.model, self.graph, self.inputs, self.backend, self.place = (
-            model,
-            graph,
-            inputs,
-            backend,
-            place,
-        )
-        self.progress = progress
+        self.model, self.graph, self.inputs = model, graph, inputs
+        self.backend, self.place, self.progress = backend, place, progress
         self.values = Values(place)
 
     def table(self, about: Mapping[str, Any]) -> LatencyTable:
@@ -185,16 +181,16 @@ class _Measurement:
     def sites(
         self, found: Sequence[Kernel | None], different: list[Kernel], ms_per_mac: float
     ) -> Iterator[Site]:
+        """The graph's costs, each with what it is measured by: a kernel, or a rate for its MACs."""
         for kernel, cost in zip(found, self.graph.costs, strict=True):
-            first = len(cost.factors) - 2
-            axes = (
-                ()
-                if kernel is None
-                else tuple(first + axis for axis in (0, 1) if kernel.live[axis])
-            )
-            number = None if kernel is None else different.index(kernel)
-            slow = ms_per_mac if kernel is None else 0.0
-            yield Site(cost.module, cost.operator, fixed_size(cost, axes), axes, number, slow)
+            if kernel is None:
+                size = fixed_size(cost, ())
+                yield Site(cost.module, cost.operator, size, (), None, ms_per_mac)
+                continue
+            first = len(cost.factors) - 2  # the last two factors are depth and width
+            axes = tuple(first + axis for axis in (0, 1) if kernel.live[axis])
+            size = fixed_size(cost, axes)
+            yield Site(cost.module, cost.operator, size, axes, different.index(kernel))
 
     def alone(self, kernel: Kernel) -> Measured:
         """Time a kernel at its probes, with nothing around it."""
@@ -215,6 +211,7 @@ class _Measurement:
         return Measured(str(kernel), tuple(map(tuple, axes)), ms)
 
     def call(self, kernel: Kernel, depth: int, width: int) -> Callable[[], object]:
+        """The kernel at these widths on this backend, ready to be timed."""
         if self.backend != "onnxruntime":
             return kernel.call(depth, width, self.values)
         shape, weight_shape, _ = kernel.shapes(depth, width)
@@ -224,24 +221,20 @@ class _Measurement:
         return session.bound(self.values.take(shape, kernel.dtype))
 
     def calibrated(self, table: LatencyTable) -> tuple[Terms, tuple[Run, ...], float]:
-        """Time whole networks and fit the terms to them: cut by chance, and then by choice with
-        what was learnt.
-        """
-        few = self.backend != "eager"
-        masks, times = self.whole([{}, *random_cuts(self.graph, _FEW_CUTS if few else _CUTS)])
+        """Time whole networks, cut by chance and then by choice, and fit the terms to them."""
+        cuts, aims = (_CUTS, _AIMS) if self.backend == "eager" else (_FEW_CUTS, _FEW_AIMS)
+        masks, times = self.whole([{}, *random_cuts(self.graph, cuts)])
         weights = [UNCUT_WEIGHT, *[1.0] * (len(masks) - 1)]
         terms, error = self.fitted(table, masks, times, weights)
-        for shares in _FEW_AIMS if few else _AIMS:
+        for shares in aims:
             aimed = list(chosen_cuts(self.model, self.graph, replace(table, terms=terms), shares))
             again, found = self.whole([{}, *aimed])
             masks = [*masks, *again[1:]]
-            times = np.concatenate(
-                [times, found[1:] * (times[0] / found[0])]
-            )  # as fast as the machine was at first
+            as_at_first = found[1:] * (times[0] / found[0])
+            times = np.concatenate([times, as_at_first])
             weights += [AIM_WEIGHT] * (len(again) - 1)
             terms, error = self.fitted(table, masks, times, weights)
-        amounts = np.array([_amounts(table, self.graph, m) for m in masks])
-        predicted = amounts @ np.array([terms.layers, terms.bytes, terms.params, terms.constant])
+        predicted = self.amounts(table, masks) @ np.array(astuple(terms))
         macs = [self.graph.macs(m) / max(1, self.graph.macs()) for m in masks]
         return terms, tuple(map(Run, macs, times.tolist(), predicted.tolist())), error
 
@@ -249,14 +242,19 @@ class _Measurement:
         self, table: LatencyTable, masks: Sequence[Masks], times: Vector, weights: Sequence[float]
     ) -> tuple[Terms, float]:
         """The terms for these runs, and the largest error of a run left out."""
-        return fit(
-            np.array([_amounts(table, self.graph, m) for m in masks]), times, np.array(weights)
-        )
+        return fit(self.amounts(table, masks), times, np.array(weights))
+
+    def amounts(self, table: LatencyTable, masks: Sequence[Masks]) -> Vector:
+        """What the terms are multiplied with, shape (masks, 4)."""
+        rows = []
+        for cut in masks:
+            counts = Listing()
+            parts = Parts(table.sites, table.stack, self.graph, counts)
+            rows.append((*parts.amounts(counts.kept(cut)), 1.0))
+        return np.array(rows)
 
     def whole(self, masks: Sequence[Masks]) -> tuple[list[Masks], Vector]:
-        """The masks that could be cut, and the median milliseconds of the network under each, timed
-        side by side.
-        """
+        """The masks that could be cut, and the median milliseconds under each, side by side."""
         models = {0: self.model}
         for number, cut in enumerate(masks[1:], 1):
             try:
@@ -264,12 +262,10 @@ class _Measurement:
             except SurgeryError:
                 continue
         with ExitStack() as stack:
-            calls = {
-                str(n): stack.enter_context(
-                    prepared(m, self.inputs, self.backend, self.place, f"copy {n}")
-                )
-                for n, m in models.items()
-            }
+            calls = {}
+            for number, copy in models.items():
+                call = prepared(copy, self.inputs, self.backend, self.place, f"copy {number}")
+                calls[str(number)] = stack.enter_context(call)
             found = timed(calls, repeats=RUN_ROUNDS, budget_seconds=RUN_SECONDS, warmup=2)
         return [masks[n] for n in models], np.array([found[str(n)].median_ms for n in models])
 
@@ -278,23 +274,18 @@ class _Measurement:
             torch.accelerator.synchronize(self.place)
 
 
-def _amounts(
-    table: LatencyTable, graph: ChannelGraph, masks: Masks
-) -> tuple[float, float, float, float]:
-    counts = Listing()
-    parts = Parts(table.sites, table.stack, graph, counts)
-    return (*parts.amounts(counts.kept(masks)), 1.0)
-
-
 def random_cuts(graph: ChannelGraph, shares: Sequence[tuple[float, float]]) -> Iterator[Masks]:
-    """For each (least, most) masks that take such shares out of all groups that can be cut, units
-    by chance.
+    """For each (least, most), masks that take such shares of every group, units by chance.
+
+    There are none for a graph of which nothing can be cut.
     """
     generator = np.random.default_rng(0)
     groups = {
         n: group.size for n, group in enumerate(graph.groups) if group.prunable and group.size > 1
     }
-    for least, most in shares if groups else ():
+    if not groups:
+        return
+    for least, most in shares:
         masks = {}
         for number, size in groups.items():
             keep = np.ones(size, dtype=bool)
@@ -307,9 +298,7 @@ def random_cuts(graph: ChannelGraph, shares: Sequence[tuple[float, float]]) -> I
 def chosen_cuts(
     model: nn.Module, graph: ChannelGraph, table: LatencyTable, shares: Sequence[float]
 ) -> Iterator[Masks]:
-    """Masks that cut these shares of the latency, by ``table``, as `netslim.select` does, with the
-    criterion l2.
-    """
+    """Masks that cut these shares of the latency by ``table``, as `netslim.select` does, by l2."""
     try:
         scores = score(graph, model, "l2")
     except (ArgumentError, PlanError):  # nothing that l2 can score
@@ -328,8 +317,11 @@ def chosen_cuts(
 
 
 def fit(amounts: Vector, ms: Vector, weights: Vector) -> tuple[Terms, float]:
-    """The terms, none negative, that make the smallest relative errors; and the largest error of a
-    run left out.
+    """The terms, none negative, with the smallest relative errors; and how far they err.
+
+    That is the largest error of a run that the fit did not see: each run, but for the uncut one,
+    is left out once and predicted by the fit to the others. A fit's own errors would say how well
+    four numbers bend to some ten, not what a promise is worth.
 
     Args:
         amounts: shape (runs, 4): layers in ms, bytes, parameters, 1.
@@ -347,9 +339,14 @@ def fit(amounts: Vector, ms: Vector, weights: Vector) -> tuple[Terms, float]:
 
 
 def _least_squares(amounts: Vector, ms: Vector, weights: Vector) -> Vector:
-    """Non-negative least squares of relative errors: of all sets of terms the one that fits best
-    with none below 0.
+    """Non-negative least squares of relative errors.
+
+    With four terms there are 15 sets of them that may be above 0. Each is fitted without a bound,
+    and the best of those that came out without a negative one is the answer, for the best fit with
+    bounds is the unbounded one of those terms that it does not hold at 0. Of sets that fit alike
+    the smaller wins: that is why a larger one must be better by more than rounding.
     """
+    # Bytes run to 1e8 and the constant is 1: brought to one scale, lstsq drops none as negligible.
     scale = np.maximum(amounts.max(axis=0), 1e-30)
     rows = amounts / scale / ms[:, None] * weights[:, None]
     best, found = np.inf, np.zeros(amounts.shape[1])
@@ -360,12 +357,15 @@ def _least_squares(amounts: Vector, ms: Vector, weights: Vector) -> Vector:
             if (terms >= 0).all() and residual < best * (1 - 1e-6):
                 best, found = residual, np.zeros(amounts.shape[1])
                 found[chosen] = terms
-    return found / scale
+    fitted: Vector = found / scale
+    return fitted
 
 
 def _about(graph: ChannelGraph, inputs: Any, backend: str, place: torch.device) -> dict[str, Any]:
     """What a table holds for, and what it is kept under."""
-    packages = ["netslim", *(["onnxruntime"] if backend == "onnxruntime" else [])]
+    packages = ["netslim"]
+    if backend == "onnxruntime":
+        packages.append("onnxruntime")
     return {
         "backend": backend,
         "device": str(place),
@@ -384,7 +384,9 @@ def machine(place: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
-    return found | ({"gpu": torch.cuda.get_device_name(place)} if place.type == "cuda" else {})
+    if place.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(place)
+    return found
 
 
 def _processor() -> str:

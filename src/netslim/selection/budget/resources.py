@@ -36,6 +36,14 @@ class Resource(Protocol):
         ...
 
 
+class Positions(Protocol):
+    """What gives each count a position in the vector ``counts``: `Widths`, for one."""
+
+    def index(self, count: Count) -> int:
+        """Its position."""
+        ...
+
+
 class LatencySource(Protocol):
     """What knows the latency of a network at other widths: `netslim.measure.LatencyTable`."""
 
@@ -129,7 +137,7 @@ class Terms:
         terms: the factors of each product.
     """
 
-    def __init__(self, widths: Widths, terms: Sequence[Sequence[Count]]) -> None:
+    def __init__(self, widths: Positions, terms: Sequence[Sequence[Count]]) -> None:
         one = widths.index(Count(1, ()))
         rows = [[widths.index(factor) for factor in factors] for factors in terms]
         most = max(map(len, rows), default=0)
@@ -164,7 +172,7 @@ class Products:
 
     def __init__(
         self,
-        widths: Widths,
+        widths: Positions,
         products: Sequence[Sequence[Count]],
         weights: Iterable[float] | None = None,
     ) -> None:
@@ -351,6 +359,7 @@ __all__ = [
     "Kind",
     "LatencySource",
     "Peak",
+    "Positions",
     "Products",
     "Resource",
     "Widths",
