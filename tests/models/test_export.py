@@ -17,7 +17,7 @@ import netslim
 from nets import Chain, DenseBlock, Residual
 from netslim.errors import ExportError, TraceError
 from netslim.models import export as module
-from netslim.models import onnx_session
+from netslim.models import onnx_session, parity
 from netslim.models.export import Exported, export
 
 SHAPES = {"Chain": (3, 8, 8), "Residual": (3, 6, 6), "DenseBlock": (3, 7, 7)}
@@ -221,7 +221,7 @@ def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, m
     ],
 )
 def test_deviations_by_hand(expected, found, off):
-    assert module._deviation(expected, found) == off
+    assert parity.deviation(expected, found) == off
 
 
 def test_a_fixed_batch_size_is_refused_with_the_remedy_and_taken_with_it(tmp_path):
@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 def test_random_inputs_keep_what_integers_mean():
     tokens, flags = torch.tensor([[5, 6, 7], [8, 9, 5]]), torch.tensor([True, False])
     generator = torch.Generator().manual_seed(0)
-    x, shuffled, flag, number = module._random((torch.zeros(2, 3), tokens, flags, 7), generator)
+    x, shuffled, flag, number = parity.randomised((torch.zeros(2, 3), tokens, flags, 7), generator)
     assert x.shape == (2, 3)
     assert x.std() > 0.3
     assert sorted(shuffled.flatten().tolist()) == [5, 5, 6, 7, 8, 9]
@@ -292,6 +292,6 @@ def test_random_inputs_keep_what_integers_mean():
 
 def test_another_batch_size_repeats_the_examples():
     x, other = torch.tensor([[1.0], [2.0]]), torch.tensor([7.0, 7.0, 7.0])
-    longer, same = module._batched((x, other), 5)
+    longer, same = parity.batched((x, other), 5)
     assert longer.flatten().tolist() == [1, 2, 1, 2, 1]
     assert same.tolist() == [7, 7, 7]

@@ -1,10 +1,10 @@
-"""Layers that a method needs and a network lacks: put in place, without a change of its outputs or
-of a name.
+"""Batch normalisation where a network lacks it: scales that a method can press down and rank.
 
-`add_selection` lets channels go where a network normalises first (pre-activation ResNets,
-DenseNets); `add_bn` gives scales to networks without batch normalisation. Both hang the new layer
-under the one it serves, with a forward hook that is a plain function: names, deep copies and
-pickles stay as they were.
+The new layer must not change outputs, nor a name in the state of the model. So it hangs under the
+convolution it serves, with a forward hook that is a plain function: deep copies and pickles take it
+along, and every other module is called as before. It starts as the identity. In evaluation mode
+that is exact for any statistics, if scale and shift undo them; in training the batch's own
+statistics count, and only those measured on data make the start nearly the identity too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.batches import inputs_of
 from netslim.graph.modules.walk import named_modules
-from netslim.models.inserting import Model, _check, _check_free, _examples, _hang, _run
+from netslim.models.inserting import (
+    Model,
+    examples_for,
+    hang,
+    refuse_taken,
+    refuse_wrapped,
+    run,
+)
 
 _NORMS: dict[type[nn.Module], type[_BatchNorm]] = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -36,9 +43,6 @@ _NORMS: dict[type[nn.Module], type[_BatchNorm]] = {
 }
 
 
-# --- batch normalisation --------------------------------------------------------------------------
-
-
 def add_bn(
     model: Model,
     example_inputs: Any = None,
@@ -46,17 +50,16 @@ def add_bn(
     batches: Iterable[Any] | None = None,
     linear: bool = False,
 ) -> Model:
-    """Put a batch normalisation behind every convolution that lacks one and whose channels can go,
-    in place.
+    """Put a batch normalisation behind every convolution that lacks one, in place.
 
-    A convolution lacks one when nothing scales its channels: no BN behind it, nor before what reads
-    it. The new BN is the convolution's child ``norm``. It starts as the identity: without
-    ``batches`` its mean is 0, its variance 1 - eps, its scale 1 and its shift 0, and in training it
-    normalises. With ``batches`` mean and variance are those of the convolution's outputs, scale and
-    shift undo them, and training starts as nearly the identity too; the scales are then the spread
-    of each channel. In evaluation mode outputs change by rounding alone: about 1e-7, relative, for
-    each BN in float32, 1e-16 in float64, half a unit in the last place in lower precision without
-    ``batches`` and several with.
+    Convolutions whose channels cannot go are left alone. A convolution lacks one when nothing
+    scales its channels: no BN behind it, nor before what reads it. The new BN is the convolution's
+    child ``norm``. It starts as the identity: without ``batches`` its mean is 0, its variance
+    1 - eps, its scale 1 and its shift 0, and in training it normalises. With ``batches`` mean and
+    variance are those of the convolution's outputs, scale and shift undo them, and training starts
+    as nearly the identity too; the scales are then the spread of each channel. In evaluation mode
+    outputs change by rounding alone: about 1e-7, relative, for each BN in float32, 1e-16 in
+    float64, half a unit in the last place in lower precision without ``batches`` and several with.
 
     Args:
         model: not wrapped; it is run in evaluation mode.
@@ -74,52 +77,51 @@ def add_bn(
             model is wrapped.
         TraceError: the model does not run on ``example_inputs``.
     """
-    _check(model, "add_bn(model)")
-    measuring = iter(()) if batches is None else _each(batches)
-    if batches is not None and example_inputs is None:
-        example_inputs = next(measuring)
-        measuring = chain([example_inputs], measuring)
-    inputs = _examples(model, example_inputs)
+    refuse_wrapped(model, "add_bn(model)")
+    measuring: Iterator[Any] | None = None
+    if batches is not None:
+        measuring = _each(batches)
+        if example_inputs is None:
+            example_inputs = next(measuring)
+            measuring = chain([example_inputs], measuring)
+    inputs = examples_for(model, example_inputs)
     lacking = _lacking(model, inputs, linear)
-    _check_free({path: layer for path, (layer, _) in lacking.items()}, "norm")
-    moments = {} if batches is None else _measured(model, lacking.values(), measuring)
+    refuse_taken({path: layer for path, (layer, _) in lacking.items()}, "norm")
+    moments = {} if measuring is None else _measured(model, lacking.values(), measuring)
     for layer, norm in lacking.values():
-        _hang(layer, "norm", _identity(norm, layer, moments.get(layer)))
+        hang(layer, "norm", _identity(norm, layer, moments.get(layer)))
         layer.register_forward_hook(_normalised)
     return model
 
 
 def _normalised(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return module.norm(output)  # type: ignore[operator]
+    found: Tensor = module.norm(output)  # type: ignore[operator]  # hung there by `add_bn`
+    return found
 
 
-Lacking = tuple[nn.Module, type[_BatchNorm]]
+Layer = nn.Linear | _ConvNd
+Lacking = tuple[Layer, type[_BatchNorm]]
 
 
 def _lacking(model: nn.Module, inputs: Any, linear: bool) -> dict[str, Lacking]:
     """Path -> layer without a scale for its channels, and the kind of BN it needs."""
-    kinds = {**_NORMS, nn.Linear: nn.BatchNorm1d} if linear else _NORMS
-    paths = {m: p for m, p in named_modules(model).items() if isinstance(m, tuple(kinds))}
-    called: dict[nn.Module, int] = {}
-
-    def note(module: nn.Module, args: Any, output: Tensor) -> None:
-        called[module] = output.dim()
-
-    with ExitStack() as hooks:
-        for module in paths:
-            hooks.callback(module.register_forward_hook(note).remove)
-        _run(model, inputs)
-    graph = trace(model, inputs)
-    lacking = {}
-    for module, dims in called.items():
-        norm = next(bn for kind, bn in kinds.items() if isinstance(module, kind))
-        if (isinstance(module, _ConvNd) or dims == 2) and _without_scale(
-            graph, paths[module], module
-        ):
-            lacking[paths[module]] = (module, norm)
+    kinds: dict[type[nn.Module], type[_BatchNorm]] = dict(_NORMS)
+    if linear:
+        kinds[nn.Linear] = nn.BatchNorm1d
+    lacking: dict[str, Lacking] = {}
+    dimensions = _output_dimensions(model, inputs, tuple(kinds))
+    graph, paths = trace(model, inputs), named_modules(model)
+    for layer, dims in dimensions.items():
+        # A linear layer of tokens (N, L, C) would need a BN over dimension 1, which is L.
+        if isinstance(layer, nn.Linear) and dims != 2:
+            continue
+        if _without_scale(graph, paths[layer], layer):
+            norm = next(bn for kind, bn in kinds.items() if isinstance(layer, kind))
+            lacking[paths[layer]] = (layer, norm)
     if not lacking:
-        what = "convolution or linear layer" if linear else "convolution"
-        more = "" if linear else " (linear=True looks at linear layers too)"
+        what, more = "convolution", " (linear=True looks at linear layers too)"
+        if linear:
+            what, more = "convolution or linear layer", ""
         raise ArgumentError(
             f"there is nothing to do: no {what} whose channels can go lacks a batch "
             f"normalisation{more}"
@@ -127,36 +129,64 @@ def _lacking(model: nn.Module, inputs: Any, linear: bool) -> dict[str, Lacking]:
     return lacking
 
 
-def _without_scale(graph: ChannelGraph, path: str, layer: nn.Module) -> bool:
+def _output_dimensions(
+    model: nn.Module, inputs: Any, kinds: tuple[type[nn.Module], ...]
+) -> dict[Layer, int]:
+    """The layers of these kinds that run, in that order, and how many dimensions they put out."""
+    found: dict[Layer, int] = {}
+
+    def note(layer: Any, args: Any, output: Tensor) -> None:
+        found[layer] = output.dim()
+
+    with ExitStack() as hooks:
+        for module in named_modules(model):
+            if isinstance(module, kinds):
+                hooks.callback(module.register_forward_hook(note).remove)
+        run(model, inputs)
+    return found
+
+
+def _without_scale(graph: ChannelGraph, path: str, layer: Layer) -> bool:
     """Whether channels of the layer can go, and no normalisation scales them."""
-    transposed = getattr(layer, "transposed", False) and getattr(layer, "groups", 1) == 1
-    made = [
-        g
-        for g in graph
-        if any(s.tensor.startswith(f"{path}.") and s.axis == int(transposed) for s in g.slices)
-    ]
+    # Weights are (out, in, ...), but (in, out, ...) where a convolution is transposed.
+    transposed = isinstance(layer, _ConvNd) and layer.transposed and layer.groups == 1
+    axis = 1 if transposed else 0
+    made = []
+    for group in graph:
+        if any(s.tensor.startswith(f"{path}.") and s.axis == axis for s in group.slices):
+            made.append(group)
     return any(not g.frozen for g in made) and not any(g.tensors("scale") for g in made)
 
 
-def _identity(kind: type[_BatchNorm], layer: Any, measured: _Moments | None) -> _BatchNorm:
-    """A BN that hands on the outputs of the layer, on its device and in its dtype."""
+def _identity(kind: type[_BatchNorm], layer: Layer, measured: _Moments | None) -> _BatchNorm:
+    """A BN that hands on the outputs of the layer, on its device and in its dtype.
+
+    It computes ``(x - mean) / sqrt(var + eps) * scale + shift``.
+    """
     weight = layer.weight
     channels = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
-    bn: Any = kind(channels, device=weight.device, dtype=weight.dtype)
+    bn = kind(channels, device=weight.device, dtype=weight.dtype)
+    mean, var = bn.running_mean, bn.running_var
+    assert mean is not None
+    assert var is not None
     with torch.no_grad():
         if measured is None:
-            bn.running_var.sub_(bn.eps)
+            var.sub_(bn.eps)
             return bn
-        bn.running_mean.copy_(measured.mean)
-        bn.running_var.copy_(measured.variance())
-        bn.weight.copy_((bn.running_var.double().cpu() + bn.eps).sqrt())
-        bn.bias.copy_(bn.running_mean)
+        mean.copy_(measured.mean)
+        var.copy_(measured.variance())
+        # Of the statistics as they were rounded to the layer's precision, for these it undoes.
+        bn.weight.copy_((var.double().cpu() + bn.eps).sqrt())
+        bn.bias.copy_(mean)
     return bn
 
 
 class _Moments:
-    """Mean and variance of each channel over all places of all batches (Chan et al. 1979), in
-    float64.
+    """Mean and variance of each channel over all places of all batches, in float64.
+
+    Batches are merged by their means and their sums of squares about these (Chan et al. 1979): the
+    difference of large sums, which the textbook's formula takes, would lose the variance of a
+    channel whose mean is far from 0.
     """
 
     def __init__(self) -> None:
@@ -180,14 +210,14 @@ class _Moments:
 
 def _measured(
     model: nn.Module, lacking: Iterable[Lacking], examples: Iterable[Any]
-) -> dict[nn.Module, _Moments]:
+) -> dict[Layer, _Moments]:
     """The statistics of the outputs of the layers."""
     found = {layer: _Moments() for layer, _ in lacking}
     with ExitStack() as hooks:
         for layer, moments in found.items():
             hooks.callback(layer.register_forward_hook(moments.add).remove)
         for inputs in examples:
-            _run(model, inputs)
+            run(model, inputs)
     return found
 
 

@@ -4,7 +4,6 @@
 checkpoint we wrote.
 """
 
-import importlib
 import inspect
 import os
 from collections.abc import Callable
@@ -41,9 +40,9 @@ def build(
             `timm:NAME`, `package.module:factory` (the current directory is searched first) or a
             path to `*.safetensors`.
         add_bn: give it the batch normalisations it lacks, with `netslim.models.add_bn`.
-        add_selection: then give it selections, with `netslim.models.add_selection`. Both run the model on
-            a guessed example; a model that needs inputs of its own is built first and passed to
-            them with `example_inputs`.
+        add_selection: then give it selections, with `netslim.models.add_selection`. Both run the
+            model on a guessed example; a model that needs inputs of its own is built first and
+            passed to them with `example_inputs`.
         kwargs: passed to the factory; a checkpoint takes none.
 
     Raises:
@@ -53,11 +52,8 @@ def build(
         ArgumentError: there is nothing to add, or no example could be guessed for the model.
     """
     name = os.fspath(name)
-    added = {
-        key: value
-        for key, value in (("add_bn", add_bn), ("add_selection", add_selection))
-        if _flag(key, value)
-    }
+    wanted = {"add_bn": add_bn, "add_selection": add_selection}
+    added = {key: value for key, value in wanted.items() if _flag(key, value)}
     if name.endswith(".safetensors"):
         return _from_checkpoint(name, added | kwargs)
     source, _, rest = name.partition(":")
@@ -72,22 +68,20 @@ def build(
 
 
 def names(prefix: str = "") -> list[str]:
-    """Every `zoo:`, `torchvision:` and (where installed) `timm:` name that starts with `prefix`,
-    sorted.
+    """Every `zoo:`, `torchvision:` and `timm:` name that starts with `prefix`, sorted.
+
+    timm's are listed where it is installed.
     """
-    wanted = [s for s in _LISTS if f"{s}:".startswith(prefix) or prefix.startswith(f"{s}:")]
-    return sorted(
-        name
-        for s in wanted
-        for name in (f"{s}:{n}" for n in _LISTS[s]())
-        if name.startswith(prefix)
-    )
+    found: list[str] = []
+    for source, listed in _LISTS.items():
+        # The others are not asked, as torchvision and timm are slow to import.
+        if f"{source}:".startswith(prefix) or prefix.startswith(f"{source}:"):
+            found += [f"{source}:{name}" for name in listed()]
+    return sorted(name for name in found if name.startswith(prefix))
 
 
 def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The record from which a checkpoint rebuilds its model: `build(record["name"],
-    **record["kwargs"])`.
-    """
+    """What a checkpoint says of its model: it is `build(record["name"], **record["kwargs"])`."""
     return {"name": name, "kwargs": dict(kwargs)}
 
 
@@ -122,9 +116,9 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
     except Exception as error:
         raise RecipeError(f"{name} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
+        found = type(model).__name__
         raise RecipeError(
-            f"{name} returned {type(model).__name__}, not a torch.nn.Module: let it return the "
-            "model."
+            f"{name} returned {found}, not a torch.nn.Module: let it return the model."
         )
     return model
 
@@ -143,11 +137,8 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
             raise RecipeError(
                 f"{name} has no argument {key!r}: {takes}{nearest(key, accepted, otherwise='')}"
             )
-    missing = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.name in accepted and p.name not in kwargs
-    ]
+    needed = [p.name for p in parameters if p.default is p.empty and p.name in accepted]
+    missing = [parameter for parameter in needed if parameter not in kwargs]
     if missing:
         raise RecipeError(f"{name} needs {', '.join(missing)}: {takes}.")
 
@@ -177,26 +168,33 @@ def _from_zoo(name: str) -> Callable[..., Any]:
 
 
 def _torchvision_names() -> list[str]:
-    models = importlib.import_module("torchvision.models")
-    return models.list_models(module=models)
+    from torchvision import models
+
+    found: list[str] = models.list_models(module=models)  # classifiers alone
+    return found
 
 
 def _from_torchvision(name: str) -> Callable[..., Any]:
+    from torchvision import models
+
     if name not in _torchvision_names():
         raise _unknown(f"torchvision:{name}")
-    return importlib.import_module("torchvision.models").get_model_builder(name)
+    builder: Callable[..., Any] = models.get_model_builder(name)
+    return builder
 
 
 def _timm_names() -> list[str]:
     try:
-        return importlib.import_module("timm").list_models()
+        import timm
     except ModuleNotFoundError:
         return []
+    found: list[str] = timm.list_models()
+    return found
 
 
 def _from_timm(name: str) -> Callable[..., Any]:
     try:
-        timm = importlib.import_module("timm")
+        import timm
     except ModuleNotFoundError as error:
         raise RecipeError(f"timm:{name} needs the timm package: pip install timm") from error
     if not timm.is_model(name):

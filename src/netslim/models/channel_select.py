@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,21 +17,20 @@ from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.walk import named_modules
 from netslim.models.inserting import (
+    Flow,
     Model,
-    _check,
-    _check_free,
-    _device,
-    _examples,
-    _Flow,
-    _hang,
-    _run,
-    _Value,
+    Value,
+    device_of,
+    examples_for,
+    hang,
+    refuse_taken,
+    refuse_wrapped,
+    run,
 )
 
 
 class ChannelSelect(nn.Module):
-    """Picks channels by number: ``(N, C, ...)`` -> ``(N, len(indices), ...)``; at first all of
-    them.
+    """Picks channels by number, at first all: ``(N, C, ...)`` -> ``(N, len(indices), ...)``.
 
     In the graph its output is a group of its own, named after it, so what reads it can be cut while
     what it picks from stays whole. It is a plain `torch.index_select`: no value is read on the
@@ -56,12 +56,8 @@ class ChannelSelect(nn.Module):
         return f"{len(self.indices)} of {self.channels}"
 
 
-# --- selection ------------------------------------------------------------------------------------
-
-
 def add_selection(model: Model, example_inputs: Any = None) -> Model:
-    """Put a `ChannelSelect` before every batch normalisation whose channels cannot go alone, in
-    place.
+    """Put a `ChannelSelect` before every BN whose channels cannot go alone, in place.
 
     Where a network normalises first, a BN reads a sum or a concatenation that others read too, so
     none of its channels could be cut without cutting them everywhere. Behind a selection they can:
@@ -89,14 +85,16 @@ def add_selection(model: Model, example_inputs: Any = None) -> Model:
         ArgumentError: there is nothing to do, no guess runs, or the model is wrapped.
         TraceError: the model does not run on ``example_inputs``.
     """
-    _check(model, "add_selection(model)")
-    inputs = _examples(model, example_inputs)
+    refuse_wrapped(model, "add_selection(model)")
+    inputs = examples_for(model, example_inputs)
     before = [m for m in model.modules() if isinstance(m, ChannelSelect)]
     added = _bn_first(model, inputs)
-    _check_free(added, "select")
+    refuse_taken(added, "select")
+    # Whether a selection frees anything, only a trace with it in place can say. Those that do not
+    # are taken out again, which may make others useless, until all that are left are of use.
     try:
         for bn in added.values():
-            _hang(bn, "select", ChannelSelect(bn.num_features, _device(bn)))
+            hang(bn, "select", ChannelSelect(bn.num_features, device_of(bn)))
             bn.register_forward_pre_hook(_selected)
         while useless := _useless(trace(model, inputs), added):
             for path in useless:
@@ -115,8 +113,7 @@ def add_selection(model: Model, example_inputs: Any = None) -> Model:
 
 
 def drop_idle_selections(model: Model) -> Model:
-    """Take out, in place, every `ChannelSelect` of `add_selection` that hands on all channels in
-    order.
+    """Take out, in place, every `ChannelSelect` that hands on all channels in order.
 
     Outputs stay the same and a copy of the activations is saved for each. Do it last: a checkpoint
     of a network that was built with selections expects all of them.
@@ -124,7 +121,7 @@ def drop_idle_selections(model: Model) -> Model:
     Raises:
         ArgumentError: the model is wrapped.
     """
-    _check(model, "drop_idle_selections(model)")
+    refuse_wrapped(model, "drop_idle_selections(model)")
     for module in named_modules(model):
         select = module._modules.get("select")
         if isinstance(module, _BatchNorm) and isinstance(select, ChannelSelect) and _idle(select):
@@ -147,45 +144,35 @@ def _take_out(bn: nn.Module) -> None:
 
 
 def _useless(graph: ChannelGraph, selecting: Iterable[str]) -> list[str]:
-    """The BNs whose selection hands out nothing that can go, or only together with what other
-    layers compute.
-    """
+    """The BNs whose selection frees no channel, or only together with what other layers compute."""
+    makers = [(group, {s.tensor for s in group.tensors("producer")}) for group in graph]
     useless = []
     for path in selecting:
-        mine = [
-            g
-            for g in graph
-            if any(s.tensor == f"{path}.select.indices" for s in g.tensors("producer"))
-        ]
-        foreign = any(
-            not s.tensor.endswith(".select.indices") for g in mine for s in g.tensors("producer")
-        )
-        if foreign or all(g.frozen for g in mine):
+        mine = [(g, made) for g, made in makers if f"{path}.select.indices" in made]
+        tensors = chain.from_iterable(made for _, made in mine)
+        foreign = any(not tensor.endswith(".select.indices") for tensor in tensors)
+        if foreign or all(g.frozen for g, _ in mine):
             useless.append(path)
     return useless
 
 
 def _bn_first(model: nn.Module, inputs: Any) -> dict[str, _BatchNorm]:
-    """Path -> batch normalisation without a selection whose input is a sum or concatenation, or
-    read by others.
-    """
-    found: dict[str, list[_Value]] = {}
-    flow = _Flow(inputs, {cost.call[0] for cost in trace(model, inputs).costs})
+    """Path -> batch normalisation without a selection, on an input that is not `Value.alone`."""
+    read: dict[str, list[Value]] = {}
+    flow = Flow(inputs, {cost.call[0] for cost in trace(model, inputs).costs})
 
-    def look(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: found.setdefault(path, []).extend(
-            flow.values[t] for t in args if t in flow.values
-        )
+    def note(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(bn: nn.Module, args: tuple[Any, ...]) -> None:
+            read.setdefault(path, []).extend(flow.values[t] for t in args if t in flow.values)
 
-    norms = {
-        p: m
-        for m, p in named_modules(model).items()
-        if isinstance(m, _BatchNorm) and "select" not in m._modules
-    }
+        return hook
+
+    norms: dict[str, _BatchNorm] = {}
     with ExitStack() as hooks:
-        for path, bn in norms.items():
-            hooks.callback(bn.register_forward_pre_hook(look(path)).remove)
-        _run(model, inputs, flow)
-    return {
-        path: norms[path] for path, values in found.items() if not all(v.alone() for v in values)
-    }
+        for module, path in named_modules(model).items():
+            if isinstance(module, _BatchNorm) and "select" not in module._modules:
+                norms[path] = module
+                hooks.callback(module.register_forward_pre_hook(note(path)).remove)
+        run(model, inputs, flow)
+    # Only now: how many operators read a value is known when the run is over.
+    return {path: norms[path] for path in read if not all(v.alone() for v in read[path])}

@@ -1,10 +1,14 @@
-"""Checkpoints: one safetensors file with the weights and, as JSON, all it takes to rebuild their
-shapes.
+"""Checkpoints: one safetensors file with the weights and all it takes to rebuild their shapes.
 
-The header holds the plan from the original architecture (composed over all passes), the
-fingerprint, the constructor when the network is one that `netslim.models.build` makes, metadata,
-and a digest of all of it. Nothing is unpickled, and everything is validated before anything is
-built.
+The header, a JSON text, holds the plan from the original architecture (composed over all passes),
+the fingerprint, the constructor when the network is one that `netslim.models.build` makes, and
+metadata. Nothing is unpickled, and everything is validated before anything is built.
+
+Beside the header lies a digest of it and of the tensors, which tells damage and changes by hand. It
+is taken of the header's text as it was written, so what is compared does not depend on how a later
+version, or another JSON writer, would put the same content. Names, data types and shapes enter with
+the bytes, for the bytes of two tensors that changed places, or of one (2, 8) tensor and of another
+(4, 4) one, may be the same.
 """
 
 from __future__ import annotations
@@ -40,8 +44,7 @@ def save(
     constructor: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the weights of ``model`` and how netslim cut it; atomically (a temporary file, then a
-    rename).
+    """Write the weights of ``model`` and how netslim cut it; the file is complete or not there.
 
     Args:
         model: any module, cut or not.
@@ -74,15 +77,13 @@ def save(
         ) from None
     # One metadata entry: safetensors writes several in no fixed order, and equal networks should
     # give equal files.
-    payload = encode(
-        tensors, {"netslim": json.dumps({"header": text, "digest": _digest(text, tensors)})}
-    )
+    entry = json.dumps({"header": text, "digest": _digest(text, tensors)})
+    payload = encode(tensors, {"netslim": entry})
     return _write(Path(path), payload)
 
 
 def load(model: Model, path: str | os.PathLike[str]) -> Model:
-    """Rebuild the saved network: cut a copy of a fresh ``model`` as the file says, then fill in its
-    weights.
+    """Rebuild the saved network: cut a copy of a fresh ``model`` as the file says, and fill it.
 
     Args:
         model: a fresh network of the original architecture; it is not changed. Where the file says
@@ -150,10 +151,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state as contiguous CPU tensors, each memory once; shared names point to the first."""
+    """The state as contiguous CPU tensors, each memory once; shared names point to the first.
+
+    Tied weights are the same view of the same memory. Tensors without elements are not shared,
+    though all of them may lie at address 0.
+    """
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
-    first: dict[tuple, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
@@ -170,13 +175,14 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the header's text and of every tensor, in the order of their names."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(
-            tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        )
+        # As bytes, for NumPy has no bfloat16; what has no elements cannot be viewed so.
+        if tensor.numel():
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

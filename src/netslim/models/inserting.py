@@ -1,4 +1,17 @@
-"""Finding the values in a forward pass after which a module can be put, and putting it there."""
+"""Finding the values in a forward pass after which a module can be put, and putting it there.
+
+Whether a batch normalisation can be cut alone depends on where its input comes from. Behind a
+convolution it can: a channel goes with the filter that makes it. Where a network normalises first,
+its input is the trunk, which the shortcut reads too, and no channel of it can go for this BN alone.
+
+So one forward pass is watched, and every activation becomes a `Value` that knows what it was
+computed from and how many operators read it. Its channels are its own (`Value.alone`) if it is read
+once and comes, through values that are read once each, from layers alone::
+
+    conv -> relu -> bn              one reader each, from a layer: alone
+    x -> bn, x -> add               x has two readers, so channels of x are not the BN's to cut
+    conv -> add <- conv -> bn       both are read once: alone, the two are cut together
+"""
 
 from __future__ import annotations
 
@@ -23,47 +36,59 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(eq=False)
-class _Value:
-    """Where an activation comes from: the activations it was computed from, and how many operators
-    read it.
+class Value:
+    """Where an activation comes from, and how many operators read it.
+
+    Attributes:
+        sources: the activations that it was computed from.
+        layer: whether a layer put it out, which makes channels of its own.
+        readers: how many operators read it.
     """
 
-    sources: list[_Value] = field(default_factory=list)
+    sources: list[Value] = field(default_factory=list)
     layer: bool = False
     readers: int = 0
 
     def alone(self) -> bool:
-        """Whether its channels are one or more layers' own, which nothing else reads."""
+        """Whether its channels are one or more layers' own, which nothing else reads.
+
+        Each value on the way back has one reader, so the way is a tree: it is quick, however the
+        network branches.
+        """
         if self.readers != 1:
             return False
         return self.layer or (bool(self.sources) and all(source.alone() for source in self.sources))
 
 
-class _Flow(TorchDispatchMode):
-    """Notes the `_Value` of every tensor made from the inputs; ``layers``: operators by name."""
+class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
+    """Notes the `Value` of every tensor made from the inputs; ``layers``: operators by name."""
 
     def __init__(self, inputs: Any, layers: Container[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.layers = layers
-        self.values = WeakTensorKeyDictionary()
+        self.values = WeakTensorKeyDictionary()  # weak: activations are freed as in any other run
         for tensor in _tensors(inputs):
-            self.values[tensor] = _Value()
+            self.values[tensor] = Value()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Else PyTorch imports torch._dynamo when the first operator runs, which takes seconds."""
-        return True
+        return False
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        changed = {id(t) for t in _tensors(out)}
-        read = {
-            id(t): self.values[t]
-            for t in _tensors((args, kwargs))
-            if t in self.values and id(t) not in changed
-        }
+        # An operator that writes into its input hands it out again: that is no reader of it.
+        written = {id(t) for t in _tensors(out)}
+        read: dict[int, Value] = {}
+        for tensor in _tensors((args, kwargs)):
+            if tensor in self.values and id(tensor) not in written:
+                read[id(tensor)] = self.values[tensor]
         for value in read.values():
             value.readers += 1
         for tensor in _tensors(out) if read else ():
@@ -71,14 +96,16 @@ class _Flow(TorchDispatchMode):
                 self.values[tensor].sources += read.values()
             else:
                 layer = func._schema.name.removeprefix("aten::") in self.layers
-                self.values[tensor] = _Value([*read.values()], layer)
+                self.values[tensor] = Value([*read.values()], layer)
         return out
 
 
-# --- what both share ------------------------------------------------------------------------------
+def refuse_wrapped(model: Any, call: str) -> None:
+    """Make sure that layers can be put into the model; ``call`` is what was meant, for messages.
 
-
-def _check(model: Any, call: str) -> None:
+    Raises:
+        ArgumentError: it is wrapped, or cannot be worked on.
+    """
     inner = bare(model, ArgumentError, call=call)
     if inside(model) is not model:
         raise ArgumentError(
@@ -88,11 +115,12 @@ def _check(model: Any, call: str) -> None:
         )
 
 
-def _hang(layer: nn.Module, name: str, child: nn.Module) -> None:
-    layer.add_module(name, child.train(layer.training))
+def refuse_taken(layers: Mapping[str, nn.Module], name: str) -> None:
+    """Make sure that none of the layers, by path, has an attribute of this name.
 
-
-def _check_free(layers: Mapping[str, nn.Module], name: str) -> None:
+    Raises:
+        ArgumentError: one has.
+    """
     for path, layer in layers.items():
         if hasattr(layer, name):
             raise ArgumentError(
@@ -101,7 +129,13 @@ def _check_free(layers: Mapping[str, nn.Module], name: str) -> None:
             )
 
 
-def _device(module: nn.Module) -> torch.device | None:
+def hang(layer: nn.Module, name: str, child: nn.Module) -> None:
+    """Put a module under a layer, in the layer's mode."""
+    layer.add_module(name, child.train(layer.training))
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where a module is, or None if it has no tensors."""
     return next((t.device for t in chain(module.parameters(), module.buffers())), None)
 
 
@@ -109,7 +143,12 @@ def _tensors(values: Any) -> list[Tensor]:
     return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
-def _run(model: nn.Module, inputs: Any, flow: _Flow | None = None) -> None:
+def run(model: nn.Module, inputs: Any, flow: Flow | None = None) -> None:
+    """One forward pass, in evaluation mode, without gradients or a trace in the random state.
+
+    Raises:
+        TraceError: the model does not run on the inputs.
+    """
     args, kwargs = as_call(inputs)
     with (
         torch.no_grad(),
@@ -121,42 +160,43 @@ def _run(model: nn.Module, inputs: Any, flow: _Flow | None = None) -> None:
         model(*args, **kwargs)
 
 
-def _examples(model: nn.Module, given: Any) -> Any:
-    """The inputs that were given, or the first guess that runs."""
+def examples_for(model: nn.Module, given: Any) -> Any:
+    """The inputs that were given, or the first guess that runs.
+
+    Raises:
+        ArgumentError: there is no guess, or none runs.
+    """
     if given is not None:
         return given
     tried = []
     for guess in _guesses(model):
         try:
-            _run(model, guess)
+            run(model, guess)
             return guess
         except TraceError:
             tried.append(describe(guess))
-    failed = (
-        f"it does not run on zeros of {' or '.join(tried)}"
-        if tried
-        else "it has no convolution or linear layer"
-    )
+    failed = "it has no convolution or linear layer"
+    if tried:
+        failed = f"it does not run on zeros of {' or '.join(tried)}"
     raise ArgumentError(
         f"no example inputs could be guessed for the model: {failed}; pass example_inputs"
     )
 
 
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
-    """Zeros as the first layer may read them: of the size timm says, else 32 (which is quick), else
-    224 pixels.
+    """Zeros as the first layer may read them.
+
+    Of the size that timm says, else 32 pixels, which is quick, else 224.
     """
     convolution = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
-    layer: Any = convolution or next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
-    if layer is None:
-        return
     if convolution is None:
-        yield layer.weight.new_zeros(1, layer.in_features)
+        linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
+        if linear is not None:
+            yield linear.weight.new_zeros(1, linear.in_features)
         return
-    config = next(
-        (c for n in ("pretrained_cfg", "default_cfg") if (c := getattr(model, n, None))), None
-    )
+    weight, channels = convolution.weight, convolution.in_channels
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, Mapping) and config.get("input_size"):
-        yield layer.weight.new_zeros(1, layer.in_channels, *config["input_size"][1:])
+        yield weight.new_zeros(1, channels, *config["input_size"][1:])
     for size in (32, 224):
-        yield layer.weight.new_zeros(1, layer.in_channels, *[size] * len(layer.kernel_size))
+        yield weight.new_zeros(1, channels, *[size] * len(convolution.kernel_size))

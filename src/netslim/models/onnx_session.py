@@ -1,4 +1,8 @@
-"""A model in ONNX Runtime as one call."""
+"""A model in ONNX Runtime as one call.
+
+Imports nothing of ONNX until it is asked to run something: the packages are an extra. The session
+takes as many threads as torch has set, so that both are timed on equal terms.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from netslim.errors import ExportError
-from netslim.graph.modules.calls import (
-    as_call,
-)
+from netslim.graph.modules.calls import as_call
 
 Outputs = Sequence[Tensor]
 
 
-def _need_onnx() -> None:
+def need_onnx() -> None:
+    """Make sure that what ONNX needs is installed.
+
+    Raises:
+        ExportError: names what is not, and the command that installs it.
+    """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ExportError(
@@ -52,15 +59,15 @@ class Session:
         # Threads that wait for work by spinning would slow down whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         where = {"device_id": device.index or 0} if device.type == "cuda" else {}
+        providers = [(provider, where)]
         try:
-            self.session = onnxruntime.InferenceSession(
-                content, options, providers=[(provider, where)]
-            )
+            self.session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as problem:
             raise ExportError(
-                f"ONNX Runtime cannot load it: {_reason(problem)}; it has all operators in "
+                f"ONNX Runtime cannot load it: {innermost(problem)}; it has all operators in "
                 "float32: model.float()"
             ) from problem
+        # It does not fail where a provider cannot start, but falls back to the CPU.
         if self.session.get_providers()[0] != provider:
             raise ExportError(
                 f"ONNX Runtime could not start its {provider}: see whether its CUDA fits this "
@@ -71,10 +78,8 @@ class Session:
         self.outputs = [item.name for item in self.session.get_outputs()]
 
     def __call__(self, inputs: Any) -> Outputs:
-        found = self.session.run(
-            None, {name: _array(tensor) for name, tensor in self._named(inputs).items()}
-        )
-        return [torch.from_numpy(array) for array in found]
+        arrays = {name: _array(tensor) for name, tensor in self._named(inputs).items()}
+        return [torch.from_numpy(array) for array in self.session.run(None, arrays)]
 
     def bound(self, inputs: Any) -> Callable[[], object]:
         """A call on these inputs, which are brought to the device once; its outputs stay there."""
@@ -82,12 +87,10 @@ class Session:
 
         binding = self.session.io_binding()
         arrays = {name: _array(tensor) for name, tensor in self._named(inputs).items()}
-        values = {
-            n: OrtValue.ortvalue_from_numpy(array, self.kind, self.index)
-            for n, array in arrays.items()
-        }
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
+        values = {}
+        for name, array in arrays.items():
+            values[name] = OrtValue.ortvalue_from_numpy(array, self.kind, self.index)
+            binding.bind_ortvalue_input(name, values[name])
         for name in self.outputs:
             binding.bind_output(name, self.kind, self.index)
         kept = (binding, arrays, values)  # ONNX Runtime reads their memory
@@ -99,12 +102,10 @@ class Session:
         return call
 
     def _named(self, inputs: Any) -> dict[str, Tensor]:
-        """The tensors by the file's names for them: keywords are these names, other inputs come in
-        order.
-        """
+        """The tensors by the file's names: keywords are these names, others come in order."""
         if isinstance(inputs, Mapping) and set(self.inputs) <= set(inputs):
             return {name: inputs[name] for name in self.inputs}
-        return dict(zip(self.inputs, _tensors(inputs), strict=True))
+        return dict(zip(self.inputs, tensors_of(inputs), strict=True))
 
 
 def _array(tensor: Tensor) -> Any:
@@ -115,7 +116,8 @@ def _array(tensor: Tensor) -> Any:
     return tensor.detach().cpu().numpy()
 
 
-def _tensors(inputs: Any) -> list[Tensor]:
+def tensors_of(inputs: Any) -> list[Tensor]:
+    """The tensors among example inputs, in order."""
     return [value for value in tree_leaves(as_call(inputs)) if isinstance(value, Tensor)]
 
 
@@ -124,9 +126,7 @@ def _tensors(inputs: Any) -> list[Tensor]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the prints, warnings and log lines of exporters and compilers; what matters comes as
-    an exception.
-    """
+    """Without what exporters and compilers print, warn and log; what matters is an exception."""
     before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
@@ -137,14 +137,11 @@ def quietly() -> Iterator[None]:
             logging.disable(before)
 
 
-def _reason(problem: BaseException) -> str:
+def innermost(problem: BaseException) -> str:
     """The first line of the innermost cause, which is where exporters say what is the matter."""
     while problem.__cause__ is not None:
         problem = problem.__cause__
     text = str(problem).partition(" For more information")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (
-        f"{type(problem).__name__}: {lines[0][:300].rstrip('.')}"
-        if lines
-        else type(problem).__name__
-    )
+    kind = type(problem).__name__
+    return f"{kind}: {lines[0][:300].rstrip('.')}" if lines else kind

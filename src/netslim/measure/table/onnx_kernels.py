@@ -27,7 +27,9 @@ def onnx_kernel(
             "a latency table for onnxruntime needs onnx: pip install 'netslim[onnx]'"
         ) from None
     shape, _, groups = kernel.shapes(depth, width)
-    named = {"w": weight} | ({} if bias is None else {"b": bias})
+    named = {"w": weight}
+    if bias is not None:
+        named["b"] = bias
     values = [numpy_helper.from_array(tensor.cpu().numpy(), name) for name, tensor in named.items()]
     node = helper.make_node(_operator(kernel), ["x", *named], ["y"], **_attributes(kernel, groups))
     kind = values[0].data_type
@@ -53,12 +55,14 @@ def _attributes(kernel: Kernel, groups: int) -> dict[str, Any]:
     stride, padding, dilation, transposed, output_padding, _ = kernel.options
     found = {
         "strides": stride,
-        "pads": [*padding, *padding],
+        "pads": [*padding, *padding],  # before and after
         "dilations": dilation,
         "group": groups,
+        "kernel_shape": kernel.window,
     }
-    found["kernel_shape"] = kernel.window
-    return found | ({"output_padding": output_padding} if transposed else {})
+    if transposed:
+        found["output_padding"] = output_padding
+    return found
 
 
 __all__ = ["onnx_kernel"]

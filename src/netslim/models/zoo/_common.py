@@ -14,9 +14,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 def initialise(model: nn.Module) -> None:
-    """Convolutions He normal over fan-out, linear layers normal(0, 0.01), biases and shifts 0,
-    scales 1.
-    """
+    """Convolutions He normal over fan-out, linear layers normal(0, 0.01), shifts 0, scales 1."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

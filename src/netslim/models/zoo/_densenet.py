@@ -1,6 +1,4 @@
-"""DenseNet for CIFAR (Huang et al. 2016, arXiv 1608.06993): depth 3n + 4, no bottleneck, no
-compression.
-"""
+"""DenseNet for CIFAR (Huang et al. 2016, arXiv 1608.06993): depth 3n + 4, no compression."""
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +32,7 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Stem, three dense blocks, two transitions, BN, linear layer. `(N, C, H, W)` -> `(N,
-    num_classes)`.
-    """
+    """Stem, dense blocks and transitions, BN, linear layer. `(N, C, H, W)` -> `(N, classes)`."""
 
     def __init__(
         self, layers: int, stem: int, growth: int, num_classes: int, in_channels: int
@@ -57,13 +53,13 @@ class DenseNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.transition1(self.dense1(self.conv1(x)))
         x = self.dense3(self.transition2(self.dense2(x)))
-        return self.fc(torch.flatten(self.pool(F.relu(self.bn(x))), 1))
+        logits: Tensor = self.fc(torch.flatten(self.pool(F.relu(self.bn(x))), 1))
+        return logits
 
 
 def _dense_block(layers: int, channels: int, growth: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(DenseLayer(channels + growth * index, growth) for index in range(layers))
-    )
+    widths = [channels + growth * index for index in range(layers)]
+    return nn.Sequential(*(DenseLayer(width, growth) for width in widths))
 
 
 def densenet(
@@ -87,9 +83,8 @@ def densenet(
         raise ValueError(
             f"a CIFAR DenseNet has depth 3n + 4 (7, 10, ..., 40, ..., 100), not {depth}"
         )
-    return DenseNet(
-        (depth - 4) // 3, scaled(stem, width), scaled(growth, width), num_classes, in_channels
-    )
+    stem, growth = scaled(stem, width), scaled(growth, width)
+    return DenseNet((depth - 4) // 3, stem, growth, num_classes, in_channels)
 
 
 def densenet40(

@@ -1,6 +1,4 @@
-"""torchvision's ResNets with other widths; apart from the rest of the zoo, as torchvision is slow
-to import.
-"""
+"""torchvision's ResNets with other widths; alone in a module, as torchvision is slow to import."""
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -15,9 +13,11 @@ _LAYERS: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 }
 
 
-class ScaledResNet(ResNet):
-    """torchvision's `ResNet` with every stage and the stem `width` times as wide. `(N, C, H, W)` ->
-    `(N, classes)`.
+class ScaledResNet(ResNet):  # type: ignore[misc]  # torchvision comes without types
+    """torchvision's `ResNet`, `width` times as wide. `(N, C, H, W)` -> `(N, classes)`.
+
+    The stages are built within torchvision's constructor, so their width is slipped in where it
+    makes them; stem and last layer are put in their places afterwards.
     """
 
     def __init__(self, depth: int, num_classes: int, width: float, in_channels: int) -> None:
@@ -37,6 +37,8 @@ class ScaledResNet(ResNet):
         stride: int = 1,
         dilate: bool = False,
     ) -> nn.Sequential:
-        if planes == 64:
+        if planes == 64:  # the first stage, which reads the stem
             self.inplanes = self.stem
-        return super()._make_layer(block, scaled(planes, self.width), blocks, stride, dilate)
+        width = scaled(planes, self.width)
+        stage: nn.Sequential = super()._make_layer(block, width, blocks, stride, dilate)
+        return stage

@@ -10,9 +10,7 @@ from netslim.models.zoo._common import initialise, scaled
 
 
 class MLP(nn.Module):
-    """Linear layers with BN and ReLU. `(N, ...)`, flattened to `(N, in_features)` -> `(N,
-    num_classes)`.
-    """
+    """Linear layers with BN and ReLU. `(N, ...)`, flattened to `(N, inputs)` -> `(N, classes)`."""
 
     def __init__(self, sizes: Sequence[int], num_classes: int, norm: bool) -> None:
         super().__init__()
@@ -27,7 +25,8 @@ class MLP(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.layers(torch.flatten(x, 1)))
+        logits: Tensor = self.classifier(self.layers(torch.flatten(x, 1)))
+        return logits
 
 
 def mlp(
@@ -37,8 +36,7 @@ def mlp(
     hidden: Sequence[int] = (500, 300),
     norm: bool = True,
 ) -> MLP:
-    """784-500-300-10: 545,810 parameters in the linear layers, and 1,600 BN scales and shifts with
-    `norm`.
+    """784-500-300-10: 545,810 parameters, and with `norm` 1,600 BN scales and shifts.
 
     Args:
         in_features: values in one example, for instance 28 * 28.

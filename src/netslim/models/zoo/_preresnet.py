@@ -10,8 +10,9 @@ _EXPANSION = 4
 
 
 class PreActBottleneck(nn.Module):
-    """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1 beside a shortcut, projected (no BN) where the shape
-    changes.
+    """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1 beside a shortcut.
+
+    The shortcut is projected, without a BN, where the shape changes.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -23,24 +24,20 @@ class PreActBottleneck(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        same = stride == 1 and in_channels == out_channels
-        self.shortcut: nn.Module = (
-            nn.Identity()
-            if same
-            else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(F.relu(self.bn1(x)))
         out = self.conv2(F.relu(self.bn2(out)))
         out = self.conv3(F.relu(self.bn3(out)))
-        return out + self.shortcut(x)
+        total: Tensor = out + self.shortcut(x)
+        return total
 
 
 class PreResNet(nn.Module):
-    """Stem, three stages of `blocks` bottlenecks, BN, linear layer. `(N, C, H, W)` -> `(N,
-    num_classes)`.
-    """
+    """Stem, three stages of bottlenecks, BN, linear layer. `(N, C, H, W)` -> `(N, classes)`."""
 
     def __init__(
         self, blocks: int, widths: tuple[int, int, int], num_classes: int, in_channels: int
@@ -57,7 +54,8 @@ class PreResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.fc(torch.flatten(self.pool(F.relu(self.bn(x))), 1))
+        logits: Tensor = self.fc(torch.flatten(self.pool(F.relu(self.bn(x))), 1))
+        return logits
 
 
 def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, section 4.2): depth 6n + 2, basic blocks."""
+"""The CIFAR ResNets of He et al. 2015 (arXiv 1512.03385, 4.2): depth 6n + 2, basic blocks."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ Shortcut = Literal["A", "B"]
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A: every `stride`-th position, with channels of zeros before and after. No parameters."""
+    """Option A: every `stride`-th position, channels of zeros before and after; no parameters."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -50,9 +50,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, three stages of `blocks` basic blocks, a linear layer. `(N, C, H, W)` -> `(N,
-    num_classes)`.
-    """
+    """A stem, three stages of `blocks` blocks, a linear layer. `(N, C, H, W)` -> `(N, classes)`."""
 
     def __init__(
         self,
@@ -75,16 +73,16 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(torch.flatten(self.pool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.pool(x), 1))
+        return logits
 
 
 def _stage(
     blocks: int, in_channels: int, channels: int, stride: int, shortcut: Shortcut
 ) -> nn.Sequential:
     first = BasicBlock(in_channels, channels, stride, shortcut)
-    return nn.Sequential(
-        first, *(BasicBlock(channels, channels, 1, shortcut) for _ in range(blocks - 1))
-    )
+    rest = (BasicBlock(channels, channels, 1, shortcut) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
 
 
 def resnet(

@@ -1,6 +1,4 @@
-"""VGG for small pictures: the Network Slimming lists, and VGG-16 with the filter-pruning papers'
-heads.
-"""
+"""VGG for small pictures: the lists of Network Slimming, and VGG-16 with other papers' heads."""
 
 from collections.abc import Sequence
 
@@ -20,9 +18,7 @@ LAYERS: dict[int, tuple[int | str, ...]] = {
 
 
 class VGG(nn.Module):
-    """Convolutions with BN and ReLU, average pool, linear layers. `(N, C, H, W)` -> `(N,
-    num_classes)`.
-    """
+    """Convolutions with BN and ReLU, a pool, linear layers. `(N, C, H, W)` -> `(N, classes)`."""
 
     def __init__(self, features: nn.Sequential, classifier: nn.Sequential, pool: int = 1) -> None:
         super().__init__()
@@ -33,7 +29,8 @@ class VGG(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+        return logits
 
 
 def _convolutions(
@@ -50,11 +47,8 @@ def _convolutions(
             modules.append(nn.MaxPool2d(2))
             continue
         out = scaled(layer, width)
-        modules += [
-            nn.Conv2d(channels, out, 3, padding=1, bias=bias),
-            nn.BatchNorm2d(out),
-            nn.ReLU(inplace=True),
-        ]
+        modules.append(nn.Conv2d(channels, out, 3, padding=1, bias=bias))
+        modules += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
         channels = out
     if not any(isinstance(layer, int) for layer in layers):
         raise ValueError("a VGG needs at least one convolution: give layers such as [16, 'M', 32]")
@@ -104,11 +98,9 @@ def vgg(
             0 or less.
     """
     features, channels = _convolutions(layers, in_channels, width, conv_bias)
-    return VGG(
-        features,
-        _classifier(channels * pool**2, head, num_classes, width, head_norm, dropout),
-        pool,
-    )
+    inputs = channels * pool**2
+    classifier = _classifier(inputs, head, num_classes, width, head_norm, dropout)
+    return VGG(features, classifier, pool)
 
 
 def vgg11(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
@@ -127,15 +119,14 @@ def vgg16(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VG
 
 
 def vgg19(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
-    """VGG-19 of Network Slimming, Table 1: 16 convolutions, one linear layer; 20,035,018
-    parameters.
-    """
+    """VGG-19 of Network Slimming, Table 1: 16 convolutions; 20,035,018 parameters."""
     return vgg(LAYERS[19], num_classes, width, in_channels)
 
 
 def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
-    """VGG-16 of Li et al. 2016 (arXiv 1608.08710), Table 2, with a 512-unit layer; 14,987,722
-    parameters.
+    """VGG-16 of Li et al. 2016 (arXiv 1608.08710), Table 2, with a 512-unit layer.
+
+    14,987,722 parameters.
     """
     return vgg((*LAYERS[16], "M"), num_classes, width, in_channels, head=(512,))
 
@@ -143,18 +134,11 @@ def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3)
 def vgg16_bn_4096(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, dropout: float = 0.5
 ) -> VGG:
-    """VGG-16 with ImageNet's two 4096-unit linear layers and convolution biases; 33,646,666
-    parameters.
+    """VGG-16 with ImageNet's two 4096-unit linear layers and convolution biases.
+
+    33,646,666 parameters.
     """
-    layers = (*LAYERS[16], "M")
-    head = (4096, 4096)
     return vgg(
-        layers,
-        num_classes,
-        width,
-        in_channels,
-        head,
-        head_norm=False,
-        conv_bias=True,
-        dropout=dropout,
-    )
+        (*LAYERS[16], "M"), num_classes, width, in_channels, head=(4096, 4096),
+        head_norm=False, conv_bias=True, dropout=dropout,
+    )  # fmt: skip

@@ -1,6 +1,4 @@
-"""ImageNet networks: torchvision's ResNets, here with a width, and VGG-A with BN as Network
-Slimming trains it.
-"""
+"""ImageNet networks: torchvision's ResNets with a width, and VGG-A of Network Slimming."""
 
 from torch import nn
 
@@ -8,10 +6,9 @@ from netslim.models.zoo._vgg import LAYERS, VGG, vgg
 
 
 def vgg_a(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> VGG:
-    """VGG-A with BN, also behind both 4096-unit layers, without dropout, for 224x224 pictures (Liu
-    et al. 2017).
+    """VGG-A with BN, also behind both 4096-unit layers, without dropout (Liu et al. 2017).
 
-    132,885,224 parameters, 10,944 BN scales, 7.609G MACs.
+    For 224x224 pictures; 132,885,224 parameters, 10,944 BN scales, 7.609G MACs.
     """
     layers = (*LAYERS[11], "M")
     return vgg(layers, num_classes, width, in_channels, head=(4096, 4096), conv_bias=True, pool=7)

@@ -1,0 +1,164 @@
+"""Whether a file computes what the model computes, on inputs that would show it.
+
+An exporter may drop a branch, take a size for a constant, or put in an operator that differs in a
+corner, and the file still loads and runs. So it is run beside the model: on the example, which may
+be special (zeros, a mask that masks nothing), on random inputs of the same shapes, and, where the
+batch size is free, on batches of 1, of the example's size and of two more; it is the batch of 1 and
+the one of another size that an accidental constant does not survive.
+
+The deviation of an output is the largest difference relative to its largest entry. Entry by entry
+it would be decided by entries near zero, which are sums of large terms that cancel, and there even
+a right file is far off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from netslim.errors import ExportError
+from netslim.graph.modules.calls import as_call, describe, output_tensors
+from netslim.models.onnx_session import Outputs, innermost, tensors_of
+
+Computes = Callable[[Any], Outputs]  # example inputs -> what a file computes from them
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest output
+LOW_PRECISION = 2e-2
+
+
+def compare(
+    model: Callable[..., Any],
+    loaded: Computes,
+    example: Any,
+    dynamic: bool,
+    tolerance: float | None = None,
+) -> tuple[float, tuple[int, ...]]:
+    """The largest deviation of a file from a model, and the batch sizes at which it was looked for.
+
+    Args:
+        model: in evaluation mode.
+        loaded: what the file computes.
+        example: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+        dynamic: whether the file takes batches of any size.
+        tolerance: by default what the data types of the outputs allow.
+
+    Raises:
+        ExportError: the file does not run, or deviates by more.
+    """
+    size = batch_size(example)
+    sizes = sorted({1, size, size + 2}) if dynamic else [size]
+    generator = torch.Generator().manual_seed(0)
+    trials = [example, *(randomised(batched(example, count), generator) for count in sizes)]
+    worst = 0.0
+    for inputs in trials:
+        expected = run(model, inputs)
+        try:
+            found = loaded(inputs)
+        except ExportError:
+            raise
+        except Exception as problem:
+            raise ExportError(
+                f"the file does not run on inputs of {describe(inputs)}: {innermost(problem)}"
+            ) from problem
+        allowed = _tolerance(expected) if tolerance is None else tolerance
+        off = deviation(expected, found)
+        worst = max(worst, off)
+        if not off <= allowed:  # not `off > allowed`, which is false where off is no number
+            raise ExportError(
+                "the file does not compute what the model does: on inputs of "
+                f"{describe(inputs)} outputs deviate by {off:.1e} of the largest, and "
+                f"{allowed:.1e} is accepted; nothing was written"
+            )
+    return worst, tuple(sizes)
+
+
+def deviation(expected: Outputs, found: Outputs) -> float:
+    """The largest deviation of an output; infinite where their number or shapes differ."""
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+        return math.inf
+    pairs = zip(expected, found, strict=True)
+    return max((_off(a, b.to(a.device)) for a, b in pairs), default=0.0)
+
+
+def _off(expected: Tensor, found: Tensor) -> float:
+    """The largest difference relative to the largest entry; infinite where one is no number.
+
+    Entries that are the same infinity, or no number in both, are equal and else left out.
+    """
+    if not expected.numel():
+        return 0.0
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return float((expected != found).double().mean())
+    same = (expected == found) | (expected.isnan() & found.isnan())
+    finite = expected.isfinite() & found.isfinite()
+    if not (same | finite).all():
+        return math.inf
+    if not finite.any():
+        return 0.0
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    ours, theirs = expected[finite].to(wide), found[finite].to(wide)
+    largest, gap = ours.abs().amax(), (ours - theirs).abs().amax()
+    return float(gap / largest) if largest > 0 else float(gap)
+
+
+def _tolerance(outputs: Outputs) -> float:
+    """What the coarsest data type among the outputs allows."""
+    kinds = [t.dtype for t in outputs if t.is_floating_point()]
+    return max((TOLERANCES.get(kind, LOW_PRECISION) for kind in kinds), default=1e-4)
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def run(model: Callable[..., Any], inputs: Any) -> Outputs:
+    """The tensors that a model puts out."""
+    args, kwargs = as_call(inputs)
+    return output_tensors(model(*args, **kwargs))
+
+
+def batch_size(inputs: Any) -> int:
+    """The first dimension of the first input that has one."""
+    return next((t.shape[0] for t in tensors_of(inputs) if t.dim()), 1)
+
+
+def with_batch(inputs: Any) -> list[Tensor]:
+    """The inputs whose first dimension is the batch, as far as its size tells."""
+    size = batch_size(inputs)
+    return [t for t in tensors_of(inputs) if t.dim() and t.shape[0] == size]
+
+
+def batched(inputs: Any, count: int) -> Any:
+    """The inputs with another batch size: their examples over again."""
+    size = batch_size(inputs)
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.dim() or value.shape[0] != size:
+            return value
+        return value[torch.arange(count, device=value.device) % size]
+
+    return tree_map(change, inputs)
+
+
+def randomised(inputs: Any, generator: torch.Generator) -> Any:
+    """Normal numbers where the inputs are real; the others in another order.
+
+    Integers and booleans keep their values, as only the model knows which there may be.
+    """
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_floating_point() or value.is_complex():
+            return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        order = torch.randperm(value.numel(), generator=generator).to(value.device)
+        return value.flatten()[order].view(value.shape)
+
+    return tree_map(change, inputs)
+
+
+__all__ = ["batch_size", "batched", "compare", "deviation", "randomised", "run", "with_batch"]
