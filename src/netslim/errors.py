@@ -1,16 +1,17 @@
 """The exception tree.
 
-Every error a user can cause derives from `NetslimError`; the command line prints its message on one line::
+Every error that a user can cause derives from `NetslimError`; the command line prints its message
+on one line::
 
     NetslimError
     ├── TraceError            the model could not be run or followed
-    ├── ArgumentError         an argument is of the wrong kind, out of range or misspelt (also a ValueError)
+    ├── ArgumentError         an argument is wrong: kind, range, spelling (also a ValueError)
     ├── PlanError             a budget or wish cannot be met, or a plan does not fit the model
     │   └── StaleGraphError   the model changed since it was traced
     ├── SurgeryError          a cut could not be carried out; the model is untouched
     ├── VerificationError     the pruned model is not equal to the silenced original
     ├── CheckpointError       a file is damaged, tampered with, or belongs to another model
-    ├── ExportError           a model cannot be written for another runtime, or does not compute the same there
+    ├── ExportError           a model cannot be written for another runtime, or differs there
     ├── RecipeError           a recipe, override, model name or run folder is wrong
     ├── DataError             a data set is unknown, missing or damaged
     └── TrainingError         training cannot go on (for example a loss that is not finite)
@@ -26,7 +27,7 @@ class TraceError(NetslimError):
 
 
 class ArgumentError(NetslimError, ValueError):
-    """An argument is of the wrong kind, out of range, misspelt, or makes no sense beside another."""
+    """An argument is of the wrong kind, out of range, misspelt, or at odds with another."""
 
 
 class PlanError(NetslimError):

@@ -13,8 +13,7 @@ from netslim.errors import DataError
 
 @dataclass(frozen=True)
 class Augment:
-    """Zero-pad by `pad` pixels, crop back to the old size at a random place, mirror half of the
-    images.
+    """Zero-pad by `pad` pixels, crop to the old size at a random place, mirror half of the images.
 
     The usual CIFAR augmentation (He et al. 2016, section 4.2). Padding is black, that is zero
     before normalisation, as in `torchvision.transforms.RandomCrop`.
@@ -51,10 +50,11 @@ class Augment:
         """
         batch, channels, height, width = images.shape
         padded = pad(images.permute(0, 2, 3, 1), (0, 0, self.pad, self.pad, self.pad, self.pad))
-        row, column, mirrored = choices.split(1, dim=1)
+        row, column, mirrored = torch.split(choices, 1, dim=1)
         rows = row + torch.arange(height, device=images.device)
         columns = column + torch.arange(width, device=images.device)
         columns = torch.where(mirrored.bool(), columns.flip(1), columns)
+        # Numbers of pixels in the padded batch, (B, H, W): image, row and column, as they lie.
         first = torch.arange(batch, device=images.device) * padded.shape[1] * padded.shape[2]
         index = first[:, None, None] + rows[:, :, None] * padded.shape[2] + columns[:, None, :]
         pixels = padded.reshape(-1, channels).index_select(0, index.view(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "MNIST", "SVHN", "SVHN+ext
 _EXTRA = "+extra"
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2
+# MNIST's file format: 0, 0, the data type (8: uint8), the number of dimensions, each as 4 bytes.
 _IDX = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -57,14 +59,15 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
     if not download:
         _check_files(name, kind, root)
     try:
-        parts = {
-            role: _open(kind, name, root, role, download) for role in ("train", *extra, "test")
-        }
-    except Exception as error:  # torchvision raises whatever its parsers meet: RuntimeError, EOFError, URLError, ...
+        parts = {}
+        for role in ("train", *extra, "test"):
+            parts[role] = _open(kind, name, root, role, download)
+    # torchvision raises whatever its parsers meet: RuntimeError, EOFError, URLError, ...
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        remedy = (
-            "check the connection" if download else "remove the files and load with download: true"
-        )
+        remedy = "remove the files and load with download: true"
+        if download:
+            remedy = "check the connection"
         raise DataError(
             f"torchvision:{name} under {root}: cannot be read ({reason}); {remedy}"
         ) from error
@@ -76,14 +79,14 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
 
 
 def _joined(first: ImageTensors, second: ImageTensors) -> ImageTensors:
-    return ImageTensors(
-        torch.cat((first.images, second.images)), torch.cat((first.labels, second.labels))
-    )
+    images = torch.cat((first.images, second.images))
+    return ImageTensors(images, torch.cat((first.labels, second.labels)))
 
 
 def _open(kind: Any, name: str, root: Path, role: str, download: bool) -> Any:
-    choice = {"split": role} if name.startswith("SVHN") else {"train": role == "train"}
-    return kind(root=str(root), download=download, **choice)
+    if name.startswith("SVHN"):
+        return kind(root=str(root), download=download, split=role)
+    return kind(root=str(root), download=download, train=role == "train")
 
 
 def _images(part: Any) -> Tensor:
@@ -91,17 +94,22 @@ def _images(part: Any) -> Tensor:
     pixels = torch.as_tensor(part.data)
     if pixels.ndim == 3:
         return pixels[:, None]
-    return pixels if pixels.shape[1] == 3 else pixels.permute(0, 3, 1, 2)
+    if pixels.shape[1] == 3:
+        return pixels
+    return pixels.permute(0, 3, 1, 2)
 
 
 def _labels(part: Any) -> Tensor:
-    return torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets).long()
+    found = part.labels if hasattr(part, "labels") else part.targets
+    return torch.as_tensor(found).long()
 
 
 def _files(name: str, kind: Any, root: Path) -> list[Path]:
     """The files torchvision will read."""
     if name.startswith("SVHN"):
-        wanted = ("train", "extra", "test") if name.endswith(_EXTRA) else ("train", "test")
+        wanted = ["train", "test"]
+        if name.endswith(_EXTRA):
+            wanted.insert(1, "extra")
         return [root / kind.split_list[role][1] for role in wanted]
     if name.startswith("CIFAR"):
         listed = [*kind.train_list, *kind.test_list, [kind.meta["filename"]]]
@@ -142,12 +150,11 @@ def _check_idx(file: Path) -> None:
     with file.open("rb") as stream:
         header = stream.read(16)
     dimensions = header[3] if len(header) == 16 else 0
-    sizes = [int.from_bytes(header[at : at + 4], "big") for at in range(4, 4 + 4 * dimensions, 4)]
-    promised = (
-        4 + 4 * dimensions + int(torch.tensor(sizes, dtype=torch.float64).prod())
-        if dimensions
-        else 0
-    )
+    promised = 0
+    if dimensions:
+        starts = range(4, 4 + 4 * dimensions, 4)
+        sizes = [int.from_bytes(header[at : at + 4], "big") for at in starts]
+        promised = 4 + 4 * dimensions + prod(sizes)
     if header[:3] != b"\0\0\x08" or dimensions not in (1, 3) or content != promised:
         raise DataError(
             f"{file}: holds {content:,} bytes where its header promises {promised:,}; it is "

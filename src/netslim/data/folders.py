@@ -31,26 +31,22 @@ class _Files:
 
 
 def read_folder(folder: Path, image_size: int | None, limit: int) -> Raw:
-    """PATH/train and PATH/test (or val) with class sub-folders, or class sub-folders in PATH
-    itself.
-    """
-    children = [child.name for child in folder.iterdir() if child.is_dir()]
-    found = roles(children)
-    places = (
-        {role: folder / name for role, name in found.items()}
-        if "train" in found
-        else {"train": folder}
-    )
+    """PATH/train and PATH/test (or val) with class sub-folders, or such folders in PATH itself."""
+    places = {"train": folder}
+    found = roles(child.name for child in folder.iterdir() if child.is_dir())
+    if "train" in found:
+        places = {role: folder / name for role, name in found.items()}
     scanned = {role: _scan(place) for role, place in places.items()}
     classes = tuple(scanned["train"].classes)
     for role, scan in scanned.items():
         _check_classes(scan, classes, places[role], places["train"])
-    encoded = {
-        role: _Files(tuple(path for path, _ in scan.samples)) for role, scan in scanned.items()
-    }
+    encoded = {}
+    for role, scan in scanned.items():
+        encoded[role] = _Files(tuple(path for path, _ in scan.samples))
     shape = common_shape(encoded["train"], image_size)
     streams: dict[str, ImageStream] = {}
     for role, scan in scanned.items():
+        # By name: a split that lacks a class numbers those after it differently.
         labels = torch.tensor([classes.index(scan.classes[label]) for label in scan.targets])
         streams[role] = stream(encoded[role], labels, shape, image_size is not None)
     return Raw(fit_memory(streams, limit), classes)

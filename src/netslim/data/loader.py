@@ -22,7 +22,7 @@ class Loader:
     Images held in memory are moved to `device` once, as uint8; a batch is one gather, the
     augmentation and one multiply-add. An `ImageStream` is decoded by `workers` processes and then
     takes the same way. Order and augmentation are a pure function of (seed, epoch), the same on
-    every device and over all processes.
+    every device and over all processes: each draws both for the whole set and takes its share.
 
     Args:
         split: one split of a loaded `Data`.
@@ -57,19 +57,14 @@ class Loader:
         workers: int = 2,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.split, self.batch_size, self.shuffle, self.augment = (
-            split,
-            batch_size,
-            shuffle,
-            augment,
-        )
-        self.seed, self.device, self.drop_last = seed, torch.device(device), drop_last
-        self.memory_format, self.workers, self.shard = memory_format, workers, shard
+        self.split, self.batch_size, self.shuffle = split, batch_size, shuffle
+        self.augment, self.seed, self.drop_last = augment, seed, drop_last
+        self.device, self.memory_format = torch.device(device), memory_format
+        self.workers, self.shard = workers, shard
         self.epoch = 0
         self._check(mean, std)
-        self._scale, self._shift = (
-            row.to(self.device) for row in _scale_and_shift(mean, std, split.shape[2])
-        )
+        scale, shift = _scale_and_shift(mean, std, split.shape[2])
+        self._scale, self._shift = scale.to(self.device), shift.to(self.device)
         self._labels = split.labels.to(self.device)
         self._rows = _pixel_rows(split, self.device) if isinstance(split, ImageTensors) else None
 
@@ -115,14 +110,21 @@ class Loader:
             yield self._normalise(images), labels
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """This process's share of the epoch's order and of its augmentation choices, drawn on the
-        CPU.
+        """This process's share of the epoch's order and augmentation choices, drawn on the CPU.
+
+        Process r of w takes positions r, r + w, ... of the order. Where w does not divide the set,
+        the first images come again, so that all processes have as many batches: one that had fewer
+        would leave the others waiting for its gradients.
         """
+        # Hashed together: with their sum, seed 1 would begin with the second epoch of seed 0.
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
         count, (rank, world) = len(self.split), self.shard
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        choices = self.augment.draw(count, generator) if self.augment else torch.empty(count, 0)
+        order, choices = torch.arange(count), torch.empty(count, 0)
+        if self.shuffle:
+            order = torch.randperm(count, generator=generator)
+        if self.augment:
+            choices = self.augment.draw(count, generator)
         mine = (torch.arange(-(-count // world)) * world + rank) % max(count, 1)
         return order[mine], choices[mine]
 
@@ -143,16 +145,14 @@ class Loader:
         batch, channels, height, width = images.shape
         rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
         rows = rows.mul_(self._scale).add_(self._shift)
-        return (
-            rows.view(batch, height, width, channels)
-            .permute(0, 3, 1, 2)
-            .contiguous(memory_format=self.memory_format)
-        )
+        normalised = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return normalised.contiguous(memory_format=self.memory_format)
 
 
 def _scale_and_shift(
     mean: Sequence[float], std: Sequence[float], width: int
 ) -> tuple[Tensor, Tensor]:
+    """What an image row of raw pixels, (W*C), is multiplied with and then shifted by."""
     deviation = torch.tensor(std, dtype=torch.float64)
     scale, shift = 1 / (255 * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
     return scale.float().repeat(width), shift.float().repeat(width)
@@ -165,8 +165,10 @@ def _pixel_rows(split: ImageTensors, device: torch.device) -> Tensor:
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches of a stream, decoded in one go; a damaged picture is handed over and raised by
-    the parent.
+    """Whole batches of a stream, decoded in one go.
+
+    A damaged picture's error is handed over and raised by the parent: what a worker raises arrives
+    wrapped in its traceback.
     """
 
     def __init__(self, split: ImageStream, batches: list[Tensor]) -> None:
@@ -193,7 +195,7 @@ def _stream(
         batch_size=None,
         num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else each epoch would draw from the process's own random state
+        generator=torch.Generator(),  # else each epoch would draw from the global random state
     )
     for batch in loader:
         if isinstance(batch, DataError):

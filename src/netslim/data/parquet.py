@@ -1,6 +1,4 @@
-"""`hf:`: image tables in the Hugging Face layout, from a local folder of parquet files or from the
-hub.
-"""
+"""`hf:`: image tables in the Hugging Face layout, from a folder of parquet files or the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import json
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +35,15 @@ class _Rows:
         return self.ends[-1]
 
     def read(self, position: int) -> bytes:
-        content = self.images[position].as_py()
+        content: bytes | None = self.images[position].as_py()
         if not content:
             raise ValueError("the row holds no picture")
         return content
 
     def where(self, position: int) -> str:
         file = bisect_right(self.ends, position)
-        return f"{self.files[file]}, row {position - (self.ends[file - 1] if file else 0)}"
+        start = (0, *self.ends)[file]
+        return f"{self.files[file]}, row {position - start}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +69,7 @@ class _HubRows:
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """One split before decoding: pictures, label cells, and the class names that the table gives."""
+    """One split before decoding: pictures, label cells, and the class names if it has them."""
 
     encoded: Encoded
     labels: np.ndarray
@@ -93,15 +92,13 @@ def read_folder(folder: Path, name: str, image_size: int | None, limit: int) -> 
 
 
 def _read_files(files: list[Path]) -> _Table:
-    parts = [_read_file(file) for file in files]
     import pyarrow as pa
 
-    rows = _Rows(
-        pa.chunked_array([chunk for part in parts for chunk in part[0].chunks]),
-        tuple(files),
-        tuple(accumulate(len(part[1]) for part in parts)),
-    )
-    return _Table(rows, np.concatenate([part[1] for part in parts]), parts[0][2], str(files[0]))
+    pictures, labels, classes = zip(*map(_read_file, files), strict=True)
+    chunks = chain.from_iterable(array.chunks for array in pictures)
+    ends = tuple(accumulate(map(len, labels)))
+    rows = _Rows(pa.chunked_array(list(chunks)), tuple(files), ends)
+    return _Table(rows, np.concatenate(labels), classes[0], str(files[0]))
 
 
 def _read_file(file: Path) -> tuple[Any, np.ndarray, tuple[str, ...] | None]:
@@ -138,19 +135,18 @@ def _cells(column: Any, file: Path, label: str) -> np.ndarray:
         )
     import pyarrow.types as types
 
-    if not (
-        types.is_integer(column.type)
-        or types.is_string(column.type)
-        or types.is_large_string(column.type)
-    ):
+    allowed = (types.is_integer, types.is_string, types.is_large_string)
+    if not any(is_such(column.type) for is_such in allowed):
         raise DataError(
             f"{file}: column '{label}' holds {column.type}; whole numbers or class names are needed"
         )
-    return column.to_numpy()
+    cells: np.ndarray = column.to_numpy()
+    return cells
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
@@ -163,36 +159,31 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 def _columns(where: str, columns: list[str], features: dict[str, Any]) -> tuple[str, str]:
     """The image column and the label column: by declared type, else by the usual names."""
-    image = _pick(
-        columns, _IMAGE_COLUMNS, [name for name in columns if _kind(features, name) == "Image"]
-    )
-    label = _pick(
-        columns, _LABEL_COLUMNS, [name for name in columns if _kind(features, name) == "ClassLabel"]
-    )
-    for role, column, usual in (("image", image, _IMAGE_COLUMNS), ("label", label, _LABEL_COLUMNS)):
-        if column is None:
+    picked = []
+    for role, kind, usual in (
+        ("image", "Image", _IMAGE_COLUMNS),
+        ("label", "ClassLabel", _LABEL_COLUMNS),
+    ):
+        declared = [name for name in columns if _entry(features, name).get("_type") == kind]
+        known = [name for name in usual if name in (declared or columns)]
+        if not known and not declared:
             raise DataError(
                 f"{where}: has no {role} column among {', '.join(columns)}; name it one of "
                 f"{', '.join(usual)}"
             )
-    assert image is not None
-    assert label is not None
+        picked.append([*known, *declared][0])
+    image, label = picked
     return image, label
 
 
-def _kind(features: dict[str, Any], column: str) -> str | None:
+def _entry(features: dict[str, Any], column: str) -> dict[str, Any]:
+    """What is declared about a column: `_type`, and for labels `names`."""
     entry = features.get(column)
-    return entry.get("_type") if isinstance(entry, dict) else None
-
-
-def _pick(columns: list[str], usual: tuple[str, ...], declared: list[str]) -> str | None:
-    candidates = declared or columns
-    return next((name for name in usual if name in candidates), declared[0] if declared else None)
+    return entry if isinstance(entry, dict) else {}
 
 
 def _class_names(features: dict[str, Any], label: str) -> tuple[str, ...] | None:
-    entry = features.get(label)
-    names = entry.get("names") if isinstance(entry, dict) else None
+    names = _entry(features, label).get("names")
     return tuple(map(str, names)) if names else None
 
 
@@ -211,9 +202,8 @@ def read_hub(identifier: str, image_size: int | None, limit: int) -> Raw:
         ) from None
     try:
         loaded = datasets.load_dataset(identifier)
-    except (
-        Exception
-    ) as error:  # the hub client raises a dozen unrelated types, all meaning "not to be had"
+    # The hub client raises a dozen unrelated types, all meaning "not to be had".
+    except Exception as error:
         raise DataError(
             f"hf:{identifier}: is neither a local folder nor to be had from the hub "
             f"({_first_line(error)}); check the name and the connection"
@@ -223,20 +213,16 @@ def read_hub(identifier: str, image_size: int | None, limit: int) -> Raw:
         raise DataError(
             f"hf:{identifier}: has the splits {', '.join(loaded)}; one called train is needed"
         )
-    tables = {
-        role: _hub_table(loaded[split], f"hf:{identifier} {split}") for role, split in found.items()
-    }
+    tables = {}
+    for role, split in found.items():
+        tables[role] = _hub_table(loaded[split], f"hf:{identifier} {split}")
     return _raw(tables, f"hf:{identifier}", image_size, limit)
 
 
 def _hub_table(dataset: Any, where: str) -> _Table:
     import datasets
 
-    features = {
-        name: feature
-        for name, feature in dataset.features.to_dict().items()
-        if isinstance(feature, dict)
-    }
+    features = dataset.features.to_dict()
     image, label = _columns(where, dataset.column_names, features)
     encoded = dataset.cast_column(image, datasets.Image(decode=False))
     labels = np.asarray(dataset.with_format("numpy", columns=[label])[:][label])
@@ -246,10 +232,10 @@ def _hub_table(dataset: Any, where: str) -> _Table:
 def _raw(tables: dict[str, _Table], name: str, image_size: int | None, limit: int) -> Raw:
     classes = _classes(tables["train"])
     shape = common_shape(tables["train"].encoded, image_size)
-    streams = {
-        role: stream(table.encoded, _label_tensor(table, classes), shape, image_size is not None)
-        for role, table in tables.items()
-    }
+    streams = {}
+    for role, table in tables.items():
+        labels = _label_tensor(table, classes)
+        streams[role] = stream(table.encoded, labels, shape, image_size is not None)
     return Raw(fit_memory(streams, limit), classes, _notes(tables["train"], name, shape))
 
 

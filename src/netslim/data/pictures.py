@@ -1,11 +1,9 @@
-"""Encoded pictures (JPEG, PNG, ...): decoding, a common size, and the choice between memory and
-stream.
-"""
+"""Encoded pictures (JPEG, PNG, ...): decoding, a common size, and whether memory holds them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -36,7 +34,7 @@ class Encoded(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures(Sequence[Tensor]):
+class Pictures:
     """Pictures decoded on demand to uint8 (C, H, W) of one size.
 
     A picture is resized so that its shorter side fits and cropped in the middle, when `resize` is
@@ -50,7 +48,7 @@ class Pictures(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, position):  # type: ignore[no-untyped-def]
+    def __getitem__(self, position: int, /) -> Tensor:
         return torch.from_numpy(self.pixels(position)).permute(2, 0, 1)
 
     def pixels(self, position: int) -> np.ndarray:
@@ -73,8 +71,10 @@ class Pictures(Sequence[Tensor]):
 
 
 def open_picture(encoded: Encoded, position: int, mode: str | None = None) -> Any:
-    """A decoded PIL image, converted to `mode` if given; `DataError` names file and row of a
-    damaged one.
+    """A decoded PIL image, converted to `mode` if given.
+
+    Raises:
+        DataError: it is damaged; the message names file and row.
     """
     # PIL and not torchvision.io.decode_image, which ends the process on a damaged PNG (torchvision
     # 0.29).
@@ -93,7 +93,9 @@ def open_picture(encoded: Encoded, position: int, mode: str | None = None) -> An
 
 def _short(error: Exception) -> str:
     text = str(error)
-    return "not an image format that is known" if text.startswith("cannot identify") else text
+    if text.startswith("cannot identify"):
+        return "not an image format that is known"
+    return text
 
 
 def _fit(picture: Any, size: int) -> Any:
@@ -113,20 +115,20 @@ def stream(
 
 
 def common_shape(encoded: Encoded, image_size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) that the pictures are brought to, judged by a sample of them: grey only if all of
-    it is.
-    """
+    """(C, H, W) that the pictures are brought to, judged by a sample: grey only if all of it is."""
     sample = np.linspace(0, len(encoded) - 1, min(32, len(encoded))).astype(int)
-    looks = [
-        (picture.mode, picture.size) for picture in (open_picture(encoded, int(i)) for i in sample)
-    ]
-    channels = 1 if all(mode in _GREY_MODES for mode, _ in looks) else 3
-    width, height = (image_size, image_size) if image_size else looks[0][1]
+    modes, sizes = [], []
+    for position in sample:
+        picture = open_picture(encoded, int(position))
+        modes.append(picture.mode)
+        sizes.append(picture.size)
+    channels = 1 if _GREY_MODES.issuperset(modes) else 3
+    width, height = (image_size, image_size) if image_size else sizes[0]
     return channels, height, width
 
 
 def fit_memory(splits: dict[str, ImageStream], limit: int) -> dict[str, Split]:
-    """The splits as tensors if all of them together take at most `limit` bytes, else as they are."""
+    """The splits as tensors if together they take at most `limit` bytes, else as they are."""
     needed = sum(len(split) * int(np.prod(split.shape)) for split in splits.values())
     if needed > limit:
         return dict(splits)
@@ -134,7 +136,7 @@ def fit_memory(splits: dict[str, ImageStream], limit: int) -> dict[str, Split]:
 
 
 def to_memory(split: ImageStream) -> ImageTensors:
-    """Decode every picture of a stream, in threads where pictures are large enough to gain by it."""
+    """Decode every picture of a stream, in threads where pictures are large enough to gain."""
     pictures = split.images
     assert isinstance(pictures, Pictures)
     channels, height, width = split.shape
@@ -144,9 +146,8 @@ def to_memory(split: ImageStream) -> ImageTensors:
         for position in block:
             pixels[position] = pictures.pixels(position)
 
-    _in_threads(
-        decode, len(split), (os.cpu_count() or 1) if height * width > _THREADED_PIXELS else 1
-    )
+    large = height * width > _THREADED_PIXELS
+    _in_threads(decode, len(split), os.cpu_count() or 1 if large else 1)
     return ImageTensors(torch.from_numpy(pixels).permute(0, 3, 1, 2), split.labels)
 
 

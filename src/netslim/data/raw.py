@@ -25,16 +25,13 @@ class Raw:
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
-    """Which of `names` is the train, validation and test split; with no test, validation serves as
-    one.
-    """
+    """Which of `names` is which split; with no test, validation serves as one."""
     present = set(names)
-    found = {
-        role: alias
-        for role, aliases in _ALIASES.items()
-        for alias in reversed(aliases)
-        if alias in present
-    }
+    found = {}
+    for role, aliases in _ALIASES.items():
+        here = [alias for alias in aliases if alias in present]
+        if here:
+            found[role] = here[0]
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
     return found

@@ -79,11 +79,9 @@ def _read(name: str, root: Path, image_size: int | None, download: bool, limit: 
         return folders.read_folder(_folder(name, rest, root), image_size, limit)
     if kind == "hf" and rest:
         local = _find(rest, root)
-        return (
-            parquet.read_folder(local, name, image_size, limit)
-            if local
-            else parquet.read_hub(rest, image_size, limit)
-        )
+        if local is None:
+            return parquet.read_hub(rest, image_size, limit)
+        return parquet.read_folder(local, name, image_size, limit)
     raise DataError(
         f"unknown data set '{name}'{nearest(name, _FORMS, otherwise='.')} Data sets are named "
         f"{', '.join(_FORMS)}."
@@ -111,10 +109,10 @@ def _resized(raw: Raw, size: int | None) -> Raw:
 
     def fit(split: Split) -> Split:
         assert isinstance(split, ImageTensors)
-        shrunk = [
-            functional.center_crop(functional.resize(part, [size], antialias=True), [size, size])
-            for part in split.images.split(1000)
-        ]
+        shrunk = []
+        for part in torch.split(split.images, 1000):
+            whole = functional.resize(part, [size], antialias=True)
+            shrunk.append(functional.center_crop(whole, [size, size]))
         return ImageTensors(torch.cat(shrunk), split.labels)
 
     return Raw({role: fit(split) for role, split in raw.splits.items()}, raw.classes, raw.notes)

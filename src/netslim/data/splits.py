@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from torch import Tensor
 from netslim.errors import DataError
 
 _SAMPLE = 2000
+
+
+class Images(Protocol):
+    """Images by number, uint8 (C, H, W) each."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +59,7 @@ class ImageStream:
         shape: channels, height, width of every image.
     """
 
-    images: Sequence[Tensor]
+    images: Images
     labels: Tensor
     shape: tuple[int, int, int]
 
@@ -62,14 +71,16 @@ class ImageStream:
         return ImageStream(_Chosen(self.images, index), self.labels[index], self.shape)
 
 
-class _Chosen(Sequence[Tensor]):
-    def __init__(self, images: Sequence[Tensor], index: Tensor) -> None:
+class _Chosen:
+    """Some of the images, in another order."""
+
+    def __init__(self, images: Images, index: Tensor) -> None:
         self.images, self.positions = images, index
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, position):  # type: ignore[no-untyped-def]
+    def __getitem__(self, position: int, /) -> Tensor:
         return self.images[int(self.positions[position])]
 
 
@@ -104,10 +115,10 @@ class Data:
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions (rest, chosen), both ascending; `chosen` holds `count` of them, every class in
-    proportion.
+    """Positions (rest, chosen), ascending; `chosen` holds `count`, every class in proportion.
 
-    Shares are rounded by the largest remainder, so the count is met exactly.
+    Shares are rounded by the largest remainder, so the count is met exactly: each class gets the
+    whole part of its share, and what is left goes one by one to those that lost most by it.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.bincount(labels)
@@ -140,9 +151,7 @@ def held_out(validation: float | int, total: int) -> int:
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation of every channel on the scale 0..1, of a sample if it is a
-    stream.
-    """
+    """Mean and population deviation of every channel, 0..1; of a stream, those of a sample."""
     total = torch.zeros(split.shape[0], dtype=torch.float64)
     squares, pixels = torch.zeros_like(total), 0
     for images in _chunks(split):
@@ -152,13 +161,14 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
         pixels += values.numel() // len(total)
     mean = total / pixels
     deviation = (squares / pixels - mean**2).clamp(min=0).sqrt()
+    # A channel that is the same everywhere is divided by 1, not by 0.
     deviation = torch.where(deviation > 0, deviation, torch.full_like(deviation, 255.0))
     return tuple((mean / 255).tolist()), tuple((deviation / 255).tolist())
 
 
 def _chunks(split: Split) -> Iterator[Tensor]:
     if isinstance(split, ImageTensors):
-        yield from split.images.split(1000)
+        yield from torch.split(split.images, 1000)
         return
     for position in torch.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).long().tolist():
         yield split.images[position][None]

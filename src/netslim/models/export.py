@@ -116,7 +116,11 @@ def export(
         with refusing(example_inputs):
             run(model, example_inputs)
         traced = _trace(model, example_inputs, dynamic_batch)
-        content, written = _WRITERS[kind](traced, opset)
+        written: int | None = None
+        if kind == "onnx":
+            content, written = _as_onnx(traced, opset)
+        else:
+            content = _as_program(traced)
         with _beside(path) as temporary:
             temporary.write_bytes(content)
             loaded = _LOADERS[kind](temporary)
@@ -230,12 +234,12 @@ def _trace(model: nn.Module, inputs: Any, dynamic: bool) -> _Traced:
     return _Traced(model, inputs, dynamic, program)
 
 
-def _as_program(traced: _Traced, opset: None) -> tuple[bytes, None]:
-    """A file of `torch.export`, and no opset."""
+def _as_program(traced: _Traced) -> bytes:
+    """A file of `torch.export`."""
     with quietly(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "program.pt2")
         torch.export.save(traced.program, file)
-        return file.read_bytes(), None
+        return file.read_bytes()
 
 
 def _as_onnx(traced: _Traced, opset: int | None) -> tuple[bytes, int]:
@@ -260,12 +264,6 @@ def _as_onnx(traced: _Traced, opset: int | None) -> tuple[bytes, int]:
         )
     _name_batch(proto)
     return proto.SerializeToString(), written
-
-
-_WRITERS: dict[Format, Callable[[_Traced, Any], tuple[bytes, int | None]]] = {
-    "onnx": _as_onnx,
-    "torch.export": _as_program,
-}
 
 
 def _translated(traced: _Traced, opset: int | None) -> Any:
