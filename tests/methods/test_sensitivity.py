@@ -30,7 +30,7 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.methods import Sensitivity
 from netslim.methods.sensitivity import sensitivity
 from netslim.methods.sensitivity_result import Row
-from netslim.report import figures, run_page
+from netslim.report import figures, sensitivity_page
 from netslim.selection import Scoring
 from netslim.training.commands.sensitivity import ExplorationFolder
 
@@ -512,7 +512,7 @@ def test_missing_points_and_nothing_lost_can_be_drawn():
 
 
 def test_the_page_is_self_contained_and_escapes():
-    page = run_page.sensitivity(
+    page = sensitivity_page.page(
         replace(made({"<a>": [0, 0.1, 0.2]}), notes=("b is <left> out",)).to_dict()
     )
     assert "<a>" not in page

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from netslim.errors import RecipeError
-from netslim.report import figures, run_page
+from netslim.report import figures, numbers, results_file, run_page
 
 VOID = {"meta", "path", "use", "br"}
 
@@ -167,14 +167,14 @@ def test_latency_that_was_not_measured_is_a_dash(results):
     ],
 )
 def test_counts(number, text):
-    assert run_page._count(number) == text
+    assert numbers.count(number) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(9.6, "10 s"), (74.4, "1 min 14 s"), (3600, "1 h 0 min 0 s")]
 )
 def test_durations(seconds, text):
-    assert run_page._duration(seconds) == text
+    assert numbers.duration(seconds) == text
 
 
 # ---- the page
@@ -348,7 +348,7 @@ def test_the_environment_is_read_from_its_own_file(run, results):
     del results["environment"]
     (run / "results.json").write_text(json.dumps(results))
     (run / "environment.json").write_text('{"processor": "two cores", "command": "netslim"}')
-    assert run_page.read(run)["environment"]["processor"] == "two cores"
+    assert results_file.read(run)["environment"]["processor"] == "two cores"
     assert "processor two cores" in Page(run_page.write(run).read_text()).text
 
 
@@ -402,13 +402,13 @@ def test_rows_of_the_wrong_type(results, key):
     broken = copy.deepcopy(results)
     broken["rows"][2][key] = ["?"]
     with pytest.raises(RecipeError, match=rf"rows\.2\.{key} is missing or of the wrong type"):
-        run_page.check(broken)
+        results_file.check(broken)
 
 
 def test_a_latency_without_a_median(results):
     results["rows"][0]["latency_ms"] = {"low": 1.0}
     with pytest.raises(RecipeError, match=r"rows\.0\.latency_ms is missing"):
-        run_page.check(results)
+        results_file.check(results)
 
 
 @pytest.mark.parametrize("key", ["widths", "curves", "verification", "published"])

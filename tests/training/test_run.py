@@ -162,9 +162,9 @@ def test_metrics_hold_every_epoch_once(finished):
 
 
 def test_the_results_are_what_the_report_reads(finished):
-    from netslim.report import run_page
+    from netslim.report import results_file
 
-    results = run_page.read(finished)
+    results = results_file.read(finished)
     assert [row["key"] for row in results["rows"]] == ["before", "pruned", "fine-tuned"]
     before, pruned, tuned = results["rows"]
     assert before["params"] > pruned["params"] == tuned["params"]

@@ -1,5 +1,4 @@
-"""The figures of a report, drawn from plain dictionaries (the parts of `results.json`) to SVG or
-PNG bytes.
+"""The figures of a report, drawn from plain dictionaries (parts of `results.json`) as SVG or PNG.
 
 matplotlib's object-oriented interface alone is used, so no state is shared with a user's own plots.
 Colours are those of Okabe and Ito (2008), which stay distinct under colour blindness. In SVG they
@@ -9,7 +8,8 @@ are CSS variables, for the page that embeds a figure to adapt to a dark backgrou
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,11 @@ OF_METHODS = {  # column of metrics.csv: what it is
     "deviation": "deviation in clusters",
     "macs_left": "multiply-accumulates left",
 }
+_NO_SHARES = {"deviation"}  # columns that are no share of 1
 _FAR = 8.0  # percent of the cost left
 FEW_LINES = 16  # groups that are drawn as a line each; more are told apart in a heat-map alone
-DROPS = (
-    "#f2f4f6",
-    "#9cc3dd",
-    "#2f7fb5",
-    "#0b3a66",
-    "#06182b",
-)  # none to the largest: ever darker, so grey will do
+# None to the largest: ever darker, so grey will do.
+DROPS = ("#f2f4f6", "#9cc3dd", "#2f7fb5", "#0b3a66", "#06182b")
 LINES = ("#06182b", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")  # first group to last
 DASHES: Any = ("solid", (0, (4, 1.5)), (0, (1.2, 1.4)))
 MANY_LAYERS = 36  # beyond this, bars get thin and only some layers are named
@@ -64,8 +60,7 @@ STYLE: Any = {
 
 
 def scales(data: Mapping[str, Any], format: str = "svg") -> bytes:
-    """Histogram of the BN scales' magnitudes before and after training, with the penalty where
-    there is one.
+    """Histogram of the BN scales' magnitudes before and after training.
 
     Args:
         data: `results["scales"]`: `edges` (n + 1 rising magnitudes from 0), `before` and `after` (n
@@ -84,23 +79,20 @@ def scales(data: Mapping[str, Any], format: str = "svg") -> bytes:
 
 
 def widths(layers: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
-    """Channels of each layer before and after the cut, as bars from the first layer (top) to the
-    last.
+    """Channels of each layer before and after the cut, as bars, the first layer on top.
 
     Args:
         layers: `results["widths"]`: rows of `layer`, `before` and `after` (channels).
         format: "svg" or "png".
     """
     count, many = len(layers), len(layers) > MANY_LAYERS
+    row = 0.09 if many else 0.235  # inches
+    before = np.array([layer["before"] for layer in layers], dtype=float)
+    after = np.array([layer["after"] for layer in layers], dtype=float)
     with rc_context(STYLE):
-        figure = Figure(
-            figsize=(WIDTH, 1.0 + count * (0.09 if many else 0.235)), layout="constrained"
-        )
+        figure = Figure(figsize=(WIDTH, 1.0 + count * row), layout="constrained")
         axes = figure.subplots()
         rows = np.arange(count)
-        before, after = (
-            np.array([layer[when] for layer in layers], dtype=float) for when in ("before", "after")
-        )
         axes.barh(rows, before, 0.78, color=PALE, label="before")
         axes.barh(rows, after, 0.78, color=BLUE, label="after")
         _name_layers(axes, layers, every=-(-count // MANY_LAYERS))
@@ -112,8 +104,7 @@ def widths(layers: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
 
 
 def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
-    """Loss, validation accuracy and what a sparsity method reports by epoch, one stage after
-    another.
+    """Loss, validation accuracy and what a sparsity method reports, by epoch and stage.
 
     Args:
         stages: `results["curves"]`: one mapping a stage with `stage` and, by epoch, `train_loss`
@@ -122,55 +113,54 @@ def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
             is left out.
         format: "svg" or "png".
     """
-    more = [
-        key
-        for key in OF_METHODS
-        if any(value is not None for stage in stages for value in stage.get(key) or [])
-    ]
-    heights = (1.25, 1, *(1 for _ in more))
+    more = [key for key in OF_METHODS if any(value is not None for value in _all(stages, key))]
+    heights = (1.25, *[1] * (1 + len(more)))
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * sum(heights)), layout="constrained")
         panels = figure.subplots(len(heights), sharex=True, height_ratios=heights)
-        penalised = any(value for stage in stages for value in stage.get("penalty") or [])
-        _line(
-            panels[0],
-            stages,
-            "train_loss",
-            BLUE,
-            label="training, with penalty" if penalised else "training",
-        )
-        _line(panels[0], stages, "val_loss", ORANGE, label="validation")
-        if penalised:
-            _line(panels[0], stages, "penalty", INK, label="penalty alone", linestyle=(0, (1, 1.6)))
+        _losses(panels[0], stages)
         _line(panels[1], stages, "val_accuracy", ORANGE, percent=True)
-        panels[0].set(ylabel="loss", ylim=(0, None))
         panels[1].set(ylabel="validation accuracy")
         for axes, key in zip(panels[2:], more, strict=True):
-            share = key != "deviation"
+            share = key not in _NO_SHARES
             _line(axes, stages, key, BLUE, percent=share)
             axes.set(ylabel=OF_METHODS[key], ylim=(0, 103 if share else None))
-        _finish_curves(
-            figure, stages, panels, percent=[key != "deviation" for key in ("val_accuracy", *more)]
-        )
+        shares = [True, *(key not in _NO_SHARES for key in more)]
+        _finish_curves(figure, stages, panels, percent=shares)
         return _render(figure, format, "curves")
 
 
+def _all(stages: Sequence[Mapping[str, Any]], key: str) -> Iterator[Any]:
+    """The values of all epochs of all stages."""
+    return chain.from_iterable(stage.get(key) or [] for stage in stages)
+
+
+def _losses(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
+    penalised = any(_all(stages, "penalty"))
+    training = "training, with penalty" if penalised else "training"
+    _line(axes, stages, "train_loss", BLUE, label=training)
+    _line(axes, stages, "val_loss", ORANGE, label="validation")
+    if penalised:
+        _line(axes, stages, "penalty", INK, label="penalty alone", linestyle=(0, (1, 1.6)))
+    axes.set(ylabel="loss", ylim=(0, None))
+
+
 def sensitivity(data: Mapping[str, Any], format: str = "svg") -> bytes:
-    """Heat-map of what is lost when one group is cut alone: groups from first (top) to last, ratios
-    rising.
+    """Heat-map of what is lost when one group is cut alone: the first on top, ratios rising.
 
     The colour goes with the square root of the drop, for what decides is whether a few points are
     lost or none. Where there is room, each cell holds its drop; a cut that did better than the
     baseline has a minus.
 
     Args:
-        data: of `netslim.methods.Sensitivity.to_dict`: `unit` and `rows` of `group`, `ratio` and `drop`.
+        data: of `netslim.methods.Sensitivity.to_dict`: `unit` and `rows` of `group`, `ratio` and
+            `drop`.
         format: "svg" or "png".
     """
     names, ratios, drops = _drops(data)
     many, points = len(names) > MANY_LAYERS, data["unit"] == "share"
-    row, cell = (0.125, 0.42) if many else (0.235, 0.6)
-    labels = 0.4 + (0.058 if many else 0.075) * max(map(len, names))
+    row, cell, letter, gap = (0.125, 0.42, 0.058, 0.4) if many else (0.235, 0.6, 0.075, 1.0)
+    labels = 0.4 + letter * max(map(len, names))
     with rc_context(STYLE):
         size = (max(3.6, labels + cell * len(ratios) + 1.1), 1.05 + row * len(names))
         figure = Figure(figsize=size, layout="constrained")
@@ -178,7 +168,6 @@ def sensitivity(data: Mapping[str, Any], format: str = "svg") -> bytes:
         norm = PowerNorm(0.5, 0, max(float(np.nanmax(drops)), 1.0 if points else 1e-12), clip=True)
         colours = LinearSegmentedColormap.from_list("drops", DROPS)
         shown = np.ma.masked_invalid(drops)
-        gap = 0.4 if many else 1.0
         mesh = axes.pcolormesh(
             shown, cmap=colours, norm=norm, snap=True, edgecolors="#ffffff", linewidth=gap
         )
@@ -207,49 +196,35 @@ def sensitivity_lines(data: Mapping[str, Any], format: str = "svg") -> bytes | N
     names, _, _ = _drops(data)
     if len(names) > FEW_LINES:
         return None
-    points = data["unit"] == "share"
-    scale = 100 if points else 1
+    scale, quality = (100, "accuracy") if data["unit"] == "share" else (1, "value")
+    whole = scale * data["baseline"]
     with rc_context(STYLE):
         figure = Figure(figsize=(1.3 * WIDTH, 3.9), layout="constrained")
         axes = figure.subplots()
-        axes.axhline(
-            scale * data["baseline"], color=INK, linewidth=0.9, linestyle=(0, (4, 2)), alpha=0.6
-        )
+        axes.axhline(whole, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), alpha=0.6)
         colours = LinearSegmentedColormap.from_list("lines", LINES)
         for number, name in enumerate(names):
-            rows = sorted(
-                (row for row in data["rows"] if row["group"] == name),
-                key=lambda row: row["removed"],
-            )
-            x = [0, *(100 * row["removed"] / row["size"] for row in rows)]
-            y = [scale * data["baseline"], *(scale * row["value"] for row in rows)]
-            style = {
-                "color": colours(number / max(len(names) - 1, 1)),
-                "linestyle": DASHES[number % len(DASHES)],
-            }
-            axes.plot(x, y, marker="o", markersize=3.2, label=name, **style)
-        axes.set(
-            xlabel="channels of the group that go",
-            ylabel="accuracy" if points else "value",
-            xlim=(0, None),
-        )
+            mine = [row for row in data["rows"] if row["group"] == name]
+            mine.sort(key=lambda row: row["removed"])
+            x = [0, *(100 * row["removed"] / row["size"] for row in mine)]
+            y = [whole, *(scale * row["value"] for row in mine)]
+            colour = colours(number / max(len(names) - 1, 1))
+            dashes = DASHES[number % len(DASHES)]
+            axes.plot(x, y, "o", markersize=3.2, label=name, color=colour, linestyle=dashes)
+        axes.set(xlabel="channels of the group that go", ylabel=quality, xlim=(0, None))
         axes.grid(axis="y")
         axes.xaxis.set_major_formatter(_percent)
-        if points:
+        if quality == "accuracy":
             axes.yaxis.set_major_formatter(_percent)
         figure.legend(loc="outside right upper", fontsize=8.5, handlelength=2.6)
         return _render(figure, format, "sensitivity-lines")
 
 
 def _drops(data: Mapping[str, Any]) -> tuple[list[str], list[float], np.ndarray]:
-    """Groups, ratios, and the drop of each (groups, ratios), in points where values are shares; NaN
-    where none.
-    """
+    """Groups, ratios, drops (groups, ratios): points where values are shares, NaN where none."""
     rows, scale = data["rows"], 100 if data["unit"] == "share" else 1
-    names, ratios = (
-        list(dict.fromkeys(row["group"] for row in rows)),
-        sorted({row["ratio"] for row in rows}),
-    )
+    names = list(dict.fromkeys(row["group"] for row in rows))
+    ratios = sorted({row["ratio"] for row in rows})
     drops = np.full((len(names), len(ratios)), np.nan)
     for row in rows:
         drops[names.index(row["group"]), ratios.index(row["ratio"])] = scale * row["drop"]
@@ -266,20 +241,17 @@ def _frame_cells(axes: Axes, names: Sequence[str], ratios: Sequence[float], smal
 
 
 def _label_cells(axes: Axes, drops: np.ndarray, norm: PowerNorm, points: bool) -> None:
-    """Black or white, whichever can be read on the colour of the cell; not `INK`, which a dark page
-    makes light.
+    """Each cell's drop, in black or white, whichever can be read on the colour of the cell.
+
+    Not in `INK`, which a dark page makes light.
     """
+    digits = ".1f" if points else ".3g"
+    centred: Any = {"ha": "center", "va": "center", "fontsize": 8}
     for (row, column), drop in np.ndenumerate(drops):
         if np.isfinite(drop):
-            text = (
-                (f"{drop:.1f}" if points else f"{drop:.3g}")
-                .replace("-0.0", "0.0")
-                .replace("-", "−")
-            )
+            text = f"{drop:{digits}}".replace("-0.0", "0.0").replace("-", "−")
             colour = "#ffffff" if norm(drop) > 0.45 else "#101418"
-            axes.text(
-                column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour
-            )
+            axes.text(column + 0.5, row + 0.5, text, color=colour, **centred)
 
 
 def _rounded_ticks(last: float) -> list[float]:
@@ -287,15 +259,13 @@ def _rounded_ticks(last: float) -> list[float]:
     steps = [0.0]
     for share in (0.04, 0.16, 0.36, 0.64, 1.0):
         power = 10 ** np.floor(np.log10(share * last))
-        steps.append(
-            max(step * power for step in (1, 2, 5) if step * power <= share * last * (1 + 1e-9))
-        )
+        below = share * last * (1 + 1e-9)
+        steps.append(max(step * power for step in (1, 2, 5) if step * power <= below))
     return sorted(set(steps))
 
 
 def front(data: Mapping[str, Any], format: str = "svg") -> bytes:
-    """Accuracy against cost of the networks that a search tried, numbered in the order in which it
-    tried them.
+    """Accuracy against cost of the networks that a search tried, numbered in that order.
 
     Accuracies far below the allowed drop would flatten all others: they are drawn at the lower
     edge, as triangles, with their values.
@@ -310,11 +280,10 @@ def front(data: Mapping[str, Any], format: str = "svg") -> bytes:
     over, whole = data["over"], data["rows"][0][data["over"]]
     floor = 100 * data["baseline"] - data["max_drop"]
     tried = [row for row in data["rows"] if row["key"] == "candidate"]
-    points = [
-        (100 * row[over] / whole, 100 * row["accuracy"], number, row)
-        for number, row in enumerate(tried, 1)
-        if "accuracy" in row
-    ]
+    points = []
+    for number, row in enumerate(tried, 1):
+        if "accuracy" in row:
+            points.append((100 * row[over] / whole, 100 * row["accuracy"], number, row))
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
         axes = figure.subplots()
@@ -349,22 +318,18 @@ def _scale_panel(
 
 
 def _from_zero(axes: Axes, first: float, last: float) -> None:
-    """A logarithmic axis to `last` on which the first bin, from 0 to `first`, still has its place."""
+    """A logarithmic axis to `last` on which the bin from 0 to `first` still has its place."""
     axes.set_xscale("symlog", linthresh=first, linscale=0.25)
     axes.set_xlim(0, last)
     decades = 10.0 ** np.arange(np.ceil(np.log10(1.01 * first)), np.floor(np.log10(last)) + 1)
-    axes.set_xticks(
-        [0, *decades], ["0", *(f"{decade:g}".replace("e-0", "e-") for decade in decades)]
-    )
+    names = [f"{decade:g}".replace("e-0", "e-") for decade in decades]
+    axes.set_xticks([0, *decades], ["0", *names])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _name_layers(axes: Axes, layers: Sequence[Mapping[str, Any]], every: int) -> None:
-    axes.set_yticks(
-        range(0, len(layers), every),
-        [str(layer["layer"]) for layer in layers[::every]],
-        fontsize=8.5,
-    )
+    names = [str(layer["layer"]) for layer in layers[::every]]
+    axes.set_yticks(range(0, len(layers), every), names, fontsize=8.5)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
@@ -374,13 +339,9 @@ def _name_layers(axes: Axes, layers: Sequence[Mapping[str, Any]], every: int) ->
 def _label_bars(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
     for row, (wide, narrow) in enumerate(zip(before, after, strict=True)):
         axes.annotate(
-            f"{narrow:.0f} of {wide:.0f}",
-            (wide, row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-        )
+            f"{narrow:.0f} of {wide:.0f}", (wide, row), (4, 0), textcoords="offset points",
+            va="center", fontsize=8.5,
+        )  # fmt: skip
     axes.set_xlim(0, before.max() * 1.2)
 
 
@@ -395,18 +356,12 @@ def _line(
     """One line through all stages; a gap between two stages, because surgery lies between them."""
     x, y = [], []
     for start, stage in zip(_starts(stages), stages, strict=False):
-        values = [np.nan if value is None else value for value in stage.get(key) or []]
+        values = np.array(stage.get(key) or [], dtype=float).tolist()  # None becomes NaN
         x += [*range(start + 1, start + 1 + len(values)), start + len(values)]
         y += [*values, np.nan]
     marker = "o" if _starts(stages)[-1] <= 12 else None
-    axes.plot(
-        x,
-        np.asarray(y) * (100 if percent else 1),
-        color=colour,
-        marker=marker,
-        markersize=3.2,
-        **style,
-    )
+    scale = 100 if percent else 1
+    axes.plot(x, np.asarray(y) * scale, color=colour, marker=marker, markersize=3.2, **style)
 
 
 def _finish_curves(
@@ -428,10 +383,10 @@ def _finish_curves(
     panels[-1].set_xlabel("epoch, counted through all stages")
     panels[-1].set_xlim(0.5, max(starts[-1], 1) + 0.5)
     panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    lines, labels = panels[0].get_legend_handles_labels()
     figure.legend(
-        lines, labels, loc="outside upper right", ncols=3, columnspacing=1.2, handlelength=1.6
-    )
+        *panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3,
+        columnspacing=1.2, handlelength=1.6,
+    )  # fmt: skip
     figure.align_ylabels(panels)
 
 
@@ -440,15 +395,9 @@ def _name_stages(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
     tilt = 30 if len(stages) > 4 or short else 0
     for start, stage in zip(_starts(stages), stages, strict=False):
         axes.annotate(
-            str(stage["stage"]),
-            (start + 0.5, 1),
-            xytext=(1, 3),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            fontsize=8.5,
-            style="italic",
-            rotation=tilt,
-        )
+            str(stage["stage"]), (start + 0.5, 1), (1, 3), ("data", "axes fraction"),
+            "offset points", fontsize=8.5, style="italic", rotation=tilt,
+        )  # fmt: skip
 
 
 def _starts(stages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -457,58 +406,50 @@ def _starts(stages: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _bottom(accuracies: Sequence[float], floor: float, drop: float) -> float:
-    """The lower edge, in percent: far enough below the floor to see how candidates fail, and no
-    further.
-    """
+    """The lower edge, in percent: as far below the floor as shows how candidates fail."""
     lowest = min([floor, *(y for y in accuracies if y > floor - 12 * drop)])
     return lowest - 0.25 * (floor + drop - lowest) - 0.5 * drop
 
 
 def _uncut(axes: Axes, accuracies: Sequence[float]) -> None:
-    for y, label, size, fill in zip(
-        accuracies, ("as given", "uncut, trained alike"), (5, 9), (INK, "none"), strict=False
-    ):
+    looks = (("as given", 5, INK), ("uncut, trained alike", 9, "none"))
+    for y, (label, size, fill) in zip(accuracies, looks, strict=False):
         axes.plot(
-            100,
-            y,
-            "s",
-            color=INK,
-            markersize=size,
-            markerfacecolor=fill,
-            linestyle="",
-            label=label,
-            zorder=3,
-        )
+            100, y, "s", color=INK, markersize=size, markerfacecolor=fill, linestyle="",
+            label=label, zorder=3,
+        )  # fmt: skip
 
 
 def _candidate(
     axes: Axes, x: float, y: float, number: int, row: Mapping[str, Any], best: bool, bottom: float
 ) -> None:
-    low = y < bottom
-    colour = BLUE if row["passed"] else ORANGE
-    label = "passed" if row["passed"] else "failed"
-    known = axes.get_legend_handles_labels()[1]
+    """A point for a candidate: full where it passed, ringed where it is the best of these.
+
+    One below the lower edge is a triangle on it, with its value.
+    """
+    label: str | None
+    label, colour, fill = ("passed", BLUE, BLUE) if row["passed"] else ("failed", ORANGE, "none")
+    marker, text, side, place = "o", str(number), "center", (0, 8)
     if best:
+        place = (0, 11)
         axes.plot(
-            x, y, "o", color=BLUE, markersize=13, markerfacecolor="none", markeredgewidth=1.4, linestyle="",
-            label="the smallest that passed", zorder=2,
+            x, y, "o", color=BLUE, markersize=13, markerfacecolor="none", markeredgewidth=1.4,
+            linestyle="", label="the smallest that passed", zorder=2,
         )  # fmt: skip
+    if y < bottom:
+        marker, text, side, place = "v", f"{number}: {y:.1f} %", "left", (7, 3)
+    if label in axes.get_legend_handles_labels()[1]:
+        label = None  # once in the legend is enough
+    at = (x, max(y, bottom))
     axes.plot(
-        x, max(y, bottom), "v" if low else "o", color=colour, markersize=6, linestyle="",
-        markerfacecolor=colour if row["passed"] else "none", label=None if label in known else label, zorder=3,
-        clip_on=False,
+        *at, marker, color=colour, markersize=6, linestyle="", markerfacecolor=fill, label=label,
+        zorder=3, clip_on=False,
     )  # fmt: skip
-    text, place = (f"{number}: {y:.1f} %", (7, 3)) if low else (str(number), (0, 11 if best else 8))
-    side = "left" if low else "center"
-    axes.annotate(
-        text, (x, max(y, bottom)), place, textcoords="offset points", ha=side, fontsize=8.5
-    )
+    axes.annotate(text, at, place, textcoords="offset points", ha=side, fontsize=8.5)
 
 
 def _finish_front(figure: Figure, axes: Axes, over: str, bottom: float, least: float) -> None:
-    """Costs on a logarithmic axis where they reach far down: what decides lies close together
-    there.
-    """
+    """The axes; costs are logarithmic where they reach far down, where small ones lie close."""
     names = {"macs": "MACs", "params": "parameters", "latency": "latency, by the table,"}
     axes.set(xlabel=f"{names.get(over, over)} left", ylabel="validation accuracy", xlim=(0, 104))
     top = axes.dataLim.y1
@@ -518,11 +459,7 @@ def _finish_front(figure: Figure, axes: Axes, over: str, bottom: float, least: f
     if least < _FAR:
         axes.set_xscale("log")
         axes.set_xlim(0.8 * least, 125)
-        ticks = [
-            tick
-            for power in range(-4, 3)
-            for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)
-        ]
+        ticks = [step * 10.0**power for power, step in product(range(-4, 3), (1, 2, 5))]
         axes.set_xticks([tick for tick in ticks if 0.8 * least <= tick <= 100])
         axes.xaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):
@@ -537,20 +474,17 @@ _percent = FuncFormatter(lambda value, _: f"{value:g} %")
 
 
 def _render(figure: Figure, format: str, name: str) -> bytes:
-    """The figure as bytes, the same ones each time; in SVG, colours as CSS variables on no
-    background.
+    """The figure as bytes, the same each time; in SVG, colours are CSS variables.
+
+    What makes SVG files differ from run to run, dates and random ids, is left out or fixed.
     """
     buffer = io.BytesIO()
     if format == "png":
         figure.savefig(buffer, format="png", dpi=160)
         return buffer.getvalue()
+    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.hashsalt": name}):
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )
+        figure.savefig(buffer, format="svg", transparent=True, metadata=unsaid)
     drawing = buffer.getvalue().decode()
     for colour, variable in CSS.items():
         drawing = drawing.replace(colour, variable)

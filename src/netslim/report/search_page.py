@@ -1,6 +1,4 @@
-"""What a search found, for people: the verdict, what to make of it, a table for the terminal, and a
-page.
-"""
+"""What a search found: the verdict, what to make of it, a table for the terminal, and a page."""
 
 from __future__ import annotations
 
@@ -9,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from netslim.methods.search import SearchResult
-from netslim.report import figures, run_page
+from netslim.methods.search import Candidate, SearchResult
+from netslim.report import figures
+from netslim.report.numbers import MISSING, signed
+from netslim.report.template import document, figure, header, remarks, section, settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,29 +25,28 @@ NAMES = {
 }
 
 
+_UNCUT = {"original": "as given", "trained": "uncut, trained alike"}
+
+
 def verdict(found: SearchResult[Any], over: str, max_drop: float) -> str:
     """The outcome in a sentence or two."""
     what = NAMES[over]
-    scored = sorted(
-        (item for item in found.candidates if item.score is not None), key=lambda item: item.share
-    )
 
-    def loses(item: Any) -> str:
+    def loses(item: Candidate) -> str:
+        assert item.score is not None
         return (
             f"{100 * item.share:.1f} % of the {what} {_lost(100 * (found.baseline - item.score))}"
         )
 
     if found.best is None:
+        smallest = min((x for x in found.candidates if x.score is not None), key=_share)
         return (
             f"No cut is within {points(max_drop)}: even the smallest that was tried, "
-            f"{loses(scored[0])}. Let candidates recover for longer (--epochs, --lr), allow a "
+            f"{loses(smallest)}. Let candidates recover for longer (--epochs, --lr), allow a "
             "larger drop, or look at smaller cuts (--tolerance)."
         )
-    beyond = min(
-        (x for x in found.candidates if x.share > found.best.share),
-        key=lambda x: x.share,
-        default=None,
-    )
+    larger = (x for x in found.candidates if x.share > found.best.share)
+    beyond = min(larger, key=_share, default=None)
     text = f"The largest cut within {points(max_drop)} that was found: {loses(found.best)}."
     if beyond is None:
         return (
@@ -59,9 +58,13 @@ def verdict(found: SearchResult[Any], over: str, max_drop: float) -> str:
     return f"{text} The next larger one that was tried, {loses(beyond)}."
 
 
+def _share(item: Candidate) -> float:
+    return item.share
+
+
 def points(number: float) -> str:
     """A number of percentage points in words."""
-    return f"{number:g} point{'' if number == 1 else 's'}"
+    return "1 point" if number == 1 else f"{number:g} points"
 
 
 def _lost(drop: float) -> str:
@@ -76,11 +79,13 @@ def notes(
     """What to know before the figures are believed."""
     accuracy, one = original["accuracy"], 100 / images
     error = 100 * math.sqrt(accuracy * (1 - accuracy) / images)
-    yield (
+    text = (
         f"{images:,} validation images decide: one of them is {one:.2f} points, and the "
         f"standard error of an accuracy of {100 * accuracy:.1f} % is {error:.2f} points"
-        + (", more than the drop allowed: a few images decide" if error > max_drop else "")
     )
+    if error > max_drop:
+        text += ", more than the drop allowed: a few images decide"
+    yield text
     gain = 100 * (trained["accuracy"] - accuracy)
     if trained is not original:
         yield f"by the same training the given network, uncut, {_lost(-gain)}"
@@ -101,21 +106,17 @@ def table(found: Found) -> Table:
     for heading in _headings(found):
         shown.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     for row, cells in _cells(found):
-        shown.add_row(
-            *cells, style="bold" if row.get("share") == found["best"] is not None else None
-        )
+        shown.add_row(*cells, style="bold" if _is_best(row, found) else None)
     return shown
 
 
+def _is_best(row: Found, found: Found) -> bool:
+    return bool(row["key"] == "candidate" and row["share"] == found["best"])
+
+
 def _headings(found: Found) -> list[str]:
-    return [
-        "network",
-        "cut asked",
-        "validation",
-        "points",
-        "",
-        *(NAMES[key] for key in _costs(found)),
-    ]
+    costs = [NAMES[key] for key in _costs(found)]
+    return ["network", "cut asked", "validation", "points", "", *costs]
 
 
 def _costs(found: Found) -> list[str]:
@@ -127,64 +128,44 @@ def _amount(key: str, value: float) -> str:
 
 
 def _cells(found: Found) -> Iterator[tuple[Found, list[str]]]:
+    """Each row, and what its cells say."""
     original = found["rows"][0]
     keys = _costs(found)
     number = 0
     for row in found["rows"]:
-        number += row["key"] == "candidate"
-        label = {"original": "as given", "trained": "uncut, trained alike"}.get(
-            row["key"], f"candidate {number}"
-        )
-        share = f"{100 * row['share']:.1f} %" if row["key"] == "candidate" else "–"
+        label, share = _UNCUT.get(row["key"], ""), MISSING
+        if row["key"] == "candidate":
+            number += 1
+            label, share = f"candidate {number}", f"{100 * row['share']:.1f} %"
         if "unreachable" in row:
-            yield row, [label, share, "–", "–", "cannot be reached", *("–" for _ in keys)]
+            unknown = [MISSING] * len(keys)
+            yield row, [label, share, MISSING, MISSING, "cannot be reached", *unknown]
             continue
-        change = 100 * (row["accuracy"] - found["baseline"])
+        accuracy = f"{100 * row['accuracy']:.2f} %"
+        change = signed(100 * (row["accuracy"] - found["baseline"]))
         outcome = {True: "passed", False: "failed", None: ""}[row.get("passed")]
-        if row["key"] == "candidate" and row["share"] == found["best"]:
+        if _is_best(row, found):
             outcome = "best"
         costs = [f"{_amount(key, row[key])} ×{row[key] / original[key]:.3f}" for key in keys]
-        yield (
-            row,
-            [
-                label,
-                share,
-                f"{100 * row['accuracy']:.2f} %",
-                f"{change:+.2f}".replace("-", "−"),
-                outcome,
-                *costs,
-            ],
-        )
+        yield row, [label, share, accuracy, change, outcome, *costs]
 
 
 def page(found: Found, config: str) -> str:
     """One self-contained HTML document: verdict, picture, table, how to repeat it."""
+    picture = f"<div style='max-width:44rem'>{_picture(found)}</div>"
+    command = f"<pre><code>{escape(found['command'])}</code></pre>"
     parts = [
-        f"<header><h1>{escape(found['title'])}</h1><p "
-        f"class=lead>{escape(found['verdict'])}</p></header>"
+        header(found["title"], escape(found["verdict"])),
+        remarks("note", "Note", found["notes"]),
+        section("Accuracy against cost", picture),
+        section("Candidates", _rows(found) + _tests(found)),
+        section("How to repeat it", command + settings(config)),
     ]
-    parts += [
-        f'<p class="remark note" role=note><strong>Note.</strong> {escape(text)}</p>'
-        for text in found["notes"]
-    ]
-    parts.append(
-        "<section><h2>Accuracy against cost</h2><div "
-        f"style='max-width:44rem'>{_picture(found)}</div></section>"
-    )
-    parts.append(f"<section><h2>Candidates</h2>{_rows(found)}{_tests(found)}</section>")
-    parts.append(
-        f"<section><h2>How to repeat it</h2><pre><code>{escape(found['command'])}</code></pre>"
-        "<details><summary>Every setting "
-        f"(config.yaml)</summary><pre><code>{escape(config)}</code></pre></details></section>"
-    )
-    return run_page.PAGE.format(
-        title=escape(found["title"]), style=run_page.STYLE, body="\n".join(parts)
-    )
+    return document(found["title"], parts)
 
 
 def _picture(found: Found) -> str:
-    svg = figures.front(found).decode()
-    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{escape(CAPTION)}</figcaption></figure>"
+    return figure("front", figures.front(found), CAPTION)
 
 
 CAPTION = (
@@ -198,7 +179,7 @@ def _rows(found: Found) -> str:
     head = "".join(f"<th scope=col>{escape(heading)}</th>" for heading in _headings(found))
     lines = []
     for row, (label, *cells) in _cells(found):
-        kind = " class=last" if row["key"] == "candidate" and row["share"] == found["best"] else ""
+        kind = " class=last" if _is_best(row, found) else ""
         shown = "".join(f"<td><b>{escape(cell)}</b></td>" for cell in cells)
         lines.append(f"<tr{kind}><th scope=row>{escape(label)}</th>{shown}</tr>")
     return (

@@ -112,7 +112,7 @@ class ExplorationFolder:
 
     def draw(self, found: Sensitivity) -> None:
         """Write what can be made from the results and is not there."""
-        from netslim.report import figures, run_page
+        from netslim.report import figures, sensitivity_page
 
         data = found.to_dict()
         makers: dict[str, Callable[[], str | bytes | None]] = {
@@ -121,7 +121,7 @@ class ExplorationFolder:
             "sensitivity.svg": lambda: figures.sensitivity(data),
             "sensitivity-lines.png": lambda: figures.sensitivity_lines(data, "png"),
             "sensitivity-lines.svg": lambda: figures.sensitivity_lines(data),
-            "sensitivity.html": lambda: run_page.sensitivity(data),
+            "sensitivity.html": lambda: sensitivity_page.page(data),
         }
         for name, make in makers.items():
             if not (self.path / name).exists() and (content := make()) is not None:

@@ -1,0 +1,59 @@
+"""Numbers as people read them: counts with units, percentages, times, facts by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+
+
+def count(number: float) -> str:
+    """Four significant digits with a unit: 20.04 M, 545.8 k, 812."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.99995 * size:  # what four digits round up to the next unit
+            return f"{number / size:#.4g} {unit}"
+    return f"{number:g} "
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share as a percentage."""
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else MISSING
+
+
+def cut(after: float, before: float) -> str:
+    """How much of what there was is gone, as a percentage."""
+    return percent(1 - after / before, 1) if before else MISSING
+
+
+def signed(points: float) -> str:
+    """A difference, with its sign."""
+    return f"{points:+.2f}".replace("-", "−") if math.isfinite(points) else MISSING
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds; from the largest that is not 0."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{rest} s"]
+    if hours or minutes:
+        parts.insert(0, f"{minutes} min")
+    if hours:
+        parts.insert(0, f"{hours} h")
+    return " ".join(parts)
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested facts as one level: {"a": {"b": 1}} becomes {"a b": "1"}."""
+    found: dict[str, str] = {}
+    for key, value in facts.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, dict):
+            found |= flat(value, f"{name} ")
+        else:
+            found[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
+
+
+__all__ = ["MISSING", "count", "cut", "duration", "flat", "percent", "signed"]

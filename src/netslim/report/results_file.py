@@ -1,0 +1,98 @@
+"""`results.json` of a run folder: read, and checked before anything is made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from netslim.errors import RecipeError
+from netslim.report.rows import METRICS, median
+
+FORMAT = 1
+ROW: dict[str, Any] = {"key": str, "label": str, **dict.fromkeys(METRICS, (int, float))}
+
+
+def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The checked contents of a run folder's `results.json`, with the environment filled in.
+
+    Raises:
+        RecipeError: the file is missing, damaged, or written by a newer netslim.
+    """
+    folder = Path(run_dir)
+    path = folder / "results.json"
+    if not path.is_file():
+        raise RecipeError(
+            f"{folder}: no results.json here, so nothing to report. Give the folder of a "
+            "finished run; for an unfinished one, give its 'netslim run' command again and it "
+            "goes on where it was"
+        )
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise damaged(path, str(problem)) from problem
+    check(results, path)
+    results["environment"] = results.get("environment") or _environment(folder / "environment.json")
+    return dict(results)
+
+
+def check(results: Any, path: str | os.PathLike[str] = "results") -> None:
+    """Make sure that all a report needs is there and of the right kind.
+
+    Raises:
+        RecipeError: naming the file and the entry.
+    """
+    if not isinstance(results, dict):
+        raise damaged(path, "it does not hold a mapping")
+    if results.get("format") != FORMAT:
+        found = results.get("format")
+        raise RecipeError(
+            f"{path}: format {found!r} is not known to this netslim (it reads {FORMAT}); use a "
+            "newer one"
+        )
+    rows = results.get("rows")
+    if not isinstance(rows, list) or not rows:
+        raise damaged(path, "'rows' is missing or empty")
+    for index, row in enumerate(rows):
+        for key, kind in ROW.items():
+            value = _entry(row, key)
+            if not isinstance(value, kind):
+                raise damaged(
+                    path, f"rows.{index}.{key} is missing or of the wrong type ({value!r})"
+                )
+
+
+def _entry(row: Any, key: str) -> Any:
+    """What is checked of a row: of a latency its median."""
+    if not isinstance(row, dict):
+        return None
+    return median(row) if key == "latency_ms" else row.get(key)
+
+
+def damaged(path: str | os.PathLike[str], what: str) -> RecipeError:
+    """The error for results that cannot be used."""
+    return RecipeError(
+        f"{path}: the results are damaged: {what}. Delete this file and give the 'netslim run' "
+        "command again; stages that are finished are not repeated"
+    )
+
+
+def text_of(path: Path) -> str | None:
+    """What a file holds, or None if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """A report does without, so damage is said in it."""
+    try:
+        found = json.loads(text_of(path) or "{}")
+    except ValueError:
+        return {"environment": f"{path.name} is damaged"}
+    return found if isinstance(found, dict) else {}
+
+
+__all__ = ["check", "damaged", "read", "text_of"]

@@ -1,0 +1,91 @@
+"""The networks of a run, a row each, and how each compares to the unpruned one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netslim.report.numbers import MISSING, count, percent, signed
+
+Row = Mapping[str, Any]
+METRICS = {  # key of a row: heading, what one may want to know about it
+    "accuracy": ("test accuracy", "difference in percentage points"),
+    "params": ("parameters", ""),
+    "macs": ("MACs", "multiply-accumulates of one image"),
+    "size_bytes": ("size on disk", ""),
+    "latency_ms": ("latency", "median of one forward pass"),
+}
+ON_PAGE = {
+    "accuracy": METRICS["accuracy"],
+    "top5": ("top-5", "the class is among the first five"),
+    **METRICS,
+}
+_SHARES = ("accuracy", "top5")
+
+
+def reference(rows: Sequence[Row]) -> Row:
+    """The unpruned network that ratios refer to."""
+    return next((row for row in rows if row["key"] == "before"), rows[0])
+
+
+def value(row: Row, key: str) -> str:
+    """A figure of a row, with its unit."""
+    if key in _SHARES:
+        return percent(row[key])
+    if key == "latency_ms":
+        ms = median(row)
+        return MISSING if ms is None or math.isnan(ms) else f"{ms:#.3g} ms"
+    unit = "B" if key == "size_bytes" else ""
+    return f"{count(row[key])}{unit}"
+
+
+def ratio(row: Row, beside: Row, key: str) -> str:
+    """How a figure compares to the same one of another row: a ratio, for shares a difference."""
+    if row is beside:
+        return ""
+    if key in _SHARES:
+        return signed(100 * (row[key] - beside[key]))
+    part = part_left(row, beside, key)
+    if part is None:
+        return MISSING
+    return f"×{part:.3f}" if part < 1.5 else f"×{part:.2f}"
+
+
+def part_left(row: Row, beside: Row, key: str) -> float | None:
+    """A figure over the same one of another row; None where that says nothing."""
+    if key in _SHARES:
+        return None
+    ours, theirs = row[key], beside[key]
+    if key == "latency_ms":
+        ours, theirs = median(row), median(beside)
+    return ours / theirs if theirs and math.isfinite(ours / theirs) else None
+
+
+def median(row: Row) -> Any:
+    """Milliseconds; not a number where latency was not measured, None where it is damaged."""
+    measured = row.get("latency_ms")
+    if measured is None:
+        return math.nan
+    return measured.get("median") if isinstance(measured, dict) else None
+
+
+def spread(row: Row) -> str:
+    """The quartiles of the latency, where there are some."""
+    found = row.get("latency_ms") or {}
+    if not {"low", "high"} <= found.keys():
+        return ""
+    return f"({found['low']:#.3g} to {found['high']:#.3g})"
+
+
+__all__ = [
+    "METRICS",
+    "ON_PAGE",
+    "Row",
+    "median",
+    "part_left",
+    "ratio",
+    "reference",
+    "spread",
+    "value",
+]
