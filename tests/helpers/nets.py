@@ -23,7 +23,7 @@ def conv(cin: int, cout: int, **kwargs: object) -> nn.Sequential:
 
 
 class Chain(nn.Module):
-    """Two convolutions and a linear layer after a flatten of 4x4 maps: groups of 6 and 5 channels."""
+    """Two convolutions and a linear layer after a flatten of 4x4 maps: groups of 6 and 5."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """A stem of 6 and two layers that each add 4 channels; every layer reads all that came before."""
+    """A stem of 6 and two layers that each add 4 channels; each reads all that came before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,6 +92,11 @@ def cut_half(model: nn.Module, inputs: object, seed: int = 0) -> tuple[ChannelGr
             mask[rng.permutation(group.size)[: group.size // 2]] = False
             masks[number] = mask
     return graph, resolve(graph, masks)
+
+
+def stays(plan: PruningPlan) -> dict[tuple[str, int], tuple[int, ...]]:
+    """What stays of each tensor along each axis that is cut."""
+    return {(cut.tensor, cut.axis): cut.kept for cut in plan.tensors}
 
 
 def prove(
