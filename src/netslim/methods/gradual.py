@@ -6,8 +6,8 @@ Where it acts in training::
     for epoch in range(epochs):
         for batch in loader:
             ...
-            optimizer.step()                 # the same parameters all along; what is left of momentum stays
-        gradual.step()                       # <- scores, selects, proves, and cuts model and optimizer in place
+            optimizer.step()        # the same parameters all along; what is left of momentum stays
+        gradual.step()              # <- scores, selects, proves, cuts model and optimizer in place
     netslim.save(model, "small.safetensors")
 
 Zhu and Gupta 2017 (arXiv 1710.01878) raise the sparsity of a mask in this way; here channels go for
@@ -113,7 +113,8 @@ class GradualPruning:
     what `netslim.slim` cuts: the same choice where it is left to netslim, the same channels; but
     nothing makes up for those that go, for the training that goes on does.
 
-    Going on after a kill: make everything as at the start, with the uncut model, then load, this first::
+    Going on after a kill: make everything as at the start, with the uncut model, then load, this
+    first::
 
         gradual.load_state_dict(state["gradual"])          # cuts the fresh model as far as it was
         model.load_state_dict(state["model"])
@@ -128,8 +129,9 @@ class GradualPruning:
         schedule: how they are spread, see `shares`.
         per_group: name or pattern -> what goes there in the end, a share or a count, as in
             `netslim.select`.
-        criterion: what makes a channel important: a name, a function or a `netslim.selection.Scoring`, see
-            `netslim.score`. ``"auto"``, this and ``allocation``: what `netslim.slim` takes.
+        criterion: what makes a channel important: a name, a function or a
+            `netslim.selection.Scoring`, see `netslim.score`. ``"auto"``, this and ``allocation``:
+            what `netslim.slim` takes.
         batches: for criteria that look at data: a loader or a list, read anew at each step.
         allocation: how the budget is spread, see `netslim.select`.
         limits: what the cut must respect whatever it is to reach.
@@ -413,7 +415,7 @@ class GradualPruning:
         return cut(inner, graph, choose, self._inputs(inner), strict=self.strict)
 
     def _selected(self, scores: Mapping[str, Tensor], held: set[int]) -> Masks:
-        """What stays of the original's groups after this step; what went before never comes back."""
+        """What stays of the original's groups after this step; what went never comes back."""
         past = self._places.masks(self.plan)
         groups = self.original.groups
         settled = {groups[n].name: int((~past[n]).sum()) if n in past else 0 for n in held}
@@ -525,9 +527,7 @@ class _Places:
         shapes (size,).
         """
         s = group.slices[0]
-        past_cut = next(
-            (t for t in past.tensors if (t.tensor, t.axis) == (s.tensor, s.axis)), None
-        )
+        past_cut = next((t for t in past.tensors if (t.tensor, t.axis) == (s.tensor, s.axis)), None)
         where = s.positions if past_cut is None else np.asarray(past_cut.kept)[s.positions]
         found = tuple(np.empty(group.size, dtype=np.int64) for _ in range(2))
         for row, known in zip(found, self._units[s.tensor, s.axis], strict=True):

@@ -204,7 +204,7 @@ class _Bench:
             yield Row(name, size, ratio, removed, value, baseline - value, params, macs), fresh
 
     def look(self, network: nn.Module, what: str) -> float:
-        """What ``evaluate`` gives for a network, after fresh statistics where they are asked for."""
+        """What ``evaluate`` gives for a network, after fresh statistics where that is asked."""
         if self.again is not None:
             fresh_statistics(network, self.again)
         for module in network.modules():

@@ -56,12 +56,12 @@ def slim(
         per_group: name or pattern -> what goes there, a share or a count, as in `netslim.select`.
         batches: a data loader or list, some ten batches, for criteria that look at data and for
             ``compensation`` (whose ``fold`` takes the example inputs without it).
-        criterion: what makes a channel important: a name, a function or a `netslim.selection.Scoring`, see
-            `netslim.score`.
+        criterion: what makes a channel important: a name, a function or a
+            `netslim.selection.Scoring`, see `netslim.score`.
         allocation: how the budget is spread, see `netslim.select`.
         compensation: what is done about that which removed channels emit, see
-            `netslim.selection.Compensation`; None does nothing. The statistics of batch normalisation are
-            taken anew after the cut was verified, where the model has any.
+            `netslim.selection.Compensation`; None does nothing. The statistics of batch
+            normalisation are taken anew after the cut was verified, where the model has any.
         limits: what the cut must respect whatever it is to reach.
         latency: for budgets of latency, see `netslim.select`; without, a table is measured here, or
             taken from the cache, see `netslim.latency_table`.

@@ -3,13 +3,13 @@ al., IJCAI 2018).
 
 Where it acts in training::
 
-    method = SoftFilterPruning(graph, model, 0.3).attach(optimizer)   # <- zeroes once before training
+    method = SoftFilterPruning(graph, model, 0.3).attach(optimizer)   # <- zeroes before training
     for epoch in range(epochs):
         for batch in loader:
             ...                          # zero filters receive gradients like all others
             optimizer.step()
         method.end_epoch()               # <- zeroes the weakest as the weights stand now
-    method.finish(constants="zero")      # <- zeroes a last time; what zero filters still emit goes too
+    method.finish(constants="zero")      # <- a last time; what zero filters still emit goes too
     small = netslim.prune(model, method.plan())
 """
 
@@ -231,8 +231,9 @@ class SoftFilterPruning:
                 ``"zero"`` sets gamma, beta and all else that works on the channel alone to zero as
                 well, after which the model equals the one that `plan` makes of it, where
                 activations leave zero at zero. ``"keep"`` leaves them as they are: call
-                `netslim.surgery.recalibrate`, after which the mean of a zero filter is zero as it was in
-                training, and then `netslim.surgery.compensate`, which moves them into the layers behind.
+                `netslim.surgery.recalibrate`, after which the mean of a zero filter is zero as it
+                was in training, and then `netslim.surgery.compensate`, which moves them into the
+                layers behind.
 
         Raises:
             ArgumentError: another value of `constants`, or as `zero` does.
@@ -248,7 +249,7 @@ class SoftFilterPruning:
         return self
 
     def share_zero(self) -> float:
-        """The share, 0 to 1, of the channels of the groups it acts on whose filters are zero now."""
+        """The share, 0 to 1, of the channels it acts on whose filters are zero now."""
         units = list(self._zeroed().values())
         return torch.cat(units).double().mean().item() if units else 0.0
 

@@ -71,7 +71,8 @@ def chosen(
     """
     if not isinstance(compensation, Compensation | None) and compensation != AUTO:
         raise ArgumentError(
-            f"compensation must be a netslim.selection.Compensation, None or 'auto', got {compensation!r}"
+            "compensation must be a netslim.selection.Compensation, None or 'auto', got "
+            f"{compensation!r}"
         )
     scoring = criterion if isinstance(criterion, Scoring) else Scoring(criterion)
     best = Choice(scoring, "global", Compensation())

@@ -42,7 +42,8 @@ def greedy(
         graph: from `netslim.trace`.
         model: whose weights are scored; it is not changed.
         per_group: name or pattern -> what goes, a share or a count, as in `netslim.select`.
-        criterion: of the weights, a name, a function or a `netslim.selection.Scoring`, see `netslim.score`.
+        criterion: of the weights, a name, a function or a `netslim.selection.Scoring`, see
+            `netslim.score`.
             One that does not look at kernels, such as ``bn_scale``, makes greedy and independent
             pruning the same.
         limits: what the cut must respect whatever it is to reach.

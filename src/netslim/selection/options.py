@@ -75,7 +75,7 @@ def spelled(kind: type[Kind]) -> type[Kind]:
 
 
 def declared(kind: Any) -> dict[str, dataclasses.Field[Any]]:
-    """Name -> field of what an options class declares by `option`: what recipes and commands offer."""
+    """Name -> field of what a class declares by `option`: what recipes and commands offer."""
     return {item.name: item for item in fields(kind) if "help" in item.metadata}
 
 
@@ -214,8 +214,8 @@ class Limits(Checked):
     Attributes:
         min_channels: units that stay in every group at least; no layer can die.
         max_cut: largest share of a group that may go (the papers' 50 % cap is 0.5); or by name or
-            pattern, a share (float below 1) or a count (int), as `netslim.methods.Sensitivity.limits` gives
-            them.
+            pattern, a share (float below 1) or a count (int), as
+            `netslim.methods.Sensitivity.limits` gives them.
         round_to: what stays in a touched group is a multiple of this; groups that have no more stay
             whole.
         protect: names, or patterns of group names, that are left alone (``"layer1.*"``).
@@ -393,7 +393,8 @@ def _remedy(name: str, parameters: list[str]) -> str:
 
 def _called(kind: type[Any]) -> str:
     """What users write for an options class."""
-    return f"netslim.{kind.__name__}" if kind in (Budget, Limits) else f"netslim.selection.{kind.__name__}"
+    room = "netslim" if kind in (Budget, Limits) else "netslim.selection"
+    return f"{room}.{kind.__name__}"
 
 
 def _check_kind(name: str, value: Any) -> None:

@@ -24,7 +24,8 @@ from netslim.selection.budget.resources import Peak, Vector
 Way = Callable[[Ladder, Sequence[Goal]], Vector]
 ALLOCATIONS: dict[str, Way] = {}
 _ROUNDS = 8  # what a unit saves changes as its neighbours go; it is reckoned anew so many times
-_PEAK_ROUNDS = 64  # units that have nothing to do with the fullest moment save nothing, until it is another one
+# Units that have nothing to do with the fullest moment save nothing, until it is another one.
+_PEAK_ROUNDS = 64
 
 
 def allocation(way: Way) -> Way:

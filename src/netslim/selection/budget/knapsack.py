@@ -40,7 +40,7 @@ def exact(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
 
 
 class _Search:
-    """Choices are rows: a column of levels for each group, the cost so far, the score lost so far."""
+    """Choices are rows: a column of levels for each group, the cost and the score lost so far."""
 
     def __init__(self, ladder: Ladder, goal: Goal) -> None:
         self.ladder, self.goal = ladder, goal

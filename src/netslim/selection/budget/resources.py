@@ -108,7 +108,7 @@ class Widths:
         return constants + np.bincount(rows, weights=left, minlength=len(constants))
 
     def savings(self, slopes: Vector, removed: Vector) -> Vector:
-        """What the next unit of each group saves, shape (groups,), from derivatives by the counts."""
+        """What the next unit of each group saves, shape (groups,), from slopes by the counts."""
         _, rows, groups, starts, flat = self._built()
         at = starts + removed[groups]
         return np.bincount(

@@ -1,4 +1,4 @@
-"""Criteria by name: those of netslim, those a user registers, and functions of a user's own module."""
+"""Criteria by name: those of netslim, those a user registers, functions of a user's own module."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def criterion(
         >>> @netslim.criterion
         ... def largest_weight(group, tensors):
         ...     made = group.tensors("producer")
-        ...     return [(s, tensors[s.tensor].abs().movedim(s.axis, 0).flatten(1).amax(1)) for s in made]
+        ...     filters = [tensors[s.tensor].movedim(s.axis, 0).flatten(1) for s in made]
+        ...     return [(s, f.abs().amax(1)) for s, f in zip(made, filters)]
         >>> largest = netslim.selection.Scoring("largest_weight", reduction="max")
         >>> netslim.score(graph, model, largest)
 

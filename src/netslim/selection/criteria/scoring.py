@@ -47,8 +47,8 @@ def score(
             ``group_l2``, ``lamp``, ``random``; of the weights and data: ``taylor``, ``taylor_bn``,
             ``obd``, ``obs``, ``activation``, ``mean_mean``, ``mean_std``, ``mean_l1``, ``mean_l2``,
             ``var_l2``; a name registered with `netslim.criterion`, ``package.module:function``, or
-            a function. A `netslim.selection.Scoring` says besides how the layers of a group are put together,
-            how groups are set to a common scale, and what the criterion itself takes:
+            a function. A `netslim.selection.Scoring` says besides how the layers of a group are put
+            together, how groups are set to a common scale, and what the criterion itself takes:
             ``Scoring("random", arguments={"seed": 3})``. A channel that is several filters of one
             layer counts each of them; over all layers, the weights that belong to a channel in one
             layer give one score.

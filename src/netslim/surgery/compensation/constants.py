@@ -246,7 +246,7 @@ def _scales(
 
 
 class Watch(TorchFunctionMode):
-    """Sees the layers of a forward pass that read dropped channels, and what their outputs go to."""
+    """Sees the layers of a forward pass that read dropped channels, and where their outputs go."""
 
     def __init__(self, flows: dict[int, Flow]) -> None:
         super().__init__()

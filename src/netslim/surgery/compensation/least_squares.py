@@ -1,5 +1,5 @@
-"""The regression behind `netslim.surgery.compensate`: what a layer reads of removed channels, fitted by the
-others.
+"""The regression behind `netslim.surgery.compensate`: what a layer reads of removed channels,
+fitted by the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Layout:
         self.here = np.isin(self.entries, cut.kept), np.isin(self.entries, gone)
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        """Channels that stay and that go, counted within each convolution group: (groups, number)."""
+        """Channels that stay and go, counted within each convolution group: (groups, number)."""
         rows = [torch.from_numpy(np.flatnonzero(mask)).to(self.weight.device) for mask in self.here]
         if self.transposed:
             rows = [row.view(self.groups, -1) % (self.cut.size // self.groups) for row in rows]
@@ -131,7 +131,7 @@ class Moments:
         self.count += values.shape[1]
 
     def second(self, centred: bool) -> Tensor:
-        """The covariances (groups, channels, channels), or where not ``centred`` the mean products."""
+        """The covariances (groups, channels, channels); where not ``centred`` the mean products."""
         mean = self.sum / self.count
         spread = self.square / self.count - mean[:, :, None] * mean[:, None, :]
         mean = mean + self.origin[:, 0]

@@ -57,7 +57,7 @@ logger = logging.getLogger("netslim")
 
 FoldWay = Literal["constant", "linear", "sequential"]
 
-LARGEST = 4096  # entries of a flattened map that are fitted one by one; more share their fit over the places
+LARGEST = 4096  # entries of a flattened map that are fitted one by one; more share their fit
 SAMPLES = 4  # examples for each entry that fits, below which they share it, too
 
 

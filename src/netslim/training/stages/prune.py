@@ -80,25 +80,25 @@ def carry_out(
     return replace(done, warnings=(*done.warnings, *([warning] if warning else [])))
 
 
-def choice_of(
-    stage: Prune | GradualOptions, graph: ChannelGraph | None, *, data: bool, seed: int
-) -> Choice:
+def choice_of(stage: Prune, graph: ChannelGraph, *, data: bool, seed: int) -> Choice:
     """How a stage makes its cut, with what is taken where it says nothing."""
-    wanted = getattr(stage, "compensation", None)
-    if wanted == AUTO and getattr(stage, "mode", "cut") == "mask":
-        wanted = None  # a mask cuts nothing yet
-    scoring = stage.scoring
-    if scoring.criterion == "random":
-        scoring = replace(scoring, arguments={"seed": seed, **scoring.arguments})
+    masks = stage.mode == "mask" and stage.compensation == AUTO  # a mask cuts nothing yet
     return chosen(
         stage.budget,
         stage.per_group,
         data=data,
-        criterion=scoring,
+        criterion=_seeded(stage.scoring, seed),
         allocation=stage.allocation,
-        compensation=wanted,
+        compensation=None if masks else stage.compensation,
         graph=graph,
     )
+
+
+def _seeded(scoring: Scoring, seed: int) -> Scoring:
+    """The criterion `random` draws by the seed of the recipe."""
+    if scoring.criterion != "random":
+        return scoring
+    return replace(scoring, arguments={"seed": seed, **scoring.arguments})
 
 
 def latency_of(
@@ -255,7 +255,8 @@ def gradually(
     Raises:
         PlanError: the options ask for what this network cannot give.
     """
-    choice = choice_of(options, netslim.trace(network, example[:1]), data=True, seed=seed)
+    scoring = _seeded(options.scoring, seed)
+    looks = scoring.criterion == AUTO or reads_data(scoring.criterion)
     return GradualPruning(
         network,
         example[:1],
@@ -263,9 +264,9 @@ def gradually(
         per_group=options.per_group,
         steps=options.steps,
         schedule=options.schedule,
-        criterion=choice.scoring,
-        batches=batches(options.batches) if reads_data(choice.scoring.criterion) else None,
-        allocation=choice.allocation,
+        criterion=scoring,
+        batches=batches(options.batches) if looks else None,
+        allocation=options.allocation,
         limits=options.limits,
         latency=latency_of(options, network, example),
     )
