@@ -22,7 +22,7 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else MISSING
 
 
-def cut(after: float, before: float) -> str:
+def gone(after: float, before: float) -> str:
     """How much of what there was is gone, as a percentage."""
     return percent(1 - after / before, 1) if before else MISSING
 
@@ -56,4 +56,4 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-__all__ = ["MISSING", "count", "cut", "duration", "flat", "percent", "signed"]
+__all__ = ["MISSING", "count", "duration", "flat", "gone", "percent", "signed"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from netslim._support import write_atomic
 from netslim.report import figures
-from netslim.report.numbers import MISSING, count, cut, duration, flat, percent, signed
+from netslim.report.numbers import MISSING, count, duration, flat, gone, percent, signed
 from netslim.report.results_file import damaged, read, text_of
 from netslim.report.rows import METRICS, ON_PAGE, Row, part_left, ratio, reference, spread, value
 from netslim.report.template import (
@@ -137,12 +137,12 @@ def _channels(results: Mapping[str, Any]) -> str:
     layers = results.get("widths") or []
     before = sum(layer["before"] for layer in layers)
     after = sum(layer["after"] for layer in layers)
-    return f"{cut(after, before)} of the {before:,} channels" if before else "channels"
+    return f"{gone(after, before)} of the {before:,} channels" if before else "channels"
 
 
 def _shrunk(row: Row, beside: Row, key: str, unit: str) -> str:
     before, after = beside[key], row[key]
-    return f"{count(before)} to {count(after)} {unit} (−{cut(after, before)})"
+    return f"{count(before)} to {count(after)} {unit} (−{gone(after, before)})"
 
 
 def _results_table(rows: Sequence[Row]) -> str:

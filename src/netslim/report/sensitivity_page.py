@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from netslim.report import figures
-from netslim.report.numbers import cut, flat, percent
+from netslim.report.numbers import flat, gone, percent
 from netslim.report.template import document, facts, figure, header, remarks, section, unbroken
 
 _HEAT_MAP = (
@@ -64,8 +64,8 @@ def _line(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         f"{row['size']:,}",
         _value(data, row["value"]),
         f"{100 * row['drop']:.2f}" if share else f"{row['drop']:.4g}",
-        cut(data["params"] - row["params"], data["params"]),
-        cut(data["macs"] - row["macs"], data["macs"]),
+        gone(data["params"] - row["params"], data["params"]),
+        gone(data["macs"] - row["macs"], data["macs"]),
     )
     cells = "".join(f"<td>{cell}</td>" for cell in figures_of_row)
     return f"<tr><th scope=row>{escape(row['group'])}</th>{cells}</tr>"

@@ -149,8 +149,7 @@ class LatencyTable:
         return _Latency(self, graph, widths)
 
     def ms(self, graph: ChannelGraph, masks: Masks | None = None) -> float:
-        """Predicted milliseconds when group ``g`` of the graph keeps the units of the boolean
-        ``masks[g]``.
+        """Predicted milliseconds when group ``g`` of the graph keeps the units of ``masks[g]``.
 
         Raises:
             PlanError: as for `resource`.
