@@ -30,7 +30,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.calls import as_call, output_tensors
 from netslim.graph.modules.walk import named_tensors
 from netslim.methods.cutting import by_scores, cut
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.proof.verify import OWN_PRECISION
 
@@ -99,7 +99,7 @@ class Netslim:
         """Trace and prune in place: what is measured."""
         self.graph = netslim.trace(subject.model, subject.inputs)
         report({"traced": "yes"})
-        self.plan = resolve(self.graph, halves(self.graph))
+        self.plan = plan_keeping(self.graph, halves(self.graph))
         netslim.prune_(subject.model, self.plan)
 
     def check(self, subject: Subject, report: Report) -> None:
@@ -180,7 +180,7 @@ def proof(subject: Subject, graph: ChannelGraph, plan: netslim.PruningPlan) -> d
 
 def inexact_cut(subject: Subject, graph: ChannelGraph) -> dict[str, str]:
     """Whether the network still runs when half of every group that is not frozen goes."""
-    plan = resolve(graph, halves(graph, inexact=True))
+    plan = plan_keeping(graph, halves(graph, inexact=True))
     if all(cut.exact for cut in plan.groups.values()):
         return {}
     try:

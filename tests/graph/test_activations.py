@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nets import Chain, DenseBlock, Residual
 from netslim import ChannelGraph, cost, prune, trace
 from netslim.models import zoo
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 
 X = torch.zeros(1, 3, 8, 8)  # 192 elements, 768 bytes
 
@@ -297,7 +297,7 @@ def cut_at_random(
                     : max(1, int(share * group.size * rng.uniform(0.5, 1.5)))
                 ]
             ] = True
-    return graph, masks, prune(model, resolve(graph, masks))
+    return graph, masks, prune(model, plan_keeping(graph, masks))
 
 
 SMALL = torch.zeros(2, 3, 32, 32)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from netslim import ChannelGraph, PruningPlan, load, prune, prune_, save, trace, verify
 from netslim.errors import VerificationError
 from netslim.graph.modules.walk import named_tensors
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.rows import TensorCut
 from random_layers import OPERATORS
@@ -86,7 +86,7 @@ def cut_and_verify(
     graph = trace(model, inputs)
     assert all(group.prunable or group.reason for group in graph)
     masks = some_units(graph, rng)
-    plan = resolve(graph, masks)
+    plan = plan_keeping(graph, masks)
     assert PruningPlan.from_json(plan.to_json()) == plan
     small = prune(model, plan)
     check = verify(model, small, plan, inputs, tolerance=1e-8, graph=graph)
@@ -100,7 +100,7 @@ def cut_inexactly(model: nn.Module, inputs: Inputs, rng: np.random.Generator) ->
     outputs the same.
     """
     graph = trace(model, inputs)
-    plan = resolve(graph, some_units(graph, rng, inexact=True))
+    plan = plan_keeping(graph, some_units(graph, rng, inexact=True))
     small = prune(model, plan)
     verify(model, small, plan, inputs, tolerance=1e-8)
     assert [t.shape for t in results(small, inputs)] == [t.shape for t in results(model, inputs)]
@@ -201,7 +201,7 @@ def cut_at_random(
     """A random network with random weights, and a plan that cuts something."""
     model, inputs = spec.build()
     rng = np.random.default_rng(seed)
-    plan = resolve(graph := trace(randomise(model), inputs), some_units(graph, rng))
+    plan = plan_keeping(graph := trace(randomise(model), inputs), some_units(graph, rng))
     assume(plan.removed)
     return model, inputs, plan, rng
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim import ChannelGraph, PruningPlan, cost, prune, trace, verify
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification
 
 
@@ -91,7 +91,7 @@ def cut_half(model: nn.Module, inputs: object, seed: int = 0) -> tuple[ChannelGr
             mask = np.ones(group.size, dtype=bool)
             mask[rng.permutation(group.size)[: group.size // 2]] = False
             masks[number] = mask
-    return graph, resolve(graph, masks)
+    return graph, plan_keeping(graph, masks)
 
 
 def stays(plan: PruningPlan) -> dict[tuple[str, int], tuple[int, ...]]:

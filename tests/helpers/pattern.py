@@ -21,7 +21,7 @@ from nets import counted_alike
 from netslim import ChannelGraph, PruningPlan, prune, trace, verify
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.calls import as_call, output_tensors
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification
 
 OUTPUT = "it is an output of the network"
@@ -158,7 +158,7 @@ class Pattern:
             for g in graph
             if not g.frozen and g.size > 1
         }
-        plan = resolve(graph, masks)
+        plan = plan_keeping(graph, masks)
         small = prune(self.model, plan)
         assert verify(self.model, small, plan, self.inputs).deviation is None
         args, kwargs = as_call(self.inputs)
@@ -207,7 +207,7 @@ def _cut(
         graph.number(name): rng.permutation(graph[name].size) >= count
         for name, count in gone.items()
     }
-    plan = resolve(graph, masks)
+    plan = plan_keeping(graph, masks)
     small = prune(model, plan)
     return plan, small, verify(model, small, plan, inputs)
 

@@ -35,7 +35,7 @@ from netslim.measure.table.latency_table import Measured, Terms
 from netslim.measure.table.measuring import fit, random_cuts
 from netslim.measure.table.onnx_kernels import onnx_kernel
 from netslim.selection.budget.resources import Products, Widths
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 
 CPU = torch.device("cpu")
@@ -287,7 +287,7 @@ class Machine:
 
 def whole_ms(model: nn.Module, x: torch.Tensor, masks: dict) -> float:
     """The time of the network under the masks, from a network that is really cut and traced."""
-    small = prune(model, resolve(trace(model, x), masks)) if masks else model
+    small = prune(model, plan_keeping(trace(model, x), masks)) if masks else model
     graph = trace(small, x)
     layers = sum(
         kernel_ms(k, k.depth, k.width)
@@ -388,7 +388,7 @@ def test_a_table_fits_the_network_that_was_cut(known_table, net):
     model, x, graph = net
     table = known_table
     (masks,) = random_cuts(graph, [(0.5, 0.5)])
-    small = prune(model, resolve(graph, masks))
+    small = prune(model, plan_keeping(graph, masks))
     assert table.ms(trace(small, x)) == pytest.approx(table.ms(graph, masks))
 
 

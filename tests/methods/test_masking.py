@@ -19,7 +19,7 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import named_tensors
 from netslim.methods.masking import Mask
 from netslim.selection.merging import merge
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 
 
@@ -101,7 +101,7 @@ def test_apply_zeroes_what_the_plan_removes_and_nothing_else(kind):
 def test_the_entries_by_hand():
     model, x, _ = network()
     graph = trace(model, x)
-    plan = resolve(graph, {graph.number("first.0"): [True, False, True, True, False, True]})
+    plan = plan_keeping(graph, {graph.number("first.0"): [True, False, True, True, False, True]})
     before = copy.deepcopy(model)
     Mask(model, plan).apply()
     kept = torch.tensor([1.0, 0, 1, 1, 0, 1], dtype=torch.float64)

@@ -20,7 +20,7 @@ from netslim.models.zoo._densenet import densenet
 from netslim.selection.merging import merge
 from netslim.selection.select import select
 from netslim.surgery.plan import compose
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise, silenced
 from netslim.surgery.prune import history
 from netslim.surgery.rows import DROPPED, GroupCut, TensorCut
@@ -133,7 +133,7 @@ def test_a_plan_may_drop_some_channels_and_merge_others():
     graph = trace(model, X)
     stem, inner = graph.number("stem.0"), graph.number("inner.0")
     masks = {stem: np.arange(6) < 3, inner: np.arange(5) < 4}
-    plan = resolve(graph, masks, into={stem: np.array([0, 1, 2, 1, 4, 0])})
+    plan = plan_keeping(graph, masks, into={stem: np.array([0, 1, 2, 1, 4, 0])})
     assert plan.groups["stem.0"].into == (1, DROPPED, 0)
     assert plan.groups["inner.0"].into == ()
     assert plan.groups["stem.0"].merged == 2
@@ -146,7 +146,7 @@ def test_one_axis_may_hold_a_merged_and_a_cut_group():
     graph = trace(model, X)
     one, two = graph.number("conv1"), graph.number("conv2")
     masks = {one: np.arange(4) < 2, two: np.arange(4) < 3}
-    plan = resolve(graph, masks, into={one: np.array([0, 1, 1, 0])})
+    plan = plan_keeping(graph, masks, into={one: np.array([0, 1, 1, 0])})
     head = next(t for t in plan.tensors if t.tensor == "head.weight")
     assert (head.removed, head.into) == ((8, 9, 13), (7, 6, DROPPED))
     assert verify(model, prune(model, plan), plan, X, graph=graph).deviation < 1e-10
@@ -319,7 +319,7 @@ def test_a_group_of_single_clusters_is_not_touched():
 def test_survivors_must_be_kept(ends, message):
     graph = trace(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), torch.zeros(1, 2))
     with pytest.raises(PlanError, match=message):
-        resolve(graph, {0: np.array([True, True, False, False])}, into={0: np.array(ends)})
+        plan_keeping(graph, {0: np.array([True, True, False, False])}, into={0: np.array(ends)})
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from netslim.methods.cutting import by_scores, cut
 from netslim.selection import Compensation
 from netslim.selection.merging import merge
 from netslim.surgery import compensate
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.prune import history
 from netslim.surgery.rows import SizePatch
@@ -144,7 +144,7 @@ def test_constants_are_moved_exactly(network, tmp_path):
 def without(plan, model, name):
     graph = trace(model, X)
     cuts = {graph.number(other): cut for other, cut in plan.groups.items() if other != name}
-    return resolve(
+    return plan_keeping(
         graph, {number: np.isin(np.arange(cut.size), cut.kept) for number, cut in cuts.items()}
     )
 
@@ -189,7 +189,7 @@ def test_by_hand():
         model[3].weight.copy_(torch.tensor([1.0, 4.0]).view(1, 2, 1, 1))
         model[3].bias.fill_(1)
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
-    folding = fold(model, resolve(trace(model, x), {0: [True, False]}), [x])
+    folding = fold(model, plan_keeping(trace(model, x), {0: [True, False]}), [x])
     small = prune(folding.model, folding.plan)
     assert small[3].bias.item() == 3  # 1 + 4 * relu(0.5)
 
@@ -232,8 +232,8 @@ def test_merged_channels_are_left_alone():
     graph = trace(model, X)
     one, two = graph.number("conv1"), graph.number("conv2")
     masks = {one: np.arange(4) < 2, two: np.arange(4) < 2}
-    plan = resolve(graph, masks, into={one: np.array([0, 1, 1, 0])})
-    only = resolve(graph, {two: masks[two]})
+    plan = plan_keeping(graph, masks, into={one: np.array([0, 1, 1, 0])})
+    only = plan_keeping(graph, {two: masks[two]})
     a = {row.consumer: row for row in fold(model, plan, iter([X])).moved}
     b = {row.consumer: row for row in fold(model, only, [X]).moved}
     assert a == b

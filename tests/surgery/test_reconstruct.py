@@ -18,7 +18,7 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.selection import Compensation, Scoring
 from netslim.surgery import compensate
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.prune import history
 from netslim.training.recipe.schema import Prune
@@ -91,7 +91,7 @@ def small_of(folding):
 def only(model, name, kept, inputs=X):
     """A plan that cuts one group alone."""
     graph = trace(model, inputs)
-    return resolve(graph, {graph.number(name): np.isin(np.arange(graph[name].size), kept)})
+    return plan_keeping(graph, {graph.number(name): np.isin(np.arange(graph[name].size), kept)})
 
 
 def line():
@@ -150,7 +150,7 @@ def test_channels_that_are_multiples_of_others_cost_nothing(way):
     mixed(model.second[0], model.second[1], once[:2, :])
     graph = trace(model, X)
     keep = {graph.number("first.0"): np.arange(6) < 3, graph.number("second.0"): np.arange(5) < 3}
-    plan = resolve(graph, keep)
+    plan = plan_keeping(graph, keep)
     folding = compensate(model, plan, [X[:20], X[20:]], ridge=TINY, way=way)
     fresh = torch.randn(5, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert error(small_of(folding), model, fresh) < 1e-16
@@ -311,7 +311,9 @@ def test_many_examples_fit_each_entry_of_a_map_and_more_entries_than_can_be_take
     monkeypatch.setattr(sys.modules["netslim.surgery.compensation.linear"], "LARGEST", 11)
     shared = compensate(model, plan, [upside(50)], ridge=TINY)
     assert shared.moved[0].explained < 0.1
-    monkeypatch.setattr(sys.modules["netslim.surgery.compensation.linear"], "_table", lambda graph, cut: None)
+    monkeypatch.setattr(
+        sys.modules["netslim.surgery.compensation.linear"], "_table", lambda graph, cut: None
+    )
     folding = compensate(model, plan, [upside(50)], way="sequential")
     assert "only the mean of what goes is moved: more than 11 entries" in caplog.text
     x = upside(50)
@@ -407,7 +409,7 @@ def test_errors():
     with pytest.raises(PlanError, match="was made for the architecture"):
         compensate(random(Residual), plan, [X])
     with pytest.raises(PlanError, match="nothing to fold"):
-        compensate(model, resolve(trace(model, X), {}), [X])
+        compensate(model, plan_keeping(trace(model, X), {}), [X])
 
 
 def test_slim_and_recipes_take_it():
@@ -429,7 +431,9 @@ def test_slim_and_recipes_take_it():
         ArgumentError, match="fold must be 'constant' or 'linear' or 'sequential', got 'affine'"
     ):
         slim(model, X, budget=budget, compensation=Compensation("affine"))
-    with pytest.raises(ArgumentError, match=r"'fold' of compensation=netslim\.selection\.Compensation"):
+    with pytest.raises(
+        ArgumentError, match=r"'fold' of compensation=netslim\.selection\.Compensation"
+    ):
         slim(model, X, budget=budget, fold="linear")
     stage = Prune(
         name="prune",

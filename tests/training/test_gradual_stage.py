@@ -14,7 +14,7 @@ from nets import stays
 from netslim.cli import main
 from netslim.errors import RecipeError
 from netslim.surgery.prune import history
-from netslim.training.loop.epochs import Journal
+from netslim.training.loop.epochs import EpochRecord
 from netslim.training.loop.fit import fit
 from netslim.training.recipe.schedule import cut_epochs
 from netslim.training.recipe.schema import GradualOptions
@@ -111,14 +111,14 @@ def test_killed_and_begun_again_it_ends_with_the_same_bits(tmp_path, monkeypatch
         KINDS[kind](),
     ]  # cut once already, so that the history is longer than the stage's own
     whole = carry_out(tmp_path / "whole", *stages)
-    begin = Journal.on_train_epoch_start
+    begin = EpochRecord.on_train_epoch_start
 
-    def interrupting(self: Journal, trainer: Any, module: Any) -> None:
+    def interrupting(self: EpochRecord, trainer: Any, module: Any) -> None:
         if trainer.current_epoch == last:
             raise KeyboardInterrupt
         begin(self, trainer, module)
 
-    monkeypatch.setattr(Journal, "on_train_epoch_start", interrupting)
+    monkeypatch.setattr(EpochRecord, "on_train_epoch_start", interrupting)
     with pytest.raises(KeyboardInterrupt):
         carry_out(tmp_path / "again", *stages)
     monkeypatch.undo()

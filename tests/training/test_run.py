@@ -430,7 +430,7 @@ import json, os, signal, sys
 import torch
 import netslim, netslim.report.run_page, netslim.data, netslim.models
 from netslim.training import parse_recipe
-from netslim.training.loop.epochs import Journal
+from netslim.training.loop.epochs import EpochRecord
 from netslim.training.stages import runner
 torch.set_num_threads(1)
 recipe, out, points = json.loads(sys.stdin.read())
@@ -440,11 +440,11 @@ def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 def arm(kind, where, count):
     if kind == "step":
-        old = Journal.on_train_batch_end
+        old = EpochRecord.on_train_batch_end
         def patched(self, trainer, module, outputs, batch, index):
             if self.folder.label == where and [trainer.current_epoch, index] == count: die()
             return old(self, trainer, module, outputs, batch, index)
-        Journal.on_train_batch_end = patched
+        EpochRecord.on_train_batch_end = patched
     else:
         old, left = os.replace, [count]
         def patched(source, target):
@@ -719,17 +719,17 @@ def test_an_own_model_by_its_factory(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("undrawn")
 def test_ctrl_c_leaves_finished_epochs_and_the_signal_as_it_was(tmp_path, monkeypatch):
-    from netslim.training.loop.epochs import Journal
+    from netslim.training.loop.epochs import EpochRecord
 
     handler = signal.getsignal(signal.SIGINT)
-    ordinary = Journal.on_train_batch_end
+    ordinary = EpochRecord.on_train_batch_end
 
     def interrupting(self, trainer, *args):
         if trainer.current_epoch == 1:
             signal.raise_signal(signal.SIGINT)
         ordinary(self, trainer, *args)
 
-    monkeypatch.setattr(Journal, "on_train_batch_end", interrupting)
+    monkeypatch.setattr(EpochRecord, "on_train_batch_end", interrupting)
     recipe = small(stages=stages({"kind": "train", "epochs": 3}))
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "a")

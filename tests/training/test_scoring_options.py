@@ -81,7 +81,9 @@ def test_a_prune_stage_scores_as_it_says():
         "cut", budget=options.Budget(cut_channels=0.4), scoring=options.Scoring("l1", **WAYS)
     )
     done = carry_out(stage, model, X, no_batches)
-    expected = select(graph, score(graph, model, options.Scoring("l1", **WAYS)), netslim.Budget(cut_channels=0.4))
+    expected = select(
+        graph, score(graph, model, options.Scoring("l1", **WAYS)), netslim.Budget(cut_channels=0.4)
+    )
     plain = select(graph, score(graph, model, "l1"), netslim.Budget(cut_channels=0.4))
     assert done.plan.groups == expected.groups != plain.groups
     stage = Prune(

@@ -19,7 +19,7 @@ from netslim.selection.options import Compensation, Scoring
 from netslim.surgery.proof.silencing import randomise
 from netslim.training import run
 from netslim.training.loop.classifier import distilled
-from netslim.training.loop.epochs import Journal
+from netslim.training.loop.epochs import EpochRecord
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import DistillOptions, Prune
@@ -601,14 +601,14 @@ def test_interrupted_it_ends_with_the_same_bits(tmp_path, monkeypatch, kind):
     stages = INTERRUPTED[kind]()
     label = f"{len(stages):02d}-sparse"
     whole = carry_out(tmp_path / "whole", *stages)
-    begin = Journal.on_train_epoch_start
+    begin = EpochRecord.on_train_epoch_start
 
     def interrupting(self, trainer, module):
         if self.folder.label == label and trainer.current_epoch == 1:
             raise KeyboardInterrupt
         begin(self, trainer, module)
 
-    monkeypatch.setattr(Journal, "on_train_epoch_start", interrupting)
+    monkeypatch.setattr(EpochRecord, "on_train_epoch_start", interrupting)
     with pytest.raises(KeyboardInterrupt):
         carry_out(tmp_path / "again", *stages)
     monkeypatch.undo()

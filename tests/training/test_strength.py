@@ -15,7 +15,7 @@ from netslim.errors import RecipeError
 from netslim.training.commands import step as single
 from netslim.training.loop.adapters import apart
 from netslim.training.loop.auto_strength import (
-    Choice,
+    StrengthChoice,
     carried,
     choose,
     first_guess,
@@ -96,7 +96,7 @@ def test_what_a_longer_run_leaves_is_carried_on(longer, power):
     """Short runs: 1e-2, slope 0.06 / (0.2 log10 2); twice as long, 10 times that is the whole: 20
     in all.
     """
-    found = Choice(1e-2, 0.7, 0.06 / (0.2 * math.log10(2)), (), True)
+    found = StrengthChoice(1e-2, 0.7, 0.06 / (0.2 * math.log10(2)), (), True)
     assert carried(found, longer, 0.7, 10) == pytest.approx(1e-2 * 20**power)
 
 

@@ -37,7 +37,7 @@ from netslim.surgery.compensation.batch_norm import recalibrate
 from netslim.surgery.compensation.constants import Folding
 from netslim.surgery.compensation.linear import compensate
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification, verify
 from netslim.surgery.prune import prune
 
@@ -237,7 +237,7 @@ def _unproved(
     found = []
     for name, group in plan.groups.items():
         mask = np.isin(np.arange(group.size), group.kept)
-        alone = resolve(graph, {graph.number(name): mask})
+        alone = plan_keeping(graph, {graph.number(name): mask})
         try:
             verify(model, prune(model, alone), alone, example_inputs, graph=graph)
         except (NetslimError, RuntimeError):

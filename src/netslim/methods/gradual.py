@@ -48,9 +48,9 @@ from netslim.selection.criteria.scoring import check_options, score
 from netslim.selection.defaults import AUTO, Choice, chosen
 from netslim.selection.options import Budget, Limits, Scoring, takes_options
 from netslim.selection.select import select
-from netslim.surgery.optimizers import cut_state, listed
+from netslim.surgery.optimizers import all_optimizers, cut_state
 from netslim.surgery.plan import PruningPlan, compose
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification
 from netslim.surgery.prune import prune_
 
@@ -200,7 +200,7 @@ class GradualPruning:
             compensation=None,
         )
         self._settle(self._choice())
-        self.optimizers = listed(optimizer)
+        self.optimizers = all_optimizers(optimizer)
         for one in self.optimizers:
             cut_state(one, {}, set(model.parameters()))
         self.taken = self._seen = 0
@@ -222,7 +222,7 @@ class GradualPruning:
         """Look at the model as it was given, and whether it can reach the budget."""
         inner = bare(self.model, ArgumentError)
         self.original = trace(inner, self._inputs(inner))
-        self.plan = resolve(self.original, {})
+        self.plan = plan_keeping(self.original, {})
         self._now = self.original.fingerprint
         self._places = _Places(self.original)
         self._settle(self._choice(graph=self.original))
@@ -408,7 +408,7 @@ class GradualPruning:
             wrong = {n for name in alone for n in np.unique(places[graph.number(name)][0]).tolist()}
             self._refused |= wrong
             masks = self._selected(scores, held | self._refused)
-            return resolve(
+            return plan_keeping(
                 graph, {n: _picked(masks, place) for n, place in enumerate(places)}, self._notes
             )
 

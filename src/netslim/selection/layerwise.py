@@ -20,7 +20,7 @@ from netslim.selection.criteria.registry import Criterion
 from netslim.selection.criteria.scoring import Scorer
 from netslim.selection.options import Limits, Scoring, takes_options
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 
 
 @takes_options
@@ -78,7 +78,7 @@ def greedy(
         chooser.rescore(number, scorer(group, tensors))
         masks[number] = chooser.lowest(number, count)
         _forget(group, masks[number], tensors)
-    return resolve(graph, masks, chooser.notes)
+    return plan_keeping(graph, masks, chooser.notes)
 
 
 def _forget(group: ChannelGroup, mask: np.ndarray, tensors: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 
 
 def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -> PruningPlan:
@@ -55,7 +55,7 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
         raise PlanError(
             f"nothing to merge: {named}; give units that belong together the same number"
         )
-    return resolve(graph, masks, into=into)
+    return plan_keeping(graph, masks, into=into)
 
 
 def _group(graph: ChannelGraph, name: str) -> ChannelGroup:

@@ -21,7 +21,7 @@ from netslim.selection.budget.ladder import Goal, Ladder
 from netslim.selection.budget.resources import Asked, LatencySource, Resource, kind_of
 from netslim.selection.options import Budget, Limits, takes_options
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 
 
 @takes_options
@@ -82,7 +82,7 @@ def select(
     goals = problem.goals(ladder)
     problem.check(ladder, goals)
     removed = allocate(ladder, goals, way)
-    return resolve(
+    return plan_keeping(
         graph,
         ladder.masks(removed),
         [*problem.chooser.notes, *problem.promises(ladder, goals, removed)],

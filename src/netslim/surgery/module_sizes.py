@@ -55,7 +55,7 @@ def put(module: nn.Module, name: str, value: Any) -> None:
         ) from error
 
 
-def mirror(model: nn.Module, changed: set[str]) -> None:
+def update_sizes(model: nn.Module, changed: set[str]) -> None:
     """Bring the attributes in which PyTorch's modules repeat their shapes up to date.
 
     Args:
@@ -65,10 +65,10 @@ def mirror(model: nn.Module, changed: set[str]) -> None:
     cut = {id(t) for n, t in named_tensors(model) if n in changed}
     for module in named_modules(model):
         if any(id(t) in cut for t in _own_tensors(module)):
-            _mirror(module)
+            _update(module)
 
 
-def _mirror(module: nn.Module) -> None:
+def _update(module: nn.Module) -> None:
     for kind, update in _COMPUTED:
         if isinstance(module, kind):
             update(module)

@@ -22,7 +22,7 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def listed(optimizer: Any) -> list[Optimizer]:
+def all_optimizers(optimizer: Any) -> list[Optimizer]:
     """One or several optimizers, wrapped or not -> all that keep state, those that others step for
     them included.
 

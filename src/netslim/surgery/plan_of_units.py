@@ -16,7 +16,7 @@ from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, mergin
 _TIED = "tied weights cannot be summed on one side alone: leave these groups out of the merge"
 
 
-def resolve(
+def plan_keeping(
     graph: ChannelGraph,
     masks: Mapping[int, Any],
     notes: Iterable[str] = (),

@@ -16,11 +16,11 @@ from netslim._support import expect
 from netslim.errors import SurgeryError
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, inside, reduces
-from netslim.surgery.companions import members
-from netslim.surgery.module_sizes import mirror, patched, put
-from netslim.surgery.optimizers import cut_state, listed
+from netslim.surgery.module_sizes import patched, put, update_sizes
+from netslim.surgery.optimizers import all_optimizers, cut_state
 from netslim.surgery.plan import PruningPlan, bias_of, compose
 from netslim.surgery.rows import TensorCut, reduced
+from netslim.surgery.weight_averages import cut_alike
 
 Model = TypeVar("Model", bound=nn.Module)
 Cuts = dict[str, list[TensorCut]]  # tensor -> its cuts
@@ -147,7 +147,7 @@ class _Change:
 
 
 def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:
-    models, shadows = members(model, companions)
+    models, shadows = cut_alike(model, companions)
     named = {
         tensor: name for one in (*map(named_tensors, models), *shadows) for name, tensor in one
     }
@@ -160,7 +160,9 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
     held = {parameter for one in models for parameter in one.parameters()}
     rows = {tensor: cuts[named[tensor]] for tensor in smaller}
     followed = {t: (named[t], partial(_keep, rows[t], sums=False)) for t in smaller if t in held}
-    states = [entry for one in listed(optimizer) for entry in cut_state(one, followed, held)]
+    states = [
+        entry for one in all_optimizers(optimizer) for entry in cut_state(one, followed, held)
+    ]
     attributes = [entry for one in models for entry in patched(one, plan.patches)]
     attributes += [
         (module, name, value) for one in models for module, name, _, value in _derived(one, cuts)
@@ -338,7 +340,7 @@ def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
 
 def _finish(model: nn.Module, plan: PruningPlan) -> None:
     """Bring Python's sizes up to date and remember the cut."""
-    mirror(model, {cut.tensor for cut in plan.tensors})
+    update_sizes(model, {cut.tensor for cut in plan.tensors})
     remember(model, plan)
 
 

@@ -57,7 +57,7 @@ from netslim.models.onnx_session import Session
 from netslim.selection.criteria.scoring import score
 from netslim.selection.options import Budget
 from netslim.selection.select import select
-from netslim.surgery.plan_of_units import resolve
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.prune import prune
 
 Progress = Callable[[str, int, int], object]
@@ -258,7 +258,7 @@ class _Measurement:
         models = {0: self.model}
         for number, cut in enumerate(masks[1:], 1):
             try:
-                models[number] = prune(self.model, resolve(self.graph, cut))
+                models[number] = prune(self.model, plan_keeping(self.graph, cut))
             except SurgeryError:
                 continue
         with ExitStack() as stack:

@@ -56,13 +56,15 @@ def silenced(
             if "consumer" in c.role:
                 gone = _on(tensors[c.tensor], np.flatnonzero(destinations(c) == DROPPED))
                 changes.enter_context(replaced(tensors[c.tensor], c.axis, gone, 0))
-        for name, axis, merged, survivors in _twins(graph, plan) if graph is not None else ():
+        for name, axis, merged, survivors in (
+            _entries_to_equal(graph, plan) if graph is not None else ()
+        ):
             values = tensors[name].detach().index_select(axis, _on(tensors[name], survivors))
             changes.enter_context(replaced(tensors[name], axis, _on(tensors[name], merged), values))
         yield
 
 
-def _twins(
+def _entries_to_equal(
     graph: ChannelGraph, plan: PruningPlan
 ) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
     """(tensor, axis, entries of merged channels, entries of their survivors), apart from what reads
@@ -121,7 +123,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def felt(
+def channels_felt(
     original: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any
 ) -> tuple[int, int]:
     """(how many removed channels the outputs depend on, how many were tried).

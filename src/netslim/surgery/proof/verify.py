@@ -21,7 +21,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.proof.silencing import felt, randomise, run, silenced
+from netslim.surgery.proof.silencing import channels_felt, randomise, run, silenced
 from netslim.surgery.rows import reduced
 
 OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
@@ -109,7 +109,7 @@ def verify(
                 f"{allowed:g}): a size or index in the model's forward is not seen by the "
                 "trace; protect the groups concerned"
             )
-        changed, tried = felt(pair.original, seen, plan, pair.inputs)
+        changed, tried = channels_felt(pair.original, seen, plan, pair.inputs)
     return Verification(deviation if exact else None, plan.removed, changed, pair.double, tried)
 
 

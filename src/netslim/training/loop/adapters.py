@@ -38,7 +38,7 @@ class Method:
         self.method = method
 
     @property
-    def settled(self) -> bool:
+    def has_final_size(self) -> bool:
         """Whether the network has the size that it is to keep."""
         return True
 
@@ -151,7 +151,7 @@ class Gradual(Method):
         self.epochs, self.other, self.epoch = epochs, other or _Nothing(None), 0
 
     @property
-    def settled(self) -> bool:
+    def has_final_size(self) -> bool:
         return self.method.done
 
     def attach(self, optimizer: Optimizer) -> None:

@@ -63,7 +63,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StrengthChoice:
     """A strength for a target.
 
     Attributes:
@@ -88,7 +88,7 @@ def choose(
     *,
     tries: int = TRIES,
     near: float = NEAR,
-) -> Choice:
+) -> StrengthChoice:
     """Find the strength at which `run` gives the share `target`, by bisection on log10(strength).
 
     Args:
@@ -109,7 +109,7 @@ def choose(
         trials.append(Trial(10**place, share))
         if abs(share - target) <= near:
             slope = _slope(trials)
-            return Choice(
+            return StrengthChoice(
                 10 ** (place + (target - share) / slope), target, slope, tuple(trials), True
             )
         weak, strong = ((place, share), strong) if share < target else (weak, (place, share))
@@ -121,9 +121,9 @@ def choose(
             place = (weak[0] + strong[0]) / 2
     if weak is None or strong is None:
         last = trials[-1]
-        return Choice(last.strength, last.share, _SLOPE, tuple(trials), False)
+        return StrengthChoice(last.strength, last.share, _SLOPE, tuple(trials), False)
     crossing = weak[0] + (strong[0] - weak[0]) * (target - weak[1]) / (strong[1] - weak[1])
-    return Choice(
+    return StrengthChoice(
         10**crossing,
         target,
         _clipped((strong[1] - weak[1]) / (strong[0] - weak[0])),
@@ -145,7 +145,7 @@ def _clipped(slope: float) -> float:
     return min(max(slope, _SLOPES[0]), _SLOPES[1])
 
 
-def carried(found: Choice, longer: float, target: float, ratio: float) -> float:
+def carried(found: StrengthChoice, longer: float, target: float, ratio: float) -> float:
     """The strength for the whole stage, from what a run twice as long made of the short runs'
     choice.
 
@@ -163,7 +163,7 @@ def carried(found: Choice, longer: float, target: float, ratio: float) -> float:
 # ---------------------------------------------------------------- short runs of a stage
 
 
-def settle(
+def find_strength(
     bench: Bench,
     network: nn.Module,
     stage: Train,
@@ -184,7 +184,7 @@ def settle(
         teacher: the network to learn from where the stage distils.
 
     Returns:
-        The fields of `Choice`, `strength` being that for the whole stage; `target`; `epochs` of
+        The fields of `StrengthChoice`, `strength` being that for the whole stage; `target`; `epochs` of
         each trial; `longer` with `epochs`, `strength` and `share`, where the stage has room for it;
         and a `warning` or None.
     """
@@ -236,7 +236,7 @@ def sentence(choice: Mapping[str, Any]) -> str:
     )
 
 
-def settled(stage: Train, choice: Mapping[str, Any]) -> Train:
+def with_strength(stage: Train, choice: Mapping[str, Any]) -> Train:
     """The stage with the strength that was found."""
     assert isinstance(stage.sparsity, SlimmingOptions)
     return replace(
@@ -304,7 +304,7 @@ def _share(
     return float(done["near_zero"])
 
 
-def _unreached(found: Choice, target: float) -> str:
+def _unreached(found: StrengthChoice, target: float) -> str:
     shares = [trial.share for trial in found.trials]
     side = "less" if max(shares) < target else "more"
     return (

@@ -2,7 +2,7 @@
 
 What happens in an epoch, and who does it::
 
-    seed torch from (seed, stage, epoch)                   Journal.on_train_epoch_start
+    seed torch from (seed, stage, epoch)                   EpochRecord.on_train_epoch_start
     for images, labels in loader:                          the loader's order depends on (seed, epoch) alone
         loss = cross entropy, or beside a teacher's        Classifier.training_step
         loss.backward()
@@ -10,7 +10,7 @@ What happens in an epoch, and who does it::
         optimizer.step(); schedule.step()
     the method's turn at the end of an epoch               Classifier.on_train_batch_end
     evaluate on the validation split                       Classifier.validation_step
-    write last.ckpt, then metrics.csv                      Journal.on_train_epoch_end
+    write last.ckpt, then metrics.csv                      EpochRecord.on_train_epoch_end
 """
 
 from __future__ import annotations

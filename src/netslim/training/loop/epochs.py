@@ -61,7 +61,7 @@ class EpochLoader:
             yield batch
 
 
-class Journal(pl.Callback):
+class EpochRecord(pl.Callback):
     """Keeps one row an epoch, and writes all that a resumed run needs after each.
 
     The rows live in the checkpoint, and metrics.csv is written whole from them after it: so
@@ -188,7 +188,7 @@ class Journal(pl.Callback):
             "val_accuracy", -1.0
         ):
             return
-        if module.method is not None and not module.method.settled:
+        if module.method is not None and not module.method.has_final_size:
             return
         from safetensors.torch import save
 

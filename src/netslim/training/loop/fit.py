@@ -27,7 +27,7 @@ from netslim.methods.slimming import NetworkSlimming
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.adapters import Gradual, held_by, method_of
 from netslim.training.loop.classifier import Classifier, Means, Tally
-from netslim.training.loop.epochs import EpochLoader, Journal, Row, derive, made_up
+from netslim.training.loop.epochs import EpochLoader, EpochRecord, Row, derive, made_up
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schedule import cut_epochs
 from netslim.training.recipe.schema import Recipe, SlimmingOptions, Train
@@ -147,9 +147,9 @@ def fit(
         _events(bench, folder) as writer,
         bench.display.training(folder.label, stage.epochs) as shown,
     ):
-        journal = Journal(folder, seed, shown.epoch, shown.step, writer)
-        _run(bench, module, journal, loader, resume)
-    return replace(_finished(module, journal, folder), pruning=pruning)
+        record = EpochRecord(folder, seed, shown.epoch, shown.step, writer)
+        _run(bench, module, record, loader, resume)
+    return replace(_finished(module, record, folder), pruning=pruning)
 
 
 def evaluate(
@@ -188,11 +188,11 @@ def quiet() -> Iterator[None]:
 
 
 def _run(
-    bench: Bench, module: Classifier, journal: Journal, loader: Loader, resume: str | None
+    bench: Bench, module: Classifier, record: EpochRecord, loader: Loader, resume: str | None
 ) -> None:
     limit = bench.recipe.trainer.limit_batches
     with quiet(), _interruptible(), _deterministic():
-        trainer = _trainer(bench, module, journal)
+        trainer = _trainer(bench, module, record)
         training = EpochLoader(loader, lambda: trainer.current_epoch, limit)
         checking = (
             [EpochLoader(bench.loader("validation"), lambda: 0, limit)]
@@ -202,13 +202,13 @@ def _run(
         trainer.fit(module, training, checking, ckpt_path=resume, weights_only=True)
 
 
-def _trainer(bench: Bench, module: Classifier, journal: Journal) -> pl.Trainer:
+def _trainer(bench: Bench, module: Classifier, record: EpochRecord) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if bench.device.type == "cuda" else "cpu",
         devices=[bench.device.index or 0] if bench.device.type == "cuda" else 1,
         precision=_PRECISION[bench.precision],  # type: ignore[arg-type]
         max_epochs=module.stage.epochs,
-        callbacks=[journal],
+        callbacks=[record],
         gradient_clip_val=module.stage.clip,
         logger=False,
         enable_checkpointing=False,
@@ -282,10 +282,10 @@ def _events(bench: Bench, folder: StageFolder) -> Iterator[Any]:
         writer.close()
 
 
-def _finished(module: Classifier, journal: Journal, folder: StageFolder) -> History:
+def _finished(module: Classifier, record: EpochRecord, folder: StageFolder) -> History:
     network = module.network
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    if journal.best:
+    if record.best:
         from safetensors.torch import load
 
         network.load_state_dict(load(folder.best.read_bytes()))
@@ -293,4 +293,4 @@ def _finished(module: Classifier, journal: Journal, folder: StageFolder) -> Hist
     if module.method is not None:
         module.method.finish()
         left = module.method.left()
-    return History(journal.rows, journal.histograms, journal.best, left)
+    return History(record.rows, record.histograms, record.best, left)

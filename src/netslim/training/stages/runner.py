@@ -171,8 +171,12 @@ class Runner:
 
         network, seed = self.network_before(index), derive(self.recipe.seed, "strength", index)
         target = wanted_share(self.recipe, stage)
-        choice = strength.settle(self.bench, network, stage, target, folder, seed, teacher=taught)
-        found = self._fit(strength.settled(stage, choice), folder, network, index, teacher=taught)
+        choice = strength.find_strength(
+            self.bench, network, stage, target, folder, seed, teacher=taught
+        )
+        found = self._fit(
+            strength.with_strength(stage, choice), folder, network, index, teacher=taught
+        )
         left = f"it left {found['curves']['near_zero'][-1]:.0%}"
         self.display.say(
             f"{folder.label}  {choice['share']:.0%} of the scales were expected near zero: {left}"

@@ -16,7 +16,7 @@ from netslim.graph.modules.wrapping import bare, inside
 Named = list[tuple[str, Tensor]]
 
 
-def members(model: nn.Module, companions: Any) -> tuple[list[nn.Module], list[Named]]:
+def cut_alike(model: nn.Module, companions: Any) -> tuple[list[nn.Module], list[Named]]:
     """What has to be cut alike: the modules, ``model`` first, and the shadow tensors under the
     model's names.
 
@@ -36,7 +36,7 @@ def members(model: nn.Module, companions: Any) -> tuple[list[nn.Module], list[Na
         if isinstance(one, Mapping):
             shadows.append(_shadow(model, one, what))
         else:
-            modules.append(_twin(model, one, what))
+            modules.append(_copy_of_model(model, one, what))
     return list({id(m): m for m in modules}.values()), shadows
 
 
@@ -45,7 +45,7 @@ def _listed(companions: Any) -> list[Any]:
     return [companions] if single else list(companions)
 
 
-def _twin(model: nn.Module, one: Any, what: str) -> nn.Module:
+def _copy_of_model(model: nn.Module, one: Any, what: str) -> nn.Module:
     """The module within a companion that has the architecture of the model."""
     found = inside(one)
     while True:
