@@ -30,7 +30,7 @@ from netslim.graph.tracing.atoms import (
     numbered,
 )
 from netslim.graph.tracing.recorder import Recorder
-from netslim.graph.tracing.remembered import settle
+from netslim.graph.tracing.remembered import settle_sizes
 
 if TYPE_CHECKING:
     pass
@@ -172,7 +172,7 @@ def _unique(names: list[str]) -> list[str]:
 def build(recorder: Recorder) -> ChannelGraph:
     """Form the groups of a finished recording."""
     atoms = recorder.atoms
-    bindings = settle(recorder)
+    bindings = settle_sizes(recorder)
     classes = Classes(atoms)
     groups = classes.form()
     cache: dict[tuple[bool, int], Count] = {}

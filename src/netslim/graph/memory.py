@@ -1,5 +1,11 @@
-"""What the operators of the traced call put out, and how much of it is in memory at once, under any
-cut.
+"""What the operators of the traced call put out, and how much of it is in memory at once.
+
+Both are asked for under any cut, often thousands of times by a search for a budget, so what one run
+taught is boiled down first (`memory`). Bytes of a tensor are a product of counts, and many tensors
+have the same product: they become one *block*, and a moment is a row that says how many of each
+block are alive. The peak under a cut is then the largest entry of ``moments @ bytes of blocks``.
+Moments that have no more of any block than another one can never be the fullest and are dropped;
+of some hundred, a handful is left.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import numpy as np
 
 from netslim.graph.counts import Count, product
 from netslim.graph.tracing.atoms import Vector
-from netslim.graph.tracing.storages import Put, Span
+from netslim.graph.tracing.storages import RecordedOutput, Span
 
 Counter = Callable[[int | Vector], Count]
 
@@ -93,40 +99,32 @@ class Memory:
 
     def peak(self, masks: Mapping[int, Vector]) -> int:
         """Most bytes alive at once under the masks."""
+        if not len(self.steps):
+            return 0
         sizes = np.array([block.bytes(masks) for block in self.blocks], dtype=np.int64)
-        return int((self.steps @ sizes).max()) if len(self.steps) else 0
+        return int((self.steps @ sizes).max())
 
 
-def outputs(puts: Sequence[Put], count: Counter) -> tuple[Output, ...]:
+def outputs(recorded: Sequence[RecordedOutput], count: Counter) -> tuple[Output, ...]:
     """The recorded tensors with their sizes as counts."""
-    return tuple(
-        [
-            Output(
-                p.module,
-                p.operator,
-                tuple(map(count, p.factors)),
-                p.itemsize,
-                p.layer,
-                p.constant,
-                p.kind,
-            )
-            for p in puts
-        ]
-    )
+    made = []
+    for r in recorded:
+        sizes = tuple(map(count, r.factors))
+        made.append(
+            Output(r.module, r.operator, sizes, r.itemsize, r.layer, r.constant, r.kind)
+        )
+    return tuple(made)
 
 
 def lifetimes(spans: Sequence[Span], count: Counter) -> tuple[Lifetime, ...]:
     """The recorded memory with its sizes as counts."""
     end = max((s.born for s in spans), default=0) + 1
-    return tuple(
-        [
-            Lifetime(
-                tuple(map(count, s.factors)), s.size, s.born, end if s.died is None else s.died
-            )
-            for s in spans
-            if s.size
-        ]
-    )
+    found = []
+    for s in spans:
+        if s.size:
+            died = end if s.died is None else s.died
+            found.append(Lifetime(tuple(map(count, s.factors)), s.size, s.born, died))
+    return tuple(found)
 
 
 def memory(lifetimes: Sequence[Lifetime]) -> Memory:
@@ -137,11 +135,14 @@ def memory(lifetimes: Sequence[Lifetime]) -> Memory:
     blocks: dict[Any, tuple[int, Block]] = {(): (0, Block(Fraction(1), ()))}
     rows: dict[int, Vector] = {0: np.zeros(alive.shape[1], dtype=np.int64)}
     for lifetime, moments in zip(lifetimes, alive, strict=True):
-        live = sorted((c for c in lifetime.factors if c.shares), key=_key)
-        unit = Fraction(lifetime.size, product(tuple(live), {}))
-        key = (unit, *map(_key, live)) if live else ()
-        number, _ = blocks.setdefault(key, (len(blocks), Block(unit, tuple(live))))
-        rows[number] = rows.get(number, 0) + moments * (1 if live else lifetime.size)
+        live = tuple(sorted((c for c in lifetime.factors if c.shares), key=_key))
+        if not live:  # that many blocks of one byte
+            rows[0] = rows[0] + moments * lifetime.size
+            continue
+        unit = Fraction(lifetime.size, product(live, {}))
+        key = (unit, *map(_key, live))
+        number, _ = blocks.setdefault(key, (len(blocks), Block(unit, live)))
+        rows[number] = rows.get(number, 0) + moments * 1
     return Memory(
         tuple(block for _, block in blocks.values()),
         _fullest(np.stack(list(rows.values()), axis=1)),
@@ -154,10 +155,14 @@ def _key(count: Count) -> tuple[Any, ...]:
 
 
 def _alive(lifetimes: Sequence[Lifetime]) -> Vector:
-    """(lifetimes, moments): whether each is alive at the moments after which something is freed."""
+    """(lifetimes, moments): whether each is alive at the moments after which something is freed.
+
+    No other moment is fuller: until something is freed, memory only grows.
+    """
     born, died = np.array([(x.born, x.died) for x in lifetimes]).T
     moments = np.array(sorted(set(died.tolist()))) - 1
-    return (born[:, None] <= moments) & (moments < died[:, None])
+    alive: Vector = (born[:, None] <= moments) & (moments < died[:, None])
+    return alive
 
 
 def _fullest(steps: Vector) -> Vector:

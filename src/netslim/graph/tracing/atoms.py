@@ -1,5 +1,14 @@
-"""Atoms: one number for each entry of each parameter and buffer axis, and which of them must be cut
-together.
+"""Atoms: a number for each entry of each parameter's and buffer's axis; tied atoms go together.
+
+A convolution's weight of shape (8, 3, 3, 3) in a model's first place has the atoms 1 to 8 for its
+output channels and 9 to 11 for what it reads; kernels have none. When ``a + b`` runs, the atoms of
+a's channels are tied to those of b's, entry by entry; what is tied, directly or over others, is one
+*class*, and a class is what can be removed alone.
+
+Classes are kept as a union-find, in one array for all atoms: ``parent[i]`` is an atom that i is
+tied to. Parents are never larger than their children, so the way up always ends, and it ends at the
+smallest atom of the class. That makes it possible to tie whole vectors by a few array operations,
+where a textbook union-find would run a Python loop over some hundred thousand entries.
 """
 
 from __future__ import annotations
@@ -13,11 +22,11 @@ from torch import nn
 
 from netslim.graph.modules.walk import named_modules, named_tensors
 
-Vector = (
-    np.ndarray
-)  # 1-D: the atom of each entry of one tensor dimension; 0 is a constant that must stay
+# 1-D: the atom of each entry of one tensor dimension; 0 is a constant that must stay.
+Vector = np.ndarray
 
 ATOM = np.int32
+# What a weight does to channels, as bits: one axis of tied weights may make them and read them.
 PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
 ADDED = 16  # not a role: other channels are added to these
 
@@ -41,8 +50,8 @@ class Atoms:
 
     def __init__(self, model: nn.Module) -> None:
         self.axes: list[Axis] = []
-        self.names: dict[int, str] = {}
-        self.axes_of: dict[int, dict[int, Vector]] = {}
+        self.names: dict[int, str] = {}  # id of a tensor -> its name
+        self.axes_of: dict[int, dict[int, Vector]] = {}  # id of a tensor -> axis -> its atoms
         first = 1
         kernels = _kernel_weights(model)
         for name, tensor in named_tensors(model):
@@ -56,9 +65,9 @@ class Atoms:
             self.axes_of[id(tensor)] = vectors
         self.parent = np.arange(first, dtype=ATOM)
         self.roles = np.zeros(first, dtype=np.uint8)
-        self.frozen: list[tuple[Vector, str]] = []
-        self.coupled: list[tuple[Vector, str]] = []
-        self.order: dict[int, int] = {}
+        self.frozen: list[tuple[Vector, str]] = []  # what must stay, and why
+        self.coupled: list[tuple[Vector, str]] = []  # what changes the values of others, and how
+        self.order: dict[int, int] = {}  # number of an axis -> when it was first met
         self.axis_of = np.full(first, -1, dtype=ATOM)
         for number, a in enumerate(self.axes):
             self.axis_of[a.first : a.first + a.size] = number
@@ -80,14 +89,14 @@ class Atoms:
     def find(self, vector: Vector) -> Vector:
         """The class of each atom: the smallest atom it is tied to."""
         parent = self.parent
-        root = parent[vector]
+        root: Vector = parent[vector]
         above = parent[root]
         if (above == root).all():
             return root
         while not (above == root).all():
             root = above
             above = parent[root]
-        parent[vector] = root
+        parent[vector] = root  # a short cut: the next who asks is there in one step
         return root
 
     def tie(self, a: Vector, b: Vector, reason: Callable[[], str]) -> None:
@@ -106,9 +115,9 @@ class Atoms:
             self.parent[high] = low
             if (self.parent[high] == low).all():
                 return
-            np.minimum.at(
-                self.parent, high, low
-            )  # several are tied to one: no more than one of them was noted
+            # Where one is tied to several, NumPy kept one of them alone: [5, 5] and [2, 3] left
+            # 5 under 3. Keep the smallest, 2, and look again: 5 is now found as 2, and meets 3.
+            np.minimum.at(self.parent, high, low)
 
     def freeze(self, vector: Vector, reason: str) -> None:
         """These must stay."""
@@ -131,6 +140,7 @@ class Atoms:
 
 
 def _kernel_weights(model: nn.Module) -> set[int]:
+    """The ids of what has a kernel in its axes from 2 on, which no cut touches."""
     convolutions = (m for m in named_modules(model) if isinstance(m, nn.modules.conv._ConvNd))
     return {
         id(m.weight) for m in convolutions if isinstance(getattr(m, "weight", None), torch.Tensor)

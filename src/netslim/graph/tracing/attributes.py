@@ -15,18 +15,19 @@ from netslim.graph.tracing.sizes import Size, Value, watchers
 
 _OWN_KEYS = frozenset(nn.Module().__dict__)
 _PLAIN_KEYS = ("unflattened_size", "normalized_shape")  # sizes in tuples of PyTorch's own modules
+_DEEPEST, _LONGEST = 2, 64  # containers of sizes that are looked into
 
 
 @contextlib.contextmanager
 def remembered_attributes(recorder: Recorder) -> Iterator[None]:
     """Integers in the attributes of modules know their own names while the model runs."""
-    modules = [
-        (p, m)
-        for m, p in named_modules(recorder.model).items()
-        if not isinstance(m, torch.jit.ScriptModule)
-    ]
+    modules = {
+        module: path
+        for module, path in named_modules(recorder.model).items()
+        if not isinstance(module, torch.jit.ScriptModule)
+    }
     replaced = []
-    for path, module in modules:
+    for module, path in modules.items():
         simple = type(module).__module__.startswith("torch.nn.modules.")
         for key, value in {**_class_sizes(module), **module.__dict__}.items():
             if key in _OWN_KEYS or (simple and type(value) is not int and key not in _PLAIN_KEYS):
@@ -40,55 +41,63 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
     finally:
         for module, key, known, before in replaced:
             if module.__dict__.get(key) is known:
-                if before is None:
-                    del module.__dict__[key]
-                else:
-                    module.__dict__[key] = before
-        for _, module in modules:
-            for key, value in module.__dict__.items():
-                if isinstance(value, Size):
-                    module.__dict__[key] = int.__int__(value)
-                elif isinstance(value, Value):
-                    module.__dict__[key] = float.__float__(value)
+                _put_back(module, key, before)
+        for module in modules:
+            _forget(module)
+
+
+def _put_back(module: nn.Module, key: str, before: Any) -> None:
+    """The attribute as it was: None where the module had none of its own, but its class."""
+    if before is None:
+        del module.__dict__[key]
+    else:
+        module.__dict__[key] = before
+
+
+def _forget(module: nn.Module) -> None:
+    """Make plain numbers of what ``forward`` itself computed from sizes and kept."""
+    for key, value in module.__dict__.items():
+        if isinstance(value, Size):
+            module.__dict__[key] = int.__int__(value)
+        elif isinstance(value, Value):
+            module.__dict__[key] = float.__float__(value)
 
 
 def _class_sizes(module: nn.Module) -> dict[str, int]:
     """Integers that the classes of a user's module keep for all instances."""
-    own = [c for c in type(module).__mro__ if not c.__module__.startswith(("torch.", "builtins"))]
-    return {
-        k: v
-        for c in reversed(own)
-        for k, v in vars(c).items()
-        if type(v) is int and not k.startswith("__")
-    }
+    found: dict[str, int] = {}
+    for kind in reversed(type(module).__mro__):
+        if not kind.__module__.startswith(("torch.", "builtins")):
+            sizes = {k: v for k, v in vars(kind).items() if type(v) is int}
+            found.update({k: v for k, v in sizes.items() if not k.startswith("__")})
+    return found
 
 
 def _remembered(recorder: Recorder, value: Any, module: str, name: str, depth: int) -> Any:
-    """The value with its integers above 1, also inside short lists, tuples and dicts, as sizes
-    named after it.
+    """The value with its integers above 1, in short containers too, as sizes named after it.
+
+    Sizes of 0 and 1 stay plain: no cut changes them, and code is full of them as numbers.
     """
     if type(value) is int:
         if value <= 1:
             return value
         recorder.attributes[module, name] = value
         return Size(value, ("attribute", module, name))
-    if type(value) not in (list, tuple, dict) or depth == 2 or len(value) > 64:
+    if type(value) not in (list, tuple, dict) or depth == _DEEPEST or len(value) > _LONGEST:
         return value
-    items = value.items() if isinstance(value, dict) else enumerate(value)
+    items = dict(value) if isinstance(value, dict) else dict(enumerate(value))
     known = {
         key: _remembered(recorder, item, module, f"{name}[{key!r}]", depth + 1)
-        for key, item in items
+        for key, item in items.items()
     }
-    if all(
-        known[key] is item
-        for key, item in (value.items() if isinstance(value, dict) else enumerate(value))
-    ):
+    if all(known[key] is item for key, item in items.items()):
         return value
     return known if isinstance(value, dict) else type(value)(known.values())
 
 
 @contextlib.contextmanager
 def watched_sizes(recorder: Recorder) -> Iterator[None]:
+    """The recorder is told what the code finds when it compares sizes."""
     watchers.append(recorder.noticed)
     try:
         yield

@@ -1,8 +1,15 @@
-"""What watches a model while it runs.
+"""What watches a model while it runs: two modes of PyTorch, for two layers of the same call.
 
-A `TorchDispatchMode` sees every operator and hands it to its rule; a `TorchFunctionMode` sees the
-call the user wrote, which tells whether a size was a literal, a module attribute or read from a
-shape.
+The user writes ``x.view(n, self.width)``. PyTorch first asks the `TorchFunctionMode`, which sees
+just that: the function, and arguments that may be `Size`s, integers that remember where they came
+from (sizes.py). Then it goes down into C++, where a size is a number and nothing else, and comes
+back to the `TorchDispatchMode` with the operator ``aten::view`` and the sizes ``[2, 64]``. The
+second mode knows exactly what is computed, the first one what was meant: whether 64 was a literal,
+an attribute or read from a shape. So `Function` keeps the calls under way on a stack, and the rule
+that `Dispatch` applies looks there (`Recorder.call`) for what it was asked.
+
+A rule reads shapes itself, and those must be plain numbers, or it would take its own arithmetic for
+the user's: the function mode is off while a rule runs.
 """
 
 from __future__ import annotations
@@ -15,20 +22,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from netslim.errors import TraceError
 from netslim.graph.tracing.attention import hold_width
-from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.tracing.sizes import Size, Value
 from netslim.graph.tracing.storages import tensors_in
 
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
 
 class Dispatch(TorchDispatchMode):
-    def __init__(self, recorder: Recorder, rules: Mapping[str, Any], fallback: Any) -> None:
-        super().__init__()
+    """Hands every operator that runs to its rule."""
+
+    def __init__(self, recorder: Recorder, rules: Mapping[str, Rule], fallback: Rule) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own has no types
         self.recorder, self.rules, self.fallback = recorder, rules, fallback
 
     @classmethod
@@ -37,7 +50,7 @@ class Dispatch(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         kwargs = kwargs or {}
         rule = self.rules.get(func._schema.name.removeprefix("aten::"))
@@ -53,7 +66,8 @@ class Dispatch(TorchDispatchMode):
             self.recorder.in_rule = False
         return out
 
-    def _follow(self, rule: Any, func: Any, out: Any, args: tuple, kwargs: dict) -> None:
+    def _follow(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
+        """Apply the rule, and note what the operator used and put out."""
         recorder, inputs = self.recorder, tensors_in(args, kwargs)
         if recorder.numbers:
             recorder.used([t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)])
@@ -62,14 +76,12 @@ class Dispatch(TorchDispatchMode):
         self._apply(rule, func, out, args, kwargs, inputs)
         if not recorder.training:
             recorder.put_out(name, inputs, out, layer=len(recorder.costs) > counted)
-        for value in (*args, *kwargs.values()):
-            recorder.touched.update(
-                map(id, value if isinstance(value, (list, tuple)) else (value,))
-            )
+        recorder.touched.update(map(id, _spread(args, kwargs)))
 
     def _apply(
-        self, rule: Any, func: Any, out: Any, args: tuple, kwargs: dict, inputs: list[Tensor]
-    ) -> None:
+        self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs,
+        inputs: list[Tensor],
+    ) -> None:  # fmt: skip
         """Call the rule; where one breaks off, what its operator touches stays and costs nothing.
 
         A `TraceError` goes through: that is what a rule raises on purpose, to tell whoever wrote it
@@ -85,6 +97,17 @@ class Dispatch(TorchDispatchMode):
         except Exception as error:
             del recorder.costs[counted:]
             recorder.failed(error, before, tensors_in(out))
+
+
+def _spread(args: Args, kwargs: Kwargs) -> list[Any]:
+    """The arguments, with lists and tuples taken apart."""
+    found: list[Any] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (list, tuple)):
+            found += value
+        else:
+            found.append(value)
+    return found
 
 
 @cache
@@ -103,56 +126,63 @@ _NUMEL = (torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
 # What takes sizes of dimensions: their rules see to them.
 _WIDTHS = frozenset(
     """
-    view reshape expand broadcast_to repeat tile split split_with_sizes chunk unflatten narrow roll pad zeros ones full
-    empty new_zeros new_ones new_full new_empty randn rand conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d group_norm layer_norm rms_norm multi_head_attention_forward __getitem__ __setitem__ arange linspace
-    channel_shuffle select flatten transpose permute unsqueeze squeeze sum mean amax amin softmax cat stack unbind
-    movedim dropout eye affine_grid affine_grid_generator deform_conv2d max_unpool1d max_unpool2d max_unpool3d
+    view reshape expand broadcast_to repeat tile split split_with_sizes chunk unflatten narrow roll
+    pad zeros ones full empty new_zeros new_ones new_full new_empty randn rand conv1d conv2d conv3d
+    conv_transpose1d conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm
+    multi_head_attention_forward __getitem__ __setitem__ arange linspace channel_shuffle select
+    flatten transpose permute unsqueeze squeeze sum mean amax amin softmax cat stack unbind movedim
+    dropout eye affine_grid affine_grid_generator deform_conv2d max_unpool1d max_unpool2d
+    max_unpool3d
     """.split()  # noqa: SIM905
 )
 _ARITHMETIC = frozenset(
     """
-    add sub mul div truediv divide multiply subtract true_divide floordiv floor_divide pow mod remainder fmod rsub clamp
-    clamp_min clamp_max maximum minimum eq ne lt le gt ge fill addcmul addcdiv lerp tensor as_tensor
+    add sub mul div truediv divide multiply subtract true_divide floordiv floor_divide pow mod
+    remainder fmod rsub clamp clamp_min clamp_max maximum minimum eq ne lt le gt ge fill addcmul
+    addcdiv lerp tensor as_tensor
     """.split()  # noqa: SIM905
 )
 
 
-def _values(recorder: Recorder, func: Any, args: tuple, kwargs: dict) -> None:
-    """Note the sizes that the user's code passes as values."""
-    numbers = [
-        n for v in (*args, *kwargs.values()) for n in (v if isinstance(v, (list, tuple)) else (v,))
-    ]
-    numbers = [n for n in numbers if type(n) is Size or type(n) is Value]
-    name = getattr(func, "__name__", "") if numbers else ""
+def _note_values(recorder: Recorder, func: Any, args: Args, kwargs: Kwargs) -> None:
+    """Note the sizes that the user's code passes as values: ``q * self.width ** -0.5``.
+
+    A cut changes such a value. In arithmetic that is all right where inexact cuts are; elsewhere,
+    as in a kernel size, nobody knows what would become of it.
+    """
+    numbers = [n for n in _spread(args, kwargs) if type(n) is Size or type(n) is Value]
+    if not numbers:
+        return
+    name = getattr(func, "__name__", "")
     bare = name.strip("_")
     soft = bare in _ARITHMETIC or (bare[:1] == "r" and bare[1:] in _ARITHMETIC)
-    for number in numbers if soft or name not in _WIDTHS else ():
-        recorder.value(number, name, soft or type(number) is Value)
+    if soft or name not in _WIDTHS:
+        for number in numbers:
+            recorder.value(number, name, soft or type(number) is Value)
 
 
 class Function(TorchFunctionMode):
+    """Keeps what the user's code called, and answers with sizes that remember where they came from."""
+
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
         self.recorder = recorder
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self.recorder
         if func == _SHAPE:
             return recorder.shape(args[0], func(*args))
         if func == torch.Tensor.size:
-            out = recorder.shape(args[0], func(args[0]))
-            dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            return out if dim is None else out[dim]
+            return _size(recorder.shape(args[0], func(args[0])), *args[1:], **kwargs)
         if func in _NUMEL:
             return prod(recorder.shape(args[0], _SHAPE(args[0])))
         if func == torch.Tensor.__len__:
             for size in recorder.shape(args[0], _SHAPE(args[0]))[:1]:
                 recorder.value(size, "len", soft=False)
-        _values(recorder, func, args, kwargs)
+        _note_values(recorder, func, args, kwargs)
         recorder.calls.append((func, args, kwargs))
         if func is F.multi_head_attention_forward:
             args, kwargs = (), hold_width(recorder, args, kwargs)
@@ -165,3 +195,8 @@ class Function(TorchFunctionMode):
             recorder.set(out, labels.dims, labels.weight)
             recorder.touched.add(id(args[0]))
         return out
+
+
+def _size(shape: Any, dim: int | None = None) -> Any:
+    """What ``tensor.size(dim)`` gives."""
+    return shape if dim is None else shape[dim]

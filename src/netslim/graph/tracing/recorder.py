@@ -1,6 +1,13 @@
 """What one run of a model teaches: labels of tensors, sizes, costs, and what must stay.
 
-A tensor carries labels: for each dimension that belongs to a channel, the vector of its atoms.
+A tensor carries labels: for each dimension that belongs to channels, the vector of its atoms (one
+for each entry; see atoms.py). A dimension without labels is one that no cut changes, so forgetting
+labels is safe as long as whoever forgets them freezes their atoms.
+
+Rules are called with a `Recorder` and speak to it: `get` and `set` labels, `meet`, `freeze`,
+`couple`, `mark`, `cost`; netslim/graph/rules/__init__.py describes these for people who write one.
+The modes (modes.py) and hooks (running.py) tell it what runs: the operator, the module, and the
+call in the user's code.
 """
 
 from __future__ import annotations
@@ -10,10 +17,11 @@ import sys
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,22 +29,32 @@ from torch import Tensor, nn
 
 from netslim.graph.counts import Call
 from netslim.graph.tracing.atoms import Atoms, Vector
-from netslim.graph.tracing.sizes import Size, expression, expressions_in, symbols
-from netslim.graph.tracing.storages import IN_PLACE, Put, Storages, storages_of, tensors_in
+from netslim.graph.tracing.sizes import (
+    Expression,
+    Size,
+    Symbol,
+    expression,
+    expressions_in,
+    symbols,
+)
+from netslim.graph.tracing.storages import (
+    IN_PLACE,
+    RecordedOutput,
+    Storages,
+    storages_of,
+    tensors_in,
+)
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
 _RUN = _HERE + "running.py"
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
-_WHOLE = (
-    "int",
-    "round",
-    "floor",
-    "ceil",
-    "trunc",
-    "comparison",
-)  # what sizes become, and cannot be followed
+# What sizes become, and cannot be followed.
+_WHOLE = ("int", "round", "floor", "ceil", "trunc", "comparison")
+
+Rule = Callable[..., None]  # rule(recorder, func, out, *args, **kwargs)
+UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
 
 
 @dataclass(frozen=True)
@@ -52,11 +70,9 @@ NOTHING = Labels({}, True)
 
 @dataclass(frozen=True)
 class Constraint:
-    """After a cut the size ``expression`` must equal the number of kept entries of ``vector`` (or
-    ``size``).
-    """
+    """After a cut the size ``expression`` must equal the kept entries of ``vector``, or ``size``."""
 
-    expression: Any
+    expression: Symbol  # or an operator with its operands; a number alone asks for nothing
     vector: Vector | None
     size: int
     where: str
@@ -67,16 +83,14 @@ class Constraint:
 class ValueUse:
     """A size used as a number: ``soft`` where only values change with it."""
 
-    expression: Any
+    expression: Expression
     soft: bool
     reason: str
 
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """Multiply-accumulates of one operator: the product of its factors, numbers or counts of kept
-    entries.
-    """
+    """Multiply-accumulates of one operator: the product of its factors, numbers or labels."""
 
     module: str
     operator: str
@@ -90,18 +104,20 @@ class Recorder:
 
     atoms: Atoms
     model: nn.Module
-    labels: dict[int, tuple[Any, Labels]] = field(default_factory=dict)
-    sizes: list[Vector] = field(default_factory=list)
+    # By id, since tensors are compared element by element; with a weak reference, so that nothing
+    # lives longer for being watched, and a new tensor at an old address inherits nothing.
+    labels: dict[int, tuple[weakref.ref[Tensor], Labels]] = field(default_factory=dict)
+    sizes: list[Vector] = field(default_factory=list)  # the dimensions that sizes were read from
     constraints: list[Constraint] = field(default_factory=list)
     values: list[ValueUse] = field(default_factory=list)
     attributes: dict[tuple[str, str], int] = field(default_factory=dict)
     costs: list[OperatorCost] = field(default_factory=list)
-    outputs: list[Put] = field(default_factory=list)
+    outputs: list[RecordedOutput] = field(default_factory=list)
     storages: Storages = field(default_factory=Storages)
     unsupported: dict[str, set[str]] = field(default_factory=dict)
-    numbers: dict[int, tuple[Any, Vector, str]] = field(default_factory=dict)
-    calls: list[tuple[Any, tuple, dict]] = field(default_factory=list)
-    modules: list[str] = field(default_factory=list)
+    numbers: dict[int, tuple[weakref.ref[Tensor], Vector, str]] = field(default_factory=dict)
+    calls: list[UserCall] = field(default_factory=list)  # under way, the innermost last
+    modules: list[str] = field(default_factory=list)  # likewise
     operators: Counter[str] = field(default_factory=Counter)
     operator: Call = ("", 0)
     in_rule: bool = False
@@ -120,16 +136,14 @@ class Recorder:
         """Give a tensor its labels, for as long as it lives."""
         key = id(tensor)
         for d in [d for d, vector in dims.items() if len(vector) == 1]:
-            self.atoms.freeze(
-                dims[d], f"a single channel is taken apart from the others{self.where()}"
-            )
+            self.freeze(dims[d], "a single channel is taken apart from the others")
             dims = {other: v for other, v in dims.items() if other != d}
         if not dims and weight:
             self.labels.pop(key, None)
             return
         labels = self.labels
 
-        def forget(reference: Any) -> None:
+        def forget(reference: weakref.ref[Tensor]) -> None:
             entry = labels.get(key)
             if entry is not None and entry[0] is reference:
                 del labels[key]
@@ -137,24 +151,20 @@ class Recorder:
         labels[key] = (weakref.ref(tensor, forget), Labels(dims, weight))
 
     def meet(self, left: Vector | None, right: Vector | None, what: str) -> Vector | None:
-        """Tie two dimensions that must keep equal sizes; a labelled one meeting an unlabelled one
-        must stay.
-        """
-        if left is None or right is None:
-            live = right if left is None else left
-            if live is not None:
-                self.atoms.freeze(live, f"it meets a fixed size in {what}{self.where()}")
-            return live
-        if left is not right:
+        """Tie two dimensions that must keep equal sizes; one that meets an unlabelled one stays."""
+        if left is None:
+            self.freeze(right, f"it meets a fixed size in {what}")
+            return right
+        if right is None:
+            self.freeze(left, f"it meets a fixed size in {what}")
+        elif left is not right:
             self.atoms.tie(
                 left, right, lambda: f"it meets constant channels in {what}{self.where()}"
             )
         return left
 
     def freeze(self, vector: Vector | None, reason: str) -> None:
-        """These channels must stay; ``reason`` completes "they stay: ...", the user's line is
-        added.
-        """
+        """These channels must stay; ``reason`` completes "they stay: ...", with the user's line."""
         if vector is not None:
             self.atoms.freeze(vector, f"{reason}{self.where()}")
 
@@ -170,7 +180,7 @@ class Recorder:
 
     # --- sizes ------------------------------------------------------------------------------------
 
-    def shape(self, tensor: Tensor, sizes: Any) -> Any:
+    def shape(self, tensor: Tensor, sizes: torch.Size) -> torch.Size:
         """The sizes of a tensor as the user's code sees them while tracing."""
         dims = self.get(tensor).dims
         if not dims:
@@ -183,34 +193,29 @@ class Recorder:
         self.sizes.append(vector)
         return Size(value, ("size", self.trace, len(self.sizes) - 1))
 
-    def mine(self, value: Any) -> Any:
-        """The expression of a size that this trace can resolve, or None for a number baked into the
-        code.
+    def mine(self, value: Any) -> Symbol | None:
+        """The expression of a size that this trace can resolve; None for a number in the code.
+
+        A size that an earlier trace left in some cache is such a number too.
         """
-        if not isinstance(value, Size):
+        if not isinstance(value, Size) or not isinstance(value.expression, tuple):
             return None
         leaves = list(symbols(value.expression))
         known = all(s[0] == "attribute" or s[1] == self.trace for s in leaves)
         return value.expression if leaves and known else None
 
     def constrain(self, value: Any, vector: Vector | None, size: int) -> None:
-        """Ask that the size ``value`` of the user's code (None: PyTorch's own) follows ``vector``
-        when channels go.
-        """
+        """Ask that a size in the user's code follows ``vector``; None: a size of PyTorch's own."""
         if value is None:
             return
         expr = self.mine(value)
         if expr is not None:
             self.constraints.append(Constraint(expr, vector, size, self.where()))
         elif vector is not None:
-            self.atoms.freeze(
-                vector, f"the size {int(value)} is written into the code{self.where()}"
-            )
+            self.freeze(vector, f"the size {int(value)} is written into the code")
 
     def follow(self, value: Any, size: int) -> Vector | None:
-        """The labels of a dimension that the user's code made as wide as ``value``; None for a
-        plain number.
-        """
+        """The labels of a dimension made as wide as ``value``; None for a number in the code."""
         expr = self.mine(value)
         if expr is None:
             return None
@@ -221,60 +226,74 @@ class Recorder:
         return vector
 
     def noticed(self, what: str, left: Size, right: Any) -> None:
-        """The code compared two sizes, or made another number of one, and may depend on what it
-        found.
+        """The code compared sizes, or made another number of one, and may depend on the outcome.
+
+        Called by `sizes._tell`, which a method of `Size` called, which the code called: frame 3 is
+        whoever asked. PyTorch's own checks are no decisions of the model, equalities aside.
         """
-        if what == "float":
-            if not self.in_rule:
-                self.value(left, "float", soft=True)
+        if self.in_rule:
             return
+        if what == "float":
+            self.value(left, "float", soft=True)
+            return
+        asker = sys._getframe(3).f_code.co_filename
         if what in _WHOLE:
-            if not (
-                self.in_rule or sys._getframe(3).f_code.co_filename.startswith((_TORCH, _HERE))
-            ):
+            if not asker.startswith((_TORCH, _HERE)):
                 self.value(left, "a comparison" if what == "comparison" else what, soft=False)
             return
-        a, b = self.mine(left), self.mine(right)
-        b = expression(int(right)) if b is None else b
-        if self.in_rule or a is None or a == b:
+        a, b = self.mine(left), self._operand(right)
+        if a is None or a == b:
             return
         if what == "eq":
             self._equal(a, b)
-        elif not sys._getframe(3).f_code.co_filename.startswith(_TORCH):
+        elif not asker.startswith(_TORCH):
             self.constraints.append(Constraint((what, a, b), None, 1, self.where(), decision=True))
 
-    def _equal(self, a: Any, b: Any) -> None:
+    def _operand(self, value: int) -> Expression:
+        """An expression that this trace can resolve, or the number."""
+        known = self.mine(value)
+        return expression(int(value)) if known is None else known
+
+    def _equal(self, a: Symbol, b: Expression) -> None:
+        """What was equal must be equal after a cut: the one follows the other, or both stay."""
         for one, other in ((a, b), (b, a)):
             if isinstance(one, tuple) and one[0] == "size":
                 vector = self.sizes[one[2]]
                 if isinstance(other, tuple):
                     self.constraints.append(Constraint(other, vector, len(vector), self.where()))
                 else:
-                    self.atoms.freeze(vector, f"the code expects the size {other}{self.where()}")
+                    self.freeze(vector, f"the code expects the size {other}")
                 return
         self.constraints.append(Constraint(("sub", a, b), None, 0, self.where()))
 
     def value(self, number: Any, function: str, soft: bool) -> None:
         """The user's code passed a size where its value matters, not the width of some channels."""
+        what = "the number of channels is used as a value"
         for expr in expressions_in(number):
             if any(s[0] == "attribute" or s[1] == self.trace for s in symbols(expr)):
-                names = [
-                    ".".join(filter(None, s[1:])) for s in symbols(expr) if s[0] == "attribute"
-                ]
-                given = names[0] if names else "their number"
-                what = (
-                    "the number of channels is used as a value"
-                    if soft
-                    else f"{function} takes {given}"
-                )
+                if not soft:
+                    named = (".".join(filter(None, s[1:])) for s in symbols(expr) if s[0] != "size")
+                    what = f"{function} takes {next(named, 'their number')}"
                 self.values.append(ValueUse(expr, soft, f"{what}{self.where()}"))
 
     # --- context ----------------------------------------------------------------------------------
 
     @property
-    def call(self) -> tuple[Any, tuple, dict]:
+    def call(self) -> UserCall:
         """The innermost function the user's code called: (function, args, kwargs)."""
         return self.calls[-1] if self.calls else (None, (), {})
+
+    @property
+    def calling(self) -> str:
+        """The name of that function, ``""`` where there is none."""
+        return getattr(self.call[0], "__name__", "")
+
+    def passed(self, position: int, *names: str, default: Any = None) -> Any:
+        """The argument that the user's code gave that function at a position, or by one of names."""
+        _, args, kwargs = self.call
+        if len(args) > position:
+            return args[position]
+        return next((kwargs[name] for name in names if name in kwargs), default)
 
     @property
     def module(self) -> str:
@@ -283,16 +302,17 @@ class Recorder:
 
     def where(self) -> str:
         """``" (file.py:12)"``: the line of the user's code that is running."""
-        frame = sys._getframe(1)
-        while self.in_rule and frame is not None and frame.f_code.co_name != "__torch_dispatch__":
-            frame = frame.f_back  # type: ignore[assignment]  # past rules that were registered from outside
+        frame: FrameType | None = sys._getframe(1)
+        if self.in_rule:  # past the rule: it may be one that was registered from outside
+            while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
+                frame = frame.f_back
         while frame is not None:
             name = frame.f_code.co_filename
             if name == _RUN:  # generated code has no file
                 break
             if not name.startswith((_TORCH, _HERE, "<")):
                 return f" ({Path(name).name}:{frame.f_lineno})"
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return f" (module {self.module})" if self.module else ""
 
     def unknown(
@@ -339,29 +359,27 @@ class Recorder:
         self.costs.append(OperatorCost(self.module, operator, given, self.operator))
 
     def put_out(self, operator: str, inputs: list[Tensor], out: Any, layer: bool) -> None:
-        """Note the tensors that an operator made of ``inputs``; the first one of a ``layer`` is its
-        activation.
-        """
+        """Note what an operator made of ``inputs``; a ``layer``'s first tensor is its activation."""
         read = storages_of(inputs)
-        moving = self.storages.moving(read)
-        puts = [t for t in tensors_in(out) if t.numel()]
-        for i, tensor in enumerate(puts):
+        constant = not self.storages.depend_on_inputs(read)
+        made = [t for t in tensors_in(out) if t.numel()]
+        for i, tensor in enumerate(made):
             dims = self.get(tensor).dims
             if i and not dims:
-                dims = self._statistics(puts[0], tensor)
-            factors = tuple([dims.get(d, n) for d, n in enumerate(tensor.shape)])
-            kind = self.storages.put(tensor, factors, read, step=not i)
+                dims = self._statistics(made[0], tensor)
+            sizes = tuple([dims.get(d, n) for d, n in enumerate(tensor.shape)])
+            kind = self.storages.note(tensor, sizes, read, step=not i)
             if any(tensor is given for given in inputs):
                 kind = IN_PLACE
-            active = layer and moving and not i
+            active = layer and not constant and not i
             self.outputs.append(
-                Put(self.module, operator, factors, tensor.itemsize, active, not moving, kind)
+                RecordedOutput(
+                    self.module, operator, sizes, tensor.itemsize, active, constant, kind
+                )
             )
 
     def _statistics(self, first: Tensor, tensor: Tensor) -> Mapping[int, Vector]:
-        """What an operator puts out beside its result has no labels: the sizes that it shares with
-        the result.
-        """
+        """Labels for what an operator puts out beside its result: of the sizes that they share."""
         dims = self.get(first).dims
         shift = int(tensor.dim() == 1 and first.dim() > 1)  # of channels
         pairs = zip(tensor.shape, first.shape[shift:], strict=False)

@@ -1,39 +1,55 @@
-"""Settle the sizes that Python remembers: which module attributes follow a cut, and which sizes
-forbid it.
+"""Settle the sizes that Python remembers: which attributes follow a cut, which sizes forbid it.
+
+While the model ran, every size that its code handed to PyTorch left a `Constraint`: "this
+expression must equal the number of kept entries of that dimension". In
+``y.reshape(b, self.heads, self.width // self.heads)`` the last one is ``width // heads`` for the
+dimension of the channels. Today all of them hold; they must hold whatever units go.
+
+In such an expression, what was read from a shape shrinks by itself. Attributes of modules do not:
+they are numbers, and shrink only if the cut rewrites them. So there is something to find out, the
+*bindings*: which attribute is the size of which dimension (``width`` of the channels, ``heads`` of
+none). To *settle* the sizes is to find bindings with which every constraint holds; where there are
+none, to take away cuts until there are: channels are tied, so that fewer sets of them can go, or
+frozen. What it costs is freedom, never correctness.
+
+It is done by trial and not by algebra: the code's arithmetic may be anything, and an expression is
+cheap to work out. Units are removed in thought, the first, the last and half of all at random (by a
+fixed seed: a model always gives the same graph), and both sides are compared. One unit finds what
+is off by a constant or rounds, half of them what is off by a factor. It starts from the plain case,
+an attribute that some dimension asked for as it is.
+
+Settling one constraint may unsettle another: a new binding changes every expression with that
+attribute in it, and a tie makes more go at once. So all are tried in rounds, until one changes
+nothing. That comes to an end, as bindings and ties are only added and live channels only get fewer;
+`_ROUNDS` is for the unforeseen.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from netslim.graph.tracing.atoms import ATOM, PRODUCER, Vector, distinct
 from netslim.graph.tracing.recorder import Constraint, Recorder
-from netslim.graph.tracing.sizes import evaluate, symbols
+from netslim.graph.tracing.sizes import Expression, Symbol, evaluate, symbols
 
-Bindings = dict[
-    tuple[str, str], tuple[int, Vector]
-]  # (module, attribute) -> (value, the dimension it follows)
+# (module, attribute) -> (value, the dimension it follows)
+Bindings = dict[tuple[str, str], tuple[int, Vector]]
 _ROUNDS = 20
+_NONE = np.empty(0, ATOM)
 
 
-def settle(rec: Recorder) -> Bindings:
-    """Bind module attributes to the dimensions they describe; tie or freeze channels whose sizes
-    cannot follow.
+def settle_sizes(rec: Recorder) -> Bindings:
+    """Bind attributes to the dimensions they describe; tie or freeze what could not follow.
 
-    Each size must stay right whatever units go, so every constraint is tried with one unit and with
-    half of the units of each family that it involves removed. A size that does not follow is made
-    to: by letting a module attribute follow it, else by cutting the two dimensions alike; where
-    neither helps, the channels stay. Each step can unsettle what was settled before, so all is
-    tried again until nothing changes.
+    A size that does not follow is made to: by letting an attribute follow a dimension, else by
+    cutting two dimensions alike; where neither helps, the channels stay.
     """
     trial = _Trial(rec)
     for _ in range(_ROUNDS):
-        changed = [trial.check(constraint) for constraint in rec.constraints]
+        changed = [trial.settle(constraint) for constraint in rec.constraints]
         if not any(changed) and not trial.use_values():
             return trial.bindings
-    trial.freeze_all()
+    trial.freeze_unsettled()
     return trial.bindings
 
 
@@ -46,9 +62,9 @@ class _Trial:
         self.bindings = self._asked_by_name()
         self._refresh()
 
-    def check(self, constraint: Constraint) -> bool:
+    def settle(self, constraint: Constraint) -> bool:
         """Make the constraint hold; whether anything had to change for it."""
-        if self._follows(constraint):
+        if self._is_its_own(constraint):
             return False
         vectors = self._vectors(constraint)
         roots = self._live_roots(vectors)
@@ -61,32 +77,36 @@ class _Trial:
         self._refresh()
         return True
 
-    def _follows(self, constraint: Constraint) -> bool:
+    def _is_its_own(self, constraint: Constraint) -> bool:
         """Whether the size is that of the very dimension that asks."""
-        expr = constraint.expression
-        if constraint.vector is None or expr[0] not in ("size", "attribute"):
+        symbol, vector = constraint.expression, constraint.vector
+        if vector is None or symbol[0] not in ("size", "attribute"):
             return False
-        return self._vector(expr) is constraint.vector and constraint.size == len(constraint.vector)
+        return self._vector(symbol) is vector and constraint.size == len(vector)
 
     def use_values(self) -> bool:
-        """Channels whose number is used as a value change what remains, or stay; whether any were
-        found to.
+        """Freeze or couple channels whose number is used as a value; whether any were frozen.
+
+        Asked last: what is frozen for another reason can be used as one likes.
         """
         froze = False
         for use in self.rec.values:
-            vectors = [v for s in symbols(use.expression) if (v := self._vector(s)) is not None]
-            for vector in vectors if len(self._live_roots(vectors)) else ():
+            vectors = self._vectors_in(use.expression)
+            if not len(self._live_roots(vectors)):
+                continue
+            for vector in vectors:
                 if use.soft:
                     self.rec.atoms.couple(vector, use.reason)
                 else:
                     self.rec.atoms.freeze(vector, use.reason)
                     froze = True
-        self.rec.values = [] if not froze else [use for use in self.rec.values if use.soft]
+        # Once all is settled, none is left for another time; else the soft ones come again.
+        self.rec.values = [use for use in self.rec.values if use.soft] if froze else []
         if froze:
             self._refresh()
         return froze
 
-    def freeze_all(self) -> None:
+    def freeze_unsettled(self) -> None:
         """Give up on what still does not fit."""
         for constraint in self.rec.constraints:
             vectors = self._vectors(constraint)
@@ -95,22 +115,27 @@ class _Trial:
                 self._freeze(constraint, vectors)
                 self._refresh()
 
+    # --- what there is ----------------------------------------------------------------------------
+
     def _asked_by_name(self) -> Bindings:
-        """Attributes that are asked for by name follow the dimension that asks, unless one cannot
-        shrink.
+        """Attributes asked for as they are follow the first dimension that asks.
+
+        Not those that a dimension which cannot shrink asks for too.
         """
         asked: dict[tuple[str, str], list[Constraint]] = {}
-        for c in self.rec.constraints:
-            if isinstance(c.expression, tuple) and c.expression[0] == "attribute":
-                asked.setdefault((c.expression[1], c.expression[2]), []).append(c)
-        return {
-            key: (constraints[0].size, first)
-            for key, constraints in asked.items()
-            if (first := constraints[0].vector) is not None
-            and all(c.vector is not None for c in constraints)
-        }
+        for constraint in self.rec.constraints:
+            kind, *names = constraint.expression
+            if kind == "attribute":
+                asked.setdefault((names[0], names[1]), []).append(constraint)
+        found: Bindings = {}
+        for key, constraints in asked.items():
+            first = constraints[0]
+            if first.vector is not None and all(c.vector is not None for c in constraints):
+                found[key] = (first.size, first.vector)
+        return found
 
     def _refresh(self) -> None:
+        """Look at the classes again, and at which of them may still be cut."""
         atoms = self.rec.atoms
         self.root = atoms.find(np.arange(len(atoms.parent)))
         self.live = np.zeros(len(self.root), dtype=bool)
@@ -119,71 +144,106 @@ class _Trial:
             self.live[self.root[vector]] = False
         self.live[0] = False
 
+    def _vector(self, symbol: Symbol) -> Vector | None:
+        """The dimension whose size a symbol is; None for an attribute that follows nothing."""
+        if symbol[0] == "size":
+            return self.rec.sizes[symbol[2]]
+        bound = self.bindings.get((symbol[1], symbol[2]))
+        return None if bound is None else bound[1]
+
+    def _vectors_in(self, expr: Expression) -> list[Vector]:
+        return [v for s in symbols(expr) if (v := self._vector(s)) is not None]
+
     def _vectors(self, constraint: Constraint) -> list[Vector]:
-        vectors = [self._vector(s) for s in symbols(constraint.expression)]
-        return [v for v in (constraint.vector, *vectors) if v is not None]
+        """All dimensions that a constraint is about, the one that asks first."""
+        vectors = self._vectors_in(constraint.expression)
+        return vectors if constraint.vector is None else [constraint.vector, *vectors]
 
     def _live_roots(self, vectors: list[Vector]) -> Vector:
         if not vectors:
-            return np.empty(0, ATOM)
+            return _NONE
         roots = distinct(np.concatenate([self.root[v] for v in vectors]))
-        return roots[self.live[roots]]
+        live: Vector = roots[self.live[roots]]
+        return live
+
+    # --- removing units in thought ----------------------------------------------------------------
+
+    def _kept(self, vector: Vector, gone: Vector) -> int:
+        return len(vector) - int(np.isin(self.root[vector], gone).sum())
+
+    def _value(self, symbol: Symbol, gone: Vector) -> int:
+        vector = self._vector(symbol)
+        if vector is None:
+            return self.rec.attributes[symbol[1], symbol[2]]
+        kept = self._kept(vector, gone)
+        if symbol[0] == "size":
+            return kept
+        return self.rec.attributes[symbol[1], symbol[2]] * kept // len(vector)
+
+    def _evaluated(self, expr: Expression, gone: Vector) -> int:
+        return evaluate(expr, lambda symbol: self._value(symbol, gone))
 
     def _fits(self, constraint: Constraint, roots: Vector) -> bool:
+        """Whether the constraint holds when some of the live units that it is about are gone."""
         if constraint.decision and constraint.expression[0] == "ne":
             return self._stay_unequal(constraint)
-        half = roots[self.rng.permutation(len(roots))[: (len(roots) + 1) // 2]]
-        for gone in (roots[:1], roots[-1:], half, *([roots[1:]] if constraint.decision else [])):
-            wanted = (
-                constraint.size
-                if constraint.vector is None
-                else self._kept(constraint.vector, gone)
-            )
-            if evaluate(constraint.expression, lambda s, gone=gone: self._value(s, gone)) != wanted:  # type: ignore[misc]
+        trials = [roots[:1], roots[-1:], roots[self._half(len(roots))]]
+        if constraint.decision:  # as ``width > 32``, which only a deep cut turns round
+            trials.append(roots[1:])
+        for gone in trials:
+            wanted = constraint.size
+            if constraint.vector is not None:
+                wanted = self._kept(constraint.vector, gone)
+            if self._evaluated(constraint.expression, gone) != wanted:
                 return False
         return True
 
+    def _half(self, number: int) -> Vector:
+        return self.rng.permutation(number)[: (number + 1) // 2]
+
     def _stay_unequal(self, constraint: Constraint) -> bool:
         """Whether the larger of two sizes cannot be cut down to the smaller."""
-        none = np.empty(0, ATOM)
-        sides = [
-            (evaluate(e, lambda s: self._value(s, none)), e) for e in constraint.expression[1:]
-        ]
-        (small, _), (_, expr) = sorted(sides, key=lambda side: side[0])
-        vectors = [v for s in symbols(expr) if (v := self._vector(s)) is not None]
-        return small < 1 or not len(self._live_roots(vectors))
+        _, left, right = constraint.expression
+        sides = [(self._evaluated(side, _NONE), side) for side in (left, right)]
+        (small, _), (_, larger) = sorted(sides, key=lambda side: side[0])
+        return small < 1 or not len(self._live_roots(self._vectors_in(larger)))
+
+    # --- making them fit --------------------------------------------------------------------------
 
     def _bind_one(self, constraint: Constraint, roots: Vector, alone: bool = False) -> bool:
-        """Let one attribute inside a size follow, if that makes it fit; unless ``alone``, one more
-        for each other.
+        """Let one attribute inside a size follow, if that makes it fit.
+
+        Other constraints with that attribute must fit too. Unless ``alone``, each of them may bind
+        one more attribute for that: in ``self.a - self.b`` both may have to follow.
         """
         before = dict(self.bindings)
         for symbol in symbols(constraint.expression):
-            key = symbol[1:]
-            if symbol[0] == "attribute" and key not in before:
-                for target in self._targets(constraint):
-                    self.bindings[key] = (self.rec.attributes[key], target)
-                    if self._fits(constraint, roots) and self._others_fit(
-                        symbol, constraint, alone
-                    ):
-                        return True
-                    self.bindings = dict(before)
+            kind, *names = symbol
+            key = names[0], names[1]
+            if kind != "attribute" or key in before:
+                continue
+            for target in self._targets(constraint):
+                self.bindings[key] = (self.rec.attributes[key], target)
+                if self._fits(constraint, roots) and self._others_fit(symbol, constraint, alone):
+                    return True
+                self.bindings = dict(before)
         return False
 
     def _targets(self, constraint: Constraint) -> list[Vector]:
-        """The dimension that asks, or together with the others of a sum (``whole - part`` is the
-        rest).
+        """What an attribute might be the size of: the dimension that asks, or the whole of a sum.
+
+        In ``whole - part`` the dimension that asks is the rest, and ``whole`` both of them.
         """
         vectors = self._vectors(constraint)
         if constraint.vector is None:
             return vectors[:1]
         return [constraint.vector, np.concatenate(vectors)] if len(vectors) > 1 else vectors
 
-    def _others_fit(self, symbol: Any, constraint: Constraint, alone: bool) -> bool:
+    def _others_fit(self, symbol: Symbol, constraint: Constraint, alone: bool) -> bool:
         others = [
-            c
-            for c in self.rec.constraints
-            if c is not constraint and symbol in symbols(c.expression)
+            other
+            for other in self.rec.constraints
+            if other is not constraint and symbol in symbols(other.expression)
         ]
         return all(self._fits_too(other, alone) for other in others)
 
@@ -194,11 +254,9 @@ class _Trial:
         return not (alone or constraint.decision) and self._bind_one(constraint, roots, alone=True)
 
     def _tie(self, constraint: Constraint) -> bool:
-        """Cut two dimensions alike, where one size is a whole multiple of the other; whether that
-        makes it fit.
-        """
+        """Cut two dimensions alike, one a whole multiple of the other; whether that makes it fit."""
         vector = constraint.vector
-        sources = [v for s in symbols(constraint.expression) if (v := self._vector(s)) is not None]
+        sources = self._vectors_in(constraint.expression)
         if vector is None or len({id(v) for v in sources}) != 1:
             return False
         longer, shorter = sorted((vector, sources[0]), key=len, reverse=True)
@@ -213,8 +271,9 @@ class _Trial:
         return not len(roots) or self._fits(constraint, roots)
 
     def _rows(self, vector: Vector, width: int) -> Vector:
-        """Lay a vector out in rows of ``width``, one after the other or interleaved: as it is tied
-        already.
+        """Lay a vector out in rows of ``width``, one after the other or interleaved.
+
+        ``[a, b, a, b]`` or ``[a, a, b, b]``: as it is tied already, so that less is tied anew.
         """
         layouts = (vector.reshape(-1, width), vector.reshape(width, -1).T)
         return min(
@@ -222,28 +281,8 @@ class _Trial:
         )
 
     def _freeze(self, constraint: Constraint, vectors: list[Vector]) -> None:
-        decision, size = (
-            "a decision in the code depends on it",
-            "a size in the code cannot follow the cut",
-        )
-        what = decision if constraint.decision else size
+        what = "a size in the code cannot follow the cut"
+        if constraint.decision:
+            what = "a decision in the code depends on it"
         for vector in vectors:
             self.rec.atoms.freeze(vector, f"{what}{constraint.where}")
-
-    def _vector(self, symbol: Any) -> Vector | None:
-        if symbol[0] == "size":
-            return self.rec.sizes[symbol[2]]
-        bound = self.bindings.get(symbol[1:])
-        return None if bound is None else bound[1]
-
-    def _value(self, symbol: Any, gone: Vector) -> int:
-        vector = self._vector(symbol)
-        if vector is None:
-            return self.rec.attributes[symbol[1:]]
-        kept = self._kept(vector, gone)
-        return (
-            kept if symbol[0] == "size" else self.rec.attributes[symbol[1:]] * kept // len(vector)
-        )
-
-    def _kept(self, vector: Vector, gone: Vector) -> int:
-        return len(vector) - int(np.isin(self.root[vector], gone).sum())

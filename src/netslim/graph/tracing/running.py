@@ -14,21 +14,20 @@ from torch.utils._pytree import tree_flatten
 
 from netslim.graph.modules.calls import as_call, evaluating, no_fast_path, output_tensors, refusing
 from netslim.graph.modules.walk import named_modules, named_tensors
-from netslim.graph.tracing.atoms import ATOM, Atoms
+from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
-from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.recorder import Recorder, Rule
 
 
 def record(
     model: nn.Module,
     example_inputs: Any,
-    rules: Mapping[str, Any],
-    fallback: Any,
+    rules: Mapping[str, Rule],
+    fallback: Rule,
     unused: bool = True,
 ) -> Recorder:
-    """Run ``model`` once on ``example_inputs`` in evaluation mode, without gradients, and follow
-    its channels.
+    """Run ``model`` once in evaluation mode, without gradients, and follow its channels.
 
     Where parts were not used, such as auxiliary heads, it is run once more in training mode if it
     can be: what they read must go with the channels they read it from. The model is left as it was:
@@ -51,11 +50,8 @@ def record(
     watching = (Function(recorder), Dispatch(recorder, rules, fallback))
     with evaluating(model), refusing(example_inputs):
         _watch(recorder, example_inputs, watching)
-    idle = [
-        t
-        for _, t in named_tensors(model)
-        if isinstance(t, nn.Parameter) and id(t) not in recorder.touched
-    ]
+    parameters = (t for _, t in named_tensors(model) if isinstance(t, nn.Parameter))
+    idle = [p for p in parameters if id(p) not in recorder.touched]
     if unused and idle:
         _watch_training(recorder, example_inputs, watching, idle)
     return recorder
@@ -90,8 +86,10 @@ def _watch_training(
     watching: tuple[Function, Dispatch],
     unused: list[nn.Parameter],
 ) -> None:
-    """Learn what parts that only training uses read; their own channels stay, as no evaluation
-    could prove a cut.
+    """Learn what parts read that only training uses; their own channels stay.
+
+    No evaluation could prove a cut of those. What such a part reads is used in evaluation too, and
+    may go; the part must then lose the same.
     """
     costs, touched = list(recorder.costs), set(recorder.touched)
     recorder.training = True
@@ -99,15 +97,14 @@ def _watch_training(
         _watch(recorder, example_inputs, watching)
     recorder.costs, recorder.touched = costs, touched
     atoms = recorder.atoms
-    kept = [
-        v
-        for p in recorder.model.parameters()
-        if id(p) in touched
-        for v in atoms.axes_of[id(p)].values()
-    ]
-    used = atoms.find(np.concatenate(kept)) if kept else np.empty(0, dtype=ATOM)
-    for vector in (v for p in unused for v in atoms.axes_of[id(p)].values()):
-        atoms.freeze(vector[~np.isin(atoms.find(vector), used)], "evaluation does not use it")
+    kept: list[Vector] = [np.empty(0, dtype=ATOM)]
+    for parameter in recorder.model.parameters():
+        if id(parameter) in touched:
+            kept += atoms.axes_of[id(parameter)].values()
+    used = atoms.find(np.concatenate(kept))
+    for parameter in unused:
+        for vector in atoms.axes_of[id(parameter)].values():
+            atoms.freeze(vector[~np.isin(atoms.find(vector), used)], "evaluation does not use it")
 
 
 @contextlib.contextmanager
@@ -125,6 +122,7 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _module_paths(recorder: Recorder) -> Iterator[None]:
+    """The recorder knows the path of the module that is running, by hooks of all modules."""
     paths = {id(m): p for m, p in named_modules(recorder.model).items()}
     depth: list[bool] = []
 
@@ -154,20 +152,16 @@ def _module_paths(recorder: Recorder) -> Iterator[None]:
 
 
 def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
-    """`nn.MultiheadAttention` makes what is as wide as its query; see `heads.hold_width` for what
-    is inside.
-    """
+    """`nn.MultiheadAttention` makes what is as wide as its query; inside, see attention.py."""
     width = recorder.get(args[0]).dims.get(args[0].dim() - 1) if args else None
     made = recorder.get(module.out_proj.weight).dims.get(0)
     recorder.meet(made, width, "multi-head attention, which is as wide as its query")
 
 
 def _hold_projection(recorder: Recorder, module: nn.LSTM) -> None:
-    """PyTorch tells that there is a projection from the hidden units being more than those
-    projected.
-    """
+    """PyTorch sees that there is a projection by the hidden units being more than the projected."""
     for name, parameter in module.named_parameters():
         if name.startswith("weight_hr"):
             vector = recorder.get(parameter).dims.get(1)
-            if vector is not None:
+            if vector is not None:  # said of the layer, whatever line of code runs it
                 recorder.atoms.freeze(vector, "an LSTM with a projection keeps its hidden units")

@@ -1,4 +1,18 @@
-"""Labels through changes of shape."""
+"""Labels through changes of shape.
+
+A reshape may take a dimension of channels apart: 12 channels become 3 heads of 4, ``[[0 1 2 3]
+[4 5 6 7] [8 9 10 11]]``. After a cut the same code must run on what is left, and what is left must
+be such a matrix again, so single channels cannot go: either whole rows go (2 heads of 4) or whole
+columns (3 heads of 3). Both at once would be right too, but then a channel would belong to a row
+and to a column, and a class could not be told by one number. So one of the dimensions is chosen
+that may shrink, and the others are *tied across*: if columns may go, the labels become those of the
+first row, [0 1 2 3], and 0 is tied to 4 and 8, 1 to 5 and 9, and so on. `split_vector` does that;
+channel shuffle, attention heads, grouped convolutions, ``chunk`` and recurrent gates all end there.
+
+Which one may shrink (`_shrinking`) is asked in this order: one that is tied so already, since
+nothing is lost then; one whose size the code leaves open (-1) before one it read from a shape
+before one it keeps in an attribute; the longest. A size written into the code cannot shrink.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +29,9 @@ from netslim.graph.tracing.sizes import symbols
 def split_vector(
     rec: Recorder, vector: Vector, shape: tuple[int, ...], keep: int, what: str
 ) -> Vector:
-    """Lay ``vector`` out as ``shape``; axis ``keep`` may shrink, so the others are tied across.
-    Returns its labels.
+    """Lay ``vector`` out as ``shape``, whose axis ``keep`` may shrink; returns its labels.
+
+    The other axes are tied across.
     """
     matrix = np.moveaxis(vector.reshape(shape), keep, 0).reshape(shape[keep], -1)
     first = matrix[:, 0]
@@ -45,11 +60,7 @@ def reshape(
     -1 and where PyTorch computed them) cannot.
     """
     out: dict[int, Vector] = {}
-    asked = (
-        [None] * len(after)
-        if asked is None
-        else [None if a is None or int(a) == -1 else a for a in asked]
-    )
+    asked = _fixed(asked, len(after))
     for block_in, block_out in _blocks(before, after):
         live = [d for d in block_in if d in dims]
         if live:
@@ -57,12 +68,23 @@ def reshape(
         else:
             for d in block_out:
                 rec.constrain(asked[d], None, after[d])
-    for d in (d for d, n in enumerate(after) if n == 1):
-        rec.constrain(asked[d], None, 1)
+    for d, size in enumerate(after):
+        if size == 1:
+            rec.constrain(asked[d], None, 1)
     return out
 
 
+def _fixed(asked: Sequence[Any] | None, number: int) -> list[Any]:
+    """The sizes that the code fixes, None for the others."""
+    if asked is None:
+        return [None] * number
+    return [None if size is None or int(size) == -1 else size for size in asked]
+
+
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The dimensions that become each other: of (2, 12, 5) to (2, 3, 4, 5) 0 to 0, 1 to 1 and 2,
+    2 to 3. Those of size 1 are left out: they may stand anywhere.
+    """
     left = [d for d, n in enumerate(before) if n != 1]
     right = [d for d, n in enumerate(after) if n != 1]
     blocks = []
@@ -90,23 +112,18 @@ def _block(
     block_out: list[int],
     live: list[int],
 ) -> dict[int, Vector]:
-    kept = (
-        live[0]
-        if len(live) == 1
-        else max(
-            live,
-            key=lambda d: (rec.atoms.owned(dims[d]), len(distinct(rec.atoms.find(dims[d]))), d),
-        )
-    )
-    for d in [d for d in live if d != kept]:
-        rec.atoms.freeze(dims[d], f"two channel dimensions merge{rec.where()}")
+    """The labels of one block: those of one dimension spread over it, then split again."""
+    kept = _remaining(rec, dims, live)
+    for d in live:
+        if d != kept:
+            rec.freeze(dims[d], "two channel dimensions merge")
     place = [1] * len(block_in)
     place[block_in.index(kept)] = -1
     spread = np.broadcast_to(dims[kept].reshape(place), [before[d] for d in block_in])
     cells = spread.reshape([after[d] for d in block_out])
     axis = _shrinking(rec, cells, [asked[d] for d in block_out])
     if axis is None:
-        rec.atoms.freeze(dims[kept], f"a reshape has its sizes written into the code{rec.where()}")
+        rec.freeze(dims[kept], "a reshape has its sizes written into the code")
         return {}
     for i, d in enumerate(block_out):
         if i != axis:
@@ -117,25 +134,31 @@ def _block(
     return {d: vector}
 
 
+def _remaining(rec: Recorder, dims: Mapping[int, Vector], live: list[int]) -> int:
+    """Which of several labelled dimensions that merge keeps its labels: one with most to cut."""
+    if len(live) == 1:
+        return live[0]
+
+    def worth(d: int) -> tuple[bool, int, int]:
+        return rec.atoms.owned(dims[d]), len(distinct(rec.atoms.find(dims[d]))), d
+
+    return max(live, key=worth)
+
+
 def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
-    """Which axis of a block may shrink: first one that needs no new tie, then by `_freedom`, then
-    the longest.
-    """
+    """Which axis of a block may shrink; None where all sizes are written into the code."""
     candidates = []
     for axis in range(cells.ndim):
         freedom = _freedom(rec, asked[axis])
         if freedom or cells.ndim == 1:
             moved = np.moveaxis(cells, axis, 0).reshape(cells.shape[axis], -1)
-            candidates.append(
-                (bool((moved == moved[:, :1]).all()), freedom, cells.shape[axis], axis)
-            )
+            tied = bool((moved == moved[:, :1]).all())
+            candidates.append((tied, freedom, cells.shape[axis], axis))
     return max(candidates)[3] if candidates else None
 
 
 def _freedom(rec: Recorder, asked: Any) -> int:
-    """3: -1, or PyTorch computed it; 2: read from a shape; 1: a module attribute; 0: a number in
-    the code.
-    """
+    """3: -1, or by PyTorch; 2: read from a shape; 1: a module's attribute; 0: a number."""
     if asked is None:
         return 3
     expr = rec.mine(asked)

@@ -3,7 +3,17 @@
 While a model is traced, ``x.shape`` and the integer attributes of modules are `Size` objects:
 ordinary integers whose arithmetic keeps an expression over tensor dimensions and module attributes.
 A rule that receives such a size can tell one that will follow a cut by itself from one that is
-baked into the code.
+baked into the code: in ``x.view(b, self.heads, c // self.heads)`` the last size is the number 16,
+and it is ``("floordiv", ("size", ...), ("attribute", "block.attn", "heads"))``, which can be worked
+out again for a cut that was only thought of (`evaluate`; remembered.py does that).
+
+Where a size stops being one, whoever watches is told (`watchers`): at comparisons, since the code
+may go another way when they come out otherwise, and where an integer or float is made of it.
+Fractions are `Value`s: they cannot be widths, but they remember what they were computed from.
+
+Traps: ``int(self)`` and ``float(self)`` are such moments too, so this file takes the plain numbers
+with ``int.__int__`` and ``float.__float__``; and `Recorder.noticed` counts frames to find the code
+that asked, so a method here tells the watchers over `_tell` and over nothing in between.
 """
 
 from __future__ import annotations
@@ -12,39 +22,27 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Expression = tuple  # ("size", trace, number) | ("attribute", module, name) | (operator name, left, right) | int
+# A leaf of an expression: ("size", trace, number) or ("attribute", module, name).
+Symbol = tuple[Any, ...]
+# A symbol, (operator name, left, right), or a plain number.
+Expression = tuple[Any, ...] | int
 
-watchers: list[
-    Callable[[str, Any, Any], None]
-] = []  # told what the code found when it compared sizes
+# Told what the code found when it compared sizes, and what it made of them.
+watchers: list[Callable[[str, Any, Any], None]] = []
 
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-    "rshift": operator.rshift,
-    "lshift": operator.lshift,
-    "and": operator.and_,
-    "or": operator.or_,
-    "xor": operator.xor,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "ne": operator.ne,
-}
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "rshift", "lshift", "and", "or", "xor")
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    name: getattr(operator, f"__{name}__") for name in (*_ARITHMETIC, *_OPPOSITE, "ne")
+}
 
 
 class Size(int):
     """An integer with an ``expression``; arithmetic with integers gives a `Size` again."""
 
-    expression: Any
+    expression: Expression
 
-    def __new__(cls, value: int, expression: Any) -> Size:
+    def __new__(cls, value: int, expression: Expression) -> Size:
         self = int.__new__(cls, value)
         self.expression = expression
         return self
@@ -103,9 +101,9 @@ class Size(int):
 class Value(float):
     """A number computed from sizes that is no size itself; it knows their ``expressions``."""
 
-    expressions: tuple[Any, ...]
+    expressions: tuple[Expression, ...]
 
-    def __new__(cls, value: float, expressions: tuple[Any, ...]) -> Value:
+    def __new__(cls, value: float, expressions: tuple[Expression, ...]) -> Value:
         self = float.__new__(cls, value)
         self.expressions = expressions
         return self
@@ -124,7 +122,10 @@ class Value(float):
 
 
 def _decimal(number: float) -> float:
-    return 1.0 * int.__int__(number) if isinstance(number, int) else float.__float__(number)
+    """A plain float, made without a word to the watchers."""
+    if isinstance(number, int):
+        return 1.0 * int.__int__(number)
+    return float.__float__(number)
 
 
 def _tell(what: str, left: Any, right: Any) -> None:
@@ -132,7 +133,7 @@ def _tell(what: str, left: Any, right: Any) -> None:
         watcher(what, left, right)
 
 
-def expressions_in(value: Any) -> tuple[Any, ...]:
+def expressions_in(value: Any) -> tuple[Expression, ...]:
     """The expressions that a number was computed from."""
     if isinstance(value, Size):
         return (value.expression,)
@@ -140,6 +141,7 @@ def expressions_in(value: Any) -> tuple[Any, ...]:
 
 
 def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
+    """Two methods of `Size`: an operator with the size on its left, and with it on its right."""
     function = _OPERATORS[name]
 
     def forward(self: Size, other: Any) -> Any:
@@ -148,10 +150,8 @@ def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], 
             return Value(function(_decimal(self), _decimal(other)), known)
         if not isinstance(other, int):
             return NotImplemented
-        return Size(
-            function(int.__int__(self), int.__int__(other)),
-            (name, self.expression, expression(other)),
-        )
+        result = function(int.__int__(self), int.__int__(other))
+        return Size(result, (name, self.expression, expression(other)))
 
     def reverse(self: Size, other: Any) -> Any:
         if isinstance(other, float):
@@ -159,15 +159,14 @@ def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], 
             return Value(function(_decimal(other), _decimal(self)), known)
         if not isinstance(other, int):
             return NotImplemented
-        return Size(
-            function(int.__int__(other), int.__int__(self)),
-            (name, expression(other), self.expression),
-        )
+        result = function(int.__int__(other), int.__int__(self))
+        return Size(result, (name, expression(other), self.expression))
 
     return forward, reverse
 
 
 def _comparison(name: str) -> Callable[[Any, Any], Any]:
+    """A method of `Size` that compares, and tells what held: ``lt``, or ``ge`` where it did not."""
     function = _OPERATORS[name]
 
     def compare(self: Size, other: Any) -> Any:
@@ -195,19 +194,14 @@ def _told(name: str, what: str) -> Callable[..., Any]:
 
 
 def _fraction(name: str, base: type) -> Callable[[Any, Any], Any]:
-    """Arithmetic that leaves the integers: with a `Size` or `Value` on either side the result is a
-    `Value`.
-    """
+    """Arithmetic that leaves the integers: with a `Size` or `Value` in it, the result is a `Value`."""
 
     def compute(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
-        exact = getattr(base, name)(self, other)
-        plain = (
-            getattr(float, name)(_decimal(self), _decimal(other))
-            if exact is NotImplemented
-            else exact
-        )
+        plain = getattr(base, name)(self, other)
+        if plain is NotImplemented:  # an integer with a float
+            plain = getattr(float, name)(_decimal(self), _decimal(other))
         return Value(plain, (*expressions_in(self), *expressions_in(other)))
 
     return compute
@@ -231,12 +225,12 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Value, f"__{_name}__", _told(f"__{_name}__", "comparison"))
 
 
-def expression(value: int) -> Any:
+def expression(value: int) -> Expression:
     """The expression of a `Size`, or the number itself."""
     return value.expression if isinstance(value, Size) else int(value)
 
 
-def symbols(expr: Any) -> Iterator[tuple]:
+def symbols(expr: Expression) -> Iterator[Symbol]:
     """The ("size", ...) and ("attribute", ...) leaves of an expression."""
     if isinstance(expr, tuple):
         if expr[0] in ("size", "attribute"):
@@ -246,8 +240,8 @@ def symbols(expr: Any) -> Iterator[tuple]:
             yield from symbols(expr[2])
 
 
-def evaluate(expr: Any, value_of: Callable[[tuple], int]) -> int:
-    """Evaluate an expression with ``value_of(symbol)`` for its leaves."""
+def evaluate(expr: Expression, value_of: Callable[[Symbol], int]) -> int:
+    """Evaluate an expression with ``value_of(symbol)`` for its leaves; -1 for a division by zero."""
     if not isinstance(expr, tuple):
         return int(expr)
     if expr[0] in ("size", "attribute"):
@@ -255,4 +249,4 @@ def evaluate(expr: Any, value_of: Callable[[tuple], int]) -> int:
     left, right = evaluate(expr[1], value_of), evaluate(expr[2], value_of)
     if right == 0 and expr[0] in ("floordiv", "mod"):
         return -1
-    return _OPERATORS[expr[0]](left, right)
+    return int(_OPERATORS[expr[0]](left, right))

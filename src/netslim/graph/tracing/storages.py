@@ -1,7 +1,24 @@
-"""What the operators of a run put out, and from when to when its memory is alive."""
+"""What the operators of a run put out, and from when to when its memory is alive.
+
+A tensor is a view of a *storage*, the memory itself, and storages are what must be counted: ten
+slices of one tensor take no room, and a tensor that nobody holds any more still does while a view
+of it lives. The run is the eager one, so Python frees each storage the moment its last tensor goes;
+we hold weak references and look, whenever new memory is taken, which storages have gone since.
+Nothing needs to be known of the model's code for that, nor of the operators.
+
+Time is counted in *steps*, the operators that take new memory, because only then the total grows:
+the fullest moments are among them. We look after the operator has run, so in ``x = f(x)`` the old x
+and the new one overlap, as they do (f reads the one while it makes the other); what went between
+two steps does not overlap with the second.
+
+A trap: storages are told apart by their addresses (``_cdata``), and a new one may get the address
+of one that has gone. The weak reference prevents that: PyTorch gives an address away only when it
+is dropped too, which `_bury` does in the same look that finds the storage gone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +32,7 @@ NEW, IN_PLACE, VIEW = "new", "in-place", "view"
 
 
 @dataclass(frozen=True)
-class Put:
+class RecordedOutput:
     """One tensor that an operator put out; `memory.Output` once its sizes are counts."""
 
     module: str
@@ -50,7 +67,7 @@ class Storages:
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self._known: dict[int, tuple[StorageWeakRef, Span | None]] = {}
-        self._moving: set[int] = set()  # what depends on the inputs of the model
+        self._from_inputs: set[int] = set()  # what depends on the inputs of the model
         self._steps = 0
 
     def begin(self, tensor: Tensor) -> None:
@@ -59,18 +76,16 @@ class Storages:
         if storage is not None and storage._cdata not in self._known:
             size = min(storage.nbytes(), tensor.numel() * tensor.itemsize)
             self._add(storage, Span(tuple(tensor.shape), size, 0))
-            self._moving.add(storage._cdata)
+            self._from_inputs.add(storage._cdata)
 
-    def moving(self, inputs: set[int]) -> bool:
+    def depend_on_inputs(self, storages: set[int]) -> bool:
         """Whether any of these depends on the inputs of the model."""
-        return not self._moving.isdisjoint(inputs)
+        return not self._from_inputs.isdisjoint(storages)
 
-    def put(
+    def note(
         self, tensor: Tensor, factors: tuple[int | Vector, ...], inputs: set[int], step: bool
     ) -> str:
-        """What an operator put out: new memory, or a view of memory there was; ``step``: its first
-        tensor.
-        """
+        """Note what an operator put out: new memory, or a view; ``step``: its first tensor."""
         storage = storage_of(tensor)
         if storage is None:
             return NEW
@@ -80,10 +95,10 @@ class Storages:
             if step:
                 self._bury()
             self._add(storage, Span(factors, storage.nbytes(), self._steps))
-        if not self._moving.isdisjoint(inputs):
+        if self.depend_on_inputs(inputs):
             if key not in self._known:
                 self._add(storage, None)
-            self._moving.add(key)
+            self._from_inputs.add(key)
         return NEW if new else VIEW
 
     def _bury(self) -> None:
@@ -91,17 +106,18 @@ class Storages:
         self._steps += 1
         for key in [key for key in self._known if _expired(key)]:
             span = self._known.pop(key)[1]
-            self._moving.discard(key)
+            self._from_inputs.discard(key)
             if span is not None:
                 span.died = self._steps
 
     def _add(self, storage: Any, span: Span | None) -> None:
-        self._known[storage._cdata] = StorageWeakRef(storage), span
+        self._known[storage._cdata] = _weakly(storage), span
         if span is not None:
             self.spans.append(span)
 
 
 _expired = torch.UntypedStorage._expired
+_weakly: Callable[[Any], StorageWeakRef] = StorageWeakRef
 
 
 def storage_of(tensor: Tensor) -> Any:
