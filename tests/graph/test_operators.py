@@ -14,7 +14,7 @@ import netslim
 from nets import counted_alike, prove
 from netslim import register_rule, trace
 from netslim.errors import ArgumentError, TraceError
-from netslim.graph.rules import public as rules
+from netslim.graph import rules
 from netslim.graph.rules.registry import RULES
 from netslim.measure.table.kernels import kernels_of, observe, rate
 from places import REPOSITORY

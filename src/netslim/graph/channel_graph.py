@@ -10,8 +10,7 @@ from netslim.graph.words import explain, table
 
 
 class ChannelGraph(TracedGraph):
-    """What must be cut together in a model, learnt by running it once; the model itself is not
-    held.
+    """What must be cut together in a model, learnt by running it once; it does not hold the model.
 
     Attributes:
         groups: all groups that a layer of the model produces, in order of execution, frozen ones
@@ -29,8 +28,7 @@ class ChannelGraph(TracedGraph):
     """
 
     def __getitem__(self, name: str) -> ChannelGroup:
-        """The group of this name; or the one that the module or tensor of this name produces,
-        scales or reads.
+        """The group of this name, or that the module or tensor of this name makes, scales or reads.
 
         A module that holds other modules stands for the one group they produce, if it is one.
 
@@ -41,8 +39,7 @@ class ChannelGraph(TracedGraph):
         return explain.find(self, name)
 
     def explain(self, name: str) -> str:
-        """Tell in sentences what a module, tensor or group is coupled to, and why it can or cannot
-        be cut.
+        """Tell what a module, tensor or group is coupled to, and why it can or cannot be cut.
 
         Raises:
             ArgumentError: there is no such name; the nearest are given.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -12,27 +13,33 @@ from netslim.graph.tracing.atoms import Vector
 
 @dataclass(frozen=True)
 class Count:
-    """How many entries of a dimension are kept: a constant, plus for each group its kept units'
-    shares.
+    """How many entries of a dimension are kept: a constant, and what kept units have a share in.
+
+    After a concatenation of 64 channels that may be cut, 32 of another group and 3 inputs:
+    ``Count(3, ((0, [1, 1, ...]), (1, [1, 1, ...])))``; behind a flatten of 7 x 7 places a unit's
+    share is 49 entries. All that is told of a cut network before there is one, parameters, MACs,
+    activations, memory, is made of products of these, so that a budget can be met exactly and
+    without building anything.
     """
 
     constant: int
     shares: tuple[tuple[int, Vector], ...]  # (group number, entries for each of its units)
 
     def kept(self, masks: Mapping[int, Vector]) -> int:
-        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]`` (all, when
-        absent).
-        """
+        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]``; all, if none."""
         total = self.constant
         for group, entries in self.shares:
             mask = masks.get(group)
-            total += int(entries.sum() if mask is None else entries[mask].sum())
+            kept = entries if mask is None else entries[mask]
+            total += int(kept.sum())
         return total
 
 
 def length(factor: int | Vector) -> int:
     """The size of a dimension, given as a number or as the labels of its entries."""
-    return int(factor) if isinstance(factor, (int, np.integer)) else len(factor)
+    if isinstance(factor, (int, np.integer)):
+        return int(factor)
+    return len(factor)
 
 
 def whole(factor: int | Vector) -> Count:
@@ -77,7 +84,7 @@ def without(factors: tuple[Count, ...]) -> dict[int, int]:
     """Group number -> how much of a product goes with all units of the group."""
     sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in factors]
     gone = {}
-    for group in {g for _, held in sizes for g in held}:
+    for group in set(chain.from_iterable(held for _, held in sizes)):
         whole = left = 1
         for size, held in sizes:
             whole, left = whole * size, left * (size - held.get(group, 0))

@@ -1,15 +1,22 @@
-"""Which of several coupled layers leads: pacesetters and projections, found from what reads and
-makes the groups.
+"""Which of several coupled layers leads: pacesetters and projections.
 
 In C-SGD (Ding et al. 2019) the projection of a residual stage, or the stem where a stage has none,
 is the *pacesetter*; the last convolutions of the blocks follow it. The papers' code holds tables of
-layer numbers; here it is decided on the graph alone, without a look at names or kinds of layers. A
-layer is known by its weight tensor:
+layer numbers; here it is decided on the graph alone, by what reads and makes the groups, without a
+look at names or kinds of layers. A layer is known by its weight tensor:
 
 - The layers inside a block read channels that are made and read within the block.
 - A *projection* runs beside a block: what it reads also goes another way, through at least one
   group of inner channels, to another layer whose output is added to the projection's.
 - A *stem* reads no group: its input is the network's own.
+
+For example, the first block of a stage in a ResNet: groups ``a`` (the stage before), ``b`` (inside
+the block), ``c`` (this stage). conv1 reads a and makes b, conv2 reads b and makes c, the shortcut's
+convolution reads a and makes c. From a, another way leads to c: by conv1, b, conv2. So the shortcut
+is a projection. conv2 is none: what it reads, b, nobody else reads. Neither is a convolution of the
+stage's second block, nor conv1 itself, whose channels are added to nothing. The way must lead
+through an inner group, or two layers side by side that read a and are added would be projections of
+each other.
 """
 
 from __future__ import annotations
@@ -24,15 +31,12 @@ Links = Mapping[str, set[int]]  # tensor -> numbers of groups
 
 
 def picked(graph: ChannelGraph, group: ChannelGroup) -> bool:
-    """Whether the channels are picked out of others by an index (`netslim.models.ChannelSelect`), not
-    computed by a layer.
-    """
+    """Whether an index picks the channels (`netslim.models.ChannelSelect`); no layer makes them."""
     return not any(s.tensor in graph.parameters for s in group.tensors("producer"))
 
 
 def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
-    """Name of the tensor that leads a group: its first projection, else its first stem, else its
-    first producer.
+    """Name of the tensor that leads a group: its first projection, else stem, else producer.
 
     First is meant in the order of execution. In torchvision's resnet50 it is
     ``layer1.0.downsample.0.weight`` for the channels that stage 1 hands on; in its resnet18, where
@@ -46,16 +50,14 @@ def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
 
 
 def projections(graph: ChannelGraph, group: ChannelGroup) -> list[str]:
-    """Names of the tensors that project a shortcut into this group, in order of execution; often
-    one, or none.
+    """Names of the tensors that project a shortcut into this group; often one, or none.
+
+    They stand in the order of execution.
     """
     if not group.shortcut or len(group.producers) == 1:
         return []
-    reading, making, own = (
-        _links(graph, "consumer"),
-        _links(graph, "producer"),
-        graph.number(group.name),
-    )
+    own = graph.number(group.name)
+    reading, making = _links(graph, "consumer"), _links(graph, "producer")
     readers = _turned(reading)
     return [
         tensor
@@ -67,13 +69,10 @@ def projections(graph: ChannelGraph, group: ChannelGroup) -> list[str]:
 def _around(
     tensor: str, source: int, own: int, readers: Mapping[int, set[str]], making: Links
 ) -> bool:
-    """Whether another way leads from the group ``source`` through inner groups to another producer
-    of ``own``.
-    """
+    """Whether another way leads from ``source`` through inner groups to a producer of ``own``."""
     seen = {source, own}
-    waiting = [
-        reader for reader in readers[source] if reader != tensor and own not in making[reader]
-    ]
+    others = readers[source] - {tensor}
+    waiting = [reader for reader in others if own not in making[reader]]
     while waiting:
         for inner in making[waiting.pop()] - seen:
             seen.add(inner)
@@ -94,6 +93,7 @@ def _links(graph: ChannelGraph, role: str) -> Links:
 
 
 def _turned(links: Links) -> Mapping[int, set[str]]:
+    """Group -> the tensors."""
     found: dict[int, set[str]] = defaultdict(set)
     for tensor, numbers in links.items():
         for number in numbers:

@@ -1,12 +1,23 @@
-"""From tied atoms to groups: what can be removed together, what each removal costs, and what must
-stay.
+"""From tied atoms to groups: what can go together, what each removal costs, and what must stay.
+
+A class of tied atoms is what can be removed alone, a *unit*. Which units compete, so that "a third
+of them" means something? Those with the same *signature*: as many atoms on each axis as the others.
+The channels of a convolution with its batch normalisation, in front of a flatten of 7 x 7 places,
+have one atom each on the axes of conv.weight, bn.weight and bn.bias and 49 on the columns of
+fc.weight, every one of them: they are one group. If the first 8 of them are also read by another
+layer, those have one atom more, and are a group of their own. Frozen ones and coupled ones never
+share a group with others, since they have another fate.
+
+Signatures are lists of numbers, and there may be a hundred thousand classes. So each axis draws a
+random number of 62 bits, and a class adds up those of its atoms (modulo 2^64, in one `np.add.at`).
+Equal signatures give equal sums; that unequal ones do is as likely as guessing 62 bits. The numbers
+come of a fixed seed: a model always gives the same groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -14,8 +25,8 @@ from torch import nn
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, SizeRule, Slice
-from netslim.graph.inventory import Inventory
-from netslim.graph.memory import lifetimes, outputs
+from netslim.graph.inventory import Inventory, Rest
+from netslim.graph.memory import Counter, lifetimes, outputs
 from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
 from netslim.graph.tracing.atoms import (
     ADDED,
@@ -32,11 +43,8 @@ from netslim.graph.tracing.atoms import (
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.remembered import settle_sizes
 
-if TYPE_CHECKING:
-    pass
-from netslim.graph.inventory import Rest
-
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
+_Draft = tuple[int, ChannelGroup, Vector, Vector]  # when made, group, its atoms, their units
 
 
 class Classes:
@@ -64,23 +72,8 @@ class Classes:
 
     def form(self) -> list[ChannelGroup]:
         """Group the classes that a layer produces; number groups and units for every atom."""
-        axis_of, root = self.atoms.axis_of, self.root
-        produced = (self.role[root] & PRODUCER) > 0
-        produced[axis_of < 0] = False
-        members = np.flatnonzero(produced)
-        mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes) + 2)
-        roots, place = numbered(root[members])
-        key = np.zeros(
-            len(roots), dtype=np.int64
-        )  # equal for classes with the same axes, frozen alike, coupled alike
-        np.add.at(key, place, mixer[axis_of[members]])
-        key[self.frozen[roots] < len(self.atoms.frozen)] += mixer[-2]
-        key[self.coupled[roots] < len(self.atoms.coupled)] += mixer[-1]
-        family = numbered(key)[1][place]
-        order = np.argsort(family, kind="stable")
-        members = members[order]
-        starts = np.flatnonzero(np.diff(family[order])) + 1
-        drafts = [self._group(part) for part in np.split(members, starts) if len(part)]
+        root = self.root
+        drafts = [self._group(part) for part in self._families()]
         drafts.sort(key=lambda draft: draft[0])
         names = _unique([group.name for _, group, _, _ in drafts])
         groups = []
@@ -91,34 +84,58 @@ class Classes:
         self.sizes = [group.size for group in groups]
         return groups
 
-    def _group(self, part: Vector) -> tuple[int, ChannelGroup, Vector, Vector]:
+    def _families(self) -> list[Vector]:
+        """The atoms on axes of the classes that a layer produces, by the signature of the class."""
+        axis_of, root = self.atoms.axis_of, self.root
+        produced = (self.role[root] & PRODUCER) > 0
+        produced[axis_of < 0] = False
+        members = np.flatnonzero(produced)
+        mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes) + 2)
+        roots, place = numbered(root[members])
+        signature = np.zeros(len(roots), dtype=np.int64)
+        np.add.at(signature, place, mixer[axis_of[members]])
+        signature[self.frozen[roots] < len(self.atoms.frozen)] += mixer[-2]
+        signature[self.coupled[roots] < len(self.atoms.coupled)] += mixer[-1]
+        family = numbered(signature)[1][place]
+        order = np.argsort(family, kind="stable")
+        starts = np.flatnonzero(np.diff(family[order])) + 1
+        return [part for part in np.split(members[order], starts) if len(part)]
+
+    def _group(self, part: Vector) -> _Draft:
+        """The group of the atoms ``part``, which are in order: axis by axis, entry by entry."""
         atoms, axes = self.atoms, self.atoms.axes
         axis_of = atoms.axis_of[part]
         roots, units = numbered(self.root[part])
         starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1, [len(part)]])
         pieces = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-        order = {
-            int(axis_of[p.start]): atoms.order.get(int(axis_of[p.start]), len(axes)) for p in pieces
-        }
+        number = {p.start: int(axis_of[p.start]) for p in pieces}
+        order = {p.start: atoms.order.get(number[p.start], len(axes)) for p in pieces}
         makers = [p for p in pieces if (atoms.roles[part[p]] & PRODUCER).any()]
-        makers.sort(key=lambda p: order[int(axis_of[p.start])])
+        makers.sort(key=lambda p: order[p.start])
         lead = makers[0]
         units = _renumber(units, units[lead], len(roots))
-        slices = tuple(
-            Slice(axes[a].tensor, axes[a].axis, role, part[p] - axes[a].first, units[p], mixed)
-            for p in pieces
-            for a, (role, mixed) in [(int(axis_of[p.start]), self._role(part[p]))]
-        )
-        lead_axis = int(axis_of[lead.start])
-        name = layer_of(axes[lead_axis].tensor) or axes[lead_axis].tensor
+        slices = []
+        for p in pieces:
+            axis = axes[number[p.start]]
+            role, mixed = self._role(part[p])
+            slices.append(
+                Slice(axis.tensor, axis.axis, role, part[p] - axis.first, units[p], mixed)
+            )
+        first = axes[number[lead.start]].tensor
         exact, frozen, reason = self._verdict(int(roots[0]))
-        producers = tuple(dict.fromkeys(axes[int(axis_of[p.start])].tensor for p in makers))
+        producers = tuple(dict.fromkeys(axes[number[p.start]].tensor for p in makers))
         to_itself = len(producers) == 1 and lead.stop - lead.start > len(roots)
-        shortcut = not to_itself and bool((self.role[roots] & ADDED).any())
         group = ChannelGroup(
-            name, len(roots), slices, exact, frozen, reason, producers=producers, shortcut=shortcut
+            layer_of(first) or first,
+            len(roots),
+            tuple(slices),
+            exact,
+            frozen,
+            reason,
+            producers=producers,
+            shortcut=not to_itself and bool((self.role[roots] & ADDED).any()),
         )
-        return order[lead_axis], group, part, units
+        return order[lead.start], group, part, units
 
     def _role(self, vector: Vector) -> tuple[str, bool]:
         """The role of a piece of an axis, and whether it reads what it makes."""
@@ -127,26 +144,29 @@ class Classes:
         return role, bool(bits & CONSUMER and bits & PRODUCER)
 
     def _verdict(self, root: int) -> tuple[bool, bool, str | None]:
+        """(exact, frozen, the first reason why not) of a class."""
         frozen, coupled = int(self.frozen[root]), int(self.coupled[root])
         exact = coupled >= len(self.atoms.coupled)
-        why = None if exact else self.atoms.coupled[coupled][1]
         if frozen < len(self.atoms.frozen):
             return exact, True, self.atoms.frozen[frozen][1]
-        if exact and not self.role[root] & CONSUMER:
+        if not exact:
+            return False, False, self.atoms.coupled[coupled][1]
+        if not self.role[root] & CONSUMER:
             return True, True, "no weights read it"
-        return exact, False, why
+        return True, False, None
 
     def count(self, factor: int | Vector) -> Count:
         """The count of a dimension: an integer, or a vector of atoms."""
         if isinstance(factor, (int, np.integer)):
             return Count(int(factor), ())
         groups, units = self.group_of[factor], self.unit_of[factor]
-        shares = []
         first = int(groups[0])
-        one = bool((groups == first).all())
-        if one and first >= 0:
+        if (groups == first).all():  # as nearly always, and quicker
+            if first < 0:
+                return Count(len(groups), ())
             return Count(0, ((first, np.bincount(units, minlength=self.sizes[first])),))
-        for g in [] if one else distinct(groups[groups >= 0]).tolist():
+        shares = []
+        for g in distinct(groups[groups >= 0]).tolist():
             shares.append((g, np.bincount(units[groups == g], minlength=self.sizes[g])))
         return Count(int((groups < 0).sum()), tuple(shares))
 
@@ -155,12 +175,14 @@ def _renumber(units: Vector, lead: Vector, size: int) -> Vector:
     """Number units by where they first stand in the leading slice."""
     first = np.full(size, len(lead))
     np.minimum.at(first, lead, np.arange(len(lead)))
-    rank = np.empty(size, dtype=np.int64)
+    rank: Vector = np.empty(size, dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(size)
-    return rank[units]
+    renumbered: Vector = rank[units]
+    return renumbered
 
 
 def _unique(names: list[str]) -> list[str]:
+    """The names, from the second of the same on as ``name#2``."""
     seen: dict[str, int] = {}
     result = []
     for name in names:
@@ -171,46 +193,55 @@ def _unique(names: list[str]) -> list[str]:
 
 def build(recorder: Recorder) -> ChannelGraph:
     """Form the groups of a finished recording."""
-    atoms = recorder.atoms
     bindings = settle_sizes(recorder)
-    classes = Classes(atoms)
-    groups = classes.form()
-    cache: dict[tuple[bool, int], Count] = {}
-
-    def count(factor: int | Vector) -> Count:
-        key = (True, id(factor)) if isinstance(factor, np.ndarray) else (False, int(factor))
-        found = cache.get(key)
-        if found is None:
-            found = cache[key] = classes.count(factor)
-        return found
-
+    classes = Classes(recorder.atoms)
+    groups = [
+        replace(group, reasons=reasons)
+        for group, reasons in zip(classes.form(), obstacles(classes), strict=True)
+    ]
+    count = _remembering(classes.count)
     costs = [
         Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)
         for c in recorder.costs
     ]
-    parameters = {}
-    for name, tensor in named_tensors(recorder.model):
-        if not isinstance(tensor, nn.Parameter):
-            continue
-        axes = atoms.axes_of[id(tensor)]
-        factors = [count(axes.get(d, n)) for d, n in enumerate(tensor.shape)]
-        parameters[name] = Cost(name.rpartition(".")[0], "parameters", tuple(factors))
     rules = [SizeRule(m, a, old, count(vector)) for (m, a), (old, vector) in bindings.items()]
     return ChannelGraph(
-        tuple(
-            replace(g, reasons=reasons)
-            for g, reasons in zip(groups, obstacles(classes), strict=True)
-        ),
+        tuple(groups),
         fingerprint(recorder.model),
         {op: tuple(sorted(paths)) for op, paths in sorted(recorder.unsupported.items())},
         tuple(costs),
-        parameters,
+        _parameters(recorder, count),
         tuple(r for r in rules if r.count.shares),
-        {(a.tensor, a.axis): a.size for a in atoms.axes},
+        {(a.tensor, a.axis): a.size for a in recorder.atoms.axes},
         take(recorder.model, classes, recorder.touched),
         outputs(recorder.outputs, count),
         lifetimes(recorder.storages.spans, count),
     )
+
+
+def _remembering(count: Counter) -> Counter:
+    """The same function; each vector is counted once (they live as long as the recording)."""
+    cache: dict[tuple[bool, int], Count] = {}
+
+    def remembered(factor: int | Vector) -> Count:
+        key = (True, id(factor)) if isinstance(factor, np.ndarray) else (False, int(factor))
+        found = cache.get(key)
+        if found is None:
+            found = cache[key] = count(factor)
+        return found
+
+    return remembered
+
+
+def _parameters(recorder: Recorder, count: Counter) -> dict[str, Cost]:
+    """The number of entries of each parameter."""
+    found = {}
+    for name, tensor in named_tensors(recorder.model):
+        if isinstance(tensor, nn.Parameter):
+            axes = recorder.atoms.axes_of[id(tensor)]
+            factors = tuple([count(axes.get(d, n)) for d, n in enumerate(tensor.shape)])
+            found[name] = Cost(name.rpartition(".")[0], "parameters", factors)
+    return found
 
 
 UNUSED = "not used when the model ran on the example inputs"
@@ -218,50 +249,50 @@ UNMADE = "no layer of the model makes channels along it"
 
 
 def take(model: nn.Module, classes: Classes, used: set[int]) -> Inventory:
-    """The inventory of a model whose groups have been formed; ``used`` holds the ids of the tensors
-    that were.
-    """
+    """The inventory of a model whose groups have been formed; ``used``: ids of the used tensors."""
     named = list(named_tensors(model))
     unused = tuple(name for name, tensor in named if tensor.dim() and id(tensor) not in used)
     first = {id(tensor): name for name, tensor in named}
-    modules = list(model.named_modules(remove_duplicate=False))
-    every = [
-        (f"{path}.{name}".lstrip("."), tensor)
-        for path, m in modules
-        for name, tensor in (*m._parameters.items(), *m._buffers.items())
-        if tensor is not None
-    ]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    aliases = {}
+    for path, module in modules.items():
+        for short, tensor in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{path}.{short}".lstrip(".")
+            if tensor is not None and first[id(tensor)] != name:
+                aliases[name] = first[id(tensor)]
     return Inventory(
         {name: tuple(tensor.shape) for name, tensor in named},
-        {name: first[id(tensor)] for name, tensor in every if first[id(tensor)] != name},
-        {path: type(m).__name__ for path, m in modules},
+        aliases,
+        {path: type(module).__name__ for path, module in modules.items()},
         _rest(classes, set(unused)),
         unused,
     )
 
 
 def _rest(classes: Classes, unused: set[str]) -> dict[tuple[str, int], tuple[Rest, ...]]:
+    """(tensor, axis) -> the entries that are in no group, and why they stay."""
     atoms = classes.atoms
     loose = np.flatnonzero((classes.group_of < 0) & (atoms.axis_of >= 0))
     found = {}
     for part in np.split(loose, np.flatnonzero(np.diff(atoms.axis_of[loose])) + 1):
         if len(part):
             axis = atoms.axes[atoms.axis_of[part[0]]]
-            reasons = [(UNUSED, part)] if axis.tensor in unused else _by_reason(classes, part)
+            reasons = {UNUSED: part} if axis.tensor in unused else _by_reason(classes, part)
             found[axis.tensor, axis.axis] = tuple(
-                Rest(members - axis.first, why) for why, members in reasons
+                Rest(members - axis.first, why) for why, members in reasons.items()
             )
     return found
 
 
-def _by_reason(classes: Classes, part: Vector) -> list[tuple[str, Vector]]:
+def _by_reason(classes: Classes, part: Vector) -> dict[str, Vector]:
+    """Why atoms stay -> those that stay for it."""
     frozen = classes.atoms.frozen
     first = classes.frozen[classes.root[part]]
-    reasons = {int(i): frozen[i][1] if i < len(frozen) else UNMADE for i in distinct(first)}
-    return [
-        (why, part[np.isin(first, [i for i, text in reasons.items() if text == why])])
-        for why in dict.fromkeys(reasons.values())
-    ]
+    numbers: dict[str, list[int]] = {}
+    for i in distinct(first).tolist():
+        why = frozen[i][1] if i < len(frozen) else UNMADE
+        numbers.setdefault(why, []).append(i)
+    return {why: part[np.isin(first, same)] for why, same in numbers.items()}
 
 
 def obstacles(classes: Classes) -> list[tuple[str, ...]]:

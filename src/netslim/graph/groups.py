@@ -6,19 +6,21 @@ from dataclasses import dataclass
 
 from netslim.graph.counts import Count
 from netslim.graph.modules.walk import layer_of
-from netslim.graph.tracing.atoms import (
-    Vector,
-)
+from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import FAILED
 from netslim.graph.words.phrases import TEACH, amount, listed
 
 _REASONS = 6
+_INEXACT = (
+    "They can be cut only with allow_inexact=True, because that changes the values of those that "
+    "remain"
+)
+_VERBS = {"producer": "Made", "scale": "Scaled", "channel": "Carried", "consumer": "Read"}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Where a group lives in one axis of one tensor: entry ``positions[i]`` belongs to unit
-    ``units[i]``.
+    """Where a group lives in one axis of one tensor: ``positions[i]`` belongs to ``units[i]``.
 
     ``mixed`` says that weights which read the units take part in making them as well (tied
     weights).
@@ -69,7 +71,9 @@ class ChannelGroup:
     @property
     def verdict(self) -> str:
         """``"exact"``, ``"inexact"`` (may be cut with ``allow_inexact=True``) or ``"stays"``."""
-        return "stays" if self.frozen else "exact" if self.exact else "inexact"
+        if self.frozen:
+            return "stays"
+        return "exact" if self.exact else "inexact"
 
     @property
     def prunable(self) -> bool:
@@ -102,44 +106,33 @@ def _fate(group: ChannelGroup) -> list[str]:
     if group.prunable:
         return ["They can be cut exactly: removing some equals silencing them."]
     reasons = group.reasons or (str(group.reason),)
-    if group.frozen:
-        said = "They stay"
+    said = "They stay" if group.frozen else _INEXACT
+    if len(reasons) == 1:
+        lines = [f"{said}: {reasons[0]}."]
     else:
-        said = (
-            "They can be cut only with allow_inexact=True, because that changes the values "
-            "of those that remain"
-        )
-    lines = (
-        [f"{said}: {reasons[0]}."]
-        if len(reasons) == 1
-        else [f"{said}:", *(f"  - {r}" for r in reasons[:_REASONS])]
-    )
-    lines += [f"  - and {len(reasons) - _REASONS} more"] if len(reasons) > _REASONS else []
-    untaught = any("no rule for" in reason or reason.startswith(FAILED) for reason in reasons)
-    return [*lines, f"{TEACH}."] if untaught else lines
+        lines = [f"{said}:", *(f"  - {reason}" for reason in reasons[:_REASONS])]
+    if len(reasons) > _REASONS:
+        lines.append(f"  - and {len(reasons) - _REASONS} more")
+    if any("no rule for" in reason or reason.startswith(FAILED) for reason in reasons):
+        lines.append(f"{TEACH}.")
+    return lines
 
 
 def _layers(group: ChannelGroup) -> list[str]:
     """Which layers make, scale, carry and read the channels."""
     told: set[str] = set()
     lines = []
-    for role, verb in (
-        ("producer", "Made"),
-        ("scale", "Scaled"),
-        ("channel", "Carried"),
-        ("consumer", "Read"),
-    ):
+    for role, verb in _VERBS.items():
         layers = dict.fromkeys(layer_of(s.tensor) or s.tensor for s in group.tensors(role))
         new = [layer for layer in layers if role in ("producer", "consumer") or layer not in told]
         told.update(layers)
+        several = role == "producer" and len(new) > 1
+        together = ", which therefore lose the same ones" if several else ""
         if new:
-            together = (
-                ", which therefore lose the same ones"
-                if role == "producer" and len(new) > 1
-                else ""
-            )
             lines.append(f"{verb} by {listed(new, 8)}{together}.")
-    return lines if group.tensors("consumer") else [*lines, "No weights read them."]
+    if not group.tensors("consumer"):
+        lines.append("No weights read them.")
+    return lines
 
 
 def _rows(group: ChannelGroup) -> list[str]:

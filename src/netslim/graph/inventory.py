@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from netslim.graph.tracing.atoms import Vector
-
-if TYPE_CHECKING:
-    pass
 from netslim.graph.modules.walk import layer_of
+from netslim.graph.tracing.atoms import Vector
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,7 @@ def outputs(recorded: Sequence[RecordedOutput], count: Counter) -> tuple[Output,
     made = []
     for r in recorded:
         sizes = tuple(map(count, r.factors))
-        made.append(
-            Output(r.module, r.operator, sizes, r.itemsize, r.layer, r.constant, r.kind)
-        )
+        made.append(Output(r.module, r.operator, sizes, r.itemsize, r.layer, r.constant, r.kind))
     return tuple(made)
 
 

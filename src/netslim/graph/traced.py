@@ -1,8 +1,8 @@
-"""`TracedGraph`: the groups of a traced model and what they cost, in numbers; words are another room."""
+"""`TracedGraph`: the groups of a traced model and what they cost, in numbers; words are elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,15 +15,12 @@ from netslim.graph.groups import ChannelGroup, SizeRule
 from netslim.graph.inventory import Inventory
 from netslim.graph.memory import Lifetime, Memory, Output, memory
 from netslim.graph.modules.walk import fingerprint
-from netslim.graph.tracing.atoms import (
-    Vector,
-)
+from netslim.graph.tracing.atoms import Vector
 
 
 @dataclass(frozen=True, eq=False)
 class TracedGraph:
-    """What must be cut together in a model, learnt by running it once; the model itself is not
-    held.
+    """What must be cut together in a model, learnt by running it once; it does not hold the model.
 
     Attributes:
         groups: all groups that a layer of the model produces, in order of execution, frozen ones
@@ -72,11 +69,15 @@ class TracedGraph:
 
     def prunable_share(self, allow_inexact: bool = False) -> float:
         """Share of the parameters that lie in channels which can be cut, 0 to 1."""
-        groups = {
-            i: g for i, g in enumerate(self.groups) if not g.frozen and (g.exact or allow_inexact)
+        total = self.params()
+        if not total:
+            return 0.0
+        none = {
+            i: np.zeros(g.size, dtype=bool)
+            for i, g in enumerate(self.groups)
+            if g.prunable or (allow_inexact and not g.frozen)
         }
-        none = {i: np.zeros(g.size, dtype=bool) for i, g in groups.items()}
-        return 1 - self.params(none) / self.params() if self.params() else 0.0
+        return 1 - self.params(none) / total
 
     def number(self, name: str) -> int:
         """Position of the group in ``groups``."""
@@ -138,7 +139,8 @@ class TracedGraph:
     def shares(self) -> dict[str, tuple[float, float, float]]:
         """Group name -> shares of the parameters, MACs and activations that go with all its units."""
         gone = np.zeros((len(self.groups), 3))
-        kinds = (self.parameters.values(), self.costs, self._layers)
+        kinds: list[Iterable[Cost | Output]]
+        kinds = [self.parameters.values(), self.costs, self._layers]
         for column, products in enumerate(kinds):
             for product in products:
                 for group, left in without(product.factors).items():

@@ -1,6 +1,4 @@
-"""What a data loader gives: the inputs of a model, the targets beside them, and what the model
-makes of them.
-"""
+"""What a data loader gives: inputs of a model, targets beside them, what the model makes of them."""
 
 from __future__ import annotations
 
@@ -33,16 +31,17 @@ def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     if isinstance(batch, Mapping):
         return (), {name: value for name, value in batch.items() if name not in _LABELS}
-    if isinstance(batch, (list, tuple)):
-        if not batch:
-            raise ArgumentError("a batch is an empty list: it must hold the input first")
-        return as_call(batch[0]) if isinstance(batch[0], (tuple, Mapping)) else ((batch[0],), {})
-    return (batch,), {}
+    if not isinstance(batch, (list, tuple)):
+        return (batch,), {}
+    if not batch:
+        raise ArgumentError("a batch is an empty list: it must hold the input first")
+    if isinstance(batch[0], (tuple, Mapping)):
+        return as_call(batch[0])
+    return (batch[0],), {}
 
 
 def targets_of(batch: Any) -> Any:
-    """What the outputs are compared with: the second element of a list or tuple, the labels of a
-    dict.
+    """What outputs are compared with: the second of a list or tuple, the labels of a dict.
 
     Raises:
         ArgumentError: the batch holds none.
@@ -69,17 +68,16 @@ def singly(batches: Iterable[Any]) -> Iterator[Any]:
     """
     for batch in check_batches(batches):
         examples = dict(batch) if isinstance(batch, Mapping) else batch
-        held = [
-            leaf
-            for leaf in tree_leaves(inputs_of(examples))
-            if isinstance(leaf, Tensor) and leaf.dim()
-        ]
+        held = [tensor for tensor in _tensors(inputs_of(examples)) if tensor.dim()]
         if not held:
             raise ArgumentError("a batch holds no tensor of examples, so it cannot be taken apart")
-        for number in range(len(held[0])):
-            yield tree_map_only(
-                Tensor, partial(_example, number=number, size=len(held[0])), examples
-            )
+        size = len(held[0])
+        for number in range(size):
+            yield tree_map_only(Tensor, partial(_example, number=number, size=size), examples)
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _example(tensor: Tensor, number: int, size: int) -> Tensor:
@@ -89,10 +87,10 @@ def _example(tensor: Tensor, number: int, size: int) -> Tensor:
 def outputs(
     model: nn.Module, batches: Iterable[Any], what: str = "batch"
 ) -> Iterator[tuple[Any, Any]]:
-    """(batch, what the model puts out for it), batch by batch; inputs are brought to the device of
-    the model.
+    """(batch, what the model puts out for it), batch by batch.
 
-    Modes and gradients are the caller's business; ``what`` is what messages call a batch.
+    Inputs are brought to the device of the model; modes and gradients are the caller's business.
+    ``what`` is what messages call a batch.
 
     Raises:
         ArgumentError: there is no batch, ``batches`` is a single one, a batch is empty, or the
@@ -102,19 +100,16 @@ def outputs(
     number = 0
     for number, batch in enumerate(check_batches(batches), 1):
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs_of(batch))
-        if any(
-            isinstance(leaf, Tensor) and not leaf.numel() for leaf in tree_leaves((args, kwargs))
-        ):
+        place = f"{what} {number} of batches="
+        if not all(tensor.numel() for tensor in _tensors((args, kwargs))):
             raise ArgumentError(
-                f"{what} {number} of batches= has no examples ({describe(kwargs or args)}): "
-                "leave it out"
+                f"{place} has no examples ({describe(kwargs or args)}): leave it out"
             )
         try:
             output = model(*args, **kwargs)
         except Exception as error:
-            shapes = describe(kwargs or args)
             raise ArgumentError(
-                f"the model does not run on {what} {number} of batches= ({shapes}): {error}"
+                f"the model does not run on {place} ({describe(kwargs or args)}): {error}"
             ) from error
         yield batch, output
     if not number:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from netslim.errors import TraceError
 from netslim.graph.modules.walk import named_modules
 
 
-def as_call(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs)."""
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
@@ -25,12 +26,13 @@ def as_call(example_inputs: Any) -> tuple[tuple, dict[str, Any]]:
 def describe(example_inputs: Any) -> str:
     """Shapes of the inputs, for messages."""
     args, kwargs = as_call(example_inputs)
-    parts = [str(tuple(a.shape)) if isinstance(a, Tensor) else type(a).__name__ for a in args]
-    parts += [
-        f"{k}={tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__}"
-        for k, v in kwargs.items()
-    ]
+    parts = [_shape(value) for value in args]
+    parts += [f"{name}={_shape(value)}" for name, value in kwargs.items()]
     return ", ".join(parts)
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 @contextlib.contextmanager
@@ -52,13 +54,14 @@ def output_tensors(value: Any) -> list[Tensor]:
     """Every tensor inside nested containers, dataclasses and plain objects."""
     if isinstance(value, Tensor):
         return [value]
+    inner: Iterable[Any] = ()
     if isinstance(value, Mapping):
-        return [t for v in value.values() for t in output_tensors(v)]
-    if isinstance(value, (tuple, list)):
-        return [t for v in value for t in output_tensors(v)]
-    if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-        return [t for v in vars(value).values() for t in output_tensors(v)]
-    return []
+        inner = value.values()
+    elif isinstance(value, (tuple, list)):
+        inner = value
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+        inner = vars(value).values()
+    return list(chain.from_iterable(map(output_tensors, inner)))
 
 
 @contextlib.contextmanager
@@ -66,7 +69,7 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Evaluation mode inside (or training mode); every module's own flag as it was afterwards.
 
     The flags are set one by one: a module's own ``train()`` may change its weights, as merged
-        adapters do.
+    adapters do.
     """
     flags = [(m, m.training) for m in named_modules(model)]
     for module, _ in flags:

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import nn
-
-if TYPE_CHECKING:
-    pass
-
-
 import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 
 def layer_of(tensor: str) -> str:
-    """The module a user would name for a tensor: its owner, or the owner of the weight it
-    parametrises.
-    """
+    """The module a user would name for a tensor: its owner, or whose weight it parametrises."""
     path = tensor.rpartition(".")[0]
     head, found, _ = f"{path}.".partition(".parametrizations.")
     return head if found else path
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Identify an architecture: a short digest of the names and shapes of all parameters and
-    lasting buffers.
+    """A short digest of the names and shapes of all parameters and lasting buffers.
 
     Values, dtype, device and train/eval mode do not enter, so a trained copy has the fingerprint of
     a fresh one; nor do buffers that are not saved, which a model may make anew for the size of its
     input.
     """
-    modules = named_modules(model)
-    passing = {
-        f"{path}.{name}".lstrip(".")
-        for m, path in modules.items()
-        for name in m._non_persistent_buffers_set
-    }
+    passing: set[str] = set()
+    for module, path in named_modules(model).items():
+        passing.update(_inside(path, name) for name in module._non_persistent_buffers_set)
     digest = hashlib.sha256()
     for name, tensor in named_tensors(model):
         if name not in passing:
@@ -46,11 +34,10 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """All parameters, then all buffers (non-persistent ones too), shared ones once, by their first
-    name.
+    """All parameters, then all buffers (non-persistent ones too), shared ones once.
 
     As ``named_parameters`` and ``named_buffers`` in one walk over the modules, which is many times
-    faster.
+    faster. A shared tensor goes by its first name.
     """
     modules = named_modules(model)
     for kind in ("_parameters", "_buffers"):
@@ -59,7 +46,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
             for name, tensor in getattr(module, kind).items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    yield f"{prefix}.{name}" if prefix else name, tensor
+                    yield _inside(prefix, name), tensor
 
 
 def named_modules(model: nn.Module) -> dict[nn.Module, str]:
@@ -73,4 +60,8 @@ def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
     found[module] = path
     for name, child in module._modules.items():
         if child is not None and child not in found:
-            _walk(child, f"{path}.{name}" if path else name, found)
+            _walk(child, _inside(path, name), found)
+
+
+def _inside(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,5 +1,4 @@
-"""The wrappings models come in: taken off where they only pass calls on, refused where they hide or
-fix the parts.
+"""The wrappings models come in: taken off where they pass calls on, refused where they hide parts.
 
 Every verb looks at the module inside, so graphs, scores, plans and checkpoints carry its names:
 what was made from the bare model fits the wrapped one, and the other way round. What a verb returns
@@ -67,20 +66,15 @@ _REFUSED = {  # class -> (kind, what to do)
     "torch.ScriptFunction": ("scripted", _SCRIPTED),
 }
 _QUANTISING = (
-    "nn.quantized.",
-    "nn.intrinsic.quantized.",
-    "nn.sparse.quantized.",
-    "nn.qat.",
-    "nn.intrinsic.qat.",
+    *("nn.quantized.", "nn.intrinsic.quantized.", "nn.sparse.quantized."),
+    *("nn.qat.", "nn.intrinsic.qat."),
 )
 _OBSERVING = ("quantization.observer", "quantization.fake_quantize")
 _FLOAT_YET = {"FloatFunctional", "FXFloatFunctional"}
 
 
 def inside(model: Any) -> Any:
-    """The module within `DistributedDataParallel`, `DataParallel`, `torch.compile` or a weight
-    average.
-    """
+    """The module within data parallelism, `torch.compile` or a weight average."""
     return list(_layers(model))[-1]
 
 
@@ -108,11 +102,10 @@ def bare(
     inner = inside(model)
     if not isinstance(inner, nn.Module):
         known = next((_REFUSED[name][1] for name in _names(type(inner)) if name in _REFUSED), None)
-        remedy = known or (f"call {call}" if call else "")
-        raise error(
-            f"netslim needs a torch.nn.Module, got {type(inner).__name__}"
-            + (f"; {remedy}" if remedy else "")
-        )
+        if known is None and call:
+            known = f"call {call}"
+        remedy = f"; {known}" if known else ""
+        raise error(f"netslim needs a torch.nn.Module, got {type(inner).__name__}{remedy}")
     for kind, path, what in _obstacles(inner):
         if kind not in allow:
             raise error(f"{path or 'the model'} {what}")
@@ -127,9 +120,7 @@ def gathered(tensor: Tensor) -> Tensor:
 @contextmanager
 def eagerly() -> Iterator[None]:
     """Inside, compiled modules and functions run as the Python code they were made from."""
-    if (
-        "torch._dynamo" not in sys.modules
-    ):  # nothing can have been compiled, and it is slow to import
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and it is slow to import
         yield
         return
     with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
@@ -193,24 +184,27 @@ def _own_forwards(model: nn.Module) -> dict[str, Any]:
 def _kept_tensors(module: nn.Module) -> Iterator[Tensor]:
     """The tensors among a module's attributes, and in their lists and dicts."""
     for value in vars(module).values():
-        values = (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, (list, tuple))
-            else (value,)
-        )
-        yield from (v for v in values if isinstance(v, Tensor))
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (v for v in value if isinstance(v, Tensor))
+        elif isinstance(value, dict):
+            yield from (v for v in value.values() if isinstance(v, Tensor))
 
 
 def _holds(function: Any, modules: set[int]) -> bool:
-    """Whether a function keeps one of the modules, or a method of one, where no copy reaches: in
-    its closure.
+    """Whether a function holds one of the modules, or a method of one, in its closure.
+
+    `copy.deepcopy` copies no closures, so a copy of the function would still run that module.
+    Functions in the closure have closures themselves.
     """
     waiting, seen = [function], set()
     while waiting:
         one = waiting.pop()
-        one = one.func if isinstance(one, functools.partial) else getattr(one, "__func__", one)
+        if isinstance(one, functools.partial):
+            one = one.func
+        else:
+            one = getattr(one, "__func__", one)
         if not isinstance(one, types.FunctionType) or id(one) in seen:
             continue
         seen.add(id(one))
@@ -232,12 +226,12 @@ def _closure(function: types.FunctionType) -> Iterator[Any]:
 
 def _layers(model: Any) -> Iterator[Any]:
     """The model and, from the outside to the inside, the modules it wraps."""
-    yield model
-    while attribute := next(
-        (_INSIDE[name] for name in _names(type(model)) if name in _INSIDE), None
-    ):
-        model = getattr(model, attribute)
+    while True:
         yield model
+        wrapping = [name for name in _names(type(model)) if name in _INSIDE]
+        if not wrapping:
+            return
+        model = getattr(model, _INSIDE[wrapping[0]])
 
 
 def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
@@ -247,19 +241,13 @@ def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
         kind = type(module)
         found = names.setdefault(kind, _names(kind))
         for name in found:
-            if name in _REFUSED and not (
-                name == "torch.ScriptModule" and path and _stateless(module)
-            ):
+            harmless = name == "torch.ScriptModule" and path and _stateless(module)
+            if name in _REFUSED and not harmless:
                 yield _REFUSED[name][0], path, f"is {_a(module)}; {_REFUSED[name][1]}"
         if path and _ONLY_OUTSIDE.intersection(found):
-            yield (
-                "wrapped",
-                path,
-                f"is {_a(module)} inside the model: put its .module in its place first",
-            )
-        if _quantised(kind) or (
-            isinstance(module, torch.fx.GraphModule) and _quantising(module.graph)
-        ):
+            remedy = "put its .module in its place first"
+            yield "wrapped", path, f"is {_a(module)} inside the model: {remedy}"
+        if _quantised(kind) or _quantising(module):
             yield "quantised", path, f"is a {kind.__module__}.{kind.__name__}; {_QUANTISED}"
     for name, tensor in named_tensors(model):
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
@@ -272,10 +260,9 @@ def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
 def _matter(tensor: Tensor) -> tuple[str, str] | None:
     """What keeps one tensor from being cut: its kind, and what to do."""
     if is_lazy(tensor):
-        return (
-            "lazy",
+        return "lazy", (
             "has no shape yet: run the model once on an example batch, so that its lazy layers "
-            "are made",
+            "are made"
         )
     if is_traceable_wrapper_subclass(tensor):
         if "torch.DTensor" in _names(type(tensor)):
@@ -287,10 +274,8 @@ def _matter(tensor: Tensor) -> tuple[str, str] | None:
     if tensor.is_quantized:
         return "quantised", f"is a quantised tensor; {_QUANTISED}"
     if tensor.layout is not torch.strided:
-        return (
-            "layout",
-            f"has the layout {tensor.layout}; only dense tensors can be cut: call .to_dense() "
-            "on it",
+        return "layout", (
+            f"has the layout {tensor.layout}; only dense tensors can be cut: call .to_dense() on it"
         )
     if tensor.is_meta:
         return "meta", (
@@ -301,31 +286,34 @@ def _matter(tensor: Tensor) -> tuple[str, str] | None:
 
 
 def _stateless(module: nn.Module) -> bool:
-    """Whether a scripted module is code alone, such as an activation; a frozen one hides its
-    weights.
+    """Whether a scripted module is code alone, as an activation.
+
+    One that was frozen hides its weights, and has lost the attribute ``training``.
     """
-    return hasattr(module, "training") and not any(
-        True for _ in (*module.parameters(), *module.buffers())
-    )
+    tensors = (*module.parameters(), *module.buffers())
+    return hasattr(module, "training") and not tensors
 
 
 def _quantised(kind: type) -> bool:
-    where = kind.__module__.removeprefix("torch.ao.").removeprefix("torch.") + "."
+    """Whether a class computes with quantised weights, or watches what shall be quantised."""
     if not kind.__module__.startswith("torch.") or kind.__name__ in _FLOAT_YET:
         return False
-    return where.startswith(_QUANTISING) or (
-        kind.__module__.startswith("torch.ao.") and where.startswith(_OBSERVING)
-    )
+    where = kind.__module__.removeprefix("torch.ao.").removeprefix("torch.") + "."
+    observing = kind.__module__.startswith("torch.ao.") and where.startswith(_OBSERVING)
+    return observing or where.startswith(_QUANTISING)
 
 
-def _quantising(graph: torch.fx.Graph) -> bool:
-    calls = (
-        str(node.target) for node in graph.nodes if node.op in ("call_function", "call_method")
-    )
-    return any("quantize_per_" in target or "dequantize" in target for target in calls)
+def _quantising(module: nn.Module) -> bool:
+    """Whether a graph quantises what runs through it."""
+    if not isinstance(module, torch.fx.GraphModule):
+        return False
+    calls = [n for n in module.graph.nodes if n.op in ("call_function", "call_method")]
+    targets = [str(node.target) for node in calls]
+    return any("quantize_per_" in target or "dequantize" in target for target in targets)
 
 
 def _names(kind: type) -> tuple[str, ...]:
+    """``package.Class`` of a class and all its bases."""
     return tuple(f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in kind.__mro__)
 
 

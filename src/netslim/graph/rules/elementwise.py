@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netslim.graph.rules.registry import derived, labelled, name_of, rule, tensors
+from netslim.graph.rules.registry import Op, derived, labelled, name_of, rule, tensors_in
 from netslim.graph.tracing.atoms import ADDED, CHANNEL, Vector
 from netslim.graph.tracing.recorder import Recorder
 
 
-def fallback(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
+def fallback(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
     """Pointwise operators by their tag; anything else freezes what it touches and is listed."""
     if torch.Tag.pointwise in func.tags:
         pointwise(rec, func, out, *args, **kwargs)
         return
-    inputs = tensors(args, kwargs)
+    inputs = tensors_in(args, kwargs)
     weight = derived(rec, inputs)
     rec.unknown(name_of(func), [rec.get(t) for t in inputs])
-    for tensor in tensors(out):
+    for tensor in tensors_in(out):
         rec.set(tensor, {}, weight)
 
 
@@ -29,14 +29,14 @@ def fallback(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> N
 # lacks the tag).
 @rule(
     "_prelu_kernel", "prelu", "copy", "dropout", "alpha_dropout", "feature_dropout", "masked_fill",
-    "where", "hardswish", "hardsigmoid", "hardtanh", "mish", "gelu", "elu", "celu", "selu", "softplus", "leaky_relu",
-    "threshold", "relu", "relu6", "silu", "softshrink", "hardshrink", "log_sigmoid_forward", "rrelu_with_noise",
-    "rsub", "isnan", "complex", "polar",
+    "where", "hardswish", "hardsigmoid", "hardtanh", "mish", "gelu", "elu", "celu", "selu",
+    "softplus", "leaky_relu", "threshold", "relu", "relu6", "silu", "softshrink", "hardshrink",
+    "log_sigmoid_forward", "rrelu_with_noise", "rsub", "isnan", "complex", "polar",
 )  # fmt: skip
-def pointwise(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
+def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
     """Tie the dimensions that meet; broadcasting dimensions of size 1 meet nothing."""
-    inputs = tensors(args, kwargs)
-    outs = tensors(out)
+    inputs = tensors_in(args, kwargs)
+    outs = tensors_in(out)
     weight = derived(rec, inputs)
     if not labelled(rec, inputs):
         for tensor in outs:
@@ -70,6 +70,10 @@ def _note_sum(rec: Recorder, inputs: Sequence[Tensor], ndim: int) -> None:
 def meeting(
     rec: Recorder, inputs: Sequence[Tensor], dim: int, ndim: int, what: str
 ) -> Vector | None:
+    """Tie one dimension of a result of ``ndim`` over all inputs that have it; returns its labels.
+
+    They are lined up from the last dimension on, as broadcasting does.
+    """
     vectors: list[Vector | None] = []
     for t in inputs:
         d = dim - (ndim - t.dim())
@@ -77,76 +81,60 @@ def meeting(
             labels = rec.get(t)
             vectors.append(labels.dims.get(d))
             rec.mark(labels, d, CHANNEL)
-    if not vectors or all(v is None for v in vectors):
+    if all(v is None for v in vectors):
         return None
     result = vectors[0]
     for other in vectors[1:]:
         if result is not None and other is not None and _transposed(rec, result, other):
-            rec.atoms.couple(other, f"a weight meets its own transpose in {what}{rec.where()}")
+            rec.couple(other, f"a weight meets its own transpose in {what}")
         result = rec.meet(result, other, what)
     return result
 
 
 def _transposed(rec: Recorder, a: Vector, b: Vector) -> bool:
-    """Whether two labels are different axes of one parameter: no one axis then silences a channel."""
+    """Whether two labels are different axes of one parameter: no one axis silences a channel then."""
     first, second = (rec.atoms.axis_of[v[0]] for v in (a, b))
+    if first == second or min(first, second) < 0:
+        return False
     axes = rec.atoms.axes
-    return bool(
-        first != second and min(first, second) >= 0 and axes[first].tensor == axes[second].tensor
-    )
+    return axes[first].tensor == axes[second].tensor
 
 
 @rule(
-    "clone",
-    "detach",
-    "alias",
-    "contiguous",
-    "_to_copy",
-    "lift_fresh",
-    "lift_fresh_copy",
-    "zeros_like",
-    "ones_like",
-    "empty_like",
-    "full_like",
-    "fill",
-    "zero",
-    "view_dtype",
+    "clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "lift_fresh_copy",
+    "zeros_like", "ones_like", "empty_like", "full_like", "fill", "zero", "view_dtype",
     "resolve_conj",
-)
-def same(rec: Recorder, func: Any, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
+)  # fmt: skip
+def same(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """The output has the labels of the input."""
     labels = rec.get(x)
     rec.set(out, labels.dims, labels.weight)
 
 
 @rule(
-    "rand_like",
-    "randn_like",
-    "randint_like",
-    "bernoulli",
-    "normal",
-    "uniform",
-    "native_dropout",
+    "rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform", "native_dropout",
     "exponential",
-)
-def drawn(rec: Recorder, func: Any, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
+)  # fmt: skip
+def drawn(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Other sizes draw other numbers."""
     labels = rec.get(x)
-    for vector in () if rec.training else labels.dims.values():
-        rec.atoms.couple(vector, f"random numbers are drawn for the channels{rec.where()}")
-    for t in tensors(out):
+    if not rec.training:
+        for vector in labels.dims.values():
+            rec.couple(vector, "random numbers are drawn for the channels")
+    for t in tensors_in(out):
         rec.set(t, labels.dims, weight=False)
 
 
 @rule("permute")
-def permute(rec: Recorder, func: Any, out: Tensor, x: Tensor, order: Sequence[int]) -> None:
+def permute(rec: Recorder, func: Op, out: Tensor, x: Tensor, order: Sequence[int]) -> None:
     labels = rec.get(x)
-    dims = {d: labels.dims[o % x.dim()] for d, o in enumerate(order) if o % x.dim() in labels.dims}
+    sources = [d % x.dim() for d in order]
+    dims = {d: labels.dims[source] for d, source in enumerate(sources) if source in labels.dims}
     rec.set(out, dims, labels.weight)
 
 
 @rule("transpose", "t", "numpy_T")
-def transpose(rec: Recorder, func: Any, out: Tensor, x: Tensor, a: int = 0, b: int = -1) -> None:
+def transpose(rec: Recorder, func: Op, out: Tensor, x: Tensor, a: int = 0, b: int = -1) -> None:
     order = list(range(x.dim()))
     if order:
         order[a], order[b] = order[b], order[a]
@@ -154,26 +142,26 @@ def transpose(rec: Recorder, func: Any, out: Tensor, x: Tensor, a: int = 0, b: i
 
 
 @rule("unsqueeze")
-def unsqueeze(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: int) -> None:
+def unsqueeze(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int) -> None:
     labels, dim = rec.get(x), dim % out.dim()
     rec.set(out, {d + (d >= dim): v for d, v in labels.dims.items()}, labels.weight)
 
 
 @rule("squeeze")
-def squeeze(rec: Recorder, func: Any, out: Tensor, x: Tensor, dim: Any = None) -> None:
+def squeeze(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: Any = None) -> None:
     labels = rec.get(x)
-    wanted = (
-        range(x.dim())
-        if dim is None
-        else [d % max(x.dim(), 1) for d in ([dim] if isinstance(dim, int) else dim)]
-    )
+    if dim is None:
+        dim = range(x.dim())
+    elif isinstance(dim, int):
+        dim = [dim]
+    wanted = {d % max(x.dim(), 1) for d in dim}
     left = [d for d in range(x.dim()) if not (d in wanted and x.shape[d] == 1)]
     rec.set(out, {i: labels.dims[d] for i, d in enumerate(left) if d in labels.dims}, labels.weight)
 
 
 @rule("as_strided")
 def as_strided(
-    rec: Recorder, func: Any, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None
+    rec: Recorder, func: Op, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None
 ) -> None:
     """Only a change of memory layout is understood: same object or same sizes, from the start."""
     if out is x or (tuple(size) == tuple(x.shape) and not offset):

@@ -10,7 +10,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from netslim.errors import TraceError
 from netslim.graph.rules.elementwise import pointwise
-from netslim.graph.rules.registry import RULES, Rule, derived, tensors
+from netslim.graph.rules.registry import RULES, Op, Rule, derived, tensors_in
 from netslim.graph.tracing.recorder import Recorder
 
 _FORMS = (
@@ -27,9 +27,9 @@ def register_rule(op: Any, rule: Rule | None = None) -> Any:
             ``torch.library.custom_op`` returned. An in-place twin (``name_``) is an operator of its
             own.
         rule: ``rule(recorder, func, out, *args, **kwargs)``, called after each call of the operator
-            with its own arguments and its result; or a ready-made one of
-            ``netslim.graph.rules.public``. Without it, `register_rule` is a decorator. A rule that
-            netslim has already is replaced.
+            with its own arguments and its result; or a ready-made one of `netslim.graph.rules`,
+            which also says what a rule may use. Without it, `register_rule` is a decorator. A rule
+            that netslim has already is replaced.
 
     Returns:
         The rule.
@@ -39,13 +39,13 @@ def register_rule(op: Any, rule: Rule | None = None) -> Any:
             see it; or ``rule`` is not callable.
     """
     name = operator_name(op)
-    _seen(name)
+    _refuse_unseen(name)
 
     def register(function: Rule) -> Rule:
         if not callable(function):
             raise TraceError(
                 f"the rule for {name} must be a function rule(recorder, func, out, *args, "
-                f"**kwargs), got {type(function).__name__}; netslim.graph.rules.public holds "
+                f"**kwargs), got {type(function).__name__}; netslim.graph.rules holds "
                 "ready-made ones"
             )
         RULES[name.removeprefix("aten::")] = _checked(name, function)
@@ -63,49 +63,73 @@ def operator_name(op: Any) -> str:
         return str(op._qualified_op_name)
     if isinstance(op, str) and re.fullmatch(r"\w+::\w+", op):
         return op
-    given = (
-        repr(op)
-        if isinstance(op, str)
-        else f"{type(op).__name__} {getattr(op, '__name__', '')}".strip()
-    )
-    hint = (
-        "; leave out the overload: a rule is for all of them"
-        if isinstance(op, str) and "." in op
-        else ""
-    )
-    raise TraceError(f"register_rule needs an operator ({_FORMS}), got {given}{hint}")
+    if isinstance(op, str):
+        given = repr(op)
+        if "." in op:
+            given += "; leave out the overload: a rule is for all of them"
+    else:
+        given = f"{type(op).__name__} {getattr(op, '__name__', '')}".strip()
+    raise TraceError(f"register_rule needs an operator ({_FORMS}), got {given}")
 
 
 def find_rule(name: str) -> Rule | None:
-    """The rule of an operator by its full name, pointwise ones by their tag; None where there is
-    none.
-    """
+    """The rule of an operator by its full name; pointwise ones are known by their tag."""
     known = RULES.get(name.removeprefix("aten::"))
-    overloads = _overloads(name)
-    if known is None and any(torch.Tag.pointwise in f.tags for f in overloads):
+    if known is None and any(torch.Tag.pointwise in f.tags for f in _overloads(name)):
         return pointwise
     return known
 
 
-def _overloads(name: str) -> list[OpOverload]:
+def like(op: Any) -> Rule:
+    """The rule of another operator that takes the same arguments: ``like("aten::max_pool2d")``.
+
+    Raises:
+        TraceError: ``op`` names no operator, or netslim has no rule for it.
+    """
+    name = operator_name(op)
+    rule = find_rule(name)
+    if rule is None:
+        raise TraceError(f"netslim has no rule for {name} that another operator could take over")
+    return rule
+
+
+def spatial(dims: int) -> Rule:
+    """A rule for pooling, resizing and padding over the last dimensions: the others keep channels.
+
+    Args:
+        dims: how many dimensions are space: 1, 2 or 3.
+
+    Raises:
+        TraceError: another number of dimensions.
+    """
+    if dims not in (1, 2, 3):
+        raise TraceError(f"spatial takes 1, 2 or 3 dimensions, got {dims!r}")
+    return like(f"aten::upsample_nearest{dims}d")
+
+
+def _overloads(name: str) -> list[Op]:
+    """The overloads of an operator that PyTorch dispatches; none where there is no operator."""
     namespace, _, short = name.partition("::")
     packet = getattr(getattr(torch.ops, namespace), short, None)
     if packet is None:
         return []
     dispatched = set(torch._C._dispatch_get_all_op_names())
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    return [f for f in overloads if f.name() in dispatched]
+    return [f for f in overloads if _full_name(f) in dispatched]
 
 
-def _seen(name: str) -> None:
+def _full_name(op: Op) -> str:
+    """``aten::add.Tensor``."""
+    return str(op.name())  # type: ignore[no-untyped-call, unused-ignore]  # has no types
+
+
+def _refuse_unseen(name: str) -> None:
     """Refuse ATen operators that do not exist, and operators that are run as their parts."""
     overloads = [f for f in _overloads(name) if not f._overloadname.endswith("out")]
     if not overloads and name.startswith("aten::"):
         raise TraceError(f"there is no operator {name}; dir(torch.ops.aten) lists them")
-    composite = "CompositeImplicitAutograd"
-    if overloads and all(
-        torch._C._dispatch_has_kernel_for_dispatch_key(f.name(), composite) for f in overloads
-    ):
+    composite, runs_by = "CompositeImplicitAutograd", torch._C._dispatch_has_kernel_for_dispatch_key
+    if overloads and all(runs_by(_full_name(f), composite) for f in overloads):
         raise TraceError(
             f"PyTorch takes {name} apart before a rule could see it ({composite}); "
             "netslim follows its parts: register rules for those that it lists as unsupported"
@@ -113,13 +137,11 @@ def _seen(name: str) -> None:
 
 
 def _checked(name: str, rule: Rule) -> Rule:
-    """The rule, with a clear error for labels that are none: followed further, they would cut
-    wrongly.
-    """
+    """The rule, with a clear error for labels that are none: they would lead to wrong cuts."""
 
-    def apply(rec: Recorder, func: Any, out: Any, *args: Any, **kwargs: Any) -> None:
+    def apply(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
         rule(rec, func, out, *args, **kwargs)
-        for tensor in tensors(out):
+        for tensor in tensors_in(out):
             _check_labels(name, rec, tensor, derived(rec, args, kwargs))
 
     return apply

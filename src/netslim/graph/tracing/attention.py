@@ -32,9 +32,7 @@ def hold_width(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
     return {**given, "embed_dim_to_check": int(width), "num_heads": int(heads)}
 
 
-def _projections(
-    recorder: Recorder, given: dict[str, Any], width: int
-) -> Sequence[Vector | None]:
+def _projections(recorder: Recorder, given: dict[str, Any], width: int) -> Sequence[Vector | None]:
     """The labels of what the three projections make."""
     if given.get("use_separate_proj_weight"):
         weights = (given[f"{name}_proj_weight"] for name in "qkv")

@@ -41,7 +41,7 @@ class Dispatch(TorchDispatchMode):
     """Hands every operator that runs to its rule."""
 
     def __init__(self, recorder: Recorder, rules: Mapping[str, Rule], fallback: Rule) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's own has no types
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]  # has no types
         self.recorder, self.rules, self.fallback = recorder, rules, fallback
 
     @classmethod

@@ -1,0 +1,376 @@
+"""Taking apart and picking: slices, splits, indices and tables.
+
+A boundary between two parts, as in ``x[:, :n]``, is a size like any other, and what becomes of it
+depends on where it came from:
+
+- read from what it will be compared with (``n = skip.shape[1]``, the first channels of ``x`` being
+  those of ``skip``): it moves by itself, and each part may lose what it likes;
+- kept in an attribute: the attribute follows the first part (a constraint; see
+  tracing/remembered.py);
+- computed by PyTorch or from the number of channels of ``x`` itself (``x.shape[1] // 2``): it will
+  lie at the same share of fewer channels. Only if all segments lose the same is that between the
+  same parts, so they are tied;
+- a number in the code: it will not move, so the channels before it stay. Those behind may go.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from math import gcd
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netslim.graph.rules.registry import Op, derived, name_of, rule, tensors_in
+from netslim.graph.tracing.atoms import PRODUCER, Vector
+from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.shapes import split_vector
+from netslim.graph.tracing.sizes import Size, symbols
+
+# --- slices ---------------------------------------------------------------------------------------
+
+
+@rule("slice")
+def slice_(
+    rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int = 0,
+    start: Any = None, end: Any = None, step: int = 1,
+) -> None:  # fmt: skip
+    labels, dim = rec.get(x), dim % x.dim()
+    dims = dict(labels.dims)
+    if dim in dims and out.shape[dim] != x.shape[dim]:
+        vector = dims[dim]
+        dims[dim] = vector[slice(start, end, step)]
+        if step != 1:
+            _strided(rec, vector, start or 0, len(vector) if end is None else end, step)
+        else:
+            _boundaries(rec, vector, start, end)
+    elif dim not in dims:
+        for given in _written_slice(rec, start, end):
+            if rec.mine(given) is not None:
+                rec.constrain(given, None, given)
+    rec.set(out, dims, labels.weight)
+
+
+def _strided(rec: Recorder, vector: Vector, start: int, end: int, step: int) -> None:
+    """Every nth channel of all: whole strides go together."""
+    if 0 <= start < step and end >= len(vector) and len(vector) % step == 0:
+        split_vector(rec, vector, (len(vector) // step, step), keep=0, what="a strided slice")
+    else:
+        rec.freeze(vector, f"a strided slice takes every {step}th channel of some")
+
+
+def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | None) -> None:
+    """Make the two ends of a slice follow a cut, or hold them."""
+    size = len(vector)
+    written = _written_slice(rec, start, end)
+    length = rec.passed(3, "length") if rec.calling == "narrow" else None
+    if length is not None:
+        piece = vector[slice(start, end)]
+        rec.constrain(length, piece, len(piece))
+        written = (written[0], end)
+    for position, given in ((start or 0, written[0]), (size if end is None else end, written[1])):
+        if position >= size or position == 0 or (length is not None and given is end):
+            continue
+        if rec.mine(given) is not None:
+            _boundary(rec, vector, given, position % size)
+        elif written == (None, None):
+            _tie_segments(rec, vector, position % size)
+        else:
+            fixed = vector[:position] if position > 0 else vector[position:]
+            rec.freeze(fixed, f"a slice boundary ({int(position)}) is written into the code")
+
+
+def _boundary(rec: Recorder, vector: Vector, given: Size, position: int) -> None:
+    """A boundary at ``position`` that the code computed: ``given``, negative from the end."""
+    if given < 0:
+        rec.constrain(-given, vector[position:], len(vector) - position)
+    own = rec.atoms.find(vector)
+    for symbol in symbols(given.expression):
+        if symbol[0] == "size":
+            source = rec.atoms.find(rec.sizes[symbol[2]])
+            if np.isin(source, own).any() and not np.array_equal(source, own[:position]):
+                _tie_segments(rec, vector, position)
+                break
+    if given > 0:
+        rec.constrain(given, vector[:position], position)
+
+
+def _tie_segments(rec: Recorder, vector: Vector, position: int) -> None:
+    """Cut every segment alike, so a boundary at a fixed share of the channels stays where it is.
+
+    A boundary at 8 of 12 makes three segments of 4: whatever they lose, two thirds are before it.
+    """
+    step = gcd(len(vector), position)
+    split_vector(rec, vector, (len(vector) // step, step), keep=1, what="slice")
+
+
+def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[Any, Any]:
+    """Start and end as the code wrote them in ``x[...]`` or ``narrow``; None: PyTorch computed them."""
+    last = sys.maxsize
+    begin, stop = start or 0, last if end is None else end
+    if not rec.calls:
+        return begin, stop
+    if rec.calling == "narrow":
+        return rec.passed(2, "start"), end
+    if rec.calling not in ("__getitem__", "__setitem__"):
+        return None, None
+    index = rec.passed(1)
+    for item in index if isinstance(index, tuple) else (index,):
+        if isinstance(item, slice) and (item.start is not None or item.stop is not None):
+            given = item.start or 0, last if item.stop is None else item.stop
+            if given == (begin, stop):
+                return given
+    return None, None
+
+
+@rule("roll")
+def roll(
+    rec: Recorder, func: Op, out: Tensor, x: Tensor, shifts: Any, dims: Sequence[int] = ()
+) -> None:
+    """The channels that come round to the other end stay, or are as many as the code asks for."""
+    labels = rec.get(x)
+    written = _written_shifts(rec, len(shifts)) or shifts
+    after = dict(labels.dims)
+    for d, vector in labels.dims.items():
+        if not dims:
+            rec.freeze(vector, "channels are rolled together with the places")
+        for i in [i for i, rolled in enumerate(dims) if rolled % x.dim() == d]:
+            _roll_one(rec, vector, shifts[i], written[i])
+            after[d] = np.roll(after[d], shifts[i])
+    rec.set(out, after, labels.weight)
+
+
+def _roll_one(rec: Recorder, vector: Vector, by: int, written: Any) -> None:
+    """Where the channels are cut through: ``by`` of them from the end, or from the start."""
+    shift = by % len(vector)
+    if shift and by > 0 and rec.mine(written) is not None:
+        _boundary(rec, vector[::-1], written, shift)
+    elif by > 0:
+        rec.freeze(vector[-shift:], "channels are rolled by a fixed amount")
+    else:
+        rec.freeze(vector[:-by], "channels are rolled by a fixed amount")
+
+
+def _written_shifts(rec: Recorder, length: int) -> Sequence[Any] | None:
+    """The shifts as the user's code passed them."""
+    given = rec.passed(1, "shifts")
+    if isinstance(given, int):
+        given = [given]
+    if rec.calling != "roll" or not isinstance(given, (tuple, list)):
+        return None
+    return given if len(given) == length else None
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+_SIZES = ("split_size", "split_sizes", "split_size_or_sections")
+
+
+@rule("split", "unsafe_split", "chunk")
+def split(
+    rec: Recorder, func: Op, out: Sequence[Tensor], x: Tensor, size: int, dim: int = 0
+) -> None:
+    written: list[Any] | None = None
+    if rec.calling == "split":
+        given = rec.passed(1, *_SIZES, default=size)
+        written = [given] * len(out) if isinstance(given, int) else list(given)
+    _parts(rec, out, x, dim, written)
+
+
+@rule("split_with_sizes", "unsafe_split_with_sizes")
+def split_with_sizes(
+    rec: Recorder, func: Op, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0
+) -> None:
+    written: list[Any] | None = None
+    given = rec.passed(1, *_SIZES)
+    if rec.calling in ("split", "split_with_sizes") and isinstance(given, (tuple, list)):
+        written = list(given)
+    _parts(rec, out, x, dim, written)
+
+
+def _parts(
+    rec: Recorder, out: Sequence[Tensor], x: Tensor, dim: int, written: list[Any] | None
+) -> None:
+    """Labels of the parts; ``written``: sizes in the user's code, None: PyTorch computed them."""
+    labels, dim = rec.get(x), dim % x.dim()
+    sizes = [t.shape[dim] for t in out]
+    if not rec.calls:
+        written = list(sizes)
+    vector = labels.dims.get(dim)
+    dims = {d: v for d, v in labels.dims.items() if d != dim}
+    if vector is None:
+        for given, size in zip(written or [], sizes, strict=False):
+            rec.constrain(given, None, size)
+        for t in out:
+            rec.set(t, dims, labels.weight)
+        return
+    pieces = np.split(vector, np.cumsum(sizes)[:-1])
+    if len(out) > 1:
+        _constrain_parts(rec, vector, pieces, sizes, written)
+    for t, piece in zip(out, pieces, strict=True):
+        rec.set(t, dims if len(piece) == 1 else {**dims, dim: piece}, labels.weight)
+
+
+def _constrain_parts(
+    rec: Recorder,
+    vector: Vector,
+    pieces: list[Vector],
+    sizes: list[int],
+    written: list[Any] | None,
+) -> None:
+    """Parts of equal size by one expression, or computed by PyTorch, shrink alike.
+
+    Others follow each on its own.
+    """
+    alike = written is None or _one_expression(rec, written)
+    if alike and len(set(sizes)) == 1:
+        split_vector(rec, vector, (len(sizes), sizes[0]), keep=1, what="a split")
+    elif written is None and rec.calling == "multi_head_attention_forward":
+        step = gcd(*sizes)  # queries and, twice as wide, keys with values
+        split_vector(rec, vector, (len(vector) // step, step), keep=1, what="a split")
+    elif alike:
+        rec.freeze(vector, "a split into unequal parts")
+    for given, piece, size in zip(written or [], pieces, sizes, strict=False):
+        rec.constrain(given, piece, size)
+
+
+def _one_expression(rec: Recorder, written: list[Any]) -> bool:
+    """Whether all sizes are one that the code remembers, as in ``split(self.width, dim=1)``."""
+    return len({str(rec.mine(w)) for w in written}) == 1 and rec.mine(written[0]) is not None
+
+
+@rule("glu")
+def glu(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int = -1) -> None:
+    """The first half times the gate made of the second: both halves shrink alike."""
+    labels, dim = rec.get(x), dim % x.dim()
+    dims = dict(labels.dims)
+    if dim in dims:
+        dims[dim] = split_vector(rec, dims[dim], (2, out.shape[dim]), keep=1, what="glu")
+    rec.set(out, dims, labels.weight)
+
+
+@rule("select", "unbind")
+def select(
+    rec: Recorder, func: Op, out: Any, x: Tensor, dim: int = 0, index: int | None = None
+) -> None:
+    """A channel picked by its number must keep it: those on its side of the count stay."""
+    labels, dim = rec.get(x), dim % x.dim()
+    if dim in labels.dims:
+        vector = labels.dims[dim]
+        if name_of(func) == "select" and index is not None:
+            vector = vector[: index + 1] if index >= 0 else vector[index:]
+        rec.freeze(vector, "a channel is picked by its number")
+    dims = {d - (d > dim): v for d, v in labels.dims.items() if d != dim}
+    for t in tensors_in(out):
+        rec.set(t, dims, labels.weight)
+
+
+# --- indices and tables ---------------------------------------------------------------------------
+
+
+@rule("index_select")
+def index_select(
+    rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, numbers: Tensor
+) -> None:
+    """A list of numbers that the model holds hands out its entries as channels.
+
+    What they are picked from must stay. So the entries of the list (`netslim.models.ChannelSelect`)
+    can be cut like the filters of a layer that made what was picked.
+    """
+    labels, dim = rec.get(x), dim % max(x.dim(), 1)
+    dims = dict(labels.dims)
+    chosen = _selection(rec, numbers) if dim in dims and not labels.weight else None
+    if chosen is not None:
+        reason = f"{rec.atoms.names[id(numbers)]} picks from them by their numbers"
+        rec.atoms.freeze(dims[dim], reason)
+        rec.atoms.mark(chosen, PRODUCER)
+        dims[dim] = chosen
+    else:
+        rec.freeze(rec.get(numbers).dims.get(0), "its numbers pick what they are no channels of")
+        if dim in dims:
+            rec.unknown(name_of(func), [labels], "channels are picked by")
+            rec.set(out, {}, labels.weight)
+            return
+    _picked(rec, out, labels, dims, (numbers,))
+
+
+def _selection(rec: Recorder, numbers: Tensor) -> Vector | None:
+    """The atoms of a buffer of the model; None for numbers from elsewhere, or for one number."""
+    held = id(numbers) in rec.atoms.names and not isinstance(numbers, nn.Parameter)
+    return rec.get(numbers).dims.get(0) if held else None
+
+
+@rule("gather")
+def gather(
+    rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, index: Tensor, **kwargs: Any
+) -> None:
+    """Entries picked along one dimension; along others the places go with those of the index."""
+    labels, numbers, dim = rec.get(x), rec.get(index), dim % max(x.dim(), 1)
+    rec.freeze(labels.dims.get(dim), "channels are picked by their numbers")
+    dims: dict[int, Vector] = {}
+    shorter = []
+    for d in range(x.dim()):
+        met = numbers.dims.get(d)
+        if d != dim and x.shape[d] == index.shape[d]:
+            met = rec.meet(labels.dims.get(d), met, "gather")
+        elif d != dim:
+            met = rec.meet(None, met, "gather")
+            shorter.append(d)
+        if met is not None:
+            dims[d] = met
+    for d in shorter:
+        rec.freeze(labels.dims.get(d), "the first of them are picked by gather")
+    rec.set(out, dims, labels.weight and numbers.weight)
+
+
+@rule("index")
+def index(rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any]) -> None:
+    """One tensor of numbers over one dimension keeps the labels of the others.
+
+    What it indexes must stay.
+    """
+    labels = rec.get(x)
+    used = [d for d, i in enumerate(indices) if i is not None]
+    if len(used) != 1 or indices[used[0]].dtype in (torch.bool, torch.uint8):
+        rec.unknown("index", [labels], "channels are picked by")
+        rec.set(out, {}, labels.weight)
+        return
+    dim, shift = used[0], indices[used[0]].dim() - 1
+    rec.freeze(labels.dims.get(dim), "channels are picked by their numbers")
+    dims = {d + shift * (d > dim): v for d, v in labels.dims.items() if d != dim}
+    _picked(rec, out, labels, dims, indices)
+
+
+def _picked(
+    rec: Recorder, out: Tensor, source: Labels, dims: dict[int, Vector], indices: Any
+) -> None:
+    """Rows of a parameter picked by an input are activations that the parameter produces."""
+    weight = source.weight and derived(rec, indices)
+    if source.weight and not weight:
+        for vector in dims.values():
+            rec.atoms.mark(vector, PRODUCER)
+    rec.set(out, dims, weight)
+
+
+@rule("embedding")
+def embedding(
+    rec: Recorder, func: Op, out: Tensor, table: Tensor, indices: Tensor, *args: Any
+) -> None:
+    _looked_up(rec, out, table)
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(rec: Recorder, func: Op, out: Any, table: Tensor, *args: Any) -> None:
+    _looked_up(rec, tensors_in(out)[0], table)
+
+
+def _looked_up(rec: Recorder, out: Tensor, table: Tensor) -> None:
+    """Rows of a table: its columns are channels that it produces."""
+    labels = rec.get(table)
+    if 0 in labels.dims:
+        rec.atoms.freeze(labels.dims[0], "rows of an embedding are picked by number")
+    rec.mark(labels, 1, PRODUCER)
+    rec.set(out, {out.dim() - 1: labels.dims[1]} if 1 in labels.dims else {}, weight=False)
