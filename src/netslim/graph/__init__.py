@@ -13,7 +13,8 @@ from netslim.graph.forming import build
 from netslim.graph.groups import ChannelGroup, Slice
 from netslim.graph.modules.calls import as_call
 from netslim.graph.modules.wrapping import bare, eagerly
-from netslim.graph.rules import RULES, fallback
+from netslim.graph.rules.elementwise import fallback
+from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.running import record
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "pacesetter", "projections", "trace"]

@@ -26,7 +26,7 @@ class Count:
     shares: tuple[tuple[int, Vector], ...]  # (group number, entries for each of its units)
 
     def kept(self, masks: Mapping[int, Vector]) -> int:
-        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]``; all, if none."""
+        """Entries left when group ``g`` keeps the units of the boolean ``masks[g]``, if any."""
         total = self.constant
         for group, entries in self.shares:
             mask = masks.get(group)

@@ -63,7 +63,7 @@ class Classes:
         self.sizes: list[int] = []
 
     def _first_reason(self, entries: Sequence[tuple[Vector, str]]) -> Vector:
-        """For each class the number of the first entry that touches it, or a number past the end."""
+        """For each class the number of the first entry that touches it, or one past the end."""
         first = np.full(len(self.root), len(entries), dtype=ATOM)
         for i, (vector, _) in enumerate(entries):
             roots = self.root[vector]

@@ -8,7 +8,7 @@ from netslim.graph.counts import Count
 from netslim.graph.modules.walk import layer_of
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import FAILED
-from netslim.graph.words.phrases import TEACH, amount, listed
+from netslim.graph.words.phrases import TEACH, amount, enumerated
 
 _REASONS = 6
 _INEXACT = (
@@ -87,7 +87,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class SizeRule:
-    """A module attribute that must follow the kept entries of a dimension: ``old * kept / size``."""
+    """A module attribute that follows the kept entries of a dimension: ``old * kept / size``."""
 
     module: str
     attribute: str
@@ -129,7 +129,7 @@ def _layers(group: ChannelGroup) -> list[str]:
         several = role == "producer" and len(new) > 1
         together = ", which therefore lose the same ones" if several else ""
         if new:
-            lines.append(f"{verb} by {listed(new, 8)}{together}.")
+            lines.append(f"{verb} by {enumerated(new, 8)}{together}.")
     if not group.tensors("consumer"):
         lines.append("No weights read them.")
     return lines
@@ -141,7 +141,9 @@ def _rows(group: ChannelGroup) -> list[str]:
     for s in group.slices:
         if per_unit(s, group) > 1:
             many.setdefault(per_unit(s, group), []).append(f"{s.tensor} (axis {s.axis})")
-    return [f"With each channel go {n} entries of {listed(where, 6)}." for n, where in many.items()]
+    return [
+        f"With each channel go {n} entries of {enumerated(where, 6)}." for n, where in many.items()
+    ]
 
 
 def per_unit(part: Slice, group: ChannelGroup) -> int:

@@ -27,7 +27,10 @@ PRODUCTS = ("mm", *ADDED_PRODUCTS, *LINEAR)  # as linear layers run; mm: input, 
 
 # What the user's code calls, of arguments input, weight, bias, ...; linear in the weight.
 FUNCTIONS = frozenset(
-    {F.linear, *(getattr(F, f"conv{t}{n}d") for t in ("", "_transpose") for n in (1, 2, 3))}
+    [
+        *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+        *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    ]
 )
 
 

@@ -126,7 +126,7 @@ def lifetimes(spans: Sequence[Span], count: Counter) -> tuple[Lifetime, ...]:
 
 
 def memory(lifetimes: Sequence[Lifetime]) -> Memory:
-    """Gather memory of the same size, and keep the moments that may be the fullest under some cut."""
+    """Gather memory of the same size, and keep the moments that some cut may make the fullest."""
     if not lifetimes:
         return Memory()
     alive = _alive(lifetimes)

@@ -1,4 +1,4 @@
-"""`TracedGraph`: the groups of a traced model and what they cost, in numbers; words are elsewhere."""
+"""`TracedGraph`: the groups of a traced model and what they cost, in numbers without words."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TracedGraph:
             )
 
     def macs(self, masks: Mapping[int, Vector] | None = None) -> int:
-        """Multiply-accumulates of the traced call when group ``g`` keeps the units of ``masks[g]``."""
+        """Multiply-accumulates of the traced call where group ``g`` keeps units ``masks[g]``."""
         return sum(c.macs(masks or {}) for c in self.costs)
 
     def params(self, masks: Mapping[int, Vector] | None = None) -> int:
@@ -137,7 +137,7 @@ class TracedGraph:
         return self.memory.peak(masks or {})
 
     def shares(self) -> dict[str, tuple[float, float, float]]:
-        """Group name -> shares of the parameters, MACs and activations that go with all its units."""
+        """Group name -> shares of parameters, MACs and activations that go with all its units."""
         gone = np.zeros((len(self.groups), 3))
         kinds: list[Iterable[Cost | Output]]
         kinds = [self.parameters.values(), self.costs, self._layers]

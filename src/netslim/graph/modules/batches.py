@@ -1,4 +1,4 @@
-"""What a data loader gives: inputs of a model, targets beside them, what the model makes of them."""
+"""What a data loader gives: inputs of a model, targets, and what the model makes of them."""
 
 from __future__ import annotations
 

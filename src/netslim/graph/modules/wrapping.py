@@ -163,7 +163,7 @@ def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
 
 
 def _own_forwards(model: nn.Module) -> dict[str, Any]:
-    """Path -> the ``forward`` of every module whose class's own was replaced, free of compilation."""
+    """Path -> the ``forward`` that took the place of a class's own, free of compilation."""
     modules = {id(m) for m in model.modules()}
     forwards = {}
     for path, module in model.named_modules():

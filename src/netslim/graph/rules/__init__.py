@@ -1,10 +1,10 @@
 """What each ATen operator does to labels, and all one needs to teach netslim another one.
 
-`RULES` maps the name of an operator (without overload) to its rule; pointwise operators are known
-by their tag; `fallback` freezes the rest. docs/operators.md shows how to write a rule, and hands it
-to `netslim.register_rule`. The functions here are ready-made ones: ``pointwise``, ``same``,
-``spatial(n)``, ``reduction``, ``softmax``, ``linear``, ``convolution``, ``batch_norm``,
-``layer_norm``, ``group_norm``, ``attention`` and ``like(op)``.
+`registry.RULES` maps the name of an operator (without overload) to its rule; pointwise operators
+are known by their tag; `elementwise.fallback` freezes the rest. docs/operators.md shows how to
+write a rule and hands it to `netslim.register_rule`. The functions here are ready-made ones:
+``pointwise``, ``same``, ``spatial(n)``, ``reduction``, ``softmax``, ``linear``, ``convolution``,
+``batch_norm``, ``layer_norm``, ``group_norm``, ``attention`` and ``like(op)``.
 
 A rule is ``rule(recorder, func, out, *args, **kwargs)``: called after each call of the operator
 with the operator itself, its result and its own arguments. It asks `recorder` for the labels of the
@@ -32,15 +32,15 @@ from __future__ import annotations
 # Modules of rules, which nobody else imports: importing them fills the table.
 from netslim.graph.rules import creating, picking, rearranging, recurring  # noqa: F401
 from netslim.graph.rules.contracting import attention, convolution, linear
-from netslim.graph.rules.elementwise import fallback, pointwise, same
+from netslim.graph.rules.elementwise import pointwise, same
 from netslim.graph.rules.reducing import batch_norm, group_norm, layer_norm, reduction, softmax
 from netslim.graph.rules.register import like, register_rule, spatial
-from netslim.graph.rules.registry import RULES, Rule
+from netslim.graph.rules.registry import Rule
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, SCALE
 from netslim.graph.tracing.recorder import Labels, Recorder
 
 __all__ = [
-    "CHANNEL", "CONSUMER", "PRODUCER", "RULES", "SCALE", "Labels", "Recorder", "Rule", "attention",
-    "batch_norm", "convolution", "fallback", "group_norm", "layer_norm", "like", "linear",
-    "pointwise", "reduction", "register_rule", "same", "softmax", "spatial",
+    "CHANNEL", "CONSUMER", "PRODUCER", "SCALE", "Labels", "Recorder", "Rule", "attention",
+    "batch_norm", "convolution", "group_norm", "layer_norm", "like", "linear", "pointwise",
+    "reduction", "register_rule", "same", "softmax", "spatial",
 ]  # fmt: skip

@@ -92,12 +92,12 @@ def meeting(
 
 
 def _transposed(rec: Recorder, a: Vector, b: Vector) -> bool:
-    """Whether two labels are different axes of one parameter: no one axis silences a channel then."""
+    """Whether they are two axes of one parameter, of which neither alone silences a channel."""
     first, second = (rec.atoms.axis_of[v[0]] for v in (a, b))
     if first == second or min(first, second) < 0:
         return False
     axes = rec.atoms.axes
-    return axes[first].tensor == axes[second].tensor
+    return bool(axes[first].tensor == axes[second].tensor)
 
 
 @rule(

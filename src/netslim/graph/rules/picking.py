@@ -108,7 +108,7 @@ def _tie_segments(rec: Recorder, vector: Vector, position: int) -> None:
 
 
 def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[Any, Any]:
-    """Start and end as the code wrote them in ``x[...]`` or ``narrow``; None: PyTorch computed them."""
+    """Start and end as written in ``x[...]`` or ``narrow``; None where PyTorch computed them."""
     last = sys.maxsize
     begin, stop = start or 0, last if end is None else end
     if not rec.calls:

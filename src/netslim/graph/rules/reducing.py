@@ -103,9 +103,9 @@ def grid_sampler(rec: Recorder, func: Op, out: Tensor, x: Tensor, grid: Tensor, 
 
 
 @rule(
-    "mean", "sum", "nansum", "prod", "amax", "amin", "max", "min", "aminmax", "median", "any", "all",
-    "argmax", "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "linalg_vector_norm",
-    "norm",
+    "mean", "sum", "nansum", "prod", "amax", "amin", "max", "min", "aminmax", "median", "any",
+    "all", "argmax", "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
+    "linalg_vector_norm",
 )  # fmt: skip
 def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Reducing over channels couples them; the others keep their labels."""

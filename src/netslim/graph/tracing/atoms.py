@@ -73,7 +73,7 @@ class Atoms:
             self.axis_of[a.first : a.first + a.size] = number
 
     def fresh(self, size: int) -> Vector:
-        """Atoms for a dimension that no parameter has: what meets it is tied together through them."""
+        """Atoms for a dimension that no parameter has: what meets it is tied through them."""
         first = len(self.parent)
         vector = np.arange(first, first + size, dtype=ATOM)
         self.parent = np.concatenate([self.parent, vector])
@@ -132,7 +132,7 @@ class Atoms:
             self.coupled.append((live, reason))
 
     def mark(self, vector: Vector, role: int) -> None:
-        """Note the role the atoms play, and when their axis was first met (the order of execution)."""
+        """Note the role of the atoms, and when their axis was first met: order of execution."""
         live = vector[vector > 0]
         if len(live):
             self.roles[live] |= role

@@ -162,7 +162,7 @@ def _note_values(recorder: Recorder, func: Any, args: Args, kwargs: Kwargs) -> N
 
 
 class Function(TorchFunctionMode):
-    """Keeps what the user's code called, and answers with sizes that remember where they came from."""
+    """Keeps what the user's code called, and answers with sizes that know where they came from."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

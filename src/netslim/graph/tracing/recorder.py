@@ -19,7 +19,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,7 +59,7 @@ UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
 
 @dataclass(frozen=True)
 class Labels:
-    """What a tensor carries: atoms by dimension, and whether it was computed from parameters alone."""
+    """A tensor's atoms by dimension, and whether it was computed from parameters alone."""
 
     dims: Mapping[int, Vector]
     weight: bool
@@ -70,7 +70,7 @@ NOTHING = Labels({}, True)
 
 @dataclass(frozen=True)
 class Constraint:
-    """After a cut the size ``expression`` must equal the kept entries of ``vector``, or ``size``."""
+    """After a cut ``expression`` must equal the kept entries of ``vector``, or ``size``."""
 
     expression: Symbol  # or an operator with its operands; a number alone asks for nothing
     vector: Vector | None
@@ -289,7 +289,7 @@ class Recorder:
         return getattr(self.call[0], "__name__", "")
 
     def passed(self, position: int, *names: str, default: Any = None) -> Any:
-        """The argument that the user's code gave that function at a position, or by one of names."""
+        """What the user's code passed to that function, at a position or by one of the names."""
         _, args, kwargs = self.call
         if len(args) > position:
             return args[position]
@@ -319,11 +319,11 @@ class Recorder:
         self, operator: str, inputs: list[Labels], why: str = "netslim has no rule for"
     ) -> None:
         """Freeze everything an operator without a rule touches, and list it."""
-        touched = [v for labels in inputs for v in labels.dims.values()]
+        touched = list(chain.from_iterable(labels.dims.values() for labels in inputs))
         if touched:
             self.unsupported.setdefault(operator, set()).add(self.module)
-            for vector in touched:
-                self.atoms.freeze(vector, f"{why} {operator}{self.where()}")
+        for vector in touched:
+            self.freeze(vector, f"{why} {operator}")
 
     def number(self, tensor: Tensor, vector: Vector, operator: str) -> None:
         """``tensor`` tells channels by their numbers: whoever uses it makes them stay."""
@@ -359,7 +359,7 @@ class Recorder:
         self.costs.append(OperatorCost(self.module, operator, given, self.operator))
 
     def put_out(self, operator: str, inputs: list[Tensor], out: Any, layer: bool) -> None:
-        """Note what an operator made of ``inputs``; a ``layer``'s first tensor is its activation."""
+        """Note what an operator made of ``inputs``; a layer's first tensor is its activation."""
         read = storages_of(inputs)
         constant = not self.storages.depend_on_inputs(read)
         made = [t for t in tensors_in(out) if t.numel()]

@@ -254,7 +254,7 @@ class _Trial:
         return not (alone or constraint.decision) and self._bind_one(constraint, roots, alone=True)
 
     def _tie(self, constraint: Constraint) -> bool:
-        """Cut two dimensions alike, one a whole multiple of the other; whether that makes it fit."""
+        """Cut a dimension like another that it is a multiple of; whether that makes it fit."""
         vector = constraint.vector
         sources = self._vectors_in(constraint.expression)
         if vector is None or len({id(v) for v in sources}) != 1:

@@ -82,8 +82,10 @@ def _fixed(asked: Sequence[Any] | None, number: int) -> list[Any]:
 
 
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """The dimensions that become each other: of (2, 12, 5) to (2, 3, 4, 5) 0 to 0, 1 to 1 and 2,
-    2 to 3. Those of size 1 are left out: they may stand anywhere.
+    """The dimensions that become each other.
+
+    From (2, 12, 5) to (2, 3, 4, 5) these are 0 and 0, 1 and 1 with 2, 2 and 3. Those of size 1 are
+    left out: they may stand anywhere.
     """
     left = [d for d, n in enumerate(before) if n != 1]
     right = [d for d, n in enumerate(after) if n != 1]

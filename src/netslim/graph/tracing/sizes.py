@@ -194,7 +194,7 @@ def _told(name: str, what: str) -> Callable[..., Any]:
 
 
 def _fraction(name: str, base: type) -> Callable[[Any, Any], Any]:
-    """Arithmetic that leaves the integers: with a `Size` or `Value` in it, the result is a `Value`."""
+    """Arithmetic that leaves the integers: what a `Size` or `Value` takes part in is a `Value`."""
 
     def compute(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
@@ -241,7 +241,7 @@ def symbols(expr: Expression) -> Iterator[Symbol]:
 
 
 def evaluate(expr: Expression, value_of: Callable[[Symbol], int]) -> int:
-    """Evaluate an expression with ``value_of(symbol)`` for its leaves; -1 for a division by zero."""
+    """Work out an expression with ``value_of(symbol)`` for its leaves; -1 for a division by 0."""
     if not isinstance(expr, tuple):
         return int(expr)
     if expr[0] in ("size", "attribute"):

@@ -1,6 +1,4 @@
-"""Say in sentences what a tensor, a layer or a group is coupled to, and why it can or cannot be
-cut.
-"""
+"""Say in sentences what a tensor, layer or group is coupled to, and why it can or cannot be cut."""
 
 from __future__ import annotations
 
@@ -11,9 +9,10 @@ from netslim.errors import ArgumentError
 from netslim.graph.groups import ChannelGroup, Slice, described, per_unit
 from netslim.graph.inventory import Rest
 from netslim.graph.traced import TracedGraph
-from netslim.graph.words.phrases import amount, entries, listed, shape
+from netslim.graph.words.phrases import amount, entries, enumerated, shape
 
 Fate = tuple[str, str, str]  # verb for one axis, verb for several, the rest of the sentence
+Part = tuple[ChannelGroup, Slice]  # what a group holds of an axis
 
 _WITH = ("goes with", "go with")
 _VERBS = {
@@ -27,8 +26,7 @@ _LINES = 20
 
 
 def find(graph: TracedGraph, name: str) -> ChannelGroup:
-    """The group of this name; or the one that the module or tensor of this name produces, scales or
-    reads.
+    """The group of this name, or that the module or tensor of this name makes, scales or reads.
 
     A module that holds other modules stands for the one group they produce, if it is one.
 
@@ -45,7 +43,7 @@ def find(graph: TracedGraph, name: str) -> ChannelGroup:
         if len(groups) == 1:
             return groups[0]
         if groups:
-            names = listed([f"{g.name!r} ({g.size})" for g in groups], 12)
+            names = enumerated([f"{g.name!r} ({g.size})" for g in groups], 12)
             raise ArgumentError(
                 f"{name!r} takes part in {len(groups)} groups: {names}; ask for one of them"
             )
@@ -53,7 +51,7 @@ def find(graph: TracedGraph, name: str) -> ChannelGroup:
     if len(inside) == 1:
         return inside[0]
     if inside:
-        names = listed([repr(g.name) for g in inside], 6)
+        names = enumerated([repr(g.name) for g in inside], 6)
         raise ArgumentError(
             f"the layers inside {name!r} make {len(inside)} groups: {names}; ask for one of them"
         )
@@ -68,15 +66,20 @@ def _held_inside(graph: TracedGraph, name: str) -> list[str]:
     """The tensors that the modules within a module hold."""
     if name not in graph.inventory.modules:
         return []
-    own, inside = graph.inventory.owned(name).values(), f"{name}." if name else ""
+    own, inside = graph.inventory.owned(name).values(), _prefix(name)
     return [t for t in graph.inventory.shapes if t.startswith(inside) and t not in own]
+
+
+def _prefix(module: str) -> str:
+    """How the names of all that is inside a module begin."""
+    return f"{module}." if module else ""
 
 
 def _made_inside(graph: TracedGraph, name: str) -> list[ChannelGroup]:
     """The groups that the modules within a module produce."""
     if name not in graph.inventory.modules:
         return []
-    inside = f"{name}." if name else ""
+    inside = _prefix(name)
     return [
         g for g in graph.groups if any(s.tensor.startswith(inside) for s in g.tensors("producer"))
     ]
@@ -88,11 +91,11 @@ def explain(graph: TracedGraph, name: str) -> str:
     Raises:
         ArgumentError: there is no such name; the nearest are given.
     """
-    tensors, inside = tensors_of(graph, name), _held_inside(graph, name)
+    tensors = tensors_of(graph, name)
+    if tensors and _held_inside(graph, name):
+        return f"{_layer(graph, name, tensors)}\n{_container(graph, name)}"
     if tensors:
-        return "\n".join(
-            [_layer(graph, name, tensors), *([_container(graph, name)] if inside else [])]
-        )
+        return _layer(graph, name, tensors)
     group = next((g for g in graph.groups if g.name == name), None)
     if group is not None:
         return sentences(group, graph)
@@ -102,9 +105,7 @@ def explain(graph: TracedGraph, name: str) -> str:
 
 
 def tensors_of(graph: TracedGraph, name: str) -> dict[str, str]:
-    """Short name -> tensor: of a module, all it holds itself; of a tensor, itself; of anything
-    else, nothing.
-    """
+    """Short name -> tensor: of a module, all it holds itself; of a tensor, itself; else nothing."""
     inventory = graph.inventory
     tensor = inventory.aliases.get(name, name)
     return {name: tensor} if tensor in inventory.shapes else inventory.owned(name)
@@ -146,36 +147,45 @@ def sentences(group: ChannelGroup, graph: TracedGraph) -> str:
 
 
 def _layer(graph: TracedGraph, name: str, tensors: Mapping[str, str]) -> str:
-    inventory = graph.inventory
-    kind = f" ({inventory.modules[name]})" if name in inventory.modules else ""
-    sizes = [
-        (s, inventory.shapes[t]) for s, t in tensors.items() if s == name or inventory.shapes[t]
-    ]
-    if list(tensors) == [name]:
-        title = f"{name}: {shape(sizes[0][1])}"
-    else:
-        title = (
-            f"{name or 'The model'}{kind}: "
-            f"{', '.join(f'{short} {shape(size)}' for short, size in sizes)}"
-        )
+    """All on a tensor, or on a module with what it holds itself."""
     shared = [
         f"  {s} is shared: it is {t}." for s, t in tensors.items() if t not in (s, f"{name}.{s}")
     ]
     lines, groups = _axes(graph, tensors, many=len(tensors) > 1)
-    own = set(tensors.values())
-    made = [g for g in groups if any(s.tensor in own for s in g.tensors("producer"))]
-    told = groups if len(groups) <= _DETAILED else made if len(made) <= _DETAILED else []
-    rest = [g for g in groups if g not in told]
+    told = _worth_telling(groups, set(tensors.values()))
     lines += [sentences(g, graph) for g in told]
-    lines += [f"{'The other' if told else 'These'} groups are:", *_overview(rest)] if rest else []
-    return "\n".join([title, *shared, *lines])
+    rest = [g for g in groups if g not in told]
+    if rest:
+        lines += [f"{'The other' if told else 'These'} groups are:", *_overview(rest)]
+    return "\n".join([_title(graph, name, tensors), *shared, *lines])
+
+
+def _title(graph: TracedGraph, name: str, tensors: Mapping[str, str]) -> str:
+    """``fc (Linear): weight 10 x 64, bias 10``."""
+    shapes = graph.inventory.shapes
+    if list(tensors) == [name]:
+        return f"{name}: {shape(shapes[tensors[name]])}"
+    kind = graph.inventory.modules.get(name)
+    title = name or "The model"
+    if kind is not None:
+        title += f" ({kind})"
+    sizes = [f"{s} {shape(shapes[t])}" for s, t in tensors.items() if s == name or shapes[t]]
+    return f"{title}: {', '.join(sizes)}"
+
+
+def _worth_telling(groups: list[ChannelGroup], own: set[str]) -> list[ChannelGroup]:
+    """The groups to tell of in detail: all if few, else those that these tensors make, if few."""
+    if len(groups) <= _DETAILED:
+        return groups
+    made = [g for g in groups if any(s.tensor in own for s in g.tensors("producer"))]
+    return made if len(made) <= _DETAILED else []
 
 
 def _axes(
     graph: TracedGraph, tensors: Mapping[str, str], many: bool
 ) -> tuple[list[str], list[ChannelGroup]]:
     """A sentence for each different fate of an axis, and the groups they name."""
-    held: dict[tuple[str, int], list[tuple[ChannelGroup, Slice]]] = {}
+    held: dict[tuple[str, int], list[Part]] = {}
     for group in graph.groups:
         for s in group.slices:
             held.setdefault((s.tensor, s.axis), []).append((group, s))
@@ -187,62 +197,56 @@ def _axes(
             named.update({group.name: group for group, _ in parts})
             for fate in _fates(graph, tensor, axis, size, parts):
                 told.setdefault(fate, {}).setdefault(short, []).append(axis)
-    flat = {
-        short
-        for short, tensor in tensors.items()
-        if many and len(graph.inventory.shapes[tensor]) == 1
-    }
+    shapes = graph.inventory.shapes
+    flat = {short for short, tensor in tensors.items() if many and len(shapes[tensor]) == 1}
     lines = [_said(fate, where, flat, many) for fate, where in told.items()]
     return lines or ["  No axis is longer than 1: there is nothing to cut."], list(named.values())
 
 
 def _said(fate: Fate, where: Mapping[str, list[int]], flat: set[str], many: bool) -> str:
     """One sentence on all the axes that share a fate."""
-    places = [
-        short if short in flat else _named(short if many else "", axes)
-        for short, axes in where.items()
-    ]
+    places = []
+    for short, axes in where.items():
+        place = short if short in flat else _numbered(axes)
+        places.append(f"{place} of {short}" if many and short not in flat else place)
     plural = sum(map(len, where.values())) > 1
-    start = listed(places, 12)
-    start = start[:1].upper() + start[1:] if start.startswith(("axis ", "axes ")) else start
+    start = enumerated(places, 12)
+    if start.startswith(("axis ", "axes ")):
+        start = start[:1].upper() + start[1:]
     return f"  {start} {fate[plural]} {fate[2]}"
 
 
-def _named(short: str, axes: list[int]) -> str:
-    numbers = (
-        f"axis {axes[0]}" if len(axes) == 1 else f"axes {listed([*map(str, axes)], len(axes))}"
-    )
-    return f"{numbers} of {short}" if short else numbers
+def _numbered(axes: list[int]) -> str:
+    if len(axes) == 1:
+        return f"axis {axes[0]}"
+    return f"axes {enumerated([*map(str, axes)], len(axes))}"
 
 
 def _fates(
-    graph: TracedGraph,
-    tensor: str,
-    axis: int,
-    size: int,
-    parts: Sequence[tuple[ChannelGroup, Slice]],
+    graph: TracedGraph, tensor: str, axis: int, size: int, parts: Sequence[Part]
 ) -> list[Fate]:
     """What becomes of the entries of one axis."""
     if size > 1 and (tensor, axis) not in graph.axis_sizes:
         return [("runs", "run", "over the kernel, which is never cut.")]
-    said = [_share(group, s) for group, s in parts] if len(parts) == 1 else _several(parts)
+    said = [_share(*parts[0])] if len(parts) == 1 else _several(parts)
     return [*said, *(_stay(r, size) for r in graph.inventory.rest.get((tensor, axis), ()))]
 
 
 def _share(group: ChannelGroup, part: Slice) -> Fate:
     each = per_unit(part, group)
     spread = f", {each} entries each" if each > 1 else ""
-    return (
-        *_VERBS[part.role],
-        f"the {amount(group.size, 'channel')} of group {group.name}{spread}.",
-    )
+    channels = amount(group.size, "channel")
+    return (*_VERBS[part.role], f"the {channels} of group {group.name}{spread}.")
 
 
-def _several(parts: Sequence[tuple[ChannelGroup, Slice]]) -> list[Fate]:
+def _several(parts: Sequence[Part]) -> list[Fate]:
+    """Groups that the axis does the same to are told of together."""
     fates = []
     for verbs in dict.fromkeys(_VERBS[s.role] for _, s in parts):
         groups = [f"{g.name} ({len(s.positions)})" for g, s in parts if _VERBS[s.role] == verbs]
-        fates.append((*verbs, f"channels of {amount(len(groups), 'group')}: {listed(groups, 4)}."))
+        fates.append(
+            (*verbs, f"channels of {amount(len(groups), 'group')}: {enumerated(groups, 4)}.")
+        )
     return fates
 
 
@@ -255,34 +259,29 @@ def _stay(rest: Rest, size: int) -> Fate:
 def _overview(groups: Sequence[ChannelGroup]) -> list[str]:
     """A line a group."""
     width = max((len(g.name) for g in groups), default=0)
-    lines = [
-        f"  {g.name:<{width}}  {amount(g.size, 'channel')}, "
-        f"{g.verdict}{'' if g.prunable else f': {g.reason}'}"
-        for g in groups[:_LINES]
-    ]
-    return (
-        lines
-        if len(groups) <= _LINES
-        else [*lines, f"  and {len(groups) - _LINES} more: print(graph) lists them"]
-    )
+    lines = []
+    for g in groups[:_LINES]:
+        verdict = g.verdict if g.prunable else f"{g.verdict}: {g.reason}"
+        lines.append(f"  {g.name:<{width}}  {amount(g.size, 'channel')}, {verdict}")
+    if len(groups) > _LINES:
+        lines.append(f"  and {len(groups) - _LINES} more: print(graph) lists them")
+    return lines
 
 
 def _container(graph: TracedGraph, name: str) -> str:
     """A module that holds other modules, or nothing at all."""
-    inside = f"{name}." if name else ""
+    inside = _prefix(name)
     title = f"{name or 'The model'} ({graph.inventory.modules[name]})"
     held = [t for t in graph.inventory.shapes if t.startswith(inside)]
     if not held:
         return f"{title} holds no parameters or buffers: there is nothing to cut in it."
     groups = [g for g in graph.groups if any(s.tensor.startswith(inside) for s in g.slices)]
-    lines = [
-        f"{title} takes part in {amount(len(groups), 'group') if groups else 'no group'}.",
-        *_overview(groups),
-    ]
+    part = amount(len(groups), "group") if groups else "no group"
+    lines = [f"{title} takes part in {part}.", *_overview(groups)]
     unused = [t for t in held if t in graph.inventory.unused]
-    return "\n".join(
-        [*lines, *([f"  Not used when the model ran: {listed(unused, 8)}."] if unused else [])]
-    )
+    if unused:
+        lines.append(f"  Not used when the model ran: {enumerated(unused, 8)}.")
+    return "\n".join(lines)
 
 
 __all__ = ["explain", "find", "hint", "sentences", "tensors_of", "unknown"]

@@ -18,8 +18,7 @@ def is_pattern(graph: TracedGraph, name: str) -> bool:
 
 
 def meant(graph: TracedGraph, name: str, problem: str) -> list[ChannelGroup]:
-    """The groups whose names match a pattern; or the one group that a plain name stands for, as in
-    ``graph[name]``.
+    """The groups whose names match a pattern; or the one of a plain name, as in ``graph[name]``.
 
     Args:
         graph: of the model.
@@ -69,8 +68,7 @@ def assigned(
 def granted(
     graph: TracedGraph, mapping: Mapping[str, Any], staying: Mapping[str, str], problem: str
 ) -> dict[str, Any]:
-    """Group name -> its value, for the groups of a mapping that may be acted on, in the order of
-    the graph.
+    """Group name -> its value, for the groups of a mapping that may be acted on.
 
     Args:
         graph: of the model.
@@ -94,7 +92,8 @@ def granted(
 
 def listed(names: Sequence[str], mark: str = ", ") -> str:
     """The first dozen, and how many more there are."""
-    return mark.join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return mark.join(names[:12]) + more
 
 
 __all__ = ["assigned", "granted", "is_pattern", "listed", "meant"]

@@ -16,12 +16,13 @@ def amount(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def listed(names: Sequence[str], most: int, last: str = "and") -> str:
+def enumerated(names: Sequence[str], most: int, last: str = "and") -> str:
     """``a, b and c``; beyond ``most`` names ``a, b and 7 more``."""
-    shown = (
-        list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
-    )
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"
+    shown = list(names)
+    if len(names) > most:
+        shown = [*names[: most - 1], f"{len(names) - most + 1} more"]
+    *others, end = shown
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 def shape(sizes: tuple[int, ...]) -> str:
@@ -31,6 +32,8 @@ def shape(sizes: tuple[int, ...]) -> str:
 
 def entries(positions: Vector) -> str:
     """``entries 0 to 3, 8 and 10 to 11``."""
+    if len(positions) == 1:
+        return f"entry {positions[0]}"
     runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
     spans = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
-    return f"{'entry' if len(positions) == 1 else 'entries'} {listed(spans, 6)}"
+    return f"entries {enumerated(spans, 6)}"

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from math import floor
 from typing import Any
 
 from netslim.graph.groups import ChannelGroup, Slice, per_unit
 from netslim.graph.modules.walk import layer_of
 from netslim.graph.traced import TracedGraph
-from netslim.graph.words.phrases import TEACH, listed
+from netslim.graph.words.phrases import TEACH, enumerated
 
 _HEAD = ("group", "channels", "params", "MACs", "activations", "together with")
 _INEXACT = "inexact, cut only with allow_inexact=True"
 
 
 def text(graph: TracedGraph) -> str:
-    """A table of the groups in order of execution, those that cannot be cut last, under the reason
-    why.
-    """
+    """A table of the groups in order of execution; at its end those that stay, and why."""
     share = graph.shares()
     sections: dict[str, list[tuple[str, ...]]] = {}
     for group in sorted(graph.groups, key=lambda g: ("exact", "inexact", "stays").index(g.verdict)):
-        row = (
-            group.name,
-            f"{group.size:,}",
-            *(f"{part:.1%}" for part in share[group.name]),
-            _companions(group),
-        )
+        shares = [f"{part:.1%}" for part in share[group.name]]
+        row = (group.name, f"{group.size:,}", *shares, _others_too(group))
         sections.setdefault(_title(group), []).append(row)
-    rows = [_HEAD, *(row for part in sections.values() for row in part)]
+    rows = [_HEAD, *chain.from_iterable(sections.values())]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [_line(_HEAD, widths)]
     for title, part in sections.items():
-        lines += [f"\n{title}:"] if title else []
+        if title:
+            lines.append(f"\n{title}:")
         lines += [_line(row, widths) for row in part]
     return "\n".join([*lines, "", *_summary(graph)])
 
@@ -49,29 +45,28 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join([f"{first:<{widths[0]}}", *columns, last]).rstrip()
 
 
-def _companions(group: ChannelGroup) -> str:
-    """The other layers that make these channels, and how many rows each channel has in the first,
-    if several.
-    """
+def _others_too(group: ChannelGroup) -> str:
+    """The rows that a channel has in the layer that makes it, if several; others that make it."""
     makers = group.tensors("producer")
-    others = [
-        layer
-        for layer in dict.fromkeys(layer_of(s.tensor) or s.tensor for s in makers)
-        if layer != group.name
-    ]
+    layers = dict.fromkeys(layer_of(s.tensor) or s.tensor for s in makers)
+    others = [layer for layer in layers if layer != group.name]
     rows = next((per_unit(s, group) for s in makers if layer_of(s.tensor) == group.name), 1)
-    said = [f"{rows} rows each"] if rows > 1 else []
-    return ", ".join([*said, *([listed(others, 3)] if others else [])])
+    said = []
+    if rows > 1:
+        said.append(f"{rows} rows each")
+    if others:
+        said.append(enumerated(others, 3))
+    return ", ".join(said)
 
 
 def _summary(graph: TracedGraph) -> list[str]:
     free = graph.prunable
     exact, relaxed = graph.prunable_share(), graph.prunable_share(allow_inexact=True)
-    held = f"which hold {_floor(exact)} of the parameters"
+    more = f" ({_floor(relaxed)} with allow_inexact=True)" if relaxed > exact else ""
+    cut, all_ = (sum(g.size for g in groups) for groups in (free, graph.groups))
     lines = [
-        f"{len(free)} of {len(graph.groups)} groups can be cut exactly: "
-        f"{sum(g.size for g in free):,} of {sum(g.size for g in graph.groups):,} channels, {held}"
-        + (f" ({_floor(relaxed)} with allow_inexact=True)." if relaxed > exact else "."),
+        f"{len(free)} of {len(graph.groups)} groups can be cut exactly: {cut:,} of {all_:,} "
+        f"channels, which hold {_floor(exact)} of the parameters{more}.",
         f"{graph.params():,} parameters, {graph.macs():,} multiply-accumulates for the traced "
         "input.",
         f"{graph.activations():,} activations (elements that layers put out); "
@@ -80,7 +75,7 @@ def _summary(graph: TracedGraph) -> list[str]:
         "counts in both.",
     ]
     for operator, modules in graph.unsupported.items():
-        places = listed([m or "the top level" for m in modules], 4)
+        places = enumerated([m or "the top level" for m in modules], 4)
         lines.append(
             f"operator {operator} is not followed (in {places}): what it touches stays; {TEACH}"
         )
@@ -95,6 +90,17 @@ def _floor(share: float) -> str:
 def as_dict(graph: TracedGraph) -> dict[str, Any]:
     """The same as plain data, for JSON, and every axis of every tensor."""
     share = graph.shares()
+    size_rules = []
+    for rule in graph.size_rules:
+        groups = [graph.groups[g].name for g, _ in rule.count.shares]
+        size_rules.append(
+            {
+                "module": rule.module,
+                "attribute": rule.attribute,
+                "value": rule.old,
+                "groups": groups,
+            }
+        )
     return {
         "fingerprint": graph.fingerprint,
         "params": graph.params(),
@@ -108,20 +114,15 @@ def as_dict(graph: TracedGraph) -> dict[str, Any]:
         },
         "groups": [_group(g, *share[g.name]) for g in graph.groups],
         "axes": _axes(graph),
-        "size_rules": [
-            {
-                "module": r.module,
-                "attribute": r.attribute,
-                "value": r.old,
-                "groups": [graph.groups[g].name for g, _ in r.count.shares],
-            }
-            for r in graph.size_rules
-        ],
+        "size_rules": size_rules,
         "unsupported": {op: list(paths) for op, paths in graph.unsupported.items()},
     }
 
 
 def _group(group: ChannelGroup, params: float, macs: float, activations: float) -> dict[str, Any]:
+    reasons = list(group.reasons)
+    if not reasons and group.reason is not None:
+        reasons.append(group.reason)
     return {
         "name": group.name,
         "channels": group.size,
@@ -129,7 +130,7 @@ def _group(group: ChannelGroup, params: float, macs: float, activations: float) 
         "exact": group.exact,
         "frozen": group.frozen,
         "reason": group.reason,
-        "reasons": list(group.reasons) or ([] if group.reason is None else [group.reason]),
+        "reasons": reasons,
         "params_share": params,
         "macs_share": macs,
         "activations_share": activations,
@@ -142,20 +143,17 @@ def _slice(part: Slice) -> dict[str, Any]:
 
 
 def _axes(graph: TracedGraph) -> list[dict[str, Any]]:
-    """For every axis longer than 1, kernels aside: the entries that each group holds, and why the
-    rest stay.
-    """
+    """For every axis longer than 1, kernels aside: what each group holds, and why the rest stay."""
     parts: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in graph.axis_sizes}
     for group in graph.groups:
         for s in group.slices:
-            known = {"entries": len(s.positions), "group": group.name, "role": s.role}
-            parts[s.tensor, s.axis].append(
-                known | {"verdict": group.verdict, "reason": group.reason}
-            )
+            held = {"entries": len(s.positions), "group": group.name, "role": s.role}
+            fate = {"verdict": group.verdict, "reason": group.reason}
+            parts[s.tensor, s.axis].append(held | fate)
     for key, rest in graph.inventory.rest.items():
         alone = {"group": None, "role": None, "verdict": "stays"}
         parts[key] += [{"entries": len(r.positions), **alone, "reason": r.reason} for r in rest]
     return [
-        {"tensor": t, "axis": a, "size": graph.axis_sizes[t, a], "parts": held}
-        for (t, a), held in parts.items()
+        {"tensor": t, "axis": a, "size": graph.axis_sizes[t, a], "parts": entries}
+        for (t, a), entries in parts.items()
     ]
