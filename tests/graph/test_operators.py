@@ -1,4 +1,4 @@
-"""Operators of one's own: `register_rule`, the ready-made rules, and what happens without a rule."""
+"""Operators of one's own: `register_rule`, the ready-made rules, what happens without a rule."""
 
 from __future__ import annotations
 

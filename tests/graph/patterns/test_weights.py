@@ -126,6 +126,19 @@ def triangular_weight(s, x):
 
 
 @pattern(
+    {"b": 6},
+    refused={name: Line("tril", "a triangle is cut out of the channels") for name in "ac"},
+    inputs=TOKENS,
+    a=nn.Linear(3, 8),
+    b=nn.Linear(5, 6),
+    c=nn.Linear(8, 5, bias=False),
+)
+def triangle_of_a_rectangle(s, x):
+    """No row goes with a column of its own, so either would shift the diagonal."""
+    return steps(s, F.linear(s.a(x), s.c.weight.tril()).relu())
+
+
+@pattern(
     {"a": 8, "c": 8, "b": 6},
     inputs=TOKENS,
     a=nn.Linear(3, 8),

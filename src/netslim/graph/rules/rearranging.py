@@ -186,11 +186,14 @@ def flip(rec: Recorder, func: Op, out: Tensor, x: Tensor, flipped: Sequence[int]
 
 @rule("tril", "triu")
 def triangle(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any) -> None:
-    """Rows and columns that go together stay on their side of the diagonal."""
+    """Rows and columns that go together stay on their side of the diagonal; others would not."""
     labels = rec.get(x)
+    rows, columns = labels.dims.get(x.dim() - 2), labels.dims.get(x.dim() - 1)
     if x.shape[-2] == x.shape[-1]:
-        rows, columns = labels.dims.get(x.dim() - 2), labels.dims.get(x.dim() - 1)
         rec.meet(rows, columns, name_of(func))
+    else:
+        rec.freeze(rows, "a triangle is cut out of the channels")
+        rec.freeze(columns, "a triangle is cut out of the channels")
     rec.set(out, labels.dims, labels.weight)
 
 
