@@ -84,9 +84,15 @@ def reduces(model: Any) -> bool:
 
 
 def bare(
-    model: Any, error: Callable[[str], NetslimError], *, allow: Collection[str] = (), call: str = ""
-) -> Any:
+    model: Model,
+    error: Callable[[str], NetslimError],
+    *,
+    allow: Collection[str] = (),
+    call: str = "",
+) -> Model:
     """The plain Python module within ``model``, in which every tensor can be seen and cut.
+
+    Checkers take it to be of the model's own type, as it is where nothing wraps it.
 
     Args:
         model: any module, wrapped or not.
@@ -99,7 +105,7 @@ def bare(
         error: ``model`` is no module, or it or a part of it is scripted, exported, quantised,
             sharded, lazy, or without values; the message names the part and the remedy.
     """
-    inner = inside(model)
+    inner: Model = inside(model)
     if not isinstance(inner, nn.Module):
         known = next((_REFUSED[name][1] for name in _names(type(inner)) if name in _REFUSED), None)
         if known is None and call:
