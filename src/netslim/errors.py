@@ -19,7 +19,15 @@ on one line::
 
 
 class NetslimError(Exception):
-    """Base class of every error netslim raises on purpose."""
+    """Base class of every error netslim raises on purpose.
+
+    Example:
+        >>> try:
+        ...     netslim.Budget(cut_macs=1.5)
+        ... except netslim.NetslimError as error:
+        ...     print(error)
+        cut_macs must be a number at least 0 and below 1, got 1.5
+    """
 
 
 class TraceError(NetslimError):

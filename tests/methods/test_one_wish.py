@@ -317,7 +317,11 @@ def expected(shop: Workshop, wish: str) -> dict[str, int]:
 @pytest.mark.parametrize(("entrance", "wish"), [pair for pair in PAIRS if pair not in CANNOT])
 def test_the_same_widths_the_same_groups_left_alone_the_same_words(entrance, wish, shop):
     stages = entrance in ("prune stage", "mask and convert stages")
-    if stages and wish == "half of the MACs, with data" and Prune("cut").scoring.criterion != "auto":
+    if (
+        stages
+        and wish == "half of the MACs, with data"
+        and Prune("cut").scoring.criterion != "auto"
+    ):
         pytest.xfail("a stage that names no criterion still takes bn_scale")
     if entrance == "library verbs" and shop.name == "baked":
         with pytest.raises(

@@ -213,7 +213,8 @@ def test_knapsack_is_the_best_of_all_choices(seed, resource):
 def test_knapsack_says_what_it_cannot_do():
     _, graph, scores = traced(chain(4, 5), PIXEL)
     with pytest.raises(
-        ArgumentError, match="takes one budget of channels or counted costs, got cut_macs, cut_params"
+        ArgumentError,
+        match="takes one budget of channels or counted costs, got cut_macs, cut_params",
     ):
         select(graph, scores, Budget(cut_macs=0.3, cut_params=0.3), allocation="knapsack")
     _, graph, scores = traced(zoo.vgg11(), torch.zeros(1, 3, 32, 32))

@@ -158,12 +158,14 @@ def test_a_resource_of_a_budget():
         with pytest.raises(netslim.errors.PlanError, match="weights that are read, and no fewer"):
             netslim.select(graph, scores, Mine(max_traffic=1))
         with pytest.raises(
-            netslim.errors.ArgumentError, match="cut_traffic must be a number at least 0 and below 1"
+            netslim.errors.ArgumentError,
+            match="cut_traffic must be a number at least 0 and below 1",
         ):
             Mine(cut_traffic=2)
     finally:
         del RESOURCES["traffic"]
     with pytest.raises(
-        netslim.errors.ArgumentError, match="cut_traffic limits no resource that is known; there is 'channels'"
+        netslim.errors.ArgumentError,
+        match="cut_traffic limits no resource that is known; there is 'channels'",
     ):
         netslim.select(graph, scores, Mine(cut_traffic=0.5))

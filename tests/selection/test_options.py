@@ -62,8 +62,16 @@ PUBLIC: dict[str, Callable[..., Any]] = {
             {"round_to": 8},
             "select takes no 'round_to'; did you mean 'round_to' of limits=",
         ),
-        ("score", {"lead": "mean"}, "did you mean 'lead' of criterion=netslim.selection.Scoring(lead=...)?"),
-        ("score", {"seed": 3}, "goes into criterion=netslim.selection.Scoring(..., arguments={...})"),
+        (
+            "score",
+            {"lead": "mean"},
+            "did you mean 'lead' of criterion=netslim.selection.Scoring(lead=...)?",
+        ),
+        (
+            "score",
+            {"seed": 3},
+            "goes into criterion=netslim.selection.Scoring(..., arguments={...})",
+        ),
         (
             "greedy",
             {"protekt": "a"},

@@ -37,6 +37,11 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     Raises:
         TraceError: ``model`` is not a module, cannot be worked on (scripted, exported, quantised,
             sharded, lazy, on the meta device), or does not run on these inputs.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> print([group.name for group in graph.prunable])
+        ['features.0', 'features.4']
     """
     inner = bare(model, TraceError, call="trace(model, example_inputs)")
     with eagerly():

@@ -25,6 +25,14 @@ class ChannelGraph(TracedGraph):
         inventory: names and shapes of everything in the model, and why entries in no group stay.
         outputs: what the operators of the traced call put out, in order of execution.
         lifetimes: the memory that the inputs and these take, and from when to when.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> graph["features.0"].size, graph.macs()
+        (8, 92352)
+        >>> assert isinstance(graph, netslim.ChannelGraph)
+        >>> print(graph.explain("features.4"))  # doctest: +ELLIPSIS
+        features.4 (Conv2d): ...
     """
 
     def __getitem__(self, name: str) -> ChannelGroup:

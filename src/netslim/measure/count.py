@@ -123,6 +123,11 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 
     Raises:
         TraceError: the model does not run on these inputs.
+
+    Example:
+        >>> found = netslim.cost(model, images[:1])
+        >>> found.params, found.macs
+        (1323, 23088)
     """
     model = bare(model, TraceError, allow=("meta",), call="cost(model, example_inputs)")
     with eagerly():

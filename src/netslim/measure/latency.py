@@ -113,6 +113,10 @@ def latency(
         ArgumentError: an option is out of range, a device or backend cannot be used here, the
             backend cannot take a model, or there is no model.
         TraceError: a model does not run on the example inputs.
+
+    Example:
+        >>> small = netslim.slim(model, images, budget=netslim.Budget(cut_macs=0.5))
+        >>> times = netslim.latency({"before": model, "after": small}, images, repeats=5)
     """
     named = models if isinstance(models, Mapping) else {"model": models}
     if not named:

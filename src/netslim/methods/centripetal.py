@@ -151,6 +151,16 @@ class CentripetalSGD:
         ArgumentError: an option is out of range, or a name means nothing here (the nearest are
             given).
         PlanError: no group becomes narrower.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> drawn = netslim.CentripetalSGD(graph, model, target=0.5).attach(optimizer)
+        >>> for inputs, labels in loader:
+        ...     optimizer.zero_grad()
+        ...     F.cross_entropy(model(inputs), labels).backward()
+        ...     optimizer.step()
+        >>> small = netslim.prune(model, drawn.plan())
     """
 
     def __init__(

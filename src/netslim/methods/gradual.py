@@ -152,6 +152,20 @@ class GradualPruning:
         PlanError: the budget cannot be met within the limits.
         ArgumentError: an option is misspelt or out of range.
         SurgeryError: an optimizer is none, or is not of this model.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> gradual = netslim.GradualPruning(
+        ...     model, images, netslim.Budget(cut_macs=0.5), steps=2, optimizer=optimizer
+        ... )
+        >>> for epoch in range(2):
+        ...     for inputs, labels in loader:
+        ...         optimizer.zero_grad()
+        ...         F.cross_entropy(model(inputs), labels).backward()
+        ...         optimizer.step()
+        ...     plan = gradual.step()
+        >>> gradual.done
+        True
     """
 
     @takes_options

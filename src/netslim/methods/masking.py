@@ -56,6 +56,14 @@ class Mask:
     Raises:
         PlanError: the plan belongs to another architecture, merges units (the others would need
             their values), or removes nothing.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> mask = netslim.Mask(model, plan)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> mask = mask.attach(optimizer)
+        >>> small = netslim.prune(model, plan)
     """
 
     def __init__(self, model: nn.Module, plan: PruningPlan) -> None:

@@ -98,6 +98,10 @@ def sensitivity(
             finite number (or no share).
         PlanError: a group cannot be cut, no group's cut can be proved, or the journal is not of
             this work.
+
+    Example:
+        >>> found = netslim.sensitivity(model, images, accuracy, ratios=(0.25, 0.5))
+        >>> limits = netslim.Limits(max_cut=found.limits(max_drop=0.25))
     """
     call = "sensitivity(model, example_inputs, evaluate)"
     model, shares = bare(model, ArgumentError, call=call), _checked(ratios)

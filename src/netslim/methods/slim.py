@@ -71,6 +71,11 @@ def slim(
     Raises:
         ArgumentError: an option is misspelt, out of range, or of no use here.
         TraceError, PlanError, SurgeryError, VerificationError: as the steps do.
+
+    Example:
+        >>> half = netslim.Budget(cut_macs=0.5)
+        >>> small = netslim.slim(model, images, budget=half)
+        >>> better = netslim.slim(model, images, budget=half, batches=loader)
     """
     if batches is not None:
         check_batches(batches)

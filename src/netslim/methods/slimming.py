@@ -136,6 +136,15 @@ class NetworkSlimming:
     Raises:
         ArgumentError: a negative strength, a `gamma_init` or `delta` that is not above 0, a `delta`
             for another penalty, an unknown penalty, or a model without BN scales.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> slimming = netslim.NetworkSlimming(model, strength=1e-3).attach(optimizer)
+        >>> for inputs, labels in loader:
+        ...     optimizer.zero_grad()
+        ...     F.cross_entropy(model(inputs), labels).backward()
+        ...     optimizer.step()
+        >>> slimming.detach()
     """
 
     def __init__(

@@ -95,6 +95,17 @@ class SoftFilterPruning:
         StaleGraphError: the graph is of another model.
         ArgumentError: an option is out of range or names no group.
         PlanError: a group cannot be zeroed, or no filter would be.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> soft = netslim.SoftFilterPruning(graph, model, rate=0.25)
+        >>> for inputs, labels in loader:
+        ...     optimizer.zero_grad()
+        ...     F.cross_entropy(model(inputs), labels).backward()
+        ...     optimizer.step()
+        >>> zeroed = soft.end_epoch()
+        >>> small = netslim.prune(model, soft.plan())
     """
 
     def __init__(

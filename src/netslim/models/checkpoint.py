@@ -56,6 +56,11 @@ def save(
     Raises:
         CheckpointError: the state holds something that is not a tensor, or the file cannot be
             written.
+
+    Example:
+        >>> small = netslim.slim(model, images, budget=netslim.Budget(cut_macs=0.5))
+        >>> netslim.save(small, "small.safetensors")
+        PosixPath('small.safetensors')
     """
     model = bare(model, CheckpointError, call="save(model, path)")
     expect(path, (str, os.PathLike), "path", "save(model, path)")
@@ -93,6 +98,12 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     Raises:
         CheckpointError: the file is missing, damaged, changed since it was written, not ours, or
             for another model.
+
+    Example:
+        >>> path = netslim.save(model, "net.safetensors")
+        >>> fresh = netslim.zoo.vgg(layers=[8, "M", 16], in_channels=1, num_classes=3).eval()
+        >>> torch.equal(netslim.load(fresh, path)(images), model(images))
+        True
     """
     if isinstance(path, nn.Module):
         raise CheckpointError(

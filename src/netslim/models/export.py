@@ -100,6 +100,10 @@ def export(
         ExportError: the file exists, packages are missing (`pip install netslim[onnx]`), the model
             cannot be exported, or the file deviates; nothing is left behind then.
         TraceError: the model does not run on the example inputs.
+
+    Example:
+        >>> netslim.export(model, images, "small.pt2")  # doctest: +ELLIPSIS
+        Exported(...)
     """
     expect(path, (str, os.PathLike), "path", "export(model, example_inputs, path)")
     path = Path(path)

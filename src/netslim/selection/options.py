@@ -181,6 +181,11 @@ class Budget(Checked):
 
     Raises:
         ArgumentError: a share is below 0 or at 1 and above, or a maximum is not positive.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l2")
+        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_macs=0.5, max_params=1_000))
     """
 
     cut_channels: float | None = _share("share of all channels")
@@ -226,6 +231,14 @@ class Limits(Checked):
 
     Raises:
         ArgumentError: a limit is out of range.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> limits = netslim.Limits(min_channels=4, max_cut=0.5, round_to=2, protect=["features.0"])
+        >>> scores = netslim.score(graph, model, "l2")
+        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_channels=0.2), limits=limits)
+        >>> list(plan.groups)
+        ['features.4']
     """
 
     min_channels: int = option(1, "fewest channels that stay in a layer", metavar="N", least=1)

@@ -62,6 +62,13 @@ def select(
         PlanError: the budget cannot be met within the limits (names what binds and the best that
             can be reached), or nothing is left that could be cut.
         ArgumentError: an option is misspelt, unknown or of another kind, or a name means no group.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l2")
+        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_macs=0.5), allocation="uniform")
+        >>> 2 * netslim.cost(netslim.prune(model, plan), images).macs <= graph.macs()
+        True
     """
     call = "select(graph, scores, budget)"
     expect(graph, ChannelGraph, "graph", call)

@@ -38,6 +38,14 @@ class PruningPlan:
         notes: sentences for people: what stayed and why.
         biases: paths of modules that are given a bias of zeros before the cut, see
             `netslim.surgery.compensate`.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> netslim.PruningPlan.from_json(plan.to_json()) == plan
+        True
+        >>> print(plan.explain())  # doctest: +ELLIPSIS
+        Plan for the architecture ...
     """
 
     fingerprint: str

@@ -39,6 +39,13 @@ def prune(model: Model, plan: PruningPlan) -> Model:
         PlanError: the plan was made for another architecture.
         SurgeryError: a tensor or attribute the plan names is not as the plan says, or the model is
             scripted, exported, quantised, sharded or lazy, or cannot be copied.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> small = netslim.prune(model, plan)
+        >>> model.features[0].out_channels > small.features[0].out_channels
+        True
     """
     inner = bare(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
     expect(plan, PruningPlan, "plan", "prune(model, plan)")
@@ -93,6 +100,13 @@ def prune_(
         SurgeryError: a tensor, attribute, companion or optimizer state does not fit the plan, or
             the model is scripted, exported, quantised, sharded, lazy or within
             `DistributedDataParallel`.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> graph = netslim.trace(model, images)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> netslim.prune_(model, plan, optimizer=optimizer) is model
+        True
     """
     if reduces(model):
         raise SurgeryError(

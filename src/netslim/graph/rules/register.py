@@ -37,6 +37,12 @@ def register_rule(op: Any, rule: Rule | None = None) -> Any:
     Raises:
         TraceError: ``op`` names no operator, or one that PyTorch takes apart before a rule could
             see it; or ``rule`` is not callable.
+
+    Example:
+        >>> @torch.library.custom_op("examples::squash", mutates_args=())
+        ... def squash(x: torch.Tensor) -> torch.Tensor:
+        ...     return x / (1 + x.abs())
+        >>> rule = netslim.register_rule("examples::squash", netslim.graph.rules.pointwise)
     """
     name = operator_name(op)
     _refuse_unseen(name)

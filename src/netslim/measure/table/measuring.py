@@ -115,6 +115,12 @@ def latency_table(
         ArgumentError: a backend, device or number of threads cannot be used.
         StaleGraphError: the graph is not of this model.
         TraceError: the model does not run on the example inputs.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> table = netslim.latency_table(model, graph, images)
+        >>> scores = netslim.score(graph, model, "l2")
+        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_latency=0.1), latency=table)
     """
     if backend not in get_args(Backend):
         raise ArgumentError(

@@ -43,17 +43,17 @@ def criterion(
         measure: ``measure(graph, model, batches, loss)`` runs the model on data and returns tensors
             by name; the criterion gets these instead of the model's own.
 
+    Raises:
+        ArgumentError: it is no function.
+
     Example:
         >>> @netslim.criterion
         ... def largest_weight(group, tensors):
         ...     made = group.tensors("producer")
-        ...     filters = [tensors[s.tensor].movedim(s.axis, 0).flatten(1) for s in made]
-        ...     return [(s, f.abs().amax(1)) for s, f in zip(made, filters)]
-        >>> largest = netslim.selection.Scoring("largest_weight", reduction="max")
-        >>> netslim.score(graph, model, largest)
-
-    Raises:
-        ArgumentError: it is no function.
+        ...     rows = [tensors[s.tensor].abs().movedim(s.axis, 0).flatten(1) for s in made]
+        ...     return [(s, row.amax(1)) for s, row in zip(made, rows)]
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "largest_weight")
     """
     if function is None:
         return lambda function: criterion(_measured(function, measure))

@@ -66,6 +66,12 @@ def score(
         StaleGraphError: the model is not the traced one.
         ArgumentError: the criterion is unknown, can score no group of this model, needs batches and
             has none, or cannot do what an option asks.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> {name: len(values) for name, values in netslim.score(graph, model, "l2").items()}
+        {'features.0': 8, 'features.4': 16}
+        >>> scores = netslim.score(graph, model, "taylor", batches=loader)
     """
     expect(graph, ChannelGraph, "graph", "score(graph, model)")
     model = bare(model, ArgumentError, call="score(graph, model)")

@@ -81,6 +81,13 @@ def verify(
     Raises:
         PlanError: the plan or the graph belongs to another architecture.
         VerificationError: says which tensor or output differs, and by how much.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> small = netslim.prune(model, plan)
+        >>> netslim.verify(model, small, plan, images).deviation < 1e-5
+        True
     """
     call = "verify(model, small, plan, example_inputs)"
     model, small = (
