@@ -11,7 +11,7 @@ import torch
 
 import netslim
 from netslim.cli import main
-from netslim.cli.ship import _short
+from netslim.cli.bench import _short
 
 NET = [
     "zoo:vgg",

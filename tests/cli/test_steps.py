@@ -153,7 +153,7 @@ def test_named_layers_in_any_order(trained, tmp_path):
             "prune",
             trained["vgg"],
             *INPUT,
-            "--order",
+            "--by",
             "greedy",
             "--layers",
             *layers,
@@ -322,8 +322,10 @@ TRAIN = ["train", *VGG, *QUICK_TRAIN, "--out", "x.safetensors"]
 TUNE = ["finetune", "resnet.safetensors", *QUICK_TRAIN, "--out", "x.safetensors"]
 MISTAKES = [
     (CUT, "--cut-channels 0.5"),
-    ([*CUT, "--order", "greedy", "--cut-channels", "0.5"], "name --layers"),
-    ([*CUT, "--by", "zeros", "--order", "greedy"], "finds out itself"),
+    ([*CUT, "--by", "greedy", "--cut-channels", "0.5"], "name --layers"),
+    ([*CUT, "--by", "greedy", "--layers", "conv1", "--counts", "3", "--allocation", "cost"], "--allocation means nothing"),
+    ([*CUT, "--by", "zeros", "--layers", "conv1", "--counts", "3"], "finds out itself"),
+    ([*CUT, "--cut-channels", "0.5", "--allocation", "isomorfic"], "did you mean 'isomorphic'"),
     ([*CUT, "--by", "clusters", "--cut-channels", "0.5"], "finds out itself"),
     ([*CUT, "--by", "clusters", "--max-cut", "0.5"], "--max-cut means nothing"),
     ([*CUT, "--by", "zeros"], "zero"),

@@ -59,7 +59,7 @@ class Wish:
     @property
     def keys(self) -> dict[str, Any]:
         """As keys of a stage."""
-        return {"budget": self.budget or None, "per_group": self.per_group or None, **self.how}
+        return {"budget": self.budget, "per_group": self.per_group, **self.how}
 
     @property
     def flags(self) -> list[str]:

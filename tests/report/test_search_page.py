@@ -22,7 +22,13 @@ def rows(*accuracies: float) -> dict:
         }
         for n, y in enumerate(accuracies, 1)
     ]
-    return {"over": "macs", "max_drop": 1.0, "baseline": 0.9, "best": 0.2, "rows": [first, *tried]}
+    return {
+        "resource": "macs",
+        "max_drop": 1.0,
+        "baseline": 0.9,
+        "best": 0.2,
+        "rows": [first, *tried],
+    }
 
 
 def test_the_front_numbers_candidates_and_keeps_what_matters_in_sight():

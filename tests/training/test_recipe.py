@@ -221,6 +221,8 @@ REFUSED = [
         {"stages.prune.min_chanels": "2"},
         r"min_chanels: there is no such option; did you mean 'min_channels'",
     ),
+    ({"stages.prune.per_group": "null"}, r"prune\.per_group: expected a mapping .*, got null"),
+    ({"stages.prune.budget": "null"}, r"stages\.prune\.budget: expected a mapping of options"),
     ({"stages.prune.protect": "a"}, r"protect: expected a list"),
     (
         {"stages.prune.recalibrate": "-1"},

@@ -106,7 +106,10 @@ def test_a_prune_stage_scores_as_it_says():
             {"normalize": "average"},
             r"normalize: .*mean, sum, max, l2, standardization, gaussian, rank",
         ),
-        ({"over": "all"}, r"stages\.prune\.criterion: over='all' does nothing with bn_scale"),
+        (
+            {"criterion": "bn_scale", "over": "all"},
+            r"stages\.prune\.criterion: over='all' does nothing with bn_scale",
+        ),
         ({"criterion": "random", "reduction": "max"}, r"reduction='max' does nothing with random"),
         (
             {"criterion": "activation", "lead": "pacesetter"},

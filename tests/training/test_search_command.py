@@ -206,7 +206,11 @@ def test_where_no_cut_passes_it_says_so_and_fails(trained, tmp_path, capsys):
 def test_limits_bound_what_can_be_reached(trained, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
-        go(*search(trained, out, epochs=0, **{"max-drop": 90, "max-cut": 0.25, "over": "channels"}))
+        go(
+            *search(
+                trained, out, epochs=0, **{"max-drop": 90, "max-cut": 0.25, "resource": "channels"}
+            )
+        )
         == 0
     )
     found = json.loads((out / "search.json").read_text())
@@ -218,34 +222,39 @@ def test_limits_bound_what_can_be_reached(trained, tmp_path, capsys):
     assert "cannot be reached" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("over", ["params", "activations", "latency"])
-def test_other_costs(trained, tmp_path, capsys, over):
+@pytest.mark.parametrize("resource", ["params", "activations", "latency"])
+def test_other_costs(trained, tmp_path, capsys, resource):
     out = tmp_path / "out"
     tolerance = (
-        0.03 if over == "latency" else 0.45
+        0.03 if resource == "latency" else 0.45
     )  # little of a tiny network's time is spent on what can be cut
     assert (
-        go(*search(trained, out, epochs=0, tolerance=tolerance, over=over, **{"max-drop": 95})) == 0
+        go(
+            *search(
+                trained, out, epochs=0, tolerance=tolerance, resource=resource, **{"max-drop": 95}
+            )
+        )
+        == 0
     )
     found = json.loads((out / "search.json").read_text())
     original, _, *_ = found["rows"]
     best = next(row for row in found["rows"] if row.get("share") == found["best"])
-    assert best[over] <= original[over] * (1 - found["best"]) * (1 + 1e-9)
-    assert (out / "latency-table.json").exists() == (over == "latency")
-    assert f"×{best[over] / original[over]:.3f}" in capsys.readouterr().out
+    assert best[resource] <= original[resource] * (1 - found["best"]) * (1 + 1e-9)
+    assert (out / "latency-table.json").exists() == (resource == "latency")
+    assert f"×{best[resource] / original[resource]:.3f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--max-drop", "-1"], "--max-drop -1: percentage points from 0"),
-        (["--tolerance", "0"], "--tolerance 0: a share above 0"),
-        (["--tries", "0"], "--tries 0: 1 or more"),
+        (["--max-drop", "-1"], "--max-drop must be a number at least 0 and below 100"),
+        (["--tolerance", "0"], "--tolerance must be a number above 0 and below 1"),
+        (["--tries", "0"], "--tries must be a whole number at least 1, got 0"),
         (["--epochs", "-1"], "--epochs -1: 0 or more"),
         (["--validation", "0"], "decides by validation images"),
         (["--teacher", "vgg"], "--teacher vgg: give a .safetensors file"),
         (["--stages.prune.budget.cut_params", "0.5"], "the search itself says how much is cut"),
-        (["--backend", "eager"], "--latency-table and --backend belong to --over latency"),
+        (["--backend", "eager"], "--latency-table and --backend belong to --resource latency"),
         (["--sparsity.strength", "1"], "--sparsity.strength: there is no such option"),
     ],
 )

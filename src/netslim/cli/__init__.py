@@ -14,7 +14,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from netslim.cli import explore, inspect, runs, search, ship, steps
+from netslim.cli import (
+    bench,
+    evaluate,
+    export,
+    inspect,
+    prune,
+    run,
+    search,
+    sensitivity,
+    train,
+)
 from netslim.cli.common import Command, add, split_overrides
 from netslim.errors import NetslimError
 
@@ -64,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for room in (runs, steps, inspect, explore, search, ship):
-        room.register(commands)
+    for command in (run, train, prune, evaluate, inspect, sensitivity, search, export, bench):
+        command.register(commands)
     return parser
 
 

@@ -126,15 +126,3 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
                 f"--{key}: {command} takes options of the model only, as --model.OPTION VALUE"
             )
     return {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}
-
-
-def best_with_data(batches: int | None) -> dict[str, Any]:
-    """Options of a prune stage where the choice is left to netslim and there is data: those of
-    `netslim.slim`.
-    """
-    return {
-        "criterion": "obs",
-        "allocation": "cost",
-        "fold": "linear",
-        "recalibrate": batches or 10,
-    }

@@ -7,21 +7,24 @@ import json
 from typing import Any
 
 from netslim.cli.common import add, add_inputs, examples, model_options
+from netslim.cli.flags import MODELS
 
 _INSPECT = """\
-Run a model once and show its channel graph: the groups of channels that must be cut together, their share of
-parameters, multiply-accumulates and activations (what layers put out), and why some stay. The inputs are random
-numbers, a batch of one; integers and booleans are 1.
+Run a model once and show its channel graph: the groups of channels that must be cut together, their
+share of parameters, multiply-accumulates and activations (what layers put out), and why some stay.
+The inputs are random numbers, a batch of one; integers and booleans are 1.
 """
 
-_MODELS = """\
-MODEL is zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory, or a checkpoint written by netslim;
-its options follow as --model.OPTION VALUE:
+_MORE = (
+    MODELS
+    + """
   netslim inspect zoo:vgg16 --input 3 32 32 --model.width 0.25
   netslim inspect torchvision:resnet18 --input 3 224 224 --json
-  netslim inspect torchvision:resnet18 --input 3 224 224 --explain layer3.0.conv2.weight --explain bn1
+  netslim inspect torchvision:resnet18 --input 3 224 224 --explain layer3.0.conv2.weight \\
+      --explain bn1
   netslim inspect mypackage.models:translator --input 32 --input 32 --dtype int64
 """
+)
 
 
 def register(commands: Any) -> None:
@@ -32,7 +35,7 @@ def register(commands: Any) -> None:
         "show which channels of a model can be cut",
         _inspect,
         description=_INSPECT,
-        epilog=_MODELS,
+        epilog=_MORE,
         dotted=True,
     )
     inspect.add_argument("model", metavar="MODEL", help="which model")

@@ -271,19 +271,20 @@ def front(data: Mapping[str, Any], format: str = "svg") -> bytes:
     edge, as triangles, with their values.
 
     Args:
-        data: of `search.json`: `over`, `max_drop` in points, `baseline`, `best` (a share or None)
-            and `rows`, the first of them the given network, with `key`, `accuracy` and the cost
-            that `over` names; candidates with `share` and `passed`. Rows without an accuracy could
-            not be reached and are left out.
+        data: of `search.json`: `resource`, `max_drop` in points, `baseline`, `best` (a share or
+            None) and `rows`, the first of them the given network, with `key`, `accuracy` and the
+            cost that `resource` names; candidates with `share` and `passed`. Rows without an
+            accuracy could not be reached and are left out.
         format: "svg" or "png".
     """
-    over, whole = data["over"], data["rows"][0][data["over"]]
+    resource = data["resource"]
+    whole = data["rows"][0][resource]
     floor = 100 * data["baseline"] - data["max_drop"]
     tried = [row for row in data["rows"] if row["key"] == "candidate"]
     points = []
     for number, row in enumerate(tried, 1):
         if "accuracy" in row:
-            points.append((100 * row[over] / whole, 100 * row["accuracy"], number, row))
+            points.append((100 * row[resource] / whole, 100 * row["accuracy"], number, row))
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
         axes = figure.subplots()
@@ -299,7 +300,7 @@ def front(data: Mapping[str, Any], format: str = "svg") -> bytes:
         _uncut(axes, uncut)
         for x, y, number, row in points:
             _candidate(axes, x, y, number, row, row["share"] == data["best"], bottom)
-        _finish_front(figure, axes, over, bottom, min([100.0, *(x for x, *_ in points)]))
+        _finish_front(figure, axes, resource, bottom, min([100.0, *(x for x, *_ in points)]))
         return _render(figure, format, "front")
 
 
@@ -448,10 +449,12 @@ def _candidate(
     axes.annotate(text, at, place, textcoords="offset points", ha=side, fontsize=8.5)
 
 
-def _finish_front(figure: Figure, axes: Axes, over: str, bottom: float, least: float) -> None:
+def _finish_front(figure: Figure, axes: Axes, resource: str, bottom: float, least: float) -> None:
     """The axes; costs are logarithmic where they reach far down, where small ones lie close."""
     names = {"macs": "MACs", "params": "parameters", "latency": "latency, by the table,"}
-    axes.set(xlabel=f"{names.get(over, over)} left", ylabel="validation accuracy", xlim=(0, 104))
+    axes.set(
+        xlabel=f"{names.get(resource, resource)} left", ylabel="validation accuracy", xlim=(0, 104)
+    )
     top = axes.dataLim.y1
     axes.set_ylim(bottom, top + 0.12 * (top - bottom))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))

@@ -28,9 +28,9 @@ NAMES = {
 _UNCUT = {"original": "as given", "trained": "uncut, trained alike"}
 
 
-def verdict(found: SearchResult[Any], over: str, max_drop: float) -> str:
+def verdict(found: SearchResult[Any], resource: str, max_drop: float) -> str:
     """The outcome in a sentence or two."""
-    what = NAMES[over]
+    what = NAMES[resource]
 
     def loses(item: Candidate) -> str:
         assert item.score is not None
@@ -120,7 +120,7 @@ def _headings(found: Found) -> list[str]:
 
 
 def _costs(found: Found) -> list[str]:
-    return list(dict.fromkeys(["params", "macs", found["over"]]))
+    return list(dict.fromkeys(["params", "macs", found["resource"]]))
 
 
 def _amount(key: str, value: float) -> str:

@@ -9,7 +9,7 @@
         0.0000/          the uncut network after the same training as every candidate
         0.4750/          cut by 47.5 %: a folder as that of a run, with 01-prune/, 02-recover/
             candidate.json   and, written last, accuracy and cost
-    latency-table.json   with --over latency: measured once, and the same for all candidates
+    latency-table.json   with --resource latency: measured once, and the same for all candidates
     best.safetensors     a copy of the winner
     front.svg, front.png, report.html
     search.json          everything, written last
@@ -22,12 +22,11 @@ from its last epoch.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from torch import nn
@@ -40,7 +39,7 @@ from netslim.report.search_page import notes, page, points, verdict
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.reading import override, parse_recipe, read_yaml
-from netslim.training.recipe.schema import Prune, Recipe, Stage, Train
+from netslim.training.recipe.schema import Prune, Recipe, SearchOptions, Stage, Train
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import (
     FORMAT,
@@ -54,48 +53,15 @@ from netslim.training.stages.prune import latency_of
 from netslim.training.stages.runner import Runner
 
 Results = dict[str, Any]
-OVER = ("macs", "params", "channels", "activations", "latency")
 HIGH = 0.99  # no cut beyond it is tried
 _OF_TRAINING = ("optimizer", "schedule", "distill")
 _OF_RECIPE = ("model", "data", "trainer", "stages")
 
 
-@dataclass(frozen=True)
-class SearchOptions:
-    """What is looked for.
-
-    Attributes:
-        over: what is cut, a share of it: one of `OVER`.
-        max_drop: what may be lost, in percentage points of the validation accuracy.
-        tolerance: share of `over` to which the answer is known in the end.
-        tries: most candidates that are trained.
-        reference: what the drop is counted from: the network as it was given, or after the same
-            short training.
-    """
-
-    over: str = "macs"
-    max_drop: float = 0.5
-    tolerance: float = 0.02
-    tries: int = 8
-    reference: Literal["given", "trained"] = "given"
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_drop) and 0 <= self.max_drop < 100):
-            raise RecipeError(
-                f"--max-drop {self.max_drop:g}: percentage points from 0 to below 100, such as 0.5"
-            )
-        if not 0 < self.tolerance < 1:
-            raise RecipeError(
-                f"--tolerance {self.tolerance:g}: a share above 0 and below 1, such as 0.02"
-            )
-        if self.tries < 1:
-            raise RecipeError(f"--tries {self.tries}: 1 or more")
-
-
 def template(
     model: str,
     data: str,
-    over: str,
+    resource: str,
     cut: Mapping[str, Any],
     training: Mapping[str, Any],
     overrides: Mapping[str, str] | None = None,
@@ -107,8 +73,8 @@ def template(
     Args:
         model: a checkpoint, or a network by name.
         data: name of a data set.
-        over: what is cut; see `OVER`.
-        cut, training: options of the two stages; those that are None are left to their defaults.
+        resource: what is cut, see `SearchOptions`.
+        cut, training: options of the two stages; as in a recipe.
         overrides: dotted keys; `optimizer.`, `schedule.` and `distill.` belong to the training.
         settings: further keys of the recipe.
 
@@ -116,9 +82,9 @@ def template(
         RecipeError: as `parse_recipe`; the amount is set, which the search does; or there is no
             validation split.
     """
-    stages = [{"kind": "prune", "budget": {f"cut_{over}": 0.5}, **_given(cut)}]
+    stages = [{"kind": "prune", "budget": {f"cut_{resource}": 0.5}, **cut}]
     if training.get("epochs") != 0:
-        stages.append({"kind": "finetune", "name": "recover", **_given(training)})
+        stages.append({"kind": "finetune", "name": "recover", **training})
     tree: dict[str, Any] = {"name": "search", "title": f"search {model}", **(settings or {})}
     tree["data"] = {"name": data, **tree.get("data", {})}
     tree["trainer"] = {"tensorboard": False, **tree.get("trainer", {})}
@@ -128,17 +94,17 @@ def template(
     recipe = parse_recipe(tree, whole=False)
     stage = recipe.stages[0]
     assert isinstance(stage, Prune)
-    if list(stage.budget.given()) != [f"cut_{over}"] or stage.by != "scores" or stage.mode != "cut":
+    if (
+        list(stage.budget.given()) != [f"cut_{resource}"]
+        or stage.by != "scores"
+        or stage.mode != "cut"
+    ):
         raise RecipeError(
             "the search itself says how much is cut, by scores: leave budget, by and mode out"
         )
     if recipe.data.validation == 0:
         raise RecipeError("the search decides by validation images: set data.validation above 0")
     return recipe
-
-
-def _given(options: Mapping[str, Any]) -> Results:
-    return {key: value for key, value in options.items() if value is not None}
 
 
 def _full(key: str) -> str:
@@ -313,7 +279,7 @@ class _Search:
             "epochs": sum(stage.epochs for stage in self.recipe.stages if isinstance(stage, Train)),
             "rows": [{key: value for key, value in row.items() if key != "format"} for row in rows],
             "best": None if best is None else best["share"],
-            "verdict": verdict(found, self.options.over, self.options.max_drop),
+            "verdict": verdict(found, self.options.resource, self.options.max_drop),
             "notes": list(self._notes(original, trained)),
             "tests": tests,
             "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
@@ -370,7 +336,7 @@ class _Search:
         """
         stage = self.recipe.stages[0]
         assert isinstance(stage, Prune)
-        amount: Results = {f"cut_{self.options.over}": share}
+        amount: Results = {f"cut_{self.options.resource}": share}
         stages: tuple[Stage, ...] = (
             replace(stage, budget=replace(stage.budget, **amount)),
             *self.recipe.stages[1:],
@@ -378,7 +344,7 @@ class _Search:
         row = self.made(
             share,
             replace(self.recipe, stages=stages),
-            f"candidate: cut {share:.1%} of {self.options.over}",
+            f"candidate: cut {share:.1%} of {self.options.resource}",
         )
         if "unreachable" in row:
             raise PlanError(row["unreachable"])
@@ -464,7 +430,7 @@ class _Search:
         """How long layers take; where it has to be measured, it is kept for all candidates."""
         stage = self.recipe.stages[0]
         assert isinstance(stage, Prune)
-        if self.options.over != "latency":
+        if self.options.resource != "latency":
             return None
         if not self.table_file.exists():
             self.display.say("measuring how long layers take at every width")

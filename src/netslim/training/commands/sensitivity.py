@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -28,7 +28,7 @@ from netslim.methods.sensitivity_result import Row, Sensitivity
 from netslim.selection.criteria.registry import reads_data
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.progress import Display
-from netslim.training.recipe.schema import Recipe
+from netslim.training.recipe.schema import Exploration, Recipe, plain
 from netslim.training.stages.folder import RunFolder, differences, digest
 from netslim.training.stages.runner import Runner
 
@@ -38,32 +38,6 @@ _ELSEWHERE = (
     "workers",
     "augment",
 )  # of the data: where they lie, not what they are
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """How sensitivity is measured; see `netslim.sensitivity`.
-
-    Attributes:
-        criterion, ratios, shortcuts: as there.
-        layers: names or patterns of groups; empty takes all.
-        batches: training batches for criteria that look at data, at least as many as for
-            `recalibrate`.
-        recalibrate: training batches from which batch norms take their statistics anew before each
-            look; 0 for none.
-        split: `validation` or `train`; the test images are not looked at.
-        images: look at so many of them, drawn by the seed, every class in proportion; None takes
-            all.
-    """
-
-    criterion: str = "l2"
-    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
-    layers: tuple[str, ...] = ()
-    shortcuts: Literal["include", "avoid"] = "include"
-    batches: int = 10
-    recalibrate: int = 0
-    split: Literal["validation", "train"] = "validation"
-    images: int | None = None
 
 
 class ExplorationFolder:
@@ -169,19 +143,22 @@ def _measured(
                 f"{recipe.model.name} is masked: cut out what its mask silences first, with "
                 "--by mask"
             )
-        count = max(options.batches if reads_data(options.criterion) else 0, options.recalibrate)
+        count = max(
+            options.batches if reads_data(str(options.scoring.criterion)) else 0,
+            options.recalibrate,
+        )
         looking, batches = _accuracy(runner, options), list(runner.bench.batches(count))
         with runner.folder.lock():
             found = netslim.sensitivity(
                 network,
                 runner.example()[:1].to(runner.device),
                 looking,
-                criterion=options.criterion,
+                criterion=options.scoring,
                 ratios=options.ratios,
                 groups=options.layers or None,
                 batches=batches or None,
                 recalibrate=options.recalibrate,
-                limits=netslim.Limits(shortcuts=options.shortcuts),
+                limits=options.limits,
                 journal=folder.journal,
                 settings=settings,
                 progress=lambda row, done, total: display.say(f"{done}/{total}  {_told(row)}"),
@@ -207,9 +184,9 @@ def _accuracy(runner: Runner, options: Exploration) -> Callable[[nn.Module], flo
         raise RecipeError(
             f"{recipe.data.name} has no {options.split} images here: set data.validation above 0"
         )
-    if options.images is not None and options.images < len(images):
+    if options.limit_images is not None and options.limit_images < len(images):
         images = images.take(
-            stratified(images.labels, options.images, derive(recipe.seed, "images"))[1]
+            stratified(images.labels, options.limit_images, derive(recipe.seed, "images"))[1]
         )
     loader = Loader(
         images,
@@ -228,12 +205,12 @@ def _settings(recipe: Recipe, options: Exploration) -> dict[str, Any]:
     """All that the figures depend on, as plain data."""
     name = recipe.model.name
     own = Path(name).is_file()
-    plain = {
+    found = {
         "model": {"name": name, **recipe.model.kwargs},
         "file": digest(Path(name))[:16] if own else None,
         "data": {key: value for key, value in asdict(recipe.data).items() if key not in _ELSEWHERE},
         "seed": recipe.seed,
         "limit_batches": recipe.trainer.limit_batches,
-        **asdict(options),
+        **plain(options),
     }
-    return dict(json.loads(json.dumps(plain)))
+    return dict(json.loads(json.dumps(found)))

@@ -54,7 +54,7 @@ def step(
         kind: `train`, `finetune`, `prune`, or `measure`.
         model: name of a model, or a checkpoint.
         data: name of a data set.
-        options: of the stage, as in a recipe; those that are None are left to their defaults.
+        options: of the stage, as in a recipe.
         overrides: dotted keys, as on the command line; `optimizer.`, `schedule.`, `sparsity.`,
             `gradual.`, `distill.` and `budget.` belong to the stage, `model.`, `data.` and
             `trainer.` to the recipe.
@@ -64,7 +64,7 @@ def step(
         RecipeError: as `parse_recipe`, without the stage's name, which the user of one command does
             not know.
     """
-    stage = {"kind": kind, **{key: value for key, value in options.items() if value is not None}}
+    stage = {"kind": kind, **options}
     tree: dict[str, Any] = {"name": kind, "title": f"{kind} {model}", **(settings or {})}
     tree["data"] = {"name": data, **tree.get("data", {})}
     tree |= {"model": {"name": model}, "stages": [stage]}

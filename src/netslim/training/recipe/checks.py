@@ -8,10 +8,11 @@ from typing import TypeVar
 
 from netslim._support import nearest
 from netslim.errors import ArgumentError, RecipeError
-from netslim.selection.budget.allocation import ALLOCATIONS
+from netslim.selection.budget.allocation import ALLOCATIONS, allocation_of
 from netslim.selection.criteria.registry import CRITERIA, reads_data
 from netslim.selection.criteria.scoring import UNLED, check_options
-from netslim.selection.options import Scoring
+from netslim.selection.defaults import AUTO, PLAIN
+from netslim.selection.options import Compensation, Scoring
 from netslim.training.recipe.schedule import cut_epochs
 from netslim.training.recipe.schema import (
     METHODS,
@@ -312,7 +313,8 @@ def _check_prune(stage: Prune, where: str) -> None:
             f"{where}.budget: 'by: {stage.by}' finds out itself what goes; leave budget and "
             "per_group out"
         )
-    if stage.compensation.fold and (stage.mode == "mask" or stage.by == "clusters"):
+    fold = isinstance(stage.compensation, Compensation) and stage.compensation.fold
+    if fold and (stage.mode == "mask" or stage.by == "clusters"):
         what = "a mask cuts nothing" if stage.mode == "mask" else "a merge throws nothing away"
         raise RecipeError(f"{where}.fold: {what}, so there is nothing to fold; leave it out")
     if stage.mode == "mask" and stage.by == "clusters":
@@ -332,9 +334,18 @@ def _check_amounts(stage: Prune | GradualOptions, where: str) -> None:
             value,
             "a number of channels (3) or a share from 0 to below 1 (0.3)",
         )
-    if stage.allocation not in ALLOCATIONS and ":" not in stage.allocation:
-        known = nearest(stage.allocation, ALLOCATIONS)
-        raise RecipeError(f"{where}.allocation: there is no allocation {stage.allocation!r}{known}")
+    if stage.allocation != AUTO and stage.allocation not in ALLOCATIONS:
+        _check_allocation(stage.allocation, f"{where}.allocation")
+
+
+def _check_allocation(name: str, where: str) -> None:
+    if ":" not in name:
+        known = nearest(name, ALLOCATIONS)
+        raise RecipeError(f"{where}: there is no allocation {name!r}{known}")
+    try:
+        allocation_of(name)
+    except ArgumentError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
@@ -385,6 +396,8 @@ def _check_named(scoring: Scoring, where: str) -> str:
     it.
     """
     name = str(scoring.criterion)
+    if name == AUTO:
+        return PLAIN  # what is taken in its place is known with the network and the data alone
     if name not in CRITERIA and ":" not in name:
         raise RecipeError(
             f"{where}.criterion: there is no criterion {name!r}{nearest(name, CRITERIA)}"

@@ -8,17 +8,16 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 from netslim._support import nearest
 from netslim.errors import ArgumentError, RecipeError
-from netslim.selection.options import declared
 from netslim.training.recipe.checks import check
 from netslim.training.recipe.extends import SMALL, resolved
 from netslim.training.recipe.schema import (
@@ -29,7 +28,8 @@ from netslim.training.recipe.schema import (
     SlimmingOptions,
     SparsityOptions,
     Stage,
-    flat,
+    assembled,
+    option_types,
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -209,7 +209,7 @@ def _build(
 ) -> Any:
     """An instance of the dataclass `kind` from plain data; `ready` fields are taken as they are."""
     ready = ready or {}
-    hints = _hints(kind)  # type: ignore[arg-type]
+    hints = option_types(kind)
     names = [name for name in hints if name not in ready]
     for key in plain:
         if key not in names:
@@ -221,34 +221,8 @@ def _build(
                 f"{_join(where, item.name)}: this option is missing and has no default"
             )
     values = {key: _value(hints[key], value, _join(where, key)) for key, value in plain.items()}
-    return _made(kind, {**values, **ready}, where)
-
-
-@lru_cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    """Option -> type, in the place of a flat field those of its class."""
-    hints, found = get_type_hints(kind), {}
-    for item in fields(kind):
-        inner = flat(item)
-        if inner is None:
-            found[item.name] = hints[item.name]
-        else:
-            found |= {name: get_type_hints(inner)[name] for name in declared(inner)}
-    return found
-
-
-def _made(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
-    """The options, those of flat fields put together; what an options class refuses is told with
-    its place.
-    """
-    left = dict(values)
     try:
-        for item in fields(kind):
-            if flat(item) and item.default_factory is not MISSING:
-                default = item.default_factory()
-                own = {name: left.pop(name) for name in declared(default) if name in left}
-                left[item.name] = replace(default, **own)
-        return kind(**left)
+        return assembled(kind, {**values, **ready})
     except ArgumentError as error:
         raise RecipeError(_join(where, str(error))) from None
 
@@ -281,6 +255,8 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
     import jsonargparse
 
     parser = _parser(hint)
+    if value is None and types.NoneType not in get_args(hint):  # which a mapping would take
+        raise RecipeError(f"{where}: expected {_words(hint)}, got null")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -320,7 +296,7 @@ def _words(hint: Any) -> str:
         return f"a list ([..., ...]), each item {_words(inner[0])}"
     if origin in (dict, Mapping):
         return f"a mapping ({{name: value}}), each value {_words(inner[1])}"
-    return _WORDS.get(hint, "any value")
+    return "a mapping of options" if is_dataclass(hint) else _WORDS.get(hint, "any value")
 
 
 def _join(where: str, key: str) -> str:

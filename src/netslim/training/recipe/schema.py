@@ -8,24 +8,33 @@ what each means and may be; in the YAML they stand flat in their stage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from netslim.errors import ArgumentError
+from netslim.selection.defaults import AUTO
 from netslim.selection.options import (
     Budget,
     Checked,
     Compensation,
     Limits,
     Scoring,
+    Shortcuts,
     declared,
     option,
 )
 
+Options = TypeVar("Options")
 
-def _flat(kind: type[Any], **defaults: Any) -> Any:
-    """A field whose own options stand in the YAML beside those of the class that has it."""
-    return field(default_factory=lambda: kind(**defaults), metadata={"flat": kind})
+
+def _flat(kind: type[Any], *, auto: bool = False, **defaults: Any) -> Any:
+    """A field whose own options stand in the YAML beside those of the class that has it.
+
+    Where it may be `auto`, each of its options may be, and the field is "auto" where all of them
+    are: what is taken then is decided where the network and its data are known.
+    """
+    known = {"flat": kind, "auto": auto}
+    return field(default_factory=lambda: AUTO if auto else kind(**defaults), metadata=known)
 
 
 def flat(item: Field[Any]) -> type[Any] | None:
@@ -34,11 +43,46 @@ def flat(item: Field[Any]) -> type[Any] | None:
     return found
 
 
+def option_types(kind: type[Any]) -> dict[str, Any]:
+    """Option -> type, as a recipe or a command gives them: in the place of a flat field its own."""
+    hints, found = get_type_hints(kind), {}
+    for item in fields(kind):
+        inner = flat(item)
+        if inner is None:
+            found[item.name] = hints[item.name]
+            continue
+        for name in declared(inner):
+            hint = get_type_hints(inner)[name]
+            found[name] = hint | Literal["auto"] if item.metadata["auto"] else hint
+    return found
+
+
+def assembled(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """Options of a class from values by name, those of its flat fields put together.
+
+    Raises:
+        ArgumentError: what an options class refuses; the text begins with the option's name.
+    """
+    left = dict(values)
+    for item in fields(kind):  # type: ignore[arg-type]
+        inner = flat(item)
+        if inner is None or item.default_factory is MISSING:
+            continue
+        default = item.default_factory()
+        own = {name: left.pop(name) for name in declared(inner) if name in left}
+        said = {
+            name: value for name, value in own.items() if not item.metadata["auto"] or value != AUTO
+        }
+        base = inner() if default == AUTO and said else default
+        left[item.name] = replace(base, **said) if said else base
+    return kind(**left)
+
+
 def plain(value: Any) -> Any:
     """Options as they stand in YAML: mappings, lists and leaves."""
     if is_dataclass(value):
         return _plain_options(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
@@ -46,11 +90,13 @@ def plain(value: Any) -> Any:
 def _plain_options(options: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in fields(options):
-        value = getattr(options, item.name)
-        if flat(item) is not None:
-            found |= {name: plain(getattr(value, name)) for name in declared(value)}
-        else:
+        value, inner = getattr(options, item.name), flat(item)
+        if inner is None:
             found[item.name] = plain(value)
+        elif value == AUTO:
+            found |= dict.fromkeys(declared(inner), AUTO)
+        else:
+            found |= {name: plain(getattr(value, name)) for name in declared(value)}
     return found
 
 
@@ -209,7 +255,7 @@ class SlimmingOptions(SparsityOptions):
             )
 
     def prepares(self, by: str, criterion: str) -> bool:
-        return by == "zeros" and criterion == "bn_scale" and self.penalty == "proximal"
+        return by == "zeros" and criterion in ("bn_scale", AUTO) and self.penalty == "proximal"
 
     def check(self, later: Sequence[Stage]) -> None:
         if self.strength == "auto":
@@ -247,9 +293,7 @@ class SoftFilterOptions(SparsityOptions):
     criterion: Literal["l1", "l2", "geometric_median"] = option(
         "l2", "which filters are the weakest"
     )
-    shortcuts: Literal["avoid", "include"] = option(
-        "avoid", "include: also channels that several layers add up"
-    )
+    shortcuts: Shortcuts = option("avoid", "include: also channels that several layers add up")
     projections: bool = option(True, "false leaves alone what a projection takes part in")
     every: int = option(1, "zero after every so many epochs", least=1)
     at_start: bool = option(
@@ -283,7 +327,7 @@ class CentripetalOptions(SparsityOptions):
     vector_strength: float = option(
         0.1, "of biases and batch-norm vectors, times `strength`", least=0
     )
-    shortcuts: Literal["avoid", "include"] = option(
+    shortcuts: Shortcuts = option(
         "include", "avoid: leave channels alone that several layers add up"
     )
     protect: list[str] = field(default_factory=list)  # name patterns that are left alone
@@ -346,9 +390,9 @@ class GradualOptions:
     )
     begin: float = 0.0  # share of the stage's epochs that lie before the steps; the first cut ends the first step
     end: float = 0.6  # share of the stage's epochs after which the last cut is made
-    scoring: Scoring = _flat(Scoring, criterion="l2")
+    scoring: Scoring = _flat(Scoring, criterion=AUTO)
     batches: int = 10  # this and all below: as in a prune stage
-    allocation: str = "global"
+    allocation: str = AUTO
     limits: Limits = _flat(Limits)
     latency: LatencyOptions = field(default_factory=LatencyOptions)
     per_group: dict[str, int | float] = field(default_factory=dict)
@@ -419,9 +463,9 @@ class Prune:
     # cut before left out of the scores; zeros: channels whose filters or scales are exactly zero;
     # clusters: merge those of the C-SGD stage
     budget: Budget = field(default_factory=Budget)
-    scoring: Scoring = _flat(Scoring)
+    scoring: Scoring = _flat(Scoring, criterion=AUTO)
     batches: int = 10  # training batches for criteria that need data
-    allocation: str = "global"  # how the cut is spread over the groups, see netslim.select
+    allocation: str = AUTO  # how the cut is spread over the groups, see netslim.select
     limits: Limits = _flat(Limits)
     latency: LatencyOptions = field(
         default_factory=LatencyOptions
@@ -432,7 +476,7 @@ class Prune:
     mode: Literal["cut", "mask"] = (
         "cut"  # mask: silence the channels and hold them at zero; a `convert` stage cuts them
     )
-    compensation: Compensation = _flat(Compensation)  # from training batches
+    compensation: Compensation | Literal["auto"] = _flat(Compensation, auto=True)
 
 
 @dataclass(frozen=True)
@@ -457,6 +501,60 @@ Stage = Train | Finetune | Baseline | Scratch | Prune | Convert | Measure
 KINDS: dict[str, type[Any]] = {
     kind.kind: kind for kind in (Train, Finetune, Baseline, Scratch, Prune, Convert, Measure)
 }
+
+
+# ---------------------------------------------------------------- beside recipes
+
+
+@dataclass(frozen=True)
+class SearchOptions(Checked):
+    """What `netslim search` looks for."""
+
+    resource: Literal["macs", "params", "channels", "activations", "latency"] = option(
+        "macs", "what is cut, a share of it"
+    )
+    max_drop: float = option(
+        0.5,
+        "percentage points of validation accuracy that may be lost",
+        metavar="POINTS",
+        least=0,
+        below=100,
+    )
+    tolerance: float = option(
+        0.02, "the share is found to so much", metavar="SHARE", above=0, below=1
+    )
+    tries: int = option(8, "most candidates that are made", metavar="N", least=1)
+    reference: Literal["given", "trained"] = option(
+        "given", "count the drop from MODEL as it is, or trained as the candidates are"
+    )
+
+
+@dataclass(frozen=True)
+class Exploration(Checked):
+    """How `netslim sensitivity` measures; see the function of this name."""
+
+    ratios: tuple[float, ...] = option(
+        (0.25, 0.5, 0.75), "shares of a group that go", metavar="SHARE"
+    )
+    layers: tuple[str, ...] = option((), "only these, by name or pattern", metavar="NAME")
+    scoring: Scoring = _flat(Scoring, criterion="l2")
+    limits: Limits = _flat(Limits)
+    batches: int = option(10, "of --data, for criteria that look", metavar="N", least=1)
+    recalibrate: int = option(
+        0, "take batch-norm statistics anew from N batches before each look", metavar="N", least=0
+    )
+    split: Literal["validation", "train"] = option("validation", "which images")
+    limit_images: int | None = option(
+        None, "look at N of them only, drawn by --seed", metavar="N", least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = next((ratio for ratio in self.ratios if not 0 < ratio < 1), None)
+        if wrong is not None:
+            raise ArgumentError(f"ratios must be shares above 0 and below 1, got {wrong:g}")
+        object.__setattr__(self, "ratios", tuple(sorted(set(self.ratios))))
+        object.__setattr__(self, "layers", tuple(self.layers))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from netslim.cli.common import add, as_arguments
 _RUN = """\
 Carry out a recipe: train with sparsity, cut, prove the cut, fine-tune, measure, report.
 
-Everything lands in one folder. Killed at any time and started again with the same command, a run goes on from the last
-finished epoch and ends with the same numbers; a finished one only shows its results.
+Everything lands in one folder. Killed at any time and started again with the same command, a run
+goes on from the last finished epoch and ends with the same numbers; a finished one only shows its
+results.
 """
 
 _OVERRIDES = """\

@@ -1,4 +1,4 @@
-"""`export` and `bench`: a network written for another runtime, and networks timed side by side."""
+"""`bench`: networks timed side by side."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import json
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from netslim.cli.common import add, add_inputs, examples, model_options
+from netslim.cli.flags import MODELS, RUNTIMES
 from netslim.errors import RecipeError
-
-_EXPORT = """\
-Write a network to a file for another runtime: ONNX (.onnx) or torch.export (.pt2). The file is read
-back and run, on random inputs and on batches of several sizes, and is there only if its outputs
-equal those of the network. Nothing is overwritten.
-"""
+from netslim.measure.backends import Backend
 
 _BENCH = """\
 Time networks side by side: one sample of each in turn, warmed up, in one process, so that a machine
@@ -25,23 +20,9 @@ that slows down does so for all. Medians with their quartiles, parameters, multi
 (MACs) and activations of one example, size, and time relative to the first network.
 """
 
-_MODELS = """\
-MODEL is a .safetensors file written by netslim, or zoo:NAME, torchvision:NAME, timm:NAME or
-package.module:factory, whose options follow as --model.OPTION VALUE. ONNX takes the packages that
-pip install 'netslim[onnx]' brings, the backend compile a C++ compiler (on a GPU: Triton).
-"""
-
-_EXPORT_MORE = (
-    _MODELS
-    + """
-  netslim export small.safetensors --input 3 32 32 --out small.onnx
-  netslim export small.safetensors --input 3 32 32 --out small.pt2 --batch 8
-  netslim export mypackage.models:tagger --input 32 --dtype int64 --out tagger.onnx --opset 18
-"""
-)
-
-_BENCH_MORE = (
-    _MODELS
+_MORE = (
+    MODELS
+    + RUNTIMES
     + """
   netslim bench vgg.safetensors small.safetensors --input 3 32 32 --batch-size 64
   netslim bench torchvision:resnet50 timm:resnet50d --input 3 224 224 --threads 1 \\
@@ -51,52 +32,16 @@ _BENCH_MORE = (
 
 
 def register(commands: Any) -> None:
-    """Add the commands."""
-    out = add(
+    """Add the command."""
+    bench = add(
         commands,
-        "export",
-        "write a network for another runtime",
-        _export,
-        description=_EXPORT,
-        epilog=_EXPORT_MORE,
+        "bench",
+        "time networks",
+        _bench,
+        description=_BENCH,
+        epilog=_MORE,
         dotted=True,
     )
-    out.add_argument("model", metavar="MODEL", help="which network")
-    add_inputs(out)
-    out.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        required=True,
-        help="the .onnx or .pt2 file to write; it must not exist yet",
-    )
-    out.add_argument(
-        "--batch", metavar="N", default="dynamic", help="one batch size for good (default: dynamic)"
-    )
-    out.add_argument(
-        "--opset", metavar="N", type=int, help="of ONNX (default: what this torch writes)"
-    )
-    out.add_argument(
-        "--tolerance",
-        metavar="T",
-        type=float,
-        help="largest accepted deviation, relative to the largest output (default: 1e-4 in "
-        "float32)",
-    )
-    _bench_options(
-        add(
-            commands,
-            "bench",
-            "time networks",
-            _bench,
-            description=_BENCH,
-            epilog=_BENCH_MORE,
-            dotted=True,
-        )
-    )
-
-
-def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
     add_inputs(bench)
     bench.add_argument(
@@ -104,7 +49,7 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument(
         "--backend",
-        choices=["eager", "compile", "onnxruntime"],
+        choices=get_args(Backend),
         nargs="+",
         default=["eager"],
         help="what runs them: the module as it is, torch.compile, ONNX Runtime (default: eager)",
@@ -128,44 +73,6 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--json", action="store_true", help="machine-readable, milliseconds and counts"
     )
-
-
-# ---------------------------------------------------------------- export
-
-
-def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    import netslim
-    from netslim import models
-
-    kwargs, dynamic = model_options(overrides, "export"), options.batch == "dynamic"
-    if not dynamic and not (options.batch.isdecimal() and int(options.batch)):
-        raise RecipeError(
-            f"--batch {options.batch}: give a number of examples, 1 or more, or dynamic"
-        )
-    inputs = examples(options, 1 if dynamic else int(options.batch))
-    done = netslim.export(
-        models.build(options.model, **kwargs),
-        inputs,
-        options.out,
-        dynamic_batch=dynamic,
-        opset=options.opset,
-        tolerance=options.tolerance,
-    )
-    kind = done.format if done.opset is None else f"ONNX, opset {done.opset}"
-    sizes = " and ".join(map(str, done.batch_sizes))
-    print(
-        f"{kind}, {done.size_bytes / 1000:,.1f} kB: {', '.join(done.inputs)} -> "
-        f"{', '.join(done.outputs)}"
-    )
-    print(
-        f"verified: the outputs deviate by no more than {done.deviation:.1e} of the largest, "
-        f"in batches of {sizes}"
-    )
-    print(f"file: {done.path}")
-    return 0
-
-
-# ---------------------------------------------------------------- bench
 
 
 def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:

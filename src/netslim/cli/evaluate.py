@@ -1,0 +1,71 @@
+"""`evaluate`: what a network does on the test images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from netslim.cli.common import add
+from netslim.cli.flags import (
+    DATA,
+    MODELS,
+    add_network,
+    add_surroundings,
+    add_validation,
+    settings,
+)
+
+_EVALUATE = """\
+Look at the test images with a network as it is: accuracy, loss, parameters, multiply-accumulates,
+size. Nothing is trained and nothing is written.
+"""
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    look = add(
+        commands,
+        "evaluate",
+        "look at the test images",
+        _evaluate,
+        description=_EVALUATE,
+        epilog=MODELS + DATA,
+        dotted=True,
+    )
+    add_network(look)
+    look.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default="test",
+        help="which images (default: test)",
+    )
+    add_validation(look, "share of training images that was set apart, as for train")
+    look.add_argument(
+        "--ten-crop",
+        metavar="PIXELS",
+        type=int,
+        help="mean of the answers to ten squares of each image: corners and centre, also mirrored",
+    )
+    look.add_argument("--json", action="store_true", help="machine-readable, shares from 0 to 1")
+    add_surroundings(look)
+
+
+def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from netslim.training.commands import step
+
+    recipe = step.step(
+        "measure", options.model, options.data, {}, overrides, settings=settings(options)
+    )
+    found = step.evaluate(recipe, options.split, options.ten_crop)
+    if options.json:
+        print(json.dumps(asdict(found), indent=1))
+        return 0
+    crops = "" if options.ten_crop is None else f", ten crops of {options.ten_crop} pixels each"
+    top5 = "" if found.top5 is None else f"  top-5 {found.top5:.2%}"
+    size = "" if found.size_bytes is None else f"  size {found.size_bytes / 1000:,.1f} kB"
+    print(f"{found.images:,} {found.split} images of {options.data}{crops}")
+    print(f"top-1 {found.top1:.2%}{top5}  loss {found.loss:.4f}")
+    print(f"parameters {found.params:,}  MACs {found.macs:,}{size}")
+    return 0

@@ -1,0 +1,94 @@
+"""`export`: a network written for another runtime."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from netslim.cli.common import add, add_inputs, examples, model_options
+from netslim.cli.flags import MODELS, RUNTIMES
+from netslim.errors import RecipeError
+
+_EXPORT = """\
+Write a network to a file for another runtime: ONNX (.onnx) or torch.export (.pt2). The file is read
+back and run, on random inputs and on batches of several sizes, and is there only if its outputs
+equal those of the network. Nothing is overwritten.
+"""
+
+_MORE = (
+    MODELS
+    + RUNTIMES
+    + """
+  netslim export small.safetensors --input 3 32 32 --out small.onnx
+  netslim export small.safetensors --input 3 32 32 --out small.pt2 --batch 8
+  netslim export mypackage.models:tagger --input 32 --dtype int64 --out tagger.onnx --opset 18
+"""
+)
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    out = add(
+        commands,
+        "export",
+        "write a network for another runtime",
+        _export,
+        description=_EXPORT,
+        epilog=_MORE,
+        dotted=True,
+    )
+    out.add_argument("model", metavar="MODEL", help="which network")
+    add_inputs(out)
+    out.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="the .onnx or .pt2 file to write; it must not exist yet",
+    )
+    out.add_argument(
+        "--batch", metavar="N", default="dynamic", help="one batch size for good (default: dynamic)"
+    )
+    out.add_argument(
+        "--opset", metavar="N", type=int, help="of ONNX (default: what this torch writes)"
+    )
+    out.add_argument(
+        "--tolerance",
+        metavar="T",
+        type=float,
+        help="largest accepted deviation, relative to the largest output (default: 1e-4 in "
+        "float32)",
+    )
+
+
+def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    import netslim
+    from netslim import models
+
+    kwargs, dynamic = model_options(overrides, "export"), options.batch == "dynamic"
+    if not dynamic and not (options.batch.isdecimal() and int(options.batch)):
+        raise RecipeError(
+            f"--batch {options.batch}: give a number of examples, 1 or more, or dynamic"
+        )
+    inputs = examples(options, 1 if dynamic else int(options.batch))
+    done = netslim.export(
+        models.build(options.model, **kwargs),
+        inputs,
+        options.out,
+        dynamic_batch=dynamic,
+        opset=options.opset,
+        tolerance=options.tolerance,
+    )
+    kind = done.format if done.opset is None else f"ONNX, opset {done.opset}"
+    sizes = " and ".join(map(str, done.batch_sizes))
+    print(
+        f"{kind}, {done.size_bytes / 1000:,.1f} kB: {', '.join(done.inputs)} -> "
+        f"{', '.join(done.outputs)}"
+    )
+    print(
+        f"verified: the outputs deviate by no more than {done.deviation:.1e} of the largest, "
+        f"in batches of {sizes}"
+    )
+    print(f"file: {done.path}")
+    return 0

@@ -1,0 +1,94 @@
+"""`sensitivity`: which layers can be cut, and how far."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from netslim.cli.common import add
+from netslim.cli.flags import (
+    DATA,
+    MODELS,
+    add_folder,
+    add_limits,
+    add_network,
+    add_options,
+    add_scoring,
+    add_surroundings,
+    add_validation,
+    made,
+    settings,
+)
+from netslim.errors import RecipeError
+from netslim.training.recipe.schema import Exploration
+
+_SENSITIVITY = """\
+Cut each group of channels alone, at several ratios, and look at what is left with images that were
+set apart from the training images. Nothing is trained, and the test images are not looked at.
+Everything lands in the folder DIR: sensitivity.json and .csv, pictures, a page. Killed at any time
+and started again with the same command, it measures what is missing; a finished one only shows it.
+"""
+
+_MORE = (
+    MODELS
+    + DATA
+    + """
+The images are those that `netslim train` has set apart, if --seed, --validation and --data.* are as
+there. --max-drop tells how far each group may be cut, which `netslim prune` respects:
+  netslim sensitivity vgg.safetensors --data torchvision:CIFAR10 --out explored --recalibrate 10
+  netslim prune vgg.safetensors --input 3 32 32 --cut-macs 0.4 --out small.safetensors \\
+      --limits explored/sensitivity.json --max-drop 1
+"""
+)
+
+
+_CUT = ("ratios", "layers", "batches")  # options of what is cut; the others say what is looked at
+
+
+def register(commands: Any) -> None:
+    """Add the command."""
+    parser = add(
+        commands,
+        "sensitivity",
+        "cut each group of channels alone and look at what is lost",
+        _sensitivity,
+        description=_SENSITIVITY,
+        epilog=_MORE,
+        dotted=True,
+    )
+    add_network(parser)
+    add_folder(parser, "the folder to write")
+    what = parser.add_argument_group("what is cut")
+    add_options(what, Exploration, only=_CUT, told={"ratios": "0.25 0.5 0.75"})
+    add_scoring(what, "l2")
+    add_limits(what)
+    look = parser.add_argument_group("what is looked at")
+    add_options(look, Exploration, but=_CUT)
+    add_validation(look, "share of training images that was set apart, as for train")
+    look.add_argument(
+        "--max-drop",
+        metavar="POINTS",
+        type=float,
+        help="tell how far each group may be cut for so many points",
+    )
+    add_surroundings(parser)
+
+
+def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from netslim.training.commands import sensitivity, step
+
+    how, drop = made(Exploration, options), options.max_drop
+    if drop is not None and not 0 <= drop < float("inf"):
+        raise RecipeError(f"--max-drop {drop:g}: give 0 or more points")
+    recipe = step.step(
+        "measure", options.model, options.data, {}, overrides, settings=settings(options)
+    )
+    try:
+        found = sensitivity.explore(recipe, options.out, how)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"what is measured is kept in {options.out}; go on with: {options.typed}"
+        ) from None
+    print(found.table(None if drop is None else drop / 100))
+    print(f"results: {options.out / 'sensitivity.json'}\npage: {options.out / 'sensitivity.html'}")
+    return 0

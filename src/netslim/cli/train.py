@@ -1,0 +1,152 @@
+"""`train`, `finetune`: a network trained once, from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from netslim.cli.common import add
+from netslim.cli.flags import (
+    DATA,
+    MODELS,
+    add_file,
+    add_network,
+    add_surroundings,
+    add_training,
+    settings,
+    training,
+)
+from netslim.errors import RecipeError
+
+_TRAIN = """\
+Train a network once and write it to a file. With --sparsity.method it is trained towards a cut.
+The test images are not looked at; that is what `netslim evaluate` is for. Killed at any time and
+started again with the same command, it goes on from the last finished epoch. What it needs for
+that lies beside FILE in a folder with the suffix .run, with a row for each epoch in metrics.csv.
+"""
+
+_FINETUNE = """\
+Train a network on after a cut: as `netslim train`, but by default at a constant low rate. The
+network that was cut can teach it. What `prune --mask` silenced is held at zero.
+"""
+
+_MORE = (
+    MODELS
+    + DATA
+    + """
+Any option of a recipe goes by its dotted name: --optimizer.*, --schedule.*, --sparsity.*,
+--gradual.* (cut in steps on the way; with --gradual.budget.*, and the options of `netslim prune`
+by their names in recipes), --distill.*, --data.*, --trainer.*, and what is left of the stage by
+--stages.COMMAND.OPTION:
+"""
+)
+
+_TRAIN_MORE = (
+    _MORE
+    + """\
+  netslim train zoo:vgg16 --data torchvision:CIFAR10 --out vgg.safetensors --augment 4 \\
+      --milestones 0.5 0.75 --sparsity.method network_slimming --sparsity.strength 1e-4
+  netslim train vgg.safetensors --data torchvision:CIFAR10 --out soft.safetensors --augment 4 \\
+      --epochs 50 --lr 0.001 --sparsity.method soft_filter --sparsity.rate 0.125
+  netslim train vgg.safetensors --data torchvision:CIFAR10 --out small.safetensors --augment 4 \\
+      --lr 0.01 --gradual.budget.cut_macs 0.5 --gradual.steps 5 --gradual.round_to 8
+  netslim train zoo:resnet56 --data hf:cifar10 --out drawn.safetensors --stages.train.clip 5 \\
+      --sparsity.method centripetal --sparsity.target 0.625
+"""
+)
+
+_FINETUNE_MORE = (
+    _MORE
+    + """\
+  netslim finetune small.safetensors --data torchvision:CIFAR10 --out tuned.safetensors \\
+      --augment 4 --epochs 20 --lr 0.001 --teacher vgg.safetensors --distill.temperature 2
+"""
+)
+
+
+def register(commands: Any) -> None:
+    """Add the commands."""
+    train = add(
+        commands,
+        "train",
+        "train a network once",
+        _train,
+        description=_TRAIN,
+        epilog=_TRAIN_MORE,
+        dotted=True,
+    )
+    _flags(train, epochs=160, rate=0.1)
+    tune = add(
+        commands,
+        "finetune",
+        "train a network on after a cut",
+        _finetune,
+        description=_FINETUNE,
+        epilog=_FINETUNE_MORE,
+        dotted=True,
+    )
+    _flags(tune, epochs=40, rate=0.001)
+
+
+def _flags(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None:
+    add_network(parser)
+    add_file(parser)
+    how = parser.add_argument_group("training")
+    add_training(how, epochs, rate)
+    how.add_argument(
+        "--milestones",
+        metavar="E",
+        type=float,
+        nargs="+",
+        default=[],
+        help="when the rate falls: epochs, or below 1 shares of all epochs (default: it stays)",
+    )
+    how.add_argument(
+        "--lr-factor",
+        metavar="F",
+        type=float,
+        help="what it is multiplied with then (default: 0.1)",
+    )
+    how.add_argument(
+        "--keep",
+        choices=["last", "best"],
+        help="weights of the last epoch, or of the best by validation (default: last)",
+    )
+    add_surroundings(parser)
+
+
+def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    return _fit("train", options, overrides)
+
+
+def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    return _fit("finetune", options, overrides)
+
+
+def _fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from netslim.training.commands import step
+
+    recipe = step.step(
+        kind, options.model, options.data, _stage(options), overrides, settings=settings(options)
+    )
+    try:
+        found = step.carry_out(recipe, options.out, command=options.typed)
+    except KeyboardInterrupt:
+        folder = step.folder_of(options.out)
+        raise KeyboardInterrupt(
+            f"what is finished is kept in {folder}; go on with: {options.typed}"
+        ) from None
+    print(f"trained for {len(found['curves']['epoch'])} epochs in {found['seconds']:.1f} s")
+    print(f"network: {options.out}")
+    return 0
+
+
+def _stage(options: argparse.Namespace) -> dict[str, Any]:
+    if options.lr_factor is not None and not options.milestones:
+        raise RecipeError("--lr-factor: the rate falls at --milestones; give them too")
+    stage = training(options)
+    if options.milestones:
+        factor = 0.1 if options.lr_factor is None else options.lr_factor
+        milestones = options.milestones
+        stage["schedule"] = {"name": "multistep", "milestones": milestones, "factor": factor}
+    return stage | ({} if options.keep is None else {"keep": options.keep})
