@@ -1,5 +1,12 @@
-"""Python's sizes: the attributes that a plan patches, and those in which PyTorch's modules repeat
-their shapes.
+"""Python's sizes: attributes that a plan patches, and those in which modules repeat their shapes.
+
+Two kinds, kept apart because they are known in different ways:
+
+* What the user's own ``forward`` reads, such as ``self.width`` in ``x.view(-1, self.width)``. The
+  trace saw it used, so the plan says what it must become, and it is set exactly so (`patched`).
+* What PyTorch's modules write down about their own tensors, such as ``Linear.in_features``. Most of
+  it is never read in a call, so no trace can see it; printing, exporting and other tools do read
+  it. It follows from the tensors once these are cut (`update_sizes`), so no plan needs to hold it.
 """
 
 from __future__ import annotations
@@ -56,7 +63,9 @@ def put(module: nn.Module, name: str, value: Any) -> None:
 
 
 def update_sizes(model: nn.Module, changed: set[str]) -> None:
-    """Bring the attributes in which PyTorch's modules repeat their shapes up to date.
+    """Bring what PyTorch's modules write down about the shapes of their tensors up to date.
+
+    Only modules that hold a changed tensor: an attribute that someone set to something else stays.
 
     Args:
         model: whose tensors have been cut.
@@ -128,17 +137,18 @@ def _replaced(value: Any, keys: list[str], patch: SizePatch) -> Any:
         result[key] = entry
         return result
     entries = [*value[:key], entry, *value[key + 1 :]]
-    return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    if hasattr(value, "_fields"):  # a named tuple takes its entries one by one
+        return type(value)(*entries)
+    return type(value)(entries)
 
 
 def _key(container: Any, key: str, patch: SizePatch) -> Any:
     if isinstance(container, Mapping):
         found = [k for k in container if str(k) == key]
+    elif isinstance(container, (list, tuple)) and key.isdecimal() and int(key) < len(container):
+        found = [int(key)]
     else:
-        whole = (
-            isinstance(container, (list, tuple)) and key.isdecimal() and int(key) < len(container)
-        )
-        found = [int(key)] if whole else []
+        found = []
     if not found:
         raise SurgeryError(
             f"{patch.module}.{patch.attribute} is not there: {container!r} has no entry {key}; "
@@ -149,23 +159,17 @@ def _key(container: Any, key: str, patch: SizePatch) -> Any:
 
 def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """What the module holds itself, and what its parametrisations hold for it."""
-    yield from (
-        t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None
-    )
+    held = (*module._parameters.values(), *module._buffers.values())
+    yield from (tensor for tensor in held if tensor is not None)
     if nn.utils.parametrize.is_parametrized(module):
         for parametrised in module.parametrizations.children():  # type: ignore[union-attr]
             yield from (*parametrised.parameters(), *parametrised.buffers())
 
 
 def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
-    """The shape of a weight, also of one that is computed from others before each call; () where
-    there is none.
-    """
-    for source in (
-        name,
-        f"{name}_orig",
-        f"{name}_v",
-    ):  # the last two: spectral norm and masks, weight norm
+    """The shape of a weight, also of one that is computed before each call; () without any."""
+    sources = (name, f"{name}_orig", f"{name}_v")  # spectral norm and masks; weight norm
+    for source in sources:
         parameter = module._parameters.get(source)
         if parameter is not None:
             return tuple(parameter.shape)
@@ -188,17 +192,20 @@ def _layer_norm(module: Any) -> None:
 
 
 def _attention(module: Any) -> None:
-    whole, key, value = (
-        _shape(module, name) for name in ("in_proj_weight", "k_proj_weight", "v_proj_weight")
-    )
-    if whole or (key and value):
-        module.embed_dim = whole[1] if whole else key[0]
-        module.kdim, module.vdim = (whole[1], whole[1]) if whole else (key[1], value[1])
-        module.head_dim = module.embed_dim // module.num_heads
+    """One stacked weight where queries, keys and values are as wide as each other, or one each."""
+    whole = _shape(module, "in_proj_weight")
+    key, value = _shape(module, "k_proj_weight"), _shape(module, "v_proj_weight")
+    if whole:
+        module.embed_dim = module.kdim = module.vdim = whole[1]
+    elif key and value:
+        module.embed_dim, module.kdim, module.vdim = key[0], key[1], value[1]
+    else:
+        return
+    module.head_dim = module.embed_dim // module.num_heads
 
 
 def _recurrent(module: Any) -> None:
-    rows, module.input_size = _shape(module, "weight_ih_l0")
+    rows, module.input_size = _shape(module, "weight_ih_l0")  # the gates stand on each other
     module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if module.proj_size:
         module.proj_size = _shape(module, "weight_hr_l0")[0]
@@ -212,9 +219,8 @@ _COMPUTED: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _recurrent),
 )
-_REPEATED: tuple[
-    tuple[type[nn.Module], str, tuple[str, ...]], ...
-] = (  # the attributes that hold a tensor's shape
+# Class, tensor, and the attribute that repeats each of its dimensions ("" for none).
+_REPEATED: tuple[tuple[type[nn.Module], str, tuple[str, ...]], ...] = (
     (nn.Linear, "weight", ("out_features", "in_features")),
     (nn.Bilinear, "weight", ("out_features", "in1_features", "in2_features")),
     (nn.Embedding, "weight", ("num_embeddings", "embedding_dim")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from netslim.errors import SurgeryError
 
-Cut = Callable[[Tensor, tuple[int, ...]], Tensor]  # keep the planned entries of the given axes
+Keep = Callable[[Tensor, tuple[int, ...]], Tensor]  # the planned entries of the given axes
 _REMEDY = "make a new optimizer after prune_, and do not pass this one"
 
 
@@ -23,8 +24,7 @@ def innermost(optimizer: Any) -> Any:
 
 
 def all_optimizers(optimizer: Any) -> list[Optimizer]:
-    """One or several optimizers, wrapped or not -> all that keep state, those that others step for
-    them included.
+    """All that keep state, of one or several, wrapped or not; also those that others hold.
 
     Raises:
         SurgeryError: something else is among them, or one whose state lies elsewhere.
@@ -44,21 +44,17 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
             raise SurgeryError(
                 f"LBFGS keeps its history in one vector over all parameters; {_REMEDY}"
             )
-        # Lookahead, sharpness-aware and averaging optimizers keep another one among their
-        # attributes.
-        found += [
-            inner
-            for inner in vars(one).values()
-            if isinstance(inner, Optimizer) and inner not in found
-        ]
+        # Lookahead, sharpness-aware and averaging optimizers keep another one as an attribute. What
+        # is added here is looked at in its turn.
+        held = (value for value in vars(one).values() if isinstance(value, Optimizer))
+        found += [inner for inner in held if inner not in found]
     return list({id(one): one for one in found}.values())
 
 
 def cut_state(
-    optimizer: Optimizer, cuts: Mapping[Any, tuple[str, Cut]], held: Collection[Tensor]
+    optimizer: Optimizer, cuts: Mapping[Any, tuple[str, Keep]], held: Collection[Tensor]
 ) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """(the state of a parameter, its new entries) for every parameter that is cut; nothing is
-    changed yet.
+    """(the state of a parameter, its new entries) for each that is cut; nothing is changed yet.
 
     Momentum and the like have the parameter's shape. Factors such as Adafactor's have a size of 1
     along the axes they are averaged over, and keep their value there.
@@ -72,25 +68,28 @@ def cut_state(
         SurgeryError: the optimizer holds none of the parameters, or keeps state that does not
             follow their shape.
     """
-    if not any(p in held for group in optimizer.param_groups for p in group["params"]):
+    stepped = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    if not any(parameter in held for parameter in stepped):
         raise SurgeryError(
             f"this {type(optimizer).__name__} holds none of the model's parameters: pass the "
             "optimizer that trains this very model, or none"
         )
     result = []
-    for parameter, (name, cut) in cuts.items():
+    for parameter, (name, keep) in cuts.items():
         state = optimizer.state.get(parameter)
-        if state:
-            kept = {
-                key: _cut_entry(optimizer, key, value, name, parameter, cut)
-                for key, value in state.items()
-            }
-            result.append((state, {key: value for key, value in kept.items() if value is not None}))
+        if not state:
+            continue
+        smaller = {}
+        for key, value in state.items():
+            entry = _cut_entry(optimizer, key, value, name, parameter, keep)
+            if entry is not None:
+                smaller[key] = entry
+        result.append((state, smaller))
     return result
 
 
 def _cut_entry(
-    optimizer: Optimizer, key: str, value: Any, name: str, parameter: Tensor, cut: Cut
+    optimizer: Optimizer, key: str, value: Any, name: str, parameter: Tensor, keep: Keep
 ) -> Tensor | None:
     """The cut entry, or None for one that does not depend on the parameter's shape."""
     keeps = f"{type(optimizer).__name__} keeps {key!r}"
@@ -108,4 +107,4 @@ def _cut_entry(
             f"{keeps} of shape {tuple(value.shape)} for {name!r} of shape "
             f"{tuple(parameter.shape)}, which cannot be cut with it; {_REMEDY}"
         )
-    return cut(value, tuple(axis for axis, (size, whole) in enumerate(pairs) if size == whole))
+    return keep(value, tuple(axis for axis, (size, whole) in enumerate(pairs) if size == whole))

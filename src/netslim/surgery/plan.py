@@ -4,13 +4,17 @@ A plan stands between deciding and cutting. It names the kept units of every tou
 resolved from these, the kept indices of every (parameter or buffer, axis) and the Python sizes that
 must follow, so applying a plan needs no trace. It is immutable, printable, and JSON that people can
 diff.
+
+Plans of cuts that follow each other compose, see `compose`. A model keeps the composed plan of all
+its cuts, counted on its original architecture: that is how a checkpoint of a model that was cut
+several times is loaded into a fresh uncut one, with one cut.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +24,8 @@ from netslim.errors import PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, destinations, merging_rows
 
-FORMAT, MERGING_FORMAT = (
-    1,
-    2,
-)  # the second where channels are merged or biases added, which older versions cannot do
+FORMAT = 1
+MERGING_FORMAT = 2  # where channels are merged or biases added, which older versions cannot do
 
 
 @dataclass(frozen=True)
@@ -68,35 +70,19 @@ class PruningPlan:
         lines = [f"Plan for the architecture {self.fingerprint}: {self.removed} channels go."]
         width = max((len(n) for n in self.groups), default=0)
         for name, cut in self.groups.items():
-            inexact = "" if cut.exact else "  (values change: not equal to silencing)"
-            merged = f", merges {cut.merged} of {cut.size} into them" if cut.merged else ""
-            lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{merged}{inexact}")
+            lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{_remarks(cut)}")
         lines += [f"  {path}: is given a bias" for path in self.biases]
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
+        newer = bool(self.biases) or any(g.into for g in self.groups.values())
         data = {
-            "format": MERGING_FORMAT
-            if self.biases or any(g.into for g in self.groups.values())
-            else FORMAT,
+            "format": MERGING_FORMAT if newer else FORMAT,
             "fingerprint": self.fingerprint,
-            "groups": {
-                name: {"size": g.size, "kept": _runs(g.kept), "exact": g.exact} | _merging(g)
-                for name, g in self.groups.items()
-            },
-            "tensors": [
-                {
-                    "tensor": t.tensor,
-                    "axis": t.axis,
-                    "size": t.size,
-                    "kept": _runs(t.kept),
-                    "role": t.role,
-                }
-                | _merging(t)
-                for t in self.tensors
-            ],
+            "groups": {name: _group_data(g) for name, g in self.groups.items()},
+            "tensors": [_tensor_data(t) for t in self.tensors],
             "patches": [vars(p) for p in self.patches],
             "notes": list(self.notes),
         }
@@ -147,37 +133,34 @@ class PruningPlan:
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     """The one plan that does ``first`` and then ``second``, on the architecture of ``first``.
 
-    It keeps the entries that both keep. Merges chain: what ``first`` merged into a channel goes
-    where ``second`` sends that channel, so it is merged into the last survivor, or dropped with it.
-    On the original's values the composed plan therefore gives what the two give one after the
-    other, apart from the rounding of sums of three and more. A bias that ``second`` adds is added
-    to the original, and cut as ``first`` cut the outputs of its module.
+    ``second`` counts the entries that ``first`` left, so its entry i is entry ``first.kept[i]`` of
+    the original: the numbers of ``second`` are looked up in those of ``first``. Kept (0, 2, 3, 5)
+    of 6 and then (1, 3) of 4 is (2, 5) of 6.
+
+    Merges chain: what ``first`` merged into a channel goes where ``second`` sends that channel, so
+    it is merged into the last survivor, or dropped with it. On the original's values the composed
+    plan therefore gives what the two give one after the other, apart from the rounding of sums of
+    three and more. A bias that ``second`` adds is added to the original, and cut as ``first`` cut
+    the outputs of its module.
+
+    Raises:
+        PlanError: ``second`` is not for what ``first`` leaves.
     """
-    cuts = {(t.tensor, t.axis): t for t in first.tensors}
-    cuts |= {(t.tensor, t.axis): t for t in bias_cuts(first, second.biases)}
+    cuts = {(t.tensor, t.axis): t for t in (*first.tensors, *bias_cuts(first, second.biases))}
     for t in second.tensors:
-        before = cuts.get((t.tensor, t.axis))
-        if before is None:
-            cuts[t.tensor, t.axis] = t
-            continue
-        if len(before.kept) != t.size:
-            raise PlanError(
-                f"the plans do not follow each other: {t.tensor} axis {t.axis} has "
-                f"{len(before.kept)} entries after the first and {t.size} before the second"
-            )
-        kept = tuple(before.kept[i] for i in t.kept)
-        cuts[t.tensor, t.axis] = TensorCut(
-            t.tensor, t.axis, before.size, kept, before.role, _chained(before, t)
-        )
+        key = t.tensor, t.axis
+        cuts[key] = _tensor_after(cuts[key], t) if key in cuts else t
     patches = {(p.module, p.attribute): p for p in first.patches}
     for p in second.patches:
-        old = patches[p.module, p.attribute].old if (p.module, p.attribute) in patches else p.old
-        patches[p.module, p.attribute] = SizePatch(p.module, p.attribute, old, p.new)
-    notes = tuple(dict.fromkeys(first.notes + second.notes))
-    biases = tuple(dict.fromkeys(first.biases + second.biases))
-    groups = _compose_groups(first.groups, second.groups)
+        original = patches.get((p.module, p.attribute), p)
+        patches[p.module, p.attribute] = replace(p, old=original.old)
     return PruningPlan(
-        first.fingerprint, groups, tuple(cuts.values()), tuple(patches.values()), notes, biases
+        first.fingerprint,
+        _compose_groups(first.groups, second.groups),
+        tuple(cuts.values()),
+        tuple(patches.values()),
+        notes=tuple(dict.fromkeys(first.notes + second.notes)),
+        biases=tuple(dict.fromkeys(first.biases + second.biases)),
     )
 
 
@@ -189,58 +172,88 @@ def bias_of(path: str) -> str:
 def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:
     """The cuts that biases need when they are added to modules whose outputs the plan cuts."""
     outputs = {t.tensor: t for t in plan.tensors if t.axis == 0}
-    pairs = [(bias_of(path), outputs.get(f"{path}.weight".removeprefix("."))) for path in paths]
-    return [
-        TensorCut(name, 0, made.size, made.kept, "channel")
-        for name, made in pairs
-        if made is not None
-    ]
+    found = []
+    for path in paths:
+        made = outputs.get(f"{path}.weight".removeprefix("."))
+        if made is not None:
+            found.append(TensorCut(bias_of(path), 0, made.size, made.kept, "channel"))
+    return found
+
+
+def _tensor_after(first: TensorCut, second: TensorCut) -> TensorCut:
+    """Two cuts of one axis, one after the other, as one."""
+    if len(first.kept) != second.size:
+        raise PlanError(
+            f"the plans do not follow each other: {second.tensor} axis {second.axis} has "
+            f"{len(first.kept)} entries after the first and {second.size} before the second"
+        )
+    kept = tuple(first.kept[i] for i in second.kept)
+    return replace(first, kept=kept, into=_chained(first, second))
 
 
 def _compose_groups(
     first: Mapping[str, GroupCut], second: Mapping[str, GroupCut]
 ) -> dict[str, GroupCut]:
+    """For people to read; where a name stands for another group than before, the later one."""
     groups = dict(first)
     for name, cut in second.items():
         before = groups.get(name)
-        if before is not None and len(before.kept) == cut.size:
-            kept = tuple(before.kept[i] for i in cut.kept)
-            groups[name] = GroupCut(
-                before.size, kept, before.exact and cut.exact, _chained(before, cut)
-            )
-        else:
+        if before is None or len(before.kept) != cut.size:
             groups[name] = cut
+            continue
+        kept = tuple(before.kept[i] for i in cut.kept)
+        exact = before.exact and cut.exact
+        groups[name] = GroupCut(before.size, kept, exact, _chained(before, cut))
     return groups
 
 
 def _chained(first: GroupCut | TensorCut, second: GroupCut | TensorCut) -> tuple[int, ...]:
-    """``into`` of the two cuts one after the other, in the numbers of the first."""
+    """``into`` of the two cuts one after the other, in the numbers of the first.
+
+    For instance first: 1 into 2, keeping (0, 2, 3); second: its 1 (the original's 2) into its 2
+    (the original's 3). Then 1 and 2 both end in 3.
+    """
     if not first.into and not second.into:
         return ()
     kept = np.asarray(first.kept)
     one, two = destinations(first), destinations(second)
-    ends = np.full(first.size, DROPPED)
+    # DROPPED is -1, which as an index means the last entry: `where` puts it back.
+    ends = np.full(first.size, DROPPED)  # of what the first cut keeps
     ends[kept] = np.where(two == DROPPED, DROPPED, kept[two])
     total = np.where(one == DROPPED, DROPPED, ends[one])
-    return merging_rows(total, (kept[list(second.kept)]).tolist())
+    return merging_rows(total, kept[list(second.kept)].tolist())
+
+
+def _remarks(cut: GroupCut) -> str:
+    merged = f", merges {cut.merged} of {cut.size} into them" if cut.merged else ""
+    return merged if cut.exact else f"{merged}  (values change: not equal to silencing)"
+
+
+# ---------------------------------------------------------------- plain data and back
+
+
+def _group_data(cut: GroupCut) -> dict[str, Any]:
+    return {"size": cut.size, "kept": _runs(cut.kept), "exact": cut.exact} | _merging(cut)
+
+
+def _tensor_data(cut: TensorCut) -> dict[str, Any]:
+    where = {"tensor": cut.tensor, "axis": cut.axis, "size": cut.size}
+    return where | {"kept": _runs(cut.kept), "role": cut.role} | _merging(cut)
+
+
+def _group(data: Mapping[str, Any]) -> GroupCut:
+    size, kept = int(data["size"]), _indices(data["kept"], data["size"])
+    return GroupCut(size, kept, bool(data["exact"]), _into(data))
+
+
+def _tensor(data: Mapping[str, Any]) -> TensorCut:
+    axis, size, kept = int(data["axis"]), int(data["size"]), _indices(data["kept"], data["size"])
+    return TensorCut(str(data["tensor"]), axis, size, kept, str(data["role"]), _into(data))
 
 
 def _plan(data: Mapping[str, Any]) -> PruningPlan:
-    groups = {
-        str(n): GroupCut(int(g["size"]), _indices(g["kept"], g["size"]), bool(g["exact"]), _into(g))
-        for n, g in data["groups"].items()
-    }
-    tensors = tuple(
-        TensorCut(
-            str(t["tensor"]),
-            int(t["axis"]),
-            int(t["size"]),
-            _indices(t["kept"], t["size"]),
-            str(t["role"]),
-            _into(t),
-        )
-        for t in data["tensors"]
-    )
+    groups = {str(name): _group(group) for name, group in data["groups"].items()}
+    tensors = tuple(map(_tensor, data["tensors"]))
     patches = tuple(
         SizePatch(str(p["module"]), str(p["attribute"]), int(p["old"]), int(p["new"]))
         for p in data["patches"]
@@ -270,7 +283,9 @@ def _runs(kept: tuple[int, ...]) -> list[list[int]]:
 
 
 def _indices(runs: Any, size: int) -> tuple[int, ...]:
-    kept = tuple(i for start, stop in runs for i in range(start, stop))
+    kept: list[int] = []
+    for start, stop in runs:
+        kept.extend(range(start, stop))
     if len(set(kept)) != len(kept) or any(not 0 <= i < size for i in kept):
         raise ValueError(f"kept indices do not fit a size of {size}")
-    return kept
+    return tuple(kept)

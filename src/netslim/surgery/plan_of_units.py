@@ -1,15 +1,21 @@
-"""From the units that stay to a plan: which indices of which tensors are kept."""
+"""From the units that stay to a plan: which indices of which tensors are kept.
+
+A unit is a channel with everything that goes with it, so it owns entries in many tensors, and one
+axis may hold entries of several groups (of all that a concatenation puts side by side, say). So
+every axis starts out as kept whole, and each group takes away what its removed units own there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.groups import ChannelGroup
+from netslim.graph.groups import ChannelGroup, Slice
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, merging_rows, partners
 
@@ -22,8 +28,7 @@ def plan_keeping(
     notes: Iterable[str] = (),
     into: Mapping[int, np.ndarray] | None = None,
 ) -> PruningPlan:
-    """Write out which indices of which tensors stay when group ``g`` keeps the units of the boolean
-    ``masks[g]``.
+    """The plan in which group ``g`` keeps the units of the boolean ``masks[g]``.
 
     Args:
         graph: from `netslim.trace`.
@@ -37,55 +42,99 @@ def plan_keeping(
             make them (tied weights), so that they cannot be summed.
     """
     masks = {n: np.asarray(m, dtype=bool) for n, m in masks.items() if not np.all(m)}
-    groups = {}
-    onto: dict[tuple[str, int], np.ndarray] = {}  # where the entries of an axis end
-    keep: dict[tuple[str, int], np.ndarray] = {}
-    roles: dict[tuple[str, int], set[str]] = {}
+    groups: dict[str, GroupCut] = {}
+    axes: dict[tuple[str, int], _Axis] = {}
     for number in sorted(masks):
         group, mask = graph.groups[number], masks[number]
         ends = _ends(group, mask, (into or {}).get(number))
-        survivors = tuple(np.flatnonzero(mask).tolist())
-        groups[group.name] = GroupCut(
-            group.size, survivors, group.exact, merging_rows(ends, survivors)
-        )
+        kept = tuple(np.flatnonzero(mask).tolist())
+        cut = GroupCut(group.size, kept, group.exact, merging_rows(ends, kept))
+        groups[group.name] = cut
         for s in group.slices:
-            gone = s.positions[~mask[s.units]]
-            key = (s.tensor, s.axis)
-            kept = keep.setdefault(key, np.ones(graph.axis_sizes[key], dtype=bool))
-            kept[gone] = False
-            roles.setdefault(key, set()).add(s.role)
-            if groups[group.name].into and s.role == "consumer":
-                if s.mixed:
-                    raise PlanError(
-                        f"group {group.name!r}: {s.tensor!r} reads the channels that it makes; "
-                        f"{_TIED}"
-                    )
-                merged, targets = partners(s.positions, s.units, ends)
-                onto.setdefault(key, np.full(len(kept), DROPPED))[merged] = targets
-    for (t, a), others in {key: roles[key] - {"consumer"} for key in onto}.items():
-        if others:
+            key = s.tensor, s.axis
+            if key not in axes:
+                axes[key] = _Axis(np.ones(graph.axis_sizes[key], dtype=bool))
+            axes[key].drop(s, mask)
+            if cut.into and s.role == "consumer":
+                axes[key].merge(s, ends, group.name)
+    _refuse_tied(axes)
+    tensors = _tensor_cuts(axes)
+    return PruningPlan(graph.fingerprint, groups, tensors, _patches(graph, masks), tuple(notes))
+
+
+@dataclass
+class _Axis:
+    """What becomes of one axis of one tensor.
+
+    Attributes:
+        kept: which entries stay, bool of shape (size,).
+        roles: what the axis does for the channels that go.
+        ends: the entry that each merged entry is added to, shape (size,), `DROPPED` for all others;
+            None where no merged channel is read.
+    """
+
+    kept: np.ndarray
+    roles: set[str] = field(default_factory=set)
+    ends: np.ndarray | None = None
+
+    def drop(self, s: Slice, mask: np.ndarray) -> None:
+        """Take away what the removed units of a group own."""
+        self.kept[s.positions[~mask[s.units]]] = False
+        self.roles.add(s.role)
+
+    def merge(self, s: Slice, ends: np.ndarray, name: str) -> None:
+        """Note where the entries go that read merged channels of the group of this name."""
+        if s.mixed:
+            raise PlanError(
+                f"group {name!r}: {s.tensor!r} reads the channels that it makes; {_TIED}"
+            )
+        if self.ends is None:
+            self.ends = np.full(len(self.kept), DROPPED)
+        merged, targets = partners(s.positions, s.units, ends)
+        self.ends[merged] = targets
+
+
+def _refuse_tied(axes: Mapping[tuple[str, int], _Axis]) -> None:
+    """What reads merged channels is summed, what makes them is not: one axis cannot do both."""
+    for (tensor, number), axis in axes.items():
+        others = axis.roles - {"consumer"}
+        if axis.ends is not None and others:
             what = " and ".join(sorted(others))
             raise PlanError(
-                f"axis {a} of {t!r} reads merged channels and is {what} of channels, too; {_TIED}"
+                f"axis {number} of {tensor!r} reads merged channels and is {what} of channels, "
+                f"too; {_TIED}"
             )
-    same: dict[bytes, tuple[int, ...]] = {}  # many tensors keep the same indices
-    tensors = []
-    for (t, a), kept in keep.items():
-        indices = _indices(kept, same)
-        sums = merging_rows(onto[t, a], indices) if (t, a) in onto else ()
-        tensors.append(TensorCut(t, a, len(kept), indices, "+".join(sorted(roles[t, a])), sums))
+
+
+def _tensor_cuts(axes: Mapping[tuple[str, int], _Axis]) -> tuple[TensorCut, ...]:
+    known: dict[bytes, tuple[int, ...]] = {}  # many tensors keep the same indices
+    cuts = []
+    for (tensor, number), axis in axes.items():
+        bits = axis.kept.tobytes()
+        if bits not in known:
+            known[bits] = tuple(np.flatnonzero(axis.kept).tolist())
+        kept, role = known[bits], "+".join(sorted(axis.roles))
+        into = () if axis.ends is None else merging_rows(axis.ends, kept)
+        cuts.append(TensorCut(tensor, number, len(axis.kept), kept, role, into))
+    return tuple(cuts)
+
+
+def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[SizePatch, ...]:
+    """The attributes whose dimension shrinks, in proportion: one may hold a multiple of it."""
     patches = []
     for rule in graph.size_rules:
         new = rule.old * rule.count.kept(masks) // rule.count.kept({})
         if new != rule.old:
             patches.append(SizePatch(rule.module, rule.attribute, rule.old, new))
-    return PruningPlan(graph.fingerprint, groups, tuple(tensors), tuple(patches), tuple(notes))
+    return tuple(patches)
 
 
 def _ends(group: ChannelGroup, mask: np.ndarray, into: np.ndarray | None) -> np.ndarray:
     """Where each unit ends: itself, the unit it is merged into, or `DROPPED`."""
     own = np.arange(group.size)
-    ends = own.copy() if into is None else np.asarray(into, dtype=np.int64).copy()
+    if into is None:
+        return np.where(mask, own, DROPPED)
+    ends = np.asarray(into, dtype=np.int64).copy()
     if ends.shape != own.shape or not ((ends >= 0) & (ends < group.size)).all():
         raise PlanError(
             f"group {group.name!r} has {group.size} units; into names {ends.tolist()} for them"
@@ -99,10 +148,3 @@ def _ends(group: ChannelGroup, mask: np.ndarray, into: np.ndarray | None) -> np.
         )
     ends[~mask & (ends == own)] = DROPPED
     return ends
-
-
-def _indices(kept: np.ndarray, known: dict[bytes, tuple[int, ...]]) -> tuple[int, ...]:
-    key = kept.tobytes()
-    if key not in known:
-        known[key] = tuple(np.flatnonzero(kept).tolist())
-    return known[key]

@@ -1,12 +1,28 @@
-"""Cut a model as a plan says: slice every tensor, then the Python sizes that mirror their shapes."""
+"""Cut a model as a plan says: slice every tensor, then the Python sizes that repeat their shapes.
+
+Both ways are transactions: either the whole cut is made, or nothing has changed.
+
+`prune` makes a copy, so it has nothing to undo. It does not copy and then cut: the smaller tensors
+are made first and handed to `copy.deepcopy` as its memo, "the copy of this tensor is that one". So
+what goes is never copied, and whatever points to one tensor from several places (tied weights, a
+list of parameters kept as an attribute) points to one tensor in the copy, too. Only where the plan
+adds biases, these are added to a whole copy first.
+
+`prune_` first works out everything that will change, in `_prepare`: new values, gradients,
+optimizer states, attributes. Here mistakes show, while the model is as it was. Only then
+`_Change.carry_out` puts it in place, and notes for each step how to take it back, since a module's
+own ``__setattr__`` may still refuse. Parameters keep their identity and get other data, for that is
+how optimizers know them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, TypeGuard, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +40,9 @@ from netslim.surgery.weight_averages import cut_alike
 
 Model = TypeVar("Model", bound=nn.Module)
 Cuts = dict[str, list[TensorCut]]  # tensor -> its cuts
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 _HISTORY = "_netslim_plan"
+_COMPUTED_FROM = ("_orig", "_v")  # spectral norm and `torch.nn.utils.prune`; weight norm
 
 
 def prune(model: Model, plan: PruningPlan) -> Model:
@@ -47,23 +65,17 @@ def prune(model: Model, plan: PruningPlan) -> Model:
         >>> model.features[0].out_channels > small.features[0].out_channels
         True
     """
-    inner = bare(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
+    inner: Model = bare(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
     expect(plan, PruningPlan, "plan", "prune(model, plan)")
     plan.check(inner)
     if plan.biases:
         inner = duplicate(inner)
-        for module, bias in new_biases(inner, plan.biases):
-            module.bias = bias
+        for layer, bias in new_biases(inner, plan.biases):
+            layer.bias = bias
     cuts = _cuts(plan)
     smaller = _smaller({tensor: name for name, tensor in named_tensors(inner)}, cuts)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
-    for tensor, value in smaller.items():
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = (
-            Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
-            if is_parameter
-            else value
-        )
+    memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
     for module, name, value in patched(small, plan.patches):
         put(module, name, value)
@@ -77,8 +89,7 @@ def prune_(
     optimizer: Optimizer | Iterable[Optimizer] = (),
     companions: Any = (),
 ) -> Model:
-    """Cut ``model`` in place and return it; parameters keep their identity, so optimizers go on
-    working.
+    """Cut ``model`` in place and return it; parameters stay the same objects for optimizers.
 
     Everything is checked and computed before anything is changed: on an error the model, its
     companions and the optimizers are as they were. A compiled model compiles anew at its next call.
@@ -121,9 +132,7 @@ def prune_(
 
 
 def history(model: nn.Module) -> PruningPlan | None:
-    """The composed plan of all cuts that made this model from its original architecture, if netslim
-    cut it.
-    """
+    """The composed plan of all cuts of netslim, on the original architecture; None without any."""
     return getattr(inside(model), _HISTORY, None)
 
 
@@ -134,21 +143,19 @@ class _Change:
     plan: PruningPlan
     models: list[nn.Module]
     tensors: dict[Tensor, tuple[Tensor, Tensor | None]]  # -> its new value and gradient
-    states: list[
-        tuple[dict[str, Any], dict[str, Tensor]]
-    ]  # an optimizer's state of a parameter, its new entries
+    states: list[tuple[dict[str, Any], dict[str, Tensor]]]  # of a parameter, its new entries
     attributes: list[tuple[nn.Module, str, Any]]
-    biases: list[tuple[Any, nn.Parameter]]
+    biases: list[tuple[Layer, nn.Parameter]]
 
     def carry_out(self) -> None:
-        with ExitStack() as undo:
+        with ExitStack() as undo:  # runs backwards, unless `pop_all` is reached
             for tensor, (value, gradient) in self.tensors.items():
                 undo.callback(_put, tensor, tensor.data, tensor.grad if tensor.is_leaf else None)
                 _put(tensor, value, gradient)
             for state, values in self.states:
                 undo.callback(state.update, {key: state[key] for key in values})
                 state.update(values)
-            for module in (m for model in self.models for m in model.modules()):
+            for module in chain.from_iterable(model.modules() for model in self.models):
                 undo.callback(_restore, module, dict(vars(module)))
             for module, name, value in self.attributes:
                 put(module, name, value)
@@ -162,46 +169,43 @@ class _Change:
 
 def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:
     models, shadows = cut_alike(model, companions)
-    named = {
-        tensor: name for one in (*map(named_tensors, models), *shadows) for name, tensor in one
-    }
-    biases = [new_biases(one, plan.biases) for one in models]
-    for added in biases:
+    named = {t: name for name, t in chain(*map(named_tensors, models), *shadows)}
+    biases: list[tuple[Layer, nn.Parameter]] = []
+    for one in models:
+        added = new_biases(one, plan.biases)
         named |= {bias: bias_of(path) for path, (_, bias) in zip(plan.biases, added, strict=True)}
+        biases += added
     cuts = _cuts(plan)
     smaller = _smaller(named, cuts)
     _check_changeable(named, smaller)
-    held = {parameter for one in models for parameter in one.parameters()}
+    held = set(chain.from_iterable(one.parameters() for one in models))
     rows = {tensor: cuts[named[tensor]] for tensor in smaller}
     followed = {t: (named[t], partial(_keep, rows[t], sums=False)) for t in smaller if t in held}
-    states = [
-        entry for one in all_optimizers(optimizer) for entry in cut_state(one, followed, held)
-    ]
-    attributes = [entry for one in models for entry in patched(one, plan.patches)]
-    attributes += [
-        (module, name, value) for one in models for module, name, _, value in _derived(one, cuts)
-    ]
-    # What reads equal channels has equal gradients, and so has their sum: a survivor's entries stay
-    # as they are.
+    states = []
+    for stepping in all_optimizers(optimizer):
+        states += cut_state(stepping, followed, held)
+    attributes: list[tuple[nn.Module, str, Any]] = []
+    for one in models:
+        attributes += patched(one, plan.patches)
+        attributes += [(module, name, value) for module, name, _, value in _derived(one, cuts)]
+    # No sums for gradients and momentum: where channels are merged they are equal, so what reads
+    # them has equal gradients, and the weight that is their sum has that same gradient, once.
     gradients = {
         t: _keep(rows[t], t.grad, sums=False) for t in smaller if t.is_leaf and t.grad is not None
     }
     tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
-    return _Change(
-        plan, models, tensors, states, attributes, [pair for added in biases for pair in added]
-    )
+    return _Change(plan, models, tensors, states, attributes, biases)
 
 
-def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Any, nn.Parameter]]:
-    """(module, its bias of zeros) for convolutions and linear layers that have none; nothing is
-    changed.
+def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.Parameter]]:
+    """(layer, its bias of zeros) for convolutions and linear layers without; nothing is changed.
 
     Raises:
         SurgeryError: a path is not that of such a layer.
     """
     found = []
     for path in paths:
-        module: Any = dict(model.named_modules()).get(path)
+        module = dict(model.named_modules()).get(path)
         if not takes_bias(module):
             raise SurgeryError(
                 f"the plan gives {path!r} a bias; it is no convolution or linear layer that "
@@ -212,16 +216,18 @@ def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Any, nn.Par
     return found
 
 
-def takes_bias(module: Any) -> bool:
-    """Whether this is a convolution (not a transposed one) or linear layer of PyTorch's own that
-    lacks a bias.
-    """
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    return (
-        type(module) in kinds
-        and module._parameters.get("weight") is not None
-        and module.bias is None
-    )
+def takes_bias(module: object) -> TypeGuard[Layer]:
+    """Whether this is PyTorch's own linear layer or convolution (not transposed) without a bias."""
+    if not isinstance(module, Layer) or type(module) not in get_args(Layer):
+        return False
+    return module._parameters.get("weight") is not None and module.bias is None
+
+
+def _of_its_class(tensor: Tensor, value: Tensor) -> Tensor:
+    """The value as a parameter (of the same class, as trainable) where the tensor is one."""
+    if isinstance(tensor, nn.Parameter):
+        return Tensor._make_subclass(type(tensor), value, tensor.requires_grad)
+    return value
 
 
 def _check_changeable(named: Mapping[Tensor, str], tensors: Iterable[Tensor]) -> None:
@@ -243,13 +249,17 @@ def _cuts(plan: PruningPlan) -> Cuts:
 def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
     """The new value of every tensor that is cut; what shares its memory goes on to share it.
 
+    One tensor that several modules hold is one key here, so it is cut once. But two tensor objects
+    may also be the same memory (a state dict beside its model, `torch.nn.Parameter` around another
+    one's data): each must get the same new memory, and so must be cut the same way.
+
     Args:
         named: tensor -> its name in the plan.
         cuts: as the plan says.
     """
     _check(named, cuts)
     result: dict[Tensor, Tensor] = {}
-    first: dict[Any, Tensor] = {}
+    first: dict[Hashable, Tensor] = {}
     for tensor, name in named.items():
         same = first.setdefault(_memory(tensor), tensor)
         if same is not tensor and _kept(cuts, name) != _kept(cuts, named[same]):
@@ -257,10 +267,12 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
                 f"{named[same]!r} and {name!r} share their memory, and the plan cuts them "
                 "differently: make them one parameter (a.weight = b.weight) and trace again"
             )
-        if name in cuts:
-            result[tensor] = (
-                _keep(cuts[name], tensor.detach()) if same is tensor else result[same].detach()
-            )
+        if name not in cuts:
+            continue
+        if same is tensor:
+            result[tensor] = _keep(cuts[name], tensor.detach())
+        else:
+            result[tensor] = result[same].detach()
     return result
 
 
@@ -282,7 +294,7 @@ def _check(named: Mapping[Tensor, str], cuts: Cuts) -> None:
                 )
 
 
-def _memory(tensor: Tensor) -> Any:
+def _memory(tensor: Tensor) -> Hashable:
     """Equal for two tensors that are the same memory read the same way."""
     if tensor.is_meta or not tensor.numel():
         return id(tensor)
@@ -290,6 +302,7 @@ def _memory(tensor: Tensor) -> Any:
 
 
 def _kept(cuts: Cuts, name: str) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Axis -> what stays of it and what is merged."""
     return {cut.axis: (cut.kept, cut.into) for cut in cuts.get(name, ())}
 
 
@@ -317,20 +330,22 @@ def _keep(
 
 
 def _derived(model: nn.Module, cuts: Cuts) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
-    """(module, attribute, value, cut value) of weights that a hook computes from others before each
-    call.
+    """(module, attribute, value, cut value) of weights that a hook computes before each call.
 
-    Weight norm keeps them in ``weight_v``, spectral norm and the masks of `torch.nn.utils.prune` in
-    ``weight_orig``.
+    Such a weight is a plain attribute: what is trained is ``weight_v`` (weight norm) or
+    ``weight_orig`` (spectral norm, the masks of `torch.nn.utils.prune`). The next call computes it
+    anew, but until then it is looked at, and would have the old shape.
     """
     result = []
     for name, rows in cuts.items():
         path, _, source = name.rpartition(".")
-        for suffix in [suffix for suffix in ("_orig", "_v") if source.endswith(suffix)]:
-            attribute, module = source.removesuffix(suffix), model.get_submodule(path)
-            value = vars(module).get(attribute)
-            if isinstance(value, Tensor) and value.shape == getattr(module, source).shape:
-                result.append((module, attribute, value, _keep(rows, value.detach())))
+        suffix = next((suffix for suffix in _COMPUTED_FROM if source.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        attribute, module = source.removesuffix(suffix), model.get_submodule(path)
+        value = vars(module).get(attribute)
+        if isinstance(value, Tensor) and value.shape == getattr(module, source).shape:
+            result.append((module, attribute, value, _keep(rows, value.detach())))
     return result
 
 

@@ -1,7 +1,16 @@
-"""The rows of a plan: what of each group, tensor and attribute stays, and where merged entries go."""
+"""The rows of a plan: what of each group, tensor and attribute stays, and where merged entries go.
+
+Where entries go is written in two ways. A row holds ``into``, one number for each *removed* entry,
+which is short and empty for an ordinary cut. To calculate with, `destinations` spreads it over
+*all* entries and `merging_rows` gathers it again. Of five entries, 0 and 3 kept, 1 merged into 3::
+
+    kept (0, 3), removed (1, 2, 4), into (3, DROPPED, DROPPED)
+    destinations [0, 3, DROPPED, 3, DROPPED]
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,9 +81,7 @@ class SizePatch:
 
 
 def destinations(cut: GroupCut | TensorCut) -> np.ndarray:
-    """For each number where it ends, shape (size,): itself when kept, its survivor when merged,
-    else `DROPPED`.
-    """
+    """Where each number ends, (size,): itself when kept, its survivor when merged, or `DROPPED`."""
     ends = np.arange(cut.size)
     ends[list(cut.removed)] = cut.into or DROPPED
     return ends
@@ -107,8 +114,8 @@ def partners(
 def reduced(tensor: Tensor, cut: TensorCut, *, sums: bool = True) -> Tensor:
     """What stays of ``tensor`` on one axis: the kept entries, with those merged into them added.
 
-    One member of each survivor is added at a time, so that sums are the same bit for bit on every
-    device.
+    Sums are the same bit for bit on every device: ``index_add_`` adds entries of one place in any
+    order, so it gets one member of each survivor at a time.
 
     Args:
         tensor: the uncut one.
@@ -116,12 +123,11 @@ def reduced(tensor: Tensor, cut: TensorCut, *, sums: bool = True) -> Tensor:
         sums: False leaves out what is merged into the kept entries.
     """
     result = tensor.index_select(cut.axis, index(cut.kept, tensor.device))
-    for gone, places in _rounds(cut.kept, cut.size, cut.into) if sums else ():
-        result.index_add_(
-            cut.axis,
-            index(places, tensor.device),
-            tensor.index_select(cut.axis, index(gone, tensor.device)),
-        )
+    if not sums:
+        return result
+    for gone, places in _rounds(cut.kept, cut.size, cut.into):
+        added = tensor.index_select(cut.axis, index(gone, tensor.device))
+        result.index_add_(cut.axis, index(places, tensor.device), added)
     return result
 
 
@@ -135,18 +141,20 @@ def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 def _rounds(
     kept: tuple[int, ...], size: int, into: tuple[int, ...]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(removed entries, places among the kept ones they are added to), each place once in a round."""
+    """(removed entries, places among the kept they are added to), each place once in a round."""
     if not into:
         return []
     place = {number: i for i, number in enumerate(kept)}
-    members: dict[int, int] = {}
+    members: Counter[int] = Counter()  # that each survivor has taken in so far
     rounds: list[list[tuple[int, int]]] = []
     for number, target in zip(complement(kept, size), into, strict=True):
-        if target != DROPPED:
-            turn = members[target] = members.get(target, -1) + 1
-            rounds += [[]] * (turn == len(rounds))
-            rounds[turn] = [*rounds[turn], (number, place[target])]
-    return [tuple(zip(*pairs, strict=True)) for pairs in rounds]  # type: ignore[misc]
+        if target == DROPPED:
+            continue
+        if members[target] == len(rounds):
+            rounds.append([])
+        rounds[members[target]].append((number, place[target]))
+        members[target] += 1
+    return [(tuple(n for n, _ in pairs), tuple(p for _, p in pairs)) for pairs in rounds]
 
 
 def complement(kept: Iterable[int], size: int) -> tuple[int, ...]:

@@ -1,5 +1,9 @@
-"""Copies that are kept beside a model and must be cut with it: weight averages, deep copies, shadow
-tensors.
+"""Weight averages and other copies that are kept beside a model and must be cut with it.
+
+They come in many wrappings: `AveragedModel` holds a whole model as ``.module``, timm's ``ModelEma``
+as ``.ema`` or ``.module``, others keep a mapping of shadow tensors. What decides is not the class
+but what lies within: a module whose tensors have the names and shapes of the model's, or tensors
+under those names.
 """
 
 from __future__ import annotations
@@ -17,8 +21,7 @@ Named = list[tuple[str, Tensor]]
 
 
 def cut_alike(model: nn.Module, companions: Any) -> tuple[list[nn.Module], list[Named]]:
-    """What has to be cut alike: the modules, ``model`` first, and the shadow tensors under the
-    model's names.
+    """What has to be cut alike: modules, ``model`` first, and shadow tensors under its names.
 
     Args:
         model: bare.
@@ -46,13 +49,11 @@ def _listed(companions: Any) -> list[Any]:
 
 
 def _copy_of_model(model: nn.Module, one: Any, what: str) -> nn.Module:
-    """The module within a companion that has the architecture of the model."""
+    """The module within a companion that has the architecture of the model, however deep."""
     found = inside(one)
     while True:
-        held = next(
-            (h for a in ("module", "ema") if isinstance(h := getattr(found, a, None), nn.Module)),
-            None,
-        )
+        attributes = (getattr(found, name, None) for name in ("module", "ema"))
+        held = next((a for a in attributes if isinstance(a, nn.Module)), None)
         if isinstance(found, nn.Module):
             bare(found, lambda text: SurgeryError(f"{what}: {text}"), allow=("meta",))
             differences = _differences(dict(named_tensors(model)), dict(named_tensors(found)))
@@ -70,8 +71,9 @@ def _copy_of_model(model: nn.Module, one: Any, what: str) -> nn.Module:
 
 
 def _shadow(model: nn.Module, mapping: Mapping[str, Any], what: str) -> Named:
-    """The tensors of a mapping, tied ones under the name they have in plans; numbers beside them
-    are left alone.
+    """The tensors of a mapping under the names they have in plans; other values are left alone.
+
+    Plans know a tied tensor by its first name alone; a mapping may hold it under each of them.
     """
     first = {id(tensor): name for name, tensor in reversed(list(named_tensors(model)))}
     everything = (
@@ -101,4 +103,6 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Tensor]) -> str:
         for name, tensor in found.items()
         if name in shape and tuple(tensor.shape) != shape[name]
     ]
-    return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+    if len(parts) > 4:
+        return ", ".join(parts[:4]) + f" and {len(parts) - 4} more"
+    return ", ".join(parts)

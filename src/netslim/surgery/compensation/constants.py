@@ -3,15 +3,24 @@
 A channel whose gamma is near zero while its beta is not emits a constant, and to cut it throws the
 constant away. Here each layer that reads removed channels is watched on data: their mean
 contribution to its outputs goes into its bias, or into the running mean of the batch normalisation
-behind it. That is exact where the contribution is constant: without zero padding, which makes it
-smaller at the border.
+behind it (which is subtracted, so the contribution is taken off it). That is exact where the
+contribution is constant: without zero padding, which makes it smaller at the border.
+
+Layers are watched at the *functions* they call (`F.conv2d`, `F.linear`, ...), not with hooks on
+modules: so weights that are used without their module, twice, or with another bias are seen as they
+are used. Whose weights they are is told by the tensor object, the same in each call.
+
+The bookkeeping is done in four steps: a `Watch` sees the calls, a `Flow` sums up what one tensor of
+weights reads in them, a `Place` says where that may go (and if nowhere, why), `move` puts it there.
+A place must be the layer's alone: a bias that two layers share, or the running mean behind a layer
+whose output is read elsewhere as well, would take the constant to where it does not belong.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -37,6 +46,8 @@ from netslim.surgery.prune import new_biases, remember, takes_bias
 from netslim.surgery.rows import DROPPED, TensorCut, destinations
 
 Model = TypeVar("Model", bound=nn.Module)
+Args = tuple[Any, ...]  # of a call, by place
+Kwargs = Mapping[str, Any]  # and by name
 logger = logging.getLogger("netslim")
 
 
@@ -65,15 +76,16 @@ class Moved:
     explained: float | None = None
 
     def __str__(self) -> str:
-        where = (
-            f"{self.target} (spread {self.spread:.2g})"
-            if self.target
-            else f"not moved: {self.reason}"
-        )
+        return f"{self.consumer}: {self.channels} entries -> {self._where()}"
+
+    def _where(self) -> str:
         if self.explained is not None:
-            constant = self.target or "no constant" + (f": {self.reason}" if self.reason else "")
-            where = f"entries that stay ({self.explained:.1%} explained), {constant}"
-        return f"{self.consumer}: {self.channels} entries -> {where}"
+            because = f": {self.reason}" if self.reason else ""
+            constant = self.target or f"no constant{because}"
+            return f"entries that stay ({self.explained:.1%} explained), {constant}"
+        if self.target:
+            return f"{self.target} (spread {self.spread:.2g})"
+        return f"not moved: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -114,8 +126,10 @@ def move_constants(inner: Model, plan: PruningPlan, batches: Iterable[Any]) -> F
 
 
 def extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> PruningPlan:
-    """Give modules a bias of zeros, keep that in the history of the model, and have the plan cut
-    them.
+    """Give modules a bias of zeros, and have the plan cut it where it cuts their outputs.
+
+    It goes into the history of the model: the plan is then for another architecture, and a fresh
+    one must be given the same biases before the plan is carried out on it.
     """
     if not paths:
         return plan
@@ -128,7 +142,12 @@ def extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> Pruni
 
 
 class Flow:
-    """What one tensor of weights reads from dropped channels, summed up over the batches."""
+    """What one tensor of weights reads from dropped channels, summed up over the batches.
+
+    A layer is linear in its weights: with all entries but those of dropped channels at zero, and
+    without the bias, it gives just their contribution. Its sum makes the mean, its least and
+    largest value tell how far it is from a constant.
+    """
 
     def __init__(self, cut: TensorCut, gone: np.ndarray, weight: Tensor) -> None:
         self.cut, self.weight = cut, weight
@@ -136,34 +155,36 @@ class Flow:
         self.calls = 0  # most calls in one forward pass
         self.uses = 0  # of the weights by any operator, in all passes
         self.turn = 0  # in the order of execution
-        self.biases: dict[int, Tensor | None] = {}  # what stood for the bias in these calls, by id
-        self.means: dict[
-            int, Tensor | None
-        ] = {}  # the running mean behind them, by id; None where there is not one
+        # By id, what stood for the bias in these calls, and the one running mean behind them; None
+        # for none. A second entry means that the calls differ.
+        self.biases: dict[int, Tensor | None] = {}
+        self.means: dict[int, Tensor | None] = {}
         self.count = 0
         self.total = self.low = self.high = torch.zeros((), dtype=torch.float64)
 
     def add(self, part: Tensor) -> None:
         """Take in contributions of shape (outputs, places)."""
-        if part.numel():
-            values = part.double()
-            low, high = values.amin(1), values.amax(1)
-            self.low, self.high = (
-                (low, high) if not self.count else (self.low.minimum(low), self.high.maximum(high))
-            )
-            self.total, self.count = (
-                values.sum(1) + self.total.to(values.device),
-                self.count + values.shape[1],
-            )
+        if not part.numel():
+            return
+        values = part.double()
+        low, high = values.amin(1), values.amax(1)
+        if self.count:
+            low, high = self.low.minimum(low), self.high.maximum(high)
+        self.low, self.high = low, high
+        self.total = values.sum(1) + self.total.to(values.device)
+        self.count += values.shape[1]
 
-    def take(self, func: Any, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
+    def take(self, func: Any, x: Tensor, args: Args, kwargs: Kwargs) -> None:
         """Take in one call ``func(x, weight, bias, *args, **kwargs)``."""
         axis, weight = self.cut.axis, self.weight
-        dropped = torch.zeros_like(weight).index_copy_(
-            axis, self.gone, weight.index_select(axis, self.gone)
-        )
+        read = weight.index_select(axis, self.gone)
+        dropped = torch.zeros_like(weight).index_copy_(axis, self.gone, read)
         channels = channels_of(weight, linear=func is F.linear)
         self.add(func(x, dropped, None, *args, **kwargs).movedim(channels, 0).flatten(1))
+
+    def note_mean(self, mean: Tensor | None) -> None:
+        """Take in what a call's output goes to: a running mean that is its alone, or None."""
+        self.means[0 if mean is None else id(mean)] = mean
 
     @property
     def silent(self) -> bool:
@@ -180,7 +201,9 @@ class Flow:
         """Largest deviation from the mean, relative to the largest mean."""
         deviation = float(torch.maximum(self.high - self.shift, self.shift - self.low).max())
         largest = float(self.shift.abs().max())
-        return deviation / largest if largest else float("inf") if deviation else 0.0
+        if largest:
+            return deviation / largest
+        return float("inf") if deviation else 0.0
 
 
 def reading(plan: PruningPlan) -> list[tuple[TensorCut, np.ndarray]]:
@@ -189,12 +212,9 @@ def reading(plan: PruningPlan) -> list[tuple[TensorCut, np.ndarray]]:
     Raises:
         PlanError: there are none.
     """
-    found = [
-        (t, np.flatnonzero(destinations(t) == DROPPED))
-        for t in plan.tensors
-        if "consumer" in t.role
-    ]
-    found = [(t, gone) for t, gone in found if len(gone)]
+    consumers = [t for t in plan.tensors if "consumer" in t.role]
+    entries = [(t, np.flatnonzero(destinations(t) == DROPPED)) for t in consumers]
+    found = [(t, gone) for t, gone in entries if len(gone)]
     if not found:
         raise PlanError(
             "nothing to fold: the plan drops no channel that is read by weights (merged ones "
@@ -228,11 +248,15 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
 def _scales(
     model: nn.Module, plan: PruningPlan, batches: Any
 ) -> tuple[list[tuple[str, int, np.ndarray]], Any]:
-    """(tensor, axis, entries) that scale dropped channels; and the batches, from the first on."""
+    """(tensor, axis, entries) that scale dropped channels; and the batches, from the first on.
+
+    With these at zero a channel emits its beta alone, which is the constant to move. Where nothing
+    is merged they are the removed entries of the plan; else the plan does not say which of the
+    removed ones are dropped, and a trace must.
+    """
     if not any(group.merged for group in plan.groups.values()):
-        return [
-            (t.tensor, t.axis, np.asarray(t.removed)) for t in plan.tensors if t.role == "scale"
-        ], batches
+        scales = [t for t in plan.tensors if t.role == "scale"]
+        return [(t.tensor, t.axis, np.asarray(t.removed)) for t in scales], batches
     first = list(islice(batches, 1))
     if isinstance(batches, Iterator):  # it can be read only once
         batches = chain(first, batches)
@@ -246,7 +270,11 @@ def _scales(
 
 
 class Watch(TorchFunctionMode):
-    """Sees the layers of a forward pass that read dropped channels, and where their outputs go."""
+    """Sees the layers of a forward pass that read dropped channels, and where their outputs go.
+
+    An id tells which object a tensor is only while the object lives: `made` keeps the outputs of a
+    pass alive, so that no later one gets the same id.
+    """
 
     def __init__(self, flows: dict[int, Flow]) -> None:
         super().__init__()
@@ -254,27 +282,24 @@ class Watch(TorchFunctionMode):
         self._begin()
 
     def _begin(self) -> None:
-        self.calls: Counter[int] = (
-            Counter()
-        )  # of each tensor of weights, bias or running mean, by id
-        self.made: dict[
-            int, tuple[Tensor, Flow, list[Tensor | None]]
-        ] = {}  # by the id of an output: its uses
+        self.calls: Counter[int] = Counter()  # of weights, biases and running means, by id
+        # By the id of an output: itself, whose it is, and for each use of it the running mean that
+        # is subtracted there, None where it is another use.
+        self.made: dict[int, tuple[Tensor, Flow, list[Tensor | None]]] = {}
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if any(
-            isinstance(leaf, Tensor) for leaf in tree_leaves(result)
-        ):  # not for sizes and the like
+        made_tensor = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+        if made_tensor:  # to ask for a size and the like is no use
             self._use(func, args, kwargs)
         if func in FUNCTIONS:
             self._layer(func, *first_of(("input", "weight", "bias"), args, kwargs), result)
         return result
 
-    def _use(self, func: Any, args: tuple, kwargs: dict) -> None:
+    def _use(self, func: Any, args: Args, kwargs: Kwargs) -> None:
         mean = None
         if func is F.batch_norm:
             (_, mean), _, _ = first_of(("input", "running_mean"), args, kwargs)
@@ -283,10 +308,12 @@ class Watch(TorchFunctionMode):
             self.calls[id(leaf)] += id(leaf) in self.flows
             if id(leaf) in self.made:
                 output, flow, uses = self.made[id(leaf)]
-                uses.append(mean if flow.weight.dim() > 2 or output.dim() == 2 else None)
+                # The channels of a linear layer come last, those of a batch norm second.
+                same_channels = flow.weight.dim() > 2 or output.dim() == 2
+                uses.append(mean if same_channels else None)
 
     def _layer(
-        self, func: Any, named: Sequence[Any], args: tuple, kwargs: dict, result: Tensor
+        self, func: Any, named: Sequence[Any], args: Args, kwargs: Kwargs, result: Tensor
     ) -> None:
         x, weight, bias = named
         self.calls[id(bias)] += 1
@@ -304,18 +331,26 @@ class Watch(TorchFunctionMode):
             flow.uses += self.calls[id(flow.weight)]
         for turn, (number, (_, flow, uses)) in enumerate(self.made.items()):
             flow.turn = turn
-            mean = uses[0] if len(uses) == 1 and number not in returned else None
-            once = mean is not None and self.calls[id(mean)] == 1
-            flow.means[id(mean) if once else 0] = mean if once else None
+            flow.note_mean(self._own_mean(uses, is_returned=number in returned))
             flow.calls = max(flow.calls, self.calls[id(flow.weight)])
             if any(self.calls[id(bias)] > 1 for bias in flow.biases.values() if bias is not None):
                 flow.calls = max(flow.calls, 2)
         self._begin()
 
+    def _own_mean(self, uses: Sequence[Tensor | None], *, is_returned: bool) -> Tensor | None:
+        """The running mean of the normalisation that alone reads an output, and reads no other."""
+        if is_returned or len(uses) != 1:
+            return None
+        (mean,) = uses
+        return mean if mean is not None and self.calls[id(mean)] == 1 else None
 
-def first_of(names: Sequence[str], args: tuple, kwargs: dict) -> tuple[list[Any], tuple, dict]:
+
+def first_of(
+    names: Sequence[str], args: Args, kwargs: Kwargs
+) -> tuple[list[Any], Args, dict[str, Any]]:
     """The first arguments of a call by name (None where one is not given), and the others."""
-    values = [args[i] if i < len(args) else kwargs.get(name) for i, name in enumerate(names)]
+    positional = dict(zip(names, args, strict=False))
+    values = [positional.get(name, kwargs.get(name)) for name in names]
     return values, args[len(names) :], {k: v for k, v in kwargs.items() if k not in names}
 
 
@@ -342,10 +377,11 @@ def place_of(model: nn.Module, flow: Flow) -> Place:
         return Place(reason="the weights or their bias are used more than once")
     if flow.silent:
         return Place()
-    bias, mean = _single(flow.biases), _single(flow.means)
+    bias, mean = _only(flow.biases), _only(flow.means)
     if bias is not None:
-        name = names.get(id(bias))
-        return Place(name, reason="" if name else "the bias is computed from other tensors")
+        if id(bias) not in names:
+            return Place(reason="the bias is computed from other tensors")
+        return Place(names[id(bias)])
     if mean is not None and id(mean) in names:
         return Place(names[id(mean)], -1)
     owners = [path for module, path in named_modules(model).items() if _owns(module, flow.weight)]
@@ -361,7 +397,7 @@ def _owns(module: nn.Module, weight: Tensor) -> bool:
     return any(parameter is weight for parameter in module._parameters.values())
 
 
-def _single(seen: dict[int, Tensor | None]) -> Tensor | None:
+def _only(seen: dict[int, Tensor | None]) -> Tensor | None:
     return next(iter(seen.values())) if len(seen) == 1 else None
 
 

@@ -1,5 +1,23 @@
-"""The regression behind `netslim.surgery.compensate`: what a layer reads of removed channels,
-fitted by the others.
+"""The regression behind `netslim.surgery.compensate`: what goes, fitted by what stays.
+
+A layer reads channels that stay (the predictors p) and others that go (the targets d). With the
+covariances C of both, the combination of predictors that is nearest to the targets solves the
+normal equations::
+
+    M = (C_pp + ridge I)^-1 C_pd        d is replaced by M' p + b, where b = mean(d) - M' mean(p)
+
+* C is all that is kept of the data: (channels, channels), however many images there are. It is
+  summed in float64 and about the means of the first batch: "mean of squares less square of mean"
+  loses the digits that matter where a mean is much larger than the spread, as behind a ReLU.
+* All outputs and all taps of a kernel share one factorisation. The channels are fitted, not the
+  outputs, and p is the same for each of them; what the layer makes of the channels is multiplied in
+  afterwards, W_p + W_d M'.
+* Where no constant can be moved (b must be zero) the same equations hold with mean products in
+  place of covariances: a fit through the origin. `centred` says which.
+* The ridge is a share of the mean variance of the predictors, so that it means the same in each
+  layer. Two predictors that are nearly equal would otherwise get huge weights of opposite sign.
+* What a tap meets on average depends on the tap: at the border those on one side meet padding. So b
+  is made of means for each tap, found with one-hot kernels on the mean map.
 """
 
 from __future__ import annotations
@@ -13,15 +31,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netslim.errors import ArgumentError
-from netslim.surgery.compensation.constants import Flow
+from netslim.surgery.compensation.constants import Args, Flow, Kwargs
 from netslim.surgery.rows import TensorCut
 
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 class Layout:
-    """A layer's weights as a matrix for each convolution group and tap, and its input as rows of
-    channels.
+    """A layer's weights as a matrix for each convolution group and tap, its input as rows.
 
     Everything is in float64. A linear layer has one tap; or, where ``table`` (channels, places)
     gives the entries of a flattened map, one for each place.
@@ -33,12 +50,17 @@ class Layout:
         self.weight, self.cut, self.table = weight, cut, table
         self.transposed = cut.axis == 0 and weight.dim() > 2
         self.groups = 1  # of the convolution; known with the first call
-        self.entries = np.arange(cut.size) if table is None else table[:, 0].numpy()
-        self.here = np.isin(self.entries, cut.kept), np.isin(self.entries, gone)
+        entries = np.arange(cut.size) if table is None else table[:, 0].numpy()
+        self.masks = np.isin(entries, cut.kept), np.isin(entries, gone)
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        """Channels that stay and go, counted within each convolution group: (groups, number)."""
-        rows = [torch.from_numpy(np.flatnonzero(mask)).to(self.weight.device) for mask in self.here]
+        """Channels that stay and go, counted within each convolution group: (groups, number).
+
+        A plan for a grouped convolution cuts each group alike. An ordinary weight holds the inputs
+        of one group and says so once; a transposed one holds those of all groups.
+        """
+        device = self.weight.device
+        rows = [torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in self.masks]
         if self.transposed:
             rows = [row.view(self.groups, -1) % (self.cut.size // self.groups) for row in rows]
         stays, goes = (row.expand(self.groups, -1) for row in rows)
@@ -50,72 +72,75 @@ class Layout:
         if table is not None:
             return weight[:, table.to(weight.device)].unsqueeze(0)
         weight = weight.reshape(self.groups, -1, weight.shape[1], prod(weight.shape[2:]))
-        return weight.transpose(1, 2) if self.transposed else weight
+        return self._inputs_last(weight)
 
     def write(self, matrix: Tensor) -> None:
         """Put what `matrix` gave back into the weights."""
         if self.table is not None:
             self.weight[:, self.table.to(matrix.device)] = matrix[0].to(self.weight)
             return
-        matrix = matrix.transpose(1, 2) if self.transposed else matrix
-        self.weight.copy_(matrix.reshape(self.weight.shape))
+        self.weight.copy_(self._inputs_last(matrix).reshape(self.weight.shape))
+
+    def _inputs_last(self, weight: Tensor) -> Tensor:
+        """Transposed convolutions have their inputs first: swap them with the outputs, or back."""
+        return weight.transpose(1, 2) if self.transposed else weight
 
     def rows(self, func: Any, x: Tensor) -> Tensor:
         """The input as (groups, samples, channels)."""
-        if self.table is not None:
-            return (
-                x.reshape(-1, x.shape[-1])[:, self.table.to(x.device)]
-                .transpose(1, 2)
-                .flatten(0, 1)[None]
-                .double()
-            )
         if func is F.linear:
-            return x.reshape(1, -1, x.shape[-1]).double()
+            flat = x.reshape(-1, x.shape[-1])
+            if self.table is None:
+                return flat[None].double()
+            places = flat[:, self.table.to(x.device)]  # (examples, channels, places)
+            return places.transpose(1, 2).flatten(0, 1)[None].double()
         maps = self.maps(x)
-        return (
-            maps.unflatten(1, (self.groups, -1))
-            .transpose(0, 1)
-            .flatten(3)
-            .transpose(2, 3)
-            .flatten(1, 2)
-            .double()
-        )
+        each = maps.shape[1] // self.groups
+        grouped = maps.reshape(len(maps), self.groups, each, prod(maps.shape[2:]))
+        return grouped.permute(1, 0, 3, 2).flatten(1, 2).double()
 
     def maps(self, x: Tensor) -> Tensor:
         """A convolution's input with its batch dimension."""
         return x if x.dim() == self.weight.dim() else x.unsqueeze(0)
 
-    def means(
-        self, func: Any, x: Tensor, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, int]:
-        """What each tap meets on average over the outputs, (groups, channels, taps), and the number
-        of outputs.
+    def means(self, func: Any, x: Tensor, args: Args, kwargs: Kwargs) -> tuple[Tensor, int]:
+        """What each tap meets on average over the outputs, and the number of outputs.
+
+        Returns:
+            (groups, channels, taps), and a count.
         """
         if func is F.linear:
             mean = x.reshape(-1, x.shape[-1]).double().mean(0)
-            mean = mean[:, None] if self.table is None else mean[self.table.to(x.device)]
-            return mean[None], x[..., 0].numel()
+            met = mean[:, None] if self.table is None else mean[self.table.to(x.device)]
+            return met[None], x[..., 0].numel()
         maps = self.maps(x)
         kernel = self.weight.shape[2:]
-        taps = torch.eye(prod(kernel), device=x.device, dtype=torch.float64).view(
-            prod(kernel), 1, *kernel
-        )
-        taps = taps.transpose(0, 1) if func in TRANSPOSED else taps
+        taps = torch.eye(prod(kernel), device=x.device, dtype=torch.float64)
+        taps = taps.view(prod(kernel), 1, *kernel)
+        if func in TRANSPOSED:
+            taps = taps.transpose(0, 1)
         args, kwargs = _ungrouped(args, kwargs)
+        # Channels stand as examples of one channel, so that each is met by each tap alone.
         met = func(maps.double().mean(0).unsqueeze(1), taps, None, *args, **kwargs).flatten(2)
         return met.mean(2).unflatten(0, (self.groups, -1)), met.shape[2] * len(maps)
 
 
-def _ungrouped(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """What follows input, weight and bias in a convolution's call, with one group."""
-    args = args[:3] + (1,) * (len(args) > 3) + args[4:]
+# In a convolution's call input, weight and bias are followed by three arguments, then the groups.
+
+
+def _groups(args: Args, kwargs: Kwargs) -> int:
+    found: int = args[3] if len(args) > 3 else kwargs.get("groups", 1)
+    return found
+
+
+def _ungrouped(args: Args, kwargs: Kwargs) -> tuple[Args, dict[str, Any]]:
+    """What follows input, weight and bias, with one group."""
+    if len(args) > 3:
+        args = (*args[:3], 1, *args[4:])
     return args, {name: value for name, value in kwargs.items() if name != "groups"}
 
 
 class Moments:
-    """Means and covariances of predictors and targets, summed up in float64 about the first batch's
-    means.
-    """
+    """Means and covariances of predictors and targets, summed up about the first batch's means."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -132,15 +157,16 @@ class Moments:
 
     def second(self, centred: bool) -> Tensor:
         """The covariances (groups, channels, channels); where not ``centred`` the mean products."""
-        mean = self.sum / self.count
+        mean = self.sum / self.count  # about the origin
         spread = self.square / self.count - mean[:, :, None] * mean[:, None, :]
+        if centred:
+            return spread
         mean = mean + self.origin[:, 0]
-        return spread if centred else spread + mean[:, :, None] * mean[:, None, :]
+        return spread + mean[:, :, None] * mean[:, None, :]
 
 
 class Fit(Flow):
-    """What one tensor of weights reads, and how that of it which goes follows from that which
-    stays.
+    """What one tensor of weights reads, and how what goes of it follows from what stays.
 
     The predictors p are the channels that stay as the cut network gives them; the targets d are
     what is missing: the channels that go and, where the cut network is not the original, the
@@ -152,26 +178,29 @@ class Fit(Flow):
         self.layout, self.moments = layout, Moments()
         self.taken = 0  # calls of layers
 
-    def take(self, func: Any, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
+    def take(self, func: Any, x: Tensor, args: Args, kwargs: Kwargs) -> None:
         self.compare(func, x, None, args, kwargs)
 
-    def compare(
-        self, func: Any, x: Tensor, now: Tensor | None, args: tuple, kwargs: dict[str, Any]
-    ) -> None:
-        """Take in a call whose input is ``x`` in the original and ``now`` in the cut network (None:
-        the same).
+    def compare(self, func: Any, x: Tensor, now: Tensor | None, args: Args, kwargs: Kwargs) -> None:
+        """Take in a call.
+
+        Args:
+            func: the layer's function.
+            x: its input in the original.
+            now: its input in the cut network; None where that is the same.
+            args, kwargs: what follows input, weight and bias.
         """
         self.taken += 1
-        if self.cut.axis != (0 if func in TRANSPOSED else 1) or self.weight.dim() < 2:
+        inputs = 0 if func in TRANSPOSED else 1
+        if self.cut.axis != inputs or self.weight.dim() < 2:
             return
         layout = self.layout
         if func is not F.linear:
-            layout.groups = kwargs.get("groups", args[3] if len(args) > 3 else 1)
+            layout.groups = _groups(args, kwargs)
         values, (means, count) = layout.rows(func, x), layout.means(func, x, args, kwargs)
-        if now is None:
-            seen, met = None, None
-        else:
-            seen, met = layout.rows(func, now), layout.means(func, now, args, kwargs)[0]
+        seen = met = None
+        if now is not None:
+            seen, (met, _) = layout.rows(func, now), layout.means(func, now, args, kwargs)
         self.moments.add(self._stacked(values, seen, 2))
         self.total = self._stacked(means, met, 1) * count + self.total.to(means.device)
         self.count += count
@@ -187,17 +216,26 @@ class Fit(Flow):
 
     @property
     def silent(self) -> bool:
-        return not self.moments.second(centred=False)[
-            :, self._predictors :, self._predictors :
-        ].any()
+        targets = slice(self._predictors, None)
+        return not self.moments.second(centred=False)[:, targets, targets].any()
 
     @property
     def _predictors(self) -> int:
         return self.layout.indices()[0].shape[1]
 
     def solve(self, ridge: float, centred: bool) -> tuple[Tensor, Tensor, float]:
-        """The new weights as a matrix (see `Layout.matrix`), the constant for each output, and the
-        share explained.
+        """Fit the targets, and give what they are read with to the predictors.
+
+        In the subscripts g is a convolution group, o an output, t a tap, k a predictor, and r and s
+        are targets.
+
+        Args:
+            ridge: share of the predictors' mean variance that is added to the variance of each.
+            centred: whether there is a place for a constant.
+
+        Returns:
+            The new weights (see `Layout.matrix`), the constant for each output, and the share of
+            the variance of what was read that the fit explains.
 
         Raises:
             ArgumentError: the covariances are singular even with ``ridge``.
@@ -207,33 +245,40 @@ class Fit(Flow):
         square = self.moments.second(centred)
         inner, cross, outer = square[:, :k, :k], square[:, :k, k:], square[:, k:, k:]
         mix = self._mix(inner, cross, ridge)
-        read = _pick(matrix, stays, 2), _pick(matrix, goes, 2)
-        wanted = read[1] if square.shape[1] == k + goes.shape[1] else torch.cat(read, 2)
-        added = torch.einsum("gort,gkr->gokt", wanted, mix)
-        means = self.total / self.count
-        shift = torch.einsum("gort,grt->go", wanted, means[:, k:]) if centred else torch.zeros(())
-        shift = shift - torch.einsum("gokt,gkt->go", added, means[:, :k]) if centred else shift
+        read = _pick(matrix, goes, 2)  # the weights that read the targets
+        if square.shape[1] > k + goes.shape[1]:  # deviations of what stays are targets as well
+            read = torch.cat([_pick(matrix, stays, 2), read], 2)
+        added = torch.einsum("gort,gkr->gokt", read, mix)
+        shift = torch.zeros(())
+        if centred:
+            means = self.total / self.count
+            shift = torch.einsum("gort,grt->go", read, means[:, k:])
+            shift = shift - torch.einsum("gokt,gkt->go", added, means[:, :k])
         left = outer - mix.mT @ cross - cross.mT @ mix + mix.mT @ inner @ mix
-        before, after = (
-            float(torch.einsum("gort,grs,gost->", wanted, c, wanted)) for c in (outer, left)
-        )
         for group in range(len(matrix)):
             matrix[group].index_add_(1, stays[group], added[group]).index_fill_(1, goes[group], 0)
-        return matrix, shift.flatten(), min(1 - after / before, 1.0) if before else 1.0
+        return matrix, shift.flatten(), _explained(read, outer, left)
 
     def _mix(self, inner: Tensor, cross: Tensor, ridge: float) -> Tensor:
         """What each predictor adds to each target, (groups, predictors, targets)."""
         scale = inner.diagonal(dim1=1, dim2=2).mean(1)
-        scale = torch.where(scale > 0, scale * ridge, 1.0)
-        factor, failed = torch.linalg.cholesky_ex(
-            inner + torch.diag_embed(scale[:, None].expand(-1, inner.shape[1]))
-        )
+        scale = torch.where(scale > 0, scale * ridge, 1.0)  # dead predictors: anything above 0
+        added = torch.diag_embed(scale[:, None].expand(-1, inner.shape[1]))
+        factor, failed = torch.linalg.cholesky_ex(inner + added)
         if failed.any():
             raise ArgumentError(
                 f"what {self.cut.tensor!r} reads is too nearly dependent for ridge={ridge}: "
                 "enlarge it"
             )
         return torch.cholesky_solve(cross, factor)
+
+
+def _explained(read: Tensor, before: Tensor, after: Tensor) -> float:
+    """The share of the variance of what is read that a fit takes away, given both covariances."""
+    whole, left = (
+        float(torch.einsum("gort,grs,gost->", read, spread, read)) for spread in (before, after)
+    )
+    return min(1 - left / whole, 1.0) if whole else 1.0
 
 
 def _pick(values: Tensor, entries: Tensor, axis: int) -> Tensor:

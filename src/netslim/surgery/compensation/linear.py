@@ -7,6 +7,9 @@ channel on its own, so it does not matter how much the layer makes of each: with
 for the channels, W_R (M x_K + b) is the best for its outputs as well, exactly for linear layers and
 1x1 convolutions; in larger kernels the taps are taken one by one.
 
+That is why one pass over the data is enough, and why nothing of the size of the outputs is kept:
+the fit needs the means and covariances of what the layer reads, see `least_squares`.
+
 He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017 (eq. 3: least squares
 for the weights that stay) and Luo et al., "ThiNet", 2017 (section 3.2.3) fit the outputs of a
 layer; Kim et al., "Neuron Merging: Compensating for Pruned Neurons", 2020, and its successor LBYL
@@ -16,7 +19,7 @@ move a removed channel's filters into those that stay, without data.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Literal, get_args
@@ -36,8 +39,10 @@ from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, eagerly
 from netslim.surgery.compensation.constants import (
+    Args,
     Flow,
     Folding,
+    Kwargs,
     Model,
     Moved,
     Place,
@@ -57,8 +62,10 @@ logger = logging.getLogger("netslim")
 
 FoldWay = Literal["constant", "linear", "sequential"]
 
-LARGEST = 4096  # entries of a flattened map that are fitted one by one; more share their fit
-SAMPLES = 4  # examples for each entry that fits, below which they share it, too
+# A flattened map has an entry for each channel and place. They are fitted one by one up to LARGEST
+# entries and with SAMPLES examples for each; else the places of a channel share its fit.
+LARGEST = 4096
+SAMPLES = 4
 
 
 def compensate(
@@ -137,15 +144,18 @@ def _fitted(
     plan = extended(copy, plan, [place.new for place in places.values() if place.new is not None])
     rows: dict[Flow, Moved] = {}
     for fit in sorted(fits, key=lambda fit: fit.turn):
+        place = places[fit]
         if sequential and isinstance(fit, Fit) and not _lost(fit) and fit.calls == 1:
-            rows[fit] = _move(copy, _measure_again(inner, copy, fit, batches), places[fit], ridge)
+            # By now `copy` holds the fits of all layers before this one.
+            again = _measure_again(inner, copy, fit, batches)
+            rows[fit] = _move(copy, again, place, ridge)
         else:
-            rows[fit] = _move(copy, fit, places[fit], ridge)
+            rows[fit] = _move(copy, fit, place, ridge)
     for row in rows.values():
         if row.reason:
-            what = (
-                "what it reads" if row.explained is None else "the constant part of what it reads"
-            )
+            what = "what it reads"
+            if row.explained is not None:
+                what = f"the constant part of {what}"
             logger.warning(
                 "%s: %s of removed channels is not moved: %s", row.consumer, what, row.reason
             )
@@ -163,7 +173,8 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
         for _, output in outputs(model, batches):
             watch.finish(output)
     for flow in flows:
-        if not torch.isfinite(flow.moments.square if isinstance(flow, Fit) else flow.total).all():
+        sums = flow.moments.square if isinstance(flow, Fit) else flow.total
+        if not torch.isfinite(sums).all():
             raise ArgumentError(
                 f"what {flow.cut.tensor!r} reads is not finite on these batches: there is "
                 "nothing to fit"
@@ -182,25 +193,24 @@ def _flow(cut: TensorCut, gone: np.ndarray, weight: Tensor, table: Tensor | None
 
 def _tables(
     model: nn.Module, rows: list[tuple[TensorCut, np.ndarray, Tensor]], batches: Any
-) -> dict[Any, Tensor]:
-    """For linear layers with too many entries to fit one by one: the entries of each channel,
-    (channels, places).
+) -> dict[TensorCut, Tensor]:
+    """For linear layers with too many entries to fit one by one: where each channel's entries are.
+
+    Returns:
+        Their cut -> entries of the flattened map, (channels, places).
     """
-    first = (
-        list(islice(batches, 1))
-        if isinstance(batches, Iterable) and not isinstance(batches, Tensor)
-        else []
-    )
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
+        return {}  # what is wrong with them is said where they are run
+    first = list(islice(batches, 1))
     if not first or all(weight.dim() > 2 for *_, weight in rows):
         return {}
     args, kwargs = inputs_of(first[0])
-    sizes = [
-        len(value)
-        for value in chain(args, kwargs.values())
-        if isinstance(value, Tensor) and value.dim()
-    ]
-    examples = len(batches) * sizes[0] if hasattr(batches, "__len__") and sizes else 0
-    found: dict[Any, Tensor] = {}
+    values = [value for value in chain(args, kwargs.values()) if isinstance(value, Tensor)]
+    sizes = [len(value) for value in values if value.dim()]
+    examples = 0  # unknown
+    if isinstance(batches, Sized) and sizes:
+        examples = len(batches) * sizes[0]
+    found: dict[TensorCut, Tensor] = {}
     graph = None
     for cut, _, weight in rows:
         if weight.dim() == 2 and (cut.size > LARGEST or examples < SAMPLES * len(cut.kept)):
@@ -215,13 +225,13 @@ def _tables(
 
 
 def _table(graph: ChannelGraph, cut: TensorCut) -> Tensor | None:
-    slices = [
-        s for g in graph.groups for s in g.slices if (s.tensor, s.axis) == (cut.tensor, cut.axis)
-    ]
-    tables = [
-        s.positions[np.lexsort((s.positions, s.units))].reshape(s.units.max() + 1, -1)
-        for s in slices
-    ]
+    """Entries of one axis, (channels, places); None where not all its channels have as many."""
+    slices = chain.from_iterable(group.slices for group in graph.groups)
+    tables = []
+    for s in slices:
+        if (s.tensor, s.axis) == (cut.tensor, cut.axis):
+            by_unit = s.positions[np.lexsort((s.positions, s.units))]
+            tables.append(by_unit.reshape(s.units.max() + 1, -1))
     places = {table.shape[1] for table in tables}
     if len(places) != 1 or places == {1} or sum(table.size for table in tables) != cut.size:
         return None
@@ -238,15 +248,15 @@ class _Inputs(TorchFunctionMode):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
-        self.call: Any = None  # the layer, its input, and its further arguments
+        self.call: tuple[Any, Tensor, Args, Kwargs] | None = None  # function, input, the others
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         if func in FUNCTIONS:
-            (x, weight, _), *others = first_of(("input", "weight", "bias"), args, kwargs or {})
+            (x, weight, _), more, named = first_of(("input", "weight", "bias"), args, kwargs or {})
             if weight is self.weight:
-                self.call = (func, x, *others)
+                self.call = func, x, more, named
                 raise _FoundError
         return func(*args, **(kwargs or {}))
 
@@ -264,9 +274,8 @@ def _measure_again(model: nn.Module, copy: nn.Module, fit: Fit, batches: Any) ->
     return again
 
 
-def _input(
-    model: nn.Module, weight: Tensor, batch: Any
-) -> tuple[Any, Tensor, tuple, dict[str, Any]]:
+def _input(model: nn.Module, weight: Tensor, batch: Any) -> tuple[Any, Tensor, Args, Kwargs]:
+    """The call of the layer with these weights on one batch."""
     watch = _Inputs(weight)
     with torch.no_grad(), eagerly(), evaluating(model), watch:
         try:
@@ -275,6 +284,11 @@ def _input(
         except ArgumentError:
             if watch.call is None:
                 raise
+    if watch.call is None:
+        raise ArgumentError(
+            "a layer that reads removed channels runs on some of the batches and not on others: "
+            "way='sequential' needs it in each, take way='linear'"
+        )
     return watch.call
 
 
@@ -293,7 +307,9 @@ def _lost(fit: Flow) -> str:
 
 def _place(model: nn.Module, fit: Flow) -> Place:
     reason = _lost(fit)
-    return Place(reason=reason) if reason else place_of(model, fit)
+    if reason:
+        return Place(reason=reason)
+    return place_of(model, fit)
 
 
 @torch.no_grad()

@@ -1,4 +1,10 @@
-"""Silence channels, and see whether the outputs feel it."""
+"""Silence channels, and see whether the outputs feel it.
+
+To remove a channel is to no longer read it. So the original computes what the cut network computes
+once every weight that reads the channel is zero there: at the *reading* end. Zeros where the
+channel is made would not do: its bias, the normalisation behind it or a sigmoid make it emit
+something else again.
+"""
 
 from __future__ import annotations
 
@@ -56,22 +62,26 @@ def silenced(
             if "consumer" in c.role:
                 gone = _on(tensors[c.tensor], np.flatnonzero(destinations(c) == DROPPED))
                 changes.enter_context(replaced(tensors[c.tensor], c.axis, gone, 0))
-        for name, axis, merged, survivors in (
-            _entries_to_equal(graph, plan) if graph is not None else ()
-        ):
+        for name, axis, merged, survivors in _entries_to_equal(graph, plan):
             values = tensors[name].detach().index_select(axis, _on(tensors[name], survivors))
             changes.enter_context(replaced(tensors[name], axis, _on(tensors[name], merged), values))
         yield
 
 
 def _entries_to_equal(
-    graph: ChannelGraph, plan: PruningPlan
+    graph: ChannelGraph | None, plan: PruningPlan
 ) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
-    """(tensor, axis, entries of merged channels, entries of their survivors), apart from what reads
-    them.
+    """(tensor, axis, entries of merged channels, entries of their survivors), of all but readers.
+
+    A merged channel made of the same weights as its survivor carries the same values, and to read
+    both is to read the survivor with the sum of the weights, which is what the cut network does.
     """
+    if graph is None:
+        return
     for name, cut in plan.groups.items():
-        for s in graph[name].slices if cut.merged else ():
+        if not cut.merged:
+            continue
+        for s in graph[name].slices:
             if s.role != "consumer":
                 yield (s.tensor, s.axis, *partners(s.positions, s.units, destinations(cut)))
 
@@ -95,32 +105,40 @@ def replaced(tensor: Tensor, axis: int, where: Tensor, values: Tensor | int) -> 
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter and normalisation statistic a random value of ordinary size, in place."""
+    """Give every parameter and normalisation statistic a random value of ordinary size, in place.
+
+    A fresh network hides mistakes: with a zero-initialised branch, a layer scale of 1e-6 or biases
+    of zero, a channel that is cut wrongly changes nothing. Weights keep the variance of the signal
+    (uniform, variance 1 / inputs). Scales and biases are 0.5 to 1.5 in size, so that none vanishes,
+    and one in three is negative.
+    """
     devices = {t.device for _, t in named_tensors(model)}
     generators = {device: torch.Generator(device).manual_seed(seed) for device in devices}
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.is_floating_point():
-                continue
-            device, generator = parameter.device, generators[parameter.device]
-            if parameter.dim() < 2:
-                sign = (
-                    torch.rand(parameter.shape, generator=generator, device=device).to(parameter)
-                    - 1 / 3
-                )
-                parameter.uniform_(0.5, 1.5, generator=generator).copysign_(sign)
-            else:
-                spread = (3 / (parameter.numel() / parameter.shape[0])) ** 0.5
-                parameter.uniform_(-spread, spread, generator=generator)
+            if parameter.is_floating_point():
+                _randomise_parameter(parameter, generators[parameter.device])
         for module in model.modules():
-            if (
-                isinstance(module, nn.modules.batchnorm._NormBase)
-                and module.running_mean is not None
-            ):
-                generator = generators[module.running_mean.device]
-                module.running_mean.uniform_(-0.5, 0.5, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)  # type: ignore[union-attr]
+            if not isinstance(module, nn.modules.batchnorm._NormBase):
+                continue
+            mean, variance = module.running_mean, module.running_var
+            if mean is not None and variance is not None:
+                mean.uniform_(-0.5, 0.5, generator=generators[mean.device])
+                variance.uniform_(0.5, 2, generator=generators[mean.device])
     return model
+
+
+def _randomise_parameter(parameter: nn.Parameter, generator: torch.Generator) -> None:
+    if parameter.dim() < 2:
+        drawn = torch.rand(parameter.shape, generator=generator, device=parameter.device)
+        sign = drawn.to(parameter) - 1 / 3
+        parameter.uniform_(0.5, 1.5, generator=generator).copysign_(sign)
+    else:
+        spread = (3 / (parameter.numel() / parameter.shape[0])) ** 0.5
+        parameter.uniform_(-spread, spread, generator=generator)
+
+
+# ---------------------------------------------------------------- do the outputs feel it?
 
 
 def channels_felt(
@@ -128,9 +146,15 @@ def channels_felt(
 ) -> tuple[int, int]:
     """(how many removed channels the outputs depend on, how many were tried).
 
-    To first order in the weights that read them, all at once; where the model cannot be
-    differentiated, by silencing them one by one, at most `ONE_BY_ONE` of them.
+    Two networks that do not depend on a channel agree whatever was done to it, so equal outputs
+    prove something only for the channels counted here.
+
+    One backward pass tells it for all of them: the outputs feel a channel where a random sum of
+    them has a gradient by the weights w that read it, to first order ``gradient * w``. A model that
+    cannot be differentiated has its channels silenced one by one, at most `ONE_BY_ONE` of them.
     """
+    # In-place operations on what autograd has saved are an error, and allowed at the second try, at
+    # the price of copies.
     for saving in (nullcontext, torch.autograd.graph.allow_mutation_on_saved_tensors):
         try:
             with saving():
@@ -145,9 +169,7 @@ def channels_felt(
 def _first_order(
     model: nn.Module, plan: PruningPlan, example_inputs: Any
 ) -> dict[tuple[str, int], np.ndarray] | None:
-    """For each axis that reads channels, which entries the outputs depend on; None if no gradient
-    reaches them.
-    """
+    """For each axis that reads channels, the entries felt; None if outputs have no gradient."""
     tensors = {n: t for n, t in named_tensors(model) if t.is_floating_point()}
     reading = [c for c in plan.tensors if "consumer" in c.role and c.tensor in tensors]
     wanted = list({id(tensors[c.tensor]): tensors[c.tensor] for c in reading}.values())
@@ -163,14 +185,9 @@ def _first_order(
     for cut in reading:
         weight = tensors[cut.tensor]
         if id(weight) in gradient:
-            effect = (
-                (gradient[id(weight)] * weight.detach())
-                .movedim(cut.axis, 0)
-                .flatten(1)
-                .abs()
-                .sum(1)
-            )
-            effects[cut.tensor, cut.axis] = (effect > 0).cpu().numpy()
+            effect = (gradient[id(weight)] * weight.detach()).movedim(cut.axis, 0)
+            felt = effect.flatten(1).abs().sum(1) > 0
+            effects[cut.tensor, cut.axis] = felt.cpu().numpy()
     return effects
 
 
@@ -193,10 +210,9 @@ def _count(
     for name, cut in plan.groups.items():
         units = np.zeros(cut.size)
         for s in graph[name].tensors("consumer"):
-            if (s.tensor, s.axis) in effects:
-                units += np.bincount(
-                    s.units, effects[s.tensor, s.axis][s.positions], minlength=cut.size
-                )
+            felt = effects.get((s.tensor, s.axis))
+            if felt is not None:
+                units += np.bincount(s.units, felt[s.positions], minlength=cut.size)
         total += int((units[list(cut.removed)] > 0).sum())
     return total
 
@@ -205,21 +221,20 @@ def _one_by_one(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any
 ) -> tuple[int, int]:
     tensors = dict(named_tensors(model))
-    removed = [(name, unit) for name, cut in plan.groups.items() for unit in cut.removed]
-    removed = removed[:: -(-len(removed) // ONE_BY_ONE) or 1]
+    removed: list[tuple[str, int]] = []
+    for name, cut in plan.groups.items():
+        removed += [(name, unit) for unit in cut.removed]
+    removed = removed[:: -(-len(removed) // ONE_BY_ONE) or 1]  # evenly over all groups
     changed = 0
     with torch.no_grad():
         whole = run(model, example_inputs, "original")
         for name, unit in removed:
             reading = [s for s in graph[name].tensors("consumer") if s.tensor in tensors]
-            entries = [
-                (t, s.axis, _on(t, s.positions[s.units == unit]))
-                for s in reading
-                for t in [tensors[s.tensor]]
-            ]
             with ExitStack() as silence:
-                for tensor, axis, where in entries:
-                    silence.enter_context(replaced(tensor, axis, where, 0))
+                for s in reading:
+                    tensor = tensors[s.tensor]
+                    where = _on(tensor, s.positions[s.units == unit])
+                    silence.enter_context(replaced(tensor, s.axis, where, 0))
                 without = run(model, example_inputs, "original")
             changed += any(not torch.equal(a, b) for a, b in zip(whole, without, strict=True))
     return changed, len(removed)
