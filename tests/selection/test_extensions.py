@@ -1,4 +1,4 @@
-"""A criterion, a way of allocation, a resource of a budget: each is added from outside, in one place."""
+"""A criterion, an allocation, a resource of a budget: each is added from outside, in one place."""
 
 from __future__ import annotations
 
@@ -122,6 +122,10 @@ def test_a_way_of_allocation(outside):
         graph, scores, Budget(cut_channels=0.25), allocation="outside_own:last_group_first"
     )
     assert {name: len(left) for name, left in kept(named).items()} == {"third": 5}
+    out, cut = outside / "small.safetensors", ["--cut-channels", "0.25", "--criterion", "l1"]
+    common = ["prune", "wished:sound", "--input", "1", "8", "8", *cut, "--out", str(out)]
+    assert main([*common, "--allocation", "outside_own:last_group_first"]) == 0
+    assert kept(plan_of(out)) == kept(named)
 
 
 def test_a_resource_of_a_budget():
