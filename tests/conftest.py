@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,12 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn() -> Iterator[None]:
     """Figures are made but not drawn: in a small run that takes longer than the training."""
     savefig = "matplotlib.figure.Figure.savefig"
-    monkeypatch.setattr(savefig, lambda self, file, **_: file.write(b"<svg></svg>"))
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patched
+        patch.setattr(savefig, lambda self, file, **_: file.write(b"<svg></svg>"))
+        yield
 
 
 @pytest.fixture(scope="session")

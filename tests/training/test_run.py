@@ -433,6 +433,7 @@ from netslim.training import parse_recipe
 from netslim.training.loop.epochs import EpochRecord
 from netslim.training.stages import runner
 torch.set_num_threads(1)
+netslim.data.load("digits")  # imports scikit-learn once for all
 recipe, out, points = json.loads(sys.stdin.read())
 recipe = parse_recipe(recipe)
 
