@@ -34,9 +34,7 @@ PLAIN = "l2"  # what scores filters where there is no data
 
 @dataclass(frozen=True)
 class Choice:
-    """How a budget is met: what makes a channel important, how the cut is spread, what is done
-    about its traces.
-    """
+    """How a budget is met: what makes channels important, how the cut is spread and made up for."""
 
     scoring: Scoring
     allocation: str
@@ -81,9 +79,9 @@ def chosen(
         best = Choice(replace(scoring, criterion=named), spread, mended)
     if allocation != AUTO:
         best = replace(best, allocation=allocation)
-    return (
-        best if compensation == AUTO else replace(best, compensation=compensation or Compensation())
-    )
+    if compensation != AUTO:
+        best = replace(best, compensation=compensation or Compensation())
+    return best
 
 
 def _best(

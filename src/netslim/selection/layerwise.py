@@ -1,6 +1,4 @@
-"""Greedy filter pruning: each layer is judged without the kernels that read what has gone before
-it.
-"""
+"""Greedy filter pruning: each layer is judged without the kernels that read what went before it."""
 
 from __future__ import annotations
 
@@ -32,8 +30,7 @@ def greedy(
     *,
     limits: Limits = Limits(),
 ) -> PruningPlan:
-    """Choose filters layer by layer, in order of execution (Li et al. 2017, section 3.2, "greedy
-    pruning").
+    """Choose filters layer by layer, in order of execution ("greedy", Li et al. 2017, section 3.2).
 
     Kernels that read channels already removed upstream are left out of the score. `netslim.select`
     is the paper's "independent pruning", which counts them.
@@ -68,9 +65,8 @@ def greedy(
             "nothing to do: per_group is empty, give a share or a count for some group"
         )
     tensors = dict(scorer.tensors(model, None, None))
-    scores = {
-        g.name: s for g in graph.groups if not g.frozen and (s := scorer(g, tensors)) is not None
-    }
+    found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
+    scores = {name: values for name, values in found.items() if values is not None}
     chooser = Chooser(graph, scores, limits)
     masks: Masks = {}
     for number, count in chooser.named_counts(per_group).items():

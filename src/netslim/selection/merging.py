@@ -1,5 +1,8 @@
-"""Merge channels that do the same: one of each cluster survives, and what reads the others is
-summed into it.
+"""Merge channels that do the same: one of each cluster survives, for which the others are read.
+
+A layer that reads two equal channels with kernels ``a`` and ``b`` computes ``a x + b x``, which is
+``(a + b) x``: summing its kernels makes up for the channel that goes, exactly. Nothing is done to
+what makes the channels: the survivor is made as before.
 """
 
 from __future__ import annotations
@@ -19,8 +22,7 @@ from netslim.surgery.plan_of_units import plan_keeping
 
 
 def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -> PruningPlan:
-    """A plan that keeps the first member of each cluster and sums into it what reads the other
-    members.
+    """A plan that keeps the first of each cluster and sums into it what reads the other members.
 
     Where the members of a cluster are identical, the outputs stay as they are (Centripetal SGD,
     Ding et al. 2019, section 3.3); where they differ, the survivor stands for all of them. Groups
@@ -51,7 +53,7 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
         into[number] = first[place]
         masks[number] = into[number] == np.arange(group.size)
     if all(mask.all() for mask in masks.values()):
-        named = "no clusters are given" if not masks else "every unit is a cluster of its own"
+        named = "every unit is a cluster of its own" if masks else "no clusters are given"
         raise PlanError(
             f"nothing to merge: {named}; give units that belong together the same number"
         )

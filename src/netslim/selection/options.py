@@ -16,6 +16,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -96,9 +97,8 @@ class Checked:
             return
         if isinstance(value, Mapping) and any(get_origin(kind) is Mapping for kind in kinds):
             return  # by name: checked where the names are
-        choices = [
-            choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)
-        ]
+        literals = (kind for kind in kinds if get_origin(kind) is Literal)
+        choices = list(chain.from_iterable(map(get_args, literals)))
         if isinstance(value, str) and value in choices:
             return
         if int in kinds or float in kinds:
@@ -114,6 +114,7 @@ def _or(choices: Iterable[Any]) -> str:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; anything else alone."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -139,10 +140,10 @@ def _check_number(
 
 
 def _range(whole: bool, least: float | None, above: float | None, below: float | None) -> str:
-    bounds = [] if least is None else [f"at least {least:g}"]
-    bounds += [] if above is None else [f"above {above:g}"]
-    bounds += [] if below is None else [f"below {below:g}"]
-    return " ".join(["a whole number" if whole else "a number", " and ".join(bounds)]).strip()
+    bounds = {"at least": least, "above": above, "below": below}
+    given = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+    number = "a whole number" if whole else "a number"
+    return f"{number} {' and '.join(given)}".strip()
 
 
 def _share(text: str) -> Any:
@@ -156,8 +157,7 @@ def _most(text: str) -> Any:
 @spelled
 @dataclass(frozen=True)
 class Budget(Checked):
-    """What must go, relative to the traced model, or how much may stay. Several may be given; all
-    are met.
+    """What must go, relative to the traced model, or how much may stay; all that is given is met.
 
     Each field names a resource of `netslim.selection.budget.resources`: ``cut_NAME`` is the least
     share of it that goes (0 <= share < 1), ``max_NAME`` the most that may stay, for the traced
@@ -262,8 +262,8 @@ class Limits(Checked):
         if isinstance(self.max_cut, Mapping):
             for name, value in self.max_cut.items():
                 _check_cap(name, value)
-        names = (self.protect,) if isinstance(self.protect, str) else self.protect
-        names = tuple(names) if isinstance(names, Iterable) else (names,)
+        single = isinstance(self.protect, str) or not isinstance(self.protect, Iterable)
+        names = (self.protect,) if single else tuple(self.protect)
         if not all(isinstance(name, str) for name in names):
             raise ArgumentError(
                 "protect takes names or patterns of groups, such as ['layer1.*'], got "
@@ -371,38 +371,41 @@ def takes_options(function: Callable[Taken, Result]) -> Callable[Taken, Result]:
     called = function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
-    def checked(*args: Taken.args, **options: Taken.kwargs) -> Result:
-        for name in options:
+    def checked(*args: Taken.args, **kwargs: Taken.kwargs) -> Result:
+        for name in kwargs:
             if name not in signature.parameters:
                 raise ArgumentError(f"{called} takes no {name!r}{_remedy(name, names)}")
         for name in names:
             place = list(signature.parameters).index(name)
-            value = args[place] if place < len(args) else options.get(name)
+            value = args[place] if place < len(args) else kwargs.get(name)
             if name in _HOMES and value is not None:
                 _check_kind(name, value)
-        return function(*args, **options)
+        return function(*args, **kwargs)
 
     return checked
 
 
 def _remedy(name: str, parameters: list[str]) -> str:
-    """What was meant by a keyword that a function with these parameters does not take."""
-    homes = {
-        item.name: (parameter, kind)
-        for parameter, (kind, _, _) in _HOMES.items()
-        if parameter in parameters
-        for item in fields(kind)
-        if item.name not in parameters
-    }
+    """What was meant by a keyword that a function with these parameters does not take.
+
+    The nearest of its own parameters; or of what the options classes declare that it takes, since
+    who writes ``select(..., round_to=8)`` means ``limits=Limits(round_to=8)``.
+    """
+    homes: dict[str, tuple[str, type[Any]]] = {}
+    for parameter in (one for one in parameters if one in _HOMES):
+        kind = _HOMES[parameter][0]
+        homes |= {item.name: (parameter, kind) for item in fields(kind)}
+    homes = {option: home for option, home in homes.items() if option not in parameters}
     near = difflib.get_close_matches(name, [*parameters, *homes], 1)
     if near and near[0] in homes:
         parameter, kind = homes[near[0]]
         return f"; did you mean {near[0]!r} of {parameter}={_called(kind)}({near[0]}=...)?"
-    own = (
-        "; what a criterion takes of its own goes into criterion=netslim.selection.Scoring(..., "
-        "arguments={...})"
+    if near or "criterion" not in parameters:
+        return nearest(name, parameters)
+    return (
+        f"{nearest(name, parameters)}; what a criterion takes of its own goes into "
+        "criterion=netslim.selection.Scoring(..., arguments={...})"
     )
-    return nearest(name, parameters) + (own if "criterion" in parameters and not near else "")
 
 
 def _called(kind: type[Any]) -> str:

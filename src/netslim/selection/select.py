@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
 from types import NoneType
@@ -18,6 +18,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.budget.allocation import allocate, allocation_of
 from netslim.selection.budget.choice import Chooser
 from netslim.selection.budget.ladder import Goal, Ladder
+from netslim.selection.budget.limits import shown_cap
 from netslim.selection.budget.resources import Asked, LatencySource, Resource, kind_of
 from netslim.selection.options import Budget, Limits, takes_options
 from netslim.surgery.plan import PruningPlan
@@ -89,11 +90,8 @@ def select(
     goals = problem.goals(ladder)
     problem.check(ladder, goals)
     removed = allocate(ladder, goals, way)
-    return plan_keeping(
-        graph,
-        ladder.masks(removed),
-        [*problem.chooser.notes, *problem.promises(ladder, goals, removed)],
-    )
+    notes = [*problem.chooser.notes, *problem.promises(ladder, goals, removed)]
+    return plan_keeping(graph, ladder.masks(removed), notes)
 
 
 @dataclass(frozen=True)
@@ -106,14 +104,13 @@ class _Problem:
     limits: Limits
     per_group: Mapping[str, float | int]
     latency: LatencySource | None
+    chooser: Chooser = dataclasses.field(init=False)
+    fixed: dict[int, int] = dataclasses.field(init=False)  # how many go where a name says so
 
     def __post_init__(self) -> None:
         chooser = Chooser(self.graph, self.scores, self.limits)
         object.__setattr__(self, "chooser", chooser)
         object.__setattr__(self, "fixed", chooser.named_counts(self.per_group))
-
-    chooser: Chooser = dataclasses.field(init=False)
-    fixed: dict[int, int] = dataclasses.field(init=False)
 
     def goals(self, ladder: Ladder) -> list[Goal]:
         """What each given part of the budget limits, and to how much."""
@@ -121,16 +118,13 @@ class _Problem:
 
     def _goal(self, ladder: Ladder, name: str, value: float) -> Goal:
         resource = self._resource(ladder, name)
-        nothing = np.zeros_like(ladder.start)
         if name == "cut_channels":
             return self._channels(ladder, resource, value)
-        whole = ladder.left(resource, nothing)
-        return Goal(
-            name,
-            resource,
-            value if name.startswith("max_") else whole * (1 - value) * (1 + 1e-12),
-            whole,
-        )
+        whole = ladder.left(resource, np.zeros_like(ladder.start))
+        if name.startswith("max_"):
+            return Goal(name, resource, value, whole)
+        # A hair more, so that a limit which is a whole number does not fail for its rounding.
+        return Goal(name, resource, whole * (1 - value) * (1 + 1e-12), whole)
 
     def _channels(self, ladder: Ladder, resource: Resource, value: float) -> Goal:
         """``floor(N * share)`` of the channels that no name settles."""
@@ -166,11 +160,9 @@ class _Problem:
         unit = kind_of(goal.name).unit
         value = getattr(self.budget, goal.name)
         cut = 1 - best / goal.whole
-        reached = (
-            f"{goal.name}={floor(cut * 1000) / 1000}"
-            if goal.name.startswith("cut_")
-            else _figure(best, ceil)
-        )
+        reached = _figure(best, ceil)
+        if goal.name.startswith("cut_"):
+            reached = f"{goal.name}={floor(cut * 1000) / 1000}"
         if goal.name == "cut_channels":
             wanted, allowed = goal.whole - goal.limit, goal.whole - best
             asked = (
@@ -191,66 +183,44 @@ class _Problem:
     def _binding(self, goal: Goal, best: float, unit: str) -> str:
         """Which limits stand in the way, by what could be reached without each."""
         found = []
-        for name, change in self._relaxations():
-            other = dataclasses.replace(self, **change)
+        for name, other in self._relaxed():
             ladder = Ladder(other.chooser, other.fixed)
             loose = other._goal(ladder, goal.name, getattr(self.budget, goal.name))
             left = ladder.left(loose.resource, ladder.furthest)
             gain = (loose.limit - left) - (goal.limit - best)
+            enough = f"{_figure(left, ceil)} {unit}"
+            if left <= loose.limit:
+                enough = "the budget would be met"
             if gain > 0:
-                enough = (
-                    "the budget would be met"
-                    if left <= loose.limit
-                    else f"{_figure(left, ceil)} {unit}"
-                )
                 found.append((gain, f"{name} (without it {enough})"))
         if not found:
             return (
                 "Nothing more can go: one channel stays in every layer, and so do the "
                 "layers that cannot be cut"
             )
-        return "What binds: " + ", ".join(
-            text for _, text in sorted(found, key=lambda item: -item[0])
-        )
+        found.sort(key=lambda item: -item[0])
+        return f"What binds: {', '.join(text for _, text in found)}"
 
-    def _relaxations(self) -> list[tuple[str, dict[str, Any]]]:
-        limits, replace = self.limits, dataclasses.replace
-        inexact = any(
-            not (g.exact or g.frozen) and g.name in self.scores for g in self.graph.groups
-        )
-        return [
-            (text, change)
-            for given, text, change in (
-                (
-                    limits.min_channels > 1,
-                    f"min_channels={limits.min_channels}",
-                    {"limits": replace(limits, min_channels=1)},
-                ),
-                (
-                    limits.max_cut is not None,
-                    _cap(limits),
-                    {"limits": replace(limits, max_cut=None)},
-                ),
-                (
-                    limits.round_to > 1,
-                    f"round_to={limits.round_to}",
-                    {"limits": replace(limits, round_to=1)},
-                ),
-                (bool(limits.protect), "protect", {"limits": replace(limits, protect=())}),
-                (
-                    limits.shortcuts == "avoid",
-                    "shortcuts='avoid'",
-                    {"limits": replace(limits, shortcuts="include")},
-                ),
-                (
-                    inexact and not limits.allow_inexact,
-                    "allow_inexact=False",
-                    {"limits": replace(limits, allow_inexact=True)},
-                ),
-                (bool(self.per_group), "per_group", {"per_group": {}}),
-            )
-            if given
+    def _relaxed(self) -> Iterator[tuple[str, _Problem]]:
+        """Each limit that was given, in words, and the problem as it were without that one."""
+        limits = self.limits
+        inexact = [g for g in self.graph.groups if not (g.exact or g.frozen)]
+        barred = not limits.allow_inexact and any(g.name in self.scores for g in inexact)
+        # fmt: off
+        table: list[tuple[bool, str, dict[str, Any]]] = [
+            (limits.min_channels > 1, f"min_channels={limits.min_channels}", {"min_channels": 1}),
+            (limits.max_cut is not None, shown_cap(limits), {"max_cut": None}),
+            (limits.round_to > 1, f"round_to={limits.round_to}", {"round_to": 1}),
+            (bool(limits.protect), "protect", {"protect": ()}),
+            (limits.shortcuts == "avoid", "shortcuts='avoid'", {"shortcuts": "include"}),
+            (barred, "allow_inexact=False", {"allow_inexact": True}),
         ]
+        # fmt: on
+        for given, text, loose in table:
+            if given:
+                yield text, dataclasses.replace(self, limits=dataclasses.replace(limits, **loose))
+        if self.per_group:
+            yield "per_group", dataclasses.replace(self, per_group={})
 
     def promises(self, ladder: Ladder, goals: Iterable[Goal], removed: np.ndarray) -> list[str]:
         """What the plan foretells of the latency."""
@@ -262,14 +232,12 @@ class _Problem:
         ]
 
 
-def _cap(limits: Limits) -> str:
-    return "max_cut by name" if isinstance(limits.max_cut, Mapping) else f"max_cut={limits.max_cut}"
-
-
 def _figure(amount: float, rounding: Callable[[float], int] = floor) -> str:
     """A count in full, a small number of milliseconds with its digits."""
-    whole = rounding(amount - 1e-6 if rounding is ceil else amount + 1e-6)
-    return f"{whole:,}" if amount >= 1000 or abs(amount - round(amount)) < 1e-6 else f"{amount:.4g}"
+    if amount < 1000 and abs(amount - round(amount)) >= 1e-6:
+        return f"{amount:.4g}"
+    slack = -1e-6 if rounding is ceil else 1e-6  # what is a whole number but for its rounding
+    return f"{rounding(amount + slack):,}"
 
 
 __all__ = ["select"]

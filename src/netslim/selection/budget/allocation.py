@@ -3,6 +3,11 @@
 Within a group the least important units go first, in steps that leave a multiple of ``round_to``. A
 way of allocation puts the steps of all groups in one order; the shortest beginning of it that meets
 every goal goes, and then whatever the goals leave room for comes back.
+
+The second pass is what makes the cut minimal: no single step could stay. The last step may have
+saved much more than was missing, in a layer where channels are dear, and so make some earlier ones
+needless. For instance 100 is to be saved and the order saves 30, 30, 90: all three go, which saves
+150; then the second comes back, for 120 will do, and the first cannot.
 """
 
 from __future__ import annotations
@@ -24,18 +29,18 @@ from netslim.selection.budget.resources import Peak, Vector
 Way = Callable[[Ladder, Sequence[Goal]], Vector]
 ALLOCATIONS: dict[str, Way] = {}
 _ROUNDS = 8  # what a unit saves changes as its neighbours go; it is reckoned anew so many times
-# Units that have nothing to do with the fullest moment save nothing, until it is another one.
+# Of memory at its peak only units that are alive at the fullest moment save anything, and once they
+# are fewer another moment is the fullest: prices change more often.
 _PEAK_ROUNDS = 64
 
 
 def allocation(way: Way) -> Way:
-    """Register a way of allocation under its own name, a decorator; `select` and all that calls it
-    know it then.
+    """Register a way of allocation under its own name, a decorator.
 
-    The function takes the ladder of steps and the goals, of which at least one is not met yet
-    though all can be; it returns how many units go of each group, shape (groups,). Its docstring
-    says what is spread how. A trailing underscore does not belong to the name. One in a module of
-    your own is also found as ``package.module:function``.
+    `select` and all that calls it know it then. The function takes the ladder of steps and the
+    goals, of which at least one is not met yet though all can be; it returns how many units go of
+    each group, shape (groups,). Its docstring says what is spread how. A trailing underscore does
+    not belong to the name. One in your own module is also found as ``package.module:function``.
     """
     ALLOCATIONS[way.__name__.rstrip("_")] = way
     return way
@@ -63,7 +68,9 @@ def allocate(ladder: Ladder, goals: Sequence[Goal], way: Way) -> Vector:
     Raises:
         PlanError: as the way of allocation does.
     """
-    return ladder.start if ladder.met(goals, ladder.start) else way(ladder, goals)
+    if ladder.met(goals, ladder.start):
+        return ladder.start
+    return way(ladder, goals)
 
 
 @allocation
@@ -80,9 +87,7 @@ def uniform(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
 
 @allocation
 def isomorphic(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
-    """The same share of all groups that are built alike, and one threshold within them (Fang et al.
-    2024).
-    """
+    """The same share of all groups built alike, one threshold in each pool (Fang et al. 2024)."""
     return fewest(ladder, goals, _by_share(ladder, _alike(ladder.graph, ladder.free)))
 
 
@@ -131,9 +136,7 @@ def fewest(ladder: Ladder, goals: Sequence[Goal], order: Vector) -> Vector:
 
 
 def _by_share(ladder: Ladder, pool_of: Mapping[int, int]) -> Vector:
-    """The steps in the order in which pools of groups lose the same share; within a pool by their
-    scores.
-    """
+    """The steps in the order in which pools of groups lose the same share; within one, by score."""
     pools = np.array([pool_of.get(n, -1) for n in range(len(ladder.start))])
     sizes = np.zeros(len(ladder.start))
     for number in ladder.free:
@@ -147,7 +150,11 @@ def _by_share(ladder: Ladder, pool_of: Mapping[int, int]) -> Vector:
 
 
 def _by_order(ladder: Ladder, goals: Sequence[Goal], order: Vector) -> tuple[Vector, Vector]:
-    """The shortest beginning of an order that meets the goals: (the order, the state)."""
+    """The shortest beginning of an order that meets the goals: (the order, the state).
+
+    Bisection: every step leaves less of every resource, so what meets the goals goes on meeting
+    them.
+    """
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
@@ -159,18 +166,25 @@ def _by_order(ladder: Ladder, goals: Sequence[Goal], order: Vector) -> tuple[Vec
 
 
 def _by_cost(ladder: Ladder, goals: Sequence[Goal]) -> tuple[Vector, Vector]:
-    """Least score lost for what is saved, in rounds; the last one meets the goals."""
+    """Least score lost for what is saved, in rounds; the last one meets the goals.
+
+    Costs are products of widths: as a layer shrinks, a channel of its neighbour saves less, so a
+    price, score lost over cost saved, holds only near the state it was reckoned at. With k rounds
+    to go, the cheapest steps go until a k-th of what is missing is saved at these prices, and then
+    prices are reckoned anew. Within a group all units save alike and their scores rise, so prices
+    rise and the steps stay in order.
+    """
     value = ladder.lost / np.maximum(ladder.units, 1)  # within a group it rises
     gone: list[Vector] = []
     removed = ladder.start
-    most = _PEAK_ROUNDS if any(isinstance(goal.resource, Peak) for goal in goals) else _ROUNDS
-    for rounds in range(most, 0, -1):
+    for rounds in range(_rounds(goals), 0, -1):
         saving = ladder.savings(goals, removed)[ladder.group]
         waiting = np.flatnonzero((ladder.level > removed[ladder.group]) & (saving > 0))
         order = waiting[np.argsort(value[waiting] / saving[waiting], kind="stable")]
-        past = np.concatenate([*gone, order]) if gone else order
+        past = np.concatenate([*gone, order])
         if rounds == 1:
             break
+        # Savings are in shares of what each unmet goal asks for, so 1 a goal is what is missing.
         unmet = sum(ladder.left(goal.resource, removed) > goal.limit for goal in goals)
         taken = np.searchsorted(np.cumsum((saving * ladder.units)[order]), unmet / rounds)
         ahead = ladder.removed(np.concatenate([*gone, order[:taken]]))
@@ -182,13 +196,24 @@ def _by_cost(ladder: Ladder, goals: Sequence[Goal]) -> tuple[Vector, Vector]:
     return _by_order(ladder, goals, np.concatenate([past, rest]))
 
 
+def _rounds(goals: Sequence[Goal]) -> int:
+    peak = any(isinstance(goal.resource, Peak) for goal in goals)
+    return _PEAK_ROUNDS if peak else _ROUNDS
+
+
 def _returned(ladder: Ladder, goals: Sequence[Goal], order: Vector, removed: Vector) -> Vector:
-    """The state after everything that the goals leave room for came back, what went last first."""
+    """The state after everything that the goals leave room for came back, what went last first.
+
+    The goals are met at every moment. Steps are tried one, two, four at a time, for most come back
+    in long runs or not at all. One that does not fit alone closes its group: the group's earlier
+    steps cannot come back before it does.
+    """
     gone = order[ladder.level[order] <= removed[ladder.group[order]]][::-1]
     closed = np.ones(len(ladder.start), dtype=bool)  # groups of which no more can come back
     closed[ladder.fitting(goals, removed)] = False
     several = 1
     while len(gone := gone[~closed[ladder.group[gone]]]):
+        # What comes back is what `removed` counts of these steps above the start.
         ahead = removed - ladder.removed(gone[:several]) + ladder.start
         if ladder.met(goals, ahead):
             removed, gone, several = ahead, gone[several:], 2 * several
@@ -200,9 +225,7 @@ def _returned(ladder: Ladder, goals: Sequence[Goal], order: Vector, removed: Vec
 
 
 def _alike(graph: ChannelGraph, numbers: Iterable[int]) -> dict[int, int]:
-    """Group number -> the first group that is built like it: the same roles in layers of the same
-    kinds.
-    """
+    """Group number -> the first group that is built like it: in the same roles, in like layers."""
     first: dict[object, int] = {}
     return {n: first.setdefault(_build(graph, graph.groups[n]), n) for n in numbers}
 

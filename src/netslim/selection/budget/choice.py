@@ -73,9 +73,7 @@ class Chooser:
         return keep
 
     def levels(self, number: int) -> np.ndarray:
-        """How many units of a group may go: 0, and what leaves a multiple of ``round_to`` within
-        the limits.
-        """
+        """How many units of a group may go: 0, and what leaves a multiple of ``round_to``."""
         size, step = self.graph.groups[number].size, self.limits.round_to
         gone = np.arange(size % step or step, self.caps[number] + 1, step)
         return np.concatenate([[0], gone[gone < size]])
@@ -91,29 +89,14 @@ class Chooser:
         }
 
     def rounded(self, number: int, count: int) -> int:
-        """How many of a group go when ``count`` should and ``round_to`` holds: more if they may,
-        else fewer.
-        """
+        """How many of a group go by ``round_to`` when ``count`` should: more, or else fewer."""
         levels = self.levels(number)
-        more = levels[levels >= count]
-        return int(more[0] if len(more) else levels[-1])
+        place = int(np.searchsorted(levels, count))
+        return int(levels[min(place, len(levels) - 1)])
 
     def _amount(self, number: int, amount: Any) -> int:
         group = self.graph.groups[number]
-        if isinstance(amount, Integral) and not isinstance(amount, bool):
-            count = int(amount)
-        elif not isinstance(amount, Real) or isinstance(amount, bool):
-            raise ArgumentError(
-                f"{group.name}: give a share (float below 1) or a count (int) of channels, got "
-                f"{amount!r}"
-            )
-        elif not 0 <= float(amount) < 1:
-            raise ArgumentError(
-                f"{group.name}: a share must be at least 0 and below 1, got {amount}; a count "
-                "is an int"
-            )
-        else:
-            count = floor(group.size * float(amount) + 1e-9)
+        count = _count(group, amount)
         most = self.caps[number]
         if not 0 <= count <= most:
             raise PlanError(
@@ -125,6 +108,22 @@ class Chooser:
                 f"{group.name} stays: {amount:g} of its {group.size} channels is less than one"
             )
         return self.rounded(number, count)
+
+
+def _count(group: ChannelGroup, amount: Any) -> int:
+    """Channels of a group, from a count or a share."""
+    if isinstance(amount, bool) or not isinstance(amount, Real):
+        raise ArgumentError(
+            f"{group.name}: give a share (float below 1) or a count (int) of channels, got "
+            f"{amount!r}"
+        )
+    if isinstance(amount, Integral):
+        return int(amount)
+    if not 0 <= float(amount) < 1:
+        raise ArgumentError(
+            f"{group.name}: a share must be at least 0 and below 1, got {amount}; a count is an int"
+        )
+    return floor(group.size * float(amount) + 1e-9)  # 0.29 * 100 is 28.999...
 
 
 def _finite(group: ChannelGroup, values: Tensor) -> np.ndarray:

@@ -1,4 +1,16 @@
-"""The steps in which units may go, and what has to be reached by them."""
+"""The steps in which units may go, and what has to be reached by them.
+
+Of each group the least important units go first, as many at a time as leave an allowed width. With
+``round_to=8`` a group of 20 channels first loses 4, so that 16 stay, and then 8 at a time::
+
+    units that went   0 ------ 4 ------ 12
+    steps                 4         8
+
+So one number a group, how many of its units went, says everything: that is the state which all ways
+of allocation search, and what it leaves of a resource is known at once (`Widths.counts`). An order
+of all steps of all groups keeps those of one group as they stand here; then every beginning of the
+order is a state.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +45,23 @@ class Ladder:
 
     Args:
         chooser: the groups that may be cut, and their limits.
-        fixed: group number -> how many units go, where that is settled.
+        fixed: group number -> how many units go, where a name says so.
+
+    Attributes:
+        free: numbers of the groups that are searched.
+        start: the state before the first step: what names say; shape (groups,).
+        group, units, level: of each step: its group, how many units go with it, and how many of the
+            group went when it is done; shape (steps,).
+        score: of each step: that of its most important unit, which a threshold must reach for all
+            of the step to go.
+        lost: of each step: the sum of the scores of its units.
     """
+
+    group: Vector
+    units: Vector
+    level: Vector
+    score: Vector
+    lost: Vector
 
     def __init__(self, chooser: Chooser, fixed: Mapping[int, int]) -> None:
         self.chooser, self.graph = chooser, chooser.graph
@@ -45,27 +72,19 @@ class Ladder:
         for number, count in fixed.items():
             self.start[number] = count
         parts = [self._steps(n, chooser.scores[n][orders[n]]) for n in self.free]
-        columns = np.concatenate(parts, axis=1) if parts else np.empty((5, 0))
+        columns = np.concatenate([np.empty((5, 0)), *parts], axis=1)
         self.group, self.units, self.level = columns[:3].astype(np.int64)
         self.score, self.lost = columns[3:]
 
     def _steps(self, number: int, rising: Vector) -> Vector:
         levels = self.chooser.levels(number)
         sums = np.concatenate([[0.0], np.cumsum(rising)])
-        return np.stack(
-            [
-                np.full(len(levels) - 1, number),
-                np.diff(levels),
-                levels[1:],
-                rising[levels[1:] - 1],  # the most important of the units of the step
-                np.diff(sums[levels]),
-            ]
-        )
+        group = np.full(len(levels) - 1, number)
+        most_important = rising[levels[1:] - 1]
+        return np.stack([group, np.diff(levels), levels[1:], most_important, np.diff(sums[levels])])
 
     def removed(self, steps: Vector) -> Vector:
-        """Units that went from each group, shape (groups,), after these steps; within a group they
-        go in order.
-        """
+        """The state, shape (groups,), after these steps; those of a group are its first ones."""
         gone = np.bincount(self.group[steps], weights=self.units[steps], minlength=len(self.start))
         return self.start + gone.astype(np.int64)
 
@@ -84,8 +103,11 @@ class Ladder:
         return all(goal.resource.total(counts) <= goal.limit for goal in goals)
 
     def savings(self, goals: Sequence[Goal], removed: Vector) -> Vector:
-        """What the next unit of each group saves, in shares of what the goals still ask for; shape
-        (groups,).
+        """What the next unit of each group saves; shape (groups,).
+
+        In shares of what the goals still ask for, so that channels, multiply-accumulates and
+        milliseconds add up: 1 would meet one goal that is not met yet. Goals that are met ask for
+        nothing more.
         """
         counts = self.widths.counts(removed)
         slopes = np.zeros(len(counts))
@@ -96,23 +118,26 @@ class Ladder:
         return self.widths.savings(slopes, removed)
 
     def fitting(self, goals: Sequence[Goal], removed: Vector) -> Vector:
-        """The groups whose last step may fit, if it comes back, into what the goals leave."""
+        """The groups whose last step may fit, if it comes back, into what the goals leave.
+
+        A quick look that spares most of the exact tries. A product of widths grows by its slope at
+        the smaller width at least, for the other factors do not shrink; so where the slope alone is
+        too much, the step cannot fit. Half of it is taken, which allows for units with unequal
+        numbers of entries.
+        """
         done = np.flatnonzero(
             (self.level == removed[self.group]) & (removed[self.group] > self.start[self.group])
         )
+        group, units = self.group[done], self.units[done]
         before = removed.copy()
-        before[self.group[done]] -= self.units[done]
+        before[group] -= units
         counts = self.widths.counts(removed)
         fits = np.ones(len(done), dtype=bool)
         for goal in goals:
-            # A product grows by its slope at least; half of it allows for units with unequal
-            # entries.
-            grows = (
-                self.widths.savings(goal.resource.slopes(counts), before)[self.group[done]]
-                * self.units[done]
-            )
+            slopes = goal.resource.slopes(counts)
+            grows = self.widths.savings(slopes, before)[group] * units
             fits &= grows / 2 <= goal.limit - goal.resource.total(counts)
-        return self.group[done[fits]]
+        return group[fits]
 
     def masks(self, removed: Vector) -> Masks:
         """Group number -> which units are kept."""

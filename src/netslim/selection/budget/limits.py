@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from math import floor
 from numbers import Integral
 
@@ -28,10 +29,11 @@ def caps(limits: Limits, graph: ChannelGraph) -> list[int]:
 
 
 def _cap(group: ChannelGroup, cap: float | int | None, least: int) -> int:
-    if cap is None:
-        most = group.size
-    else:
-        most = int(cap) if isinstance(cap, Integral) else floor(group.size * float(cap) + 1e-9)
+    most = group.size
+    if isinstance(cap, Integral):
+        most = int(cap)
+    elif cap is not None:
+        most = floor(group.size * float(cap) + 1e-9)  # 0.29 * 100 is 28.999...
     return max(0, min(most, group.size - least))
 
 
@@ -42,7 +44,8 @@ def staying(limits: Limits, graph: ChannelGraph) -> dict[str, str]:
         ArgumentError: ``protect`` names no group.
     """
     unknown = "protect names no group"
-    guarded = {group.name for name in limits.protect for group in meant(graph, name, unknown)}
+    named = chain.from_iterable(meant(graph, name, unknown) for name in limits.protect)
+    guarded = {group.name for group in named}
     found = {
         group.name: str(group.reason)
         for group in graph.groups
@@ -59,10 +62,15 @@ def staying(limits: Limits, graph: ChannelGraph) -> dict[str, str]:
 
 def shown(limits: Limits) -> str:
     """What bounds the units that may go of a group, for messages."""
-    if limits.max_cut is None:
-        return f"min_channels={limits.min_channels}"
-    cap = "max_cut by name" if isinstance(limits.max_cut, Mapping) else f"max_cut={limits.max_cut}"
-    return f"min_channels={limits.min_channels} and {cap}"
+    least = f"min_channels={limits.min_channels}"
+    return least if limits.max_cut is None else f"{least} and {shown_cap(limits)}"
 
 
-__all__ = ["caps", "shown", "staying"]
+def shown_cap(limits: Limits) -> str:
+    """``max_cut``, for messages."""
+    if isinstance(limits.max_cut, Mapping):
+        return "max_cut by name"
+    return f"max_cut={limits.max_cut}"
+
+
+__all__ = ["caps", "shown", "shown_cap", "staying"]

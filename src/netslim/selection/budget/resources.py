@@ -1,9 +1,16 @@
-"""How much of a resource is left when groups keep so many of their units, cheap enough to be asked
-thousands of times.
+"""How much of a resource is left at other widths, cheap enough to be asked thousands of times.
 
-A graph knows its costs as sums of products of counts (`netslim.graph.Count`): how many entries of a
-dimension are left. Units of a group go in a fixed order, so that the number of those that went
-tells everything.
+Why a budget is met exactly without building a smaller network: while the model ran for the trace,
+every operator left what it costs as a product of *counts*, for a convolution ``pixels * out * in *
+taps`` (`netslim.graph.Count`), and a count says how many entries of its dimension each unit of each
+group holds. Cutting changes nothing but counts. So a resource is a sum of products, the same before
+and after the cut, and only the counts have to be put in anew: `netslim.cost` of the smaller network
+finds the very same number.
+
+Units of a group go in a fixed order, so the number of those that went tells everything: a count is
+looked up in a table by that number (`Widths`), and all counts of a network are one `bincount`. A
+flattened map, of which a channel is 49 entries, or a concatenation, where a count depends on
+several groups, need no care of their own: a table has steps of 49, a count adds up several tables.
 """
 
 from __future__ import annotations
@@ -64,6 +71,8 @@ class Widths:
     def __init__(self, graph: ChannelGraph, orders: Mapping[int, Vector]) -> None:
         self.graph, self.orders = graph, orders
         self._constants: list[float] = []
+        # Counts hold arrays, so they are told apart by identity: operators of one dimension share
+        # one. Constants are told apart by their value.
         self._numbers: dict[object, int] = {}
         self._held: list[Count] = []  # so that their ids stay theirs
         self._tables: list[Vector] = []
@@ -74,7 +83,9 @@ class Widths:
 
     def index(self, count: Count) -> int:
         """Position of a count in the vector that `counts` gives."""
-        key = id(count) if count.shares else ("constant", count.constant)
+        key: object = id(count)
+        if not count.shares:
+            key = "constant", count.constant
         if key not in self._numbers:
             self._numbers[key] = len(self._constants)
             self._held.append(count)
@@ -93,16 +104,13 @@ class Widths:
         if key not in self._places:
             gone = np.cumsum(entries[self.orders[group]], dtype=np.float64)
             whole = gone[-1]
-            self._tables.append(
-                np.concatenate([[whole], whole - gone, [0.0]])
-            )  # the end twice: nothing is left to go
+            # The end stands twice, so that `savings` of a group that went entirely are 0.
+            self._tables.append(np.concatenate([[whole], whole - gone, [0.0]]))
             self._places[key], self._end = self._end, self._end + len(gone) + 2
         return self._places[key]
 
     def counts(self, removed: Vector) -> Vector:
-        """All counts, shape (counts,), when ``removed[g]`` units of group ``g`` went, shape
-        (groups,).
-        """
+        """All counts, shape (counts,), from how many units went of each group, shape (groups,)."""
         constants, rows, groups, starts, flat = self._built()
         left = flat[starts + removed[groups]]
         return constants + np.bincount(rows, weights=left, minlength=len(constants))
@@ -124,7 +132,7 @@ class Widths:
     def _built(self) -> tuple[Vector, ...]:
         if self._arrays is None:
             rows = np.array(self._rows, dtype=np.int64).reshape(-1, 3).T
-            flat = np.concatenate(self._tables) if self._tables else np.zeros(1)
+            flat = np.concatenate(self._tables or [np.zeros(1)])
             self._arrays = (np.array(self._constants, dtype=np.float64), *rows, flat)
         return self._arrays
 
@@ -138,20 +146,23 @@ class Terms:
     """
 
     def __init__(self, widths: Positions, terms: Sequence[Sequence[Count]]) -> None:
-        one = widths.index(Count(1, ()))
+        one = widths.index(Count(1, ()))  # fills up products of fewer factors than the longest
         rows = [[widths.index(factor) for factor in factors] for factors in terms]
         most = max(map(len, rows), default=0)
-        self.factors = np.array(
-            [[*row, *[one] * (most - len(row))] for row in rows], dtype=np.int64
-        )
-        self.factors = self.factors.reshape(len(rows), most)
+        table = np.array([[*row, *[one] * (most - len(row))] for row in rows], dtype=np.int64)
+        self.factors = table.reshape(len(rows), most)
 
     def values(self, counts: Vector) -> Vector:
         """The products, shape (terms,)."""
-        return counts[self.factors].prod(axis=1)
+        products: Vector = counts[self.factors].prod(axis=1)
+        return products
 
     def slopes(self, counts: Vector, weights: Vector) -> Vector:
-        """The derivative of their weighted sum by each count."""
+        """The derivative of their weighted sum by each count.
+
+        By the product rule, factor after factor: the product of the others. (Not the product over
+        the factor: a count may be 0.)
+        """
         found = np.zeros(len(counts))
         values = counts[self.factors]
         for column in range(values.shape[1]):
@@ -161,8 +172,10 @@ class Terms:
 
 
 class Products:
-    """A weighted sum of products of counts: channels, parameters, multiply-accumulates,
-    activations.
+    """A weighted sum of products of counts: parameters, multiply-accumulates, activations, ...
+
+    Factors that no cut changes are multiplied into the weight, and products of the same factors are
+    put together: of the thousands of operators of a network some dozen different products remain.
 
     Args:
         widths: which counts there are.
@@ -180,15 +193,12 @@ class Products:
         live: dict[tuple[int, ...], list[Count]] = {}
         for factors, weight in zip(products, weights or [1.0] * len(products), strict=True):
             moving = sorted((f for f in factors if f.shares), key=id)
+            fixed = prod(f.constant for f in factors if not f.shares)
             key = tuple(map(id, moving))
             live[key] = moving
-            merged[key] = merged.get(key, 0.0) + weight * prod(
-                f.constant for f in factors if not f.shares
-            )
-        self.terms, self.weights = (
-            Terms(widths, list(live.values())),
-            np.array(list(merged.values())),
-        )
+            merged[key] = merged.get(key, 0.0) + weight * fixed
+        self.terms = Terms(widths, list(live.values()))
+        self.weights = np.array(list(merged.values()))
 
     def total(self, counts: Vector) -> float:
         """The sum; exact, as long as it is below 2**53."""
@@ -202,6 +212,9 @@ class Products:
 class Peak:
     """The most bytes that are in memory at once.
 
+    A maximum of sums of products: each moment of the forward pass is one sum, over the blocks that
+    are alive then. Its slope is that of the fullest moment, and jumps where another one takes over.
+
     Args:
         widths: which counts there are.
         memory: of the graph.
@@ -214,7 +227,9 @@ class Peak:
 
     def total(self, counts: Vector) -> float:
         """Bytes at the fullest moment."""
-        return float((self.moments @ self.terms.values(counts)).max()) if len(self.moments) else 0.0
+        if not len(self.moments):
+            return 0.0
+        return float((self.moments @ self.terms.values(counts)).max())
 
     def slopes(self, counts: Vector) -> Vector:
         """The derivative, at the fullest moment, by each count."""

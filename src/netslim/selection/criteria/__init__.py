@@ -1,6 +1,4 @@
-"""How important is each channel? A criterion is one function from a group and the model's tensors
-to scores.
-"""
+"""How important is each channel? A criterion is a function from a group and tensors to scores."""
 
 from __future__ import annotations
 

@@ -45,7 +45,9 @@ def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[
 
 def normalize(values: Tensor, how: Normalisation | None) -> Tensor:
     """`normalized` for one group: float64 of shape (units,) -> (units,)."""
-    return values if how is None or not len(values) else _WAYS[how](values)
+    if how is None or not len(values):
+        return values
+    return _WAYS[how](values)
 
 
 def _divided(values: Tensor, by: Tensor) -> Tensor:
@@ -54,7 +56,9 @@ def _divided(values: Tensor, by: Tensor) -> Tensor:
 
 def _standardization(values: Tensor) -> Tensor:
     low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else torch.full_like(values, 0.5)
+    if high > low:
+        return (values - low) / (high - low)
+    return torch.full_like(values, 0.5)
 
 
 def _gaussian(values: Tensor) -> Tensor:
@@ -64,6 +68,7 @@ def _gaussian(values: Tensor) -> Tensor:
 
 
 def _rank(values: Tensor) -> Tensor:
+    """From 1 / size to 1; equal values share the mean of the places that they take up."""
     ordered = values.sort().values
     first = torch.searchsorted(ordered, values, side="left")
     behind = torch.searchsorted(ordered, values, side="right")

@@ -1,13 +1,17 @@
-"""What data tells of channels: gradients and activations of the layers around them, in one pass
-over batches.
+"""What data tells of channels: gradients and activations around them, in one pass over batches.
 
 Everything is summed up batch by batch; no activation is kept. The model runs in evaluation mode and
 is left as it was: gradients, modes, statistics of batch normalisation, ``requires_grad``.
+
+A layer is known by its *weight*, not by its module: hooks see the modules that have one of the
+weights asked for, and a function mode sees the functions (``F.conv2d(x, self.kernel)``) that are
+called with one. So models that call layers as functions are looked at like all others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,24 +34,23 @@ from netslim.graph.modules.walk import layer_of, named_modules, named_tensors
 from netslim.graph.modules.wrapping import eagerly
 
 Loss = Callable[[Any, Any], Tensor]  # of the model's output and the targets of a batch
-Measured = Mapping[
-    Any, Tensor
-]  # tensor -> (entries of its channel axis,), or a key of `contributions`; float64, CPU
+# Tensor -> (entries of its channel axis,), or a key of `contributions`; float64 on the CPU.
+Measured = Mapping[Any, Tensor]
 PerExample = Callable[[Tensor], Tensor]  # (examples, places, channels) -> (examples, channels)
 PerChannel = Callable[[Tensor], Tensor]  # (channels, weights) -> (channels,)
-Take = Callable[
-    [str, Tensor, int], None
-]  # weight, what its layer puts out or receives, dimension of the channels
-SLICES = {
-    "producers": ("producer",),
-    "all": ("producer", "scale", "consumer"),
-}  # roles that a criterion looks over
+# Weight, what its layer puts out or receives, dimension of the channels.
+Take = Callable[[str, Tensor, int], None]
+# Roles that a criterion looks over.
+SLICES = {"producers": ("producer",), "all": ("producer", "scale", "consumer")}
 
 
 @dataclass
-class Stream:
-    """Mean and population variance of rows that come in parts (Chan et al. 1979); float64 on the
-    CPU.
+class RunningMoments:
+    """Mean and population variance of rows that come in parts; float64 on the CPU.
+
+    Two parts are put together by their counts, means and sums of squares about the mean (Chan et
+    al. 1979): ``spread = spread_a + spread_b + (mean_b - mean_a)^2 n_a n_b / (n_a + n_b)``. Summing
+    plain squares would lose the variance of channels whose mean is large.
     """
 
     count: int = 0
@@ -63,11 +66,8 @@ class Stream:
         rows = rows.detach().cpu().double()
         mean = rows.mean(0)
         step, total = mean - self.mean, self.count + len(rows)
-        self.spread = (
-            self.spread
-            + (rows - mean).square().sum(0)
-            + step.square() * (self.count * len(rows) / total)
-        )
+        apart = step.square() * (self.count * len(rows) / total)
+        self.spread = self.spread + (rows - mean).square().sum(0) + apart
         self.mean = self.mean + step * (len(rows) / total)
         self.count = total
 
@@ -107,18 +107,18 @@ def contributions(
         ArgumentError: there is no batch, the model does not run on one, or the loss cannot be
             computed and derived.
     """
-    streams: dict[Any, Stream] = {}
+    moments: dict[Any, RunningMoments] = {}
 
     def take(name: str, terms: Tensor) -> None:
         for key, rows in _channels(graph, parts[name], terms, over):
-            streams.setdefault(key, Stream()).add(per_channel(rows)[None])
+            moments.setdefault(key, RunningMoments()).add(per_channel(rows)[None])
 
     parts = _by_tensor(graph, SLICES[over])
     weights = {n: p for n, p in named_tensors(model) if n in parts and p.is_floating_point()}
     for gradients in _gradients(model, weights, batches, loss, alone):
         for name, gradient in gradients.items():
             take(name, gradient * weights[name].detach())
-    return {key: stream.mean for key, stream in streams.items()}
+    return {key: each.mean for key, each in moments.items()}
 
 
 def _by_tensor(
@@ -142,32 +142,32 @@ def _channels(
         s = parts[-1][2]
         yield s.tensor, terms.movedim(s.axis, 0).flatten(1)
     else:
-        yield from (
-            ((group, s.tensor, s.axis), rows_of(terms, s, size)) for group, size, s in parts
-        )
+        for group, size, s in parts:
+            yield (group, s.tensor, s.axis), rows_of(terms, s, size)
 
 
 def rows_of(tensor: Tensor, s: Slice, size: int) -> Tensor:
-    """All the entries of a tensor that belong to each unit of a slice: (units, entries), filled up
-    with zeros.
+    """The numbers of a tensor that belong to each unit of a slice: (units, numbers), with zeros.
+
+    A unit may have several entries of the axis (a flattened map has one a place), and units need
+    not have as many each: shorter rows are filled up with zeros, which no norm and no sum sees.
     """
     order = np.argsort(s.units, kind="stable")
     counts = np.bincount(s.units, minlength=size)
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     lines = tensor.movedim(s.axis, 0).reshape(tensor.shape[s.axis], -1)
     rows = lines.new_zeros(size, int(counts.max()), lines.shape[1])
-    index = [
+    unit, nth, entry = (
         torch.from_numpy(v).to(tensor.device) for v in (s.units[order], place, s.positions[order])
-    ]
-    rows[index[0], index[1]] = lines[index[2]]
+    )
+    rows[unit, nth] = lines[entry]  # the n-th entry of a unit becomes the n-th part of its row
     return rows.flatten(1)
 
 
 def gates(
     graph: ChannelGraph, model: nn.Module, batches: Iterable[Any], loss: Loss | None
 ) -> Measured:
-    """Mean over the batches of ``(scale * its gradient + shift * its gradient) ** 2``, for every
-    normalisation.
+    """Mean over batches of ``(scale * its gradient + shift * its gradient) ** 2``, for every scale.
 
     The shift is the parameter ``bias`` beside the scale, if there is one. Keys are names of scales.
 
@@ -176,20 +176,17 @@ def gates(
     """
     named = dict(named_tensors(model))
     scales = list(_by_tensor(graph, ("scale",)))
-    shifts = {
-        name: shift
-        for name in scales
-        if (shift := f"{name.rpartition('.')[0]}.bias".lstrip(".")) in named
-    }
+    beside = {name: f"{name.rpartition('.')[0]}.bias".lstrip(".") for name in scales}
+    shifts = {name: shift for name, shift in beside.items() if shift in named}
     weights = {name: named[name] for name in dict.fromkeys([*scales, *shifts.values()])}
-    streams: dict[str, Stream] = {}
+    moments: dict[str, RunningMoments] = {}
     for gradients in _gradients(model, weights, batches, loss):
         terms = {name: (g * weights[name].detach()).cpu().double() for name, g in gradients.items()}
         for name in scales:
             if name in terms:
                 shift = terms.get(shifts.get(name, ""), torch.zeros(()))
-                streams.setdefault(name, Stream()).add((terms[name] + shift)[None].square())
-    return {name: stream.mean for name, stream in streams.items()}
+                moments.setdefault(name, RunningMoments()).add((terms[name] + shift)[None].square())
+    return {name: each.mean for name, each in moments.items()}
 
 
 def _gradients(
@@ -202,16 +199,15 @@ def _gradients(
     """Gradients of the loss of each batch (or each example) by the weights that take part in it."""
     if not weights:
         return
+    what = "batch"
+    if alone:
+        batches, what = singly(batches), "example"
     with eagerly(), evaluating(model), _differentiable(weights.values()):
-        fed, what = (singly(batches), "example") if alone else (batches, "batch")
-        for batch, output in outputs(model, fed, what):
+        for batch, output in outputs(model, batches, what):
             value = _loss_of(output, batch, loss or cross_entropy)
             found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-            yield {
-                name: gradient
-                for name, gradient in zip(weights, found, strict=True)
-                if gradient is not None
-            }
+            named = zip(weights, found, strict=True)
+            yield {name: gradient for name, gradient in named if gradient is not None}
 
 
 @contextlib.contextmanager
@@ -256,8 +252,7 @@ def activations(
     variance: bool = False,
     role: str = "producer",
 ) -> Measured:
-    """Mean (or population variance) over all examples of a statistic of what each layer puts out,
-    or receives.
+    """Mean (or population variance) over examples of a statistic of each layer's output or input.
 
     The output is taken as the layer returns it, its bias included, before any normalisation; the
     input as the layer is given it. A layer that runs several times in a forward pass counts each
@@ -277,33 +272,29 @@ def activations(
     Raises:
         ArgumentError: there is no batch, or the model does not run on one.
     """
-    streams: dict[str, Stream] = {}
-    entries = {
-        s.tensor: graph.axis_sizes[s.tensor, s.axis] for g in graph.groups for s in g.tensors(role)
-    }
+    moments: dict[str, RunningMoments] = {}
+    slices = itertools.chain.from_iterable(group.tensors(role) for group in graph.groups)
+    entries = {s.tensor: graph.axis_sizes[s.tensor, s.axis] for s in slices}
+    reading = role == "consumer"
 
     def take(name: str, maps: Tensor, dim: int) -> None:
         values = per_example(_maps(maps, dim))
-        if role == "consumer":
-            values = values.unflatten(1, (-1, entries[name])).mean(1)
-        streams.setdefault(name, Stream()).add(values)
+        if reading:
+            values = torch.unflatten(values, 1, (-1, entries[name])).mean(1)
+        moments.setdefault(name, RunningMoments()).add(values)
 
-    with (
-        torch.no_grad(),
-        eagerly(),
-        evaluating(model),
-        _watching(model, set(entries), take, role == "consumer"),
-    ):
-        for _ in outputs(model, batches):
-            pass
-    return {name: stream.variance if variance else stream.mean for name, stream in streams.items()}
+    _run_watched(model, batches, set(entries), take, reading)
+    if variance:
+        return {name: each.variance for name, each in moments.items()}
+    return {name: each.mean for name, each in moments.items()}
 
 
 def inputs(
     model: nn.Module, batches: Iterable[Any], weights: set[str], take: Callable[[str, Tensor], None]
 ) -> None:
-    """Show ``take`` the name of each of these weights and what its layer receives, (samples,
-    channels), call by call.
+    """Show ``take`` each of these weights by name and what its layer receives, call by call.
+
+    That is of shape (samples, channels), a sample for every place of every example.
 
     Raises:
         ArgumentError: there is no batch, or the model does not run on one.
@@ -312,24 +303,42 @@ def inputs(
     def flat(name: str, received: Tensor, dim: int) -> None:
         take(name, _maps(received, dim).flatten(0, 1))
 
-    with torch.no_grad(), eagerly(), evaluating(model), _watching(model, weights, flat, True):
+    _run_watched(model, batches, weights, flat, reading=True)
+
+
+def _run_watched(
+    model: nn.Module, batches: Iterable[Any], weights: set[str], take: Take, reading: bool
+) -> None:
+    """Run the model on all batches, while ``take`` sees what `_watching` says."""
+    with (
+        torch.no_grad(),
+        eagerly(),
+        evaluating(model),
+        _watching(model, weights, take, reading),
+    ):
         for _ in outputs(model, batches):
             pass
 
 
 def _maps(output: Tensor, dim: int) -> Tensor:
-    """(examples, places, channels), from an output whose channels lie in the negative ``dim``;
-    batched or not.
+    """(examples, places, channels), from what has its channels in the negative ``dim``.
+
+    Where there are no more dimensions than a single example has, it is one without a batch.
     """
-    output = output.float() if output.dtype.itemsize < 4 else output
+    if output.dtype.itemsize < 4:
+        output = output.float()
     batched = output[None] if output.dim() == -dim else output
-    return batched.movedim(dim, -1).flatten(1, -2) if batched.dim() > 2 else batched[:, None]
+    if batched.dim() == 2:
+        return batched[:, None]
+    return batched.movedim(dim, -1).flatten(1, -2)
 
 
 @contextlib.contextmanager
 def _watching(model: nn.Module, weights: set[str], take: Take, reading: bool) -> Iterator[None]:
-    """Inside, ``take`` sees the output (or, reading, the input) of every layer that has one of
-    these weights.
+    """Inside, ``take`` sees the output (or, reading, the input) of the layers of these weights.
+
+    Weights that a module of a layer holds are seen by its hook, all others by the function mode;
+    none by both, or they would count twice.
     """
     layers = {
         path: m for m, path in named_modules(model).items() if isinstance(m, (_ConvNd, nn.Linear))
@@ -343,15 +352,14 @@ def _watching(model: nn.Module, weights: set[str], take: Take, reading: bool) ->
         for name in sorted(weights):
             if (layer := layers.get(layer_of(name))) is not None:
                 dim = channels_of(layer.weight, linear=isinstance(layer, nn.Linear))
-                hook = layer.register_forward_hook(
-                    _hook(name, take, dim, reading), with_kwargs=True
-                )
+                showing = _showing(name, take, dim, reading)
+                hook = layer.register_forward_hook(showing, with_kwargs=True)
                 stack.callback(hook.remove)
         stack.enter_context(_Calls(parameters, take, reading))
         yield
 
 
-def _hook(
+def _showing(
     name: str, take: Take, dim: int, reading: bool
 ) -> Callable[[nn.Module, Any, Any, Tensor], None]:
     def hook(
@@ -363,7 +371,8 @@ def _hook(
 
 
 def _received(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["input"]
+    received: Tensor = args[0] if args else kwargs["input"]
+    return received
 
 
 class _Calls(TorchFunctionMode):
@@ -374,7 +383,11 @@ class _Calls(TorchFunctionMode):
         self.parameters, self.take, self.reading = parameters, take, reading
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = kwargs or {}
         output = func(*args, **given)
@@ -382,9 +395,8 @@ class _Calls(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else given["weight"]
             if id(weight) in self.parameters:
                 maps = _received(args, given) if self.reading else output
-                self.take(
-                    self.parameters[id(weight)], maps, channels_of(weight, linear=func is F.linear)
-                )
+                dim = channels_of(weight, linear=func is F.linear)
+                self.take(self.parameters[id(weight)], maps, dim)
         return output
 
 

@@ -1,9 +1,16 @@
-"""What a criterion says of the layers of a group one by one, and how that is put together."""
+"""What a criterion says of the layers of a group one by one, and how that is put together.
+
+A *part* is a slice of one tensor with a value for each entry of the tensor's axis; a unit may own
+several of these entries, and the entries of one part may belong to several groups. So values stay
+by entry until `reduced` adds them up by unit: the mean is over all entries of a unit in all parts,
+which for one entry a layer is the mean over layers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -32,16 +39,20 @@ def of_filters(
     """
     if over == "all":
         return [
-            (whole(s, group.size), function(_wide(rows_of(tensors[s.tensor], s, group.size))))
-            for role in SLICES[over]
-            for s in group.tensors(role)
+            (by_unit(s, group.size), function(_wide(rows_of(tensors[s.tensor], s, group.size))))
+            for s in _all_slices(group)
             if tensors[s.tensor].is_floating_point()
         ]
-    found = []
-    for s in group.tensors("producer"):
-        if tensors[s.tensor].is_floating_point():  # an index picks the channels
-            found.append((s, function(_wide(tensors[s.tensor].movedim(s.axis, 0).flatten(1)))))
-    return found
+    return [
+        (s, function(_wide(tensors[s.tensor].movedim(s.axis, 0).flatten(1))))
+        for s in group.tensors("producer")
+        if tensors[s.tensor].is_floating_point()
+    ]
+
+
+def _all_slices(group: ChannelGroup) -> list[Slice]:
+    """What makes, scales or reads the group, in this order."""
+    return list(chain.from_iterable(map(group.tensors, SLICES["all"])))
 
 
 def _wide(rows: Tensor) -> Tensor:
@@ -51,25 +62,23 @@ def _wide(rows: Tensor) -> Tensor:
 def of_measured(
     group: ChannelGroup, measured: Measured, over: Over = "producers", role: str = "producer"
 ) -> Parts:
-    """What was measured of the slices with this role, or, over all, of every layer's part in a
-    unit.
-    """
+    """What was measured of the slices with this role; over all, of each layer's part in units."""
     if over == "all":
-        slices = [s for each in SLICES[over] for s in group.tensors(each)]
-        keys = [(s, (group.name, s.tensor, s.axis)) for s in slices]
-        return [(whole(s, group.size), measured[key]) for s, key in keys if key in measured]
+        keys = [(s, (group.name, s.tensor, s.axis)) for s in _all_slices(group)]
+        return [(by_unit(s, group.size), measured[key]) for s, key in keys if key in measured]
     return [(s, measured[s.tensor]) for s in group.tensors(role) if s.tensor in measured]
 
 
-def whole(s: Slice, size: int) -> Slice:
+def by_unit(s: Slice, size: int) -> Slice:
     """The slice as if its axis had one entry a unit."""
     entries = np.arange(size)
     return replace(s, positions=entries, units=entries)
 
 
 def reduced(group: ChannelGroup, parts: Parts, how: Reduction = "mean") -> Tensor | None:
-    """One score a unit, float64 of shape (size,), from the values of all its entries in all parts;
-    None without any.
+    """One score a unit, float64 of shape (size,), from all its entries in all parts.
+
+    None where there are no parts.
 
     Raises:
         ArgumentError: a geometric mean of negative values.
@@ -98,14 +107,17 @@ def reduced(group: ChannelGroup, parts: Parts, how: Reduction = "mean") -> Tenso
 
 
 def _first(group: ChannelGroup, parts: Parts) -> tuple[Slice, Tensor]:
-    """The part of the layer that makes the channels first, in order of execution, before what reads
-    or scales them.
+    """The part of the layer that runs first of those that make the channels.
+
+    What reads or scales them comes after all of these, whatever runs first.
     """
     order = {tensor: number for number, tensor in enumerate(group.producers)}
-    return min(
-        parts,
-        key=lambda part: order.get(part[0].tensor, 0) if part[0].role == "producer" else len(order),
-    )
+
+    def place(part: tuple[Slice, Tensor]) -> int:
+        s, _ = part
+        return order.get(s.tensor, 0) if s.role == "producer" else len(order)
+
+    return min(parts, key=place)
 
 
 def _mean(group: ChannelGroup, parts: Parts) -> Tensor:

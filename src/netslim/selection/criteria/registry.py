@@ -27,8 +27,7 @@ def criterion(*, measure: Callable[..., Measured]) -> Callable[[Criterion], Crit
 def criterion(
     function: Criterion | None = None, *, measure: Callable[..., Measured] | None = None
 ) -> Any:
-    """Register a criterion under its own name, a decorator; from then on the name is understood
-    everywhere.
+    """Register a criterion under its own name, a decorator; then the name is understood everywhere.
 
     The function takes ``(group, tensors, **options)``: a `ChannelGroup`, and the values of
     parameters and buffers by name. It returns one score a unit, larger is more important: a tensor
@@ -81,8 +80,7 @@ def reads_data(name: str | Criterion) -> bool:
 
 
 def named(name: str | Criterion) -> Criterion:
-    """The criterion of this name: a registered one, or ``package.module:function``; a function is
-    itself.
+    """The criterion of this name, or ``package.module:function``; a function is itself.
 
     Raises:
         ArgumentError: there is none (the nearest are given), or the module does not give one.

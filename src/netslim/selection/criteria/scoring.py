@@ -1,6 +1,4 @@
-"""Scoring the groups of a graph: a criterion, what it looks at, how its layers are put together and
-set to scale.
-"""
+"""Scoring the groups of a graph: a criterion, what it looks at, how it is put together."""
 
 from __future__ import annotations
 
@@ -122,33 +120,30 @@ class Scorer:
     def tensors(
         self, model: nn.Module, batches: Iterable[Any] | None, loss: Loss | None
     ) -> Mapping[Any, Tensor]:
-        """What the criterion looks at: the tensors of the model, or what it measures over the
-        batches.
-        """
+        """What the criterion looks at: the model's tensors, or what it measures over batches."""
         if not self.reads_data:
             return {name: tensor.detach() for name, tensor in named_tensors(model)}
         if batches is None:
             raise ArgumentError(
                 f"{self.name} looks at data: give batches=, a data loader or a list of batches"
             )
-        wider = {} if self.options.over == "producers" else {"over": self.options.over}
-        return MEASURES[self.function](self.graph, model, batches, loss, **wider)
+        measure = MEASURES[self.function]
+        if self.options.over == "producers":  # a measure of a user's own need not know of others
+            return measure(self.graph, model, batches, loss)
+        return measure(self.graph, model, batches, loss, over=self.options.over)
 
     def __call__(self, group: ChannelGroup, tensors: Mapping[Any, Tensor]) -> Tensor | None:
         """Scores of the units of one group, float64 on the CPU; None where it cannot be scored."""
         options = self.options
         seen = group if options.lead == "mean" else _led(self.graph, group)
         taken = _taken(self.function, options)
+        how = options.reduction
         with torch.no_grad():
-            found = self.function(seen, tensors, **taken, **options.arguments)
-            if (
-                isinstance(found, Tensor)
-                and options.reduction != "mean"
-                and "reduction" not in taken
-            ):
-                why = "scores a group as a whole"
-                raise ArgumentError(_idle("reduction", options.reduction, self.name, why))
-            values = reduced(seen, found, options.reduction) if isinstance(found, list) else found
+            values = self.function(seen, tensors, **taken, **options.arguments)
+            if isinstance(values, Tensor) and how != "mean" and "reduction" not in taken:
+                raise ArgumentError(_idle("reduction", how, self.name, "scores a group as a whole"))
+            if isinstance(values, list):
+                values = reduced(seen, values, how)
         if values is None:
             return None
         values = values.double().cpu()
@@ -205,9 +200,8 @@ def _parameters(function: Criterion) -> Mapping[str, inspect.Parameter]:
 def _led(graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
     """The group with its pacesetter as the only producer."""
     leader = pacesetter(graph, group)
-    return replace(
-        group, slices=tuple(s for s in group.slices if s.role != "producer" or s.tensor == leader)
-    )
+    left = [s for s in group.slices if s.role != "producer" or s.tensor == leader]
+    return replace(group, slices=tuple(left))
 
 
 def _remedy(graph: ChannelGraph, name: str) -> str:

@@ -1,10 +1,31 @@
-"""What the layers behind a channel lose when it goes and the channels that stay make up for it as
-well as they can.
+"""What the layers behind a channel lose when it goes and the channels that stay make up for it.
+
+Optimal Brain Surgeon (Hassibi and Stork 1993), with the error of one layer's outputs in place of
+the loss. A layer computes ``W x``, with covariance ``C`` of what it reads. When column ``j`` of
+``W`` goes and least squares adjusts the others, the outputs lose the variance ::
+
+    |w_j|^2 / (C^-1)_jj                                        (their Eq. 5)
+
+A channel is worth nothing if nobody weighs it (``w_j`` is 0), and nothing if the others foretell it
+(``(C^-1)_jj`` is then large: 1 / it is the variance of x_j that the others leave unexplained).
+
+Nothing of size (outputs) is kept: the loss asks only for the inner products ``M = W^T W``, of
+which ``|w_j|^2`` is the diagonal. Taking ``j`` out is a step of Gaussian elimination in both. With
+``m = (C^-1)_:j / (C^-1)_jj``, how much the others take over of it::
+
+    W    <-  W - w_j m^T           so  M <- M - m M_j: - M_:j m^T + m M_jj m^T
+    C^-1 <-  C^-1 - m (C^-1)_j:    the inverse for those that are left
+
+So the next loss costs a rank-two update instead of a new inverse, and channels that copy each other
+are told apart: once the first has gone, what its copy does is no longer foretold.
+
+A convolution is taken tap by tap, as if each tap read a sample of its own of the same channels:
+``C`` is that of the channels, and ``M`` adds up the taps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,13 +40,12 @@ from netslim.selection.criteria.observing import Loss, Measured, inputs
 from netslim.selection.criteria.registry import criterion
 
 ROWS = 8192  # places that are looked at of one layer and batch, about
-STEPS = 128  # channels of wide groups are taken out several at once
+STEPS = 128  # rounds to take a group's channels out: those of wide groups go several at once
 WHOLE = ""  # in place of a group: everything that a layer reads
 
 
 class _Reader:
-    """How a tensor of weights reads the units of a group, and what it reads of them, summed up over
-    the batches.
+    """How a tensor of weights reads the units of a group, and what it reads, over the batches.
 
     The entries of one unit, as in a flattened map, count as so many samples of it. The groups of a
     grouped convolution are apart from each other.
@@ -39,13 +59,13 @@ class _Reader:
 
     def add(self, rows: Tensor) -> None:
         """Take in what the layer reads, (samples, channels)."""
-        # An odd stride meets all columns of a map.
-        rows = rows[:: len(rows) // ROWS | 1].unflatten(1, (-1, self.entries))
-        values = (
-            rows[:, :, self.table.to(rows.device)].permute(1, 0, 3, 2).flatten(1, 2)
-        )  # (parts, samples, units)
-        values = values.double()
+        # An odd stride: an even one would meet only some of the columns of a map of even width.
+        rows = rows[:: len(rows) // ROWS | 1]
+        rows = torch.unflatten(rows, 1, (-1, self.entries))
+        units = rows[:, :, self.table.to(rows.device)]  # (samples, parts, units, entries)
+        values = units.permute(1, 0, 3, 2).flatten(1, 2).double()  # (parts, samples, units)
         if not self.count:
+            # About the mean: sums of squares about a far-off zero would cancel to nothing.
             self.origin = values.mean(1, keepdim=True)
         values = values - self.origin
         self.sum = self.sum + values.sum(1).cpu()
@@ -53,16 +73,13 @@ class _Reader:
         self.count += values.shape[1]
 
     def result(self) -> Tensor:
-        """Covariance of the units, and the inner products of their weights: (parts, 2, units,
-        units).
-        """
+        """Covariance and inner products of the weights of units: (parts, 2, units, units)."""
         mean = self.sum / self.count
         covariance = self.square / self.count - mean[:, :, None] * mean[:, None, :]
         weight = self.weight.detach().movedim(self.axis, -1)
-        weight = weight.unflatten(0, (len(covariance), -1)).flatten(1, -2).double().cpu()
-        read = (
-            weight[:, :, self.table].permute(0, 2, 1, 3).flatten(2)
-        )  # (parts, units, outputs and taps and entries)
+        weight = torch.unflatten(weight, 0, (len(covariance), -1)).flatten(1, -2).double().cpu()
+        units = weight[:, :, self.table]  # (parts, outputs and taps, units, entries)
+        read = units.permute(0, 2, 1, 3).flatten(2)  # (parts, units, all the rest)
         return torch.stack([covariance, read @ read.mT], 1)
 
 
@@ -75,46 +92,46 @@ def second_moments(
         ArgumentError: there is no batch, the model does not run on one, or what it computes is not
             finite.
     """
-    weights = dict(named_tensors(model))
-    readers: dict[str, dict[str, _Reader]] = {}
-    for group in graph.groups:
-        for s in [] if group.frozen else group.tensors("consumer"):
-            if len(set(np.bincount(s.units, minlength=group.size).tolist())) == 1 and not s.mixed:
-                table = torch.from_numpy(s.positions[s.units.argsort(kind="stable")]).view(
-                    group.size, -1
-                )
-                own = readers.setdefault(s.tensor, {})
-                own[group.name] = _Reader(weights[s.tensor], s.axis, table)
-                if table.numel() < weights[s.tensor].shape[s.axis]:
-                    own[WHOLE] = _Reader(
-                        weights[s.tensor],
-                        s.axis,
-                        torch.arange(weights[s.tensor].shape[s.axis])[:, None],
-                    )
+    readers = _readers(graph, dict(named_tensors(model)))
 
     def take(tensor: str, rows: Tensor) -> None:
         for reader in readers[tensor].values():
             reader.add(rows)
 
     inputs(model, batches, set(readers), take)
+    found: dict[tuple[str, str], Tensor] = {}
     for tensor, own in readers.items():
-        if any(reader.count and not reader.square.isfinite().all() for reader in own.values()):
+        seen = {group: reader for group, reader in own.items() if reader.count}
+        if not all(reader.square.isfinite().all() for reader in seen.values()):
             raise ArgumentError(
                 f"what {tensor!r} reads is not finite on these batches: look for NaN or "
                 "infinity in them"
             )
-    return {
-        (group, t): reader.result()
-        for t, own in readers.items()
-        for group, reader in own.items()
-        if reader.count
-    }
+        found |= {(group, tensor): reader.result() for group, reader in seen.items()}
+    return found
+
+
+def _readers(graph: ChannelGraph, weights: Mapping[str, Tensor]) -> dict[str, dict[str, _Reader]]:
+    """Tensor -> the groups that it reads, and `WHOLE` where these are not all it reads."""
+    readers: dict[str, dict[str, _Reader]] = {}
+    for group in graph.groups:
+        if group.frozen:
+            continue
+        for s in group.tensors("consumer"):
+            if s.mixed or len(set(np.bincount(s.units, minlength=group.size).tolist())) > 1:
+                continue  # units that do not have as many entries each: no table, no score
+            positions = torch.from_numpy(s.positions[s.units.argsort(kind="stable")])
+            weight, own = weights[s.tensor], readers.setdefault(s.tensor, {})
+            size = weight.shape[s.axis]
+            own[group.name] = _Reader(weight, s.axis, positions.view(group.size, -1))
+            if len(positions) < size:
+                own[WHOLE] = _Reader(weight, s.axis, torch.arange(size)[:, None])
+    return readers
 
 
 @criterion(measure=second_moments)
 def obs(group: ChannelGroup, measured: Measured, ridge: float = 1e-4) -> Tensor | None:
-    """Share of the variance of what the layers behind compute that is lost with the channel, the
-    others making up.
+    """Variance that is lost behind the channel, as a share, when the others make up for it.
 
     Optimal Brain Surgeon (Hassibi and Stork 1993, Eq. 5) for the outputs of the layers that read
     the channel, whose Hessian is the covariance of what they read, as in ZipLM (Kurtic et al. 2023,
@@ -132,26 +149,28 @@ def obs(group: ChannelGroup, measured: Measured, ridge: float = 1e-4) -> Tensor 
         _Loss(moments, _variance(measured.get((WHOLE, t), moments)), ridge)
         for t, moments in read.items()
     ]
-    if not parts:
-        return None
-    scores = torch.zeros(group.size, dtype=torch.float64)
-    alive = torch.arange(group.size)  # the channels that the parts still hold
-    waiting = torch.ones(group.size, dtype=torch.bool)  # of these, the ones that have not gone
-    least, several = 0.0, max(1, group.size // STEPS)
-    for _ in range(0, group.size, several):
-        losses = sum(
-            (part.losses() for part in parts), torch.zeros(len(alive), dtype=torch.float64)
-        )
-        gone = losses.masked_fill(~waiting, torch.inf).argsort(stable=True)[
-            : min(several, int(waiting.sum()))
-        ]
+    return _by_elimination(parts, group.size) if parts else None
+
+
+def _by_elimination(parts: list[_Loss], size: int) -> Tensor:
+    """Take all channels out, cheapest first; a channel's score is what was lost when it went."""
+    scores = torch.zeros(size, dtype=torch.float64)
+    alive = torch.arange(size)  # the channels that the parts still hold
+    waiting = torch.ones(size, dtype=torch.bool)  # of these, the ones that have not gone
+    least, several = 0.0, max(1, size // STEPS)
+    for _ in range(0, size, several):
+        nothing = torch.zeros(len(alive), dtype=torch.float64)
+        losses = sum((part.losses() for part in parts), nothing)
+        cheapest = losses.masked_fill(~waiting, torch.inf).argsort(stable=True)
+        gone = cheapest[: min(several, int(waiting.sum()))]
         for place in gone.tolist():
-            least = max(least, float(losses[place]))  # what goes later is worth more
+            # Never less than what went before: sorted by score, channels go in this very order.
+            least = max(least, float(losses[place]))
             scores[alive[place]] = least
         waiting[gone] = False
         for part in parts:
             part.remove(gone)
-        if 2 * int(waiting.sum()) < len(alive):
+        if 2 * int(waiting.sum()) < len(alive):  # steps cost the square of what is held
             for part in parts:
                 part.forget(waiting)
             alive, waiting = alive[waiting], waiting[waiting]
@@ -164,16 +183,22 @@ def _variance(moments: Tensor) -> float:
 
 
 class _Loss:
-    """What the outputs of one layer lose with each channel, while channels are taken out."""
+    """What the outputs of one layer lose with each channel, while channels are taken out.
+
+    Args:
+        moments: of `_Reader.result`.
+        whole: variance of all that the layer computes, which losses are a share of.
+        ridge: as for `obs`. Where no channel varies at all, there is nothing to take a share of:
+            all get the variance 1, and the weights alone decide.
+    """
 
     def __init__(self, moments: Tensor, whole: float, ridge: float) -> None:
         covariance, self.weights = moments[:, 0], moments[:, 1].clone()
         self.share = 1 / whole if whole > 0 else 0.0
         scale = covariance.diagonal(dim1=1, dim2=2).mean(1)
         scale = torch.where(scale > 0, scale * ridge, 1.0)
-        self.inverse = torch.linalg.inv(
-            covariance + torch.diag_embed(scale[:, None].expand(covariance.shape[:2]))
-        )
+        ridges = torch.diag_embed(scale[:, None].expand(covariance.shape[:2]))
+        self.inverse: Tensor = torch.linalg.inv(covariance + ridges)
 
     def losses(self) -> Tensor:
         """By each channel alone, shape (channels,)."""
@@ -181,8 +206,11 @@ class _Loss:
         return apart.sum(0).clamp(min=0) * self.share
 
     def remove(self, gone: Tensor) -> None:
-        """Take channels out, and have the others make up for them; what is left in their own rows
-        means nothing.
+        """Take channels out, and have the others make up for them.
+
+        What is left in their own rows means nothing. The update of the inner products is the one of
+        the module's docstring for several channels at once; its last term is halved and put into
+        the two before, so that one product makes it.
         """
         cross = self.inverse[:, :, gone]
         mix = torch.linalg.solve(cross[:, gone], cross, left=False)

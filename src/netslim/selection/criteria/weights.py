@@ -17,9 +17,7 @@ from netslim.selection.options import Over, Reduction
 
 @criterion
 def bn_scale(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Parts:
-    """Absolute value of gamma in the normalisations of the channel (Network Slimming, Liu et al.
-    2017, section 3).
-    """
+    """Absolute value of gamma in the channel's normalisations (Liu et al. 2017, section 3)."""
     return [(s, tensors[s.tensor].abs()) for s in group.tensors("scale")]
 
 
@@ -37,12 +35,13 @@ def l2(group: ChannelGroup, tensors: Mapping[str, Tensor], over: Over = "produce
 
 @criterion
 def largest(group: ChannelGroup, tensors: Mapping[str, Tensor], over: Over = "producers") -> Parts:
-    """Minus `l1`: the filters with the largest sums go first (the ablation of Li et al. 2017,
-    section 4).
-    """
-    return of_filters(
-        group, tensors, lambda filters: -torch.linalg.vector_norm(filters, ord=1, dim=1), over
-    )
+    """Minus `l1`: the filters with the largest sums go first (an ablation of Li et al. 2017)."""
+
+    def negated(filters: Tensor) -> Tensor:
+        sums: Tensor = torch.linalg.vector_norm(filters, ord=1, dim=1)
+        return -sums
+
+    return of_filters(group, tensors, negated, over)
 
 
 @criterion
@@ -55,15 +54,17 @@ def geometric_median(
     al. 2019). Over all, distances are those of the group's own channels, in each layer that makes,
     scales or reads them.
     """
-    return of_filters(
-        group, tensors, lambda filters: torch.cdist(filters, filters).fill_diagonal_(0).sum(1), over
-    )
+
+    def distances(filters: Tensor) -> Tensor:
+        # cdist goes by way of inner products, after which a filter is not quite 0 from itself.
+        return torch.cdist(filters, filters).fill_diagonal_(0).sum(1)
+
+    return of_filters(group, tensors, distances, over)
 
 
 @criterion
 def group_l2(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Parts:
-    """Squared Euclidean norm of all the weights of a channel in a layer: made, scaled or read,
-    biases apart.
+    """Squared Euclidean norm of all weights that make, scale or read a channel, biases apart.
 
     With ``reduction="sum"`` the group norm of DepGraph (Fang et al. 2023, section 3.3); with the
     mean over the layers, and ``normalize="mean"``, torch-pruning's default.
@@ -78,8 +79,7 @@ def lamp(
     over: Over = "producers",
     reduction: Reduction = "mean",
 ) -> Tensor | None:
-    """Squared norm of the filter over the sum of all squared norms of the group that are not
-    smaller.
+    """Squared norm of the filter over the sum of all in the group that are not smaller.
 
     The layer-adaptive magnitude of Lee et al. (2021, Eq. 2), of channels instead of single weights
     as in torch-pruning: the last to go in any group has the score 1, so one threshold spares every
