@@ -9,7 +9,7 @@ The verbs and what they take are here; everything else is in its room: `netslim.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from netslim.errors import NetslimError
 from netslim.graph import trace
@@ -70,8 +70,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Rooms that need more than torch, and the networks, are imported when they are asked for."""
-    if name in _LATER:
-        return importlib.import_module(f"netslim.{_LATER[name]}")
-    raise AttributeError(f"module 'netslim' has no attribute {name!r}")
+if TYPE_CHECKING:  # the rooms, for type checkers; a `__getattr__` would allow any name to them
+    from netslim import data as data
+    from netslim import errors as errors
+    from netslim import graph as graph
+    from netslim import measure as measure
+    from netslim import methods as methods
+    from netslim import models as models
+    from netslim import report as report
+    from netslim import selection as selection
+    from netslim import surgery as surgery
+    from netslim import training as training
+    from netslim.models import zoo as zoo
+else:
+
+    def __getattr__(name: str) -> object:
+        """Rooms that need more than torch, and the networks, are imported when asked for."""
+        if name in _LATER:
+            return importlib.import_module(f"netslim.{_LATER[name]}")
+        raise AttributeError(f"module 'netslim' has no attribute {name!r}")

@@ -196,3 +196,9 @@ def test_without_any_scale_a_share_of_the_channels_is_cut_as_everything_else():
     gradual = GradualPruning(bare, X, CHANNELS, steps=1)
     gradual.step()
     assert bare[0].out_channels == 4
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten():
+    assert Budget(max_macs=1e6) == Budget(max_macs=1_000_000)
+    with pytest.raises(ArgumentError, match=r"max_macs must be a whole number above 0, got 1000.5"):
+        Budget(max_macs=1000.5)

@@ -207,6 +207,12 @@ class Budget(Checked):
     )
     max_latency_ms: float | None = _most("most milliseconds")
 
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            if name.startswith("max_") and isinstance(value, float) and value.is_integer():
+                object.__setattr__(self, name, int(value))  # max_macs=1e6 is a whole number, too
+        super().__post_init__()
+
     def given(self) -> dict[str, float]:
         """The amounts that were set."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
