@@ -13,7 +13,7 @@ import netslim
 from netslim.cli import main
 from netslim.errors import RecipeError
 from netslim.training.commands import step as single
-from netslim.training.loop.adapters import apart
+from netslim.training.loop.adapters import separate_scales
 from netslim.training.loop.auto_strength import (
     StrengthChoice,
     carried,
@@ -151,7 +151,7 @@ def test_without_gamma_init_the_median_scale_has_to_go():
 def test_pace_is_of_the_scales_alone():
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     optimizer = torch.optim.SGD([{"params": [*network.parameters()], "weight_decay": 0.25}], lr=0.1)
-    apart(optimizer, network, 4)
+    separate_scales(optimizer, network, 4)
     assert [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [
         (0.1, 0.25, 3), (0.4, 0.25, 1)
     ]  # fmt: skip

@@ -1,5 +1,4 @@
-"""Recipes and the runner that carries them out: typed YAML, PyTorch Lightning, and a run folder
-that survives.
+"""Recipes, and the runner that carries them out in a run folder that survives a kill.
 
 ::
 

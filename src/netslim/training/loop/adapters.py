@@ -1,4 +1,10 @@
-"""From a stage's options to the sparsity method that acts while it trains."""
+"""From a stage's options to the sparsity method that acts while it trains.
+
+Methods know nothing of Lightning, and a stage nothing of methods; a `Method` stands between. They
+act through hooks of the optimizer (`netslim.methods.hooks`), not by a term of the loss. So what
+they add to a gradient is neither clipped nor scaled with the loss, and a proximal step or a mask
+comes after momentum has moved the weights. What the loss should show of it, `penalty` tells.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +45,7 @@ class Method:
 
     @property
     def has_final_size(self) -> bool:
-        """Whether the network has the size that it is to keep."""
+        """Whether the network has the size it is to keep: only then can weights be the best."""
         return True
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -75,6 +81,8 @@ class Method:
 class _Resumable(Method):
     """A method with a state of its own."""
 
+    method: SoftFilterPruning | CentripetalSGD
+
     def state_dict(self) -> dict[str, Any]:
         return self.method.state_dict()
 
@@ -83,9 +91,9 @@ class _Resumable(Method):
 
 
 class _Slimming(Method):
-    """Network Slimming, with a learning rate of the scales that is `pace` times that of everything
-    else.
-    """
+    """Network Slimming, with `pace` times the learning rate for the scales."""
+
+    method: NetworkSlimming
 
     def __init__(self, method: NetworkSlimming, pace: float) -> None:
         super().__init__(method)
@@ -93,7 +101,7 @@ class _Slimming(Method):
 
     def attach(self, optimizer: Optimizer) -> None:
         if self.pace != 1:
-            apart(optimizer, self.method.model, self.pace)
+            separate_scales(optimizer, self.method.model, self.pace)
         super().attach(optimizer)
 
     def penalty(self) -> Tensor | None:
@@ -101,6 +109,8 @@ class _Slimming(Method):
 
 
 class _SoftFilter(_Resumable):
+    method: SoftFilterPruning
+
     def __init__(self, method: SoftFilterPruning, at_start: bool) -> None:
         super().__init__(method)
         self.at_start = at_start
@@ -112,13 +122,16 @@ class _SoftFilter(_Resumable):
         self.method.end_epoch(last=last)
 
     def finish(self) -> None:
-        self.method.zero()  # the best weights may be of an epoch without a zeroing; zero filters stay as they are
+        # The best weights may be of an epoch without a zeroing; zero filters stay as they are.
+        self.method.zero()
 
     def log(self) -> dict[str, float]:
         return {"zero": self.method.share_zero(), "returned": self.method.returned}
 
 
 class _Centripetal(_Resumable):
+    method: CentripetalSGD
+
     def log(self) -> dict[str, float]:
         return {"deviation": self.method.deviation().largest}
 
@@ -126,12 +139,8 @@ class _Centripetal(_Resumable):
         self.method.collapse()  # what still differs within a cluster, running statistics above all
 
     def left(self) -> dict[str, Any]:
-        return {
-            "clusters": {
-                name: [int(number) for number in labels]
-                for name, labels in self.method.clusters.items()
-            }
-        }
+        clusters = self.method.clusters
+        return {"clusters": {name: list(map(int, labels)) for name, labels in clusters.items()}}
 
 
 class Gradual(Method):
@@ -143,6 +152,8 @@ class Gradual(Method):
         epochs: after which the steps fall, counted from 1.
         other: acts on the network too, whatever its size.
     """
+
+    method: GradualPruning
 
     def __init__(
         self, pruning: GradualPruning, epochs: Collection[int], other: Method | None
@@ -190,6 +201,8 @@ class Gradual(Method):
 
 
 class _Nothing(Method):
+    """Beside gradual pruning, where nothing else acts."""
+
     def attach(self, optimizer: Optimizer) -> None:
         pass
 
@@ -214,11 +227,14 @@ def adapter(kind: type[SparsityOptions]) -> Callable[[Adapter], Adapter]:
 
 
 def method_of(stage: Train, network: nn.Module, example: Tensor, seed: int) -> Method | None:
-    """The stage's sparsity method on `network`, not attached yet; None for ordinary training. All
-    as for `adapter`.
+    """The stage's sparsity method, not attached yet; None for ordinary training.
+
+    Arguments are as for `adapter`.
     """
     options = stage.sparsity
-    return None if options is None else ADAPTERS[type(options)](options, network, example, seed)
+    if options is None:
+        return None
+    return ADAPTERS[type(options)](options, network, example, seed)
 
 
 @adapter(SlimmingOptions)
@@ -230,22 +246,20 @@ def _slimming(options: SlimmingOptions, network: nn.Module, example: Tensor, see
     return _Slimming(method, options.pace)
 
 
-def apart(optimizer: Optimizer, network: nn.Module, pace: float) -> None:
-    """Move the scales of all batch norms to parameter groups of their own, with `pace` times the
-    learning rate.
-    """
+def separate_scales(optimizer: Optimizer, network: nn.Module, pace: float) -> None:
+    """Move batch-norm scales to parameter groups of their own, with `pace` times the rate."""
     scales = {id(m.weight) for m in network.modules() if isinstance(m, _BatchNorm) and m.affine}
     for group in list(optimizer.param_groups):
-        fast = [parameter for parameter in group["params"] if id(parameter) in scales]
+        fast = [p for p in group["params"] if id(p) in scales]
         if fast:
-            group["params"] = [
-                parameter for parameter in group["params"] if id(parameter) not in scales
-            ]
+            group["params"] = [p for p in group["params"] if id(p) not in scales]
             optimizer.add_param_group({**group, "params": fast, "lr": group["lr"] * pace})
 
 
 @adapter(SoftFilterOptions)
-def _soft(options: SoftFilterOptions, network: nn.Module, example: Tensor, seed: int) -> Method:
+def _soft_filter(
+    options: SoftFilterOptions, network: nn.Module, example: Tensor, seed: int
+) -> Method:
     method = SoftFilterPruning(
         trace(network, example),
         network,
@@ -259,20 +273,21 @@ def _soft(options: SoftFilterOptions, network: nn.Module, example: Tensor, seed:
 
 
 @adapter(CentripetalOptions)
-def _drawn(options: CentripetalOptions, network: nn.Module, example: Tensor, seed: int) -> Method:
-    return _Centripetal(
-        CentripetalSGD(
-            trace(network, example),
-            network,
-            options.target,
-            clusters=options.clusters,
-            strength=options.strength,
-            vector_strength=options.vector_strength,
-            seed=seed,
-            protect=tuple(options.protect),
-            shortcuts=options.shortcuts,
-        )
+def _centripetal(
+    options: CentripetalOptions, network: nn.Module, example: Tensor, seed: int
+) -> Method:
+    method = CentripetalSGD(
+        trace(network, example),
+        network,
+        options.target,
+        clusters=options.clusters,
+        strength=options.strength,
+        vector_strength=options.vector_strength,
+        seed=seed,
+        protect=tuple(options.protect),
+        shortcuts=options.shortcuts,
     )
+    return _Centripetal(method)
 
 
 def held_by(plan: PruningPlan, network: nn.Module) -> Method:

@@ -1,5 +1,4 @@
-"""`strength: auto`: the penalty of Network Slimming that leaves a wanted share of scales near zero,
-from short runs.
+"""`strength: auto`: the strength that leaves a wanted share of scales near zero, from short runs.
 
 What a short run can tell. A scale that the loss does not defend moves by about strength * sum of
 learning rates / (1 - momentum), one that it defends by its gradient times the same sum. A run of a
@@ -16,10 +15,11 @@ the strength is taken for a power of the length, and carried on.
 ::
 
     network, its scales set to gamma_init; every run starts from here, with the same batches
-    for at most 5 strengths, by bisection of log10(strength) once the target lies between two shares:
+    for at most 5 strengths, by bisection of log10(strength) once the target lies between two:
         train for a few epochs with pace = full / short; share = scales below 0.01
     short = where the line between the two nearest of them crosses the target
-    train once with this strength for twice the epochs, pace = full / twice; from its share, the strength for it: long
+    train once with this strength for twice the epochs, pace = full / twice
+    long = the strength that this length needs, by the share it left
     strength = long * (long / short) ** log2(full / twice)
 """
 
@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -47,11 +48,11 @@ STEPS = 200  # a short run has at least so many, or all epochs
 PART = 0.1  # and at least this part of the epochs
 _STRIDE = 0.5  # of log10(strength), until the target lies between two shares
 _CLOSE = 0.04  # two strengths of which one is 10 % larger need no third between them
-_SLOPE = (
-    0.9  # of the share by log10(strength), where two trials do not tell; measured on two networks
-)
+_SLOPE = 0.9  # share by log10(strength) where two trials do not tell; measured on two networks
 _SLOPES = (0.3, 3.0)  # beyond, it is noise
 _POWER = 0.5  # most that is believed of the dependence on the length
+
+_Point = tuple[float, float]  # log10(strength), share
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,9 @@ def choose(
 ) -> StrengthChoice:
     """Find the strength at which `run` gives the share `target`, by bisection on log10(strength).
 
+    A share is a noisy figure of a short run, so the last strength is not one that was tried: it is
+    read off the line through the two trials next to the target.
+
     Args:
         run: from a strength to a share, 0 to 1, which rises with it but for noise.
         first: where to begin, above 0.
@@ -99,41 +103,42 @@ def choose(
         near: a share that differs by no more ends the search.
     """
     trials: list[Trial] = []
-    weak: tuple[float, float] | None = (
-        None  # log10(strength), share: the strongest that leaves too few near zero
-    )
-    strong: tuple[float, float] | None = None  # the weakest that leaves too many
-    place = math.log10(first)
-    while len(trials) < tries:
+    weak: _Point | None = None  # the strongest that leaves too few near zero
+    strong: _Point | None = None  # the weakest that leaves too many
+    place: float | None = math.log10(first)
+    while place is not None and len(trials) < tries:
         share = run(10**place)
         trials.append(Trial(10**place, share))
         if abs(share - target) <= near:
             slope = _slope(trials)
-            return StrengthChoice(
-                10 ** (place + (target - share) / slope), target, slope, tuple(trials), True
-            )
-        weak, strong = ((place, share), strong) if share < target else (weak, (place, share))
-        if weak is None or strong is None:
-            place += _STRIDE if strong is None else -_STRIDE
-        elif strong[0] - weak[0] <= _CLOSE:
-            break
+            strength = 10 ** (place + (target - share) / slope)
+            return StrengthChoice(strength, target, slope, tuple(trials), True)
+        if share < target:
+            weak = place, share
         else:
-            place = (weak[0] + strong[0]) / 2
+            strong = place, share
+        place = _next_place(place, weak, strong)
     if weak is None or strong is None:
         last = trials[-1]
         return StrengthChoice(last.strength, last.share, _SLOPE, tuple(trials), False)
     crossing = weak[0] + (strong[0] - weak[0]) * (target - weak[1]) / (strong[1] - weak[1])
-    return StrengthChoice(
-        10**crossing,
-        target,
-        _clipped((strong[1] - weak[1]) / (strong[0] - weak[0])),
-        tuple(trials),
-        True,
-    )
+    slope = _clipped((strong[1] - weak[1]) / (strong[0] - weak[0]))
+    return StrengthChoice(10**crossing, target, slope, tuple(trials), True)
+
+
+def _next_place(place: float, weak: _Point | None, strong: _Point | None) -> float | None:
+    """The log10(strength) to try next, `place` being the last; None where no more can be learnt."""
+    if strong is None:
+        return place + _STRIDE
+    if weak is None:
+        return place - _STRIDE
+    if strong[0] - weak[0] <= _CLOSE:
+        return None
+    return (weak[0] + strong[0]) / 2
 
 
 def _slope(trials: Sequence[Trial]) -> float:
-    """Rise of the share by log10(strength) from the last trial to the one of the nearest strength."""
+    """Rise of the share by log10(strength), from the last trial to that of the nearest strength."""
     *others, last = trials
     if not others:
         return _SLOPE
@@ -146,8 +151,7 @@ def _clipped(slope: float) -> float:
 
 
 def carried(found: StrengthChoice, longer: float, target: float, ratio: float) -> float:
-    """The strength for the whole stage, from what a run twice as long made of the short runs'
-    choice.
+    """The strength for the whole stage, from the short runs' choice and a run twice as long.
 
     Args:
         found: from the short runs.
@@ -172,8 +176,9 @@ def find_strength(
     seed: int,
     teacher: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """The strength for a stage, from short runs in its folder; finished ones are read, and the
-    choice is kept there.
+    """The strength for a stage, from short runs in its folder.
+
+    Finished ones are read, and the choice is kept there, so a killed stage goes on where it was.
 
     Args:
         network: that the stage starts from; it is not changed.
@@ -184,29 +189,25 @@ def find_strength(
         teacher: the network to learn from where the stage distils.
 
     Returns:
-        The fields of `StrengthChoice`, `strength` being that for the whole stage; `target`; `epochs` of
-        each trial; `longer` with `epochs`, `strength` and `share`, where the stage has room for it;
-        and a `warning` or None.
+        The fields of `StrengthChoice`, `strength` being that for the whole stage; `target`;
+        `epochs` of each trial; `longer` with `epochs`, `strength` and `share`, where the stage has
+        room for it; and a `warning` or None.
     """
     path, trials = folder.path / "strength.json", folder.path / "strength"
+    remedy = f"move {folder.path} away to run this stage from its beginning"
     if path.exists():
-        return dict(
-            read_json(path, f"move {folder.path} away to run this stage from its beginning")
-        )
+        return dict(read_json(path, remedy))
     steps = steps_of(bench)
     short = short_epochs(stage.epochs, steps)
-    bench.display.say(
-        f"{folder.label}  short runs: which strength leaves {target:.0%} of the scales near zero?"
-    )
+    asked = f"which strength leaves {target:.0%} of the scales near zero?"
+    bench.display.say(f"{folder.label}  short runs: {asked}")
     trials.mkdir(parents=True, exist_ok=True)
-    made: list[float] = []
+    numbers = count()
 
     def run(strength: float, epochs: int = short) -> float:
         trial = shortened(stage, epochs, strength)
-        made.append(strength)
-        return _share(
-            bench, network, trial, StageFolder(trials, len(made) - 1, trial), seed, teacher
-        )
+        place = StageFolder(trials, next(numbers), trial)
+        return _share(bench, network, trial, place, seed, teacher)
 
     found = choose(run, first_guess(stage, network, steps), target)
     content = {**asdict(found), "target": target, "epochs": short, "warning": None}
@@ -221,7 +222,7 @@ def find_strength(
     bench.display.say(f"{folder.label}  {sentence(content)}")
     if content["warning"]:
         bench.display.warn(content["warning"])
-    return dict(read_json(path, ""))
+    return dict(read_json(path, remedy))
 
 
 def sentence(choice: Mapping[str, Any]) -> str:
@@ -251,16 +252,12 @@ def steps_of(bench: Bench) -> int:
 
 
 def short_epochs(epochs: int, steps: int) -> int:
-    """Epochs of a short run: a tenth, and `STEPS` steps at least, of `steps` an epoch; no more than
-    all.
-    """
+    """Epochs of a short run, of `steps` steps each: a tenth of all, and at least `STEPS` steps."""
     return min(epochs, max(math.ceil(PART * epochs), math.ceil(STEPS / steps)))
 
 
 def shortened(stage: Train, epochs: int, strength: float) -> Train:
-    """The stage in so many epochs: the same schedule in shape, and scales that move as far as in
-    the whole stage.
-    """
+    """The stage in so many epochs: a schedule of the same shape, scales that move as far."""
     assert isinstance(stage.sparsity, SlimmingOptions)
     pace = stage.epochs / epochs
     short = lengthened(stage, epochs / stage.epochs)
@@ -306,10 +303,10 @@ def _share(
 
 def _unreached(found: StrengthChoice, target: float) -> str:
     shares = [trial.share for trial in found.trials]
+    strengths = [trial.strength for trial in found.trials]
     side = "less" if max(shares) < target else "more"
     return (
         f"no strength was found that leaves {target:.0%} of the scales near zero: strengths from "
-        f"{min(t.strength for t in found.trials):.2g} to "
-        f"{max(t.strength for t in found.trials):.2g} leave {side}, {min(shares):.0%} to "
+        f"{min(strengths):.2g} to {max(strengths):.2g} leave {side}, {min(shares):.0%} to "
         f"{max(shares):.0%}; {found.strength:.3g} is taken (train longer, or give a strength)"
     )

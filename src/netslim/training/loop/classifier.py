@@ -2,15 +2,19 @@
 
 What happens in an epoch, and who does it::
 
-    seed torch from (seed, stage, epoch)                   EpochRecord.on_train_epoch_start
-    for images, labels in loader:                          the loader's order depends on (seed, epoch) alone
-        loss = cross entropy, or beside a teacher's        Classifier.training_step
-        loss.backward()
-        gradients as the method wants them                 a hook of the optimizer, for instance NetworkSlimming
-        optimizer.step(); schedule.step()
-    the method's turn at the end of an epoch               Classifier.on_train_batch_end
-    evaluate on the validation split                       Classifier.validation_step
-    write last.ckpt, then metrics.csv                      EpochRecord.on_train_epoch_end
+    seed torch from (seed, stage, epoch)              EpochRecord.on_train_epoch_start
+    for images, labels in loader:                     its order depends on (seed, epoch) alone
+        loss = cross entropy, or beside a teacher's   Classifier.training_step
+        loss.backward(), clip the gradients           Lightning
+        gradients as the method wants them            a hook of the optimizer, see `adapters`
+        optimizer.step(), schedule.step()
+    the method's turn at the end of an epoch          Classifier.on_train_batch_end
+    evaluate on the validation split                  Classifier.validation_step
+    write last.ckpt, then metrics.csv                 EpochRecord.on_train_epoch_end
+
+The method's turn comes with the last batch, before validation: so the network that is judged, and
+maybe kept as the best, is the one with zeroed or cut filters. Nothing is scaled on the way, since
+bfloat16 has the range of float32 and needs no loss scale.
 """
 
 from __future__ import annotations
@@ -52,9 +56,7 @@ class Means:
 
 
 class Tally(nn.Module):
-    """Running mean loss and accuracies of the batches seen since `reset`; nothing waits for the
-    device.
-    """
+    """Running means over the batches seen since `reset`; nothing waits for the device."""
 
     total: Tensor
     penalty: Tensor
@@ -72,9 +74,7 @@ class Tally(nn.Module):
     def add(
         self, logits: Tensor, labels: Tensor, loss: Tensor, penalty: Tensor | None = None
     ) -> None:
-        """Take in a batch: logits (B, classes), labels (B,), its mean loss and the penalty at this
-        step.
-        """
+        """Take in a batch: logits (B, classes), labels (B,), its mean loss, the step's penalty."""
         for metric in self._metrics():
             metric.update(logits, labels)
         self.total += loss.detach() * len(labels)
@@ -133,7 +133,8 @@ class Classifier(pl.LightningModule):
         self.recent: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        logits: Tensor = self.network(images)
+        return logits
 
     def on_fit_start(self) -> None:
         for teacher in self.teachers:
@@ -189,8 +190,10 @@ class Classifier(pl.LightningModule):
         return stage.optimizer.lr * factor(stage.schedule, step, stage.epochs, self.steps_per_epoch)
 
     def non_finite(self) -> int | None:
-        """How many steps ago the first loss that is not finite appeared since the last call (1: the
-        latest), if any.
+        """How many steps ago the first loss that is not finite came since the last call, if any.
+
+        1 means the latest step. Losses are kept on the device, and looked at together: each look
+        makes a GPU wait.
         """
         losses, self.recent = self.recent, []
         if not losses:
@@ -200,8 +203,10 @@ class Classifier(pl.LightningModule):
 
 
 def distilled(loss: Tensor, logits: Tensor, wanted: Tensor, options: DistillOptions) -> Tensor:
-    """The loss of the labels together with that of a teacher's softened answers (Hinton et al.
-    2015, section 2).
+    """The loss of the labels together with that of a teacher's softened answers.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2. Softening
+    divides gradients by T^2, so the factor T^2 keeps the two parts in proportion whatever T is.
 
     Args:
         loss: mean cross entropy with the labels.

@@ -1,5 +1,15 @@
-"""The callback that makes a stage's record and lets a killed run go on: seeds, last.ckpt,
-metrics.csv, TensorBoard.
+"""The callback that keeps a stage's record and lets a killed run go on.
+
+A run that was killed ends with the same numbers, bit for bit, as one that was not:
+
+* Nothing random carries over from one epoch to the next. At the start of each, torch is seeded from
+  (seed, epoch), and so is the order of the images. No random state has to be saved, and an epoch
+  that is run again is the same again.
+* Everything else is in last.ckpt: weights, optimizer, schedule, the method's own state, and the
+  rows of this record.
+* Files are written whole, in an order in which a kill between two does no harm: best.safetensors,
+  last.ckpt, metrics.csv. If only the first is new, the epoch is run again and writes it again; if
+  the last is missing, it is made anew from the rows in the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,9 +36,9 @@ from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
 from netslim.training.stages.folder import StageFolder
 
 COLUMNS = (
-    "epoch", "step", "lr", "train_loss", "penalty", "train_accuracy", "val_loss", "val_accuracy", "near_zero",
-    *LOGGED, "seconds",
-)  # fmt: skip
+    *("epoch", "step", "lr", "train_loss", "penalty", "train_accuracy"),
+    *("val_loss", "val_accuracy", "near_zero", *LOGGED, "seconds"),
+)
 
 Row = dict[str, Any]
 
@@ -45,9 +55,7 @@ def made_up(seed: int, shape: Sequence[int]) -> Tensor:
 
 
 class EpochLoader:
-    """A loader that takes its epoch from the trainer when it is iterated, and may stop early (a dry
-    run).
-    """
+    """A loader that asks for its epoch when it is iterated, and may stop early (a dry run)."""
 
     def __init__(self, loader: Loader, epoch: Callable[[], int], limit: int | None = None) -> None:
         self.loader, self.epoch, self.limit = loader, epoch, limit
@@ -64,9 +72,8 @@ class EpochLoader:
 class EpochRecord(pl.Callback):
     """Keeps one row an epoch, and writes all that a resumed run needs after each.
 
-    The rows live in the checkpoint, and metrics.csv is written whole from them after it: so
-    whenever the process is killed, the next one finds the same epochs in both and writes none
-    twice.
+    The rows live in the checkpoint, and metrics.csv is written whole from them: so whenever the
+    process is killed, the next one finds the same epochs in both and writes none twice.
 
     Args:
         folder: the stage's folder.
@@ -84,13 +91,8 @@ class EpochRecord(pl.Callback):
         progress: Callable[[Classifier, int, int], None] | None = None,
         writer: Any = None,
     ) -> None:
-        self.folder, self.seed, self.watch, self.progress, self.writer = (
-            folder,
-            seed,
-            watch,
-            progress,
-            writer,
-        )
+        self.folder, self.seed, self.writer = folder, seed, writer
+        self.watch, self.progress = watch, progress
         self.rows: list[Row] = []
         self.histograms: list[list[int]] = []
         self.best: dict[str, Any] = {}
@@ -100,15 +102,13 @@ class EpochRecord(pl.Callback):
         return {"rows": self.rows, "histograms": self.histograms, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.histograms, self.best = (
-            state_dict["rows"],
-            state_dict["histograms"],
-            state_dict["best"],
-        )
+        self.rows, self.histograms = state_dict["rows"], state_dict["histograms"]
+        self.best = state_dict["best"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
         if not self.histograms:
-            self.histograms.append(histogram(scales_of(pl_module.network)))  # type: ignore[arg-type]
+            self.histograms.append(histogram(scales_of(pl_module.network)))
         if self.rows:
             write_metrics(self.folder.metrics, self.rows)
 
@@ -128,9 +128,8 @@ class EpochRecord(pl.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, Classifier)
-        if (
-            pl_module.device.type == "cpu" or batch_idx % 50 == 49
-        ):  # reading a loss makes a GPU wait
+        # Reading a loss makes a GPU wait.
+        if pl_module.device.type == "cpu" or batch_idx % 50 == 49:
             self._refuse_non_finite(trainer, pl_module, batch_idx + 1)
         if self.progress is not None:
             self.progress(pl_module, batch_idx + 1, pl_module.steps_per_epoch)
@@ -151,11 +150,8 @@ class EpochRecord(pl.Callback):
 
     def _row(self, trainer: pl.Trainer, module: Classifier, near_zero: float | None) -> Row:
         trained, checked = module.train_tally.means(), module.validation_tally.means()
-        row: Row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "lr": self._last_rate(trainer),
-        }
+        row: Row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row |= {"lr": self._last_rate(trainer)}
         row |= {"train_loss": trained.loss + trained.penalty, "penalty": trained.penalty}
         row |= {"train_accuracy": trained.accuracy, "val_loss": None, "val_accuracy": None}
         if module.validation_tally.count:
@@ -165,28 +161,22 @@ class EpochRecord(pl.Callback):
                 raise TrainingError(
                     self._message(trainer, module.steps_per_epoch, f"the {key} of the epoch")
                 )
-        found = dict.fromkeys(LOGGED) | (module.method.log() if module.method is not None else {})
-        return row | {
-            "near_zero": near_zero,
-            **found,
-            "seconds": round(time.perf_counter() - self.started, 3),
-        }
+        row |= {"near_zero": near_zero} | dict.fromkeys(LOGGED)
+        if module.method is not None:
+            row |= module.method.log()
+        return row | {"seconds": round(time.perf_counter() - self.started, 3)}
 
     def _last_rate(self, trainer: pl.Trainer) -> float:
-        """The learning rate of the epoch's last step; the schedule has already moved on to the
-        next.
-        """
+        """The rate of the epoch's last step; the schedule has already moved on to the next."""
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         return module.rate(trainer.global_step - 1)
 
     def _keep_best(self, module: Classifier, row: Row) -> None:
-        """The weights go first: if the checkpoint is not written after them, this epoch is run
-        again all the same.
-        """
-        if module.stage.keep != "best" or row["val_accuracy"] <= self.best.get(
-            "val_accuracy", -1.0
-        ):
+        """Keep the weights if they are the best; before the checkpoint that tells so is written."""
+        if module.stage.keep != "best":
+            return
+        if row["val_accuracy"] <= self.best.get("val_accuracy", -1.0):
             return
         if module.method is not None and not module.method.has_final_size:
             return
@@ -208,11 +198,9 @@ class EpochRecord(pl.Callback):
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         name, rate = module.stage.name, module.stage.optimizer.lr
-        kept = (
-            f"epochs 1 to {trainer.current_epoch} are kept in {self.folder.path}"
-            if self.rows
-            else "no epoch was finished"
-        )
+        kept = "no epoch was finished"
+        if self.rows:
+            kept = f"epochs 1 to {trainer.current_epoch} are kept in {self.folder.path}"
         return (
             f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of "
             f"{module.steps_per_epoch}: {what} is not finite; try a lower learning rate "

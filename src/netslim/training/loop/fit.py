@@ -25,7 +25,7 @@ from netslim.errors import CheckpointError
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.slimming import NetworkSlimming
 from netslim.surgery.plan import PruningPlan
-from netslim.training.loop.adapters import Gradual, held_by, method_of
+from netslim.training.loop.adapters import Gradual, Method, held_by, method_of
 from netslim.training.loop.classifier import Classifier, Means, Tally
 from netslim.training.loop.epochs import EpochLoader, EpochRecord, Row, derive, made_up
 from netslim.training.loop.progress import Display
@@ -36,15 +36,25 @@ from netslim.training.stages.folder import StageFolder
 
 _PRECISION = {"float32": "32-true", "bf16": "bf16-mixed"}
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
+_WARNING_MODULES = r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
+_WARNINGS = r".*(does not have many workers|GPU available|Checkpoint directory).*"
+# What `torch.load` raises for a file that was cut short or is another one.
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, KeyError),
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
 class History:
-    """What a training stage leaves besides the weights: a row an epoch, a histogram of scales
-    before and after each.
+    """What a training stage leaves besides the weights.
 
-    `left` is what its method hands on to later stages; `pruning` is what cut the network on the
-    way, if it was.
+    Attributes:
+        rows: of metrics.csv, one an epoch.
+        histograms: of the scales, before the first epoch and after each.
+        best: epoch and validation accuracy of the weights that were kept; empty for the last.
+        left: what its method hands on to later stages.
+        pruning: what cut the network on the way, if it was.
     """
 
     rows: list[Row]
@@ -67,12 +77,14 @@ class Bench:
     def loader(self, split: str, seed: int = 0) -> Loader:
         """Batches of `train` (shuffled, augmented), `validation` or `test`."""
         options, images, training = self.recipe.data, getattr(self.data, split), split == "train"
-        augment = options.augment if training else None
+        augment = None
+        if training and options.augment:
+            augment = Augment(options.augment.pad, options.augment.flip)
         return Loader(
             images,
             options.batch_size,
             shuffle=training,
-            augment=Augment(augment.pad, augment.flip) if augment else None,
+            augment=augment,
             mean=self.data.mean,
             std=self.data.std,
             seed=seed,
@@ -109,8 +121,7 @@ def fit(
     mask: PruningPlan | None = None,
     teacher: nn.Module | None = None,
 ) -> History:
-    """Train `network` in place as `stage` says, going on from the folder's last checkpoint if there
-    is one.
+    """Train `network` in place as `stage` says; goes on from the folder's last checkpoint, if any.
 
     Args:
         seed: of the stage; order, augmentation and dropout of every epoch follow from it.
@@ -124,21 +135,9 @@ def fit(
     """
     folder.path.mkdir(exist_ok=True)
     resume = _checked(folder) if folder.checkpoint.exists() else None
-    if (
-        resume is None
-        and isinstance(stage.sparsity, SlimmingOptions)
-        and stage.sparsity.gamma_init is not None
-    ):
-        NetworkSlimming(network, 0.0, gamma_init=stage.sparsity.gamma_init)
-    method = (
-        method_of(stage, network, bench.example(), seed) if mask is None else held_by(mask, network)
-    )
-    pruning = None
-    if stage.gradual is not None:
-        pruning = cutting.gradually(
-            stage.gradual, network, bench.example(), bench.batches, bench.recipe.seed
-        )
-        method = Gradual(pruning, cut_epochs(stage.gradual, stage.epochs), method)
+    if resume is None:
+        _set_first_scales(network, stage)
+    method, pruning = _acting(bench, network, stage, seed, mask)
     network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
     loader, limit = bench.loader("train", seed), bench.recipe.trainer.limit_batches
     steps = min(len(loader), limit or len(loader))
@@ -152,12 +151,32 @@ def fit(
     return replace(_finished(module, record, folder), pruning=pruning)
 
 
+def _set_first_scales(network: nn.Module, stage: Train) -> None:
+    options = stage.sparsity
+    if isinstance(options, SlimmingOptions) and options.gamma_init is not None:
+        NetworkSlimming(network, 0.0, gamma_init=options.gamma_init)
+
+
+def _acting(
+    bench: Bench, network: nn.Module, stage: Train, seed: int, mask: PruningPlan | None
+) -> tuple[Method | None, GradualPruning | None]:
+    """What acts on the network while it trains, and what of that cuts it."""
+    if mask is None:
+        method = method_of(stage, network, bench.example(), seed)
+    else:
+        method = held_by(mask, network)
+    if stage.gradual is None:
+        return method, None
+    pruning = cutting.gradually(
+        stage.gradual, network, bench.example(), bench.batches, bench.recipe.seed
+    )
+    return Gradual(pruning, cut_epochs(stage.gradual, stage.epochs), method), pruning
+
+
 def evaluate(
     network: nn.Module, loader: Loader, classes: int, device: torch.device, limit: int | None = None
 ) -> Means:
-    """Mean cross entropy and accuracies over all images of a loader, in float32 and evaluation
-    mode.
-    """
+    """Mean cross entropy and accuracies over a loader's images, in float32 and evaluation mode."""
     network = network.to(device).eval()
     tally = Tally(classes).to(device)
     with torch.inference_mode():
@@ -172,12 +191,8 @@ def quiet() -> Iterator[None]:
     """Without the advertisements and the warnings of libraries about their own arrangements."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
-        )
-        warnings.filterwarnings(
-            "ignore", message=r".*(does not have many workers|GPU available|Checkpoint directory).*"
-        )
+        warnings.filterwarnings("ignore", module=_WARNING_MODULES)
+        warnings.filterwarnings("ignore", message=_WARNINGS)
         for name in _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         try:
@@ -194,18 +209,17 @@ def _run(
     with quiet(), _interruptible(), _deterministic():
         trainer = _trainer(bench, module, record)
         training = EpochLoader(loader, lambda: trainer.current_epoch, limit)
-        checking = (
-            [EpochLoader(bench.loader("validation"), lambda: 0, limit)]
-            if len(bench.data.validation)
-            else None
-        )
+        checking = None
+        if len(bench.data.validation):
+            checking = [EpochLoader(bench.loader("validation"), lambda: 0, limit)]
         trainer.fit(module, training, checking, ckpt_path=resume, weights_only=True)
 
 
 def _trainer(bench: Bench, module: Classifier, record: EpochRecord) -> pl.Trainer:
+    cuda = bench.device.type == "cuda"
     return pl.Trainer(
-        accelerator="gpu" if bench.device.type == "cuda" else "cpu",
-        devices=[bench.device.index or 0] if bench.device.type == "cuda" else 1,
+        accelerator="gpu" if cuda else "cpu",
+        devices=[bench.device.index or 0] if cuda else 1,
         precision=_PRECISION[bench.precision],  # type: ignore[arg-type]
         max_epochs=module.stage.epochs,
         callbacks=[record],
@@ -232,9 +246,7 @@ def _deterministic() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lightning answers Ctrl-C and SIGTERM with `SystemExit`, and then ignores SIGINT for good;
-    undo both.
-    """
+    """Undo what Lightning does at Ctrl-C and SIGTERM: `SystemExit`, and no SIGINT ever after."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -249,15 +261,7 @@ def _checked(folder: StageFolder) -> str:
         content = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
         if not {"state_dict", "loops", "optimizer_states", "callbacks"} <= content.keys():
             raise ValueError("it is not a Lightning checkpoint")
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{folder.checkpoint} is damaged ({reason}); move {folder.path} away to run this "

@@ -1,6 +1,4 @@
-"""Batch-norm scales: their histogram, the share near zero, and whether a cut went through large
-ones.
-"""
+"""Batch-norm scales: their histogram, the share near zero, and whether a cut took large ones."""
 
 from __future__ import annotations
 
@@ -11,20 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NEAR_ZERO = 0.01
-EDGES = (
-    0.0,
-    *(round(10 ** (power / 8), 8) for power in range(-40, 9)),
-)  # to 10; 0.01 is one of them
+EDGES = (0.0, *(round(10 ** (n / 8), 8) for n in range(-40, 9)))  # to 10; 0.01 is one of them
 _SMALL = 0.05  # a removed scale above this share of the median kept one still carries signal
 
 
 def scales_of(network: nn.Module) -> Tensor:
     """|gamma| of every batch norm, one vector (float32, on the CPU)."""
-    found = [
-        m.weight.detach().abs().float().cpu()
-        for m in network.modules()
-        if isinstance(m, _BatchNorm) and m.affine
-    ]
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.affine]
+    found = [layer.weight.detach().abs().float().cpu() for layer in layers]
     return torch.cat(found) if found else torch.empty(0)
 
 
@@ -43,14 +35,10 @@ def joint_histogram(
     before: Sequence[int], after: Sequence[int]
 ) -> dict[str, list[float] | list[int]]:
     """Two histograms over `EDGES`, without the bins above the largest scale of both."""
-    used = max(
-        (index + 1 for index in range(len(before)) if before[index] or after[index]), default=1
-    )
-    return {
-        "edges": list(EDGES[: used + 1]),
-        "before": list(before[:used]),
-        "after": list(after[:used]),
-    }
+    filled = [number for number, pair in enumerate(zip(before, after, strict=True), 1) if any(pair)]
+    used = max(filled, default=1)
+    edges = list(EDGES[: used + 1])
+    return {"edges": edges, "before": list(before[:used]), "after": list(after[:used])}
 
 
 def cut_warning(scores: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]]) -> str | None:
@@ -67,15 +55,17 @@ def cut_warning(scores: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]])
     for name, values in scores.items():
         mask = torch.zeros(len(values), dtype=torch.bool)
         mask[list(kept.get(name, range(len(values))))] = True
-        stay.append(values.detach().abs().float().cpu()[mask])
-        gone.append(values.detach().abs().float().cpu()[~mask])
+        sizes = values.detach().abs().float().cpu()
+        stay.append(sizes[mask])
+        gone.append(sizes[~mask])
     removed, left = torch.cat(gone or [torch.empty(0)]), torch.cat(stay or [torch.empty(0)])
     if not len(removed) or not len(left):
         return None
     largest, median = float(removed.max()), float(left.median())
-    if largest < max(NEAR_ZERO, _SMALL * median):
+    bound = max(NEAR_ZERO, _SMALL * median)
+    if largest < bound:
         return None
-    large = int((removed >= max(NEAR_ZERO, _SMALL * median)).sum())
+    large = int((removed >= bound).sum())
     return (
         f"the cut went through scales that are not small: {large} of the {len(removed)} "
         f"removed ones, up to {largest:.3g}, where the median kept is {median:.3g}; "

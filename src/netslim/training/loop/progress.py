@@ -48,17 +48,17 @@ class Display:
         )
 
     @contextmanager
-    def training(self, label: str, epochs: int) -> Iterator[TrainingDisplay]:
+    def training(self, label: str, epochs: int) -> Iterator[StageBar]:
         """Show one training stage."""
-        shown = TrainingDisplay(self, label, epochs)
+        shown = StageBar(self, label, epochs)
         with shown.bar:
             yield shown
         if shown.row is not None and self.console.is_terminal:
             self.say(f"{label}  {epoch_line(shown.row, epochs)}")
 
 
-class TrainingDisplay:
-    """The bar of one stage."""
+class StageBar:
+    """The bar of one training stage, or its lines where there is no terminal."""
 
     def __init__(self, display: Display, label: str, epochs: int) -> None:
         self.display, self.label, self.epochs = display, label, epochs
@@ -78,19 +78,20 @@ class TrainingDisplay:
             self.display.say(f"{self.label}  {epoch_line(row, self.epochs)}")
 
     def step(self, module: Classifier, done: int, steps: int) -> None:
-        """A step is finished; the figures are read, which makes a GPU wait, only as often as they
-        are shown.
+        """A step is finished.
+
+        The figures are read only as often as they are shown, for that makes a GPU wait.
         """
         now = time.monotonic()
         if self.bar.disable or now - self.last < _REFRESH:
             return
         self.last = now
         seen = module.train_tally.means()
-        near_zero = self.row["near_zero"] if self.row else None
-        sparse = f"  near zero {near_zero:.1%}" if near_zero is not None else ""
         epoch = module.current_epoch
-        figures = f"loss {seen.loss + seen.penalty:.4f}  accuracy {seen.accuracy:.1%}{sparse}"
-        text = f"epoch {epoch + 1}/{self.epochs}  {figures}"
+        text = f"epoch {epoch + 1}/{self.epochs}"
+        text += f"  loss {seen.loss + seen.penalty:.4f}  accuracy {seen.accuracy:.1%}"
+        if self.row and self.row["near_zero"] is not None:
+            text += f"  near zero {self.row['near_zero']:.1%}"
         self.bar.update(
             self.task,
             description=text,
