@@ -99,8 +99,8 @@ def register(commands: Any) -> None:
     add_compensation(
         after,
         {
-            "fold": "linear with criterion obs by itself, unless --recalibrate is given, else none; "
-            "all need --data",
+            "fold": "linear with criterion obs by itself, unless --recalibrate is given, else "
+            "none; all need --data",
             "recalibrate": "as many as --batches with criterion obs by itself, unless --fold is "
             "given, else 0",
         },

@@ -110,7 +110,7 @@ def cuts(stage: Stage) -> bool:
 
 
 def _is_file(recipe: Recipe) -> bool:
-    """Whether the network comes from a checkpoint, of which nobody here knows how it was trained."""
+    """Whether the network comes from a checkpoint; nobody here knows how that was trained."""
     return recipe.model.name.endswith(".safetensors")
 
 

@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from netslim.errors import ArgumentError
+from netslim.measure.backends import Backend
 from netslim.selection.defaults import AUTO
 from netslim.selection.options import (
     Budget,
@@ -370,25 +371,23 @@ class LatencyOptions:
     measure one.
     """
 
-    table: str | None = (
-        None  # a file that netslim.measure.LatencyTable wrote; null measures here, once for a machine
-    )
-    backend: Literal["eager", "compile", "onnxruntime"] = "eager"
+    # A file that netslim.measure.LatencyTable wrote; null measures here, once for a machine.
+    table: str | None = None
+    backend: Backend = "eager"
     batch: int = 1  # images in a timed call
 
 
 @dataclass(frozen=True)
 class GradualOptions:
-    """Cut the network in steps while it trains, each at an epoch's end; what `Prune` does at once."""
+    """Cut the network in steps while it trains, each at an epoch's end: as `Prune` does at once."""
 
-    budget: Budget = field(
-        default_factory=Budget
-    )  # in the end, of the network the stage starts from
+    # What goes in the end, of the network that the stage starts from.
+    budget: Budget = field(default_factory=Budget)
     steps: int = 5  # how many cuts
-    schedule: Literal["linear", "exponential", "cubic"] = (
-        "cubic"  # how much of the budget each takes
-    )
-    begin: float = 0.0  # share of the stage's epochs that lie before the steps; the first cut ends the first step
+    # How much of the budget each takes.
+    schedule: Literal["linear", "exponential", "cubic"] = "cubic"
+    # Share of the stage's epochs that lie before the steps; the first cut ends the first step.
+    begin: float = 0.0
     end: float = 0.6  # share of the stage's epochs after which the last cut is made
     scoring: Scoring = _flat(Scoring, criterion=AUTO)
     batches: int = 10  # this and all below: as in a prune stage
