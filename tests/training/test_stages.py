@@ -629,7 +629,7 @@ def test_interrupted_after_the_last_epoch_the_clusters_still_meet(tmp_path, monk
     def interrupting(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Runner, "_save", interrupting)
+    monkeypatch.setattr(Runner, "save", interrupting)
     with pytest.raises(KeyboardInterrupt):
         carry_out(tmp_path / "again", stage)
     monkeypatch.undo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from netslim.errors import RecipeError
 from netslim.training.recipe.schema import TrainerOptions
 
 _PACKAGES = ("netslim", "torchvision", "pytorch-lightning", "numpy")
@@ -30,8 +32,7 @@ def describe(device: torch.device, precision: str, command: str) -> dict[str, An
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "python": sys.version.split()[0],
-        "versions": {"torch": torch.__version__}
-        | {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {"torch": torch.__version__} | _versions(),
     }
 
 
@@ -41,20 +42,17 @@ def choose_device(options: TrainerOptions) -> torch.device:
     Raises:
         RecipeError: CUDA was asked for and there is none.
     """
-    from netslim.errors import RecipeError
-
     if options.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError(
             "trainer.device is cuda, but torch finds no CUDA GPU here; use --trainer.device cpu"
         )
-    cuda = options.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    if options.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def choose_precision(options: TrainerOptions, device: torch.device) -> str:
-    """`float32` or `bf16`; `auto` takes bf16 where it is computed natively, for elsewhere it is
-    slow.
-    """
+    """`float32` or `bf16`; `auto` takes bf16 where it is native, for elsewhere it is slow."""
     if options.precision != "auto":
         return options.precision
     return "bf16" if _native_bf16(device) else "float32"
@@ -67,11 +65,12 @@ def _native_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:
@@ -79,7 +78,7 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,5 +1,4 @@
-"""The run folder: what is in it, who may write to it, and how nothing half-written is ever taken
-for finished.
+"""The run folder: what is in it, who may write to it, and what counts as finished.
 
 ::
 
@@ -11,7 +10,8 @@ for finished.
     report.html        made from results.json
 
 Every file is written under a temporary name and renamed, so that a kill leaves the old file or the
-new one.
+new one. stage.json holds the digests of the files it vouches for: a later stage builds on them, and
+one that was exchanged in between would go unnoticed otherwise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, remedy: str) -> Any:
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """The content of a JSON file of the run folder.
 
     Raises:
@@ -99,11 +99,8 @@ class StageFolder:
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Write the marker: from now on the stage is finished."""
-        files = {
-            path.name: digest(path)
-            for path in (self.model, self.plan, self.metrics)
-            if path.exists()
-        }
+        written = [path for path in (self.model, self.plan, self.metrics) if path.exists()]
+        files = {path.name: digest(path) for path in written}
         write_json(self.marker, {"format": FORMAT, "stage": self.label, **results, "files": files})
         found = self.results()
         assert found is not None
@@ -132,9 +129,8 @@ class RunFolder:
         """
         if self.config.exists() or not self.path.is_dir():
             return
-        strangers = sorted(
-            item.name for item in self.path.iterdir() if not item.name.startswith(".")
-        )
+        names = (item.name for item in self.path.iterdir())
+        strangers = sorted(name for name in names if not name.startswith("."))
         if strangers:
             raise RecipeError(
                 f"{self.path} is not empty and not a run folder (it holds {strangers[0]}); "
@@ -151,12 +147,11 @@ class RunFolder:
         """
         if self.config.exists() and self._same(recipe):
             return
-        write_atomic(
-            self.config,
-            yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110),
-        )
+        text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+        write_atomic(self.config, text)
 
     def _same(self, recipe: Recipe) -> bool:
+        """Whether the folder is this recipe's; False where it may be begun anew."""
         try:
             theirs = read_yaml(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -169,23 +164,20 @@ class RunFolder:
                 "another --out"
             )
         found = list(differences(theirs, ours))
-        if found and not (
-            any(self.path.glob("*/last.ckpt")) or any(self.path.glob("*/stage.json"))
-        ):
+        if not found:
+            return True
+        if not any(self.path.glob("*/last.ckpt")) and not any(self.path.glob("*/stage.json")):
             self.environment.unlink(missing_ok=True)
             return False
-        if found:
-            shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
-            raise RecipeError(
-                f"{self.path} was begun with other settings ({shown}); choose another --out, "
-                "or repeat the old command"
-            )
-        return True
+        shown = found[:5] if len(found) <= 5 else [*found[:5], "..."]
+        raise RecipeError(
+            f"{self.path} was begun with other settings ({'; '.join(shown)}); choose another "
+            "--out, or repeat the old command"
+        )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out; the system lifts the lock when this process ends, however it
-        ends.
+        """Keep other processes out; the system lifts the lock when this process ends, in any way.
 
         Raises:
             RecipeError: another living process works in the folder, or it cannot be made.
@@ -227,10 +219,9 @@ def _try_lock(handle: int) -> bool:
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     """`key: old -> new` for every value that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            yield from differences(
-                old.get(key), new.get(key), f"{where}.{key}" if where else str(key)
-            )
+        for key in dict.fromkeys([*old, *new]):
+            path = f"{where}.{key}" if where else str(key)
+            yield from differences(old.get(key), new.get(key), path)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, pair in enumerate(zip(old, new, strict=True)):
             name = pair[0].get("name", index) if isinstance(pair[0], dict) else index

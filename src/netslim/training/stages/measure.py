@@ -1,4 +1,8 @@
-"""The last stage: every network of the run on the test set, counted and timed; and results.json."""
+"""The last stage: which networks of a run are measured, under which names, and how long they take.
+
+The rows follow from the recipe alone, so that a report has the same rows whoever made the run.
+Their keys go into results.json and must not change; the labels are for people.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,9 @@ AS_BUILT = -1
 
 @dataclass(frozen=True)
 class Entry:
-    """A network to be measured: its row's key and label, and the stage (from 0) that made it, or
-    `AS_BUILT`.
+    """A network to be measured: its row's key and label, and what made it.
+
+    `index` is the stage, from 0, or `AS_BUILT` for the network that the run started from.
     """
 
     key: str
@@ -62,25 +67,22 @@ def entries(recipe: Recipe) -> list[Entry]:
         elif isinstance(stage, Train | Prune):
             found += _between(recipe, turn, passes, trained)
             turn, trained = turn + 1, []
-            what = "masked" if isinstance(stage, Prune) and stage.mode == "mask" else "pruned"
-            label = "pruned while training" if isinstance(stage, Train) else what
-            found.append(
-                Entry(_numbered(what, turn, passes), _labelled(label, turn, passes), index)
-            )
+            found.append(_of_pass(*_cut_names(stage), index, turn, passes))
         elif isinstance(stage, Convert):
-            tuned = _between(recipe, turn, passes, trained)
-            found += [
-                replace(one, key=f"{one.key}-masked", label=f"{one.label}, masked") for one in tuned
-            ]
+            for tuned in _between(recipe, turn, passes, trained):
+                key, label = f"{tuned.key}-masked", f"{tuned.label}, masked"
+                found.append(replace(tuned, key=key, label=label))
             trained = []
-            found.append(
-                Entry(
-                    _numbered("converted", turn, passes),
-                    _labelled("converted", turn, passes),
-                    index,
-                )
-            )
+            found.append(_of_pass("converted", "converted", index, turn, passes))
     return [*found, *_between(recipe, turn, passes, trained, last=True)]
+
+
+def _cut_names(stage: Train | Prune) -> tuple[str, str]:
+    """Key and label of the network a stage cuts."""
+    if isinstance(stage, Train):
+        return "pruned", "pruned while training"
+    what = "masked" if stage.mode == "mask" else "pruned"
+    return what, what
 
 
 def _between(
@@ -88,28 +90,35 @@ def _between(
 ) -> Iterator[Entry]:
     """Rows of the training stages after cut number `turn`, before the next one."""
     if turn == 0:
-        label = "before pruning" if passes else "trained" if trained else "as given"
-        yield Entry("before", label, trained[-1] if trained else AS_BUILT)
+        yield _first(passes, trained)
         return
     if not trained:
         return
-    tuned = [index for index in trained if isinstance(recipe.stages[index], Finetune)] or trained[
-        :1
-    ]
+    tuned = [index for index in trained if isinstance(recipe.stages[index], Finetune)]
+    tuned = tuned or trained[:1]
     chosen = trained[-1] if last else tuned[-1]
-    yield Entry(
-        _numbered("fine-tuned", turn, passes), _labelled("fine-tuned", turn, passes), chosen
-    )
+    yield _of_pass("fine-tuned", "fine-tuned", chosen, turn, passes)
     if chosen != trained[-1]:
         yield Entry(f"before-{turn + 1}", f"before cut {turn + 1}", trained[-1])
 
 
+def _first(passes: int, trained: list[int]) -> Entry:
+    """The network before anything is cut."""
+    index = trained[-1] if trained else AS_BUILT
+    if passes:
+        return Entry("before", "before pruning", index)
+    return Entry("before", "trained" if trained else "as given", index)
+
+
+def _of_pass(key: str, label: str, index: int, number: int, of: int) -> Entry:
+    """A network of one pass of cutting and training, numbered where there are several."""
+    if of > 1:
+        key, label = f"{key}-{number}", f"{label}, pass {number}"
+    return Entry(key, label, index)
+
+
 def _numbered(key: str, number: int, of: int) -> str:
     return f"{key}-{number}" if of > 1 else key
-
-
-def _labelled(label: str, number: int, of: int) -> str:
-    return f"{label}, pass {number}" if of > 1 else label
 
 
 def timed(
@@ -118,9 +127,7 @@ def timed(
     shape: tuple[int, int, int],
     device: torch.device,
 ) -> dict[str, Any]:
-    """`latency_ms` of each network, measured in turn on the device; None where the recipe does not
-    ask for it.
-    """
+    """`latency_ms` of each network, measured in turn on the device; None where not asked for."""
     if not stage.latency:
         return dict.fromkeys(networks)
     from netslim.measure.latency import latency

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from netslim.training.loop.gammas import EDGES, NEAR_ZERO, joint_histogram
@@ -10,6 +11,7 @@ from netslim.training.recipe.schema import Recipe
 from netslim.training.stages.folder import FORMAT
 
 Done = Mapping[str, Any]
+_KNOWN = ("format", "command")  # of the environment, which the results tell already
 
 
 def assemble(
@@ -22,50 +24,45 @@ def assemble(
         "title": recipe.title,
         "command": command,
         "seconds": round(sum(stage["seconds"] for stage in done), 3),
-        "notes": list(
-            dict.fromkeys(
-                [
-                    *recipe.notes,
-                    *_all(done[-1:], "notes"),
-                    *_said(done, "remarks"),
-                    *_dry_run(recipe),
-                ]
-            )
-        ),
+        "notes": _notes(recipe, done),
         "warnings": _said(done, "warnings"),
         "published": recipe.published,
         "rows": done[-1]["rows"],
         "widths": widths(done),
         "scales": scales(done),
-        "curves": [
-            {"stage": stage["stage"], **stage["curves"]} for stage in done if "curves" in stage
-        ],
-        "verification": [
-            {"stage": stage["stage"], **stage["verification"]}
-            for stage in done
-            if "verification" in stage
-        ],
-        "environment": {
-            key: value for key, value in environment.items() if key not in ("format", "command")
-        },
+        "curves": _by_stage(done, "curves"),
+        "verification": _by_stage(done, "verification"),
+        "environment": {key: environment[key] for key in environment if key not in _KNOWN},
     }
+
+
+def _notes(recipe: Recipe, done: Sequence[Done]) -> list[str]:
+    """Each sentence once, in the order in which they were said."""
+    said = [*recipe.notes, *done[-1].get("notes", []), *_said(done, "remarks"), *_dry_run(recipe)]
+    return list(dict.fromkeys(said))
+
+
+def _by_stage(done: Sequence[Done], key: str) -> list[dict[str, Any]]:
+    return [{"stage": stage["stage"], **stage[key]} for stage in done if key in stage]
 
 
 def widths(done: Sequence[Done]) -> list[dict[str, Any]]:
     """Channels of every prunable layer before the first cut and after the last."""
     found: dict[str, dict[str, Any]] = {}
-    for layer in _all(done, "widths"):
+    for layer in chain.from_iterable(stage.get("widths", []) for stage in done):
         found.setdefault(layer["layer"], dict(layer))["after"] = layer["after"]
     return list(found.values())
 
 
 def scales(done: Sequence[Done]) -> dict[str, Any] | None:
-    """Histograms before and after the first training with a penalty (or the first training at all)."""
+    """Histograms before and after the first training with a penalty, or else the first at all."""
     trained = [stage for stage in done if "histograms" in stage]
-    chosen = next((stage for stage in trained if stage["sparse"]), trained[0] if trained else None)
-    if chosen is None or not sum(chosen["histograms"][0]):
+    if not trained:
         return None
+    chosen = next((stage for stage in trained if stage["sparse"]), trained[0])
     before, after = chosen["histograms"][0], chosen["histograms"][-1]
+    if not sum(before):
+        return None
     shares = {
         "share_near_zero_before": _near_zero(before),
         "share_near_zero_after": _near_zero(after),
@@ -74,24 +71,20 @@ def scales(done: Sequence[Done]) -> dict[str, Any] | None:
 
 
 def _near_zero(counts: Sequence[int]) -> float:
-    return sum(
-        count for edge, count in zip(EDGES[1:], counts, strict=True) if edge <= NEAR_ZERO
-    ) / sum(counts)
-
-
-def _all(done: Sequence[Done], key: str) -> list[Any]:
-    return [item for stage in done for item in stage.get(key, [])]
+    below = (n for edge, n in zip(EDGES[1:], counts, strict=True) if edge <= NEAR_ZERO)
+    return sum(below) / sum(counts)
 
 
 def _said(done: Sequence[Done], key: str) -> list[str]:
     """Sentences, each after the stage it is about."""
-    return [f"{stage['stage']}: {text}" for stage in done for text in stage.get(key, [])]
+    found = []
+    for stage in done:
+        found += [f"{stage['stage']}: {text}" for text in stage.get(key, [])]
+    return found
 
 
 def _dry_run(recipe: Recipe) -> list[str]:
     limit = recipe.trainer.limit_batches
-    return (
-        [f"a dry run: only {limit} batches of each split were used, so the figures mean nothing"]
-        if limit
-        else []
-    )
+    if not limit:
+        return []
+    return [f"a dry run: only {limit} batches of each split were used, so the figures mean nothing"]

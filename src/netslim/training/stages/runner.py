@@ -16,20 +16,27 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+import netslim
+from netslim import models
 from netslim._support import using_threads, write_atomic
 from netslim.errors import RecipeError
+from netslim.graph.groups import ChannelGroup
+from netslim.methods.cutting import Cut
+from netslim.methods.gradual import GradualPruning
+from netslim.surgery import Verification
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import history
-from netslim.training.loop.epochs import derive
+from netslim.training.loop import auto_strength, fit
+from netslim.training.loop.adapters import LOGGED
+from netslim.training.loop.epochs import Row, derive
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import cuts, imitated, teacher, wanted_share
 from netslim.training.recipe.schedule import lengthened
@@ -44,24 +51,20 @@ from netslim.training.recipe.schema import (
     Stage,
     Train,
 )
-from netslim.training.stages.environment import choose_device, choose_precision, describe
+from netslim.training.stages import prune as cutting
+from netslim.training.stages.environment import describe
 from netslim.training.stages.folder import FORMAT, RunFolder, StageFolder, read_json, write_json
+from netslim.training.stages.headlines import headline
 from netslim.training.stages.measure import AS_BUILT, entries, timed
+from netslim.training.stages.networks import Networks, Results
 from netslim.training.stages.results import assemble
 
-if TYPE_CHECKING:
-    from netslim.methods.cutting import Cut
-    from netslim.methods.gradual import GradualPruning
-
-Results = dict[str, Any]
-
-_OWN_CLASSES = ("zoo:", "torchvision:", "timm:")
-_EQUAL = 1e-2
-_APART = (
+_CURVES = ("epoch", "train_loss", "penalty", "val_loss", "val_accuracy", "near_zero")
+_EQUAL = 1e-2  # a deviation within a cluster that the mean may hide
+_NOT_EQUAL = (
     "the filters of a cluster still differ by {:.2g} of their size; they were set to their "
     "mean, which changes the network (train longer, or with a larger strength or learning rate)"
 )
-_WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def run(
@@ -94,41 +97,41 @@ def run(
             with using_threads(recipe.trainer.threads):
                 results = Runner(recipe, folder, display, command).go()
         if not (folder.path / "report.html").exists():
-            from netslim.report import run_page
-
-            run_page.write(folder.path)
+            _write_report(folder)
     return results
 
 
 def finished(folder: RunFolder) -> Results | None:
-    """The results of a finished run, or None; damaged ones count as missing, since they can be made
-    again.
-    """
+    """The results of a finished run; damaged ones count as missing, for they can be made again."""
+    if not folder.results.exists():
+        return None
     try:
-        return read_json(folder.results, "") if folder.results.exists() else None
+        return read_json(folder.results, "")
     except RecipeError:
         return None
 
 
-class Runner:
-    """The state of a run at work: lazily loaded data, and the folder with all that is finished."""
+def _write_report(folder: RunFolder) -> None:
+    from netslim.report import run_page
+
+    run_page.write(folder.path)
+
+
+class Runner(Networks):
+    """Carries out the stages of a run, one after the other, and leaves finished ones alone."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display, command: str) -> None:
-        self.recipe, self.folder, self.display, self.command = recipe, folder, display, command
-        self.device = choose_device(recipe.trainer)
-        self.precision = choose_precision(recipe.trainer, self.device)
-        self.folders = [folder.stage(index, stage) for index, stage in enumerate(recipe.stages)]
+        super().__init__(recipe, folder, display)
+        self.command = command
 
     def go(self) -> Results:
+        """All stages, the results and the report."""
         self.note_environment()
         done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
-        results = assemble(
-            self.recipe, done, json.loads(self.folder.environment.read_text()), self.command
-        )
+        environment = json.loads(self.folder.environment.read_text())
+        results = assemble(self.recipe, done, environment, self.command)
         write_json(self.folder.results, results)
-        from netslim.report import run_page
-
-        run_page.write(self.folder.path)
+        _write_report(self.folder)
         return results
 
     def note_environment(self) -> None:
@@ -146,49 +149,50 @@ class Runner:
         done = folder.results()
         if done is not None:
             return done
-        self.display.say(f"{folder.label}  {_headline(stage)}")
+        self.display.say(f"{folder.label}  {headline(stage)}")
         folder.path.mkdir(exist_ok=True)
         work: dict[type[Any], Callable[..., Results]] = {
-            Prune: self._prune, Convert: self._convert, Baseline: self._baseline, Scratch: self._scratch,
+            Prune: self._prune,
+            Convert: self._convert,
+            Baseline: self._baseline,
+            Scratch: self._scratch,
             Measure: self._measure,
-        }  # fmt: skip
+        }
         found = work.get(type(stage), self._train)(index, stage, folder)
         return folder.finish({"kind": stage.kind, **found})
 
-    # ------------------------------------------------------------ stages
+    # ------------------------------------------------------------ training
 
     def _train(self, index: int, stage: Train, folder: StageFolder) -> Results:
-        aids: dict[str, Any] = {"mask": self._mask(index), "teacher": self._teacher(stage)}
+        mask, taught_by = self._mask(index), self._teacher(stage)
         if isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength == "auto":
-            return self._with_found_strength(index, stage, folder, aids["teacher"])
-        return self._fit(stage, folder, self.network_before(index), index, **aids)
+            return self._with_found_strength(index, stage, folder, taught_by)
+        network = self.network_before(index)
+        return self._fit(stage, folder, network, index, mask=mask, teacher=taught_by)
 
     def _with_found_strength(
-        self, index: int, stage: Train, folder: StageFolder, taught: nn.Module | None
+        self, index: int, stage: Train, folder: StageFolder, taught_by: nn.Module | None
     ) -> Results:
         """Short runs first; what they find is on disk before the training starts."""
-        from netslim.training.loop import auto_strength as strength
-
         network, seed = self.network_before(index), derive(self.recipe.seed, "strength", index)
         target = wanted_share(self.recipe, stage)
-        choice = strength.find_strength(
-            self.bench, network, stage, target, folder, seed, teacher=taught
+        choice = auto_strength.find_strength(
+            self.bench, network, stage, target, folder, seed, teacher=taught_by
         )
-        found = self._fit(
-            strength.with_strength(stage, choice), folder, network, index, teacher=taught
-        )
+        stage = auto_strength.with_strength(stage, choice)
+        found = self._fit(stage, folder, network, index, teacher=taught_by)
         left = f"it left {found['curves']['near_zero'][-1]:.0%}"
         self.display.say(
             f"{folder.label}  {choice['share']:.0%} of the scales were expected near zero: {left}"
         )
         choice.pop("format")
-        warnings = [*found["warnings"], *([choice["warning"]] if choice["warning"] else [])]
-        remarks = [*found.get("remarks", []), f"{strength.sentence(choice)}: {left}"]
+        warnings = list(found["warnings"])
+        if choice["warning"]:
+            warnings.append(choice["warning"])
+        remarks = [*found.get("remarks", []), f"{auto_strength.sentence(choice)}: {left}"]
         return {**found, "warnings": warnings, "remarks": remarks, "strength": choice}
 
     def _teacher(self, stage: Train) -> nn.Module | None:
-        from netslim import models
-
         if stage.distill is None:
             return None
         found = teacher(self.recipe, stage)
@@ -205,8 +209,6 @@ class Runner:
 
     def _scratch(self, index: int, stage: Scratch, folder: StageFolder) -> Results:
         """The architecture in hand with the fresh weights of the channels that stay."""
-        import netslim
-
         _, settings = imitated(self.recipe, stage)
         example, plan = self.example()[:1], history(self.network_before(index))
         torch.manual_seed(derive(self.recipe.seed, "scratch"))
@@ -220,75 +222,54 @@ class Runner:
         """The plan of the mask that stage `index` works under, if any."""
         text: str | None = self.given.get("mask")
         for position, stage in enumerate(self.recipe.stages[:index]):
-            if isinstance(stage, Prune | Convert):
-                masks = isinstance(stage, Prune) and stage.mode == "mask"
-                text = self.folders[position].plan.read_text() if masks else None
+            if isinstance(stage, Prune) and stage.mode == "mask":
+                text = self.folders[position].plan.read_text()
+            elif isinstance(stage, Prune | Convert):
+                text = None
         return None if text is None else PruningPlan.from_json(text)
 
     def _fit(
-        self, stage: Train, folder: StageFolder, network: nn.Module, index: int, **aids: Any
+        self,
+        stage: Train,
+        folder: StageFolder,
+        network: nn.Module,
+        index: int,
+        *,
+        mask: PruningPlan | None = None,
+        teacher: nn.Module | None = None,
     ) -> Results:
-        from netslim.training.loop.adapters import LOGGED
-        from netslim.training.loop.fit import fit
-
-        history = fit(
-            self.bench, network, stage, folder, derive(self.recipe.seed, "stage", index), **aids
-        )
-        shrunk = {} if history.pruning is None else self._shrunk(history.pruning, folder)
-        mask = aids.get("mask")
-        self._save(
-            network, folder, **history.left, **({} if mask is None else {"mask": mask.to_json()})
-        )
-        rows = history.rows
-        logged = [key for key in LOGGED if any(row[key] is not None for row in rows)]
-        curves = {
-            key: [row[key] for row in rows]
-            for key in (
-                "epoch",
-                "train_loss",
-                "penalty",
-                "val_loss",
-                "val_accuracy",
-                "near_zero",
-                *logged,
-            )
-        }
-        apart = rows[-1]["deviation"]
-        warning = _APART.format(apart) if apart is not None and apart > _EQUAL else None
-        if warning:
-            self.display.warn(warning)
+        seed = derive(self.recipe.seed, "stage", index)
+        trained = fit.fit(self.bench, network, stage, folder, seed, mask=mask, teacher=teacher)
+        shrunk = {} if trained.pruning is None else _shrunk(trained.pruning, folder)
+        noted = dict(trained.left)
+        if mask is not None:
+            noted["mask"] = mask.to_json()
+        self.save(network, folder, **noted)
+        rows, warnings = trained.rows, []
+        deviation = rows[-1]["deviation"]
+        if deviation is not None and deviation > _EQUAL:
+            warnings.append(_NOT_EQUAL.format(deviation))
+            self.display.warn(warnings[0])
         return {
-            "warnings": [warning] if warning else [],
+            "warnings": warnings,
             "seconds": round(sum(row["seconds"] for row in rows), 3),
-            "curves": curves,
-            "histograms": history.histograms,
+            "curves": _curves(rows),
+            "histograms": trained.histograms,
             "sparse": isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0,
-            "best": history.best or None,
-            **history.left,
+            "best": trained.best or None,
+            **trained.left,
             **shrunk,
         }
 
-    def _shrunk(self, pruning: GradualPruning, folder: StageFolder) -> Results:
-        """What a training stage cut on its way; the proof is that of the last cut."""
-        write_atomic(folder.plan, pruning.plan.to_json())
-        check = pruning.verification
-        return {
-            **({} if check is None else {"verification": asdict(check)}),
-            "widths": [
-                _width(group, pruning.plan) for group in pruning.original.groups if group.prunable
-            ],
-            "notes": list(pruning.plan.notes),
-        }
+    # ------------------------------------------------------------ cutting
 
     def _prune(self, index: int, stage: Prune, folder: StageFolder) -> Results:
-        from netslim.training.stages.prune import carry_out
-
         started = time.perf_counter()
-        network = self.network_before(index).eval()
-        done = carry_out(
+        network, example = self.network_before(index).eval(), self.example()
+        done = cutting.carry_out(
             stage,
             network,
-            self.example(),
+            example,
             self.bench.batches,
             self._clusters(index),
             self.recipe.seed,
@@ -296,30 +277,23 @@ class Runner:
         return self._left(done, folder, started)
 
     def _convert(self, index: int, stage: Convert, folder: StageFolder) -> Results:
-        from netslim.training.stages.prune import convert
-
         started, plan = time.perf_counter(), self._mask(index)
         assert plan is not None  # the recipe was checked
-        return self._left(
-            convert(self.network_before(index).eval(), plan, self.example()), folder, started
-        )
+        network = self.network_before(index).eval()
+        return self._left(cutting.convert(network, plan, self.example()), folder, started)
 
     def _left(self, done: Cut[nn.Module], folder: StageFolder, started: float) -> Results:
+        """What a cut left; a mask, which is not proved until it is cut, leaves its plan alone."""
         write_atomic(folder.plan, done.plan.to_json())
-        self._save(
-            done.network, folder, **({"mask": done.plan.to_json()} if done.check is None else {})
-        )
+        masked = done.check is None
+        noted = {"mask": done.plan.to_json()} if masked else {}
+        self.save(done.network, folder, **noted)
         for warning in done.warnings:
             self.display.warn(warning)
-        proof = {} if done.check is None else {"verification": asdict(done.check)}
         return {
             "seconds": round(time.perf_counter() - started, 3),
-            **proof,
-            "widths": [
-                _width(group, done.plan)
-                for group in done.graph.groups
-                if group.prunable and done.check
-            ],
+            **_proof(done.check),
+            "widths": [] if masked else _widths(done.graph.groups, done.plan),
             "notes": list(done.plan.notes),
             "remarks": list(done.notes),
             "warnings": list(done.warnings),
@@ -335,28 +309,19 @@ class Runner:
                 return dict(found)
         return self.given.get("clusters")
 
+    # ------------------------------------------------------------ measuring
+
     def _measure(self, index: int, stage: Measure, folder: StageFolder) -> Results:
         """The only place where the test set is looked at."""
-        import netslim
-        from netslim.training.loop.fit import evaluate
-
         started = time.perf_counter()
         found = entries(self.recipe)
         networks = {entry.key: self.network_of(entry.index).eval() for entry in found}
         latencies = timed(stage, networks, self.data.shape, self.device)
         rows = []
         for entry in found:
-            network = networks[entry.key]
-            cost = netslim.cost(network, self.example()[:1])
-            loader, limit = self.bench.loader("test"), self.recipe.trainer.limit_batches
-            means = evaluate(network, loader, len(self.data.classes), self.device, limit)
-            row: Results = {"key": entry.key, "label": entry.label, "accuracy": means.accuracy}
-            row |= {"top5": means.top5, "loss": means.loss}
-            row |= {
-                "params": cost.params,
-                "macs": cost.macs,
-                "size_bytes": self._size(entry.index, network, folder),
-            }
+            row: Results = {"key": entry.key, "label": entry.label}
+            row |= self._figures(networks[entry.key])
+            row |= {"size_bytes": self._size(entry.index, networks[entry.key], folder)}
             rows.append(row | {"latency_ms": latencies[entry.key]})
         return {
             "seconds": round(time.perf_counter() - started, 3),
@@ -364,208 +329,62 @@ class Runner:
             "notes": list(self.data.notes),
         }
 
+    def _figures(self, network: nn.Module) -> Results:
+        """Counted first: to evaluate it moves the network to the device of the run."""
+        cost = netslim.cost(network, self.example()[:1])
+        loader, limit = self.bench.loader("test"), self.recipe.trainer.limit_batches
+        means = fit.evaluate(network, loader, len(self.data.classes), self.device, limit)
+        figures: Results = {"accuracy": means.accuracy, "top5": means.top5, "loss": means.loss}
+        return figures | {"params": cost.params, "macs": cost.macs}
+
     def _size(self, index: int, network: nn.Module, folder: StageFolder) -> int:
-        """Bytes of the network's file; that of a network which no stage made is written beside the
-        results.
-        """
-        path = folder.model if index == AS_BUILT else self.folders[index].model
+        """Bytes of the network's file; one that no stage made is written beside the results."""
         if index == AS_BUILT:
-            self._save(network, folder)
-        return path.stat().st_size
+            self.save(network, folder)
+            return folder.model.stat().st_size
+        return self.folders[index].model.stat().st_size
 
-    # ------------------------------------------------------------ networks and data
 
-    @cached_property
-    def data(self) -> Any:
-        from netslim.data.sources import load
+def _curves(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The columns of metrics.csv that the report draws; of a method's, those that it fills."""
+    logged = [key for key in LOGGED if any(row[key] is not None for row in rows)]
+    return {key: [row[key] for row in rows] for key in (*_CURVES, *logged)}
 
-        options = self.recipe.data
-        return load(
-            options.name,
-            root=options.root,
-            validation=options.validation,
-            subset=options.subset,
-            seed=self.recipe.seed,
-            image_size=options.image_size,
-            download=options.download,
-        )
 
-    @cached_property
-    def bench(self) -> Any:
-        from netslim.training.loop.fit import Bench
+def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
+    """What a training stage cut on its way; the proof is that of the last cut."""
+    write_atomic(folder.plan, pruning.plan.to_json())
+    return {
+        **_proof(pruning.verification),
+        "widths": _widths(pruning.original.groups, pruning.plan),
+        "notes": list(pruning.plan.notes),
+    }
 
-        return Bench(self.recipe, self.data, self.device, self.precision, self.display)
 
-    def example(self) -> Tensor:
-        """Two made-up images: (2, C, H, W), the same in every process."""
-        return self.bench.example()
+def _proof(check: Verification | None) -> Results:
+    return {} if check is None else {"verification": asdict(check)}
 
-    def build(self) -> nn.Module:
-        """The recipe's network with its first weights, the same in every process; it fits the data."""
-        network = self.construct()
-        self.check_outputs(network, self.recipe.model.name)
-        return network
 
-    def construct(self) -> nn.Module:
-        """`build` without trying the network on the data."""
-        from netslim import models
-
-        torch.manual_seed(derive(self.recipe.seed, "network"))
-        name, kwargs = self.recipe.model.name, self.recipe.model.kwargs
-        return models.build(
-            name,
-            **(kwargs if name.endswith(".safetensors") else {**self.origin["kwargs"], **kwargs}),
-        )
-
-    @cached_property
-    def given(self) -> Results:
-        """What is noted in the checkpoint that the recipe starts from: clusters, a mask; empty for
-        a model by name.
-        """
-        from netslim.models import checkpoint
-
-        name = self.recipe.model.name
-        return checkpoint.read(name)[0]["metadata"] if name.endswith(".safetensors") else {}
-
-    @cached_property
-    def origin(self) -> dict[str, Any]:
-        """The constructor of the uncut network; for a checkpoint the one in it, else the recipe's.
-
-        The number of classes comes from the data. Weights that were learnt elsewhere are no part of
-        it.
-        """
-        from netslim import models
-        from netslim.models import checkpoint
-
-        name, kwargs = self.recipe.model.name, dict(self.recipe.model.kwargs)
-        if name.endswith(".safetensors"):
-            return checkpoint.read(name)[0]["constructor"] or {}
-        if name.startswith(_OWN_CLASSES):
-            kwargs = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
-            kwargs.setdefault("num_classes", len(self.data.classes))
-        return models.constructor(name, kwargs)
-
-    def fresh(self) -> nn.Module:
-        """The uncut network with some weights, to load others into."""
-        from netslim import models
-
-        return models.build(self.origin["name"], **self.origin["kwargs"])
-
-    def check_outputs(self, network: nn.Module, name: str) -> None:
-        """Try `network`, of this name, on images like those of the data; it is left in training
-        mode.
-
-        Raises:
-            RecipeError: it does not take them, or gives something else than a score for each class.
-        """
-        classes = len(self.data.classes)
-        try:
-            with torch.inference_mode():
-                logits = network.eval()(self.example())
-        except (RuntimeError, ValueError, TypeError) as error:
-            shape = " x ".join(map(str, self.data.shape))
-            reason = str(error).splitlines()[0]
-            raise RecipeError(
-                f"model: {name} does not take the images of {self.recipe.data.name} ({shape}): "
-                f"{reason}"
-            ) from error
-        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-            found = (
-                str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
-            )
-            raise RecipeError(
-                f"model: {name} gives {found} for 2 images, but {self.recipe.data.name} has "
-                f"{classes} classes and needs (2, {classes}); set the option of the model that "
-                "holds the number of classes"
-            )
-        network.train()
-
-    def network_before(self, index: int) -> nn.Module:
-        """The network that stage `index` starts from: the last stage's, side branches passed over,
-        or a fresh one.
-        """
-        made = [
-            i for i in range(index) if not isinstance(self.recipe.stages[i], Baseline | Scratch)
-        ]
-        return self.network_of(made[-1]) if made else self.build()
-
-    def network_of(self, index: int) -> nn.Module:
-        """The network that stage `index` left, read from its file, so that a resumed run sees the
-        same bits.
-        """
-        import netslim
-
-        if index == AS_BUILT:
-            return self.build()
-        return netslim.load(self.fresh(), self.folders[index].model)
-
-    def _save(self, network: nn.Module, folder: StageFolder, **left: Any) -> None:
-        import netslim
-
-        metadata = {
-            "recipe": self.recipe.name,
-            "stage": folder.label,
-            "data": self.recipe.data.name,
-            **left,
-        }
-        netslim.save(network, folder.model, constructor=self.origin or None, metadata=metadata)
+def _widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
+    """Channels of every prunable layer before and after."""
+    found = []
+    for group in groups:
+        if group.prunable:
+            cut = plan.groups.get(group.name)
+            after = group.size if cut is None else len(cut.kept)
+            found.append({"layer": group.name, "before": group.size, "after": after})
+    return found
 
 
 def _plain(stage: Train) -> Train:
-    """Without what makes a stage's training special, for comparison; but with the scales it starts
-    from.
-    """
+    """Without what makes a stage's training special, but with the scales it starts from."""
     first = isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init
     start = SlimmingOptions(strength=0.0, gamma_init=first) if first else None
     return replace(stage, sparsity=start, gradual=None, distill=None)
 
 
 def _dropping(plan: PruningPlan) -> PruningPlan:
-    """The plan with merged channels dropped instead: sums of fresh weights would start out too
-    large.
-    """
+    """With merged channels dropped instead: sums of fresh weights would start out too large."""
     groups = {name: replace(cut, into=()) for name, cut in plan.groups.items()}
-    return replace(
-        plan, groups=groups, tensors=tuple(replace(cut, into=()) for cut in plan.tensors)
-    )
-
-
-def _width(group: Any, plan: Any) -> dict[str, Any]:
-    cut = plan.groups.get(group.name)
-    return {
-        "layer": group.name,
-        "before": group.size,
-        "after": group.size if cut is None else len(cut.kept),
-    }
-
-
-def _headline(stage: Stage) -> str:
-    if isinstance(stage, Prune):
-        given = {**stage.budget.given(), **stage.per_group}
-        what = ", ".join(f"{key} {value:g}" for key, value in list(given.items())[:4]) or stage.by
-        return (
-            f"{'mask' if stage.mode == 'mask' else 'prune'}: "
-            f"{what}{' ...' if len(given) > 4 else ''}"
-        )
-    if isinstance(stage, Train):
-        return f"train for {stage.epochs} epochs{_special(stage)}"
-    return {
-        Baseline: "train a fresh copy without the penalty",
-        Scratch: "train the smaller architecture from fresh weights",
-        Convert: "cut what the mask silences",
-        Measure: "measure on the test set",
-    }[type(stage)]
-
-
-def _special(stage: Train) -> str:
-    options, taught = stage.sparsity, ", with a teacher" if stage.distill else ""
-    if stage.gradual is not None:
-        given = {**stage.gradual.budget.given(), **stage.gradual.per_group}
-        what = ", ".join(f"{key} {value:g}" for key, value in list(given.items())[:2])
-        taught = f", cut in {stage.gradual.steps} steps: {what}{taught}"
-    if options is None:
-        return taught
-    amount = getattr(options, options.told) if options.told else None
-    named = f" {amount:g}" if isinstance(amount, int | float) else ""
-    named = f", {options.told} {amount}" if isinstance(amount, str) else named
-    return f", {options.method}{named}{taught}"
+    tensors = tuple(replace(cut, into=()) for cut in plan.tensors)
+    return replace(plan, groups=groups, tensors=tensors)

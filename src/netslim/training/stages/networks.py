@@ -1,0 +1,169 @@
+"""The networks of a run: the one it starts from, those its stages leave, and what to try them on.
+
+A stage never hands its network on in memory. It writes it to its folder, and the next one reads it
+from there into a fresh uncut network: so a run that was stopped in between goes on from the very
+bits that one in a single go would have had.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import netslim
+from netslim import models
+from netslim.data.splits import Data
+from netslim.errors import RecipeError
+from netslim.models import checkpoint
+from netslim.training.loop.epochs import derive
+from netslim.training.loop.fit import Bench
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.schema import Baseline, Recipe, Scratch
+from netslim.training.stages.environment import choose_device, choose_precision
+from netslim.training.stages.folder import RunFolder, StageFolder
+from netslim.training.stages.measure import AS_BUILT
+
+Results = dict[str, Any]
+
+_OWN_CLASSES = ("zoo:", "torchvision:", "timm:")  # whose models take the number of classes
+_WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+
+
+class Networks:
+    """The networks and the data of a run; the data is loaded when it is first needed."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
+        self.recipe, self.folder, self.display = recipe, folder, display
+        self.device = choose_device(recipe.trainer)
+        self.precision = choose_precision(recipe.trainer, self.device)
+        self.folders = [folder.stage(index, stage) for index, stage in enumerate(recipe.stages)]
+
+    # ------------------------------------------------------------ what they are tried on
+
+    @cached_property
+    def data(self) -> Data:
+        """The recipe's images."""
+        from netslim.data.sources import load
+
+        options = self.recipe.data
+        return load(
+            options.name,
+            root=options.root,
+            validation=options.validation,
+            subset=options.subset,
+            seed=self.recipe.seed,
+            image_size=options.image_size,
+            download=options.download,
+        )
+
+    @cached_property
+    def bench(self) -> Bench:
+        """Where the run trains."""
+        return Bench(self.recipe, self.data, self.device, self.precision, self.display)
+
+    def example(self) -> Tensor:
+        """Two made-up images: (2, C, H, W), the same in every process."""
+        return self.bench.example()
+
+    def check_outputs(self, network: nn.Module, name: str) -> None:
+        """Try `network`, of this name, on images like those of the data; it is left training.
+
+        Raises:
+            RecipeError: it does not take them, or gives something else than a score for each class.
+        """
+        classes, data = len(self.data.classes), self.recipe.data.name
+        try:
+            with torch.inference_mode():
+                logits = network.eval()(self.example())
+        except (RuntimeError, ValueError, TypeError) as error:
+            shape = " x ".join(map(str, self.data.shape))
+            reason = str(error).splitlines()[0]
+            raise RecipeError(
+                f"model: {name} does not take the images of {data} ({shape}): {reason}"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+            found = type(logits).__name__
+            if isinstance(logits, Tensor):
+                found = str(tuple(logits.shape))
+            raise RecipeError(
+                f"model: {name} gives {found} for 2 images, but {data} has {classes} classes "
+                f"and needs (2, {classes}); set the option of the model that holds the number of "
+                "classes"
+            )
+        network.train()
+
+    # ------------------------------------------------------------ what the run starts from
+
+    @property
+    def from_file(self) -> bool:
+        """Whether the run starts from a checkpoint, and not from a model by name."""
+        return self.recipe.model.name.endswith(".safetensors")
+
+    @cached_property
+    def given(self) -> Results:
+        """What is noted in the checkpoint the run starts from: clusters, a mask; else empty."""
+        if not self.from_file:
+            return {}
+        noted: Results = checkpoint.read(self.recipe.model.name)[0]["metadata"]
+        return noted
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """The constructor of the uncut network; for a checkpoint the one in it, else the recipe's.
+
+        The number of classes comes from the data. Weights that were learnt elsewhere are no part of
+        it.
+        """
+        name, kwargs = self.recipe.model.name, dict(self.recipe.model.kwargs)
+        if self.from_file:
+            return checkpoint.read(name)[0]["constructor"] or {}
+        if name.startswith(_OWN_CLASSES):
+            kwargs = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
+            kwargs.setdefault("num_classes", len(self.data.classes))
+        return models.constructor(name, kwargs)
+
+    def build(self) -> nn.Module:
+        """The recipe's network with its first weights, the same in every process; fits the data."""
+        network = self.construct()
+        self.check_outputs(network, self.recipe.model.name)
+        return network
+
+    def construct(self) -> nn.Module:
+        """`build` without trying the network on the data."""
+        torch.manual_seed(derive(self.recipe.seed, "network"))
+        name, kwargs = self.recipe.model.name, self.recipe.model.kwargs
+        if not self.from_file:
+            kwargs = {**self.origin["kwargs"], **kwargs}
+        return models.build(name, **kwargs)
+
+    def fresh(self) -> nn.Module:
+        """The uncut network with some weights, to load others into."""
+        return models.build(self.origin["name"], **self.origin["kwargs"])
+
+    # ------------------------------------------------------------ what its stages leave
+
+    def network_before(self, index: int) -> nn.Module:
+        """The network that stage `index` starts from: the last stage's, or a fresh one.
+
+        Baselines and networks from scratch are side branches, which are passed over.
+        """
+        for position in reversed(range(index)):
+            if not isinstance(self.recipe.stages[position], Baseline | Scratch):
+                return self.network_of(position)
+        return self.build()
+
+    def network_of(self, index: int) -> nn.Module:
+        """The network that stage `index` left, read from its file; or the one `AS_BUILT`."""
+        if index == AS_BUILT:
+            return self.build()
+        return netslim.load(self.fresh(), self.folders[index].model)
+
+    def save(self, network: nn.Module, folder: StageFolder, **noted: Any) -> None:
+        """Write a stage's network, with what later stages need to know of it."""
+        made_by = {"recipe": self.recipe.name, "stage": folder.label, "data": self.recipe.data.name}
+        netslim.save(
+            network, folder.model, constructor=self.origin or None, metadata={**made_by, **noted}
+        )
