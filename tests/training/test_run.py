@@ -130,6 +130,13 @@ def copied(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+def test_a_checkpoint_names_its_record_as_version_0_1_did(finished):
+    """Under another name a run that was begun then would go on without its first rows."""
+    content = torch.load(finished / "01-sparse" / "last.ckpt", weights_only=True)
+    assert [len(state["rows"]) for state in content["callbacks"].values()] == [3]
+    assert list(content["callbacks"]) == ["Journal"]
+
+
 def unfinished(folder: Path, *lost: str) -> Path:
     """The run as if it had been killed before it wrote `lost`."""
     for name in ("results.json", "report.html", "04-measure/stage.json", *lost):

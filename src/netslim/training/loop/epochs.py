@@ -98,6 +98,11 @@ class EpochRecord(pl.Callback):
         self.best: dict[str, Any] = {}
         self.started = time.perf_counter()
 
+    @property
+    def state_key(self) -> str:
+        """Its name in checkpoints: that of version 0.1, of which a run may be under way."""
+        return "Journal"
+
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "histograms": self.histograms, "best": self.best}
 
