@@ -395,7 +395,7 @@ def test_layers_without_scales_are_passed_over():
         (lambda m: NetworkSlimming(m, gamma_init=0), r"gamma_init must be above 0, not 0"),
         (
             lambda m: NetworkSlimming(nn.Linear(2, 2)),
-            r"Linear has no BN layer .* use affine BatchNorm .*netslim\.add_bn",
+            r"Linear has no BN layer .* use affine BatchNorm .*netslim\.models\.add_bn",
         ),
         (
             lambda m: NetworkSlimming(m, penalty="smoothl1"),

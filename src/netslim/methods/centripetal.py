@@ -1,16 +1,29 @@
-"""Centripetal SGD: train clusters of channels until they are equal (Ding et al. 2019, arXiv
-1904.03837).
+"""Centripetal SGD: train clusters of channels until they are equal (Ding et al. 2019, 1904.03837).
 
 Equal channels are copies: all but one can go when the layers that read them add up what they read
-    (`netslim.selection.merge`),
-and the outputs stay as they are, so there is nothing to fine-tune. Where it acts in a training step::
+(`netslim.selection.merge`), and the outputs stay as they are, so there is nothing to fine-tune.
+Where it acts in a training step::
 
     for batch in loader:
         optimizer.zero_grad()
         loss = criterion(model(batch.x), batch.y)
         loss.backward()                  # once or, when accumulating, several times
         clip_grad_norm_(...)             # sees the gradient of the loss alone
-        optimizer.step()                 # <- here, first of all: gradient = mean gradient + strength * (F - mean F)
+        optimizer.step()                 # <- here, first of all: the gradient of every kernel F
+                                         #    becomes mean gradient + strength * (F - mean F)
+
+Why members come together whatever the loss: in one step of plain SGD with learning rate ``r`` and
+weight decay ``d`` members j and k of a cluster get the same mean gradient, so it drops out of ``F_j
+- F_k``; what is left of the step shrinks the difference to ``1 - r (d + strength)`` times itself. A
+hundred thousand steps at r = 0.03 and strength 0.003 leave 1e-4 of it. (Momentum keeps this linear
+in the difference, so the loss stays out of it.) Two things would let the loss in, hence only SGD,
+and momentum that is averaged on attaching: an optimizer which scales each entry by its own history,
+and momentum that members gathered apart.
+
+What is made equal are entries of tensors. One axis of one tensor may carry several groups, as the
+BN behind a concatenation does, and one tensor may be tied along two axes: so entries are put
+together by (tensor, axis) in a `_Tie`, and the axes of a tensor take their turns, each acting on
+what the one before has done.
 """
 
 from __future__ import annotations
@@ -50,8 +63,10 @@ from netslim.surgery.plan import PruningPlan
 
 
 def cluster_means(rows: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
-    """Every row replaced by the mean of its cluster; rows of one cluster come out the same bit for
-    bit.
+    """Every row replaced by the mean of its cluster, the same for all its rows bit for bit.
+
+    The mean is made once and copied to the members. Members that took the mean each by itself could
+    differ in the last bit, and would then never be quite equal.
 
     Args:
         rows: shape (rows, numbers).
@@ -109,15 +124,14 @@ class Deviation:
 
 
 class CentripetalSGD:
-    """Make clusters of channels equal: ``CentripetalSGD(graph, model, 5 / 8).attach(optimizer)``,
-    then train as ever.
+    """Make clusters of channels equal: ``CentripetalSGD(graph, model, 5 / 8).attach(optimizer)``.
 
-    The units of every group are put into as many clusters as shall stay. From then on, just before
-    each step of the optimizer, the gradient of every entry that belongs to a unit becomes the mean
-    over its cluster plus ``strength`` times its distance from the mean entry. So members get the
-    same gradient, and under plain SGD their difference is ``(1 - lr * (weight_decay + strength)) **
-    steps`` times the first one, whatever the loss. The weight decay is the optimizer's own: SGD
-    adds it itself, to each member alike.
+    Then train as ever. The units of every group are put into as many clusters as shall stay. From
+    then on, just before each step of the optimizer, the gradient of every entry that belongs to a
+    unit becomes the mean over its cluster plus ``strength`` times its distance from the mean entry.
+    So members get the same gradient, and under plain SGD their difference is ``(1 - lr *
+    (weight_decay + strength)) ** steps`` times the first one, whatever the loss. The weight decay
+    is the optimizer's own: SGD adds it itself, to each member alike.
 
     These entries are all that makes, scales or carries the channels in every tensor of the group:
     kernels, biases, BN scales and shifts, depthwise kernels, the layers whose outputs are added up
@@ -196,7 +210,7 @@ class CentripetalSGD:
             "CentripetalSGD", "twice would double its pull: change .strength"
         )
         self._resumed = False
-        self._put(_clusters(graph, inner, target, clusters, seed, self._staying))
+        self._constrain(_clusters(graph, inner, target, clusters, seed, self._staying))
 
     @property
     def strength(self) -> float:
@@ -209,7 +223,7 @@ class CentripetalSGD:
 
     @property
     def clusters(self) -> dict[str, list[int]]:
-        """Group name -> the cluster number of every unit, clusters numbered as they first appear."""
+        """Group name -> the cluster number of every unit, numbered as they first appear."""
         return {name: labels.tolist() for name, labels in self._clusters.items()}
 
     def attach(self, optimizer: Optimizer) -> Self:
@@ -242,7 +256,7 @@ class CentripetalSGD:
             ArgumentError: it is not attached to ``optimizer``.
         """
         for one in self._attached.remove(optimizer):
-            self._batches.pop(one, None)
+            self._stacks.pop(one, None)
 
     @torch.no_grad()
     def deviation(self) -> Deviation:
@@ -319,20 +333,20 @@ class CentripetalSGD:
         found = checked(self.graph, state["clusters"], self._staying)
         self.strength = state["strength"]
         self._vector_strength = _not_negative("vector_strength", state["vector_strength"])
-        self._put(found)
+        self._constrain(found)
         self._resumed = True
 
     def __repr__(self) -> str:
         counts = f"groups={len(self._clusters)}, optimizers={len(self._attached)}"
         return f"CentripetalSGD(strength={self.strength:g}, {counts})"
 
-    def _put(self, clusters: dict[str, Labels]) -> None:
-        merge(
-            self.graph, {name: labels.tolist() for name, labels in clusters.items()}
-        )  # fails now, not after training
+    def _constrain(self, clusters: dict[str, Labels]) -> None:
+        """Take these clusters from now on."""
+        # What cannot be merged fails now, and not after training.
+        merge(self.graph, {name: labels.tolist() for name, labels in clusters.items()})
         self._clusters = clusters
         self._ties = list(_ties(self.graph, clusters))
-        self._batches: dict[Optimizer, tuple[Any, list[_Batch]]] = {}
+        self._stacks: dict[Optimizer, tuple[Any, list[_Stack]]] = {}
 
     def _tensors(self) -> dict[str, Any]:
         """The model's tensors by name, all of the shapes that were traced."""
@@ -377,23 +391,22 @@ class CentripetalSGD:
         """Change the gradients, before the optimizer uses them."""
         held = parameters_of(optimizer)
         seen = [(id(p), p.shape, p.dtype, p.device, p.grad is None) for p in held]
-        known, batches = self._batches.get(optimizer, (None, []))
+        known, stacks = self._stacks.get(optimizer, (None, []))
         if known != seen:
-            batches = self._batched(optimizer)
-            self._batches[optimizer] = seen, batches
+            stacks = self._stacked(optimizer)
+            self._stacks[optimizer] = seen, stacks
         scale = loss_scale(optimizer)
-        for batch in batches:
-            factor = self._vector_strength if batch.vectors else 1.0
-            batch.act(self.strength * (-factor if batch.maximise else factor), scale)
+        for stack in stacks:
+            strength = self.strength * (self._vector_strength if stack.vectors else 1.0)
+            # An optimizer that maximises goes up the gradient: the pull has to turn round.
+            stack.act(-strength if stack.maximise else strength, scale)
 
-    def _batched(self, optimizer: Optimizer) -> list[_Batch]:
+    def _stacked(self, optimizer: Optimizer) -> list[_Stack]:
         """The constrained parameters with gradients, together where one call can serve them."""
         tensors = self._tensors()
-        maximise = {
-            id(p): bool(group.get("maximize"))
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
+        maximise: dict[int, bool] = {}
+        for group in optimizer.param_groups:
+            maximise |= dict.fromkeys(map(id, group["params"]), bool(group.get("maximize")))
         alike: dict[Any, list[tuple[Tensor, _Tie]]] = {}
         for tie in self._ties:
             p = tensors[tie.tensor]
@@ -401,16 +414,13 @@ class CentripetalSGD:
                 numbers = p.numel() // p.shape[tie.axis]
                 key = (tie.turn, numbers, p.dim() == 1, maximise[id(p)], p.dtype, p.device)
                 alike.setdefault(key, []).append((p, tie))
-        return [
-            _Batch.of(members, key[2], key[3])
-            for key, members in sorted(alike.items(), key=lambda kv: kv[0][0])
-        ]
+        in_turn = sorted(alike.items(), key=lambda item: item[0][0])
+        return [_Stack.of(members, key[2], key[3]) for key, members in in_turn]
 
 
 @dataclass(frozen=True, eq=False)
 class _Tie:
-    """The clusters of the entries on one axis of one tensor; entries in no cluster are clusters of
-    one.
+    """The clusters of the entries on one axis of one tensor; all others are clusters of one.
 
     ``turn`` counts the axes of one tensor: each acts on what the one before has done.
     """
@@ -422,8 +432,12 @@ class _Tie:
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
-    """Parameters whose entries on an axis hold as many numbers each, as rows of one matrix."""
+class _Stack:
+    """Parameters whose entries on an axis hold as many numbers each, as rows of one matrix.
+
+    One product a stack in place of one a parameter: a ResNet has hundreds of BN shifts, and calls
+    for tensors so small cost more than the numbers.
+    """
 
     members: list[tuple[Tensor, int]]  # parameter, axis
     labels: Tensor
@@ -432,14 +446,14 @@ class _Batch:
     maximise: bool
 
     @staticmethod
-    def of(members: Sequence[tuple[Tensor, _Tie]], vectors: bool, maximise: bool) -> _Batch:
+    def of(members: Sequence[tuple[Tensor, _Tie]], vectors: bool, maximise: bool) -> _Stack:
         parts, total = [], 0
         for _, tie in members:
             parts.append(tie.labels + total)
             total += int(tie.labels.max()) + 1
         parameter = members[0][0]
         labels, shares = _on_device(np.concatenate(parts), parameter)
-        return _Batch([(p, tie.axis) for p, tie in members], labels, shares, vectors, maximise)
+        return _Stack([(p, tie.axis) for p, tie in members], labels, shares, vectors, maximise)
 
     def act(self, strength: float, scale: Tensor | None) -> None:
         """Replace the gradients; ``scale`` is the loss scale they still carry."""
@@ -448,13 +462,12 @@ class _Batch:
             [p.detach().movedim(axis, 0).reshape(p.shape[axis], -1) for p, axis in self.members]
         )
         rows = torch.cat([g.reshape(len(g), -1) for g in gradients])
+        # The mean gradient carries the loss scale already, so the pull has to as well.
         pull = strength if scale is None else scale.to(kernels) * strength
-        new = centripetal_gradient(rows, kernels, self.labels, self.shares, pull).split(
-            [len(g) for g in gradients]
-        )
-        torch._foreach_copy_(
-            gradients, [part.view(g.shape) for part, g in zip(new, gradients, strict=True)]
-        )
+        new = centripetal_gradient(rows, kernels, self.labels, self.shares, pull)
+        parts = torch.split(new, [len(g) for g in gradients])
+        shaped = [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
+        torch._foreach_copy_(gradients, shaped)  # views of the gradients, so in place
 
 
 def _clusters(
@@ -492,8 +505,11 @@ def _made(group: ChannelGroup) -> list[Slice]:
 
 
 def _entries(part: Slice, labels: Labels) -> tuple[np.ndarray, Labels]:
-    """The entries of a slice, and the cluster of each: a unit's k-th entry goes with the k-th ones
-    of its cluster.
+    """The entries of a slice, and the cluster of each.
+
+    A unit may have several entries, such as the places of a flattened map: its k-th becomes equal
+    to the k-th entries of the other members, never to another one of its own. With two entries a
+    unit and the clusters 0 0 1 of three units, entries get 0 1, 0 1, 2 3.
     """
     order = np.lexsort((part.positions, part.units))
     each = len(order) // len(labels)
@@ -509,7 +525,7 @@ def _ties(graph: ChannelGraph, clusters: Mapping[str, Labels]) -> Iterator[_Tie]
             size = graph.inventory.shapes[part.tensor][part.axis]
             entries = found.setdefault((part.tensor, part.axis), np.arange(size))
             positions, numbers = _entries(part, labels)
-            entries[positions] = numbers + entries.max() + 1
+            entries[positions] = numbers + entries.max() + 1  # apart from those of other groups
     for (tensor, axis), entries in found.items():
         turns[tensor] = turns.get(tensor, -1) + 1
         yield _Tie(tensor, axis, canonical(entries), turns[tensor])
@@ -524,9 +540,8 @@ def _on_device(labels: Labels, like: Tensor) -> tuple[Tensor, Tensor]:
 def _average(tensor: Tensor, tie: _Tie) -> None:
     """Set every entry to the mean of its cluster, in place."""
     view = tensor.detach().movedim(tie.axis, 0)
-    view.copy_(
-        cluster_means(view.reshape(len(view), -1), *_on_device(tie.labels, tensor)).view(view.shape)
-    )
+    means = cluster_means(view.reshape(len(view), -1), *_on_device(tie.labels, tensor))
+    view.copy_(means.view(view.shape))
 
 
 def _spread(tensor: Tensor, part: Slice, labels: Labels) -> float:
@@ -540,9 +555,8 @@ def _spread(tensor: Tensor, part: Slice, labels: Labels) -> float:
 
 
 def _not_negative(name: str, value: float) -> float:
-    if isinstance(value, bool) or not (
-        isinstance(value, Real) and math.isfinite(value) and value >= 0
-    ):
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value >= 0):
         raise ArgumentError(
             f"the {name} of CentripetalSGD must be a number of at least 0, not {value!r}"
         )

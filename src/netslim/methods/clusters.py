@@ -1,6 +1,4 @@
-"""Which channels are to become equal: clusters of the units of a group, and how many each group
-gets.
-"""
+"""Which channels are to become equal: clusters of a group's units, and how many each group gets."""
 
 from __future__ import annotations
 
@@ -43,9 +41,8 @@ def kmeans(kernels: np.ndarray, clusters: int, seed: int = 0) -> Labels:
     from sklearn.cluster import KMeans
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # ConvergenceWarning: fewer distinct kernels than clusters, repaired below
+        # ConvergenceWarning: fewer distinct kernels than clusters, which is repaired below.
+        warnings.simplefilter("ignore")
         labels = KMeans(clusters, n_init=_RESTARTS, random_state=seed % 2**32).fit_predict(kernels)
     return canonical(_filled(kernels, canonical(labels), clusters))
 
@@ -58,7 +55,10 @@ CLUSTERINGS: dict[str, Callable[[np.ndarray, int, int], Labels]] = {
 
 
 def canonical(labels: np.ndarray) -> Labels:
-    """The same clusters, numbered from 0 in the order of their first members."""
+    """The same clusters, numbered from 0 in the order of their first members: 7 2 7 5 -> 0 1 0 2.
+
+    So equal clusters have equal labels, whoever made them, and files and runs can be compared.
+    """
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -89,18 +89,13 @@ def clustering(name: str) -> Callable[[np.ndarray, int, int], Labels]:
 
 
 def kernels_of(tensor: Tensor, group: ChannelGroup, name: str) -> np.ndarray:
-    """The flattened kernels of a group's units in its producer ``name``; shape (units, numbers),
-    float64.
+    """The flattened kernels of a group's units in one producer, shape (units, numbers), float64.
 
     Raises:
         ArgumentError: they are not finite.
     """
     part = next(s for s in group.tensors("producer") if s.tensor == name)
-    rows = (
-        tensor.detach().movedim(part.axis, 0).flatten(1)
-        if tensor.dim() > 1
-        else tensor.detach()[:, None]
-    )
+    rows = tensor.detach().movedim(part.axis, 0).reshape(tensor.shape[part.axis], -1)
     order = np.lexsort((part.positions, part.units))
     picked = rows.double().cpu()[torch.from_numpy(part.positions[order])]
     kernels = picked.reshape(group.size, -1).numpy()
@@ -162,8 +157,7 @@ def checked(
     clusters: Mapping[str, Sequence[int] | np.ndarray | Tensor],
     staying: Mapping[str, str],
 ) -> dict[str, Labels]:
-    """Clusters that somebody gave, by group name, in canonical form and without groups that stay as
-    they are.
+    """Clusters that somebody gave, by group name, canonical, without groups that stay as they are.
 
     Raises:
         ArgumentError: a name means nothing here, or there is not one whole number a unit.

@@ -83,8 +83,7 @@ def cut(
     strict: bool = False,
     mode: Literal["cut", "mask"] = "cut",
 ) -> Cut[Model]:
-    """Cut a copy of ``model`` as ``choose`` says, and prove it; what cannot be proved is left
-    alone.
+    """Cut a copy of ``model`` as ``choose`` says, and prove it; what cannot be proved is spared.
 
     Args:
         model: is not changed.
@@ -107,22 +106,26 @@ def cut(
     alone: tuple[str, ...] = ()
     failure: Exception | None = None
     while True:
-        plan = _chosen(choose, alone, failure)
+        plan = _plan_around(choose, alone, failure)
         try:
             done = _proved(model, graph, plan, example_inputs, compensation, seen)
             break
         except ArgumentError:
             raise
         except (NetslimError, RuntimeError) as error:
-            wrong = [] if strict else _unproved(model, graph, plan, example_inputs)
+            if strict:
+                raise
+            # Each group is tried alone, as the message of a failed proof names no group: outputs
+            # are wrong, whatever made them so. Groups that only fail together are no one's fault.
+            wrong = _unproved(model, graph, plan, example_inputs)
             if not wrong:
                 raise
             alone, failure = (*alone, *wrong), error
             logger.warning("%s", left_alone(wrong))
     if mode == "mask":
         done = _masked(model, done)
-    warnings = (left_alone(alone),) if alone else ()
-    done = replace(done, left_alone=alone, warnings=warnings)
+    if alone:
+        done = replace(done, left_alone=alone, warnings=(left_alone(alone),))
     return _recalibrated(done, compensation, batches if fresh is None else fresh)
 
 
@@ -186,14 +189,16 @@ def spared(
     if not alone:
         return amounts
     problem = "per_group names no group that can be cut"
-    members = {name: {group.name for group in meant(graph, name, problem)} for name in amounts}
-    left = {name: 0 if members[name] <= alone else amount for name, amount in amounts.items()}
+    left = dict(amounts)
+    for name in amounts:
+        if {group.name for group in meant(graph, name, problem)} <= alone:
+            left[name] = 0
     if only and any(amounts.values()) and not any(left.values()):
         raise VerificationError("no group that was asked for can be cut and verified")
     return left
 
 
-def _chosen(choose: Choose, alone: tuple[str, ...], failure: Exception | None) -> PruningPlan:
+def _plan_around(choose: Choose, alone: tuple[str, ...], failure: Exception | None) -> PruningPlan:
     """The plan, which says of the groups that are left alone why they stay."""
     try:
         plan = choose(frozenset(alone))
@@ -202,12 +207,10 @@ def _chosen(choose: Choose, alone: tuple[str, ...], failure: Exception | None) -
             raise
         why = " ".join(str(failure).split())
         raise type(refusal)(f"{refusal}; {left_alone(alone)} ({why})") from failure
-    others = [
-        note for note in plan.notes if not any(note.startswith(f"{name} stays: ") for name in alone)
-    ]
-    return replace(
-        plan, notes=(*others, *(f"{name} stays: its cut did not verify" for name in alone))
-    )
+    told = tuple(f"{name} stays: " for name in alone)  # by `choose`, with another reason
+    others = [note for note in plan.notes if not note.startswith(told)]
+    reasons = [f"{start}its cut did not verify" for start in told]
+    return replace(plan, notes=(*others, *reasons))
 
 
 # ---------------------------------------------------------------- cutting and proving
@@ -258,12 +261,14 @@ def _masked(model: Model, done: Cut[Model]) -> Cut[Model]:
 def _looked_at(
     compensation: Compensation, batches: Iterable[Any] | None, example_inputs: Any
 ) -> list[Any]:
-    """What a fold looks at."""
+    """What a fold looks at: batches, or one that holds the example inputs."""
     if compensation.fold is None:
         return []
     if batches is not None:
         return list(batches)
-    return [(tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs,)]
+    if isinstance(example_inputs, list):
+        example_inputs = tuple(example_inputs)
+    return [(example_inputs,)]
 
 
 def _recalibrated(
@@ -286,30 +291,28 @@ def _recalibrated(
 
 def _told(folding: Folding[Any]) -> Iterator[str]:
     """What became of that which removed channels emitted, in sentences."""
-    fitted = [row for row in folding.moved if row.explained is not None]
-    lost = [row for row in folding.moved if row.explained is None and row.reason]
+    fitted = [(row.consumer, row.explained) for row in folding.moved if row.explained is not None]
     if fitted:
-        explained = [row.explained for row in fitted if row.explained is not None]
+        where, explained = zip(*fitted, strict=True)
         yield (
             "the channels that stay stand in for what removed channels emitted, in "
-            + ", ".join(row.consumer for row in fitted)
-            + f"; that explains {min(explained):.0%} to {max(explained):.0%} of it"
+            f"{', '.join(where)}; that explains {min(explained):.0%} to {max(explained):.0%} of it"
         )
     else:
-        took = [row for row in folding.moved if row.target]
-        spread = max((row.spread for row in took), default=0.0)
-        where = ", ".join(row.consumer for row in took) or "none, for it is zero everywhere"
-        inexact = (
-            f"; it is not quite constant there, by {spread:.2g} of the largest at most"
-            if spread > EXACT
-            else ""
-        )
-        yield (
-            f"what removed channels still emit moved into the layers behind them: {where}{inexact}"
-        )
-    yield from (
-        f"what {row.consumer} reads of removed channels is lost: {row.reason}" for row in lost
-    )
+        yield _moved(folding)
+    for row in folding.moved:
+        if row.explained is None and row.reason:
+            yield f"what {row.consumer} reads of removed channels is lost: {row.reason}"
+
+
+def _moved(folding: Folding[Any]) -> str:
+    took = [row for row in folding.moved if row.target]
+    where = ", ".join(row.consumer for row in took) or "none, for it is zero everywhere"
+    text = f"what removed channels still emit moved into the layers behind them: {where}"
+    spread = max((row.spread for row in took), default=0.0)
+    if spread > EXACT:
+        text += f"; it is not quite constant there, by {spread:.2g} of the largest at most"
+    return text
 
 
 __all__ = ["Choose", "Cut", "by_scores", "cut", "left_alone", "spared"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from numbers import Real
 from typing import Any
 
@@ -18,8 +19,7 @@ NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.
 def parameter_groups(
     model: nn.Module, weight_decay: float, norm_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: `torch.optim.SGD(parameter_groups(model, 1e-4,
-    norm_decay=0), lr=0.1)`.
+    """Parameter groups for an optimizer: ``SGD(parameter_groups(model, 1e-4, norm_decay=0), 0.1)``.
 
     The released Network Slimming code decays gamma and beta like every weight, which pulls them
     towards zero besides the L1 penalty; `norm_decay=0` leaves the penalty alone to decide about
@@ -57,7 +57,7 @@ def parameter_groups(
         return [{"params": trained, "weight_decay": weight_decay}]
     _check("norm_decay", norm_decay)
     norms = (module for module in inner.modules() if isinstance(module, NORMS))
-    apart = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
+    apart = set(map(id, chain.from_iterable(norm.parameters(recurse=False) for norm in norms)))
     groups = [
         {"params": [p for p in trained if id(p) not in apart], "weight_decay": weight_decay},
         {"params": [p for p in trained if id(p) in apart], "weight_decay": norm_decay},

@@ -1,6 +1,7 @@
 """Gradual pruning: the cut is made in parts while training goes on, each part chosen anew.
 
-Where it acts in training::
+Zhu and Gupta 2017 (arXiv 1710.01878) raise the sparsity of a mask in this way; here channels go for
+good. Where it acts in training::
 
     gradual = GradualPruning(model, images, Budget(cut_macs=0.5), steps=5, optimizer=optimizer)
     for epoch in range(epochs):
@@ -10,14 +11,22 @@ Where it acts in training::
         gradual.step()              # <- scores, selects, proves, cuts model and optimizer in place
     netslim.save(model, "small.safetensors")
 
-Zhu and Gupta 2017 (arXiv 1710.01878) raise the sparsity of a mask in this way; here channels go for
-good.
+Why every part is chosen in the terms of the *original* model: a budget of half the MACs means half
+of what was given, and ``round_to`` or ``max_cut`` of 0.5 mean the widths that were given. If each
+step chose a share of what is left, shares, caps and multiples would all have to be translated, and
+rounding would add up. So a step
+
+1. traces and scores the model as it is now, which may have fewer groups, with other names;
+2. finds for each unit of now the unit of the original that it is (`_OriginalUnits`), and writes the
+   scores there; what went before scores below all others, so it goes first, again;
+3. selects in the original, for the budget of this step: a plan that contains all earlier ones;
+4. takes from it what is still there, as a plan for the model as it is now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import floor
 from numbers import Integral
@@ -94,12 +103,14 @@ def shares(steps: int, schedule: Schedule = "cubic", cut: float | None = None) -
 def _share(time: float, schedule: Schedule, cut: float | None) -> float:
     if schedule == "cubic":
         return 1 - (1 - time) ** 3
-    return (1 - (1 - cut) ** time) / cut if schedule == "exponential" and cut else time
+    if schedule == "exponential" and cut:  # as the cut goes to 0, it becomes linear
+        left: float = (1 - cut) ** time
+        return (1 - left) / cut
+    return time
 
 
 class GradualPruning:
-    """Reach a budget in several cuts; call `.step()` for each, wherever the training loop is
-    between two batches.
+    """Reach a budget in several cuts; call `.step()` for each, between two batches of the loop.
 
     Each step traces the model as it is then, scores it anew, selects what goes for the next part of
     the budget, proves the cut (`netslim.verify`) and makes it in place with `netslim.prune_`:
@@ -201,8 +212,9 @@ class GradualPruning:
         self.model, self.example_inputs = model, example_inputs
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict
         self.per_group, self.limits, self.latency = per_group or {}, limits, latency
-        given = None if batches is None else check_batches(batches)
-        self.batches = list(given) if isinstance(given, Iterator) else given
+        self.batches = None if batches is None else check_batches(batches)
+        if isinstance(batches, Iterator):  # it could be read but once, and is read at each step
+            self.batches = list(batches)
         self.companions = companions
         self._choice = partial(
             chosen,
@@ -213,20 +225,19 @@ class GradualPruning:
             allocation=allocation,
             compensation=None,
         )
-        self._settle(self._choice())
+        self._take(self._choice())
         self.optimizers = all_optimizers(optimizer)
         for one in self.optimizers:
             cut_state(one, {}, set(model.parameters()))
         self.taken = self._seen = 0
         self.verification: Verification | None = None
         self._notes: tuple[str, ...] = ()
-        self._refused: set[int] = (
-            set()
-        )  # original groups that did not verify: as they are from then on
+        # Groups of the original that did not verify: they are as they are from then on.
+        self._refused: set[int] = set()
         self._attached = Attachments("GradualPruning", "once is enough")
         self._begin()
 
-    def _settle(self, choice: Choice) -> None:
+    def _take(self, choice: Choice) -> None:
         """Take what is said, or what is taken where nothing is; refuse what cannot be done."""
         check_options(choice.scoring)
         allocation_of(choice.allocation)
@@ -238,8 +249,8 @@ class GradualPruning:
         self.original = trace(inner, self._inputs(inner))
         self.plan = plan_keeping(self.original, {})
         self._now = self.original.fingerprint
-        self._places = _Places(self.original)
-        self._settle(self._choice(graph=self.original))
+        self._origin = _OriginalUnits(self.original)
+        self._take(self._choice(graph=self.original))
         scores = score(self.original, inner, self.scoring, batches=self.batches)
         self._scored = set(scores)
         self._select(scores, self.budget, self.per_group)
@@ -270,7 +281,9 @@ class GradualPruning:
     def macs_left(self) -> float:
         """Multiply-accumulates of the model as it is now, as a share of the given one's, 0 to 1."""
         whole = self.original.macs()
-        return self.original.macs(self._places.masks(self.plan)) / whole if whole else 1.0
+        if not whole:
+            return 1.0
+        return self.original.macs(self._origin.masks(self.plan)) / whole
 
     def step(self) -> PruningPlan | None:
         """Make the next cut.
@@ -295,18 +308,17 @@ class GradualPruning:
                 "what is still to go"
             )
         graph = trace(inner, self._inputs(inner))
-        done = self._chosen(graph, inner)
+        done = self._next_cut(graph, inner)
         plan = done.plan
         if plan.groups:
-            self._cut(plan)
+            self._cut_in_place(plan)
             self.plan = replace(compose(self.plan, plan), notes=plan.notes)
             self.verification, self._now = done.check, fingerprint(inner)
         self.taken += 1
         return plan
 
     def attach(self, optimizer: Optimizer, every: int) -> Self:
-        """Make a step by itself after every so many steps of an optimizer, where no loop of one's
-        own could.
+        """Make a step by itself after every so many of an optimizer, where no loop can do it.
 
         Its state is cut as well. Load a state before, and the count goes on where it was.
 
@@ -356,10 +368,10 @@ class GradualPruning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave: cut the model as far as it was; then load weights and
-        optimizer.
+        """Go on from what `state_dict` gave: the model is cut as far as it was.
 
-        A model that was cut by ``state["plan"]`` since this object was made is taken as it is.
+        Then load weights and optimizer. A model that was cut by ``state["plan"]`` since this object
+        was made is taken as it is.
 
         Raises:
             ArgumentError: the state is none of ours or has another number of steps; or steps were
@@ -381,13 +393,10 @@ class GradualPruning:
             )
         plan, inner = PruningPlan.from_json(state["plan"]), bare(self.model, ArgumentError)
         if fingerprint(inner) != state["fingerprint"]:
-            self._cut(plan)
+            self._cut_in_place(plan)
         self.plan, self._now = plan, fingerprint(inner)
-        self.taken, self._seen, self._refused = (
-            int(state["taken"]),
-            int(state["seen"]),
-            set(state["refused"]),
-        )
+        self.taken, self._seen = int(state["taken"]), int(state["seen"])
+        self._refused = set(state["refused"])
         check = state["verification"]
         self.verification = None if check is None else Verification(**check)
 
@@ -399,42 +408,37 @@ class GradualPruning:
 
     # ------------------------------------------------------------ one step
 
-    def _cut(self, plan: PruningPlan) -> None:
-        """The notes of a step are about its part of the budget; what the model remembers is without
-        them.
-        """
-        bare_plan = replace(plan, notes=())
-        prune_(self.model, bare_plan, optimizer=self.optimizers, companions=self.companions)
+    def _cut_in_place(self, plan: PruningPlan) -> None:
+        # The notes of a step are about its part of the budget; the model does not remember them.
+        silent = replace(plan, notes=())
+        prune_(self.model, silent, optimizer=self.optimizers, companions=self.companions)
 
     def _inputs(self, inner: nn.Module) -> Any:
         device = next((tensor.device for _, tensor in named_tensors(inner)), torch.device("cpu"))
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), self.example_inputs)
 
-    def _chosen(self, graph: ChannelGraph, inner: nn.Module) -> Cut[nn.Module]:
-        """The next cut, made of a copy and proved; a group that cannot be proved is left alone from
-        then on.
-        """
+    def _next_cut(self, graph: ChannelGraph, inner: nn.Module) -> Cut[nn.Module]:
+        """Made of a copy and proved; a group that cannot be proved is left alone from then on."""
         found = score(graph, inner, self.scoring, batches=self.batches)
-        places = [self._places.of(group, self.plan) for group in graph.groups]
-        scores, held = self._spread(graph, places, found)
+        origins = [self._origin.of(group, self.plan) for group in graph.groups]
+        scores, held = self._original_scores(graph, origins, found)
 
         def choose(alone: frozenset[str]) -> PruningPlan:
-            wrong = {n for name in alone for n in np.unique(places[graph.number(name)][0]).tolist()}
-            self._refused |= wrong
+            for name in alone:
+                self._refused |= set(origins[graph.number(name)].groups.tolist())
             masks = self._selected(scores, held | self._refused)
-            return plan_keeping(
-                graph, {n: _picked(masks, place) for n, place in enumerate(places)}, self._notes
-            )
+            kept = {n: _picked(masks, origin) for n, origin in enumerate(origins)}
+            return plan_keeping(graph, kept, self._notes)
 
         return cut(inner, graph, choose, self._inputs(inner), strict=self.strict)
 
     def _selected(self, scores: Mapping[str, Tensor], held: set[int]) -> Masks:
         """What stays of the original's groups after this step; what went never comes back."""
-        past = self._places.masks(self.plan)
+        past = self._origin.masks(self.plan)
         groups = self.original.groups
-        settled = {groups[n].name: int((~past[n]).sum()) if n in past else 0 for n in held}
-        free = {name: values for name, values in scores.items() if settled.get(name) != 0}
-        plan = self._select(free, self._part(), self._amounts(settled))
+        fixed = {groups[n].name: int((~past[n]).sum()) if n in past else 0 for n in held}
+        free = {name: values for name, values in scores.items() if fixed.get(name) != 0}
+        plan = self._select(free, self._part(), self._amounts(fixed))
         self._notes = plan.notes
         masks = dict(past)
         for name, group in plan.groups.items():
@@ -443,33 +447,32 @@ class GradualPruning:
             masks[number] = mask & masks[number] if number in masks else mask
         return masks
 
-    def _spread(
-        self,
-        graph: ChannelGraph,
-        places: list[tuple[np.ndarray, np.ndarray]],
-        found: Mapping[str, Tensor],
+    def _original_scores(
+        self, graph: ChannelGraph, origins: Sequence[_Origin], found: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], set[int]]:
-        """Scores for the original's groups, what went below all others; and the groups that can no
-        longer be judged.
+        """Scores of the original's units, and the groups of it that can no longer be judged.
+
+        Units that went score below all others. Those that are still there and have no score now are
+        taken to be as important as any: a group that came apart since, or was cut down to one.
         """
         known = np.concatenate([values.double().cpu().numpy() for values in found.values()])
         gone, least, most = _bounds(known)
-        past, groups = self._places.masks(self.plan), self.original.groups
+        past, groups = self._origin.masks(self.plan), self.original.groups
         scores = {n: np.full(g.size, most) for n, g in enumerate(groups) if g.name in self._scored}
-        open_ = {
-            n: past[n].copy() if n in past else np.ones(len(scores[n]), dtype=bool) for n in scores
-        }
-        for group, (numbers, units) in zip(graph.groups, places, strict=True):
-            if group.name in found:
-                values = np.maximum(found[group.name].double().cpu().numpy(), least)
-                for n in set(numbers.tolist()) & scores.keys():
-                    mine = numbers == n
-                    scores[n][units[mine]], open_[n][units[mine]] = values[mine], False
+        unjudged = {n: past.get(n, np.ones(len(scores[n]), dtype=bool)).copy() for n in scores}
+        for group, origin in zip(graph.groups, origins, strict=True):
+            if group.name not in found:
+                continue
+            values = np.maximum(found[group.name].double().cpu().numpy(), least)
+            for n in set(origin.groups.tolist()) & scores.keys():
+                mine = origin.groups == n
+                scores[n][origin.units[mine]] = values[mine]
+                unjudged[n][origin.units[mine]] = False
         for n in scores.keys() & past.keys():
             scores[n][~past[n]] = gone
         # A single channel is no group any more, and stays for min_channels; several without a score
         # are left alone.
-        held = {n for n, mask in open_.items() if mask.sum() > 1}
+        held = {n for n, mask in unjudged.items() if mask.sum() > 1}
         return {groups[n].name: torch.from_numpy(values) for n, values in scores.items()}, held
 
     # ------------------------------------------------------------ how much of the budget
@@ -482,15 +485,16 @@ class GradualPruning:
         """The budget of the next step, for the original."""
         if self.budget is None or self.taken + 1 == self.steps:
             return self.budget
-        part: dict[str, Any] = {}
-        for name, value in self.budget.given().items():
-            if name.startswith("cut_"):
-                part[name] = value * self._reached(value)
-            else:
-                whole = self._whole(name)
-                most = max(value, whole - (whole - value) * self._reached(1 - value / whole))
-                part[name] = floor(most) if isinstance(value, Integral) else most
+        part = {name: self._partial(name, value) for name, value in self.budget.given().items()}
         return replace(self.budget, **part)
+
+    def _partial(self, name: str, value: float) -> Any:
+        """What the next step reaches of one part of the budget."""
+        if name.startswith("cut_"):
+            return value * self._reached(value)
+        whole = self._whole(name)
+        most = max(value, whole - (whole - value) * self._reached(1 - value / whole))
+        return floor(most) if isinstance(value, Integral) else most
 
     def _whole(self, name: str) -> float:
         """What the original has of the resource of an absolute budget."""
@@ -499,28 +503,48 @@ class GradualPruning:
         resource = kind_of(name).make(Asked(name, self.original, widths, every, self.latency))
         return float(resource.total(widths.counts(np.zeros(len(every), dtype=np.int64))))
 
-    def _amounts(self, settled: Mapping[str, int]) -> dict[str, float | int]:
-        """``per_group`` of the next step, for the original: its own entries in part, and what is
-        settled.
+    def _amounts(self, fixed: Mapping[str, int]) -> dict[str, float | int]:
+        """``per_group`` of the next step, for the original: its own entries in part, and the fixed.
+
+        An entry for a group that is fixed goes: it can no longer be met.
         """
-        amounts: dict[str, float | int] = {name: count for name, count in settled.items() if count}
+        amounts: dict[str, float | int] = {name: count for name, count in fixed.items() if count}
         for name, amount in self.per_group.items():
-            if is_pattern(self.original, name) or self.original[name].name not in settled:
+            if is_pattern(self.original, name) or self.original[name].name not in fixed:
                 amounts[name] = amount if self.taken + 1 == self.steps else self._some(name, amount)
         return amounts
 
     def _some(self, name: str, amount: float | int) -> float | int:
+        """What the next step reaches of an amount by name."""
         if not isinstance(amount, Integral):
             return float(amount) * self._reached(float(amount))
-        size = min(
-            group.size
-            for group in meant(self.original, name, "per_group names no group that can be cut")
-        )
+        members = meant(self.original, name, "per_group names no group that can be cut")
+        size = min(group.size for group in members)
         return floor(int(amount) * self._reached(int(amount) / size) + 1e-9)
 
 
-class _Places:
+@dataclass(frozen=True)
+class _Origin:
+    """Where the units of a group come from: group and unit of the original, each shape (size,).
+
+    The units of one group of now may be of several groups of the original, where all that told
+    these apart is gone.
+    """
+
+    groups: np.ndarray
+    units: np.ndarray
+
+
+class _OriginalUnits:
     """Which unit of the original graph an entry of a tensor belongs to.
+
+    Names of groups change as layers are cut, and so do numbers of units; entries of tensors can be
+    followed. Each (tensor, axis) of the original is a table from entry to (group, unit). A plan
+    says which entries it kept, in order, so ``kept[i]`` is the original entry that is now number i:
+    the first slice of a group looks up there, for each of its units, which original unit it is.
+
+    For instance a layer of 6 channels was cut to entries 0, 2, 5 of the original. Unit 1 of the
+    group of now lies at entry 1, which is entry 2 of the original, and so unit 2 of its group.
 
     Args:
         graph: of the original.
@@ -528,51 +552,52 @@ class _Places:
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
-        self._units: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._table: dict[tuple[str, int], _Origin] = {}  # -1 where an entry is of no group
         for number, group in enumerate(graph.groups):
             for s in group.slices:
                 key = s.tensor, s.axis
                 size = graph.axis_sizes[key]
-                numbers, units = self._units.setdefault(key, (np.full(size, -1), np.full(size, -1)))
-                numbers[s.positions], units[s.positions] = number, s.units
+                entries = self._table.setdefault(key, _Origin(np.full(size, -1), np.full(size, -1)))
+                entries.groups[s.positions], entries.units[s.positions] = number, s.units
 
-    def of(self, group: ChannelGroup, past: PruningPlan) -> tuple[np.ndarray, np.ndarray]:
-        """(original group, original unit) of each unit of a group of the graph after ``past``,
-        shapes (size,).
-        """
+    def of(self, group: ChannelGroup, past: PruningPlan) -> _Origin:
+        """Of the units of a group of the graph after ``past``."""
         s = group.slices[0]
-        past_cut = next((t for t in past.tensors if (t.tensor, t.axis) == (s.tensor, s.axis)), None)
-        where = s.positions if past_cut is None else np.asarray(past_cut.kept)[s.positions]
-        found = tuple(np.empty(group.size, dtype=np.int64) for _ in range(2))
-        for row, known in zip(found, self._units[s.tensor, s.axis], strict=True):
-            row[s.units] = known[where]
-        return found[0], found[1]
+        where, known = s.positions, self._table[s.tensor, s.axis]
+        for row in past.tensors:
+            if (row.tensor, row.axis) == (s.tensor, s.axis):
+                where = np.asarray(row.kept)[s.positions]
+                break
+        found = _Origin(*(np.empty(group.size, dtype=np.int64) for _ in range(2)))
+        found.groups[s.units], found.units[s.units] = known.groups[where], known.units[where]
+        return found
 
     def masks(self, past: PruningPlan) -> Masks:
         """Original group -> which of its units ``past`` keeps, for the groups that lose some."""
         masks: Masks = {}
         for row in past.tensors:
-            numbers, units = (
-                known[list(row.removed)] for known in self._units[row.tensor, row.axis]
-            )
-            for n in np.unique(numbers[numbers >= 0]).tolist():
+            known, removed = self._table[row.tensor, row.axis], list(row.removed)
+            groups, units = known.groups[removed], known.units[removed]
+            for n in np.unique(groups[groups >= 0]).tolist():
                 mask = masks.setdefault(n, np.ones(self.graph.groups[n].size, dtype=bool))
-                mask[units[numbers == n]] = False
+                mask[units[groups == n]] = False
         return masks
 
 
-def _picked(masks: Masks, place: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _picked(masks: Masks, origin: _Origin) -> np.ndarray:
     """Which units of a group of the present graph stay, from the masks of the original."""
-    numbers, units = place
-    keep = np.ones(len(units), dtype=bool)
-    for n in set(numbers.tolist()) & masks.keys():
-        keep[numbers == n] = masks[n][units[numbers == n]]
+    keep = np.ones(len(origin.units), dtype=bool)
+    for n in set(origin.groups.tolist()) & masks.keys():
+        mine = origin.groups == n
+        keep[mine] = masks[n][origin.units[mine]]
     return keep
 
 
 def _bounds(known: np.ndarray) -> tuple[float, float, float]:
-    """(score of what went, least and greatest of what is there): what went is below all, and not
-    below 0 needlessly.
+    """(score of what went, least and greatest of what is there), so that what went is below all.
+
+    Not below 0 where no score is, for some ways of allocation add scores up: then what went scores
+    0, and what is there a little more at least.
     """
     low, high = float(known.min()), float(known.max())
     if not low >= 0:

@@ -1,14 +1,24 @@
-"""Where a method acts in `optimizer.step()`: as soon as the gradients are there, or once the
-parameters have moved.
+"""Where a method acts in `optimizer.step()`: when the gradients are there, or parameters moved.
 
-Both hold in a plain loop, with a closure (Lightning passes one always), with
-`torch.amp.GradScaler`, and for fused optimizers, which unscale the gradients and skip a step with
-infinite ones inside the step itself.
+A hook before the step seems to be all that is needed, and three traps show that it is not:
+
+- *Closures.* LBFGS, and Lightning with every optimizer, call ``step(closure)``: the gradients come
+  to be inside the step, after a hook before it has run and changed the old ones. So the hook puts a
+  closure of its own in the place of theirs, which calls theirs and then acts. LBFGS calls it
+  several times a step and compares the losses that it returns: they have to be those whose
+  gradients it gets, penalty included.
+- *Loss scales.* `torch.amp.GradScaler` divides the gradients of ordinary optimizers by its scale
+  before the step. Fused ones (``fused=True``) do it themselves, inside the step: what is added to
+  their gradients before must carry the scale, too, or it would come out thousands of times too
+  small (`loss_scale`).
+- *Skipped steps.* Where gradients overflow, the scaler does not call ordinary optimizers at all.
+  Fused ones are called, and told by ``found_inf`` to move nothing; such a step must not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,11 +36,10 @@ Closure = Callable[[], Any]
 def before_step(
     optimizer: Optimizer, act: Act, loss_term: Callable[[], Tensor] | None = None
 ) -> RemovableHandle:
-    """Call `act(optimizer)` without gradients in every step, after they are computed and before
-    they are used.
+    """Call `act(optimizer)` in every step, after gradients are computed and before they are used.
 
-    A closure computes the gradients inside the step, maybe several times: there `act` follows each
-    of its calls. Methods act in the order they were registered in.
+    It runs under ``no_grad``. A closure computes the gradients inside the step, maybe several
+    times: there `act` follows each of its calls. Methods act in the order they were registered in.
 
     Args:
         optimizer: to act on, until `.remove()` is called on the result.
@@ -51,10 +60,9 @@ def before_step(
                 return loss
             with torch.no_grad():
                 act(optimizer)
-                searches = (
-                    isinstance(optimizer, LBFGS) and loss is not None and loss_term is not None
-                )
-                return loss + loss_term() if searches else loss  # type: ignore[misc]
+                if isinstance(optimizer, LBFGS) and loss is not None and loss_term is not None:
+                    return loss + loss_term()
+            return loss
 
         return wrapped
 
@@ -77,7 +85,7 @@ def after_step(optimizer: Optimizer, act: Act) -> RemovableHandle:
     """Call `act(optimizer)` without gradients after every step that moved the parameters.
 
     A step that `GradScaler` skips is none: ordinary optimizers are not called then, fused ones are
-        told so.
+    told so.
     """
 
     def hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -90,14 +98,17 @@ def after_step(optimizer: Optimizer, act: Act) -> RemovableHandle:
 
 
 def loss_scale(optimizer: Optimizer) -> Tensor | None:
-    """The 0-D loss scale that gradients still carry inside the step of a fused optimizer, or None."""
+    """The 0-D loss scale that gradients carry inside the step of a fused optimizer, or None.
+
+    `GradScaler` leaves it on the optimizer for the length of the step.
+    """
     scale = getattr(optimizer, "grad_scale", None)
     return scale if isinstance(scale, Tensor) else None
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """All parameters the optimizer holds, over its groups, in order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
 
 
 class Attachments:
@@ -141,7 +152,9 @@ class Attachments:
         Raises:
             ArgumentError: not attached to it.
         """
-        leaving = list(self._handles) if optimizer is None else [innermost(optimizer)]
+        leaving = list(self._handles)
+        if optimizer is not None:
+            leaving = [innermost(optimizer)]
         for one in leaving:
             if one not in self._handles:
                 raise ArgumentError(

@@ -1,11 +1,9 @@
-"""Mask mode of Network Slimming (arXiv 1708.06519): channels are silenced and held silent, and cut
-later or never.
-"""
+"""Mask mode of Network Slimming (arXiv 1708.06519): channels are held silent, and cut later."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +18,14 @@ from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune
 from netslim.surgery.rows import TensorCut
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class Mask:
+
+class Mask(Generic[Model]):
     """Train a network as if it were cut by `plan`, with all its tensors whole.
 
-        mask = Mask(model, plan).attach(optimizer)     # zeroes at once; train as ever small =
-        mask.convert()                         # any time: the same function, physically smaller
+        mask = Mask(model, plan).attach(optimizer)     # zeroes at once; train as ever
+        small = mask.convert()                         # any time: the same function, smaller
 
     The entries of the removed units are zero in every parameter the plan would cut, and stay so:
     each step their gradients are zeroed before the optimizer uses them, and the entries themselves
@@ -59,14 +59,15 @@ class Mask:
 
     Example:
         >>> graph = netslim.trace(model, images)
-        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> scores = netslim.score(graph, model)
+        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_channels=0.5))
         >>> mask = netslim.Mask(model, plan)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> mask = mask.attach(optimizer)
         >>> small = netslim.prune(model, plan)
     """
 
-    def __init__(self, model: nn.Module, plan: PruningPlan) -> None:
+    def __init__(self, model: Model, plan: PruningPlan) -> None:
         self.model, self.plan = model, plan
         inner = bare(model, ArgumentError, call="Mask(model, plan)")
         expect(plan, PruningPlan, "plan", "Mask(model, plan)")
@@ -77,8 +78,8 @@ class Mask:
                 f"the plan merges units of {merged[0]!r}, and a mask can only silence them: "
                 "cut it with netslim.prune"
             )
-        self._cuts = _masked(inner, plan)
-        if not self._cuts:
+        self._rows = _silenced(inner, plan)
+        if not self._rows:
             raise PlanError(
                 "the plan removes nothing, so there is nothing to mask: select with a larger budget"
             )
@@ -87,19 +88,19 @@ class Mask:
 
     @torch.no_grad()
     def apply(self) -> Self:
-        """Zero the removed units' entries now; they stay zero while attached, or until something
-        trains them.
+        """Zero the removed units' entries now; they stay zero until something trains them.
 
         Raises:
             PlanError: the model has been cut or changed since.
         """
-        for tensor, cut in self._entries():
-            tensor.index_fill_(cut.axis, self._index(cut, tensor), 0)
+        for tensor, row in self._entries():
+            tensor.index_fill_(row.axis, self._index(row, tensor), 0)
         return self
 
     def attach(self, optimizer: Optimizer) -> Self:
-        """`apply`, and hold the entries at zero through every step of `optimizer`; several may be
-        attached.
+        """`apply`, and hold the entries at zero through every step of `optimizer`.
+
+        Several may be attached, which hold the model between them.
 
         Raises:
             ArgumentError: attached to it already, or it holds none of the masked parameters.
@@ -124,9 +125,8 @@ class Mask:
         """
         self._attached.remove(optimizer)
 
-    def convert(self) -> nn.Module:
-        """A smaller copy, as `netslim.prune`, with the outputs of the masked model; the model is
-        not changed.
+    def convert(self) -> Model:
+        """A smaller copy with the outputs of the masked model, which stays as it is.
 
         Raises:
             PlanError, SurgeryError: as `netslim.prune`.
@@ -135,15 +135,15 @@ class Mask:
 
     def __repr__(self) -> str:
         return (
-            f"Mask(removed={self.plan.removed}, tensors={len(self._cuts)}, "
+            f"Mask(removed={self.plan.removed}, tensors={len(self._rows)}, "
             f"optimizers={len(self._attached)})"
         )
 
     def _hold(self, optimizer: Optimizer) -> None:
         """Zero the gradients of the masked entries."""
-        for tensor, cut in self._entries():
+        for tensor, row in self._entries():
             if tensor.grad is not None:
-                tensor.grad.index_fill_(cut.axis, self._index(cut, tensor), 0)
+                tensor.grad.index_fill_(row.axis, self._index(row, tensor), 0)
 
     def _zero(self, optimizer: Optimizer) -> None:
         self.apply()
@@ -151,53 +151,48 @@ class Mask:
     def _entries(self) -> Iterator[tuple[Tensor, TensorCut]]:
         """The masked tensors as they are now."""
         tensors = dict(named_tensors(inside(self.model)))
-        for cut in self._cuts:
-            tensor = tensors.get(cut.tensor)
-            if tensor is None or tensor.shape[cut.axis] != cut.size:
+        for row in self._rows:
+            tensor = tensors.get(row.tensor)
+            if tensor is None or tensor.shape[row.axis] != row.size:
                 raise PlanError(
-                    f"{cut.tensor!r} is not as it was when the model was masked: .detach() a "
+                    f"{row.tensor!r} is not as it was when the model was masked: .detach() a "
                     "mask before its model is cut or rebuilt"
                 )
-            yield tensor, cut
+            yield tensor, row
 
-    def _index(self, cut: TensorCut, tensor: Tensor) -> Tensor:
-        key = (cut.tensor, cut.axis, tensor.device)
+    def _index(self, row: TensorCut, tensor: Tensor) -> Tensor:
+        key = (row.tensor, row.axis, tensor.device)
         if key not in self._indices:
-            self._indices[key] = torch.tensor(cut.removed, device=tensor.device)
+            self._indices[key] = torch.tensor(row.removed, device=tensor.device)
         return self._indices[key]
 
 
-def _masked(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
-    """The cuts whose entries are zeroed: of all parameters, and of buffers where they read the
-    removed units.
+def _silenced(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
+    """The rows of the plan whose removed entries are zeroed.
+
+    All parameters; of buffers only those that read the removed units: the others are statistics,
+    which are left to run.
     """
     tensors = dict(named_tensors(model))
-    lengths = {(cut.tensor, cut.axis) for cut in plan.tensors}
-    result = []
-    for cut in plan.tensors:
-        tensor = tensors[cut.tensor]
-        holds = isinstance(tensor, nn.Parameter) or (
-            "consumer" in cut.role and tensor.is_floating_point()
-        )
-        if (
-            holds
-            and len(cut.kept) < cut.size
-            and (_length(model, cut.tensor), cut.axis) not in lengths
-        ):
-            result.append(cut)
-    return result
+    rows = [row for row in plan.tensors if len(row.kept) < row.size]
+    planned = {(row.tensor, row.axis) for row in plan.tensors}
+    found = []
+    for row in rows:
+        tensor = tensors[row.tensor]
+        reads = "consumer" in row.role and tensor.is_floating_point()
+        is_direction = (_length(model, row.tensor), row.axis) in planned
+        if (isinstance(tensor, nn.Parameter) or reads) and not is_direction:
+            found.append(row)
+    return found
 
 
 def _length(model: nn.Module, name: str) -> str | None:
-    """The name of the tensor with the lengths, if `name` holds the directions of a
-    weight-normalised weight.
-    """
+    """The name of the tensor with the lengths, if this one holds a weight norm's directions."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
-    if own.endswith("_v") and isinstance(
-        vars(module).get(own[:-2]), Tensor
-    ):  # torch.nn.utils.weight_norm
-        return f"{name[:-2]}_g"
+    whole = vars(module).get(own.removesuffix("_v"))
+    if own.endswith("_v") and isinstance(whole, Tensor):  # torch.nn.utils.weight_norm
+        return f"{name.removesuffix('_v')}_g"
     if own == "original1" and type(next(module.children(), None)).__name__ == "_WeightNorm":
         return f"{path}.original0"
     return None

@@ -2,7 +2,7 @@
 
 ::
 
-    below, above = low, high                the network as it is passes; of `high` nothing is known yet
+    below, above = low, high                the whole network passes; of `high` nothing is known
     while above - below > tolerance:
         share = (below + above) / 2
         score = evaluate(make(share))       every candidate is cut from the original network
@@ -73,20 +73,20 @@ class SearchResult(Generic[Network]):
     verdict: str
 
     def __str__(self) -> str:
-        rows = [("cut", "score", "drop", "")]
-        for item in self.candidates:
-            score = (
-                ("–", "–")
-                if item.score is None
-                else (f"{item.score:.4f}", f"{self.baseline - item.score:+.4f}")
-            )
-            mark = (
-                "best" if item is self.best else "passed" if item.passed else item.note or "failed"
-            )
-            rows.append((f"{item.share:.1%}", *score, mark))
+        rows = [("cut", "score", "drop", ""), *map(self._row, self.candidates)]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = ["  ".join([*map(str.rjust, row[:3], widths), row[3]]).rstrip() for row in rows]
         return "\n".join([*lines, self.verdict])
+
+    def _row(self, item: Candidate) -> tuple[str, str, str, str]:
+        """Share, score, drop and outcome of a candidate, for people."""
+        outcome = "passed" if item.passed else item.note or "failed"
+        if item is self.best:
+            outcome = "best"
+        if item.score is None:
+            return f"{item.share:.1%}", "–", "–", outcome
+        drop = self.baseline - item.score
+        return f"{item.share:.1%}", f"{item.score:.4f}", f"{drop:+.4f}", outcome
 
 
 def search(
@@ -101,8 +101,7 @@ def search(
     max_tries: int = 8,
     journal: str | os.PathLike[str] | None = None,
 ) -> SearchResult[Network]:
-    """Find the largest cut whose network, made and trained by your own code, loses no more than
-    `max_drop`.
+    """Find the largest cut whose network, made and trained by your code, loses at most `max_drop`.
 
     ::
 
@@ -110,7 +109,8 @@ def search(
             small = netslim.slim(model, example, budget=netslim.Budget(cut_macs=share))
             return recover(small)                                 # your own training loop, short
 
-        found = netslim.search(make, accuracy, max_drop=0.005, baseline=accuracy(model), journal="search.json")
+        whole = accuracy(model)
+        found = netslim.search(make, accuracy, max_drop=0.005, baseline=whole, journal="found.json")
 
     Args:
         make: from a share (`low` < share <= `high`) to a network. One that raises `PlanError`, for
@@ -138,33 +138,36 @@ def search(
         >>> found = netslim.search(
         ...     make, accuracy, max_drop=0.5, baseline=accuracy(model), tolerance=0.3
         ... )
-        >>> print(found.verdict)
-        every cut passed: the largest that was asked for, 95.0% loses 0; the network may be smaller still
+        >>> found.best.share
+        0.95
     """
     for name, function in (("make", make), ("evaluate", evaluate)):
         expect(function, Callable, name, "search(make, evaluate, max_drop=..., baseline=...)")
     _check(max_drop, baseline, low, high, tolerance, max_tries)
-    book = _Book(None if journal is None else Path(journal))
-    course = _Course(make, evaluate, baseline - max_drop, book)
+    known = _Journal(None if journal is None else Path(journal))
+    trials = _Trials(make, evaluate, baseline - max_drop, known)
     below, above = low, high
-    while above - below > tolerance + 1e-9 and course.made < max_tries:
+    while above - below > tolerance + 1e-9 and trials.made < max_tries:
         share = round((below + above) / 2, _DIGITS)
-        if not below < share < above:
+        if not below < share < above:  # no number of so few digits is left between them
             break
-        below, above = (share, above) if course.tries(share) else (below, share)
-    if above == high and course.made < max_tries:
-        course.tries(round(high, _DIGITS))
-    reached = [item for item in course.candidates if item.score is not None]
+        if trials.passes(share):
+            below = share
+        else:
+            above = share
+    if above == high and trials.made < max_tries:
+        trials.passes(round(high, _DIGITS))
+    reached = [item for item in trials.candidates if item.score is not None]
     if not reached:
         raise PlanError(
-            f"no share from {low:g} to {high:g} can be reached: {course.candidates[-1].note}"
+            f"no share from {low:g} to {high:g} can be reached: {trials.candidates[-1].note}"
         )
     best = max((item for item in reached if item.passed), key=lambda item: item.share, default=None)
-    verdict = _verdict(course.candidates, best, baseline, max_drop, high)
-    return SearchResult(tuple(course.candidates), best, course.network, baseline, max_drop, verdict)
+    verdict = _verdict(trials.candidates, best, baseline, max_drop, high)
+    return SearchResult(tuple(trials.candidates), best, trials.network, baseline, max_drop, verdict)
 
 
-class _Course(Generic[Network]):
+class _Trials(Generic[Network]):
     """The candidates so far, and the network of the best."""
 
     def __init__(
@@ -172,9 +175,9 @@ class _Course(Generic[Network]):
         make: Callable[[float], Network],
         evaluate: Callable[[Network], float],
         floor: float,
-        book: _Book,
+        journal: _Journal,
     ) -> None:
-        self.make, self.evaluate, self.floor, self.book = make, evaluate, floor, book
+        self.make, self.evaluate, self.floor, self.journal = make, evaluate, floor, journal
         self.candidates: list[Candidate] = []
         self.network: Network | None = None
 
@@ -183,10 +186,10 @@ class _Course(Generic[Network]):
         """How many have a score."""
         return sum(item.score is not None for item in self.candidates)
 
-    def tries(self, share: float) -> bool:
-        """Whether the network of this share passes."""
+    def passes(self, share: float) -> bool:
+        """Whether the network of this share passes; it is tried now, unless the journal knows."""
         network, note = None, ""
-        score = self.book.scores.get(share)
+        score = self.journal.scores.get(share)
         if score is None:
             try:
                 network = self.make(share)
@@ -194,18 +197,17 @@ class _Course(Generic[Network]):
                 note = str(error)
             else:
                 score = _finite(self.evaluate(network), share)
-                self.book.note(share, score)
-        passed = (
-            score is not None and score >= self.floor - 1e-12
-        )  # a drop of exactly what is allowed passes
+                self.journal.note(share, score)
+        # A drop of exactly what is allowed passes, but for rounding.
+        passed = score is not None and score >= self.floor - 1e-12
         self.candidates.append(Candidate(share, score, passed, note))
         if passed:  # larger than all that passed before: bisection never looks below those
             self.network = network
         return passed
 
 
-class _Book:
-    """The journal: scores by share, on disk where there is a path."""
+class _Journal:
+    """What was tried: scores by share, on disk where there is a path."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.scores = path, dict[float, float]()
@@ -270,34 +272,30 @@ def _verdict(
     max_drop: float,
     high: float,
 ) -> str:
-    tried = sorted(
-        (item for item in candidates if item.score is not None), key=lambda item: item.share
-    )
-
-    def loses(item: Candidate) -> str:
-        assert item.score is not None
-        return f"{item.share:.1%} loses {baseline - item.score:.4g}"
-
+    """The outcome in a sentence; some candidate has a score."""
+    in_order = sorted(candidates, key=lambda item: item.share)
     if best is None:
+        smallest = next(item for item in in_order if item.score is not None)
         return (
-            f"no cut passed: even the smallest that was tried, {loses(tried[0])}, and "
+            f"no cut passed: even the smallest that was tried, {_loses(smallest, baseline)}, and "
             f"{max_drop:g} is allowed; recover for longer, allow more, or search more finely "
             "(tolerance)"
         )
-    beyond = min(
-        (item for item in candidates if item.share > best.share),
-        key=lambda item: item.share,
-        default=None,
-    )
-    if beyond is None:
-        end = (
-            "the largest that was asked for"
-            if best.share >= round(high, _DIGITS)
-            else "the largest that was tried"
+    told = _loses(best, baseline)
+    beyond = [item for item in in_order if item.share > best.share]
+    if not beyond:
+        wanted = "asked for" if best.share >= round(high, _DIGITS) else "tried"
+        return (
+            f"every cut passed: the largest that was {wanted}, {told}; the network may be "
+            "smaller still"
         )
-        return f"every cut passed: {end}, {loses(best)}; the network may be smaller still"
-    after = f"{beyond.share:.1%} cannot be reached" if beyond.score is None else loses(beyond)
     return (
-        f"a cut of {loses(best)} of the {max_drop:g} allowed; the next larger one that was "
-        f"tried, {after}"
+        f"a cut of {told} of the {max_drop:g} allowed; the next larger one that was tried, "
+        f"{_loses(beyond[0], baseline)}"
     )
+
+
+def _loses(item: Candidate, baseline: float) -> str:
+    if item.score is None:
+        return f"{item.share:.1%} cannot be reached"
+    return f"{item.share:.1%} loses {baseline - item.score:.4g}"

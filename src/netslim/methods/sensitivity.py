@@ -1,6 +1,4 @@
-"""What a network loses when one group of channels is cut alone, and from it how far each group may
-be cut.
-"""
+"""What a network loses when one group of channels is cut alone, so how far each may be cut."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +55,11 @@ def sensitivity(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Cut each group alone, at several ratios, and measure what is lost (Li et al. 2017, section
-    3.2, Fig. 2b).
+    """Cut each group alone, at several ratios, and measure what is lost.
 
-    The model is traced and scored once; then for every group and ratio its least important channels
-    are really cut out of a copy, the cut is proved, and ``evaluate`` looks at the result. Nothing
-    is trained, ``model`` stays as it is.
+    As Li et al. (2017, section 3.2, Fig. 2b). The model is traced and scored once; then for every
+    group and ratio its least important channels are really cut out of a copy, the cut is proved,
+    and ``evaluate`` looks at the result. Nothing is trained, ``model`` stays as it is.
 
     Args:
         model: any trained PyTorch module.
@@ -104,68 +100,73 @@ def sensitivity(
         >>> limits = netslim.Limits(max_cut=found.limits(max_drop=0.25))
     """
     call = "sensitivity(model, example_inputs, evaluate)"
-    model, shares = bare(model, ArgumentError, call=call), _checked(ratios)
+    model, shares = bare(model, ArgumentError, call=call), _checked_ratios(ratios)
     expect(evaluate, Callable, "evaluate", call)
     if unit not in ("share", "number"):
         raise ArgumentError(f"unit must be 'share' or 'number', got {unit!r}")
     seen = None if batches is None else list(check_batches(batches))
-    again = _again(seen, recalibrate)
+    renewing = _renewing(seen, recalibrate)
     graph = trace(model, example_inputs)
     scores = score(graph, model, criterion, batches=seen)
-    names, notes = _subjects(graph, scores, groups, limits)
-    about = {
-        **_described(as_scoring(criterion)),
-        "recalibrate": len(again or ()),
-        **(settings or {}),
-    }
-    about = json.loads(
-        json.dumps(about, default=lambda value: getattr(value, "__name__", type(value).__name__))
-    )
-    book = _Journal(
-        journal,
-        {"architecture": graph.fingerprint, "weights": _digest(model), "unit": unit, **about},
-    )
-    bench = _Bench(model, graph, scores, example_inputs, evaluate, again, limits, unit)
-    baseline = book.value("", 0, lambda: bench.look(duplicate(model), "the whole network"))
-    rows: list[Row] = []
-    for name in names:
-        try:
-            for row, fresh in bench.rows(name, shares, baseline, book):
-                rows.append(row)
-                if fresh and progress is not None:
-                    progress(row, len(rows), len(names) * len(shares))
-        except _UnprovedError as error:
-            rows = [row for row in rows if row.group != name]
-            notes.append(f"{left_alone([name])} ({error})")
+    names, notes = _groups_to_cut(graph, scores, groups, limits)
+    about = {**_described(as_scoring(criterion)), "recalibrate": len(renewing or ())}
+    about = _plain(about | dict(settings or {}))
+    work = {"architecture": graph.fingerprint, "weights": _digest(model), "unit": unit, **about}
+    known = _Journal(journal, work)
+    study = _Study(model, graph, scores, example_inputs, evaluate, renewing, limits, unit)
+    baseline = known.value("", 0, lambda: study.value(duplicate(model), "the whole network"))
+    rows, unproved = _all_rows(study, names, shares, baseline, known, progress)
+    notes += unproved
     if not rows:
         raise PlanError(f"no group of this model can be cut alone: {listed(notes, '; ')}")
     about |= {"shortcuts": limits.shortcuts, "allow_inexact": limits.allow_inexact}
-    return Sensitivity(
-        baseline,
-        tuple(rows),
-        graph.params(),
-        graph.macs(),
-        graph.fingerprint,
-        unit,
-        about,
-        tuple(notes),
-    )
+    size = graph.params(), graph.macs(), graph.fingerprint
+    return Sensitivity(baseline, tuple(rows), *size, unit, about, tuple(notes))
+
+
+def _all_rows(
+    study: _Study,
+    names: Sequence[str],
+    ratios: Sequence[float],
+    baseline: float,
+    known: _Journal,
+    progress: Progress | None,
+) -> tuple[list[Row], list[str]]:
+    """The rows of all groups that can be cut and proved, and sentences on the others."""
+    rows: list[Row] = []
+    notes = []
+    for name in names:
+        try:
+            for row, fresh in study.rows(name, ratios, baseline, known):
+                rows.append(row)
+                if fresh and progress is not None:
+                    progress(row, len(rows), len(names) * len(ratios))
+        except _UnprovedError as error:
+            rows = [row for row in rows if row.group != name]
+            notes.append(f"{left_alone([name])} ({error})")
+    return rows, notes
 
 
 def _described(scoring: Scoring) -> dict[str, Any]:
     """The criterion by name, and what is not as by default."""
     named = scoring.criterion
-    plain = named if isinstance(named, str) else getattr(named, "__name__", "a function")
-    given = {
-        item.name: getattr(scoring, item.name)
-        for item in fields(scoring)
-        if item.name != "criterion"
-    }
-    usual = Scoring()
-    return {
-        "criterion": plain,
-        "scoring": {name: value for name, value in given.items() if value != getattr(usual, name)},
-    }
+    if not isinstance(named, str):
+        named = getattr(named, "__name__", "a function")
+    usual, changed = Scoring(), {}
+    for name in (item.name for item in fields(scoring) if item.name != "criterion"):
+        if getattr(scoring, name) != getattr(usual, name):
+            changed[name] = getattr(scoring, name)
+    return {"criterion": named, "scoring": changed}
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file; what JSON does not know by its name."""
+
+    def name(value: Any) -> str:
+        return str(getattr(value, "__name__", type(value).__name__))
+
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=name))
+    return found
 
 
 class _UnprovedError(Exception):
@@ -173,7 +174,7 @@ class _UnprovedError(Exception):
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _Study:
     """A traced and scored model, ready to be cut group by group."""
 
     model: nn.Module
@@ -181,36 +182,32 @@ class _Bench:
     scores: Mapping[str, Tensor]
     example_inputs: Any
     evaluate: Callable[[nn.Module], Any]
-    again: list[Any] | None  # batches from which batch norms take their statistics anew
+    renewing: list[Any] | None  # batches from which batch norms take their statistics anew
     limits: Limits
     unit: Unit
 
     def rows(
-        self, name: str, ratios: Sequence[float], baseline: float, book: _Journal
+        self, name: str, ratios: Sequence[float], baseline: float, known: _Journal
     ) -> Iterator[tuple[Row, bool]]:
-        """The rows of one group, and whether they were measured just now; what the journal holds is
-        not again.
-        """
+        """The rows of one group, and whether they were measured just now, not known before."""
         number = self.graph.number(name)
         size, most = self.graph.groups[number].size, caps(self.limits, self.graph)[number]
         for ratio in ratios:
             plan = self._plan(name, min(math.floor(size * ratio + ROUNDING), most))
-            removed = plan.removed
-            fresh = removed > 0 and not book.knows(name, removed)
-            value = (
-                book.value(name, removed, partial(self._cut, plan, name, removed))
-                if removed
-                else baseline
-            )
-            mask = {number: np.isin(np.arange(size), plan.groups[name].kept)} if removed else {}
+            removed, value = plan.removed, baseline
+            mask: dict[int, np.ndarray] = {}
+            fresh = removed > 0 and not known.knows(name, removed)
+            if removed:
+                value = known.value(name, removed, partial(self._value_without, plan, name))
+                mask[number] = np.isin(np.arange(size), plan.groups[name].kept)
             params = self.graph.params() - self.graph.params(mask)
             macs = self.graph.macs() - self.graph.macs(mask)
             yield Row(name, size, ratio, removed, value, baseline - value, params, macs), fresh
 
-    def look(self, network: nn.Module, what: str) -> float:
+    def value(self, network: nn.Module, what: str) -> float:
         """What ``evaluate`` gives for a network, after fresh statistics where that is asked."""
-        if self.again is not None:
-            fresh_statistics(network, self.again)
+        if self.renewing is not None:
+            fresh_statistics(network, self.renewing)
         for module in network.modules():
             module.training = False
         given = self.evaluate(network)
@@ -235,16 +232,22 @@ class _Bench:
     def _plan(self, name: str, removed: int) -> PruningPlan:
         return select(self.graph, self.scores, per_group={name: removed}, limits=self.limits)
 
-    def _cut(self, plan: PruningPlan, name: str, removed: int) -> float:
+    def _value_without(self, plan: PruningPlan, name: str) -> float:
+        """Of the network that a plan for one group leaves."""
         try:
             done = cut(self.model, self.graph, lambda _: plan, self.example_inputs, strict=True)
         except (NetslimError, RuntimeError) as error:
             raise _UnprovedError(" ".join(str(error).split())) from error
-        return self.look(done.network, f"{name} without {removed} of its channels")
+        return self.value(done.network, f"{name} without {plan.removed} of its channels")
 
 
 class _Journal:
     """Measured values in a file of JSON lines, the first of which says whose they are.
+
+    A line is written, and brought to the disk, as soon as its value is there; the file is only ever
+    added to. So a kill can cost no more than the last line, which is torn then: it lacks its end,
+    and is cut off when the work goes on. A damaged line anywhere else is somebody's doing, and is
+    refused.
 
     Raises:
         PlanError: the file holds something else, is damaged, or belongs to other work.
@@ -259,11 +262,8 @@ class _Journal:
             self._resume(self.path, identity)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(
-                self.path,
-                json.dumps({"format": FORMAT, "kind": "sensitivity journal", "of": identity})
-                + "\n",
-            )
+            header = {"format": FORMAT, "kind": "sensitivity journal", "of": identity}
+            write_atomic(self.path, json.dumps(header) + "\n")
 
     def knows(self, group: str, removed: int) -> bool:
         """Whether this cut was measured already."""
@@ -274,39 +274,13 @@ class _Journal:
         if not self.knows(group, removed):
             value = measure()
             if self.path is not None:
-                with open(self.path, "ab") as file:
-                    file.write(
-                        json.dumps({"group": group, "removed": removed, "value": value}).encode()
-                        + b"\n"
-                    )
-                    file.flush()
-                    os.fsync(file.fileno())
+                _append(self.path, {"group": group, "removed": removed, "value": value})
             self.values[group, removed] = value
         return self.values[group, removed]
 
     def _resume(self, path: Path, identity: dict[str, Any]) -> None:
         *lines, torn = path.read_bytes().split(b"\n")
-        header = _parsed(lines[0]) if lines else None
-        if header is None or (header.get("kind"), header.get("format")) != (
-            "sensitivity journal",
-            FORMAT,
-        ):
-            raise PlanError(
-                f"{path} is not a journal of netslim.sensitivity (format {FORMAT}); choose "
-                "another file"
-            )
-        theirs = header.get("of") or {}
-        keys = dict.fromkeys([*theirs, *identity])
-        wrong = [
-            f"{k} {theirs.get(k)!r} there, {identity.get(k)!r} here"
-            for k in keys
-            if theirs.get(k) != identity.get(k)
-        ]
-        if wrong:
-            raise PlanError(
-                f"{path} was begun for another model or with other settings "
-                f"({'; '.join(wrong)}); choose another file, or delete it to measure anew"
-            )
+        _check_header(path, _parsed(lines[0]) if lines else None, identity)
         for number, line in enumerate(lines[1:], 2):
             entry = _parsed(line)
             if entry is None or not {"group", "removed", "value"} <= entry.keys():
@@ -319,6 +293,33 @@ class _Journal:
                 file.truncate(path.stat().st_size - len(torn))
 
 
+def _append(path: Path, entry: Mapping[str, Any]) -> None:
+    with open(path, "ab") as file:
+        file.write(json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_header(path: Path, header: dict[str, Any] | None, identity: Mapping[str, Any]) -> None:
+    """Refuse a file that is no journal, or the journal of other work."""
+    ours = {"kind": "sensitivity journal", "format": FORMAT}
+    if header is None or any(header.get(key) != ours[key] for key in ours):
+        raise PlanError(
+            f"{path} is not a journal of netslim.sensitivity (format {FORMAT}); choose another file"
+        )
+    theirs = header.get("of") or {}
+    wrong = [
+        f"{key} {theirs.get(key)!r} there, {identity.get(key)!r} here"
+        for key in dict.fromkeys([*theirs, *identity])
+        if theirs.get(key) != identity.get(key)
+    ]
+    if wrong:
+        raise PlanError(
+            f"{path} was begun for another model or with other settings "
+            f"({'; '.join(wrong)}); choose another file, or delete it to measure anew"
+        )
+
+
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
@@ -327,7 +328,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _checked(ratios: Iterable[float]) -> tuple[float, ...]:
+def _checked_ratios(ratios: Iterable[float] | float) -> tuple[float, ...]:
     """Rising and distinct."""
     found = [ratios] if isinstance(ratios, (int, float)) else list(ratios)
     for ratio in found:
@@ -342,7 +343,8 @@ def _checked(ratios: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted({float(ratio) for ratio in found}))
 
 
-def _again(batches: list[Any] | None, recalibrate: bool | int) -> list[Any] | None:
+def _renewing(batches: list[Any] | None, recalibrate: bool | int) -> list[Any] | None:
+    """The batches from which statistics are taken anew; None where they are not."""
     if not recalibrate:
         return None
     if not isinstance(recalibrate, int) or recalibrate < 0:
@@ -353,10 +355,12 @@ def _again(batches: list[Any] | None, recalibrate: bool | int) -> list[Any] | No
         raise ArgumentError(
             "recalibrate needs batches=, a data loader or a list of training batches"
         )
-    return batches if recalibrate is True else list(islice(batches, recalibrate))
+    if recalibrate is True:
+        return batches
+    return batches[:recalibrate]
 
 
-def _subjects(
+def _groups_to_cut(
     graph: ChannelGraph, scores: Mapping[str, Tensor], groups: Iterable[str] | None, limits: Limits
 ) -> tuple[list[str], list[str]]:
     """The names of the groups to cut, in order of execution, and sentences on those left out."""
@@ -365,16 +369,15 @@ def _subjects(
     if groups is None:
         chosen = [group.name for group in graph.groups]
     else:
-        wanted, chosen = [groups] if isinstance(groups, str) else list(groups), []
-        for name in wanted:
+        chosen = []
+        for name in [groups] if isinstance(groups, str) else groups:
             members = [g.name for g in meant(graph, name, "groups names no group")]
             if all(member in whole for member in members):
                 raise PlanError(f"groups: {name!r} cannot be cut: {whole[members[0]]}")
             chosen += members
     names = [g.name for g in graph.groups if g.name in chosen and g.name not in whole]
-    notes = [
-        f"{name} is left out: {whole[name]}" for name in dict.fromkeys(chosen) if name in whole
-    ]
+    left_out = [name for name in dict.fromkeys(chosen) if name in whole]
+    notes = [f"{name} is left out: {whole[name]}" for name in left_out]
     if not names:
         raise PlanError(f"nothing can be cut: {listed(notes, '; ') or 'groups is empty'}")
     return names, notes
@@ -384,10 +387,9 @@ def _digest(model: nn.Module) -> str:
     """Of the values of all parameters and buffers."""
     found = hashlib.sha256()
     for name, tensor in named_tensors(model):
+        values = tensor.detach().cpu().contiguous().reshape(-1)
         found.update(name.encode())
-        found.update(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        found.update(values.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 

@@ -20,7 +20,8 @@ from netslim.graph.modules.wrapping import bare
 from netslim.graph.words.naming import listed
 
 FORMAT = 1
-EQUAL = 1e-6  # relative to the values: drops closer than this are equal, for accuracies are often float32
+# Drops closer than this, relative to the values, are equal: accuracies are often float32.
+EQUAL = 1e-6
 Unit = Literal["share", "number"]
 
 
@@ -86,8 +87,7 @@ class Sensitivity:
     def limits(
         self, max_drop: float, *, interpolate: bool = False, stages: Iterable[str] = ()
     ) -> dict[str, float]:
-        """How much of each group may go: what `netslim.select` takes as ``max_cut`` (or as
-        ``per_group``).
+        """How much of each group may go, as ``max_cut`` of `netslim.Limits` or ``per_group``.
 
         A limit is the largest share that was tried and cost no more than ``max_drop``, where no
         smaller share cost more either; 0 where none did. It is never larger than the largest ratio
@@ -109,11 +109,8 @@ class Sensitivity:
         Raises:
             ArgumentError: ``max_drop`` is negative or not finite, or a pattern matches no group.
         """
-        if (
-            isinstance(max_drop, bool)
-            or not isinstance(max_drop, (int, float))
-            or not 0 <= max_drop < math.inf
-        ):
+        number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
+        if not (number and 0 <= max_drop < math.inf):
             raise ArgumentError(
                 f"max_drop must be 0 or more, in the unit of the values, got {max_drop!r}"
             )
@@ -131,35 +128,39 @@ class Sensitivity:
         return found
 
     def ranking(self) -> dict[str, float]:
-        """Group name -> mean drop over its ratios, each no smaller than at the ratio before; the
-        largest first.
+        """Group name -> mean drop over its ratios, the largest first.
+
+        No drop counts less than the one at the ratio before, see `_rising`.
         """
-        means = {
-            name: sum(d for _, d in _rising(rows)) / len(rows) for name, rows in self.groups.items()
-        }
+        means = {}
+        for name, rows in self.groups.items():
+            means[name] = sum(drop for _, drop in _rising(rows)) / len(rows)
         return dict(sorted(means.items(), key=lambda item: -item[1]))
 
     def table(self, max_drop: float | None = None) -> str:
         """The drops as text, a line a group; with ``max_drop`` its limit, too."""
-        head = ["group", "channels", *(f"{100 * ratio:g} %" for ratio in self.ratios)]
-        limits = {} if max_drop is None else self.limits(max_drop)
-        lines = [[*head, "may go"] if limits else head]
+        lines = [["group", "channels", *(f"{100 * ratio:g} %" for ratio in self.ratios)]]
         for name, rows in self.groups.items():
             drops = {row.ratio: self.shown(row.drop) for row in rows}
-            line = [name, str(rows[0].size), *(drops.get(ratio, "") for ratio in self.ratios)]
-            lines.append([*line, f"{100 * limits[name]:.3g} %"] if limits else line)
+            cells = (drops.get(ratio, "") for ratio in self.ratios)
+            lines.append([name, str(rows[0].size), *cells])
+        if max_drop is not None and self.rows:
+            limits = self.limits(max_drop).values()  # in the order of the groups, too
+            last = ["may go", *(f"{100 * limit:.3g} %" for limit in limits)]
+            lines = [[*line, cell] for line, cell in zip(lines, last, strict=True)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = (
+        text = [
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
             for line in lines
-        )
-        share = self.unit == "share"
-        baseline = f"{self.baseline:.2%}" if share else f"{self.baseline:g}"
-        title = (
-            f"baseline {baseline}; drop{' in points' if share else ''} when a share of one "
-            "group goes"
-        )
-        return "\n".join([title, *text, *self.notes])
+        ]
+        return "\n".join([self._title(), *text, *self.notes])
+
+    def _title(self) -> str:
+        if self.unit == "share":
+            head = f"baseline {self.baseline:.2%}; drop in points"
+        else:
+            head = f"baseline {self.baseline:g}; drop"
+        return f"{head} when a share of one group goes"
 
     def shown(self, drop: float) -> str:
         """A drop for people: points with two decimals, or four digits of a number."""
@@ -171,11 +172,8 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, as in the file."""
-        plain = {
-            **asdict(self),
-            "rows": [asdict(row) for row in self.rows],
-            "settings": dict(self.settings),
-        }
+        plain = asdict(self)  # rows, too
+        plain |= {"rows": list(plain["rows"]), "settings": dict(self.settings)}
         return {"format": FORMAT, "kind": "sensitivity", **plain, "notes": list(self.notes)}
 
     def to_json(self) -> str:
@@ -202,24 +200,16 @@ class Sensitivity:
             data = json.loads(text)
         except ValueError as error:
             raise PlanError(f"this is not a sensitivity: no valid JSON ({error})") from None
-        if not isinstance(data, dict) or (data.get("kind"), data.get("format")) != (
-            "sensitivity",
-            FORMAT,
-        ):
+        ours = {"kind": "sensitivity", "format": FORMAT}
+        if not isinstance(data, dict) or any(data.get(key) != ours[key] for key in ours):
             raise PlanError(
                 f"this is not a sensitivity of format {FORMAT}; measure it again with "
                 "netslim.sensitivity"
             )
+        given = {key: value for key, value in data.items() if key not in ours}
         try:
-            found = Sensitivity(
-                **{
-                    key: value
-                    for key, value in data.items()
-                    if key not in ("format", "kind", "rows", "notes")
-                },
-                rows=tuple(Row(**row) for row in data["rows"]),
-                notes=tuple(data["notes"]),
-            )
+            rows = tuple(Row(**row) for row in given.pop("rows"))
+            found = Sensitivity(rows=rows, notes=tuple(given.pop("notes")), **given)
             found.table()
             return found
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -263,8 +253,10 @@ class Sensitivity:
 
 
 def _rising(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """(share that went, drop) by rising share, where no drop is smaller than one before it, nor
-    below 0.
+    """(share that went, drop) by rising share, where no drop is below 0 or below one before it.
+
+    A larger cut of the same group takes a smaller one in, so that the drop grows; where it is
+    measured to fall, that is chance, and the larger drop is believed.
     """
     found, worst = [], 0.0
     for row in sorted(rows, key=lambda row: row.removed):
@@ -275,14 +267,12 @@ def _rising(rows: Sequence[Row]) -> list[tuple[float, float]]:
 
 def _limit(rows: Sequence[Row], max_drop: float, interpolate: bool) -> float:
     share, before = 0.0, 0.0
-    slack = EQUAL * max(abs(number) for row in rows for number in (row.value, row.value + row.drop))
+    slack = EQUAL * max(max(abs(row.value), abs(row.value + row.drop)) for row in rows)
     for tried, drop in _rising(rows):
         if drop > max_drop + slack:
-            return (
-                share + (max_drop - before) / (drop - before) * (tried - share)
-                if interpolate
-                else share
-            )
+            if interpolate:
+                share += (max_drop - before) / (drop - before) * (tried - share)
+            return share
         share, before = tried, drop
     return share
 

@@ -8,13 +8,18 @@ Where it acts in a training step::
         loss.backward()                  # once or, when accumulating, several times
         clip_grad_norm_(...)             # sees the gradient of the loss alone
         optimizer.step()                 # <- here, first of all: gradient += strength * sign(gamma)
-                                         #    or, proximal, last of all: gamma is shrunk towards
-                                         # zero
+                                         #    or, proximal, last of all: gamma is shrunk towards 0
+
+The penalty is added to the gradient and not to the loss: the gradient is then added to once a step,
+however many batches were accumulated, clipping sees the gradient of the loss alone, and no training
+loop has to know of it. When exactly that is inside of ``step``, with closures, loss scales and
+fused optimizers, is told in `netslim.methods.hooks`.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Real
 from operator import is_
 from typing import Any, Literal, Self, get_args
@@ -36,8 +41,7 @@ Penalty = Literal["l1", "smooth_l1", "proximal"]
 def slimming_penalty(
     scales: Iterable[Tensor], strength: float, delta: float | None = None
 ) -> Tensor:
-    """`strength` times the sum of |gamma|, the second term of Eq. 1; differentiable. A scalar
-    tensor.
+    """`strength` times the sum of |gamma|, the second term of Eq. 1, a differentiable scalar.
 
     With a `delta`, |gamma| is smoothed: gamma^2 / (2 delta) up to |gamma| = delta, |gamma| - delta
     / 2 beyond.
@@ -67,20 +71,22 @@ def add_slimming_gradient(
         grad_scale: a loss scale that `gradients` still carry (0-D).
         delta: width of the smooth part, above 0.
     """
-    slopes = (
-        torch._foreach_sign(scales)
-        if delta is None
-        else _clipped(torch._foreach_mul(scales, 1 / delta), 1.0)
-    )
-    if grad_scale is not None:
+    if delta is None:
+        slopes = torch._foreach_sign(scales)
+    else:
+        slopes = _clipped(torch._foreach_mul(scales, 1 / delta), 1.0)
+    if grad_scale is not None:  # so that the penalty has its true size once it is divided out
         torch._foreach_mul_(slopes, grad_scale)
     torch._foreach_add_(gradients, slopes, alpha=strength)
 
 
 @torch.no_grad()
 def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
-    """gamma <- sign(gamma) * max(|gamma| - threshold, 0) in place, the proximal map of `threshold`
-    * |gamma|.
+    """gamma <- sign(gamma) * max(|gamma| - threshold, 0) in place.
+
+    The proximal map of ``threshold * |gamma|``: the point that trades the distance to gamma against
+    the penalty best. Made as ``gamma - clip(gamma, -threshold, threshold)``, which is 0 exactly and
+    not nearly where gamma is within the threshold.
     """
     changed = list(scales)
     torch._foreach_sub_(changed, _clipped(torch._foreach_mul(changed, 1.0), threshold))
@@ -94,8 +100,7 @@ def _clipped(tensors: Any, limit: float) -> Any:
 
 
 class NetworkSlimming:
-    """Sparsity on every BN scale: `NetworkSlimming(model, 1e-4).attach(optimizer)`, then train as
-    ever.
+    """Sparsity on every BN scale: `NetworkSlimming(model, 1e-4).attach(optimizer)`, then train.
 
     Three forms of the penalty, which all pull with `strength` on scales that are not small:
 
@@ -159,7 +164,7 @@ class NetworkSlimming:
         self.model = model
         self._strength = 0.0
         self.strength = strength
-        self._penalty, self._delta = _form(penalty, delta)
+        self._penalty, self._delta = _checked_penalty(penalty, delta)
         self._attached = Attachments(
             "NetworkSlimming", "twice would double the penalty: change .strength"
         )
@@ -193,7 +198,7 @@ class NetworkSlimming:
                 (LBFGS, or one without a learning rate).
         """
         optimizer = self._attached.new(optimizer)
-        held = self._look(optimizer)
+        held = self._find(optimizer)
         if self._penalty == "proximal":
             _check_proximal(optimizer)
             handle = after_step(optimizer, self._shrink)
@@ -214,18 +219,16 @@ class NetworkSlimming:
 
     @torch.no_grad()
     def penalty(self) -> Tensor:
-        """`strength` times the sum of |gamma| (smoothed, for ``"smooth_l1"``), to add to a logged
-        loss.
+        """`strength` times the sum of |gamma|, or of its smooth form, to add to a logged loss.
 
         A detached scalar tensor. Of the scales that the attached optimizers hold, for only there it
         acts; of all, before any is attached.
         """
-        terms = [slimming_penalty(batch, self.strength, self._delta) for batch in self._acted_on()]
+        terms = [slimming_penalty(alike, self.strength, self._delta) for alike in self._acted_on()]
         return gathered(torch.stack([term.to(terms[0]) for term in terms]).sum())
 
     def threshold_(self) -> float:
-        """End ``"smooth_l1"`` training with exact zeros: gamma <- soft(gamma, delta) in place,
-        once.
+        """End ``"smooth_l1"`` training with exact zeros: gamma <- soft(gamma, delta), once.
 
         Acts on the scales that `penalty` counts. Scales within `delta` of zero become zero, all
         others move towards it by `delta`; recalibrate the BN statistics or fine-tune afterwards.
@@ -237,16 +240,13 @@ class NetworkSlimming:
             ArgumentError: the penalty is another.
         """
         if self._delta is None:
-            state = (
-                "zeros as it goes"
-                if self._penalty == "proximal"
-                else "no threshold of its own: cut by score"
-            )
+            makes = {"proximal": "zeros as it goes", "l1": "no threshold of its own: cut by score"}
             raise ArgumentError(
-                f"threshold_() ends the penalty 'smooth_l1'; {self._penalty!r} makes {state}"
+                f"threshold_() ends the penalty 'smooth_l1'; {self._penalty!r} makes "
+                f"{makes[self._penalty]}"
             )
-        for batch in self._acted_on():
-            soft_threshold_(batch, self._delta)
+        for alike in self._acted_on():
+            soft_threshold_(alike, self._delta)
         return self.share_zero()
 
     @torch.no_grad()
@@ -260,9 +260,7 @@ class NetworkSlimming:
         return (self.scales() < threshold).double().mean().item()
 
     def share_zero(self) -> float:
-        """The share, 0 to 1, of scales that are exactly zero: their channels can be cut without a
-        threshold.
-        """
+        """The share, 0 to 1, of scales that are exactly zero: cut them without a threshold."""
         return (self.scales() == 0).double().mean().item()
 
     def histogram(self, bins: int | Sequence[float] = 50) -> tuple[list[int], list[float]]:
@@ -275,9 +273,8 @@ class NetworkSlimming:
         """
         scales = self.scales().double().cpu()
         if isinstance(bins, int):
-            edges = torch.linspace(
-                0, max(scales.max().item(), 1e-12), bins + 1, dtype=torch.float64
-            )
+            largest = max(scales.max().item(), 1e-12)
+            edges = torch.linspace(0, largest, bins + 1, dtype=torch.float64)
         else:
             edges = torch.tensor(bins, dtype=torch.float64)
         counts = torch.histogram(scales.clamp(edges[0], edges[-1]), edges).hist
@@ -289,71 +286,74 @@ class NetworkSlimming:
             f"NetworkSlimming(strength={self.strength:g}{form}, optimizers={len(self._attached)})"
         )
 
-    def _look(self, optimizer: Optimizer) -> "_Held":
-        """The scales that `optimizer` holds, together where one multi-tensor call can serve them."""
+    def _find(self, optimizer: Optimizer) -> "_Held":
+        """The scales that `optimizer` holds, put together so that few calls serve them."""
         groups = [list(group["params"]) for group in optimizer.param_groups]
-        place = {
-            id(parameter): number for number, group in enumerate(groups) for parameter in group
-        }
-        batches: dict[tuple[int, torch.device, torch.dtype], list[nn.Parameter]] = {}
+        place: dict[int, int] = {}  # id of a parameter -> its parameter group
+        for number, group in enumerate(groups):
+            place |= dict.fromkeys(map(id, group), number)
+        alike: dict[tuple[int, torch.device, torch.dtype], list[nn.Parameter]] = {}
         for scale in _bn_scales(self.model):
             if id(scale) in place:
-                batches.setdefault((place[id(scale)], scale.device, scale.dtype), []).append(scale)
-        if not batches:
+                alike.setdefault((place[id(scale)], scale.device, scale.dtype), []).append(scale)
+        if not alike:
             raise ArgumentError(
                 f"this {type(optimizer).__name__} holds none of the BN scales of this "
                 f"{type(self.model).__name__}: attach to an optimizer of this very model "
                 "(a pruned copy needs a NetworkSlimming of its own)"
             )
-        return _Held(groups, [(number, batch) for (number, _, _), batch in batches.items()])
+        return _Held(groups, [(number, scales) for (number, _, _), scales in alike.items()])
 
     def _acted_on(self) -> list[list[nn.Parameter]]:
         """The scales the penalty acts on, each list on one device and of one type."""
-        held = [batch for one in self._held.values() for _, batch in one.batches]
-        if held:
-            return held
-        batches: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+        if self._held:
+            lists = chain.from_iterable(one.scales for one in self._held.values())
+            return [scales for _, scales in lists]
+        alike: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
         for scale in _bn_scales(self.model):
-            batches.setdefault((scale.device, scale.dtype), []).append(scale)
-        return list(batches.values())
+            alike.setdefault((scale.device, scale.dtype), []).append(scale)
+        return list(alike.values())
 
     def _moving(self, optimizer: Optimizer) -> list[tuple[int, list[nn.Parameter]]]:
         """(parameter group, its scales that have a gradient), as the optimizer holds them now."""
         held = self._held[optimizer]
         if not held.current(optimizer):
-            held = self._held[optimizer] = self._look(optimizer)
+            held = self._held[optimizer] = self._find(optimizer)
         moving = [
-            (number, [scale for scale in batch if scale.grad is not None])
-            for number, batch in held.batches
+            (number, [scale for scale in scales if scale.grad is not None])
+            for number, scales in held.scales
         ]
-        return [(number, batch) for number, batch in moving if batch]
+        return [(number, scales) for number, scales in moving if scales]
 
     def _pull(self, optimizer: Optimizer) -> None:
         """Add the penalty's gradient."""
         if self.strength == 0:
             return
         grad_scale = loss_scale(optimizer)
-        for _, batch in self._moving(optimizer):
-            here = None if grad_scale is None else grad_scale.to(batch[0].device)
-            gradients: list[Any] = [scale.grad for scale in batch]
-            add_slimming_gradient(gradients, list(batch), self.strength, here, self._delta)
+        for _, scales in self._moving(optimizer):
+            here = None if grad_scale is None else grad_scale.to(scales[0].device)
+            gradients: list[Any] = [scale.grad for scale in scales]
+            add_slimming_gradient(gradients, list(scales), self.strength, here, self._delta)
 
     def _shrink(self, optimizer: Optimizer) -> None:
         """Take the proximal step."""
         if self.strength == 0:
             return
-        for number, batch in self._moving(optimizer):
-            soft_threshold_(batch, float(optimizer.param_groups[number]["lr"]) * self.strength)
+        for number, scales in self._moving(optimizer):
+            soft_threshold_(scales, float(optimizer.param_groups[number]["lr"]) * self.strength)
 
 
 @dataclass(slots=True)
 class _Held:
-    """The parameters of an optimizer when it was last looked at, and the scales among them by
-    group.
+    """What an optimizer held when it was last looked at.
+
+    Attributes:
+        parameters: of each of its groups.
+        scales: (number of the group, scales in it that are on one device and of one type).
     """
 
     parameters: list[list[nn.Parameter]]
-    batches: list[tuple[int, list[nn.Parameter]]]
+    scales: list[tuple[int, list[nn.Parameter]]]
 
     def current(self, optimizer: Optimizer) -> bool:
         """Whether the optimizer still holds these very parameters, grouped alike."""
@@ -364,7 +364,7 @@ class _Held:
         )
 
 
-def _form(penalty: str, delta: float | None) -> tuple[str, float | None]:
+def _checked_penalty(penalty: str, delta: float | None) -> tuple[str, float | None]:
     """The checked penalty, and the width of its smooth part, if it has one."""
     if penalty not in (known := get_args(Penalty)):
         raise ArgumentError(f"unknown penalty {penalty!r}{nearest(penalty, known)}")
@@ -374,7 +374,8 @@ def _form(penalty: str, delta: float | None) -> tuple[str, float | None]:
                 f"delta is the width of penalty='smooth_l1'; {penalty!r} has none: leave it out"
             )
         return penalty, None
-    delta = 1e-2 if delta is None else delta
+    if delta is None:
+        delta = 1e-2
     if not (isinstance(delta, Real) and math.isfinite(delta) and delta > 0):
         raise ArgumentError(
             f"delta, the width of penalty='smooth_l1', must be above 0, not {delta!r} (say 1e-2)"

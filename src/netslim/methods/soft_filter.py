@@ -1,7 +1,6 @@
-"""Soft Filter Pruning: zero the weakest filters after every epoch, and let them grow back (He et
-al., IJCAI 2018).
+"""Soft Filter Pruning: zero the weakest filters after every epoch, and let them grow back.
 
-Where it acts in training::
+After He et al. (IJCAI 2018). Where it acts in training::
 
     method = SoftFilterPruning(graph, model, 0.3).attach(optimizer)   # <- zeroes before training
     for epoch in range(epochs):
@@ -17,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from math import floor
 from typing import Any, Literal, Self
 
@@ -46,8 +46,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class SoftFilterPruning:
-    """`SoftFilterPruning(graph, model, 0.3).attach(optimizer)`, then train as ever and call
-    `.end_epoch()`.
+    """`SoftFilterPruning(graph, model, 0.3).attach(optimizer)`; train, and call `.end_epoch()`.
 
     Of each group that it acts on, the ``int(N * rate)`` filters of least importance are set to zero
     before training and after each epoch, all groups at once; BN is untouched. Zero filters go on
@@ -119,29 +118,20 @@ class SoftFilterPruning:
         projections: bool = True,
         every: int = 1,
     ) -> None:
-        self.graph, self.model, self.criterion, self.every = (
-            graph,
-            model,
-            criterion,
-            _whole("every", every),
-        )
+        self.graph, self.model, self.criterion = graph, model, criterion
+        self.every = _at_least_one("every", every)
         expect(graph, ChannelGraph, "graph", "SoftFilterPruning(graph, model, rate)")
         inner = bare(model, ArgumentError, call="SoftFilterPruning(graph, model, rate)")
         scores = score(graph, inner, criterion)
         barred = staying(Limits(shortcuts=shortcuts), graph)
-        barred |= {
-            g.name: why
-            for g in graph
-            if g.name not in barred and (why := _obstacle(graph, g, inner, scores, projections))
-        }
+        for group in (g for g in graph if g.name not in barred):
+            if why := _obstacle(graph, group, inner, scores, projections):
+                barred[group.name] = why
         rates = _rates(graph, rate, barred)
-        self.counts = {
-            name: min(floor(graph[name].size * r + 1e-9), graph[name].size - 1)
-            for name, r in rates.items()
-        }
-        self.left_alone = {
-            g.name: barred.get(g.name, "no rate names it") for g in graph if g.name not in rates
-        }
+        sizes = {name: graph[name].size for name in rates}
+        self.counts = {n: min(floor(sizes[n] * r + 1e-9), sizes[n] - 1) for n, r in rates.items()}
+        others = [group.name for group in graph if group.name not in rates]
+        self.left_alone = {name: barred.get(name, "no rate names it") for name in others}
         if not any(self.counts.values()):
             raise PlanError(f"rate={rate!r} zeroes no filter: int(N * rate) is 0 in every group")
         self.epoch = self.returned = self._step = 0
@@ -178,7 +168,7 @@ class SoftFilterPruning:
         if steps_per_epoch is None:
             self._attached.add(optimizer)
         elif self._clock is None:
-            self._clock = optimizer, _whole("steps_per_epoch", steps_per_epoch)
+            self._clock = optimizer, _at_least_one("steps_per_epoch", steps_per_epoch)
             self._attached.add(optimizer, after_step(optimizer, self._count_step))
         else:
             raise ArgumentError(
@@ -199,8 +189,7 @@ class SoftFilterPruning:
             self._clock = None
 
     def end_epoch(self, last: bool = False) -> None:
-        """An epoch is over: count it, and zero the filters if it is the turn of this one, or if it
-        is the `last`.
+        """An epoch is over: count it, and zero the filters if it is their turn, or the `last` one.
 
         Raises:
             ArgumentError: an attached optimizer counts the epochs already.
@@ -214,8 +203,9 @@ class SoftFilterPruning:
 
     @torch.no_grad()
     def zero(self) -> None:
-        """Choose by the criterion as the weights stand, and set the chosen filters and their biases
-        to zero.
+        """Choose by the criterion as the weights stand, and zero these filters and their biases.
+
+        Every group is judged before any is touched, so the order of the groups does not matter.
 
         Raises:
             StaleGraphError: the model is no longer the traced one.
@@ -234,8 +224,7 @@ class SoftFilterPruning:
 
     @torch.no_grad()
     def finish(self, constants: Literal["keep", "zero"] = "keep") -> Self:
-        """Zero a last time, whatever epoch it is, and detach: from here on the weights are as the
-        plan wants them.
+        """Zero a last time, whatever epoch it is, and detach: the weights are as the plan wants.
 
         Args:
             constants: a zero filter still emits ``beta - gamma * mean / std`` after its BN.
@@ -287,12 +276,8 @@ class SoftFilterPruning:
     def state_dict(self) -> dict[str, Any]:
         """The counters of epochs and steps, and which filters were chosen last; plain data."""
         chosen = {name: units.nonzero().flatten().tolist() for name, units in self._chosen.items()}
-        return {
-            "epoch": self.epoch,
-            "step": self._step,
-            "returned": self.returned,
-            "chosen": chosen,
-        }
+        counters = {"epoch": self.epoch, "step": self._step, "returned": self.returned}
+        return {**counters, "chosen": chosen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the weights are the checkpoint's matter.
@@ -332,15 +317,10 @@ class SoftFilterPruning:
         return zeroed(self.graph, self.model, self.counts)
 
     def _check_held(self, optimizer: Optimizer) -> None:
-        tensors, held = (
-            dict(named_tensors(bare(self.model, ArgumentError))),
-            set(map(id, parameters_of(optimizer))),
-        )
-        if not any(
-            id(tensors[s.tensor]) in held
-            for name in self.counts
-            for s in self.graph[name].tensors("producer")
-        ):
+        tensors = dict(named_tensors(bare(self.model, ArgumentError)))
+        held = set(map(id, parameters_of(optimizer)))
+        made = chain.from_iterable(self.graph[name].tensors("producer") for name in self.counts)
+        if not any(id(tensors[s.tensor]) in held for s in made):
             raise ArgumentError(
                 f"this {type(optimizer).__name__} holds none of the filters that "
                 "SoftFilterPruning zeroes: attach to an optimizer of this very model (a pruned "
@@ -378,8 +358,9 @@ def zeroed(
     inner = bare(model, ArgumentError)
     graph.check(inner)
     tensors = dict(named_tensors(inner))
-    names = [g.name for g in graph] if groups is None else groups
-    return {name: _zero_units(graph[name], tensors) for name in names}
+    if groups is None:
+        groups = [group.name for group in graph]
+    return {name: _zero_units(graph[name], tensors) for name in groups}
 
 
 @takes_options
@@ -391,8 +372,7 @@ def plan_of_zeros(
     criterion: str | Criterion | Scoring = "l2",
     limits: Limits = Limits(),
 ) -> PruningPlan:
-    """The plan that removes every channel whose filters are zero; where a whole group is, one of it
-    stays.
+    """The plan that removes every channel whose filters are zero; one stays where all are.
 
     Args:
         graph: of this model.
@@ -405,7 +385,9 @@ def plan_of_zeros(
         StaleGraphError: the model is not the traced one.
         PlanError: no filter is zero, or more are zero than the limits allow to remove.
     """
-    zero = zeroed(graph, model, [g.name for g in graph.prunable] if groups is None else groups)
+    if groups is None:
+        groups = [group.name for group in graph.prunable]
+    zero = zeroed(graph, model, groups)
     counts = {name: min(int(units.sum()), len(units) - 1) for name, units in zero.items()}
     counts = {name: count for name, count in counts.items() if count}
     if not counts:
@@ -413,16 +395,14 @@ def plan_of_zeros(
             "no filter is zero, so there is nothing to remove: zero them first "
             "(SoftFilterPruning.zero(), or .finish() after training)"
         )
-    scores = {
-        n: _zero_first(s, zero[n]) if n in zero else s
-        for n, s in score(graph, model, criterion).items()
-    }
+    scores = score(graph, model, criterion)
+    for name in scores.keys() & zero.keys():
+        scores[name] = _zero_first(scores[name], zero[name])
     return select(graph, scores, per_group=counts, limits=limits)
 
 
 def cifar_resnet_cut(depth: int, rate: float) -> float:
-    """The cut of multiply-accumulates, 0 to 1, that the paper states for a CIFAR ResNet of this
-    depth at this rate.
+    """The cut of multiply-accumulates, 0 to 1, that the paper states for a CIFAR ResNet.
 
     The authors count (``utils/cifar_resnet_flop.py``) every convolution as if it lost the share
     `rate` of its outputs, and the second of each block, as well as the very first block, that share
@@ -439,16 +419,18 @@ def cifar_resnet_cut(depth: int, rate: float) -> float:
     """
     if depth < 8 or (depth - 2) % 6:
         raise ArgumentError(f"a CIFAR ResNet has depth 6n + 2 (20, 32, 56, 110), not {depth}")
-    kept = 1 - _share("rate", rate)
+    _check_share("rate", rate)
+    kept = 1 - float(rate)
     whole = left = 0.0
     for stage, channels in enumerate((16, 32, 64)):
         pixels = (32 >> stage) ** 2
         for block in range((depth - 2) // 6):
-            first = stage == block == 0
-            before = channels // 2 if stage and not block else channels
+            narrower = stage > 0 and block == 0  # reads the channels of the stage before
+            before = channels // 2 if narrower else channels
             one, two = 9 * before * channels * pixels, 9 * channels**2 * pixels
             whole += one + two
-            left += one * (kept**2 if first else kept) + two * kept**2
+            outputs_alone = stage > 0 or block > 0  # but the very first block
+            left += one * (kept if outputs_alone else kept**2) + two * kept**2
     stem = 27 * 16 * 32**2
     return 1 - (left + stem * kept) / (whole + stem)
 
@@ -468,7 +450,8 @@ def _obstacle(
         return "an index picks its channels, no filters make them"
     if group.name not in scores or not group.tensors("producer"):
         return "the criterion does not score it"
-    if any(_computed(model.get_submodule(layer_of(s.tensor))) for s in group.tensors("producer")):
+    made = group.tensors("producer")
+    if any(_computes_weights(model.get_submodule(layer_of(s.tensor))) for s in made):
         return (
             "its weights are computed from others (weight normalisation or the like), which "
             "cannot be zero"
@@ -480,11 +463,11 @@ def _obstacle(
     return None
 
 
-def _computed(owner: nn.Module) -> bool:
-    hooks = owner._forward_pre_hooks.values()
-    return is_parametrized(owner) or any(
-        type(h).__module__.startswith("torch.nn.utils") for h in hooks
-    )
+def _computes_weights(layer: nn.Module) -> bool:
+    """Whether it is parametrised, or has a hook as the old weight and spectral norms have."""
+    hooks = map(type, layer._forward_pre_hooks.values())
+    old_norm = any(kind.__module__.startswith("torch.nn.utils") for kind in hooks)
+    return old_norm or is_parametrized(layer)
 
 
 def _rates(graph: ChannelGraph, rate: Rate, barred: Mapping[str, str]) -> dict[str, float]:
@@ -494,22 +477,20 @@ def _rates(graph: ChannelGraph, rate: Rate, barred: Mapping[str, str]) -> dict[s
         raise ArgumentError(
             "the mapping of rates is empty: give a share for some group, such as {'layer1.*': 0.3}"
         )
-    checked = {
-        name: _share(f"the rate of {name!r}" if entries is rate else "rate", r)
-        for name, r in entries.items()
-    }
-    return granted(graph, checked, barred, "SoftFilterPruning finds nothing to act on")
+    for name, value in entries.items():
+        _check_share(f"the rate of {name!r}" if entries is rate else "rate", value)
+    shares = {name: float(value) for name, value in entries.items()}
+    return granted(graph, shares, barred, "SoftFilterPruning finds nothing to act on")
 
 
-def _share(what: str, value: Any) -> float:
+def _check_share(what: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ArgumentError(
             f"{what} must be at least 0 and below 1, not {value!r}: it is the share that is zeroed"
         )
-    return float(value)
 
 
-def _whole(what: str, value: Any) -> int:
+def _at_least_one(what: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(f"{what} must be a whole number of 1 or more, not {value!r}")
     return value
@@ -529,10 +510,15 @@ def _weakest(group: ChannelGroup, scores: Tensor, tensors: Tensors, count: int) 
 
 
 def _zero_first(scores: Tensor, zero: Tensor) -> Tensor:
+    """The scores, with those of zero filters below all others, whatever the criterion says of them.
+
+    By `geometric_median`, for one, a zero filter that is far from the others is important.
+    """
     return torch.where(zero, scores.min() - 1, scores)
 
 
 def _zero_units(group: ChannelGroup, tensors: Tensors) -> Tensor:
+    """Mask of the units whose weights are 0 in all layers that make them; none without layers."""
     slices = [s for s in group.tensors("producer") if tensors[s.tensor].is_floating_point()]
     alive = torch.full((group.size,), not slices)
     for s in slices:
@@ -545,23 +531,15 @@ def _filters(group: ChannelGroup) -> list[Slice]:
     """The weights that produce the group, and the biases of the same layers."""
     made = group.tensors("producer")
     layers = {layer_of(s.tensor) for s in made}
-    return made + [
-        s
-        for s in group.tensors("channel")
-        if layer_of(s.tensor) in layers and _last(s).startswith("bias")
-    ]
+    biases = [s for s in group.tensors("channel") if _last(s).startswith("bias")]
+    return made + [s for s in biases if layer_of(s.tensor) in layers]
 
 
 def _constants(group: ChannelGroup, tensors: Tensors) -> list[Slice]:
-    """What else works on a channel of the group alone: learnt values, and the means that
-    normalisations subtract.
-    """
+    """What else works on a channel alone: learnt values, and the means that norms subtract."""
     slices = group.tensors("scale") + group.tensors("channel")
-    return [
-        s
-        for s in slices
-        if isinstance(tensors[s.tensor], nn.Parameter) or _last(s) == "running_mean"
-    ]
+    learnt = [s for s in slices if isinstance(tensors[s.tensor], nn.Parameter)]
+    return learnt + [s for s in slices if _last(s) == "running_mean"]
 
 
 def _last(s: Slice) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
@@ -13,12 +14,17 @@ from netslim.graph.rules.elementwise import pointwise
 from netslim.graph.rules.registry import RULES, Op, Rule, derived, tensors_in
 from netslim.graph.tracing.recorder import Recorder
 
+Own = TypeVar("Own", bound=Rule)  # a decorated function stays what it is
 _FORMS = (
     "'namespace::name', torch.ops.namespace.name, one of its overloads, or what "
     "torch.library.custom_op returned"
 )
 
 
+@overload
+def register_rule(op: Any, rule: Own) -> Own: ...
+@overload
+def register_rule(op: Any) -> Callable[[Own], Own]: ...
 def register_rule(op: Any, rule: Rule | None = None) -> Any:
     """Teach netslim what an operator does to channels, from then on and for all its overloads.
 

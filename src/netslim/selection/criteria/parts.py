@@ -30,8 +30,7 @@ def of_filters(
     function: Callable[[Tensor], Tensor],
     over: Over = "producers",
 ) -> Parts:
-    """``function`` of the weights of each layer, (channels, weights) in at least single precision
-    -> (channels,).
+    """``function`` of each layer's weights, (channels, weights) -> (channels,), at least float32.
 
     Over producers, a row is one of all the layer's filters. Over all, it holds all the weights of
     the layer that belong to a unit: filters that make it, scales of norms, kernels that read it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from netslim.selection.criteria.observing import Loss, Measured
 from netslim.selection.criteria.parts import Parts
 
 Criterion = Callable[..., Tensor | Parts | None]
+Own = TypeVar("Own", bound=Criterion)  # a decorated function stays what it is
 Measure = Callable[[ChannelGraph, nn.Module, Iterable[Any], Loss | None], Measured]
 
 CRITERIA: dict[str, Criterion] = {}
@@ -21,9 +22,9 @@ MEASURES: dict[Criterion, Callable[..., Measured]] = {}
 
 
 @overload
-def criterion(function: Criterion) -> Criterion: ...
+def criterion(function: Own) -> Own: ...
 @overload
-def criterion(*, measure: Callable[..., Measured]) -> Callable[[Criterion], Criterion]: ...
+def criterion(*, measure: Callable[..., Measured]) -> Callable[[Own], Own]: ...
 def criterion(
     function: Criterion | None = None, *, measure: Callable[..., Measured] | None = None
 ) -> Any:
