@@ -98,7 +98,9 @@ def by_scores(study: Study, method: str) -> Networks:
     graph = netslim.trace(base, study.example)
     own = {"seed": study.seed} if method == "random" else {}
     seen = list(study.bench.batches(20)) if method == "taylor" else None
-    scores = netslim.score(graph, base, netslim.selection.Scoring(method, arguments=own), batches=seen)
+    scores = netslim.score(
+        graph, base, netslim.selection.Scoring(method, arguments=own), batches=seen
+    )
     plan = (
         uniform(graph, scores)
         if method in UNIFORM

@@ -14,7 +14,9 @@ from places import REPOSITORY
 
 
 def pytest_configure() -> None:
-    """Networks this small only lose by sharing their work: a second thread waits, and burns its core meanwhile."""
+    """Networks this small only lose by sharing their work: a second thread waits, and burns its
+    core meanwhile.
+    """
     torch.set_num_threads(1)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # for the processes that tests start

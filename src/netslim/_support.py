@@ -184,7 +184,7 @@ def from_module(name: str, error: type[NetslimError], hint: str = "") -> Callabl
     module_name, _, function_name = name.partition(":")
     with current_directory_importable():
         module = _module(module_name, name, error, hint)
-    function = getattr(module, function_name, None)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if callable(function):
         return function
     functions = (name for name, value in vars(module).items() if callable(value))

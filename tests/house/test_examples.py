@@ -33,8 +33,13 @@ def surroundings() -> dict[str, object]:
         return float((model(images).argmax(1) == labels).float().mean())
 
     return {
-        **{"netslim": netslim, "torch": torch, "nn": nn, "F": nn.functional},
-        **{"model": network(), "images": images, "loader": [(images, labels)] * 2},
+        "netslim": netslim,
+        "torch": torch,
+        "nn": nn,
+        "F": nn.functional,
+        "model": network(),
+        "images": images,
+        "loader": [(images, labels)] * 2,
         "accuracy": accuracy,
     }
 

@@ -43,7 +43,8 @@ class PruningPlan:
 
     Example:
         >>> graph = netslim.trace(model, images)
-        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> half = netslim.Budget(cut_channels=0.5)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), half)
         >>> netslim.PruningPlan.from_json(plan.to_json()) == plan
         True
         >>> print(plan.explain())  # doctest: +ELLIPSIS

@@ -60,7 +60,8 @@ def prune(model: Model, plan: PruningPlan) -> Model:
 
     Example:
         >>> graph = netslim.trace(model, images)
-        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> half = netslim.Budget(cut_channels=0.5)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), half)
         >>> small = netslim.prune(model, plan)
         >>> model.features[0].out_channels > small.features[0].out_channels
         True
@@ -115,7 +116,8 @@ def prune_(
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> graph = netslim.trace(model, images)
-        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> half = netslim.Budget(cut_channels=0.5)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), half)
         >>> netslim.prune_(model, plan, optimizer=optimizer) is model
         True
     """

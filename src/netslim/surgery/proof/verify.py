@@ -92,7 +92,8 @@ def verify(
 
     Example:
         >>> graph = netslim.trace(model, images)
-        >>> plan = netslim.select(graph, netslim.score(graph, model), netslim.Budget(cut_channels=0.5))
+        >>> half = netslim.Budget(cut_channels=0.5)
+        >>> plan = netslim.select(graph, netslim.score(graph, model), half)
         >>> small = netslim.prune(model, plan)
         >>> netslim.verify(model, small, plan, images).deviation < 1e-5
         True

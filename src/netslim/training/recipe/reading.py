@@ -56,7 +56,7 @@ def recipe_text(source: str) -> str:
 
 def _written_out(source: str) -> str:
     tree = {key: value for key, value in _tree(source).items() if key != "small"}
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
 
 
 @lru_cache
@@ -125,9 +125,8 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     Args:
         whole: whether it must be a run that ends in a measurement; else single stages are fine.
     """
-    plain: dict[str, Any] = json.loads(
-        json.dumps(tree, default=str)
-    )  # YAML aliases share objects; here nothing is shared
+    # YAML aliases share objects; here nothing is shared.
+    plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))
     stages = plain.pop("stages", None)
     if not isinstance(stages, list) or not stages:
         raise RecipeError(
@@ -138,7 +137,7 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     if isinstance(model, dict):
         plain["model"] = {"name": model.pop("name", None), "kwargs": model}
     built = tuple(_stage(item, name, where) for where, name, item in _flatten(stages, "stages", ""))
-    recipe = _build(Recipe, plain, "", {"stages": built})
+    recipe: Recipe = _build(Recipe, plain, "", {"stages": built})
     check(recipe, whole=whole)
     return recipe
 
@@ -148,7 +147,7 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
     pass
 
 
@@ -198,7 +197,8 @@ def _stage(item: Mapping[str, Any], name: str, where: str) -> Stage:
         raise RecipeError(
             f"{where}: no stage is of kind {kind!r}{nearest(str(kind), [*KINDS, 'repeat'])}"
         )
-    return _build(KINDS[kind], {**plain, "name": name}, f"stages.{stage_name(item)}")
+    stage: Stage = _build(KINDS[kind], {**plain, "name": name}, f"stages.{stage_name(item)}")
+    return stage
 
 
 # ---------------------------------------------------------------- typing
