@@ -119,8 +119,7 @@ def latency_table(
     Example:
         >>> graph = netslim.trace(model, images)
         >>> table = netslim.latency_table(model, graph, images)
-        >>> scores = netslim.score(graph, model, "l2")
-        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_latency=0.1), latency=table)
+        >>> path = table.save("this_machine.json")  # for select(..., latency=table), here or elsewhere
     """
     if backend not in get_args(Backend):
         raise ArgumentError(
