@@ -86,7 +86,7 @@ def _value(hint: Any, metavar: str) -> dict[str, Any]:
     if get_origin(hint) not in (None, Literal) and issubclass(_origin(hint), Iterable):
         inner = get_args(hint)[0]
         return {"type": inner, "nargs": "+", "metavar": metavar}
-    number = float if float in kinds else int if int in kinds else str
+    number = next((kind for kind in (float, int) if kind in kinds), str)
     return {"type": number, "metavar": metavar}
 
 

@@ -22,18 +22,7 @@ from netslim.graph.tracing.atoms import Vector
 class TracedGraph:
     """What must be cut together in a model, learnt by running it once; it does not hold the model.
 
-    Attributes:
-        groups: all groups that a layer of the model produces, in order of execution, frozen ones
-            included.
-        fingerprint: of the architecture it was traced from.
-        unsupported: operators without a rule -> paths of the modules that called them.
-        costs: multiply-accumulates of the traced call, as products of group sizes.
-        parameters: for each parameter, the product of its axes' counts.
-        size_rules: module attributes that follow a cut.
-        axis_sizes: (tensor, axis) -> entries.
-        inventory: names and shapes of everything in the model, and why entries in no group stay.
-        outputs: what the operators of the traced call put out, in order of execution.
-        lifetimes: the memory that the inputs and these take, and from when to when.
+    Its fields are told where users meet them, in `ChannelGraph`.
     """
 
     groups: tuple[ChannelGroup, ...]

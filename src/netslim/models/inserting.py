@@ -24,12 +24,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph.modules.calls import as_call, describe, evaluating, refusing
+from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.modules.wrapping import bare, inside
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -60,20 +60,15 @@ class Value:
         return self.layer or (bool(self.sources) and all(source.alone() for source in self.sources))
 
 
-class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
+class Flow(OperatorMode):
     """Notes the `Value` of every tensor made from the inputs; ``layers``: operators by name."""
 
     def __init__(self, inputs: Any, layers: Container[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.layers = layers
         self.values = WeakTensorKeyDictionary()  # weak: activations are freed as in any other run
         for tensor in _tensors(inputs):
             self.values[tensor] = Value()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Else PyTorch imports torch._dynamo when the first operator runs, which takes seconds."""
-        return False
 
     def __torch_dispatch__(
         self,

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from netslim.errors import TraceError
+from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.tracing.sizes import Size, Value
@@ -37,17 +37,12 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 
-class Dispatch(TorchDispatchMode):
+class Dispatch(OperatorMode):
     """Hands every operator that runs to its rule."""
 
     def __init__(self, recorder: Recorder, rules: Mapping[str, Rule], fallback: Rule) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]  # has no types
+        super().__init__()
         self.recorder, self.rules, self.fallback = recorder, rules, fallback
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Else PyTorch imports torch._dynamo when the first operator runs, which takes seconds."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Call, Cost
 from netslim.graph.layers import ADDED_PRODUCTS, CONVOLUTIONS, PRODUCTS
 from netslim.graph.modules.calls import as_call, evaluating, no_fast_path, refusing
+from netslim.graph.modules.watching import OperatorMode
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,13 @@ class Observed:
     seconds: float = 0.0
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it without types
+class _Watch(OperatorMode):
     """Times every operator, and describes convolutions and linear layers."""
 
     def __init__(self, synchronise: Callable[[], object]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen: list[Observed] = []
         self.synchronise = synchronise
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Else PyTorch imports torch._dynamo when the first operator runs, which takes seconds."""
-        return False
 
     def __torch_dispatch__(
         self,

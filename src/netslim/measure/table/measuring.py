@@ -119,7 +119,7 @@ def latency_table(
     Example:
         >>> graph = netslim.trace(model, images)
         >>> table = netslim.latency_table(model, graph, images)
-        >>> path = table.save("this_machine.json")  # for select(..., latency=table), here or elsewhere
+        >>> path = table.save("this_machine.json")  # for select(..., latency=table)
     """
     if backend not in get_args(Backend):
         raise ArgumentError(

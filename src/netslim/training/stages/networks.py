@@ -7,6 +7,7 @@ bits that one in a single go would have had.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -161,7 +162,7 @@ class Networks:
             return self.build()
         return netslim.load(self.fresh(), self.folders[index].model)
 
-    def save(self, network: nn.Module, folder: StageFolder, **noted: Any) -> None:
+    def save(self, network: nn.Module, folder: StageFolder, noted: Mapping[str, Any]) -> None:
         """Write a stage's network, with what later stages need to know of it."""
         made_by = {"recipe": self.recipe.name, "stage": folder.label, "data": self.recipe.data.name}
         netslim.save(

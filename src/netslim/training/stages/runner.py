@@ -244,7 +244,7 @@ class Runner(Networks):
         noted = dict(trained.left)
         if mask is not None:
             noted["mask"] = mask.to_json()
-        self.save(network, folder, **noted)
+        self.save(network, folder, noted)
         rows, warnings = trained.rows, []
         deviation = rows[-1]["deviation"]
         if deviation is not None and deviation > _EQUAL:
@@ -287,7 +287,7 @@ class Runner(Networks):
         write_atomic(folder.plan, done.plan.to_json())
         masked = done.check is None
         noted = {"mask": done.plan.to_json()} if masked else {}
-        self.save(done.network, folder, **noted)
+        self.save(done.network, folder, noted)
         for warning in done.warnings:
             self.display.warn(warning)
         return {
@@ -340,7 +340,7 @@ class Runner(Networks):
     def _size(self, index: int, network: nn.Module, folder: StageFolder) -> int:
         """Bytes of the network's file; one that no stage made is written beside the results."""
         if index == AS_BUILT:
-            self.save(network, folder)
+            self.save(network, folder, {})
             return folder.model.stat().st_size
         return self.folders[index].model.stat().st_size
 
