@@ -202,3 +202,11 @@ def test_a_whole_number_may_be_written_as_a_power_of_ten():
     assert Budget(max_macs=1e6) == Budget(max_macs=1_000_000)
     with pytest.raises(ArgumentError, match=r"max_macs must be a whole number above 0, got 1000.5"):
         Budget(max_macs=1000.5)
+
+
+@pytest.mark.parametrize("function", ["slim", "GradualPruning", "sensitivity", "select", "greedy"])
+def test_no_limits_are_not_none(function):
+    with pytest.raises(
+        ArgumentError, match=r"limits must be a netslim\.Limits, such as .*got None"
+    ):
+        PUBLIC[function](limits=None)

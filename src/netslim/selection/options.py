@@ -384,7 +384,8 @@ def takes_options(function: Callable[Taken, Result]) -> Callable[Taken, Result]:
         for name in names:
             place = list(signature.parameters).index(name)
             value = args[place] if place < len(args) else kwargs.get(name)
-            if name in _HOMES and value is not None:
+            said = value is not None or (name == "limits" and name in kwargs)
+            if name in _HOMES and said:
                 _check_kind(name, value)
         return function(*args, **kwargs)
 
