@@ -210,3 +210,22 @@ def test_no_limits_are_not_none(function):
         ArgumentError, match=r"limits must be a netslim\.Limits, such as .*got None"
     ):
         PUBLIC[function](limits=None)
+
+
+def test_a_loss_of_ones_own_goes_along_with_the_criterion():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 6)).eval()
+    seen = []
+
+    def loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(output.shape))
+        return (output.flatten(1) - targets).square().sum()
+
+    batches = [(torch.randn(2, 3, 8, 8), torch.zeros(2, 4))]
+    scoring, half = Scoring("taylor", loss=loss), Budget(cut_channels=0.5)
+    graph = netslim.trace(model, X)
+    alone = netslim.score(graph, model, "taylor", batches=batches, loss=loss)
+    assert torch.equal(netslim.score(graph, model, scoring, batches=batches)["0"], alone["0"])
+    netslim.slim(model, X, budget=half, criterion=scoring, batches=batches)
+    GradualPruning(model, X, half, steps=1, criterion=scoring, batches=batches)
+    assert seen == [(2, 4, 1, 1)] * 4

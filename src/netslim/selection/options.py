@@ -306,6 +306,8 @@ class Scoring(Checked):
         normalize: how the scores of each group are set to a common scale, before one threshold
             compares the groups; None leaves them.
         arguments: what the criterion itself takes, such as ``{"seed": 1}`` of ``random``.
+        loss: for criteria that look at gradients: a function of (output, targets) that returns a
+            scalar tensor; None takes cross entropy.
 
     Raises:
         ArgumentError: a choice is unknown. What a criterion cannot do is refused by
@@ -322,6 +324,7 @@ class Scoring(Checked):
         None, "what the scores of each layer are set against before layers are compared"
     )
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loss: Callable[..., Any] | None = None
 
 
 @spelled

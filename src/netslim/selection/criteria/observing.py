@@ -225,7 +225,10 @@ def _differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _loss_of(output: Any, batch: Any, loss: Loss) -> Tensor:
-    remedy = "pass loss=, a function of (output, targets) that returns a scalar tensor"
+    remedy = (
+        "pass loss= to netslim.score or netslim.selection.Scoring: a function of (output, targets) "
+        "that returns a scalar tensor"
+    )
     try:
         device = output_tensors(output)[0].device
         targets = tree_map_only(Tensor, lambda tensor: tensor.to(device), targets_of(batch))

@@ -75,7 +75,7 @@ def score(
     model = bare(model, ArgumentError, call="score(graph, model)")
     graph.check(model)
     scorer = Scorer.of(graph, criterion)
-    tensors = scorer.tensors(model, batches, loss)
+    tensors = scorer.tensors(model, batches, loss or scorer.options.loss)
     found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
     scores = {name: values for name, values in found.items() if values is not None}
     if not scores:
