@@ -22,6 +22,34 @@ def conv(cin: int, cout: int, **kwargs: object) -> nn.Sequential:
     )  # type: ignore[arg-type]
 
 
+class Twice(nn.Module):
+    """A layer whose weights are used on two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = (
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 2, 1, bias=False),
+        )
+
+    def forward(self, x):
+        x = self.norm(self.a(x)).relu()
+        return self.b(x) + self.b(2 * x)
+
+
+class Functional(nn.Module):
+    """A convolution that is no module: its weight belongs to the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.weight = nn.Parameter(torch.randn(2, 4, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(self.norm(self.a(x)).relu(), self.weight)
+
+
 class Chain(nn.Module):
     """Two convolutions and a linear layer after a flatten of 4x4 maps: groups of 6 and 5."""
 

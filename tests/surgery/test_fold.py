@@ -11,10 +11,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from nets import Chain, cut_half
+from nets import Chain, Functional, Twice, cut_half
 from netslim import Budget, Limits, PruningPlan, load, prune, prune_, save, slim, trace, verify
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
@@ -239,30 +238,6 @@ def test_merged_channels_are_left_alone():
     assert a == b
     with pytest.raises(PlanError, match="nothing to fold"):
         fold(model, merge(graph, {"conv1": [0, 0, 1, 1]}), [X])
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.norm, self.b = (
-            nn.Conv2d(3, 4, 1),
-            nn.BatchNorm2d(4),
-            nn.Conv2d(4, 2, 1, bias=False),
-        )
-
-    def forward(self, x):
-        x = self.norm(self.a(x)).relu()
-        return self.b(x) + self.b(2 * x)
-
-
-class Functional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-        self.weight = nn.Parameter(torch.randn(2, 4, 1, 1))
-
-    def forward(self, x):
-        return F.conv2d(self.norm(self.a(x)).relu(), self.weight)
 
 
 class Product(Functional):

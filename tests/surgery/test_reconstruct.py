@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets import Chain, DenseBlock, Residual, cut_half
+from nets import Chain, DenseBlock, Functional, Residual, Twice, cut_half
 from netslim import Budget, Limits, load, prune, save, slim, trace, verify
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
@@ -319,30 +319,6 @@ def test_many_examples_fit_each_entry_of_a_map_and_more_entries_than_can_be_take
     x = upside(50)
     assert (small_of(folding)(x) - model(x)).mean(0).abs().max() < 1e-12
     assert (folding.moved[0].target, folding.moved[0].explained) == ("head.bias", None)
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.norm, self.b = (
-            nn.Conv2d(3, 4, 1),
-            nn.BatchNorm2d(4),
-            nn.Conv2d(4, 2, 1, bias=False),
-        )
-
-    def forward(self, x):
-        x = self.norm(self.a(x)).relu()
-        return self.b(x) + self.b(2 * x)
-
-
-class Functional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-        self.weight = nn.Parameter(torch.randn(2, 4, 1, 1))
-
-    def forward(self, x):
-        return F.conv2d(self.norm(self.a(x)).relu(), self.weight)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from numbers import Integral, Real
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from netslim._support import nearest
@@ -359,10 +359,10 @@ class Compensation(Checked):
 
 # Parameter of public functions -> the class of its options, what else may stand there, an example.
 _HOMES: dict[str, tuple[type[Any], tuple[Any, ...], str]] = {
-    "budget": (Budget, (), "Budget(cut_channels=0.5)"),
+    "budget": (Budget, (NoneType,), "Budget(cut_channels=0.5)"),
     "limits": (Limits, (), "Limits(min_channels=4)"),
-    "criterion": (Scoring, (str, Callable), "Scoring('l1', normalize='mean')"),
-    "compensation": (Compensation, (str,), "Compensation('linear')"),
+    "criterion": (Scoring, (str, Callable, NoneType), "Scoring('l1', normalize='mean')"),
+    "compensation": (Compensation, (str, NoneType), "Compensation('linear')"),
 }
 
 
@@ -384,11 +384,8 @@ def takes_options(function: Callable[Taken, Result]) -> Callable[Taken, Result]:
         for name in kwargs:
             if name not in signature.parameters:
                 raise ArgumentError(f"{called} takes no {name!r}{_remedy(name, names)}")
-        for name in names:
-            place = list(signature.parameters).index(name)
-            value = args[place] if place < len(args) else kwargs.get(name)
-            said = value is not None or (name == "limits" and name in kwargs)
-            if name in _HOMES and said:
+        for name, value in (dict(zip(signature.parameters, args, strict=False)) | kwargs).items():
+            if name in _HOMES:
                 _check_kind(name, value)
         return function(*args, **kwargs)
 
@@ -427,7 +424,7 @@ def _called(kind: type[Any]) -> str:
 def _check_kind(name: str, value: Any) -> None:
     kind, others, example = _HOMES[name]
     if not isinstance(value, (kind, *others)):
-        more = " or a name" if others else ""
+        more = " or a name" if str in others else ""
         raise ArgumentError(
             f"{name} must be a {_called(kind)}{more}, such as {example}, got {value!r}"
         )
