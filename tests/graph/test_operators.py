@@ -433,34 +433,123 @@ def test_ready_made_rules_refuse_what_they_do_not_know():
         rules.spatial(4)
 
 
+def giving(make):
+    """A rule that gives its output, as the labels of dimension 1, what ``make`` makes of the right
+    ones.
+    """
+
+    def rule(recorder, func, out, x):
+        recorder.set(out, {1: make(recorder.get(x).dims[1])}, weight=False)
+
+    return rule
+
+
+def costing(*factors):
+    def rule(recorder, func, out, x):
+        recorder.cost("double", *factors)
+        recorder.set(out, recorder.get(x).dims, weight=False)
+
+    return rule
+
+
+def calling(call):
+    """A rule that is right, but for what ``call`` does with the recorder and the labels."""
+
+    def rule(recorder, func, out, x):
+        call(recorder, recorder.get(x))
+        recorder.set(out, recorder.get(x).dims, weight=False)
+
+    return rule
+
+
 def forgetful(recorder, func, out, x):
     recorder.get(x)
-
-
-def too_short(recorder, func, out, x):
-    recorder.set(out, {1: recorder.get(x).dims[1][:4]}, weight=False)
 
 
 def from_the_end(recorder, func, out, x):
     recorder.set(out, {-3: recorder.get(x).dims[1]}, weight=False)
 
 
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        (
-            forgetful,
-            r"the rule registered for nstest::double left its output without labels.*recorder\.set",
-        ),
-        (too_short, r"gave dimension 1 of its output, of shape \(2, 8, 6, 6\), 4 labels"),
-        (from_the_end, "gave dimension -3 of its output"),
-    ],
-)
-def test_a_wrong_rule_is_told_what_is_wrong(rule, message):
+LENGTHS = "TypeError: dimension 1 of the output is given {}; labels are a 1-D NumPy array"
+WRONG_VALUES = {
+    "list": (giving(list), LENGTHS.format(".*")),
+    "range": (giving(lambda v: range(1, 9)), LENGTHS.format(r"range\(1, 9\)")),
+    "tensor": (giving(lambda v: torch.from_numpy(v.copy())), LENGTHS.format("Tensor")),
+    "float": (giving(lambda v: v * 1.0), LENGTHS.format("a 1-D array of float64")),
+    "matrix": (giving(lambda v: v[:, None]), LENGTHS.format("a 2-D array of int32")),
+    "none": (giving(lambda v: None), LENGTHS.format("None")),
+    "unknown": (giving(lambda v: v + 10**6), "ValueError: .* numbers that are nobody's labels"),
+    "negative": (giving(lambda v: -v), "ValueError: .* numbers that are nobody's labels"),
+    "somebody else's": (giving(lambda v: v + 8), "ValueError: .* labels that none of its inputs"),
+    "too few": (
+        giving(lambda v: v[:4]),
+        r"ValueError: dimension 1 of the output, of shape \(2, 8, 6, 6\), is given 4 labels",
+    ),
+    "from the end": (from_the_end, r"ValueError: dimension -3 of the output, of shape .* 0"),
+    "no dims": (
+        calling(lambda rec, labels: rec.set(X, [1], weight=False)),
+        r"TypeError: recorder.set takes \{dimension: labels\}, got \[1\]",
+    ),
+    "no weight": (
+        calling(lambda rec, labels: rec.set(X, {}, weight=None)),
+        "TypeError: recorder.set takes weight=True or False, got None",
+    ),
+    "no tensor": (
+        calling(lambda rec, labels: rec.set("x", {}, weight=False)),
+        "TypeError: recorder.set takes a tensor, got 'x'",
+    ),
+    "forgotten": (forgetful, "ValueError: the rule registered for nstest::double left its output"),
+    "written": (calling(lambda rec, labels: labels.dims[1].fill(3)), "ValueError: .*read-only"),
+    "replaced": (calling(lambda rec, labels: labels.dims.update({1: 3})), "AttributeError: .*"),
+    "cost of a fraction": (costing(1, 1.5), "TypeError: recorder.cost takes whole .*, got 1.5"),
+    "cost of a list": (costing([1, 2]), r"TypeError: recorder.cost takes .*, got \[1, 2\]"),
+    "cost of a word": (costing("a"), "TypeError: recorder.cost takes .*, got 'a'"),
+    "cost of a truth": (costing(True), "TypeError: recorder.cost takes .*, got True"),
+    "cost of a tensor": (costing(torch.ones(2)), "TypeError: recorder.cost takes .*, got tensor"),
+    "cost of fractions": (costing(np.ones(2)), "TypeError: recorder.cost is given a 1-D array of"),
+    "cost below zero": (costing(-1), "ValueError: recorder.cost takes sizes, got -1"),
+    "cost of nobody": (costing(np.array([10**6])), "ValueError: recorder.cost is given numbers"),
+    "meets fewer": (
+        calling(lambda rec, labels: rec.meet(labels.dims[1], labels.dims[1][:4], "half")),
+        "ValueError: half: 8 labels cannot meet 4",
+    ),
+    "meets a list": (
+        calling(lambda rec, labels: rec.meet(labels.dims[1], [1] * 8, "list")),
+        "TypeError: recorder.meet is given",
+    ),
+    "freezes a float": (
+        calling(lambda rec, labels: rec.freeze(labels.dims[1] * 1.0, "float")),
+        "TypeError: recorder.freeze is given a 1-D array of float64",
+    ),
+    "couples a number": (
+        calling(lambda rec, labels: rec.couple(8, "eight")),
+        "TypeError: recorder.couple is given 8",
+    ),
+    "no role": (
+        calling(lambda rec, labels: rec.mark(labels, 1, "producer")),
+        "ValueError: recorder.mark takes the role PRODUCER, .* got 'producer'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES)
+def test_a_rule_that_says_what_cannot_be_is_named_and_the_trace_goes_on(case):
+    class Inside(nn.Module):
+        def forward(self, x):
+            return double(x)
+
+    rule, said = WRONG_VALUES[case]
     register_rule(double, rule)
-    model = Net(double)
-    with pytest.raises(TraceError, match=message):
-        trace(model, X)
+    model = Net(Inside()).eval()
+    graph, *_ = prove(model, X)
+    assert graph.unsupported == {"nstest::double": ("operator",)}
+    assert sizes(graph) == {"body": 6}
+    assert re.match(
+        f"the rule for nstest::double failed in operator with {said}", graph["stem"].reason
+    )
+    if case not in ("forgotten", "somebody else's"):
+        assert re.search(r" at test_operators.py:\d+ \(", graph["stem"].reason)
+    assert counted_alike(model, X)["macs"] == 2 * (36 * (27 * 8 + 8 * 6) + 12)
     assert type(model.stem.out_channels) is int
 
 

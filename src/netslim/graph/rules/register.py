@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 from netslim.errors import TraceError
 from netslim.graph.rules.elementwise import pointwise
-from netslim.graph.rules.registry import RULES, Op, Rule, derived, tensors_in
-from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.rules.registry import RULES, Op, Rule, tensors_in
+from netslim.graph.tracing.atoms import ATOM
+from netslim.graph.tracing.recorder import Labels, Recorder
 
 Own = TypeVar("Own", bound=Rule)  # a decorated function stays what it is
 _FORMS = (
@@ -149,28 +152,33 @@ def _refuse_unseen(name: str) -> None:
 
 
 def _checked(name: str, rule: Rule) -> Rule:
-    """The rule, with a clear error for labels that are none: they would lead to wrong cuts."""
+    """The rule, with an error for what `Recorder.set` cannot see: it would lead to wrong cuts."""
 
     def apply(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
+        inputs = [rec.get(t) for t in tensors_in(args, kwargs)]
+        made = len(rec.atoms.parent)
         rule(rec, func, out, *args, **kwargs)
         for tensor in tensors_in(out):
-            _check_labels(name, rec, tensor, derived(rec, args, kwargs))
+            _check_labels(name, inputs, rec.get(tensor), made)
 
     return apply
 
 
-def _check_labels(name: str, rec: Recorder, tensor: torch.Tensor, derived: bool) -> None:
-    labels = rec.get(tensor)
-    if labels.weight and not derived:
-        raise TraceError(
+def _check_labels(name: str, inputs: Sequence[Labels], made: Labels, first_new: int) -> None:
+    """Refuse an output without a word about it, and labels that no input of the operator has.
+
+    Labels that were made meanwhile, from ``first_new`` on, are nobody else's.
+    """
+    if made.weight and not all(labels.weight for labels in inputs):
+        raise ValueError(
             f"the rule registered for {name} left its output without labels, though its inputs "
             "depend on the network's input; end it with recorder.set(out, dims, weight=False), "
             "where dims may be empty"
         )
-    for d, vector in labels.dims.items():
-        if not 0 <= d < tensor.dim() or len(vector) != tensor.shape[d]:
-            raise TraceError(
-                f"the rule registered for {name} gave dimension {d} of its output, of shape "
-                f"{tuple(tensor.shape)}, {len(vector)} labels; recorder.set takes one label "
-                "for each entry, dimensions counted from 0"
+    known = [np.zeros(1, ATOM), *chain.from_iterable(i.dims.values() for i in inputs)]
+    for d, vector in made.dims.items():
+        if not np.isin(vector[vector < first_new], np.concatenate(known)).all():
+            raise ValueError(
+                f"the rule registered for {name} gave dimension {d} of its output labels that "
+                "none of its inputs has"
             )

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +29,13 @@ from torch import Tensor, nn
 
 from netslim.graph.counts import Call
 from netslim.graph.tracing.atoms import Atoms, Vector
+from netslim.graph.tracing.checks import (
+    check_dims,
+    check_factor,
+    check_lengths,
+    check_role,
+    check_vector,
+)
 from netslim.graph.tracing.sizes import (
     Expression,
     Size,
@@ -133,7 +140,12 @@ class Recorder:
         return NOTHING if found is None else found[1]
 
     def set(self, tensor: Tensor, dims: Mapping[int, Vector], weight: bool) -> None:
-        """Give a tensor its labels, for as long as it lives."""
+        """Give a tensor its labels, for as long as it lives.
+
+        Raises:
+            TypeError, ValueError: these are no labels, or do not fit the tensor.
+        """
+        check_dims(tensor, dims, weight, len(self.atoms.parent))
         key = id(tensor)
         for d in [d for d, vector in dims.items() if len(vector) == 1]:
             self.freeze(dims[d], "a single channel is taken apart from the others")
@@ -148,16 +160,22 @@ class Recorder:
             if entry is not None and entry[0] is reference:
                 del labels[key]
 
-        labels[key] = (weakref.ref(tensor, forget), Labels(dims, weight))
+        for vector in dims.values():
+            vector.setflags(write=False)  # it is shared by all that carry these labels
+        own = Labels(MappingProxyType(dict(dims)), bool(weight))
+        labels[key] = (weakref.ref(tensor, forget), own)
 
     def meet(self, left: Vector | None, right: Vector | None, what: str) -> Vector | None:
         """Tie two dimensions that must keep equal sizes; one that meets an unlabelled one stays."""
+        self._check(left, "recorder.meet")
+        self._check(right, "recorder.meet")
         if left is None:
             self.freeze(right, f"it meets a fixed size in {what}")
             return right
         if right is None:
             self.freeze(left, f"it meets a fixed size in {what}")
         elif left is not right:
+            check_lengths(left, right, what)
             self.atoms.tie(
                 left, right, lambda: f"it meets constant channels in {what}{self.where()}"
             )
@@ -165,18 +183,26 @@ class Recorder:
 
     def freeze(self, vector: Vector | None, reason: str) -> None:
         """These channels must stay; ``reason`` completes "they stay: ...", with the user's line."""
+        self._check(vector, "recorder.freeze")
         if vector is not None:
             self.atoms.freeze(vector, f"{reason}{self.where()}")
 
     def couple(self, vector: Vector | None, reason: str) -> None:
         """Removing some of these channels changes the values of the others: inexact."""
+        self._check(vector, "recorder.couple")
         if vector is not None:
             self.atoms.couple(vector, f"{reason}{self.where()}")
 
     def mark(self, labels: Labels, dim: int, role: int) -> None:
         """Note a role for the atoms of a weight's dimension."""
+        check_role(role)
         if labels.weight and dim in labels.dims:
             self.atoms.mark(labels.dims[dim], role)
+
+    def _check(self, vector: Vector | None, call: str) -> None:
+        """Refuse what are neither labels nor None."""
+        if vector is not None:
+            check_vector(vector, len(self.atoms.parent), call)
 
     # --- sizes ------------------------------------------------------------------------------------
 
@@ -354,8 +380,14 @@ class Recorder:
         self.operators[operator] += 1
 
     def cost(self, operator: str, *factors: int | Vector | None) -> None:
-        """Count multiply-accumulates: what makes an operator a layer."""
+        """Count multiply-accumulates: what makes an operator a layer.
+
+        Raises:
+            TypeError, ValueError: a factor is neither a size nor labels.
+        """
         given = tuple(f for f in factors if f is not None)
+        for factor in given:
+            check_factor(factor, len(self.atoms.parent))
         self.costs.append(OperatorCost(self.module, operator, given, self.operator))
 
     def put_out(self, operator: str, inputs: list[Tensor], out: Any, layer: bool) -> None:
@@ -389,7 +421,12 @@ class Recorder:
 
 
 def _said(error: Exception) -> str:
-    """``KeyError: 1 at rules.py:33``: an error on one line, and where it was raised."""
-    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    """``KeyError: 1 at rules.py:33``: an error on one line, and where it was raised.
+
+    An error that the recorder raised is told with the line of the rule that called it.
+    """
+    places = list(traceback.walk_tb(error.__traceback__))
+    outside = [p for p in places if not p[0].f_code.co_filename.startswith(_HERE)]
+    frame, line = (outside or places)[-1]
     first = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first} at {Path(frame.f_code.co_filename).name}:{line}"

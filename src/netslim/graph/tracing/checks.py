@@ -1,0 +1,76 @@
+"""What a rule says to the recorder, looked at before it is believed.
+
+A rule may be anybody's. Labels that are none would be taken for others', or break the trace long
+after the rule is done, where nobody could tell any more whose they are. So each call looks at what
+it was given and raises at once, inside the rule, which is then treated as one that broke off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+_FORM = "labels are a 1-D NumPy array of integers, as recorder.get(...).dims holds them"
+_ROLES = range(1, 16)  # `atoms.PRODUCER`, `CONSUMER`, `SCALE`, `CHANNEL` and their sums
+
+
+def check_vector(vector: Any, known: int, what: str) -> None:
+    """Refuse what are no labels; there are ``known`` of them."""
+    if not isinstance(vector, np.ndarray):
+        raise TypeError(f"{what} is given {_told(vector)}; {_FORM}")
+    if vector.ndim != 1 or vector.dtype.kind != "i":
+        raise TypeError(f"{what} is given a {vector.ndim}-D array of {vector.dtype}; {_FORM}")
+    if len(vector) and (vector.min() < 0 or vector.max() >= known):
+        raise ValueError(f"{what} is given numbers that are nobody's labels; {_FORM}")
+
+
+def check_dims(tensor: Any, dims: Any, weight: Any, known: int) -> None:
+    """Refuse labels of a result that do not fit it."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"recorder.set takes a tensor, got {_told(tensor)}")
+    if not isinstance(dims, Mapping):
+        raise TypeError(f"recorder.set takes {{dimension: labels}}, got {_told(dims)}")
+    if not isinstance(weight, (bool, np.bool_)):
+        raise TypeError(f"recorder.set takes weight=True or False, got {_told(weight)}")
+    for d, vector in dims.items():
+        check_vector(vector, known, f"dimension {d} of the output")
+        if d not in range(tensor.dim()) or len(vector) != tensor.shape[d]:
+            raise ValueError(
+                f"dimension {d} of the output, of shape {tuple(tensor.shape)}, is given "
+                f"{len(vector)} labels; recorder.set takes one label for each entry, dimensions "
+                "counted from 0"
+            )
+
+
+def check_factor(factor: Any, known: int) -> None:
+    """Refuse a factor of a cost that is neither a number of things nor labels."""
+    if isinstance(factor, np.ndarray):
+        check_vector(factor, known, "recorder.cost")
+    elif isinstance(factor, bool) or not isinstance(factor, (int, np.integer)):
+        raise TypeError(f"recorder.cost takes whole numbers and labels, got {_told(factor)}")
+    elif factor < 0:
+        raise ValueError(f"recorder.cost takes sizes, got {factor}")
+
+
+def check_role(role: Any) -> None:
+    """Refuse what is no role of a weight."""
+    if role not in _ROLES:
+        raise ValueError(
+            "recorder.mark takes the role PRODUCER, CONSUMER, SCALE or CHANNEL of "
+            f"netslim.graph.rules, got {_told(role)}"
+        )
+
+
+def check_lengths(left: Any, right: Any, what: str) -> None:
+    """Refuse to tie dimensions of which one is longer."""
+    if len(left) != len(right):
+        raise ValueError(f"{what}: {len(left)} labels cannot meet {len(right)}")
+
+
+def _told(value: Any) -> str:
+    """A value in a message: what it is, and itself where that is short."""
+    shown = repr(value)
+    return type(value).__name__ if len(shown) > 40 or "\n" in shown else shown
