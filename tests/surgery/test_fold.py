@@ -148,12 +148,30 @@ def without(plan, model, name):
     )
 
 
-def test_gammas_near_zero_are_taken_as_zero():
-    model, plan = constant(Plain)
-    near = constant(Plain, gamma=1e-3)[0]
-    folding = fold(near, plan, [X])
-    assert max(row.spread for row in folding.moved) < 1e-10
-    assert (prune(folding.model, folding.plan)(X) - model(X)).abs().max() < 1e-10
+def test_filters_at_zero_emit_a_constant_whatever_their_gamma():
+    """beta - gamma * mean / std, and the activation of it: the smaller network is the same."""
+    model, plan = constant(Plain, gamma=0.7)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for t in plan.tensors:
+            if "producer" in t.role:
+                parameters[t.tensor].index_fill_(t.axis, torch.tensor(t.removed), 0)
+    folding = fold(model, plan, [X])
+    small = prune(folding.model, folding.plan)
+    assert (prune(model, plan)(X) - model(X)).abs().max() > 1e-2
+    assert (small(X) - model(X)).abs().max() < 1e-10
+    assert all(row.spread < 1e-10 for row in folding.moved)
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 0.3])
+def test_what_a_channel_still_varies_is_told_by_the_spread(gamma):
+    """Of what goes the mean is moved, and how far it is from that is said."""
+    model, plan = constant(Plain, gamma=gamma)
+    plan = without(without(plan, model, "a.0"), model, "b.0")  # what feeds the head alone
+    folding = fold(model, plan, [X])
+    gap = prune(folding.model, folding.plan)(X) - model(X)
+    assert gap.mean(0).abs().max() < 1e-10
+    assert 0.1 * gamma < folding.moved[0].spread < 100 * gamma
 
 
 def test_where_it_goes_bias_running_mean_or_a_bias_that_is_added():

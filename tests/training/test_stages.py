@@ -178,9 +178,7 @@ def cut_zeros(network: nn.Module, batches: list[Any], **options: Any) -> nn.Modu
 
 
 def test_folding_after_soft_filters_is_exact_without_padding():
-    """A zero filter emits beta as soon as its running mean is zero; folded, the smaller network is
-    the same.
-    """
+    """Folded, the smaller network is that with zero filters whose statistics are theirs."""
     network, settled, batches = softly([8, "M", 16], SECOND)
     folded = cut_zeros(network, batches, fold="constant")
     torch.testing.assert_close(outputs(folded), outputs(settled), rtol=1e-4, atol=1e-4)
@@ -547,6 +545,15 @@ def test_a_merge_of_a_checkpoint_that_knows_its_clusters(tmp_path):
     assert done.rows["pruned"]["accuracy"] == pytest.approx(
         done.rows["before"]["accuracy"], abs=0.003
     )
+
+
+def test_clusters_that_are_not_equal_are_said_to_differ():
+    network = netslim.models.build("zoo:vgg", layers=[8, "M", 16], in_channels=1).eval()
+    clusters = {FIRST: [0, 0, 1, 1, 2, 2, 3, 3]}
+    stage = Prune("merge", by="clusters", compensation=Compensation())
+    done = cutting.carry_out(stage, network, images(2), lambda _: [], clusters)
+    assert "channels merged: 4, though the members of a cluster differ by" in done.warnings[0]
+    assert not done.notes
 
 
 FACTORIES = """

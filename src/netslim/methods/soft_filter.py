@@ -230,10 +230,10 @@ class SoftFilterPruning:
             constants: a zero filter still emits ``beta - gamma * mean / std`` after its BN.
                 ``"zero"`` sets gamma, beta and all else that works on the channel alone to zero as
                 well, after which the model equals the one that `plan` makes of it, where
-                activations leave zero at zero. ``"keep"`` leaves them as they are: call
-                `netslim.surgery.recalibrate`, after which the mean of a zero filter is zero as it
-                was in training, and then `netslim.surgery.compensate`, which moves them into the
-                layers behind.
+                activations leave zero at zero. ``"keep"`` leaves them as they are, for
+                `netslim.surgery.compensate` to move them into the layers behind. Call
+                `netslim.surgery.recalibrate` before, where a zero filter is to emit what it did in
+                training: its running mean is still that of the time before.
 
         Raises:
             ArgumentError: another value of `constants`, or as `zero` does.

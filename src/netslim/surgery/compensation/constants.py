@@ -1,10 +1,13 @@
 """Move what removed channels still emit into the layers behind them.
 
-A channel whose gamma is near zero while its beta is not emits a constant, and to cut it throws the
-constant away. Here each layer that reads removed channels is watched on data: their mean
-contribution to its outputs goes into its bias, or into the running mean of the batch normalisation
-behind it (which is subtracted, so the contribution is taken off it). That is exact where the
-contribution is constant: without zero padding, which makes it smaller at the border.
+A channel whose gamma is near zero while its beta is not emits a constant, and so does one whose
+filter is zero: beta - gamma * mean / std, once the activation behind has seen it. To cut it throws
+the constant away. Here each layer that reads removed channels is watched on data, with the model as
+it is: their mean contribution to its outputs goes into its bias, or into the running mean of the
+batch normalisation behind it (which is subtracted, so the contribution is taken off it). That is
+exact where the contribution is constant. Nothing takes that for granted: it is not where gamma is
+merely small, nor beside zero padding, which makes it smaller at the border, and the spread that is
+measured along with the mean says by how much.
 
 Layers are watched at the *functions* they call (`F.conv2d`, `F.linear`, ...), not with hooks on
 modules: so weights that are used without their module, twice, or with another bias are seen as they
@@ -20,10 +23,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -34,14 +35,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from netslim.errors import ArgumentError, PlanError
-from netslim.graph import trace
 from netslim.graph.layers import FUNCTIONS, channels_of
-from netslim.graph.modules.batches import inputs_of, outputs
+from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
 from netslim.graph.modules.wrapping import duplicate, eagerly
 from netslim.surgery.plan import PruningPlan, bias_cuts, bias_of
-from netslim.surgery.proof.silencing import replaced
 from netslim.surgery.prune import new_biases, remember, takes_bias
 from netslim.surgery.rows import DROPPED, TensorCut, destinations
 
@@ -226,16 +225,10 @@ def reading(plan: PruningPlan) -> list[tuple[TensorCut, np.ndarray]]:
 def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
     tensors = dict(named_tensors(model))
     flows = [Flow(t, gone, tensors[t.tensor]) for t, gone in reading(plan)]
-    scales, batches = _scales(model, plan, batches)
     watch = Watch({id(flow.weight): flow for flow in flows})
-    with torch.no_grad(), eagerly(), evaluating(model), ExitStack() as zeroed:
-        for name, axis, gone in scales:
-            zeroed.enter_context(
-                replaced(tensors[name], axis, torch.from_numpy(gone).to(tensors[name].device), 0)
-            )
-        with watch:
-            for _, output in outputs(model, batches):
-                watch.finish(output)
+    with torch.no_grad(), eagerly(), evaluating(model), watch:
+        for _, output in outputs(model, batches):
+            watch.finish(output)
     for flow in flows:
         if not torch.isfinite(flow.total).all():
             raise ArgumentError(
@@ -243,30 +236,6 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
                 "mean to move"
             )
     return flows
-
-
-def _scales(
-    model: nn.Module, plan: PruningPlan, batches: Any
-) -> tuple[list[tuple[str, int, np.ndarray]], Any]:
-    """(tensor, axis, entries) that scale dropped channels; and the batches, from the first on.
-
-    With these at zero a channel emits its beta alone, which is the constant to move. Where nothing
-    is merged they are the removed entries of the plan; else the plan does not say which of the
-    removed ones are dropped, and a trace must.
-    """
-    if not any(group.merged for group in plan.groups.values()):
-        scales = [t for t in plan.tensors if t.role == "scale"]
-        return [(t.tensor, t.axis, np.asarray(t.removed)) for t in scales], batches
-    first = list(islice(batches, 1))
-    if isinstance(batches, Iterator):  # it can be read only once
-        batches = chain(first, batches)
-    args, kwargs = inputs_of(first[0]) if first else ((), {})
-    graph = trace(model, kwargs or args)
-    found = []
-    for name, cut in plan.groups.items():
-        for s in graph[name].tensors("scale"):
-            found.append((s.tensor, s.axis, s.positions[destinations(cut)[s.units] == DROPPED]))
-    return found, batches
 
 
 class Watch(TorchFunctionMode):

@@ -79,12 +79,11 @@ def compensate(
     """A copy of ``model`` in which what the channels that ``plan`` removes emit comes from
     elsewhere.
 
-    * ``"constant"``: what is constant of it moves into what reads it. The channels a normalisation
-      scales are taken with a gamma of zero, so that what they emit is a constant; of others the
-      mean over the batches is moved. A layer with a bias takes it there; else the batch
-      normalisation that alone reads the layer's output takes it off its running mean; else the
-      layer is given a bias. Exact without zero padding, which makes the constant smaller at the
-      border.
+    * ``"constant"``: what is constant of it, its mean over the batches, moves into what reads it. A
+      layer with a bias takes it there; else the batch normalisation that alone reads the layer's
+      output takes it off its running mean; else the layer is given a bias. Exact where it is
+      constant, as behind filters or scales of zero where no zero padding makes it smaller at the
+      border; else `Moved.spread` says by how much it is not.
     * ``"linear"``: the channels that stay stand in for it. What a layer reads of removed channels
       is replaced by the linear combination of what it reads of the others, and a constant, that is
       nearest in the sense of least squares on the batches. The combination moves into the layer's

@@ -13,7 +13,8 @@ import netslim
 from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.wrapping import duplicate
-from netslim.methods.cutting import Choose, Cut, by_scores, cut, spared
+from netslim.methods.centripetal import CentripetalSGD
+from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.soft_filter import plan_of_zeros, zeroed
 from netslim.selection.budget.limits import staying
@@ -26,6 +27,10 @@ from netslim.training.recipe.schema import GradualOptions, Prune
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 Clusters = Mapping[str, Sequence[int]]
+_NOT_EQUAL = (
+    "channels merged: {}, though the members of a cluster differ by {:.2g} of their size, so the "
+    "first of each stands for others (the clusters are of before other training?)"
+)
 
 
 def carry_out(
@@ -168,11 +173,14 @@ def _of_zeros(
             return _zero_scales(network, graph, left, stage.limits)
         return plan_of_zeros(graph, network, groups=left, criterion=criterion, limits=stage.limits)
 
-    given = network
-    if mended.fold and criterion != "bn_scale":
-        # A zero filter emits beta once its running mean is zero, which it is not so soon.
-        given = netslim.surgery.recalibrate(duplicate(network), list(batches(stage.batches)))
-    return _cut(stage, given, graph, choose, example, mended, batches)
+    if not mended.fold or criterion == "bn_scale":
+        return _cut(stage, network, graph, choose, example, mended, batches)
+    # The running means are of the time before the last zeroing, so a zero filter emits something
+    # else than in training until they are taken anew. Folding would keep that as it is.
+    settled = netslim.surgery.recalibrate(duplicate(network), list(batches(stage.batches)))
+    done = _cut(stage, settled, graph, choose, example, mended, batches)
+    note = "before the cut, batch-norm statistics were taken anew, with the filters at zero"
+    return replace(done, notes=(note, *done.notes))
 
 
 def _wanted(stage: Prune) -> Compensation:
@@ -232,6 +240,11 @@ def _merged(
         return netslim.selection.merge(graph, left)
 
     done = _cut(stage, network, graph, choose, example, _wanted(stage), batches)
+    merged = {name: numbers for name, numbers in clusters.items() if name in done.plan.groups}
+    apart = CentripetalSGD(graph, network, clusters=merged).deviation().largest
+    if apart > EXACT:
+        warning = _NOT_EQUAL.format(done.plan.removed, apart)
+        return replace(done, warnings=(*done.warnings, warning))
     note = (
         f"channels merged into those that they had become equal to: {done.plan.removed}; "
         "nothing was thrown away"
