@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -93,8 +93,15 @@ def nearest(word: object, known: Iterable[str], *, otherwise: str | None = None)
         return f"; did you mean {' or '.join(map(repr, near))}?"
     if otherwise is not None:
         return otherwise
-    more = f" and {len(names) - _MANY} more" if len(names) > _MANY else ""
-    return f"; there is {', '.join(map(repr, names[:_MANY]))}{more}" if names else ""
+    return f"; there is {listed(list(map(repr, names)))}" if names else ""
+
+
+def listed(parts: Sequence[str], mark: str = ", ", most: int = _MANY) -> str:
+    """The first dozen, or so many, and how many more there are."""
+    shown = mark.join(parts[:most])
+    if len(parts) > most:
+        return f"{shown} and {len(parts) - most} more"
+    return shown
 
 
 def _near(word: str, names: list[str]) -> list[str]:
@@ -230,6 +237,7 @@ __all__ = [
     "described",
     "expect",
     "from_module",
+    "listed",
     "nearest",
     "replacing",
     "using_threads",

@@ -43,6 +43,10 @@ def gone(plan) -> dict[str, int]:
     return {name: cut.size - len(cut.kept) for name, cut in plan.groups.items()}
 
 
+def tenth(plan) -> list[str]:
+    return [note for note in plan.notes if "less than a tenth" in note]
+
+
 def masks_of(graph, plan):
     return {graph.number(n): np.isin(np.arange(c.size), c.kept) for n, c in plan.groups.items()}
 
@@ -322,3 +326,32 @@ def test_latency_needs_a_table():
 def test_options_of_the_wrong_kind(options, message):
     with pytest.raises(ArgumentError, match=message):
         Limits(**options)
+
+
+def test_equal_scores_are_cut_in_proportion_not_in_order_of_position():
+    graph = trace(chain(4, 8, 12), PIXEL)
+    scores = {g.name: torch.ones(g.size) for g in graph.groups if not g.frozen}
+    plan = select(graph, scores, Budget(cut_channels=0.5))
+    assert sorted(gone(plan).values()) == [2, 4, 6]
+
+
+def test_equal_scores_come_after_lower_ones_and_keep_to_whole_steps():
+    graph = trace(chain(8, 16), PIXEL)
+    first, second = (g.name for g in graph.groups if g.size in (8, 16))
+    scores = {first: torch.ones(8), second: torch.ones(16)}
+    scores[second][:4] = 0.5
+    # Ten go: the four low ones, then six in steps of two: to 4 of 8 and to 6 of 16.
+    plan = select(graph, scores, Budget(cut_channels=10 / 24), limits=Limits(round_to=2))
+    assert gone(plan) == {first: 4, second: 6}
+    assert set(range(4)).isdisjoint(plan.groups[second].kept)
+
+
+def test_layers_that_are_left_with_less_than_a_tenth_are_named():
+    graph = trace(chain(20, 20), PIXEL)
+    one, two = (g.name for g in graph.groups if g.size == 20)
+    scores = {one: torch.arange(20.0), two: 100 + torch.arange(20.0)}
+    plan = select(graph, scores, Budget(cut_channels=19 / 40))
+    (note,) = tenth(plan)
+    assert f"1 of 2 groups: {one} keeps 1 of 20; max_cut=0.9" in note
+    assert not tenth(select(graph, scores, Budget(cut_channels=18 / 40)))  # a tenth stays
+    assert not tenth(select(graph, scores, per_group={one: 19}))  # a name asked for it

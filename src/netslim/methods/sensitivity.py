@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim._support import check_batches, expect, write_atomic
+from netslim._support import check_batches, expect, listed, write_atomic
 from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate
-from netslim.graph.words.naming import listed, meant
+from netslim.graph.words.naming import meant
 from netslim.methods.cutting import cut, left_alone
 from netslim.methods.sensitivity_result import EQUAL, FORMAT, Row, Sensitivity, Unit
 from netslim.selection.budget.limits import caps, staying

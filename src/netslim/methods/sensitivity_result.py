@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim._support import write_atomic
+from netslim._support import listed, write_atomic
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.graph.modules.wrapping import bare
-from netslim.graph.words.naming import listed
 
 FORMAT = 1
 # Drops closer than this, relative to the values, are equal: accuracies are often float32.

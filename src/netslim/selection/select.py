@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from netslim._support import described, expect
+from netslim._support import described, expect, listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.budget.allocation import allocate, allocation_of
@@ -91,6 +91,7 @@ def select(
     problem.check(ladder, goals)
     removed = allocate(ladder, goals, way)
     notes = [*problem.chooser.notes, *problem.promises(ladder, goals, removed)]
+    notes += problem.thinned(ladder, removed)
     return plan_keeping(graph, ladder.masks(removed), notes)
 
 
@@ -230,6 +231,20 @@ class _Problem:
             for goal in goals
             if "latency" in goal.name
         ]
+
+    def thinned(self, ladder: Ladder, removed: np.ndarray) -> Iterator[str]:
+        """Which groups keep less than a tenth, though no name asked for it."""
+        sizes = {self.graph.groups[n].name: (self.graph.groups[n].size, n) for n in ladder.free}
+        thin = [
+            f"{name} keeps {size - removed[number]} of {size}"
+            for name, (size, number) in sizes.items()
+            if 10 * (size - removed[number]) < size
+        ]
+        if thin:
+            yield (
+                f"less than a tenth stays in {len(thin)} of {len(sizes)} groups: "
+                f"{listed(thin)}; max_cut=0.9 would keep a tenth everywhere"
+            )
 
 
 def _figure(amount: float, rounding: Callable[[float], int] = floor) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from netslim._support import listed
 from netslim.errors import SurgeryError
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, inside
@@ -103,6 +104,4 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Tensor]) -> str:
         for name, tensor in found.items()
         if name in shape and tuple(tensor.shape) != shape[name]
     ]
-    if len(parts) > 4:
-        return ", ".join(parts[:4]) + f" and {len(parts) - 4} more"
-    return ", ".join(parts)
+    return listed(parts, most=4)

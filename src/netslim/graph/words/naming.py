@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from netslim._support import listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.traced import TracedGraph
@@ -90,10 +91,4 @@ def granted(
     return {name: value for name, (_, value) in wanted.items() if name not in staying}
 
 
-def listed(names: Sequence[str], mark: str = ", ") -> str:
-    """The first dozen, and how many more there are."""
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return mark.join(names[:12]) + more
-
-
-__all__ = ["assigned", "granted", "is_pattern", "listed", "meant"]
+__all__ = ["assigned", "granted", "is_pattern", "meant"]

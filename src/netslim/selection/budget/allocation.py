@@ -75,8 +75,8 @@ def allocate(ladder: Ladder, goals: Sequence[Goal], way: Way) -> Vector:
 
 @allocation
 def global_(ladder: Ladder, goals: Sequence[Goal]) -> Vector:
-    """One threshold of the scores of all units."""
-    return fewest(ladder, goals, np.argsort(ladder.score, kind="stable"))
+    """One threshold of the scores of all units; of equal ones, to the same share of every group."""
+    return fewest(ladder, goals, _rising(ladder, np.arange(len(ladder.score))))
 
 
 @allocation
@@ -144,9 +144,20 @@ def _by_share(ladder: Ladder, pool_of: Mapping[int, int]) -> Vector:
     share = np.empty(len(ladder.group))  # of its pool, once this step is done
     for pool in np.unique(pools[ladder.group]):
         mine = np.flatnonzero(pools[ladder.group] == pool)
-        mine = mine[np.argsort(ladder.score[mine], kind="stable")]
+        mine = _rising(ladder, mine)
         share[mine] = np.cumsum(ladder.units[mine]) / sizes[pool]
     return np.argsort(share, kind="stable")
+
+
+def _rising(ladder: Ladder, steps: Vector) -> Vector:
+    """These steps by score; of equal ones, those that leave most of their group go first.
+
+    Equal scores say that nothing is known, as before training, where every scale is 1. In order of
+    position the first layers would be emptied down to one channel and the last would stay whole.
+    """
+    sizes = np.array([group.size for group in ladder.graph.groups])
+    share = ladder.level[steps] / sizes[ladder.group[steps]]  # of its group, once the step is done
+    return steps[np.lexsort((share, ladder.score[steps]))]
 
 
 def _by_order(ladder: Ladder, goals: Sequence[Goal], order: Vector) -> tuple[Vector, Vector]:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netslim._support import listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.words.explain import hint
-from netslim.graph.words.naming import granted, listed
+from netslim.graph.words.naming import granted
 from netslim.selection.budget.limits import caps, shown, staying
 from netslim.selection.options import Limits
 
