@@ -23,7 +23,9 @@ def check_vector(vector: Any, known: int, what: str) -> None:
         raise TypeError(f"{what} is given {_told(vector)}; {_FORM}")
     if vector.ndim != 1 or vector.dtype.kind != "i":
         raise TypeError(f"{what} is given a {vector.ndim}-D array of {vector.dtype}; {_FORM}")
-    if len(vector) and (vector.min() < 0 or vector.max() >= known):
+    # As unsigned numbers those below 0 are the largest, so one look tells both.
+    unsigned = vector.view(f"u{vector.itemsize}")
+    if len(vector) and np.maximum.reduce(unsigned) >= known:
         raise ValueError(f"{what} is given numbers that are nobody's labels; {_FORM}")
 
 
