@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from netslim.graph.layers import ADDED_PRODUCTS, CONVOLUTIONS, LINEAR
+from netslim.graph.layers import ADDED_PRODUCTS, LINEAR
+from netslim.graph.rules.elementwise import meeting, met_by_all
 from netslim.graph.rules.reducing import along_space
-from netslim.graph.rules.registry import Op, extent, name_of, rule, tensors_in, without
+from netslim.graph.rules.registry import (
+    Op,
+    extent,
+    name_of,
+    named_arguments,
+    rule,
+    tensors_in,
+    without,
+)
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Vector
 from netslim.graph.tracing.recorder import Labels, Recorder
 from netslim.graph.tracing.shapes import split_vector
@@ -70,12 +79,16 @@ def _meet_bias(rec: Recorder, dims: dict[int, Vector], at: int, labels: Labels, 
 # --- matrix products ------------------------------------------------------------------------------
 
 
-@rule("mm", "bmm")
+@rule("mm", "bmm", reads="self mat2")
 def matmul(rec: Recorder, func: Op, out: Tensor, a: Tensor, b: Tensor, *args: Any) -> None:
     _matmul(rec, func, out, a, b)
 
 
-@rule(*ADDED_PRODUCTS, "baddbmm")
+@rule(
+    *ADDED_PRODUCTS, "baddbmm",
+    reads="self mat1 mat2 batch1 batch2",
+    ignores="use_gelu",  # element by element, on the result
+)  # fmt: skip
 def addmm(
     rec: Recorder, func: Op, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any
 ) -> None:
@@ -102,12 +115,12 @@ def _matmul(
     rec.set(out, dims, la.weight and lb.weight)
 
 
-@rule("mv", "dot", "vdot")
+@rule("mv", "dot", "vdot", reads="self vec tensor other")
 def vector_product(rec: Recorder, func: Op, out: Tensor, a: Tensor, b: Tensor) -> None:
     _vector_product(rec, func, out, a, b)
 
 
-@rule("addmv")
+@rule("addmv", reads="self mat vec")
 def addmv(
     rec: Recorder, func: Op, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, **kwargs: Any
 ) -> None:
@@ -129,7 +142,7 @@ def _vector_product(
     rec.set(out, dims, la.weight and lb.weight)
 
 
-@rule(*LINEAR)
+@rule(*LINEAR, reads="input self weight bias")
 def linear(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> None:
@@ -147,7 +160,14 @@ def linear(
 # --- convolutions ---------------------------------------------------------------------------------
 
 
-@rule(*CONVOLUTIONS)
+# What follows moves windows over space, and leaves channels where they are.
+_WINDOWS = "stride padding dilation output_padding"
+
+
+@rule(
+    "convolution", "_convolution", "convolution_overrideable",
+    reads="input weight bias transposed groups", ignores=_WINDOWS,
+)  # fmt: skip
 def convolution(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None,
     stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any, groups: int,
@@ -175,6 +195,19 @@ def convolution(
     width = extent(dims.get(1), out.shape[1])
     rec.cost("convolution", prod(w.shape[2:]), *places, read, width)
     rec.set(out, dims, lx.weight and lw.weight)
+
+
+@rule(
+    "mkldnn_convolution", "cudnn_convolution",
+    reads="self weight bias groups", ignores=_WINDOWS,
+)  # fmt: skip
+def convolution_of_a_library(
+    rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: Any
+) -> None:
+    """The same, not transposed, with its arguments in the order of the library that does it."""
+    given = named_arguments(func, args, kwargs)
+    weight, bias, groups = given["weight"], given.get("bias"), given["groups"]
+    convolution(rec, func, out, x, weight, bias, None, None, None, False, None, groups)
 
 
 def _plain(
@@ -274,16 +307,26 @@ def _grouped_transposed(
     return read, np.tile(lw.dims[1], groups)
 
 
-@rule("torchvision::deform_conv2d")
+@rule(
+    "torchvision::deform_conv2d",
+    reads="input weight offset mask bias groups offset_groups",
+    ignores="stride_h stride_w pad_h pad_w dilation_h dilation_w use_mask",
+)
 def deformable(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, w: Tensor, offset: Tensor, mask: Tensor,
     bias: Tensor, *args: Any,
 ) -> None:  # fmt: skip
-    """A convolution whose windows are moved by ``offset`` and weighed by ``mask``, which stay."""
+    """A convolution whose windows are moved by ``offset`` and weighed by ``mask``, which stay.
+
+    Channels are moved in groups of neighbours, each by offsets of its own: all groups shrink alike.
+    """
     for guide in (offset, mask):
         for vector in rec.get(guide).dims.values():
             rec.freeze(vector, f"it guides {name_of(func)}")
-    groups = int(args[6])
+    groups, moved = int(args[6]), int(args[7])
+    source = rec.get(x).dims.get(1)
+    if moved > 1 and source is not None:
+        split_vector(rec, source, (moved, x.shape[1] // moved), keep=1, what=name_of(func))
     convolution(rec, func, out, x, w, bias, args[:2], args[2:4], args[4:6], False, 0, groups)
 
 
@@ -298,31 +341,74 @@ def deformable(
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
     "scaled_dot_product_attention",
+    reads="query key value attn_mask attn_bias dropout_mask scale",
+    ignores="is_causal enable_gqa",  # looks at places alone; the numbers of heads say it
 )
 def attention(
     rec: Recorder, func: Op, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any
 ) -> None:
-    """Queries and keys share their last dimension (coupled by the product); values keep theirs."""
+    """Queries and keys share their last dimension (coupled by the product); values keep theirs.
+
+    What stands before the last two dimensions, as heads, is shared by all, masks included.
+    """
     lq, lk, lv = rec.get(q), rec.get(k), rec.get(v)
     last = q.dim() - 1
-    dims: dict[int, Vector] = {}
-    for d in range(q.dim() - 2):
-        met = rec.meet(lq.dims.get(d), lk.dims.get(d), "attention")
-        met = rec.meet(met, lv.dims.get(d), "attention")
-        if met is not None:
-            dims[d] = met
+    dims = _heads(rec, q, k, v)
     for labels in (lq, lk, lv):
         rec.freeze(labels.dims.get(last - 1), "attention runs over it")
+    for mask in tensors_in(args, kwargs):
+        _mask(rec, dims, mask, last)
     met = _contract(rec, lq, last, lk, last, "attention")
+    if kwargs.get("scale") is None:
+        rec.couple(met, "attention divides by the root of their number")
     if last in lv.dims:
         dims[last] = lv.dims[last]
     batch = [dims.get(d, n) for d, n in enumerate(q.shape[:-1])]
     rec.cost("attention", *batch, k.shape[-2], extent(met, q.shape[-1]))
     rec.cost("attention", *batch, k.shape[-2], _size(v, lv, last))
-    rec.set(tensors_in(out)[0], dims, weight=False)
+    result, *others = tensors_in(out)
+    rec.set(result, dims, weight=False)
+    for t in others:  # sums of exponentials, (..., heads, queries), and seeds
+        heads = {d: n for d, n in dims.items() if d < min(last - 1, t.dim())}
+        fits = all(len(n) == t.shape[d] for d, n in heads.items())
+        rec.set(t, heads if fits else {}, weight=False)
 
 
-@rule("_trilinear")
+def _heads(rec: Recorder, q: Tensor, k: Tensor, v: Tensor) -> dict[int, Vector]:
+    """The labels of all dimensions before the last two.
+
+    Where there are fewer heads of keys and values, each serves several of the queries that stand
+    next to each other, and goes with them.
+    """
+    dims: dict[int, Vector] = {}
+    for d in range(q.dim() - 2):
+        sides = []
+        for t in (q, k, v):
+            vector = rec.get(t).dims.get(d)
+            if vector is not None:
+                vector = np.repeat(vector, q.shape[d] // t.shape[d])
+            if t.shape[d] != 1:
+                sides.append(vector)
+        met = met_by_all(rec, sides, "attention")
+        if met is not None:
+            dims[d] = met
+    return dims
+
+
+def _mask(rec: Recorder, dims: dict[int, Vector], mask: Tensor, last: int) -> None:
+    """A mask (..., heads, queries, keys) keeps the heads that it has a value for each of."""
+    labels, shift = rec.get(mask), last + 1 - mask.dim()
+    for d, size in enumerate(mask.shape):
+        vector = labels.dims.get(d)
+        if d + shift >= last - 1:
+            rec.freeze(vector, "attention runs over it")
+        elif size != 1:
+            met = rec.meet(dims.get(d + shift), vector, "the mask of attention")
+            if met is not None:
+                dims[d + shift] = met
+
+
+@rule("_trilinear", reads="i1 i2 i3 expand1 expand2 expand3 sumdim")
 def trilinear(
     rec: Recorder, func: Op, out: Tensor, a: Tensor, b: Tensor, c: Tensor,
     expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int],
@@ -358,13 +444,19 @@ def _expanded(rec: Recorder, t: Tensor, missing: Sequence[int]) -> tuple[Labels,
     return Labels({places[d]: v for d, v in labels.dims.items()}, labels.weight), sizes
 
 
-@rule("_cdist_forward", "_euclidean_dist")
+@rule("_cdist_forward", "_euclidean_dist", reads="x1 x2")
 def distance(rec: Recorder, func: Op, out: Tensor, a: Tensor, b: Tensor, *args: Any) -> None:
     """Pairwise distances ``(..., P, M), (..., R, M) -> (..., P, R)``."""
     la, lb = rec.get(a), rec.get(b)
     met = rec.meet(la.dims.get(a.dim() - 1), lb.dims.get(b.dim() - 1), "a distance")
     rec.couple(met, "a distance over the channels")
-    dims = {d + out.dim() - a.dim(): v for d, v in la.dims.items() if d < a.dim() - 1}
-    if b.dim() - 2 in lb.dims:
-        dims[out.dim() - 1] = lb.dims[b.dim() - 2]
+    rows, columns = out.dim() - 2, out.dim() - 1
+    dims: dict[int, Vector] = {}
+    for d in range(rows):
+        met = meeting(rec, (a, b), d, out.dim(), "a distance")
+        if met is not None:
+            dims[d] = met
+    for at, source, labels in ((rows, a, la), (columns, b, lb)):
+        if source.dim() - 2 in labels.dims:
+            dims[at] = labels.dims[source.dim() - 2]
     rec.set(out, dims, la.weight and lb.weight)

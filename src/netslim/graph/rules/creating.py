@@ -13,7 +13,7 @@ from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import Recorder
 
 
-@rule("randn", "rand")
+@rule("randn", "rand", reads="size")
 def noise(rec: Recorder, func: Op, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """As `constant`, but other sizes draw other numbers."""
     constant(rec, func, out, *args, **kwargs)
@@ -24,6 +24,7 @@ def noise(rec: Recorder, func: Op, out: Tensor, *args: Any, **kwargs: Any) -> No
 @rule(
     "zeros", "ones", "full", "empty",
     "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
+    reads="self size", ignores="stride",  # how it lies in memory
 )  # fmt: skip
 def constant(rec: Recorder, func: Op, out: Tensor, *args: Any, **kwargs: Any) -> None:
     """The same value everywhere: as wide as the channels whose size the code asks for."""
@@ -45,7 +46,7 @@ def _put(dims: dict[int, Vector], d: int, vector: Vector | None) -> None:
         dims[d] = vector
 
 
-@rule("expand")
+@rule("expand", reads="self size")
 def expand(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, sizes: Sequence[int], **kwargs: Any
 ) -> None:
@@ -67,7 +68,7 @@ def expand(
     rec.set(out, dims, labels.weight)
 
 
-@rule("repeat")
+@rule("repeat", reads="self repeats")
 def repeat(rec: Recorder, func: Op, out: Tensor, x: Tensor, times: Sequence[int]) -> None:
     """Repeated channels go in all their copies; copies of one entry as for `expand`."""
     labels, shift = rec.get(x), out.dim() - x.dim()

@@ -26,12 +26,16 @@ def fallback(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> No
 
 
 # Element-wise operators that PyTorch does not tag as such (for several, only the in-place twin
-# lacks the tag).
+# lacks the tag). The tensors among their arguments are read, whatever they are called; the numbers
+# are the same for every element.
 @rule(
-    "_prelu_kernel", "prelu", "copy", "dropout", "alpha_dropout", "feature_dropout", "masked_fill",
+    "_prelu_kernel", "copy", "dropout", "alpha_dropout", "feature_dropout", "masked_fill",
     "where", "hardswish", "hardsigmoid", "hardtanh", "mish", "gelu", "elu", "celu", "selu",
     "softplus", "leaky_relu", "threshold", "relu", "relu6", "silu", "softshrink", "hardshrink",
     "log_sigmoid_forward", "rrelu_with_noise", "rsub", "isnan", "complex", "polar",
+    reads="self src input other weight mask condition output buffer noise real imag abs angle",
+    ignores="min_val max_val approximate scale input_scale threshold negative_slope lambd lower "
+    "upper training",
 )  # fmt: skip
 def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
     """Tie the dimensions that meet; broadcasting dimensions of size 1 meet nothing."""
@@ -49,8 +53,9 @@ def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> N
         met = meeting(rec, inputs, d, ndim, name_of(func))
         if met is not None:
             dims[d] = met
-    for tensor in outs:
-        rec.set(tensor, dims, weight)
+    for tensor in outs:  # a buffer beside the result may be empty
+        fits = tensor.shape == outs[0].shape
+        rec.set(tensor, dims if fits else {}, weight)
 
 
 _SUMS = frozenset({"add", "sub", "rsub", "lerp"})
@@ -81,6 +86,11 @@ def meeting(
             labels = rec.get(t)
             vectors.append(labels.dims.get(d))
             rec.mark(labels, d, CHANNEL)
+    return met_by_all(rec, vectors, what)
+
+
+def met_by_all(rec: Recorder, vectors: Sequence[Vector | None], what: str) -> Vector | None:
+    """Tie dimensions that must keep equal sizes, a fixed one being None; returns their labels."""
     if all(v is None for v in vectors):
         return None
     result = vectors[0]
@@ -102,8 +112,8 @@ def _transposed(rec: Recorder, a: Vector, b: Vector) -> bool:
 
 @rule(
     "clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "lift_fresh_copy",
-    "zeros_like", "ones_like", "empty_like", "full_like", "fill", "zero", "view_dtype",
-    "resolve_conj",
+    "zeros_like", "ones_like", "empty_like", "full_like", "fill", "zero",
+    "resolve_conj", reads="self",
 )  # fmt: skip
 def same(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """The output has the labels of the input."""
@@ -113,19 +123,20 @@ def same(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: 
 
 @rule(
     "rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform", "native_dropout",
-    "exponential",
+    "exponential", reads="self input mean std p high", ignores="size std low from to lambd",
 )  # fmt: skip
-def drawn(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Other sizes draw other numbers."""
-    labels = rec.get(x)
-    if not rec.training:
-        for vector in labels.dims.values():
-            rec.couple(vector, "random numbers are drawn for the channels")
+def drawn(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
+    """Other sizes draw other numbers; all that is said of them is said element by element."""
+    pointwise(rec, func, out, *args, **kwargs)
     for t in tensors_in(out):
-        rec.set(t, labels.dims, weight=False)
+        dims = rec.get(t).dims
+        if not rec.training:
+            for vector in dims.values():
+                rec.couple(vector, "random numbers are drawn for the channels")
+        rec.set(t, dims, weight=False)
 
 
-@rule("permute")
+@rule("permute", reads="self dims")
 def permute(rec: Recorder, func: Op, out: Tensor, x: Tensor, order: Sequence[int]) -> None:
     labels = rec.get(x)
     sources = [d % x.dim() for d in order]
@@ -133,7 +144,7 @@ def permute(rec: Recorder, func: Op, out: Tensor, x: Tensor, order: Sequence[int
     rec.set(out, dims, labels.weight)
 
 
-@rule("transpose", "t", "numpy_T")
+@rule("transpose", "t", "numpy_T", reads="self dim0 dim1")
 def transpose(rec: Recorder, func: Op, out: Tensor, x: Tensor, a: int = 0, b: int = -1) -> None:
     order = list(range(x.dim()))
     if order:
@@ -141,13 +152,13 @@ def transpose(rec: Recorder, func: Op, out: Tensor, x: Tensor, a: int = 0, b: in
     permute(rec, func, out, x, order)
 
 
-@rule("unsqueeze")
+@rule("unsqueeze", reads="self dim")
 def unsqueeze(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int) -> None:
     labels, dim = rec.get(x), dim % out.dim()
     rec.set(out, {d + (d >= dim): v for d, v in labels.dims.items()}, labels.weight)
 
 
-@rule("squeeze")
+@rule("squeeze", reads="self dim")
 def squeeze(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: Any = None) -> None:
     labels = rec.get(x)
     if dim is None:
@@ -159,12 +170,12 @@ def squeeze(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: Any = None) ->
     rec.set(out, {i: labels.dims[d] for i, d in enumerate(left) if d in labels.dims}, labels.weight)
 
 
-@rule("as_strided")
+@rule("as_strided", reads="self size stride storage_offset")
 def as_strided(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None
 ) -> None:
-    """Only a change of memory layout is understood: same object or same sizes, from the start."""
-    if out is x or (tuple(size) == tuple(x.shape) and not offset):
+    """Only what leaves all as it is is understood: the same sizes and strides, from the start."""
+    if (out.shape, out.stride(), out.storage_offset()) == (x.shape, x.stride(), x.storage_offset()):
         same(rec, func, out, x)
     else:
         fallback(rec, func, out, x)

@@ -33,7 +33,7 @@ from netslim.graph.tracing.sizes import Size, symbols
 # --- slices ---------------------------------------------------------------------------------------
 
 
-@rule("slice")
+@rule("slice", reads="self dim start end step")
 def slice_(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int = 0,
     start: Any = None, end: Any = None, step: int = 1,
@@ -126,7 +126,7 @@ def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[A
     return None, None
 
 
-@rule("roll")
+@rule("roll", reads="self shifts dims")
 def roll(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, shifts: Any, dims: Sequence[int] = ()
 ) -> None:
@@ -169,7 +169,7 @@ def _written_shifts(rec: Recorder, length: int) -> Sequence[Any] | None:
 _SIZES = ("split_size", "split_sizes", "split_size_or_sections")
 
 
-@rule("split", "unsafe_split", "chunk")
+@rule("split", "unsafe_split", "chunk", reads="self split_size chunks dim")
 def split(
     rec: Recorder, func: Op, out: Sequence[Tensor], x: Tensor, size: int, dim: int = 0
 ) -> None:
@@ -180,7 +180,7 @@ def split(
     _parts(rec, out, x, dim, written)
 
 
-@rule("split_with_sizes", "unsafe_split_with_sizes")
+@rule("split_with_sizes", "unsafe_split_with_sizes", reads="self split_sizes dim")
 def split_with_sizes(
     rec: Recorder, func: Op, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0
 ) -> None:
@@ -242,7 +242,7 @@ def _one_expression(rec: Recorder, written: list[Any]) -> bool:
     return len({str(rec.mine(w)) for w in written}) == 1 and rec.mine(written[0]) is not None
 
 
-@rule("glu")
+@rule("glu", reads="self dim")
 def glu(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int = -1) -> None:
     """The first half times the gate made of the second: both halves shrink alike."""
     labels, dim = rec.get(x), dim % x.dim()
@@ -252,7 +252,7 @@ def glu(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int = -1) -> None:
     rec.set(out, dims, labels.weight)
 
 
-@rule("select", "unbind")
+@rule("select", "unbind", reads="self dim index")
 def select(
     rec: Recorder, func: Op, out: Any, x: Tensor, dim: int = 0, index: int | None = None
 ) -> None:
@@ -271,7 +271,7 @@ def select(
 # --- indices and tables ---------------------------------------------------------------------------
 
 
-@rule("index_select")
+@rule("index_select", reads="self dim index")
 def index_select(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, numbers: Tensor
 ) -> None:
@@ -303,7 +303,7 @@ def _selection(rec: Recorder, numbers: Tensor) -> Vector | None:
     return rec.get(numbers).dims.get(0) if held else None
 
 
-@rule("gather")
+@rule("gather", reads="self dim index")
 def gather(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, index: Tensor, **kwargs: Any
 ) -> None:
@@ -326,7 +326,7 @@ def gather(
     rec.set(out, dims, labels.weight and numbers.weight)
 
 
-@rule("index")
+@rule("index", reads="self indices")
 def index(rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any]) -> None:
     """One tensor of numbers over one dimension keeps the labels of the others.
 
@@ -355,22 +355,33 @@ def _picked(
     rec.set(out, dims, weight)
 
 
-@rule("embedding")
+@rule("embedding", reads="weight indices")
 def embedding(
     rec: Recorder, func: Op, out: Tensor, table: Tensor, indices: Tensor, *args: Any
 ) -> None:
-    _looked_up(rec, out, table)
+    _looked_up(rec, out, table, dict(rec.get(indices).dims))
 
 
-@rule("_embedding_bag", "_embedding_bag_forward_only")
-def embedding_bag(rec: Recorder, func: Op, out: Any, table: Tensor, *args: Any) -> None:
-    _looked_up(rec, tensors_in(out)[0], table)
+@rule(
+    "_embedding_bag", "_embedding_bag_forward_only",
+    reads="weight indices offsets per_sample_weights", ignores="mode include_last_offset",
+)  # fmt: skip
+def embedding_bag(
+    rec: Recorder, func: Op, out: Any, table: Tensor, *args: Any, **kwargs: Any
+) -> None:
+    """Rows are summed over bags; what says which rows, and which bags, stays."""
+    for t in tensors_in(args, kwargs):
+        for vector in rec.get(t).dims.values():
+            rec.freeze(vector, f"it picks rows for {name_of(func)}")
+    _looked_up(rec, tensors_in(out)[0], table, {})
 
 
-def _looked_up(rec: Recorder, out: Tensor, table: Tensor) -> None:
-    """Rows of a table: its columns are channels that it produces."""
+def _looked_up(rec: Recorder, out: Tensor, table: Tensor, dims: dict[int, Vector]) -> None:
+    """Rows of a table, at the places ``dims``: its columns are channels that it produces."""
     labels = rec.get(table)
     if 0 in labels.dims:
         rec.atoms.freeze(labels.dims[0], "rows of an embedding are picked by number")
     rec.mark(labels, 1, PRODUCER)
-    rec.set(out, {out.dim() - 1: labels.dims[1]} if 1 in labels.dims else {}, weight=False)
+    if 1 in labels.dims:
+        dims[out.dim() - 1] = labels.dims[1]
+    rec.set(out, dims, weight=False)

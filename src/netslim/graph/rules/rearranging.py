@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.graph.rules.elementwise import meeting, same
+from netslim.graph.rules.elementwise import meeting
 from netslim.graph.rules.registry import (
     Op,
     asked_sizes,
@@ -30,12 +30,15 @@ from netslim.graph.tracing.shapes import reshape, split_vector
 # --- changes of shape -----------------------------------------------------------------------------
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
+@rule(
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy",
+    reads="self size shape dtype", ignores="stride",  # of the result, as it must be
+)  # fmt: skip
 def view(rec: Recorder, func: Op, out: Tensor, x: Tensor, sizes: Any = None, *args: Any) -> None:
     """Follow the channels through a change of shape; see `shapes.reshape`."""
     labels = rec.get(x)
     if isinstance(sizes, torch.dtype):
-        same(rec, func, out, x)
+        _read_as(rec, out, x)
         return
     asked = asked_sizes(rec, ("view", "reshape"), 1)
     asked = asked or _unflattened(rec, x) or _headed(rec, x, out)
@@ -44,6 +47,17 @@ def view(rec: Recorder, func: Op, out: Tensor, x: Tensor, sizes: Any = None, *ar
     if asked is not None and len(asked) != out.dim():
         asked = None
     rec.set(out, reshape(rec, labels.dims, tuple(x.shape), tuple(out.shape), asked), labels.weight)
+
+
+def _read_as(rec: Recorder, out: Tensor, x: Tensor) -> None:
+    """The same bytes as other numbers: where these are wider or narrower, the last dimension is
+    taken apart.
+    """
+    labels = rec.get(x)
+    dims = dict(labels.dims)
+    if out.shape != x.shape:
+        rec.freeze(dims.pop(x.dim() - 1, None), "its bytes are read as other numbers")
+    rec.set(out, dims, labels.weight)
 
 
 def _unflattened(rec: Recorder, x: Tensor) -> list[Any] | None:
@@ -63,7 +77,7 @@ def _headed(rec: Recorder, x: Tensor, out: Tensor) -> list[Any] | None:
     return [*[None] * (out.dim() - 2), out.shape[-2], None]
 
 
-@rule("view_as_real", "view_as_complex")
+@rule("view_as_real", "view_as_complex", reads="self")
 def view_as(rec: Recorder, func: Op, out: Tensor, x: Tensor) -> None:
     """Real and imaginary parts stand in a new last dimension, or leave it."""
     labels = rec.get(x)
@@ -73,7 +87,7 @@ def view_as(rec: Recorder, func: Op, out: Tensor, x: Tensor) -> None:
     rec.set(out, {d: v for d, v in labels.dims.items() if d < out.dim()}, labels.weight)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule("channel_shuffle", "native_channel_shuffle", reads="self groups")
 def channel_shuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, groups: int) -> None:
     """The groups change places with the channels in them: every group gives up the same."""
     labels = rec.get(x)
@@ -84,7 +98,7 @@ def channel_shuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, groups: int
     rec.set(out, dims, labels.weight)
 
 
-@rule("pixel_shuffle")
+@rule("pixel_shuffle", reads="self upscale_factor")
 def pixel_shuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, factor: int) -> None:
     """``(..., C * f * f, H, W) -> (..., C, H * f, W * f)``: f * f channels go with one."""
     labels, dim = rec.get(x), x.dim() - 3
@@ -95,7 +109,7 @@ def pixel_shuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, factor: int) 
     rec.set(out, dims, labels.weight)
 
 
-@rule("pixel_unshuffle")
+@rule("pixel_unshuffle", reads="self downscale_factor")
 def pixel_unshuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, factor: int) -> None:
     """``(..., C, H * f, W * f) -> (..., C * f * f, H, W)``."""
     labels, dim = rec.get(x), x.dim() - 3
@@ -108,7 +122,7 @@ def pixel_unshuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, factor: int
 # --- windows --------------------------------------------------------------------------------------
 
 
-@rule("im2col")
+@rule("im2col", reads="self kernel_size", ignores="dilation padding stride")
 def im2col(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, kernel: Sequence[int], *args: Any
 ) -> None:
@@ -117,7 +131,7 @@ def im2col(
     _windows(rec, out, x, lambda vector: np.repeat(vector, places))
 
 
-@rule("col2im")
+@rule("col2im", reads="self kernel_size", ignores="output_size dilation padding stride")
 def col2im(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, size: Any, kernel: Sequence[int], *args: Any
 ) -> None:
@@ -143,7 +157,7 @@ def _windows(rec: Recorder, out: Tensor, x: Tensor, change: Callable[[Vector], V
     rec.set(out, dims, labels.weight)
 
 
-@rule("unfold")
+@rule("unfold", reads="self dimension", ignores="size step")
 def unfold(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, size: int, step: int) -> None:
     """Windows along one dimension become a new last one."""
     labels, dim = rec.get(x), dim % x.dim()
@@ -151,19 +165,28 @@ def unfold(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, size: int,
     rec.set(out, {d: v for d, v in labels.dims.items() if d != dim}, labels.weight)
 
 
-@rule("torchvision::roi_align", "torchvision::roi_pool")
+@rule(
+    "torchvision::roi_align", "torchvision::roi_pool",
+    reads="input rois",
+    ignores="spatial_scale pooled_height pooled_width sampling_ratio aligned",
+)  # fmt: skip
 def region_pool(rec: Recorder, func: Op, out: Any, x: Tensor, regions: Tensor, *args: Any) -> None:
     """``(N, C, H, W)`` and K regions ``-> (K, C, h, w)``."""
     for vector in rec.get(regions).dims.values():
         rec.freeze(vector, "it says where regions are")
     labels = rec.get(x)
-    rec.set(tensors_in(out)[0], {1: labels.dims[1]} if 1 in labels.dims else {}, labels.weight)
+    for d, vector in labels.dims.items():
+        if d != 1:
+            rec.freeze(vector, f"{name_of(func)} takes regions of it")
+    dims = {d: vector for d, vector in labels.dims.items() if d == 1}
+    for t in tensors_in(out):  # beside the result, the places of the largest
+        rec.set(t, dims, labels.weight)
 
 
 # --- turning --------------------------------------------------------------------------------------
 
 
-@rule("rot90")
+@rule("rot90", reads="self dims", ignores="k")
 def rot90(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, times: int = 1, dims: Sequence[int] = (0, 1)
 ) -> None:
@@ -174,7 +197,7 @@ def rot90(
     rec.set(out, {d: v for d, v in labels.dims.items() if d not in turned}, labels.weight)
 
 
-@rule("flip")
+@rule("flip", reads="self dims")
 def flip(rec: Recorder, func: Op, out: Tensor, x: Tensor, flipped: Sequence[int]) -> None:
     """The labels turn round with the entries."""
     labels = rec.get(x)
@@ -184,12 +207,17 @@ def flip(rec: Recorder, func: Op, out: Tensor, x: Tensor, flipped: Sequence[int]
     rec.set(out, dims, labels.weight)
 
 
-@rule("tril", "triu")
-def triangle(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any) -> None:
-    """Rows and columns that go together stay on their side of the diagonal; others would not."""
+@rule("tril", "triu", reads="self diagonal")
+def triangle(rec: Recorder, func: Op, out: Tensor, x: Tensor, diagonal: int = 0) -> None:
+    """Rows and columns that go together stay on their side of the main diagonal.
+
+    Row 5 of column 3 stays below when row and column 4 go, but not two below: the other diagonals,
+    save the one that is the border of "strictly above", move.
+    """
     labels = rec.get(x)
     rows, columns = labels.dims.get(x.dim() - 2), labels.dims.get(x.dim() - 1)
-    if x.shape[-2] == x.shape[-1]:
+    kept = (0, 1) if name_of(func).startswith("triu") else (0, -1)
+    if x.shape[-2] == x.shape[-1] and diagonal in kept:
         rec.meet(rows, columns, name_of(func))
     else:
         rec.freeze(rows, "a triangle is cut out of the channels")
@@ -197,7 +225,7 @@ def triangle(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any) -> Non
     rec.set(out, labels.dims, labels.weight)
 
 
-@rule("diagonal")
+@rule("diagonal", reads="self dim1 dim2", ignores="offset")
 def diagonal(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
 ) -> None:
@@ -211,7 +239,7 @@ def diagonal(
 # --- joining --------------------------------------------------------------------------------------
 
 
-@rule("cat")
+@rule("cat", reads="tensors dim")
 def cat(rec: Recorder, func: Op, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> None:
     """Labels one after the other, 0 for parts that have none; other dimensions meet."""
     parts = [p for p in parts if p.numel() or p.dim() == out.dim()]
@@ -235,7 +263,7 @@ def _or_constants(vector: Vector | None, size: int) -> Vector:
     return np.zeros(size, dtype=ATOM) if vector is None else vector
 
 
-@rule("stack")
+@rule("stack", reads="tensors dim")
 def stack(rec: Recorder, func: Op, out: Tensor, parts: Sequence[Tensor], dim: int = 0) -> None:
     """The parts meet in all dimensions; the new one carries nothing."""
     dim %= out.dim()
@@ -243,7 +271,7 @@ def stack(rec: Recorder, func: Op, out: Tensor, parts: Sequence[Tensor], dim: in
     rec.set(out, {d + (d >= dim): v for d, v in met.items() if v is not None}, derived(rec, parts))
 
 
-@rule("constant_pad_nd")
+@rule("constant_pad_nd", reads="self pad")
 def pad(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, widths: Sequence[int], value: Any = 0
 ) -> None:

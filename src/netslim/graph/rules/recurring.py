@@ -54,7 +54,12 @@ def _meet_gates(rec: Recorder, hidden: Vector | None, rows: Vector, gates: int) 
     return rec.meet(hidden, row if size > 1 else None, _LAYER)
 
 
-@rule("mkldnn_rnn_layer")
+@rule(
+    "mkldnn_rnn_layer",
+    reads="input weight0 weight1 weight2 weight3 hx_ cx_ mode",
+    # The sizes are those of the weights; the rest says which places come first.
+    ignores="reverse batch_sizes hidden_size num_layers has_biases bidirectional batch_first",
+)
 def mkldnn_rnn_layer(
     rec: Recorder, func: Op, out: Any, x: Tensor,
     w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, hx: Tensor, cx: Tensor,
@@ -72,7 +77,13 @@ def mkldnn_rnn_layer(
         rec.set(t, dims, weight=False)
 
 
-@rule("_cudnn_rnn", "miopen_rnn")
+@rule(
+    "_cudnn_rnn", "miopen_rnn",
+    reads="input weight weight_buf hx cx dropout_state",
+    # All that it touches stays.
+    ignores="weight_stride0 mode hidden_size proj_size num_layers batch_first dropout "
+    "bidirectional batch_sizes",
+)  # fmt: skip
 def rnn_on_a_gpu(
     rec: Recorder, func: Op, out: Any, x: Tensor, weights: Sequence[Tensor], *args: Any
 ) -> None:

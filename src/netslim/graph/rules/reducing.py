@@ -92,10 +92,19 @@ def along_space(rec: Recorder, dims: dict[int, Vector], dim: int, what: str, sta
 
 
 for _space, _names in _SPATIAL.items():
-    rule(*_names)(_spatial(_space))
+    rule(
+        *_names,
+        reads="self input indices random_samples",
+        # Where windows and samples lie in space.
+        ignores="kernel_size stride padding dilation ceil_mode count_include_pad divisor_override "
+        "output_size align_corners scales scales_d scales_h scales_w scale_factors",
+    )(_spatial(_space))
 
 
-@rule("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+@rule(
+    "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler",
+    reads="input self grid", ignores="interpolation_mode padding_mode align_corners",
+)  # fmt: skip
 def grid_sampler(rec: Recorder, func: Op, out: Tensor, x: Tensor, grid: Tensor, *args: Any) -> None:
     for vector in rec.get(grid).dims.values():
         rec.freeze(vector, "it is a sampling grid")
@@ -105,7 +114,7 @@ def grid_sampler(rec: Recorder, func: Op, out: Tensor, x: Tensor, grid: Tensor, 
 @rule(
     "mean", "sum", "nansum", "prod", "amax", "amin", "max", "min", "aminmax", "median", "any",
     "all", "argmax", "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
-    "linalg_vector_norm",
+    "linalg_vector_norm", reads="self dim keepdim other",
 )  # fmt: skip
 def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Reducing over channels couples them; the others keep their labels."""
@@ -116,7 +125,7 @@ def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs
     given = named_arguments(func, args, kwargs)
     dim = given.get("dim")
     wanted = [dim] if isinstance(dim, int) else dim
-    reduced = {d % x.dim() for d in wanted or range(x.dim())}
+    reduced = {d % max(x.dim(), 1) for d in wanted or range(x.dim())}
     for d, vector in labels.dims.items():
         if d in reduced:
             rec.couple(vector, f"{name_of(func)} over the channels")
@@ -131,7 +140,15 @@ def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs
                 rec.number(t, labels.dims[d], name_of(func))
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp")
+@rule(
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    reads="self dim",
+)
 def softmax(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any
 ) -> None:
@@ -155,7 +172,7 @@ def _affine(rec: Recorder, dims: dict[int, Vector], dim: int, first: int, *vecto
 @rule(
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
     "cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update",
-    "batch_norm",
+    "batch_norm", reads="input weight bias running_mean running_var training",
 )  # fmt: skip
 def batch_norm(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Per channel, with the four vectors of the channel."""
@@ -170,7 +187,10 @@ def batch_norm(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwarg
     rec.set(tensors_in(out)[0], dims, labels.weight and derived(rec, vectors))
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@rule(
+    "native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm",
+    reads="input normalized_shape weight bias",
+)  # fmt: skip
 def layer_norm(
     rec: Recorder, func: Op, out: Any, x: Tensor, shape: Sequence[int], *params: Any
 ) -> None:
@@ -188,7 +208,10 @@ def layer_norm(
         rec.set(t, dims, weight=False)
 
 
-@rule("native_group_norm", "group_norm")
+@rule(
+    "native_group_norm", "group_norm",
+    reads="input weight bias group num_groups", ignores="N C HxW",  # the sizes of the input
+)  # fmt: skip
 def group_norm(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """One channel a group is exact, and the number of groups follows; else each shrinks alike."""
     given = named_arguments(func, args, kwargs)
@@ -208,7 +231,10 @@ def _normalised_groups(rec: Recorder, vector: Vector, groups: int) -> None:
     rec.couple(vector, "group normalisation over the channels")
 
 
-@rule("sort", "argsort", "topk", "kthvalue", "mode")
+@rule(
+    "sort", "argsort", "topk", "kthvalue", "mode",
+    reads="self dim", ignores="descending k largest keepdim",
+)  # fmt: skip
 def ranking(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Along other dimensions the channels keep their places."""
     labels = rec.get(x)
@@ -222,7 +248,10 @@ def ranking(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: 
         rec.set(t, {d - (gone and d > dim): v for d, v in dims.items()}, labels.weight)
 
 
-@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+@rule(
+    "_fft_r2c", "_fft_c2r", "_fft_c2c",
+    reads="self dim", ignores="normalization onesided forward last_dim_size",
+)  # fmt: skip
 def fourier(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dims: Sequence[int], *args: Any
 ) -> None:
@@ -235,7 +264,7 @@ def fourier(
     rec.set(out, {d: v for d, v in labels.dims.items() if d not in transformed}, labels.weight)
 
 
-@rule("_weight_norm_interface", "_weight_norm")
+@rule("_weight_norm_interface", "_weight_norm", reads="v g dim")
 def weight_norm(rec: Recorder, func: Op, out: Any, v: Tensor, g: Tensor, dim: int = 0) -> None:
     labels = rec.get(v)
     dims = dict(labels.dims)

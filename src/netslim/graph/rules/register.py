@@ -13,7 +13,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 from netslim.errors import TraceError
 from netslim.graph.rules.elementwise import pointwise
-from netslim.graph.rules.registry import RULES, Op, Rule, tensors_in
+from netslim.graph.rules.registry import RULES, Known, Op, Rule, tensors_in
 from netslim.graph.tracing.atoms import ATOM
 from netslim.graph.tracing.recorder import Labels, Recorder
 
@@ -90,6 +90,8 @@ def operator_name(op: Any) -> str:
 def find_rule(name: str) -> Rule | None:
     """The rule of an operator by its full name; pointwise ones are known by their tag."""
     known = RULES.get(name.removeprefix("aten::"))
+    if isinstance(known, Known):  # what arguments it has thought of is of its own operators
+        return known.rule
     if known is None and any(torch.Tag.pointwise in f.tags for f in _overloads(name)):
         return pointwise
     return known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,16 +16,80 @@ from netslim.graph.tracing.storages import tensors_in
 Op = OpOverload  # an operator as it runs: ``aten::add.Tensor``
 RULES: dict[str, Rule] = {}
 
+# Arguments that change nothing for channels, whatever operator has them, and why.
+IRRELEVANT = {
+    "how and where numbers are kept, not which": (
+        "dtype out_dtype half_to_float layout device pin_memory memory_format non_blocking implicit"
+    ),
+    "how it is computed, not what": (
+        "benchmark deterministic cudnn_enabled cudnn_enable allow_tf32 compute_mode unroll_dim "
+        "compute_log_sumexp return_debug_mask stable sorted"
+    ),
+    "the same number for every channel": (
+        "eps epsilon momentum exponential_average_factor beta alpha p ord scale_grad_by_freq value "
+        "fill_value correction unbiased"
+    ),
+    "for gradients alone": "sparse sparse_grad padding_idx",
+    "whoever draws numbers is told to": "generator dropout_p train",
+}
+_IRRELEVANT = frozenset(" ".join(IRRELEVANT.values()).split())
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+
+@dataclass(frozen=True)
+class Known:
+    """A rule, and which arguments of its operators were thought of when it was written.
+
+    PyTorch gives operators new arguments, with a default that leaves all as it was. Where another
+    value of one that nobody has thought of is passed, the channels stay: it might mean anything,
+    as ``enable_gqa`` of attention did.
+    """
+
+    rule: Rule
+    arguments: frozenset[str]
+
+    def __call__(self, rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
+        self.rule(rec, func, out, *args, **kwargs)
+        for name in self.unknown(func, args, kwargs):
+            touched = [rec.get(t) for t in tensors_in(args, kwargs, out)]
+            rec.unknown(name_of(func), touched, f"netslim does not know the argument {name} of")
+
+    def unknown(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+        """The names of passed arguments that nobody has thought of, and that are no defaults."""
+        found = []
+        for position, name, default in _others(func, self.arguments):
+            given = kwargs.get(name, default)
+            if position < len(args):
+                given = args[position]
+            if given is not default and not _equal(given, default):
+                found.append(name)
+        return found
+
+
+@cache
+def _others(func: Op, known: frozenset[str]) -> tuple[tuple[int, str, Any], ...]:
+    """(position, name, default) of the arguments of an operator that are not among the known."""
+    arguments = enumerate(func._schema.arguments)
+    inputs = [(i, a) for i, a in arguments if not a.is_out and a.name not in known]
+    return tuple((i, a.name, a.default_value) for i, a in inputs)
+
+
+def _equal(given: Any, default: Any) -> bool:
+    plain = not tensors_in(given, default)
+    return plain and bool(given == default)
+
+
+def rule(*names: str, reads: str, ignores: str = "") -> Callable[[Rule], Rule]:
     """Register a function as the rule of these operators and of their in-place twins.
 
-    ATen's are named without namespace.
+    ATen's are named without namespace. Every argument in their schemas is named: among those that
+    the rule ``reads``, or that it ignores since they change nothing for channels (here those of
+    these operators, in `IRRELEVANT` those of all). tests/graph/test_arguments.py compares the two.
     """
+    arguments = _IRRELEVANT.union(reads.split(), ignores.split())
 
     def register(function: Rule) -> Rule:
         for name in names:
-            RULES[name] = RULES[name + "_"] = function
+            RULES[name] = RULES[name + "_"] = Known(function, arguments)
         return function
 
     return register
@@ -81,6 +146,6 @@ def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[A
 
 
 __all__ = [
-    "RULES", "Op", "Rule", "asked_sizes", "derived", "extent", "labelled", "name_of",
-    "named_arguments", "rule", "tensors_in", "without",
+    "IRRELEVANT", "RULES", "Known", "Op", "Rule", "asked_sizes", "derived", "extent",
+    "labelled", "name_of", "named_arguments", "rule", "tensors_in", "without",
 ]  # fmt: skip

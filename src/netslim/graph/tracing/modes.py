@@ -86,12 +86,19 @@ class Dispatch(OperatorMode):
         recorder, before = self.recorder, [self.recorder.get(t) for t in inputs]
         counted = len(recorder.costs)
         try:
-            rule(recorder, func, out, *args, **{k: v for k, v in kwargs.items() if k != "out"})
+            given = {k: v for k, v in kwargs.items() if k not in _results(func)}
+            rule(recorder, func, out, *args, **given)
         except TraceError:
             raise
         except Exception as error:
             del recorder.costs[counted:]
             recorder.failed(error, before, tensors_in(out))
+
+
+@cache
+def _results(func: OpOverload) -> frozenset[str]:
+    """The arguments that an operator writes its results into, as ``out``."""
+    return frozenset(a.name for a in func._schema.arguments if a.is_out)
 
 
 def _spread(args: Args, kwargs: Kwargs) -> list[Any]:
