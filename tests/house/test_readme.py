@@ -16,6 +16,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "CHANGELOG.md",
     "docs/from-the-originals.md",
     "docs/coverage.md",

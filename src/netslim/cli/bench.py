@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import Any, get_args
 
 from netslim.cli.common import add, add_inputs, examples, model_options
-from netslim.cli.flags import MODELS, RUNTIMES
+from netslim.cli.flags import MODELS, RUNTIMES, add_trust
 from netslim.errors import RecipeError
 from netslim.measure.backends import Backend
 
@@ -43,6 +43,7 @@ def register(commands: Any) -> None:
         dotted=True,
     )
     bench.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
+    add_trust(bench)
     add_inputs(bench)
     bench.add_argument(
         "--batch-size", metavar="N", type=int, default=1, help="examples in a call (default: 1)"
@@ -80,7 +81,8 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     if options.batch_size < 1:
         raise RecipeError(f"--batch-size {options.batch_size}: give 1 or more")
-    networks = _networks(options.models, model_options(overrides, "bench"))
+    trust = options.trust or options.models
+    networks = _networks(options.models, model_options(overrides, "bench"), trust)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,9 +112,11 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
-def _networks(names: Sequence[str], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _networks(
+    names: Sequence[str], kwargs: dict[str, Any], trust: bool | Sequence[str]
+) -> dict[str, Any]:
     """Label -> network; a name that is given again gets a number. Options go to those that are not
-    checkpoints.
+    checkpoints, which may have called what `trust` allows.
     """
     from netslim import models
 
@@ -120,7 +124,8 @@ def _networks(names: Sequence[str], kwargs: dict[str, Any]) -> dict[str, Any]:
     for number, name in enumerate(names):
         again = names[:number].count(name)
         label = f"{name} ({again + 1})" if again else name
-        built[label] = models.build(name, **({} if name.endswith(".safetensors") else kwargs))
+        own = {} if name.endswith(".safetensors") else kwargs
+        built[label] = models.build(name, trust=trust, **own)
     return built
 
 

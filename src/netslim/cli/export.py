@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from netslim.cli.common import add, add_inputs, examples, model_options
-from netslim.cli.flags import MODELS, RUNTIMES
+from netslim.cli.flags import MODELS, RUNTIMES, add_network
 from netslim.errors import RecipeError
 
 _EXPORT = """\
@@ -38,7 +38,7 @@ def register(commands: Any) -> None:
         epilog=_MORE,
         dotted=True,
     )
-    out.add_argument("model", metavar="MODEL", help="which network")
+    add_network(out, data=False)
     add_inputs(out)
     out.add_argument(
         "--out",
@@ -73,7 +73,7 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         )
     inputs = examples(options, 1 if dynamic else int(options.batch))
     done = netslim.export(
-        models.build(options.model, **kwargs),
+        models.build(options.model, trust=options.trust, **kwargs),
         inputs,
         options.out,
         dynamic_batch=dynamic,

@@ -21,7 +21,8 @@ Options = TypeVar("Options")
 
 MODELS = """\
 MODEL is a .safetensors file written by netslim, or zoo:NAME, torchvision:NAME, timm:NAME or
-package.module:factory, whose options follow as --model.OPTION VALUE.
+package.module:factory, whose options follow as --model.OPTION VALUE. A file whose network comes
+from a module of your own needs --trust.
 """
 DATA = """\
 DATA is digits, torchvision:CIFAR10 (CIFAR100, SVHN, MNIST, ...), folder:PATH or hf:PATH.
@@ -200,8 +201,18 @@ def latency(options: argparse.Namespace, asked: bool, what: str) -> dict[str, st
 def add_network(parser: argparse.ArgumentParser, *, data: bool = True) -> None:
     """MODEL, and --data."""
     parser.add_argument("model", metavar="MODEL", help="which network")
+    add_trust(parser)
     if data:
         parser.add_argument("--data", metavar="DATA", required=True, help="the data set")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """--trust."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="call whatever constructor a .safetensors file names, also from your own modules",
+    )
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
@@ -263,6 +274,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     trainer = {} if options.device is None else {"device": options.device}
     return {
         "seed": options.seed,
+        "trust": options.trust,
         "data": {key: value for key, value in data.items() if value is not None},
         "trainer": trainer,
     }

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from netslim.cli.common import add, add_inputs, examples, model_options
-from netslim.cli.flags import MODELS
+from netslim.cli.flags import MODELS, add_network
 
 _INSPECT = """\
 Run a model once and show its channel graph: the groups of channels that must be cut together, their
@@ -38,7 +38,7 @@ def register(commands: Any) -> None:
         epilog=_MORE,
         dotted=True,
     )
-    inspect.add_argument("model", metavar="MODEL", help="which model")
+    add_network(inspect, data=False)
     add_inputs(inspect)
     inspect.add_argument(
         "--explain",
@@ -57,7 +57,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     kwargs = model_options(overrides, "inspect")
     inputs = examples(options)
-    model = models.build(options.model, **kwargs).eval()
+    model = models.build(options.model, trust=options.trust, **kwargs).eval()
     try:
         graph = netslim.trace(model, inputs)
     except netslim.errors.TraceError as error:

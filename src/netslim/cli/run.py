@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from netslim.cli.common import add, as_arguments
+from netslim.cli.flags import add_trust
 
 _RUN = """\
 Carry out a recipe: train with sparsity, cut, prove the cut, fine-tune, measure, report.
@@ -39,6 +41,7 @@ def register(commands: Any) -> None:
         dotted=True,
     )
     run.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
+    add_trust(run)
     run.add_argument(
         "--out", metavar="DIR", type=Path, help="the run folder (default: runs/RECIPE)"
     )
@@ -65,10 +68,12 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if options.seed is not None:
         overrides["seed"] = options.seed
     recipe = load_recipe(options.recipe, overrides)
+    typed = ["netslim", "run", options.recipe, *as_arguments(overrides)]
+    if options.trust:
+        recipe = replace(recipe, trust=True)
+        typed.append("--trust")
     folder = options.out if options.out is not None else Path("runs") / recipe.name
-    command = shlex.join(
-        ["netslim", "run", options.recipe, *as_arguments(overrides), "--out", str(folder)]
-    )
+    command = shlex.join([*typed, "--out", str(folder)])
 
     from netslim.training import run
 

@@ -1,7 +1,7 @@
 """Which network is that, and how is it kept: naming, building, checkpoints, export."""
 
 from netslim.models.batch_norms import add_bn
-from netslim.models.building import build, constructor, names
+from netslim.models.building import build, build_uncut, constructor, names
 from netslim.models.channel_select import ChannelSelect, add_selection, drop_idle_selections
 from netslim.models.export import Exported
 
@@ -11,6 +11,7 @@ __all__ = [
     "add_bn",
     "add_selection",
     "build",
+    "build_uncut",
     "constructor",
     "drop_idle_selections",
     "names",

@@ -2,11 +2,15 @@
 
 `zoo:vgg19`, `torchvision:resnet50`, `timm:resnet50d`, `package.module:factory`, or the path of a
 checkpoint we wrote.
+
+Names that the user types may import what they say. What a checkpoint names is looked at first, in
+`netslim.models.file_constructors`.
 """
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -16,9 +20,10 @@ from netslim._support import current_directory_importable, from_module, nearest
 from netslim.errors import CheckpointError, NetslimError, RecipeError
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
-from netslim.models.checkpoint import load, read
+from netslim.models.checkpoint import load, read, uncut
+from netslim.models.file_constructors import Trust, check_constructor, within
 
-__all__ = ["build", "constructor", "names"]
+__all__ = ["build", "build_uncut", "constructor", "names"]
 
 _FORMS = (
     "zoo:NAME, torchvision:NAME, timm:NAME, package.module:factory or a path to a "
@@ -31,6 +36,7 @@ def build(
     *,
     add_bn: bool = False,
     add_selection: bool = False,
+    trust: Trust = False,
     **kwargs: Any,
 ) -> nn.Module:
     """The model that `name` stands for.
@@ -43,25 +49,64 @@ def build(
         add_selection: then give it selections, with `netslim.models.add_selection`. Both run the
             model on a guessed example; a model that needs inputs of its own is built first and
             passed to them with `example_inputs`.
+        trust: of a checkpoint: True calls whatever constructor it names, with all that it says. By
+            default that may be a network of the zoo, torchvision or timm, with arguments that say
+            how large it is, and as large as the file's own tensors; names of own factories, such as
+            ``["package.module:factory"]``, allow these too, with numbers as arguments.
         kwargs: passed to the factory; a checkpoint takes none.
 
     Raises:
         RecipeError: an unknown name, arguments the factory does not take, or a factory that fails.
-        CheckpointError: the checkpoint is missing, damaged, or does not say which model it belongs
-            to.
+        CheckpointError: the checkpoint is missing, damaged, does not say which model it belongs to,
+            or names what takes `trust`.
         ArgumentError: there is nothing to add, or no example could be guessed for the model.
     """
     name = os.fspath(name)
     wanted = {"add_bn": add_bn, "add_selection": add_selection}
     added = {key: value for key, value in wanted.items() if _flag(key, value)}
     if name.endswith(".safetensors"):
-        return _from_checkpoint(name, added | kwargs)
+        if given := added | kwargs:
+            raise RecipeError(
+                f"the checkpoint {name} already says how its model is built: leave out "
+                f"{', '.join(given)}."
+            )
+        return load(build_uncut(name, trust=trust), name)
+    return _with(added, _made(name, kwargs))
+
+
+def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Module:
+    """The network of a checkpoint as it was before any cut, with fresh weights; see `build`.
+
+    Raises:
+        CheckpointError: as `build`.
+    """
+    header, tensors = read(path)
+    if not header["constructor"]:
+        raise CheckpointError(
+            f"{path} does not say how its network is built: build it yourself and call "
+            "netslim.load(fresh_model, path)"
+        )
+    name, kwargs = check_constructor(header["constructor"], path, trust)
+    added = {key: True for key in _INSERTIONS if _flag(key, kwargs.pop(key, False))}
+    held = sum(tensor.numel() for tensor in tensors.values())
+    watch = nullcontext() if trust is True else within(uncut(header, tensors), held, path)
+    with watch:
+        model = _made(name, kwargs)
+    return _with(added, model)
+
+
+def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:
     source, _, rest = name.partition(":")
     if not source or not rest:
         raise RecipeError(f"{name!r} names no model{_nearest(name)} A model is {_FORMS}.")
+    if source in _SOURCES:
+        return _call(name, _SOURCES[source](rest), kwargs)
+    # Only here, for the name is the user's: a file timm.py that lies around is not timm.
     with current_directory_importable():
-        factory = _SOURCES[source](rest) if source in _SOURCES else _imported(name)
-        model = _call(name, factory, kwargs)
+        return _call(name, _imported(name), kwargs)
+
+
+def _with(added: Iterable[str], model: nn.Module) -> nn.Module:
     for key in added:
         _INSERTIONS[key](model)
     return model
@@ -89,22 +134,6 @@ def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise RecipeError(f"{key} is true or false, not {value!r}")
     return value
-
-
-def _from_checkpoint(path: str, kwargs: dict[str, Any]) -> nn.Module:
-    if kwargs:
-        given = ", ".join(kwargs)
-        raise RecipeError(
-            f"the checkpoint {path} already says how its model is built: leave out {given}."
-        )
-    header, _ = read(path)
-    made = header["constructor"]
-    if not made:
-        raise CheckpointError(
-            f"{path} does not say how its network is built: build it yourself and call "
-            "netslim.load(fresh_model, path)"
-        )
-    return load(build(made["name"], **made.get("kwargs", {})), path)
 
 
 def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:

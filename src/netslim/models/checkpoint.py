@@ -34,6 +34,7 @@ from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import history, prune
 
 FORMAT = 1
+_BUFFERS = 2**16  # numbers that a plan may list besides, of buffers which are not saved
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -112,11 +113,11 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     expect(path, (str, os.PathLike), "path", "load(model, path)")
     header, tensors = read(path)
     model = bare(model, CheckpointError, call="load(model, path)")
+    plan = header["plan"]
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
     try:
-        plan = None if header["plan"] is None else PruningPlan.from_json(header["plan"])
-        result = duplicate(model) if plan is None else prune(model, plan)
+        result = prune(model, plan) if plan else duplicate(model)
     except PlanError as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
     _fill(result, tensors, path)
@@ -128,7 +129,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a checkpoint, validated.
+    """Header and tensors of a checkpoint, validated; ``plan`` of the header is a plan, or None.
 
     Raises:
         CheckpointError: as `load`, apart from what concerns a model.
@@ -144,7 +145,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         entry = json.loads(texts["netslim"])
         text, digest = entry["header"], entry["digest"]
         header = json.loads(text)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a whole netslim checkpoint ({type(error).__name__}: {error}); it "
             "may be truncated: take another copy, or save it again"
@@ -158,7 +159,55 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise CheckpointError(
             f"{path} was changed after it was saved (its digest does not match); take another copy"
         )
-    return header, tensors
+    return _whole(header, tensors, path), tensors
+
+
+def uncut(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape that each tensor of a file had before the cut, by the plan in its header."""
+    sizes = {name: [*tensor.shape] for name, tensor in tensors.items()}
+    for cut in header["plan"].tensors if header["plan"] else ():
+        if cut.tensor in sizes:
+            sizes[cut.tensor][cut.axis] = cut.size
+    return {name: tuple(shape) for name, shape in sizes.items()}
+
+
+_KINDS = {"fingerprint": str, "plan": str, "constructor": dict, "shared": dict, "metadata": dict}
+_OPTIONAL = ("plan", "constructor")
+
+
+def _whole(header: dict[str, Any], tensors: Mapping[str, Tensor], path: Any) -> dict[str, Any]:
+    """The header with its plan read; nobody but the file has said anything about it yet."""
+    for key, kind in _KINDS.items():
+        missing = key in _OPTIONAL and header.get(key) is None
+        if not missing and not isinstance(header.get(key), kind):
+            raise CheckpointError(f"{path} is no checkpoint of netslim: its {key} is missing")
+    for alias, name in header["shared"].items():
+        if not isinstance(name, str) or name not in tensors or alias in tensors:
+            raise CheckpointError(
+                f"{path} is damaged: {alias!r} shares {name!r}, which is not there"
+            )
+    return header | {"plan": _plan(header.get("plan"), tensors, path)}
+
+
+def _plan(text: str | None, tensors: Mapping[str, Tensor], path: Any) -> PruningPlan | None:
+    """The plan, if it fits the tensors; it lists no more numbers than they can bear out."""
+    if text is None:
+        return None
+    most = sum(tensor.numel() * max(1, tensor.dim()) for tensor in tensors.values())
+    try:
+        plan = PruningPlan.from_json(text, most=2 * most + _BUFFERS)
+    except (PlanError, RecursionError) as error:
+        raise CheckpointError(f"{path} holds a plan that cannot be: {error}") from None
+    for cut in plan.tensors:
+        tensor = tensors.get(cut.tensor)
+        if tensor is None:  # a buffer that is made anew, and not saved
+            continue
+        if not 0 <= cut.axis < tensor.dim() or tensor.shape[cut.axis] != len(cut.kept):
+            raise CheckpointError(
+                f"{path} is damaged: its plan keeps {len(cut.kept)} entries of axis {cut.axis} of "
+                f"{cut.tensor!r}, whose shape is {tuple(tensor.shape)}"
+            )
+    return plan
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

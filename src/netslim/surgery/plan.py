@@ -25,6 +25,7 @@ from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, destinations, merging_rows
 
 FORMAT = 1
+LONGEST = 2**24  # entries of an axis that is cut
 MERGING_FORMAT = 2  # where channels are merged or biases added, which older versions cannot do
 
 
@@ -92,8 +93,12 @@ class PruningPlan:
         return json.dumps(data, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> PruningPlan:
+    def from_json(text: str, *, most: int = 2**25) -> PruningPlan:
         """Read what `to_json` wrote.
+
+        Args:
+            text: the JSON.
+            most: kept indices that it may list; a run of many is a short text.
 
         Raises:
             PlanError: the text is not a plan, is damaged, or was written by a newer format.
@@ -111,6 +116,7 @@ class PruningPlan:
                 "make it again with this version"
             )
         try:
+            _check_length(data, most)
             return _plan(data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
@@ -261,6 +267,14 @@ def _plan(data: Mapping[str, Any]) -> PruningPlan:
     )
     notes, biases = (tuple(map(str, data.get(key, ()))) for key in ("notes", "biases"))
     return PruningPlan(str(data["fingerprint"]), groups, tensors, patches, notes, biases)
+
+
+def _check_length(data: Mapping[str, Any], most: int) -> None:
+    """Refuse, before they are written out, runs of more indices than a network has."""
+    rows = [*data["groups"].values(), *data["tensors"]]
+    listed = sum(max(0, stop - start) for row in rows for start, stop in row["kept"])
+    if listed > most or any(row["size"] > LONGEST for row in rows):
+        raise ValueError(f"it lists {listed:,} indices, and there can be {most:,}")
 
 
 def _merging(cut: GroupCut | TensorCut) -> dict[str, list[int]]:

@@ -58,8 +58,7 @@ class DenseNet(nn.Module):
 
 
 def _dense_block(layers: int, channels: int, growth: int) -> nn.Sequential:
-    widths = [channels + growth * index for index in range(layers)]
-    return nn.Sequential(*(DenseLayer(width, growth) for width in widths))
+    return nn.Sequential(*(DenseLayer(channels + growth * i, growth) for i in range(layers)))
 
 
 def densenet(

@@ -232,7 +232,7 @@ class _Search:
             if isinstance(stage, Train) and stage.distill is not None:
                 wanted = teacher(self.recipe, stage)
                 assert isinstance(wanted, str)  # no training stage comes before it
-                self.runner.check_outputs(netslim.models.build(wanted), wanted)
+                self.runner.named(wanted)
 
     def go(self) -> Results:
         self.runner.note_environment()

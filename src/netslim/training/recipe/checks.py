@@ -53,6 +53,8 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
         data.subset,
         "2 or more images, or null",
     )
+    if "trust" in recipe.model.kwargs:
+        raise RecipeError("model.trust: it is said of all: trust: true beside model, or --trust")
     _need(recipe.seed >= 0, "seed", recipe.seed, "0 or more")
     limit, threads = recipe.trainer.limit_batches, recipe.trainer.threads
     _need(limit is None or limit >= 1, "trainer.limit_batches", limit, "1 or more, or null")

@@ -571,6 +571,7 @@ class Recipe:
     notes: list[str] = field(default_factory=list)
     seed: int = 0
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    trust: bool = False  # call whatever constructor a checkpoint names; see SECURITY.md
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain data, in the form of the YAML file, with nothing left to
@@ -579,4 +580,5 @@ class Recipe:
         found = {item.name: plain(getattr(self, item.name)) for item in fields(self)}
         found["model"] = {"name": self.model.name, **self.model.kwargs}
         found["stages"] = [{"kind": stage.kind, **plain(stage)} for stage in self.stages]
+        del found["trust"]  # it is said anew in each call, and changes no result
         return found

@@ -19,6 +19,7 @@ from netslim import models
 from netslim.data.splits import Data
 from netslim.errors import RecipeError
 from netslim.models import checkpoint
+from netslim.models.file_constructors import Trust
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.fit import Bench
 from netslim.training.loop.progress import Display
@@ -103,6 +104,11 @@ class Networks:
         """Whether the run starts from a checkpoint, and not from a model by name."""
         return self.recipe.model.name.endswith(".safetensors")
 
+    @property
+    def trust(self) -> Trust:
+        """What checkpoints may have called: what the recipe names, or all where it says so."""
+        return self.recipe.trust or (self.recipe.model.name,)
+
     @cached_property
     def given(self) -> Results:
         """What is noted in the checkpoint the run starts from: clusters, a mask; else empty."""
@@ -138,10 +144,22 @@ class Networks:
         name, kwargs = self.recipe.model.name, self.recipe.model.kwargs
         if not self.from_file:
             kwargs = {**self.origin["kwargs"], **kwargs}
-        return models.build(name, **kwargs)
+        return models.build(name, trust=self.trust, **kwargs)
+
+    def named(self, name: str) -> nn.Module:
+        """Another network that the recipe names, such as a teacher; it fits the data.
+
+        Raises:
+            RecipeError: as `check_outputs`.
+        """
+        network = models.build(name, trust=self.trust)
+        self.check_outputs(network, name)
+        return network
 
     def fresh(self) -> nn.Module:
         """The uncut network with some weights, to load others into."""
+        if self.from_file:
+            return models.build_uncut(self.recipe.model.name, trust=self.trust)
         return models.build(self.origin["name"], **self.origin["kwargs"])
 
     # ------------------------------------------------------------ what its stages leave

@@ -25,7 +25,6 @@ import torch
 from torch import nn
 
 import netslim
-from netslim import models
 from netslim._support import using_threads, write_atomic
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
@@ -196,11 +195,7 @@ class Runner(Networks):
         if stage.distill is None:
             return None
         found = teacher(self.recipe, stage)
-        if not isinstance(found, str):
-            return self.network_of(found)
-        network = models.build(found)
-        self.check_outputs(network, found)
-        return network
+        return self.named(found) if isinstance(found, str) else self.network_of(found)
 
     def _baseline(self, index: int, stage: Baseline, folder: StageFolder) -> Results:
         """The imitated stage's seed too, so that both see the same batches in the same order."""
