@@ -233,7 +233,7 @@ def test_own_factories_are_called_on_the_users_word(here, capsys):
 
 def test_a_name_typed_in_the_same_command_is_the_users_word(capsys):
     path = own_file()
-    quick = ["--seconds", "0", "--repeats", "5"]
+    quick = ["--seconds", "0.1", "--repeats", "5"]
     assert main(["bench", "own_nets:net", path, *INPUT, *quick]) == 0
     assert main(["bench", path, "zoo:mlp", "--model.in_features", "64", *INPUT, *quick]) == 1
     assert "--trust" in capsys.readouterr().err

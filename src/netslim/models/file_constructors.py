@@ -18,10 +18,10 @@ from math import prod
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from netslim.errors import CheckpointError
+from netslim.graph.modules.watching import OperatorMode
 
 Trust = bool | Collection[str]  # True, or the names that the user typed in the same call
 
@@ -134,7 +134,7 @@ def within(sizes: Mapping[str, tuple[int, ...]], held: int, path: Any) -> Iterat
         yield
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(OperatorMode):
     """Stops a constructor that allocates more numbers, or takes more steps, than its file holds."""
 
     def __init__(self, numbers: int, steps: int, path: Any) -> None:
