@@ -12,32 +12,42 @@ import importlib
 from typing import TYPE_CHECKING
 
 from netslim.errors import NetslimError
-from netslim.graph import trace
-from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.rules.register import register_rule
-from netslim.measure.count import cost
-from netslim.measure.latency import latency
-from netslim.measure.table.measuring import latency_table
-from netslim.methods.centripetal import CentripetalSGD
-from netslim.methods.gradual import GradualPruning
-from netslim.methods.masking import Mask
-from netslim.methods.search import search
-from netslim.methods.sensitivity import sensitivity
-from netslim.methods.slim import slim
-from netslim.methods.slimming import NetworkSlimming
-from netslim.methods.soft_filter import SoftFilterPruning
-from netslim.models.checkpoint import load, save
-from netslim.models.export import export
-from netslim.selection.criteria.registry import criterion
-from netslim.selection.criteria.scoring import score
-from netslim.selection.options import Budget, Limits
-from netslim.selection.select import select
-from netslim.surgery.plan import PruningPlan
-from netslim.surgery.proof.verify import verify
-from netslim.surgery.prune import prune, prune_
 
 __version__ = "0.2.0"
-_LATER = {name: name for name in ("data", "report", "training")} | {"zoo": "models.zoo"}
+# Where each name is from. All but the errors is imported when it is asked for: torch takes seconds,
+# and `netslim --version` needs none of it.
+_HOMES = {
+    "Budget": "netslim.selection.options",
+    "CentripetalSGD": "netslim.methods.centripetal",
+    "ChannelGraph": "netslim.graph.channel_graph",
+    "GradualPruning": "netslim.methods.gradual",
+    "Limits": "netslim.selection.options",
+    "Mask": "netslim.methods.masking",
+    "NetworkSlimming": "netslim.methods.slimming",
+    "PruningPlan": "netslim.surgery.plan",
+    "SoftFilterPruning": "netslim.methods.soft_filter",
+    "cost": "netslim.measure.count",
+    "criterion": "netslim.selection.criteria.registry",
+    "export": "netslim.models.export",
+    "latency": "netslim.measure.latency",
+    "latency_table": "netslim.measure.table.measuring",
+    "load": "netslim.models.checkpoint",
+    "prune": "netslim.surgery.prune",
+    "prune_": "netslim.surgery.prune",
+    "register_rule": "netslim.graph.rules.register",
+    "save": "netslim.models.checkpoint",
+    "score": "netslim.selection.criteria.scoring",
+    "search": "netslim.methods.search",
+    "select": "netslim.selection.select",
+    "sensitivity": "netslim.methods.sensitivity",
+    "slim": "netslim.methods.slim",
+    "trace": "netslim.graph",
+    "verify": "netslim.surgery.proof.verify",
+}
+_ROOMS = (
+    *("data", "graph", "measure", "methods", "models", "report", "selection", "surgery"),
+    "training",
+)
 
 __all__ = [
     "Budget",
@@ -70,7 +80,7 @@ __all__ = [
 ]
 
 
-if TYPE_CHECKING:  # the rooms, for type checkers; a `__getattr__` would allow any name to them
+if TYPE_CHECKING:  # for type checkers; a `__getattr__` would allow any name to them
     from netslim import data as data
     from netslim import errors as errors
     from netslim import graph as graph
@@ -81,11 +91,45 @@ if TYPE_CHECKING:  # the rooms, for type checkers; a `__getattr__` would allow a
     from netslim import selection as selection
     from netslim import surgery as surgery
     from netslim import training as training
+    from netslim.graph import trace as trace
+    from netslim.graph.channel_graph import ChannelGraph as ChannelGraph
+    from netslim.graph.rules.register import register_rule as register_rule
+    from netslim.measure.count import cost as cost
+    from netslim.measure.latency import latency as latency
+    from netslim.measure.table.measuring import latency_table as latency_table
+    from netslim.methods.centripetal import CentripetalSGD as CentripetalSGD
+    from netslim.methods.gradual import GradualPruning as GradualPruning
+    from netslim.methods.masking import Mask as Mask
+    from netslim.methods.search import search as search
+    from netslim.methods.sensitivity import sensitivity as sensitivity
+    from netslim.methods.slim import slim as slim
+    from netslim.methods.slimming import NetworkSlimming as NetworkSlimming
+    from netslim.methods.soft_filter import SoftFilterPruning as SoftFilterPruning
     from netslim.models import zoo as zoo
+    from netslim.models.checkpoint import load as load
+    from netslim.models.checkpoint import save as save
+    from netslim.models.export import export as export
+    from netslim.selection.criteria.registry import criterion as criterion
+    from netslim.selection.criteria.scoring import score as score
+    from netslim.selection.options import Budget as Budget
+    from netslim.selection.options import Limits as Limits
+    from netslim.selection.select import select as select
+    from netslim.surgery.plan import PruningPlan as PruningPlan
+    from netslim.surgery.proof.verify import verify as verify
+    from netslim.surgery.prune import prune as prune
+    from netslim.surgery.prune import prune_ as prune_
 else:
 
     def __getattr__(name: str) -> object:
-        """Rooms that need more than torch, and the networks, are imported when asked for."""
-        if name in _LATER:
-            return importlib.import_module(f"netslim.{_LATER[name]}")
+        """A verb, a class or a room, imported now."""
+        if name in _HOMES:
+            globals()[name] = found = getattr(importlib.import_module(_HOMES[name]), name)
+            return found
+        if name in _ROOMS:
+            return importlib.import_module(f"netslim.{name}")
+        if name == "zoo":
+            return importlib.import_module("netslim.models.zoo")
         raise AttributeError(f"module 'netslim' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_ROOMS})

@@ -15,9 +15,6 @@ from types import ModuleType, NoneType
 from typing import Any
 from uuid import uuid4
 
-import torch
-from torch import Tensor
-
 from netslim.errors import ArgumentError, NetslimError
 
 _MANY = 12  # names that a message lists at most
@@ -66,6 +63,8 @@ def check_batches(batches: Any) -> Iterable[Any]:
     Raises:
         ArgumentError: it is something else.
     """
+    from torch import Tensor
+
     if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
         raise ArgumentError(
             f"batches must be a data loader or a list of batches, got {described(batches)}"
@@ -164,6 +163,8 @@ def using_threads(count: int | None) -> Iterator[None]:
         raise ArgumentError(
             f"threads={count!r}; give 1 or more, or None to leave the number as it is"
         )
+    import torch  # here, so that names and files wait for nobody
+
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

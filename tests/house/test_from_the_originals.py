@@ -16,7 +16,7 @@ from torch import nn
 
 import netslim
 from netslim.cli import main
-from netslim.training.recipe.reading import shipped
+from netslim.training.recipe.files import shipped
 from places import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "from-the-originals.md"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from netslim.cli import main
-from netslim.training.recipe.reading import parse_recipe, read_yaml, shipped
+from netslim.training.recipe.files import read_yaml, shipped
+from netslim.training.recipe.reading import parse_recipe
 from places import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

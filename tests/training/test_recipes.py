@@ -19,7 +19,8 @@ from netslim import models
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.soft_filter import SoftFilterPruning
 from netslim.training import run
-from netslim.training.recipe.reading import parse_recipe, shipped
+from netslim.training.recipe.files import shipped
+from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import (
     CentripetalOptions,
     Prune,

@@ -1,38 +1,51 @@
 """The command line: each command is one library call.
 
 Whatever goes wrong on purpose (`NetslimError`) is one line on standard error and exit code 1;
-Ctrl-C is one line and 130; `--debug` shows the traceback instead. Wrong usage exits with 2, as
-argparse does.
+Ctrl-C is one line and 130; `--debug` shows the traceback instead. Wrong usage (no such command,
+option or choice, or one given twice) is one line, too, and 2. Only the module of the command that
+was typed is imported, so that `netslim --version` does not wait for torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import io
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from netslim.cli import (
-    bench,
-    evaluate,
-    export,
-    inspect,
-    prune,
-    run,
-    search,
-    sensitivity,
-    train,
-)
-from netslim.cli.common import Command, add, split_overrides
+import netslim
+from netslim._support import nearest
+from netslim.cli.common import split_overrides
+from netslim.cli.parser import Parser, UsageError
+from netslim.cli.wording import check_once, in_words_of
 from netslim.errors import NetslimError
+
+# Command -> what is said of it. Each is carried out by the module of its name in this package.
+COMMANDS = {
+    "run": "carry out a recipe, from data to report",
+    "recipes": "list the shipped recipes and their published figures",
+    "report": "make report.html of a finished run again",
+    "train": "train a network once",
+    "finetune": "train a network on after a cut",
+    "prune": "cut channels out of a network",
+    "evaluate": "look at the test images",
+    "inspect": "show which channels of a model can be cut",
+    "sensitivity": "cut each group of channels alone and look at what is lost",
+    "search": "find the smallest network within an accuracy drop",
+    "export": "write a network for another runtime",
+    "bench": "time networks",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `netslim` command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    _print_anywhere()
     try:
         return _dispatch([item for item in given if item != "--debug"])
     except BrokenPipeError:  # the reader of our output, a pager for instance, has left
@@ -41,47 +54,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NetslimError, OSError, KeyboardInterrupt) as error:
         if debug:
             raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        said = (
-            "; ".join(["interrupted", *map(str, error.args)])
-            if interrupted
-            else " ".join(str(error).split())
-        )
+        said, code = _told(error)
         print(f"netslim: {said}", file=sys.stderr)
-        return 130 if interrupted else 1
+        return code
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """One line, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "; ".join(["interrupted", *map(str, error.args)]), 130
+    return " ".join(str(error).split()), 2 if isinstance(error, UsageError) else 1
+
+
+def _print_anywhere() -> None:
+    """Where output is not UTF-8, signs that it lacks become question marks, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _dispatch(given: list[str]) -> int:
-    parser = _parser()
-    typed = shlex.join(["netslim", *given])
-    given, overrides = split_overrides(given)
-    options = parser.parse_args(given, argparse.Namespace(typed=typed))
-    command: Command | None = getattr(options, "command", None)
-    if command is None:
-        parser.print_help()
+    if not given or given[0].startswith("-"):
+        overview().read(given)
+        overview().print_help()
         return 2
-    if overrides and not options.dotted:
-        parser.error(f"unrecognized arguments: --{next(iter(overrides))}")
-    return command(options, overrides)
+    parser = parser_of(given[0])
+    tokens, overrides = split_overrides(given[1:])
+    if overrides and not parser.dotted:
+        raise parser.wrong(f"there is no option --{next(iter(overrides))}")
+    options = parser.read(tokens)
+    check_once(parser, tokens, overrides)
+    options.typed = shlex.join(["netslim", *given])
+    assert parser.command is not None
+    with in_words_of(parser, overrides):
+        return parser.command(options, overrides)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = add(
-        None,
+def parser_of(command: str) -> Parser:
+    """The parser of a command.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if command not in COMMANDS:
+        raise overview().wrong(f"there is no command {command!r}{nearest(command, COMMANDS)}")
+    parser = Parser(f"netslim {command}", COMMANDS[command])
+    importlib.import_module(f"netslim.cli.{command}").register(parser)
+    return parser
+
+
+def overview() -> Parser:
+    """What `netslim` alone understands."""
+    parser = Parser(
         "netslim",
         "Make a convolutional network smaller: sparse training, channel cuts that are proved, "
         "reports.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (run, train, prune, evaluate, inspect, sensitivity, search, export, bench):
-        command.register(commands)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text)
     return parser
 
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
-
-        print(f"netslim {version('netslim')}")
+        print(f"netslim {netslim.__version__}")
         parser.exit()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, get_args
 
-from netslim.cli.common import add, add_inputs, examples, model_options
-from netslim.cli.flags import MODELS, RUNTIMES, add_trust
+from netslim.cli.common import add_inputs, add_trust, examples, model_options
+from netslim.cli.flags import MODELS, RUNTIMES
+from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.measure.backends import Backend
 
@@ -31,47 +32,39 @@ _MORE = (
 )
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    bench = add(
-        commands,
-        "bench",
-        "time networks",
-        _bench,
-        description=_BENCH,
-        epilog=_MORE,
-        dotted=True,
-    )
-    bench.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
-    add_trust(bench)
-    add_inputs(bench)
-    bench.add_argument(
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_bench, about=_BENCH, more=_MORE, dotted=True)
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
+    add_trust(parser)
+    add_inputs(parser)
+    parser.add_argument(
         "--batch-size", metavar="N", type=int, default=1, help="examples in a call (default: 1)"
     )
-    bench.add_argument(
+    parser.add_argument(
         "--backend",
         choices=get_args(Backend),
         nargs="+",
         default=["eager"],
         help="what runs them: the module as it is, torch.compile, ONNX Runtime (default: eager)",
     )
-    bench.add_argument(
+    parser.add_argument(
         "--threads", metavar="N", type=int, help="CPU threads (default: as torch has them)"
     )
-    bench.add_argument(
+    parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto"
     )
-    bench.add_argument(
+    parser.add_argument(
         "--repeats", metavar="N", type=int, default=50, help="samples of each at most (default: 50)"
     )
-    bench.add_argument(
+    parser.add_argument(
         "--seconds",
         metavar="S",
         type=float,
         default=20.0,
         help="no new round of samples after S (default: 20)",
     )
-    bench.add_argument(
+    parser.add_argument(
         "--json", action="store_true", help="machine-readable, milliseconds and counts"
     )
 

@@ -1,45 +1,24 @@
-"""What all commands share: their parsers, and options by dotted name."""
+"""What commands share: options by dotted name, and the inputs of a model."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from netslim.cli.parser import UsageError
 from netslim.errors import RecipeError
 
-Command = Callable[[argparse.Namespace, dict[str, str]], int]
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 
 
-def add(
-    commands: Any,
-    name: str,
-    text: str,
-    command: Command | None = None,
-    *,
-    description: str = "",
-    epilog: str = "",
-    dotted: bool = False,
-) -> argparse.ArgumentParser:
-    """A command's parser, or without `commands` the main one; `dotted` ones take `--a.b VALUE`."""
-    style: dict[str, Any] = {
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-        "allow_abbrev": False,
-        "epilog": epilog,
-    }
-    if commands is None:
-        parser = argparse.ArgumentParser(prog=name, description=text, **style)
-    else:
-        parser = commands.add_parser(name, help=text, description=description or text, **style)
-        parser.set_defaults(command=command, dotted=dotted)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
-
-
 def split_overrides(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Take `--a.b VALUE` and `--a.b=VALUE` out of the arguments."""
+    """Take `--a.b VALUE` and `--a.b=VALUE` out of the arguments.
+
+    Raises:
+        UsageError: one is given twice, or without a value.
+    """
     rest: list[str] = []
     overrides: dict[str, str] = {}
     items = iter(given)
@@ -50,7 +29,9 @@ def split_overrides(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             continue
         text = value if equals else next(items, None)
         if text is None or (not equals and text.startswith("--")):
-            raise RecipeError(f"--{key} needs a value, for example --{key} 1")
+            raise UsageError(f"--{key} needs a value, for example --{key} 1")
+        if key in overrides:
+            raise UsageError(f"--{key} is given twice: give it once")
         overrides[key] = text
     return rest, overrides
 
@@ -58,6 +39,15 @@ def split_overrides(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def as_arguments(overrides: dict[str, str]) -> list[str]:
     """Overrides as they are typed."""
     return [item for key, value in overrides.items() for item in (f"--{key}", value)]
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """--trust."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="call whatever constructor a .safetensors file names, also from your own modules",
+    )
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +108,7 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
     Raises:
         RecipeError: there are other dotted options.
     """
-    from netslim.training.recipe.reading import read_yaml
+    from netslim.training.recipe.files import read_yaml
 
     for key in overrides:
         if not key.startswith("model."):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from typing import Any
 
-from netslim.cli.common import add
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -16,6 +14,7 @@ from netslim.cli.flags import (
     add_validation,
     settings,
 )
+from netslim.cli.parser import Parser
 
 _EVALUATE = """\
 Look at the test images with a network as it is: accuracy, loss, parameters, multiply-accumulates,
@@ -23,33 +22,25 @@ size. Nothing is trained and nothing is written.
 """
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    look = add(
-        commands,
-        "evaluate",
-        "look at the test images",
-        _evaluate,
-        description=_EVALUATE,
-        epilog=MODELS + DATA,
-        dotted=True,
-    )
-    add_network(look)
-    look.add_argument(
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_evaluate, about=_EVALUATE, more=MODELS + DATA, dotted=True)
+    add_network(parser)
+    parser.add_argument(
         "--split",
         choices=["test", "validation"],
         default="test",
         help="which images (default: test)",
     )
-    add_validation(look, "share of training images that was set apart, as for train")
-    look.add_argument(
+    add_validation(parser, "share of training images that was set apart, as for train")
+    parser.add_argument(
         "--ten-crop",
         metavar="PIXELS",
         type=int,
         help="mean of the answers to ten squares of each image: corners and centre, also mirrored",
     )
-    look.add_argument("--json", action="store_true", help="machine-readable, shares from 0 to 1")
-    add_surroundings(look)
+    parser.add_argument("--json", action="store_true", help="machine-readable, shares from 0 to 1")
+    add_surroundings(parser)
 
 
 def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from netslim.cli.common import add, add_inputs, examples, model_options
+from netslim.cli.common import add_inputs, examples, model_options
 from netslim.cli.flags import MODELS, RUNTIMES, add_network
+from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 
 _EXPORT = """\
@@ -27,33 +27,25 @@ _MORE = (
 )
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    out = add(
-        commands,
-        "export",
-        "write a network for another runtime",
-        _export,
-        description=_EXPORT,
-        epilog=_MORE,
-        dotted=True,
-    )
-    add_network(out, data=False)
-    add_inputs(out)
-    out.add_argument(
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_export, about=_EXPORT, more=_MORE, dotted=True)
+    add_network(parser, data=False)
+    add_inputs(parser)
+    parser.add_argument(
         "--out",
         metavar="FILE",
         type=Path,
         required=True,
         help="the .onnx or .pt2 file to write; it must not exist yet",
     )
-    out.add_argument(
+    parser.add_argument(
         "--batch", metavar="N", default="dynamic", help="one batch size for good (default: dynamic)"
     )
-    out.add_argument(
+    parser.add_argument(
         "--opset", metavar="N", type=int, help="of ONNX (default: what this torch writes)"
     )
-    out.add_argument(
+    parser.add_argument(
         "--tolerance",
         metavar="T",
         type=float,

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from netslim.cli.common import add_trust
 from netslim.errors import ArgumentError, RecipeError
 from netslim.measure.backends import Backend
 from netslim.selection.budget.allocation import ALLOCATIONS
@@ -204,15 +205,6 @@ def add_network(parser: argparse.ArgumentParser, *, data: bool = True) -> None:
     add_trust(parser)
     if data:
         parser.add_argument("--data", metavar="DATA", required=True, help="the data set")
-
-
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """--trust."""
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="call whatever constructor a .safetensors file names, also from your own modules",
-    )
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
-from netslim.cli.common import add, add_inputs, examples, model_options
+from netslim.cli.common import add_inputs, examples, model_options
 from netslim.cli.flags import MODELS, add_network
+from netslim.cli.parser import Parser
 
 _INSPECT = """\
 Run a model once and show its channel graph: the groups of channels that must be cut together, their
@@ -27,20 +27,12 @@ _MORE = (
 )
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    inspect = add(
-        commands,
-        "inspect",
-        "show which channels of a model can be cut",
-        _inspect,
-        description=_INSPECT,
-        epilog=_MORE,
-        dotted=True,
-    )
-    add_network(inspect, data=False)
-    add_inputs(inspect)
-    inspect.add_argument(
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_inspect, about=_INSPECT, more=_MORE, dotted=True)
+    add_network(parser, data=False)
+    add_inputs(parser)
+    parser.add_argument(
         "--explain",
         metavar="NAME",
         action="append",
@@ -48,7 +40,7 @@ def register(commands: Any) -> None:
         help="tell what this layer, tensor or group is coupled to and why it can or cannot be "
         "cut; may be repeated",
     )
-    inspect.add_argument("--json", action="store_true", help="everything, machine-readable")
+    parser.add_argument("--json", action="store_true", help="everything, machine-readable")
 
 
 def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netslim.cli.common import add
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -25,6 +24,7 @@ from netslim.cli.flags import (
     latency,
     settings,
 )
+from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.selection.options import Budget, Compensation, Limits, Scoring, declared
 
@@ -67,17 +67,9 @@ _UNUSED = {
 }
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    parser = add(
-        commands,
-        "prune",
-        "cut channels out of a network",
-        _prune,
-        description=_PRUNE,
-        epilog=_MORE,
-        dotted=True,
-    )
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_prune, about=_PRUNE, more=_MORE, dotted=True)
     add_network(parser, data=False)
     add_file(parser)
     example = parser.add_argument_group("what the network takes (one of the two)")

@@ -1,4 +1,4 @@
-"""`run`, `recipes`, `report`: whole runs by recipe."""
+"""`run`: a whole run by recipe."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import add, as_arguments
-from netslim.cli.flags import add_trust
+from netslim.cli.common import add_trust, as_arguments
+from netslim.cli.parser import Parser
 
 _RUN = """\
 Carry out a recipe: train with sparsity, cut, prove the cut, fine-tune, measure, report.
@@ -29,37 +29,19 @@ any value of the recipe can be overridden by its dotted name (`netslim recipes N
 """
 
 
-def register(commands: Any) -> None:
-    """Add the commands."""
-    run = add(
-        commands,
-        "run",
-        "carry out a recipe, from data to report",
-        _run,
-        description=_RUN,
-        epilog=_OVERRIDES,
-        dotted=True,
-    )
-    run.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
-    add_trust(run)
-    run.add_argument(
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_run, about=_RUN, more=_OVERRIDES, dotted=True)
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
+    add_trust(parser)
+    parser.add_argument(
         "--out", metavar="DIR", type=Path, help="the run folder (default: runs/RECIPE)"
     )
-    run.add_argument(
+    parser.add_argument(
         "--seed",
         metavar="N",
         help="seed of weights, order and augmentation (default: the recipe's)",
     )
-
-    recipes = add(
-        commands, "recipes", "list the shipped recipes and their published figures", _recipes
-    )
-    recipes.add_argument(
-        "recipe", metavar="NAME", nargs="?", help="show the YAML of this one instead"
-    )
-
-    report = add(commands, "report", "make report.html of a finished run again", _report)
-    report.add_argument("folder", metavar="DIR", type=Path, help="the run folder")
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -99,27 +81,3 @@ def _show(results: dict[str, Any], folder: Path) -> None:
             console.print(f"{kind[:-1]}: {text}", markup=False, highlight=False, soft_wrap=True)
     for name, what in (("results.json", "results"), ("report.html", "report")):
         console.print(f"{what}: {folder / name}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _recipes(options: argparse.Namespace, _: dict[str, str]) -> int:
-    from netslim.training.recipe.reading import load_recipe, recipe_text, shipped
-
-    if options.recipe is not None:
-        print(recipe_text(options.recipe), end="")
-        return 0
-    for name in shipped():
-        recipe = load_recipe(name)
-        print(f"{name}\n    {recipe.title}")
-        for row in recipe.published:
-            figures = ", ".join(
-                f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key != "label"
-            )
-            print(f"    published, {row.get('label', '')}: {figures}")
-    return 0
-
-
-def _report(options: argparse.Namespace, _: dict[str, str]) -> int:
-    from netslim.report import run_page
-
-    print(run_page.write(options.folder))
-    return 0

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import add
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -26,6 +25,7 @@ from netslim.cli.flags import (
     settings,
     training,
 )
+from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.selection.options import Compensation, Limits, Scoring
 from netslim.training.recipe.schema import SearchOptions
@@ -71,17 +71,9 @@ _AUTO = {
 }
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    parser = add(
-        commands,
-        "search",
-        "find the smallest network within an accuracy drop",
-        _search,
-        description=_SEARCH,
-        epilog=_MORE,
-        dotted=True,
-    )
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_search, about=_SEARCH, more=_MORE, dotted=True)
     add_network(parser)
     add_folder(parser, "the folder of the search")
     what = parser.add_argument_group("what is looked for")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from netslim.cli.common import add
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -19,6 +17,7 @@ from netslim.cli.flags import (
     made,
     settings,
 )
+from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.training.recipe.schema import Exploration
 
@@ -45,17 +44,9 @@ there. --max-drop tells how far each group may be cut, which `netslim prune` res
 _CUT = ("ratios", "layers", "batches")  # options of what is cut; the others say what is looked at
 
 
-def register(commands: Any) -> None:
-    """Add the command."""
-    parser = add(
-        commands,
-        "sensitivity",
-        "cut each group of channels alone and look at what is lost",
-        _sensitivity,
-        description=_SENSITIVITY,
-        epilog=_MORE,
-        dotted=True,
-    )
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_sensitivity, about=_SENSITIVITY, more=_MORE, dotted=True)
     add_network(parser)
     add_folder(parser, "the folder to write")
     what = parser.add_argument_group("what is cut")

@@ -1,11 +1,10 @@
-"""`train`, `finetune`: a network trained once, from checkpoint to checkpoint."""
+"""`train`: a network trained once, from checkpoint to checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from netslim.cli.common import add
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -16,6 +15,7 @@ from netslim.cli.flags import (
     settings,
     training,
 )
+from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 
 _TRAIN = """\
@@ -25,12 +25,7 @@ started again with the same command, it goes on from the last finished epoch. Wh
 that lies beside FILE in a folder with the suffix .run, with a row for each epoch in metrics.csv.
 """
 
-_FINETUNE = """\
-Train a network on after a cut: as `netslim train`, but by default at a constant low rate. The
-network that was cut can teach it. What `prune --mask` silenced is held at zero.
-"""
-
-_MORE = (
+MORE = (
     MODELS
     + DATA
     + """
@@ -42,7 +37,7 @@ by their names in recipes), --distill.*, --data.*, --trainer.*, and what is left
 )
 
 _TRAIN_MORE = (
-    _MORE
+    MORE
     + """\
   netslim train zoo:vgg16 --data torchvision:CIFAR10 --out vgg.safetensors --augment 4 \\
       --milestones 0.5 0.75 --sparsity.method network_slimming --sparsity.strength 1e-4
@@ -55,40 +50,15 @@ _TRAIN_MORE = (
 """
 )
 
-_FINETUNE_MORE = (
-    _MORE
-    + """\
-  netslim finetune small.safetensors --data torchvision:CIFAR10 --out tuned.safetensors \\
-      --augment 4 --epochs 20 --lr 0.001 --teacher vgg.safetensors --distill.temperature 2
-"""
-)
+
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_train, about=_TRAIN, more=_TRAIN_MORE, dotted=True)
+    add_flags(parser, epochs=160, rate=0.1)
 
 
-def register(commands: Any) -> None:
-    """Add the commands."""
-    train = add(
-        commands,
-        "train",
-        "train a network once",
-        _train,
-        description=_TRAIN,
-        epilog=_TRAIN_MORE,
-        dotted=True,
-    )
-    _flags(train, epochs=160, rate=0.1)
-    tune = add(
-        commands,
-        "finetune",
-        "train a network on after a cut",
-        _finetune,
-        description=_FINETUNE,
-        epilog=_FINETUNE_MORE,
-        dotted=True,
-    )
-    _flags(tune, epochs=40, rate=0.001)
-
-
-def _flags(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None:
+def add_flags(parser: Parser, epochs: int, rate: float) -> None:
+    """Flags of both commands that train; the defaults differ."""
     add_network(parser)
     add_file(parser)
     how = parser.add_argument_group("training")
@@ -116,14 +86,11 @@ def _flags(parser: argparse.ArgumentParser, epochs: int, rate: float) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    return _fit("train", options, overrides)
+    return fit("train", options, overrides)
 
 
-def _finetune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    return _fit("finetune", options, overrides)
-
-
-def _fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> int:
+def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """Carry out a training stage of this kind."""
     from netslim.training.commands import step
 
     recipe = step.step(

@@ -38,7 +38,8 @@ from netslim.methods.search import SearchResult
 from netslim.report.search_page import notes, page, points, verdict
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import teacher
-from netslim.training.recipe.reading import override, parse_recipe, read_yaml
+from netslim.training.recipe.files import read_yaml
+from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, SearchOptions, Stage, Train
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import (

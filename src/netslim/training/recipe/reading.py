@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -19,7 +16,7 @@ import yaml
 from netslim._support import nearest
 from netslim.errors import ArgumentError, RecipeError
 from netslim.training.recipe.checks import check
-from netslim.training.recipe.extends import SMALL, resolved
+from netslim.training.recipe.files import read_yaml, tree_of
 from netslim.training.recipe.schema import (
     KINDS,
     METHODS,
@@ -31,75 +28,6 @@ from netslim.training.recipe.schema import (
     assembled,
     option_types,
 )
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-def shipped() -> list[str]:
-    """Names of the recipes that come with the package, small twins included."""
-    names = [name for name in _files() if not name.startswith("_")]
-    return sorted([*names, *(f"{name}{SMALL}" for name in names if "small" in _tree(name))])
-
-
-def recipe_text(source: str) -> str:
-    """The YAML of a shipped recipe, or of a file; of one that builds on another, all that it comes
-    to.
-
-    Raises:
-        RecipeError: no shipped recipe and no file has this name.
-    """
-    if source not in _files() and not _is_path(source):
-        return _written_out(source)
-    text = _text(source)
-    return _written_out(source) if "extends" in _plain_tree(source) else text
-
-
-def _written_out(source: str) -> str:
-    tree = {key: value for key, value in _tree(source).items() if key != "small"}
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
-
-
-@lru_cache
-def _files() -> tuple[str, ...]:
-    found = (item.name for item in resources.files("netslim.recipes").iterdir())
-    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
-
-
-def _is_path(source: str) -> bool:
-    path = Path(source)
-    return path.suffix in (".yaml", ".yml") or path.exists()
-
-
-def _text(source: str) -> str:
-    if source in _files():
-        return (resources.files("netslim.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
-    if not _is_path(source):
-        raise RecipeError(f"no file and no recipe is called {source!r}{nearest(source, shipped())}")
-    try:
-        return Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"the recipe {source} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-
-
-def _plain_tree(source: str) -> dict[str, Any]:
-    try:
-        tree = read_yaml(_text(source))
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"the recipe {source} is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"the recipe {source} is empty or not a mapping of keys to values")
-    return dict(tree)
-
-
-def _tree(source: str) -> dict[str, Any]:
-    """What a recipe comes to: the one it extends with its own changes; for NAME-small, with those
-    of its twin.
-    """
-    return resolved(source, _plain_tree, lambda name: name in _files() or _is_path(name))
 
 
 def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -113,7 +41,7 @@ def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Reci
     Raises:
         RecipeError: with the key, what is wrong with it, and the nearest right one.
     """
-    tree = {key: value for key, value in _tree(source).items() if key != "small"}
+    tree = {key: value for key, value in tree_of(source).items() if key != "small"}
     for key, text in (overrides or {}).items():
         override(tree, key, text)
     return parse_recipe(tree)
@@ -140,25 +68,6 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     recipe: Recipe = _build(Recipe, plain, "", {"stages": built})
     check(recipe, whole=whole)
     return recipe
-
-
-def read_yaml(text: str) -> Any:
-    """YAML with numbers such as 1e-4, which YAML 1.1 takes for text."""
-    return yaml.load(text, Loader=_Loader)
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc] # PyYAML has no types
-    pass
-
-
-_Loader.yaml_implicit_resolvers = {
-    key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 
 # ---------------------------------------------------------------- stages

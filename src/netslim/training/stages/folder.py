@@ -29,7 +29,7 @@ import yaml
 
 from netslim._support import write_atomic
 from netslim.errors import RecipeError
-from netslim.training.recipe.reading import read_yaml
+from netslim.training.recipe.files import read_yaml
 from netslim.training.recipe.schema import Recipe, Stage
 
 FORMAT = 1

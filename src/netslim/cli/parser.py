@@ -1,0 +1,128 @@
+"""The parser of a command: wrong usage is one line with the nearest name, never a page of usage."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from netslim._support import nearest
+from netslim.errors import NetslimError
+
+Command = Callable[[argparse.Namespace, dict[str, str]], int]
+
+
+class UsageError(NetslimError):
+    """What was typed is no command, option or choice."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of one command, and what carries it out.
+
+    Attributes:
+        command: takes what was typed, and the dotted options; returns the exit code.
+        dotted: whether options of a recipe go by their dotted names.
+    """
+
+    command: Command | None = None
+    dotted = False
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def carries_out(
+        self, command: Command, *, about: str = "", more: str = "", dotted: bool = False
+    ) -> None:
+        """Say what the command does; `more` stands below its flags."""
+        self.command, self.epilog, self.dotted = command, more, dotted
+        self.description = about or self.description
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Flag -> its action."""
+        return {flag: action for action in self._actions for flag in action.option_strings}
+
+    def positional(self) -> list[argparse.Action]:
+        """What is given by its place."""
+        return [action for action in self._actions if not action.option_strings]
+
+    def read(self, tokens: Sequence[str]) -> argparse.Namespace:
+        """What was typed.
+
+        Raises:
+            UsageError: it does not fit.
+        """
+        given = list(typed(tokens))
+        names = [flag for flag, _ in given]
+        known = self.flags()
+        for flag, values in given:
+            if flag not in known:
+                raise self.wrong(f"there is no option {flag}{self._meant(flag, values)}")
+            # argparse would let the last one win
+            if names.count(flag) > 1 and not isinstance(known[flag], argparse._AppendAction):
+                raise self.wrong(f"{flag} is given twice: give it once, with all that it is to say")
+            self._check_choices(flag, known[flag], values)
+        return self.parse_args(tokens)
+
+    def wrong(self, text: str) -> UsageError:
+        """The error that says so, and where help is."""
+        return UsageError(f"{text.rstrip('.')}; see {self.prog} --help")
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse finds, as one line."""
+        raise self.wrong(message.removeprefix("argument "))
+
+    def _check_choices(self, flag: str, action: argparse.Action, values: Sequence[str]) -> None:
+        if action.choices is None:
+            return
+        choices = [str(choice) for choice in action.choices]
+        # Behind an option of one value stand positional ones, too.
+        for value in values[: len(values) if action.nargs == "+" else 1]:
+            if value not in choices:
+                others = "".join(f"; {value} is for {name}" for name in self._takers(value))
+                listed = f"; choose one of {', '.join(choices)}"
+                near = others or nearest(value, choices, otherwise=listed)
+                raise self.wrong(f"{flag} {value}: there is no such choice{near}")
+
+    def _meant(self, flag: str, values: Sequence[str]) -> str:
+        """What may be meant by a flag that is not known; what follows it may tell."""
+        others = list(self._takers(values[0])) if values else []
+        if len(others) == 1:
+            return f"; did you mean {others[0]!r}?"
+        hint = "; options of a recipe go by their dotted names" if self.dotted else ""
+        long = [name for name in self.flags() if name.startswith("--")]
+        return nearest(flag, long, otherwise=hint)
+
+    def _takers(self, value: str) -> Iterator[str]:
+        """Flags that have this value as a choice."""
+        return (name for name, action in self.flags().items() if value in (action.choices or ()))
+
+
+def typed(tokens: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag in turn, with what stands between it and the next one."""
+    found: list[tuple[str, list[str]]] = []
+    for token in tokens:
+        if token == "--":
+            break
+        if _is_flag(token):
+            flag, equals, value = token.partition("=")
+            found.append((flag, [value] if equals else []))
+        elif found:
+            found[-1][1].append(token)
+    return iter(found)
+
+
+def _is_flag(token: str) -> bool:
+    """Whether argparse takes it for an option; negative numbers are values."""
+    if not token.startswith("-") or token == "-":
+        return False
+    try:
+        float(token)
+    except ValueError:
+        return True
+    return False
