@@ -85,7 +85,7 @@ def test_export_to_onnx(tmp_path, capsys):
             "--batch 0: give a number of examples, 1 or more, or dynamic",
         ),
         (["--out", "net.pt2", "--batch", "many"], "--batch many: give a number of examples"),
-        (["--out", "net.pt2", "--opset", "18"], "opset=18 belongs to ONNX"),
+        (["--out", "net.pt2", "--opset", "18"], "--opset 18 belongs to ONNX"),
         (["--out", "net.pt2", "--input", "8"], "--dtype: 3 for 2 inputs"),
         (
             ["--out", "net.pt2", "--data.root", "x"],
@@ -156,8 +156,8 @@ def test_bench_as_a_table_with_a_row_for_each_backend(capsys):
     ("arguments", "message"),
     [
         (["--batch-size", "0"], "--batch-size 0: give 1 or more"),
-        (["--repeats", "2"], "repeats=2; at least 5"),
-        (["--threads", "0"], "threads=0; give 1 or more"),
+        (["--repeats", "2"], "--repeats 2; at least 5"),
+        (["--threads", "0"], "--threads 0; give 1 or more"),
         (["--seconds", "0"], "budget_seconds=0"),
         (["--trainer.threads", "1"], "bench takes options of the model only"),
     ],

@@ -361,7 +361,7 @@ MISTAKES = [
     ([*TRAIN, "--lr-factor", "0.5"], "falls at --milestones"),
     ([*CUT[:-1], ".", "--cut-channels", "0.5"], "for instance small.safetensors"),
     (["train", "vgg.safetensors", "--model.width", "2", *QUICK_TRAIN, "--out", "x.safetensors"], "width"),
-    ([*TRAIN, "--epochs", "0"], "--epochs: is 0"),
+    (["train", *VGG, *DATA, *QUICK, "--epochs", "0", *TRAIN[-2:]], "--epochs: is 0"),
     ([*TRAIN, "--lr", "-1"], "--lr: is -1.0"),
     ([*TRAIN, "--seed", "-1"], "--seed: is -1"),
     ([*TRAIN, "--batch-size", "0"], "--batch-size: is 0"),

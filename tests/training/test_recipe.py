@@ -8,13 +8,8 @@ import pytest
 import yaml
 
 from netslim.errors import RecipeError
-from netslim.training.recipe.reading import (
-    load_recipe,
-    parse_recipe,
-    read_yaml,
-    recipe_text,
-    shipped,
-)
+from netslim.training.recipe.files import read_yaml, recipe_text, shipped
+from netslim.training.recipe.reading import load_recipe, parse_recipe
 from netslim.training.recipe.schedule import factor
 from netslim.training.recipe.schema import Baseline, Prune, Recipe, ScheduleOptions, Train
 from shipped_recipes import recipe_of

@@ -352,7 +352,7 @@ def test_prune_keeps_to_the_limits(workshop, tmp_path, monkeypatch):
             f"vgg.safetensors --cut-channels 0.2 {' '.join(LIMITS)} -1",
             "--max-drop -1: give 0 or more",
         ),
-        (f"vgg.safetensors --cut-channels 0.95 {' '.join(LIMITS)} 1", "cut_channels=0.95"),
+        (f"vgg.safetensors --cut-channels 0.95 {' '.join(LIMITS)} 1", "What binds: --limits"),
         (
             f"wide.safetensors --cut-channels 0.2 {' '.join(LIMITS)} 100",
             "was measured on the architecture",

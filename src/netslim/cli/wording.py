@@ -85,6 +85,8 @@ def said(text: str, parser: Parser, overrides: Collection[str] = ()) -> str:
     flags = keys(parser)
     if "recipe" in (action.dest for action in parser.positional()):
         return _as_in_recipes(text)
+    if "limits" in flags:  # no other flag of a command sets limits layer by layer
+        text = text.replace("max_cut by name", flags["limits"])
     text = _beginning(text, flags, overrides)
     for key, flag in flags.items():
         text = _within(text, key, flag, parser.flags()[flag].choices or ())
