@@ -382,3 +382,22 @@ def test_cosine_and_onecycle_end_points():
     assert rates([0, 10, 25], name="onecycle", rise=0.25, start=0.1) == pytest.approx(
         [0.1, 1.0, 0.5]
     )
+
+
+def test_a_file_of_one_s_own_has_a_twin(tmp_path):
+    """By the name of the file with -small before its ending, unless such a file is there."""
+    text = recipe_text("digits").replace("name: digits", "name: flowers")
+    changes = "\nsmall:\n  stages: {sparse: {epochs: 2}}\n"
+    (tmp_path / "flowers.yaml").write_text(text + changes, encoding="utf-8")
+    twin = load_recipe(str(tmp_path / "flowers-small.yaml"))
+    assert twin.name == "flowers-small"
+    assert twin.stages[0].epochs == 2
+    assert load_recipe(str(tmp_path / "flowers.yaml")).stages[0].epochs > 2
+    assert "epochs: 2" in recipe_text(str(tmp_path / "flowers-small.yaml"))
+    with pytest.raises(RecipeError, match=r"plants-small\.yaml cannot be read: No such file"):
+        load_recipe(str(tmp_path / "plants-small.yaml"))
+    (tmp_path / "bare.yaml").write_text("name: bare\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="section 'small'"):
+        load_recipe(str(tmp_path / "bare-small.yaml"))
+    (tmp_path / "flowers-small.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(str(tmp_path / "flowers-small.yaml")).name == "flowers"
