@@ -11,8 +11,9 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, projections
 from netslim.graph.forming import build
 from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.calls import as_call
-from netslim.graph.modules.wrapping import bare, eagerly
+from netslim.graph.modules.wrapping import bare
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.running import record
@@ -44,5 +45,5 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         ['features.0', 'features.4']
     """
     inner = bare(model, TraceError, call="trace(model, example_inputs)")
-    with eagerly():
+    with undisturbed(inner):
         return build(record(inner, example_inputs, RULES, fallback))

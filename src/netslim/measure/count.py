@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from netslim.errors import TraceError
 from netslim.graph.counts import length, whole
 from netslim.graph.memory import lifetimes, memory, outputs
+from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.walk import named_modules, named_tensors
-from netslim.graph.modules.wrapping import bare, eagerly
+from netslim.graph.modules.wrapping import bare
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.recorder import Recorder
@@ -130,7 +131,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         (1323, 23088)
     """
     model = bare(model, TraceError, allow=("meta",), call="cost(model, example_inputs)")
-    with eagerly():
+    with undisturbed(model):
         recorder = record(model, example_inputs, RULES, fallback, unused=False)
     layers = [output for output in outputs(recorder.outputs, whole) if output.layer]
     rows = _by_module(recorder)

@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from netslim._support import expect, replacing
 from netslim.errors import ExportError
+from netslim.graph.modules.ambient import FAST_PATH
 from netslim.graph.modules.calls import (
     as_call,
     evaluating,
-    no_fast_path,
     output_tensors,
     refusing,
 )
@@ -226,7 +226,7 @@ def _trace(model: nn.Module, inputs: Any, dynamic: bool) -> _Traced:
             shapes[tensor] = {0: torch.export.Dim(BATCH, max=LARGEST)}
     args, kwargs = as_call(example)
     try:
-        with quietly(), no_fast_path():
+        with quietly(), FAST_PATH.held():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as problem:
         remedy = ""

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from netslim.errors import TraceError
@@ -79,14 +78,3 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-
-
-@contextlib.contextmanager
-def no_fast_path() -> Iterator[None]:
-    """The fused multi-head attention is one opaque operator; run its parts instead."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

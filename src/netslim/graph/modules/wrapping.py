@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 import types
-import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -121,19 +119,6 @@ def bare(
 def gathered(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded; a collective call when it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-@contextmanager
-def eagerly() -> Iterator[None]:
-    """Inside, compiled modules and functions run as the Python code they were made from."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and it is slow to import
-        yield
-        return
-    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
-        warnings.filterwarnings(
-            "ignore", message=r"Using `torch.compile\(module\)` when there are global hooks"
-        )
-        yield
 
 
 def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:

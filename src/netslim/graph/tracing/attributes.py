@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,9 +98,10 @@ def _remembered(recorder: Recorder, value: Any, module: str, name: str, depth: i
 
 @contextlib.contextmanager
 def watched_sizes(recorder: Recorder) -> Iterator[None]:
-    """The recorder is told what the code finds when it compares sizes."""
-    watchers.append(recorder.noticed)
+    """The recorder is told what the code finds when it compares sizes, in this thread alone."""
+    watcher = threading.get_ident(), recorder.noticed
+    watchers.append(watcher)
     try:
         yield
     finally:
-        watchers.remove(recorder.noticed)
+        watchers.remove(watcher)

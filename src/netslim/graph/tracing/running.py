@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from netslim.graph.modules.calls import as_call, evaluating, no_fast_path, output_tensors, refusing
+from netslim.errors import TraceError
+from netslim.graph.modules.ambient import usual_operators
+from netslim.graph.modules.calls import as_call, evaluating, output_tensors, refusing
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.recorder import Recorder, Rule
+
+# A trace puts sizes into the attributes of a model, and models may share their parts.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def record(
@@ -44,6 +49,17 @@ def record(
     Raises:
         TraceError: the model does not run on these inputs.
     """
+    with _ONE_AT_A_TIME:
+        return _recorded(model, example_inputs, rules, fallback, unused)
+
+
+def _recorded(
+    model: nn.Module,
+    example_inputs: Any,
+    rules: Mapping[str, Rule],
+    fallback: Rule,
+    unused: bool,
+) -> Recorder:
     recorder = Recorder(Atoms(model), model)
     for _, tensor in named_tensors(model):
         recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
@@ -58,7 +74,7 @@ def record(
 
 
 def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Dispatch]) -> None:
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
     for value in tree_flatten((args, kwargs))[0]:
         if isinstance(value, Tensor):
             recorder.set(value, {}, weight=False)
@@ -69,7 +85,7 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Di
         remembered_attributes(recorder),
         watched_sizes(recorder),
         _module_paths(recorder),
-        no_fast_path(),
+        usual_operators(),
         watching[0],
         watching[1],
     ):
@@ -78,6 +94,18 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Di
     for tensor in outputs:
         for vector in recorder.get(tensor).dims.values():
             recorder.atoms.freeze(vector, "it is an output of the network")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """An input as the run may use it: what inference mode made cannot be written to outside it."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise TraceError(
+            "an example input is within torch.func (vmap, grad): it has other sizes there; make "
+            "the call outside"
+        )
+    if tensor.is_inference():
+        return tensor.clone()
+    return tensor
 
 
 def _watch_training(
@@ -122,33 +150,42 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _module_paths(recorder: Recorder) -> Iterator[None]:
-    """The recorder knows the path of the module that is running, by hooks of all modules."""
-    paths = {id(m): p for m, p in named_modules(recorder.model).items()}
-    depth: list[bool] = []
+    """The recorder knows the path of the module that is running, by hooks of the model's own.
+
+    Hooks for all modules of the process would be told of other models, and be seen by compiled
+    ones; and another thread may run this very model meanwhile.
+    """
+    paths = {m: p for m, p in named_modules(recorder.model).items() if _takes_hooks(m)}
+    thread = threading.get_ident()
 
     def enter(module: nn.Module, args: Any) -> None:
-        known = id(module) in paths
-        depth.append(known)
-        if known:
-            recorder.modules.append(paths[id(module)])
+        if threading.get_ident() != thread:
+            return
+        recorder.modules.append(paths[module])
         if isinstance(module, nn.MultiheadAttention):
             _hold_width(recorder, module, args)
         elif isinstance(module, nn.LSTM) and module.proj_size:
             _hold_projection(recorder, module)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if depth.pop():
+        if threading.get_ident() == thread:
             recorder.modules.pop()
 
-    handles = (
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
-    )
+    handles = []
+    for module in paths:
+        before = nn.Module.register_forward_pre_hook(module, enter, prepend=True)
+        after = nn.Module.register_forward_hook(module, leave, prepend=True, always_call=True)
+        handles += [before, after]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _takes_hooks(module: nn.Module) -> bool:
+    """Scripted code, of which only what holds no tensors is let in, takes none."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
 
 # A leaf of an expression: ("size", trace, number) or ("attribute", module, name).
@@ -27,8 +28,9 @@ Symbol = tuple[Any, ...]
 # A symbol, (operator name, left, right), or a plain number.
 Expression = tuple[Any, ...] | int
 
-# Told what the code found when it compared sizes, and what it made of them.
-watchers: list[Callable[[str, Any, Any], None]] = []
+# Told what the code found when it compared sizes, and what it made of them: a thread, by its
+# number, and who wants to know what happens in it.
+watchers: list[tuple[int, Callable[[str, Any, Any], None]]] = []
 
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "rshift", "lshift", "and", "or", "xor")
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
@@ -129,8 +131,10 @@ def _decimal(number: float) -> float:
 
 
 def _tell(what: str, left: Any, right: Any) -> None:
-    for watcher in watchers:
-        watcher(what, left, right)
+    thread = get_ident()
+    for owner, watcher in tuple(watchers):
+        if owner == thread:
+            watcher(what, left, right)
 
 
 def expressions_in(value: Any) -> tuple[Expression, ...]:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Call, Cost
 from netslim.graph.layers import ADDED_PRODUCTS, CONVOLUTIONS, PRODUCTS
-from netslim.graph.modules.calls import as_call, evaluating, no_fast_path, refusing
+from netslim.graph.modules.ambient import FAST_PATH
+from netslim.graph.modules.calls import as_call, evaluating, refusing
 from netslim.graph.modules.watching import OperatorMode
 
 
@@ -209,7 +210,7 @@ def observe(
     """Run the model and tell what its operators did, in order; each at its quickest of the runs."""
     found: list[Observed] = []
     args, kwargs = as_call(example_inputs)
-    with evaluating(model), torch.no_grad(), no_fast_path(), refusing(example_inputs):
+    with evaluating(model), torch.no_grad(), FAST_PATH.held(), refusing(example_inputs):
         for _ in range(runs):
             with _Watch(synchronise) as watch:
                 model(*args, **kwargs)

@@ -28,10 +28,10 @@ from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import Slice
 from netslim.graph.layers import FUNCTIONS, channels_of
+from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs, singly, targets_of
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import layer_of, named_modules, named_tensors
-from netslim.graph.modules.wrapping import eagerly
 
 Loss = Callable[[Any, Any], Tensor]  # of the model's output and the targets of a batch
 # Tensor -> (entries of its channel axis,), or a key of `contributions`; float64 on the CPU.

@@ -15,6 +15,7 @@ from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare
 from netslim.selection.criteria.normalisation import normalize
@@ -75,8 +76,9 @@ def score(
     model = bare(model, ArgumentError, call="score(graph, model)")
     graph.check(model)
     scorer = Scorer.of(graph, criterion)
-    tensors = scorer.tensors(model, batches, loss or scorer.options.loss)
-    found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
+    with undisturbed(model):
+        tensors = scorer.tensors(model, batches, loss or scorer.options.loss)
+        found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
     scores = {name: values for name, values in found.items() if values is not None}
     if not scores:
         raise ArgumentError(

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netslim.errors import ArgumentError
+from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating
-from netslim.graph.modules.wrapping import bare, eagerly
+from netslim.graph.modules.wrapping import bare
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -36,10 +36,11 @@ from torch.utils._pytree import tree_leaves
 
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.layers import FUNCTIONS, channels_of
+from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
-from netslim.graph.modules.wrapping import duplicate, eagerly
+from netslim.graph.modules.wrapping import duplicate
 from netslim.surgery.plan import PruningPlan, bias_cuts, bias_of
 from netslim.surgery.prune import new_biases, remember, takes_bias
 from netslim.surgery.rows import DROPPED, TensorCut, destinations

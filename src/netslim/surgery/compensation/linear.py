@@ -34,10 +34,11 @@ from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.layers import FUNCTIONS
+from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import inputs_of, outputs
 from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare, duplicate, eagerly
+from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.surgery.compensation.constants import (
     Args,
     Flow,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from netslim.errors import VerificationError
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, output_tensors
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import eagerly
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, destinations, partners
 

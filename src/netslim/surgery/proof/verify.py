@@ -26,6 +26,7 @@ from netslim._support import expect
 from netslim.errors import VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.surgery.plan import PruningPlan
@@ -106,6 +107,20 @@ def verify(
     if graph is not None:
         expect(graph, ChannelGraph, "graph", f"{call[:-1]}, graph=graph)")
         graph.check(model)
+    with undisturbed(model):
+        return _compared(model, small, plan, example_inputs, tolerance, seed, graph)
+
+
+def _compared(
+    model: nn.Module,
+    small: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    tolerance: float,
+    seed: int,
+    graph: ChannelGraph | None,
+) -> Verification:
+    """Run both models, with their own weights and with random ones; as for `verify`."""
     _check_slices(model, small, plan)
     exact = all(g.exact for g in plan.groups.values())
     with torch.random.fork_rng():

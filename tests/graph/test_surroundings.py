@@ -1,0 +1,220 @@
+"""A network has one graph, one cost and one set of scores, whatever stands around the call."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import netslim
+from netslim.errors import TraceError
+
+
+class Encoder(nn.Module):
+    """A bit of everything that an ambient mode may change: constants, attention, a reshape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.mix = nn.Conv2d(8, 8, 1)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.mix(self.bn(self.conv(x)).relu()) + torch.zeros(1)
+        tokens = h.flatten(2).transpose(1, 2)
+        return self.head((self.layer(tokens) * torch.ones(8)).mean(1))
+
+
+class Seeing(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Doubling(TorchFunctionMode):
+    """Whoever makes ones gets twos."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out * 2 if func is torch.ones else out
+
+
+@contextlib.contextmanager
+def _set(put: Callable[..., Any], value: Any, before: Any) -> Iterator[None]:
+    put(value)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+@contextlib.contextmanager
+def _within(transform: Callable[..., Any]) -> Iterator[None]:
+    """Inside a transform of `torch.func`, which takes a function: its innards run there."""
+    from torch._functorch.vmap import vmap_increment_nesting
+
+    with vmap_increment_nesting(2, "error"):
+        yield
+
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "device": lambda: torch.device("meta"),
+    "set_default_device": lambda: _set(torch.set_default_device, "meta", None),
+    "fake": FakeTensorMode,
+    "dispatch mode": Seeing,
+    "function mode": Doubling,
+    "no function modes": torch._C.DisableTorchFunction,
+    "vmap": lambda: _within(torch.vmap),
+    "deterministic": lambda: _set(torch.use_deterministic_algorithms, True, False),
+    "float64": lambda: _set(torch.set_default_dtype, torch.float64, torch.float32),
+    "bfloat16": lambda: _set(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
+    "no fast path": lambda: _set(torch.backends.mha.set_fastpath_enabled, False, True),
+    "mathematical attention": lambda: sdpa_kernel(SDPBackend.MATH),
+}
+
+
+TARGETS = torch.tensor([0, 1])
+
+
+def _state() -> tuple[Any, ...]:
+    """What a call must leave as it finds it."""
+    return (
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_default_device(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mha.get_fastpath_enabled(),
+        [type(mode) for mode in torch.overrides._get_current_function_mode_stack()],
+        torch._C._len_torch_dispatch_stack(),
+    )
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Encoder().eval(), torch.randn(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_graph_and_cost_are_the_undisturbed_ones(
+    name: str, network: tuple[nn.Module, Tensor]
+) -> None:
+    model, x = network
+    graph, cost = netslim.trace(model, x).to_dict(), netslim.cost(model, x)
+    before = _state()
+    with MODES[name]():
+        inside = _state()
+        assert netslim.trace(model, x).to_dict() == graph
+        assert netslim.cost(model, x) == cost
+        assert _state() == inside
+    assert _state() == before
+
+
+def _cut(model: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    """What a whole cut comes to: scores by weights and by data, and the proof."""
+    graph = netslim.trace(model, x)
+    measured = netslim.score(graph, model, "taylor", batches=[(x, TARGETS)])
+    scores = netslim.score(graph, model, "l2")
+    plan = netslim.select(graph, scores, netslim.Budget(cut_channels=0.5))
+    small = netslim.prune(model, plan)
+    proof = netslim.verify(model, small, plan, x)
+    return measured, scores, plan, small, proof
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_scores_and_proof_are_the_undisturbed_ones(
+    name: str, network: tuple[nn.Module, Tensor]
+) -> None:
+    model, x = network
+    measured, scores, plan, small, proof = _cut(model, x)
+    graph = netslim.trace(model, x)
+    with MODES[name]():
+        found = netslim.score(graph, model, "taylor", batches=[(x, TARGETS)])
+        assert netslim.verify(model, small, plan, x) == proof
+    for group, values in found.items():
+        torch.testing.assert_close(values, measured[group], rtol=1e-4, atol=1e-9)
+    assert all(torch.equal(scores[g], v) for g, v in netslim.score(graph, model, "l2").items())
+
+
+def test_inputs_made_in_inference_mode(network: tuple[nn.Module, Tensor]) -> None:
+    """They may not be written to outside of it, as a network with an in-place first step does."""
+
+    class InPlace(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.mul_(1.0))
+
+    model, x = InPlace(network[0]), network[1]
+    with torch.inference_mode():
+        own = x.clone()
+    assert netslim.trace(model, own).to_dict() == netslim.trace(model, x).to_dict()
+
+
+def test_inputs_of_a_transform_or_without_values_are_refused(
+    network: tuple[nn.Module, Tensor],
+) -> None:
+    model, x = network
+    with pytest.raises(TraceError, match=r"within torch\.func"):
+        torch.vmap(lambda each: netslim.cost(model, each[None]))(x)
+    with FakeTensorMode() as mode, pytest.raises(TraceError, match="does not run on these"):
+        netslim.trace(model, mode.from_tensor(x))
+    with pytest.raises(TraceError, match="does not run on these"):
+        netslim.trace(model, x.to("meta"))
+
+
+def test_in_eight_threads_beside_other_models_and_the_same_one(
+    network: tuple[nn.Module, Tensor],
+) -> None:
+    """Each of the threads traces a network of its own and one that all share."""
+    model, x = network
+    wanted = netslim.trace(model, x).to_dict()
+    own = [nn.Sequential(nn.Conv2d(3, n, 3), nn.ReLU(), nn.Conv2d(n, 2, 1)) for n in range(4, 12)]
+    alone = [netslim.trace(each, x).to_dict() for each in own]
+    others = [Encoder().eval() for _ in range(2)]
+    done = threading.Event()
+
+    def infer(other: nn.Module) -> None:
+        with torch.no_grad():
+            while not done.is_set():
+                other(x)
+                model(x)
+
+    def learn(number: int) -> tuple[Any, Any]:
+        return netslim.trace(own[number], x).to_dict(), netslim.trace(model, x).to_dict()
+
+    with ThreadPoolExecutor(2) as beside, ThreadPoolExecutor(8) as tracing:
+        running = [beside.submit(infer, other) for other in others]
+        try:
+            found = list(tracing.map(learn, [*range(8)] * 2))
+        finally:
+            done.set()
+    assert [one for one, _ in found] == alone * 2
+    assert all(shared == wanted for _, shared in found)
+    assert all(task.exception() is None for task in running)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
