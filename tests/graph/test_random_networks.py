@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.rows import TensorCut
 from random_layers import OPERATORS
-from random_networks import Spec, networks, unpacked
+from random_networks import Spec, networks, node, unpacked
 
 EXAMPLES = int(os.environ.get("NETSLIM_EXAMPLES", "0"))
 SEEDS = st.integers(0, 2**16)
@@ -155,13 +155,26 @@ def change_one_entry(tensor: Tensor, rng: np.random.Generator) -> None:
     tensor.view(-1)[int(rng.integers(tensor.numel()))] *= 1 + 1e-6
 
 
+# Weights of one channel each, once cut: no tensor has two channels to swap.
+ONE_ENTRY_EACH = Spec(
+    inputs=((1, 4, 4),),
+    nodes=(node("conv_tied", 0, kind="twice"), node("conv_of_autoencoder", 1, out=2)),
+    outputs=(2,),
+    container="single",
+)
+
+
 @budget(20)
 @given(networks(), SEEDS)
+@example(ONE_ENTRY_EACH, 0)
 def test_mutated_weights_are_caught(spec: Spec, seed: int) -> None:
     model, inputs, plan, rng = cut_at_random(spec, seed)
-    for mutate in (swap_two_channels, change_one_entry):
+    for mutate, least in ((swap_two_channels, 2), (change_one_entry, 1)):
         small = prune(model, plan)
-        tensors = [t for _, t in named_tensors(small) if t.is_floating_point() and t.numel() > 1]
+        floating = [t for _, t in named_tensors(small) if t.is_floating_point()]
+        tensors = [t for t in floating if t.numel() >= least]
+        if not tensors:
+            continue
         tensor = tensors[rng.integers(len(tensors))].data
         before = tensor.clone()
         mutate(tensor, rng)
