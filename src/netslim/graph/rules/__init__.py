@@ -30,7 +30,7 @@ inputs, ties what must be cut together, and labels the result:
 from __future__ import annotations
 
 # Modules of rules, which nobody else imports: importing them fills the table.
-from netslim.graph.rules import creating, picking, rearranging, recurring  # noqa: F401
+from netslim.graph.rules import creating, picking, rearranging, recurring, writing  # noqa: F401
 from netslim.graph.rules.contracting import attention, convolution, linear
 from netslim.graph.rules.elementwise import pointwise, same
 from netslim.graph.rules.reducing import batch_norm, group_norm, layer_norm, reduction, softmax

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from netslim.graph.layers import ADDED_PRODUCTS, LINEAR
 from netslim.graph.rules.elementwise import meeting, met_by_all
+from netslim.graph.rules.indexing import hold
 from netslim.graph.rules.reducing import along_space
 from netslim.graph.rules.registry import (
     Op,
@@ -321,8 +322,7 @@ def deformable(
     Channels are moved in groups of neighbours, each by offsets of its own: all groups shrink alike.
     """
     for guide in (offset, mask):
-        for vector in rec.get(guide).dims.values():
-            rec.freeze(vector, f"it guides {name_of(func)}")
+        hold(rec, guide, f"it guides {name_of(func)}")
     groups, moved = int(args[6]), int(args[7])
     source = rec.get(x).dims.get(1)
     if moved > 1 and source is not None:

@@ -21,9 +21,9 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from netslim.graph.rules.indexing import hold, indexed, labels_of_numbers
 from netslim.graph.rules.registry import Op, derived, name_of, rule, tensors_in
 from netslim.graph.tracing.atoms import PRODUCER, Vector
 from netslim.graph.tracing.recorder import Labels, Recorder
@@ -328,20 +328,12 @@ def gather(
 
 @rule("index", reads="self indices")
 def index(rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any]) -> None:
-    """One tensor of numbers over one dimension keeps the labels of the others.
-
-    What it indexes must stay.
-    """
-    labels = rec.get(x)
-    used = [d for d, i in enumerate(indices) if i is not None]
-    if len(used) != 1 or indices[used[0]].dtype in (torch.bool, torch.uint8):
-        rec.unknown("index", [labels], "channels are picked by")
-        rec.set(out, {}, labels.weight)
-        return
-    dim, shift = used[0], indices[used[0]].dim() - 1
-    rec.freeze(labels.dims.get(dim), "channels are picked by their numbers")
-    dims = {d + shift * (d > dim): v for d, v in labels.dims.items() if d != dim}
-    _picked(rec, out, labels, dims, indices)
+    """What is picked from must stay; the other dimensions keep their labels, see indexing.py."""
+    labels, seen = rec.get(x), indexed(rec, x, indices)
+    for d in seen.used:
+        rec.freeze(labels.dims.get(d), "channels are picked by their numbers")
+    dims = {d: labels.dims[source] for d, source in seen.rest.items() if source in labels.dims}
+    _picked(rec, out, labels, {**dims, **seen.labels}, indices)
 
 
 def _picked(
@@ -359,7 +351,7 @@ def _picked(
 def embedding(
     rec: Recorder, func: Op, out: Tensor, table: Tensor, indices: Tensor, *args: Any
 ) -> None:
-    _looked_up(rec, out, table, dict(rec.get(indices).dims))
+    _looked_up(rec, out, table, labels_of_numbers(rec, [indices], indices.dim()))
 
 
 @rule(
@@ -371,8 +363,7 @@ def embedding_bag(
 ) -> None:
     """Rows are summed over bags; what says which rows, and which bags, stays."""
     for t in tensors_in(args, kwargs):
-        for vector in rec.get(t).dims.values():
-            rec.freeze(vector, f"it picks rows for {name_of(func)}")
+        hold(rec, t, f"it picks rows for {name_of(func)}")
     _looked_up(rec, tensors_in(out)[0], table, {})
 
 

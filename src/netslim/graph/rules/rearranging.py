@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from netslim.graph.rules.elementwise import meeting
+from netslim.graph.rules.indexing import hold
 from netslim.graph.rules.registry import (
     Op,
     asked_sizes,
@@ -172,8 +173,7 @@ def unfold(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, size: int,
 )  # fmt: skip
 def region_pool(rec: Recorder, func: Op, out: Any, x: Tensor, regions: Tensor, *args: Any) -> None:
     """``(N, C, H, W)`` and K regions ``-> (K, C, h, w)``."""
-    for vector in rec.get(regions).dims.values():
-        rec.freeze(vector, "it says where regions are")
+    hold(rec, regions, "it says where regions are")
     labels = rec.get(x)
     for d, vector in labels.dims.items():
         if d != 1:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.graph.rules.elementwise import pointwise
+from netslim.graph.rules.elementwise import meeting, pointwise
+from netslim.graph.rules.indexing import hold
 from netslim.graph.rules.registry import (
     Op,
     Rule,
@@ -106,8 +107,7 @@ for _space, _names in _SPATIAL.items():
     reads="input self grid", ignores="interpolation_mode padding_mode align_corners",
 )  # fmt: skip
 def grid_sampler(rec: Recorder, func: Op, out: Tensor, x: Tensor, grid: Tensor, *args: Any) -> None:
-    for vector in rec.get(grid).dims.values():
-        rec.freeze(vector, "it is a sampling grid")
+    hold(rec, grid, "it is a sampling grid")
     _spatial(x.dim() - 2)(rec, func, out, x)
 
 
@@ -138,6 +138,24 @@ def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs
         if not t.is_floating_point() and x.is_floating_point() and t.dtype != torch.bool:
             for d in reduced & set(labels.dims):
                 rec.number(t, labels.dims[d], name_of(func))
+
+
+@rule(
+    "mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss",
+    reads="self target reduction", ignores="delta",
+)  # fmt: skip
+def loss(
+    rec: Recorder, func: Op, out: Tensor, x: Tensor, target: Tensor, reduction: int = 1, *args: Any
+) -> None:
+    """Element by element; the mean or the sum of all runs over the channels, too."""
+    if reduction == 0:
+        pointwise(rec, func, out, x, target)
+        return
+    ndim = max(x.dim(), target.dim())
+    for d in range(ndim):
+        met = meeting(rec, (x, target), d, ndim, name_of(func))
+        rec.couple(met, f"{name_of(func)} over the channels")
+    rec.set(out, {}, derived(rec, x, target))
 
 
 @rule(
