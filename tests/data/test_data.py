@@ -831,7 +831,7 @@ def test_class_folder_that_training_lacks(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ({}, "Couldn't find any class folder"),
+        ({}, "holds no folder; every class needs"),
         ({"cat": 3, "dog": 0}, "dog"),
         ({"cat": 3}, "only one class"),
     ],

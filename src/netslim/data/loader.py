@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from netslim.data.augment import Augment
 from netslim.data.splits import ImageStream, ImageTensors, Split
+from netslim.data.unreadable import PictureError, refuse_many, told
 from netslim.errors import DataError
 
 
 class Loader:
     """Iterable of (images float32 (B, C, H, W), labels int64 (B,)), both on `device`.
+
+    Pictures of a stream that cannot be read are left out of their batches, and warned of at the end
+    of the epoch; more than the stream allows end it.
 
     Images held in memory are moved to `device` once, as uint8; a batch is one gather, the
     augmentation and one multiply-add. An `ImageStream` is decoded by `workers` processes and then
@@ -38,7 +43,7 @@ class Loader:
 
     Raises:
         DataError: an option out of range, statistics for another number of channels, or no complete
-            batch.
+            batch; while batches are taken, pictures that cannot be read.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Loader:
         self.device, self.memory_format = torch.device(device), memory_format
         self.workers, self.shard = workers, shard
         self.epoch = 0
+        self._unreadable: dict[int, PictureError] = {}
         self._check(mean, std)
         scale, shift = _scale_and_shift(mean, std, split.shape[2])
         self._scale, self._shift = scale.to(self.device), shift.to(self.device)
@@ -90,6 +96,11 @@ class Loader:
                 "lower batch_size or keep the incomplete batch"
             )
 
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Every picture of a stream that could not be read so far, and why; it was left out."""
+        return tuple(map(str, self._unreadable.values()))
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration stands for (0 until told)."""
         self.epoch = epoch
@@ -104,9 +115,9 @@ class Loader:
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         batches = [order[start : start + self.batch_size] for start in starts]
         on_device = choices.to(self.device)
-        for start, (images, labels) in zip(starts, self._raw(batches), strict=True):
+        for start, (images, labels, places) in zip(starts, self._raw(batches), strict=True):
             if self.augment is not None:
-                images = self.augment(images, on_device[start : start + self.batch_size])
+                images = self.augment(images, on_device[start + places])
             yield self._normalise(images), labels
 
     def _draw(self) -> tuple[Tensor, Tensor]:
@@ -128,17 +139,35 @@ class Loader:
         mine = (torch.arange(-(-count // world)) * world + rank) % max(count, 1)
         return order[mine], choices[mine]
 
-    def _raw(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 images (B, C, H, W) and labels on the device, batch by batch."""
+    def _raw(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batch by batch: uint8 images (B, C, H, W), labels, and their places in the batch."""
         if isinstance(self.split, ImageStream):
-            yield from _stream(self.split, batches, self.workers, self.device)
+            yield from self._decoded(self.split, batches)
             return
         assert self._rows is not None
         channels, height, width = self.split.shape
         for batch in batches:
             index = batch.to(self.device, non_blocking=True)
             rows = self._rows.index_select(0, index).view(-1, height, width, channels)
-            yield rows.permute(0, 3, 1, 2), self._labels.index_select(0, index)
+            places = torch.arange(len(batch), device=self.device)
+            yield rows.permute(0, 3, 1, 2), self._labels.index_select(0, index), places
+
+    def _decoded(
+        self, split: ImageStream, batches: list[Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches out of worker processes, each without what of it cannot be read."""
+        known = len(self._unreadable)
+        for batch in _stream(split, batches, self.workers, self.device):
+            self._unreadable.update(batch.problems)
+            problems = list(self._unreadable.values())
+            refuse_many(problems, len(split), split.unreadable)
+            if not len(batch.images):
+                raise DataError(f"loader: nothing of a batch is left; {told(problems)}")
+            images = batch.images.to(self.device, non_blocking=True)
+            labels = batch.labels.to(self.device, non_blocking=True)
+            yield images, labels, batch.places.to(self.device, non_blocking=True)
+        if len(self._unreadable) > known:
+            warnings.warn(told(self.unreadable), stacklevel=2)
 
     def _normalise(self, images: Tensor) -> Tensor:
         """(x / 255 - mean) / std as one multiply-add, broadcast over whole image rows."""
@@ -164,11 +193,20 @@ def _pixel_rows(split: ImageTensors, device: torch.device) -> Tensor:
     return images.reshape(len(split), images[0].numel() if len(split) else 0)
 
 
+class _Batch(NamedTuple):
+    """What could be read of a batch: images, labels and places in it, and what could not."""
+
+    images: Tensor
+    labels: Tensor
+    places: Tensor
+    problems: dict[int, PictureError]
+
+
 class _Batches(Dataset[Any]):
     """Whole batches of a stream, decoded in one go.
 
-    A damaged picture's error is handed over and raised by the parent: what a worker raises arrives
-    wrapped in its traceback.
+    A picture's error is handed over and raised by the parent: what a worker raises arrives wrapped
+    in its traceback.
     """
 
     def __init__(self, split: ImageStream, batches: list[Tensor]) -> None:
@@ -177,18 +215,26 @@ class _Batches(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, number: int) -> _Batch | DataError:
         batch = self.batches[number]
-        try:
-            images = torch.stack([self.split.images[position] for position in batch.tolist()])
-        except DataError as error:
-            return error
-        return images, self.split.labels[batch]
+        images = [torch.empty(0, *self.split.shape, dtype=torch.uint8)]
+        places, problems = [], {}
+        for place, position in enumerate(batch.tolist()):
+            try:
+                images.append(self.split.images[position][None])
+            except PictureError as error:
+                problems[position] = error
+                continue
+            except DataError as error:
+                return error
+            places.append(place)
+        read = torch.tensor(places, dtype=torch.long)
+        return _Batch(torch.cat(images), self.split.labels[batch[read]], read, problems)
 
 
 def _stream(
     split: ImageStream, batches: list[Tensor], workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[_Batch]:
     """Decode batch after batch in worker processes, in the given order."""
     loader = DataLoader(
         _Batches(split, batches),
@@ -200,5 +246,4 @@ def _stream(
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        images, labels = batch
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.data.pictures import Encoded, common_shape, fit_memory, stream
-from netslim.data.raw import Raw, roles
+from netslim.data.memory import read_pictures
+from netslim.data.pictures import Encoded, Form, common_form
+from netslim.data.raw import Raw, Wanted, roles
 from netslim.errors import DataError
 
 _IMAGE_COLUMNS = ("img", "image", "picture", "jpg", "png")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
-_JPEG, _SMALL = b"\xff\xd8", 64
+_SMALL = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class _Table:
     where: str
 
 
-def read_folder(folder: Path, name: str, image_size: int | None, limit: int) -> Raw:
+def read_folder(folder: Path, name: str, wanted: Wanted) -> Raw:
     """A local folder with `train*.parquet` and `test*.parquet`, directly or in `data/`."""
     files = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
     by_split: dict[str, list[Path]] = {}
@@ -88,7 +89,7 @@ def read_folder(folder: Path, name: str, image_size: int | None, limit: int) -> 
         names = ", ".join(file.name for file in files[:5]) or "no parquet file"
         raise DataError(f"{folder}: holds {names}; train*.parquet (and test*.parquet) are needed")
     tables = {role: _read_files(by_split[split]) for role, split in found.items()}
-    return _raw(tables, name, image_size, limit)
+    return _raw(tables, name, wanted)
 
 
 def _read_files(files: list[Path]) -> _Table:
@@ -187,7 +188,7 @@ def _class_names(features: dict[str, Any], label: str) -> tuple[str, ...] | None
     return tuple(map(str, names)) if names else None
 
 
-def read_hub(identifier: str, image_size: int | None, limit: int) -> Raw:
+def read_hub(identifier: str, wanted: Wanted) -> Raw:
     """A data set of the Hugging Face hub, downloaded and cached by `datasets`.
 
     Raises:
@@ -216,7 +217,7 @@ def read_hub(identifier: str, image_size: int | None, limit: int) -> Raw:
     tables = {}
     for role, split in found.items():
         tables[role] = _hub_table(loaded[split], f"hf:{identifier} {split}")
-    return _raw(tables, f"hf:{identifier}", image_size, limit)
+    return _raw(tables, f"hf:{identifier}", wanted)
 
 
 def _hub_table(dataset: Any, where: str) -> _Table:
@@ -229,14 +230,14 @@ def _hub_table(dataset: Any, where: str) -> _Table:
     return _Table(_HubRows(encoded, image, where), labels, _class_names(features, label), where)
 
 
-def _raw(tables: dict[str, _Table], name: str, image_size: int | None, limit: int) -> Raw:
+def _raw(tables: dict[str, _Table], name: str, wanted: Wanted) -> Raw:
     classes = _classes(tables["train"])
-    shape = common_shape(tables["train"].encoded, image_size)
-    streams = {}
-    for role, table in tables.items():
-        labels = _label_tensor(table, classes)
-        streams[role] = stream(table.encoded, labels, shape, image_size is not None)
-    return Raw(fit_memory(streams, limit), classes, _notes(tables["train"], name, shape))
+    form = common_form(tables["train"].encoded, wanted.image_size)
+    splits = {
+        role: (table.encoded, _label_tensor(table, classes)) for role, table in tables.items()
+    }
+    raw = read_pictures(splits, classes, form, wanted)
+    return replace(raw, notes=(*_notes(form, name), *raw.notes))
 
 
 def _classes(table: _Table) -> tuple[str, ...]:
@@ -260,12 +261,12 @@ def _label_tensor(table: _Table, classes: tuple[str, ...]) -> Tensor:
     return torch.tensor([number[str(label)] for label in table.labels])
 
 
-def _notes(table: _Table, name: str, shape: tuple[int, int, int]) -> tuple[str, ...]:
+def _notes(form: Form, name: str) -> tuple[str, ...]:
     """A remark on small JPEG pictures: their originals (CIFAR, SVHN, ...) were not compressed."""
-    first = table.encoded.read(0)
-    if isinstance(first, bytes) and first.startswith(_JPEG) and max(shape[1:]) <= _SMALL:
-        return (
-            f"The {shape[2]}x{shape[1]} pictures of {name} are JPEG-compressed; "
-            "errors run somewhat above those published for the original pictures.",
-        )
-    return ()
+    _, height, width = form.shape
+    if "JPEG" not in form.files or max(height, width) > _SMALL:
+        return ()
+    return (
+        f"The {width}x{height} pictures of {name} are JPEG-compressed; "
+        "errors run somewhat above those published for the original pictures.",
+    )

@@ -1,11 +1,9 @@
-"""Encoded pictures (JPEG, PNG, ...): decoding, a common size, and whether memory holds them."""
+"""Encoded pictures (JPEG, PNG, ...): decoding, and the form that all of a set are brought to."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.data.splits import ImageStream, ImageTensors, Split
+from netslim.data.modes import NUMBERS, in_bytes, is_grey, undecided, white_of
+from netslim.data.unreadable import PictureError, named, picture_error, refuse_many
 from netslim.errors import DataError
 
-_GREY_MODES = {"1", "L", "LA", "I", "I;16", "F"}
-_THREADED_PIXELS = 128 * 128
+# Of what PIL knows, what holds pixels and nothing else: it would hand PostScript to an interpreter.
+_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
+_SAMPLE = 32
 
 
 class Encoded(Protocol):
@@ -33,33 +36,76 @@ class Encoded(Protocol):
         """File (and row), for messages."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures decoded on demand to uint8 (C, H, W) of one size.
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture of PIL's, upright, and whether its file goes on with further ones."""
 
-    A picture is resized so that its shorter side fits and cropped in the middle, when `resize` is
-    set; otherwise its size has to be `shape`'s.
+    picture: Any
+    several: bool
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the pictures of a set are brought to.
+
+    Attributes:
+        shape: channels, height, width.
+        resize: make the shorter side fit and crop the middle; else another size is an error.
+        whites: mode -> what stands for white where the mode does not say it.
+        several: of the sample that was judged by, what has further frames.
+        files: the file formats of the sample.
     """
 
-    encoded: Encoded
     shape: tuple[int, int, int]
     resize: bool
+    whites: Mapping[str, int] = field(default_factory=dict)
+    several: tuple[str, ...] = ()
+    files: frozenset[str] = frozenset()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed about values."""
+        return tuple(
+            f"Pictures of {NUMBERS[mode]} numbers are taken to go from 0 (black) to {white} "
+            "(white), as the values of those looked at do."
+            for mode, white in self.whites.items()
+        )
+
+
+def frames_note(several: Sequence[str]) -> tuple[str, ...]:
+    """A remark on pictures whose files go on with further frames or pages, if there are any."""
+    if not several:
+        return ()
+    return (f"Of files with several frames or pages the first is taken ({named(several)}).",)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures decoded on demand to uint8 (C, H, W) of one form."""
+
+    encoded: Encoded
+    form: Form
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     def __getitem__(self, position: int, /) -> Tensor:
-        return torch.from_numpy(self.pixels(position)).permute(2, 0, 1)
+        return torch.from_numpy(self.pixels(position)[0]).permute(2, 0, 1)
 
-    def pixels(self, position: int) -> np.ndarray:
-        """Picture `position` as uint8 (H, W, C).
+    def pixels(self, position: int) -> tuple[np.ndarray, bool]:
+        """Picture `position` as uint8 (H, W, C), and whether its file goes on with further ones.
 
         Raises:
-            DataError: it cannot be decoded, or its size differs; the message names file and row.
+            PictureError: it cannot be decoded, or its values have no known range.
+            DataError: its size differs; both messages name file and row.
         """
-        channels, height, width = self.shape
-        picture = open_picture(self.encoded, position, "L" if channels == 1 else "RGB")
-        if self.resize:
+        channels, height, width = self.form.shape
+        decoded = open_picture(self.encoded, position)
+        try:
+            picture = in_bytes(decoded.picture, channels, self.form.whites)
+        except ValueError as error:
+            raise picture_error(self.encoded.where(position), error) from error
+        if self.form.resize:
             picture = _fit(picture, height)
         elif picture.size != (width, height):
             raise DataError(
@@ -67,32 +113,41 @@ class Pictures:
                 f"{picture.size[0]}x{picture.size[1]}, others are {width}x{height}; give "
                 "image_size to bring all to one size"
             )
-        return np.array(picture, dtype=np.uint8).reshape(height, width, channels)
+        pixels = np.array(picture, dtype=np.uint8).reshape(height, width, channels)
+        return pixels, decoded.several
 
 
-def open_picture(encoded: Encoded, position: int, mode: str | None = None) -> Any:
-    """A decoded PIL image, converted to `mode` if given.
+def open_picture(encoded: Encoded, position: int) -> Decoded:
+    """A decoded picture: of several in one file the first, turned as its EXIF data says.
 
     Raises:
-        DataError: it is damaged; the message names file and row.
+        PictureError: it is damaged; the message names file and row.
     """
     # PIL and not torchvision.io.decode_image, which ends the process on a damaged PNG (torchvision
     # 0.29).
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
         source = encoded.read(position)
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            return picture.convert(mode) if mode else picture.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{encoded.where(position)}: the picture cannot be decoded ({_short(error)}); "
-            "replace or remove it"
-        ) from error
+        if isinstance(source, bytes):
+            source = BytesIO(source)  # type: ignore[assignment]
+        with Image.open(source, formats=formats) as picture:
+            several = bool(getattr(picture, "is_animated", False))
+            picture.seek(0)
+            picture.load()
+            form = picture.format
+            upright = ImageOps.exif_transpose(picture)
+            upright.format = form  # lost by the copy
+            return Decoded(upright, several)
+    # Damaged files raise whatever their decoders meet: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise picture_error(encoded.where(position), _short(error)) from error
 
 
 def _short(error: Exception) -> str:
-    text = str(error)
+    text = str(error) or type(error).__name__
     if text.startswith("cannot identify"):
         return "not an image format that is known"
     return text
@@ -107,52 +162,35 @@ def _fit(picture: Any, size: int) -> Any:
     return picture.resize((wide, high), resample=2).crop((left, top, left + size, top + size))
 
 
-def stream(
-    encoded: Encoded, labels: Tensor, shape: tuple[int, int, int], resize: bool
-) -> ImageStream:
-    """Pictures and labels as a stream."""
-    return ImageStream(Pictures(encoded, shape, resize), labels, shape)
+def common_form(encoded: Encoded, image_size: int | None) -> Form:
+    """What all are brought to, judged by a sample: grey only if all of it is.
 
-
-def common_shape(encoded: Encoded, image_size: int | None) -> tuple[int, int, int]:
-    """(C, H, W) that the pictures are brought to, judged by a sample: grey only if all of it is."""
-    sample = np.linspace(0, len(encoded) - 1, min(32, len(encoded))).astype(int)
-    modes, sizes = [], []
+    Raises:
+        DataError: no picture of the sample can be read.
+    """
+    count = len(encoded)
+    sample = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(int).tolist()
+    grey, sizes, several, files, problems = True, [], [], set(), []
+    whites: dict[str, int] = {}
     for position in sample:
-        picture = open_picture(encoded, int(position))
-        modes.append(picture.mode)
+        try:
+            decoded = open_picture(encoded, position)
+        except PictureError as error:
+            problems.append(error)
+            continue
+        picture = decoded.picture
+        grey = grey and is_grey(picture)
         sizes.append(picture.size)
-    channels = 1 if _GREY_MODES.issuperset(modes) else 3
-    width, height = (image_size, image_size) if image_size else sizes[0]
-    return channels, height, width
-
-
-def fit_memory(splits: dict[str, ImageStream], limit: int) -> dict[str, Split]:
-    """The splits as tensors if together they take at most `limit` bytes, else as they are."""
-    needed = sum(len(split) * int(np.prod(split.shape)) for split in splits.values())
-    if needed > limit:
-        return dict(splits)
-    return {name: to_memory(split) for name, split in splits.items()}
-
-
-def to_memory(split: ImageStream) -> ImageTensors:
-    """Decode every picture of a stream, in threads where pictures are large enough to gain."""
-    pictures = split.images
-    assert isinstance(pictures, Pictures)
-    channels, height, width = split.shape
-    pixels = np.empty((len(split), height, width, channels), dtype=np.uint8)
-
-    def decode(block: range) -> None:
-        for position in block:
-            pixels[position] = pictures.pixels(position)
-
-    large = height * width > _THREADED_PIXELS
-    _in_threads(decode, len(split), os.cpu_count() or 1 if large else 1)
-    return ImageTensors(torch.from_numpy(pixels).permute(0, 3, 1, 2), split.labels)
-
-
-def _in_threads(work: Callable[[range], None], count: int, threads: int) -> None:
-    blocks = [range(start, min(start + 256, count)) for start in range(0, count, 256)]
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, blocks):
-            pass
+        files.add(picture.format)
+        if decoded.several:
+            several.append(encoded.where(position))
+        if undecided(picture):
+            whites[picture.mode] = max(white_of(picture), whites.get(picture.mode, 0))
+    if not sizes:
+        refuse_many(problems, len(sample), 0)
+    width, height = sizes[0]
+    if image_size:
+        width = height = image_size
+    channels = 1 if grey else 3
+    shape = (channels, height, width)
+    return Form(shape, image_size is not None, whites, tuple(several), frozenset(files))

@@ -22,6 +22,30 @@ class Raw:
     splits: dict[str, Split]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()  # what was left out, and why
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a source of pictures is to be read.
+
+    Attributes:
+        image_size: pixels of the side of the squares that all are brought to; None for as they are.
+        memory_limit: bytes of decoded pixels up to which they are held in memory.
+        unreadable: share of a split's pictures that may be left out because they cannot be read.
+    """
+
+    image_size: int | None
+    memory_limit: int
+    unreadable: float
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise DataError(f"image_size is {self.image_size}; give a positive number of pixels")
+        if not 0 <= self.unreadable < 1:
+            raise DataError(
+                f"unreadable is {self.unreadable}; give a share from 0 up to, not including, 1.0"
+            )
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:
@@ -35,9 +59,3 @@ def roles(names: Iterable[str]) -> dict[str, str]:
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
     return found
-
-
-def check_size(image_size: int | None) -> None:
-    """`DataError` unless `image_size` is None or positive."""
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size is {image_size}; give a positive number of pixels")

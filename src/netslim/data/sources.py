@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ import netslim.data.builtin as builtin
 import netslim.data.folders as folders
 import netslim.data.parquet as parquet
 from netslim._support import nearest
-from netslim.data.raw import Raw, check_size
+from netslim.data.raw import Raw, Wanted
 from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
+from netslim.data.unreadable import told
 from netslim.errors import DataError
 
 _FORMS = (
@@ -33,8 +35,16 @@ def load(
     image_size: int | None = None,
     download: bool = False,
     memory_limit: int = 4 << 30,
+    unreadable: float = 0.01,
 ) -> Data:
     """Read a data set by name.
+
+    Pictures in files are turned as their EXIF data says and become 8-bit grey or RGB by the range
+    of their values: 0 to 65535 for 16 bits; 0 to 1 or 0 to 255 for floating-point numbers, and 0 to
+    255 or 0 to 65535 for 32-bit whole ones, whichever those of a sample fit into. What is
+    transparent is laid over white; of several frames or pages the first is taken. A picture that
+    cannot be read, or whose values lie outside of the range, is left out; how many and which is
+    warned of and in `Data.notes`, and `Data.unreadable` lists them all.
 
     Args:
         name: `digits`; `torchvision:CIFAR10` (`CIFAR100`, `SVHN`, `SVHN+extra`, `MNIST`,
@@ -52,36 +62,38 @@ def load(
             is 1.
         memory_limit: bytes of decoded pixels up to which pictures are held in memory; larger sets
             stream.
+        unreadable: share of a split's pictures that may be left out because they cannot be read.
 
     Returns:
         Data with `ImageTensors`, or `ImageStream`s where the pictures do not fit.
 
     Raises:
-        DataError: the name is unknown, files are missing or damaged, or an option is out of range.
+        DataError: the name is unknown, files are missing or damaged, more pictures than allowed
+            cannot be read, or an option is out of range.
     """
-    check_size(image_size)
+    wanted = Wanted(image_size, memory_limit, unreadable)
     if seed < 0:
         raise DataError(f"seed is {seed}; give 0 or a positive whole number")
     base = Path(root or os.environ.get("NETSLIM_DATA") or "data").expanduser()
     fetch = download or os.environ.get("NETSLIM_DOWNLOAD") == "1"
-    raw = _read(name, base, image_size, fetch, memory_limit)
+    raw = _read(name, base, wanted, fetch)
     _check(name, raw)
     return _data(name, raw, validation, subset, seed)
 
 
-def _read(name: str, root: Path, image_size: int | None, download: bool, limit: int) -> Raw:
+def _read(name: str, root: Path, wanted: Wanted, download: bool) -> Raw:
     kind, _, rest = name.partition(":")
     if name == "digits":
-        return _resized(builtin.read_digits(), image_size)
+        return _resized(builtin.read_digits(), wanted.image_size)
     if kind == "torchvision" and rest in builtin.TORCHVISION:
-        return _resized(builtin.read_torchvision(rest, root, download), image_size)
+        return _resized(builtin.read_torchvision(rest, root, download), wanted.image_size)
     if kind == "folder" and rest:
-        return folders.read_folder(_folder(name, rest, root), image_size, limit)
+        return folders.read_folder(_folder(name, rest, root), wanted)
     if kind == "hf" and rest:
         local = _find(rest, root)
         if local is None:
-            return parquet.read_hub(rest, image_size, limit)
-        return parquet.read_folder(local, name, image_size, limit)
+            return parquet.read_hub(rest, wanted)
+        return parquet.read_folder(local, name, wanted)
     raise DataError(
         f"unknown data set '{name}'{nearest(name, _FORMS, otherwise='.')} Data sets are named "
         f"{', '.join(_FORMS)}."
@@ -149,14 +161,17 @@ def _data(name: str, raw: Raw, validation: float | int, subset: int | None, seed
         rest, chosen = stratified(train.labels, held_out(validation, len(train)), seed)
         splits["train"], splits["validation"] = train.take(rest), train.take(chosen)
     notes = raw.notes
+    if raw.unreadable:
+        left_out = f"{name}: {told(raw.unreadable)}"
+        warnings.warn(f"{left_out}; Data.unreadable lists all of them", stacklevel=3)
+        notes = (*notes, f"{left_out}.")
     if subset is not None and subset < len(splits["train"]):
         whole = splits["train"]
         splits["train"] = whole.take(stratified(whole.labels, _drawn(subset, raw), seed)[1])
         notes = (*notes, f"trained on {subset:,} of {len(whole):,} training images")
     mean, std = channel_statistics(splits["train"])
-    return Data(
-        name, splits["train"], splits["validation"], splits["test"], raw.classes, mean, std, notes
-    )
+    parts = splits["train"], splits["validation"], splits["test"]
+    return Data(name, *parts, raw.classes, mean, std, notes, raw.unreadable)
 
 
 def _drawn(subset: int, raw: Raw) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from netslim.data.unreadable import PictureError, refuse_many
 from netslim.errors import DataError
 
 _SAMPLE = 2000
@@ -57,18 +58,20 @@ class ImageStream:
         images: `images[i]` is image i, uint8 (C, H, W); it must survive pickling.
         labels: int64 (N,).
         shape: channels, height, width of every image.
+        unreadable: share of the images that `Loader` may leave out because they cannot be read.
     """
 
     images: Images
     labels: Tensor
     shape: tuple[int, int, int]
+    unreadable: float = 0.0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> ImageStream:
         """The images at `index`, in that order, still undecoded."""
-        return ImageStream(_Chosen(self.images, index), self.labels[index], self.shape)
+        return replace(self, images=_Chosen(self.images, index), labels=self.labels[index])
 
 
 class _Chosen:
@@ -97,6 +100,8 @@ class Data:
         classes: class names; label i is `classes[i]`.
         mean, std: per channel, of the training split, on the scale 0..1.
         notes: sentences to be shown wherever a figure from this data is shown.
+        unreadable: every picture that was left out because it cannot be read, and why. Of streams
+            see `Loader.unreadable`.
     """
 
     name: str
@@ -107,6 +112,7 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -170,5 +176,14 @@ def _chunks(split: Split) -> Iterator[Tensor]:
     if isinstance(split, ImageTensors):
         yield from torch.split(split.images, 1000)
         return
-    for position in torch.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).long().tolist():
-        yield split.images[position][None]
+    sample = torch.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).long().tolist()
+    problems: list[PictureError] = []
+    for position in sample:
+        try:
+            image = split.images[position]
+        except PictureError as error:
+            problems.append(error)
+            continue
+        yield image[None]
+    if len(problems) == len(sample):
+        refuse_many(problems, len(sample), split.unreadable)

@@ -55,6 +55,8 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
     )
     if "trust" in recipe.model.kwargs:
         raise RecipeError("model.trust: it is said of all: trust: true beside model, or --trust")
+    share = data.unreadable
+    _need(0 <= share < 1, "data.unreadable", share, "a share from 0 up to, not including, 1")
     _need(recipe.seed >= 0, "seed", recipe.seed, "0 or more")
     limit, threads = recipe.trainer.limit_batches, recipe.trainer.threads
     _need(limit is None or limit >= 1, "trainer.limit_batches", limit, "1 or more, or null")

@@ -120,6 +120,7 @@ class DataOptions:
     subset: int | None = None  # train on so many images, drawn by the seed; null takes all
     augment: AugmentOptions | None = None
     image_size: int | None = None  # resize to a square of this many pixels
+    unreadable: float = 0.01  # share of the pictures that may be left out, for they cannot be read
     download: bool = False
     workers: int = 2  # processes that decode, for sets too large for memory
 

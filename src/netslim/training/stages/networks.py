@@ -59,6 +59,7 @@ class Networks:
             seed=self.recipe.seed,
             image_size=options.image_size,
             download=options.download,
+            unreadable=options.unreadable,
         )
 
     @cached_property

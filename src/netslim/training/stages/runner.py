@@ -322,6 +322,7 @@ class Runner(Networks):
             "seconds": round(time.perf_counter() - started, 3),
             "rows": rows,
             "notes": list(self.data.notes),
+            "unreadable": list(self.data.unreadable),
         }
 
     def _figures(self, network: nn.Module) -> Results:
