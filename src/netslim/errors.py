@@ -13,6 +13,7 @@ on one line::
     ├── CheckpointError       a file is damaged, tampered with, or belongs to another model
     ├── ExportError           a model cannot be written for another runtime, or differs there
     ├── RecipeError           a recipe, override, model name or run folder is wrong
+    ├── DisagreementError     ranks of a distributed run have come to different decisions
     ├── DataError             a data set is unknown, missing or damaged
     └── TrainingError         training cannot go on (for example a loss that is not finite)
 """
@@ -64,6 +65,10 @@ class ExportError(NetslimError):
 
 class RecipeError(NetslimError):
     """A recipe, an override, a model name or a run folder is wrong."""
+
+
+class DisagreementError(NetslimError):
+    """The ranks of a distributed run do not agree, or are not in step; all of them stop."""
 
 
 class DataError(NetslimError):

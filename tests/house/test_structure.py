@@ -26,17 +26,18 @@ PACKAGE = REPOSITORY / "src" / "netslim"
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "_support": set(),
+    "ranks": set(),
     "graph": set(),
-    "surgery": {"graph"},
-    "selection": {"graph", "surgery"},
+    "surgery": {"ranks", "graph"},
+    "selection": {"ranks", "graph", "surgery"},
     "models": {"graph", "surgery"},
-    "measure": {"graph", "surgery", "selection", "models"},
-    "methods": {"graph", "surgery", "selection", "models", "measure"},
+    "measure": {"ranks", "graph", "surgery", "selection", "models"},
+    "methods": {"ranks", "graph", "surgery", "selection", "models", "measure"},
     "data": set(),
     "report": {"methods"},
     "recipes": set(),
     "training": {
-        *("graph", "surgery", "selection", "models", "measure", "methods"),
+        *("ranks", "graph", "surgery", "selection", "models", "measure", "methods"),
         *("data", "report", "recipes", "netslim"),
     },
     "cli": {

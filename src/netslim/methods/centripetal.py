@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, Self
 
@@ -39,6 +40,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+import netslim.ranks as ranks
 from netslim._support import expect
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
@@ -156,7 +158,7 @@ class CentripetalSGD:
         strength: epsilon of the paper, 0 or more. Assign to ``.strength`` for a schedule.
         vector_strength: what the strength is multiplied by for 1-D parameters (biases, BN scales
             and shifts).
-        seed: of k-means.
+        seed: of k-means. In a distributed run the clusters of rank 0 are taken.
         protect: patterns of group names that are left alone.
         shortcuts: ``"avoid"`` leaves alone the groups that a shortcut joins.
 
@@ -210,7 +212,11 @@ class CentripetalSGD:
             "CentripetalSGD", "twice would double its pull: change .strength"
         )
         self._resumed = False
-        self._constrain(_clusters(graph, inner, target, clusters, seed, self._staying))
+        found = partial(_clusters, graph, inner, target, clusters, seed, self._staying)
+        if not isinstance(clusters, Mapping):
+            self._constrain(ranks.shared("the clusters of CentripetalSGD", found))
+        else:
+            self._constrain(found())
 
     @property
     def strength(self) -> float:
@@ -343,7 +349,9 @@ class CentripetalSGD:
     def _constrain(self, clusters: dict[str, Labels]) -> None:
         """Take these clusters from now on."""
         # What cannot be merged fails now, and not after training.
-        merge(self.graph, {name: labels.tolist() for name, labels in clusters.items()})
+        plain = {name: labels.tolist() for name, labels in clusters.items()}
+        merge(self.graph, plain)
+        ranks.agree("the clusters of CentripetalSGD", str(plain), "give all of them the same")
         self._clusters = clusters
         self._ties = list(_ties(self.graph, clusters))
         self._stacks: dict[Optimizer, tuple[Any, list[_Stack]]] = {}

@@ -11,6 +11,9 @@
 `slim`, gradual pruning, sensitivity, the stages of recipes and the command line all cut by it; they
 differ in how they choose. A mask is proved in the same way before it is set, so that what was
 trained under it for hours can be cut out in the end.
+
+In a distributed run every rank goes through the loop, and rank 0 chooses for all of them. What
+fails on one rank fails on all, so that they stay together; in the end what they have is compared.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
@@ -25,8 +29,15 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netslim.errors import ArgumentError, NetslimError, VerificationError
+import netslim.ranks as ranks
+from netslim.errors import (
+    ArgumentError,
+    DisagreementError,
+    NetslimError,
+    VerificationError,
+)
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.modules.wrapping import duplicate
 from netslim.graph.words.naming import meant
 from netslim.methods.masking import Mask
@@ -101,23 +112,26 @@ def cut(
         PlanError, SurgeryError, VerificationError: as choosing, cutting and proving do, where the
             reason lies in no single group, ``strict`` is given, or nothing is left to cut.
         ArgumentError: there are no batches for the statistics.
+        DisagreementError: ranks of a distributed run do not end with the same network.
     """
     seen = _looked_at(compensation, batches, example_inputs)
     alone: tuple[str, ...] = ()
     failure: Exception | None = None
     while True:
-        plan = _plan_around(choose, alone, failure)
+        plan = _decided(partial(_plan_around, choose, alone, failure))
+        prove = partial(_proved, model, graph, plan, example_inputs, compensation, seen)
         try:
-            done = _proved(model, graph, plan, example_inputs, compensation, seen)
+            done = ranks.everywhere("the cut and its proof", prove)
             break
-        except ArgumentError:
+        except (ArgumentError, DisagreementError):
             raise
         except (NetslimError, RuntimeError) as error:
             if strict:
                 raise
             # Each group is tried alone, as the message of a failed proof names no group: outputs
             # are wrong, whatever made them so. Groups that only fail together are no one's fault.
-            wrong = _unproved(model, graph, plan, example_inputs)
+            blamed = partial(_unproved, model, graph, plan, example_inputs)
+            wrong = ranks.shared("the groups that do not verify", blamed)
             if not wrong:
                 raise
             alone, failure = (*alone, *wrong), error
@@ -126,7 +140,9 @@ def cut(
         done = _masked(model, done)
     if alone:
         done = replace(done, left_alone=alone, warnings=(left_alone(alone),))
-    return _recalibrated(done, compensation, batches if fresh is None else fresh)
+    done = _recalibrated(done, compensation, batches if fresh is None else fresh)
+    _compare(done.network, values=compensation.fold is not None)
+    return done
 
 
 def left_alone(names: Sequence[str]) -> str:
@@ -196,6 +212,33 @@ def spared(
     if only and any(amounts.values()) and not any(left.values()):
         raise VerificationError("no group that was asked for can be cut and verified")
     return left
+
+
+def _decided(choose: Callable[[], PruningPlan]) -> PruningPlan:
+    """The plan of rank 0."""
+    if ranks.count() == 1:
+        return choose()
+    return PruningPlan.from_json(ranks.shared("the plan", lambda: choose().to_json()))
+
+
+def _compare(network: nn.Module, values: bool) -> None:
+    """See to it that all ranks have the same network: its shapes, and what its weights were made.
+
+    Statistics of batch normalisation are each rank's own until they are sent round.
+    """
+    if ranks.count() == 1:
+        return
+    fact = fingerprint(network)
+    if values:
+        fact += ranks.digest(
+            {n: t for n, t in named_tensors(network) if isinstance(t, nn.Parameter)}
+        )
+    ranks.agree(
+        "the network after the cut",
+        fact,
+        "its weights must be the same on all ranks before it is cut: wrap it in "
+        "DistributedDataParallel first, or load the same weights",
+    )
 
 
 def _plan_around(choose: Choose, alone: tuple[str, ...], failure: Exception | None) -> PruningPlan:

@@ -26,6 +26,7 @@ rounding would add up. So a step
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import floor
@@ -39,13 +40,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+import netslim.ranks as ranks
 from netslim._support import check_batches, expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import fingerprint, named_tensors
-from netslim.graph.modules.wrapping import bare, reduces
+from netslim.graph.modules.wrapping import bare, reducing
 from netslim.graph.words.naming import is_pattern, meant
 from netslim.methods.cutting import Cut, cut
 from netslim.methods.hooks import Attachments, after_step
@@ -124,6 +126,10 @@ class GradualPruning:
     what `netslim.slim` cuts: the same choice where it is left to netslim, the same channels; but
     nothing makes up for those that go, for the training that goes on does.
 
+    In a distributed run every rank makes this object and its steps, and rank 0 chooses for all of
+    them, from the data of all of them. Give the model within `DistributedDataParallel`, which goes
+    on around the smaller model, or the module inside, to be wrapped again after each step.
+
     Going on after a kill: make everything as at the start, with the uncut model, then load, this
     first::
 
@@ -198,12 +204,6 @@ class GradualPruning:
         companions: Any = (),
         strict: bool = False,
     ) -> None:
-        if reduces(model):
-            raise ArgumentError(
-                "DistributedDataParallel has laid out its communication for the sizes it was "
-                "given, and this cuts in place: give the module inside (model.module), and "
-                "wrap that again after each step"
-            )
         shares(steps, schedule, 0.0)
         expect(
             budget, (Budget, NoneType), "budget", "GradualPruning(model, example_inputs, budget)"
@@ -231,11 +231,11 @@ class GradualPruning:
             cut_state(one, {}, set(model.parameters()))
         self.taken = self._seen = 0
         self.verification: Verification | None = None
-        self._notes: tuple[str, ...] = ()
         # Groups of the original that did not verify: they are as they are from then on.
         self._refused: set[int] = set()
         self._attached = Attachments("GradualPruning", "once is enough")
-        self._begin()
+        with _ranks_of(model):
+            self._begin()
 
     def _take(self, choice: Choice) -> None:
         """Take what is said, or what is taken where nothing is; refuse what cannot be done."""
@@ -300,6 +300,10 @@ class GradualPruning:
         """
         if self.done:
             return None
+        with _ranks_of(self.model):
+            return ranks.everywhere("a step of gradual pruning", self._step)
+
+    def _step(self) -> PruningPlan:
         inner = bare(self.model, ArgumentError)
         if fingerprint(inner) != self._now:
             raise PlanError(
@@ -423,29 +427,37 @@ class GradualPruning:
         origins = [self._origin.of(group, self.plan) for group in graph.groups]
         scores, held = self._original_scores(graph, origins, found)
 
+        def refused(alone: Iterable[str]) -> set[int]:
+            groups = (origins[graph.number(name)].groups.tolist() for name in alone)
+            return self._refused.union(*groups)
+
         def choose(alone: frozenset[str]) -> PruningPlan:
-            for name in alone:
-                self._refused |= set(origins[graph.number(name)].groups.tolist())
-            masks = self._selected(scores, held | self._refused)
+            masks, notes = self._selected(scores, held | refused(alone))
             kept = {n: _picked(masks, origin) for n, origin in enumerate(origins)}
-            return plan_keeping(graph, kept, self._notes)
+            return plan_keeping(graph, kept, notes)
 
-        return cut(inner, graph, choose, self._inputs(inner), strict=self.strict)
+        done = cut(inner, graph, choose, self._inputs(inner), strict=self.strict)
+        self._refused = refused(done.left_alone)
+        return done
 
-    def _selected(self, scores: Mapping[str, Tensor], held: set[int]) -> Masks:
-        """What stays of the original's groups after this step; what went never comes back."""
+    def _selected(
+        self, scores: Mapping[str, Tensor], held: set[int]
+    ) -> tuple[Masks, tuple[str, ...]]:
+        """What stays of the original's groups after this step, and notes on the choice.
+
+        What went never comes back.
+        """
         past = self._origin.masks(self.plan)
         groups = self.original.groups
         fixed = {groups[n].name: int((~past[n]).sum()) if n in past else 0 for n in held}
         free = {name: values for name, values in scores.items() if fixed.get(name) != 0}
         plan = self._select(free, self._part(), self._amounts(fixed))
-        self._notes = plan.notes
         masks = dict(past)
         for name, group in plan.groups.items():
             number = self.original.number(name)
             mask = np.isin(np.arange(group.size), group.kept)
-            masks[number] = mask & masks[number] if number in masks else mask
-        return masks
+            masks[number] = mask & past.get(number, True)
+        return masks, plan.notes
 
     def _original_scores(
         self, graph: ChannelGraph, origins: Sequence[_Origin], found: Mapping[str, Tensor]
@@ -521,6 +533,14 @@ class GradualPruning:
         members = meant(self.original, name, "per_group names no group that can be cut")
         size = min(group.size for group in members)
         return floor(int(amount) * self._reached(int(amount) / size) + 1e-9)
+
+
+def _ranks_of(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, the ranks that train this model decide together."""
+    wrapper = reducing(model)
+    if wrapper is None:
+        return nullcontext()
+    return ranks.among(wrapper.process_group)
 
 
 @dataclass(frozen=True)

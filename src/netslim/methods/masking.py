@@ -15,7 +15,7 @@ from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, inside
 from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.prune import prune
+from netslim.surgery.prune import prune, same_plan
 from netslim.surgery.rows import TensorCut
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -56,6 +56,7 @@ class Mask(Generic[Model]):
     Raises:
         PlanError: the plan belongs to another architecture, merges units (the others would need
             their values), or removes nothing.
+        DisagreementError: ranks of a distributed run were given different plans.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -83,6 +84,7 @@ class Mask(Generic[Model]):
             raise PlanError(
                 "the plan removes nothing, so there is nothing to mask: select with a larger budget"
             )
+        same_plan(plan, "the plan of a Mask")
         self._indices: dict[tuple[str, int, torch.device], Tensor] = {}
         self._attached = Attachments("Mask", "once is enough: its entries are held at zero")
 

@@ -22,10 +22,12 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import netslim.ranks as ranks
 from netslim._support import expect, write_atomic
 from netslim.errors import ArgumentError, PlanError
 
@@ -116,7 +118,8 @@ def search(
         make: from a share (`low` < share <= `high`) to a network. One that raises `PlanError`, for
             no plan reaches the share, counts as failed.
         evaluate: from a network to its score; larger is better. It decides, so give it held-out
-            data, but not the data of the final test.
+            data, but not the data of the final test. In a distributed run every rank calls this,
+            and the mean of their scores counts.
         max_drop: what may be lost, in the unit of `evaluate`: half a point is 0.005 of an accuracy
             from 0 to 1.
         baseline: the score of the uncut network.
@@ -192,11 +195,12 @@ class _Trials(Generic[Network]):
         score = self.journal.scores.get(share)
         if score is None:
             try:
-                network = self.make(share)
+                network = ranks.everywhere("make of a search", partial(self.make, share))
             except PlanError as error:
                 note = str(error)
             else:
-                score = _finite(self.evaluate(network), share)
+                evaluate = partial(self._score, network, share)
+                score = ranks.mean_number("a score", ranks.everywhere("evaluate", evaluate))
                 self.journal.note(share, score)
         # A drop of exactly what is allowed passes, but for rounding.
         passed = score is not None and score >= self.floor - 1e-12
@@ -205,19 +209,28 @@ class _Trials(Generic[Network]):
             self.network = network
         return passed
 
+    def _score(self, network: Network, share: float) -> float:
+        return _finite(self.evaluate(network), share)
+
 
 class _Journal:
-    """What was tried: scores by share, on disk where there is a path."""
+    """What was tried: scores by share, on disk where there is a path; rank 0 keeps it."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.scores = path, dict[float, float]()
+        self.path = path
+        self.scores = ranks.shared("the journal", self._read)
+        if not ranks.first():
+            self.path = None
+
+    def _read(self) -> dict[float, float]:
+        path = self.path
         if path is None or not path.exists():
-            return
+            return {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']!r}")
-            self.scores = {
+            return {
                 float(row["share"]): _finite(row["score"], row["share"]) for row in content["tried"]
             }
         except (OSError, ValueError, KeyError, TypeError, ArgumentError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+import netslim.ranks as ranks
 from netslim._support import check_batches, expect, listed, write_atomic
 from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
@@ -66,7 +65,8 @@ def sensitivity(
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs.
         evaluate: takes a network in evaluation mode, a copy that it may do anything with, and gives
             a number, larger is better: accuracy on held-out data (never on the test set, for the
-            result decides what is cut).
+            result decides what is cut). In a distributed run every rank calls this, and the mean of
+            their numbers counts.
         criterion: which channels go first: a name, a function or a `netslim.selection.Scoring`, see
             `netslim.score`.
         ratios: shares of a group, above 0 and below 1; ``floor(size * ratio)`` channels go.
@@ -111,7 +111,8 @@ def sensitivity(
     names, notes = _groups_to_cut(graph, scores, groups, limits)
     about = {**_described(as_scoring(criterion)), "recalibrate": len(renewing or ())}
     about = _plain(about | dict(settings or {}))
-    work = {"architecture": graph.fingerprint, "weights": _digest(model), "unit": unit, **about}
+    weights = ranks.digest(dict(named_tensors(model)))
+    work = {"architecture": graph.fingerprint, "weights": weights, "unit": unit, **about}
     known = _Journal(journal, work)
     study = _Study(model, graph, scores, example_inputs, evaluate, renewing, limits, unit)
     baseline = known.value("", 0, lambda: study.value(duplicate(model), "the whole network"))
@@ -206,6 +207,10 @@ class _Study:
 
     def value(self, network: nn.Module, what: str) -> float:
         """What ``evaluate`` gives for a network, after fresh statistics where that is asked."""
+        value = ranks.everywhere("evaluate", partial(self._own_value, network, what))
+        return ranks.mean_number("a value", value)
+
+    def _own_value(self, network: nn.Module, what: str) -> float:
         if self.renewing is not None:
             fresh_statistics(network, self.renewing)
         for module in network.modules():
@@ -247,23 +252,28 @@ class _Journal:
     A line is written, and brought to the disk, as soon as its value is there; the file is only ever
     added to. So a kill can cost no more than the last line, which is torn then: it lacks its end,
     and is cut off when the work goes on. A damaged line anywhere else is somebody's doing, and is
-    refused.
+    refused. In a distributed run rank 0 keeps the file, and all know what is in it.
 
     Raises:
         PlanError: the file holds something else, is damaged, or belongs to other work.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: dict[str, Any]) -> None:
-        self.path = None if path is None else Path(path)
-        self.values: dict[tuple[str, int], float] = {}
+        self.path: Path | None = None
+        if path is not None and ranks.first():
+            self.path = Path(path)
+        self.values = ranks.shared("the journal", partial(self._begun, identity))
+
+    def _begun(self, identity: dict[str, Any]) -> dict[tuple[str, int], float]:
+        """What the file holds already; it is there afterwards."""
         if self.path is None:
-            return
+            return {}
         if self.path.exists() and self.path.stat().st_size:
-            self._resume(self.path, identity)
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            header = {"format": FORMAT, "kind": "sensitivity journal", "of": identity}
-            write_atomic(self.path, json.dumps(header) + "\n")
+            return _resumed(self.path, identity)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        header = {"format": FORMAT, "kind": "sensitivity journal", "of": identity}
+        write_atomic(self.path, json.dumps(header) + "\n")
+        return {}
 
     def knows(self, group: str, removed: int) -> bool:
         """Whether this cut was measured already."""
@@ -278,19 +288,22 @@ class _Journal:
             self.values[group, removed] = value
         return self.values[group, removed]
 
-    def _resume(self, path: Path, identity: dict[str, Any]) -> None:
-        *lines, torn = path.read_bytes().split(b"\n")
-        _check_header(path, _parsed(lines[0]) if lines else None, identity)
-        for number, line in enumerate(lines[1:], 2):
-            entry = _parsed(line)
-            if entry is None or not {"group", "removed", "value"} <= entry.keys():
-                raise PlanError(
-                    f"{path} is damaged in line {number}; delete that line to measure it again"
-                )
-            self.values[entry["group"], entry["removed"]] = float(entry["value"])
-        if torn:  # by a kill in the middle of writing
-            with open(path, "r+b") as file:
-                file.truncate(path.stat().st_size - len(torn))
+
+def _resumed(path: Path, identity: dict[str, Any]) -> dict[tuple[str, int], float]:
+    values: dict[tuple[str, int], float] = {}
+    *lines, torn = path.read_bytes().split(b"\n")
+    _check_header(path, _parsed(b"".join(lines[:1])), identity)
+    for number, line in enumerate(lines[1:], 2):
+        entry = _parsed(line)
+        if entry is None or not {"group", "removed", "value"} <= entry.keys():
+            raise PlanError(
+                f"{path} is damaged in line {number}; delete that line to measure it again"
+            )
+        values[entry["group"], entry["removed"]] = float(entry["value"])
+    if torn:  # by a kill in the middle of writing
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size - len(torn))
+    return values
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> None:
@@ -381,16 +394,6 @@ def _groups_to_cut(
     if not names:
         raise PlanError(f"nothing can be cut: {listed(notes, '; ') or 'groups is empty'}")
     return names, notes
-
-
-def _digest(model: nn.Module) -> str:
-    """Of the values of all parameters and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in named_tensors(model):
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(name.encode())
-        found.update(values.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 __all__ = ["sensitivity"]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
+import netslim.ranks as ranks
 from netslim._support import expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import coupling
@@ -65,7 +66,7 @@ class SoftFilterPruning:
     `netslim.surgery.recalibrate` after it.
 
     Every rank of a distributed run chooses the same filters, for it looks at nothing but the
-    weights.
+    weights; that they did is compared each time.
 
     Args:
         graph: of this model.
@@ -210,6 +211,7 @@ class SoftFilterPruning:
         Raises:
             StaleGraphError: the model is no longer the traced one.
             ArgumentError: the scores are not finite.
+            DisagreementError: ranks of a distributed run have chosen differently.
         """
         inner = bare(self.model, ArgumentError)
         scores, tensors = score(self.graph, inner, self.criterion), dict(named_tensors(inner))
@@ -217,6 +219,11 @@ class SoftFilterPruning:
             name: _weakest(self.graph[name], scores[name], tensors, n)
             for name, n in self.counts.items()
         }
+        ranks.agree(
+            "the filters to be zeroed",
+            str({name: units.tolist() for name, units in chosen.items()}),
+            "their weights are not the same any more: are gradients reduced in every step?",
+        )
         for name, units in chosen.items():
             _fill(tensors, _filters(self.graph[name]), units)
         self.returned = sum(int((old & ~chosen[name]).sum()) for name, old in self._chosen.items())

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, TypeGuard, TypeVar, get_args
@@ -28,13 +28,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import netslim.ranks as ranks
 from netslim._support import expect
 from netslim.errors import SurgeryError
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare, duplicate, inside, reduces
+from netslim.graph.modules.wrapping import bare, duplicate, inside, reducing
 from netslim.surgery.module_sizes import patched, put, update_sizes
 from netslim.surgery.optimizers import all_optimizers, cut_state
 from netslim.surgery.plan import PruningPlan, bias_of, compose
+from netslim.surgery.rewrapping import Rewrapping
 from netslim.surgery.rows import TensorCut, reduced
 from netslim.surgery.weight_averages import cut_alike
 
@@ -97,7 +99,9 @@ def prune_(
 
     Args:
         model: the model the plan was made for; within `DataParallel` or `torch.compile` it is cut
-            where it is.
+            where it is. So it is within `DistributedDataParallel`, which then begins anew around
+            it, the same object with the same settings: call this on every rank, with the same
+            plan.
         plan: what to keep. Biases it adds are new parameters, which no optimizer or shadow tensor
             holds yet.
         optimizer: one or several optimizers whose state (momentum and the like) is cut with the
@@ -110,8 +114,9 @@ def prune_(
     Raises:
         PlanError: the plan was made for another architecture.
         SurgeryError: a tensor, attribute, companion or optimizer state does not fit the plan, or
-            the model is scripted, exported, quantised, sharded, lazy or within
-            `DistributedDataParallel`.
+            the model is scripted, exported, quantised, sharded or lazy, or
+            `DistributedDataParallel` is set in a way that cannot be kept.
+        DisagreementError: ranks were given different plans.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -121,16 +126,37 @@ def prune_(
         >>> netslim.prune_(model, plan, optimizer=optimizer) is model
         True
     """
-    if reduces(model):
-        raise SurgeryError(
-            "DistributedDataParallel has laid out its communication for the old sizes: cut the "
-            "module inside, netslim.prune_(model.module, plan, ...), and wrap that again"
-        )
-    inner = bare(model, SurgeryError, allow=("meta",), call="prune_(model, plan)")
-    expect(plan, PruningPlan, "plan", "prune_(model, plan)")
-    plan.check(inner)
-    _prepare(inner, plan, optimizer, companions).carry_out()
+
+    def prepared() -> _Change:
+        inner = bare(model, SurgeryError, allow=("meta",), call="prune_(model, plan)")
+        expect(plan, PruningPlan, "plan", "prune_(model, plan)")
+        plan.check(inner)
+        return _prepare(inner, plan, optimizer, companions)
+
+    wrapper = reducing(model)
+    if wrapper is None:
+        prepared().carry_out()
+        return model
+    with ranks.among(wrapper.process_group):
+        again, change = ranks.everywhere("prune_", lambda: (Rewrapping(wrapper), prepared()))
+        same_plan(plan, "the plan of prune_")
+        ranks.everywhere("the cut", change.carry_out)
+        again.carry_out()
     return model
+
+
+def same_plan(plan: PruningPlan, what: str) -> None:
+    """See to it that every rank of a distributed run has the same plan; notes do not count.
+
+    Raises:
+        DisagreementError: on every rank: names the digests.
+    """
+    ranks.agree(
+        what,
+        replace(plan, notes=()).to_json(),
+        "each has decided for itself: score with batches= on all of them, or send one plan round "
+        "as plan.to_json()",
+    )
 
 
 def history(model: nn.Module) -> PruningPlan | None:

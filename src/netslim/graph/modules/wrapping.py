@@ -76,9 +76,10 @@ def inside(model: Any) -> Any:
     return list(_layers(model))[-1]
 
 
-def reduces(model: Any) -> bool:
-    """Whether `DistributedDataParallel` reduces the gradients of the model."""
-    return any("torch.DistributedDataParallel" in _names(type(layer)) for layer in _layers(model))
+def reducing(model: Any) -> Any:
+    """The `DistributedDataParallel` that reduces the gradients of the model; None without."""
+    found = (one for one in _layers(model) if "torch.DistributedDataParallel" in _names(type(one)))
+    return next(found, None)
 
 
 def bare(

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+import netslim.ranks as ranks
 from netslim._support import expect, using_threads
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
@@ -137,7 +138,7 @@ def latency_table(
             run = _Measurement(there, graph, inputs, backend, place, progress or _silent)
             return run.table(about)
 
-        return cached(about, cache, measure)
+        return ranks.shared("the latency table", lambda: cached(about, cache, measure))
 
 
 def _silent(what: str, done: int, total: int) -> None:

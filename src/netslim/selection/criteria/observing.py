@@ -1,6 +1,8 @@
 """What data tells of channels: gradients and activations around them, in one pass over batches.
 
-Everything is summed up batch by batch; no activation is kept. The model runs in evaluation mode and
+Everything is summed up batch by batch; no activation is kept. In a distributed run every rank looks
+at batches of its own, and their sums are put together (`over_ranks`), as if one had seen all. The
+model runs in evaluation mode and
 is left as it was: gradients, modes, statistics of batch normalisation, ``requires_grad``.
 
 A layer is known by its *weight*, not by its module: hooks see the modules that have one of the
@@ -24,6 +26,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+import netslim.ranks as ranks
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import Slice
@@ -72,6 +75,33 @@ class RunningMoments:
         self.count = total
 
 
+Moments = dict[Any, RunningMoments]
+
+
+def over_ranks(measure: Callable[[], Moments]) -> Moments:
+    """What ``measure`` finds on the batches of all ranks together.
+
+    Of parts with counts n and means m, the means go together as ``sum n m / sum n``, and the sums
+    of squares about them as in `RunningMoments`, with all parts at once.
+    """
+    found = ranks.everywhere("what is measured on batches", measure)
+    if ranks.count() == 1:
+        return found
+    weighed = {
+        key: torch.cat([torch.tensor([one.count]), one.count * one.mean])
+        for key, one in found.items()
+    }
+    sums = ranks.summed("means over the batches", weighed)
+    means = {key: total[1:] / total[0] for key, total in sums.items()}
+    about = {
+        key: one.spread + one.count * (one.mean - means[key]).square() for key, one in found.items()
+    }
+    spreads = ranks.summed("spreads over the batches", about)
+    return {
+        key: RunningMoments(int(total[0]), means[key], spreads[key]) for key, total in sums.items()
+    }
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 
@@ -107,18 +137,19 @@ def contributions(
         ArgumentError: there is no batch, the model does not run on one, or the loss cannot be
             computed and derived.
     """
-    moments: dict[Any, RunningMoments] = {}
-
-    def take(name: str, terms: Tensor) -> None:
-        for key, rows in _channels(graph, parts[name], terms, over):
-            moments.setdefault(key, RunningMoments()).add(per_channel(rows)[None])
-
     parts = _by_tensor(graph, SLICES[over])
     weights = {n: p for n, p in named_tensors(model) if n in parts and p.is_floating_point()}
-    for gradients in _gradients(model, weights, batches, loss, alone):
-        for name, gradient in gradients.items():
-            take(name, gradient * weights[name].detach())
-    return {key: each.mean for key, each in moments.items()}
+
+    def measure() -> Moments:
+        moments: Moments = {}
+        for gradients in _gradients(model, weights, batches, loss, alone):
+            for name, gradient in gradients.items():
+                terms = gradient * weights[name].detach()
+                for key, rows in _channels(graph, parts[name], terms, over):
+                    moments.setdefault(key, RunningMoments()).add(per_channel(rows)[None])
+        return moments
+
+    return {key: each.mean for key, each in over_ranks(measure).items()}
 
 
 def _by_tensor(
@@ -179,14 +210,17 @@ def gates(
     beside = {name: f"{name.rpartition('.')[0]}.bias".lstrip(".") for name in scales}
     shifts = {name: shift for name, shift in beside.items() if shift in named}
     weights = {name: named[name] for name in dict.fromkeys([*scales, *shifts.values()])}
-    moments: dict[str, RunningMoments] = {}
-    for gradients in _gradients(model, weights, batches, loss):
-        terms = {name: (g * weights[name].detach()).cpu().double() for name, g in gradients.items()}
-        for name in scales:
-            if name in terms:
+
+    def measure() -> Moments:
+        moments: Moments = {}
+        for gradients in _gradients(model, weights, batches, loss):
+            terms = {n: (g * weights[n].detach()).cpu().double() for n, g in gradients.items()}
+            for name in (name for name in scales if name in terms):
                 shift = terms.get(shifts.get(name, ""), torch.zeros(()))
                 moments.setdefault(name, RunningMoments()).add((terms[name] + shift)[None].square())
-    return {name: each.mean for name, each in moments.items()}
+        return moments
+
+    return {name: each.mean for name, each in over_ranks(measure).items()}
 
 
 def _gradients(
@@ -275,18 +309,23 @@ def activations(
     Raises:
         ArgumentError: there is no batch, or the model does not run on one.
     """
-    moments: dict[str, RunningMoments] = {}
     slices = itertools.chain.from_iterable(group.tensors(role) for group in graph.groups)
     entries = {s.tensor: graph.axis_sizes[s.tensor, s.axis] for s in slices}
     reading = role == "consumer"
 
-    def take(name: str, maps: Tensor, dim: int) -> None:
-        values = per_example(_maps(maps, dim))
-        if reading:
-            values = torch.unflatten(values, 1, (-1, entries[name])).mean(1)
-        moments.setdefault(name, RunningMoments()).add(values)
+    def measure() -> Moments:
+        moments: Moments = {}
 
-    _run_watched(model, batches, set(entries), take, reading)
+        def take(name: str, maps: Tensor, dim: int) -> None:
+            values = per_example(_maps(maps, dim))
+            if reading:
+                values = torch.unflatten(values, 1, (-1, entries[name])).mean(1)
+            moments.setdefault(name, RunningMoments()).add(values)
+
+        _run_watched(model, batches, set(entries), take, reading)
+        return moments
+
+    moments = over_ranks(measure)
     if variance:
         return {name: each.variance for name, each in moments.items()}
     return {name: each.mean for name, each in moments.items()}
@@ -414,5 +453,6 @@ __all__ = [
     "cross_entropy",
     "gates",
     "inputs",
+    "over_ranks",
     "rows_of",
 ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import netslim.ranks as ranks
 from netslim._support import expect
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
@@ -53,7 +55,8 @@ def score(
             layer give one score.
         batches: for the criteria that look at data: a data loader or any iterable, read once, each
             batch a tensor, a list or tuple with the input first and the target second, or a dict of
-            keyword inputs. The others do not read it.
+            keyword inputs. The others do not read it. In a distributed run every rank calls this
+            with batches of its own, as many as it has, and all get the scores of all of them.
         loss: for ``taylor``, ``taylor_bn`` and ``obd``: a function of (output, targets); by default
             cross entropy.
 
@@ -129,10 +132,12 @@ class Scorer:
             raise ArgumentError(
                 f"{self.name} looks at data: give batches=, a data loader or a list of batches"
             )
-        measure = MEASURES[self.function]
-        if self.options.over == "producers":  # a measure of a user's own need not know of others
-            return measure(self.graph, model, batches, loss)
-        return measure(self.graph, model, batches, loss, over=self.options.over)
+        measure = partial(MEASURES[self.function], self.graph, model, batches, loss)
+        if self.options.over != "producers":  # a measure of a user's own need not know of others
+            measure = partial(measure, over=self.options.over)
+        what = f"what {self.name} measures"
+        # Those of netslim have put together what all ranks saw; of a user's own the mean is taken.
+        return ranks.mean(what, ranks.everywhere(what, measure))
 
     def __call__(self, group: ChannelGroup, tensors: Mapping[Any, Tensor]) -> Tensor | None:
         """Scores of the units of one group, float64 on the CPU; None where it cannot be scored."""

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import netslim.ranks as ranks
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -72,6 +73,16 @@ class _Reader:
         self.square = self.square + (values.mT @ values).cpu()
         self.count += values.shape[1]
 
+    def total(self) -> Tensor:
+        """The sum of what was read, (parts, units)."""
+        return self.sum + self.count * self.origin[:, 0].cpu()
+
+    def about(self, mean: Tensor) -> Tensor:
+        """The sum of squares about ``mean``, (parts, units), in place of the origin."""
+        step = mean - self.origin[:, 0].cpu()
+        cross = self.sum[:, :, None] * step[:, None, :]
+        return self.square - cross - cross.mT + self.count * step[:, :, None] * step[:, None, :]
+
     def result(self) -> Tensor:
         """Covariance and inner products of the weights of units: (parts, 2, units, units)."""
         mean = self.sum / self.count
@@ -98,17 +109,33 @@ def second_moments(
         for reader in readers[tensor].values():
             reader.add(rows)
 
-    inputs(model, batches, set(readers), take)
-    found: dict[tuple[str, str], Tensor] = {}
-    for tensor, own in readers.items():
-        seen = {group: reader for group, reader in own.items() if reader.count}
-        if not all(reader.square.isfinite().all() for reader in seen.values()):
+    ranks.everywhere("what layers read", lambda: inputs(model, batches, set(readers), take))
+    every = {(g, tensor): reader for tensor, own in readers.items() for g, reader in own.items()}
+    _put_together(every)
+    seen = {key: reader for key, reader in every.items() if reader.count}
+    for (_, tensor), reader in seen.items():
+        if not reader.square.isfinite().all():
             raise ArgumentError(
                 f"what {tensor!r} reads is not finite on these batches: look for NaN or "
                 "infinity in them"
             )
-        found |= {(group, tensor): reader.result() for group, reader in seen.items()}
-    return found
+    return {key: reader.result() for key, reader in seen.items()}
+
+
+def _put_together(readers: Mapping[tuple[str, str], _Reader]) -> None:
+    """Have every reader hold what it has seen on all ranks of a distributed run."""
+    if ranks.count() == 1:
+        return
+    seen = {key: reader for key, reader in readers.items() if reader.count}
+    number = {key: torch.tensor(reader.count) for key, reader in seen.items()}
+    counts = ranks.summed("places that were read", number)
+    totals = ranks.summed("sums of what was read", {k: one.total() for k, one in seen.items()})
+    means = {key: total / counts[key] for key, total in totals.items()}
+    about = {key: reader.about(means[key]) for key, reader in seen.items()}
+    for key, square in ranks.summed("squares of what was read", about).items():
+        one = readers[key]
+        one.count, one.origin, one.square = int(counts[key]), means[key][:, None], square
+        one.sum = torch.zeros_like(means[key])
 
 
 def _readers(graph: ChannelGraph, weights: Mapping[str, Tensor]) -> dict[str, dict[str, _Reader]]:

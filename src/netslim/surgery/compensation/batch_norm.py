@@ -7,14 +7,18 @@ back with the statistics alone, without training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, zip_longest
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import netslim.ranks as ranks
 from netslim.errors import ArgumentError
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
@@ -28,7 +32,8 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
     """Estimate the running means and variances of all batch normalisations of ``model`` anew, in
     place.
 
-    Each becomes the plain average over the batches of what the layer sees; only these layers are in
+    Each becomes the plain average over the batches of what the layer sees, in a distributed run
+    over those of all ranks, each of which calls this with its own. Only these layers are in
     training mode, so dropout is off and nothing else changes. Train/eval modes and the momentum are
     afterwards as they were. A layer that no batch reaches keeps its statistics. On an error all of
     them are as before.
@@ -60,12 +65,12 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
     ]
     reached: list[bool] = []
     try:
-        with torch.no_grad(), eagerly(), evaluating(inner):
+        with torch.no_grad(), eagerly(), evaluating(inner), _locally(layers):
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum, layer.training = None, True  # a cumulative average
-            for _ in outputs(inner, batches):
-                pass
+            ranks.everywhere("recalibration", lambda: deque(outputs(inner, batches), maxlen=0))
+            _put_together(layers)
         buffers = chain.from_iterable(layer.buffers(recurse=False) for layer in layers)
         if not all(buffer.isfinite().all() for buffer in buffers):
             raise ArgumentError(
@@ -79,6 +84,44 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
             if not fresh:
                 _restore(layer, old)
     return model
+
+
+@contextmanager
+def _locally(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, synchronised layers take the statistics of this rank's batch alone.
+
+    Their own way waits in each batch for the other ranks, which may have fewer.
+    """
+    found = [
+        one for one in layers if isinstance(one, nn.SyncBatchNorm) and "forward" not in vars(one)
+    ]
+    for layer in found:
+        vars(layer)["forward"] = MethodType(_BatchNorm.forward, layer)
+    try:
+        yield
+    finally:
+        for layer in found:
+            del vars(layer)["forward"]
+
+
+def _put_together(layers: Sequence[_BatchNorm]) -> None:
+    """Have every layer hold the average over the batches of all ranks of a distributed run."""
+    if ranks.count() == 1:
+        return
+    own: dict[tuple[int, str], Tensor] = {}
+    for number, layer in enumerate(layers):
+        statistics = dict(layer.named_buffers(recurse=False))
+        batches = statistics.pop("num_batches_tracked")
+        own |= {(number, name): value * batches for name, value in statistics.items()}
+        own[number, "num_batches_tracked"] = batches
+    sums = ranks.summed("statistics of batch normalisation", own)
+    for number, layer in enumerate(layers):
+        batches = sums[number, "num_batches_tracked"]
+        for name, buffer in layer.named_buffers(recurse=False):
+            total = sums[number, name]
+            if name != "num_batches_tracked":
+                total = total / batches.clamp(min=1)
+            buffer.copy_(total)
 
 
 @torch.no_grad()

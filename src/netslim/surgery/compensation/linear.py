@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import netslim.ranks as ranks
 from netslim._support import expect
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
@@ -37,7 +38,7 @@ from netslim.graph.layers import FUNCTIONS
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import inputs_of, outputs
 from netslim.graph.modules.calls import evaluating
-from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.walk import layer_of, named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.surgery.compensation.constants import (
     Args,
@@ -56,7 +57,7 @@ from netslim.surgery.compensation.constants import (
     reading,
 )
 from netslim.surgery.compensation.least_squares import Fit, Layout
-from netslim.surgery.plan import PruningPlan
+from netslim.surgery.plan import PruningPlan, bias_of
 from netslim.surgery.rows import TensorCut
 
 logger = logging.getLogger("netslim")
@@ -107,7 +108,8 @@ def compensate(
         model: the original; it is not changed. It is run in evaluation mode.
         plan: what goes.
         batches: data loader or list; a batch is a tensor, a list or tuple with the input first, or
-            a dict.
+            a dict. In a distributed run those of rank 0 are looked at, and all ranks take the
+            result over.
         way: one of the three.
         ridge: of the fits: this share of the mean variance of the channels that stay is added to
             the variance of each, which keeps the combination small where they are nearly the same.
@@ -127,9 +129,59 @@ def compensate(
     call = "compensate(model, plan, batches)"
     inner = bare(model, ArgumentError, call=call)
     expect(plan, PruningPlan, "plan", call)
+    if ranks.count() == 1:
+        return _compensated(inner, plan, batches, way, ridge)
+    result = ranks.shared(
+        "what makes up for removed channels",
+        lambda: _Result.of(inner, _compensated(inner, plan, batches, way, ridge), plan),
+    )
+    return result.carried_out(inner, plan)
+
+
+def _compensated(
+    inner: Model, plan: PruningPlan, batches: Iterable[Any], way: FoldWay, ridge: float
+) -> Folding[Model]:
     if way == "constant":
         return move_constants(inner, plan, batches)
     return _fitted(inner, plan, batches, ridge, sequential=way == "sequential")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What one rank of a distributed run has come to, for all of them.
+
+    Attributes:
+        biases: layers that were given one besides those of the plan.
+        tensors: name -> new value, of those that changed.
+        moved: of the folding.
+    """
+
+    biases: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    moved: tuple[Moved, ...]
+
+    @staticmethod
+    def of(inner: nn.Module, folding: Folding[Any], plan: PruningPlan) -> _Result:
+        before = dict(named_tensors(inner))
+        after = {name: tensor.detach().cpu() for name, tensor in named_tensors(folding.model)}
+        planned = set(map(bias_of, plan.biases))
+        biases = [layer_of(name) for name in after if name not in before and name not in planned]
+        changed = {
+            name: tensor
+            for name, tensor in after.items()
+            if name not in before or not torch.equal(tensor, before[name].detach().cpu())
+        }
+        return _Result(tuple(biases), changed, folding.moved)
+
+    @torch.no_grad()
+    def carried_out(self, inner: Model, plan: PruningPlan) -> Folding[Model]:
+        copy = duplicate(inner)
+        plan = extended(copy, replace(plan, biases=()), plan.biases)
+        plan = extended(copy, plan, self.biases)
+        tensors = dict(named_tensors(copy))
+        for name, value in self.tensors.items():
+            tensors[name].copy_(value)
+        return Folding(copy, plan, self.moved)
 
 
 def _fitted(
