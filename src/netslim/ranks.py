@@ -31,6 +31,7 @@ from netslim.errors import DisagreementError, NetslimError
 
 T = TypeVar("T")
 _ALL, _ALONE = "all", "alone"
+_MARK = "_every_rank_raises_it"
 # A process group, or one of the two words.
 _together: ContextVar[Any] = ContextVar("together", default=_ALL)
 
@@ -95,7 +96,8 @@ def agree(what: str, fact: str, remedy: str) -> None:
         return
     digests = _exchange(what, hashlib.sha256(fact.encode()).hexdigest()[:16])
     if len(set(digests)) > 1:
-        raise DisagreementError(f"the ranks disagree on {what}: {_listed(digests)}; {remedy}")
+        text = f"the ranks disagree on {what}: {_listed(digests)}; {remedy}"
+        raise _known(DisagreementError(text))
 
 
 def shared(what: str, decide: Callable[[], T]) -> T:
@@ -139,18 +141,18 @@ def everywhere(what: str, work: Callable[[], T]) -> T:
     failure: Exception | None = None
     try:
         done.append(work())
-    except _OutOfStepError:
-        raise  # the others know
     except Exception as error:
+        if _is_known(error):
+            raise
         failure = error
     failures = _exchange(what, failure and _Failure.of(failure))
     rank = next((number for number, one in enumerate(failures) if one is not None), None)
     if rank is None:
         return done[0]
     if failure is not None and rank == dist.get_rank(_group()):
-        raise failure
+        raise _known(failure)
     told: Any = failures[rank]
-    raise told.kind(f"rank {rank}: {told.text}") from failure
+    raise _known(told.kind(f"rank {rank}: {told.text}")) from failure
 
 
 def summed(what: str, values: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
@@ -170,10 +172,8 @@ def summed(what: str, values: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
     for own in _exchange(what, {key: value.shape for key, value in values.items()}):
         for key, shape in own.items():
             if shapes.setdefault(key, shape) != shape:
-                raise DisagreementError(
-                    f"the ranks disagree on {what}: {key} is of shape {tuple(shape)} on one and "
-                    f"{tuple(shapes[key])} on another; their models must be the same"
-                )
+                text = f"{key} is of shape {tuple(shape)} on one, {tuple(shapes[key])} on another"
+                raise _known(DisagreementError(f"the ranks disagree on {what}: {text}"))
     if not shapes:
         return {}
     parts = [values.get(key, torch.zeros(())).expand(shape) for key, shape in shapes.items()]
@@ -219,10 +219,6 @@ def digest(tensors: Mapping[Any, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-class _OutOfStepError(DisagreementError):
-    """Ranks have come to different places; there is nothing more to exchange."""
-
-
 class _Failure(NamedTuple):
     """An exception on its way to other ranks: one of ours, or built into Python."""
 
@@ -245,7 +241,7 @@ def _exchange(what: str, value: T) -> list[T]:
     """The values of all ranks, in their order.
 
     Raises:
-        _OutOfStepError: not all ranks are about the same thing.
+        DisagreementError: not all ranks are about the same thing.
     """
     found: list[Any] = [None] * count()
     dist.all_gather_object(found, (what, value), _group())
@@ -253,11 +249,24 @@ def _exchange(what: str, value: T) -> list[T]:
     if len(set(places)) > 1:
         failed = [one for _, one in found if isinstance(one, _Failure)]
         why = "".join(f" ({one.kind.__name__}: {one.text})" for one in failed[:1])
-        raise _OutOfStepError(
-            f"the ranks are not in step: {_listed(places)}{why}; every rank must call netslim in "
-            "the same way and order (what is one rank's own matter: with netslim.ranks.alone())"
+        raise _known(
+            DisagreementError(
+                f"the ranks are not in step: {_listed(places)}{why}; every rank must call netslim "
+                "in the same way and order (what is one rank's own matter: with "
+                "netslim.ranks.alone())"
+            )
         )
     return [one for _, one in found]
+
+
+def _known(error: Exception) -> Exception:
+    """The error, marked as one that every rank raises now: it is not to be told to the others."""
+    vars(error)[_MARK] = True
+    return error
+
+
+def _is_known(error: Exception) -> bool:
+    return _MARK in vars(error)
 
 
 def _listed(values: list[str]) -> str:

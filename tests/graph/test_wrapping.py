@@ -155,18 +155,17 @@ def test_in_place_the_wrapper_stays(kind):
 
 
 @pytest.mark.usefixtures("gloo")
-def test_distributed_data_parallel_is_cut_inside_and_wrapped_again():
+@pytest.mark.parametrize("inside", [True, False])
+def test_distributed_data_parallel_is_cut_inside_and_wrapped_again(inside):
     wrapped = distributed(residual())
     plan = half(wrapped)
-    with pytest.raises(
-        SurgeryError, match=r"prune_\(model\.module, plan, \.\.\.\), and wrap that again"
-    ):
-        prune_(wrapped, plan)
-    assert wrapped.module.stem[0].out_channels == 6
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
     wrapped(X).sum().backward()
     optimizer.step()
-    again = distributed(prune_(wrapped.module, plan, optimizer=optimizer))
+    if inside:
+        again = distributed(prune_(wrapped.module, plan, optimizer=optimizer))
+    else:
+        again = prune_(wrapped, plan, optimizer=optimizer)
     again(X).sum().backward()
     optimizer.step()
     assert again.module.stem[0].out_channels == len(plan.groups["stem.0"].kept)

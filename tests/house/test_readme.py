@@ -21,6 +21,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/from-the-originals.md",
     "docs/coverage.md",
+    "docs/distributed.md",
 ]
 
 
