@@ -1,21 +1,26 @@
-"""What every room may use: arguments, nearest names, safe files, threads, functions of a user's own
-modules.
+"""What every room may use: arguments, calls, nearest names, safe files, threads, functions of a
+user's own modules.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from netslim.errors import ArgumentError, NetslimError
+
+Thing = TypeVar("Thing", bound=Callable[..., Any])
+Remedy = Callable[[str, list[str]], str]
 
 _MANY = 12  # names that a message lists at most
 
@@ -70,6 +75,102 @@ def check_batches(batches: Any) -> Iterable[Any]:
             f"batches must be a data loader or a list of batches, got {described(batches)}"
         )
     return batches
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+def checks_calls(thing: Thing) -> Thing:
+    """Decorator of public functions and classes: a call that does not fit the signature is refused
+    before anything is done, in better words than those of Python's TypeError.
+
+    Signature, type and documentation stay as they are. Of a class, its construction and its public
+    methods are looked after.
+
+    Raises:
+        ArgumentError: by what is decorated: a keyword is misspelt (the nearest is given), or an
+            argument is missing, given twice, or one too many.
+    """
+    if not isinstance(thing, type):
+        return call_checked(thing)
+    for name, member in list(vars(thing).items()):
+        if name == "__init__" or not name.startswith("_"):
+            setattr(thing, name, _member_checked(member))
+    return thing
+
+
+def _member_checked(member: Any) -> Any:
+    if isinstance(member, (classmethod, staticmethod)):
+        return type(member)(call_checked(member.__func__))
+    if inspect.isfunction(member):
+        return call_checked(member)
+    return member
+
+
+def call_checked(
+    function: Thing,
+    remedy: Remedy | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Thing:
+    """The function behind a look at how it is called; as it is, where it has that already.
+
+    Args:
+        function: or method; of a class, its ``__init__``.
+        remedy: says what was meant by an unknown keyword, given it and the names there are; None
+            takes `nearest`.
+        check: refuses values, given what each name stands for, once all are in their places.
+    """
+    if hasattr(function, "_call_is_checked"):
+        return function
+    signature = inspect.signature(function)
+    called = function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            misfit = _misfit(signature, len(args), kwargs, remedy or nearest)
+            raise ArgumentError(f"{called} {misfit}") from None
+        if check:
+            check(given)
+        return function(*args, **kwargs)
+
+    checked._call_is_checked = True  # type: ignore[attr-defined]
+    return checked  # type: ignore[return-value]
+
+
+def _misfit(
+    signature: inspect.Signature, placed: int, keywords: Collection[str], remedy: Remedy
+) -> str:
+    """Why a call does not fit: a misspelt keyword comes before the missing one that it stands for.
+
+    Args:
+        signature: of what was called.
+        placed: arguments that were given by their place, ``self`` among them.
+        keywords: the names that were given.
+        remedy: as of `call_checked`.
+    """
+    parameters = list(signature.parameters.values())
+    kinds = {one.kind for one in parameters}
+    named = [one for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+    in_order = [one.name for one in named if one.kind is not one.KEYWORD_ONLY]
+    own = len(in_order[:1]) if in_order[:1] in (["self"], ["cls"]) else 0
+    names = [one.name for one in named][own:]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        for name in keywords:
+            if name not in names:
+                return f"takes no {name!r}{remedy(name, names)}"
+    if placed > len(in_order) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        order = ", ".join(in_order[own:])
+        return f"takes {len(in_order) - own} arguments in order, ({order}), got {placed - own}"
+    given = in_order[:placed]
+    twice = [name for name in given if name in keywords]
+    if twice:
+        return f"got {twice[0]} twice, by its place and by its name"
+    needed = [one.name for one in named[own:] if one.default is one.empty]
+    missing = [name for name in needed if name not in given and name not in keywords]
+    return f"needs {' and '.join(missing)}: call it with ({', '.join(needed)})"
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -233,7 +334,9 @@ def current_directory_importable() -> Iterator[None]:
 
 
 __all__ = [
+    "call_checked",
     "check_batches",
+    "checks_calls",
     "current_directory_importable",
     "described",
     "expect",

@@ -120,10 +120,10 @@ def test_what_is_misspelt_fails_before_anything_runs(function, options, message)
     [
         (
             lambda: Limits(round_too=8),
-            "Limits takes no option 'round_too'; did you mean 'round_to'",
+            "Limits takes no 'round_too'; did you mean 'round_to'",
         ),
-        (lambda: Budget(cut_mac=0.5), "Budget takes no option 'cut_mac'; did you mean 'cut_macs'"),
-        (lambda: Scoring("l1", led="mean"), "Scoring takes no option 'led'; did you mean 'lead'"),
+        (lambda: Budget(cut_mac=0.5), "Budget takes no 'cut_mac'; did you mean 'cut_macs'"),
+        (lambda: Scoring("l1", led="mean"), "Scoring takes no 'led'; did you mean 'lead'"),
         (lambda: Compensation("linear", recalibrated=3), "did you mean 'recalibrate'"),
         (
             lambda: Compensation(recalibrate=-1),

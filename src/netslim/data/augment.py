@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from netslim._support import checks_calls
 from netslim.errors import DataError
 
 
+@checks_calls
 @dataclass(frozen=True)
 class Augment:
     """Zero-pad by `pad` pixels, crop to the old size at a random place, mirror half of the images.

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from netslim._support import checks_calls
 from netslim.data.augment import Augment
 from netslim.data.splits import ImageStream, ImageTensors, Split
 from netslim.data.unreadable import PictureError, refuse_many, told
 from netslim.errors import DataError
 
 
+@checks_calls
 class Loader:
     """Iterable of (images float32 (B, C, H, W), labels int64 (B,)), both on `device`.
 

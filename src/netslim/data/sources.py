@@ -11,7 +11,7 @@ import torch
 import netslim.data.builtin as builtin
 import netslim.data.folders as folders
 import netslim.data.parquet as parquet
-from netslim._support import nearest
+from netslim._support import checks_calls, nearest
 from netslim.data.raw import Raw, Wanted
 from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
 from netslim.data.unreadable import told
@@ -25,6 +25,7 @@ _FORMS = (
 )
 
 
+@checks_calls
 def load(
     name: str,
     *,

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from netslim._support import checks_calls
 from netslim.data.unreadable import PictureError, refuse_many
 from netslim.errors import DataError
 
@@ -23,6 +24,7 @@ class Images(Protocol):
     def __getitem__(self, position: int, /) -> Tensor: ...
 
 
+@checks_calls
 @dataclass(frozen=True, eq=False)
 class ImageTensors:
     """Images held in memory.
@@ -50,6 +52,7 @@ class ImageTensors:
         return ImageTensors(pixels, self.labels[index])
 
 
+@checks_calls
 @dataclass(frozen=True, eq=False)
 class ImageStream:
     """Images decoded when they are needed; `Loader` reads them in worker processes.
@@ -90,6 +93,7 @@ class _Chosen:
 Split = ImageTensors | ImageStream
 
 
+@checks_calls
 @dataclass(frozen=True, eq=False)
 class Data:
     """A loaded data set.

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from netslim._support import checks_calls
 from netslim.errors import TraceError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, projections
@@ -21,6 +22,7 @@ from netslim.graph.tracing.running import record
 __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "pacesetter", "projections", "trace"]
 
 
+@checks_calls
 def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """Run ``model`` once and learn which channels must be cut together.
 

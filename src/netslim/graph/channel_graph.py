@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from netslim._support import checks_calls
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.traced import TracedGraph
 from netslim.graph.words import explain, table
 
 
+@checks_calls
 class ChannelGraph(TracedGraph):
     """What must be cut together in a model, learnt by running it once; it does not hold the model.
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+from netslim._support import checks_calls
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 
@@ -35,6 +36,7 @@ def picked(graph: ChannelGraph, group: ChannelGroup) -> bool:
     return not any(s.tensor in graph.parameters for s in group.tensors("producer"))
 
 
+@checks_calls
 def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
     """Name of the tensor that leads a group: its first projection, else stem, else producer.
 
@@ -49,6 +51,7 @@ def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
     return [*projections(graph, group), *stems, *group.producers][0]
 
 
+@checks_calls
 def projections(graph: ChannelGraph, group: ChannelGroup) -> list[str]:
     """Names of the tensors that project a shortcut into this group; often one, or none.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from netslim._support import checks_calls
 from netslim.graph.counts import Count
 from netslim.graph.modules.walk import layer_of
 from netslim.graph.tracing.atoms import Vector
@@ -34,6 +35,7 @@ class Slice:
     mixed: bool = False
 
 
+@checks_calls
 @dataclass(frozen=True)
 class ChannelGroup:
     """Units that compete with each other and share one shape of slices.

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
+from netslim._support import checks_calls
 from netslim.errors import StaleGraphError
 from netslim.graph.counts import Cost, without
 from netslim.graph.groups import ChannelGroup, SizeRule
@@ -18,6 +19,7 @@ from netslim.graph.modules.walk import fingerprint
 from netslim.graph.tracing.atoms import Vector
 
 
+@checks_calls
 @dataclass(frozen=True, eq=False)
 class TracedGraph:
     """What must be cut together in a model, learnt by running it once; it does not hold the model.

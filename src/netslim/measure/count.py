@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from netslim._support import checks_calls
 from netslim.errors import TraceError
 from netslim.graph.counts import length, whole
 from netslim.graph.memory import lifetimes, memory, outputs
@@ -50,6 +51,7 @@ class ModuleCost:
     activations: int = 0
 
 
+@checks_calls
 @dataclass(frozen=True)
 class Cost:
     """What a model costs for one batch of example inputs; `str()` is a table.
@@ -110,6 +112,7 @@ def _cells(row: ModuleCost, total: ModuleCost) -> Iterator[str]:
         yield f"{100 * part / max(everything, 1):.1f} %"
 
 
+@checks_calls
 def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """Count parameters, MACs and activations by running `model` once.
 
@@ -160,6 +163,7 @@ def _by_module(recorder: Recorder) -> dict[str, ModuleCost]:
     return {name: ModuleCost(params[name], macs[name], activations[name]) for name in names}
 
 
+@checks_calls
 def size_on_disk(model: nn.Module) -> int:
     """Bytes of the model's tensors in a safetensors file.
 

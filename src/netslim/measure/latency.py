@@ -21,7 +21,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from netslim._support import expect, using_threads
+from netslim._support import checks_calls, expect, using_threads
 from netslim.errors import ArgumentError, TraceError
 from netslim.measure.backends import Backend, Call, Ready, prepared, usable
 
@@ -30,6 +30,7 @@ MIN_ROUNDS = 5  # fewer samples make quartiles meaningless
 _LARGE_BLOCK = 31 << 20  # bytes
 
 
+@checks_calls
 @dataclass(frozen=True, slots=True)
 class Latency:
     """How long one forward pass takes, in milliseconds a call (the whole example batch).
@@ -77,6 +78,7 @@ def latency(
     device: torch.device | str | None = ...,
     threads: int | None = ...,
 ) -> dict[str, Latency]: ...
+@checks_calls
 def latency(
     models: nn.Module | Mapping[str, nn.Module],
     example_inputs: Any,

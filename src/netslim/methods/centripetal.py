@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, picked
@@ -125,6 +125,7 @@ class Deviation:
         return f"{self.largest:.3g} at most ({worst}), running statistics {self.statistics:.3g}"
 
 
+@checks_calls
 class CentripetalSGD:
     """Make clusters of channels equal: ``CentripetalSGD(graph, model, 5 / 8).attach(optimizer)``.
 

@@ -10,12 +10,14 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError
 from netslim.graph.modules.wrapping import bare
 
 NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
+@checks_calls
 def parameter_groups(
     model: nn.Module, weight_decay: float, norm_decay: float | None = None
 ) -> list[dict[str, Any]]:

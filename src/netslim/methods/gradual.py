@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
-from netslim._support import check_batches, expect
+from netslim._support import check_batches, checks_calls, expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -111,6 +111,7 @@ def _share(time: float, schedule: Schedule, cut: float | None) -> float:
     return time
 
 
+@checks_calls
 class GradualPruning:
     """Reach a budget in several cuts; call `.step()` for each, between two batches of the loop.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, inside
@@ -21,6 +21,7 @@ from netslim.surgery.rows import TensorCut
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@checks_calls
 class Mask(Generic[Model]):
     """Train a network as if it were cut by `plan`, with all its tensors whole.
 

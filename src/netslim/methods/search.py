@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import netslim.ranks as ranks
-from netslim._support import expect, write_atomic
+from netslim._support import checks_calls, expect, write_atomic
 from netslim.errors import ArgumentError, PlanError
 
 Network = TypeVar("Network")
@@ -53,6 +53,7 @@ class Candidate:
     note: str = ""
 
 
+@checks_calls
 @dataclass(frozen=True)
 class SearchResult(Generic[Network]):
     """What a search found.
@@ -91,6 +92,7 @@ class SearchResult(Generic[Network]):
         return f"{item.share:.1%}", f"{item.score:.4f}", f"{drop:+.4f}", outcome
 
 
+@checks_calls
 def search(
     make: Callable[[float], Network],
     evaluate: Callable[[Network], float],

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim._support import listed, write_atomic
+from netslim._support import checks_calls, listed, write_atomic
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.graph.modules.wrapping import bare
@@ -48,6 +48,7 @@ class Row:
     macs: int
 
 
+@checks_calls
 @dataclass(frozen=True)
 class Sensitivity:
     """What `sensitivity` measured; `str()` is a table.

@@ -30,7 +30,7 @@ from torch.nn.functional import smooth_l1_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
-from netslim._support import nearest
+from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.modules.wrapping import bare, gathered
 from netslim.methods.hooks import Attachments, after_step, before_step, loss_scale
@@ -38,6 +38,7 @@ from netslim.methods.hooks import Attachments, after_step, before_step, loss_sca
 Penalty = Literal["l1", "smooth_l1", "proximal"]
 
 
+@checks_calls
 def slimming_penalty(
     scales: Iterable[Tensor], strength: float, delta: float | None = None
 ) -> Tensor:
@@ -52,6 +53,7 @@ def slimming_penalty(
     return strength * smooth_l1_loss(joined, torch.zeros_like(joined), reduction="sum", beta=delta)
 
 
+@checks_calls
 def add_slimming_gradient(
     gradients: list[Tensor],
     scales: list[Tensor],
@@ -80,6 +82,7 @@ def add_slimming_gradient(
     torch._foreach_add_(gradients, slopes, alpha=strength)
 
 
+@checks_calls
 @torch.no_grad()
 def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
     """gamma <- sign(gamma) * max(|gamma| - threshold, 0) in place.
@@ -99,6 +102,7 @@ def _clipped(tensors: Any, limit: float) -> Any:
     return tensors
 
 
+@checks_calls
 class NetworkSlimming:
     """Sparsity on every BN scale: `NetworkSlimming(model, 1e-4).attach(optimizer)`, then train.
 

@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import coupling
 from netslim.graph.channel_graph import ChannelGraph
@@ -46,6 +46,7 @@ Rate = float | Mapping[str, float]
 Tensors = Mapping[str, Tensor]
 
 
+@checks_calls
 class SoftFilterPruning:
     """`SoftFilterPruning(graph, model, 0.3).attach(optimizer)`; train, and call `.end_epoch()`.
 
@@ -346,6 +347,7 @@ class SoftFilterPruning:
             self.zero()
 
 
+@checks_calls
 def zeroed(
     graph: ChannelGraph, model: nn.Module, groups: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
@@ -408,6 +410,7 @@ def plan_of_zeros(
     return select(graph, scores, per_group=counts, limits=limits)
 
 
+@checks_calls
 def cifar_resnet_cut(depth: int, rate: float) -> float:
     """The cut of multiply-accumulates, 0 to 1, that the paper states for a CIFAR ResNet.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -43,6 +44,7 @@ _NORMS: dict[type[nn.Module], type[_BatchNorm]] = {
 }
 
 
+@checks_calls
 def add_bn(
     model: Model,
     example_inputs: Any = None,

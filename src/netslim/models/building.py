@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 import netslim.models.zoo as zoo
-from netslim._support import current_directory_importable, from_module, nearest
+from netslim._support import checks_calls, current_directory_importable, from_module, nearest
 from netslim.errors import CheckpointError, NetslimError, RecipeError
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
@@ -31,6 +31,7 @@ _FORMS = (
 )
 
 
+@checks_calls
 def build(
     name: str | os.PathLike[str],
     *,
@@ -74,6 +75,7 @@ def build(
     return _with(added, _made(name, kwargs))
 
 
+@checks_calls
 def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Module:
     """The network of a checkpoint as it was before any cut, with fresh weights; see `build`.
 
@@ -112,6 +114,7 @@ def _with(added: Iterable[str], model: nn.Module) -> nn.Module:
     return model
 
 
+@checks_calls
 def names(prefix: str = "") -> list[str]:
     """Every `zoo:`, `torchvision:` and `timm:` name that starts with `prefix`, sorted.
 
@@ -125,6 +128,7 @@ def names(prefix: str = "") -> list[str]:
     return sorted(name for name in found if name.startswith(prefix))
 
 
+@checks_calls
 def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of its model: it is `build(record["name"], **record["kwargs"])`."""
     return {"name": name, "kwargs": dict(kwargs)}
@@ -164,7 +168,8 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
     for key in kwargs:
         if key not in accepted:
             raise RecipeError(
-                f"{name} has no argument {key!r}: {takes}{nearest(key, accepted, otherwise='')}"
+                f"{name} has no argument {key!r}: {takes}"
+                f"{nearest(key, [*accepted, *_INSERTIONS], otherwise='')}"
             )
     needed = [p.name for p in parameters if p.default is p.empty and p.name in accepted]
     missing = [parameter for parameter in needed if parameter not in kwargs]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -43,6 +43,7 @@ class ChannelSelect(nn.Module):
 
     indices: Tensor
 
+    @checks_calls
     def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
         super().__init__()
         expect(channels, int, "channels", "ChannelSelect(channels)")
@@ -56,6 +57,7 @@ class ChannelSelect(nn.Module):
         return f"{len(self.indices)} of {self.channels}"
 
 
+@checks_calls
 def add_selection(model: Model, example_inputs: Any = None) -> Model:
     """Put a `ChannelSelect` before every BN whose channels cannot go alone, in place.
 
@@ -112,6 +114,7 @@ def add_selection(model: Model, example_inputs: Any = None) -> Model:
     return model
 
 
+@checks_calls
 def drop_idle_selections(model: Model) -> Model:
     """Take out, in place, every `ChannelSelect` that hands on all channels in order.
 

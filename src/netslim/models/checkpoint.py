@@ -26,7 +26,7 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
-from netslim._support import expect, write_atomic
+from netslim._support import checks_calls, expect, write_atomic
 from netslim.errors import CheckpointError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.graph.modules.wrapping import bare, duplicate
@@ -38,6 +38,7 @@ _BUFFERS = 2**16  # numbers that a plan may list besides, of buffers which are n
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@checks_calls
 def save(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -88,6 +89,7 @@ def save(
     return _write(Path(path), payload)
 
 
+@checks_calls
 def load(model: Model, path: str | os.PathLike[str]) -> Model:
     """Rebuild the saved network: cut a copy of a fresh ``model`` as the file says, and fill it.
 

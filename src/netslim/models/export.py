@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from netslim._support import expect, replacing
+from netslim._support import checks_calls, expect, replacing
 from netslim.errors import ExportError
 from netslim.graph.modules.ambient import FAST_PATH
 from netslim.graph.modules.calls import (
@@ -41,6 +41,7 @@ BATCH = "batch"  # what the first dimension is called in a file that takes batch
 LARGEST = 2**31 - 1  # without a limit torch 2.6 refuses some models
 
 
+@checks_calls
 @dataclass(frozen=True, slots=True)
 class Exported:
     """A file that `export` has written.
@@ -66,6 +67,7 @@ class Exported:
     opset: int | None = None
 
 
+@checks_calls
 def export(
     model: nn.Module,
     example_inputs: Any,

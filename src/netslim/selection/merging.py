@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim._support import expect, nearest
+from netslim._support import checks_calls, expect, nearest
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -21,6 +21,7 @@ from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
 
 
+@checks_calls
 def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -> PruningPlan:
     """A plan that keeps the first of each cluster and sums into it what reads the other members.
 

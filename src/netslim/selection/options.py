@@ -12,22 +12,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from netslim._support import nearest
+from netslim._support import Thing, call_checked, checks_calls, nearest
 from netslim.errors import ArgumentError
 from netslim.surgery.compensation.linear import FoldWay
 
-Kind = TypeVar("Kind")
-Taken = ParamSpec("Taken")
-Result = TypeVar("Result")
 Shortcuts = Literal["include", "avoid"]
 Lead = Literal["mean", "pacesetter"]
 Reduction = Literal["mean", "sum", "max", "product", "first"]
@@ -56,24 +52,6 @@ def option(
     """
     known = {"help": help, "metavar": metavar, "least": least, "above": above, "below": below}
     return field(default=default, metadata=known)
-
-
-def spelled(kind: type[Kind]) -> type[Kind]:
-    """Class decorator of dataclasses: a misspelt option fails at once, with the nearest name."""
-    made = kind.__init__
-
-    @functools.wraps(made)
-    def __init__(self: Kind, *args: Any, **options: Any) -> None:  # noqa: N807
-        names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
-        for name in options:
-            if name not in names:
-                raise ArgumentError(
-                    f"{kind.__name__} takes no option {name!r}{nearest(name, names)}"
-                )
-        made(self, *args, **options)
-
-    type.__setattr__(kind, "__init__", __init__)
-    return kind
 
 
 def declared(kind: Any) -> dict[str, dataclasses.Field[Any]]:
@@ -154,7 +132,7 @@ def _most(text: str) -> Any:
     return option(None, text, metavar="N", above=0)
 
 
-@spelled
+@checks_calls
 @dataclass(frozen=True)
 class Budget(Checked):
     """What must go, relative to the traced model, or how much may stay; all that is given is met.
@@ -218,7 +196,7 @@ class Budget(Checked):
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
 
 
-@spelled
+@checks_calls
 @dataclass(frozen=True)
 class Limits(Checked):
     """What a cut must respect, whatever it is to reach.
@@ -288,7 +266,7 @@ def _check_cap(name: str, value: Any) -> None:
         )
 
 
-@spelled
+@checks_calls
 @dataclass(frozen=True)
 class Scoring(Checked):
     """What makes a channel important: a criterion, and how the layers of a group are put together.
@@ -327,7 +305,7 @@ class Scoring(Checked):
     loss: Callable[..., Any] | None = None
 
 
-@spelled
+@checks_calls
 @dataclass(frozen=True)
 class Compensation(Checked):
     """What is done about that which removed channels emit.
@@ -366,30 +344,23 @@ _HOMES: dict[str, tuple[type[Any], tuple[Any, ...], str]] = {
 }
 
 
-def takes_options(function: Callable[Taken, Result]) -> Callable[Taken, Result]:
+def takes_options(function: Thing) -> Thing:
     """Decorator of functions that take options: what is misspelt or of another kind fails at once.
 
-    The signature stays as it is for type checkers. Of a class, decorate ``__init__``.
+    It does what `checks_calls` does, and knows which options class a keyword belongs to. Of a
+    class, decorate ``__init__``.
 
     Raises:
         ArgumentError: by the decorated function, before it does anything: the nearest name and the
             options class that it belongs to, or what a parameter takes.
     """
-    signature = inspect.signature(function)
-    names = [name for name in signature.parameters if name != "self"]
-    called = function.__qualname__.removesuffix(".__init__")
+    return call_checked(function, _remedy, _check_kinds)
 
-    @functools.wraps(function)
-    def checked(*args: Taken.args, **kwargs: Taken.kwargs) -> Result:
-        for name in kwargs:
-            if name not in signature.parameters:
-                raise ArgumentError(f"{called} takes no {name!r}{_remedy(name, names)}")
-        for name, value in (dict(zip(signature.parameters, args, strict=False)) | kwargs).items():
-            if name in _HOMES:
-                _check_kind(name, value)
-        return function(*args, **kwargs)
 
-    return checked
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name in _HOMES:
+            _check_kind(name, given[name])
 
 
 def _remedy(name: str, parameters: list[str]) -> str:
@@ -444,6 +415,5 @@ __all__ = [
     "Shortcuts",
     "declared",
     "option",
-    "spelled",
     "takes_options",
 ]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from netslim._support import checks_calls
 from netslim.errors import PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, destinations, merging_rows
@@ -29,6 +30,7 @@ LONGEST = 2**24  # entries of an axis that is cut
 MERGING_FORMAT = 2  # where channels are merged or biases added, which older versions cannot do
 
 
+@checks_calls
 @dataclass(frozen=True)
 class PruningPlan:
     """An immutable description of a cut; see the module docstring.

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import SurgeryError
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, inside, reducing
@@ -47,6 +47,7 @@ _HISTORY = "_netslim_plan"
 _COMPUTED_FROM = ("_orig", "_v")  # spectral norm and `torch.nn.utils.prune`; weight norm
 
 
+@checks_calls
 def prune(model: Model, plan: PruningPlan) -> Model:
     """A new, physically smaller copy of ``model``.
 
@@ -86,6 +87,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     return small
 
 
+@checks_calls
 def prune_(
     model: Model,
     plan: PruningPlan,

@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from netslim._support import checks_calls
 from netslim.errors import TraceError
 from netslim.graph.modules.walk import named_modules
 
 
+@checks_calls
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs)."""
     if isinstance(example_inputs, Mapping):

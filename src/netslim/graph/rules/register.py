@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
+from netslim._support import checks_calls
 from netslim.errors import TraceError
 from netslim.graph.rules.elementwise import pointwise
 from netslim.graph.rules.registry import RULES, Known, Op, Rule, tensors_in
@@ -28,6 +29,7 @@ _FORMS = (
 def register_rule(op: Any, rule: Own) -> Own: ...
 @overload
 def register_rule(op: Any) -> Callable[[Own], Own]: ...
+@checks_calls
 def register_rule(op: Any, rule: Rule | None = None) -> Any:
     """Teach netslim what an operator does to channels, from then on and for all its overloads.
 
@@ -97,6 +99,7 @@ def find_rule(name: str) -> Rule | None:
     return known
 
 
+@checks_calls
 def like(op: Any) -> Rule:
     """The rule of another operator that takes the same arguments: ``like("aten::max_pool2d")``.
 
@@ -110,6 +113,7 @@ def like(op: Any) -> Rule:
     return rule
 
 
+@checks_calls
 def spatial(dims: int) -> Rule:
     """A rule for pooling, resizing and padding over the last dimensions: the others keep channels.
 

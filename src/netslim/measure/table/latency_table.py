@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netslim._support import write_atomic
+from netslim._support import checks_calls, write_atomic
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
@@ -96,6 +96,7 @@ class Terms:
     constant: float = 0.0
 
 
+@checks_calls
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
     """What a network takes at any width on one machine, in ms a call (the whole example batch).

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import netslim.ranks as ranks
-from netslim._support import expect, using_threads
+from netslim._support import checks_calls, expect, using_threads
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.wrapping import bare, duplicate
@@ -81,6 +81,7 @@ _FEW_AIMS = ((0.2, 0.4, 0.6),)
 AIM_WEIGHT = 2.0
 
 
+@checks_calls
 def latency_table(
     model: nn.Module,
     graph: ChannelGraph,

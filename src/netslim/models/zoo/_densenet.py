@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netslim._support import checks_calls
 from netslim.models.zoo._common import initialise, scaled
 
 
@@ -61,6 +62,7 @@ def _dense_block(layers: int, channels: int, growth: int) -> nn.Sequential:
     return nn.Sequential(*(DenseLayer(channels + growth * i, growth) for i in range(layers)))
 
 
+@checks_calls
 def densenet(
     depth: int,
     num_classes: int = 10,
@@ -86,6 +88,7 @@ def densenet(
     return DenseNet((depth - 4) // 3, stem, growth, num_classes, in_channels)
 
 
+@checks_calls
 def densenet40(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, stem: int = 16
 ) -> DenseNet:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from netslim._support import checks_calls
 from netslim.models.zoo._common import initialise, scaled
 
 
@@ -29,6 +30,7 @@ class MLP(nn.Module):
         return logits
 
 
+@checks_calls
 def mlp(
     num_classes: int = 10,
     width: float = 1.0,

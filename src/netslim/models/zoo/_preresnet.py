@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netslim._support import checks_calls
 from netslim.models.zoo._common import initialise, scaled
 
 _EXPANSION = 4
@@ -64,6 +65,7 @@ def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequ
     return nn.Sequential(first, *rest)
 
 
+@checks_calls
 def preresnet(
     depth: int, num_classes: int = 10, width: float = 1.0, in_channels: int = 3
 ) -> PreResNet:
@@ -80,6 +82,7 @@ def preresnet(
     return PreResNet((depth - 2) // 9, widths, num_classes, in_channels)
 
 
+@checks_calls
 def preresnet164(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> PreResNet:
     """ResNet-164 of Network Slimming, Table 1; 1,703,258 parameters and 12,112 BN scales."""
     return preresnet(164, num_classes, width, in_channels)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netslim._support import checks_calls
 from netslim.models.zoo._common import initialise, scaled
 
 Shortcut = Literal["A", "B"]
@@ -85,6 +86,7 @@ def _stage(
     return nn.Sequential(first, *rest)
 
 
+@checks_calls
 def resnet(
     depth: int,
     num_classes: int = 10,
@@ -113,6 +115,7 @@ def resnet(
     return ResNet((depth - 2) // 6, widths, num_classes, in_channels, shortcut)
 
 
+@checks_calls
 def resnet20(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -120,6 +123,7 @@ def resnet20(
     return resnet(20, num_classes, width, in_channels, shortcut)
 
 
+@checks_calls
 def resnet32(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -127,6 +131,7 @@ def resnet32(
     return resnet(32, num_classes, width, in_channels, shortcut)
 
 
+@checks_calls
 def resnet44(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -134,6 +139,7 @@ def resnet44(
     return resnet(44, num_classes, width, in_channels, shortcut)
 
 
+@checks_calls
 def resnet56(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -141,6 +147,7 @@ def resnet56(
     return resnet(56, num_classes, width, in_channels, shortcut)
 
 
+@checks_calls
 def resnet110(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:

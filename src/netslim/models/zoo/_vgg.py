@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from netslim._support import checks_calls
 from netslim.models.zoo._common import initialise, scaled
 
 Layers = Sequence[int | str]
@@ -71,6 +72,7 @@ def _classifier(
     return nn.Sequential(*modules, nn.Linear(features, num_classes))
 
 
+@checks_calls
 def vgg(
     layers: Layers,
     num_classes: int = 10,
@@ -103,26 +105,31 @@ def vgg(
     return VGG(features, classifier, pool)
 
 
+@checks_calls
 def vgg11(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-11 for 32x32 pictures: 8 convolutions, one linear layer; 9,228,362 parameters."""
     return vgg(LAYERS[11], num_classes, width, in_channels)
 
 
+@checks_calls
 def vgg13(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-13 for 32x32 pictures: 10 convolutions, one linear layer; 9,413,066 parameters."""
     return vgg(LAYERS[13], num_classes, width, in_channels)
 
 
+@checks_calls
 def vgg16(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-16 for 32x32 pictures: 13 convolutions, one linear layer; 14,724,042 parameters."""
     return vgg(LAYERS[16], num_classes, width, in_channels)
 
 
+@checks_calls
 def vgg19(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-19 of Network Slimming, Table 1: 16 convolutions; 20,035,018 parameters."""
     return vgg(LAYERS[19], num_classes, width, in_channels)
 
 
+@checks_calls
 def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-16 of Li et al. 2016 (arXiv 1608.08710), Table 2, with a 512-unit layer.
 
@@ -131,6 +138,7 @@ def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3)
     return vgg((*LAYERS[16], "M"), num_classes, width, in_channels, head=(512,))
 
 
+@checks_calls
 def vgg16_bn_4096(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, dropout: float = 0.5
 ) -> VGG:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from netslim._support import from_module, nearest
+from netslim._support import checks_calls, from_module, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -34,6 +34,7 @@ _ROUNDS = 8  # what a unit saves changes as its neighbours go; it is reckoned an
 _PEAK_ROUNDS = 64
 
 
+@checks_calls
 def allocation(way: Way) -> Way:
     """Register a way of allocation under its own name, a decorator.
 

@@ -7,12 +7,14 @@ from itertools import chain
 from math import floor
 from numbers import Integral
 
+from netslim._support import checks_calls
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.words.naming import assigned, meant
 from netslim.selection.options import Limits
 
 
+@checks_calls
 def caps(limits: Limits, graph: ChannelGraph) -> list[int]:
     """For each group of the graph, how many of its units may go.
 
@@ -37,6 +39,7 @@ def _cap(group: ChannelGroup, cap: float | int | None, least: int) -> int:
     return max(0, min(most, group.size - least))
 
 
+@checks_calls
 def staying(limits: Limits, graph: ChannelGraph) -> dict[str, str]:
     """Group name -> reason, for the groups that are left alone whatever their scores.
 

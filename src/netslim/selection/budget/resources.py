@@ -22,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
-from netslim._support import nearest
+from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Count
@@ -272,6 +272,7 @@ class Kind:
 RESOURCES: dict[str, Kind] = {}
 
 
+@checks_calls
 def resource(
     unit: str, *names: str
 ) -> Callable[[Callable[[Asked], Resource]], Callable[[Asked], Resource]]:

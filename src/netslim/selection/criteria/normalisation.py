@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.selection.options import Normalisation, Scoring
 
 
+@checks_calls
 def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[str, Tensor]:
     """The scores of each group, on a scale of that group's own; their order within the group stays.
 

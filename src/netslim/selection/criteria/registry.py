@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
 
-from netslim._support import described, from_module, nearest
+from netslim._support import checks_calls, described, from_module, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.criteria.observing import Loss, Measured
@@ -25,6 +25,7 @@ MEASURES: dict[Criterion, Callable[..., Measured]] = {}
 def criterion(function: Own) -> Own: ...
 @overload
 def criterion(*, measure: Callable[..., Measured]) -> Callable[[Own], Own]: ...
+@checks_calls
 def criterion(
     function: Criterion | None = None, *, measure: Callable[..., Measured] | None = None
 ) -> Any:
@@ -71,6 +72,7 @@ def _measured(function: Criterion, measure: Callable[..., Measured] | None) -> C
     return function
 
 
+@checks_calls
 def reads_data(name: str | Criterion) -> bool:
     """Whether a criterion looks at data besides the weights.
 

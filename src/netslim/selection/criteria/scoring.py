@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter
@@ -90,6 +90,7 @@ def score(
     return scores
 
 
+@checks_calls
 def as_scoring(criterion: str | Criterion | Scoring) -> Scoring:
     """A criterion alone, as the options that it stands for."""
     return criterion if isinstance(criterion, Scoring) else Scoring(criterion)
@@ -162,6 +163,7 @@ class Scorer:
         return normalize(values, options.normalize)
 
 
+@checks_calls
 def check_options(scoring: Scoring) -> None:
     """Refuse what a criterion cannot do, before anything runs.
 

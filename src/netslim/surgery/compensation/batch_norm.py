@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import netslim.ranks as ranks
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
@@ -28,6 +29,7 @@ from netslim.graph.modules.wrapping import bare
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@checks_calls
 def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
     """Estimate the running means and variances of all batch normalisations of ``model`` anew, in
     place.

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.layers import FUNCTIONS, channels_of
 from netslim.graph.modules.ambient import eagerly
@@ -88,6 +89,7 @@ class Moved:
         return f"not moved: {self.reason}"
 
 
+@checks_calls
 @dataclass(frozen=True)
 class Folding(Generic[Model]):
     """A model whose removed channels are no longer read, and the plan that cuts them from it.

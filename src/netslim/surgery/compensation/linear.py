@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import netslim.ranks as ranks
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -70,6 +70,7 @@ LARGEST = 4096
 SAMPLES = 4
 
 
+@checks_calls
 def compensate(
     model: Model,
     plan: PruningPlan,

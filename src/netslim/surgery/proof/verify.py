@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from netslim._support import expect
+from netslim._support import checks_calls, expect
 from netslim.errors import VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -36,6 +36,7 @@ from netslim.surgery.rows import reduced
 OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
 
 
+@checks_calls
 @dataclass(frozen=True)
 class Verification:
     """What `verify` measured.
@@ -59,6 +60,7 @@ class Verification:
     tried: int = 0
 
 
+@checks_calls
 def verify(
     model: nn.Module,
     small: nn.Module,

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from netslim._support import nearest
+from netslim._support import checks_calls, nearest
 from netslim.errors import RecipeError
 from netslim.training.recipe.extends import SMALL, resolved
 
 
+@checks_calls
 def shipped() -> list[str]:
     """Names of the recipes that come with the package, small twins included."""
     return list(_shipped())
@@ -29,6 +30,7 @@ def _shipped() -> tuple[str, ...]:
     )
 
 
+@checks_calls
 def recipe_text(source: str) -> str:
     """The YAML of a shipped recipe, or of a file; of one that builds on another, all that it comes
     to.

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from netslim._support import nearest
+from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError, RecipeError
 from netslim.training.recipe.checks import check
 from netslim.training.recipe.files import read_yaml, tree_of
@@ -30,6 +30,7 @@ from netslim.training.recipe.schema import (
 )
 
 
+@checks_calls
 def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Recipe:
     """Read, override, type and check a recipe.
 
@@ -47,6 +48,7 @@ def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Reci
     return parse_recipe(tree)
 
 
+@checks_calls
 def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     """Build and check a recipe from plain data as `Recipe.to_dict` gives it (and `repeat` blocks).
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError
 from netslim.measure.backends import Backend
 from netslim.selection.defaults import AUTO
@@ -557,6 +558,7 @@ class Exploration(Checked):
         object.__setattr__(self, "layers", tuple(self.layers))
 
 
+@checks_calls
 @dataclass(frozen=True)
 class Recipe:
     """A run from data to measured networks."""

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import netslim
-from netslim._support import using_threads, write_atomic
+from netslim._support import checks_calls, using_threads, write_atomic
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
@@ -66,6 +66,7 @@ _NOT_EQUAL = (
 )
 
 
+@checks_calls
 def run(
     recipe: Recipe,
     out: str | Path | None = None,
