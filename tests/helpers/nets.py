@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from netslim import ChannelGraph, PruningPlan, cost, prune, trace, verify
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification
+from netslim.surgery.rows import TensorCut
 
 
 def conv(cin: int, cout: int, **kwargs: object) -> nn.Sequential:
@@ -20,6 +22,12 @@ def conv(cin: int, cout: int, **kwargs: object) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(cin, cout, 3, padding=1, **kwargs), nn.BatchNorm2d(cout), nn.ReLU()
     )  # type: ignore[arg-type]
+
+
+def as_if_traced(plan: PruningPlan, tensors: Iterable[TensorCut]) -> PruningPlan:
+    """The plan with other rows, as it would be had the trace been wrong: no slices contradict."""
+    groups = {name: replace(cut, slices=()) for name, cut in plan.groups.items()}
+    return replace(plan, groups=groups, tensors=tuple(tensors))
 
 
 class Twice(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import Chain, Residual, cut_half
+from nets import Chain, Residual, as_if_traced, cut_half
 from netslim import Budget, Limits, prune, slim, trace, verify
 from netslim.errors import VerificationError
 from netslim.surgery.proof.silencing import randomise, silenced
@@ -52,7 +52,7 @@ def test_a_wrong_index_in_the_plan_is_caught():
             )
         else:
             wrong.append(t)
-    bad = type(plan)(plan.fingerprint, plan.groups, tuple(wrong))
+    bad = as_if_traced(plan, wrong)
     with pytest.raises(VerificationError, match="differs from the silenced original"):
         verify(model, prune(model, bad), bad, X)
 
@@ -68,7 +68,7 @@ def test_zero_initialised_branches_do_not_hide_a_mistake():
         else t
         for t in plan.tensors
     )
-    bad = type(plan)(plan.fingerprint, plan.groups, tensors)
+    bad = as_if_traced(plan, tensors)
     if tensors == plan.tensors:
         pytest.fail("the plan keeps the first channels; choose another seed")
     with pytest.raises(VerificationError):

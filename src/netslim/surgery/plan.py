@@ -12,10 +12,9 @@ several times is loaded into a fresh uncut one, with one cut.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -23,11 +22,18 @@ from torch import nn
 from netslim._support import checks_calls
 from netslim.errors import PlanError
 from netslim.graph.modules.walk import fingerprint
-from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, destinations, merging_rows
-
-FORMAT = 1
-LONGEST = 2**24  # entries of an axis that is cut
-MERGING_FORMAT = 2  # where channels are merged or biases added, which older versions cannot do
+from netslim.surgery.plan_file import LARGEST, Fields, read, write
+from netslim.surgery.rows import (
+    DROPPED,
+    GroupCut,
+    SizePatch,
+    TensorCut,
+    bias_of,
+    destinations,
+    merging_rows,
+    weight_of,
+)
+from netslim.surgery.soundness import check_fits, check_rows, linked
 
 
 @checks_calls
@@ -81,55 +87,40 @@ class PruningPlan:
 
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
-        newer = bool(self.biases) or any(g.into for g in self.groups.values())
-        data = {
-            "format": MERGING_FORMAT if newer else FORMAT,
-            "fingerprint": self.fingerprint,
-            "groups": {name: _group_data(g) for name, g in self.groups.items()},
-            "tensors": [_tensor_data(t) for t in self.tensors],
-            "patches": [vars(p) for p in self.patches],
-            "notes": list(self.notes),
-        }
-        if self.biases:
-            data["biases"] = list(self.biases)
-        return json.dumps(data, separators=(",", ":"))
+        fields = (self.fingerprint, self.groups, self.tensors, self.patches, self.notes)
+        return write(Fields(*fields, self.biases))
 
     @staticmethod
-    def from_json(text: str, *, most: int = 2**25) -> PruningPlan:
-        """Read what `to_json` wrote.
+    def from_json(text: str, *, most: int = LARGEST) -> PruningPlan:
+        """Read what `to_json` wrote; plans of version 0.1, too.
 
         Args:
             text: the JSON.
-            most: kept indices that it may list; a run of many is a short text.
+            most: indices that it may list; a run of many is a short text.
 
         Raises:
-            PlanError: the text is not a plan, is damaged, or was written by a newer format.
+            PlanError: the text is not a plan, is damaged, was edited, or was written by a newer
+                format.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise PlanError(
-                f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()"
-            ) from None
-        found = data.get("format") if isinstance(data, dict) else None
-        if found not in (FORMAT, MERGING_FORMAT):
-            raise PlanError(
-                f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {found!r}); "
-                "make it again with this version"
-            )
-        try:
-            _check_length(data, most)
-            return _plan(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(
-                f"the plan is damaged ({type(error).__name__}: {error}); make it again"
-            ) from None
+        fields = read(text, most)
+        check_rows(fields.groups, fields.tensors, fields.patches, fields.biases)
+        return PruningPlan(**vars(fields))
+
+    @cached_property
+    def _agrees(self) -> bool:
+        """True; looked at once, for nothing about a plan changes.
+
+        Raises:
+            PlanError: the rows do not agree.
+        """
+        check_rows(self.groups, self.tensors, self.patches, self.biases)
+        return True
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model this plan does not belong to.
+        """Refuse a model this plan does not belong to, and a plan whose rows do not agree.
 
         Raises:
-            PlanError: names both fingerprints.
+            PlanError: names both fingerprints, or the row and what is wrong with it.
         """
         found = fingerprint(model)
         if found != self.fingerprint:
@@ -137,6 +128,8 @@ class PruningPlan:
                 f"the plan was made for the architecture {self.fingerprint}, this model is "
                 f"{found}: apply it to the model it was made for, or trace and select again"
             )
+        if self._agrees:
+            check_fits(self.tensors, self.biases, model, layers=not linked(self.groups))
 
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
@@ -173,20 +166,44 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     )
 
 
-def bias_of(path: str) -> str:
-    """The name of the bias of a module."""
-    return f"{path}.bias".removeprefix(".")
-
-
 def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:
     """The cuts that biases need when they are added to modules whose outputs the plan cuts."""
     outputs = {t.tensor: t for t in plan.tensors if t.axis == 0}
     found = []
     for path in paths:
-        made = outputs.get(f"{path}.weight".removeprefix("."))
+        made = outputs.get(weight_of(path))
         if made is not None:
             found.append(TensorCut(bias_of(path), 0, made.size, made.kept, "channel"))
     return found
+
+
+def without_slices(plan: PruningPlan) -> PruningPlan:
+    """The plan for a model to keep: what it is checked with before a cut has done its duty."""
+    return replace(plan, groups=_bare(plan.groups))
+
+
+def with_biases(plan: PruningPlan, paths: Iterable[str], fingerprint: str) -> PruningPlan:
+    """The plan for a model whose modules at these paths have been given a bias.
+
+    What cuts their outputs cuts the biases, too; ``fingerprint`` is of the model with them.
+    """
+    known = {t.tensor for t in plan.tensors}
+    cuts = [t for t in bias_cuts(plan, paths) if t.tensor not in known]
+    weights = {weight_of(path): bias_of(path) for path in paths}
+    groups = {}
+    for name, cut in plan.groups.items():
+        added = [
+            replace(s, tensor=weights[s.tensor], role="channel")
+            for s in cut.slices
+            if s.tensor in weights and s.axis == 0
+        ]
+        groups[name] = replace(cut, slices=(*cut.slices, *added))
+    tensors = (*plan.tensors, *cuts)
+    return replace(plan, fingerprint=fingerprint, groups=groups, tensors=tensors)
+
+
+def _bare(groups: Mapping[str, GroupCut]) -> dict[str, GroupCut]:
+    return {name: replace(cut, slices=()) for name, cut in groups.items()}
 
 
 def _tensor_after(first: TensorCut, second: TensorCut) -> TensorCut:
@@ -203,9 +220,12 @@ def _tensor_after(first: TensorCut, second: TensorCut) -> TensorCut:
 def _compose_groups(
     first: Mapping[str, GroupCut], second: Mapping[str, GroupCut]
 ) -> dict[str, GroupCut]:
-    """For people to read; where a name stands for another group than before, the later one."""
-    groups = dict(first)
-    for name, cut in second.items():
+    """For people to read; where a name stands for another group than before, the later one.
+
+    Without their slices, then: those of the second are counted in what the first leaves.
+    """
+    groups = _bare(first)
+    for name, cut in _bare(second).items():
         before = groups.get(name)
         if before is None or len(before.kept) != cut.size:
             groups[name] = cut
@@ -236,73 +256,3 @@ def _chained(first: GroupCut | TensorCut, second: GroupCut | TensorCut) -> tuple
 def _remarks(cut: GroupCut) -> str:
     merged = f", merges {cut.merged} of {cut.size} into them" if cut.merged else ""
     return merged if cut.exact else f"{merged}  (values change: not equal to silencing)"
-
-
-# ---------------------------------------------------------------- plain data and back
-
-
-def _group_data(cut: GroupCut) -> dict[str, Any]:
-    return {"size": cut.size, "kept": _runs(cut.kept), "exact": cut.exact} | _merging(cut)
-
-
-def _tensor_data(cut: TensorCut) -> dict[str, Any]:
-    where = {"tensor": cut.tensor, "axis": cut.axis, "size": cut.size}
-    return where | {"kept": _runs(cut.kept), "role": cut.role} | _merging(cut)
-
-
-def _group(data: Mapping[str, Any]) -> GroupCut:
-    size, kept = int(data["size"]), _indices(data["kept"], data["size"])
-    return GroupCut(size, kept, bool(data["exact"]), _into(data))
-
-
-def _tensor(data: Mapping[str, Any]) -> TensorCut:
-    axis, size, kept = int(data["axis"]), int(data["size"]), _indices(data["kept"], data["size"])
-    return TensorCut(str(data["tensor"]), axis, size, kept, str(data["role"]), _into(data))
-
-
-def _plan(data: Mapping[str, Any]) -> PruningPlan:
-    groups = {str(name): _group(group) for name, group in data["groups"].items()}
-    tensors = tuple(map(_tensor, data["tensors"]))
-    patches = tuple(
-        SizePatch(str(p["module"]), str(p["attribute"]), int(p["old"]), int(p["new"]))
-        for p in data["patches"]
-    )
-    notes, biases = (tuple(map(str, data.get(key, ()))) for key in ("notes", "biases"))
-    return PruningPlan(str(data["fingerprint"]), groups, tensors, patches, notes, biases)
-
-
-def _check_length(data: Mapping[str, Any], most: int) -> None:
-    """Refuse, before they are written out, runs of more indices than a network has."""
-    rows = [*data["groups"].values(), *data["tensors"]]
-    listed = sum(max(0, stop - start) for row in rows for start, stop in row["kept"])
-    if listed > most or any(row["size"] > LONGEST for row in rows):
-        raise ValueError(f"it lists {listed:,} indices, and there can be {most:,}")
-
-
-def _merging(cut: GroupCut | TensorCut) -> dict[str, list[int]]:
-    return {"into": list(cut.into)} if cut.into else {}
-
-
-def _into(data: Mapping[str, Any]) -> tuple[int, ...]:
-    into = tuple(map(int, data.get("into", ())))
-    kept = _indices(data["kept"], data["size"])
-    if into and (len(into) != data["size"] - len(kept) or not set(into) <= {*kept, DROPPED}):
-        raise ValueError("what is merged must go into what is kept")
-    return into
-
-
-def _runs(kept: tuple[int, ...]) -> list[list[int]]:
-    if not kept:
-        return []
-    array = np.asarray(kept)
-    breaks = np.flatnonzero(np.diff(array) != 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(array, breaks)]
-
-
-def _indices(runs: Any, size: int) -> tuple[int, ...]:
-    kept: list[int] = []
-    for start, stop in runs:
-        kept.extend(range(start, stop))
-    if len(set(kept)) != len(kept) or any(not 0 <= i < size for i in kept):
-        raise ValueError(f"kept indices do not fit a size of {size}")
-    return tuple(kept)

@@ -35,9 +35,9 @@ from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate, inside, reducing
 from netslim.surgery.module_sizes import patched, put, update_sizes
 from netslim.surgery.optimizers import all_optimizers, cut_state
-from netslim.surgery.plan import PruningPlan, bias_of, compose
+from netslim.surgery.plan import PruningPlan, compose, without_slices
 from netslim.surgery.rewrapping import Rewrapping
-from netslim.surgery.rows import TensorCut, reduced
+from netslim.surgery.rows import TensorCut, bias_of, reduced
 from netslim.surgery.weight_averages import cut_alike
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -57,9 +57,10 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     from the module inside; wrap or compile it again.
 
     Raises:
-        PlanError: the plan was made for another architecture.
-        SurgeryError: a tensor or attribute the plan names is not as the plan says, or the model is
-            scripted, exported, quantised, sharded or lazy, or cannot be copied.
+        PlanError: the plan was made for another architecture, or its rows do not agree with each
+            other or with the tensors of the model.
+        SurgeryError: an attribute the plan names is not as the plan says, or the model is scripted,
+            exported, quantised, sharded or lazy, or cannot be copied.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -114,10 +115,11 @@ def prune_(
             state dicts.
 
     Raises:
-        PlanError: the plan was made for another architecture.
-        SurgeryError: a tensor, attribute, companion or optimizer state does not fit the plan, or
-            the model is scripted, exported, quantised, sharded or lazy, or
-            `DistributedDataParallel` is set in a way that cannot be kept.
+        PlanError: the plan was made for another architecture, or its rows do not agree with each
+            other or with the tensors of the model.
+        SurgeryError: an attribute, companion or optimizer state does not fit the plan, or the model
+            is scripted, exported, quantised, sharded or lazy, or `DistributedDataParallel` is set
+            in a way that cannot be kept.
         DisagreementError: ranks were given different plans.
 
     Example:
@@ -287,7 +289,6 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
         named: tensor -> its name in the plan.
         cuts: as the plan says.
     """
-    _check(named, cuts)
     result: dict[Tensor, Tensor] = {}
     first: dict[Hashable, Tensor] = {}
     for tensor, name in named.items():
@@ -304,24 +305,6 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
         else:
             result[tensor] = result[same].detach()
     return result
-
-
-def _check(named: Mapping[Tensor, str], cuts: Cuts) -> None:
-    missing = sorted(set(cuts) - set(named.values()))
-    if missing:
-        raise SurgeryError(f"the plan cuts {missing[0]!r}, which the model does not have")
-    for tensor, name in named.items():
-        for cut in cuts.get(name, ()):
-            if cut.axis >= tensor.dim() or tensor.shape[cut.axis] != cut.size:
-                shape = tuple(tensor.shape)
-                raise SurgeryError(
-                    f"the plan expects {cut.size} entries on axis {cut.axis} of {name!r}, its "
-                    f"shape is {shape}"
-                )
-            if not cut.kept:
-                raise SurgeryError(
-                    f"the plan keeps nothing of axis {cut.axis} of {name!r}; a layer may not die"
-                )
 
 
 def _memory(tensor: Tensor) -> Hashable:
@@ -406,4 +389,4 @@ def _finish(model: nn.Module, plan: PruningPlan) -> None:
 def remember(model: nn.Module, plan: PruningPlan) -> None:
     """Add to the history of a model."""
     past = history(model)
-    vars(model)[_HISTORY] = plan if past is None else compose(past, plan)
+    vars(model)[_HISTORY] = without_slices(plan) if past is None else compose(past, plan)

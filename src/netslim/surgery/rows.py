@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from netslim.graph.groups import Slice
 
 DROPPED = -1  # stands in ``into`` for what is merged into nothing
 
@@ -28,12 +30,16 @@ class GroupCut:
 
     ``into[i]`` is the kept unit that ``removed[i]`` is merged into, or `DROPPED`; ``()`` where all
     are dropped.
+
+    ``slices`` says which entries of which tensors go with the units, so that the rows of a plan can
+    be held against its groups; ``()`` where that is not known, as in plans of version 0.1.
     """
 
     size: int
     kept: tuple[int, ...]
     exact: bool = True
     into: tuple[int, ...] = ()
+    slices: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -78,6 +84,16 @@ class SizePatch:
     attribute: str
     old: int
     new: int
+
+
+def bias_of(path: str) -> str:
+    """The name of the bias of a module."""
+    return f"{path}.bias".removeprefix(".")
+
+
+def weight_of(path: str) -> str:
+    """The name of the weight of a module."""
+    return f"{path}.weight".removeprefix(".")
 
 
 def destinations(cut: GroupCut | TensorCut) -> np.ndarray:

@@ -42,9 +42,9 @@ from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
 from netslim.graph.modules.wrapping import duplicate
-from netslim.surgery.plan import PruningPlan, bias_cuts, bias_of
+from netslim.surgery.plan import PruningPlan, with_biases
 from netslim.surgery.prune import new_biases, remember, takes_bias
-from netslim.surgery.rows import DROPPED, TensorCut, destinations
+from netslim.surgery.rows import DROPPED, TensorCut, bias_of, destinations
 
 Model = TypeVar("Model", bound=nn.Module)
 Args = tuple[Any, ...]  # of a call, by place
@@ -138,9 +138,7 @@ def extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> Pruni
     remember(model, PruningPlan(fingerprint(model), {}, (), biases=tuple(paths)))
     for module, bias in new_biases(model, paths):
         module.bias = bias
-    known = {t.tensor for t in plan.tensors}
-    cuts = [t for t in bias_cuts(plan, paths) if t.tensor not in known]
-    return replace(plan, fingerprint=fingerprint(model), tensors=(*plan.tensors, *cuts))
+    return with_biases(plan, paths, fingerprint(model))
 
 
 class Flow:

@@ -1,0 +1,180 @@
+"""Whether the rows of a plan agree with each other, and with the model, before anything is cut.
+
+A plan is data: it is written, sent, edited and read again, and nothing of it may be believed. Two
+things are looked at. Each row by itself: its numbers are whole, in range, in order and once. And
+all of them together: what a group loses, each axis that it has entries in must lose, and nothing
+else. A plan whose groups know their slices says the same thing twice, so its rows are made anew
+from the groups and compared. (Composed plans and those of version 0.1 say it once: of these only
+what is within one layer can be compared.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from torch import nn
+
+from netslim.errors import PlanError
+from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.surgery.axes import rows_of
+from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, bias_of, weight_of
+
+_AGAIN = "the plan is damaged, or was edited: make it again with netslim.select"
+_ROLES = {"producer", "consumer", "scale", "channel"}
+# Layers whose tensors all have their outputs on axis 0.
+_BY_OUTPUTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._NormBase)
+_OF_A_LAYER = ("weight", "bias", "running_mean", "running_var")
+
+
+def check_rows(
+    groups: Mapping[str, GroupCut],
+    tensors: Iterable[TensorCut],
+    patches: Iterable[SizePatch],
+    biases: Iterable[str],
+) -> None:
+    """Refuse a plan that is at odds with itself.
+
+    Raises:
+        PlanError: says which row, and what is wrong with it.
+    """
+    for name, group in groups.items():
+        _check_numbers(f"the group {name!r}", group)
+    rows: dict[tuple[str, int], TensorCut] = {}
+    for cut in tensors:
+        what = f"axis {cut.axis} of {cut.tensor!r}"
+        if not _whole(cut.axis) or cut.axis < 0:
+            raise _problem(what, "an axis is a whole number of 0 or more")
+        if (cut.tensor, cut.axis) in rows:
+            raise _problem(what, "it has two rows")
+        if not set(cut.role.split("+")) <= _ROLES:
+            raise _problem(what, f"there is no role {cut.role!r}")
+        _check_numbers(what, cut)
+        rows[cut.tensor, cut.axis] = cut
+    _check_patches(patches)
+    _check_groups(groups, rows)
+    _check_biases(biases, rows)
+
+
+def check_fits(
+    tensors: Iterable[TensorCut], biases: Iterable[str], model: nn.Module, *, layers: bool
+) -> None:
+    """Refuse a plan whose rows are not of the tensors of the model.
+
+    Args:
+        tensors: of the plan.
+        biases: paths of layers that the plan gives one, which the model does not have yet.
+        model: bare.
+        layers: compare the rows of each layer, too.
+
+    Raises:
+        PlanError: says which tensor, and what the plan expects of it.
+    """
+    named = dict(named_tensors(model))
+    added = {bias_of(path) for path in biases}
+    rows: dict[tuple[str, int], TensorCut] = {}
+    for cut in tensors:
+        rows[cut.tensor, cut.axis] = cut
+        if cut.tensor in added:
+            continue
+        if cut.tensor not in named:
+            raise PlanError(
+                f"the plan cuts {cut.tensor!r}, which the model does not have; {_AGAIN}"
+            )
+        shape = tuple(named[cut.tensor].shape)
+        if cut.axis >= len(shape) or shape[cut.axis] != cut.size:
+            raise PlanError(
+                f"the plan expects {cut.size} entries on axis {cut.axis} of {cut.tensor!r}, its "
+                f"shape is {shape}; {_AGAIN}"
+            )
+    if layers:
+        _check_layers(model, rows)
+
+
+def linked(groups: Mapping[str, GroupCut]) -> bool:
+    """Whether groups say which entries go with their units."""
+    return bool(groups) and all(group.slices for group in groups.values())
+
+
+def _problem(what: str, problem: str) -> PlanError:
+    return PlanError(f"{what}: {problem}; {_AGAIN}")
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+
+
+def _check_numbers(what: str, cut: GroupCut | TensorCut) -> None:
+    if not _whole(cut.size) or cut.size < 1:
+        raise _problem(what, f"a size of {cut.size!r} is none")
+    if not cut.kept:
+        raise _problem(what, "nothing of it is kept, and no layer may die")
+    if not all(map(_whole, (*cut.kept, *cut.into))):
+        raise _problem(what, "kept and merged entries are whole numbers")
+    kept = np.array(cut.kept)
+    if (np.diff(kept) <= 0).any():
+        raise _problem(what, "kept entries must be in order, each once")
+    if kept[0] < 0 or kept[-1] >= cut.size:
+        raise _problem(what, f"kept entries must lie within 0 and {cut.size - 1}")
+    if not cut.into:
+        return
+    if len(cut.into) != cut.size - len(kept) or not np.isin(cut.into, [*kept, DROPPED]).all():
+        raise _problem(what, "each entry that goes must be merged into one that is kept, or none")
+
+
+def _check_patches(patches: Iterable[SizePatch]) -> None:
+    seen = set()
+    for patch in patches:
+        what = f"the attribute {patch.attribute!r} of the module {patch.module!r}"
+        if not _whole(patch.old) or not _whole(patch.new):
+            raise _problem(what, f"sizes are whole numbers, not {patch.old!r} and {patch.new!r}")
+        if (patch.module, patch.attribute) in seen:
+            raise _problem(what, "it is set twice")
+        seen.add((patch.module, patch.attribute))
+
+
+def _check_groups(
+    groups: Mapping[str, GroupCut], rows: Mapping[tuple[str, int], TensorCut]
+) -> None:
+    if not linked(groups):
+        return
+    for name, group in groups.items():
+        for s in group.slices:
+            row = rows.get((s.tensor, s.axis))
+            what = f"axis {s.axis} of {s.tensor!r}, where the group {name!r} has entries"
+            if row is None:
+                raise _problem(what, "it has no row")
+            if s.positions.max() >= row.size or s.units.max() >= group.size:
+                raise _problem(what, f"there are more of them than its size of {row.size}")
+            if np.ptp(np.bincount(s.units, minlength=group.size)):
+                raise _problem(what, "some units have more of them than others")
+    wanted = rows_of(groups, {key: row.size for key, row in rows.items()})
+    found = {(row.tensor, row.axis): row for row in wanted}
+    for (tensor, axis), row in rows.items():
+        if found.get((tensor, axis)) != row:
+            raise _problem(
+                f"axis {axis} of {tensor!r}", "it does not lose what the groups of the plan lose"
+            )
+
+
+def _check_biases(biases: Iterable[str], rows: Mapping[tuple[str, int], TensorCut]) -> None:
+    """A bias that is added is cut as the outputs of its layer are."""
+    biases = list(biases)
+    if len(set(biases)) != len(biases):
+        raise _problem("the biases that are added", "one is named twice")
+    for path in biases:
+        bias, weight = rows.get((bias_of(path), 0)), rows.get((weight_of(path), 0))
+        if (bias and (bias.size, bias.kept)) != (weight and (weight.size, weight.kept)):
+            raise _problem(f"the bias of {path!r}", "it is not cut as the outputs of its layer")
+
+
+def _check_layers(model: nn.Module, rows: Mapping[tuple[str, int], TensorCut]) -> None:
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    for module, path in named_modules(model).items():
+        if not isinstance(module, _BY_OUTPUTS) or getattr(module, "transposed", False):
+            continue
+        own = {**module._parameters, **module._buffers}
+        held = [names[id(own[name])] for name in _OF_A_LAYER if own.get(name) is not None]
+        kept = {rows[name, 0].kept for name in held if (name, 0) in rows}
+        if len(kept) > 1:
+            raise _problem(f"the layer {path!r}", "its tensors do not lose the same outputs")

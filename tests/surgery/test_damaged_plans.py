@@ -1,0 +1,241 @@
+"""A plan is data: whatever is done to it, it is refused, or does what it did."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nets import Chain, Residual, cut_half
+from netslim import PruningPlan, prune, prune_, trace
+from netslim.errors import PlanError
+from netslim.selection import merge
+from netslim.surgery import compensate
+from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.rows import SizePatch
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Sized(nn.Module):
+    """A size that forward reads, a flattened map, and a layer that is given a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.a = nn.Conv2d(3, 6, 3, stride=3)
+        self.b = nn.Conv2d(6, 4, 1, bias=False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        x = self.b(x.view(-1, self.width, 2, 2).relu()) * 2
+        return self.head(x.flatten(1).relu())
+
+
+def plain() -> tuple[nn.Module, PruningPlan]:
+    model = randomise(Residual()).eval()
+    return model, cut_half(model, X)[1]
+
+
+def merging() -> tuple[nn.Module, PruningPlan]:
+    model = randomise(Chain()).eval()
+    return model, merge(trace(model, X), {"first.0": [0, 1, 0, 1, 2, 2]})
+
+
+def patching() -> tuple[nn.Module, PruningPlan]:
+    """Also with a bias that is added: the history of a network that was compensated."""
+    model = randomise(Sized()).eval()
+    folding = compensate(model, cut_half(model, X)[1], [X], "constant")
+    history = prune(folding.model, folding.plan)._netslim_plan
+    assert history.biases == ("b",)
+    assert history.patches
+    return model, history
+
+
+PLANS = {make.__name__: make() for make in (plain, merging, patching)}
+
+
+def damages(value: Any) -> Iterator[Any]:
+    """What may stand where a value stood."""
+    if isinstance(value, dict):
+        for key in value:
+            yield {k: v for k, v in value.items() if k != key}
+    elif isinstance(value, list):
+        yield from ([], value[:-1], value[::-1], [*value, *value[-1:]], {}, "text", 7)
+        if value and isinstance(value[0], int):
+            yield [value[0], value[0]]
+    elif isinstance(value, bool):
+        yield from (not value, 2, "true", None)
+    elif isinstance(value, int):
+        yield from (value - 1, value + 1, -value - 1, 10**9, 10**30, value + 0.5, float(value))
+        yield from (str(value), True, None, [value], math.nan, math.inf)
+    elif isinstance(value, str):
+        yield from ("", value + "x", value.upper(), 7, None)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    else:
+        return
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def damaged(data: Any, path: tuple[Any, ...]) -> Iterator[Any]:
+    """Copies of the data with one value replaced."""
+    found = data
+    for key in path:
+        found = found[key]
+    for value in damages(found):
+        if not path:
+            yield value
+            continue
+        other = copy.deepcopy(data)
+        holder = other
+        for key in path[:-1]:
+            holder = holder[key]
+        holder[path[-1]] = value
+        yield other
+
+
+def outcome(model: nn.Module, text: str) -> torch.Tensor | None:
+    """What the cut network computes; None where the plan is refused."""
+    try:
+        plan = PruningPlan.from_json(text)
+        small = prune(model, plan)
+    except PlanError:
+        return None
+    with torch.no_grad():
+        return small(X)
+
+
+def check(name: str, data: dict[str, Any], paths: list[tuple[Any, ...]]) -> int:
+    """How many of all damages were refused; the others change nothing."""
+    model, plan = PLANS[name]
+    with torch.no_grad():
+        wanted = prune(model, plan)(X)
+    refused = 0
+    for path in paths:
+        for other in damaged(data, path):
+            found = outcome(model, json.dumps(other))
+            refused += found is None
+            assert found is None or torch.equal(found, wanted), (path, other)
+    return refused
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_that_was_changed_anywhere_is_refused(name: str) -> None:
+    """The digest sees it all, so one place of each kind will do."""
+    data = json.loads(PLANS[name][1].to_json())
+    kinds = {tuple(k if isinstance(k, str) else 0 for k in path): path for path in places(data)}
+    assert check(name, data, list(kinds.values())) > 100
+
+
+@pytest.mark.parametrize("name", ["plain", "merging"])
+def test_rows_that_do_not_agree_are_refused_without_a_digest(name: str) -> None:
+    """One row of each group and role, all its fields."""
+    data = json.loads(PLANS[name][1].to_json())
+    del data["digest"]
+    number = {cut["role"]: row for row, cut in enumerate(data["tensors"])}
+    rows = [path for path in places(data) if path[:1] == ("tensors",) and path[1:]]
+    paths = [path for path in rows if path[1] in number.values()]
+    paths += [path for path in places(data) if path[:1] == ("groups",)]
+    assert check(name, data, paths) > 100
+
+
+def other_rows(plan: PruningPlan) -> Iterator[PruningPlan]:
+    for number, cut in enumerate(plan.tensors):
+        turned = tuple(np.roll(np.isin(np.arange(cut.size), cut.kept), 1).nonzero()[0].tolist())
+        for changes in (
+            {"kept": turned},
+            {"kept": cut.kept[::-1]},
+            {"kept": (*cut.kept, cut.kept[-1])},
+            {"kept": cut.kept[:-1]},
+            {"axis": cut.axis - cut.size},
+            {"axis": -1},
+            {"size": cut.size + 1},
+            {"kept": tuple(map(float, cut.kept))},
+        ):
+            wrong = replace(cut, **changes)
+            rows = list(plan.tensors)
+            rows[number] = wrong
+            yield replace(plan, tensors=tuple(rows))
+        yield replace(plan, tensors=(*plan.tensors, cut))
+        yield replace(plan, tensors=plan.tensors[:number] + plan.tensors[number + 1 :])
+
+
+@pytest.mark.parametrize("verb", [prune, prune_])
+@pytest.mark.parametrize("name", ["plain", "merging"])
+def test_rows_that_do_not_agree_are_refused_by_the_cut(name: str, verb: Any) -> None:
+    model, plan = PLANS[name]
+    before = copy.deepcopy(model.state_dict())
+    for wrong in other_rows(plan):
+        with pytest.raises(PlanError):
+            verb(model, wrong)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_an_edited_consumer_is_named() -> None:
+    model, plan = PLANS["plain"]
+    (row,) = (t for t in plan.tensors if t.tensor == "head.weight")
+    wrong = replace(row, kept=tuple(sorted({*range(row.size)} - {*row.kept})))
+    tensors = tuple(wrong if t is row else t for t in plan.tensors)
+    with pytest.raises(
+        PlanError, match=r"axis 1 of 'head.weight': it does not lose what the groups"
+    ):
+        prune(model, replace(plan, tensors=tensors))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"kept":[[0,2],[4,5]]', '"kept":[[0,1000000000]]', "in order, each once, within a size"),
+        ('"size":6', '"size":1000000000000', "more than any layer has"),
+        ('"axis":0', '"axis":NaN', "NaN is no number of a plan"),
+        ('"axis":0', '"axis":-Infinity', "Infinity is no number"),
+        ('"axis":0', '"axis":0,"axis":1', "stands twice"),
+        ('"notes":[]', '"notes":["edited"]', "its digest does not match"),
+        ('"notes":[]', '"notes":' + "[" * 20000 + "]" * 20000, "no valid JSON"),
+    ],
+)
+def test_what_is_wrong_is_said(old: str, new: str, message: str) -> None:
+    text = PLANS["plain"][1].to_json()
+    assert old in text
+    with pytest.raises(PlanError, match=message):
+        PruningPlan.from_json(text.replace(old, new))
+
+
+def test_plans_of_version_0_1_open() -> None:
+    """They have no digest and no slices; what lies within one layer is still compared."""
+    model, plan = PLANS["plain"]
+    data = json.loads(plan.to_json())
+    del data["digest"]
+    for group in data["groups"].values():
+        del group["slices"]
+    old = PruningPlan.from_json(json.dumps(data))
+    assert old == plan
+    assert torch.equal(prune(model, old)(X), prune(model, plan)(X))
+    (bias,) = (row for row in data["tensors"] if row["tensor"] == "inner.1.bias")
+    bias["kept"] = [[0, 3]]
+    with pytest.raises(PlanError, match=r"the layer 'inner\.1': its tensors do not lose the same"):
+        prune(model, PruningPlan.from_json(json.dumps(data)))
+
+
+def test_an_attribute_that_is_set_twice_is_refused() -> None:
+    model, plan = PLANS["plain"]
+    twice = (SizePatch("stem", "width", 6, 3), SizePatch("stem", "width", 6, 4))
+    with pytest.raises(PlanError, match="it is set twice"):
+        prune(model, replace(plan, patches=twice))
