@@ -57,8 +57,8 @@ from netslim.surgery.compensation.constants import (
     reading,
 )
 from netslim.surgery.compensation.least_squares import Fit, Layout
-from netslim.surgery.plan import PruningPlan, bias_of
-from netslim.surgery.rows import TensorCut
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.rows import TensorCut, bias_of
 
 logger = logging.getLogger("netslim")
 
