@@ -245,7 +245,7 @@ def test_what_was_used_is_not_called_unused():
 
     graph = trace(Table(), X)
     assert graph.inventory.unused == ()
-    assert "stays: no layer of the model makes channels along it." in graph.explain("order")
+    assert "stays: its numbers pick what they are no channels of (" in graph.explain("order")
     assert "picked by their numbers" in graph.explain("table")
 
 

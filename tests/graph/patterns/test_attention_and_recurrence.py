@@ -7,11 +7,68 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import nets
 from pattern import TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
 PRODUCT = "product of activations"
 MEMORY = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Heads(nn.Module):
+    """Attention of 4 heads of 8, with the split of queries, and of keys and values, said by code."""
+
+    def __init__(self, query: str, key: str) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.embed = 4, 8, 32
+        self.query, self.key = query, key
+        self.conv, self.out = nn.Conv1d(3, 32, 1), nn.Linear(32, 5)
+        self.q, self.k, self.v = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def split(self, h: torch.Tensor, way: str) -> torch.Tensor:
+        b, n, width = h.shape
+        sizes = {
+            "n, -1, d": lambda: (b, n, -1, self.head_dim),
+            "-1, h, d": lambda: (b, -1, self.heads, self.head_dim),
+            "n, h, d": lambda: (b, n, self.heads, self.head_dim),
+            "n, h, -1": lambda: (b, n, self.heads, -1),
+            "n, h, e // h": lambda: (b, n, self.heads, self.embed // self.heads),
+            "n, h, w // h": lambda: (b, n, self.heads, width // self.heads),
+            "n, w // d, d": lambda: (b, n, width // self.head_dim, self.head_dim),
+        }
+        return h.view(*sizes[way]()).transpose(1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.conv(x).transpose(1, 2)
+        q, k = self.split(self.q(h), self.query), self.split(self.k(h), self.key)
+        h = F.scaled_dot_product_attention(q, k, self.split(self.v(h), self.key))
+        return self.out(h.transpose(1, 2).flatten(2))
+
+
+WAYS = (
+    "n, -1, d",
+    "-1, h, d",
+    "n, h, d",
+    "n, h, -1",
+    "n, h, e // h",
+    "n, h, w // h",
+    "n, w // d, d",
+)
+
+
+@pytest.mark.parametrize("query", WAYS)
+@pytest.mark.parametrize("key", ["same", "n, -1, d", "n, h, -1"])
+def test_however_heads_are_split_whole_heads_go(query, key):
+    """Whisper, BART, CvT and others say it differently for queries and for keys."""
+    model = Heads(query, query if key == "same" else key).eval()
+    graph, _, small, _ = nets.prove(model, torch.randn(1, 3, 6))
+    assert {g.name: (g.size, g.verdict) for g in graph if not g.frozen} == {
+        "conv": (32, "exact"),
+        "q": (4, "exact"),
+    }
+    assert set(graph["q"].producers) == {"q.weight", "k.weight", "v.weight"}
+    assert small.head_dim == 8
+    assert small.q.out_features == 16
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -328,15 +385,31 @@ def transformer_decoder_layer(s, x):
     {"v": 4, "b": 6},
     {"q": (4, PRODUCT)},
     inputs=MEMORY,
+    q=nn.Linear(8, 8),
+    k=nn.Linear(8, 8),
+    v=nn.Linear(8, 8),
+)
+def attention_by_a_written_number_of_heads(s, x):
+    """The heads stay, so channel i of every head goes; queries and keys meet in a product, values
+    do not.
+    """
+    n, steps_, _ = x.shape
+    q, k, v = (f(x).view(n, steps_, 2, -1).transpose(1, 2) for f in (s.q, s.k, s.v))
+    h = F.scaled_dot_product_attention(q, k, v)
+    return steps(s, h.transpose(1, 2).reshape(n, steps_, -1))
+
+
+@tokens(
+    {"q": 2, "b": 6},
+    inputs=MEMORY,
     heads=2,
+    patched={"heads": 1},
     q=nn.Linear(8, 8),
     k=nn.Linear(8, 8),
     v=nn.Linear(8, 8),
 )
 def attention_by_the_number_of_heads(s, x):
-    """The heads stay, so channel i of every head goes; queries and keys meet in a product, values
-    do not.
-    """
+    """Whole heads go, of queries, keys and values together."""
     n, steps_, _ = x.shape
     q, k, v = (f(x).view(n, steps_, s.heads, -1).transpose(1, 2) for f in (s.q, s.k, s.v))
     h = F.scaled_dot_product_attention(q, k, v)
@@ -347,9 +420,9 @@ def attention_by_the_number_of_heads(s, x):
 
 
 @tokens(
-    {"a": 8, "v": 4, "b": 6},
-    {"q": (4, PRODUCT)},
+    {"a": 8, "q": 2, "b": 6},
     heads=2,
+    patched={"heads": 1},
     q=nn.Linear(8, 8),
     k=nn.Linear(8, 8),
     v=nn.Linear(8, 8),
@@ -378,7 +451,13 @@ def attention_with_fused_projections(s, x):
     return steps(s, s.out((weights @ v).transpose(1, 2).reshape(n, t, c)))
 
 
-@tokens({"a": 8, "b": 6}, {"qkv": (4, PRODUCT)}, qkv=nn.Linear(8, 24), heads=2, head_dim=4)
+@tokens(
+    {"a": 8, "qkv": 2, "b": 6},
+    qkv=nn.Linear(8, 24),
+    heads=2,
+    head_dim=4,
+    patched={"heads": 1},
+)
 def attention_by_a_head_dimension(s, x):
     h = s.a(x)
     n, t, _ = h.shape

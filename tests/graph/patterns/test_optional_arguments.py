@@ -125,6 +125,25 @@ def a_learnt_query_with_no_scale_said(s, x):
     return steps(s, h.squeeze(1))
 
 
+@tokens(
+    {"q": 4, "b": 6},
+    inputs=torch.randn(6, 5, 3),
+    heads=4,
+    patched={"heads": 2},
+    mask=nn.Buffer(torch.rand(3, 5, 5)),
+)
+def a_mask_for_every_window(s, x):
+    """Swin's: the windows, of which the model holds a mask each, merge with the heads."""
+    q, k, v = (
+        f(x).view(6, 5, s.heads, -1).transpose(1, 2).reshape(6 * s.heads, 5, 6)
+        for f in (s.q, s.k, s.v)
+    )
+    scores = (q @ k.transpose(1, 2) * 0.4).view(-1, len(s.mask), s.heads, 5, 5)
+    scores = (scores + s.mask[None, :, None]).view(-1, s.heads, 5, 5).softmax(-1)
+    h = scores @ v.view(-1, s.heads, 5, 6)
+    return steps(s, h.transpose(1, 2).reshape(6, 5, -1))
+
+
 # --- others ---------------------------------------------------------------------------------------
 
 

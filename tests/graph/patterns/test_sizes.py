@@ -210,11 +210,11 @@ def twice_an_attribute(s, x):
 
 
 @pattern(
-    {"a": 4, "b": 6},
+    {"a": 2, "b": 6},
     inputs=TOKENS,
     heads=2,
     head_dim=4,
-    patched={"head_dim": 2},
+    patched={"heads": 1},
     a=nn.Linear(3, 8),
     b=nn.Linear(8, 6),
 )

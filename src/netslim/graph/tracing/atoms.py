@@ -86,6 +86,13 @@ class Atoms:
         live = vector[vector > 0]
         return bool(len(live)) and bool(self.axis_of[self.find(live[:1])[0]] >= 0)
 
+    def held(self, vector: Vector) -> bool:
+        """Whether some of these stay, as far as is known by now."""
+        if not self.frozen:
+            return False
+        stay = self.find(np.concatenate([entry for entry, _ in self.frozen]))
+        return bool(np.isin(self.find(vector), stay).any())
+
     def find(self, vector: Vector) -> Vector:
         """The class of each atom: the smallest atom it is tied to."""
         parent = self.parent

@@ -10,8 +10,13 @@ first row, [0 1 2 3], and 0 is tied to 4 and 8, 1 to 5 and 9, and so on. `split_
 channel shuffle, attention heads, grouped convolutions, ``chunk`` and recurrent gates all end there.
 
 Which one may shrink (`_shrinking`) is asked in this order: one that is tied so already, since
-nothing is lost then; one whose size the code leaves open (-1) before one it read from a shape
-before one it keeps in an attribute; the longest. A size written into the code cannot shrink.
+nothing is lost then; heads; one whose size the code leaves open (-1) before one it read from a
+shape before one it keeps in an attribute; the longest. A size written into the code cannot shrink.
+
+Heads are what the last dimension of a sequence (batch, tokens, channels) is taken apart into first:
+``view(b, n, heads, width)``. Code says the two sizes in many ways (-1, two attributes, ``embed //
+heads``), and queries, keys and values, which must agree, often in different ones. So that is not
+asked: whole heads go, which is exact, as the width of a head is not.
 """
 
 from __future__ import annotations
@@ -123,7 +128,11 @@ def _block(
     place[block_in.index(kept)] = -1
     spread = np.broadcast_to(dims[kept].reshape(place), [before[d] for d in block_in])
     cells = spread.reshape([after[d] for d in block_out])
-    axis = _shrinking(rec, cells, [asked[d] for d in block_out])
+    axis = None
+    if block_in == [len(before) - 1] and len(before) > 2 and block_out[-1] == len(after) - 1:
+        axis = _heads(rec, cells, [asked[d] for d in block_out], dims[kept])
+    if axis is None:
+        axis = _shrinking(rec, cells, [asked[d] for d in block_out])
     if axis is None:
         rec.freeze(dims[kept], "a reshape has its sizes written into the code")
         return {}
@@ -137,14 +146,41 @@ def _block(
 
 
 def _remaining(rec: Recorder, dims: Mapping[int, Vector], live: list[int]) -> int:
-    """Which of several labelled dimensions that merge keeps its labels: one with most to cut."""
+    """Which of several labelled dimensions that merge keeps its labels: one with most to cut.
+
+    One of which something stays already, as the windows of a mask that the model holds, has least.
+    """
     if len(live) == 1:
         return live[0]
 
-    def worth(d: int) -> tuple[bool, int, int]:
-        return rec.atoms.owned(dims[d]), len(distinct(rec.atoms.find(dims[d]))), d
+    def worth(d: int) -> tuple[bool, bool, int, int]:
+        size = len(distinct(rec.atoms.find(dims[d])))
+        return not rec.atoms.held(dims[d]), rec.atoms.owned(dims[d]), size, d
 
     return max(live, key=worth)
+
+
+def _heads(rec: Recorder, cells: Vector, asked: list[Any], whole: Vector) -> int | None:
+    """The first axis of several that may shrink, if sizes elsewhere have no say in any of them."""
+    if not all(_own(rec, size, whole) for size in asked):
+        return None
+    free = [axis for axis, size in enumerate(asked) if _freedom(rec, size)]
+    if len(free) < 2 or any(_tied(cells, axis) for axis in free):
+        return None
+    return free[0]
+
+
+def _own(rec: Recorder, asked: Any, whole: Vector) -> bool:
+    """Whether a size is no dimension's but that which is taken apart: attributes can follow."""
+    expr = None if asked is None else rec.mine(asked)
+    sizes = [rec.sizes[s[2]] for s in symbols(expr or 0) if s[0] == "size"]
+    return all(np.array_equal(vector, whole) for vector in sizes)
+
+
+def _tied(cells: Vector, axis: int) -> bool:
+    """Whether an axis can shrink with nothing tied anew."""
+    moved = np.moveaxis(cells, axis, 0).reshape(cells.shape[axis], -1)
+    return bool((moved == moved[:, :1]).all())
 
 
 def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
@@ -153,9 +189,7 @@ def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
     for axis in range(cells.ndim):
         freedom = _freedom(rec, asked[axis])
         if freedom or cells.ndim == 1:
-            moved = np.moveaxis(cells, axis, 0).reshape(cells.shape[axis], -1)
-            tied = bool((moved == moved[:, :1]).all())
-            candidates.append((tied, freedom, cells.shape[axis], axis))
+            candidates.append((_tied(cells, axis), freedom, cells.shape[axis], axis))
     return max(candidates)[3] if candidates else None
 
 
