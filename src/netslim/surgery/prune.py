@@ -36,6 +36,7 @@ from netslim.graph.modules.wrapping import bare, duplicate, inside, reducing
 from netslim.surgery.module_sizes import patched, put, update_sizes
 from netslim.surgery.optimizers import all_optimizers, cut_state
 from netslim.surgery.plan import PruningPlan, compose, without_slices
+from netslim.surgery.pretrained import keep_config
 from netslim.surgery.rewrapping import Rewrapping
 from netslim.surgery.rows import TensorCut, bias_of, reduced
 from netslim.surgery.weight_averages import cut_alike
@@ -383,6 +384,7 @@ def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
 def _finish(model: nn.Module, plan: PruningPlan) -> None:
     """Bring Python's sizes up to date and remember the cut."""
     update_sizes(model, {cut.tensor for cut in plan.tensors})
+    keep_config(model)
     remember(model, plan)
 
 

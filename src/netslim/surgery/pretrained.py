@@ -1,0 +1,218 @@
+"""Networks that write themselves: what their configuration says after a cut.
+
+Hugging Face's `save_pretrained` writes the weights beside a configuration, and `from_pretrained`
+builds the network from that. A configuration of the old widths then raises, or leaves the cut
+layers untrained without a word. So entries of it that can only mean a width that was cut get the
+new one, in a copy that takes the old one's place; and where no entries do, `save_pretrained`
+refuses and tells the way that works.
+
+What an entry means is found by trying: a network is built from the changed configuration, without
+memory for its weights, and looked at. An entry is read as a width where everything that it changes
+comes out as in the cut network. The proof is that all changes together build the cut network: the
+same modules with the same shapes and numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from functools import wraps
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from netslim.errors import CheckpointError
+from netslim.graph.modules.walk import named_modules
+
+_CUT = "_netslim_config_is_stale"  # plain data on the module: it is copied and pickled with it
+_SAVES = "save_pretrained"
+_GUARDED = "_netslim_guarded"
+_TRIALS = 48  # networks that are built at most to read one configuration
+_Facts = dict[Hashable, Any]  # what a network consists of: types, shapes and numbers, by place
+_Change = tuple[tuple[Any, ...], int]  # where in a configuration, and what stands there then
+
+
+def keep_config(model: nn.Module) -> None:
+    """Bring the configurations of a cut network up to date, or have `save_pretrained` refuse.
+
+    Concerns every part that has such a method and lies in no other such part.
+    """
+    for writer in _writers(model):
+        _guard(type(writer))
+        vars(writer).pop(_CUT, None)
+        if not _update(writer):
+            vars(writer)[_CUT] = True
+
+
+def _writers(model: nn.Module) -> Iterator[nn.Module]:
+    inside: set[nn.Module] = set()
+    for module in named_modules(model):
+        if module not in inside and callable(getattr(type(module), _SAVES, None)):
+            inside.update(module.modules())
+            yield module
+
+
+def _guard(kind: type) -> None:
+    """Have the method refuse for networks that are marked: of the class that defines it, once."""
+    owner = next(one for one in kind.__mro__ if _SAVES in vars(one))
+    saves = vars(owner)[_SAVES]
+    if hasattr(saves, _GUARDED) or not isinstance(saves, FunctionType):
+        return
+
+    @wraps(saves)
+    def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_stale(self)
+        return saves(self, *args, **kwargs)
+
+    setattr(refusing, _GUARDED, True)
+    setattr(owner, _SAVES, refusing)
+
+
+def _refuse_stale(model: Any) -> None:
+    if not isinstance(model, nn.Module) or not any(_CUT in vars(one) for one in model.modules()):
+        return
+    if _built(type(model), getattr(model, "config", None)) == _facts(model):
+        return
+    name = type(model).__name__
+    raise CheckpointError(
+        f"this {name} was cut to widths that its configuration cannot say, so from_pretrained "
+        "would not build it: write it with netslim.save(model, 'small.safetensors'), and load it "
+        f"with netslim.load({name}(config), 'small.safetensors'), config being that of the uncut "
+        "network"
+    )
+
+
+# ---------------------------------------------------------------- what a configuration says
+
+
+def _update(model: nn.Module) -> bool:
+    """Whether the configuration builds the network, after what can be changed in it was changed."""
+    config, wanted = getattr(model, "config", None), _facts(model)
+    said = _built(type(model), config)
+    if said is None or said == wanted:
+        return said == wanted
+    changes = _readings(model, config, said, wanted)
+    if _built(type(model), config, changes) != wanted:
+        return False
+    copies = _changed(config, changes)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if id(value) in copies and name not in ("_modules", "_parameters", "_buffers"):
+                setattr(module, name, copies[id(value)])
+    return True
+
+
+def _readings(model: nn.Module, config: Any, said: _Facts, wanted: _Facts) -> list[_Change]:
+    """Entries that can be read as widths that were cut, each in one way only."""
+    widths: dict[int, set[int]] = {}
+    for place, old in said.items():
+        new = wanted.get(place)
+        if isinstance(old, int) and isinstance(new, int) and old != new:
+            widths.setdefault(old, set()).add(new)
+    found, trials = [], 0
+    for path, value in _numbers(config):
+        readings = []
+        for width in sorted(widths.get(value, ())):
+            trials += 1
+            if trials <= _TRIALS and _reads(model, config, (path, width), said, wanted):
+                readings.append((path, width))
+        if len(readings) == 1:
+            found += readings
+    return found
+
+
+def _reads(model: nn.Module, config: Any, change: _Change, said: _Facts, wanted: _Facts) -> bool:
+    """Whether one change alone alters something, and nothing to other than what is wanted."""
+    built = _built(type(model), config, [change])
+    if built is None:
+        return False
+    # Types aside: two widths that must go together may change them, each alone.
+    altered = [
+        place
+        for place, old in said.items()
+        if not isinstance(old, str) and place in built and built[place] != old
+    ]
+    return bool(altered) and all(built[place] == wanted.get(place) for place in altered)
+
+
+def _numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Whole numbers in a configuration, within lists and further configurations too."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield path, value
+        return
+    for key, entry in _parts(value):
+        yield from _numbers(entry, (*path, key))
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, list | tuple):
+        return list(enumerate(value))
+    if hasattr(value, "to_dict"):
+        return list(vars(value).items())
+    return []
+
+
+def _changed(config: Any, changes: Iterable[_Change]) -> dict[int, Any]:
+    """Copies with other numbers, of a configuration and of those in it, by the original's id."""
+    copies: dict[int, Any] = {}
+    changed = copy.deepcopy(config, copies)
+    for path, value in changes:
+        _put(changed, path, value)
+    within = [part for _, part in _parts(config) if hasattr(part, "to_dict")]
+    return {id(one): copies[id(one)] for one in (config, *within)}
+
+
+def _put(value: Any, path: tuple[Any, ...], number: int) -> Any:
+    """The value with a number at a place in it; tuples are made anew."""
+    if not path:
+        return number
+    key, *rest = path
+    entry = _put(dict(_parts(value))[key], tuple(rest), number)
+    if isinstance(value, tuple):
+        return (*value[:key], entry, *value[key + 1 :])
+    if isinstance(value, list | dict):
+        value[key] = entry
+    else:
+        setattr(value, key, entry)
+    return value
+
+
+# ---------------------------------------------------------------- what a network consists of
+
+
+def _built(kind: type[nn.Module], config: Any, changes: Iterable[_Change] = ()) -> _Facts | None:
+    """What a network of this configuration consists of; None where none can be built."""
+    if config is None:
+        return None
+    try:
+        with torch.random.fork_rng(devices=()), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _facts(kind(_changed(config, changes)[id(config)]))
+    # Constructors and configurations refuse a value by whatever they like.
+    except Exception:
+        return None
+
+
+def _facts(model: nn.Module) -> _Facts:
+    """Types of the modules, lengths of the axes of all tensors, and numbers kept as attributes."""
+    facts: _Facts = {}
+    for module, path in named_modules(model).items():
+        facts[path] = type(module).__name__
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                facts |= {(path, name, axis): size for axis, size in enumerate(tensor.shape)}
+        for name, value in vars(module).items():
+            if not name.startswith("_") and _is_numeric(value):
+                facts[path, name] = value
+    return facts
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_numeric, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,222 @@
+"""Networks with a `save_pretrained`: the configuration follows the cut, or saving refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import netslim
+from netslim.errors import CheckpointError
+
+
+class Config:
+    """Numbers in lists and in a configuration within, some of them no widths."""
+
+    def __init__(self, **given: Any) -> None:
+        self.stem, self.widths, self.classes, self.positions = 16, [16, 24], 3, 16
+        self.labels = {"cat": 0, "last": 16}
+        self.head = HeadConfig()
+        vars(self).update(given)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "head": vars(self.head)}
+
+
+class HeadConfig:
+    def __init__(self, hidden: int = 20) -> None:
+        self.hidden = hidden
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+
+class Pretrained(nn.Module):
+    """Saves and builds itself, as Hugging Face's networks do."""
+
+    config: Any
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict()))
+        torch.save(self.state_dict(), folder / "weights.pt")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Pretrained:
+        said = json.loads((folder / "config.json").read_text())
+        model = cls(Config(**{**said, "head": HeadConfig(**said["head"])}))
+        model.load_state_dict(torch.load(folder / "weights.pt"))
+        return model.eval()
+
+
+class Head(nn.Module):
+    def __init__(self, inputs: int, config: HeadConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.up, self.down = nn.Linear(inputs, config.hidden), nn.Linear(config.hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu())
+
+
+class Block(nn.Module):
+    """A shortcut where the widths differ, so that two entries must change together."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.conv(x) + self.skip(x)).relu()
+
+
+class Network(Pretrained):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        first, second = config.widths
+        self.stem = nn.Conv2d(3, config.stem, 3, padding=1)
+        self.blocks = nn.Sequential(Block(config.stem, first), Block(first, second))
+        self.places = nn.Parameter(torch.randn(1, 1, config.positions, 1))
+        self.head = Head(second, config.head, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.blocks(self.stem(x)) + self.places).mean((2, 3)))
+
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> Network:
+    torch.manual_seed(1)
+    return Network(Config()).eval()
+
+
+def half(model: nn.Module, *protect: str) -> Any:
+    """Half of each layer's channels, but of the protected ones."""
+    graph = netslim.trace(model, IMAGES)
+    halves = {
+        group.name: 0.5 for group in graph.groups if not (group.frozen or group.name in protect)
+    }
+    plan = netslim.select(graph, netslim.score(graph, model, "l1"), per_group=halves)
+    return netslim.prune(model, plan)
+
+
+def test_the_configuration_follows(tmp_path: Path) -> None:
+    model = network()
+    small = half(model)
+    said = small.config
+    assert (said.stem, said.widths, said.head.hidden) == (8, [8, 12], 10)
+    assert (said.positions, said.classes, said.labels) == (16, 3, {"cat": 0, "last": 16})
+    assert small.head.config is said.head
+    assert vars(model.config).keys() == vars(Config()).keys()
+    assert (model.config.stem, model.config.widths, model.config.head.hidden) == (16, [16, 24], 20)
+    small.save_pretrained(tmp_path)
+    assert torch.equal(Network.from_pretrained(tmp_path)(IMAGES), small(IMAGES))
+
+
+def test_a_cut_in_place_and_a_second_one(tmp_path: Path) -> None:
+    model = network()
+    for widths in ([8, 12], [4, 6]):
+        graph = netslim.trace(model, IMAGES)
+        scores, budget = netslim.score(graph, model, "l1"), netslim.Budget(cut_channels=0.5)
+        netslim.prune_(model, netslim.select(graph, scores, budget, allocation="uniform"))
+        assert model.config.widths == widths
+    model.save_pretrained(tmp_path)
+    assert torch.equal(Network.from_pretrained(tmp_path)(IMAGES), model(IMAGES))
+
+
+class Twice(Network):
+    """Two layers of one entry, cut apart."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.more = Head(config.classes, config.head, config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.more(super().forward(x))
+
+
+def test_saving_refuses_what_the_configuration_cannot_say(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = Twice(Config()).eval()
+    small = half(model, "more.up")
+    assert (small.more.up.out_features, small.head.up.out_features) == (20, 10)
+    assert small.config.to_dict() == model.config.to_dict()
+    with pytest.raises(CheckpointError, match=r"Twice was cut to widths .* netslim.load\(Twice"):
+        small.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError):
+        nn.Sequential(small)[0].save_pretrained(tmp_path)
+    file = netslim.save(small, tmp_path / "small.safetensors")
+    again = netslim.load(Twice(Config()), file).eval()
+    assert torch.equal(again(IMAGES), small(IMAGES))
+    with pytest.raises(CheckpointError):
+        again.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)  # what was not cut goes on to save itself
+
+
+def test_a_network_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    small = half(network())
+    del small.config
+    graph = netslim.trace(small, IMAGES)
+    scores, budget = netslim.score(graph, small, "l1"), netslim.Budget(cut_channels=0.5)
+    smaller = netslim.prune(small, netslim.select(graph, scores, budget))
+    with pytest.raises(CheckpointError, match="configuration cannot say"):
+        smaller.save_pretrained(tmp_path)
+
+
+def test_within_another_network(tmp_path: Path) -> None:
+    whole = nn.Sequential(network(), nn.Linear(3, 2)).eval()
+    small = half(whole)
+    assert small[0].config.stem < 16
+    small[0].save_pretrained(tmp_path)
+    assert torch.equal(Network.from_pretrained(tmp_path)(IMAGES), small[0](IMAGES))
+
+
+def test_random_numbers_are_not_drawn() -> None:
+    model = network()
+    graph = netslim.trace(model, IMAGES)
+    plan = netslim.select(
+        graph, netslim.score(graph, model, "l1"), netslim.Budget(cut_channels=0.5)
+    )
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    netslim.prune(model, plan)
+    assert torch.equal(torch.rand(1), expected)
+
+
+# --- Hugging Face's own ---------------------------------------------------------------------------
+
+
+def transformers_resnet() -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=5
+    )
+    torch.manual_seed(0)
+    return transformers.ResNetForImageClassification(config).eval()
+
+
+def test_transformers_configuration_follows(tmp_path: Path) -> None:
+    small = half(transformers_resnet())
+    assert (small.config.embedding_size, small.config.hidden_sizes) == (8, [8, 16])
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(IMAGES).logits, small(IMAGES).logits)
+
+
+def test_transformers_refuses(tmp_path: Path) -> None:
+    model = transformers_resnet()
+    small = half(model, "resnet.embedder.embedder.convolution")
+    with pytest.raises(CheckpointError, match="ResNetForImageClassification was cut to widths"):
+        small.save_pretrained(tmp_path)
+    file = netslim.save(small, tmp_path / "small.safetensors")
+    again = netslim.load(type(model)(model.config), file).eval()
+    torch.testing.assert_close(again(IMAGES).logits, small(IMAGES).logits)
+    model.save_pretrained(tmp_path)
