@@ -151,7 +151,7 @@ def test_in_place_the_wrapper_stays(kind):
     torch.testing.assert_close(wrapped(X), small(X))
     wrapped.train()(X).square().mean().backward()
     optimizer.step()
-    assert netslim.surgery.prune.history(wrapped) == plan
+    assert netslim.surgery.history.history(wrapped) == plan
 
 
 @pytest.mark.usefixtures("gloo")

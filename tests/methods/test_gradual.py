@@ -25,8 +25,8 @@ from netslim.graph.modules.walk import named_tensors
 from netslim.methods.gradual import Schedule, shares
 from netslim.models import zoo
 from netslim.selection.budget.resources import Products
+from netslim.surgery.history import history
 from netslim.surgery.proof.silencing import randomise
-from netslim.surgery.prune import history
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

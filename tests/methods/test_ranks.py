@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 import netslim
 import netslim.ranks as ranks
 from netslim.surgery import compensate, recalibrate
-from netslim.surgery.prune import history
+from netslim.surgery.history import history
 from two_ranks import Found, on_two_ranks
 
 pytestmark = pytest.mark.skipif(

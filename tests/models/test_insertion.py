@@ -32,8 +32,8 @@ from netslim.methods.soft_filter import plan_of_zeros
 from netslim.models import zoo
 from netslim.models.batch_norms import add_bn
 from netslim.models.channel_select import ChannelSelect, add_selection, drop_idle_selections
+from netslim.surgery.history import history
 from netslim.surgery.proof.silencing import randomise
-from netslim.surgery.prune import history
 
 PICTURE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 SMALL = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -19,10 +19,10 @@ from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.models.zoo._densenet import densenet
 from netslim.selection.merging import merge
 from netslim.selection.select import select
+from netslim.surgery.history import history
 from netslim.surgery.plan import compose
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise, silenced
-from netslim.surgery.prune import history
 from netslim.surgery.rows import DROPPED, GroupCut, TensorCut
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

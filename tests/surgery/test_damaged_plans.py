@@ -19,6 +19,7 @@ from netslim import PruningPlan, prune, prune_, trace
 from netslim.errors import PlanError
 from netslim.selection import merge
 from netslim.surgery import compensate
+from netslim.surgery.history import history as history_of
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.rows import SizePatch
 
@@ -55,7 +56,8 @@ def patching() -> tuple[nn.Module, PruningPlan]:
     """Also with a bias that is added: the history of a network that was compensated."""
     model = randomise(Sized()).eval()
     folding = compensate(model, cut_half(model, X)[1], [X], "constant")
-    history = prune(folding.model, folding.plan)._netslim_plan
+    history = history_of(prune(folding.model, folding.plan))
+    assert history is not None
     assert history.biases == ("b",)
     assert history.patches
     return model, history

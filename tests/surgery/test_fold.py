@@ -21,9 +21,9 @@ from netslim.methods.cutting import by_scores, cut
 from netslim.selection import Compensation
 from netslim.selection.merging import merge
 from netslim.surgery import compensate
+from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
-from netslim.surgery.prune import history
 from netslim.surgery.rows import SizePatch
 
 fold = partial(compensate, way="constant")

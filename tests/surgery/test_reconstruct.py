@@ -18,9 +18,9 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.selection import Compensation, Scoring
 from netslim.surgery import compensate
+from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
-from netslim.surgery.prune import history
 from netslim.training.recipe.schema import Prune
 from netslim.training.stages.prune import carry_out
 

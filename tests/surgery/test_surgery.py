@@ -17,7 +17,7 @@ from nets import Chain, DenseBlock, OneForward, Residual, conv, cut_half
 from netslim import Budget, NetslimError, PruningPlan, prune, prune_, score, select, trace
 from netslim.errors import PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
-from netslim.surgery.prune import history
+from netslim.surgery.history import history
 from netslim.surgery.rows import SizePatch, TensorCut
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

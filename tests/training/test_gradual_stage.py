@@ -13,7 +13,7 @@ import netslim
 from nets import stays
 from netslim.cli import main
 from netslim.errors import RecipeError
-from netslim.surgery.prune import history
+from netslim.surgery.history import history
 from netslim.training.loop.epochs import EpochRecord
 from netslim.training.loop.fit import fit
 from netslim.training.recipe.schedule import cut_epochs

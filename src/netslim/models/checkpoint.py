@@ -16,7 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +29,14 @@ from safetensors.torch import save as encode
 from torch import Tensor, nn
 
 from netslim._support import checks_calls, expect, write_atomic
-from netslim.errors import CheckpointError, PlanError
-from netslim.graph.modules.walk import fingerprint
-from netslim.graph.modules.wrapping import bare, duplicate
+from netslim.errors import CheckpointError, PlanError, SurgeryError
+from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
+from netslim.graph.modules.wrapping import bare
+from netslim.surgery.history import history, unexplained
+from netslim.surgery.module_sizes import patched
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.prune import history, prune
+from netslim.surgery.prune import prune
+from netslim.surgery.rows import SizePatch, TensorCut, bias_of
 
 FORMAT = 1
 _BUFFERS = 2**16  # numbers that a plan may list besides, of buffers which are not saved
@@ -56,8 +61,8 @@ def save(
         metadata: anything JSON can hold.
 
     Raises:
-        CheckpointError: the state holds something that is not a tensor, or the file cannot be
-            written.
+        CheckpointError: the state holds something that is not a tensor, a tensor was changed in
+            size by other means after a cut, or the file cannot be written.
 
     Example:
         >>> small = netslim.slim(model, images, budget=netslim.Budget(cut_macs=0.5))
@@ -66,13 +71,19 @@ def save(
     """
     model = bare(model, CheckpointError, call="save(model, path)")
     expect(path, (str, os.PathLike), "path", "save(model, path)")
+    for cut in unexplained(model):
+        raise CheckpointError(
+            f"{cut.tensor!r} was cut to {len(cut.kept)} of {cut.size} entries on axis {cut.axis}, "
+            "and was given another size since, which no fresh model could be cut to: cut with "
+            "netslim.prune, or save model.state_dict() and build the network as it is now"
+        )
     tensors, shared = _distinct(model)
     plan = history(model)
     header = {
         "format": FORMAT,
         "fingerprint": fingerprint(model),
-        "plan": None if plan is None else plan.to_json(),
-        "constructor": None if constructor is None else dict(constructor),
+        "plan": plan and plan.to_json(),
+        "constructor": constructor and dict(constructor),
         "shared": shared,
         "metadata": dict(metadata or {}),
     }
@@ -115,14 +126,14 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     expect(path, (str, os.PathLike), "path", "load(model, path)")
     header, tensors = read(path)
     model = bare(model, CheckpointError, call="load(model, path)")
-    plan = header["plan"]
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
+    plan = _fitting(header["plan"], model, tensors, path)
     try:
-        result = prune(model, plan) if plan else duplicate(model)
+        result = prune(model, plan)
     except PlanError as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
-    _fill(result, tensors, path)
+    result.load_state_dict(tensors)
     if fingerprint(result) != header["fingerprint"]:
         raise CheckpointError(
             f"{path} was saved from another architecture than this one; pass a fresh model of it"
@@ -257,19 +268,83 @@ def _write(path: Path, payload: bytes) -> Path:
     return path
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Any) -> None:
-    expected = model.state_dict()
-    for name in sorted(set(expected) ^ set(tensors)):
-        side = "lacks" if name in expected else "has an unexpected"
-        raise CheckpointError(
-            f"{path} {side} {name!r}: it was saved from another architecture; pass a fresh "
-            "model of it"
-        )
-    for name, tensor in expected.items():
-        if tensor.shape != tensors[name].shape:
+def _fitting(
+    plan: PruningPlan | None, model: nn.Module, tensors: Mapping[str, Tensor], path: Any
+) -> PruningPlan:
+    """The plan that brings the tensors of ``model`` to the shapes in the file.
+
+    Mostly that in the file. But parts may have changed places since the cut, or been replaced: a
+    new head reads what is left of the channels, and in a fresh model it reads all. No row tells
+    which; none needs to, as the values come from the file. So any axis may shrink as one did that
+    was cut, and one that is as in the file already stays.
+    """
+    plan = plan or PruningPlan("", {}, ())
+    cuts = {(cut.tensor, cut.axis): cut for cut in plan.tensors}
+    biases = tuple(bias for bias in plan.biases if _lacks_bias(model, bias))
+    _check_names(model, tensors, {bias_of(bias) for bias in biases}, path)
+    rows: list[TensorCut] = []
+    for name, tensor in named_tensors(model):
+        wanted = tensors.get(name, tensor).shape  # what is not saved is cut as the plan says
+        found = _rows(name, tensor.shape, wanted, cuts)
+        if found is None:
             raise CheckpointError(
-                f"{name!r} has shape {tuple(tensors[name].shape)} in {path} and "
-                f"{tuple(tensor.shape)} in the model: it was saved from another architecture; "
-                "pass a fresh model of it"
+                f"{path} was not saved from this architecture: {name!r} has shape {tuple(wanted)} "
+                f"in it and {tuple(tensor.shape)} in the model, and no cut explains that; pass a "
+                "fresh model of it"
             )
-    model.load_state_dict(dict(tensors))
+        rows += found
+    rows += [cuts[bias_of(bias), 0] for bias in biases if (bias_of(bias), 0) in cuts]
+    patches = tuple(patch for patch in plan.patches if not _patched(model, patch))
+    fitting = replace(
+        plan, fingerprint=fingerprint(model), tensors=tuple(rows), patches=patches, biases=biases
+    )
+    same = {*rows} == {*plan.tensors} and patches == plan.patches and biases == plan.biases
+    return replace(plan, fingerprint=fitting.fingerprint) if same else replace(fitting, groups={})
+
+
+def _check_names(
+    model: nn.Module, tensors: Mapping[str, Tensor], added: Collection[str], path: Any
+) -> None:
+    expected = {*model.state_dict(), *added}
+    for name in sorted(expected ^ tensors.keys()):
+        side = "has an unexpected"
+        if name in expected:
+            side = "lacks"
+        raise CheckpointError(
+            f"{path} was not saved from this architecture: it {side} {name!r}; pass a fresh model "
+            "of it"
+        )
+
+
+def _rows(
+    name: str, now: torch.Size, then: torch.Size, cuts: Mapping[tuple[str, int], TensorCut]
+) -> list[TensorCut] | None:
+    """What brings a tensor from one shape to another; None if nothing that was cut does."""
+    if len(now) != len(then):
+        return None
+    rows = []
+    for axis, lengths in enumerate(zip(now, then, strict=True)):
+        cut = cuts.get((name, axis))
+        if cut is None or cut.size != now[axis]:
+            if now[axis] == then[axis]:
+                continue
+            # Of the same layer if there is one, whose tensors must lose the same.
+            like = [one for one in cuts.values() if (one.size, len(one.kept)) == lengths]
+            like.sort(key=lambda one: layer_of(one.tensor) != layer_of(name))
+            if not like:
+                return None
+            cut = TensorCut(name, axis, like[0].size, like[0].kept, "channel")
+        rows.append(cut)
+    return rows
+
+
+def _lacks_bias(model: nn.Module, path: str) -> bool:
+    module = dict(model.named_modules()).get(path)
+    return module is not None and getattr(module, "bias", None) is None
+
+
+def _patched(model: nn.Module, patch: SizePatch) -> bool:
+    """Whether the attribute is already what the patch makes it."""
+    with suppress(SurgeryError):
+        return bool(patched(model, [replace(patch, old=patch.new)]))
+    return False

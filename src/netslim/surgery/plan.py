@@ -12,6 +12,7 @@ several times is loaded into a fresh uncut one, with one cut.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,6 +35,8 @@ from netslim.surgery.rows import (
     weight_of,
 )
 from netslim.surgery.soundness import check_fits, check_rows, linked
+
+sys.modules.setdefault("netslim.plan", sys.modules[__name__])  # where pickles of 0.1 look for plans
 
 
 @checks_calls

@@ -32,10 +32,11 @@ import netslim.ranks as ranks
 from netslim._support import checks_calls, expect
 from netslim.errors import SurgeryError
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare, duplicate, inside, reducing
+from netslim.graph.modules.wrapping import bare, duplicate, reducing
+from netslim.surgery.history import history, remember
 from netslim.surgery.module_sizes import patched, put, update_sizes
 from netslim.surgery.optimizers import all_optimizers, cut_state
-from netslim.surgery.plan import PruningPlan, compose, without_slices
+from netslim.surgery.plan import PruningPlan
 from netslim.surgery.pretrained import keep_config
 from netslim.surgery.rewrapping import Rewrapping
 from netslim.surgery.rows import TensorCut, bias_of, reduced
@@ -44,7 +45,6 @@ from netslim.surgery.weight_averages import cut_alike
 Model = TypeVar("Model", bound=nn.Module)
 Cuts = dict[str, list[TensorCut]]  # tensor -> its cuts
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-_HISTORY = "_netslim_plan"
 _COMPUTED_FROM = ("_orig", "_v")  # spectral norm and `torch.nn.utils.prune`; weight norm
 
 
@@ -74,6 +74,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     inner: Model = bare(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
     expect(plan, PruningPlan, "plan", "prune(model, plan)")
     plan.check(inner)
+    past = history(inner)
     if plan.biases:
         inner = duplicate(inner)
         for layer, bias in new_biases(inner, plan.biases):
@@ -85,7 +86,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     small = duplicate(inner, memo)
     for module, name, value in patched(small, plan.patches):
         put(module, name, value)
-    _finish(small, plan)
+    _finish(small, plan, past)
     return small
 
 
@@ -164,11 +165,6 @@ def same_plan(plan: PruningPlan, what: str) -> None:
     )
 
 
-def history(model: nn.Module) -> PruningPlan | None:
-    """The composed plan of all cuts of netslim, on the original architecture; None without any."""
-    return getattr(inside(model), _HISTORY, None)
-
-
 @dataclass(frozen=True)
 class _Change:
     """All that a cut in place does, computed before any of it is done."""
@@ -179,6 +175,7 @@ class _Change:
     states: list[tuple[dict[str, Any], dict[str, Tensor]]]  # of a parameter, its new entries
     attributes: list[tuple[nn.Module, str, Any]]
     biases: list[tuple[Layer, nn.Parameter]]
+    pasts: list[PruningPlan | None]  # of the models
 
     def carry_out(self) -> None:
         with ExitStack() as undo:  # runs backwards, unless `pop_all` is reached
@@ -195,8 +192,8 @@ class _Change:
             for module, bias in self.biases:
                 undo.callback(module._parameters.update, bias=None)
                 module.bias = bias
-            for model in self.models:
-                _finish(model, self.plan)
+            for model, past in zip(self.models, self.pasts, strict=True):
+                _finish(model, self.plan, past)
             undo.pop_all()
 
 
@@ -227,7 +224,8 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
         t: _keep(rows[t], t.grad, sums=False) for t in smaller if t.is_leaf and t.grad is not None
     }
     tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
-    return _Change(plan, models, tensors, states, attributes, biases)
+    pasts = [history(one) for one in models]
+    return _Change(plan, models, tensors, states, attributes, biases, pasts)
 
 
 def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.Parameter]]:
@@ -381,14 +379,8 @@ def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
     vars(module).update(attributes)
 
 
-def _finish(model: nn.Module, plan: PruningPlan) -> None:
+def _finish(model: nn.Module, plan: PruningPlan, past: PruningPlan | None) -> None:
     """Bring Python's sizes up to date and remember the cut."""
     update_sizes(model, {cut.tensor for cut in plan.tensors})
     keep_config(model)
-    remember(model, plan)
-
-
-def remember(model: nn.Module, plan: PruningPlan) -> None:
-    """Add to the history of a model."""
-    past = history(model)
-    vars(model)[_HISTORY] = without_slices(plan) if past is None else compose(past, plan)
+    remember(model, past, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -23,14 +23,23 @@ def fingerprint(model: nn.Module) -> str:
     a fresh one; nor do buffers that are not saved, which a model may make anew for the size of its
     input.
     """
+    return digest_of((name, tuple(tensor.shape)) for name, tensor in lasting_tensors(model))
+
+
+def digest_of(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """The `fingerprint` of a model whose tensors have these names and shapes, in this order."""
+    digest = hashlib.sha256()
+    for name, shape in shapes:
+        digest.update(f"{name}{shape};".encode())
+    return digest.hexdigest()[:16]
+
+
+def lasting_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """As `named_tensors`, without the buffers that are not saved."""
     passing: set[str] = set()
     for module, path in named_modules(model).items():
-        passing.update(_inside(path, name) for name in module._non_persistent_buffers_set)
-    digest = hashlib.sha256()
-    for name, tensor in named_tensors(model):
-        if name not in passing:
-            digest.update(f"{name}{tuple(tensor.shape)};".encode())
-    return digest.hexdigest()[:16]
+        passing.update(joined(path, name) for name in module._non_persistent_buffers_set)
+    return ((name, tensor) for name, tensor in named_tensors(model) if name not in passing)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -46,7 +55,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
             for name, tensor in getattr(module, kind).items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    yield _inside(prefix, name), tensor
+                    yield joined(prefix, name), tensor
 
 
 def named_modules(model: nn.Module) -> dict[nn.Module, str]:
@@ -60,8 +69,9 @@ def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
     found[module] = path
     for name, child in module._modules.items():
         if child is not None and child not in found:
-            _walk(child, _inside(path, name), found)
+            _walk(child, joined(path, name), found)
 
 
-def _inside(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def joined(path: str, name: str) -> str:
+    """The name of what is called ``name`` in the module at ``path``; either may be empty."""
+    return f"{path}.{name}" if path and name else path or name

@@ -42,8 +42,9 @@ from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
 from netslim.graph.modules.wrapping import duplicate
+from netslim.surgery.history import history, remember
 from netslim.surgery.plan import PruningPlan, with_biases
-from netslim.surgery.prune import new_biases, remember, takes_bias
+from netslim.surgery.prune import new_biases, takes_bias
 from netslim.surgery.rows import DROPPED, TensorCut, bias_of, destinations
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -135,9 +136,10 @@ def extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> Pruni
     """
     if not paths:
         return plan
-    remember(model, PruningPlan(fingerprint(model), {}, (), biases=tuple(paths)))
+    past, added = history(model), PruningPlan(fingerprint(model), {}, (), biases=tuple(paths))
     for module, bias in new_biases(model, paths):
         module.bias = bias
+    remember(model, past, added)
     return with_biases(plan, paths, fingerprint(model))
 
 

@@ -31,8 +31,8 @@ from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
 from netslim.surgery import Verification
+from netslim.surgery.history import history
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.prune import history
 from netslim.training.loop import auto_strength, fit
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.epochs import Row, derive

@@ -1,0 +1,199 @@
+"""What was cut of a model, kept on the modules that were cut.
+
+Parts leave the model they were cut in: a backbone goes into a detector, a head is replaced, two
+trunks become one `nn.Sequential`. So each module holds the cuts of its own tensors, under their own
+names, and takes them along wherever it goes, as `copy.deepcopy` and pickles do. From those that
+are there, `history` puts together the plan of the whole, under the names of today. The module that
+was cut as a whole holds its plan besides: what the groups were called, and what was said of them.
+
+It is text, so that a model which netslim has cut stays a plain PyTorch model: it pickles without a
+class of netslim, and loads where netslim is not installed.
+
+Modules are changed after a cut, too. What a record says of a tensor counts as long as the tensor is
+as long as the record has it; a layer that was put in since has no record, and counts as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from netslim.graph.modules.walk import (
+    digest_of,
+    joined,
+    lasting_tensors,
+    named_modules,
+    named_tensors,
+)
+from netslim.graph.modules.wrapping import inside
+from netslim.surgery.plan import PruningPlan, compose, without_slices
+from netslim.surgery.rows import GroupCut, SizePatch, TensorCut, bias_of
+
+_WHOLE = "_netslim_plan"  # the plan of all that was cut below a module; until 0.2 an object
+_OWN = "_netslim_cuts"  # the cuts of a module's own tensors
+
+
+@dataclass
+class _Found:
+    """What the records in a model say, under the names of today."""
+
+    cuts: dict[tuple[str, int], TensorCut] = field(default_factory=dict)
+    patches: dict[tuple[str, str], SizePatch] = field(default_factory=dict)
+    biases: dict[str, None] = field(default_factory=dict)
+    stale: list[TensorCut] = field(default_factory=list)
+    wholes: dict[str, PruningPlan] = field(default_factory=dict)
+
+
+def history(model: nn.Module) -> PruningPlan | None:
+    """The composed plan of all cuts of netslim, on the original architecture; None without any."""
+    model = inside(model)
+    found = _read(model)
+    if not (found.cuts or found.patches or found.biases or found.wholes):
+        return None
+    sizes = {name: [*tensor.shape] for name, tensor in lasting_tensors(model)}
+    for (name, axis), cut in found.cuts.items():
+        if name in sizes:
+            sizes[name][axis] = cut.size
+    added = {bias_of(path) for path in found.biases}
+    shapes = ((name, tuple(shape)) for name, shape in sizes.items() if name not in added)
+    return PruningPlan(
+        digest_of(shapes),
+        _groups(found),
+        tuple(_in_order(found)),
+        tuple(found.patches.values()),
+        tuple(dict.fromkeys(note for plan in found.wholes.values() for note in plan.notes)),
+        tuple(found.biases),
+    )
+
+
+def _groups(found: _Found) -> dict[str, GroupCut]:
+    """For people to read: those of the plans whose parts were not cut any further by themselves."""
+    groups: dict[str, GroupCut] = {}
+    for path, plan in found.wholes.items():
+        rows = [(found.cuts.get((joined(path, c.tensor), c.axis), c), c) for c in plan.tensors]
+        if all(now.kept == then.kept for now, then in rows):
+            groups |= {joined(path, name): cut for name, cut in plan.groups.items()}
+    return groups
+
+
+def _in_order(found: _Found) -> list[TensorCut]:
+    """The cuts in the order of the plans that they come from."""
+    place: dict[tuple[str, int], int] = {}
+    for path, plan in found.wholes.items():
+        for cut in plan.tensors:
+            place.setdefault((joined(path, cut.tensor), cut.axis), len(place))
+    order = sorted(found.cuts, key=lambda key: place.get(key, len(place)))
+    return [found.cuts[key] for key in order]
+
+
+def unexplained(model: nn.Module) -> list[TensorCut]:
+    """The cuts of tensors that have another size by now than the cut left, which nothing tells."""
+    return _read(inside(model)).stale
+
+
+def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> None:
+    """Add a cut to the history of a bare model.
+
+    Args:
+        model: after the cut.
+        past: its `history` before.
+        plan: what was cut.
+    """
+    whole = without_slices(plan) if past is None else compose(past, plan)
+    modules = {path: module for module, path in named_modules(model).items()}
+    holders = _holders(model)
+    own: dict[str, list[TensorCut]] = {}
+    for cut in whole.tensors:
+        for path, name in holders.get(id(_tensor(modules, cut.tensor)), ()):
+            own.setdefault(path, []).append(replace(cut, tensor=name))
+    for path, module in modules.items():
+        vars(module).pop(_WHOLE, None)
+        patches = tuple(replace(p, module="") for p in whole.patches if p.module == path)
+        biases = ("",) * (path in whole.biases)
+        cuts = {(c.tensor, c.axis): c for c in (*_own(module).tensors, *own.get(path, ()))}
+        if cuts or patches or biases:
+            record = PruningPlan("", {}, tuple(cuts.values()), patches, biases=biases)
+            vars(module)[_OWN] = record.to_json()
+    vars(model)[_WHOLE] = whole.to_json()
+
+
+def _own(module: nn.Module) -> PruningPlan:
+    text = vars(module).get(_OWN)
+    return PruningPlan("", {}, ()) if text is None else PruningPlan.from_json(text)
+
+
+def _whole(module: nn.Module) -> PruningPlan | None:
+    held = vars(module).get(_WHOLE)
+    return PruningPlan.from_json(held) if isinstance(held, str) else held
+
+
+def _read(model: nn.Module) -> _Found:
+    """All that is recorded in a bare model, first by the modules themselves.
+
+    A whole plan knows of layers that others have taken the place of since: of these what fits.
+    """
+    found = _Found()
+    modules = {path: module for module, path in named_modules(model).items()}
+    first = {id(tensor): name for name, tensor in named_tensors(model)}
+    for path, module in modules.items():
+        if _OWN in vars(module):
+            found.stale += _take(found, _own(module), path, modules, first)
+    for path, module in modules.items():
+        whole = _whole(module)
+        if whole is not None:
+            found.wholes[path] = whole
+            _take(found, whole, path, modules, first)
+    return found
+
+
+def _take(
+    found: _Found,
+    plan: PruningPlan,
+    path: str,
+    modules: dict[str, nn.Module],
+    first: dict[int, str],
+) -> list[TensorCut]:
+    """Take in what a record of the module at ``path`` says; what does not fit its tensor."""
+    stale = []
+    for cut in plan.tensors:
+        tensor = _tensor(modules, joined(path, cut.tensor))
+        if tensor is None:
+            continue
+        named = replace(cut, tensor=first[id(tensor)])
+        if cut.axis < tensor.dim() and tensor.shape[cut.axis] == len(cut.kept):
+            found.cuts.setdefault((named.tensor, cut.axis), named)
+        else:
+            stale.append(named)
+    for patch in plan.patches:
+        where = joined(path, patch.module)
+        if where in modules:
+            found.patches.setdefault((where, patch.attribute), replace(patch, module=where))
+    for bias in plan.biases:
+        if _tensor(modules, bias_of(joined(path, bias))) is not None:
+            found.biases.setdefault(joined(path, bias))
+    return stale
+
+
+def _tensor(modules: dict[str, nn.Module], name: str) -> Tensor | None:
+    path, _, local = name.rpartition(".")
+    module = modules.get(path)
+    if module is None:
+        return None
+    return module._parameters.get(local, module._buffers.get(local))
+
+
+def _holders(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    """Tensor, by id -> (path, name) of all that hold it: tied weights have several."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    for module, path in named_modules(model).items():
+        for name, tensor in _held(module):
+            found.setdefault(id(tensor), []).append((path, name))
+    return found
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield name, tensor
