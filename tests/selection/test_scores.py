@@ -780,3 +780,25 @@ def test_a_criterion_in_a_module_of_ones_own(tmp_path, monkeypatch):
     finally:
         CRITERIA.pop("by_number", None)
         sys.modules.pop("my_own_scores", None)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "geometric_median", "lamp", "largest"])
+def test_a_factor_of_one_dimension_makes_no_channels(criterion):
+    """The frequencies of a rotary embedding, in an outer product with the positions."""
+
+    class Rotary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv1d(3, 8, 1), nn.Conv1d(16, 2, 1)
+            self.register_buffer("frequencies", 1 / 10 ** (torch.arange(8) / 8))
+
+        def forward(self, x):
+            places = torch.arange(x.shape[2], dtype=x.dtype)
+            angles = self.frequencies[None, :, None] @ places[None, None, :]
+            x = self.conv(x)
+            return self.head(torch.cat([x * angles.cos(), x * angles.sin()], 1))
+
+    model = Rotary().eval()
+    graph = trace(model, torch.randn(1, 3, 10))
+    assert graph["conv"].producers == ("conv.weight",)
+    assert score(graph, model, criterion)["conv"].shape == (8,)

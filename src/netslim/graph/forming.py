@@ -194,6 +194,7 @@ def _unique(names: list[str]) -> list[str]:
 def build(recorder: Recorder) -> ChannelGraph:
     """Form the groups of a finished recording."""
     bindings = settle_sizes(recorder)
+    recorder.atoms.silence_gains()
     classes = Classes(recorder.atoms)
     groups = [
         replace(group, reasons=reasons)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from netslim import prune, trace
+from netslim.surgery.plan_of_units import plan_keeping
 from pattern import TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
@@ -408,3 +411,26 @@ def padding_by_shapes(s, x):
     h = s.a(x)
     y = F.pad(h, (0, x.shape[3] - 4, 1, 1), value=0.5)
     return tail(s, s.c(y[:, :, 1 : 1 + h.shape[2]]).relu())
+
+
+class Normalised(nn.Module):
+    """A norm of one's own, that keeps its shape in an attribute as PyTorch's own does."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.normalized_shape, self.function = (8,), function
+        self.weight = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        return self.function(x, self.normalized_shape, self.weight)
+
+
+@pytest.mark.parametrize("function", [F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm])
+def test_the_shape_of_a_norm_follows(function):
+    """RMS norm runs as a mean and other parts, which take no shape."""
+    model = nn.Sequential(nn.Linear(3, 8), Normalised(function), nn.Linear(8, 2)).eval()
+    graph = trace(model, TOKENS)
+    assert graph["0"].verdict == "inexact"
+    small = prune(model, plan_keeping(graph, {graph.number("0"): np.arange(8) % 2 == 0}))
+    assert small[1].normalized_shape == (4,)
+    assert small(TOKENS).shape == (2, 5, 2)

@@ -48,6 +48,28 @@ def weight_norm(s, x):
     return tail(s, s.c(s.a(x)))
 
 
+def transposed():
+    return nn.ConvTranspose2d(8, 5, 2, stride=2)
+
+
+@pattern(
+    {"a": 8, "b": 6}, {"c": (5, OVER)}, b=conv(5, 6), c=parametrizations.weight_norm(transposed())
+)
+def weight_norm_of_a_transposed_convolution(s, x):
+    """The filters of dimension 0 are of what it reads: those that go are silenced by their gains."""
+    return tail(s, s.c(s.a(x).relu()))
+
+
+@pattern(
+    {"a": 8, "b": 6},
+    {"c": (5, OVER)},
+    b=conv(5, 6),
+    c=old(nn.utils.weight_norm, transposed()),
+)
+def old_weight_norm_of_a_transposed_convolution(s, x):
+    return tail(s, s.c(s.a(x).relu()))
+
+
 @pattern({"a": 8, "b": 6}, a=parametrizations.weight_norm(conv(3, 8)))
 def weight_norm_of_what_makes_the_channels(s, x):
     return tail(s, s.a(x).relu())

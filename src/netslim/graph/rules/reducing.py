@@ -215,15 +215,11 @@ def layer_norm(
     labels = rec.get(x)
     dims = dict(labels.dims)
     first = x.dim() - len(shape)
-    written: Sequence[Any] = [None] * len(shape)
-    if rec.calling in ("layer_norm", "rms_norm"):
-        written = rec.passed(1, "normalized_shape", default=shape)
     for d in range(first, x.dim()):
-        rec.constrain(written[d - first], dims.get(d), x.shape[d])
         _affine(rec, dims, d, d - first, *params[:2])
         rec.couple(dims.get(d), "layer normalisation over the channels")
-    for t in tensors_in(out)[:1]:
-        rec.set(t, dims, weight=False)
+    for t in tensors_in(out):  # the result; means and deviations, of size 1 along the channels
+        rec.set(t, {d: v for d, v in dims.items() if t.shape[d] == len(v)}, weight=False)
 
 
 @rule(
@@ -284,13 +280,16 @@ def fourier(
 
 @rule("_weight_norm_interface", "_weight_norm", reads="v g dim")
 def weight_norm(rec: Recorder, func: Op, out: Any, v: Tensor, g: Tensor, dim: int = 0) -> None:
-    labels = rec.get(v)
+    """Directions and their gains: ``g * v / |v|``, with the norm over all dimensions but one."""
+    labels, gains = rec.get(v), rec.get(g)
     dims = dict(labels.dims)
-    met = rec.meet(dims.get(dim), rec.get(g).dims.get(dim), "weight normalisation")
+    met = rec.meet(dims.get(dim), gains.dims.get(dim), "weight normalisation")
     if met is not None:
         dims[dim] = met
-    rec.mark(rec.get(g), dim, CHANNEL)
+    rec.mark(gains, dim, CHANNEL)
+    if labels.weight and gains.weight and {dim} <= set(labels.dims) & set(gains.dims):
+        rec.atoms.gains.append((labels.dims[dim], gains.dims[dim]))
     for d, vector in dims.items():
         if d != dim:
             rec.couple(vector, "weight normalisation over the channels")
-    rec.set(tensors_in(out)[0], dims, weight=True)
+    rec.set(tensors_in(out)[0], dims, weight=labels.weight and gains.weight)

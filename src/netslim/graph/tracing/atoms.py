@@ -52,6 +52,9 @@ class Atoms:
         self.axes: list[Axis] = []
         self.names: dict[int, str] = {}  # id of a tensor -> its name
         self.axes_of: dict[int, dict[int, Vector]] = {}  # id of a tensor -> axis -> its atoms
+        self.only_axes: set[int] = set()  # numbers of the axes of tensors that have one
+        # Of weight norm: the directions of an axis, and the gains that multiply them.
+        self.gains: list[tuple[Vector, Vector]] = []
         first = 1
         kernels = _kernel_weights(model)
         for name, tensor in named_tensors(model):
@@ -59,6 +62,8 @@ class Atoms:
             vectors: dict[int, Vector] = {}
             for axis, size in enumerate(tensor.shape):
                 if size > 1 and not (axis >= 2 and id(tensor) in kernels):
+                    if tensor.dim() == 1:
+                        self.only_axes.add(len(self.axes))
                     self.axes.append(Axis(name, axis, first, size))
                     vectors[axis] = np.arange(first, first + size, dtype=ATOM)
                     first += size
@@ -85,6 +90,16 @@ class Atoms:
         """Whether a parameter or buffer is among what the first entry is tied to."""
         live = vector[vector > 0]
         return bool(len(live)) and bool(self.axis_of[self.find(live[:1])[0]] >= 0)
+
+    def silence_gains(self) -> None:
+        """What reads channels through weight norm is silenced in the gains.
+
+        The weight is ``gain * direction / |direction|``: with directions of zero that is 0 / 0.
+        """
+        for directions, gains in self.gains:
+            reads = (self.roles[directions] & (CONSUMER | PRODUCER)) == CONSUMER
+            self.roles[gains[reads]] |= CONSUMER
+            self.roles[directions[reads]] ^= CONSUMER | CHANNEL
 
     def held(self, vector: Vector) -> bool:
         """Whether some of these stay, as far as is known by now."""

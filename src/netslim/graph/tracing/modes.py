@@ -14,7 +14,7 @@ the user's: the function mode is off while a rule runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -186,6 +186,8 @@ class Function(TorchFunctionMode):
                 recorder.value(size, "len", soft=False)
         _note_values(recorder, func, args, kwargs)
         recorder.calls.append((func, args, kwargs))
+        if func in _NORMALISATIONS:
+            _hold_shape(recorder, *args, **kwargs)
         if func is F.multi_head_attention_forward:
             args, kwargs = (), hold_width(recorder, args, kwargs)
         try:
@@ -197,6 +199,18 @@ class Function(TorchFunctionMode):
             recorder.set(out, labels.dims, labels.weight)
             recorder.touched.add(id(args[0]))
         return out
+
+
+_NORMALISATIONS = (F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm)
+
+
+def _hold_shape(
+    recorder: Recorder, input: Tensor, normalized_shape: Sequence[int], *args: Any, **kwargs: Any
+) -> None:
+    """The last sizes of what is normalised are told: whatever operators it then runs as."""
+    dims, first = recorder.get(input).dims, input.dim() - len(normalized_shape)
+    for d, size in enumerate(normalized_shape, first):
+        recorder.constrain(size, dims.get(d), int.__int__(size))
 
 
 def _size(shape: Any, dim: int | None = None) -> Any:

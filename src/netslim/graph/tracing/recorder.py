@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.counts import Call
-from netslim.graph.tracing.atoms import Atoms, Vector
+from netslim.graph.tracing.atoms import CHANNEL, PRODUCER, Atoms, Vector
 from netslim.graph.tracing.checks import (
     check_dims,
     check_factor,
@@ -194,10 +194,18 @@ class Recorder:
             self.atoms.couple(vector, f"{reason}{self.where()}")
 
     def mark(self, labels: Labels, dim: int, role: int) -> None:
-        """Note a role for the atoms of a weight's dimension."""
+        """Note a role for the atoms of a weight's dimension.
+
+        What has one dimension alone, as the frequencies of a rotary embedding in an outer product,
+        multiplies channels and makes none.
+        """
         check_role(role)
-        if labels.weight and dim in labels.dims:
-            self.atoms.mark(labels.dims[dim], role)
+        if not labels.weight or dim not in labels.dims:
+            return
+        vector = labels.dims[dim]
+        if role == PRODUCER and int(self.atoms.axis_of[vector[0]]) in self.atoms.only_axes:
+            role = CHANNEL
+        self.atoms.mark(vector, role)
 
     def _check(self, vector: Vector | None, call: str) -> None:
         """Refuse what are neither labels nor None."""
