@@ -156,6 +156,7 @@ MESSAGES = [
      "allocation: knapsack takes one budget; use 'cost'"),
     ("zoo:a has no images: set data.batch_size above 0", "zoo:a has no images: set --batch-size above 0", None),
     ("protect names no group: 'x'", "--protect names no group: 'x'", None),
+    ("if you know it, say trust=True (--trust), or", "if you know it, say --trust, or", None),
     ("cut_macs=0.9 cannot be met", "--cut-macs 0.9 cannot be met", "cut_macs: 0.9 cannot be met"),
 ]  # fmt: skip
 

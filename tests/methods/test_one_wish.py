@@ -8,8 +8,10 @@ import ast
 import json
 import logging
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -219,17 +221,24 @@ def mask_and_convert(shop: Workshop, wish: Wish) -> Outcome:
 def command(shop: Workshop, wish: Wish, *more: str) -> Outcome:
     out = shop.folder / "small.safetensors"
     where = ["--data", "digits", "--device", "cpu"] if wish.data else ["--input", "1", "8", "8"]
-    assert main(["prune", shop.model, *where, *wish.flags, *more, "--out", str(out)]) == 0
+    said = prune(shop, shop.model, *where, *wish.flags, *more, "--out", str(out))
     plan = PruningPlan.from_json(out.with_suffix(".plan.json").read_text())
-    return of_plan(plan, shop.log.text)
+    return of_plan(plan, said)
 
 
 def command_mask(shop: Workshop, wish: Wish) -> Outcome:
     masked, out = shop.folder / "masked.safetensors", shop.folder / "small.safetensors"
     where = ["--data", "digits", "--device", "cpu"] if wish.data else ["--input", "1", "8", "8"]
-    assert main(["prune", shop.model, *where, *wish.flags, "--mask", "--out", str(masked)]) == 0
-    assert main(["prune", str(masked), *where, "--by", "mask", "--out", str(out)]) == 0
-    return of_plan(PruningPlan.from_json(out.with_suffix(".plan.json").read_text()), shop.log.text)
+    said = prune(shop, shop.model, *where, *wish.flags, "--mask", "--out", str(masked))
+    prune(shop, str(masked), *where, "--by", "mask", "--trust", "--out", str(out))
+    return of_plan(PruningPlan.from_json(out.with_suffix(".plan.json").read_text()), said)
+
+
+def prune(shop: Workshop, *arguments: str) -> str:
+    """What a person sees on standard error: log and warnings alike."""
+    with redirect_stderr(StringIO()) as printed:
+        assert main(["prune", *arguments]) == 0
+    return shop.log.text + printed.getvalue()
 
 
 def search(shop: Workshop, wish: Wish) -> Outcome:

@@ -522,3 +522,17 @@ def test_published_top5_errors_have_their_own_column(results):
     assert "<th scope=col>top-5 error</th>" in html
     assert "<td>11.23 %</td>" in html
     assert "<td>25.00 %</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("points", "text"),
+    [(0.0, "0.00"), (-0.0, "0.00"), (-0.004, "0.00"), (0.004, "0.00"), (-0.006, "−0.01"), (1, "+1.00"),
+     (float("nan"), numbers.MISSING)],
+)  # fmt: skip
+def test_a_difference_of_nothing_has_no_sign(points, text):
+    assert numbers.signed(points) == text
+
+
+def test_no_share_is_minus_nothing():
+    assert numbers.percent(-1e-9) == "0.00 %"
+    assert numbers.gone(1_000_001, 1_000_000) == "0.0 %"

@@ -255,7 +255,7 @@ def _tell(done: Pruned, out: Path) -> None:
     print(plan.explain())
     for what in ("params", "macs"):
         before, after = getattr(done.before, what), getattr(done.after, what)
-        print(f"{what}: {before:,} -> {after:,} ({after / before - 1:+.1%})")
+        print(f"{what}: {before:,} -> {after:,} ({after / before - 1:+z.1%})")
     if plan.groups and check is not None and check.deviation is not None:
         print(f"verified: the outputs deviate by no more than {check.deviation:.1e} of the largest")
     for warning in done.warnings:

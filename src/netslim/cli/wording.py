@@ -38,6 +38,7 @@ _STAGE = re.compile(r"^stages\.[^.]+\.")
 _FIRST = re.compile(r"([a-z_]+(?:\.[\w*-]+)*)(?=:| must | of '| takes | names )")
 _ALONE = r"(?<![-\w.])"  # not within a longer word, and no flag already
 _VALUE = r"('[^']*'|[-+.\w]*\w)"
+_TWICE = re.compile(r"(--[\w-]+) \(\1\)")  # by its name in Python, and by its flag
 _YAML = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -90,7 +91,7 @@ def said(text: str, parser: Parser, overrides: Collection[str] = ()) -> str:
     text = _beginning(text, flags, overrides)
     for key, flag in flags.items():
         text = _within(text, key, flag, parser.flags()[flag].choices or ())
-    return text
+    return _TWICE.sub(r"\1", text)
 
 
 def _own(key: str) -> str:

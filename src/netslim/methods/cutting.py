@@ -53,9 +53,9 @@ from netslim.surgery.proof.verify import Verification, verify
 from netslim.surgery.prune import prune
 
 Model = TypeVar("Model", bound=nn.Module)
+logger = logging.getLogger("netslim")
 Choose = Callable[[frozenset[str]], PruningPlan]
 EXACT = 1e-5  # a spread below it is rounding
-logger = logging.getLogger("netslim")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Cut(Generic[Model]):
             (`netslim.surgery.Folding`).
         check: the proof; None for a mask, which was proved on a copy.
         left_alone: names of the groups whose cut did not verify.
-        warnings: sentences.
+        warnings: sentences; they are told by who asked for the cut, once (`log_warnings`).
         notes: sentences on what was done besides dropping channels.
     """
 
@@ -135,7 +135,6 @@ def cut(
             if not wrong:
                 raise
             alone, failure = (*alone, *wrong), error
-            logger.warning("%s", left_alone(wrong))
     if mode == "mask":
         done = _masked(model, done)
     if alone:
@@ -143,6 +142,12 @@ def cut(
     done = _recalibrated(done, compensation, batches if fresh is None else fresh)
     _compare(done.network, values=compensation.fold is not None)
     return done
+
+
+def log_warnings(done: Cut[Any]) -> None:
+    """Log the warnings of a cut, where whoever asked for it is handed none of them."""
+    for warning in done.warnings:
+        logger.warning("%s", warning)
 
 
 def left_alone(names: Sequence[str]) -> str:

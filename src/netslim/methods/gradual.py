@@ -49,7 +49,7 @@ from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.modules.wrapping import bare, reducing
 from netslim.graph.words.naming import is_pattern, meant
-from netslim.methods.cutting import Cut, cut
+from netslim.methods.cutting import Cut, cut, log_warnings
 from netslim.methods.hooks import Attachments, after_step
 from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.choice import Masks
@@ -314,6 +314,7 @@ class GradualPruning:
             )
         graph = trace(inner, self._inputs(inner))
         done = self._next_cut(graph, inner)
+        log_warnings(done)
         plan = done.plan
         if plan.groups:
             self._cut_in_place(plan)

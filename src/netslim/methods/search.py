@@ -89,7 +89,7 @@ class SearchResult(Generic[Network]):
         if item.score is None:
             return f"{item.share:.1%}", "–", "–", outcome
         drop = self.baseline - item.score
-        return f"{item.share:.1%}", f"{item.score:.4f}", f"{drop:+.4f}", outcome
+        return f"{item.share:.1%}", f"{item.score:.4f}", f"{drop:+z.4f}", outcome
 
 
 @checks_calls
@@ -313,4 +313,4 @@ def _verdict(
 def _loses(item: Candidate, baseline: float) -> str:
     if item.score is None:
         return f"{item.share:.1%} cannot be reached"
-    return f"{item.share:.1%} loses {baseline - item.score:.4g}"
+    return f"{item.share:.1%} loses {baseline - item.score:z.4g}"

@@ -164,8 +164,7 @@ class Sensitivity:
 
     def shown(self, drop: float) -> str:
         """A drop for people: points with two decimals, or four digits of a number."""
-        text = f"{100 * drop:.2f}" if self.unit == "share" else f"{drop:.4g}"
-        return "0.00" if text == "-0.00" else text
+        return f"{100 * drop:z.2f}" if self.unit == "share" else f"{drop:z.4g}"
 
     def __str__(self) -> str:
         return self.table()

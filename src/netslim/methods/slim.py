@@ -12,7 +12,7 @@ from netslim._support import check_batches
 from netslim.errors import ArgumentError
 from netslim.graph import trace
 from netslim.measure.table.measuring import latency_table
-from netslim.methods.cutting import by_scores, cut
+from netslim.methods.cutting import by_scores, cut, log_warnings
 from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.resources import LatencySource
 from netslim.selection.criteria.registry import Criterion, reads_data
@@ -113,6 +113,7 @@ def slim(
         batches=seen,
         strict=strict,
     )
+    log_warnings(done)
     return done.network
 
 

@@ -19,7 +19,7 @@ def count(number: float) -> str:
 
 def percent(share: float, digits: int = 2) -> str:
     """A share as a percentage."""
-    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else MISSING
+    return f"{100 * share:z.{digits}f} %" if math.isfinite(share) else MISSING
 
 
 def gone(after: float, before: float) -> str:
@@ -28,8 +28,11 @@ def gone(after: float, before: float) -> str:
 
 
 def signed(points: float) -> str:
-    """A difference, with its sign."""
-    return f"{points:+.2f}".replace("-", "−") if math.isfinite(points) else MISSING
+    """A difference, with its sign; what rounds to nothing has none."""
+    if not math.isfinite(points):
+        return MISSING
+    text = f"{points:+z.2f}".replace("-", "−")
+    return text.removeprefix("+") if text == "+0.00" else text
 
 
 def duration(seconds: float) -> str:

@@ -63,7 +63,7 @@ def _line(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         f"{row['removed']:,}",
         f"{row['size']:,}",
         _value(data, row["value"]),
-        f"{100 * row['drop']:.2f}" if share else f"{row['drop']:.4g}",
+        f"{100 * row['drop']:z.2f}" if share else f"{row['drop']:z.4g}",
         gone(data["params"] - row["params"], data["params"]),
         gone(data["macs"] - row["macs"], data["macs"]),
     )

@@ -25,6 +25,7 @@ from netslim.data.loader import Loader
 from netslim.data.splits import stratified
 from netslim.errors import RecipeError
 from netslim.methods.sensitivity_result import Row, Sensitivity
+from netslim.report.numbers import signed
 from netslim.selection.criteria.registry import reads_data
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.progress import Display
@@ -169,7 +170,7 @@ def _measured(
 
 def _told(row: Row) -> str:
     share = f"{100 * row.ratio:g} % ({row.removed} of {row.size})"
-    return f"{row.group} without {share}: {row.value:.2%} ({-100 * row.drop:+.2f} points)"
+    return f"{row.group} without {share}: {row.value:.2%} ({signed(-100 * row.drop)} points)"
 
 
 def _accuracy(runner: Runner, options: Exploration) -> Callable[[nn.Module], float]:
