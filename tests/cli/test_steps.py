@@ -315,6 +315,20 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capsys):
     assert "exists already" in told(capsys, *train("a"))
 
 
+def test_what_cuts_a_slimmed_network_unasked_is_told(tmp_path, capsys):
+    """One line, with the flag that has the scales decide; nothing where a criterion is named."""
+    path = tmp_path / "slim.safetensors"
+    go("train", *VGG, *QUICK_TRAIN, "--sparsity.method", "network_slimming", "--out", path)
+    asked = ["prune", path, *INPUT, "--cut-macs", 0.3, "--out"]
+    capsys.readouterr()
+    go(*asked, tmp_path / "a.safetensors")
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "Slimming" in text]
+    assert line.startswith("note: trained by Network Slimming and cut by l2")
+    assert "with --criterion bn_scale it is cut by its scales" in line
+    go(*asked, tmp_path / "b.safetensors", "--criterion", "l1")
+    assert "Slimming" not in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- mistakes
 
 CUT = ["prune", "resnet.safetensors", *INPUT, "--out", "x.safetensors"]

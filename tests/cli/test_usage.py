@@ -73,6 +73,12 @@ def test_what_may_be_given_again_may(capsys):
     assert "one input" not in told(capsys, "inspect", "zoo:vgg99", *shapes, code=1)
 
 
+@pytest.mark.parametrize("word", ["none", "null"])
+def test_none_and_null_are_one_word(word):
+    options = cli.parser_of("prune").read([*CUT[1:], "--fold", word, "--normalize", word])
+    assert (options.fold, options.normalize) == ("none", "none")
+
+
 # ---------------------------------------------------------------- in the words that were typed
 
 KINDS = (Budget, Limits, Scoring, Compensation, SearchOptions, Exploration)

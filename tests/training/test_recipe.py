@@ -182,7 +182,7 @@ REFUSED = [
     ({"stages.sparse.optimizer.lr": ".nan"}, r"expected a finite number"),
     ({"stages.sparse.optimizer": "adam"}, r"expected a mapping of options, got 'adam'"),
     ({"stages.sparse.optimizer.name": "adam"}, r"expected one of sgd, got 'adam'"),
-    ({"stages.sparse.schedule.milestones": "0.5"}, r"expected a list"),
+    ({"stages.sparse.schedule.milestones": "{a: 1}"}, r"expected a list"),
     ({"trainer.device": "tpu"}, r"expected one of auto, cpu, cuda, got 'tpu'"),
     ({"seed.x": "1"}, r"seed: expected a whole number, got \{'x': 1\}"),
     ({"name.x": "1"}, r"--name: this option is a single value \('small'\)"),
@@ -218,7 +218,7 @@ REFUSED = [
     ),
     ({"stages.prune.per_group": "null"}, r"prune\.per_group: expected a mapping .*, got null"),
     ({"stages.prune.budget": "null"}, r"stages\.prune\.budget: expected a mapping of options"),
-    ({"stages.prune.protect": "a"}, r"protect: expected a list"),
+    ({"stages.prune.protect": "{a: 1}"}, r"protect: expected a list"),
     (
         {"stages.prune.recalibrate": "-1"},
         r"stages\.prune\.recalibrate must be a whole number at least 0, got -1",
@@ -401,3 +401,38 @@ def test_a_file_of_one_s_own_has_a_twin(tmp_path):
         load_recipe(str(tmp_path / "bare-small.yaml"))
     (tmp_path / "flowers-small.yaml").write_text(text, encoding="utf-8")
     assert load_recipe(str(tmp_path / "flowers-small.yaml")).name == "flowers"
+
+
+@pytest.mark.parametrize("word", ["none", "null", "~"])
+def test_none_and_null_are_one_word(word):
+    """In recipes and behind dotted names; the command line's flags: tests/cli/test_usage.py."""
+    keys = ("fold", "normalize", "max_cut")
+    recipe = load_recipe("digits", {f"stages.prune.{key}": word for key in keys})
+    (stage,) = (item for item in recipe.stages if isinstance(item, Prune))
+    assert stage.compensation.fold is None
+    assert stage.scoring.normalize is None
+    assert stage.limits.max_cut is None
+    changes = {"stages.sparse.sparsity": word, "stages.sparse.clip": word}
+    assert load_recipe("digits", changes).stages[0].sparsity is None
+
+
+def test_a_text_that_may_be_a_name_stays_one():
+    assert load_recipe("digits", {"data.root": "none"}).data.root == "none"
+
+
+def test_one_item_is_a_list_of_one():
+    keys = {"stages.prune.protect": "features.0", "stages.sparse.schedule.milestones": "0.5"}
+    recipe = load_recipe("digits", keys)
+    (stage,) = (item for item in recipe.stages if isinstance(item, Prune))
+    assert list(stage.limits.protect) == ["features.0"]
+    assert recipe.stages[0].schedule.milestones == [0.5]
+    assert recipe.to_dict()["stages"][1]["protect"] == ["features.0"]
+
+
+def test_a_count_by_name_stays_a_count():
+    """As the message promises: 3 channels are not the share 3.0."""
+    text = "{features.0: 3, features.4: 0.25, features.8: 0}"
+    recipe = load_recipe("digits", {"stages.prune.max_cut": text})
+    cap = parse_recipe(recipe.to_dict()).stages[1].limits.max_cut
+    assert cap == {"features.0": 3, "features.4": 0.25, "features.8": 0}
+    assert [type(value) for value in cap.values()] == [int, float, int]

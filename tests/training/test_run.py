@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from pyarrow import parquet
 from safetensors.torch import load_file
 from torch import nn
@@ -823,3 +824,41 @@ def test_a_shipped_recipe_runs(name, tmp_path, request):
     assert any("a dry run" in note for note in results["notes"])
     if "cifar10" in name:
         assert any("JPEG" in note for note in results["notes"])
+
+
+# ---------------------------------------------------------------- begun by another version
+
+
+def begun(folder: Path, **prune: object) -> tuple[RunFolder, Recipe]:
+    """A folder whose first stage is finished, begun with these options of its prune stage."""
+    recipe, held = load_recipe("digits"), RunFolder(folder)
+    held.claim(recipe)
+    written = yaml.safe_load(held.config.read_text())
+    written["stages"][1] |= prune
+    del written["data"]["subset"]  # an option that the other version did not have
+    held.config.write_text(yaml.safe_dump(written, sort_keys=False))
+    (folder / "01-sparse").mkdir()
+    (folder / "01-sparse" / "stage.json").write_text("{}")
+    return held, recipe
+
+
+def test_a_folder_without_a_later_option_is_the_recipe_s_own(tmp_path):
+    held, recipe = begun(tmp_path)
+    held.claim(recipe)
+
+
+def test_a_folder_with_other_defaults_goes_on_by_its_own_recipe(tmp_path):
+    """As the message says: what version 0.1 took by default stands in its config.yaml."""
+    held, recipe = begun(tmp_path, criterion="bn_scale", allocation="global", fold=None)
+    with pytest.raises(RecipeError, match="begun with other settings") as refused:
+        held.claim(recipe)
+    _, _, command = str(refused.value).partition("go on as it was begun: ")
+    assert command == f"netslim run {held.config} --out {tmp_path}"
+    held.claim(load_recipe(str(held.config)))
+
+
+def test_a_renamed_option_is_told_by_its_new_name():
+    with pytest.raises(
+        RecipeError, match=r"scratch\.budget: since .* this option is called length"
+    ):
+        parse_recipe({"name": "old", "stages": [{"kind": "scratch", "budget": "B"}]})

@@ -767,3 +767,30 @@ def test_weights_learnt_elsewhere_are_where_training_begins_and_nowhere_else(tmp
     assert set(asked[1:]) == {None}
     header = netslim.models.checkpoint.read(tmp_path / "run" / "01-train" / "model.safetensors")[0]
     assert "weights" not in header["constructor"]["kwargs"]
+
+
+# ---------------------------------------------------------------- which criterion was taken
+
+SLIMMING = {**TRAIN, "name": "sparse", "sparsity": {"method": "network_slimming"}}
+QUICK = {"trainer": {"threads": 1, "device": "cpu", "tensorboard": False, "limit_batches": 1}}
+WISH = {"budget": {"cut_channels": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([SLIMMING, {"kind": "prune", **WISH}], "02-prune"),
+        ([SLIMMING, {**TRAIN, "name": "more"}, {"kind": "prune", **WISH}], "03-prune"),
+        ([{**SLIMMING, "gradual": {**WISH, "steps": 1, "end": 1.0}}], "01-sparse"),
+        ([SLIMMING, {"kind": "prune", **WISH, "criterion": "bn_scale"}], None),
+        ([SLIMMING, {"kind": "prune", **WISH, "criterion": "l1"}], None),
+        ([TRAIN, {"kind": "prune", **WISH}], None),
+        ([{**SLIMMING, "sparsity": {"strength": 0.0}}, {"kind": "prune", **WISH}], None),
+    ],
+)
+def test_what_cuts_a_slimmed_network_unasked_is_told(stages, told, tmp_path):
+    """Also how to have the scales decide, which it was trained for."""
+    notes = carry_out(tmp_path, *stages, **QUICK).results["notes"]
+    found = [note for note in notes if "trained by Network Slimming and cut by obs" in note]
+    assert [note.partition(":")[0] for note in found] == [told] * bool(told)
+    assert all("criterion: bn_scale" in note for note in found)

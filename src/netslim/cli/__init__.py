@@ -15,13 +15,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import netslim
 from netslim._support import nearest
 from netslim.cli.common import split_overrides
 from netslim.cli.parser import Parser, UsageError
-from netslim.cli.wording import check_once, in_words_of
+from netslim.cli.wording import check_once, in_words_of, said
 from netslim.errors import NetslimError
 
 # Command -> what is said of it. Each is carried out by the module of its name in this package.
@@ -84,6 +85,7 @@ def _dispatch(given: list[str]) -> int:
     options = parser.read(tokens)
     check_once(parser, tokens, overrides)
     options.typed = shlex.join(["netslim", *given])
+    options.say = partial(said, parser=parser, overrides=overrides)
     assert parser.command is not None
     with in_words_of(parser, overrides):
         return parser.command(options, overrides)

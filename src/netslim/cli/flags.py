@@ -82,7 +82,8 @@ def _value(hint: Any, metavar: str) -> dict[str, Any]:
     kinds = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
     choices = [item for kind in kinds if get_origin(kind) is Literal for item in get_args(kind)]
     if choices and not {int, float} & {*kinds}:
-        return {"choices": [*choices, *(["none"] if NoneType in kinds else [])]}
+        none = ["none"] * (NoneType in kinds)
+        return {"choices": [*choices, *none], "type": _word}
     if kinds == (bool,):
         return {"action": "store_const", "const": True}
     if get_origin(hint) not in (None, Literal) and issubclass(_origin(hint), Iterable):
@@ -90,6 +91,11 @@ def _value(hint: Any, metavar: str) -> dict[str, Any]:
         return {"type": inner, "nargs": "+", "metavar": metavar}
     number = next((kind for kind in (float, int) if kind in kinds), str)
     return {"type": number, "metavar": metavar}
+
+
+def _word(text: str) -> str:
+    """A choice; `null`, as recipes have it, is `none`."""
+    return {"null": "none"}.get(text, text)
 
 
 def _origin(hint: Any) -> type[Any]:

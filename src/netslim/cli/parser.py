@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         choices = [str(choice) for choice in action.choices]
         # Behind an option of one value stand positional ones, too.
         for value in values[: len(values) if action.nargs == "+" else 1]:
-            if value not in choices:
+            if value not in choices and not (value == "null" and "none" in choices):
                 others = "".join(f"; {value} is for {name}" for name in self._takers(value))
                 listed = f"; choose one of {', '.join(choices)}"
                 near = others or nearest(value, choices, otherwise=listed)

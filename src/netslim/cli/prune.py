@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +167,7 @@ def _prune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         found = _limited(options, stage)
         recipe = step.step("prune", options.model, name, stage, overrides, settings=around)
         done = step.prune(recipe, options.out, options.input, found)
-    _tell(done, options.out)
+    _tell(done, options.out, options.say)
     return 0
 
 
@@ -250,14 +250,16 @@ def _named(options: argparse.Namespace) -> dict[str, int | float]:
     return dict(zip(layers, amounts, strict=True))
 
 
-def _tell(done: Pruned, out: Path) -> None:
+def _tell(done: Pruned, out: Path, say: Callable[[str], str]) -> None:
     plan, check = done.cut.plan, done.cut.check
-    print(plan.explain())
+    print(say(plan.explain()))
     for what in ("params", "macs"):
         before, after = getattr(done.before, what), getattr(done.after, what)
         print(f"{what}: {before:,} -> {after:,} ({after / before - 1:+z.1%})")
     if plan.groups and check is not None and check.deviation is not None:
         print(f"verified: the outputs deviate by no more than {check.deviation:.1e} of the largest")
+    for notice in done.notices:
+        print(f"note: {say(notice)}")
     for warning in done.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {say(warning)}", file=sys.stderr)
     print(f"plan: {done.plan_file}\nnetwork: {out}")

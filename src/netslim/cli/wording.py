@@ -90,8 +90,17 @@ def said(text: str, parser: Parser, overrides: Collection[str] = ()) -> str:
         text = text.replace("max_cut by name", flags["limits"])
     text = _beginning(text, flags, overrides)
     for key, flag in flags.items():
-        text = _within(text, key, flag, parser.flags()[flag].choices or ())
+        text = _within(text, key, flag, parser.flags()[flag].choices or _names(key))
     return _TWICE.sub(r"\1", text)
+
+
+def _names(key: str) -> Iterable[str]:
+    """What an option without choices may be, so that ``criterion: l2`` is known for one."""
+    from netslim.selection.budget.allocation import ALLOCATIONS
+    from netslim.selection.criteria.registry import CRITERIA
+
+    known: dict[str, Iterable[str]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
+    return known.get(key, ())
 
 
 def _own(key: str) -> str:

@@ -321,6 +321,11 @@ def _check_header(path: Path, header: dict[str, Any] | None, identity: Mapping[s
             f"{path} is not a journal of netslim.sensitivity (format {FORMAT}); choose another file"
         )
     theirs = header.get("of") or {}
+    if unknown := [key for key in identity if key not in theirs]:
+        raise PlanError(
+            f"{path} was begun by another version of netslim, which had no {unknown[0]!r}: finish "
+            "it with that version, or choose another file"
+        )
     wrong = [
         f"{key} {theirs.get(key)!r} there, {identity.get(key)!r} here"
         for key in dict.fromkeys([*theirs, *identity])

@@ -227,7 +227,7 @@ class Limits(Checked):
     """
 
     min_channels: int = option(1, "fewest channels that stay in a layer", metavar="N", least=1)
-    max_cut: float | Mapping[str, float | int] | None = option(
+    max_cut: float | Mapping[str, int | float] | None = option(
         None, "most that goes of one layer", metavar="SHARE", least=0, below=1
     )
     round_to: int = option(1, "what stays of a layer is a multiple of N", metavar="N", least=1)

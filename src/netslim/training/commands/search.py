@@ -22,6 +22,7 @@ from its last epoch.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -46,8 +47,11 @@ from netslim.training.stages.folder import (
     FORMAT,
     RunFolder,
     differences,
+    differing,
     digest,
+    listed,
     read_json,
+    with_defaults,
     write_json,
 )
 from netslim.training.stages.prune import latency_of
@@ -174,18 +178,46 @@ def _claim(folder: RunFolder, ours: Results) -> None:
             raise RecipeError(
                 f"{folder.path} belongs to a run, not to a search; choose another --out"
             )
+        theirs = _as_now(theirs)
         found = list(differences(theirs, ours))
         if not found:
             return
         if (folder.path / "candidates").exists():
-            shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
             raise RecipeError(
-                f"{folder.path} was begun with other settings ({shown}); choose another --out, "
-                "or repeat the old command"
+                f"{folder.path} was begun with other settings ({listed(found)}); choose another "
+                f"--out, or go on as it was begun, with {_flags(theirs, ours)}"
             )
     write_atomic(
         folder.config, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True, width=110)
     )
+
+
+def _as_now(theirs: Results) -> Results:
+    """The settings of a folder by the names of this version, with the defaults of later options."""
+    aim = dict(theirs["search"])
+    if "over" in aim:  # of version 0.1
+        aim["resource"] = aim.pop("over")
+    return {**theirs, "search": aim, "recipe": with_defaults(theirs.get("recipe"))}
+
+
+def _flags(theirs: Results, ours: Results) -> str:
+    """What to type to have the settings of a folder."""
+    typed = []
+    for key, value, _ in differing(theirs, ours):
+        section, _, name = key.partition(".")
+        if name == "model_sha256":
+            return "MODEL as it was then: the file has changed"
+        flag = name
+        if section == "search":
+            flag = name.replace("_", "-")
+        typed.append(f"--{flag} {shlex.quote(_yaml(value))}")
+    return " ".join(typed)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)
 
 
 class _Search:

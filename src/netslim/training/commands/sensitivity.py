@@ -78,6 +78,11 @@ class ExplorationFolder:
             return None
         found = Sensitivity.load(self.results)
         theirs = {key: found.settings.get(key) for key in settings}
+        if unknown := [key for key in settings if key not in found.settings]:
+            raise RecipeError(
+                f"{self.path} was measured by another version of netslim, which had no {unknown[0]}"
+                "; choose another --out. `netslim prune --limits` reads its sensitivity.json"
+            )
         if wrong := list(differences(theirs, settings)):
             raise RecipeError(
                 f"{self.path} was measured on another model or with other settings "

@@ -5,7 +5,7 @@ commands do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from netslim.errors import RecipeError
 from netslim.measure.count import Cost
 from netslim.methods.cutting import Cut
 from netslim.methods.sensitivity_result import Sensitivity
+from netslim.models import checkpoint
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.epochs import derive, made_up
 from netslim.training.loop.progress import Display
@@ -182,6 +183,7 @@ class Pruned:
         before, after: what one example costs.
         plan_file: where the plan was written.
         warnings: sentences.
+        notices: sentences on what was chosen where nothing was said.
     """
 
     cut: Cut[nn.Module]
@@ -189,6 +191,7 @@ class Pruned:
     after: Cost
     plan_file: Path
     warnings: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
 
 def prune(
@@ -231,7 +234,19 @@ def prune(
         clusters, data = given.get("clusters"), shape is None
         return cutting.carry_out(stage, network, example, batches, clusters, recipe.seed, data=data)
 
-    return _cut(recipe, out, shape, work)
+    done = _cut(recipe, out, shape, work)
+    notice = cutting.notice(stage, done.cut.graph, data=shape is None)
+    if notice and _was_slimmed(recipe):
+        return replace(done, notices=(notice,))
+    return done
+
+
+def _was_slimmed(recipe: Recipe) -> bool:
+    """Whether the model is a checkpoint that says so."""
+    name = recipe.model.name
+    return name.endswith(".safetensors") and bool(
+        checkpoint.read(name)[0]["metadata"].get("slimmed")
+    )
 
 
 def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pruned:

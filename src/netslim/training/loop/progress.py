@@ -36,10 +36,17 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
+        self._said: set[str] = set()
 
     def say(self, text: str) -> None:
         """One plain line."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def say_once(self, text: str) -> None:
+        """A line that holds for several stages or candidates alike."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(f"note: {text}")
 
     def warn(self, text: str) -> None:
         """One line that stands out."""

@@ -123,6 +123,9 @@ def _build(
     hints = option_types(kind)
     names = [name for name in hints if name not in ready]
     for key in plain:
+        if key in getattr(kind, "renamed", ()):
+            now = kind.renamed[key]
+            raise RecipeError(f"{_join(where, key)}: since version 0.2 this option is called {now}")
         if key not in names:
             raise RecipeError(f"{_join(where, key)}: there is no such option{nearest(key, names)}")
     for item in fields(kind):
@@ -139,6 +142,7 @@ def _build(
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    value = _as_meant(hint, value)
     nested: Any = next((item for item in (hint, *get_args(hint)) if is_dataclass(item)), None)
     if nested is not None and value is not None:
         if not isinstance(value, dict):
@@ -177,6 +181,19 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
     if isinstance(parsed, float) and not math.isfinite(parsed):
         raise RecipeError(f"{where}: expected a finite number, got {value!r}")
     return parsed
+
+
+def _as_meant(hint: Any, value: Any) -> Any:
+    """What surely is meant: `none`, as commands have it, is null, and one item a list of one."""
+    kinds: tuple[Any, ...] = (hint,)
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = get_args(hint)
+    if value == "none" and types.NoneType in kinds and str not in kinds:
+        return None
+    alone = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if alone and all(get_origin(kind) in (list, Iterable) for kind in kinds):
+        return [value]
+    return value
 
 
 @lru_cache

@@ -444,6 +444,7 @@ class Scratch:
     """
 
     kind: ClassVar[str] = "scratch"
+    renamed: ClassVar[dict[str, str]] = {"budget": "length"}  # since version 0.1
     name: str
     like: str | None = (
         None  # the stage to imitate, without its sparsity; null takes the first `train` stage

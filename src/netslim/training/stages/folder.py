@@ -19,8 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from typing import Any
 import yaml
 
 from netslim._support import write_atomic
-from netslim.errors import RecipeError
+from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.files import read_yaml
+from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Recipe, Stage
 
 FORMAT = 1
@@ -163,17 +165,19 @@ class RunFolder:
                 f"{self.path} belongs to the recipe {other!r}, not {ours['name']!r}; choose "
                 "another --out"
             )
-        found = list(differences(theirs, ours))
+        found = list(differences(with_defaults(theirs), ours))
         if not found:
             return True
         if not any(self.path.glob("*/last.ckpt")) and not any(self.path.glob("*/stage.json")):
             self.environment.unlink(missing_ok=True)
             return False
-        shown = found[:5] if len(found) <= 5 else [*found[:5], "..."]
-        raise RecipeError(
-            f"{self.path} was begun with other settings ({'; '.join(shown)}); choose another "
-            "--out, or repeat the old command"
-        )
+        begun = f"{self.path} was begun with other settings ({listed(found)}); choose another --out"
+        if recipe.stages[-1].kind != "measure":
+            raise RecipeError(f"{begun}, or repeat the old command")
+        # What a recipe leaves to defaults may mean something else to another version; its own
+        # config.yaml leaves nothing to them.
+        again = shlex.join(["netslim", "run", str(self.config), "--out", str(self.path)])
+        raise RecipeError(f"{begun}, or go on as it was begun: {again}")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -216,15 +220,36 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """`key: old -> new` for every value that differs."""
+def with_defaults(tree: Any) -> Any:
+    """The settings of a folder with those that its version did not know, at their defaults; as they
+    are where they are no recipe of this version.
+    """
+    try:
+        return parse_recipe(tree, whole=False).to_dict()
+    except (NetslimError, AttributeError, TypeError):
+        return tree
+
+
+def listed(found: Sequence[str]) -> str:
+    """The first few differences."""
+    return "; ".join([*found[:5], *["..."] * (len(found) > 5)])
+
+
+def differences(old: Any, new: Any) -> Iterator[str]:
+    """What a person is told of every value that differs."""
+    for where, theirs, ours in differing(old, new):
+        yield f"{where}: {theirs!r} there, {ours!r} here"
+
+
+def differing(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value of all that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             path = f"{where}.{key}" if where else str(key)
-            yield from differences(old.get(key), new.get(key), path)
+            yield from differing(old.get(key), new.get(key), path)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, pair in enumerate(zip(old, new, strict=True)):
             name = pair[0].get("name", index) if isinstance(pair[0], dict) else index
-            yield from differences(*pair, f"{where}.{name}")
+            yield from differing(*pair, f"{where}.{name}")
     elif old != new:
-        yield f"{where}: {old!r} there, {new!r} here"
+        yield where, old, new

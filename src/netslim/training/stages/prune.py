@@ -85,6 +85,24 @@ def carry_out(
     return replace(done, warnings=(*done.warnings, *([warning] if warning else [])))
 
 
+def notice(stage: Prune, graph: ChannelGraph, *, data: bool) -> str | None:
+    """What to know where a network that Network Slimming has trained is cut by something else, and
+    nobody asked for that: None where a criterion is named, or scales decide.
+    """
+    if stage.scoring.criterion != AUTO or stage.by in ("zeros", "clusters"):
+        return None
+    taken = choice_of(stage, graph, data=data, seed=0).scoring.criterion
+    return None if taken == "bn_scale" else unnamed(str(taken))
+
+
+def unnamed(taken: str) -> str:
+    """The sentence: which criterion was taken, and how the published one is had."""
+    return (
+        f"trained by Network Slimming and cut by {taken}, as no criterion is named; with "
+        "criterion: bn_scale it is cut by its scales, as published"
+    )
+
+
 def choice_of(stage: Prune, graph: ChannelGraph, *, data: bool, seed: int) -> Choice:
     """How a stage makes its cut, with what is taken where it says nothing."""
     masks = stage.mode == "mask" and stage.compensation == AUTO  # a mask cuts nothing yet

@@ -30,6 +30,7 @@ from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
+from netslim.selection.defaults import AUTO
 from netslim.surgery import Verification
 from netslim.surgery.history import history
 from netslim.surgery.plan import PruningPlan
@@ -240,7 +241,13 @@ class Runner(Networks):
         noted = dict(trained.left)
         if mask is not None:
             noted["mask"] = mask.to_json()
+        if _slims(stage):
+            noted["slimmed"] = True
         self.save(network, folder, noted)
+        notice = self._gradual_notice(stage, index, trained.pruning)
+        if notice:
+            self.display.say_once(notice)
+            shrunk["remarks"] = [notice]
         rows, warnings = trained.rows, []
         deviation = rows[-1]["deviation"]
         if deviation is not None and deviation > _EQUAL:
@@ -251,7 +258,7 @@ class Runner(Networks):
             "seconds": round(sum(row["seconds"] for row in rows), 3),
             "curves": _curves(rows),
             "histograms": trained.histograms,
-            "sparse": isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0,
+            "sparse": _slims(stage),
             "best": trained.best or None,
             **trained.left,
             **shrunk,
@@ -270,6 +277,10 @@ class Runner(Networks):
             self._clusters(index),
             self.recipe.seed,
         )
+        notice = self._slimmed(index) and cutting.notice(stage, done.graph, data=True)
+        if notice:
+            self.display.say_once(notice)
+            done = replace(done, notes=(notice, *done.notes))
         return self._left(done, folder, started)
 
     def _convert(self, index: int, stage: Convert, folder: StageFolder) -> Results:
@@ -294,6 +305,29 @@ class Runner(Networks):
             "remarks": list(done.notes),
             "warnings": list(done.warnings),
         }
+
+    def _slimmed(self, index: int) -> bool:
+        """Whether Network Slimming has trained what stage `index` starts from, and nothing was cut
+        since; plain training in between leaves small scales small.
+        """
+        for stage in reversed(self.recipe.stages[:index]):
+            if cuts(stage) or isinstance(stage, Convert):
+                return False
+            if isinstance(stage, Train) and stage.sparsity is not None:
+                return _slims(stage)
+        return bool(self.given.get("slimmed"))
+
+    def _gradual_notice(
+        self, stage: Train, index: int, pruning: GradualPruning | None
+    ) -> str | None:
+        """As `stages.prune.notice`, of a stage that cut on its way."""
+        if pruning is None or stage.gradual is None or stage.gradual.scoring.criterion != AUTO:
+            return None
+        taken = str(pruning.scoring.criterion)
+        slimmed = _slims(stage) or self._slimmed(index)
+        if not slimmed or taken == "bn_scale":
+            return None
+        return cutting.unnamed(taken)
 
     def _clusters(self, index: int) -> dict[str, list[int]] | None:
         """What the last centripetal stage drew together, unless something was cut since."""
@@ -340,6 +374,11 @@ class Runner(Networks):
             self.save(network, folder, {})
             return folder.model.stat().st_size
         return self.folders[index].model.stat().st_size
+
+
+def _slims(stage: Train) -> bool:
+    """Whether a stage trains by Network Slimming, and not only with its first scales."""
+    return isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Any]]:
