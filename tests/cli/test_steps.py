@@ -365,7 +365,7 @@ MISTAKES = [
     (["prune", "damaged.safetensors", *INPUT, "--cut-channels", "0.5", *CUT[-2:]], "not a whole netslim checkpoint"),
     (["evaluate", "damaged.safetensors", *DATA], "not a whole netslim checkpoint"),
     (["evaluate", "none.safetensors", *DATA], "cannot read none.safetensors"),
-    (["evaluate", "zoo:resnet20", *DATA], "does not take the images of digits"),
+    (["evaluate", "zoo:vgg11", *DATA], "does not take the images of digits"),
     (["evaluate", "vgg.safetensors", *DATA, "--ten-crop", "9"], "ten crops of 9 pixels"),
     (["evaluate", "vgg.safetensors", *DATA, "--split", "validation", "--data.validation", "0"], "no validation images"),
     (["evaluate", "vgg.safetensors", "--data", "digitz"], "digits"),

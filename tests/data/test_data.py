@@ -363,8 +363,8 @@ def test_shards_share_out_one_order() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (0.5,), "std": (0.2,)}, "1 means and 1 deviations for images of 3 channels"),
-        ({"std": (0.2, 0.0, 0.2)}, "every channel needs a positive one"),
+        ({"mean": (0.5,), "std": (0.2,)}, "1 means and deviations for images of 3 channels"),
+        ({"std": (0.2, 0.0, 0.2)}, "needs a finite mean and a positive deviation"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 21, "drop_last": True}, "20 images make no complete batch of 21"),
     ],

@@ -696,7 +696,7 @@ def test_a_network_without_batch_norm_cannot_be_penalised(tmp_path):
 def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tmp_path):
     train = stages({"kind": "train", "epochs": 1})
     with pytest.raises(
-        RecipeError, match=r"zoo:vgg11 does not take the images of digits \(1 x 8 x 8\)"
+        RecipeError, match=r"zoo:vgg11 does not take the images of digits \(3 x 8 x 8\)"
     ):
         run(small(model={"name": "zoo:vgg11"}, stages=train), tmp_path / "a")
     wrong = {**SMALL["model"], "num_classes": 7}

@@ -753,7 +753,7 @@ def test_weights_learnt_elsewhere_are_where_training_begins_and_nowhere_else(tmp
     monkeypatch.setattr(netslim.models, "build", build)
     tree = {
         "name": "weighted", "title": "weights", "data": {"name": "digits"},
-        "model": {"name": "torchvision:vgg", "layers": [8, "M", 16], "in_channels": 1, "weights": "DEFAULT"},
+        "model": {"name": "torchvision:vgg", "layers": [8, "M", 16], "in_channels": 3, "weights": "DEFAULT"},
         "trainer": {"limit_batches": 2, "tensorboard": False, "threads": 1},
         "stages": [
             {"kind": "train", "epochs": 1},

@@ -59,4 +59,6 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     print(f"{found.images:,} {found.split} images of {options.data}{crops}")
     print(f"top-1 {found.top1:.2%}{top5}  loss {found.loss:.4f}")
     print(f"parameters {found.params:,}  MACs {found.macs:,}{size}")
+    for note in found.notes:
+        print(f"note: {note}")
     return 0

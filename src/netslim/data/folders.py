@@ -53,7 +53,7 @@ def read_folder(folder: Path, wanted: Wanted) -> Raw:
         pairs = [(path, classes.index(name)) for name in scan.paths for path in scan.paths[name]]
         paths, labels = zip(*pairs, strict=True)
         splits[role] = _Files(paths), torch.tensor(labels)
-    form = common_form(splits["train"][0], wanted.image_size)
+    form = common_form(splits["train"][0], wanted)
     raw = read_pictures(splits, classes, form, wanted)
     aside = [note for scan in scans.values() for note in scan.notes]
     return replace(raw, notes=(*raw.notes, *aside))

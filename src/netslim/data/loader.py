@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from netslim._support import checks_calls
 from netslim.data.augment import Augment
+from netslim.data.preprocessing import check_normalisation
 from netslim.data.splits import ImageStream, ImageTensors, Split
 from netslim.data.unreadable import PictureError, refuse_many, told
 from netslim.errors import DataError
@@ -77,16 +78,7 @@ class Loader:
         self._rows = _pixel_rows(split, self.device) if isinstance(split, ImageTensors) else None
 
     def _check(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        channels = self.split.shape[0]
-        if len(mean) != channels or len(std) != channels:
-            raise DataError(
-                f"normalisation: {len(mean)} means and {len(std)} deviations for images of "
-                f"{channels} channels; give the mean and std of the same data set"
-            )
-        if min(std) <= 0:
-            raise DataError(
-                f"normalisation: std is {tuple(std)}; every channel needs a positive one"
-            )
+        check_normalisation(mean, std, [self.split.shape[0]])
         if self.batch_size < 1 or self.seed < 0:
             raise DataError(
                 f"loader: batch_size is {self.batch_size}, seed is {self.seed}; give at least "

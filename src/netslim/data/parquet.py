@@ -232,7 +232,7 @@ def _hub_table(dataset: Any, where: str) -> _Table:
 
 def _raw(tables: dict[str, _Table], name: str, wanted: Wanted) -> Raw:
     classes = _classes(tables["train"])
-    form = common_form(tables["train"].encoded, wanted.image_size)
+    form = common_form(tables["train"].encoded, wanted)
     splits = {
         role: (table.encoded, _label_tensor(table, classes)) for role, table in tables.items()
     }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from netslim.data.modes import NUMBERS, in_bytes, is_grey, undecided, white_of
+from netslim.data.raw import Wanted, recoloured
 from netslim.data.unreadable import PictureError, named, picture_error, refuse_many
 from netslim.errors import DataError
 
@@ -51,6 +52,7 @@ class Form:
     Attributes:
         shape: channels, height, width.
         resize: make the shorter side fit and crop the middle; else another size is an error.
+        recoloured: a remark, where colours come or go.
         whites: mode -> what stands for white where the mode does not say it.
         several: of the sample that was judged by, what has further frames.
         files: the file formats of the sample.
@@ -58,14 +60,15 @@ class Form:
 
     shape: tuple[int, int, int]
     resize: bool
+    recoloured: tuple[str, ...] = ()
     whites: Mapping[str, int] = field(default_factory=dict)
     several: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was assumed about values."""
-        return tuple(
+        """What was assumed about values, and done to colours."""
+        return self.recoloured + tuple(
             f"Pictures of {NUMBERS[mode]} numbers are taken to go from 0 (black) to {white} "
             "(white), as the values of those looked at do."
             for mode, white in self.whites.items()
@@ -162,8 +165,8 @@ def _fit(picture: Any, size: int) -> Any:
     return picture.resize((wide, high), resample=2).crop((left, top, left + size, top + size))
 
 
-def common_form(encoded: Encoded, image_size: int | None) -> Form:
-    """What all are brought to, judged by a sample: grey only if all of it is.
+def common_form(encoded: Encoded, wanted: Wanted) -> Form:
+    """What all are brought to: as is wanted, else judged by a sample, grey only if all of it is.
 
     Raises:
         DataError: no picture of the sample can be read.
@@ -189,8 +192,11 @@ def common_form(encoded: Encoded, image_size: int | None) -> Form:
     if not sizes:
         refuse_many(problems, len(sample), 0)
     width, height = sizes[0]
-    if image_size:
-        width = height = image_size
-    channels = 1 if grey else 3
-    shape = (channels, height, width)
-    return Form(shape, image_size is not None, whites, tuple(several), frozenset(files))
+    if wanted.image_size:
+        width = height = wanted.image_size
+    seen = 3 - 2 * grey  # channels
+    shape = (wanted.channels or seen, height, width)
+    notes = recoloured(seen, wanted)
+    return Form(
+        shape, wanted.image_size is not None, notes, whites, tuple(several), frozenset(files)
+    )

@@ -30,11 +30,13 @@ class Wanted:
     """How a source of pictures is to be read.
 
     Attributes:
+        channels: of the images, 1 or 3; None for as they are, grey only if all are.
         image_size: pixels of the side of the squares that all are brought to; None for as they are.
         memory_limit: bytes of decoded pixels up to which they are held in memory.
         unreadable: share of a split's pictures that may be left out because they cannot be read.
     """
 
+    channels: int | None
     image_size: int | None
     memory_limit: int
     unreadable: float
@@ -46,6 +48,15 @@ class Wanted:
             raise DataError(
                 f"unreadable is {self.unreadable}; give a share from 0 up to, not including, 1.0"
             )
+
+
+def recoloured(found: int, wanted: Wanted) -> tuple[str, ...]:
+    """A remark where pictures of `found` channels become others."""
+    if wanted.channels in (None, found):
+        return ()
+    if wanted.channels == 1:
+        return ("The pictures have colours; the network gets them in grey.",)
+    return ("The pictures are grey; the network gets each as red, green and blue alike.",)
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:

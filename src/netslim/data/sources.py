@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 import netslim.data.builtin as builtin
 import netslim.data.folders as folders
 import netslim.data.parquet as parquet
 from netslim._support import checks_calls, nearest
-from netslim.data.raw import Raw, Wanted
+from netslim.data.preprocessing import CHANNELS, Preprocessing, check_normalisation
+from netslim.data.raw import Raw, Wanted, recoloured
 from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
 from netslim.data.unreadable import told
 from netslim.errors import DataError
@@ -34,6 +39,9 @@ def load(
     subset: int | None = None,
     seed: int = 0,
     image_size: int | None = None,
+    channels: Literal["rgb", "grey"] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     download: bool = False,
     memory_limit: int = 4 << 30,
     unreadable: float = 0.01,
@@ -59,6 +67,10 @@ def load(
             all.
         seed: chooses the validation images and the subset. The test images never depend on it.
         image_size: bring every picture to a square of so many pixels.
+        channels: turn grey pictures into RGB ones, or colours into grey; None leaves them as they
+            are, and takes RGB where some are.
+        mean, std: per channel, on the scale 0..1, for the images to be normalised by; by default
+            those of the training split.
         download: let torchvision fetch what is missing; also on when the variable NETSLIM_DOWNLOAD
             is 1.
         memory_limit: bytes of decoded pixels up to which pictures are held in memory; larger sets
@@ -72,22 +84,34 @@ def load(
         DataError: the name is unknown, files are missing or damaged, more pictures than allowed
             cannot be read, or an option is out of range.
     """
-    wanted = Wanted(image_size, memory_limit, unreadable)
+    if channels is not None and channels not in CHANNELS:
+        raise DataError(f"channels is {channels!r}; give {' or '.join(CHANNELS)}")
+    wanted = Wanted(CHANNELS.get(channels or ""), image_size, memory_limit, unreadable)
     if seed < 0:
         raise DataError(f"seed is {seed}; give 0 or a positive whole number")
     base = Path(root or os.environ.get("NETSLIM_DATA") or "data").expanduser()
     fetch = download or os.environ.get("NETSLIM_DOWNLOAD") == "1"
     raw = _read(name, base, wanted, fetch)
     _check(name, raw)
-    return _data(name, raw, validation, subset, seed)
+    splits, notes = _parts(name, raw, validation, subset, seed)
+    if mean is None and std is None:
+        mean, std = channel_statistics(splits["train"])
+    check_normalisation(mean, std, [splits["train"].shape[0]])
+    assert mean is not None
+    assert std is not None
+    prepared = Preprocessing(
+        tuple(mean), tuple(std), splits["train"].shape[1:], image_size is not None, raw.classes
+    )
+    parts = splits["train"], splits["validation"], splits["test"]
+    return Data(name, *parts, prepared, notes, raw.unreadable)
 
 
 def _read(name: str, root: Path, wanted: Wanted, download: bool) -> Raw:
     kind, _, rest = name.partition(":")
     if name == "digits":
-        return _resized(builtin.read_digits(), wanted.image_size)
+        return _brought(builtin.read_digits(), wanted)
     if kind == "torchvision" and rest in builtin.TORCHVISION:
-        return _resized(builtin.read_torchvision(rest, root, download), wanted.image_size)
+        return _brought(builtin.read_torchvision(rest, root, download), wanted)
     if kind == "folder" and rest:
         return folders.read_folder(_folder(name, rest, root), wanted)
     if kind == "hf" and rest:
@@ -115,20 +139,31 @@ def _folder(name: str, path: str, root: Path) -> Path:
     return found
 
 
-def _resized(raw: Raw, size: int | None) -> Raw:
-    if size is None:
+def _brought(raw: Raw, wanted: Wanted) -> Raw:
+    """Images that came as tensors, with the wanted channels and of the wanted size."""
+    if wanted.channels is None and wanted.image_size is None:
         return raw
+    notes = recoloured(raw.splits["train"].shape[0], wanted)
+    splits: dict[str, Split] = {}
+    for role, split in raw.splits.items():
+        assert isinstance(split, ImageTensors)
+        parts = [_converted(part, wanted) for part in torch.split(split.images, 1000)]
+        splits[role] = ImageTensors(torch.cat(parts), split.labels)
+    return replace(raw, splits=splits, notes=(*raw.notes, *notes))
+
+
+def _converted(images: Tensor, wanted: Wanted) -> Tensor:
     from torchvision.transforms.v2 import functional
 
-    def fit(split: Split) -> Split:
-        assert isinstance(split, ImageTensors)
-        shrunk = []
-        for part in torch.split(split.images, 1000):
-            whole = functional.resize(part, [size], antialias=True)
-            shrunk.append(functional.center_crop(whole, [size, size]))
-        return ImageTensors(torch.cat(shrunk), split.labels)
-
-    return Raw({role: fit(split) for role, split in raw.splits.items()}, raw.classes, raw.notes)
+    size = wanted.image_size
+    if wanted.channels == 1:
+        images = functional.rgb_to_grayscale(images)
+    if wanted.channels == 3:
+        images = functional.grayscale_to_rgb(images)
+    if size is not None and images.shape[2:] != (size, size):
+        images = functional.resize(images, [size], antialias=True)
+        images = functional.center_crop(images, [size, size])
+    return images
 
 
 def _check(name: str, raw: Raw) -> None:
@@ -153,7 +188,10 @@ def _check(name: str, raw: Raw) -> None:
             )
 
 
-def _data(name: str, raw: Raw, validation: float | int, subset: int | None, seed: int) -> Data:
+def _parts(
+    name: str, raw: Raw, validation: float | int, subset: int | None, seed: int
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The three splits, and remarks on them."""
     splits = dict(raw.splits)
     if "test" not in splits:
         splits["train"], splits["test"] = builtin.split_off_test(splits["train"])
@@ -170,9 +208,7 @@ def _data(name: str, raw: Raw, validation: float | int, subset: int | None, seed
         whole = splits["train"]
         splits["train"] = whole.take(stratified(whole.labels, _drawn(subset, raw), seed)[1])
         notes = (*notes, f"trained on {subset:,} of {len(whole):,} training images")
-    mean, std = channel_statistics(splits["train"])
-    parts = splits["train"], splits["validation"], splits["test"]
-    return Data(name, *parts, raw.classes, mean, std, notes, raw.unreadable)
+    return splits, notes
 
 
 def _drawn(subset: int, raw: Raw) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from netslim._support import checks_calls
+from netslim.data.preprocessing import Preprocessing
 from netslim.data.unreadable import PictureError, refuse_many
 from netslim.errors import DataError
 
@@ -101,8 +102,8 @@ class Data:
     Attributes:
         name: as given to `load`.
         train, validation, test: the three splits; validation is empty where none was asked for.
-        classes: class names; label i is `classes[i]`.
-        mean, std: per channel, of the training split, on the scale 0..1.
+        preprocessing: what was done to the pictures, and what is to be done to the images; the
+            network that is trained on them is right on such inputs alone.
         notes: sentences to be shown wherever a figure from this data is shown.
         unreadable: every picture that was left out because it cannot be read, and why. Of streams
             see `Loader.unreadable`.
@@ -112,9 +113,7 @@ class Data:
     train: Split
     validation: Split
     test: Split
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
 
@@ -122,6 +121,21 @@ class Data:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width of one image."""
         return self.train.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; label i is `classes[i]`."""
+        return self.preprocessing.classes
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per channel, on the scale 0..1; subtracted from the images."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per channel, on the scale 0..1; divides the images."""
+        return self.preprocessing.std
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -284,6 +284,7 @@ def _cut(
     runner = Runner(recipe, RunFolder(folder_of(out)), Display(), "")
     with using_threads(recipe.trainer.threads):
         if shape is None:
+            prepared: Results | None = runner.data.preprocessing.to_json()
             network, example, batches, origin = (
                 runner.build(),
                 runner.example(),
@@ -291,12 +292,17 @@ def _cut(
                 runner.origin,
             )
         else:
+            prepared = runner.given.get("preprocessing")
             network, origin = _without_data(runner)
             example, batches = made_up(recipe.seed, shape), _no_data
         network.eval()
         done = work(network, example, batches, runner.given)
         before, after = (netslim.cost(item, example[:1]) for item in (network, done.network))
-    metadata = {"mask": done.plan.to_json()} if done.check is None else {}
+    metadata: Results = {}
+    if prepared is not None:
+        metadata["preprocessing"] = prepared
+    if done.check is None:
+        metadata["mask"] = done.plan.to_json()
     netslim.save(done.network, out, constructor=origin or None, metadata=metadata)
     write_atomic(plan_file, done.plan.to_json())
     nothing = (
@@ -339,6 +345,7 @@ class Evaluation:
         top1, top5: shares, 0..1; top5 is None with five classes or fewer.
         params, macs: of the network, for one image (or one crop of it).
         size_bytes: of the checkpoint; None for a model by name.
+        notes: remarks on the data, such as images that are prepared otherwise than in training.
     """
 
     split: str
@@ -349,6 +356,7 @@ class Evaluation:
     params: int
     macs: int
     size_bytes: int | None
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -> Evaluation:
@@ -392,6 +400,7 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
         cost.params,
         cost.macs,
         size,
+        runner.data.notes,
     )
 
 

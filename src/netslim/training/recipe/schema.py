@@ -121,6 +121,9 @@ class DataOptions:
     subset: int | None = None  # train on so many images, drawn by the seed; null takes all
     augment: AugmentOptions | None = None
     image_size: int | None = None  # resize to a square of this many pixels
+    channels: Literal["rgb", "grey"] | None = None  # null: what the network takes
+    mean: list[float] | None = None  # of each channel, 0..1, to normalise by; null: what the
+    std: list[float] | None = None  # network was trained with, else those of the training images
     unreadable: float = 0.01  # share of the pictures that may be left out, for they cannot be read
     download: bool = False
     workers: int = 2  # processes that decode, for sets too large for memory

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import netslim
 from netslim import models
+from netslim.data.preprocessing import Preprocessing
 from netslim.data.splits import Data
 from netslim.errors import RecipeError
 from netslim.models import checkpoint
@@ -26,6 +27,7 @@ from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Baseline, Recipe, Scratch
 from netslim.training.stages.environment import choose_device, choose_precision
 from netslim.training.stages.folder import RunFolder, StageFolder
+from netslim.training.stages.images import load_images
 from netslim.training.stages.measure import AS_BUILT
 
 Results = dict[str, Any]
@@ -48,19 +50,15 @@ class Networks:
     @cached_property
     def data(self) -> Data:
         """The recipe's images."""
-        from netslim.data.sources import load
+        return load_images(self.recipe, self.trained_on)
 
-        options = self.recipe.data
-        return load(
-            options.name,
-            root=options.root,
-            validation=options.validation,
-            subset=options.subset,
-            seed=self.recipe.seed,
-            image_size=options.image_size,
-            download=options.download,
-            unreadable=options.unreadable,
-        )
+    @cached_property
+    def trained_on(self) -> Preprocessing | None:
+        """How the images were prepared that the checkpoint the run starts from was trained on."""
+        said = self.given.get("preprocessing")
+        if said is None:
+            return None
+        return Preprocessing.from_json(said, self.recipe.model.name)
 
     @cached_property
     def bench(self) -> Bench:
@@ -183,7 +181,12 @@ class Networks:
 
     def save(self, network: nn.Module, folder: StageFolder, noted: Mapping[str, Any]) -> None:
         """Write a stage's network, with what later stages need to know of it."""
-        made_by = {"recipe": self.recipe.name, "stage": folder.label, "data": self.recipe.data.name}
+        made_by: Results = {
+            "recipe": self.recipe.name,
+            "stage": folder.label,
+            "data": self.recipe.data.name,
+            "preprocessing": self.data.preprocessing.to_json(),
+        }
         netslim.save(
             network, folder.model, constructor=self.origin or None, metadata={**made_by, **noted}
         )
