@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from netslim.errors import TraceError
 from netslim.graph.modules.watching import OperatorMode
@@ -68,6 +68,8 @@ class Dispatch(OperatorMode):
             recorder.used([t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)])
         name, counted = func._schema.name.removeprefix("aten::"), len(recorder.costs)
         recorder.begin(name)
+        if name == "_local_scalar_dense":
+            recorder.read(inputs[0], out)
         self._apply(rule, func, out, args, kwargs, inputs)
         if not recorder.training:
             recorder.put_out(name, inputs, out, layer=len(recorder.costs) > counted)
@@ -122,6 +124,8 @@ def _made_of_others(func: Any) -> bool:
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_NUMBERS_OF = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
+_LONGEST = 64  # a tensor of more numbers is no list of sizes
 _NUMEL = (torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
 
 
@@ -163,6 +167,14 @@ def _note_values(recorder: Recorder, func: Any, args: Args, kwargs: Kwargs) -> N
             recorder.value(number, name, soft or type(number) is Value)
 
 
+def _tolist(tensor: Tensor) -> Any:
+    """What is in a short tensor of integers."""
+    if tensor.numel() > _LONGEST or tensor.is_floating_point() or tensor.is_complex():
+        return []
+    with torch._C.DisableTorchFunction():
+        return tensor.tolist()
+
+
 class Function(TorchFunctionMode):
     """Keeps what the user's code called, and answers with sizes that know where they came from."""
 
@@ -194,6 +206,9 @@ class Function(TorchFunctionMode):
             out = func(*args, **kwargs)
         finally:
             recorder.calls.pop()
+        if func in _NUMBERS_OF:
+            for number in tree_leaves(_tolist(args[0])):
+                recorder.read(args[0], number)
         if func == _DATA:
             labels = recorder.get(args[0])
             recorder.set(out, labels.dims, labels.weight)

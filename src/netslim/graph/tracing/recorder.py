@@ -54,11 +54,11 @@ from netslim.graph.tracing.storages import (
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
-_RUN = _HERE + "running.py"
+_RUN, _SIZES = _HERE + "running.py", _HERE + "sizes.py"
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
-# What sizes become, and cannot be followed.
-_WHOLE = ("int", "round", "floor", "ceil", "trunc", "comparison")
+_SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
+_ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")  # what holds of two sizes
 
 Rule = Callable[..., None]  # rule(recorder, func, out, *args, **kwargs)
 UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
@@ -262,20 +262,21 @@ class Recorder:
     def noticed(self, what: str, left: Size, right: Any) -> None:
         """The code compared sizes, or made another number of one, and may depend on the outcome.
 
-        Called by `sizes._tell`, which a method of `Size` called, which the code called: frame 3 is
-        whoever asked. PyTorch's own checks are no decisions of the model, equalities aside.
+        PyTorch's own checks are no decisions of the model, equalities aside.
         """
         if self.in_rule:
             return
         if what == "float":
             self.value(left, "float", soft=True)
             return
-        asker = sys._getframe(3).f_code.co_filename
-        if what in _WHOLE:
+        asker = _asker()
+        if what not in _ORDERS:
             if not asker.startswith((_TORCH, _HERE)):
-                self.value(left, "a comparison" if what == "comparison" else what, soft=False)
+                self.value(left, _SAID.get(what, what), soft=False)
             return
         a, b = self.mine(left), self._operand(right)
+        if a is not None and a[0] == "sub" and b == 0:  # ``if self.out - x.shape[1]:``
+            a, b = _apart(a)
         if a is None or a == b:
             return
         if what == "eq":
@@ -309,6 +310,23 @@ class Recorder:
                     named = (".".join(filter(None, s[1:])) for s in symbols(expr) if s[0] != "size")
                     what = f"{function} takes {next(named, 'their number')}"
                 self.values.append(ValueUse(expr, soft, f"{what}{self.where()}"))
+
+    def read(self, tensor: Tensor, number: Any) -> None:
+        """The code took a number out of a tensor that depends on no input.
+
+        Into ``torch.IntTensor([self.width])`` a size goes unseen, and comes out as a number in the
+        code. So whatever the number may be the size of, here, is taken to be used as a value.
+        """
+        if id(tensor) in self.atoms.names or not self.get(tensor).weight:
+            return
+        if type(number) is not int or number <= 1:
+            return
+        for (module, name), value in self.attributes.items():
+            if value == number and module in self.modules:
+                self.value(Size(value, ("attribute", module, name)), "a tensor of integers", False)
+        for i, vector in enumerate(self.sizes):
+            if len(vector) == number:
+                self.value(Size(number, ("size", self.trace, i)), "a tensor of integers", False)
 
     # --- context ----------------------------------------------------------------------------------
 
@@ -426,6 +444,22 @@ class Recorder:
         return {
             d: dims[d + shift] for d, (n, m) in enumerate(pairs) if n == m and d + shift in dims
         }
+
+
+def _asker() -> str:
+    """The file of the code that did something with a size: the first frame out of sizes.py."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename == _SIZES:
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_filename
+
+
+def _apart(difference: Symbol) -> tuple[Symbol | None, Expression]:
+    """The two sides of a difference that was compared with 0."""
+    _, left, right = difference
+    if isinstance(left, tuple):
+        return left, right
+    return right, left
 
 
 def _said(error: Exception) -> str:

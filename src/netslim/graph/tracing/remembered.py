@@ -202,11 +202,15 @@ class _Trial:
         return self.rng.permutation(number)[: (number + 1) // 2]
 
     def _stay_unequal(self, constraint: Constraint) -> bool:
-        """Whether the larger of two sizes cannot be cut down to the smaller."""
+        """Whether the larger of two sizes cannot be cut down to the smaller.
+
+        No size becomes 0, but what is computed from sizes may, as a remainder.
+        """
         _, left, right = constraint.expression
         sides = [(self._evaluated(side, _NONE), side) for side in (left, right)]
         (small, _), (_, larger) = sorted(sides, key=lambda side: side[0])
-        return small < 1 or not len(self._live_roots(self._vectors_in(larger)))
+        never = small < 1 and not _may_vanish(larger)
+        return never or not len(self._live_roots(self._vectors_in(larger)))
 
     # --- making them fit --------------------------------------------------------------------------
 
@@ -286,3 +290,10 @@ class _Trial:
             what = "a decision in the code depends on it"
         for vector in vectors:
             self.rec.atoms.freeze(vector, f"{what}{constraint.where}")
+
+
+def _may_vanish(expr: Expression) -> bool:
+    """Whether an expression may come out as 0 although no size in it is 0."""
+    if not isinstance(expr, tuple) or expr[0] in ("size", "attribute"):
+        return False
+    return expr[0] in ("mod", "sub", "and", "xor") or any(map(_may_vanish, expr[1:]))

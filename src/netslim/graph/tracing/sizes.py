@@ -11,15 +11,19 @@ Where a size stops being one, whoever watches is told (`watchers`): at compariso
 may go another way when they come out otherwise, and where an integer or float is made of it.
 Fractions are `Value`s: they cannot be widths, but they remember what they were computed from.
 
-Traps: ``int(self)`` and ``float(self)`` are such moments too, so this file takes the plain numbers
-with ``int.__int__`` and ``float.__float__``; and `Recorder.noticed` counts frames to find the code
-that asked, so a method here tells the watchers over `_tell` and over nothing in between.
+C code reads an integer without asking it: `range`, an index, `math.gcd`, NumPy and JSON see the
+number and nobody is told. What they make of it is a number in the code, which cannot shrink, and
+what a cut breaks there is found by its proof.
+
+A trap: ``int(self)`` and ``float(self)`` are such moments too, so this file takes the plain numbers
+with ``int.__int__`` and ``float.__float__``.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Number
 from threading import get_ident
 from typing import Any
 
@@ -35,7 +39,7 @@ watchers: list[tuple[int, Callable[[str, Any, Any], None]]] = []
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "rshift", "lshift", "and", "or", "xor")
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    name: getattr(operator, f"__{name}__") for name in (*_ARITHMETIC, *_OPPOSITE, "ne")
+    name: getattr(operator, f"__{name}__") for name in (*_ARITHMETIC, *_OPPOSITE, "ne", "pow")
 }
 
 
@@ -50,29 +54,45 @@ class Size(int):
         return self
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        _tell("pickle", self, None)
         return int, (int.__int__(self),)
 
     def __deepcopy__(self, memo: object) -> int:
+        _tell("copy", self, None)
         return int.__int__(self)
 
+    def __getnewargs__(self) -> tuple[int]:
+        _tell("pickle", self, None)
+        return (int.__int__(self),)
+
     def __hash__(self) -> int:
+        # Nobody is told: where a table holds such a key, it asks whether they are equal.
         return int.__hash__(self)
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, float):
-            _tell("comparison", self, other)
-            return _decimal(self) == other
-        same = int.__eq__(self, other)
-        if same is not NotImplemented:
+        if isinstance(other, int):
+            same = int.__eq__(self, other)
             _tell("eq" if same else "ne", self, other)
-        return same
+            return same
+        if isinstance(other, Number):
+            _tell("comparison", self, other)
+            return bool(operator.eq(_decimal(self), other))
+        return NotImplemented
 
     def __ne__(self, other: object) -> bool:
-        if isinstance(other, float):
+        if isinstance(other, int):
+            differ = int.__ne__(self, other)
+            _tell("ne" if differ else "eq", self, other)
+            return differ
+        if isinstance(other, Number):
             _tell("comparison", self, other)
-            return _decimal(self) != other
-        same = self.__eq__(other)
-        return same if same is NotImplemented else not same
+            return bool(operator.ne(_decimal(self), other))
+        return NotImplemented
+
+    def __bool__(self) -> bool:
+        holds = int.__bool__(self)
+        _tell("ne" if holds else "eq", self, 0)
+        return holds
 
     def __float__(self) -> float:
         _tell("float", self, None)
@@ -82,13 +102,24 @@ class Size(int):
         _tell("int", self, None)
         return int.__int__(self)
 
+    def __index__(self) -> int:
+        _tell("int", self, None)
+        return int.__int__(self)
+
     def __pos__(self) -> int:
         return self
 
-    __floor__ = __ceil__ = __trunc__ = __pos__
+    __floor__ = __ceil__ = __trunc__ = conjugate = __pos__
+    real = numerator = property(__pos__)
+
+    def as_integer_ratio(self) -> Any:
+        return self, 1
 
     def __round__(self, digits: Any = None) -> int:
-        return self if digits is None else int.__round__(self, digits)
+        if digits is None:
+            return self
+        _tell("round", self, None)
+        return int.__round__(int.__int__(self), digits)
 
     def __abs__(self) -> int:
         return self if int.__int__(self) >= 0 else -self
@@ -96,18 +127,38 @@ class Size(int):
     def __neg__(self) -> int:
         return Size(-int.__int__(self), ("sub", 0, self.expression))
 
+    def __invert__(self) -> int:
+        return Size(~int.__int__(self), ("sub", -1, self.expression))
+
     def __divmod__(self, other: int) -> tuple[int, int]:
         return self // other, self % other
 
+    def __rdivmod__(self, other: int) -> tuple[int, int]:
+        return other // self, other % self
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        if modulus is not None:
+            _tell("pow", self, None)
+            return pow(int.__int__(self), other, modulus)
+        return _power(self, other, self, other)
+
+    def __rpow__(self, other: Any, modulus: Any = None) -> Any:
+        return _power(other, self, self, other)
+
 
 class Value(float):
-    """A number computed from sizes that is no size itself; it knows their ``expressions``."""
+    """A number computed from sizes that is no size itself; it knows their ``expressions``.
+
+    C code, as `math.sqrt` is, takes such a number without asking it, so the watchers are told of
+    each when it is made.
+    """
 
     expressions: tuple[Expression, ...]
 
     def __new__(cls, value: float, expressions: tuple[Expression, ...]) -> Value:
         self = float.__new__(cls, value)
         self.expressions = expressions
+        _tell("float", self, None)
         return self
 
     def __reduce__(self) -> tuple[type[float], tuple[float]]:
@@ -122,12 +173,27 @@ class Value(float):
     def __neg__(self) -> float:
         return Value(-float.__float__(self), self.expressions)
 
+    def __abs__(self) -> float:
+        return Value(abs(float.__float__(self)), self.expressions)
+
+    def __pos__(self) -> float:
+        return self
+
 
 def _decimal(number: float) -> float:
     """A plain float, made without a word to the watchers."""
     if isinstance(number, int):
         return 1.0 * int.__int__(number)
     return float.__float__(number)
+
+
+def _plain(number: Any) -> Any:
+    """A plain integer or float of a size or value; anything else as it is."""
+    if isinstance(number, Size):
+        return int.__int__(number)
+    if isinstance(number, Value):
+        return float.__float__(number)
+    return number
 
 
 def _tell(what: str, left: Any, right: Any) -> None:
@@ -144,27 +210,38 @@ def expressions_in(value: Any) -> tuple[Expression, ...]:
     return value.expressions if isinstance(value, Value) else ()
 
 
+def _arithmetic(name: str, left: Any, right: Any, own: Size, other: Any) -> Any:
+    """``left`` and ``right``, of which ``own`` is one and ``other`` the other one, put together."""
+    function = _OPERATORS[name]
+    if isinstance(other, int):
+        result = function(_plain(left), _plain(right))
+        return Size(result, (name, expression(left), expression(right)))
+    if isinstance(other, float):
+        known = (*expressions_in(left), *expressions_in(right))
+        return Value(function(_decimal(left), _decimal(right)), known)
+    if isinstance(other, (Number, Sequence)):  # 2j, a number of NumPy's, [0] * self.width
+        _tell(name, own, None)
+    return NotImplemented
+
+
+def _power(left: Any, right: Any, own: Size, other: Any) -> Any:
+    """A power is a size where it is whole: not ``width ** -1``, nor ``width ** 0.5``."""
+    if isinstance(other, int) and _plain(right) >= 0:
+        return _arithmetic("pow", left, right, own, other)
+    if isinstance(other, (int, float)):
+        known = (*expressions_in(left), *expressions_in(right))
+        return Value(_plain(left) ** _plain(right), known)
+    return _arithmetic("pow", left, right, own, other)
+
+
 def _binary(name: str) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
     """Two methods of `Size`: an operator with the size on its left, and with it on its right."""
-    function = _OPERATORS[name]
 
     def forward(self: Size, other: Any) -> Any:
-        if isinstance(other, float):
-            known = (self.expression, *expressions_in(other))
-            return Value(function(_decimal(self), _decimal(other)), known)
-        if not isinstance(other, int):
-            return NotImplemented
-        result = function(int.__int__(self), int.__int__(other))
-        return Size(result, (name, self.expression, expression(other)))
+        return _arithmetic(name, self, other, self, other)
 
     def reverse(self: Size, other: Any) -> Any:
-        if isinstance(other, float):
-            known = (*expressions_in(other), self.expression)
-            return Value(function(_decimal(other), _decimal(self)), known)
-        if not isinstance(other, int):
-            return NotImplemented
-        result = function(int.__int__(other), int.__int__(self))
-        return Size(result, (name, expression(other), self.expression))
+        return _arithmetic(name, other, self, self, other)
 
     return forward, reverse
 
@@ -174,25 +251,27 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
     function = _OPERATORS[name]
 
     def compare(self: Size, other: Any) -> Any:
-        if isinstance(other, float):
-            _tell("comparison", self, other)
-            return function(_decimal(self), other)
-        if not isinstance(other, int):
+        if isinstance(other, int):
+            holds = function(int.__int__(self), int.__int__(other))
+            _tell(name if holds else _OPPOSITE[name], self, other)
+            return holds
+        if not isinstance(other, Number):
             return NotImplemented
-        holds = function(int.__int__(self), int.__int__(other))
-        _tell(name if holds else _OPPOSITE[name], self, other)
-        return holds
+        _tell("comparison", self, other)
+        if isinstance(other, float):
+            return function(_decimal(self), other)
+        return NotImplemented
 
     return compare
 
 
-def _told(name: str, what: str) -> Callable[..., Any]:
-    """A method of `float` that makes of a `Value` what no expression can follow."""
-    function = getattr(float, name)
+def _told(name: str, base: type, what: str) -> Callable[..., Any]:
+    """A method of ``base`` whose result no expression can follow: the watchers are told."""
+    function = getattr(base, name)
 
-    def compute(self: Value, *args: Any) -> Any:
+    def compute(self: Any, *args: Any, **kwargs: Any) -> Any:
         _tell(what, self, None)
-        return function(self, *args)
+        return function(_plain(self), *map(_plain, args), **kwargs)
 
     return compute
 
@@ -202,8 +281,10 @@ def _fraction(name: str, base: type) -> Callable[[Any, Any], Any]:
 
     def compute(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
+            if isinstance(other, Number):
+                _tell(name.strip("_"), self, None)
             return NotImplemented
-        plain = getattr(base, name)(self, other)
+        plain = getattr(base, name)(_plain(self), _plain(other))
         if plain is NotImplemented:  # an integer with a float
             plain = getattr(float, name)(_decimal(self), _decimal(other))
         return Value(plain, (*expressions_in(self), *expressions_in(other)))
@@ -217,16 +298,19 @@ for _name in _ARITHMETIC:
     setattr(Size, f"__r{_name}__", _reverse)
 for _name in _OPPOSITE:
     setattr(Size, f"__{_name}__", _comparison(_name))
-for _name in ("truediv", "pow"):
-    for _side in (f"__{_name}__", f"__r{_name}__"):
-        setattr(Size, _side, _fraction(_side, int))
+for _side in ("__truediv__", "__rtruediv__"):
+    setattr(Size, _side, _fraction(_side, int))
+for _name in ("__str__", "__repr__", "__format__", "bit_length", "bit_count", "to_bytes"):
+    setattr(Size, _name, _told(_name, int, _name.strip("_")))
 for _name in ("add", "sub", "mul", "truediv", "pow", "floordiv", "mod"):
     for _side in (f"__{_name}__", f"__r{_name}__"):
         setattr(Value, _side, _fraction(_side, float))
-for _name in ("int", "round", "floor", "ceil", "trunc"):
-    setattr(Value, f"__{_name}__", _told(f"__{_name}__", _name))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Value, f"__{_name}__", _told(f"__{_name}__", "comparison"))
+for _name in ("int", "round", "floor", "ceil", "trunc", "divmod", "rdivmod", "str", "repr"):
+    setattr(Value, f"__{_name}__", _told(f"__{_name}__", float, _name))
+for _name in ("__format__", "as_integer_ratio", "is_integer", "hex"):
+    setattr(Value, _name, _told(_name, float, _name.strip("_")))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "bool"):
+    setattr(Value, f"__{_name}__", _told(f"__{_name}__", float, "comparison"))
 
 
 def expression(value: int) -> Expression:
@@ -245,12 +329,15 @@ def symbols(expr: Expression) -> Iterator[Symbol]:
 
 
 def evaluate(expr: Expression, value_of: Callable[[Symbol], int]) -> int:
-    """Work out an expression with ``value_of(symbol)`` for its leaves; -1 for a division by 0."""
+    """Work out an expression with ``value_of(symbol)`` for its leaves; -1 where it has no value."""
     if not isinstance(expr, tuple):
         return int(expr)
     if expr[0] in ("size", "attribute"):
         return value_of(expr)
     left, right = evaluate(expr[1], value_of), evaluate(expr[2], value_of)
-    if right == 0 and expr[0] in ("floordiv", "mod"):
+    if expr[0] == "pow" and right < 0:
         return -1
-    return int(_OPERATORS[expr[0]](left, right))
+    try:
+        return int(_OPERATORS[expr[0]](left, right))
+    except (ZeroDivisionError, ValueError):  # a division by 0, a shift by less
+        return -1
