@@ -19,6 +19,7 @@ from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
+from netslim.graph.tracing.other_sizes import compare, resized, untouched
 from netslim.graph.tracing.recorder import Recorder, Rule
 
 # A trace puts sizes into the attributes of a model, and models may share their parts.
@@ -35,7 +36,8 @@ def record(
     """Run ``model`` once in evaluation mode, without gradients, and follow its channels.
 
     Where parts were not used, such as auxiliary heads, it is run once more in training mode if it
-    can be: what they read must go with the channels they read it from. The model is left as it was:
+    can be: what they read must go with the channels they read it from. Where places were laid out
+    with channels it is run at another size, too (other_sizes.py). The model is left as it was:
     training flags, attributes, buffers and the state of the random numbers are restored.
 
     Args:
@@ -43,14 +45,17 @@ def record(
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs.
         rules: operator -> rule.
         fallback: the rule of the others.
-        unused: False leaves parts that were not used alone: nothing that the one call costs depends
-            on them.
+        unused: False leaves parts that were not used alone, and other sizes: nothing that the one
+            call costs depends on them.
 
     Raises:
         TraceError: the model does not run on these inputs.
     """
     with _ONE_AT_A_TIME:
-        return _recorded(model, example_inputs, rules, fallback, unused)
+        recorder = _recorded(model, example_inputs, rules, fallback, unused)
+        if recorder.mixes and unused:
+            _watch_other_sizes(recorder, example_inputs, rules, fallback)
+        return recorder
 
 
 def _recorded(
@@ -71,6 +76,19 @@ def _recorded(
     if unused and idle:
         _watch_training(recorder, example_inputs, watching, idle)
     return recorder
+
+
+def _watch_other_sizes(
+    recorder: Recorder, example_inputs: Any, rules: Mapping[str, Rule], fallback: Rule
+) -> None:
+    """Trace the model at the first other size that it runs at; what differs stays."""
+    for inputs in resized(example_inputs):
+        other = None
+        with contextlib.suppress(Exception), untouched(recorder.model):
+            other = _recorded(recorder.model, inputs, rules, fallback, unused=False)
+        if other is not None:
+            compare(recorder, other)
+            return
 
 
 def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Dispatch]) -> None:
@@ -119,33 +137,21 @@ def _watch_training(
     No evaluation could prove a cut of those. What such a part reads is used in evaluation too, and
     may go; the part must then lose the same.
     """
+    model = recorder.model
     costs, touched = list(recorder.costs), set(recorder.touched)
     recorder.training = True
-    with contextlib.suppress(Exception), _training(recorder.model):
+    with contextlib.suppress(Exception), untouched(model), evaluating(model, training=True):
         _watch(recorder, example_inputs, watching)
     recorder.costs, recorder.touched = costs, touched
     atoms = recorder.atoms
     kept: list[Vector] = [np.empty(0, dtype=ATOM)]
-    for parameter in recorder.model.parameters():
+    for parameter in model.parameters():
         if id(parameter) in touched:
             kept += atoms.axes_of[id(parameter)].values()
     used = atoms.find(np.concatenate(kept))
     for parameter in unused:
         for vector in atoms.axes_of[id(parameter)].values():
             atoms.freeze(vector[~np.isin(atoms.find(vector), used)], "evaluation does not use it")
-
-
-@contextlib.contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Training mode inside; flags, buffers and random numbers as they were afterwards."""
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    try:
-        with evaluating(model, training=True), torch.random.fork_rng():
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 @contextlib.contextmanager

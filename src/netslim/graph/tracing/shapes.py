@@ -76,7 +76,16 @@ def reshape(
     for d, size in enumerate(after):
         if size == 1:
             rec.constrain(asked[d], None, 1)
+    if len(dims) == len(out) == 1 and _pass_each_other(before, after, *dims, *out):
+        rec.mixes.append(rec.where())
     return out
+
+
+def _pass_each_other(before: tuple[int, ...], after: tuple[int, ...], old: int, new: int) -> bool:
+    """Whether channels change places with a dimension of one entry, which may be one place."""
+    ahead = after[:new].count(1) - before[:old].count(1)
+    behind = after[new + 1 :].count(1) - before[old + 1 :].count(1)
+    return ahead * behind < 0
 
 
 def _fixed(asked: Sequence[Any] | None, number: int) -> list[Any]:
@@ -139,6 +148,8 @@ def _block(
     for i, d in enumerate(block_out):
         if i != axis:
             rec.constrain(asked[d], None, after[d])
+    if cells.ndim > 1 and len(distinct(cells.reshape(-1))) < cells.size:
+        rec.mixes.append(rec.where())
     vector = split_vector(rec, cells.reshape(-1), cells.shape, keep=axis, what="a reshape")
     d = block_out[axis]
     rec.constrain(asked[d], vector, after[d])
