@@ -6,14 +6,14 @@ size of the input to get among them: a reshape that puts places where channels w
 ``tokens.reshape(n, c, h, w)`` of what is (n, h * w, c). Which channels it couples depends on h and
 w, the cut is exact at the traced size, its proof too, and it is wrong at every other size.
 
-Such a reshape shows itself (`shapes.reshape` notes it in ``Recorder.mixes``): it lays out anew what
-holds every channel several times, once for each place. Heads, groups and shuffles do not, since
-each of their channels is there once; flattening does not, since it lays nothing out. So a model
-without one, as nearly all are, is run no second time and loses no time; with one, it is traced
-again on inputs of other sizes (`resized`, the first that run), and what comes out otherwise stays
-(`compare`). A model that runs at one size alone fails there at once, and has nothing to compare:
-what it couples at that size is all there is. Some that are noted are harmless, as attention over a
-batch of several; these are run twice, and no more happens.
+Such a reshape shows itself (`shapes.reshape` notes it in ``Recorder.mixes``): the code lays out
+anew what was merged with dimensions that are no channels, be it in one step or in two. Heads,
+groups and shuffles take apart channels alone, and flattening lays nothing out. So a model without
+one, as nearly all are, is run no second time and loses no time; with one, it is traced again on
+inputs of other sizes (`resized`, the first that run), and what comes out otherwise stays
+(`compare`). A model that runs at one size alone fails there and has nothing to compare: what it
+couples at that size is all there is. Some that are noted are harmless, as attention over a batch of
+several, since heads cannot be told from places; these are run twice, and no more happens.
 
 The other run must leave no trace in the model or around it: see `untouched`.
 """

@@ -123,6 +123,7 @@ class Recorder:
     storages: Storages = field(default_factory=Storages)
     unsupported: dict[str, set[str]] = field(default_factory=dict)
     numbers: dict[int, tuple[weakref.ref[Tensor], Vector, str]] = field(default_factory=dict)
+    merged: set[int] = field(default_factory=set)  # atoms of channels that were merged with places
     mixes: list[str] = field(default_factory=list)  # where places are laid out with channels
     calls: list[UserCall] = field(default_factory=list)  # under way, the innermost last
     modules: list[str] = field(default_factory=list)  # likewise

@@ -30,6 +30,8 @@ from netslim.graph.tracing.atoms import Vector, distinct
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.sizes import symbols
 
+_LAYOUTS = ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as")
+
 
 def split_vector(
     rec: Recorder, vector: Vector, shape: tuple[int, ...], keep: int, what: str
@@ -77,7 +79,7 @@ def reshape(
         if size == 1:
             rec.constrain(asked[d], None, 1)
     if len(dims) == len(out) == 1 and _pass_each_other(before, after, *dims, *out):
-        rec.mixes.append(rec.where())
+        rec.mixes += [rec.where()] * _is_written(rec)
     return out
 
 
@@ -148,12 +150,35 @@ def _block(
     for i, d in enumerate(block_out):
         if i != axis:
             rec.constrain(asked[d], None, after[d])
-    if cells.ndim > 1 and len(distinct(cells.reshape(-1))) < cells.size:
-        rec.mixes.append(rec.where())
+    _note_mixing(rec, cells, spread=any(d not in dims for d in block_in))
     vector = split_vector(rec, cells.reshape(-1), cells.shape, keep=axis, what="a reshape")
     d = block_out[axis]
     rec.constrain(asked[d], vector, after[d])
     return {d: vector}
+
+
+def _note_mixing(rec: Recorder, cells: Vector, spread: bool) -> None:
+    """Note where the code lays out, anew, channels that were merged with places.
+
+    ``spread`` says whether they meet dimensions here that are not channels: places, or heads and
+    the like, which cannot be told from places. PyTorch's own layouts, as within a matrix product,
+    fit every size.
+    """
+    if not _is_written(rec):
+        return
+    atoms = set(distinct(cells.reshape(-1)).tolist())
+    if cells.ndim == 1:
+        if spread:
+            rec.merged |= atoms
+        return
+    mixed = spread or not atoms.isdisjoint(rec.merged)
+    if mixed and len(atoms) < cells.size:
+        rec.mixes.append(rec.where())
+
+
+def _is_written(rec: Recorder) -> bool:
+    """Whether the user's code itself asked for the shape."""
+    return not rec.calls or rec.calling in _LAYOUTS
 
 
 def _remaining(rec: Recorder, dims: Mapping[int, Vector], live: list[int]) -> int:
