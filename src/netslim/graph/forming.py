@@ -16,7 +16,7 @@ come of a fixed seed: a model always gives the same groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import nn
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, SizeRule, Slice
+from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
 from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
@@ -201,6 +202,8 @@ def build(recorder: Recorder) -> ChannelGraph:
         for group, reasons in zip(classes.form(), obstacles(classes), strict=True)
     ]
     count = _remembering(classes.count)
+    unread = {key: value for key, value in recorder.attributes.items() if key not in bindings}
+    inventory = take(recorder.model, classes, recorder.touched, unread)
     costs = [
         Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)
         for c in recorder.costs
@@ -214,7 +217,7 @@ def build(recorder: Recorder) -> ChannelGraph:
         _parameters(recorder, count),
         tuple(r for r in rules if r.count.shares),
         {(a.tensor, a.axis): a.size for a in recorder.atoms.axes},
-        take(recorder.model, classes, recorder.touched),
+        inventory,
         outputs(recorder.outputs, count),
         lifetimes(recorder.storages.spans, count),
     )
@@ -249,8 +252,17 @@ UNUSED = "not used when the model ran on the example inputs"
 UNMADE = "no layer of the model makes channels along it"
 
 
-def take(model: nn.Module, classes: Classes, used: set[int]) -> Inventory:
-    """The inventory of a model whose groups have been formed; ``used``: ids of the used tensors."""
+def take(
+    model: nn.Module, classes: Classes, used: set[int], remembered: Mapping[tuple[str, str], int]
+) -> Inventory:
+    """The inventory of a model whose groups have been formed.
+
+    Args:
+        model: the traced one.
+        classes: the formed groups.
+        used: ids of the used tensors.
+        remembered: (module, attribute) -> integers that no operator was given.
+    """
     named = list(named_tensors(model))
     unused = tuple(name for name, tensor in named if tensor.dim() and id(tensor) not in used)
     first = {id(tensor): name for name, tensor in named}
@@ -267,6 +279,8 @@ def take(model: nn.Module, classes: Classes, used: set[int]) -> Inventory:
         {path: type(module).__name__ for path, module in modules.items()},
         _rest(classes, set(unused)),
         unused,
+        integers(model, remembered),
+        widths(model),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from netslim.graph.integers import Integer, Width
 from netslim.graph.modules.walk import layer_of
 from netslim.graph.tracing.atoms import Vector
 
@@ -27,6 +28,8 @@ class Inventory:
         modules: path -> name of the module's class.
         rest: (tensor, axis) -> the entries that belong to no group.
         unused: tensors that no operator touched when the model ran.
+        integers: what modules remember and no forward is known to follow.
+        widths: how wide layers are.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -34,6 +37,8 @@ class Inventory:
     modules: Mapping[str, str] = field(default_factory=dict)
     rest: Mapping[tuple[str, int], tuple[Rest, ...]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    integers: tuple[Integer, ...] = ()
+    widths: tuple[Width, ...] = ()
 
     def owned(self, module: str) -> dict[str, str]:
         """Short name -> tensor, for what the module itself holds, parametrised weights included."""

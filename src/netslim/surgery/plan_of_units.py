@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from netslim.graph.groups import ChannelGroup
 from netslim.surgery.axes import rows_of
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, merging_rows
+from netslim.surgery.stale import followed, told
+
+logger = logging.getLogger("netslim")
 
 
 def plan_keeping(
@@ -43,7 +47,12 @@ def plan_keeping(
         into_rows = merging_rows(ends, kept)
         groups[group.name] = GroupCut(group.size, kept, group.exact, into_rows, group.slices)
     tensors = rows_of(groups, graph.axis_sizes)
-    return PruningPlan(graph.fingerprint, groups, tensors, _patches(graph, masks), tuple(notes))
+    patches = _patches(graph, masks)
+    more, left = followed(graph.inventory, tensors, patches)
+    if left:
+        notes = (*notes, told(left))
+        logger.warning("%s", told(left))
+    return PruningPlan(graph.fingerprint, groups, tensors, (*patches, *more), tuple(notes))
 
 
 def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[SizePatch, ...]:

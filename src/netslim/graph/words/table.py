@@ -7,6 +7,7 @@ from math import floor
 from typing import Any
 
 from netslim.graph.groups import ChannelGroup, Slice, per_unit
+from netslim.graph.integers import Integer
 from netslim.graph.modules.walk import layer_of
 from netslim.graph.traced import TracedGraph
 from netslim.graph.words.phrases import TEACH, enumerated
@@ -74,12 +75,30 @@ def _summary(graph: TracedGraph) -> list[str]:
         "A group's share counts every weight that shrinks with it: one between two groups "
         "counts in both.",
     ]
+    unread = [f"{i.path} ({i.value})" for i in _unread(graph)]
+    if unread:
+        lines.append(
+            f"Widths that no forward reads, but other methods may: {enumerated(unread, 6)}. They "
+            "follow a cut that leaves them one meaning; of others the plan says so."
+        )
     for operator, modules in graph.unsupported.items():
         places = enumerated([m or "the top level" for m in modules], 4)
         lines.append(
             f"operator {operator} is not followed (in {places}): what it touches stays; {TEACH}"
         )
     return lines
+
+
+def _unread(graph: TracedGraph) -> list[Integer]:
+    """Integers that a cut may make wrong: equal to the width of a layer within their module."""
+    cut = {(s.tensor, s.axis) for group in graph.groups if not group.frozen for s in group.slices}
+    found: dict[Integer, None] = {}
+    for width in graph.inventory.widths:
+        if (width.tensor, width.axis) in cut:
+            for integer in graph.inventory.integers:
+                if integer.value == width.size and integer.holds(width.layer):
+                    found[integer] = None
+    return list(found)
 
 
 def _floor(share: float) -> str:
@@ -115,6 +134,9 @@ def as_dict(graph: TracedGraph) -> dict[str, Any]:
         "groups": [_group(g, *share[g.name]) for g in graph.groups],
         "axes": _axes(graph),
         "size_rules": size_rules,
+        "unread_sizes": [
+            {"module": i.module, "attribute": i.attribute, "value": i.value} for i in _unread(graph)
+        ],
         "unsupported": {op: list(paths) for op, paths in graph.unsupported.items()},
     }
 

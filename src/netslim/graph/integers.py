@@ -1,0 +1,255 @@
+"""Integers that modules remember and ``forward`` does not read: other methods may.
+
+What ``forward`` reads is followed while the model runs. But ``deploy``, ``reparameterize`` and
+exporters read sizes, too, which no run shows. So they are noted here by name and value, with
+what the code tells of them: whether any forward reads such a name (then it is the trace's affair,
+and may mean something else), and whether another method does. Beside them stand the widths of all
+layers: a remembered size follows a cut where only one of these can be meant.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+from netslim.graph.modules.walk import named_modules, named_tensors
+
+_FOREIGN = ("torch.", "builtins", "collections.", "typing", "enum")
+_CONV = nn.modules.conv._ConvNd
+_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+_INWARD = re.compile(r"(in|inp|input|c1)(_.*|dims?|planes|channels|chs|features)?")
+_OUTWARD = re.compile(r"(out|oup|output|c2)(_.*|dims?|planes|channels|chs|features)?")
+# Words of names that are widths, and of those that are not, though they may happen to equal one.
+_WIDTH = re.compile(
+    r"width|chan|chs?(_|$)|planes|dim|feat|filter|hidden|embed|units|group|size|d_model|"
+    r"^(in|inp|out|oup|c_?\d?|nf|ch)$"
+)
+_NO_WIDTH = re.compile(
+    r"kernel|stride|pad|dilat|heads|n_?head|num_head|head_dim|dim_head|depth|layer|block|class|label|patch|window|resol|img|image|"
+    r"scale|factor|ratio|reduc|step|epoch|iter|seed|batch|len|token|vocab|max|per_"
+)
+_SHOWING = {"extra_repr", "__repr__", "__str__"}  # what only prints a size does not need it
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer above 1 that a module, or an object it holds, remembers.
+
+    Attributes:
+        module: path of the module.
+        attribute: name, or a path into containers and objects.
+        value: the integer.
+        follows: whether it may be set to another width: it is an attribute that the class sets
+            itself, no forward reads the name, and the name is not that of something else.
+        told: whether it is worth a word where it is not set: another method of some class in the
+            model reads the name, or it belongs to a configuration.
+    """
+
+    module: str
+    attribute: str
+    value: int
+    follows: bool
+    told: bool
+
+    @property
+    def side(self) -> str:
+        """``in``, ``out`` or ``groups`` where the name says what it is the width of, or empty."""
+        name = _word(self.attribute)
+        if "group" in name:
+            return "groups"
+        if _INWARD.fullmatch(name):
+            return "in"
+        if _OUTWARD.fullmatch(name):
+            return "out"
+        return ""
+
+    @property
+    def path(self) -> str:
+        """Where it stands, from the model on."""
+        return f"{self.module}.{self.attribute}".removeprefix(".")
+
+    def holds(self, layer: str) -> bool:
+        """Whether the layer of this path lies within the module."""
+        return not self.module or layer == self.module or layer.startswith(f"{self.module}.")
+
+
+@dataclass(frozen=True)
+class Width:
+    """How wide a layer is on one side: ``times`` the entries of an axis, of which ``each`` go
+    together.
+    """
+
+    layer: str
+    sides: str  # of "in", "out" and "groups"
+    size: int
+    tensor: str
+    axis: int
+    times: int = 1
+    each: int = 1
+
+
+def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tuple[Integer, ...]:
+    """Those that no forward is known to follow.
+
+    Args:
+        model: the traced one.
+        remembered: (module, attribute) -> value, as the trace knows them.
+    """
+    modules = named_modules(model)
+    kinds = {path: type(module) for module, path in modules.items() if _own(type(module))}
+    code = _Code(set(kinds.values()))
+    found = []
+    for (path, attribute), value in remembered.items():
+        kind, name = kinds.get(path), attribute.partition("[")[0]
+        if kind is None or value < 2 or name in code.forward_of(kind) | _of_torch(kind):
+            continue
+        follows = name in code.set_by(kind) and name not in code.forward
+        follows = follows and bool(_WIDTH.search(_word(attribute)))
+        if not _NO_WIDTH.search(_word(attribute)):
+            found.append(Integer(path, attribute, value, follows, name in code.others))
+    return (*found, *_of_objects(modules))
+
+
+def widths(model: nn.Module) -> tuple[Width, ...]:
+    """Of every layer, and of all else that holds tensors."""
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    found: list[Width] = []
+    for module, path in named_modules(model).items():
+        held = {**module._parameters, **module._buffers}
+        weight = held.get("weight")
+        if isinstance(module, (_CONV, nn.Linear)) and weight is not None:
+            found += _of_layer(module, path, names[id(weight)], tuple(weight.shape))
+            continue
+        for tensor in held.values():
+            if tensor is not None and tensor.is_floating_point():  # an index has no channels
+                shape = tuple(tensor.shape)
+                name = names[id(tensor)]
+                found += [Width(path, "in out", n, name, d) for d, n in enumerate(shape) if n > 1]
+    return tuple(found)
+
+
+def _of_layer(module: Any, path: str, name: str, shape: tuple[int, ...]) -> Iterator[Width]:
+    """Inputs, outputs and groups of a convolution or linear layer."""
+    outer, inner = (1, 0) if isinstance(module, _TRANSPOSED) else (0, 1)
+    groups = getattr(module, "groups", 1)
+    if groups > 1 and shape[1] == 1:  # depthwise: each input has as many outputs
+        yield Width(path, "out", shape[0], name, 0)
+        yield Width(path, "in groups", groups, name, 0, each=shape[0] // groups)
+        return
+    for side, axis in (("in", inner), ("out", outer)):
+        times = groups if axis == 1 else 1
+        yield Width(path, side, shape[axis] * times, name, axis, times)
+    if groups > 1:  # never cut: an axis of the kernel stands for it
+        yield Width(path, "groups", groups, name, 2, 1)
+
+
+def _word(attribute: str) -> str:
+    """What says the meaning of an entry: the last key with letters, or the name."""
+    words: list[str] = re.findall(r"[A-Za-z_]\w*", attribute)
+    return words[-1].lower()
+
+
+def _of_torch(kind: type) -> set[str]:
+    """Names that PyTorch's own layers set, of which this class is one: they are kept right."""
+    bases = [base for base in kind.__mro__ if base.__module__.startswith("torch.nn.modules")]
+    found: set[str] = set()
+    for base in bases:
+        if base is not nn.Module and "__init__" in vars(base):
+            found.update(vars(base)["__init__"].__code__.co_names)
+    return found
+
+
+def _own(kind: type) -> bool:
+    return not kind.__module__.startswith(_FOREIGN)
+
+
+def _of_objects(modules: Mapping[nn.Module, str]) -> Iterator[Integer]:
+    """What configurations remember: plain objects that modules hold, each once."""
+    seen: set[int] = set()
+    for module, path in modules.items():
+        for name, value in vars(module).items():
+            plain = hasattr(value, "__dict__") and not callable(value)
+            if plain and _own(type(value)) and id(value) not in seen:
+                seen.add(id(value))
+                for key, entry in vars(value).items():
+                    yield from _entries(path, f"{name}.{key}", entry)
+
+
+def _entries(path: str, name: str, value: Any) -> Iterator[Integer]:
+    if type(value) is int and value > 1 and not name.rpartition(".")[2].startswith("_"):
+        yield Integer(path, name, value, follows=False, told=True)
+    elif isinstance(value, (list, tuple)) and len(value) <= 64:
+        for number, entry in enumerate(value):
+            if type(entry) is int:
+                yield from _entries(path, f"{name}[{number}]", entry)
+
+
+class _Code:
+    """Which names the code of classes reads and sets, as far as their methods call each other."""
+
+    def __init__(self, kinds: Iterable[type]) -> None:
+        self.known: dict[tuple[type, str], tuple[set[str], set[CodeType]]] = {}
+        self.forward: set[str] = set()
+        self.others: set[str] = set()
+        for kind in kinds:
+            self.forward |= self.forward_of(kind)
+        for kind in kinds:
+            known = self._reached(kind, "__init__")[1] | self._reached(kind, "forward")[1]
+            for name in set(dir(kind)) - _SHOWING:
+                own = {each.__code__ for each in _functions(inspect.getattr_static(kind, name))}
+                if own - known:
+                    self.others |= self._reached(kind, name)[0]
+
+    def forward_of(self, kind: type) -> set[str]:
+        """Names that running a module of this class may read."""
+        return self._reached(kind, "forward")[0]
+
+    def set_by(self, kind: type) -> set[str]:
+        """Names that making one reads or sets."""
+        return self._reached(kind, "__init__")[0]
+
+    def _reached(self, kind: type, method: str) -> tuple[set[str], set[CodeType]]:
+        """Names in the code of a method and of what it calls; the codes of the method's class."""
+        if (kind, method) not in self.known:
+            names: set[str] = set()
+            codes: set[CodeType] = set()
+            for function in _functions(inspect.getattr_static(kind, method, None)):
+                _walk(function, kind, names, codes)
+            self.known[kind, method] = names, codes
+        return self.known[kind, method]
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """The functions of a method, a property or a decorated one, where they are the user's."""
+    if isinstance(value, property):
+        for one in (value.fget, value.fset):
+            yield from _functions(one)
+        return
+    value = inspect.unwrap(getattr(value, "__func__", value))
+    if isinstance(value, FunctionType) and not value.__module__.startswith(_FOREIGN):
+        yield value
+
+
+def _walk(function: FunctionType, kind: type, names: set[str], codes: set[CodeType]) -> None:
+    """Collect the names of a function and of all that it may call: methods and global functions."""
+    waiting = [(function.__code__, function.__globals__)]
+    while waiting:
+        code, around = waiting.pop()
+        if code in codes:
+            continue
+        codes.add(code)
+        waiting += [(const, around) for const in code.co_consts if isinstance(const, CodeType)]
+        words = {const for const in code.co_consts if isinstance(const, str)}  # as of `getattr`
+        for name in {*code.co_names, *words}:
+            names.add(name)
+            for found in (inspect.getattr_static(kind, name, None), around.get(name)):
+                waiting += [(each.__code__, each.__globals__) for each in _functions(found)]
+
+
+__all__ = ["Integer", "Width", "integers", "widths"]

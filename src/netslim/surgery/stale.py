@@ -1,0 +1,101 @@
+"""Integers that a cut makes wrong though no forward reads them: set where they can mean one width.
+
+An attribute that equals the old width of layers within its module, and of which all these layers
+now have one new width, can mean nothing else: it is set to that. A name such as ``in_channels``
+says which side it is of, where the two sides differ. Where several readings are left, it stays, and
+the plan says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from netslim.graph.integers import Integer, Width
+from netslim.graph.inventory import Inventory
+from netslim.surgery.rows import SizePatch, TensorCut
+
+
+@dataclass(frozen=True)
+class Stale:
+    """An integer that equals a width which a cut changes.
+
+    Attributes:
+        integer: what remembers it.
+        news: what the layers that had this width have now, smallest first.
+    """
+
+    integer: Integer
+    news: tuple[int, ...]
+
+    @property
+    def patch(self) -> SizePatch | None:
+        """What to set, where only one reading makes sense."""
+        if len(self.news) > 1 or not self.integer.follows:
+            return None
+        return SizePatch(
+            self.integer.module, self.integer.attribute, self.integer.value, self.news[0]
+        )
+
+    def __str__(self) -> str:
+        return f"{self.integer.path} ({self.integer.value}, now {' or '.join(map(str, self.news))})"
+
+
+def stale_sizes(inventory: Inventory, tensors: Iterable[TensorCut]) -> list[Stale]:
+    """The integers that a cut makes wrong, or may.
+
+    Args:
+        inventory: of the traced model.
+        tensors: the rows of the plan.
+    """
+    kept = {(t.tensor, t.axis): len(t.kept) for t in tensors}
+    by_size: dict[int, list[Width]] = {}
+    for width in inventory.widths:
+        by_size.setdefault(width.size, []).append(width)
+    found = []
+    for integer in inventory.integers:
+        meant = [w for w in by_size.get(integer.value, []) if integer.holds(w.layer)]
+        news = {_new(w, kept) for w in meant}
+        if len(news) > 1 and integer.side:
+            news = {_new(w, kept) for w in meant if integer.side in w.sides.split()} or news
+        if news - {integer.value}:
+            found.append(Stale(integer, tuple(sorted(news))))
+    return found
+
+
+def followed(
+    inventory: Inventory, tensors: Iterable[TensorCut], patches: Iterable[SizePatch]
+) -> tuple[list[SizePatch], list[Stale]]:
+    """What else is to be set, and what is not, though it may be wrong.
+
+    Args:
+        inventory: of the traced model.
+        tensors: the rows of the plan.
+        patches: what the trace knows to follow.
+    """
+    known = {(patch.module, patch.attribute) for patch in patches}
+    more, left = [], []
+    for stale in stale_sizes(inventory, tensors):
+        if (stale.integer.module, stale.integer.attribute) in known:
+            continue
+        if stale.patch is not None:
+            more.append(stale.patch)
+        elif stale.integer.told:
+            left.append(stale)
+    return more, left
+
+
+def told(left: Iterable[Stale]) -> str:
+    """A sentence on what is not set."""
+    return (
+        "integers that no forward reads stay, though layers that were as wide are not any more, "
+        f"which other methods may trip over: {', '.join(map(str, left))}"
+    )
+
+
+def _new(width: Width, kept: Mapping[tuple[str, int], int]) -> int:
+    left = kept.get((width.tensor, width.axis))
+    return width.size if left is None else left * width.times // width.each
+
+
+__all__ = ["Stale", "followed", "stale_sizes", "told"]
