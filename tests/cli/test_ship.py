@@ -12,6 +12,8 @@ import torch
 import netslim
 from netslim.cli import main
 from netslim.cli.bench import _short
+from netslim.cli.export import _tolerance
+from netslim.errors import RecipeError
 
 NET = [
     "zoo:vgg",
@@ -188,3 +190,21 @@ def test_short_counts(count, text):
 
 def test_short_counts_without_a_unit():
     assert [_short(count) for count in (7, 1234)] == ["7", "1.234 k"]
+
+
+@pytest.mark.parametrize(
+    ("words", "tolerance"),
+    [
+        (None, None),
+        (["1e-3"], 1e-3),
+        (["boxes=1e-3", "logits=0.1"], {"boxes": 1e-3, "logits": 0.1}),
+    ],
+)
+def test_tolerances(words: list[str] | None, tolerance: object) -> None:
+    assert _tolerance(words) == tolerance
+
+
+@pytest.mark.parametrize("words", [["a"], ["boxes="], ["1", "2"], ["1", "boxes=2"]])
+def test_impossible_tolerances(words: list[str]) -> None:
+    with pytest.raises(RecipeError, match="give one number, or outputs as boxes=1e-3"):
+        _tolerance(words)

@@ -192,10 +192,7 @@ def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, m
         return content
 
     monkeypatch.setattr(module, "_as_program", spoil)
-    with pytest.raises(
-        ExportError,
-        match=r"outputs deviate by \de-03 of the largest|outputs deviate by \d\.\de-0[23]",
-    ):
+    with pytest.raises(ExportError, match=r"'output' deviates by \d\.\de-0[23] of its largest"):
         export(model, x, tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []
     assert export(model, x, tmp_path / "net.pt2", tolerance=0.1).deviation > 1e-4
@@ -221,7 +218,7 @@ def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, m
     ],
 )
 def test_deviations_by_hand(expected, found, off):
-    assert parity.deviation(expected, found) == off
+    assert max(parity.deviations(expected, found), default=0.0) == off
 
 
 def test_a_fixed_batch_size_is_refused_with_the_remedy_and_taken_with_it(tmp_path):

@@ -48,9 +48,9 @@ def register(parser: Parser) -> None:
     parser.add_argument(
         "--tolerance",
         metavar="T",
-        type=float,
+        nargs="+",
         help="largest accepted deviation, relative to the largest output (default: 1e-4 in "
-        "float32)",
+        "float32); or of single outputs, as boxes=1e-3 logits=1e-4",
     )
 
 
@@ -70,7 +70,7 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         options.out,
         dynamic_batch=dynamic,
         opset=options.opset,
-        tolerance=options.tolerance,
+        tolerance=_tolerance(options.tolerance),
     )
     kind = done.format if done.opset is None else f"ONNX, opset {done.opset}"
     sizes = " and ".join(map(str, done.batch_sizes))
@@ -84,3 +84,19 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     )
     print(f"file: {done.path}")
     return 0
+
+
+def _tolerance(words: list[str] | None) -> float | dict[str, float] | None:
+    """One number, or pairs of an output and a number."""
+    if words is None:
+        return None
+    pairs = [word.rpartition("=") for word in words]
+    try:
+        numbers = {name: float(number) for name, _, number in pairs}
+    except ValueError:
+        numbers = {}
+    if len(numbers) != len(words) or ("" in numbers and len(words) > 1):
+        raise RecipeError(
+            f"--tolerance {' '.join(words)}: give one number, or outputs as boxes=1e-3 logits=1e-4"
+        )
+    return numbers.get("", numbers)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from netslim._support import checks_calls, expect, replacing
-from netslim.errors import ExportError
+from netslim._support import checks_calls, expect, nearest, replacing
+from netslim.errors import ArgumentError, ExportError
 from netslim.graph.modules.ambient import FAST_PATH
 from netslim.graph.modules.calls import (
     as_call,
@@ -76,13 +76,14 @@ def export(
     format: Format | None = None,
     dynamic_batch: bool = True,
     opset: int | None = None,
-    tolerance: float | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
 ) -> Exported:
     """Write a model to a file for another runtime, and prove that the file computes the same.
 
     The file is read back and run, in ONNX Runtime or by `torch.export.load`, on the example inputs,
     on random ones of the same shapes and, with ``dynamic_batch``, on batches of other sizes. It
-    gets its name only when all agree, so that a file by that name can be relied on.
+    gets its name only when all agree, so that a file by that name can be relied on. Where the model
+    orders rows by scores (topk, sort, nms), rows may change places whose scores are nearly equal.
 
     Args:
         model: any module; it is not changed, and exported in evaluation mode. To ONNX a copy on the
@@ -95,8 +96,8 @@ def export(
         dynamic_batch: let the first dimension of the inputs vary; without it the file takes the
             shapes of the example.
         opset: of ONNX; by default what this torch writes.
-        tolerance: largest accepted relative deviation; by default 1e-9 in float64, 1e-4 in float32,
-            else 2e-2.
+        tolerance: largest accepted relative deviation, or one for each output by its name; by
+            default 1e-9 in float64, 1e-4 in float32, else 2e-2.
 
     Raises:
         ExportError: the file exists, packages are missing (`pip install netslim[onnx]`), the model
@@ -122,6 +123,7 @@ def export(
         with refusing(example_inputs):
             run(model, example_inputs)
         traced = _trace(model, example_inputs, dynamic_batch)
+        _check_names(tolerance, traced.output_names)
         written: int | None = None
         if kind == "onnx":
             content, written = _as_onnx(traced, opset)
@@ -130,7 +132,9 @@ def export(
         with _beside(path) as temporary:
             temporary.write_bytes(content)
             loaded = _LOADERS[kind](temporary)
-            deviation, sizes = compare(model, loaded, example_inputs, dynamic_batch, tolerance)
+            deviation, sizes = compare(
+                model, loaded, example_inputs, dynamic_batch, tolerance, traced.output_names
+            )
     names = traced.input_names, traced.output_names
     return Exported(path, len(content), kind, deviation, sizes, *names, opset=written)
 
@@ -165,6 +169,13 @@ def _format(path: Path, given: str | None, opset: int | None) -> Format:
             f"opset={opset} belongs to ONNX, and {path} is written by torch.export: leave it out"
         )
     return kind
+
+
+def _check_names(tolerance: object, outputs: tuple[str, ...]) -> None:
+    if isinstance(tolerance, Mapping):
+        for name in tolerance:
+            if name not in outputs:
+                raise ArgumentError(f"tolerance names the output {name!r}{nearest(name, outputs)}")
 
 
 def _on_cpu(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
