@@ -137,7 +137,13 @@ class Bench:
             arguments.append(item)
         if "--model.pretrained" in arguments:
             del arguments[(place := arguments.index("--model.pretrained")) : place + 2]
-        return [*arguments, *ALWAYS[verb].split()], out
+        small = ALWAYS[verb].split()
+        for option in [item for item in small if item.startswith("--") and item in arguments]:
+            start = end = arguments.index(option) + 1
+            while end < len(arguments) and not arguments[end].startswith("--"):
+                end += 1
+            del arguments[start - 1 : end]
+        return [*arguments, *small], out
 
     def carry_out(self, command: str) -> None:
         arguments, out = self.small(command)
