@@ -21,7 +21,8 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from functools import partial, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from netslim.errors import DisagreementError, NetslimError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _ALL, _ALONE = "all", "alone"
 _MARK = "_every_rank_raises_it"
@@ -153,6 +155,22 @@ def everywhere(what: str, work: Callable[[], T]) -> T:
         raise _known(failure)
     told: Any = failures[rank]
     raise _known(told.kind(f"rank {rank}: {told.text}")) from failure
+
+
+def in_step(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator for functions that exchange something, see `everywhere`.
+
+    What goes wrong on one rank before the exchange would leave the others waiting there.
+    """
+
+    def decorated(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            return everywhere(what, partial(function, *args, **kwargs))
+
+        return call
+
+    return decorated
 
 
 def summed(what: str, values: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
@@ -300,6 +318,7 @@ __all__ = [
     "digest",
     "everywhere",
     "first",
+    "in_step",
     "mean",
     "mean_number",
     "shared",

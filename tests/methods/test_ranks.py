@@ -342,6 +342,46 @@ def rank_prune_with_a_hook_that_remembers(rank: int) -> str:
     return "went on"
 
 
+def rank_prune_of_two_weights(rank: int) -> str:
+    """One rank has changed a weight by itself."""
+    wrapper, _ = trained(rank)
+    plan = half(wrapper, "taylor", batches=shard(rank))
+    with torch.no_grad():
+        wrapper.module[0].weight[0, 0, 0, 0] += rank
+    netslim.prune_(wrapper, plan)
+    return "went on"
+
+
+def rank_states_of_two(rank: int) -> str:
+    gradual = netslim.GradualPruning(net(), X, HALF, steps=2, criterion="l1")
+    netslim.GradualPruning(net(), X, HALF, steps=2, criterion="l1").load_state_dict(
+        {**gradual.state_dict(), "seen": rank}
+    )
+    return "went on"
+
+
+def rank_diverged_on_one(rank: int) -> str:
+    """Weights that are not finite on one rank; the other must not wait for it."""
+    model = net()
+    soft = netslim.SoftFilterPruning(netslim.trace(model, X), model, 0.3)
+    if rank:
+        nn.init.constant_(model[3].weight, torch.nan)
+    soft.zero()
+    return "went on"
+
+
+def rank_unreadable_on_one(rank: int) -> str:
+    """A loader that fails on one rank."""
+
+    def batches() -> Any:
+        yield from shard(rank, 1)
+        if rank:
+            raise OSError("no such file")
+
+    netslim.slim(net(), X, budget=HALF, batches=batches())
+    return "went on"
+
+
 def rank_failure_of_one(rank: int) -> str:
     """One rank has no batch; the other must not wait for it."""
     model = net()
@@ -490,6 +530,8 @@ def test_prune_in_place_keeps_settings_optimizer_average_and_hooks(found: Found)
         ("soft_apart", "the filters to be zeroed"),
         ("slim_of_two_weights", "the network after the cut"),
         ("prune_with_two_plans", "the plan of prune_"),
+        ("prune_of_two_weights", "the parameters of the model"),
+        ("states_of_two", "the state of GradualPruning"),
     ],
 )
 def test_a_disagreement_stops_both_with_both_digests(found: Found, name: str, what: str):
@@ -522,6 +564,18 @@ def test_what_went_wrong_on_another_rank_is_told(found: Found):
     one, two = found["changed_model"]
     assert one == two
     assert "the last step left" in one["text"]
+
+
+def test_a_method_that_fails_on_one_rank_stops_on_both(found: Found):
+    one, two = found["diverged_on_one"]
+    assert one == two
+    assert "are not finite" in one["text"]
+
+
+def test_data_that_cannot_be_read_on_one_rank_stop_both(found: Found):
+    one, two = found["unreadable_on_one"]
+    assert "no such file" in one["text"]
+    assert "no such file" in two["text"]
 
 
 def test_weights_alone_need_no_other_rank(found: Found):

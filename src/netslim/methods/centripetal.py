@@ -180,6 +180,7 @@ class CentripetalSGD:
         >>> small = netslim.prune(model, drawn.plan())
     """
 
+    @ranks.in_step("CentripetalSGD")
     def __init__(
         self,
         graph: ChannelGraph,
@@ -320,6 +321,7 @@ class CentripetalSGD:
             "vector_strength": self._vector_strength,
         }
 
+    @ranks.in_step("a state of CentripetalSGD")
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the clusters and strengths that `state_dict` gave; do it before `attach`.
 

@@ -25,6 +25,7 @@ rounding would add up. So a step
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -67,6 +68,7 @@ from netslim.surgery.prune import prune_
 
 Schedule = Literal["linear", "exponential", "cubic"]
 FORMAT = 1
+_SAME_COUNT = "they would cut at different times: give all of them the same"
 
 
 def shares(steps: int, schedule: Schedule = "cubic", cut: float | None = None) -> tuple[float, ...]:
@@ -236,7 +238,7 @@ class GradualPruning:
         self._refused: set[int] = set()
         self._attached = Attachments("GradualPruning", "once is enough")
         with _ranks_of(model):
-            self._begin()
+            ranks.everywhere("GradualPruning", self._begin)
 
     def _take(self, choice: Choice) -> None:
         """Take what is said, or what is taken where nothing is; refuse what cannot be done."""
@@ -339,6 +341,8 @@ class GradualPruning:
         """
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ArgumentError(f"every must be a whole number of 1 or more, got {every!r}")
+        with _ranks_of(self.model):
+            ranks.agree("the steps to count", f"{every} {self._seen}", _SAME_COUNT)
         found = self._attached.new(optimizer)
         if len(self._attached):
             raise ArgumentError(
@@ -393,6 +397,9 @@ class GradualPruning:
             raise ArgumentError(
                 f"the state is of {state['steps']} steps, this GradualPruning of {self.steps}"
             )
+        with _ranks_of(self.model):
+            told = json.dumps(dict(state), default=str)
+            ranks.agree("the state of GradualPruning", told, _SAME_COUNT)
         if self.taken:
             raise ArgumentError(
                 "load a state before the first step: make a new GradualPruning with the uncut model"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import netslim.ranks as ranks
 from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import named_tensors
@@ -69,6 +70,7 @@ class Mask(Generic[Model]):
         >>> small = netslim.prune(model, plan)
     """
 
+    @ranks.in_step("a Mask")
     def __init__(self, model: Model, plan: PruningPlan) -> None:
         self.model, self.plan = model, plan
         inner = bare(model, ArgumentError, call="Mask(model, plan)")

@@ -93,6 +93,7 @@ class SearchResult(Generic[Network]):
 
 
 @checks_calls
+@ranks.in_step("search")
 def search(
     make: Callable[[float], Network],
     evaluate: Callable[[Network], float],

@@ -38,6 +38,7 @@ Progress = Callable[["Row", int, int], None]
 
 
 @takes_options
+@ranks.in_step("sensitivity")
 def sensitivity(
     model: nn.Module,
     example_inputs: Any,

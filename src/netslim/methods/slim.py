@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
+import netslim.ranks as ranks
 from netslim._support import check_batches
 from netslim.errors import ArgumentError
 from netslim.graph import trace
@@ -24,6 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @takes_options
+@ranks.in_step("slim")
 def slim(
     model: Model,
     example_inputs: Any,
@@ -91,7 +93,9 @@ def slim(
     _check(choose(), batches)
     graph = trace(model, example_inputs)
     choice = choose(graph=graph)
-    seen = None if batches is None else list(batches)
+    seen: list[Any] | None = None
+    if batches is not None:
+        seen = list(batches)
     if latency is None and budget is not None and any("latency" in name for name in budget.given()):
         latency = latency_table(model, graph, example_inputs)
     scores = score(graph, model, choice.scoring, batches=seen)

@@ -204,6 +204,7 @@ class SoftFilterPruning:
         self._end_epoch(last)
 
     @torch.no_grad()
+    @ranks.in_step("the zeroing of filters")
     def zero(self) -> None:
         """Choose by the criterion as the weights stand, and zero these filters and their biases.
 

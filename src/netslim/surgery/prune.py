@@ -146,6 +146,7 @@ def prune_(
     with ranks.among(wrapper.process_group):
         again, change = ranks.everywhere("prune_", lambda: (Rewrapping(wrapper), prepared()))
         same_plan(plan, "the plan of prune_")
+        again.compare()
         ranks.everywhere("the cut", change.carry_out)
         again.carry_out()
     return model

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import netslim.ranks as ranks
 from netslim.errors import SurgeryError
 
 _REMEDY = (
@@ -42,6 +43,21 @@ class Rewrapping:
         self._hooks = list(wrapper._comm_hooks)
         names = (name for name in vars(nn.Module()) if name.endswith("_hooks") or "hooks_" in name)
         self._kept = {name: vars(wrapper)[name] for name in (*names, *_KEPT)}
+
+    def compare(self) -> None:
+        """See to it that every rank has the same parameters, as the wrapper takes it.
+
+        Raises:
+            DisagreementError: on every rank: names the digests.
+        """
+        ignored = self._wrapper.parameters_to_ignore
+        named = self._wrapper.module.named_parameters()
+        ranks.agree(
+            "the parameters of the model",
+            ranks.digest({name: value for name, value in named if name not in ignored}),
+            "they have trained apart, so that one of them has changed its weights by itself: load "
+            "the weights of one on all of them",
+        )
 
     def carry_out(self) -> None:
         """Begin the wrapper anew; a collective call."""

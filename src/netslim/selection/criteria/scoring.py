@@ -77,10 +77,20 @@ def score(
     """
     expect(graph, ChannelGraph, "graph", "score(graph, model)")
     model = bare(model, ArgumentError, call="score(graph, model)")
-    graph.check(model)
     scorer = Scorer.of(graph, criterion)
+    scores = partial(_scores, scorer, model, batches, loss or scorer.options.loss)
+    if scorer.reads_data:
+        return ranks.everywhere("scores", scores)
+    return scores()  # may be one rank's own matter
+
+
+def _scores(
+    scorer: Scorer, model: nn.Module, batches: Iterable[Any] | None, loss: Loss | None
+) -> dict[str, Tensor]:
+    graph = scorer.graph
+    graph.check(model)
     with undisturbed(model):
-        tensors = scorer.tensors(model, batches, loss or scorer.options.loss)
+        tensors = scorer.tensors(model, batches, loss)
         found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
     scores = {name: values for name, values in found.items() if values is not None}
     if not scores:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+import netslim.ranks as ranks
 from netslim.graph.modules.wrapping import duplicate
 from netslim.training.loop.gammas import NEAR_ZERO, scales_of, share_near_zero
 from netslim.training.recipe.schedule import factor, lengthened
@@ -207,7 +208,8 @@ def find_strength(
     def run(strength: float, epochs: int = short) -> float:
         trial = shortened(stage, epochs, strength)
         place = StageFolder(trials, next(numbers), trial)
-        return _share(bench, network, trial, place, seed, teacher)
+        share = _share(bench, network, trial, place, seed, teacher)
+        return ranks.mean_number("the share near zero", share)
 
     found = choose(run, first_guess(stage, network, steps), target)
     content = {**asdict(found), "target": target, "epochs": short, "warning": None}
