@@ -408,9 +408,12 @@ class CentripetalSGD:
             self._stacks[optimizer] = seen, stacks
         scale = loss_scale(optimizer)
         for stack in stacks:
-            strength = self.strength * (self._vector_strength if stack.vectors else 1.0)
-            # An optimizer that maximises goes up the gradient: the pull has to turn round.
-            stack.act(-strength if stack.maximise else strength, scale)
+            strength = self.strength
+            if stack.vectors:
+                strength *= self._vector_strength
+            if stack.maximise:  # it goes up the gradient: the pull has to turn round
+                strength = -strength
+            stack.act(strength, scale)
 
     def _stacked(self, optimizer: Optimizer) -> list[_Stack]:
         """The constrained parameters with gradients, together where one call can serve them."""
@@ -474,7 +477,9 @@ class _Stack:
         )
         rows = torch.cat([g.reshape(len(g), -1) for g in gradients])
         # The mean gradient carries the loss scale already, so the pull has to as well.
-        pull = strength if scale is None else scale.to(kernels) * strength
+        pull: float | Tensor = strength
+        if scale is not None:
+            pull = scale.to(kernels) * strength
         new = centripetal_gradient(rows, kernels, self.labels, self.shares, pull)
         parts = torch.split(new, [len(g) for g in gradients])
         shaped = [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]

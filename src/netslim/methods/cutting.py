@@ -139,7 +139,9 @@ def cut(
         done = _masked(model, done)
     if alone:
         done = replace(done, left_alone=alone, warnings=(left_alone(alone),))
-    done = _recalibrated(done, compensation, batches if fresh is None else fresh)
+    if fresh is None:
+        fresh = batches
+    done = _recalibrated(done, compensation, fresh)
     _compare(done.network, values=compensation.fold is not None)
     return done
 

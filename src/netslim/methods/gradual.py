@@ -215,7 +215,9 @@ class GradualPruning:
         self.model, self.example_inputs = model, example_inputs
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict
         self.per_group, self.limits, self.latency = per_group or {}, limits, latency
-        self.batches = None if batches is None else check_batches(batches)
+        self.batches = batches
+        if batches is not None:
+            check_batches(batches)
         if isinstance(batches, Iterator):  # it could be read but once, and is read at each step
             self.batches = list(batches)
         self.companions = companions
@@ -411,7 +413,8 @@ class GradualPruning:
         self.taken, self._seen = int(state["taken"]), int(state["seen"])
         self._refused = set(state["refused"])
         check = state["verification"]
-        self.verification = None if check is None else Verification(**check)
+        if check is not None:
+            self.verification = Verification(**check)
 
     def __repr__(self) -> str:
         return (
@@ -515,7 +518,9 @@ class GradualPruning:
             return value * self._reached(value)
         whole = self._whole(name)
         most = max(value, whole - (whole - value) * self._reached(1 - value / whole))
-        return floor(most) if isinstance(value, Integral) else most
+        if isinstance(value, Integral):
+            return floor(most)
+        return most
 
     def _whole(self, name: str) -> float:
         """What the original has of the resource of an absolute budget."""
@@ -532,11 +537,13 @@ class GradualPruning:
         amounts: dict[str, float | int] = {name: count for name, count in fixed.items() if count}
         for name, amount in self.per_group.items():
             if is_pattern(self.original, name) or self.original[name].name not in fixed:
-                amounts[name] = amount if self.taken + 1 == self.steps else self._some(name, amount)
+                amounts[name] = self._some(name, amount)
         return amounts
 
     def _some(self, name: str, amount: float | int) -> float | int:
         """What the next step reaches of an amount by name."""
+        if self.taken + 1 == self.steps:
+            return amount
         if not isinstance(amount, Integral):
             return float(amount) * self._reached(float(amount))
         members = meant(self.original, name, "per_group names no group that can be cut")

@@ -105,7 +105,9 @@ def sensitivity(
     expect(evaluate, Callable, "evaluate", call)
     if unit not in ("share", "number"):
         raise ArgumentError(f"unit must be 'share' or 'number', got {unit!r}")
-    seen = None if batches is None else list(check_batches(batches))
+    seen: list[Any] | None = None
+    if batches is not None:
+        seen = list(check_batches(batches))
     renewing = _renewing(seen, recalibrate)
     graph = trace(model, example_inputs)
     scores = score(graph, model, criterion, batches=seen)

@@ -260,7 +260,9 @@ class SoftFilterPruning:
     def share_zero(self) -> float:
         """The share, 0 to 1, of the channels it acts on whose filters are zero now."""
         units = list(self._zeroed().values())
-        return torch.cat(units).double().mean().item() if units else 0.0
+        if not units:
+            return 0.0
+        return torch.cat(units).double().mean().item()
 
     @takes_options
     def plan(self, *, limits: Limits = Limits()) -> PruningPlan:

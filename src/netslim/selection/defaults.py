@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.selection.criteria.scoring import as_scoring
 from netslim.selection.options import Budget, Compensation, Scoring
 
 AUTO: Literal["auto"] = "auto"
@@ -72,7 +73,7 @@ def chosen(
             "compensation must be a netslim.selection.Compensation, None or 'auto', got "
             f"{compensation!r}"
         )
-    scoring = criterion if isinstance(criterion, Scoring) else Scoring(criterion)
+    scoring = as_scoring(criterion)
     best = Choice(scoring, "global", Compensation())
     if scoring.criterion == AUTO:
         named, spread, mended = _best(budget, per_group, data, graph)

@@ -52,7 +52,9 @@ def normalize(values: Tensor, how: Normalisation | None) -> Tensor:
 
 
 def _divided(values: Tensor, by: Tensor) -> Tensor:
-    return values / by if by > 0 else values
+    if by > 0:
+        return values / by
+    return values
 
 
 def _standardization(values: Tensor) -> Tensor:

@@ -176,7 +176,9 @@ def obs(group: ChannelGroup, measured: Measured, ridge: float = 1e-4) -> Tensor 
         _Loss(moments, _variance(measured.get((WHOLE, t), moments)), ridge)
         for t, moments in read.items()
     ]
-    return _by_elimination(parts, group.size) if parts else None
+    if not parts:
+        return None
+    return _by_elimination(parts, group.size)
 
 
 def _by_elimination(parts: list[_Loss], size: int) -> Tensor:
