@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import netslim
+from elsewhere import Without
 from nets import Chain, cut_half
 from netslim.errors import CheckpointError
 from netslim.graph.modules.walk import fingerprint
@@ -249,18 +249,9 @@ def test_another_network_is_refused_though_some_axes_fit(tmp_path):
 # ---------------------------------------------------------------- an ordinary module
 
 
-class Without(pickle.Unpickler):
-    """Where netslim is not installed."""
-
-    def find_class(self, module, name):
-        if module.partition(".")[0] == "netslim":
-            raise ModuleNotFoundError(name)
-        return super().find_class(module, name)
-
-
 def test_a_cut_network_pickles_without_netslim():
     small = slim(nn.Sequential(*trunk()).eval())
-    again = Without(io.BytesIO(pickle.dumps(small))).load()
+    again = Without.loads(pickle.dumps(small))
     assert torch.equal(again(X), small(X))
     assert history(again) == history(small)
 

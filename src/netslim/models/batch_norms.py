@@ -101,6 +101,17 @@ def _normalised(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return found
 
 
+def without_norm(layer: nn.Module) -> nn.Module | None:
+    """A layer and the BN that `add_bn` hung on it, one behind the other; the layer is changed."""
+    hooks = [key for key, hook in layer._forward_hooks.items() if hook is _normalised]
+    if not hooks:
+        return None
+    del layer._forward_hooks[hooks[0]]
+    norm = layer._modules.pop("norm")
+    assert norm is not None
+    return nn.Sequential(layer, norm)
+
+
 Layer = nn.Linear | _ConvNd
 Lacking = tuple[Layer, type[_BatchNorm]]
 

@@ -140,6 +140,15 @@ def _selected(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (module.select(args[0]), *args[1:])  # type: ignore[operator]
 
 
+def without_selection(layer: nn.Module) -> nn.Module | None:
+    """A selection and its BN one behind the other, where one hangs on the layer; it is changed."""
+    select = layer._modules.get("select")
+    if not isinstance(layer, _BatchNorm) or not isinstance(select, ChannelSelect):
+        return None
+    _take_out(layer)
+    return nn.Sequential(select, layer)
+
+
 def _take_out(bn: nn.Module) -> None:
     bn._modules.pop("select", None)
     for key in [key for key, hook in bn._forward_pre_hooks.items() if hook is _selected]:
