@@ -4,7 +4,7 @@ from netslim.models.batch_norms import add_bn
 from netslim.models.building import build, build_uncut, constructor, names
 from netslim.models.channel_select import ChannelSelect, add_selection, drop_idle_selections
 from netslim.models.export import Exported
-from netslim.models.plain import plain
+from netslim.models.without_ours import plain
 
 __all__ = [
     "ChannelSelect",

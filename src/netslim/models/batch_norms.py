@@ -89,7 +89,9 @@ def add_bn(
     inputs = examples_for(model, example_inputs)
     lacking = _lacking(model, inputs, linear)
     refuse_taken({path: layer for path, (layer, _) in lacking.items()}, "norm")
-    moments = {} if measuring is None else _measured(model, lacking.values(), measuring)
+    moments: dict[Layer, _Moments] = {}
+    if measuring is not None:
+        moments = _measured(model, lacking.values(), measuring)
     for layer, norm in lacking.values():
         hang(layer, "norm", _identity(norm, layer, moments.get(layer)))
         layer.register_forward_hook(_normalised)
@@ -177,7 +179,10 @@ def _identity(kind: type[_BatchNorm], layer: Layer, measured: _Moments | None) -
     It computes ``(x - mean) / sqrt(var + eps) * scale + shift``.
     """
     weight = layer.weight
-    channels = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
+    if isinstance(layer, _ConvNd):
+        channels = layer.out_channels
+    else:
+        channels = layer.out_features
     bn = kind(channels, device=weight.device, dtype=weight.dtype)
     mean, var = bn.running_mean, bn.running_var
     assert mean is not None

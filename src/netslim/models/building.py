@@ -10,7 +10,6 @@ Names that the user types may import what they say. What a checkpoint names is l
 import inspect
 import os
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
@@ -90,9 +89,10 @@ def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Mod
         )
     name, kwargs = check_constructor(header["constructor"], path, trust)
     added = {key: True for key in _INSERTIONS if _flag(key, kwargs.pop(key, False))}
+    if trust is True:
+        return _with(added, _made(name, kwargs))
     held = sum(tensor.numel() for tensor in tensors.values())
-    watch = nullcontext() if trust is True else within(uncut(header, tensors), held, path)
-    with watch:
+    with within(uncut(header, tensors), held, path):
         model = _made(name, kwargs)
     return _with(added, model)
 
@@ -164,7 +164,7 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
+    takes = f"it takes {', '.join(accepted) or 'no arguments'}"
     for key in kwargs:
         if key not in accepted:
             raise RecipeError(
@@ -180,8 +180,11 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
 def _nearest(name: str) -> str:
     """How a message goes on after a name that means no model."""
     source, colon, _ = name.partition(":")
+    prefix = ""
+    if colon:
+        prefix = f"{source}:"
     # Reversed, because the zoo comes first among models of the same name.
-    return nearest(name, reversed(names(f"{source}:") if colon else names()), otherwise=".")
+    return nearest(name, reversed(names(prefix)), otherwise=".")
 
 
 def _unknown(name: str) -> RecipeError:

@@ -39,6 +39,7 @@ from netslim.surgery.prune import prune
 from netslim.surgery.rows import SizePatch, TensorCut, bias_of
 
 FORMAT = 1
+_NOTHING = PruningPlan("", {}, ())
 _BUFFERS = 2**16  # numbers that a plan may list besides, of buffers which are not saved
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -178,7 +179,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
 def uncut(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """The shape that each tensor of a file had before the cut, by the plan in its header."""
     sizes = {name: [*tensor.shape] for name, tensor in tensors.items()}
-    for cut in header["plan"].tensors if header["plan"] else ():
+    plan = header["plan"] or _NOTHING
+    for cut in plan.tensors:
         if cut.tensor in sizes:
             sizes[cut.tensor][cut.axis] = cut.size
     return {name: tuple(shape) for name, shape in sizes.items()}
@@ -278,7 +280,7 @@ def _fitting(
     which; none needs to, as the values come from the file. So any axis may shrink as one did that
     was cut, and one that is as in the file already stays.
     """
-    plan = plan or PruningPlan("", {}, ())
+    plan = plan or _NOTHING
     cuts = {(cut.tensor, cut.axis): cut for cut in plan.tensors}
     biases = tuple(bias for bias in plan.biases if _lacks_bias(model, bias))
     _check_names(model, tensors, {bias_of(bias) for bias in biases}, path)
@@ -295,11 +297,10 @@ def _fitting(
         rows += found
     rows += [cuts[bias_of(bias), 0] for bias in biases if (bias_of(bias), 0) in cuts]
     patches = tuple(patch for patch in plan.patches if not _patched(model, patch))
-    fitting = replace(
-        plan, fingerprint=fingerprint(model), tensors=tuple(rows), patches=patches, biases=biases
-    )
-    same = {*rows} == {*plan.tensors} and patches == plan.patches and biases == plan.biases
-    return replace(plan, fingerprint=fitting.fingerprint) if same else replace(fitting, groups={})
+    plan = replace(plan, fingerprint=fingerprint(model))
+    if {*rows} == {*plan.tensors} and patches == plan.patches and biases == plan.biases:
+        return plan
+    return replace(plan, groups={}, tensors=tuple(rows), patches=patches, biases=biases)
 
 
 def _check_names(

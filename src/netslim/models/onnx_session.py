@@ -46,7 +46,9 @@ class Session:
     def __init__(self, content: bytes | str, device: torch.device) -> None:
         import onnxruntime
 
-        provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        provider, where = "CPUExecutionProvider", {}
+        if device.type == "cuda":
+            provider, where = "CUDAExecutionProvider", {"device_id": device.index or 0}
         if provider not in onnxruntime.get_available_providers():
             raise ExportError(
                 f"this ONNX Runtime has no {provider}: pip install onnxruntime-gpu, or use "
@@ -58,7 +60,6 @@ class Session:
         options.inter_op_num_threads = 1
         # Threads that wait for work by spinning would slow down whatever runs next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        where = {"device_id": device.index or 0} if device.type == "cuda" else {}
         providers = [(provider, where)]
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
@@ -143,5 +144,5 @@ def innermost(problem: BaseException) -> str:
         problem = problem.__cause__
     text = str(problem).partition(" For more information")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    kind = type(problem).__name__
-    return f"{kind}: {lines[0][:300].rstrip('.')}" if lines else kind
+    first = [line[:300].rstrip(".") for line in lines[:1]]
+    return ": ".join([type(problem).__name__, *first])

@@ -187,7 +187,9 @@ def _off(expected: Tensor, found: Tensor) -> float:
     wide = torch.complex128 if expected.is_complex() else torch.float64
     ours, theirs = expected[finite].to(wide), found[finite].to(wide)
     largest, gap = ours.abs().amax(), (ours - theirs).abs().amax()
-    return float(gap / largest) if largest > 0 else float(gap)
+    if largest > 0:
+        gap = gap / largest
+    return float(gap)
 
 
 def _tolerance(outputs: Outputs) -> float:

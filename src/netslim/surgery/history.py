@@ -101,7 +101,9 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
         past: its `history` before.
         plan: what was cut.
     """
-    whole = without_slices(plan) if past is None else compose(past, plan)
+    whole = without_slices(plan)
+    if past is not None:
+        whole = compose(past, plan)
     modules = {path: module for module, path in named_modules(model).items()}
     holders = _holders(model)
     own: dict[str, list[TensorCut]] = {}
@@ -120,13 +122,16 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
 
 
 def _own(module: nn.Module) -> PruningPlan:
-    text = vars(module).get(_OWN)
-    return PruningPlan("", {}, ()) if text is None else PruningPlan.from_json(text)
+    if _OWN not in vars(module):
+        return PruningPlan("", {}, ())
+    return PruningPlan.from_json(vars(module)[_OWN])
 
 
 def _whole(module: nn.Module) -> PruningPlan | None:
-    held = vars(module).get(_WHOLE)
-    return PruningPlan.from_json(held) if isinstance(held, str) else held
+    held: PruningPlan | str | None = vars(module).get(_WHOLE)
+    if isinstance(held, str):
+        return PruningPlan.from_json(held)
+    return held
 
 
 def _read(model: nn.Module) -> _Found:
