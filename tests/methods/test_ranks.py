@@ -115,6 +115,24 @@ def rank_gradual_bare(rank: int) -> dict[str, Any]:
     return {"kept": kept(gradual.plan), "weights": weights(model)}
 
 
+def rank_gradual_attached(rank: int) -> dict[str, Any]:
+    """Cut from within `optimizer.step()`, with a weight average of the wrapper itself."""
+    wrapper, optimizer = trained(rank)
+    average = AveragedModel(wrapper)
+    gradual = netslim.GradualPruning(
+        *(wrapper, X, HALF),
+        steps=2,
+        criterion="activation",
+        batches=shard(rank),
+        companions=average,
+    ).attach(optimizer, every=2)
+    for _ in range(2):
+        train(wrapper, optimizer, shard(rank))
+        average.update_parameters(wrapper)
+    assert gradual.done
+    return {"kept": kept(gradual.plan), "weights": [weights(wrapper), weights(average)]}
+
+
 def rank_alone(rank: int) -> dict[str, Any]:
     """As they choose when each is left to itself: their data do differ."""
     with ranks.alone():
@@ -457,7 +475,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 
 ALIKE = [
-    *("gradual", "gradual_bare", "mask", "clusters", "soft", "slimming", "slim", "compensation"),
+    *(
+        "gradual",
+        "gradual_bare",
+        "gradual_attached",
+        "mask",
+        "clusters",
+        "soft",
+        "slimming",
+        "slim",
+        "compensation",
+    ),
     *("prune", "prune_static", "sensitivity", "search", "latency", "document"),
 ]
 
