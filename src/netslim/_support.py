@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from netslim.errors import ArgumentError, NetslimError
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 Remedy = Callable[[str, list[str]], str]
 
+_PLAIN = {NoneType: "None", Real: "a number", Integral: "a whole number"}
 _MANY = 12  # names that a message lists at most
 
 
@@ -42,9 +44,7 @@ def expect(value: object, kind: Any, name: str, call: str) -> None:
     """
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join(
-            "None" if one is NoneType else _with_article(one.__name__) for one in kinds
-        )
+        wanted = " or ".join(_PLAIN.get(one) or _with_article(one.__name__) for one in kinds)
         raise ArgumentError(f"{name} must be {wanted}, got {described(value)}: call {call}")
 
 

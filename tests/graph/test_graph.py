@@ -163,7 +163,7 @@ def test_errors_name_the_inputs():
         TraceError, match=r"does not run on these example inputs \(\(2, 5, 8, 8\)\)"
     ):
         trace(Chain(), torch.zeros(2, 5, 8, 8))
-    with pytest.raises(TraceError, match=r"needs a torch\.nn\.Module, got int"):
+    with pytest.raises(ArgumentError, match=r"needs a torch\.nn\.Module, got int"):
         trace(3, X)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="no group, module or tensor is named 'third'"):
         trace(Chain(), X)["third"]

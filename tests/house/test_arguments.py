@@ -219,6 +219,86 @@ def test_the_message_shows_the_call(tmp_path):
         netslim.trace(t["inputs"], t["model"])
 
 
+def nothing_found(_: Any) -> float:
+    return 1.0
+
+
+# What happens -> the wrong call: each is refused as an argument, and not as what it would spoil.
+REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "got str; call trace(": lambda t: netslim.trace("model", t["inputs"]),
+    "got PruningPlan; call prune(": lambda t: netslim.prune(t["plan"], t["model"]),
+    "optimizer takes": lambda t: netslim.prune_(t["model"], t["plan"], optimizer=3),
+    "got str; call save(": lambda t: netslim.save("a", t["model"]),
+    "names no format": lambda t: netslim.export(t["model"], t["inputs"], "a.txt"),
+    "register_rule needs an operator": lambda t: netslim.register_rule("foo"),
+    "the rule for aten::relu": lambda t: netslim.register_rule("aten::relu", 3),
+    "groups go by their names, got the int 0": lambda t: netslim.select(
+        t["graph"], t["scores"], per_group={0: 1}
+    ),
+    "max_cut names no group: groups": lambda t: netslim.select(
+        t["graph"], t["scores"], t["budget"], limits=netslim.Limits(max_cut={0: 1})
+    ),
+    "must return a tensor of one score a unit": lambda t: netslim.score(
+        t["graph"], t["model"], lambda group, tensors: 3
+    ),
+    "measure must be a Callable": lambda t: netslim.criterion(measure="a"),
+    "criterion must be a netslim.selection.Scoring or a name": lambda t: netslim.score(
+        t["graph"], t["model"], None
+    ),
+    "compensation must be a netslim.selection.Compensation, None or 'auto'": lambda t: netslim.slim(
+        t["model"], t["inputs"], budget=t["budget"], compensation=3
+    ),
+    "nothing here reads the batches": lambda t: netslim.slim(
+        t["model"], t["inputs"], per_group={"0": 0.5}, batches=t["batches"]
+    ),
+    "max_drop must be a number": lambda t: netslim.search(
+        nothing_found, nothing_found, max_drop="a", baseline=1.0
+    ),
+    "baseline must be a number": lambda t: netslim.search(
+        nothing_found, nothing_found, max_drop=0.1, baseline="a"
+    ),
+    "max_tries must be a whole number": lambda t: netslim.search(
+        nothing_found, nothing_found, max_drop=0.1, baseline=1.0, max_tries=1.5
+    ),
+    "got the int 3: call search(..., journal=": lambda t: netslim.search(
+        nothing_found, nothing_found, max_drop=0.1, baseline=1.0, journal=3
+    ),
+    "repeats must be a whole number": lambda t: netslim.latency(
+        t["model"], t["inputs"], repeats="a"
+    ),
+    "budget_seconds must be a number": lambda t: netslim.latency(
+        t["model"], t["inputs"], budget_seconds="a"
+    ),
+    "tolerance must be a number or None": lambda t: netslim.export(
+        t["model"], t["inputs"], t["path"], tolerance="a"
+    ),
+    "journal must be a str or a PathLike or None": lambda t: netslim.sensitivity(
+        t["model"], t["inputs"], nothing_found, journal=3
+    ),
+    "masks must be a Mapping or None": lambda t: t["graph"].macs(3),
+    "masks are boolean arrays": lambda t: t["graph"].params({"name": 3}),
+    "got 99: a list": lambda t: t["graph"].peak_bytes({99: []}),
+    "model must be a Module": lambda t: netslim.measure.size_on_disk(3),
+    "name must be a str or a PathLike": lambda t: netslim.models.build(3),
+    "prefix must be a str": lambda t: netslim.models.names(3),
+    "call LatencyTable.load(path)": lambda t: netslim.measure.LatencyTable.load(3),
+    "call LatencyTable.from_json(text)": lambda t: netslim.measure.LatencyTable.from_json(3),
+    "call Sensitivity.load(path)": lambda t: netslim.methods.Sensitivity.load(3),
+    "call PruningPlan.from_json(text)": lambda t: netslim.PruningPlan.from_json(3),
+    "call run(load_recipe('digits'))": lambda t: netslim.training.run("digts"),
+    "tree must be a Mapping": lambda t: netslim.training.parse_recipe(3),
+    "source must be a str or a PathLike": lambda t: netslim.training.load_recipe(3),
+    "source must be a str, got": lambda t: netslim.training.recipe_text(3),
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_a_wrong_argument_is_one_whatever_it_is_given_to(tmp_path, said):
+    with pytest.raises(ArgumentError) as caught:
+        REFUSED[said](things(tmp_path))
+    assert said in str(caught.value)
+
+
 def test_wrong_arguments_are_value_errors_and_plans_are_not():
     assert issubclass(ArgumentError, ValueError)
     assert not issubclass(ArgumentError, PlanError)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
+from types import NoneType
 
 import numpy as np
 from torch import nn
 
-from netslim._support import checks_calls
-from netslim.errors import StaleGraphError
+from netslim._support import checks_calls, described, expect
+from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.counts import Cost, without
 from netslim.graph.groups import ChannelGroup, SizeRule
 from netslim.graph.inventory import Inventory
@@ -87,13 +89,27 @@ class TracedGraph:
                 f"now {found}: trace it again (netslim.trace)"
             )
 
+    def _masks(self, masks: Mapping[int, Vector] | None, call: str) -> Mapping[int, Vector]:
+        """What to count under: nothing is cut where nothing is said."""
+        expect(masks, (Mapping, NoneType), "masks", f"graph.{call}({{0: keep}})")
+        for group, mask in (masks or {}).items():
+            known = isinstance(group, Integral) and 0 <= group < len(self.groups)
+            if not known or np.shape(mask) != (self.groups[group].size,):
+                raise ArgumentError(
+                    "masks are boolean arrays, one entry a unit, by the number of the group "
+                    f"(graph.number(name)), got {group!r}: {described(mask)}"
+                )
+        return masks or {}
+
     def macs(self, masks: Mapping[int, Vector] | None = None) -> int:
         """Multiply-accumulates of the traced call where group ``g`` keeps units ``masks[g]``."""
-        return sum(c.macs(masks or {}) for c in self.costs)
+        masks = self._masks(masks, "macs")
+        return sum(c.macs(masks) for c in self.costs)
 
     def params(self, masks: Mapping[int, Vector] | None = None) -> int:
         """Number of parameters under the masks."""
-        return sum(c.macs(masks or {}) for c in self.parameters.values())
+        masks = self._masks(masks, "params")
+        return sum(c.macs(masks) for c in self.parameters.values())
 
     @cached_property
     def memory(self) -> Memory:
@@ -112,11 +128,13 @@ class TracedGraph:
         inputs. Source: Radosavovic et al. 2020, "Designing Network Design Spaces", section 3.1, who
         count convolutions; fvcore and timm count as here.
         """
-        return sum(o.elements(masks or {}) for o in self._layers)
+        masks = self._masks(masks, "activations")
+        return sum(o.elements(masks) for o in self._layers)
 
     def activation_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
         """Bytes of the `activations` in the data types of the traced call, under the masks."""
-        return sum(o.bytes(masks or {}) for o in self._layers)
+        masks = self._masks(masks, "activation_bytes")
+        return sum(o.bytes(masks) for o in self._layers)
 
     def peak_bytes(self, masks: Mapping[int, Vector] | None = None) -> int:
         """Most bytes of tensors alive at once in the traced call, under the masks.
@@ -125,7 +143,8 @@ class TracedGraph:
         without gradients, lets go of it; not parameters and buffers, nor what an operator needs
         only while it runs.
         """
-        return self.memory.peak(masks or {})
+        masks = self._masks(masks, "peak_bytes")
+        return self.memory.peak(masks)
 
     def shares(self) -> dict[str, tuple[float, float, float]]:
         """Group name -> shares of parameters, MACs and activations that go with all its units."""

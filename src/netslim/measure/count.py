@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from netslim._support import checks_calls
+from netslim._support import checks_calls, expect
 from netslim.errors import TraceError
 from netslim.graph.counts import length, whole
 from netslim.graph.memory import lifetimes, memory, outputs
@@ -169,6 +169,10 @@ def size_on_disk(model: nn.Module) -> int:
 
     These are the parameters and the persistent buffers, shared ones once. The file's header, some
     tens of bytes a tensor, comes on top.
+
+    Raises:
+        ArgumentError: ``model`` is no module.
     """
+    expect(model, nn.Module, "model", "size_on_disk(model)")
     tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
     return sum(t.numel() * t.element_size() for t in tensors.values())

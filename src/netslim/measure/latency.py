@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from statistics import quantiles
 from typing import Any, overload
 
@@ -186,6 +187,10 @@ def _raise_mmap_threshold() -> None:
 
 
 def _check(repeats: int, seconds: float, warmup: int) -> None:
+    call = "latency(model, example_inputs, repeats=50)"
+    expect(repeats, Integral, "repeats", call)
+    expect(seconds, Real, "budget_seconds", call)
+    expect(warmup, Integral, "warmup", call)
     if repeats < MIN_ROUNDS:
         raise ArgumentError(
             f"latency: repeats={repeats}; at least {MIN_ROUNDS} are needed for a median with "

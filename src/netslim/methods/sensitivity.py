@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,7 @@ def sensitivity(
     call = "sensitivity(model, example_inputs, evaluate)"
     model, shares = bare(model, ArgumentError, call=call), _checked_ratios(ratios)
     expect(evaluate, Callable, "evaluate", call)
+    expect(journal, (str, os.PathLike, NoneType), "journal", f"{call[:-1]}, journal='values.json')")
     if unit not in ("share", "number"):
         raise ArgumentError(f"unit must be 'share' or 'number', got {unit!r}")
     seen: list[Any] | None = None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim._support import checks_calls, listed, write_atomic
+from netslim._support import checks_calls, expect, listed, write_atomic
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.graph.modules.wrapping import bare
@@ -195,6 +195,7 @@ class Sensitivity:
         Raises:
             PlanError: the text is something else, damaged, or of a newer format.
         """
+        expect(text, (str, bytes, bytearray), "text", "Sensitivity.from_json(text)")
         try:
             data = json.loads(text)
         except ValueError as error:
@@ -218,6 +219,7 @@ class Sensitivity:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json` to a file, which is complete or not there."""
+        expect(path, (str, os.PathLike), "path", "sensitivity.save(path)")
         write_atomic(Path(path), self.to_json())
         return Path(path)
 
@@ -228,6 +230,7 @@ class Sensitivity:
         Raises:
             PlanError: it cannot be read, or is no such file; the message names it.
         """
+        expect(path, (str, os.PathLike), "path", "Sensitivity.load(path)")
         try:
             return Sensitivity.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

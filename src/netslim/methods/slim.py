@@ -129,6 +129,8 @@ def _check(choice: Choice, batches: Iterable[Any] | None) -> None:
     mends = choice.compensation.fold or choice.compensation.recalibrate
     if batches is not None and not looks and not mends:
         raise ArgumentError(
-            "batches are read by compensation= and by criteria that look at data, not by "
-            f"{choice.scoring.criterion}"
+            f"the criterion {choice.scoring.criterion} looks at weights alone, so nothing here "
+            "reads the batches: leave them out; or have the channels that stay make up for those "
+            "that go, compensation=netslim.selection.Compensation('linear', recalibrate=True); or "
+            "name a criterion that looks at data, such as criterion='obs'"
         )

@@ -15,7 +15,13 @@ from typing import Any
 from torch import nn
 
 import netslim.models.zoo as zoo
-from netslim._support import checks_calls, current_directory_importable, from_module, nearest
+from netslim._support import (
+    checks_calls,
+    current_directory_importable,
+    expect,
+    from_module,
+    nearest,
+)
 from netslim.errors import CheckpointError, NetslimError, RecipeError
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
@@ -61,6 +67,7 @@ def build(
             or names what takes `trust`.
         ArgumentError: there is nothing to add, or no example could be guessed for the model.
     """
+    expect(name, (str, os.PathLike), "name", "build('zoo:vgg19')")
     name = os.fspath(name)
     wanted = {"add_bn": add_bn, "add_selection": add_selection}
     added = {key: value for key, value in wanted.items() if _flag(key, value)}
@@ -120,6 +127,7 @@ def names(prefix: str = "") -> list[str]:
 
     timm's are listed where it is installed.
     """
+    expect(prefix, str, "prefix", "names('zoo:')")
     found: list[str] = []
     for source, listed in _LISTS.items():
         # The others are not asked, as torchvision and timm are slow to import.

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 import torch
@@ -109,6 +111,8 @@ def export(
         Exported(...)
     """
     expect(path, (str, os.PathLike), "path", "export(model, example_inputs, path)")
+    expect(tolerance, (Real, NoneType), "tolerance", "export(model, example_inputs, path)")
+    expect(opset, (Integral, NoneType), "opset", "export(model, example_inputs, path)")
     path = Path(path)
     kind = _format(path, format, opset)
     if path.exists():
@@ -160,12 +164,12 @@ def _format(path: Path, given: str | None, opset: int | None) -> Format:
     else:
         kind, wrong = next((f for f in FORMATS if f == given), None), f"format={given!r}"
     if kind is None:
-        raise ExportError(
+        raise ArgumentError(
             f"{wrong}; write to a file that ends in .onnx or .pt2, or say format='onnx' or "
             "'torch.export'"
         )
     if opset is not None and kind != "onnx":
-        raise ExportError(
+        raise ArgumentError(
             f"opset={opset} belongs to ONNX, and {path} is written by torch.export: leave it out"
         )
     return kind

@@ -335,12 +335,13 @@ class Compensation(Checked):
     )
 
 
-# Parameter of public functions -> the class of its options, what else may stand there, an example.
-_HOMES: dict[str, tuple[type[Any], tuple[Any, ...], str]] = {
-    "budget": (Budget, (NoneType,), "Budget(cut_channels=0.5)"),
-    "limits": (Limits, (), "Limits(min_channels=4)"),
-    "criterion": (Scoring, (str, Callable, NoneType), "Scoring('l1', normalize='mean')"),
-    "compensation": (Compensation, (str, NoneType), "Compensation('linear')"),
+# Parameter of public functions -> the class of its options, what else may stand there, the same in
+# words, an example.
+_HOMES: dict[str, tuple[type[Any], tuple[Any, ...], str, str]] = {
+    "budget": (Budget, (NoneType,), "", "Budget(cut_channels=0.5)"),
+    "limits": (Limits, (), "", "Limits(min_channels=4)"),
+    "criterion": (Scoring, (str, Callable), " or a name", "Scoring('l1', normalize='mean')"),
+    "compensation": (Compensation, (str, NoneType), ", None or 'auto'", "Compensation('linear')"),
 }
 
 
@@ -393,9 +394,8 @@ def _called(kind: type[Any]) -> str:
 
 
 def _check_kind(name: str, value: Any) -> None:
-    kind, others, example = _HOMES[name]
+    kind, others, more, example = _HOMES[name]
     if not isinstance(value, (kind, *others)):
-        more = " or a name" if str in others else ""
         raise ArgumentError(
             f"{name} must be a {_called(kind)}{more}, such as {example}, got {value!r}"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils._pytree import tree_leaves
 
-from netslim.errors import SurgeryError
+from netslim.errors import ArgumentError, SurgeryError
 
 Keep = Callable[[Tensor, tuple[int, ...]], Tensor]  # the planned entries of the given axes
 _REMEDY = "make a new optimizer after prune_, and do not pass this one"
@@ -33,7 +33,7 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
     found = [innermost(one) for one in ([optimizer] if single else optimizer)]
     for one in found:
         if not isinstance(one, Optimizer):
-            raise SurgeryError(
+            raise ArgumentError(
                 f"optimizer takes torch.optim.Optimizer objects, not a {type(one).__name__}"
             )
         if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(one).__mro__):

@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from netslim._support import checks_calls
+from netslim._support import checks_calls, expect
 from netslim.errors import PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.plan_file import LARGEST, Fields, read, write
@@ -105,6 +105,7 @@ class PruningPlan:
             PlanError: the text is not a plan, is damaged, was edited, or was written by a newer
                 format.
         """
+        expect(text, (str, bytes, bytearray), "text", "PruningPlan.from_json(text)")
         fields = read(text, most)
         check_rows(fields.groups, fields.tensors, fields.patches, fields.biases)
         return PruningPlan(**vars(fields))

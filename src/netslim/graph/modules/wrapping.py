@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from netslim.errors import NetslimError, SurgeryError
+from netslim.errors import ArgumentError, NetslimError, SurgeryError
 from netslim.graph.modules.walk import named_modules, named_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -101,16 +101,17 @@ def bare(
             plan)"``.
 
     Raises:
-        error: ``model`` is no module, or it or a part of it is scripted, exported, quantised,
-            sharded, lazy, or without values; the message names the part and the remedy.
+        ArgumentError: ``model`` is no module.
+        error: it or a part of it is scripted, exported, quantised, sharded, lazy, or without
+            values; the message names the part and the remedy.
     """
     inner: Model = inside(model)
     if not isinstance(inner, nn.Module):
         known = next((_REFUSED[name][1] for name in _names(type(inner)) if name in _REFUSED), None)
-        if known is None and call:
-            known = f"call {call}"
-        remedy = f"; {known}" if known else ""
-        raise error(f"netslim needs a torch.nn.Module, got {type(inner).__name__}{remedy}")
+        said = f"netslim needs a torch.nn.Module, got {type(inner).__name__}"
+        if known is None:
+            raise ArgumentError(f"{said}; call {call}" if call else said)
+        raise error(f"{said}; {known}")
     for kind, path, what in _obstacles(inner):
         if kind not in allow:
             raise error(f"{path or 'the model'} {what}")

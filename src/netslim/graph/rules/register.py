@@ -12,7 +12,7 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
 from netslim._support import checks_calls
-from netslim.errors import TraceError
+from netslim.errors import ArgumentError, TraceError
 from netslim.graph.rules.elementwise import pointwise
 from netslim.graph.rules.registry import RULES, Known, Op, Rule, tensors_in
 from netslim.graph.tracing.atoms import ATOM
@@ -46,8 +46,8 @@ def register_rule(op: Any, rule: Rule | None = None) -> Any:
         The rule.
 
     Raises:
-        TraceError: ``op`` names no operator, or one that PyTorch takes apart before a rule could
-            see it; or ``rule`` is not callable.
+        ArgumentError: ``op`` does not name an operator, or ``rule`` is not callable.
+        TraceError: there is no such operator, or PyTorch takes it apart before a rule could see it.
 
     Example:
         >>> @torch.library.custom_op("examples::squash", mutates_args=())
@@ -60,7 +60,7 @@ def register_rule(op: Any, rule: Rule | None = None) -> Any:
 
     def register(function: Rule) -> Rule:
         if not callable(function):
-            raise TraceError(
+            raise ArgumentError(
                 f"the rule for {name} must be a function rule(recorder, func, out, *args, "
                 f"**kwargs), got {type(function).__name__}; netslim.graph.rules holds "
                 "ready-made ones"
@@ -86,7 +86,7 @@ def operator_name(op: Any) -> str:
             given += "; leave out the overload: a rule is for all of them"
     else:
         given = f"{type(op).__name__} {getattr(op, '__name__', '')}".strip()
-    raise TraceError(f"register_rule needs an operator ({_FORMS}), got {given}")
+    raise ArgumentError(f"register_rule needs an operator ({_FORMS}), got {given}")
 
 
 def find_rule(name: str) -> Rule | None:

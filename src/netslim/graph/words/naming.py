@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from netslim._support import listed
+from netslim._support import described, listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.traced import TracedGraph
@@ -30,6 +30,8 @@ def meant(graph: TracedGraph, name: str, problem: str) -> list[ChannelGroup]:
         ArgumentError: there is no such group (the nearest names are given), or a plain name stands
             for several.
     """
+    if not isinstance(name, str):
+        raise ArgumentError(f"{problem}: groups go by their names, got {described(name)}")
     if is_pattern(graph, name):
         if found := [g for g in graph.groups if fnmatchcase(g.name, name)]:
             return found
@@ -52,7 +54,8 @@ def assigned(
     Raises:
         ArgumentError: as `meant` does, or two plain names give one group different values.
     """
-    names = sorted(mapping, key=lambda name: not is_pattern(graph, name))  # stable: patterns first
+    # Stable: patterns first. What is no name is refused when its turn comes.
+    names = sorted(mapping, key=lambda name: not is_pattern(graph, str(name)))
     found: dict[str, tuple[str, Any]] = {}
     for name in names:
         for group in meant(graph, name, problem):

@@ -14,6 +14,7 @@ graph that was cut since fits as well as the one that was measured.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netslim._support import checks_calls, write_atomic
+from netslim._support import checks_calls, expect, write_atomic
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
@@ -201,6 +202,7 @@ class LatencyTable:
         Raises:
             PlanError: it is damaged, or of another version.
         """
+        expect(text, (str, bytes, bytearray), "text", "LatencyTable.from_json(text)")
         try:
             content = json.loads(text)
             if content["kind"] != "netslim latency table" or content["format"] != FORMAT:
@@ -217,6 +219,7 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table to a JSON file, as a whole or not at all."""
+        expect(path, (str, os.PathLike), "path", "table.save(path)")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, self.to_json())
@@ -228,10 +231,12 @@ class LatencyTable:
         Raises:
             PlanError: there is no such file, it is damaged, or of another version.
         """
+        expect(path, (str, os.PathLike), "path", "LatencyTable.load(path)")
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as problem:
-            raise PlanError(f"no latency table can be read from {path}: {problem}") from None
+            reason = getattr(problem, "strerror", None) or problem
+            raise PlanError(f"no latency table can be read from {path}: {reason}") from None
         except PlanError as problem:
             raise PlanError(f"{path}: {problem}") from None
 

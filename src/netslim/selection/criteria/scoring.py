@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls, described, expect
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter
@@ -164,6 +164,11 @@ class Scorer:
                 values = reduced(seen, values, how)
         if values is None:
             return None
+        if not isinstance(values, Tensor):
+            raise ArgumentError(
+                f"the criterion {self.name} must return a tensor of one score a unit, a list of "
+                f"(slice, scores), or None, got {described(values)} for group {group.name!r}"
+            )
         values = values.double().cpu()
         if values.shape != (group.size,):
             raise ArgumentError(

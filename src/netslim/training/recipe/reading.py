@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
+from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from netslim._support import checks_calls, nearest
+from netslim._support import checks_calls, expect, nearest
 from netslim.errors import ArgumentError, RecipeError
 from netslim.training.recipe.checks import check
 from netslim.training.recipe.files import read_yaml, tree_of
@@ -42,7 +44,9 @@ def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Reci
     Raises:
         RecipeError: with the key, what is wrong with it, and the nearest right one.
     """
-    tree = {key: value for key, value in tree_of(source).items() if key != "small"}
+    expect(source, (str, os.PathLike), "source", "load_recipe('digits')")
+    expect(overrides, (Mapping, NoneType), "overrides", "load_recipe('digits', {'seed': '1'})")
+    tree = {key: value for key, value in tree_of(os.fspath(source)).items() if key != "small"}
     for key, text in (overrides or {}).items():
         override(tree, key, text)
     return parse_recipe(tree)
@@ -55,6 +59,7 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     Args:
         whole: whether it must be a run that ends in a measurement; else single stages are fine.
     """
+    expect(tree, Mapping, "tree", "parse_recipe(tree)")
     # YAML aliases share objects; here nothing is shared.
     plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))
     stages = plain.pop("stages", None)

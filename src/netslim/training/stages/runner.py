@@ -14,18 +14,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
 import netslim
-from netslim._support import checks_calls, using_threads, write_atomic
+from netslim._support import checks_calls, expect, using_threads, write_atomic
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
@@ -87,6 +89,8 @@ def run(
         NetslimError: whatever goes wrong; finished stages and epochs are kept.
         KeyboardInterrupt: likewise.
     """
+    expect(recipe, Recipe, "recipe", "run(load_recipe('digits'))")
+    expect(out, (str, os.PathLike, NoneType), "out", "run(recipe, 'runs/digits')")
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     display = display or Display()
     command = command or shlex.join(["netslim", "run", recipe.name, "--out", str(folder.path)])
