@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from netslim import errors as errors
 from netslim.errors import NetslimError
 
 __version__ = "0.2.0"
@@ -48,6 +49,22 @@ _ROOMS = (
     *("data", "graph", "measure", "methods", "models", "report", "selection", "surgery"),
     "training",
 )
+# What lives in a room, and is looked for here: whoever asks is told where. No room is imported for
+# that, as `from netslim import cli` comes by here, too.
+_ELSEWHERE = {
+    "measure": ("Cost", "Latency", "LatencyTable", "size_on_disk"),
+    "methods": (
+        *("SearchResult", "Sensitivity", "add_slimming_gradient", "cifar_resnet_cut"),
+        *("parameter_groups", "plan_of_zeros", "slimming_penalty", "soft_threshold_", "zeroed"),
+    ),
+    "models": (
+        *("ChannelSelect", "Exported", "add_bn", "add_selection", "build", "build_uncut"),
+        *("constructor", "drop_idle_selections", "names"),
+    ),
+    "selection": ("Compensation", "Scoring", "greedy", "merge", "normalized"),
+    "surgery": ("Folding", "Verification", "compensate", "recalibrate"),
+    "errors": tuple(errors.__all__),
+}
 
 __all__ = [
     "Budget",
@@ -82,7 +99,6 @@ __all__ = [
 
 if TYPE_CHECKING:  # for type checkers; a `__getattr__` would allow any name to them
     from netslim import data as data
-    from netslim import errors as errors
     from netslim import graph as graph
     from netslim import measure as measure
     from netslim import methods as methods
@@ -129,7 +145,9 @@ else:
             return importlib.import_module(f"netslim.{name}")
         if name == "zoo":
             return importlib.import_module("netslim.models.zoo")
-        raise AttributeError(f"module 'netslim' has no attribute {name!r}")
+        homes = [f"netslim.{room}.{name}" for room, names in _ELSEWHERE.items() if name in names]
+        hint = f"; it is {homes[0]}" if homes else ""
+        raise AttributeError(f"module 'netslim' has no attribute {name!r}{hint}")
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__, *_ROOMS})

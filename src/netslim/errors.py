@@ -77,3 +77,19 @@ class DataError(NetslimError):
 
 class TrainingError(NetslimError):
     """Training cannot go on."""
+
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "DataError",
+    "ExportError",
+    "NetslimError",
+    "PlanError",
+    "RecipeError",
+    "StaleGraphError",
+    "SurgeryError",
+    "TraceError",
+    "TrainingError",
+    "VerificationError",
+]

@@ -193,6 +193,19 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = netslim.no_such_thing
 
 
+ELSEWHERE = ("errors", "measure", "methods", "models", "selection", "surgery")
+
+
+@pytest.mark.parametrize("room", ELSEWHERE)
+def test_a_name_that_lives_in_a_room_says_so(room):
+    names = set(importlib.import_module(f"netslim.{room}").__all__) - set(netslim.__all__)
+    assert names
+    for name in names:
+        assert not hasattr(netslim, name)
+        with pytest.raises(AttributeError, match=rf"{name}'; it is netslim\.{room}\.{name}$"):
+            getattr(netslim, name)
+
+
 def test_a_name_is_one_thing():
     """Whoever imports a module by its dotted name gets the module, and no function of that name."""
     names = [name for name in MODULES if not name.endswith("__main__")]
