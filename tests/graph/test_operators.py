@@ -413,7 +413,7 @@ def test_its_time_counts_among_the_layers_that_have_no_kernel():
     ],
 )
 def test_what_is_no_operator_is_refused(op, message):
-    with pytest.raises(TraceError, match=message):
+    with pytest.raises((ArgumentError, TraceError), match=message):
         register_rule(op, rules.pointwise)
 
 
@@ -424,12 +424,12 @@ def test_an_operator_of_a_library_that_comes_later_is_taken():
 
 def test_ready_made_rules_refuse_what_they_do_not_know():
     with pytest.raises(
-        TraceError, match=r"the rule for nstest::double must be a function .*, got str"
+        ArgumentError, match=r"the rule for nstest::double must be a function .*, got str"
     ):
         register_rule(double, "pointwise")
     with pytest.raises(TraceError, match="netslim has no rule for nstest::double"):
         rules.like(double)
-    with pytest.raises(TraceError, match="spatial takes 1, 2 or 3 dimensions, got 4"):
+    with pytest.raises(ArgumentError, match="spatial takes 1, 2 or 3 dimensions, got 4"):
         rules.spatial(4)
 
 

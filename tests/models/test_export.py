@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import netslim
 from nets import Chain, DenseBlock, Residual
-from netslim.errors import ExportError, TraceError
+from netslim.errors import ArgumentError, ExportError, TraceError
 from netslim.models import export as module
 from netslim.models import onnx_session, parity
 from netslim.models.export import Exported, export
@@ -248,7 +248,7 @@ def test_nothing_is_overwritten(tmp_path):
     ],
 )
 def test_what_cannot_be_asked_for(tmp_path, name, options, message):
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         export(Chain(), torch.randn(2, 3, 8, 8), tmp_path / name, **options)
 
 

@@ -172,6 +172,10 @@ def size_on_disk(model: nn.Module) -> int:
 
     Raises:
         ArgumentError: ``model`` is no module.
+
+    Example:
+        >>> netslim.measure.size_on_disk(nn.Linear(10, 2))
+        88
     """
     expect(model, nn.Module, "model", "size_on_disk(model)")
     tensors = {id(t): t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}

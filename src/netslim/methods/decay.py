@@ -41,6 +41,10 @@ def parameter_groups(
     Raises:
         ArgumentError: a decay below 0, nothing to train, or a `norm_decay` where no normalisation
             layer has trainable parameters.
+
+    Example:
+        >>> groups = netslim.methods.parameter_groups(model, 5e-4, norm_decay=0.0)
+        >>> optimizer = torch.optim.SGD(groups, lr=0.1)
     """
     _check("weight_decay", weight_decay)
     inner = bare(

@@ -78,6 +78,12 @@ def add_bn(
         ArgumentError: every layer has one already, ``batches`` is empty, no guess runs, or the
             model is wrapped.
         TraceError: the model does not run on ``example_inputs``.
+
+    Example:
+        >>> plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+        >>> normed = netslim.models.add_bn(plain, images)
+        >>> sum(isinstance(module, nn.BatchNorm2d) for module in normed.modules())
+        1
     """
     refuse_wrapped(model, "add_bn(model)")
     measuring: Iterator[Any] | None = None

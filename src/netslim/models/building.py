@@ -66,6 +66,11 @@ def build(
         CheckpointError: the checkpoint is missing, damaged, does not say which model it belongs to,
             or names what takes `trust`.
         ArgumentError: there is nothing to add, or no example could be guessed for the model.
+
+    Example:
+        >>> small = netslim.models.build("zoo:resnet20", width=0.5)
+        >>> type(small).__name__
+        'ResNet'
     """
     expect(name, (str, os.PathLike), "name", "build('zoo:vgg19')")
     name = os.fspath(name)
@@ -126,6 +131,10 @@ def names(prefix: str = "") -> list[str]:
     """Every `zoo:`, `torchvision:` and `timm:` name that starts with `prefix`, sorted.
 
     timm's are listed where it is installed.
+
+    Example:
+        >>> netslim.models.names("zoo:resnet2")
+        ['zoo:resnet20']
     """
     expect(prefix, str, "prefix", "names('zoo:')")
     found: list[str] = []

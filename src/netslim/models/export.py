@@ -102,6 +102,7 @@ def export(
             default 1e-9 in float64, 1e-4 in float32, else 2e-2.
 
     Raises:
+        ArgumentError: the path's ending and ``format`` name no format, or ``opset`` is not its.
         ExportError: the file exists, packages are missing (`pip install netslim[onnx]`), the model
             cannot be exported, or the file deviates; nothing is left behind then.
         TraceError: the model does not run on the example inputs.

@@ -49,6 +49,12 @@ def greedy(
         StaleGraphError: the model is not the traced one.
         ArgumentError: the criterion looks at data, an option is wrong, or a name means no group.
         PlanError: a group cannot be cut, or not as far as it says.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> plan = netslim.selection.greedy(graph, model, {"features.*": 0.5})
+        >>> {name: len(group.kept) for name, group in plan.groups.items()}
+        {'features.0': 4, 'features.4': 8}
     """
     model = bare(model, ArgumentError, call="greedy(graph, model, per_group)")
     expect(graph, ChannelGraph, "graph", "greedy(graph, model, per_group)")

@@ -39,6 +39,12 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
             its units.
         PlanError: a group cannot be cut exactly, nothing is to be merged at all, or tied weights
             cannot be summed.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> plan = netslim.selection.merge(graph, {"features.0": [0, 0, 1, 1, 2, 2, 3, 3]})
+        >>> netslim.prune(model, plan).features[0].out_channels
+        4
     """
     expect(graph, ChannelGraph, "graph", "merge(graph, clusters)")
     if not isinstance(clusters, Mapping):

@@ -290,6 +290,12 @@ class Scoring(Checked):
     Raises:
         ArgumentError: a choice is unknown. What a criterion cannot do is refused by
             `netslim.score`.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> scoring = netslim.selection.Scoring("l1", normalize="mean")
+        >>> list(netslim.score(graph, model, scoring))
+        ['features.0', 'features.4']
     """
 
     criterion: str | Callable[..., Any] = option(
@@ -320,6 +326,11 @@ class Compensation(Checked):
 
     Raises:
         ArgumentError: a choice is unknown, or a negative number.
+
+    Example:
+        >>> mended = netslim.selection.Compensation("linear", recalibrate=2)
+        >>> half = netslim.Budget(cut_macs=0.5)
+        >>> small = netslim.slim(model, images, budget=half, batches=loader, compensation=mended)
     """
 
     fold: FoldWay | None = option(

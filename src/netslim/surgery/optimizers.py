@@ -27,7 +27,8 @@ def all_optimizers(optimizer: Any) -> list[Optimizer]:
     """All that keep state, of one or several, wrapped or not; also those that others hold.
 
     Raises:
-        SurgeryError: something else is among them, or one whose state lies elsewhere.
+        ArgumentError: something else is among them.
+        SurgeryError: the state of one lies elsewhere.
     """
     single = isinstance(innermost(optimizer), Optimizer) or not isinstance(optimizer, Iterable)
     found = [innermost(one) for one in ([optimizer] if single else optimizer)]

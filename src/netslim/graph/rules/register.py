@@ -121,10 +121,10 @@ def spatial(dims: int) -> Rule:
         dims: how many dimensions are space: 1, 2 or 3.
 
     Raises:
-        TraceError: another number of dimensions.
+        ArgumentError: another number of dimensions.
     """
     if dims not in (1, 2, 3):
-        raise TraceError(f"spatial takes 1, 2 or 3 dimensions, got {dims!r}")
+        raise ArgumentError(f"spatial takes 1, 2 or 3 dimensions, got {dims!r}")
     return like(f"aten::upsample_nearest{dims}d")
 
 

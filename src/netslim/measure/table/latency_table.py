@@ -120,6 +120,14 @@ class LatencyTable:
         runs: the whole networks that the terms were fitted to, the uncut one first.
         error: the largest relative error of a run that was left out of the fit; of the fit itself
             when there were too few runs.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> table = netslim.latency_table(model, graph, images, cache=False)
+        >>> table.save("table.json")
+        >>> again = netslim.measure.LatencyTable.load("table.json")
+        >>> round(again.ms(graph) / table.ms(graph), 6)
+        1.0
     """
 
     backend: str

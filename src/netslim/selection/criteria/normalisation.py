@@ -38,6 +38,13 @@ def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[
 
     Raises:
         ArgumentError: ``how`` is none of these.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l2")
+        >>> largest = netslim.selection.normalized(scores, "max")
+        >>> [float(values.max()) for values in largest.values()]
+        [1.0, 1.0]
     """
     expect(scores, Mapping, "scores", "normalized(scores, how)")
     how = Scoring(normalize=how).normalize

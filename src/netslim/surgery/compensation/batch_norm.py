@@ -51,6 +51,9 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
     Raises:
         ArgumentError: it has no batch normalisation with running statistics, or there are no
             batches, it does not run on one, or what it computes is not finite.
+
+    Example:
+        >>> better = netslim.surgery.recalibrate(model, loader)
     """
     inner = bare(model, ArgumentError, call="recalibrate(model, batches)")
     layers = [

@@ -119,6 +119,13 @@ def compensate(
         PlanError: the plan is for another architecture or removes nothing that is read.
         ArgumentError: there is no such way, ``ridge`` is not above 0, there are no batches, the
             model does not run on one, or gives values that are not finite.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l2")
+        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_macs=0.5))
+        >>> mended = netslim.surgery.compensate(model, plan, loader)
+        >>> small = netslim.prune(mended.model, mended.plan)
     """
     if way not in (known := get_args(FoldWay)):
         raise ArgumentError(f"way must be {' or '.join(map(repr, known))}, got {way!r}")
