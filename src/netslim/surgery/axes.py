@@ -100,6 +100,8 @@ def _tensor_cuts(axes: Mapping[tuple[str, int], _Axis]) -> tuple[TensorCut, ...]
         if bits not in known:
             known[bits] = tuple(np.flatnonzero(axis.kept).tolist())
         kept, role = known[bits], "+".join(sorted(axis.roles))
-        into = () if axis.ends is None else merging_rows(axis.ends, kept)
+        into: tuple[int, ...] = ()
+        if axis.ends is not None:
+            into = merging_rows(axis.ends, kept)
         cuts.append(TensorCut(tensor, number, len(axis.kept), kept, role, into))
     return tuple(cuts)

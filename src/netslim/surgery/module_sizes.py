@@ -182,9 +182,10 @@ def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
 def _convolution(module: Any) -> None:
     shape = _shape(module, "weight")
     if len(shape) > 2:
-        inner, outer = (0, 1) if module.transposed else (1, 0)
         sizes = (shape[0], shape[1] * module.groups)
-        module.in_channels, module.out_channels = sizes[inner], sizes[outer]
+        if not module.transposed:
+            sizes = sizes[::-1]
+        module.in_channels, module.out_channels = sizes
 
 
 def _layer_norm(module: Any) -> None:

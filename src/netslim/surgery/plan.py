@@ -258,5 +258,9 @@ def _chained(first: GroupCut | TensorCut, second: GroupCut | TensorCut) -> tuple
 
 
 def _remarks(cut: GroupCut) -> str:
-    merged = f", merges {cut.merged} of {cut.size} into them" if cut.merged else ""
-    return merged if cut.exact else f"{merged}  (values change: not equal to silencing)"
+    said = ""
+    if cut.merged:
+        said += f", merges {cut.merged} of {cut.size} into them"
+    if not cut.exact:
+        said += "  (values change: not equal to silencing)"
+    return said

@@ -78,7 +78,7 @@ def read(text: str, most: int = LARGEST) -> Fields:
         raise PlanError(
             f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()"
         ) from None
-    found = data.get("format") if isinstance(data, dict) else None
+    found = isinstance(data, dict) and data.get("format")
     if type(found) is not int or found not in (FORMAT, MERGING_FORMAT):
         raise PlanError(
             f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {found!r}); "
@@ -120,7 +120,9 @@ def _tensor_data(cut: TensorCut) -> dict[str, Any]:
 
 
 def _merging(cut: GroupCut | TensorCut) -> dict[str, list[int]]:
-    return {"into": list(cut.into)} if cut.into else {}
+    if not cut.into:
+        return {}
+    return {"into": list(cut.into)}
 
 
 def _runs(kept: tuple[int, ...]) -> list[list[int]]:
@@ -219,9 +221,9 @@ class _Reader:
             for role, numbers in alike.items():
                 if role != "blocks":
                     for number in map(_integer, numbers):
-                        cut = tensors[number] if number < len(tensors) else None
-                        if cut is None:
+                        if number >= len(tensors):
                             raise ValueError(f"there is no row {number}")
+                        cut = tensors[number]
                         yield Slice(cut.tensor, cut.axis, role, positions, units)
 
     def entries(self, blocks: Any) -> tuple[np.ndarray, np.ndarray]:

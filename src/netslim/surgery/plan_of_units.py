@@ -78,7 +78,9 @@ def _ends(group: ChannelGroup, mask: np.ndarray, into: np.ndarray | None) -> np.
     wrong = np.flatnonzero((ends != own) & (mask | ~mask[ends]))
     if len(wrong):
         unit = int(wrong[0])
-        what = "is kept and merged as well" if mask[unit] else "which is not kept"
+        what = "which is not kept"
+        if mask[unit]:
+            what = "is kept and merged as well"
         raise PlanError(
             f"group {group.name!r}: unit {unit} is merged into unit {int(ends[unit])}; it {what}"
         )

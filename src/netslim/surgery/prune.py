@@ -368,7 +368,9 @@ def _put(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
     if tensor.requires_grad:
         # A loss that is still referred to holds a gradient accumulator of the old shape; another
         # dtype resets it.
-        other = torch.float16 if value.dtype is torch.float32 else torch.float32
+        other = torch.float32
+        if value.dtype is other:
+            other = torch.float16
         tensor.data = value.new_empty(0, dtype=other)
     tensor.data = value
     if gradient is not None:

@@ -106,7 +106,9 @@ def destinations(cut: GroupCut | TensorCut) -> np.ndarray:
 def merging_rows(ends: np.ndarray, kept: Iterable[int]) -> tuple[int, ...]:
     """``into`` from where every number ends; ``()`` where nothing is merged."""
     into = ends[list(complement(kept, len(ends)))]
-    return tuple(into.tolist()) if (into != DROPPED).any() else ()
+    if (into == DROPPED).all():
+        return ()
+    return tuple(into.tolist())
 
 
 def partners(

@@ -95,7 +95,9 @@ def told(left: Iterable[Stale]) -> str:
 
 def _new(width: Width, kept: Mapping[tuple[str, int], int]) -> int:
     left = kept.get((width.tensor, width.axis))
-    return width.size if left is None else left * width.times // width.each
+    if left is None:
+        return width.size
+    return left * width.times // width.each
 
 
 __all__ = ["Stale", "followed", "stale_sizes", "told"]

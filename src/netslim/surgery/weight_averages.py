@@ -46,7 +46,9 @@ def cut_alike(model: nn.Module, companions: Any) -> tuple[list[nn.Module], list[
 
 def _listed(companions: Any) -> list[Any]:
     single = isinstance(companions, (nn.Module, Mapping)) or not isinstance(companions, Iterable)
-    return [companions] if single else list(companions)
+    if single:
+        return [companions]
+    return list(companions)
 
 
 def _copy_of_model(model: nn.Module, one: Any, what: str) -> nn.Module:

@@ -186,7 +186,7 @@ class Flow:
 
     def note_mean(self, mean: Tensor | None) -> None:
         """Take in what a call's output goes to: a running mean that is its alone, or None."""
-        self.means[0 if mean is None else id(mean)] = mean
+        self.means[id(mean)] = mean  # None has an id, too
 
     @property
     def silent(self) -> bool:
@@ -314,7 +314,9 @@ class Watch(TorchFunctionMode):
         if is_returned or len(uses) != 1:
             return None
         (mean,) = uses
-        return mean if mean is not None and self.calls[id(mean)] == 1 else None
+        if self.calls[id(mean)] != 1:
+            return None
+        return mean
 
 
 def first_of(
@@ -370,7 +372,9 @@ def _owns(module: nn.Module, weight: Tensor) -> bool:
 
 
 def _only(seen: dict[int, Tensor | None]) -> Tensor | None:
-    return next(iter(seen.values())) if len(seen) == 1 else None
+    if len(seen) != 1:
+        return None
+    return next(iter(seen.values()))
 
 
 @torch.no_grad()

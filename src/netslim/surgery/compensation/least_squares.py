@@ -50,7 +50,9 @@ class Layout:
         self.weight, self.cut, self.table = weight, cut, table
         self.transposed = cut.axis == 0 and weight.dim() > 2
         self.groups = 1  # of the convolution; known with the first call
-        entries = np.arange(cut.size) if table is None else table[:, 0].numpy()
+        entries = np.arange(cut.size)
+        if table is not None:
+            entries = table[:, 0].numpy()
         self.masks = np.isin(entries, cut.kept), np.isin(entries, gone)
 
     def indices(self) -> tuple[Tensor, Tensor]:
@@ -83,7 +85,9 @@ class Layout:
 
     def _inputs_last(self, weight: Tensor) -> Tensor:
         """Transposed convolutions have their inputs first: swap them with the outputs, or back."""
-        return weight.transpose(1, 2) if self.transposed else weight
+        if self.transposed:
+            return weight.transpose(1, 2)
+        return weight
 
     def rows(self, func: Any, x: Tensor) -> Tensor:
         """The input as (groups, samples, channels)."""
@@ -100,7 +104,9 @@ class Layout:
 
     def maps(self, x: Tensor) -> Tensor:
         """A convolution's input with its batch dimension."""
-        return x if x.dim() == self.weight.dim() else x.unsqueeze(0)
+        if x.dim() == self.weight.dim():
+            return x
+        return x.unsqueeze(0)
 
     def means(self, func: Any, x: Tensor, args: Args, kwargs: Kwargs) -> tuple[Tensor, int]:
         """What each tap meets on average over the outputs, and the number of outputs.
@@ -128,7 +134,9 @@ class Layout:
 
 
 def _groups(args: Args, kwargs: Kwargs) -> int:
-    found: int = args[3] if len(args) > 3 else kwargs.get("groups", 1)
+    found: int = kwargs.get("groups", 1)
+    if len(args) > 3:
+        found = args[3]
     return found
 
 
@@ -191,7 +199,7 @@ class Fit(Flow):
             args, kwargs: what follows input, weight and bias.
         """
         self.taken += 1
-        inputs = 0 if func in TRANSPOSED else 1
+        inputs = int(func not in TRANSPOSED)  # the axis of the weights that reads
         if self.cut.axis != inputs or self.weight.dim() < 2:
             return
         layout = self.layout
@@ -278,7 +286,9 @@ def _explained(read: Tensor, before: Tensor, after: Tensor) -> float:
     whole, left = (
         float(torch.einsum("gort,grs,gost->", read, spread, read)) for spread in (before, after)
     )
-    return min(1 - left / whole, 1.0) if whole else 1.0
+    if not whole:
+        return 1.0
+    return min(1 - left / whole, 1.0)
 
 
 def _pick(values: Tensor, entries: Tensor, axis: int) -> Tensor:

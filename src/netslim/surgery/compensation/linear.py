@@ -198,7 +198,8 @@ def _fitted(
     plan.check(inner)
     copy = duplicate(inner)
     plan = extended(copy, replace(plan, biases=()), plan.biases)
-    batches = list(batches) if isinstance(batches, Iterator) else batches
+    if isinstance(batches, Iterator):  # it is read several times
+        batches = list(batches)
     fits = _measure(copy, plan, batches)
     places = {fit: _place(copy, fit) for fit in fits}
     plan = extended(copy, plan, [place.new for place in places.values() if place.new is not None])
@@ -233,7 +234,9 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
         for _, output in outputs(model, batches):
             watch.finish(output)
     for flow in flows:
-        sums = flow.moments.square if isinstance(flow, Fit) else flow.total
+        sums = flow.total
+        if isinstance(flow, Fit):
+            sums = flow.moments.square
         if not torch.isfinite(sums).all():
             raise ArgumentError(
                 f"what {flow.cut.tensor!r} reads is not finite on these batches: there is "

@@ -194,7 +194,9 @@ class _Pair:
 
     def deviation(self) -> float:
         """Largest relative difference of any output; 0 where only shapes can be compared."""
-        wanted = self._outputs_silenced() if self.wanted is None else self.wanted
+        wanted = self.wanted
+        if wanted is None:
+            wanted = self._outputs_silenced()
         with torch.no_grad():
             found = run(self.small, self.inputs, "pruned model")
         if len(wanted) != len(found):
@@ -256,7 +258,9 @@ def _double(model: nn.Module) -> nn.Module:
 def _doubled(example_inputs: Any) -> Any:
     def double(value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.double() if floating else value
+        if not floating:
+            return value
+        return value.double()
 
     return tree_map(double, example_inputs)
 
