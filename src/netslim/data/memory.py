@@ -73,8 +73,10 @@ def _to_memory(stream: ImageStream, found: _Found) -> ImageTensors:
             if further:
                 several.add(position)
 
-    large = height * width > _THREADED_PIXELS
-    _in_threads(decode, len(stream), os.cpu_count() or 1 if large else 1)
+    threads = 1
+    if height * width > _THREADED_PIXELS:
+        threads = os.cpu_count() or 1
+    _in_threads(decode, len(stream), threads)
     ordered = [problems[position] for position in sorted(problems)]
     refuse_many(ordered, len(stream), stream.unreadable)
     found.unreadable.extend(map(str, ordered))

@@ -37,7 +37,9 @@ def undecided(picture: Any) -> bool:
 def white_of(picture: Any) -> int:
     """The smallest usual value for white that an undecided picture does not exceed, or the last."""
     smaller, larger = _WHITES[picture.mode]
-    return smaller if np.asarray(picture).max() <= smaller else larger
+    if np.asarray(picture).max() <= smaller:
+        return smaller
+    return larger
 
 
 def in_bytes(picture: Any, channels: int, whites: Mapping[str, int]) -> Any:

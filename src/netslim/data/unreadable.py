@@ -22,7 +22,9 @@ def named(what: Sequence[object], separator: str = ", ") -> str:
     """The first few, and how many more there are."""
     more = len(what) - _NAMED
     shown = separator.join(map(str, what[:_NAMED]))
-    return f"{shown}{separator}and {more:,} more" if more > 0 else shown
+    if more <= 0:
+        return shown
+    return f"{shown}{separator}and {more:,} more"
 
 
 def told(problems: Sequence[object]) -> str:

@@ -19,12 +19,16 @@ def count(number: float) -> str:
 
 def percent(share: float, digits: int = 2) -> str:
     """A share as a percentage."""
-    return f"{100 * share:z.{digits}f} %" if math.isfinite(share) else MISSING
+    if not math.isfinite(share):
+        return MISSING
+    return f"{100 * share:z.{digits}f} %"
 
 
 def gone(after: float, before: float) -> str:
     """How much of what there was is gone, as a percentage."""
-    return percent(1 - after / before, 1) if before else MISSING
+    if not before:
+        return MISSING
+    return percent(1 - after / before, 1)
 
 
 def signed(points: float) -> str:
@@ -32,7 +36,9 @@ def signed(points: float) -> str:
     if not math.isfinite(points):
         return MISSING
     text = f"{points:+z.2f}".replace("-", "−")
-    return text.removeprefix("+") if text == "+0.00" else text
+    if text == "+0.00":
+        return "0.00"
+    return text
 
 
 def duration(seconds: float) -> str:
@@ -54,8 +60,10 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, dict):
             found |= flat(value, f"{name} ")
+        elif isinstance(value, list):
+            found[name] = ", ".join(map(str, value))
         else:
-            found[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found[name] = str(value)
     return found
 
 

@@ -67,7 +67,9 @@ def _entry(row: Any, key: str) -> Any:
     """What is checked of a row: of a latency its median."""
     if not isinstance(row, dict):
         return None
-    return median(row) if key == "latency_ms" else row.get(key)
+    if key == "latency_ms":
+        return median(row)
+    return row.get(key)
 
 
 def damaged(path: str | os.PathLike[str], what: str) -> RecipeError:
@@ -92,7 +94,9 @@ def _environment(path: Path) -> dict[str, Any]:
         found = json.loads(text_of(path) or "{}")
     except ValueError:
         return {"environment": f"{path.name} is damaged"}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return found
 
 
 __all__ = ["check", "damaged", "read", "text_of"]

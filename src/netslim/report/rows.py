@@ -35,9 +35,12 @@ def value(row: Row, key: str) -> str:
         return percent(row[key])
     if key == "latency_ms":
         ms = median(row)
-        return MISSING if ms is None or math.isnan(ms) else f"{ms:#.3g} ms"
-    unit = "B" if key == "size_bytes" else ""
-    return f"{count(row[key])}{unit}"
+        if ms is None or math.isnan(ms):
+            return MISSING
+        return f"{ms:#.3g} ms"
+    if key == "size_bytes":
+        return f"{count(row[key])}B"
+    return count(row[key])
 
 
 def ratio(row: Row, beside: Row, key: str) -> str:
@@ -49,7 +52,9 @@ def ratio(row: Row, beside: Row, key: str) -> str:
     part = part_left(row, beside, key)
     if part is None:
         return MISSING
-    return f"×{part:.3f}" if part < 1.5 else f"×{part:.2f}"
+    if part < 1.5:
+        return f"×{part:.3f}"
+    return f"×{part:.2f}"
 
 
 def part_left(row: Row, beside: Row, key: str) -> float | None:
@@ -59,7 +64,9 @@ def part_left(row: Row, beside: Row, key: str) -> float | None:
     ours, theirs = row[key], beside[key]
     if key == "latency_ms":
         ours, theirs = median(row), median(beside)
-    return ours / theirs if theirs and math.isfinite(ours / theirs) else None
+    if not theirs or not math.isfinite(ours / theirs):
+        return None
+    return ours / theirs
 
 
 def median(row: Row) -> Any:
@@ -67,7 +74,9 @@ def median(row: Row) -> Any:
     measured = row.get("latency_ms")
     if measured is None:
         return math.nan
-    return measured.get("median") if isinstance(measured, dict) else None
+    if not isinstance(measured, dict):
+        return None
+    return measured.get("median")
 
 
 def spread(row: Row) -> str:

@@ -136,8 +136,10 @@ def summary(results: Mapping[str, Any]) -> str:
 def _channels(results: Mapping[str, Any]) -> str:
     layers = results.get("widths") or []
     before = sum(layer["before"] for layer in layers)
+    if not before:
+        return "channels"
     after = sum(layer["after"] for layer in layers)
-    return f"{gone(after, before)} of the {before:,} channels" if before else "channels"
+    return f"{gone(after, before)} of the {before:,} channels"
 
 
 def _shrunk(row: Row, beside: Row, key: str, unit: str) -> str:
@@ -209,14 +211,15 @@ def _published_rows(group: str, rows: Sequence[Row], keys: Sequence[str]) -> str
 
 def _as_published(row: Row, beside: Row) -> dict[str, Any]:
     """One of our rows in the terms of a paper: error and cuts in percent."""
-    top5 = row.get("top5")
     found = {
         "label": row["label"],
         "error": 100 * (1 - row["accuracy"]),
-        "top5_error": None if top5 is None else 100 * (1 - top5),
+        "top5_error": None,
         "params": row["params"],
         "macs": row["macs"],
     }
+    if row.get("top5") is not None:
+        found["top5_error"] = 100 * (1 - row["top5"])
     if row["params"] != beside["params"]:
         for key in ("params", "macs"):
             found[f"{key}_cut"] = 100 * (1 - row[key] / max(beside[key], 1))
@@ -232,8 +235,9 @@ def _figure_of(row: Row, key: str) -> str:
     unit = " %" if key in PUBLISHED else ""
     if not isinstance(number, float):
         return f"{number}{unit}"
-    digits = 2 if "error" in key else 1
-    return f"{number:.{digits}f}{unit}"
+    if "error" in key:
+        return f"{number:.2f}{unit}"
+    return f"{number:.1f}{unit}"
 
 
 def _figures(results: Mapping[str, Any]) -> str:
@@ -255,7 +259,9 @@ def _figures(results: Mapping[str, Any]) -> str:
             "penalty, or a teacher's part."
         )
         drawn += figure("curves", figures.curves(results["curves"]), text)
-    return f"<div class=figures>{drawn}</div>" if drawn else ""
+    if not drawn:
+        return ""
+    return f"<div class=figures>{drawn}</div>"
 
 
 def _verification(checks: Sequence[Row]) -> str:
@@ -279,7 +285,9 @@ def _verification(checks: Sequence[Row]) -> str:
 
 def _deviation(check: Row) -> str:
     """None stands for a cut through channels that cannot be silenced exactly: shapes alone held."""
-    return "only shapes tried" if check["deviation"] is None else f"{check['deviation']:.1e}"
+    if check["deviation"] is None:
+        return "only shapes tried"
+    return f"{check['deviation']:.1e}"
 
 
 def _provenance(results: Mapping[str, Any], config: str | None) -> str:
@@ -289,8 +297,9 @@ def _provenance(results: Mapping[str, Any], config: str | None) -> str:
         known["time taken"] = duration(results["seconds"])
     known |= flat(results.get("environment") or {})
     known.pop("command", None)
-    shown = "config.yaml was not in the run folder." if config is None else config
-    return f"<pre><code>{command}</code></pre>\n{facts(known)}\n{settings(shown)}"
+    if config is None:
+        config = "config.yaml was not in the run folder."
+    return f"<pre><code>{command}</code></pre>\n{facts(known)}\n{settings(config)}"
 
 
 __all__ = ["page", "summary", "table", "write"]

@@ -64,13 +64,17 @@ def _share(item: Candidate) -> float:
 
 def points(number: float) -> str:
     """A number of percentage points in words."""
-    return "1 point" if number == 1 else f"{number:g} points"
+    if number == 1:
+        return "1 point"
+    return f"{number:g} points"
 
 
 def _lost(drop: float) -> str:
     if round(drop, 2) == 0:
         return "loses nothing"
-    return f"loses {drop:.2f} points" if drop > 0 else f"gains {-drop:.2f} points"
+    if drop < 0:
+        return f"gains {-drop:.2f} points"
+    return f"loses {drop:.2f} points"
 
 
 def notes(
@@ -124,7 +128,9 @@ def _costs(found: Found) -> list[str]:
 
 
 def _amount(key: str, value: float) -> str:
-    return f"{value:.3g} ms" if key == "latency" else f"{value:,}"
+    if key == "latency":
+        return f"{value:.3g} ms"
+    return f"{value:,}"
 
 
 def _cells(found: Found) -> Iterator[tuple[Found, list[str]]]:
@@ -191,10 +197,14 @@ def _rows(found: Found) -> str:
 
 def tests(found: Found) -> str:
     """What the one look at the test images found."""
+    if not found["tests"]:
+        return ""
     named = {"original": "as given", "best": "best candidate"}
     seen = [f"{named[key]} {100 * look['accuracy']:.2f} %" for key, look in found["tests"].items()]
-    return f"test images, looked at once: {', '.join(seen)}" if seen else ""
+    return f"test images, looked at once: {', '.join(seen)}"
 
 
 def _tests(found: Found) -> str:
-    return f"<p>{escape(tests(found))}</p>" if found["tests"] else ""
+    if not found["tests"]:
+        return ""
+    return f"<p>{escape(tests(found))}</p>"

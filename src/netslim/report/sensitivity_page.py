@@ -46,7 +46,9 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def _table(data: Mapping[str, Any]) -> str:
-    quality = "accuracy" if data["unit"] == "share" else "value"
+    quality = "value"
+    if data["unit"] == "share":
+        quality = "accuracy"
     heads = ("group", "share that goes", "channels", "of", quality, "drop", "parameters", "MACs")
     headings = "".join(f"<th scope=col>{text}</th>" for text in heads)
     body = "\n".join(_line(data, row) for row in data["rows"])
@@ -57,13 +59,12 @@ def _table(data: Mapping[str, Any]) -> str:
 
 
 def _line(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    share = data["unit"] == "share"
     figures_of_row = (
         f"{100 * row['ratio']:g} %",
         f"{row['removed']:,}",
         f"{row['size']:,}",
         _value(data, row["value"]),
-        f"{100 * row['drop']:z.2f}" if share else f"{row['drop']:z.4g}",
+        _drop(data, row["drop"]),
         gone(data["params"] - row["params"], data["params"]),
         gone(data["macs"] - row["macs"], data["macs"]),
     )
@@ -72,7 +73,16 @@ def _line(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def _value(data: Mapping[str, Any], value: float) -> str:
-    return percent(value) if data["unit"] == "share" else f"{value:g}"
+    if data["unit"] == "share":
+        return percent(value)
+    return f"{value:g}"
+
+
+def _drop(data: Mapping[str, Any], drop: float) -> str:
+    """In points of a share."""
+    if data["unit"] == "share":
+        return f"{100 * drop:z.2f}"
+    return f"{drop:z.4g}"
 
 
 __all__ = ["page"]

@@ -116,7 +116,9 @@ def remarks(kind: str, word: str, texts: Iterable[Any]) -> str:
 
 def section(heading: str, content: str) -> str:
     """A part of the page under a heading; nothing where there is no content."""
-    return f"<section><h2>{heading}</h2>\n{content}\n</section>" if content else ""
+    if not content:
+        return ""
+    return f"<section><h2>{heading}</h2>\n{content}\n</section>"
 
 
 def figure(name: str, drawing: bytes, caption: str) -> str:
