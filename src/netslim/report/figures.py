@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
@@ -136,8 +137,9 @@ def _all(stages: Sequence[Mapping[str, Any]], key: str) -> Iterator[Any]:
 
 
 def _losses(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
-    penalised = any(_all(stages, "penalty"))
-    training = "training, with penalty" if penalised else "training"
+    training, penalised = "training", any(_all(stages, "penalty"))
+    if penalised:
+        training = "training, with penalty"
     _line(axes, stages, "train_loss", BLUE, label=training)
     _line(axes, stages, "val_loss", ORANGE, label="validation")
     if penalised:
@@ -158,24 +160,26 @@ def sensitivity(data: Mapping[str, Any], format: str = "svg") -> bytes:
         format: "svg" or "png".
     """
     names, ratios, drops = _drops(data)
-    many, points = len(names) > MANY_LAYERS, data["unit"] == "share"
-    row, cell, letter, gap = (0.125, 0.42, 0.058, 0.4) if many else (0.235, 0.6, 0.075, 1.0)
-    labels = 0.4 + letter * max(map(len, names))
+    unit, cells, many = _unit(data), _CELLS, len(names) > MANY_LAYERS
+    if many:
+        cells = _SMALL_CELLS
+    labels = 0.4 + cells.letter * max(map(len, names))
     with rc_context(STYLE):
-        size = (max(3.6, labels + cell * len(ratios) + 1.1), 1.05 + row * len(names))
+        wide = max(3.6, labels + cells.width * len(ratios) + 1.1)
+        size = (wide, 1.05 + cells.height * len(names))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        norm = PowerNorm(0.5, 0, max(float(np.nanmax(drops)), 1.0 if points else 1e-12), clip=True)
+        norm = PowerNorm(0.5, 0, max(float(np.nanmax(drops)), unit.least), clip=True)
         colours = LinearSegmentedColormap.from_list("drops", DROPS)
         shown = np.ma.masked_invalid(drops)
         mesh = axes.pcolormesh(
-            shown, cmap=colours, norm=norm, snap=True, edgecolors="#ffffff", linewidth=gap
+            shown, cmap=colours, norm=norm, snap=True, edgecolors="#ffffff", linewidth=cells.gap
         )
-        _frame_cells(axes, names, ratios, small=many)
+        _frame_cells(axes, names, ratios, cells.font)
         if not many and len(ratios) <= 10:
-            _label_cells(axes, drops, norm, points)
+            _label_cells(axes, drops, norm, unit.digits)
         bar = figure.colorbar(mesh, ax=axes, aspect=30, fraction=0.06, pad=0.03)
-        bar.set_label("drop in points" if points else "drop of the value")
+        bar.set_label(unit.drop)
         bar.set_ticks(_rounded_ticks(float(norm.vmax or 1)))
         bar.ax.minorticks_off()
         bar.outline.set_visible(False)
@@ -196,8 +200,8 @@ def sensitivity_lines(data: Mapping[str, Any], format: str = "svg") -> bytes | N
     names, _, _ = _drops(data)
     if len(names) > FEW_LINES:
         return None
-    scale, quality = (100, "accuracy") if data["unit"] == "share" else (1, "value")
-    whole = scale * data["baseline"]
+    unit = _unit(data)
+    whole = unit.scale * data["baseline"]
     with rc_context(STYLE):
         figure = Figure(figsize=(1.3 * WIDTH, 3.9), layout="constrained")
         axes = figure.subplots()
@@ -207,22 +211,58 @@ def sensitivity_lines(data: Mapping[str, Any], format: str = "svg") -> bytes | N
             mine = [row for row in data["rows"] if row["group"] == name]
             mine.sort(key=lambda row: row["removed"])
             x = [0, *(100 * row["removed"] / row["size"] for row in mine)]
-            y = [whole, *(scale * row["value"] for row in mine)]
+            y = [whole, *(unit.scale * row["value"] for row in mine)]
             colour = colours(number / max(len(names) - 1, 1))
             dashes = DASHES[number % len(DASHES)]
             axes.plot(x, y, "o", markersize=3.2, label=name, color=colour, linestyle=dashes)
-        axes.set(xlabel="channels of the group that go", ylabel=quality, xlim=(0, None))
+        axes.set(xlabel="channels of the group that go", ylabel=unit.quality, xlim=(0, None))
         axes.grid(axis="y")
         axes.xaxis.set_major_formatter(_percent)
-        if quality == "accuracy":
+        if unit is _SHARE:
             axes.yaxis.set_major_formatter(_percent)
         figure.legend(loc="outside right upper", fontsize=8.5, handlelength=2.6)
         return _render(figure, format, "sensitivity-lines")
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """How a quality and its drops are written: the scale colours have ends at `least` or above."""
+
+    scale: int
+    quality: str
+    drop: str
+    digits: str
+    least: float
+
+
+_SHARE = _Unit(100, "accuracy", "drop in points", ".1f", 1.0)
+_VALUE = _Unit(1, "value", "drop of the value", ".3g", 1e-12)
+
+
+def _unit(data: Mapping[str, Any]) -> _Unit:
+    if data["unit"] == "share":
+        return _SHARE
+    return _VALUE
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Sizes in a table of colours: inches of a cell and of a letter of its names, points."""
+
+    height: float
+    width: float
+    letter: float
+    gap: float
+    font: float
+
+
+_CELLS = _Cells(0.235, 0.6, 0.075, 1.0, 8.5)
+_SMALL_CELLS = _Cells(0.125, 0.42, 0.058, 0.4, 6.5)
+
+
 def _drops(data: Mapping[str, Any]) -> tuple[list[str], list[float], np.ndarray]:
     """Groups, ratios, drops (groups, ratios): points where values are shares, NaN where none."""
-    rows, scale = data["rows"], 100 if data["unit"] == "share" else 1
+    rows, scale = data["rows"], _unit(data).scale
     names = list(dict.fromkeys(row["group"] for row in rows))
     ratios = sorted({row["ratio"] for row in rows})
     drops = np.full((len(names), len(ratios)), np.nan)
@@ -231,8 +271,8 @@ def _drops(data: Mapping[str, Any]) -> tuple[list[str], list[float], np.ndarray]
     return names, ratios, drops
 
 
-def _frame_cells(axes: Axes, names: Sequence[str], ratios: Sequence[float], small: bool) -> None:
-    axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=6.5 if small else 8.5)
+def _frame_cells(axes: Axes, names: Sequence[str], ratios: Sequence[float], font: float) -> None:
+    axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=font)
     axes.set_xticks(np.arange(len(ratios)) + 0.5, [f"{100 * ratio:g} %" for ratio in ratios])
     axes.tick_params(length=0)
     axes.invert_yaxis()
@@ -240,17 +280,18 @@ def _frame_cells(axes: Axes, names: Sequence[str], ratios: Sequence[float], smal
     axes.set_xlabel("channels of one group that go")
 
 
-def _label_cells(axes: Axes, drops: np.ndarray, norm: PowerNorm, points: bool) -> None:
+def _label_cells(axes: Axes, drops: np.ndarray, norm: PowerNorm, digits: str) -> None:
     """Each cell's drop, in black or white, whichever can be read on the colour of the cell.
 
     Not in `INK`, which a dark page makes light.
     """
-    digits = ".1f" if points else ".3g"
     centred: Any = {"ha": "center", "va": "center", "fontsize": 8}
     for (row, column), drop in np.ndenumerate(drops):
         if np.isfinite(drop):
             text = f"{drop:{digits}}".replace("-0.0", "0.0").replace("-", "−")
-            colour = "#ffffff" if norm(drop) > 0.45 else "#101418"
+            colour = "#101418"
+            if norm(drop) > 0.45:
+                colour = "#ffffff"
             axes.text(column + 0.5, row + 0.5, text, color=colour, **centred)
 
 
@@ -360,9 +401,12 @@ def _line(
         values = np.array(stage.get(key) or [], dtype=float).tolist()  # None becomes NaN
         x += [*range(start + 1, start + 1 + len(values)), start + len(values)]
         y += [*values, np.nan]
-    marker = "o" if _starts(stages)[-1] <= 12 else None
-    scale = 100 if percent else 1
-    axes.plot(x, np.asarray(y) * scale, color=colour, marker=marker, markersize=3.2, **style)
+    if percent:
+        y = [100 * value for value in y]
+    marker = None
+    if _starts(stages)[-1] <= 12:
+        marker = "o"
+    axes.plot(x, np.asarray(y), color=colour, marker=marker, markersize=3.2, **style)
 
 
 def _finish_curves(

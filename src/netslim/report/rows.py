@@ -66,7 +66,7 @@ def part_left(row: Row, beside: Row, key: str) -> float | None:
         ours, theirs = median(row), median(beside)
     if not theirs or not math.isfinite(ours / theirs):
         return None
-    return ours / theirs
+    return float(ours / theirs)
 
 
 def median(row: Row) -> Any:
