@@ -63,7 +63,9 @@ def prepared(
         known = ", ".join(get_args(Backend))
         raise ArgumentError(f"latency: there is no backend {backend!r}; choose one of {known}")
     place = home(model, example_inputs) if device is None else usable(device)
-    model = _on(model if backend == "eager" else inside(model), place)
+    if backend != "eager":  # which has no use for what is compiled already
+        model = inside(model)
+    model = _on(model, place)
     inputs = moved(example_inputs, place)
     with evaluating(model), torch.no_grad():
         _try(model, inputs, name)
@@ -143,7 +145,9 @@ def _compiled(model: nn.Module, inputs: Any, device: torch.device, name: str) ->
             call()
     except Exception as problem:
         reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
-        needed = "g++ or clang" if device.type == "cpu" else "Triton, and a GPU that it knows"
+        needed = "Triton, and a GPU that it knows"
+        if device.type == "cpu":
+            needed = "g++ or clang"
         raise ArgumentError(
             f"latency: torch.compile failed on {name!r}: {reason}. It needs {needed}; "
             "backend='eager' needs neither"

@@ -48,7 +48,9 @@ class Latency:
     backend: str = "eager"
 
     def __str__(self) -> str:
-        how = "" if self.backend == "eager" else f", {self.backend}"
+        how = ""
+        if self.backend != "eager":
+            how = f", {self.backend}"
         return (
             f"{self.median_ms:.3g} ms ({self.low_ms:.3g} to {self.high_ms:.3g}) on "
             f"{self.device}{how}"
@@ -136,7 +138,9 @@ def latency(
             call = prepared(model, example_inputs, backend, device, name)
             calls[name] = stack.enter_context(call)
         found = timed(calls, repeats=repeats, budget_seconds=budget_seconds, warmup=warmup)
-    return found if named is models else found["model"]
+    if named is models:
+        return found
+    return found["model"]
 
 
 def timed(
@@ -210,7 +214,8 @@ def _sample(runs: list[_Run], repeats: int, budget_seconds: float) -> None:
     for done in range(repeats):
         if done >= MIN_ROUNDS and time.perf_counter() - started > budget_seconds:
             break
-        for run in runs if done % 2 == 0 else reversed(runs):
+        # Backwards every other time, so that what slows down in the meantime is shared out alike.
+        for run in runs[:: (-1) ** done]:
             run.sample()
 
 

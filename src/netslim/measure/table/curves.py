@@ -132,8 +132,11 @@ def curve_of(ms: Mapping[int, float]) -> Curve:
     for kind in range(1, CLASSES):
         mine = {w: t for w, t in line.items() if class_of(w) == kind}
         flat.append(_flatness(mine, base))
+        if not mine:  # a class without a measurement is as the one before it
+            ratio.append(ratio[-1])
+            continue
         shares = [t / max(floor, mixed(base, flat[-1], w)) for w, t in mine.items()]
-        ratio.append(Line(np.array(list(mine)), np.array(shares)) if mine else ratio[-1])
+        ratio.append(Line(np.array(list(mine)), np.array(shares)))
     return Curve(base, tuple(flat), tuple(ratio))
 
 
@@ -157,7 +160,7 @@ def _flatness(ms: Mapping[float, float], base: Line) -> float:
         if expected <= 0:
             return 1.0
         return float(np.clip(1 - (ms[high] - ms[low]) / expected, 0, 1))
-    return 1.0 if ms and max(ms) > BLOCK else 0.0
+    return float(max(ms, default=0) > BLOCK)
 
 
 def rising(values: Vector) -> Vector:
@@ -414,7 +417,9 @@ def _corrections(surfaces: Sequence[Surface]) -> tuple[Vector, Vector, Vector]:
         nodes.append([_filled(axis) for axis in surface.corners])
         logs.append(_filled(_filled(np.log(surface.correction)).T).T)
         by_class = surface.meeting
-        meet.append(np.ones((CLASSES, CLASSES)) if by_class is None else by_class)
+        if by_class is None:
+            by_class = np.ones((CLASSES, CLASSES))
+        meet.append(by_class)
     return (
         np.array(nodes).reshape(len(nodes), 2, CORNERS),
         np.array(logs).reshape(len(logs), CORNERS, CORNERS),

@@ -58,7 +58,9 @@ class Kernel:
             return f"linear of {self.places[0]} rows"
         stride, _, _, transposed, _, groups = self.options
         size, step, places = ("x".join(map(str, s)) for s in (self.window, stride, self.places))
-        kind = "transposed convolution" if transposed else "convolution"
+        kind = "convolution"
+        if transposed:
+            kind = "transposed convolution"
         if self.follows and self.depth == 1:
             size = f"depthwise {size}"
         elif groups > 1:
@@ -68,21 +70,29 @@ class Kernel:
     @property
     def groups(self) -> int:
         """How many groups it has at full width."""
-        return int(self.options[5]) if self.options else 1
+        if not self.options:
+            return 1
+        return int(self.options[5])
 
     def step(self, axis: int) -> int:
         """What the width along an axis (0: depth, 1: width) must be a multiple of."""
         if axis == 0 or self.operator == "linear":
             return 1
-        return self.width // self.groups if self.follows else self.groups
+        if self.follows:
+            return self.width // self.groups
+        return self.groups
 
     def shapes(self, depth: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """Shapes of input and weight, and the number of groups, at a depth and a width."""
         if self.operator == "linear":
             return (*self.places, depth), (width, depth), 1
-        groups = width * self.groups // self.width if self.follows else self.groups
+        groups = self.groups
+        if self.follows:
+            groups = width * self.groups // self.width
         channels = depth * groups
-        weight = (channels, width // groups) if self.options[3] else (width, depth)
+        weight = (width, depth)
+        if self.options[3]:
+            weight = (channels, width // groups)
         return (self.places[0], channels, *self.places[1:]), (*weight, *self.window), groups
 
     def call(self, depth: int, width: int, values: Values) -> Callable[[], object]:
@@ -166,7 +176,9 @@ def _convolution(
     """The kernel of a call of `aten.convolution`, of which no axis is live yet, and its MACs."""
     depth, width = x.shape[1] // groups, out.shape[1]
     # Every position of the map on the narrow side meets the whole window once.
-    places = x.shape if transposed else out.shape
+    places = out.shape
+    if transposed:
+        places = x.shape
     macs = prod(w.shape[2:]) * places[0] * prod(places[2:]) * depth * width
     strides, paddings, dilations, more = map(tuple, (stride, padding, dilation, output_padding))
     kernel = Kernel(

@@ -46,7 +46,9 @@ def _operator(kernel: Kernel) -> str:
     """The operator of ONNX, which is none of those that rules are for."""
     if kernel.operator == "linear":
         return "Gemm"
-    return "ConvTranspose" if kernel.options[3] else "Conv"
+    if kernel.options[3]:
+        return "ConvTranspose"
+    return "Conv"
 
 
 def _attributes(kernel: Kernel, groups: int) -> dict[str, Any]:
