@@ -59,7 +59,7 @@ _ELSEWHERE = {
     ),
     "models": (
         *("ChannelSelect", "Exported", "add_bn", "add_selection", "build", "build_uncut"),
-        *("constructor", "drop_idle_selections", "names"),
+        *("constructor", "drop_idle_selections", "names", "plain"),
     ),
     "selection": ("Compensation", "Scoring", "greedy", "merge", "normalized"),
     "surgery": ("Folding", "Verification", "compensate", "recalibrate"),

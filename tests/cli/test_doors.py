@@ -214,6 +214,15 @@ def test_a_plan_of_endless_runs_is_refused():
         PruningPlan.from_json(json.dumps({**plan, "notes": []}))
 
 
+@pytest.mark.parametrize("size", [[10**6, 10**6], [8, 10**9]])
+def test_images_are_not_brought_to_any_size_that_a_file_names(size, capsys):
+    said = {"mean": [0.5], "std": [0.5], "size": size, "resize": True, "classes": ["a"]}
+    network, made = models.build("zoo:mlp", **NET), models.constructor("zoo:mlp", NET)
+    netslim.save(network, "x.safetensors", constructor=made, metadata={"preprocessing": said})
+    assert main(["evaluate", "x.safetensors", *DATA]) == 1
+    assert "preprocessing says size" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- what the user says counts
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from netslim.errors import DataError
 
+LARGEST = 2048  # pixels of a side, to which a file may have pictures brought
 CHANNELS = {"grey": 1, "rgb": 3}  # what the channels of an image are called, and how many
 
 
@@ -70,7 +71,7 @@ class Preprocessing:
             raise DataError(f"{where}: its preprocessing must hold {', '.join(names)}")
         size, resize, classes = value["size"], value["resize"], value["classes"]
         checks = {
-            "size": _are(size, int) and len(size) == 2 and min(size) >= 1,
+            "size": _are(size, int) and len(size) == 2 and 1 <= min(size) <= max(size) <= LARGEST,
             "resize": isinstance(resize, bool),
             "classes": _are(classes, str),
         }
