@@ -36,7 +36,7 @@ class Augment:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Random choices, int64 (count, 3): row offset, column offset, mirrored (0 or 1)."""
         offsets = torch.randint(0, 2 * self.pad + 1, (count, 2), generator=generator)
-        mirrored = torch.randint(0, 2 if self.flip else 1, (count, 1), generator=generator)
+        mirrored = torch.randint(0, 1 + bool(self.flip), (count, 1), generator=generator)
         return torch.cat([offsets, mirrored], dim=1)
 
     def __call__(self, images: Tensor, choices: Tensor) -> Tensor:

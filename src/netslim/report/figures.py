@@ -87,7 +87,9 @@ def widths(layers: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
         format: "svg" or "png".
     """
     count, many = len(layers), len(layers) > MANY_LAYERS
-    row = 0.09 if many else 0.235  # inches
+    row = 0.235  # inches
+    if many:
+        row = 0.09
     before = np.array([layer["before"] for layer in layers], dtype=float)
     after = np.array([layer["after"] for layer in layers], dtype=float)
     with rc_context(STYLE):
