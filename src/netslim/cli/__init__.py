@@ -44,7 +44,9 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `netslim` command; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+    given = list(arguments)
     debug = "--debug" in given
     _print_anywhere()
     try:
@@ -64,7 +66,10 @@ def _told(error: BaseException) -> tuple[str, int]:
     """One line, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "; ".join(["interrupted", *map(str, error.args)]), 130
-    return " ".join(str(error).split()), 2 if isinstance(error, UsageError) else 1
+    line = " ".join(str(error).split())
+    if isinstance(error, UsageError):
+        return line, 2
+    return line, 1
 
 
 def _print_anywhere() -> None:

@@ -78,7 +78,9 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     networks = _networks(options.models, model_options(overrides, "bench"), trust)
     device = options.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cpu"
+        if torch.cuda.is_available():
+            device = "cuda"
     rows = _measure(options, networks, device)
     where = (
         platform.processor() or platform.machine()
@@ -115,9 +117,12 @@ def _networks(
 
     built: dict[str, Any] = {}
     for number, name in enumerate(names):
-        again = names[:number].count(name)
-        label = f"{name} ({again + 1})" if again else name
-        own = {} if name.endswith(".safetensors") else kwargs
+        label, again = name, names[:number].count(name)
+        if again:
+            label = f"{name} ({again + 1})"
+        own = dict(kwargs)
+        if name.endswith(".safetensors"):
+            own.clear()
         built[label] = models.build(name, trust=trust, **own)
     return built
 

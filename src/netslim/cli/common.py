@@ -93,11 +93,12 @@ def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
             raise RecipeError(f"--dtype {name}: choose one of {', '.join(_DTYPES)}")
     generator = torch.Generator().manual_seed(0)
     made = []
-    for shape, name in zip(shapes, types * len(shapes) if len(types) == 1 else types, strict=True):
-        dtype, size = getattr(torch, name), (batch, *shape)
-        values = (
-            torch.randn(size, generator=generator) if dtype.is_floating_point else torch.ones(size)
-        )
+    if len(types) == 1:
+        types = types * len(shapes)
+    for shape, name in zip(shapes, types, strict=True):
+        dtype, values = getattr(torch, name), torch.ones((batch, *shape))
+        if dtype.is_floating_point:
+            values = torch.randn((batch, *shape), generator=generator)
         made.append(values.to(dtype))
     return tuple(made)
 

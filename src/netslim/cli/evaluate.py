@@ -53,9 +53,13 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if options.json:
         print(json.dumps(asdict(found), indent=1))
         return 0
-    crops = "" if options.ten_crop is None else f", ten crops of {options.ten_crop} pixels each"
-    top5 = "" if found.top5 is None else f"  top-5 {found.top5:.2%}"
-    size = "" if found.size_bytes is None else f"  size {found.size_bytes / 1000:,.1f} kB"
+    crops = top5 = size = ""
+    if options.ten_crop is not None:
+        crops = f", ten crops of {options.ten_crop} pixels each"
+    if found.top5 is not None:
+        top5 = f"  top-5 {found.top5:.2%}"
+    if found.size_bytes is not None:
+        size = f"  size {found.size_bytes / 1000:,.1f} kB"
     print(f"{found.images:,} {found.split} images of {options.data}{crops}")
     print(f"top-1 {found.top1:.2%}{top5}  loss {found.loss:.4f}")
     print(f"parameters {found.params:,}  MACs {found.macs:,}{size}")

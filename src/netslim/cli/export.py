@@ -72,7 +72,9 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         opset=options.opset,
         tolerance=_tolerance(options.tolerance),
     )
-    kind = done.format if done.opset is None else f"ONNX, opset {done.opset}"
+    kind: str = done.format
+    if done.opset is not None:
+        kind = f"ONNX, opset {done.opset}"
     sizes = " and ".join(map(str, done.batch_sizes))
     print(
         f"{kind}, {done.size_bytes / 1000:,.1f} kB: {', '.join(done.inputs)} -> "

@@ -66,7 +66,9 @@ def add_options(
     for name, item in declared(kind).items():
         if (only and name not in only) or name in but:
             continue
-        said = [item.metadata["help"], *([more[name]] if more and name in more else [])]
+        said = [item.metadata["help"]]
+        if more and name in more:
+            said.append(more[name])
         text = f"{': '.join(said)}{_default((told or {}).get(name, item.default))}"
         how = _value(hints[name], item.metadata["metavar"])
         group.add_argument(flag(name), dest=name, help=text.replace("%", "%%"), **how)
@@ -74,12 +76,16 @@ def add_options(
 
 def _default(value: Any) -> str:
     shown = isinstance(value, str | int | float) and value not in ("", False)
-    return f" (default: {value})" if shown else ""
+    if shown:
+        return f" (default: {value})"
+    return ""
 
 
 def _value(hint: Any, metavar: str) -> dict[str, Any]:
     """How a value of this type is typed."""
-    kinds = (hint,) if get_origin(hint) in (None, Literal) else get_args(hint)
+    kinds: tuple[Any, ...] = (hint,)
+    if get_origin(hint) not in (None, Literal):
+        kinds = get_args(hint)
     choices = [item for kind in kinds if get_origin(kind) is Literal for item in get_args(kind)]
     if choices and not {int, float} & {*kinds}:
         none = ["none"] * (NoneType in kinds)
@@ -100,7 +106,9 @@ def _word(text: str) -> str:
 
 def _origin(hint: Any) -> type[Any]:
     found = get_origin(hint)
-    return found if isinstance(found, type) else object
+    if isinstance(found, type):
+        return found
+    return object
 
 
 def given(options: argparse.Namespace, *kinds: type[Any]) -> dict[str, Any]:
@@ -261,15 +269,19 @@ def add_surroundings(parser: argparse.ArgumentParser) -> None:
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Seed, data and trainer of a recipe."""
-    pad = getattr(options, "augment", None)
+    pad, augment = getattr(options, "augment", None), None
+    if pad is not None:
+        augment = {"pad": pad, "flip": True}
     data = {
         "root": options.data_root,
         "batch_size": options.batch_size,
         "validation": getattr(options, "validation", None),
-        "augment": None if pad is None else {"pad": pad, "flip": True},
-        "download": True if str(options.data).startswith("torchvision:") else None,
+        "augment": augment,
+        "download": str(options.data).startswith("torchvision:") or None,
     }
-    trainer = {} if options.device is None else {"device": options.device}
+    trainer = {}
+    if options.device is not None:
+        trainer["device"] = options.device
     return {
         "seed": options.seed,
         "trust": options.trust,
@@ -315,5 +327,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
             f"--teacher {teacher}: give a .safetensors file, or a network by name such as zoo:vgg16"
         )
     rates = {key: value for key in RATES if (value := getattr(options, key)) is not None}
-    taught = {} if teacher is None else {"distill": {"teacher": teacher}}
-    return {"epochs": options.epochs, "optimizer": {"lr": options.lr, **rates}, **taught}
+    found = {"epochs": options.epochs, "optimizer": {"lr": options.lr, **rates}}
+    if teacher is not None:
+        found["distill"] = {"teacher": teacher}
+    return found

@@ -62,7 +62,10 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         raise netslim.errors.TraceError(f"{error} ({hint})") from error
     told = {name: graph.explain(name) for name in options.explain}
     if options.json:
-        print(json.dumps(graph.to_dict() | ({"explain": told} if told else {}), indent=1))
+        found = graph.to_dict()
+        if told:
+            found["explain"] = told
+        print(json.dumps(found, indent=1))
     else:
-        print("\n\n".join(told.values()) if told else graph)
+        print("\n\n".join(told.values()) or graph)
     return 0

@@ -91,10 +91,12 @@ class Parser(argparse.ArgumentParser):
 
     def _meant(self, flag: str, values: Sequence[str]) -> str:
         """What may be meant by a flag that is not known; what follows it may tell."""
-        others = list(self._takers(values[0])) if values else []
+        others = [name for value in values[:1] for name in self._takers(value)]
         if len(others) == 1:
             return f"; did you mean {others[0]!r}?"
-        hint = "; options of a recipe go by their dotted names" if self.dotted else ""
+        hint = ""
+        if self.dotted:
+            hint = "; options of a recipe go by their dotted names"
         long = [name for name in self.flags() if name.startswith("--")]
         return nearest(flag, long, otherwise=hint)
 
@@ -111,7 +113,9 @@ def typed(tokens: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             break
         if _is_flag(token):
             flag, equals, value = token.partition("=")
-            found.append((flag, [value] if equals else []))
+            found.append((flag, []))
+            if equals:
+                found[-1][1].append(value)
         elif found:
             found[-1][1].append(token)
     return iter(found)

@@ -186,8 +186,10 @@ def _limited(options: argparse.Namespace, stage: dict[str, Any]) -> Sensitivity 
     from netslim.methods.sensitivity_result import Sensitivity
 
     found = Sensitivity.load(options.limits)
-    share = found.unit == "share"
-    stage["max_cut"] = found.limits(options.max_drop / 100 if share else options.max_drop)
+    drop = options.max_drop
+    if found.unit == "share":
+        drop /= 100
+    stage["max_cut"] = found.limits(drop)
     return found
 
 

@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if options.trust:
         recipe = replace(recipe, trust=True)
         typed.append("--trust")
-    folder = options.out if options.out is not None else Path("runs") / recipe.name
+    folder = options.out or Path("runs") / recipe.name
     command = shlex.join([*typed, "--out", str(folder)])
 
     from netslim.training import run

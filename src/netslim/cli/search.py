@@ -109,7 +109,7 @@ def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             f"what is finished is kept in {options.out}; go on with: {options.typed}"
         ) from None
     _show(found, options.out)
-    return 0 if found["best"] is not None else 1
+    return int(found["best"] is None)
 
 
 def _cut(options: argparse.Namespace, aim: SearchOptions) -> dict[str, Any]:
@@ -130,6 +130,7 @@ def _show(found: dict[str, Any], out: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table(found))
     said = [found["verdict"], tests(found), *(f"note: {text}" for text in found["notes"])]
-    said += [f"network: {out / 'best.safetensors'}"] if found["best"] is not None else []
+    if found["best"] is not None:
+        said.append(f"network: {out / 'best.safetensors'}")
     for text in [*filter(None, said), f"report: {out / 'report.html'}"]:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

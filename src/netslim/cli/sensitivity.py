@@ -80,6 +80,8 @@ def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         raise KeyboardInterrupt(
             f"what is measured is kept in {options.out}; go on with: {options.typed}"
         ) from None
-    print(found.table(None if drop is None else drop / 100))
+    if drop is not None:
+        drop /= 100
+    print(found.table(drop))
     print(f"results: {options.out / 'sensitivity.json'}\npage: {options.out / 'sensitivity.html'}")
     return 0

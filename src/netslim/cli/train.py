@@ -113,7 +113,11 @@ def _stage(options: argparse.Namespace) -> dict[str, Any]:
         raise RecipeError("--lr-factor: the rate falls at --milestones; give them too")
     stage = training(options)
     if options.milestones:
-        factor = 0.1 if options.lr_factor is None else options.lr_factor
+        factor = options.lr_factor
+        if factor is None:
+            factor = 0.1
         milestones = options.milestones
         stage["schedule"] = {"name": "multistep", "milestones": milestones, "factor": factor}
-    return stage | ({} if options.keep is None else {"keep": options.keep})
+    if options.keep is not None:
+        stage["keep"] = options.keep
+    return stage

@@ -50,8 +50,9 @@ def keys(parser: Parser) -> dict[str, str]:
     found: dict[str, str] = {}
     for flag, action in parser.flags().items():
         if flag.startswith("--"):
-            section = "budget." if action.dest in of_budget else ""
-            found[action.dest] = found[f"{section}{_KEYS.get(action.dest, action.dest)}"] = flag
+            found[action.dest] = found[_KEYS.get(action.dest, action.dest)] = flag
+            if action.dest in of_budget:
+                found[f"budget.{action.dest}"] = flag
     return found
 
 
@@ -122,8 +123,9 @@ def _beginning(text: str, flags: Mapping[str, str], overrides: Collection[str]) 
     # What goes of one layer: the name of the layer is the last part of the key.
     if key.startswith("per_group.") and "per_group" in flags:
         return f"{flags['per_group']} {key.removeprefix('per_group.')}{rest}"
-    whole = any(_own(name).startswith(f"{key}.") for name in overrides)
-    return f"--{key}{rest}" if whole else text
+    if any(_own(name).startswith(f"{key}.") for name in overrides):
+        return f"--{key}{rest}"
+    return text
 
 
 def _within(text: str, key: str, flag: str, choices: Iterable[str]) -> str:
@@ -146,7 +148,9 @@ def _flag(flag: str, value: str) -> str:
     plain = value.strip("'")
     if plain in ("False", "None"):
         return f"no {flag}"
-    return flag if plain == "True" else f"{flag} {plain}"
+    if plain == "True":
+        return flag
+    return f"{flag} {plain}"
 
 
 def _as_in_recipes(text: str) -> str:

@@ -162,7 +162,9 @@ def carry_out(
 
 def _finished(folder: RunFolder) -> Results | None:
     path = folder.path / "search.json"
-    return read_json(path, "move it away to have it written again") if path.exists() else None
+    if not path.exists():
+        return None
+    return read_json(path, "move it away to have it written again")
 
 
 def _claim(folder: RunFolder, ours: Results) -> None:
@@ -244,9 +246,10 @@ class _Search:
         """What config.yaml holds; of a checkpoint the contents count, for candidates of two do not
         compare.
         """
+        plain: Results = json.loads(json.dumps(asdict(self.options)))
         name = Path(self.recipe.model.name)
-        marks = {"model_sha256": digest(name)} if name.suffix == ".safetensors" else {}
-        plain: Results = json.loads(json.dumps({**asdict(self.options), **marks}))
+        if name.suffix == ".safetensors":
+            plain["model_sha256"] = digest(name)
         return {"search": plain, "recipe": self.recipe.to_dict()}
 
     def check(self) -> None:
@@ -271,7 +274,7 @@ class _Search:
         self.runner.note_environment()
         original = self.original()
         trained = self.trained()
-        baseline = trained if self.options.reference == "trained" else original
+        baseline = {"given": original, "trained": trained}[self.options.reference]
         found = netslim.search(
             self.candidate,
             lambda row: row["accuracy"],
@@ -281,7 +284,9 @@ class _Search:
             tolerance=self.options.tolerance,
             max_tries=self.options.tries,
         )
-        best = None if found.best is None else self.candidate(found.best.share)
+        best: Results | None = None
+        if found.best is not None:
+            best = self.candidate(found.best.share)
         tests = self.tests(best)
         if best is not None:
             write_atomic(self.folder.path / "best.safetensors", self.model_of(best).read_bytes())
@@ -299,7 +304,8 @@ class _Search:
     ) -> Results:
         """The contents of search.json."""
         rows = [{"key": "original", **original}]
-        rows += [{"key": "trained", **trained}] if len(self.recipe.stages) > 1 else []
+        if len(self.recipe.stages) > 1:
+            rows.append({"key": "trained", **trained})
         for item in found.candidates:
             rows.append({"key": "candidate", "passed": item.passed, **self._row(item.share)})
         return {
@@ -311,7 +317,7 @@ class _Search:
             "baseline": found.baseline,
             "epochs": sum(stage.epochs for stage in self.recipe.stages if isinstance(stage, Train)),
             "rows": [{key: value for key, value in row.items() if key != "format"} for row in rows],
-            "best": None if best is None else best["share"],
+            "best": best and best["share"],
             "verdict": verdict(found, self.options.resource, self.options.max_drop),
             "notes": list(self._notes(original, trained)),
             "tests": tests,
@@ -409,7 +415,9 @@ class _Search:
         found = [runner.stage(index, stage) for index, stage in enumerate(recipe.stages)]
         look = self.look(runner.network_of(len(found) - 1))
         widths: list[Results] = next((stage["widths"] for stage in found if "widths" in stage), [])
-        left = {"channels": sum(layer["after"] for layer in widths)} if widths else {}
+        left = {}
+        if widths:
+            left["channels"] = sum(layer["after"] for layer in widths)
         seconds = round(sum(stage["seconds"] for stage in found), 3)
         return {
             **look,
@@ -455,8 +463,9 @@ class _Search:
     def table_file(self) -> Path:
         stage = self.recipe.stages[0]
         assert isinstance(stage, Prune)
-        given = stage.latency.table
-        return self.folder.path / "latency-table.json" if given is None else Path(given)
+        if stage.latency.table is not None:
+            return Path(stage.latency.table)
+        return self.folder.path / "latency-table.json"
 
     @cached_property
     def table(self) -> netslim.measure.LatencyTable | None:

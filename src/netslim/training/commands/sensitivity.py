@@ -149,10 +149,10 @@ def _measured(
                 f"{recipe.model.name} is masked: cut out what its mask silences first, with "
                 "--by mask"
             )
-        count = max(
-            options.batches if reads_data(str(options.scoring.criterion)) else 0,
-            options.recalibrate,
-        )
+        # One list serves both, so that what is scored and what statistics are taken from agree.
+        count = options.recalibrate
+        if reads_data(str(options.scoring.criterion)):
+            count = max(count, options.batches)
         looking, batches = _accuracy(runner, options), list(runner.bench.batches(count))
         with runner.folder.lock():
             found = netslim.sensitivity(

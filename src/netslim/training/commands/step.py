@@ -154,9 +154,10 @@ def _try(runner: Runner) -> None:
             f"{runner.recipe.model.name} is masked: cut out what its mask silences, with "
             "`netslim prune --by mask`, before any more is cut"
         )
-    wanted = None if stage.distill is None else teacher(runner.recipe, stage)
-    if isinstance(wanted, str):
-        runner.named(wanted)
+    if stage.distill is not None:
+        wanted = teacher(runner.recipe, stage)
+        if isinstance(wanted, str):
+            runner.named(wanted)
 
 
 def _refuse(out: Path) -> None:
@@ -305,12 +306,10 @@ def _cut(
         metadata["mask"] = done.plan.to_json()
     netslim.save(done.network, out, constructor=origin or None, metadata=metadata)
     write_atomic(plan_file, done.plan.to_json())
-    nothing = (
-        ()
-        if done.plan.groups
-        else ("nothing was cut: the amounts come to no channel of any layer",)
-    )
-    return Pruned(done, before, after, plan_file, (*done.warnings, *nothing))
+    warnings = list(done.warnings)
+    if not done.plan.groups:
+        warnings.append("nothing was cut: the amounts come to no channel of any layer")
+    return Pruned(done, before, after, plan_file, tuple(warnings))
 
 
 def _without_data(runner: Runner) -> tuple[nn.Module, Results]:
@@ -377,7 +376,9 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
     with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, RunFolder(Path()), Display(), "")
         network = runner.construct()
-        looking = network if ten_crop is None else _TenCrop(network, ten_crop)
+        looking: nn.Module = network
+        if ten_crop is not None:
+            looking = _TenCrop(network, ten_crop)
         runner.check_outputs(looking, recipe.model.name)
         images = getattr(runner.data, split)
         if not len(images):
@@ -390,7 +391,9 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
             looking, runner.bench.loader(split), len(runner.data.classes), device, limit
         )
     path, seen = Path(recipe.model.name), recipe.data.batch_size * (limit or len(images))
-    size = path.stat().st_size if path.suffix == ".safetensors" else None
+    size = None
+    if path.suffix == ".safetensors":
+        size = path.stat().st_size
     return Evaluation(
         split,
         min(len(images), seen),

@@ -17,12 +17,14 @@ def scales_of(network: nn.Module) -> Tensor:
     """|gamma| of every batch norm, one vector (float32, on the CPU)."""
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.affine]
     found = [layer.weight.detach().abs().float().cpu() for layer in layers]
-    return torch.cat(found) if found else torch.empty(0)
+    return torch.cat([torch.empty(0), *found])
 
 
 def share_near_zero(scales: Tensor) -> float | None:
     """Share of scales below 0.01; None where there are none."""
-    return float((scales < NEAR_ZERO).double().mean()) if len(scales) else None
+    if not len(scales):
+        return None
+    return float((scales < NEAR_ZERO).double().mean())
 
 
 def histogram(scales: Tensor) -> list[int]:

@@ -84,15 +84,13 @@ def imitated(recipe: Recipe, stage: Baseline | Scratch) -> tuple[int, Train]:
             that was cut.
     """
     where = f"stages.{stage.name}"
-    seen = (
-        recipe.stages[: recipe.stages.index(stage)] if isinstance(stage, Scratch) else recipe.stages
-    )
+    seen, before = recipe.stages, " at all"
+    if isinstance(stage, Scratch):
+        seen, before = seen[: seen.index(stage)], " before it"
     trained = [(index, item) for index, item in enumerate(seen) if isinstance(item, Train)]
     if not trained:
-        before = " before it" if isinstance(stage, Scratch) else ""
         raise RecipeError(
-            f"{where}.like: no training stage comes{before or ' at all'}, so there is none to "
-            "imitate"
+            f"{where}.like: no training stage comes{before}, so there is none to imitate"
         )
     if isinstance(stage, Scratch) and not (_is_file(recipe) or any(cuts(item) for item in seen)):
         raise RecipeError(
@@ -157,7 +155,9 @@ def _check_masks(recipe: Recipe) -> None:
                 f"stages.{stage.name}.gradual: the network is masked by {masked}; convert it first"
             )
         if isinstance(stage, Prune | Convert):
-            masked = stage.name if isinstance(stage, Prune) and stage.mode == "mask" else None
+            masked = None
+        if isinstance(stage, Prune) and stage.mode == "mask":
+            masked = stage.name
 
 
 def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
@@ -278,7 +278,9 @@ def teacher(recipe: Recipe, stage: Train) -> int | str:
         for index, item in enumerate(recipe.stages[:here])
         if isinstance(item, Train | Baseline)
     ]
-    wanted = None if stage.distill is None else stage.distill.teacher
+    wanted = None
+    if stage.distill is not None:
+        wanted = stage.distill.teacher
     where = f"stages.{stage.name}.distill.teacher"
     if wanted is not None and (":" in wanted or wanted.endswith(".safetensors")):
         return wanted
@@ -319,7 +321,9 @@ def _check_prune(stage: Prune, where: str) -> None:
         )
     fold = isinstance(stage.compensation, Compensation) and stage.compensation.fold
     if fold and (stage.mode == "mask" or stage.by == "clusters"):
-        what = "a mask cuts nothing" if stage.mode == "mask" else "a merge throws nothing away"
+        what = "a merge throws nothing away"
+        if stage.mode == "mask":
+            what = "a mask cuts nothing"
         raise RecipeError(f"{where}.fold: {what}, so there is nothing to fold; leave it out")
     if stage.mode == "mask" and stage.by == "clusters":
         raise RecipeError(f"{where}.mode: merging cannot be done by a mask; use mode: cut")
@@ -363,7 +367,9 @@ def _check_prepared(stage: Prune, where: str, recipe: Recipe) -> None:
     ]
     if stage.by not in ("zeros", "clusters") or (not before and _is_file(recipe)):
         return
-    sparsity = before[-1].sparsity if before and isinstance(before[-1], Train) else None
+    sparsity = None
+    if before and isinstance(before[-1], Train):
+        sparsity = before[-1].sparsity
     if sparsity is None or not sparsity.prepares(stage.by, str(stage.scoring.criterion)):
         raise RecipeError(
             f"{where}.by: '{stage.by}' cuts what the stage right before it has prepared: a "

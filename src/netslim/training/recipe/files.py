@@ -41,8 +41,9 @@ def recipe_text(source: str) -> str:
     expect(source, str, "source", "recipe_text('digits')")
     if not _written(source):
         return _written_out(source)
-    text = _text(source)
-    return _written_out(source) if "extends" in _plain_tree(source) else text
+    if "extends" in _plain_tree(source):
+        return _written_out(source)
+    return _text(source)
 
 
 def _written_out(source: str) -> str:

@@ -92,9 +92,9 @@ def _flatten(
             yield here, f"{stage_name(item)}{suffix}", item
             continue
         block = item.get("repeat", item)
-        times, inner = (
-            (block.get("times"), block.get("stages")) if isinstance(block, dict) else (None, None)
-        )
+        if not isinstance(block, dict):
+            block = {}
+        times, inner = block.get("times"), block.get("stages")
         if not isinstance(times, int) or times < 1 or not isinstance(inner, list):
             raise RecipeError(f"{here}.repeat: needs 'times' (1 or more) and a list of 'stages'")
         for turn in range(1, times + 1):
@@ -152,12 +152,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if nested is not None and value is not None:
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a mapping of options, got {value!r}")
-        kind = _method(value, where) if nested is SparsityOptions else nested
-        return (
-            ModelOptions(**value)
-            if kind is ModelOptions and value["name"]
-            else _build(kind, value, where)
-        )
+        if nested is SparsityOptions:
+            nested = _method(value, where)
+        if nested is ModelOptions and value["name"]:
+            return ModelOptions(**value)
+        return _build(nested, value, where)
     return _leaf(hint, value, where)
 
 
@@ -229,11 +228,13 @@ def _words(hint: Any) -> str:
         return f"a list ([..., ...]), each item {_words(inner[0])}"
     if origin in (dict, Mapping):
         return f"a mapping ({{name: value}}), each value {_words(inner[1])}"
-    return "a mapping of options" if is_dataclass(hint) else _WORDS.get(hint, "any value")
+    if is_dataclass(hint):
+        return "a mapping of options"
+    return _WORDS.get(hint, "any value")
 
 
 def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else str(key)
+    return ".".join(filter(None, [where, str(key)]))
 
 
 # ---------------------------------------------------------------- overrides

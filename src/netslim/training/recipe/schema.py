@@ -55,7 +55,9 @@ def option_types(kind: type[Any]) -> dict[str, Any]:
             continue
         for name in declared(inner):
             hint = get_type_hints(inner)[name]
-            found[name] = hint | Literal["auto"] if item.metadata["auto"] else hint
+            if item.metadata["auto"]:
+                hint |= Literal["auto"]
+            found[name] = hint
     return found
 
 
@@ -75,8 +77,11 @@ def assembled(kind: type[Options], values: Mapping[str, Any]) -> Options:
         said = {
             name: value for name, value in own.items() if not item.metadata["auto"] or value != AUTO
         }
-        base = inner() if default == AUTO and said else default
-        left[item.name] = replace(base, **said) if said else base
+        left[item.name] = default
+        if said and default == AUTO:
+            left[item.name] = inner(**said)
+        elif said:
+            left[item.name] = replace(default, **said)
     return kind(**left)
 
 
@@ -86,7 +91,9 @@ def plain(value: Any) -> Any:
         return _plain_options(value)
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
 
 
 def _plain_options(options: Any) -> dict[str, Any]:
@@ -356,7 +363,9 @@ class CentripetalOptions(SparsityOptions):
 
 
 def _each(value: Any) -> list[tuple[str, Any]]:
-    return list(value.items()) if isinstance(value, Mapping) else []
+    if isinstance(value, Mapping):
+        return list(value.items())
+    return []
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ def choose_precision(options: TrainerOptions, device: torch.device) -> str:
     """`float32` or `bf16`; `auto` takes bf16 where it is native, for elsewhere it is slow."""
     if options.precision != "auto":
         return options.precision
-    return "bf16" if _native_bf16(device) else "float32"
+    if _native_bf16(device):
+        return "bf16"
+    return "float32"
 
 
 def _native_bf16(device: torch.device) -> bool:

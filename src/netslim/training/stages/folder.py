@@ -168,6 +168,8 @@ class RunFolder:
         found = list(differences(with_defaults(theirs), ours))
         if not found:
             return True
+        # Nothing is lost yet, so the settings may still change: a first try with a wrong option
+        # needs no other folder.
         if not any(self.path.glob("*/last.ckpt")) and not any(self.path.glob("*/stage.json")):
             self.environment.unlink(missing_ok=True)
             return False
@@ -194,6 +196,7 @@ class RunFolder:
             raise RecipeError(
                 f"the folder {self.path} cannot be written: {error.strerror}; choose another --out"
             ) from None
+        # A lock of the system, not a file that says so: a killed process leaves none behind.
         try:
             if not _try_lock(handle):
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
@@ -245,7 +248,7 @@ def differing(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, A
     """Key, old and new value of all that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            path = f"{where}.{key}" if where else str(key)
+            path = f"{where}.{key}".lstrip(".")
             yield from differing(old.get(key), new.get(key), path)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, pair in enumerate(zip(old, new, strict=True)):

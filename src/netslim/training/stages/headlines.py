@@ -27,8 +27,10 @@ def headline(stage: Stage) -> str:
     if isinstance(stage, Prune):
         wanted = _amounts(stage)
         what = ", ".join(wanted[:4]) or stage.by
-        more = " ..." if len(wanted) > 4 else ""
-        return f"{'mask' if stage.mode == 'mask' else 'prune'}: {what}{more}"
+        does = {"cut": "prune", "mask": "mask"}[stage.mode]
+        if len(wanted) > 4:
+            what += " ..."
+        return f"{does}: {what}"
     if not isinstance(stage, Train):
         return _OTHERS[type(stage)]
     parts = [f"train for {stage.epochs} epochs"]

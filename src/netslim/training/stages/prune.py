@@ -82,7 +82,9 @@ def carry_out(
     if choice.scoring.criterion != "bn_scale":
         return done
     warning = cut_warning(scores, {name: group.kept for name, group in done.plan.groups.items()})
-    return replace(done, warnings=(*done.warnings, *([warning] if warning else [])))
+    if warning is None:
+        return done
+    return replace(done, warnings=(*done.warnings, warning))
 
 
 def notice(stage: Prune, graph: ChannelGraph, *, data: bool) -> str | None:
@@ -92,7 +94,9 @@ def notice(stage: Prune, graph: ChannelGraph, *, data: bool) -> str | None:
     if stage.scoring.criterion != AUTO or stage.by in ("zeros", "clusters"):
         return None
     taken = choice_of(stage, graph, data=data, seed=0).scoring.criterion
-    return None if taken == "bn_scale" else unnamed(str(taken))
+    if taken == "bn_scale":
+        return None
+    return unnamed(str(taken))
 
 
 def unnamed(taken: str) -> str:
@@ -150,7 +154,9 @@ def _cut(
     batches: Batches,
 ) -> Cut[nn.Module]:
     """The loop, with so many batches of data as it needs."""
-    count = stage.batches if compensation.recalibrate is True else int(compensation.recalibrate)
+    count = int(compensation.recalibrate)
+    if compensation.recalibrate is True:
+        count = stage.batches
     return cut(
         network,
         graph,
@@ -205,7 +211,9 @@ def _wanted(stage: Prune) -> Compensation:
     """What a stage says itself; where it says nothing, what was trained for the cut needs no
     mending.
     """
-    return stage.compensation if isinstance(stage.compensation, Compensation) else Compensation()
+    if isinstance(stage.compensation, Compensation):
+        return stage.compensation
+    return Compensation()
 
 
 def _marked(
@@ -215,7 +223,9 @@ def _marked(
     if criterion != AUTO:
         return criterion
     filters = any(bool(units.any()) for units in zeroed(graph, network, free).values())
-    return PLAIN if filters else "bn_scale"
+    if filters:
+        return PLAIN
+    return "bn_scale"
 
 
 def _zero_scales(

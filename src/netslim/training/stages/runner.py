@@ -201,7 +201,9 @@ class Runner(Networks):
         if stage.distill is None:
             return None
         found = teacher(self.recipe, stage)
-        return self.named(found) if isinstance(found, str) else self.network_of(found)
+        if isinstance(found, str):
+            return self.named(found)
+        return self.network_of(found)
 
     def _baseline(self, index: int, stage: Baseline, folder: StageFolder) -> Results:
         """The imitated stage's seed too, so that both see the same batches in the same order."""
@@ -214,9 +216,12 @@ class Runner(Networks):
         example, plan = self.example()[:1], history(self.network_before(index))
         torch.manual_seed(derive(self.recipe.seed, "scratch"))
         whole = self.fresh()
-        small = whole if plan is None else netslim.prune(whole, _dropping(plan))
+        small = whole
+        if plan is not None:
+            small = netslim.prune(whole, _dropping(plan))
         ratio = netslim.cost(whole, example).macs / netslim.cost(small, example).macs
-        settings = lengthened(_plain(settings), ratio if stage.length == "B" else 1.0)
+        longer = {"E": 1.0, "B": ratio}[stage.length]
+        settings = lengthened(_plain(settings), longer)
         return {"macs_ratio": round(ratio, 6), **self._fit(settings, folder, small, index)}
 
     def _mask(self, index: int) -> PruningPlan | None:
@@ -227,7 +232,9 @@ class Runner(Networks):
                 text = self.folders[position].plan.read_text()
             elif isinstance(stage, Prune | Convert):
                 text = None
-        return None if text is None else PruningPlan.from_json(text)
+        if text is None:
+            return None
+        return PruningPlan.from_json(text)
 
     def _fit(
         self,
@@ -241,7 +248,9 @@ class Runner(Networks):
     ) -> Results:
         seed = derive(self.recipe.seed, "stage", index)
         trained = fit.fit(self.bench, network, stage, folder, seed, mask=mask, teacher=teacher)
-        shrunk = {} if trained.pruning is None else _shrunk(trained.pruning, folder)
+        shrunk = {}
+        if trained.pruning is not None:
+            shrunk = _shrunk(trained.pruning, folder)
         noted = dict(trained.left)
         if mask is not None:
             noted["mask"] = mask.to_json()
@@ -297,7 +306,9 @@ class Runner(Networks):
         """What a cut left; a mask, which is not proved until it is cut, leaves its plan alone."""
         write_atomic(folder.plan, done.plan.to_json())
         masked = done.check is None
-        noted = {"mask": done.plan.to_json()} if masked else {}
+        noted = {}
+        if masked:
+            noted["mask"] = done.plan.to_json()
         self.save(done.network, folder, noted)
         for warning in done.warnings:
             self.display.warn(warning)
@@ -402,7 +413,9 @@ def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
 
 
 def _proof(check: Verification | None) -> Results:
-    return {} if check is None else {"verification": asdict(check)}
+    if check is None:
+        return {}
+    return {"verification": asdict(check)}
 
 
 def _widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
@@ -411,7 +424,9 @@ def _widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
     for group in groups:
         if group.prunable:
             cut = plan.groups.get(group.name)
-            after = group.size if cut is None else len(cut.kept)
+            after = group.size
+            if cut is not None:
+                after = len(cut.kept)
             found.append({"layer": group.name, "before": group.size, "after": after})
     return found
 
@@ -419,7 +434,9 @@ def _widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
 def _plain(stage: Train) -> Train:
     """Without what makes a stage's training special, but with the scales it starts from."""
     first = isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init
-    start = SlimmingOptions(strength=0.0, gamma_init=first) if first else None
+    start = None
+    if first:
+        start = SlimmingOptions(strength=0.0, gamma_init=first)
     return replace(stage, sparsity=start, gradual=None, distill=None)
 
 
