@@ -216,7 +216,7 @@ def test_every_reason_is_told():
     assert lines[1] == "  They stay:"
     assert [re.sub(r" \(.*", "", one) for one in lines[2:5]] == [
         "    - it meets a fixed size in add",
-        "    - it is an output of the network",
+        "    - it is an output of the network, output[1]",
         "    - softmax over the channels",
     ]
 

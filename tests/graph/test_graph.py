@@ -295,3 +295,32 @@ def test_a_buffer_that_is_made_anew_does_not_change_the_fingerprint():
         == trace(fresh, X[..., :4]).fingerprint
         == trace(Lookup(), X).fingerprint
     )
+
+
+class Streaming(nn.Module):
+    """Hands its state back, and holds a part that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.rnn, self.b = (
+            nn.Linear(3, 8),
+            nn.GRU(8, 16, batch_first=True),
+            nn.Linear(16, 2),
+        )
+        self.idle = nn.Linear(100, 100)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        y, state = self.rnn(self.a(x).relu())
+        return self.b(y), {"state": state}
+
+
+def test_the_reason_says_which_output_holds_a_layer() -> None:
+    graph = trace(Streaming(), torch.randn(1, 5, 3))
+    assert graph["rnn"].reason == "it is an output of the network, output[1]['state']"
+    assert graph["b"].reason == "it is an output of the network, output[0]"
+
+
+def test_the_table_says_what_never_ran() -> None:
+    graph = trace(Streaming(), torch.randn(1, 5, 3))
+    line = "of the parameters were not used when the model ran, and stay: idle"
+    assert any(line in told for told in str(graph).splitlines())

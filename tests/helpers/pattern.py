@@ -121,13 +121,13 @@ class Pattern:
             self._check_shapes(graph)
 
     def _check_groups(self, graph: ChannelGraph) -> None:
-        refused = [g for g in graph if g.frozen and g.reason != OUTPUT]
+        refused = [g for g in graph if g.frozen and not str(g.reason).startswith(OUTPUT)]
         inexact = [g for g in graph if not g.frozen and not g.exact]
         found = {
             "exact": sorted((_layer(g), g.size) for g in graph.prunable),
             "inexact": sorted((_layer(g), g.size) for g in inexact),
             "refused": sorted(_layer(g) for g in refused),
-            "outputs": sorted(_layer(g) for g in graph if g.reason == OUTPUT),
+            "outputs": sorted(_layer(g) for g in graph if str(g.reason).startswith(OUTPUT)),
             "unsupported": sorted(graph.unsupported),
         }
         wanted = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,16 +52,21 @@ def refusing(example_inputs: Any) -> Iterator[None]:
 
 def output_tensors(value: Any) -> list[Tensor]:
     """Every tensor inside nested containers, dataclasses and plain objects."""
+    return [tensor for _, tensor in named_outputs(value)]
+
+
+def named_outputs(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
+    """The same, each with how to get at it: ``output[1]``, ``output['logits']``, ``output.h``."""
     if isinstance(value, Tensor):
-        return [value]
-    inner: Iterable[Any] = ()
+        return [(name, value)]
+    inner: Iterable[tuple[str, Any]] = ()
     if isinstance(value, Mapping):
-        inner = value.values()
+        inner = ((f"{name}[{key!r}]", item) for key, item in value.items())
     elif isinstance(value, (tuple, list)):
-        inner = value
+        inner = ((f"{name}[{number}]", item) for number, item in enumerate(value))
     elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-        inner = vars(value).values()
-    return list(chain.from_iterable(map(output_tensors, inner)))
+        inner = ((f"{name}.{key}", item) for key, item in vars(value).items())
+    return [found for path, item in inner for found in named_outputs(item, path)]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from netslim.errors import TraceError
 from netslim.graph.modules.ambient import usual_operators
-from netslim.graph.modules.calls import as_call, evaluating, output_tensors, refusing
+from netslim.graph.modules.calls import as_call, evaluating, named_outputs, refusing
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
@@ -107,11 +107,14 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Di
         watching[0],
         watching[1],
     ):
-        outputs = output_tensors(recorder.model(*args, **kwargs))
-    recorder.used(outputs)
-    for tensor in outputs:
+        outputs = named_outputs(recorder.model(*args, **kwargs))
+    recorder.used([tensor for _, tensor in outputs])
+    for name, tensor in outputs:
+        reason = "it is an output of the network"
+        if len(outputs) > 1:  # a state that is handed back is one, and not what one thinks of
+            reason += f", {name}"
         for vector in recorder.get(tensor).dims.values():
-            recorder.atoms.freeze(vector, "it is an output of the network")
+            recorder.atoms.freeze(vector, reason)
 
 
 def _own(tensor: Tensor) -> Tensor:

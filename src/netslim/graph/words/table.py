@@ -75,18 +75,36 @@ def _summary(graph: TracedGraph) -> list[str]:
         "A group's share counts every weight that shrinks with it: one between two groups "
         "counts in both.",
     ]
-    unread = [f"{i.path} ({i.value})" for i in _unread(graph)]
-    if unread:
-        lines.append(
-            f"Widths that no forward reads, but other methods may: {enumerated(unread, 6)}. They "
-            "follow a cut that leaves them one meaning; of others the plan says so."
-        )
+    lines += [*_told_of_widths(graph), *_told_of_idle(graph)]
     for operator, modules in graph.unsupported.items():
         places = enumerated([m or "the top level" for m in modules], 4)
         lines.append(
             f"operator {operator} is not followed (in {places}): what it touches stays; {TEACH}"
         )
     return lines
+
+
+def _told_of_widths(graph: TracedGraph) -> list[str]:
+    unread = [f"{i.path} ({i.value})" for i in _unread(graph)]
+    if not unread:
+        return []
+    return [
+        f"Widths that no forward reads, but other methods may: {enumerated(unread, 6)}. They "
+        "follow a cut that leaves them one meaning; of others the plan says so."
+    ]
+
+
+def _told_of_idle(graph: TracedGraph) -> list[str]:
+    """Of parameters that never ran: they may be most of a network, and no group holds them."""
+    idle = [name for name in graph.inventory.unused if name in graph.parameters]
+    if not idle:
+        return []
+    held = sum(graph.parameters[name].macs({}) for name in idle) / max(graph.params(), 1)
+    layers = [*dict.fromkeys(layer_of(name) or name for name in idle)]
+    return [
+        f"{held:.1%} of the parameters were not used when the model ran, and stay: "
+        f"{enumerated(layers, 4)}"
+    ]
 
 
 def _unread(graph: TracedGraph) -> list[Integer]:
