@@ -8,16 +8,29 @@ import types
 import warnings
 from collections import OrderedDict, namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nets import Chain, DenseBlock, OneForward, Residual, conv, cut_half
-from netslim import Budget, NetslimError, PruningPlan, prune, prune_, score, select, trace
+from netslim import (
+    Budget,
+    NetslimError,
+    PruningPlan,
+    prune,
+    prune_,
+    score,
+    select,
+    trace,
+    verify,
+)
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
+from netslim.graph.modules.weight_norms import weight_norms
 from netslim.surgery.history import history
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.rows import SizePatch, TensorCut
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -530,7 +543,14 @@ def test_weights_computed_from_others_are_cut_with_them(kind):
     plan = PruningPlan(fingerprint(model), {}, tuple(cuts))
     small = prune(model, plan)
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
-    assert all(torch.equal(t, sliced(state[n], n, plan)) for n, t in small.state_dict().items())
+    gains = {norm.gain for norm in weight_norms(model)}
+    assert bool(gains) == ("weight_norm" in kind)
+    for name, tensor in small.state_dict().items():
+        if name not in gains:  # these follow, so that the weight that is left stays as it is
+            assert torch.equal(tensor, sliced(state[name], name, plan))
+    if gains:
+        small(X)
+        assert torch.allclose(small[2].weight, model[2].weight[:, list(kept)], atol=1e-6)
     assert (small[2].in_channels, small[2].out_channels, small[2].weight.shape[:2]) == (
         3,
         4,
@@ -540,6 +560,49 @@ def test_weights_computed_from_others_are_cut_with_them(kind):
     prune_(model, plan)
     assert (model[2].in_channels, model[2].weight.shape[:2]) == (3, (4, 3))
     assert model(X).shape == small(X).shape
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gains_of_weight_norm_follow_a_cut(norm, transposed):
+    """In place, with momentum and an average beside it, each by the lengths of its own directions;
+    a second cut follows the first, and one cut of both gives the same.
+    """
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), norm(kind(6, 4, 3)), nn.Conv2d(4, 2, 1)).double()
+    inputs = X.double()
+
+    def run(*models):  # without gradients, so that the old norm can be copied
+        with torch.no_grad():
+            return [one(inputs) for one in models]
+
+    run(model)
+    average = AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(inputs).sum().backward()
+    optimizer.step()
+    run(model, average)
+    old = copy.deepcopy(average)
+    for _ in range(2):
+        graph = trace(model, inputs)
+        masks = {graph.number(n): np.arange(graph[n].size) != 1 for n in ("0", "1")}
+        plan = plan_keeping(graph, masks)
+        run(model, average)
+        whole, averaged = copy.deepcopy(model), copy.deepcopy(average)
+        prune_(model, plan, optimizer=optimizer, companions=average)
+        for before, after in ((whole, model), (averaged.module, average.module)):
+            assert verify(before, after, plan, inputs).deviation < 1e-10
+            run(before, after)
+            axes = [list(plan.groups[n].kept) for n in ("1", "0")]
+            first, second = reversed(axes) if transposed else axes
+            kept = before[1].weight[first][:, second]
+            assert torch.allclose(after[1].weight, kept, atol=1e-12)
+    assert model[1].out_channels == 2
+    model(inputs).sum().backward()
+    optimizer.step()
+    once = prune(old.module, history(average.module))
+    assert torch.allclose(once(inputs), average.module(inputs), atol=1e-12)
 
 
 # --- sizes that Python remembers ------------------------------------------------------------------

@@ -32,6 +32,7 @@ import netslim.ranks as ranks
 from netslim._support import checks_calls, expect
 from netslim.errors import SurgeryError
 from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.weight_norms import weight_norms
 from netslim.graph.modules.wrapping import bare, duplicate, reducing
 from netslim.surgery.history import history, remember
 from netslim.surgery.module_sizes import patched, put, update_sizes
@@ -80,7 +81,9 @@ def prune(model: Model, plan: PruningPlan) -> Model:
         for layer, bias in new_biases(inner, plan.biases):
             layer.bias = bias
     cuts = _cuts(plan)
-    smaller = _smaller({tensor: name for name, tensor in named_tensors(inner)}, cuts)
+    named = dict(named_tensors(inner))
+    smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
+    smaller |= _gains(inner, cuts, named, smaller)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
@@ -208,9 +211,11 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
         biases += added
     cuts = _cuts(plan)
     smaller = _smaller(named, cuts)
+    for own in (*map(named_tensors, models), *shadows):
+        smaller |= _gains(model, cuts, dict(own), smaller)
     _check_changeable(named, smaller)
     held = set(chain.from_iterable(one.parameters() for one in models))
-    rows = {tensor: cuts[named[tensor]] for tensor in smaller}
+    rows = {tensor: cuts.get(named[tensor], []) for tensor in smaller}
     followed = {t: (named[t], partial(_keep, rows[t], sums=False)) for t in smaller if t in held}
     states = []
     for stepping in all_optimizers(optimizer):
@@ -305,6 +310,38 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
         else:
             result[tensor] = result[same].detach()
     return result
+
+
+def _gains(
+    model: nn.Module, cuts: Cuts, named: Mapping[str, Tensor], smaller: Mapping[Tensor, Tensor]
+) -> dict[Tensor, Tensor]:
+    """The gains of weight norm with which what is left of each weight stays as it is.
+
+    Without a part of its directions a weight would grow: ``gain * v / |v|``.
+
+    Args:
+        model: it says what is a gain.
+        cuts: as the plan says.
+        named: name -> tensor, of the model or of a copy of it.
+        smaller: the new values of the tensors that are cut.
+    """
+    result = {}
+    for norm in weight_norms(model):
+        direction, gain = named.get(norm.direction), named.get(norm.gain)
+        if direction is None or gain is None or direction not in smaller:
+            continue
+        rows = [replace(cut, into=()) for cut in cuts[norm.direction] if cut.axis == norm.dim]
+        before = _keep(rows, direction.detach())
+        result[gain] = norm.follow(smaller.get(gain, gain), before, smaller[direction])
+    return result
+
+
+def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
+    """What the plan makes of every parameter and buffer of a model, by name."""
+    named, cuts = dict(named_tensors(model)), _cuts(plan)
+    smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
+    smaller |= _gains(model, cuts, named, smaller)
+    return {name: smaller.get(tensor, tensor).detach() for name, tensor in named.items()}
 
 
 def _memory(tensor: Tensor) -> Hashable:

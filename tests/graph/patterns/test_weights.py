@@ -35,15 +35,13 @@ def weight(*shape, seed=0):
 # --- re-parametrised weights ----------------------------------------------------------------------
 
 
-@pattern({"c": 5, "b": 6}, {"a": (8, OVER)}, b=conv(5, 6), c=old(nn.utils.weight_norm, conv(8, 5)))
+@pattern({"a": 8, "c": 5, "b": 6}, b=conv(5, 6), c=old(nn.utils.weight_norm, conv(8, 5)))
 def old_weight_norm(s, x):
-    """A filter's norm is over what it reads."""
+    """A filter's norm is over what it reads; its gain follows, so that the rest stays as it is."""
     return tail(s, s.c(s.a(x)))
 
 
-@pattern(
-    {"c": 5, "b": 6}, {"a": (8, OVER)}, b=conv(5, 6), c=parametrizations.weight_norm(conv(8, 5))
-)
+@pattern({"a": 8, "c": 5, "b": 6}, b=conv(5, 6), c=parametrizations.weight_norm(conv(8, 5)))
 def weight_norm(s, x):
     return tail(s, s.c(s.a(x)))
 
@@ -52,22 +50,23 @@ def transposed():
     return nn.ConvTranspose2d(8, 5, 2, stride=2)
 
 
-@pattern(
-    {"a": 8, "b": 6}, {"c": (5, OVER)}, b=conv(5, 6), c=parametrizations.weight_norm(transposed())
-)
+@pattern({"a": 8, "c": 5, "b": 6}, b=conv(5, 6), c=parametrizations.weight_norm(transposed()))
 def weight_norm_of_a_transposed_convolution(s, x):
     """The filters of dimension 0 are of what it reads: those that go are silenced by their gains."""
     return tail(s, s.c(s.a(x).relu()))
 
 
-@pattern(
-    {"a": 8, "b": 6},
-    {"c": (5, OVER)},
-    b=conv(5, 6),
-    c=old(nn.utils.weight_norm, transposed()),
-)
+@pattern({"a": 8, "c": 5, "b": 6}, b=conv(5, 6), c=old(nn.utils.weight_norm, transposed()))
 def old_weight_norm_of_a_transposed_convolution(s, x):
     return tail(s, s.c(s.a(x).relu()))
+
+
+@pattern(
+    {"v": 8, "b": 6}, {"a": (8, OVER)}, b=conv(8, 6), v=weight(8, 8, 1, 1), g=weight(8, 1, 1, 1)
+)
+def weight_norm_by_hand(s, x):
+    """Nobody but this line knows that ``g`` is a gain."""
+    return tail(s, F.conv2d(s.a(x), torch._weight_norm(s.v, s.g, 0)))
 
 
 @pattern({"a": 8, "b": 6}, a=parametrizations.weight_norm(conv(3, 8)))

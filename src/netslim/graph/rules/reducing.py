@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netslim.graph.modules.weight_norms import WeightNorm
 from netslim.graph.rules.elementwise import meeting, pointwise
 from netslim.graph.rules.indexing import hold
 from netslim.graph.rules.registry import (
@@ -289,7 +290,10 @@ def weight_norm(rec: Recorder, func: Op, out: Any, v: Tensor, g: Tensor, dim: in
     rec.mark(gains, dim, CHANNEL)
     if labels.weight and gains.weight and {dim} <= set(labels.dims) & set(gains.dims):
         rec.atoms.gains.append((labels.dims[dim], gains.dims[dim]))
+    names = rec.atoms.names
+    norm = WeightNorm(names.get(id(v), ""), names.get(id(g), ""), dim)
     for d, vector in dims.items():
-        if d != dim:
+        # The norms change with what is left of the directions; a cut adjusts the gains it knows.
+        if d != dim and norm not in rec.weight_norms:
             rec.couple(vector, "weight normalisation over the channels")
     rec.set(tensors_in(out)[0], dims, weight=labels.weight and gains.weight)

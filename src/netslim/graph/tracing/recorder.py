@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.counts import Call
+from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, PRODUCER, Atoms, Vector
 from netslim.graph.tracing.checks import (
     check_dims,
@@ -133,6 +134,10 @@ class Recorder:
     training: bool = False
     touched: set[int] = field(default_factory=set)
     trace: int = field(default_factory=lambda: next(_TRACES))
+    weight_norms: frozenset[WeightNorm] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weight_norms = frozenset(weight_norms(self.model))
 
     # --- labels -----------------------------------------------------------------------------------
 

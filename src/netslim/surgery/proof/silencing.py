@@ -21,6 +21,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, output_tensors
 from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.weight_norms import weight_norms
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, destinations, partners
 
@@ -49,7 +50,7 @@ def silenced(
     model: nn.Module, plan: PruningPlan, graph: ChannelGraph | None = None
 ) -> Iterator[None]:
     """Inside, every weight that reads a dropped channel is zero, and a merged channel is the same
-    as its survivor.
+    as its survivor; weight norm leaves all other weights as they were.
 
     Args:
         model: the original.
@@ -57,7 +58,9 @@ def silenced(
         graph: of ``model``; only where the plan merges channels: it tells what makes them.
     """
     tensors = dict(named_tensors(model))
+    norms = [(norm, tensors[norm.direction], tensors[norm.gain]) for norm in weight_norms(model)]
     with ExitStack() as changes:
+        before = [direction.detach().clone() for _, direction, _ in norms]
         for c in plan.tensors:
             if "consumer" in c.role:
                 gone = _on(tensors[c.tensor], np.flatnonzero(destinations(c) == DROPPED))
@@ -65,6 +68,10 @@ def silenced(
         for name, axis, merged, survivors in _entries_to_equal(graph, plan):
             values = tensors[name].detach().index_select(axis, _on(tensors[name], survivors))
             changes.enter_context(replaced(tensors[name], axis, _on(tensors[name], merged), values))
+        for (norm, direction, gain), old in zip(norms, before, strict=True):
+            if not torch.equal(direction, old):
+                values = norm.follow(gain, old, direction)
+                changes.enter_context(_all_replaced(gain, values))
         yield
 
 
@@ -88,6 +95,19 @@ def _entries_to_equal(
 
 def _on(tensor: Tensor, numbers: np.ndarray) -> Tensor:
     return torch.from_numpy(numbers).to(tensor.device)
+
+
+@contextmanager
+def _all_replaced(tensor: Tensor, values: Tensor) -> Iterator[None]:
+    """Inside, a tensor has other values."""
+    before = tensor.detach().clone()
+    try:
+        with torch.no_grad():
+            tensor.copy_(values)
+        yield
+    finally:
+        with torch.no_grad():
+            tensor.copy_(before)
 
 
 @contextmanager

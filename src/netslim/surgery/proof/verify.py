@@ -28,10 +28,11 @@ from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.weight_norms import weight_norms
 from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.proof.silencing import channels_felt, randomise, run, silenced
-from netslim.surgery.rows import reduced
+from netslim.surgery.prune import kept_values
 
 OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
 
@@ -174,8 +175,9 @@ class _Pair:
             self.double, self.wanted = False, None
             self.original, self.inputs = duplicate(model), inputs
         self.small = _double(small) if self.double else duplicate(small)
-        if any(group.merged for group in plan.groups.values()):
-            self._fill()  # the sums in this precision: in the model's own they are rounded
+        # Sums and gains of weight norm in this precision: in the model's own they are rounded.
+        if any(group.merged for group in plan.groups.values()) or weight_norms(model):
+            self._fill()
 
     def _outputs_silenced(self) -> list[Tensor]:
         with torch.no_grad(), silenced(self.original, self.plan, self.graph):
@@ -189,7 +191,7 @@ class _Pair:
 
     def _fill(self) -> None:
         own = dict(named_tensors(self.small))
-        for name, value in _slices(self.original, self.plan).items():
+        for name, value in kept_values(self.original, self.plan).items():
             own[name].data = value
 
     def deviation(self) -> float:
@@ -214,16 +216,8 @@ class _Pair:
         return worst
 
 
-def _slices(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
-    """What the plan makes of every parameter and buffer."""
-    kept = {name: tensor.detach() for name, tensor in named_tensors(model)}
-    for cut in plan.tensors:
-        kept[cut.tensor] = reduced(kept[cut.tensor], cut)
-    return kept
-
-
 def _check_slices(model: nn.Module, small: nn.Module, plan: PruningPlan) -> None:
-    wanted, found = _slices(model, plan), dict(named_tensors(small))
+    wanted, found = kept_values(model, plan), dict(named_tensors(small))
     for name in sorted(set(wanted) ^ set(found)):
         raise VerificationError(f"{name!r} is in only one of the planned and the pruned model")
     for name, tensor in wanted.items():

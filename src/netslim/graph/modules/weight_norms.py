@@ -1,0 +1,79 @@
+"""Which parameters of a model are the directions and the gains of weight norm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm as Hook
+
+from netslim.graph.modules.walk import named_modules, named_tensors
+
+
+@dataclass(frozen=True)
+class WeightNorm:
+    """A weight ``gain * direction / |direction|``, with the norm over all dimensions but ``dim``.
+
+    Attributes:
+        direction: name of the parameter of the weight's shape.
+        gain: name of the parameter of size 1 along all dimensions but ``dim``.
+        dim: that dimension; -1 where the norm is one number.
+    """
+
+    direction: str
+    gain: str
+    dim: int
+
+    def lengths(self, direction: Tensor) -> Tensor:
+        """|direction|, in the shape of the gain."""
+        kept = {self.dim} if self.dim >= 0 else set()
+        over = [d for d in range(direction.dim()) if d not in kept]
+        exact = torch.promote_types(direction.dtype, torch.float32)
+        # The same bits however it lies in memory.
+        plain = direction.detach().to(exact).contiguous()
+        lengths: Tensor = torch.linalg.vector_norm(plain, dim=over, keepdim=self.dim >= 0)
+        return lengths
+
+    def follow(self, gain: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """The gain with which what is left of the weight stays as it is.
+
+        Args:
+            gain: as it was.
+            before: the directions as they were.
+            after: what became of them.
+        """
+        old, new = self.lengths(before), self.lengths(after)
+        return (gain.detach() * torch.where(old > 0, new / old, 1.0)).to(gain.dtype)
+
+
+def weight_norms(model: nn.Module) -> list[WeightNorm]:
+    """Those that `torch.nn.utils` made, parametrised or by a hook; a shared gain is left out.
+
+    The names are those of `named_tensors`.
+    """
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    found = [
+        WeightNorm(names[id(direction)], names[id(gain)], dim)
+        for module in named_modules(model)
+        for direction, gain, dim in (*_parametrised(module), *_hooked(module))
+    ]
+    uses = Counter(norm.gain for norm in found)
+    return [norm for norm in found if uses[norm.gain] == 1]
+
+
+def _parametrised(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
+    if not nn.utils.parametrize.is_parametrized(module):
+        return
+    for steps in module.parametrizations.values():  # type: ignore[operator]
+        if len(steps) == 1 and isinstance(steps[0], parametrizations._WeightNorm):
+            yield steps.original1, steps.original0, steps[0].dim
+
+
+def _hooked(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, Hook):
+            yield getattr(module, f"{hook.name}_v"), getattr(module, f"{hook.name}_g"), hook.dim
