@@ -64,7 +64,7 @@ class Done:
         return json.loads((self.folder / label / "stage.json").read_text())
 
     def network(self, label: str) -> nn.Module:
-        return netslim.models.build(self.folder / label / "model.safetensors").eval()
+        return netslim.models.build(self.folder / label / "model.safetensors", trust=True).eval()
 
     def plan(self, label: str) -> netslim.PruningPlan:
         return netslim.PruningPlan.from_json((self.folder / label / "plan.json").read_text())

@@ -185,8 +185,8 @@ def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, m
     model, x = random(Chain()), torch.randn(2, 3, 8, 8)
     written = module._as_program
 
-    def spoil(traced: object) -> bytes:
-        content = written(traced)
+    def spoil(*given: object) -> bytes:
+        content = written(*given)
         with torch.no_grad():
             model.head.weight[1] *= 1.01
         return content

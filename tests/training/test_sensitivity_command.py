@@ -251,7 +251,7 @@ MISTAKES = [
     ("vgg.safetensors --out new --validation 0", "no validation images here"),
     ("vgg.safetensors --out new --criterion l3", "did you mean"),
     ("none.safetensors --out new", "cannot read none.safetensors"),
-    ("zoo:resnet20 --out new", "does not take the images of digits"),
+    ("zoo:vgg11 --out new", "does not take the images of digits"),
     ("vgg.safetensors --out new --optimizer.lr 1", "optimizer: there is no such option"),
 ]
 

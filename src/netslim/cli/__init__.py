@@ -34,6 +34,7 @@ COMMANDS = {
     "finetune": "train a network on after a cut",
     "prune": "cut channels out of a network",
     "evaluate": "look at the test images",
+    "predict": "say what is in pictures",
     "inspect": "show which channels of a model can be cut",
     "sensitivity": "cut each group of channels alone and look at what is lost",
     "search": "find the smallest network within an accuracy drop",

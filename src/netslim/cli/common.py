@@ -58,9 +58,8 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="+",
         action="append",
-        required=True,
         help="shape of one example, for instance 3 32 32; once for each input of the model, in "
-        "their order",
+        "their order (default: the images that the network's file was trained on)",
     )
     parser.add_argument(
         "--dtype",
@@ -74,10 +73,13 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
     """A batch for each input of a model: random numbers, or ones where they are integers or
     booleans.
+
+    Raises:
+        RecipeError: a shape or type is impossible, or no shape is given and no file tells one.
     """
     import torch
 
-    shapes, types = options.input, options.dtype or ["float32"]
+    shapes, types = options.input or _told(options), options.dtype or ["float32"]
     for shape in shapes:
         if min(shape) < 1:
             raise RecipeError(
@@ -101,6 +103,22 @@ def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
             values = torch.randn((batch, *shape), generator=generator)
         made.append(values.to(dtype))
     return tuple(made)
+
+
+def _told(options: argparse.Namespace) -> list[tuple[int, ...]]:
+    """The shape of the images that the networks' files were trained on."""
+    from netslim.data.preprocessing import Preprocessing
+    from netslim.models import checkpoint
+
+    for name in getattr(options, "models", None) or [options.model]:
+        if name.endswith(".safetensors"):
+            told = Preprocessing.noted(checkpoint.read(name)[0]["metadata"], name)
+            if told is not None:
+                return [(told.channels, *told.size)]
+    raise RecipeError(
+        "--input is needed: the shape of one example without the batch, for instance --input 3 "
+        "224 224"
+    )
 
 
 def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from netslim.cli.common import add_inputs, examples, model_options
 from netslim.cli.flags import MODELS, RUNTIMES, add_network
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _EXPORT = """\
 Write a network to a file for another runtime: ONNX (.onnx) or torch.export (.pt2). The file is read
@@ -46,12 +51,40 @@ def register(parser: Parser) -> None:
         "--opset", metavar="N", type=int, help="of ONNX (default: what this torch writes)"
     )
     parser.add_argument(
+        "--normalise",
+        action="store_true",
+        help="write the normalisation into the file, too, which then takes images on the scale "
+        "0..1 (default: it takes normalised ones, and its metadata tell by which values)",
+    )
+    parser.add_argument(
         "--tolerance",
         metavar="T",
         nargs="+",
         help="largest accepted deviation, relative to the largest output (default: 1e-4 in "
         "float32); or of single outputs, as boxes=1e-3 logits=1e-4",
     )
+
+
+def _prepared(network: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, dict[str, str]]:
+    """The network, which normalises by itself where that is asked for, and what its file says."""
+    from netslim.data.preprocessing import KEY, Preprocessing
+    from netslim.models import checkpoint
+    from netslim.models.normalised import Normalised
+    from netslim.training.commands.predict import INSIDE
+
+    prepared = None
+    if options.model.endswith(".safetensors"):
+        prepared = Preprocessing.noted(checkpoint.read(options.model)[0]["metadata"], options.model)
+    if options.normalise and prepared is None:
+        raise RecipeError(
+            f"--normalise: {options.model} does not say how its images are normalised"
+        )
+    if prepared is None:
+        return network, {}
+    if options.normalise:
+        network = Normalised(network, prepared.mean, prepared.std)
+    told = {KEY: prepared.to_json(), INSIDE: options.normalise}
+    return network, {name: json.dumps(value) for name, value in told.items()}
 
 
 def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -64,13 +97,16 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             f"--batch {options.batch}: give a number of examples, 1 or more, or dynamic"
         )
     inputs = examples(options, 1 if dynamic else int(options.batch))
+    network = models.build(options.model, trust=options.trust, **kwargs)
+    network, metadata = _prepared(network, options)
     done = netslim.export(
-        models.build(options.model, trust=options.trust, **kwargs),
+        network,
         inputs,
         options.out,
         dynamic_batch=dynamic,
         opset=options.opset,
         tolerance=_tolerance(options.tolerance),
+        metadata=metadata,
     )
     kind: str = done.format
     if done.opset is not None:
@@ -84,6 +120,8 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         f"verified: the outputs deviate by no more than {done.deviation:.1e} of the largest, "
         f"in batches of {sizes}"
     )
+    if metadata:
+        print(f"metadata: {', '.join(metadata)}")
     print(f"file: {done.path}")
     return 0
 

@@ -4,38 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from netslim.data.memory import read_pictures
-from netslim.data.pictures import common_form
+from netslim.data.pictures import ENDINGS, Files, common_form
 from netslim.data.raw import Raw, Wanted, roles
 from netslim.data.unreadable import named
 from netslim.errors import DataError
 
-_ENDINGS = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm",
-    ".tif", ".tiff", ".webp",
-)  # fmt: skip
 _NEEDED = "every class needs a sub-folder with its pictures"
-
-
-@dataclass(frozen=True, eq=False)
-class _Files:
-    """Pictures in files of their own."""
-
-    paths: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, position: int) -> Path:
-        return Path(self.paths[position])
-
-    def where(self, position: int) -> str:
-        return self.paths[position]
 
 
 def read_folder(folder: Path, wanted: Wanted) -> Raw:
@@ -52,7 +32,7 @@ def read_folder(folder: Path, wanted: Wanted) -> Raw:
         # By name: a split that lacks a class numbers those after it differently.
         pairs = [(path, classes.index(name)) for name in scan.paths for path in scan.paths[name]]
         paths, labels = zip(*pairs, strict=True)
-        splits[role] = _Files(paths), torch.tensor(labels)
+        splits[role] = Files(paths), torch.tensor(labels)
     form = common_form(splits["train"][0], wanted)
     raw = read_pictures(splits, classes, form, wanted)
     aside = [note for scan in scans.values() for note in scan.notes]
@@ -97,7 +77,7 @@ class _Scan:
         """What was left aside."""
         if self._others:
             yield (
-                f"{self.place}: files without the ending of a picture ({' '.join(_ENDINGS)}), "
+                f"{self.place}: files without the ending of a picture ({' '.join(ENDINGS)}), "
                 f"left aside: {len(self._others):,} ({named(self._others)})."
             )
         if self._not_followed:
@@ -140,7 +120,7 @@ class _Scan:
             self._take(name, link)
 
     def _take(self, name: str, path: str) -> None:
-        if path.lower().endswith(_ENDINGS):
+        if path.lower().endswith(ENDINGS):
             self.paths[name].append(path)
         elif not os.path.basename(path).startswith("."):
             self._others.append(path)

@@ -22,6 +22,10 @@ _FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF",
     "WEBP",
 )  # fmt: skip
+ENDINGS = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
 _SAMPLE = 32
 
 
@@ -35,6 +39,22 @@ class Encoded(Protocol):
 
     def where(self, position: int) -> str:
         """File (and row), for messages."""
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """Pictures in files of their own."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, position: int) -> Path:
+        return Path(self.paths[position])
+
+    def where(self, position: int) -> str:
+        return self.paths[position]
 
 
 @dataclass(frozen=True, slots=True)

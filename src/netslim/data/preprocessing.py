@@ -18,6 +18,7 @@ from torch import Tensor
 from netslim.errors import DataError
 
 LARGEST = 2048  # pixels of a side, to which a file may have pictures brought
+KEY = "preprocessing"  # under which metadata of networks hold it
 CHANNELS = {"grey": 1, "rgb": 3}  # what the channels of an image are called, and how many
 
 
@@ -55,9 +56,24 @@ class Preprocessing:
         mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
+    def denormalise(self, inputs: Tensor) -> Tensor:
+        """Inputs (N, C, H, W) -> images on the scale 0..1."""
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
+        return inputs * std + mean
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` reads it."""
         return asdict(self)
+
+    @classmethod
+    def noted(cls, metadata: Mapping[str, Any], where: str) -> Preprocessing | None:
+        """What the metadata of the checkpoint `where` says; None where it does not say.
+
+        Raises:
+            DataError: as `from_json`.
+        """
+        said = metadata.get(KEY)
+        return None if said is None else cls.from_json(said, where)
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Preprocessing:
@@ -112,4 +128,4 @@ def _are(values: Any, kind: type) -> bool:
     return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
-__all__ = ["CHANNELS", "Preprocessing", "check_normalisation"]
+__all__ = ["CHANNELS", "KEY", "Preprocessing", "check_normalisation"]

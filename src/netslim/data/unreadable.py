@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from netslim._support import listed
 from netslim.errors import DataError
 
 _NAMED = 5
@@ -20,11 +21,7 @@ def picture_error(where: str, reason: object) -> PictureError:
 
 def named(what: Sequence[object], separator: str = ", ") -> str:
     """The first few, and how many more there are."""
-    more = len(what) - _NAMED
-    shown = separator.join(map(str, what[:_NAMED]))
-    if more <= 0:
-        return shown
-    return f"{shown}{separator}and {more:,} more"
+    return listed(list(map(str, what)), separator, _NAMED)
 
 
 def told(problems: Sequence[object]) -> str:

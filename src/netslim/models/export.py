@@ -79,6 +79,7 @@ def export(
     dynamic_batch: bool = True,
     opset: int | None = None,
     tolerance: float | Mapping[str, float] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Exported:
     """Write a model to a file for another runtime, and prove that the file computes the same.
 
@@ -100,6 +101,8 @@ def export(
         opset: of ONNX; by default what this torch writes.
         tolerance: largest accepted relative deviation, or one for each output by its name; by
             default 1e-9 in float64, 1e-4 in float32, else 2e-2.
+        metadata: texts by name that the file keeps, such as how its inputs are prepared: in
+            ``metadata_props`` of ONNX, in ``extra_files`` of `torch.export`.
 
     Raises:
         ArgumentError: the path's ending and ``format`` name no format, or ``opset`` is not its.
@@ -131,9 +134,9 @@ def export(
         _check_names(tolerance, traced.output_names)
         written: int | None = None
         if kind == "onnx":
-            content, written = _as_onnx(traced, opset)
+            content, written = _as_onnx(traced, opset, metadata or {})
         else:
-            content = _as_program(traced)
+            content = _as_program(traced, metadata or {})
         with _beside(path) as temporary:
             temporary.write_bytes(content)
             loaded = _LOADERS[kind](temporary)
@@ -153,7 +156,7 @@ def onnx_bytes(model: nn.Module, example_inputs: Any) -> bytes:
     need_onnx()
     model = bare(model, ExportError)
     with evaluating(model), torch.no_grad():
-        return _as_onnx(_trace(model, example_inputs, dynamic=False), None)[0]
+        return _as_onnx(_trace(model, example_inputs, dynamic=False), None, {})[0]
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -256,15 +259,15 @@ def _trace(model: nn.Module, inputs: Any, dynamic: bool) -> _Traced:
     return _Traced(model, inputs, dynamic, program)
 
 
-def _as_program(traced: _Traced) -> bytes:
+def _as_program(traced: _Traced, metadata: Mapping[str, str]) -> bytes:
     """A file of `torch.export`."""
     with quietly(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "program.pt2")
-        torch.export.save(traced.program, file)
+        torch.export.save(traced.program, file, extra_files=dict(metadata))
         return file.read_bytes()
 
 
-def _as_onnx(traced: _Traced, opset: int | None) -> tuple[bytes, int]:
+def _as_onnx(traced: _Traced, opset: int | None, metadata: Mapping[str, str]) -> tuple[bytes, int]:
     """An ONNX file, and its opset."""
     import onnx
 
@@ -285,6 +288,7 @@ def _as_onnx(traced: _Traced, opset: int | None) -> tuple[bytes, int]:
             f"torch did not write opset {opset} but {written}: give another one, or none"
         )
     _name_batch(proto)
+    onnx.helper.set_model_props(proto, dict(metadata))
     return proto.SerializeToString(), written
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import netslim
 from netslim import models
 from netslim._support import nearest, using_threads, write_atomic
+from netslim.data.preprocessing import KEY
 from netslim.errors import RecipeError
 from netslim.measure.count import Cost
 from netslim.methods.cutting import Cut
@@ -293,7 +294,7 @@ def _cut(
                 runner.origin,
             )
         else:
-            prepared = runner.given.get("preprocessing")
+            prepared = runner.given.get(KEY)
             network, origin = _without_data(runner)
             example, batches = made_up(recipe.seed, shape), _no_data
         network.eval()
@@ -301,7 +302,7 @@ def _cut(
         before, after = (netslim.cost(item, example[:1]) for item in (network, done.network))
     metadata: Results = {}
     if prepared is not None:
-        metadata["preprocessing"] = prepared
+        metadata[KEY] = prepared
     if done.check is None:
         metadata["mask"] = done.plan.to_json()
     netslim.save(done.network, out, constructor=origin or None, metadata=metadata)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import netslim
 from netslim import models
-from netslim.data.preprocessing import Preprocessing
+from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.splits import Data
 from netslim.errors import RecipeError
 from netslim.models import checkpoint
@@ -55,10 +55,7 @@ class Networks:
     @cached_property
     def trained_on(self) -> Preprocessing | None:
         """How the images were prepared that the checkpoint the run starts from was trained on."""
-        said = self.given.get("preprocessing")
-        if said is None:
-            return None
-        return Preprocessing.from_json(said, self.recipe.model.name)
+        return Preprocessing.noted(self.given, self.recipe.model.name)
 
     @cached_property
     def bench(self) -> Bench:
@@ -185,7 +182,7 @@ class Networks:
             "recipe": self.recipe.name,
             "stage": folder.label,
             "data": self.recipe.data.name,
-            "preprocessing": self.data.preprocessing.to_json(),
+            KEY: self.data.preprocessing.to_json(),
         }
         netslim.save(
             network, folder.model, constructor=self.origin or None, metadata={**made_by, **noted}

@@ -1,0 +1,155 @@
+"""What a network says of pictures: read, prepared as in its training, and classified."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from netslim import models
+from netslim.data.pictures import ENDINGS, Files, Form, Pictures
+from netslim.data.preprocessing import KEY, Preprocessing
+from netslim.data.unreadable import PictureError
+from netslim.errors import DataError, RecipeError
+from netslim.models import checkpoint
+from netslim.models.file_constructors import Trust
+from netslim.models.onnx_session import Session, need_onnx
+
+INSIDE = "normalised_inside"  # the name of the metadata of files that normalise by themselves
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one picture.
+
+    Attributes:
+        picture: its file.
+        classes: name and probability of the likeliest, in falling order; empty where the picture
+            could not be read.
+        problem: why it could not be read.
+    """
+
+    picture: str
+    classes: tuple[tuple[str, float], ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network with what it takes to ask it.
+
+    Attributes:
+        scores: inputs (1, C, H, W) -> scores (1, classes).
+        prepared: how its inputs are made from pictures.
+    """
+
+    scores: Callable[[Tensor], Tensor]
+    prepared: Preprocessing
+
+    @torch.inference_mode()
+    def answer(self, path: str, top: int) -> Answer:
+        """The `top` likeliest classes of the picture in the file `path`."""
+        size, prepared = self.prepared.size, self.prepared
+        # Only squares are made of pictures of any size; others had one size from the beginning.
+        form = Form((prepared.channels, *size), resize=size[0] == size[1])
+        try:
+            image = Pictures(Files((path,)), form)[0]
+        except PictureError as error:
+            return Answer(path, (), str(error))
+        shares = self.scores(prepared.normalise(image[None])).softmax(1)[0]
+        best = shares.topk(min(top, len(prepared.classes)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return Answer(path, tuple((prepared.classes[index], share) for index, share in pairs))
+
+
+def predict(
+    network: str, pictures: Sequence[str | os.PathLike[str]], *, top: int = 1, trust: Trust = ()
+) -> Iterator[Answer]:
+    """What a network says of each picture.
+
+    Args:
+        network: a `.safetensors` checkpoint or an `.onnx` file that says how its images are
+            prepared, as those do that netslim trained.
+        pictures: files, and folders of which all pictures are taken.
+        top: how many classes to name.
+        trust: as for `netslim.models.build`.
+
+    Raises:
+        RecipeError: the file does not say how images are prepared, or there is no picture.
+        NetslimError: the network cannot be read.
+    """
+    paths = _files(pictures)
+    asked = classifier(network, trust)
+    for path in paths:
+        yield asked.answer(path, top)
+
+
+def classifier(network: str, trust: Trust = ()) -> Classifier:
+    """The network in a file, ready to be asked.
+
+    Raises:
+        RecipeError: the file does not say how images are prepared.
+        NetslimError: it cannot be read.
+    """
+    if network.endswith(".onnx"):
+        return _of_onnx(network)
+    if not network.endswith(".safetensors"):
+        raise RecipeError(f"{network}: give a .safetensors or an .onnx file")
+    prepared = Preprocessing.noted(checkpoint.read(network)[0]["metadata"], network)
+    if prepared is None:
+        raise _unknown(network)
+    return Classifier(models.build(network, trust=trust).eval(), prepared)
+
+
+def _of_onnx(path: str) -> Classifier:
+    need_onnx()
+    try:
+        session = Session(Path(path).read_bytes(), torch.device("cpu"))
+    except OSError as error:
+        raise RecipeError(f"cannot read {path}: {error.strerror}") from None
+    metadata = session.session.get_modelmeta().custom_metadata_map
+    try:
+        told = {key: json.loads(metadata[key]) for key in (KEY, INSIDE) if key in metadata}
+    except ValueError:
+        raise DataError(f"{path}: its metadata are no JSON") from None
+    prepared = Preprocessing.noted(told, path)
+    if prepared is None:
+        raise _unknown(path)
+
+    def scores(inputs: Tensor) -> Tensor:
+        if told.get(INSIDE):
+            inputs = prepared.denormalise(inputs)
+        return session(inputs)[0]
+
+    return Classifier(scores, prepared)
+
+
+def _unknown(network: str) -> RecipeError:
+    return RecipeError(
+        f"{network} does not say how its images are prepared, so that its answers would mean "
+        "nothing: netslim train, finetune, prune and run write files that do, and netslim.save "
+        f"takes metadata={{{KEY!r}: ...}}"
+    )
+
+
+def _files(given: Sequence[str | os.PathLike[str]]) -> list[str]:
+    found: list[str] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = sorted(str(file) for file in path.rglob("*") if file.is_file())
+            found += [file for file in inside if file.lower().endswith(ENDINGS)]
+        elif path.exists():
+            found.append(str(path))
+        else:
+            raise RecipeError(f"{path}: there is no such picture")
+    if not found:
+        raise RecipeError(f"{', '.join(map(str, given))}: holds no pictures")
+    return found
+
+
+__all__ = ["INSIDE", "Answer", "Classifier", "classifier", "predict"]
