@@ -609,6 +609,80 @@ def test_other_settings_are_refused_with_what_differs(copied):
         run(parse_recipe(changed), copied)
 
 
+def changed(where: int, **options: Any) -> Recipe:
+    """The small recipe with other options of one stage."""
+    tree = json.loads(json.dumps(SMALL))
+    tree["stages"][where] |= options
+    return parse_recipe(tree)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_changed_later_stage_keeps_what_is_finished_before_it(copied, tmp_path):
+    other = changed(1, budget={"cut_channels": 0.25})
+    for name in ("02-prune", "03-finetune", "04-measure"):
+        shutil.rmtree(copied / name)
+    before = contents(copied / "01-sparse")
+    run(other, copied)  # results.json of the old recipe is there still
+    assert contents(copied / "01-sparse") == before
+    run(other, tmp_path / "fresh")
+    assert figures(copied) == figures(tmp_path / "fresh")
+
+
+def test_a_change_of_what_is_finished_says_what_can_be_kept(copied):
+    other = changed(1, budget={"cut_channels": 0.25})
+    with pytest.raises(RecipeError, match=r"stages\.prune\.budget\.cut_channels: 0\.5") as refused:
+        run(other, copied)
+    away = ", ".join(str(copied / name) for name in ("02-prune", "03-finetune", "04-measure"))
+    assert f"or move {away} away to keep what is finished before" in str(refused.value)
+    with pytest.raises(RecipeError, match="start from what is there") as refused:
+        run(small(seed=1), copied)
+    assert str(copied / "03-finetune" / "model.safetensors") in str(refused.value)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_words_make_the_report_anew_and_nothing_else(copied):
+    before = contents(copied / "03-finetune")
+    assert run(small(title="Another title"), copied)["title"] == "Another title"
+    assert contents(copied / "03-finetune") == before
+
+
+def held_with(folder: Path, recipe: Recipe, *finished: str) -> RunFolder:
+    held = RunFolder(folder)
+    held.claim(recipe)
+    for name in finished:
+        (folder / name).mkdir()
+        (folder / name / "stage.json").write_text("{}")
+    return held
+
+
+def test_a_strength_that_was_found_for_a_later_cut_is_not_kept_for_another(tmp_path):
+    def recipe(share: float, **target: float) -> Recipe:
+        sparsity = {"strength": "auto", **target}
+        first = {"kind": "train", "name": "sparse", "epochs": 1, "sparsity": sparsity}
+        cut = {"kind": "prune", "budget": {"cut_channels": share}}
+        return small(stages=stages(first, cut))
+
+    held = held_with(tmp_path, recipe(0.5), "01-sparse")
+    with pytest.raises(RecipeError, match=r"sparse\.sparsity\.target: 0\.5 there, 0\.7 here"):
+        held.claim(recipe(0.7))
+    assert "budget.cut_channels: 0.5 there, 0.7" in str(held.claim(recipe(0.7, target=0.5)))
+
+
+def test_a_baseline_is_kept_where_what_it_imitates_trains_as_long(tmp_path):
+    def recipe(epochs: int, strength: float) -> Recipe:
+        item = {"kind": "train", "epochs": epochs, "sparsity": {"strength": strength}}
+        return small(stages=stages({"kind": "baseline"}, item))
+
+    held = held_with(tmp_path, recipe(2, 0.1), "01-baseline")
+    with pytest.raises(RecipeError, match=r"baseline\.like\.epochs: 2 there, 3 here"):
+        held.claim(recipe(3, 0.1))
+    assert "strength: 0.1 there, 0.2 here" in str(held.claim(recipe(2, 0.2)))
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_that_finished_nothing_may_begin_anew_with_other_settings(tmp_path):
     lost = small(data={**SMALL["data"], "name": f"folder:{tmp_path / 'nowhere'}"})
@@ -850,6 +924,8 @@ def test_a_folder_without_a_later_option_is_the_recipe_s_own(tmp_path):
 def test_a_folder_with_other_defaults_goes_on_by_its_own_recipe(tmp_path):
     """As the message says: what version 0.1 took by default stands in its config.yaml."""
     held, recipe = begun(tmp_path, criterion="bn_scale", allocation="global", fold=None)
+    (tmp_path / "02-prune").mkdir()
+    (tmp_path / "02-prune" / "stage.json").write_text("{}")
     with pytest.raises(RecipeError, match="begun with other settings") as refused:
         held.claim(recipe)
     _, _, command = str(refused.value).partition("go on as it was begun: ")

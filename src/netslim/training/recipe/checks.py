@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from netslim._support import nearest
@@ -77,7 +78,7 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
 
 
 def imitated(recipe: Recipe, stage: Baseline | Scratch) -> tuple[int, Train]:
-    """Position and settings of the stage that another one copies, its penalty included.
+    """Position of the stage that another one copies, and its settings as plain training.
 
     Raises:
         RecipeError: there is no such stage, or, for a `scratch` stage, none before it, or nothing
@@ -99,11 +100,20 @@ def imitated(recipe: Recipe, stage: Baseline | Scratch) -> tuple[int, Train]:
         )
     for index, item in trained:
         if stage.like in (None, item.name):
-            return index, item
+            return index, _plain(item)
     names = [item.name for _, item in trained]
     raise RecipeError(
         f"{where}.like: no training stage is called {stage.like!r}{nearest(str(stage.like), names)}"
     )
+
+
+def _plain(stage: Train) -> Train:
+    """Without what makes a stage's training special, but with the scales it starts from."""
+    first = isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init
+    start = None
+    if first:
+        start = SlimmingOptions(strength=0.0, gamma_init=first)
+    return replace(stage, sparsity=start, gradual=None, distill=None)
 
 
 def cuts(stage: Stage) -> bool:

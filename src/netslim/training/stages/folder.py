@@ -32,7 +32,8 @@ from netslim._support import write_atomic
 from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.files import read_yaml
 from netslim.training.recipe.reading import parse_recipe
-from netslim.training.recipe.schema import Recipe, Stage
+from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage
+from netslim.training.stages.changes import basis, kept
 
 FORMAT = 1
 
@@ -99,6 +100,18 @@ class StageFolder:
                 )
         return content
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is work in it that would be lost if the stage began anew."""
+        return any(
+            path.exists() for path in (self.marker, self.checkpoint, *self.path.glob("strength*"))
+        )
+
+    def clear(self) -> None:
+        """Remove what a stage left that was stopped before there was any work to lose."""
+        for path in (self.best, self.metrics, self.model, self.plan):
+            path.unlink(missing_ok=True)
+
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Write the marker: from now on the stage is finished."""
         written = [path for path in (self.model, self.plan, self.metrics) if path.exists()]
@@ -139,47 +152,84 @@ class RunFolder:
                 "choose another --out"
             )
 
-    def claim(self, recipe: Recipe) -> None:
+    def claim(self, recipe: Recipe) -> str | None:
         """Make the folder this recipe's own, or make sure that it already is.
 
-        While no epoch and no stage is finished, the same recipe may begin anew with other settings.
+        What is begun in it must be what this recipe would do, too; stages that are not begun may
+        have changed, and are carried out as this recipe says. Where no epoch and no stage is
+        finished, everything may have changed.
+
+        Returns:
+            What to know where later stages have changed, else None.
 
         Raises:
-            RecipeError: it belongs to another recipe, or to the same with other settings.
+            RecipeError: it belongs to another recipe, or what is begun was with other settings.
         """
-        if self.config.exists() and self._same(recipe):
-            return
+        notice = None
+        if self.config.exists():
+            theirs = self._theirs(recipe)
+            changed = list(differences(with_defaults(theirs), recipe.to_dict()))
+            if not changed:
+                return None
+            notice = self._give_way(theirs, recipe, changed)
         text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110)
         write_atomic(self.config, text)
+        return notice
 
-    def _same(self, recipe: Recipe) -> bool:
-        """Whether the folder is this recipe's; False where it may be begun anew."""
+    def _theirs(self, recipe: Recipe) -> Any:
+        """The settings that the folder was begun with."""
         try:
             theirs = read_yaml(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise RecipeError(f"{self.config} is damaged ({error}); choose another --out") from None
-        ours = recipe.to_dict()
-        if not isinstance(theirs, dict) or theirs.get("name") != ours["name"]:
+        if not isinstance(theirs, dict) or theirs.get("name") != recipe.name:
             other = theirs.get("name") if isinstance(theirs, dict) else None
             raise RecipeError(
-                f"{self.path} belongs to the recipe {other!r}, not {ours['name']!r}; choose "
+                f"{self.path} belongs to the recipe {other!r}, not {recipe.name!r}; choose "
                 "another --out"
             )
-        found = list(differences(with_defaults(theirs), ours))
-        if not found:
-            return True
+        return theirs
+
+    def _give_way(self, theirs: Any, recipe: Recipe, changed: Sequence[str]) -> str | None:
+        """Let go of what depends on the changed settings; what to know of it.
+
+        Raises:
+            RecipeError: that would lose finished work.
+        """
         # Nothing is lost yet, so the settings may still change: a first try with a wrong option
         # needs no other folder.
-        if not any(self.path.glob("*/last.ckpt")) and not any(self.path.glob("*/stage.json")):
+        if not any(self._begun_folders()):
             self.environment.unlink(missing_ok=True)
-            return False
-        begun = f"{self.path} was begun with other settings ({listed(found)}); choose another --out"
+            return None
+        old = _as_recipe(theirs)
+        if old is None:
+            raise RecipeError(self._refusal(recipe, changed, ""))
+        folders = [self.stage(index, stage) for index, stage in enumerate(old.stages)]
+        begun = [index for index, folder in enumerate(folders) if folder.begun]
+        count = max(begun, default=-1) + 1
+        same = kept(old, recipe, count)
+        if same < count or not begun:
+            conflicts = list(differences(basis(old, count), basis(recipe, count))) or changed
+            raise RecipeError(self._refusal(recipe, conflicts, _remedy(old, folders, begun, same)))
+        for made in (self.results, self.path / "report.html"):
+            made.unlink(missing_ok=True)
+        for index, stage in enumerate(recipe.stages[count:], count):
+            self.stage(index, stage).clear()
+        labels = ", ".join(folders[index].label for index in begun)
+        return f"kept: {labels}; changed since it was begun: {listed(changed)}"
+
+    def _begun_folders(self) -> Iterator[Path]:
+        for name in ("last.ckpt", "stage.json", "strength*"):
+            yield from self.path.glob(f"*/{name}")
+
+    def _refusal(self, recipe: Recipe, found: Sequence[str], remedy: str) -> str:
+        text = f"{self.path} was begun with other settings ({listed(found)}); choose another --out"
         if recipe.stages[-1].kind != "measure":
-            raise RecipeError(f"{begun}, or repeat the old command")
+            return f"{text}, or repeat the old command"
         # What a recipe leaves to defaults may mean something else to another version; its own
         # config.yaml leaves nothing to them.
         again = shlex.join(["netslim", "run", str(self.config), "--out", str(self.path)])
-        raise RecipeError(f"{begun}, or go on as it was begun: {again}")
+        return f"{text}{remedy}, or go on as it was begun: {again}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -227,10 +277,30 @@ def with_defaults(tree: Any) -> Any:
     """The settings of a folder with those that its version did not know, at their defaults; as they
     are where they are no recipe of this version.
     """
-    try:
-        return parse_recipe(tree, whole=False).to_dict()
-    except (NetslimError, AttributeError, TypeError):
+    found = _as_recipe(tree)
+    if found is None:
         return tree
+    return found.to_dict()
+
+
+def _as_recipe(tree: Any) -> Recipe | None:
+    try:
+        return parse_recipe(tree, whole=False)
+    except (NetslimError, AttributeError, TypeError):
+        return None
+
+
+def _remedy(old: Recipe, folders: Sequence[StageFolder], begun: Sequence[int], same: int) -> str:
+    """How to go on from what is there, though stage number `same` (from 0) has changed."""
+    if any(index < same for index in begun):
+        stale = ", ".join(str(folders[index].path) for index in begun if index >= same)
+        return f", or move {stale} away to keep what is finished before"
+    stages = zip(old.stages, folders, strict=True)
+    main = [folder for stage, folder in stages if not isinstance(stage, Baseline | Scratch)]
+    made = [folder.model for folder in main if folder.marker.exists() and folder.model.exists()]
+    if not made:
+        return ""
+    return f", or start from what is there by a recipe with model.name: {made[-1]}"
 
 
 def listed(found: Sequence[str]) -> str:

@@ -96,7 +96,9 @@ def run(
     command = command or shlex.join(["netslim", "run", recipe.name, "--out", str(folder.path)])
     folder.refuse_strangers()
     with folder.lock():
-        folder.claim(recipe)
+        notice = folder.claim(recipe)
+        if notice:
+            display.say(notice)
         results = finished(folder)
         if results is None:
             with using_threads(recipe.trainer.threads):
@@ -208,7 +210,7 @@ class Runner(Networks):
     def _baseline(self, index: int, stage: Baseline, folder: StageFolder) -> Results:
         """The imitated stage's seed too, so that both see the same batches in the same order."""
         like, settings = imitated(self.recipe, stage)
-        return self._fit(_plain(settings), folder, self.build(), like)
+        return self._fit(settings, folder, self.build(), like)
 
     def _scratch(self, index: int, stage: Scratch, folder: StageFolder) -> Results:
         """The architecture in hand with the fresh weights of the channels that stay."""
@@ -221,7 +223,7 @@ class Runner(Networks):
             small = netslim.prune(whole, _dropping(plan))
         ratio = netslim.cost(whole, example).macs / netslim.cost(small, example).macs
         longer = {"E": 1.0, "B": ratio}[stage.length]
-        settings = lengthened(_plain(settings), longer)
+        settings = lengthened(settings, longer)
         return {"macs_ratio": round(ratio, 6), **self._fit(settings, folder, small, index)}
 
     def _mask(self, index: int) -> PruningPlan | None:
@@ -429,15 +431,6 @@ def _widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
                 after = len(cut.kept)
             found.append({"layer": group.name, "before": group.size, "after": after})
     return found
-
-
-def _plain(stage: Train) -> Train:
-    """Without what makes a stage's training special, but with the scales it starts from."""
-    first = isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.gamma_init
-    start = None
-    if first:
-        start = SlimmingOptions(strength=0.0, gamma_init=first)
-    return replace(stage, sparsity=start, gradual=None, distill=None)
 
 
 def _dropping(plan: PruningPlan) -> PruningPlan:
