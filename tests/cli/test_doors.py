@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import time
 
 import pytest
 import torch
@@ -150,11 +149,10 @@ def test_what_a_constructor_may_not_say(made):
     ids=lambda made: str(made)[:60],
 )
 def test_what_a_constructor_may_take_is_bounded_by_its_file(made):
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(netslim.NetslimError):
         models.build(names(made, nn.Linear(4, 4)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
-    assert time.monotonic() - started < 20
 
 
 def test_a_plan_cannot_make_a_small_file_large():

@@ -115,7 +115,7 @@ def export(
         Exported(...)
     """
     expect(path, (str, os.PathLike), "path", "export(model, example_inputs, path)")
-    expect(tolerance, (Real, NoneType), "tolerance", "export(model, example_inputs, path)")
+    expect(tolerance, (Real, Mapping, NoneType), "tolerance", "export(model, example_inputs, path)")
     expect(opset, (Integral, NoneType), "opset", "export(model, example_inputs, path)")
     path = Path(path)
     kind = _format(path, format, opset)
