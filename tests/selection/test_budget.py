@@ -370,6 +370,31 @@ def test_nothing_left_to_cut_is_an_error():
         select(graph, {"frist.0": torch.ones(6)}, Budget(cut_channels=0.5))
 
 
+class HandsBack(nn.Module):
+    """All that it computes with comes out; most of its parameters never ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.idle = nn.LSTM(3, 8, batch_first=True), nn.Linear(100, 100)
+
+    def forward(self, x):
+        y, (h, c) = self.rnn(x)
+        return y, {"state": h, "cell": c}
+
+
+def test_a_refusal_names_the_outputs_that_hold_a_layer_and_what_never_ran():
+    graph = trace(HandsBack(), torch.zeros(1, 5, 3))
+    message = (
+        r"96\.\d% of the parameters were not used when the model ran, and "
+        r"stay: idle; rnn stays: it is an output of the network, output\[0\], "
+        r"output\[1\]\['state'\] and output\[1\]\['cell'\]"
+    )
+    with pytest.raises(PlanError, match=f"nothing can be cut: {message}"):
+        select(graph, {}, Budget(cut_channels=0.5))
+    with pytest.raises(ArgumentError, match=f"every group is frozen: {message}"):
+        score(graph, HandsBack())
+
+
 def test_shares_of_less_than_one_channel_are_noted():
     graph, scores = scored()
     plan = select(graph, scores, per_group={"first.0": 0.1, "second.0": 1})

@@ -23,6 +23,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.graph.words.naming import meant
+from netslim.graph.words.table import never_ran
 from netslim.methods.cutting import cut, left_alone
 from netslim.methods.sensitivity_result import EQUAL, FORMAT, Row, Sensitivity, Unit
 from netslim.selection.budget.limits import caps, staying
@@ -401,8 +402,10 @@ def _groups_to_cut(
     names = [g.name for g in graph.groups if g.name in chosen and g.name not in whole]
     left_out = [name for name in dict.fromkeys(chosen) if name in whole]
     notes = [f"{name} is left out: {whole[name]}" for name in left_out]
+    if not chosen:
+        raise PlanError("nothing can be cut: groups is empty")
     if not names:
-        raise PlanError(f"nothing can be cut: {listed(notes, '; ') or 'groups is empty'}")
+        raise PlanError(f"nothing can be cut: {listed([*never_ran(graph), *notes], '; ')}")
     return names, notes
 
 

@@ -16,11 +16,12 @@ from netslim.errors import TraceError
 from netslim.graph.modules.ambient import usual_operators
 from netslim.graph.modules.calls import as_call, evaluating, named_outputs, refusing
 from netslim.graph.modules.walk import named_modules, named_tensors
-from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
+from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.other_sizes import compare, resized, untouched
 from netslim.graph.tracing.recorder import Recorder, Rule
+from netslim.graph.words.phrases import enumerated
 
 # A trace puts sizes into the attributes of a model, and models may share their parts.
 _ONE_AT_A_TIME = threading.RLock()
@@ -109,12 +110,27 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Di
     ):
         outputs = named_outputs(recorder.model(*args, **kwargs))
     recorder.used([tensor for _, tensor in outputs])
+    _hold_outputs(recorder, outputs)
+
+
+def _hold_outputs(recorder: Recorder, outputs: list[tuple[str, Tensor]]) -> None:
+    """Channels that come out stay; of several outputs the reason names all that hold them.
+
+    A state that is handed back is one, and not what one thinks of.
+    """
+    atoms = recorder.atoms
+    holding: dict[bytes, list[str]] = {}
+    vectors: dict[bytes, Vector] = {}
     for name, tensor in outputs:
-        reason = "it is an output of the network"
-        if len(outputs) > 1:  # a state that is handed back is one, and not what one thinks of
-            reason += f", {name}"
         for vector in recorder.get(tensor).dims.values():
-            recorder.atoms.freeze(vector, reason)
+            key = distinct(atoms.find(vector)).tobytes()
+            vectors[key] = vector
+            holding.setdefault(key, []).append(name)
+    for key, names in holding.items():
+        reason = "it is an output of the network"
+        if len(outputs) > 1:
+            reason += f", {enumerated([*dict.fromkeys(names)], 4)}"
+        atoms.freeze(vectors[key], reason)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def _summary(graph: TracedGraph) -> list[str]:
         "A group's share counts every weight that shrinks with it: one between two groups "
         "counts in both.",
     ]
-    lines += [*_told_of_widths(graph), *_told_of_idle(graph)]
+    lines += [*_told_of_widths(graph), *never_ran(graph)]
     for operator, modules in graph.unsupported.items():
         places = enumerated([m or "the top level" for m in modules], 4)
         lines.append(
@@ -94,8 +94,11 @@ def _told_of_widths(graph: TracedGraph) -> list[str]:
     ]
 
 
-def _told_of_idle(graph: TracedGraph) -> list[str]:
-    """Of parameters that never ran: they may be most of a network, and no group holds them."""
+def never_ran(graph: TracedGraph) -> list[str]:
+    """A sentence on parameters that never ran; none where all did.
+
+    They may be most of a network, and no group holds them.
+    """
     idle = [name for name in graph.inventory.unused if name in graph.parameters]
     if not idle:
         return []

@@ -17,6 +17,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.words.explain import hint
 from netslim.graph.words.naming import granted
+from netslim.graph.words.table import never_ran
 from netslim.selection.budget.limits import caps, shown, staying
 from netslim.selection.options import Limits
 
@@ -56,7 +57,7 @@ class Chooser:
         }
         self.caps = caps(limits, graph)
         if not self.scores:
-            raise PlanError(f"nothing can be cut: {listed(self.notes, '; ')}")
+            raise PlanError(f"nothing can be cut: {listed([*never_ran(graph), *self.notes], '; ')}")
 
     def rescore(self, number: int, scores: Tensor | None) -> None:
         """Put other scores in place of a group's own, unless there are none."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, described, expect
+from netslim._support import checks_calls, described, expect, listed
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter
@@ -20,6 +20,7 @@ from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.wrapping import bare
+from netslim.graph.words.table import never_ran
 from netslim.selection.criteria.normalisation import normalize
 from netslim.selection.criteria.observing import Loss
 from netslim.selection.criteria.parts import reduced
@@ -230,7 +231,8 @@ def _led(graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
 
 def _remedy(graph: ChannelGraph, name: str) -> str:
     if all(g.frozen for g in graph.groups):
-        return "every group is frozen: see graph.frozen for the reasons"
+        why = [f"{group} stays: {reason}" for group, reason in graph.frozen.items()]
+        return f"every group is frozen: {listed([*never_ran(graph), *why], '; ')}"
     if name in ("bn_scale", "taylor_bn"):
         return "no batch normalisation follows its layers: use criterion 'l1' or 'l2'"
     return "see print(graph) for the groups it has"
