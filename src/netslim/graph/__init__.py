@@ -14,7 +14,7 @@ from netslim.graph.forming import build
 from netslim.graph.groups import ChannelGroup, Slice
 from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.calls import as_call
-from netslim.graph.modules.wrapping import bare
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.running import record

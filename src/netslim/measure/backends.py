@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from netslim.errors import ArgumentError, ExportError, TraceError
 from netslim.graph.modules.calls import as_call, evaluating
-from netslim.graph.modules.wrapping import inside
+from netslim.graph.modules.unwrapping import inside
 from netslim.models.export import onnx_bytes
 from netslim.models.onnx_session import Session, quietly
 

@@ -26,8 +26,8 @@ from netslim.errors import TraceError
 from netslim.graph.counts import length, whole
 from netslim.graph.memory import lifetimes, memory, outputs
 from netslim.graph.modules.ambient import undisturbed
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_modules, named_tensors
-from netslim.graph.modules.wrapping import bare
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.recorder import Recorder

@@ -46,8 +46,8 @@ from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, picked
 from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare
 from netslim.methods.clusters import (
     Labels,
     Target,

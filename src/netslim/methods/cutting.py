@@ -37,8 +37,8 @@ from netslim.errors import (
     VerificationError,
 )
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.walk import fingerprint, named_tensors
-from netslim.graph.modules.wrapping import duplicate
 from netslim.graph.words.naming import meant
 from netslim.methods.masking import Mask
 from netslim.selection.budget.resources import LatencySource

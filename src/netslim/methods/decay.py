@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from netslim._support import checks_calls
 from netslim.errors import ArgumentError
-from netslim.graph.modules.wrapping import bare
+from netslim.graph.modules.unwrapping import bare
 
 NORMS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 

@@ -47,8 +47,8 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import fingerprint, named_tensors
-from netslim.graph.modules.wrapping import bare, reducing
 from netslim.graph.words.naming import is_pattern, meant
 from netslim.methods.cutting import Cut, cut, log_warnings
 from netslim.methods.hooks import Attachments, after_step

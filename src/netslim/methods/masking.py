@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 import netslim.ranks as ranks
 from netslim._support import checks_calls, expect
 from netslim.errors import ArgumentError, PlanError
+from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare, inside
 from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune, same_plan

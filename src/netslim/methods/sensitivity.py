@@ -20,8 +20,9 @@ from netslim._support import check_batches, expect, listed, write_atomic
 from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.graph.words.naming import meant
 from netslim.graph.words.table import never_ran
 from netslim.methods.cutting import cut, left_alone

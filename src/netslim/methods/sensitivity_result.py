@@ -15,8 +15,8 @@ from torch import nn
 
 from netslim._support import checks_calls, expect, listed, write_atomic
 from netslim.errors import ArgumentError, PlanError
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint
-from netslim.graph.modules.wrapping import bare
 
 FORMAT = 1
 # Drops closer than this, relative to the values, are equal: accuracies are often float32.

@@ -32,7 +32,7 @@ from torch.optim import LBFGS, Optimizer
 
 from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError
-from netslim.graph.modules.wrapping import bare, gathered
+from netslim.graph.modules.unwrapping import bare, gathered
 from netslim.methods.hooks import Attachments, after_step, before_step, loss_scale
 
 Penalty = Literal["l1", "smooth_l1", "proximal"]

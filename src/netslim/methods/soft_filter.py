@@ -31,8 +31,8 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph import coupling
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import layer_of, named_tensors
-from netslim.graph.modules.wrapping import bare
 from netslim.graph.words.naming import granted
 from netslim.methods.hooks import Attachments, after_step, parameters_of
 from netslim.selection.budget.limits import staying

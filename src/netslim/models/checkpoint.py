@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from netslim._support import checks_calls, expect, write_atomic
 from netslim.errors import CheckpointError, PlanError, SurgeryError
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
-from netslim.graph.modules.wrapping import bare
 from netslim.surgery.history import history, unexplained
 from netslim.surgery.module_sizes import patched
 from netslim.surgery.plan import PruningPlan

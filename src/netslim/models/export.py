@@ -32,7 +32,8 @@ from netslim.graph.modules.calls import (
     output_tensors,
     refusing,
 )
-from netslim.graph.modules.wrapping import bare, duplicate
+from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.unwrapping import bare
 from netslim.models.onnx_session import Session, innermost, need_onnx, quietly, tensors_of
 from netslim.models.parity import Computes, batch_size, batched, compare, run, with_batch
 

@@ -29,8 +29,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph.modules.calls import as_call, describe, evaluating, refusing
+from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.watching import OperatorMode
-from netslim.graph.modules.wrapping import bare, inside
 
 Model = TypeVar("Model", bound=nn.Module)
 

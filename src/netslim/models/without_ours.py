@@ -15,8 +15,9 @@ from torch import nn
 
 from netslim._support import checks_calls
 from netslim.errors import ArgumentError, SurgeryError
+from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_modules
-from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.models.batch_norms import without_norm
 from netslim.models.channel_select import without_selection
 

@@ -12,7 +12,7 @@ from netslim._support import expect
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
-from netslim.graph.modules.wrapping import bare
+from netslim.graph.modules.unwrapping import bare
 from netslim.selection.budget.choice import Chooser, Masks
 from netslim.selection.criteria.registry import Criterion
 from netslim.selection.criteria.scoring import Scorer

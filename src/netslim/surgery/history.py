@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from netslim.graph.modules.unwrapping import inside
 from netslim.graph.modules.walk import (
     digest_of,
     joined,
@@ -27,7 +28,6 @@ from netslim.graph.modules.walk import (
     named_modules,
     named_tensors,
 )
-from netslim.graph.modules.wrapping import inside
 from netslim.surgery.plan import PruningPlan, compose, without_slices
 from netslim.surgery.rows import GroupCut, SizePatch, TensorCut, bias_of
 

@@ -31,9 +31,10 @@ from torch.optim import Optimizer
 import netslim.ranks as ranks
 from netslim._support import checks_calls, expect
 from netslim.errors import SurgeryError
+from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
-from netslim.graph.modules.wrapping import bare, duplicate, reducing
 from netslim.surgery.history import history, remember
 from netslim.surgery.module_sizes import patched, put, update_sizes
 from netslim.surgery.optimizers import all_optimizers, cut_state

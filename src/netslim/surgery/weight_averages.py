@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from netslim._support import listed
 from netslim.errors import SurgeryError
+from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare, inside
 
 Named = list[tuple[str, Tensor]]
 

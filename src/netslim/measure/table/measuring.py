@@ -36,7 +36,8 @@ import netslim.ranks as ranks
 from netslim._support import checks_calls, expect, using_threads
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.modules.wrapping import bare, duplicate
+from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.unwrapping import bare
 from netslim.measure.backends import Backend, home, moved, prepared, usable
 from netslim.measure.latency import timed
 from netslim.measure.table.cache import cached

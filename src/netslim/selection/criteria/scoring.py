@@ -18,8 +18,8 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.ambient import undisturbed
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.wrapping import bare
 from netslim.graph.words.table import never_ran
 from netslim.selection.criteria.normalisation import normalize
 from netslim.selection.criteria.observing import Loss

@@ -24,7 +24,7 @@ from netslim.errors import ArgumentError
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating
-from netslim.graph.modules.wrapping import bare
+from netslim.graph.modules.unwrapping import bare
 
 Model = TypeVar("Model", bound=nn.Module)
 

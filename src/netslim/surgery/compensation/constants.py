@@ -40,8 +40,8 @@ from netslim.graph.layers import FUNCTIONS, channels_of
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
+from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
-from netslim.graph.modules.wrapping import duplicate
 from netslim.surgery.history import history, remember
 from netslim.surgery.plan import PruningPlan, with_biases
 from netslim.surgery.prune import new_biases, takes_bias

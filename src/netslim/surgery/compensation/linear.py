@@ -38,8 +38,9 @@ from netslim.graph.layers import FUNCTIONS
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import inputs_of, outputs
 from netslim.graph.modules.calls import evaluating
+from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import layer_of, named_tensors
-from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.surgery.compensation.constants import (
     Args,
     Flow,

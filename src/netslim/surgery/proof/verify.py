@@ -27,9 +27,10 @@ from netslim.errors import VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
+from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
-from netslim.graph.modules.wrapping import bare, duplicate
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.proof.silencing import channels_felt, randomise, run, silenced
 from netslim.surgery.prune import kept_values

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import netslim.ranks as ranks
-from netslim.graph.modules.wrapping import duplicate
+from netslim.graph.modules.duplicating import duplicate
 from netslim.training.loop.gammas import NEAR_ZERO, scales_of, share_near_zero
 from netslim.training.recipe.schedule import factor, lengthened
 from netslim.training.recipe.schema import SlimmingOptions, Train

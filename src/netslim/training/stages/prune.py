@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import netslim
 from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.modules.wrapping import duplicate
+from netslim.graph.modules.duplicating import duplicate
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared
 from netslim.methods.gradual import GradualPruning

@@ -1,4 +1,4 @@
-"""The wrappings models come in: taken off where they pass calls on, refused where they hide parts.
+"""Unwrapping models: wrappings are taken off that pass calls on, and refused that hide parts.
 
 Every verb looks at the module inside, so graphs, scores, plans and checkpoints carry its names:
 what was made from the bare model fits the wrapped one, and the other way round. What a verb returns
@@ -7,11 +7,7 @@ is bare: wrap or compile it again.
 
 from __future__ import annotations
 
-import copy
-import functools
-import types
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from netslim.errors import ArgumentError, NetslimError, SurgeryError
+from netslim.errors import ArgumentError, NetslimError
 from netslim.graph.modules.walk import named_modules, named_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,7 +33,6 @@ _INSIDE = {
     "lightning_fabric._FabricModule": "_forward_module",
 }
 _ONLY_OUTSIDE = {"torch.DistributedDataParallel", "torch.DataParallel"}
-_COPY_THEMSELVES = {"torch.OptimizedModule", "torch.ScriptModule"}
 
 _SHARDED = (
     "its parameters are sharded: cut the model before it is sharded, or gather the full state "
@@ -78,7 +73,9 @@ def inside(model: Any) -> Any:
 
 def reducing(model: Any) -> Any:
     """The `DistributedDataParallel` that reduces the gradients of the model; None without."""
-    found = (one for one in _layers(model) if "torch.DistributedDataParallel" in _names(type(one)))
+    found = (
+        one for one in _layers(model) if "torch.DistributedDataParallel" in class_names(type(one))
+    )
     return next(found, None)
 
 
@@ -107,7 +104,9 @@ def bare(
     """
     inner: Model = inside(model)
     if not isinstance(inner, nn.Module):
-        known = next((_REFUSED[name][1] for name in _names(type(inner)) if name in _REFUSED), None)
+        known = next(
+            (_REFUSED[name][1] for name in class_names(type(inner)) if name in _REFUSED), None
+        )
         said = f"netslim needs a torch.nn.Module, got {type(inner).__name__}"
         if known is None:
             raise ArgumentError(f"{said}; call {call}" if call else said)
@@ -123,105 +122,11 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
-    """A deep copy that stands on its own: nothing in it runs the original.
-
-    Tensors that modules keep from an earlier call are copied without their history, and a compiled
-    ``forward`` becomes the plain one.
-
-    Args:
-        model: what to copy.
-        memo: of `copy.deepcopy`: what to put in place of which object, by id.
-
-    Raises:
-        SurgeryError: a part cannot be copied, or its ``forward`` was replaced by a function that
-            holds the original.
-    """
-    memo = {} if memo is None else memo
-    forwards = _own_forwards(model)
-    for module in model.modules():
-        for tensor in _kept_tensors(module):
-            if not tensor.is_leaf:
-                memo.setdefault(id(tensor), tensor.detach().clone())
-    try:
-        result = copy.deepcopy(model, memo)
-        for path, forward in forwards.items():
-            vars(result.get_submodule(path))["forward"] = copy.deepcopy(forward, memo)
-    except Exception as error:
-        raise SurgeryError(
-            f"the model cannot be copied ({type(error).__name__}: {error}): take what cannot "
-            "be copied out of its attributes, or cut in place with netslim.prune_"
-        ) from error
-    return result
-
-
-def _own_forwards(model: nn.Module) -> dict[str, Any]:
-    """Path -> the ``forward`` that took the place of a class's own, free of compilation."""
-    modules = {id(m) for m in model.modules()}
-    forwards = {}
-    for path, module in model.named_modules():
-        forward = vars(module).get("forward")
-        if forward is None or _COPY_THEMSELVES.intersection(_names(type(module))):
-            continue
-        forwards[path] = getattr(forward, "_torchdynamo_orig_callable", forward)
-        if _holds(forwards[path], modules):
-            raise SurgeryError(
-                f"the forward of {path or 'the model'} was replaced by a function that holds "
-                "the module itself, so a copy would still run the original: put the module's "
-                "own forward back (del module.forward) before the cut, or cut in place with "
-                "netslim.prune_"
-            )
-    return forwards
-
-
-def _kept_tensors(module: nn.Module) -> Iterator[Tensor]:
-    """The tensors among a module's attributes, and in their lists and dicts."""
-    for value in vars(module).values():
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from (v for v in value if isinstance(v, Tensor))
-        elif isinstance(value, dict):
-            yield from (v for v in value.values() if isinstance(v, Tensor))
-
-
-def _holds(function: Any, modules: set[int]) -> bool:
-    """Whether a function holds one of the modules, or a method of one, in its closure.
-
-    `copy.deepcopy` copies no closures, so a copy of the function would still run that module.
-    Functions in the closure have closures themselves.
-    """
-    waiting, seen = [function], set()
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, functools.partial):
-            one = one.func
-        else:
-            one = getattr(one, "__func__", one)
-        if not isinstance(one, types.FunctionType) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        for value in _closure(one):
-            if id(value) in modules or id(getattr(value, "__self__", None)) in modules:
-                return True
-            waiting.append(value)
-    return False
-
-
-def _closure(function: types.FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # an empty cell
-            value = cell.cell_contents
-            yield value
-            if isinstance(value, functools.partial):
-                yield from (value.func, *value.args, *value.keywords.values())
-
-
 def _layers(model: Any) -> Iterator[Any]:
     """The model and, from the outside to the inside, the modules it wraps."""
     while True:
         yield model
-        wrapping = [name for name in _names(type(model)) if name in _INSIDE]
+        wrapping = [name for name in class_names(type(model)) if name in _INSIDE]
         if not wrapping:
             return
         model = getattr(model, _INSIDE[wrapping[0]])
@@ -232,7 +137,7 @@ def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
     names: dict[type, tuple[str, ...]] = {}
     for module, path in named_modules(model).items():
         kind = type(module)
-        found = names.setdefault(kind, _names(kind))
+        found = names.setdefault(kind, class_names(kind))
         for name in found:
             harmless = name == "torch.ScriptModule" and path and _stateless(module)
             if name in _REFUSED and not harmless:
@@ -258,7 +163,7 @@ def _matter(tensor: Tensor) -> tuple[str, str] | None:
             "are made"
         )
     if is_traceable_wrapper_subclass(tensor):
-        if "torch.DTensor" in _names(type(tensor)):
+        if "torch.DTensor" in class_names(type(tensor)):
             return "sharded", f"is a DTensor; {_SHARDED}"
         return "subclass", (
             f"is {_a(tensor)}, a tensor made of others, as quantised weights are: cut the "
@@ -305,7 +210,7 @@ def _quantising(module: nn.Module) -> bool:
     return any("quantize_per_" in target or "dequantize" in target for target in targets)
 
 
-def _names(kind: type) -> tuple[str, ...]:
+def class_names(kind: type) -> tuple[str, ...]:
     """``package.Class`` of a class and all its bases."""
     return tuple(f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in kind.__mro__)
 
