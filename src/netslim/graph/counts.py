@@ -29,9 +29,9 @@ class Count:
         """Entries left when group ``g`` keeps the units of the boolean ``masks[g]``, if any."""
         total = self.constant
         for group, entries in self.shares:
-            mask = masks.get(group)
-            kept = entries if mask is None else entries[mask]
-            total += int(kept.sum())
+            if group in masks:
+                entries = entries[masks[group]]
+            total += int(entries.sum())
         return total
 
 

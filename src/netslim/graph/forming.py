@@ -187,8 +187,11 @@ def _unique(names: list[str]) -> list[str]:
     seen: dict[str, int] = {}
     result = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        number = seen[name] = seen.get(name, 0) + 1
+        if number > 1:
+            result.append(f"{name}#{number}")
+        else:
+            result.append(name)
     return result
 
 
@@ -292,7 +295,9 @@ def _rest(classes: Classes, unused: set[str]) -> dict[tuple[str, int], tuple[Res
     for part in np.split(loose, np.flatnonzero(np.diff(atoms.axis_of[loose])) + 1):
         if len(part):
             axis = atoms.axes[atoms.axis_of[part[0]]]
-            reasons = {UNUSED: part} if axis.tensor in unused else _by_reason(classes, part)
+            reasons = {UNUSED: part}
+            if axis.tensor not in unused:
+                reasons = _by_reason(classes, part)
             found[axis.tensor, axis.axis] = tuple(
                 Rest(members - axis.first, why) for why, members in reasons.items()
             )
@@ -305,7 +310,9 @@ def _by_reason(classes: Classes, part: Vector) -> dict[str, Vector]:
     first = classes.frozen[classes.root[part]]
     numbers: dict[str, list[int]] = {}
     for i in distinct(first).tolist():
-        why = frozen[i][1] if i < len(frozen) else UNMADE
+        why = UNMADE
+        if i < len(frozen):
+            why = frozen[i][1]
         numbers.setdefault(why, []).append(i)
     return {why: part[np.isin(first, same)] for why, same in numbers.items()}
 

@@ -75,7 +75,9 @@ class ChannelGroup:
         """``"exact"``, ``"inexact"`` (may be cut with ``allow_inexact=True``) or ``"stays"``."""
         if self.frozen:
             return "stays"
-        return "exact" if self.exact else "inexact"
+        if self.exact:
+            return "exact"
+        return "inexact"
 
     @property
     def prunable(self) -> bool:
@@ -108,7 +110,9 @@ def _fate(group: ChannelGroup) -> list[str]:
     if group.prunable:
         return ["They can be cut exactly: removing some equals silencing them."]
     reasons = group.reasons or (str(group.reason),)
-    said = "They stay" if group.frozen else _INEXACT
+    said = _INEXACT
+    if group.frozen:
+        said = "They stay"
     if len(reasons) == 1:
         lines = [f"{said}: {reasons[0]}."]
     else:
@@ -128,8 +132,9 @@ def _layers(group: ChannelGroup) -> list[str]:
         layers = dict.fromkeys(layer_of(s.tensor) or s.tensor for s in group.tensors(role))
         new = [layer for layer in layers if role in ("producer", "consumer") or layer not in told]
         told.update(layers)
-        several = role == "producer" and len(new) > 1
-        together = ", which therefore lose the same ones" if several else ""
+        together = ""
+        if role == "producer" and len(new) > 1:
+            together = ", which therefore lose the same ones"
         if new:
             lines.append(f"{verb} by {enumerated(new, 8)}{together}.")
     if not group.tensors("consumer"):

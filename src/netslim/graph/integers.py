@@ -136,14 +136,17 @@ def widths(model: nn.Module) -> tuple[Width, ...]:
 
 def _of_layer(module: Any, path: str, name: str, shape: tuple[int, ...]) -> Iterator[Width]:
     """Inputs, outputs and groups of a convolution or linear layer."""
-    outer, inner = (1, 0) if isinstance(module, _TRANSPOSED) else (0, 1)
+    outer = int(isinstance(module, _TRANSPOSED))
+    inner = 1 - outer
     groups = getattr(module, "groups", 1)
     if groups > 1 and shape[1] == 1:  # depthwise: each input has as many outputs
         yield Width(path, "out", shape[0], name, 0)
         yield Width(path, "in groups", groups, name, 0, each=shape[0] // groups)
         return
     for side, axis in (("in", inner), ("out", outer)):
-        times = groups if axis == 1 else 1
+        times = 1
+        if axis == 1:  # all groups share it
+            times = groups
         yield Width(path, side, shape[axis] * times, name, axis, times)
     if groups > 1:  # never cut: an axis of the kernel stands for it
         yield Width(path, "groups", groups, name, 2, 1)

@@ -120,7 +120,9 @@ def lifetimes(spans: Sequence[Span], count: Counter) -> tuple[Lifetime, ...]:
     found = []
     for s in spans:
         if s.size:
-            died = end if s.died is None else s.died
+            died = s.died
+            if died is None:
+                died = end
             found.append(Lifetime(tuple(map(count, s.factors)), s.size, s.born, died))
     return tuple(found)
 

@@ -67,7 +67,9 @@ def singly(batches: Iterable[Any]) -> Iterator[Any]:
         ArgumentError: ``batches`` is a single one, or a batch holds no tensor to take apart.
     """
     for batch in check_batches(batches):
-        examples = dict(batch) if isinstance(batch, Mapping) else batch
+        examples = batch
+        if isinstance(batch, Mapping):  # of whatever class: it is taken apart as a dict
+            examples = dict(batch)
         held = [tensor for tensor in _tensors(inputs_of(examples)) if tensor.dim()]
         if not held:
             raise ArgumentError("a batch holds no tensor of examples, so it cannot be taken apart")
@@ -81,7 +83,9 @@ def _tensors(inputs: Any) -> list[Tensor]:
 
 
 def _example(tensor: Tensor, number: int, size: int) -> Tensor:
-    return tensor[number : number + 1] if tensor.dim() and len(tensor) == size else tensor
+    if not tensor.dim() or len(tensor) != size:
+        return tensor
+    return tensor[number : number + 1]
 
 
 def outputs(

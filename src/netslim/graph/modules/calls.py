@@ -32,7 +32,9 @@ def describe(example_inputs: Any) -> str:
 
 
 def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    return type(value).__name__
 
 
 @contextlib.contextmanager
@@ -66,7 +68,10 @@ def named_outputs(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
         inner = ((f"{name}[{number}]", item) for number, item in enumerate(value))
     elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
         inner = ((f"{name}.{key}", item) for key, item in vars(value).items())
-    return [found for path, item in inner for found in named_outputs(item, path)]
+    found = []
+    for path, item in inner:
+        found += named_outputs(item, path)
+    return found
 
 
 @contextlib.contextmanager

@@ -31,7 +31,8 @@ def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
         SurgeryError: a part cannot be copied, or its ``forward`` was replaced by a function that
             holds the original.
     """
-    memo = {} if memo is None else memo
+    if memo is None:
+        memo = {}
     forwards = _own_forwards(model)
     for module in model.modules():
         for tensor in _kept_tensors(module):

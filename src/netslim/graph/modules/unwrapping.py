@@ -119,7 +119,9 @@ def bare(
 
 def gathered(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded; a collective call when it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor
 
 
 def _layers(model: Any) -> Iterator[Any]:

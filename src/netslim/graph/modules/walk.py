@@ -13,7 +13,9 @@ def layer_of(tensor: str) -> str:
     """The module a user would name for a tensor: its owner, or whose weight it parametrises."""
     path = tensor.rpartition(".")[0]
     head, found, _ = f"{path}.".partition(".parametrizations.")
-    return head if found else path
+    if not found:
+        return path
+    return head
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -74,4 +76,4 @@ def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
 
 def joined(path: str, name: str) -> str:
     """The name of what is called ``name`` in the module at ``path``; either may be empty."""
-    return f"{path}.{name}" if path and name else path or name
+    return ".".join(filter(None, (path, name)))

@@ -30,8 +30,7 @@ class WeightNorm:
 
     def lengths(self, direction: Tensor) -> Tensor:
         """|direction|, in the shape of the gain."""
-        kept = {self.dim} if self.dim >= 0 else set()
-        over = [d for d in range(direction.dim()) if d not in kept]
+        over = [d for d in range(direction.dim()) if d != self.dim]  # all of them for -1
         exact = torch.promote_types(direction.dtype, torch.float32)
         # The same bits however it lies in memory.
         plain = direction.detach().to(exact).contiguous()
@@ -56,11 +55,10 @@ def weight_norms(model: nn.Module) -> list[WeightNorm]:
     The names are those of `named_tensors`.
     """
     names = {id(tensor): name for name, tensor in named_tensors(model)}
-    found = [
-        WeightNorm(names[id(direction)], names[id(gain)], dim)
-        for module in named_modules(model)
-        for direction, gain, dim in (*_parametrised(module), *_hooked(module))
-    ]
+    found = []
+    for module in named_modules(model):
+        for direction, gain, dim in (*_parametrised(module), *_hooked(module)):
+            found.append(WeightNorm(names[id(direction)], names[id(gain)], dim))
     uses = Counter(norm.gain for norm in found)
     return [norm for norm in found if uses[norm.gain] == 1]
 

@@ -40,7 +40,9 @@ def _contract(rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str) 
     if met is None:
         return None
     if a.weight == b.weight:
-        kind = "weights" if a.weight else "activations"
+        kind = "activations"
+        if a.weight:
+            kind = "weights"
         rec.couple(met, f"a product of {kind} over the channels ({what})")
     else:
         rec.mark(a, da, CONSUMER)
@@ -191,7 +193,9 @@ def convolution(
         dims[1] = made
     if bias is not None:
         _meet_bias(rec, dims, 1, rec.get(bias), 0)
-    counted = x if transposed else out  # the places at which the kernel is applied
+    counted = out  # the places at which the kernel is applied
+    if transposed:
+        counted = x
     places = [dims.get(d, n) for d, n in enumerate(counted.shape) if d != 1]
     width = extent(dims.get(1), out.shape[1])
     rec.cost("convolution", prod(w.shape[2:]), *places, read, width)
@@ -215,7 +219,8 @@ def _plain(
     rec: Recorder, x: Tensor, lx: Labels, lw: Labels, transposed: bool
 ) -> tuple[int | Vector, Vector | None]:
     """(what each output reads, labels of the outputs) of a convolution without groups."""
-    reads, makes = (0, 1) if transposed else (1, 0)
+    makes = int(transposed)
+    reads = 1 - makes
     met = _contract(rec, lx, 1, lw, reads, "convolution")
     rec.mark(lw, makes, PRODUCER)
     return extent(met, x.shape[1]), lw.dims.get(makes)
@@ -288,7 +293,9 @@ def _shrinking_groups(
         return per_group, None
     rec.constrain(_written_groups(rec, groups), unit, groups)
     rec.mark(lw, 0, CHANNEL)
-    filters = w.shape[1] if transposed else w.shape[0] // groups  # of each group
+    filters = w.shape[0] // groups  # of each group
+    if transposed:
+        filters = w.shape[1]
     return per_group, np.repeat(unit, filters)
 
 
@@ -370,8 +377,9 @@ def attention(
     rec.set(result, dims, weight=False)
     for t in others:  # sums of exponentials, (..., heads, queries), and seeds
         heads = {d: n for d, n in dims.items() if d < min(last - 1, t.dim())}
-        fits = all(len(n) == t.shape[d] for d, n in heads.items())
-        rec.set(t, heads if fits else {}, weight=False)
+        if any(len(n) != t.shape[d] for d, n in heads.items()):
+            heads = {}
+        rec.set(t, heads, weight=False)
 
 
 def _heads(rec: Recorder, q: Tensor, k: Tensor, v: Tensor) -> dict[int, Vector]:
@@ -424,13 +432,15 @@ def trilinear(
     dims: dict[int, Vector] = {}
     for d in range(len(sizes)):
         sides = [labels for labels, own in expanded if own[d] != 1]
-        met = sides[0].dims.get(d) if sides else None
-        for side in sides[1:]:
-            met = rec.meet(met, side.dims.get(d), "a bilinear product")
-        if met is not None:
-            dims[d] = met
-            for side in sides:
-                rec.mark(side, d, CONSUMER if d in summed else PRODUCER)
+        met = met_by_all(rec, [side.dims.get(d) for side in sides], "a bilinear product")
+        if met is None:
+            continue
+        dims[d] = met
+        role = PRODUCER
+        if d in summed:
+            role = CONSUMER
+        for side in sides:
+            rec.mark(side, d, role)
     rec.cost("bilinear", *[dims.get(d, n) for d, n in enumerate(sizes)])
     rec.set(out, without(dims, set(summed)), weight=False)
 

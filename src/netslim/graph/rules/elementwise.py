@@ -53,9 +53,11 @@ def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> N
         met = meeting(rec, inputs, d, ndim, name_of(func))
         if met is not None:
             dims[d] = met
-    for tensor in outs:  # a buffer beside the result may be empty
-        fits = tensor.shape == outs[0].shape
-        rec.set(tensor, dims if fits else {}, weight)
+    for tensor in outs:
+        own = dims
+        if tensor.shape != outs[0].shape:  # a buffer beside the result may be empty
+            own = {}
+        rec.set(tensor, own, weight)
 
 
 _SUMS = frozenset({"add", "sub", "rsub", "lerp"})

@@ -62,8 +62,9 @@ def indexed(rec: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> Index
             used += range(d, d + span)
         d += span
     width = max([n.dim() for n in numbers] + [int(masks)])
-    together = used == list(range(used[0], used[0] + len(used))) if used else False
-    first = used[0] if together else 0
+    first = 0
+    if used and used == list(range(used[0], used[0] + len(used))):  # they stand together
+        first = used[0]
     places = range(first, first + width)
     others = [d for d in range(x.dim()) if d not in used]
     rest = {i + width * (i >= first): d for i, d in enumerate(others)}

@@ -44,7 +44,7 @@ def slice_(
         vector = dims[dim]
         dims[dim] = vector[slice(start, end, step)]
         if step != 1:
-            _strided(rec, vector, start or 0, len(vector) if end is None else end, step)
+            _strided(rec, vector, start, end, step)
         else:
             _boundaries(rec, vector, start, end)
     elif dim not in dims:
@@ -54,9 +54,10 @@ def slice_(
     rec.set(out, dims, labels.weight)
 
 
-def _strided(rec: Recorder, vector: Vector, start: int, end: int, step: int) -> None:
+def _strided(rec: Recorder, vector: Vector, start: int | None, end: int | None, step: int) -> None:
     """Every nth channel of all: whole strides go together."""
-    if 0 <= start < step and end >= len(vector) and len(vector) % step == 0:
+    to_the_end = end is None or end >= len(vector)
+    if 0 <= (start or 0) < step and to_the_end and len(vector) % step == 0:
         split_vector(rec, vector, (len(vector) // step, step), keep=0, what="a strided slice")
     else:
         rec.freeze(vector, f"a strided slice takes every {step}th channel of some")
@@ -66,21 +67,31 @@ def _boundaries(rec: Recorder, vector: Vector, start: int | None, end: int | Non
     """Make the two ends of a slice follow a cut, or hold them."""
     size = len(vector)
     written = _written_slice(rec, start, end)
-    length = rec.passed(3, "length") if rec.calling == "narrow" else None
+    length = None
+    if rec.calling == "narrow":
+        length = rec.passed(3, "length")
     if length is not None:
         piece = vector[slice(start, end)]
         rec.constrain(length, piece, len(piece))
         written = (written[0], end)
-    for position, given in ((start or 0, written[0]), (size if end is None else end, written[1])):
-        if position >= size or position == 0 or (length is not None and given is end):
+    for position, given in ((start, written[0]), (end, written[1])):
+        # Where nothing is said a slice ends with the channels, and cuts through none of them.
+        if not position or position >= size or (length is not None and given is end):
             continue
         if rec.mine(given) is not None:
             _boundary(rec, vector, given, position % size)
         elif written == (None, None):
             _tie_segments(rec, vector, position % size)
         else:
-            fixed = vector[:position] if position > 0 else vector[position:]
-            rec.freeze(fixed, f"a slice boundary ({int(position)}) is written into the code")
+            _hold_side(rec, vector, position)
+
+
+def _hold_side(rec: Recorder, vector: Vector, position: int) -> None:
+    """A boundary by a number moves with the end it is counted from: what is between them stays."""
+    fixed = vector[position:]
+    if position > 0:
+        fixed = vector[:position]
+    rec.freeze(fixed, f"a slice boundary ({int(position)}) is written into the code")
 
 
 def _boundary(rec: Recorder, vector: Vector, given: Size, position: int) -> None:
@@ -109,8 +120,7 @@ def _tie_segments(rec: Recorder, vector: Vector, position: int) -> None:
 
 def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[Any, Any]:
     """Start and end as written in ``x[...]`` or ``narrow``; None where PyTorch computed them."""
-    last = sys.maxsize
-    begin, stop = start or 0, last if end is None else end
+    begin, stop = _bounds(start, end)
     if not rec.calls:
         return begin, stop
     if rec.calling == "narrow":
@@ -118,12 +128,21 @@ def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[A
     if rec.calling not in ("__getitem__", "__setitem__"):
         return None, None
     index = rec.passed(1)
-    for item in index if isinstance(index, tuple) else (index,):
+    if not isinstance(index, tuple):
+        index = (index,)
+    for item in index:
         if isinstance(item, slice) and (item.start is not None or item.stop is not None):
-            given = item.start or 0, last if item.stop is None else item.stop
+            given = _bounds(item.start, item.stop)
             if given == (begin, stop):
                 return given
     return None, None
+
+
+def _bounds(start: Any, end: Any) -> tuple[Any, Any]:
+    """From where to where, if nothing is said from the first to behind the last."""
+    if end is None:
+        end = sys.maxsize
+    return start or 0, end
 
 
 @rule("roll", reads="self shifts dims")
@@ -159,9 +178,9 @@ def _written_shifts(rec: Recorder, length: int) -> Sequence[Any] | None:
     given = rec.passed(1, "shifts")
     if isinstance(given, int):
         given = [given]
-    if rec.calling != "roll" or not isinstance(given, (tuple, list)):
+    if rec.calling != "roll" or not isinstance(given, (tuple, list)) or len(given) != length:
         return None
-    return given if len(given) == length else None
+    return given
 
 
 # --- splits ---------------------------------------------------------------------------------------
@@ -176,7 +195,9 @@ def split(
     written: list[Any] | None = None
     if rec.calling == "split":
         given = rec.passed(1, *_SIZES, default=size)
-        written = [given] * len(out) if isinstance(given, int) else list(given)
+        if isinstance(given, int):
+            given = [given] * len(out)
+        written = list(given)
     _parts(rec, out, x, dim, written)
 
 
@@ -211,7 +232,10 @@ def _parts(
     if len(out) > 1:
         _constrain_parts(rec, vector, pieces, sizes, written)
     for t, piece in zip(out, pieces, strict=True):
-        rec.set(t, dims if len(piece) == 1 else {**dims, dim: piece}, labels.weight)
+        own = dict(dims)
+        if len(piece) > 1:
+            own[dim] = piece
+        rec.set(t, own, labels.weight)
 
 
 def _constrain_parts(
@@ -261,7 +285,10 @@ def select(
     if dim in labels.dims:
         vector = labels.dims[dim]
         if name_of(func) == "select" and index is not None:
-            vector = vector[: index + 1] if index >= 0 else vector[index:]
+            side = slice(index, None)
+            if index >= 0:
+                side = slice(index + 1)
+            vector = vector[side]
         rec.freeze(vector, "a channel is picked by its number")
     dims = {d - (d > dim): v for d, v in labels.dims.items() if d != dim}
     for t in tensors_in(out):
@@ -282,7 +309,9 @@ def index_select(
     """
     labels, dim = rec.get(x), dim % max(x.dim(), 1)
     dims = dict(labels.dims)
-    chosen = _selection(rec, numbers) if dim in dims and not labels.weight else None
+    chosen = None
+    if dim in dims and not labels.weight:
+        chosen = _selection(rec, numbers)
     if chosen is not None:
         reason = f"{rec.atoms.names[id(numbers)]} picks from them by their numbers"
         rec.atoms.freeze(dims[dim], reason)
@@ -299,8 +328,9 @@ def index_select(
 
 def _selection(rec: Recorder, numbers: Tensor) -> Vector | None:
     """The atoms of a buffer of the model; None for numbers from elsewhere, or for one number."""
-    held = id(numbers) in rec.atoms.names and not isinstance(numbers, nn.Parameter)
-    return rec.get(numbers).dims.get(0) if held else None
+    if id(numbers) not in rec.atoms.names or isinstance(numbers, nn.Parameter):
+        return None
+    return rec.get(numbers).dims.get(0)
 
 
 @rule("gather", reads="self dim index")

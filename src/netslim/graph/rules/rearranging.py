@@ -154,7 +154,9 @@ def _windows(rec: Recorder, out: Tensor, x: Tensor, change: Callable[[Vector], V
         if d > channel:
             rec.freeze(vector, "windows are taken over the channels as if they were space")
         else:
-            dims[d] = change(vector) if d == channel else vector
+            dims[d] = vector
+            if d == channel:
+                dims[d] = change(vector)
     rec.set(out, dims, labels.weight)
 
 
@@ -216,8 +218,8 @@ def triangle(rec: Recorder, func: Op, out: Tensor, x: Tensor, diagonal: int = 0)
     """
     labels = rec.get(x)
     rows, columns = labels.dims.get(x.dim() - 2), labels.dims.get(x.dim() - 1)
-    kept = (0, 1) if name_of(func).startswith("triu") else (0, -1)
-    if x.shape[-2] == x.shape[-1] and diagonal in kept:
+    strictly = {"triu": 1, "tril": -1}[name_of(func)[:4]]  # the diagonal next to the main one
+    if x.shape[-2] == x.shape[-1] and diagonal in (0, strictly):
         rec.meet(rows, columns, name_of(func))
     else:
         rec.freeze(rows, "a triangle is cut out of the channels")
@@ -260,7 +262,9 @@ def cat(rec: Recorder, func: Op, out: Tensor, parts: Sequence[Tensor], dim: int 
 
 
 def _or_constants(vector: Vector | None, size: int) -> Vector:
-    return np.zeros(size, dtype=ATOM) if vector is None else vector
+    if vector is None:
+        return np.zeros(size, dtype=ATOM)
+    return vector
 
 
 @rule("stack", reads="tensors dim")
@@ -298,9 +302,9 @@ def pad(
 def _written_pad(rec: Recorder, length: int) -> Sequence[Any] | None:
     """The widths as the user's code passed them to ``F.pad``."""
     given = rec.passed(1, "pad")
-    if rec.calling != "pad" or not isinstance(given, (tuple, list)):
+    if rec.calling != "pad" or not isinstance(given, (tuple, list)) or len(given) != length:
         return None
-    return given if len(given) == length else None
+    return given
 
 
 def _padding(rec: Recorder, written: Any, width: int) -> Vector:

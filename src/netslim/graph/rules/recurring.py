@@ -37,7 +37,7 @@ def _layer(
         labels = rec.get(weight)
         if 0 in labels.dims:
             hidden = _meet_gates(rec, hidden, labels.dims[0], gates)
-            rec.mark(labels, 0, PRODUCER if weight.dim() == 2 else CHANNEL)
+            rec.mark(labels, 0, {1: CHANNEL, 2: PRODUCER}[weight.dim()])
     for state in states:
         hidden = rec.meet(hidden, rec.get(state).dims.get(state.dim() - 1), _STATE)
     rows, columns = weights[0].shape
@@ -51,7 +51,9 @@ def _meet_gates(rec: Recorder, hidden: Vector | None, rows: Vector, gates: int) 
     """The rows of a weight lie gate after gate, in each the hidden units in the same order."""
     size = len(rows) // gates
     row = split_vector(rec, rows, (gates, size), keep=1, what="the gates of a recurrent layer")
-    return rec.meet(hidden, row if size > 1 else None, _LAYER)
+    if size == 1:
+        return rec.meet(hidden, None, _LAYER)
+    return rec.meet(hidden, row, _LAYER)
 
 
 @rule(

@@ -124,8 +124,9 @@ def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs
         return
     labels = rec.get(x)
     given = named_arguments(func, args, kwargs)
-    dim = given.get("dim")
-    wanted = [dim] if isinstance(dim, int) else dim
+    wanted = given.get("dim")
+    if isinstance(wanted, int):
+        wanted = [wanted]
     reduced = {d % max(x.dim(), 1) for d in wanted or range(x.dim())}
     for d, vector in labels.dims.items():
         if d in reduced:
@@ -185,7 +186,10 @@ def _affine(rec: Recorder, dims: dict[int, Vector], dim: int, first: int, *vecto
             met = rec.meet(dims.get(dim), labels.dims.get(first), "normalisation")
             if met is not None:
                 dims[dim] = met
-            rec.mark(labels, first, SCALE if i == 0 else CHANNEL)
+            role = CHANNEL
+            if i == 0:
+                role = SCALE
+            rec.mark(labels, first, role)
 
 
 @rule(
@@ -233,7 +237,7 @@ def group_norm(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwarg
     dims = dict(rec.get(x).dims)
     _affine(rec, dims, 1, 0, given.get("weight"), given.get("bias"))
     if 1 in dims:
-        groups = given["group"] if "group" in given else given["num_groups"]
+        (groups,) = (given[name] for name in ("group", "num_groups") if name in given)
         _normalised_groups(rec, dims[1], int(groups))
     rec.set(tensors_in(out)[0], dims, weight=False)
 

@@ -68,7 +68,9 @@ def register_rule(op: Any, rule: Rule | None = None) -> Any:
         RULES[name.removeprefix("aten::")] = _checked(name, function)
         return function
 
-    return register if rule is None else register(rule)
+    if rule is None:
+        return register
+    return register(rule)
 
 
 def operator_name(op: Any) -> str:

@@ -112,7 +112,9 @@ def without(dims: dict[int, Vector], gone: set[int]) -> dict[int, Vector]:
 
 def extent(labels: Vector | None, size: int) -> int | Vector:
     """What a dimension contributes to a cost: its labels, or its size where it carries none."""
-    return size if labels is None else labels
+    if labels is None:
+        return size
+    return labels
 
 
 def name_of(func: Op) -> str:
@@ -142,7 +144,9 @@ def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[A
     given = list(args[first:]) or [v for k, v in kwargs.items() if k in names]
     if given and isinstance(given[0], (tuple, list)):
         given = list(given[0])
-    return given if given and all(isinstance(g, int) for g in given) else None
+    if not all(isinstance(g, int) for g in given):
+        return None
+    return given or None
 
 
 __all__ = [

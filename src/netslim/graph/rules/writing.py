@@ -66,7 +66,9 @@ def _written(
         return {}
     source = seen.rest[at]
     met = _meet(rec, x, source, values, d, "what is written by index")
-    return {} if met is None else {source: met}
+    if met is None:
+        return {}
+    return {source: met}
 
 
 @rule("index_fill", reads="self dim index")
@@ -140,7 +142,7 @@ def slice_scatter(
         rec.freeze(rec.get(t).dims.get(dim), BY_NUMBER)
     dims: dict[int, Vector] = {}
     for d in [d for d in range(x.dim()) if d != dim]:
-        other = d if same else d - (d > dim)
+        other = d - (d > dim and not same)
         met = _meet(rec, x, d, source, other, name_of(func))
         if met is not None:
             dims[d] = met
@@ -199,8 +201,9 @@ def masked_scatter(
     change with the number of channels.
     """
     inner = min(_alike(mask, x.dim()), source.dim())
-    fits = inner and tuple(source.shape[-inner:]) == tuple(x.shape[-inner:])
-    first = x.dim() - (inner if fits else 0)
+    if tuple(source.shape[source.dim() - inner :]) != tuple(x.shape[x.dim() - inner :]):
+        inner = 0
+    first = x.dim() - inner
     dims: dict[int, Vector] = {}
     for d in range(x.dim()):
         met = meeting(rec, (x, mask), d, x.dim(), "masked_scatter")

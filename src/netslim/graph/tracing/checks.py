@@ -75,4 +75,6 @@ def check_lengths(left: Any, right: Any, what: str) -> None:
 def _told(value: Any) -> str:
     """A value in a message: what it is, and itself where that is short."""
     shown = repr(value)
-    return type(value).__name__ if len(shown) > 40 or "\n" in shown else shown
+    if len(shown) > 40 or "\n" in shown:
+        return type(value).__name__
+    return shown

@@ -230,4 +230,6 @@ def _hold_shape(
 
 def _size(shape: Any, dim: int | None = None) -> Any:
     """What ``tensor.size(dim)`` gives."""
-    return shape if dim is None else shape[dim]
+    if dim is None:
+        return shape
+    return shape[dim]

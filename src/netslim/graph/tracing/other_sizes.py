@@ -26,6 +26,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     are tensors that they hold; what is printed or warned of goes nowhere.
     """
     attributes = [(vars(m), dict(vars(m))) for m in named_modules(model)]
-    held = [value for _, before in attributes for value in before.values()]
+    held = list(chain.from_iterable(before.values() for _, before in attributes))
     containers = [(c, c.copy()) for c in held if isinstance(c, _CONTAINERS)]
     tensors = [(t, t.clone()) for t in _state(model, held)]
     devices = sorted({t.get_device() for t in model.parameters() if t.is_cuda})

@@ -41,7 +41,6 @@ from netslim.graph.tracing.sizes import (
     Expression,
     Size,
     Symbol,
-    expression,
     expressions_in,
     symbols,
 )
@@ -144,7 +143,9 @@ class Recorder:
     def get(self, tensor: Any) -> Labels:
         """The labels of a tensor; a constant has none."""
         found = self.labels.get(id(tensor))
-        return NOTHING if found is None else found[1]
+        if found is None:
+            return NOTHING
+        return found[1]
 
     def set(self, tensor: Tensor, dims: Mapping[int, Vector], weight: bool) -> None:
         """Give a tensor its labels, for as long as it lives.
@@ -243,7 +244,9 @@ class Recorder:
             return None
         leaves = list(symbols(value.expression))
         known = all(s[0] == "attribute" or s[1] == self.trace for s in leaves)
-        return value.expression if leaves and known else None
+        if not leaves or not known:
+            return None
+        return value.expression
 
     def constrain(self, value: Any, vector: Vector | None, size: int) -> None:
         """Ask that a size in the user's code follows ``vector``; None: a size of PyTorch's own."""
@@ -294,7 +297,9 @@ class Recorder:
     def _operand(self, value: int) -> Expression:
         """An expression that this trace can resolve, or the number."""
         known = self.mine(value)
-        return expression(int(value)) if known is None else known
+        if known is None:
+            return int(value)
+        return known
 
     def _equal(self, a: Symbol, b: Expression) -> None:
         """What was equal must be equal after a cut: the one follows the other, or both stay."""
@@ -340,7 +345,9 @@ class Recorder:
     @property
     def call(self) -> UserCall:
         """The innermost function the user's code called: (function, args, kwargs)."""
-        return self.calls[-1] if self.calls else (None, (), {})
+        if not self.calls:
+            return None, (), {}
+        return self.calls[-1]
 
     @property
     def calling(self) -> str:
@@ -357,7 +364,9 @@ class Recorder:
     @property
     def module(self) -> str:
         """Path of the module that is running."""
-        return self.modules[-1] if self.modules else ""
+        if not self.modules:
+            return ""
+        return self.modules[-1]
 
     def where(self) -> str:
         """``" (file.py:12)"``: the line of the user's code that is running."""
@@ -372,7 +381,9 @@ class Recorder:
             if not name.startswith((_TORCH, _HERE, "<")):
                 return f" ({Path(name).name}:{frame.f_lineno})"
             frame = frame.f_back
-        return f" (module {self.module})" if self.module else ""
+        if not self.module:
+            return ""
+        return f" (module {self.module})"
 
     def unknown(
         self, operator: str, inputs: list[Labels], why: str = "netslim has no rule for"
@@ -458,7 +469,9 @@ def _asker() -> str:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename == _SIZES:
         frame = frame.f_back
-    return "" if frame is None else frame.f_code.co_filename
+    if frame is None:
+        return ""
+    return frame.f_code.co_filename
 
 
 def _apart(difference: Symbol) -> tuple[Symbol | None, Expression]:

@@ -101,7 +101,7 @@ class _Trial:
                     self.rec.atoms.freeze(vector, use.reason)
                     froze = True
         # Once all is settled, none is left for another time; else the soft ones come again.
-        self.rec.values = [use for use in self.rec.values if use.soft] if froze else []
+        self.rec.values = [use for use in self.rec.values if use.soft and froze]
         if froze:
             self._refresh()
         return froze
@@ -149,7 +149,9 @@ class _Trial:
         if symbol[0] == "size":
             return self.rec.sizes[symbol[2]]
         bound = self.bindings.get((symbol[1], symbol[2]))
-        return None if bound is None else bound[1]
+        if bound is None:
+            return None
+        return bound[1]
 
     def _vectors_in(self, expr: Expression) -> list[Vector]:
         return [v for s in symbols(expr) if (v := self._vector(s)) is not None]
@@ -157,7 +159,9 @@ class _Trial:
     def _vectors(self, constraint: Constraint) -> list[Vector]:
         """All dimensions that a constraint is about, the one that asks first."""
         vectors = self._vectors_in(constraint.expression)
-        return vectors if constraint.vector is None else [constraint.vector, *vectors]
+        if constraint.vector is None:
+            return vectors
+        return [constraint.vector, *vectors]
 
     def _live_roots(self, vectors: list[Vector]) -> Vector:
         if not vectors:
@@ -241,7 +245,9 @@ class _Trial:
         vectors = self._vectors(constraint)
         if constraint.vector is None:
             return vectors[:1]
-        return [constraint.vector, np.concatenate(vectors)] if len(vectors) > 1 else vectors
+        if len(vectors) == 1:
+            return vectors
+        return [constraint.vector, np.concatenate(vectors)]
 
     def _others_fit(self, symbol: Symbol, constraint: Constraint, alone: bool) -> bool:
         others = [

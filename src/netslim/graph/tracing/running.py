@@ -215,7 +215,9 @@ def _takes_hooks(module: nn.Module) -> bool:
 
 def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
     """`nn.MultiheadAttention` makes what is as wide as its query; inside, see attention.py."""
-    width = recorder.get(args[0]).dims.get(args[0].dim() - 1) if args else None
+    width = None
+    if args:
+        width = recorder.get(args[0]).dims.get(args[0].dim() - 1)
     made = recorder.get(module.out_proj.weight).dims.get(0)
     recorder.meet(made, width, "multi-head attention, which is as wide as its query")
 

@@ -208,7 +208,7 @@ def _heads(rec: Recorder, cells: Vector, asked: list[Any], whole: Vector) -> int
 
 def _own(rec: Recorder, asked: Any, whole: Vector) -> bool:
     """Whether a size is no dimension's but that which is taken apart: attributes can follow."""
-    expr = None if asked is None else rec.mine(asked)
+    expr = rec.mine(asked)
     sizes = [rec.sizes[s[2]] for s in symbols(expr or 0) if s[0] == "size"]
     return all(np.array_equal(vector, whole) for vector in sizes)
 
@@ -226,7 +226,9 @@ def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
         freedom = _freedom(rec, asked[axis])
         if freedom or cells.ndim == 1:
             candidates.append((_tied(cells, axis), freedom, cells.shape[axis], axis))
-    return max(candidates)[3] if candidates else None
+    if not candidates:
+        return None
+    return max(candidates)[3]
 
 
 def _freedom(rec: Recorder, asked: Any) -> int:
@@ -236,4 +238,6 @@ def _freedom(rec: Recorder, asked: Any) -> int:
     expr = rec.mine(asked)
     if expr is None:
         return 0
-    return 2 if any(s[0] == "size" for s in symbols(expr)) else 1
+    if any(s[0] == "size" for s in symbols(expr)):
+        return 2
+    return 1

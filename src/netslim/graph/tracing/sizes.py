@@ -37,6 +37,7 @@ Expression = tuple[Any, ...] | int
 watchers: list[tuple[int, Callable[[str, Any, Any], None]]] = []
 
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "rshift", "lshift", "and", "or", "xor")
+_EQUAL = {True: "eq", False: "ne"}  # what held, by whether two sizes are the same
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     name: getattr(operator, f"__{name}__") for name in (*_ARITHMETIC, *_OPPOSITE, "ne", "pow")
@@ -72,7 +73,7 @@ class Size(int):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, int):
             same = int.__eq__(self, other)
-            _tell("eq" if same else "ne", self, other)
+            _tell(_EQUAL[same], self, other)
             return same
         if isinstance(other, Number):
             _tell("comparison", self, other)
@@ -82,7 +83,7 @@ class Size(int):
     def __ne__(self, other: object) -> bool:
         if isinstance(other, int):
             differ = int.__ne__(self, other)
-            _tell("ne" if differ else "eq", self, other)
+            _tell(_EQUAL[not differ], self, other)
             return differ
         if isinstance(other, Number):
             _tell("comparison", self, other)
@@ -91,7 +92,7 @@ class Size(int):
 
     def __bool__(self) -> bool:
         holds = int.__bool__(self)
-        _tell("ne" if holds else "eq", self, 0)
+        _tell(_EQUAL[not holds], self, 0)
         return holds
 
     def __float__(self) -> float:
@@ -122,7 +123,9 @@ class Size(int):
         return int.__round__(int.__int__(self), digits)
 
     def __abs__(self) -> int:
-        return self if int.__int__(self) >= 0 else -self
+        if int.__int__(self) < 0:
+            return -self
+        return self
 
     def __neg__(self) -> int:
         return Size(-int.__int__(self), ("sub", 0, self.expression))
@@ -207,7 +210,9 @@ def expressions_in(value: Any) -> tuple[Expression, ...]:
     """The expressions that a number was computed from."""
     if isinstance(value, Size):
         return (value.expression,)
-    return value.expressions if isinstance(value, Value) else ()
+    if isinstance(value, Value):
+        return value.expressions
+    return ()
 
 
 def _arithmetic(name: str, left: Any, right: Any, own: Size, other: Any) -> Any:
@@ -253,7 +258,10 @@ def _comparison(name: str) -> Callable[[Any, Any], Any]:
     def compare(self: Size, other: Any) -> Any:
         if isinstance(other, int):
             holds = function(int.__int__(self), int.__int__(other))
-            _tell(name if holds else _OPPOSITE[name], self, other)
+            held = name
+            if not holds:
+                held = _OPPOSITE[name]
+            _tell(held, self, other)
             return holds
         if not isinstance(other, Number):
             return NotImplemented
@@ -315,7 +323,9 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne", "bool"):
 
 def expression(value: int) -> Expression:
     """The expression of a `Size`, or the number itself."""
-    return value.expression if isinstance(value, Size) else int(value)
+    if isinstance(value, Size):
+        return value.expression
+    return int(value)
 
 
 def symbols(expr: Expression) -> Iterator[Symbol]:

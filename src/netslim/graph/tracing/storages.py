@@ -99,7 +99,9 @@ class Storages:
             if key not in self._known:
                 self._add(storage, None)
             self._from_inputs.add(key)
-        return NEW if new else VIEW
+        if new:
+            return NEW
+        return VIEW
 
     def _bury(self) -> None:
         """What was freed since the last step was gone before this one."""

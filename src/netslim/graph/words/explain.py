@@ -72,7 +72,9 @@ def _held_inside(graph: TracedGraph, name: str) -> list[str]:
 
 def _prefix(module: str) -> str:
     """How the names of all that is inside a module begin."""
-    return f"{module}." if module else ""
+    if not module:
+        return ""
+    return f"{module}."
 
 
 def _made_inside(graph: TracedGraph, name: str) -> list[ChannelGroup]:
@@ -108,7 +110,9 @@ def tensors_of(graph: TracedGraph, name: str) -> dict[str, str]:
     """Short name -> tensor: of a module, all it holds itself; of a tensor, itself; else nothing."""
     inventory = graph.inventory
     tensor = inventory.aliases.get(name, name)
-    return {name: tensor} if tensor in inventory.shapes else inventory.owned(name)
+    if tensor in inventory.shapes:
+        return {name: tensor}
+    return inventory.owned(name)
 
 
 def unknown(graph: TracedGraph, name: str) -> ArgumentError:
@@ -156,7 +160,10 @@ def _layer(graph: TracedGraph, name: str, tensors: Mapping[str, str]) -> str:
     lines += [sentences(g, graph) for g in told]
     rest = [g for g in groups if g not in told]
     if rest:
-        lines += [f"{'The other' if told else 'These'} groups are:", *_overview(rest)]
+        which = "These"
+        if told:
+            which = "The other"
+        lines += [f"{which} groups are:", *_overview(rest)]
     return "\n".join([_title(graph, name, tensors), *shared, *lines])
 
 
@@ -178,7 +185,9 @@ def _worth_telling(groups: list[ChannelGroup], own: set[str]) -> list[ChannelGro
     if len(groups) <= _DETAILED:
         return groups
     made = [g for g in groups if any(s.tensor in own for s in g.tensors("producer"))]
-    return made if len(made) <= _DETAILED else []
+    if len(made) > _DETAILED:
+        return []
+    return made
 
 
 def _axes(
@@ -207,8 +216,12 @@ def _said(fate: Fate, where: Mapping[str, list[int]], flat: set[str], many: bool
     """One sentence on all the axes that share a fate."""
     places = []
     for short, axes in where.items():
-        place = short if short in flat else _numbered(axes)
-        places.append(f"{place} of {short}" if many and short not in flat else place)
+        if short in flat:
+            places.append(short)
+        elif many:
+            places.append(f"{_numbered(axes)} of {short}")
+        else:
+            places.append(_numbered(axes))
     plural = sum(map(len, where.values())) > 1
     start = enumerated(places, 12)
     if start.startswith(("axis ", "axes ")):
@@ -228,13 +241,17 @@ def _fates(
     """What becomes of the entries of one axis."""
     if size > 1 and (tensor, axis) not in graph.axis_sizes:
         return [("runs", "run", "over the kernel, which is never cut.")]
-    said = [_share(*parts[0])] if len(parts) == 1 else _several(parts)
+    said = _several(parts)
+    if len(parts) == 1:
+        said = [_share(*parts[0])]
     return [*said, *(_stay(r, size) for r in graph.inventory.rest.get((tensor, axis), ()))]
 
 
 def _share(group: ChannelGroup, part: Slice) -> Fate:
     each = per_unit(part, group)
-    spread = f", {each} entries each" if each > 1 else ""
+    spread = ""
+    if each > 1:
+        spread = f", {each} entries each"
     channels = amount(group.size, "channel")
     return (*_VERBS[part.role], f"the {channels} of group {group.name}{spread}.")
 
@@ -261,7 +278,9 @@ def _overview(groups: Sequence[ChannelGroup]) -> list[str]:
     width = max((len(g.name) for g in groups), default=0)
     lines = []
     for g in groups[:_LINES]:
-        verdict = g.verdict if g.prunable else f"{g.verdict}: {g.reason}"
+        verdict = g.verdict
+        if not g.prunable:
+            verdict += f": {g.reason}"
         lines.append(f"  {g.name:<{width}}  {amount(g.size, 'channel')}, {verdict}")
     if len(groups) > _LINES:
         lines.append(f"  and {len(groups) - _LINES} more: print(graph) lists them")

@@ -89,7 +89,9 @@ def granted(
         reasons = [staying.get(g.name) for g in meant(graph, entry, problem)]
         if all(reasons) and value != 0:
             free = [g.name for g in graph.groups if g.name not in staying]
-            which = f"; these can: {listed(free)}" if free else ""
+            which = ""
+            if free:
+                which = f"; these can: {listed(free)}"
             raise PlanError(f"{problem}: {entry!r} stays: {reasons[0]}{which}")
     return {name: value for name, (_, value) in wanted.items() if name not in staying}
 

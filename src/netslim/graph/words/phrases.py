@@ -22,7 +22,9 @@ def enumerated(names: Sequence[str], most: int, last: str = "and") -> str:
     if len(names) > most:
         shown = [*names[: most - 1], f"{len(names) - most + 1} more"]
     *others, end = shown
-    return f"{', '.join(others)} {last} {end}" if others else end
+    if not others:
+        return end
+    return f"{', '.join(others)} {last} {end}"
 
 
 def shape(sizes: tuple[int, ...]) -> str:

@@ -37,7 +37,9 @@ def text(graph: TracedGraph) -> str:
 def _title(group: ChannelGroup) -> str:
     if group.prunable:
         return ""
-    return f"{'stays' if group.frozen else _INEXACT}: {group.reason}"
+    if group.frozen:
+        return f"stays: {group.reason}"
+    return f"{_INEXACT}: {group.reason}"
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
@@ -63,7 +65,9 @@ def _others_too(group: ChannelGroup) -> str:
 def _summary(graph: TracedGraph) -> list[str]:
     free = graph.prunable
     exact, relaxed = graph.prunable_share(), graph.prunable_share(allow_inexact=True)
-    more = f" ({_floor(relaxed)} with allow_inexact=True)" if relaxed > exact else ""
+    more = ""
+    if relaxed > exact:
+        more = f" ({_floor(relaxed)} with allow_inexact=True)"
     cut, all_ = (sum(g.size for g in groups) for groups in (free, graph.groups))
     lines = [
         f"{len(free)} of {len(graph.groups)} groups can be cut exactly: {cut:,} of {all_:,} "
@@ -112,7 +116,10 @@ def never_ran(graph: TracedGraph) -> list[str]:
 
 def _unread(graph: TracedGraph) -> list[Integer]:
     """Integers that a cut may make wrong: equal to the width of a layer within their module."""
-    cut = {(s.tensor, s.axis) for group in graph.groups if not group.frozen for s in group.slices}
+    cut: set[tuple[str, int]] = set()
+    for group in graph.groups:
+        if not group.frozen:
+            cut.update((s.tensor, s.axis) for s in group.slices)
     found: dict[Integer, None] = {}
     for width in graph.inventory.widths:
         if (width.tensor, width.axis) in cut:
