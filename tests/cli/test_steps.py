@@ -170,7 +170,11 @@ def test_named_layers_in_any_order(trained, tmp_path):
     assert (tmp_path / "a.plan.json").read_text() == (tmp_path / "b.plan.json").read_text()
     network = netslim.models.build(trained["vgg"]).eval()
     graph = netslim.trace(network, torch.randn(2, 1, 8, 8))
-    assert plan == netslim.selection.greedy(graph, network, dict(amounts))
+    wanted = netslim.selection.greedy(graph, network, dict(amounts))
+    assert (plan.groups, plan.tensors) == (wanted.groups, wanted.tensors)
+    assert plan.why is not None
+    assert (plan.why.criterion, plan.why.allocation) == ("l1", "greedy")
+    assert plan.why.per_group == {"features.0": 4, "features.4": 24}
 
 
 def test_soft_training_then_what_is_zero(trained, tmp_path):

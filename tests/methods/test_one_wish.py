@@ -26,6 +26,7 @@ from netslim.cli import main
 from netslim.errors import VerificationError
 from netslim.methods.cutting import left_alone
 from netslim.selection import Compensation
+from netslim.surgery.history import history
 from netslim.training.commands.step import step
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Prune, Recipe
@@ -374,6 +375,41 @@ def test_the_loop_stands_once_and_every_user_of_it_is_an_entrance():
     assert len([path for path in users if "training" in path.parts]) == 1  # the stages
     provers = {path.stem for path, names in sources.items() if "verify.verify" in names}
     assert provers == {"cutting"}
+
+
+@pytest.mark.parametrize("shop", ["sound"], indirect=True)
+@pytest.mark.parametrize("wish", ["half of the MACs", "half of the MACs, with data"])
+def test_what_was_chosen_is_told_at_every_entrance(wish, shop, capsys):
+    asked = WISHES[wish]
+    small = netslim.slim(
+        shop.network, shop.example[:1], batches=shop.batches(asked), **asked.options
+    )
+    past = history(small)
+    assert past is not None
+    command(shop, asked)
+    printed = capsys.readouterr().out
+    if asked.data:
+        told = "criterion obs, allocation cost, compensation linear and batch-norm statistics taken"
+        done = carry_out(shop.stage(asked), shop.network, shop.example, shop.runner.bench.batches)
+        assert f"chosen: {told} anew" in done.plan.notes
+    else:
+        told = "criterion l2, allocation uniform, compensation none; better, with training data"
+    assert past.notes[0].startswith(f"chosen: {told}")
+    assert f"chosen: {told}" in printed
+
+
+@pytest.mark.parametrize("shop", ["sound"], indirect=True)
+def test_the_doors_with_data_leave_the_same_weights(shop):
+    asked = WISHES["half of the MACs, with data"]
+    one = netslim.slim(shop.network, shop.example[:1], batches=shop.batches(asked), **asked.options)
+    done = carry_out(shop.stage(asked), shop.network, shop.example, shop.runner.bench.batches)
+    out = shop.folder / "small.safetensors"
+    where = ["--data", "digits", "--device", "cpu", *asked.flags]
+    prune(shop, shop.model, *where, "--out", str(out))
+    two, three = done.network.state_dict(), netslim.models.build(out, trust=True).state_dict()
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two[name])
+        assert torch.equal(value, three[name])
 
 
 # ---------------------------------------------------------------- nothing is left; all or nothing

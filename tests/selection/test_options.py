@@ -186,6 +186,15 @@ def test_the_table_of_defaults(budget, per_group, data, expected):
     assert said == Choice(Scoring(criterion), "isomorphic", NOTHING)
 
 
+def test_who_says_nothing_and_gives_no_data_is_told_what_would_be_better():
+    better = "; better, with training data (--data, batches=): criterion obs, allocation cost, "
+    for budget in (MACS, CHANNELS):
+        assert chosen(budget, None, data=False).advice.startswith(better)
+        assert not chosen(budget, None, data=True).advice
+        assert not chosen(budget, None, data=False, criterion="l1").advice
+    assert not chosen(None, {"a": 1}, data=False).advice
+
+
 def test_without_any_scale_a_share_of_the_channels_is_cut_as_everything_else():
     bare = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
     graph = netslim.trace(bare, X)

@@ -26,7 +26,6 @@ from netslim.training import run
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.gammas import (
     EDGES,
-    cut_warning,
     histogram,
     joint_histogram,
     share_near_zero,
@@ -410,24 +409,6 @@ def test_share_and_histogram_by_hand():
 def test_joint_histogram_ends_at_the_largest_scale():
     found = joint_histogram([0, 2, 0, 0], [1, 0, 1, 0])
     assert found == {"edges": list(EDGES[:4]), "before": [0, 2, 0], "after": [1, 0, 1]}
-
-
-def test_a_clean_cut_gives_no_warning():
-    scores = {"a": torch.tensor([0.001, 0.5, 0.6]), "b": torch.tensor([0.009, 0.7])}
-    assert cut_warning(scores, {"a": [1, 2], "b": [1]}) is None
-    assert (
-        cut_warning({"a": torch.tensor([0.02, 0.5, 0.6])}, {"a": [1, 2]}) is None
-    )  # below 5 % of 0.5
-    assert cut_warning(scores, {}) is None
-
-
-def test_a_cut_through_large_scales_is_told():
-    scores = {"a": torch.tensor([0.001, 0.3, 0.5, 0.6]), "b": torch.tensor([0.7, 0.9])}
-    text = cut_warning(scores, {"a": [2, 3]})
-    assert text is not None
-    assert text.startswith(
-        "the cut went through scales that are not small: 1 of the 2 removed ones, up to 0.3"
-    )
 
 
 # ---------------------------------------------------------------- killed and resumed

@@ -260,7 +260,7 @@ def _tell(done: Pruned, out: Path, say: Callable[[str], str]) -> None:
         print(f"{what}: {before:,} -> {after:,} ({after / before - 1:+z.1%})")
     if plan.groups and check is not None and check.deviation is not None:
         print(f"verified: the outputs deviate by no more than {check.deviation:.1e} of the largest")
-    for notice in done.notices:
+    for notice in (*done.cut.notes, *done.notices):
         print(f"note: {say(notice)}")
     for warning in done.warnings:
         print(f"warning: {say(warning)}", file=sys.stderr)

@@ -41,7 +41,9 @@ from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import meant
 from netslim.methods.masking import Mask
+from netslim.methods.threshold import threshold_warning
 from netslim.selection.budget.resources import LatencySource
+from netslim.selection.defaults import Choice
 from netslim.selection.options import Budget, Compensation, Limits
 from netslim.selection.select import select
 from netslim.surgery.compensation.batch_norm import recalibrate
@@ -51,6 +53,7 @@ from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification, verify
 from netslim.surgery.prune import prune
+from netslim.surgery.why import Why
 
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger("netslim")
@@ -139,6 +142,9 @@ def cut(
         done = _masked(model, done)
     if alone:
         done = replace(done, left_alone=alone, warnings=(left_alone(alone),))
+    large = threshold_warning(done.plan)
+    if large is not None:
+        done = replace(done, warnings=(*done.warnings, large))
     if fresh is None:
         fresh = batches
     done = _recalibrated(done, compensation, fresh)
@@ -166,11 +172,16 @@ def by_scores(
     budget: Budget | None,
     *,
     per_group: Mapping[str, float | int] | None = None,
-    allocation: str = "global",
+    choice: Choice,
     limits: Limits = Limits(),
     latency: LatencySource | None = None,
 ) -> Choose:
-    """Choose as `netslim.select` does, all as there; what one group cannot give, the others do."""
+    """Choose as `netslim.select` does, all as there; what one group cannot give, the others do.
+
+    Args:
+        graph, scores, budget, per_group, limits, latency: as there.
+        choice: by what the scores are, and the allocation; the plan says so.
+    """
 
     def choose(alone: frozenset[str]) -> PruningPlan:
         free = {name: values for name, values in scores.items() if name not in alone}
@@ -178,17 +189,25 @@ def by_scores(
             raise VerificationError("no group of this model can be cut and verified")
         nothing_else = budget is None or not budget.given()
         wanted = spared(graph, per_group or {}, alone, only=nothing_else)
-        return select(
+        plan = select(
             graph,
             free,
             budget,
             per_group=wanted,
-            allocation=allocation,
+            allocation=choice.allocation,
             limits=limits,
             latency=latency,
         )
+        return with_choice(plan, choice)
 
     return choose
+
+
+def with_choice(plan: PruningPlan, choice: Choice) -> PruningPlan:
+    """The plan, which says how it was chosen."""
+    why = choice.why(plan.why or Why())
+    told = f"chosen: {why.told()}{choice.advice}"
+    return replace(plan, why=why, notes=(told, *plan.notes))
 
 
 def spared(
@@ -365,4 +384,13 @@ def _moved(folding: Folding[Any]) -> str:
     return text
 
 
-__all__ = ["Choose", "Cut", "by_scores", "cut", "left_alone", "spared"]
+__all__ = [
+    "Choose",
+    "Cut",
+    "by_scores",
+    "cut",
+    "left_alone",
+    "log_warnings",
+    "spared",
+    "with_choice",
+]

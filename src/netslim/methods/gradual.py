@@ -50,7 +50,7 @@ from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import is_pattern, meant
-from netslim.methods.cutting import Cut, cut, log_warnings
+from netslim.methods.cutting import Cut, cut, log_warnings, with_choice
 from netslim.methods.hooks import Attachments, after_step
 from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.choice import Masks
@@ -65,6 +65,7 @@ from netslim.surgery.plan import PruningPlan, compose
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification
 from netslim.surgery.prune import prune_
+from netslim.surgery.why import Why
 
 Schedule = Literal["linear", "exponential", "cubic"]
 FORMAT = 1
@@ -246,7 +247,7 @@ class GradualPruning:
         """Take what is said, or what is taken where nothing is; refuse what cannot be done."""
         check_options(choice.scoring)
         allocation_of(choice.allocation)
-        self.scoring, self.allocation = choice.scoring, choice.allocation
+        self.scoring, self.allocation, self._taken = choice.scoring, choice.allocation, choice
 
     def _begin(self) -> None:
         """Look at the model as it was given, and whether it can reach the budget."""
@@ -322,7 +323,8 @@ class GradualPruning:
         plan = done.plan
         if plan.groups:
             self._cut_in_place(plan)
-            self.plan = replace(compose(self.plan, plan), notes=plan.notes)
+            why = self._judged_last(graph, plan.why or Why())
+            self.plan = replace(compose(self.plan, plan), notes=plan.notes, why=why)
             self.verification, self._now = done.check, fingerprint(inner)
         self.taken += 1
         return plan
@@ -438,24 +440,25 @@ class GradualPruning:
         found = score(graph, inner, self.scoring, batches=self.batches)
         origins = [self._origin.of(group, self.plan) for group in graph.groups]
         scores, held = self._original_scores(graph, origins, found)
+        judged = {name: tuple(values.double().tolist()) for name, values in found.items()}
 
         def refused(alone: Iterable[str]) -> set[int]:
             groups = (origins[graph.number(name)].groups.tolist() for name in alone)
             return self._refused.union(*groups)
 
         def choose(alone: frozenset[str]) -> PruningPlan:
-            masks, notes = self._selected(scores, held | refused(alone))
+            masks, whole = self._selected(scores, held | refused(alone))
             kept = {n: _picked(masks, origin) for n, origin in enumerate(origins)}
-            return plan_keeping(graph, kept, notes)
+            why = replace(whole.why or Why(), scores=judged)
+            plan = replace(plan_keeping(graph, kept, whole.notes), why=why)
+            return with_choice(plan, self._taken)
 
         done = cut(inner, graph, choose, self._inputs(inner), strict=self.strict)
         self._refused = refused(done.left_alone)
         return done
 
-    def _selected(
-        self, scores: Mapping[str, Tensor], held: set[int]
-    ) -> tuple[Masks, tuple[str, ...]]:
-        """What stays of the original's groups after this step, and notes on the choice.
+    def _selected(self, scores: Mapping[str, Tensor], held: set[int]) -> tuple[Masks, PruningPlan]:
+        """What stays of the original's groups after this step, and the plan that led to it.
 
         What went never comes back.
         """
@@ -469,7 +472,7 @@ class GradualPruning:
             number = self.original.number(name)
             mask = np.isin(np.arange(group.size), group.kept)
             masks[number] = mask & past.get(number, True)
-        return masks, plan.notes
+        return masks, plan
 
     def _original_scores(
         self, graph: ChannelGraph, origins: Sequence[_Origin], found: Mapping[str, Tensor]
@@ -498,6 +501,19 @@ class GradualPruning:
         # are left alone.
         held = {n for n, mask in unjudged.items() if mask.sum() > 1}
         return {groups[n].name: torch.from_numpy(values) for n, values in scores.items()}, held
+
+    def _judged_last(self, graph: ChannelGraph, why: Why) -> Why:
+        """Of the last cut, with the score of every unit of the original when it was last there."""
+        before = self.plan.why or Why()
+        known = {name: np.array(values) for name, values in before.scores.items()}
+        for group in graph.groups:
+            if group.name in why.scores:
+                origin, values = self._origin.of(group, self.plan), np.array(why.scores[group.name])
+                for n in set(origin.groups.tolist()):
+                    whole, mine = self.original.groups[n], origin.groups == n
+                    scores = known.setdefault(whole.name, np.zeros(whole.size))
+                    scores[origin.units[mine]] = values[mine]
+        return replace(why, scores={name: tuple(v.tolist()) for name, v in known.items()})
 
     # ------------------------------------------------------------ how much of the budget
 

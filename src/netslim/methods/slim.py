@@ -104,7 +104,7 @@ def slim(
         scores,
         budget,
         per_group=per_group,
-        allocation=choice.allocation,
+        choice=choice,
         limits=limits,
         latency=latency,
     )

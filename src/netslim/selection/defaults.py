@@ -21,25 +21,61 @@ when the others make up for a channel, spread to lose least for what is saved, m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.criteria.scoring import as_scoring
-from netslim.selection.options import Budget, Compensation, Scoring
+from netslim.selection.options import Budget, Compensation, Scoring, plain, said
+from netslim.surgery.why import Why
 
 AUTO: Literal["auto"] = "auto"
 PLAIN = "l2"  # what scores filters where there is no data
+BN_SCALE = "bn_scale"  # Network Slimming's
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a budget is met: what makes channels important, how the cut is spread and made up for."""
+    """How a budget is met: what makes channels important, how the cut is spread and made up for.
+
+    Attributes:
+        scoring, allocation, compensation: as everywhere.
+        advice: what would be better, where nothing was said; or empty.
+    """
 
     scoring: Scoring
     allocation: str
     compensation: Compensation
+    advice: str = field(default="", compare=False)
+
+    def why(self, known: Why) -> Why:
+        """What is known of why a plan keeps what it keeps, with what was chosen.
+
+        The allocation that the plan was made by counts: greedy choice has its own.
+        """
+        return replace(
+            known,
+            criterion=_named(self.scoring),
+            allocation=known.allocation or self.allocation,
+            compensation=_in_words(self.compensation),
+        )
+
+
+def _named(scoring: Scoring) -> str:
+    """The name of a criterion, with the options of the scoring that were said."""
+    name = str(plain(scoring.criterion))
+    more = [f"{key} {value}" for key, value in said(scoring).items() if key != "criterion"]
+    if more:
+        name += f" ({', '.join(more)})"
+    return name
+
+
+def _in_words(compensation: Compensation) -> str:
+    parts: list[str | None] = [compensation.fold]
+    if compensation.recalibrate:
+        parts.append("batch-norm statistics taken anew")
+    return " and ".join(filter(None, parts)) or "none"
 
 
 def chosen(
@@ -76,8 +112,7 @@ def chosen(
     scoring = as_scoring(criterion)
     best = Choice(scoring, "global", Compensation())
     if scoring.criterion == AUTO:
-        named, spread, mended = _best(budget, per_group, data, graph)
-        best = Choice(replace(scoring, criterion=named), spread, mended)
+        best = _best(scoring, budget, per_group, data, graph)
     if allocation != AUTO:
         best = replace(best, allocation=allocation)
     if compensation != AUTO:
@@ -86,19 +121,23 @@ def chosen(
 
 
 def _best(
+    scoring: Scoring,
     budget: Budget | None,
     per_group: Mapping[str, float | int] | None,
     data: bool,
     graph: ChannelGraph | None,
-) -> tuple[str, str, Compensation]:
+) -> Choice:
     asked = set() if budget is None else set(budget.given())
     if per_group and not asked:
-        return "l1", "global", Compensation()
+        return Choice(replace(scoring, criterion="l1"), "global", Compensation())
+    mended = Compensation("linear", recalibrate=True)
+    looking = Choice(replace(scoring, criterion="obs"), "cost", mended)
     if data:
-        return "obs", "cost", Compensation("linear", recalibrate=True)
+        return looking
+    advice = f"; better, with training data (--data, batches=): {looking.why(Why()).told()}"
     if asked == {"cut_channels"} and (graph is None or _scaled(graph)):
-        return "bn_scale", "global", Compensation()
-    return PLAIN, "uniform", Compensation()
+        return Choice(replace(scoring, criterion=BN_SCALE), "global", Compensation(), advice)
+    return Choice(replace(scoring, criterion=PLAIN), "uniform", Compensation(), advice)
 
 
 def _scaled(graph: ChannelGraph) -> bool:
@@ -106,4 +145,4 @@ def _scaled(graph: ChannelGraph) -> bool:
     return any(group.tensors("scale") for group in graph.groups if not group.frozen)
 
 
-__all__ = ["AUTO", "PLAIN", "Choice", "chosen"]
+__all__ = ["AUTO", "BN_SCALE", "PLAIN", "Choice", "chosen"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -75,12 +76,14 @@ def greedy(
     scores = {name: values for name, values in found.items() if values is not None}
     chooser = Chooser(graph, scores, limits)
     masks: Masks = {}
-    for number, count in chooser.named_counts(per_group).items():
+    named = chooser.named_counts(per_group)
+    for number, count in named.items():
         group = graph.groups[number]
         chooser.rescore(number, scorer(group, tensors))
         masks[number] = chooser.lowest(number, count)
         _forget(group, masks[number], tensors)
-    return plan_keeping(graph, masks, chooser.notes)
+    why = chooser.why("greedy", named)
+    return replace(plan_keeping(graph, masks, chooser.notes), why=why)
 
 
 def _forget(group: ChannelGroup, mask: np.ndarray, tensors: dict[str, Tensor]) -> None:

@@ -59,6 +59,28 @@ def declared(kind: Any) -> dict[str, dataclasses.Field[Any]]:
     return {item.name: item for item in fields(kind) if "help" in item.metadata}
 
 
+def said(options: Any) -> dict[str, Any]:
+    """What is set in an options class, and not as by default, as plain data."""
+    usual = {item.name: item.default for item in fields(options)}
+    given = {name: getattr(options, name) for name in usual}
+    return {name: plain(v) for name, v in given.items() if v and v != usual[name]}
+
+
+def plain(value: Any) -> Any:
+    """A value of an option as JSON has it; what JSON does not have, by its name or in words."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, Iterable):
+        return [plain(part) for part in value]
+    return str(getattr(value, "__name__", value))
+
+
 @dataclass(frozen=True)
 class Checked:
     """Options whose numbers, choices and flags are checked by what their fields say."""
@@ -426,5 +448,7 @@ __all__ = [
     "Shortcuts",
     "declared",
     "option",
+    "plain",
+    "said",
     "takes_options",
 ]

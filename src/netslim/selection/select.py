@@ -92,7 +92,8 @@ def select(
     removed = allocate(ladder, goals, way)
     notes = [*problem.chooser.notes, *problem.promises(ladder, goals, removed)]
     notes += problem.thinned(ladder, removed)
-    return plan_keeping(graph, ladder.masks(removed), notes)
+    why = problem.chooser.why(allocation, problem.fixed, problem.budget.given())
+    return dataclasses.replace(plan_keeping(graph, ladder.masks(removed), notes), why=why)
 
 
 @dataclass(frozen=True)

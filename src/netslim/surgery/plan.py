@@ -35,6 +35,7 @@ from netslim.surgery.rows import (
     weight_of,
 )
 from netslim.surgery.soundness import check_fits, check_rows, linked
+from netslim.surgery.why import Why
 
 sys.modules.setdefault("netslim.plan", sys.modules[__name__])  # where pickles of 0.1 look for plans
 
@@ -52,6 +53,8 @@ class PruningPlan:
         notes: sentences for people: what stayed and why.
         biases: paths of modules that are given a bias of zeros before the cut, see
             `netslim.surgery.compensate`.
+        why: how the kept units were chosen; None where that is not known, as of several cuts. Plans
+            that cut the same are equal without it.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -69,6 +72,7 @@ class PruningPlan:
     patches: tuple[SizePatch, ...] = ()
     notes: tuple[str, ...] = field(default=())
     biases: tuple[str, ...] = ()
+    why: Why | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return self.explain()
@@ -83,15 +87,22 @@ class PruningPlan:
         lines = [f"Plan for the architecture {self.fingerprint}: {self.removed} channels go."]
         width = max((len(n) for n in self.groups), default=0)
         for name, cut in self.groups.items():
-            lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{_remarks(cut)}")
+            said = _remarks(cut) + self._threshold(name, cut)
+            lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{said}")
         lines += [f"  {path}: is given a bias" for path in self.biases]
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
+    def _threshold(self, name: str, cut: GroupCut) -> str:
+        gone, left = (self.why or Why()).threshold(name, cut.kept)
+        if gone is None or left is None:
+            return ""
+        return f", scores up to {gone:.3g} go, from {left:.3g} stay"
+
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
         fields = (self.fingerprint, self.groups, self.tensors, self.patches, self.notes)
-        return write(Fields(*fields, self.biases))
+        return write(Fields(*fields, self.biases, self.why))
 
     @staticmethod
     def from_json(text: str, *, most: int = LARGEST) -> PruningPlan:
@@ -182,8 +193,10 @@ def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:
 
 
 def without_slices(plan: PruningPlan) -> PruningPlan:
-    """The plan for a model to keep: what it is checked with before a cut has done its duty."""
-    return replace(plan, groups=_bare(plan.groups))
+    """The plan for a model to keep: what it is checked with before a cut has done its duty, and the
+    reasons for each unit.
+    """
+    return replace(plan, groups=_bare(plan.groups), why=None)
 
 
 def with_biases(plan: PruningPlan, paths: Iterable[str], fingerprint: str) -> PruningPlan:

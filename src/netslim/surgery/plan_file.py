@@ -10,14 +10,20 @@ The slices of a group are blocks of entries, the same in most of its tensors::
 
 Each block is (entry, unit, units, each): from that entry and that unit on, so many units with so
 many entries each. The numbers behind a role are those of rows.
+
+Why channels stay is in a part of its own, for people; a plan without it is as good::
+
+    {"criterion": "l1", "allocation": "global", "budget": {"cut_macs": 0.5}, ...,
+     "scores": {"conv1": {"largest removed": 0.12, "smallest kept": 0.15, "units": [0.3, 0.12]}}}
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +31,7 @@ import numpy as np
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
 from netslim.surgery.rows import GroupCut, SizePatch, TensorCut
+from netslim.surgery.why import Scores, Why
 
 FORMAT = 1
 MERGING_FORMAT = 2  # where channels are merged or biases added, which older versions cannot do
@@ -43,6 +50,7 @@ class Fields:
     patches: tuple[SizePatch, ...]
     notes: tuple[str, ...]
     biases: tuple[str, ...]
+    why: Why | None = None
 
 
 def write(plan: Fields) -> str:
@@ -59,6 +67,8 @@ def write(plan: Fields) -> str:
     }
     if plan.biases:
         data["biases"] = list(plan.biases)
+    if plan.why is not None:
+        data["why"] = _why_data(plan.why, plan.groups)
     return json.dumps(data | {"digest": _digest(data)}, separators=(",", ":"))
 
 
@@ -117,6 +127,31 @@ def _group_data(cut: GroupCut, rows: Mapping[tuple[str, int], int]) -> dict[str,
 def _tensor_data(cut: TensorCut) -> dict[str, Any]:
     where = {"tensor": cut.tensor, "axis": cut.axis, "size": cut.size}
     return where | {"kept": _runs(cut.kept), "role": cut.role} | _merging(cut)
+
+
+def _why_data(why: Why, groups: Mapping[str, GroupCut]) -> dict[str, Any]:
+    why = replace(why, scores={name: _rounded(values) for name, values in why.scores.items()})
+    scores = {name: _scores_data(why, name, groups.get(name)) for name in why.scores}
+    return {**vars(why), "scores": scores}
+
+
+def _scores_data(why: Why, name: str, cut: GroupCut | None) -> dict[str, Any]:
+    if cut is None:
+        return {"units": why.scores[name]}
+    gone, left = why.threshold(name, cut.kept)
+    return {"largest removed": gone, "smallest kept": left, "units": why.scores[name]}
+
+
+def _rounded(values: Scores) -> Scores:
+    """Four digits: a plan is to be read, and compared; what is cut does not hang on them."""
+    return tuple(map(_short, values))
+
+
+def _short(value: float) -> float:
+    short = float(f"{value:.4g}")
+    if math.isfinite(short):  # the largest floats are rounded beyond all
+        return short
+    return value
 
 
 def _merging(cut: GroupCut | TensorCut) -> dict[str, list[int]]:
@@ -178,7 +213,10 @@ class _Reader:
         notes, biases = (
             tuple(map(_text, _listed(data.get(key, [])))) for key in ("notes", "biases")
         )
-        return Fields(_text(data["fingerprint"]), groups, tensors, patches, notes, biases)
+        plan = Fields(_text(data["fingerprint"]), groups, tensors, patches, notes, biases)
+        if "why" not in data:
+            return plan
+        return replace(plan, why=self.why(data["why"], groups))
 
     def group(self, data: Mapping[str, Any], tensors: tuple[TensorCut, ...]) -> GroupCut:
         size, kept, into = self.numbers(data)
@@ -186,6 +224,22 @@ class _Reader:
             raise ValueError(f"exact must be true or false, not {data['exact']!r}")
         slices = tuple(self.slices(data.get("slices", []), tensors))
         return GroupCut(size, kept, data["exact"], into, slices)
+
+    def why(self, data: Mapping[str, Any], groups: Mapping[str, GroupCut]) -> Why:
+        criterion, allocation, compensation = (
+            _text(data[key]) for key in ("criterion", "allocation", "compensation")
+        )
+        budget, limits = _by_name(data["budget"]), _by_name(data["limits"])
+        named = {_text(name): _integer(count) for name, count in data["per_group"].items()}
+        scores = {_text(name): self.scores(row["units"]) for name, row in data["scores"].items()}
+        for name in groups.keys() & scores.keys():
+            if len(scores[name]) != groups[name].size:
+                raise ValueError(f"there are {len(scores[name])} scores of {name}")
+        return Why(criterion, allocation, compensation, budget, named, limits, scores)
+
+    def scores(self, data: Any) -> Scores:
+        self.count(len(_listed(data)))
+        return tuple(map(_number, data))
 
     def tensor(self, data: Mapping[str, Any]) -> TensorCut:
         size, kept, into = self.numbers(data)
@@ -252,6 +306,27 @@ def _integer(value: Any, least: int | None = 0) -> int:
     if type(value) is not int or (least is not None and value < least):
         raise ValueError(f"{value!r} stands where a whole number of at least {least} should")
     return value
+
+
+def _number(value: Any) -> float | int:
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r} stands where a number should")
+
+
+def _by_name(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {_text(name): _plain(value) for name, value in data.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value of an option: a flag, a word, a number, several of these, or some by name."""
+    if type(value) in (bool, str):
+        return value
+    if type(value) is list:
+        return list(map(_plain, value))
+    if type(value) is dict:
+        return _by_name(value)
+    return _number(value)
 
 
 def _text(value: Any) -> str:

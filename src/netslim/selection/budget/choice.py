@@ -19,7 +19,8 @@ from netslim.graph.words.explain import hint
 from netslim.graph.words.naming import granted
 from netslim.graph.words.table import never_ran
 from netslim.selection.budget.limits import caps, shown, staying
-from netslim.selection.options import Limits
+from netslim.selection.options import Limits, plain, said
+from netslim.surgery.why import Why
 
 Masks = dict[int, np.ndarray]  # group number -> which units are kept
 
@@ -95,6 +96,24 @@ class Chooser:
         levels = self.levels(number)
         place = int(np.searchsorted(levels, count))
         return int(levels[min(place, len(levels) - 1)])
+
+    def why(
+        self,
+        allocation: str,
+        named: Mapping[int, int],
+        budget: Mapping[str, float] | None = None,
+    ) -> Why:
+        """What was asked for, and the scores that decided; the criterion is not known here.
+
+        ``named``: group number -> how many go, where names say so.
+        """
+        return Why(
+            allocation=allocation,
+            budget=plain(budget or {}),
+            per_group={self.graph.groups[n].name: named[n] for n in sorted(named)},
+            limits=said(self.limits),
+            scores={self.graph.groups[n].name: tuple(v.tolist()) for n, v in self.scores.items()},
+        )
 
     def _amount(self, number: int, amount: Any) -> int:
         group = self.graph.groups[number]

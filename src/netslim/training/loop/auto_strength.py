@@ -35,7 +35,8 @@ from torch import nn
 
 import netslim.ranks as ranks
 from netslim.graph.modules.duplicating import duplicate
-from netslim.training.loop.gammas import NEAR_ZERO, scales_of, share_near_zero
+from netslim.methods.threshold import NEAR_ZERO
+from netslim.training.loop.gammas import scales_of, share_near_zero
 from netslim.training.recipe.schedule import factor, lengthened
 from netslim.training.recipe.schema import SlimmingOptions, Train
 from netslim.training.stages.folder import FORMAT, StageFolder, read_json, write_json

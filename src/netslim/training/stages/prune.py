@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -14,15 +15,14 @@ from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.duplicating import duplicate
 from netslim.methods.centripetal import CentripetalSGD
-from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared
+from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared, with_choice
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.soft_filter import plan_of_zeros, zeroed
 from netslim.selection.budget.limits import staying
 from netslim.selection.criteria.registry import Criterion, reads_data
-from netslim.selection.defaults import AUTO, PLAIN, Choice, chosen
+from netslim.selection.defaults import AUTO, BN_SCALE, PLAIN, Choice, chosen
 from netslim.selection.options import Compensation, Limits, Scoring
 from netslim.surgery.plan import PruningPlan
-from netslim.training.loop.gammas import cut_warning
 from netslim.training.recipe.schema import GradualOptions, Prune
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -65,7 +65,7 @@ def carry_out(
         return _of_zeros(stage, network, graph, example, batches)
     choice = choice_of(stage, graph, data=data, seed=seed)
     if stage.by == "greedy":
-        choose = _greedy(stage, network, graph, choice.scoring)
+        choose = _greedy(stage, network, graph, choice)
         return _cut(stage, network, graph, choose, example, choice.compensation, batches)
     seen = batches(stage.batches) if reads_data(choice.scoring.criterion) else None
     scores = netslim.score(graph, network, choice.scoring, batches=seen)
@@ -74,17 +74,11 @@ def carry_out(
         scores,
         stage.budget,
         per_group=stage.per_group,
-        allocation=choice.allocation,
+        choice=choice,
         limits=stage.limits,
         latency=latency_of(stage, network, example),
     )
-    done = _cut(stage, network, graph, choose, example, choice.compensation, batches)
-    if choice.scoring.criterion != "bn_scale":
-        return done
-    warning = cut_warning(scores, {name: group.kept for name, group in done.plan.groups.items()})
-    if warning is None:
-        return done
-    return replace(done, warnings=(*done.warnings, warning))
+    return _cut(stage, network, graph, choose, example, choice.compensation, batches)
 
 
 def notice(stage: Prune, graph: ChannelGraph, *, data: bool) -> str | None:
@@ -94,7 +88,7 @@ def notice(stage: Prune, graph: ChannelGraph, *, data: bool) -> str | None:
     if stage.scoring.criterion != AUTO or stage.by in ("zeros", "clusters"):
         return None
     taken = choice_of(stage, graph, data=data, seed=0).scoring.criterion
-    if taken == "bn_scale":
+    if taken == BN_SCALE:
         return None
     return unnamed(str(taken))
 
@@ -169,10 +163,12 @@ def _cut(
     )
 
 
-def _greedy(stage: Prune, network: nn.Module, graph: ChannelGraph, scoring: Scoring) -> Choose:
+def _greedy(stage: Prune, network: nn.Module, graph: ChannelGraph, choice: Choice) -> Choose:
+    greedy = partial(netslim.selection.greedy, graph, network)
+
     def choose(alone: frozenset[str]) -> PruningPlan:
         amounts = spared(graph, stage.per_group, alone)
-        return netslim.selection.greedy(graph, network, amounts, scoring, limits=stage.limits)
+        return with_choice(greedy(amounts, choice.scoring, limits=stage.limits), choice)
 
     return choose
 
@@ -193,11 +189,11 @@ def _of_zeros(
         left = [name for name in free if name not in alone]
         if alone and not left:
             raise VerificationError("no group that was asked for can be cut and verified")
-        if criterion == "bn_scale":
+        if criterion == BN_SCALE:
             return _zero_scales(network, graph, left, stage.limits)
         return plan_of_zeros(graph, network, groups=left, criterion=criterion, limits=stage.limits)
 
-    if not mended.fold or criterion == "bn_scale":
+    if not mended.fold or criterion == BN_SCALE:
         return _cut(stage, network, graph, choose, example, mended, batches)
     # The running means are of the time before the last zeroing, so a zero filter emits something
     # else than in training until they are taken anew. Folding would keep that as it is.
@@ -225,13 +221,13 @@ def _marked(
     filters = any(bool(units.any()) for units in zeroed(graph, network, free).values())
     if filters:
         return PLAIN
-    return "bn_scale"
+    return BN_SCALE
 
 
 def _zero_scales(
     network: nn.Module, graph: ChannelGraph, free: Sequence[str], limits: Limits
 ) -> PruningPlan:
-    scores = netslim.score(graph, network, "bn_scale")
+    scores = netslim.score(graph, network, BN_SCALE)
     zeros = {name: int((scores[name] == 0).sum()) for name in free if name in scores}
     wanted = {
         name: min(count, len(scores[name]) - limits.min_channels)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from netslim.training.loop.gammas import EDGES, NEAR_ZERO, joint_histogram
+from netslim.methods.threshold import NEAR_ZERO
+from netslim.training.loop.gammas import EDGES, joint_histogram
 from netslim.training.recipe.schema import Recipe
 from netslim.training.stages.folder import FORMAT
 

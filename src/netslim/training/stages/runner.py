@@ -253,6 +253,8 @@ class Runner(Networks):
         shrunk = {}
         if trained.pruning is not None:
             shrunk = _shrunk(trained.pruning, folder)
+            for text in shrunk["remarks"]:
+                self.display.say(f"{folder.label}  {text}")
         noted = dict(trained.left)
         if mask is not None:
             noted["mask"] = mask.to_json()
@@ -262,7 +264,7 @@ class Runner(Networks):
         notice = self._gradual_notice(stage, index, trained.pruning)
         if notice:
             self.display.say_once(notice)
-            shrunk["remarks"] = [notice]
+            shrunk["remarks"] = [*shrunk["remarks"], notice]
         rows, warnings = trained.rows, []
         deviation = rows[-1]["deviation"]
         if deviation is not None and deviation > _EQUAL:
@@ -312,6 +314,8 @@ class Runner(Networks):
         if masked:
             noted["mask"] = done.plan.to_json()
         self.save(done.network, folder, noted)
+        for text in _chosen(done.plan):
+            self.display.say(f"{folder.label}  {text}")
         for warning in done.warnings:
             self.display.warn(warning)
         return {
@@ -319,7 +323,7 @@ class Runner(Networks):
             **_proof(done.check),
             "widths": [] if masked else _widths(done.graph.groups, done.plan),
             "notes": list(done.plan.notes),
-            "remarks": list(done.notes),
+            "remarks": [*_chosen(done.plan), *done.notes],
             "warnings": list(done.warnings),
         }
 
@@ -411,7 +415,15 @@ def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
         **_proof(pruning.verification),
         "widths": _widths(pruning.original.groups, pruning.plan),
         "notes": list(pruning.plan.notes),
+        "remarks": _chosen(pruning.plan),
     }
+
+
+def _chosen(plan: PruningPlan) -> list[str]:
+    """By what a cut was made, where a criterion decided."""
+    if plan.why is None or not plan.why.criterion:
+        return []
+    return [f"chosen: {plan.why.told()}"]
 
 
 def _proof(check: Verification | None) -> Results:
