@@ -21,8 +21,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netslim import trace
+from netslim import prune, trace, verify
+from netslim.errors import TraceError, VerificationError
 from netslim.graph.tracing.sizes import Size, Value, evaluate, watchers
+from netslim.surgery.plan_of_units import plan_keeping
 
 NUMBER = 12
 ATTRIBUTE = ("attribute", "", "width")
@@ -302,3 +304,58 @@ class Remainder(nn.Module):
 def test_the_truth_of_a_size_is_a_decision() -> None:
     graph = trace(Remainder(), torch.randn(1, 3, 4, 4))
     assert "a decision in the code depends on it" in str(graph["a"].reason)
+
+
+class AsksForTheType(nn.Module):
+    """Takes a width or a pair of them, and tells them apart by a question of its own."""
+
+    def __init__(self, single: Callable[[Any], bool]) -> None:
+        super().__init__()
+        self.single, self.width = single, 12
+        self.a, self.b = nn.Linear(3, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width: Any = self.width
+        if not self.single(width):
+            width = width[0]
+        return self.b(self.a(x).relu().view(-1, width))
+
+
+@pytest.mark.parametrize("single", [lambda k: type(k) is int, lambda k: type(k) == int])  # noqa: E721
+def test_code_that_asks_for_the_type_itself_is_told_what_to_ask(
+    single: Callable[[Any], bool],
+) -> None:
+    with pytest.raises(TraceError, match=r"let it ask isinstance\(size, int\)"):
+        trace(AsksForTheType(single), torch.randn(2, 3))
+    graph = trace(AsksForTheType(lambda k: isinstance(k, int)), torch.randn(2, 3))
+    assert graph["a"].prunable
+
+
+class GoesAnotherWay(nn.Module):
+    """Goes another way, without an error, where a size is not exactly an `int`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 12
+        self.a, self.b = nn.Linear(3, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        if type(self.width) is int:
+            y = y.softmax(1)
+        return self.b(y)
+
+
+def test_a_way_that_no_trace_went_is_found_by_the_proof() -> None:
+    model, x = GoesAnotherWay(), torch.randn(2, 3)
+    graph = trace(model, x)
+    assert graph["a"].prunable  # which is wrong: the softmax was not run
+    plan = plan_keeping(graph, {graph.number("a"): np.arange(12) < 6})
+    with pytest.raises(VerificationError):
+        verify(model, prune(model, plan), plan, x)
+
+
+def test_a_model_that_never_runs_is_told_nothing_of_sizes() -> None:
+    with pytest.raises(TraceError) as caught:
+        trace(nn.Linear(3, 4), torch.randn(2, 5))
+    assert "isinstance" not in str(caught.value)

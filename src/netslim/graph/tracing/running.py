@@ -70,13 +70,41 @@ def _recorded(
     for _, tensor in named_tensors(model):
         recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     watching = (Function(recorder), Dispatch(recorder, rules, fallback))
-    with evaluating(model), refusing(example_inputs):
+    with _telling_of_sizes(model, example_inputs), evaluating(model), refusing(example_inputs):
         _watch(recorder, example_inputs, watching)
     parameters = (t for _, t in named_tensors(model) if isinstance(t, nn.Parameter))
     idle = [p for p in parameters if id(p) not in recorder.touched]
     if unused and idle:
         _watch_training(recorder, example_inputs, watching, idle)
     return recorder
+
+
+@contextlib.contextmanager
+def _telling_of_sizes(model: nn.Module, example_inputs: Any) -> Iterator[None]:
+    """Where a model runs, but not with sizes that remember, the error says what to ask instead.
+
+    A size is an `int` to ``isinstance`` and to all arithmetic, but ``type(size) is int`` is False,
+    and nothing can change what `type` says. Plain integers in a second try would be no way out:
+    whatever the code computes of them would go unseen, and what is inexact be called exact.
+    """
+    try:
+        yield
+    except TraceError as error:
+        if not _runs(model, example_inputs):
+            raise
+        raise TraceError(
+            f"{error}; it does outside of a trace, within which sizes are a subclass of int: "
+            "where the code asks type(size) is int, let it ask isinstance(size, int)"
+        ) from error
+
+
+def _runs(model: nn.Module, example_inputs: Any) -> bool:
+    """Whether the model runs when nobody watches."""
+    args, kwargs = as_call(example_inputs)
+    with contextlib.suppress(Exception), torch.no_grad(), untouched(model), evaluating(model):
+        model(*args, **kwargs)
+        return True
+    return False
 
 
 def _watch_other_sizes(
