@@ -102,7 +102,7 @@ def _state() -> tuple[Any, ...]:
         torch.is_inference_mode_enabled(),
         torch.is_grad_enabled(),
         torch.is_autocast_enabled("cpu"),
-        torch.get_default_device(),
+        torch.empty(0).device,
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mha.get_fastpath_enabled(),

@@ -62,9 +62,14 @@ def _operators(module: nn.Module) -> nn.Module | None:
     if type(module).__module__.partition(".")[0] != _OURS:
         return None
     try:
-        return torch.fx.symbolic_trace(module)
+        traced = torch.fx.symbolic_trace(module)
     except Exception as error:
         raise ArgumentError(
             f"{type(module).__name__} cannot be written without netslim ({error}): "
             "netslim.export writes it to a .pt2 or .onnx file, which needs none"
         ) from error
+    # Annotations are texts here, and torch 2.6 wants to import each of them by its name.
+    for node in traced.graph.nodes:
+        node.type = None
+    traced.recompile()
+    return traced

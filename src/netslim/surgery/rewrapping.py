@@ -84,7 +84,9 @@ def _settings(wrapper: DistributedDataParallel) -> dict[str, Any]:
         found["broadcast_buffers"] = wrapper.broadcast_buffers
     if not wrapper.bucket_bytes_cap_default:
         found["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 2**20
-    return found | {"init_sync": False}
+    if "init_sync" in known:  # PyTorch 2.6 synchronises always
+        found["init_sync"] = False
+    return found
 
 
 def _check(wrapper: DistributedDataParallel) -> None:

@@ -193,6 +193,8 @@ def _first_order(
     tensors = {n: t for n, t in named_tensors(model) if t.is_floating_point()}
     reading = [c for c in plan.tensors if "consumer" in c.role and c.tensor in tensors]
     wanted = list({id(tensors[c.tensor]): tensors[c.tensor] for c in reading}.values())
+    if not wanted:
+        return {}
     with torch.enable_grad(), _requiring(wanted):
         outputs = [t for t in run(model, example_inputs, "original") if t.requires_grad]
         if not outputs:
