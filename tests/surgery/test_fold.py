@@ -18,7 +18,8 @@ from netslim import Budget, Limits, PruningPlan, load, prune, prune_, save, slim
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.modules.walk import fingerprint
 from netslim.methods.cutting import by_scores, cut
-from netslim.selection import Compensation
+from netslim.selection import Compensation, Scoring
+from netslim.selection.defaults import Choice
 from netslim.selection.merging import merge
 from netslim.surgery import compensate
 from netslim.surgery.history import history
@@ -27,6 +28,7 @@ from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.rows import SizePatch
 
 fold = partial(compensate, way="constant")
+GIVEN = Choice(Scoring("l2"), "global", Compensation())
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -354,7 +356,7 @@ def test_slim_folds():
     assert (folded(X) - model(X)).abs().max() < 1e-10 < (plain(X) - model(X)).abs().max()
     graph = trace(model, X)
     scores = {g.name: torch.arange(g.size) for g in graph.prunable}
-    choose = by_scores(graph, scores, Budget(cut_channels=0.3))
+    choose = by_scores(graph, scores, Budget(cut_channels=0.3), choice=GIVEN)
     done = cut(model, graph, choose, X, compensation=Compensation("constant"), batches=[X, X])
     assert done.check.deviation < 1e-10
     assert done.network.conv2.bias is not None
