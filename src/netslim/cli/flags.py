@@ -86,7 +86,10 @@ def _value(hint: Any, metavar: str) -> dict[str, Any]:
     kinds: tuple[Any, ...] = (hint,)
     if get_origin(hint) not in (None, Literal):
         kinds = get_args(hint)
-    choices = [item for kind in kinds if get_origin(kind) is Literal for item in get_args(kind)]
+    choices: list[Any] = []
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            choices += get_args(kind)
     if choices and not {int, float} & {*kinds}:
         none = ["none"] * (NoneType in kinds)
         return {"choices": [*choices, *none], "type": _word}

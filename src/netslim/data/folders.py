@@ -58,7 +58,9 @@ class _Scan:
         self.place = place
         self.paths: dict[str, list[str]] = {name: [] for name in sorted(top.name for top in tops)}
         real = {top.resolve() for top in tops}
-        self._above = {str(parent) for one in real for parent in one.parents if parent not in real}
+        self._above: set[str] = set()
+        for one in real:
+            self._above.update(str(parent) for parent in one.parents if parent not in real)
         self._folders: set[str] = set()  # that were looked into
         self._files: set[str] = set()  # that links lead to
         self._links: list[tuple[str, str]] = []

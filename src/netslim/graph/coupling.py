@@ -73,6 +73,8 @@ def _around(
     tensor: str, source: int, own: int, readers: Mapping[int, set[str]], making: Links
 ) -> bool:
     """Whether another way leads from ``source`` through inner groups to a producer of ``own``."""
+    # A walk over groups, from a reader to what it makes to who reads that. It starts from readers
+    # that do not make the group themselves: the way must lead through an inner group.
     seen = {source, own}
     others = readers[source] - {tensor}
     waiting = [reader for reader in others if own not in making[reader]]

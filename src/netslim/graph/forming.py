@@ -91,6 +91,7 @@ class Classes:
         produced = (self.role[root] & PRODUCER) > 0
         produced[axis_of < 0] = False
         members = np.flatnonzero(produced)
+        # Two numbers more than axes: for being frozen, and for being coupled.
         mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes) + 2)
         roots, place = numbered(root[members])
         signature = np.zeros(len(roots), dtype=np.int64)
@@ -111,6 +112,8 @@ class Classes:
         pieces = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
         number = {p.start: int(axis_of[p.start]) for p in pieces}
         order = {p.start: atoms.order.get(number[p.start], len(axes)) for p in pieces}
+        # The group is named after the layer that makes its channels first, and its units are
+        # numbered as the filters of that layer are.
         makers = [p for p in pieces if (atoms.roles[part[p]] & PRODUCER).any()]
         makers.sort(key=lambda p: order[p.start])
         lead = makers[0]
@@ -146,6 +149,7 @@ class Classes:
 
     def _verdict(self, root: int) -> tuple[bool, bool, str | None]:
         """(exact, frozen, the first reason why not) of a class."""
+        # All classes of a group have the same fate, which is part of their signature: ask one.
         frozen, coupled = int(self.frozen[root]), int(self.coupled[root])
         exact = coupled >= len(self.atoms.coupled)
         if frozen < len(self.atoms.frozen):

@@ -106,9 +106,13 @@ def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tup
     code = _Code(set(kinds.values()))
     found = []
     for (path, attribute), value in remembered.items():
+        # What a forward reads was a size in the trace and has been settled; what layers of
+        # PyTorch's own set is rewritten with their weights.
         kind, name = kinds.get(path), attribute.partition("[")[0]
         if kind is None or value < 2 or name in code.forward_of(kind) | _of_torch(kind):
             continue
+        # Nothing says what the others are the width of: by its name it must be one, and the module
+        # itself must have made it.
         follows = name in code.set_by(kind) and name not in code.forward
         follows = follows and bool(_WIDTH.search(_word(attribute)))
         if not _NO_WIDTH.search(_word(attribute)):
@@ -203,6 +207,8 @@ class _Code:
         for kind in kinds:
             self.forward |= self.forward_of(kind)
         for kind in kinds:
+            # Code that making or running a module reaches is accounted for; any other method that
+            # brings code of its own, as `fuse` does, reads numbers behind the trace's back.
             known = self._reached(kind, "__init__")[1] | self._reached(kind, "forward")[1]
             for name in set(dir(kind)) - _SHOWING:
                 own = {each.__code__ for each in _functions(inspect.getattr_static(kind, name))}

@@ -167,6 +167,7 @@ def _alive(lifetimes: Sequence[Lifetime]) -> Vector:
 
 def _fullest(steps: Vector) -> Vector:
     """The rows that no other row exceeds everywhere."""
+    # The fullest first: a row can only be exceeded by one that holds as much in sum.
     kept = np.zeros((0, steps.shape[1]), dtype=np.int64)
     for row in steps[np.argsort(-steps.sum(1), kind="stable")]:
         if not (kept >= row).all(1).any():

@@ -235,6 +235,8 @@ def _grouped(
     Either whole groups go, inputs and outputs together, or every group gives up the same of its
     channels, and their number stays.
     """
+    # Whole groups go where a group is one channel (depthwise), or its channels are tied already and
+    # the code reads the number of groups from somewhere; else each gives up the same.
     per_group = x.shape[1] // groups
     source = lx.dims.get(1)
     if per_group == 1 or _whole_groups(rec, source, groups, per_group):
@@ -318,6 +320,7 @@ def _grouped_transposed(
 @rule(
     "torchvision::deform_conv2d",
     reads="input weight offset mask bias groups offset_groups",
+    # Windows over space; a mask that is not used is a constant, and has no channels to hold.
     ignores="stride_h stride_w pad_h pad_w dilation_h dilation_w use_mask",
 )
 def deformable(

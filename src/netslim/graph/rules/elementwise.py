@@ -34,6 +34,7 @@ def fallback(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> No
     "softplus", "leaky_relu", "threshold", "relu", "relu6", "silu", "softshrink", "hardshrink",
     "log_sigmoid_forward", "rrelu_with_noise", "rsub", "isnan", "complex", "polar",
     reads="self src input other weight mask condition output buffer noise real imag abs angle",
+    # The shape of a curve and what is dropped of all, the same for every element.
     ignores="min_val max_val approximate scale input_scale threshold negative_slope lambd lower "
     "upper training",
 )  # fmt: skip
@@ -125,7 +126,8 @@ def same(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: 
 
 @rule(
     "rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform", "native_dropout",
-    "exponential", reads="self input mean std p high", ignores="size std low from to lambd",
+    "exponential", reads="self input mean std p high",
+    ignores="size std low from to lambd",  # the distribution; the size is that of the result
 )  # fmt: skip
 def drawn(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
     """Other sizes draw other numbers; all that is said of them is said element by element."""

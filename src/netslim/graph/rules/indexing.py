@@ -61,11 +61,14 @@ def indexed(rec: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> Index
         if index is not None:
             used += range(d, d + span)
         d += span
+    # Numbers are broadcast together, a mask among them as one list: as many dimensions as that
+    # gives come in place of all that are picked from.
     width = max([n.dim() for n in numbers] + [int(masks)])
     first = 0
     if used and used == list(range(used[0], used[0] + len(used))):  # they stand together
         first = used[0]
     places = range(first, first + width)
+    # What stood before the first of these stays before it; the rest moves behind them.
     others = [d for d in range(x.dim()) if d not in used]
     rest = {i + width * (i >= first): d for i, d in enumerate(others)}
     labels = {first + d: v for d, v in labels_of_numbers(rec, numbers, width).items()}

@@ -96,8 +96,11 @@ def _hold_side(rec: Recorder, vector: Vector, position: int) -> None:
 
 def _boundary(rec: Recorder, vector: Vector, given: Size, position: int) -> None:
     """A boundary at ``position`` that the code computed: ``given``, negative from the end."""
+    # From the end, ``x[:, -n:]``: n is the size of what lies behind the boundary.
     if given < 0:
         rec.constrain(-given, vector[position:], len(vector) - position)
+    # Computed from the number of these very channels, it lies at a share of them; unless they are
+    # exactly those before it, as in ``torch.cat([skip, y], 1)[:, : skip.shape[1]]``.
     own = rec.atoms.find(vector)
     for symbol in symbols(given.expression):
         if symbol[0] == "size":
@@ -114,6 +117,7 @@ def _tie_segments(rec: Recorder, vector: Vector, position: int) -> None:
 
     A boundary at 8 of 12 makes three segments of 4: whatever they lose, two thirds are before it.
     """
+    # The finest grid that both the boundary and the end lie on.
     step = gcd(len(vector), position)
     split_vector(rec, vector, (len(vector) // step, step), keep=1, what="slice")
 
@@ -386,7 +390,8 @@ def embedding(
 
 @rule(
     "_embedding_bag", "_embedding_bag_forward_only",
-    reads="weight indices offsets per_sample_weights", ignores="mode include_last_offset",
+    reads="weight indices offsets per_sample_weights",
+    ignores="mode include_last_offset",  # how rows are put together, column by column
 )  # fmt: skip
 def embedding_bag(
     rec: Recorder, func: Op, out: Any, table: Tensor, *args: Any, **kwargs: Any

@@ -95,6 +95,7 @@ def channel_shuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, groups: int
     dims = dict(labels.dims)
     if 1 in dims:
         split_vector(rec, dims[1], (groups, x.shape[1] // groups), keep=1, what="channel_shuffle")
+        # The labels are shuffled as the channels are: the first of each group, then the second.
         dims[1] = dims[1].reshape(groups, -1).T.reshape(-1)
     rec.set(out, dims, labels.weight)
 
@@ -121,6 +122,9 @@ def pixel_unshuffle(rec: Recorder, func: Op, out: Tensor, x: Tensor, factor: int
 
 
 # --- windows --------------------------------------------------------------------------------------
+
+# What says where windows lie and how many fit, of all below, is about space: the size of the result
+# shows it, and channels that would be cut through by windows stay.
 
 
 @rule("im2col", reads="self kernel_size", ignores="dilation padding stride")
@@ -171,6 +175,7 @@ def unfold(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, size: int,
 @rule(
     "torchvision::roi_align", "torchvision::roi_pool",
     reads="input rois",
+    # Where in space the regions and the samples in them are.
     ignores="spatial_scale pooled_height pooled_width sampling_ratio aligned",
 )  # fmt: skip
 def region_pool(rec: Recorder, func: Op, out: Any, x: Tensor, regions: Tensor, *args: Any) -> None:
@@ -188,7 +193,7 @@ def region_pool(rec: Recorder, func: Op, out: Any, x: Tensor, regions: Tensor, *
 # --- turning --------------------------------------------------------------------------------------
 
 
-@rule("rot90", reads="self dims", ignores="k")
+@rule("rot90", reads="self dims", ignores="k")  # what is turned stays, however often
 def rot90(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, times: int = 1, dims: Sequence[int] = (0, 1)
 ) -> None:
@@ -227,7 +232,7 @@ def triangle(rec: Recorder, func: Op, out: Tensor, x: Tensor, diagonal: int = 0)
     rec.set(out, labels.dims, labels.weight)
 
 
-@rule("diagonal", reads="self dim1 dim2", ignores="offset")
+@rule("diagonal", reads="self dim1 dim2", ignores="offset")  # both dimensions stay, for any of them
 def diagonal(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1
 ) -> None:

@@ -105,7 +105,8 @@ for _space, _names in _SPATIAL.items():
 
 @rule(
     "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler",
-    reads="input self grid", ignores="interpolation_mode padding_mode align_corners",
+    reads="input self grid",
+    ignores="interpolation_mode padding_mode align_corners",  # how places are read, for all alike
 )  # fmt: skip
 def grid_sampler(rec: Recorder, func: Op, out: Tensor, x: Tensor, grid: Tensor, *args: Any) -> None:
     hold(rec, grid, "it is a sampling grid")
@@ -144,7 +145,8 @@ def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs
 
 @rule(
     "mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss",
-    reads="self target reduction", ignores="delta",
+    reads="self target reduction",
+    ignores="delta",  # a threshold for each element
 )  # fmt: skip
 def loss(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, target: Tensor, reduction: int = 1, *args: Any
@@ -252,7 +254,8 @@ def _normalised_groups(rec: Recorder, vector: Vector, groups: int) -> None:
 
 @rule(
     "sort", "argsort", "topk", "kthvalue", "mode",
-    reads="self dim", ignores="descending k largest keepdim",
+    reads="self dim",
+    ignores="descending k largest keepdim",  # what is ranked stays; the result shows what is left
 )  # fmt: skip
 def ranking(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
     """Along other dimensions the channels keep their places."""
@@ -269,7 +272,9 @@ def ranking(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: 
 
 @rule(
     "_fft_r2c", "_fft_c2r", "_fft_c2c",
-    reads="self dim", ignores="normalization onesided forward last_dim_size",
+    reads="self dim",
+    # A factor that is the same for all, and how much is kept of a dimension that stays.
+    ignores="normalization onesided forward last_dim_size",
 )  # fmt: skip
 def fourier(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dims: Sequence[int], *args: Any

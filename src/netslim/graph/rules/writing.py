@@ -38,7 +38,8 @@ def _meet(rec: Recorder, into: Tensor, d: int, source: Tensor, other: int, what:
 
 @rule(
     "index_put", "_index_put_impl",
-    reads="self indices values", ignores="accumulate unsafe",
+    reads="self indices values",
+    ignores="accumulate unsafe",  # added or replaced, at the same places
 )  # fmt: skip
 def index_put(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any], values: Tensor,
@@ -83,7 +84,8 @@ def index_fill(
 
 @rule(
     "index_add", "index_copy", "index_reduce",
-    reads="self dim index source", ignores="reduce include_self",
+    reads="self dim index source",
+    ignores="reduce include_self",  # how entries that land on one place are put together
 )  # fmt: skip
 def index_add(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, index: Tensor, source: Tensor,
@@ -104,7 +106,8 @@ def index_add(
 
 @rule(
     "scatter", "scatter_add", "scatter_reduce",
-    reads="self dim index src", ignores="reduce include_self",
+    reads="self dim index src",
+    ignores="reduce include_self",  # as for `index_add`
 )  # fmt: skip
 def scatter(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, index: Tensor, *args: Any,
@@ -131,7 +134,11 @@ def scatter(
     _write(rec, out, x, dims, tensors)
 
 
-@rule("slice_scatter", "select_scatter", reads="self src dim", ignores="start end step index")
+@rule(
+    "slice_scatter", "select_scatter",
+    reads="self src dim",
+    ignores="start end step index",  # where along a dimension of which all stays
+)  # fmt: skip
 def slice_scatter(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, source: Tensor, dim: int = 0, *args: Any
 ) -> None:
@@ -184,6 +191,8 @@ def masked_select(rec: Recorder, func: Op, out: Tensor, x: Tensor, mask: Tensor)
             rec.freeze(met, "channels are picked by a mask")
         elif met is not None:
             dims[d - first + 1] = met
+    # As if the places that pass were a dimension before the channels, and both laid flat: the rest
+    # is what a reshape does.
     size = x.shape[x.dim() - inner :]
     places = out.numel() // max(size.numel(), 1)
     after = reshape(rec, dims, (places, *size), tuple(out.shape), None)

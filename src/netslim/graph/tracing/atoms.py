@@ -105,6 +105,7 @@ class Atoms:
         """Whether some of these stay, as far as is known by now."""
         if not self.frozen:
             return False
+        # Classes may have been tied since something was frozen, so look at what they are now.
         stay = self.find(np.concatenate([entry for entry, _ in self.frozen]))
         return bool(np.isin(self.find(vector), stay).any())
 

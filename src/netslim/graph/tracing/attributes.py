@@ -40,6 +40,8 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
     try:
         yield
     finally:
+        # What forward assigned meanwhile is its own, and is left; sizes that it computed and kept
+        # become plain numbers, or the next call would compute with those of this trace.
         for module, key, known, before in replaced:
             if module.__dict__.get(key) is known:
                 _put_back(module, key, before)

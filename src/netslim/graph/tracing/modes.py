@@ -49,6 +49,7 @@ class Dispatch(OperatorMode):
     ) -> Any:
         kwargs = kwargs or {}
         rule = self.rules.get(func._schema.name.removeprefix("aten::"))
+        # In inference mode PyTorch leaves it to us to take an operator apart into those it runs as.
         if rule is None and _made_of_others(func):
             with self:
                 return func.decompose(*args, **kwargs)

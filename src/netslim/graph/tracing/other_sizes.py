@@ -76,12 +76,15 @@ def _resized(tensor: Tensor, dims: tuple[int, ...], twice: bool) -> Tensor:
 def compare(recorder: Recorder, other: Recorder) -> None:
     """Freeze what the same model couples, or freezes, otherwise at another size."""
     first, second = _classes(recorder.atoms), _classes(other.atoms)
+    # Both runs number the atoms of the same parameters alike, so classes can be compared entry by
+    # entry. An atom in other company, and both its companies, stay: either may be the accident.
     differ = first != second
     where = "".join(dict.fromkeys(recorder.mixes))
     recorder.atoms.freeze(
         np.unique(np.concatenate([np.flatnonzero(differ), first[differ], second[differ]])),
         f"a reshape reads places as channels: what goes together depends on the input size{where}",
     )
+    # What the other run froze stays too; what stays already has a reason of its own.
     known = np.zeros(len(recorder.atoms.parent), dtype=bool)
     for vector, _ in recorder.atoms.frozen:
         known[recorder.atoms.find(vector)] = True

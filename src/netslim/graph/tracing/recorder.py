@@ -158,7 +158,7 @@ class Recorder:
         for d in [d for d, vector in dims.items() if len(vector) == 1]:
             self.freeze(dims[d], "a single channel is taken apart from the others")
             dims = {other: v for other, v in dims.items() if other != d}
-        if not dims and weight:
+        if not dims and weight:  # a constant, as `get` says of all that it does not know
             self.labels.pop(key, None)
             return
         labels = self.labels
@@ -333,6 +333,8 @@ class Recorder:
             return
         if type(number) is not int or number <= 1:
             return
+        # By value, since nothing else is left of the size: what equals it by accident stays for
+        # nothing. So of attributes only those of the modules under way are asked.
         for (module, name), value in self.attributes.items():
             if value == number and module in self.modules:
                 self.value(Size(value, ("attribute", module, name)), "a tensor of integers", False)

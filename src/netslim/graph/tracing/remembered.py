@@ -46,6 +46,8 @@ def settle_sizes(rec: Recorder) -> Bindings:
     """
     trial = _Trial(rec)
     for _ in range(_ROUNDS):
+        # The values are looked at when the widths have come to rest: what was frozen for a width
+        # that cannot follow may be used as one likes. What they freeze starts another round.
         changed = [trial.settle(constraint) for constraint in rec.constraints]
         if not any(changed) and not trial.use_values():
             return trial.bindings
@@ -70,6 +72,9 @@ class _Trial:
         roots = self._live_roots(vectors)
         if not len(roots) or self._fits(constraint, roots):
             return False
+        # From what costs nothing to what costs all: an attribute follows, fewer sets of channels
+        # can go, none can. A decision binds nothing: that the code compares a size with 32 does
+        # not make an attribute of it.
         if not constraint.decision and self._bind_one(constraint, roots):
             return True
         if not self._tie(constraint):
@@ -138,6 +143,8 @@ class _Trial:
         """Look at the classes again, and at which of them may still be cut."""
         atoms = self.rec.atoms
         self.root = atoms.find(np.arange(len(atoms.parent)))
+        # Live is a class that a layer makes and nothing holds: only these can go, so only these are
+        # removed in thought.
         self.live = np.zeros(len(self.root), dtype=bool)
         self.live[self.root[(atoms.roles & PRODUCER) > 0]] = True
         for vector, _ in atoms.frozen:
@@ -182,6 +189,8 @@ class _Trial:
         kept = self._kept(vector, gone)
         if symbol[0] == "size":
             return kept
+        # An attribute need not equal the size: ``expand = 4 * width`` follows in proportion, as
+        # `SizeRule` will rewrite it.
         return self.rec.attributes[symbol[1], symbol[2]] * kept // len(vector)
 
     def _evaluated(self, expr: Expression, gone: Vector) -> int:
@@ -191,6 +200,8 @@ class _Trial:
         """Whether the constraint holds when some of the live units that it is about are gone."""
         if constraint.decision and constraint.expression[0] == "ne":
             return self._stay_unequal(constraint)
+        # The first and the last, since ends may be special, as in what was joined or padded; half
+        # of them, for what is off by a factor.
         trials = [roots[:1], roots[-1:], roots[self._half(len(roots))]]
         if constraint.decision:  # as ``width > 32``, which only a deep cut turns round
             trials.append(roots[1:])
@@ -230,6 +241,7 @@ class _Trial:
             key = names[0], names[1]
             if kind != "attribute" or key in before:
                 continue
+            # Tried on the real bindings, since everything below reads these; put back if in vain.
             for target in self._targets(constraint):
                 self.bindings[key] = (self.rec.attributes[key], target)
                 if self._fits(constraint, roots) and self._others_fit(symbol, constraint, alone):

@@ -70,7 +70,7 @@ def _recorded(
     for _, tensor in named_tensors(model):
         recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     watching = (Function(recorder), Dispatch(recorder, rules, fallback))
-    with _telling_of_sizes(model, example_inputs), evaluating(model), refusing(example_inputs):
+    with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         _watch(recorder, example_inputs, watching)
     parameters = (t for _, t in named_tensors(model) if isinstance(t, nn.Parameter))
     idle = [p for p in parameters if id(p) not in recorder.touched]
@@ -89,19 +89,22 @@ def _telling_of_sizes(model: nn.Module, example_inputs: Any) -> Iterator[None]:
     """
     try:
         yield
-    except TraceError as error:
+    except TraceError:  # what a rule says on purpose
+        raise
+    except Exception as error:
         if not _runs(model, example_inputs):
             raise
         raise TraceError(
-            f"{error}; it does outside of a trace, within which sizes are a subclass of int: "
-            "where the code asks type(size) is int, let it ask isinstance(size, int)"
+            f"the model runs on these inputs, but not while it is traced ({type(error).__name__}: "
+            f"{error}): sizes are then a subclass of int; where the code asks type(size) is int, "
+            "let it ask isinstance(size, int)"
         ) from error
 
 
 def _runs(model: nn.Module, example_inputs: Any) -> bool:
     """Whether the model runs when nobody watches."""
     args, kwargs = as_call(example_inputs)
-    with contextlib.suppress(Exception), torch.no_grad(), untouched(model), evaluating(model):
+    with contextlib.suppress(Exception), torch.no_grad(), untouched(model):
         model(*args, **kwargs)
         return True
     return False
@@ -151,6 +154,7 @@ def _hold_outputs(recorder: Recorder, outputs: list[tuple[str, Tensor]]) -> None
     vectors: dict[bytes, Vector] = {}
     for name, tensor in outputs:
         for vector in recorder.get(tensor).dims.values():
+            # By class and not by atom: a state and the output before it hold the same channels.
             key = distinct(atoms.find(vector)).tobytes()
             vectors[key] = vector
             holding.setdefault(key, []).append(name)
@@ -189,6 +193,7 @@ def _watch_training(
     recorder.training = True
     with contextlib.suppress(Exception), untouched(model), evaluating(model, training=True):
         _watch(recorder, example_inputs, watching)
+    # Whatever ran, even up to an error, has tied what it ties; it costs an evaluation nothing.
     recorder.costs, recorder.touched = costs, touched
     atoms = recorder.atoms
     kept: list[Vector] = [np.empty(0, dtype=ATOM)]

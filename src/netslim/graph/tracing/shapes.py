@@ -40,6 +40,7 @@ def split_vector(
 
     The other axes are tied across.
     """
+    # One row for each entry of the axis that may shrink: the whole row goes with its first entry.
     matrix = np.moveaxis(vector.reshape(shape), keep, 0).reshape(shape[keep], -1)
     first = matrix[:, 0]
     if matrix.shape[1] > 1:
@@ -111,6 +112,7 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[
         first_i, first_j = i, j
         a, b = before[left[i]], after[right[j]]
         i, j = i + 1, j + 1
+        # The side that is behind takes one more dimension, until both hold as many entries.
         while a != b:
             if a < b:
                 a, i = a * before[left[i]], i + 1
@@ -135,10 +137,13 @@ def _block(
     for d in live:
         if d != kept:
             rec.freeze(dims[d], "two channel dimensions merge")
+    # Lay the labels of one dimension out over the block, the same at all places of the others, and
+    # read them in the new shape: that shows which entry of the result belongs to which channel.
     place = [1] * len(block_in)
     place[block_in.index(kept)] = -1
     spread = np.broadcast_to(dims[kept].reshape(place), [before[d] for d in block_in])
     cells = spread.reshape([after[d] for d in block_out])
+    # The last dimension of a sequence, taken apart by itself: these may be heads.
     axis = None
     if block_in == [len(before) - 1] and len(before) > 2 and block_out[-1] == len(after) - 1:
         axis = _heads(rec, cells, [asked[d] for d in block_out], dims[kept])

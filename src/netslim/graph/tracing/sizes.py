@@ -345,6 +345,7 @@ def evaluate(expr: Expression, value_of: Callable[[Symbol], int]) -> int:
     if expr[0] in ("size", "attribute"):
         return value_of(expr)
     left, right = evaluate(expr[1], value_of), evaluate(expr[2], value_of)
+    # No size is below 0, so -1 fits none.
     if expr[0] == "pow" and right < 0:
         return -1
     try:

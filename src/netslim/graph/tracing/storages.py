@@ -90,12 +90,16 @@ class Storages:
         if storage is None:
             return NEW
         key = storage._cdata
+        # Memory of an input that is not known was there before the run, as that of a parameter:
+        # what an operator makes of it in place or as a view is not new.
         new = key not in self._known and key not in inputs
         if new:
             if step:
                 self._bury()
             self._add(storage, Span(factors, storage.nbytes(), self._steps))
         if self.depend_on_inputs(inputs):
+            # A parameter that is written to from now on depends on the inputs; it has no span, and
+            # is known so that its address is forgotten with it.
             if key not in self._known:
                 self._add(storage, None)
             self._from_inputs.add(key)
