@@ -134,7 +134,7 @@ def test_another_model_another_file_no_file(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="not a whole netslim checkpoint"):
+    with pytest.raises(CheckpointError, match="was not written by netslim: name its network"):
         load(Chain(), tmp_path / "other.safetensors")
 
 

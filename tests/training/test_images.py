@@ -10,7 +10,8 @@ import netslim
 from netslim.data.preprocessing import Preprocessing
 from netslim.errors import RecipeError
 from netslim.models.checkpoint import read
-from netslim.models.wanted_images import channels_of, normalisation_of
+from netslim.models.fetched import normalisation_of
+from netslim.models.wanted_images import channels_of
 from netslim.training.commands import step
 from netslim.training.stages.images import load_images
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import netslim
 from netslim._support import nearest
-from netslim.cli.common import split_overrides
+from netslim.cli.common import split_overrides, weights_option
 from netslim.cli.parser import Parser, UsageError
 from netslim.cli.wording import check_once, in_words_of, said
 from netslim.errors import NetslimError
@@ -94,7 +94,7 @@ def _dispatch(given: list[str]) -> int:
     options.say = partial(said, parser=parser, overrides=overrides)
     assert parser.command is not None
     with in_words_of(parser, overrides):
-        return parser.command(options, overrides)
+        return parser.command(options, weights_option(options, overrides))
 
 
 def parser_of(command: str) -> Parser:

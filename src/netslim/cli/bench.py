@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, get_args
 
-from netslim.cli.common import add_inputs, add_trust, examples, model_options
+from netslim.cli.common import (
+    add_inputs,
+    add_trust,
+    add_weights,
+    examples,
+    model_options,
+    note,
+)
 from netslim.cli.flags import MODELS, RUNTIMES
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
@@ -36,6 +43,7 @@ def register(parser: Parser) -> None:
     """Flags of the command."""
     parser.carries_out(_bench, about=_BENCH, more=_MORE, dotted=True)
     parser.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
+    add_weights(parser, action="append", default=[])
     add_trust(parser)
     add_inputs(parser)
     parser.add_argument(
@@ -75,7 +83,8 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if options.batch_size < 1:
         raise RecipeError(f"--batch-size {options.batch_size}: give 1 or more")
     trust = options.trust or options.models
-    networks = _networks(options.models, model_options(overrides, "bench"), trust)
+    kwargs = model_options(overrides, "bench")
+    networks = _networks(options.models, kwargs, options.weights_file, trust)
     device = options.device
     if device == "auto":
         device = "cpu"
@@ -108,14 +117,24 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _networks(
-    names: Sequence[str], kwargs: dict[str, Any], trust: bool | Sequence[str]
+    names: Sequence[str],
+    kwargs: dict[str, Any],
+    weights: Sequence[str],
+    trust: bool | Sequence[str],
 ) -> dict[str, Any]:
-    """Label -> network; a name that is given again gets a number. Options go to those that are not
-    checkpoints, which may have called what `trust` allows.
+    """Label -> network; a name that is given again gets a number. Options and files of weights go
+    to those that are not checkpoints, which may have called what `trust` allows.
     """
     from netslim import models
 
+    named = [name for name in names if not name.endswith(".safetensors")]
+    if len(weights) not in (0, len(named)):
+        raise RecipeError(
+            f"--weights is given {len(weights)} times for {len(named)} networks by name: give it "
+            "once for each, in their order, or not at all"
+        )
     built: dict[str, Any] = {}
+    files = iter(weights)
     for number, name in enumerate(names):
         label, again = name, names[:number].count(name)
         if again:
@@ -123,7 +142,9 @@ def _networks(
         own = dict(kwargs)
         if name.endswith(".safetensors"):
             own.clear()
-        built[label] = models.build(name, trust=trust, **own)
+        elif weights:
+            own["weights_file"] = next(files)
+        built[label] = models.build(name, trust=trust, say=note, **own)
     return built
 
 

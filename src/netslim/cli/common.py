@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +50,26 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="call whatever constructor a .safetensors file names, also from your own modules",
     )
+
+
+def add_weights(parser: argparse.ArgumentParser, **more: Any) -> None:
+    """--weights; `more` as for `add_argument`."""
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        dest="weights_file",
+        help="weights for a MODEL by name: a state dict in a .pth or .safetensors file, or what "
+        "netslim.save wrote of it",
+        **more,
+    )
+
+
+def weights_option(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
+    """The dotted options, with what --weights says as one of them."""
+    file = getattr(options, "weights_file", None)
+    if not isinstance(file, str):  # none, or one for each of several networks
+        return overrides
+    return {**overrides, "model.weights_file": json.dumps(file)}
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -119,6 +141,11 @@ def _told(options: argparse.Namespace) -> list[tuple[int, ...]]:
         "--input is needed: the shape of one example without the batch, for instance --input 3 "
         "224 224"
     )
+
+
+def note(text: str) -> None:
+    """A remark, beside what the command puts out."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netslim.cli.common import add_inputs, examples, model_options
+from netslim.cli.common import add_inputs, examples, model_options, note
 from netslim.cli.flags import MODELS, RUNTIMES, add_network
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
@@ -97,7 +97,7 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             f"--batch {options.batch}: give a number of examples, 1 or more, or dynamic"
         )
     inputs = examples(options, 1 if dynamic else int(options.batch))
-    network = models.build(options.model, trust=options.trust, **kwargs)
+    network = models.build(options.model, trust=options.trust, say=note, **kwargs)
     network, metadata = _prepared(network, options)
     done = netslim.export(
         network,

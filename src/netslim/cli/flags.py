@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from netslim.cli.common import add_trust
+from netslim.cli.common import add_trust, add_weights
 from netslim.errors import ArgumentError, RecipeError
 from netslim.measure.backends import Backend
 from netslim.selection.budget.allocation import ALLOCATIONS
@@ -23,7 +23,9 @@ Options = TypeVar("Options")
 MODELS = """\
 MODEL is a .safetensors file written by netslim, or zoo:NAME, torchvision:NAME, timm:NAME or
 package.module:factory, whose options follow as --model.OPTION VALUE. A file whose network comes
-from a module of your own needs --trust.
+from a module of your own needs --trust. A network that was trained elsewhere goes by its name, with
+its weights from a .pth or .safetensors file: MODEL --weights FILE. Such a file does not say how its
+images were normalised: say it, by --data.mean and --data.std, wherever there is --data.
 """
 DATA = """\
 DATA is digits, torchvision:CIFAR10 (CIFAR100, SVHN, MNIST, ...), folder:PATH or hf:PATH.
@@ -219,6 +221,7 @@ def latency(options: argparse.Namespace, asked: bool, what: str) -> dict[str, st
 def add_network(parser: argparse.ArgumentParser, *, data: bool = True) -> None:
     """MODEL, and --data."""
     parser.add_argument("model", metavar="MODEL", help="which network")
+    add_weights(parser)
     add_trust(parser)
     if data:
         parser.add_argument("--data", metavar="DATA", required=True, help="the data set")

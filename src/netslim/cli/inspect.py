@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from netslim.cli.common import add_inputs, examples, model_options
+from netslim.cli.common import add_inputs, examples, model_options, note
 from netslim.cli.flags import MODELS, add_network
 from netslim.cli.parser import Parser
 
@@ -49,7 +49,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     kwargs = model_options(overrides, "inspect")
     inputs = examples(options)
-    model = models.build(options.model, trust=options.trust, **kwargs).eval()
+    model = models.build(options.model, trust=options.trust, say=note, **kwargs).eval()
     try:
         graph = netslim.trace(model, inputs)
     except netslim.errors.TraceError as error:

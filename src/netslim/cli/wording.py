@@ -17,6 +17,7 @@ from netslim.errors import NetslimError
 # Name of a flag's value -> its key in a recipe or a stage, where that is another one.
 _KEYS = {
     "model": "model.name",
+    "weights_file": "model.weights_file",
     "data": "data.name",
     "data_root": "data.root",
     "batch_size": "data.batch_size",

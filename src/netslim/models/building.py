@@ -25,8 +25,10 @@ from netslim._support import (
 from netslim.errors import CheckpointError, NetslimError, RecipeError
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
-from netslim.models.checkpoint import load, read, uncut
+from netslim.models.checkpoint import is_ours, load, read, uncut
+from netslim.models.fetched import classes_of, takes_classes, without_weights
 from netslim.models.file_constructors import Trust, check_constructor, within
+from netslim.models.weights import SUFFIXES, fill, read_state
 
 __all__ = ["build", "build_uncut", "constructor", "names"]
 
@@ -42,7 +44,10 @@ def build(
     *,
     add_bn: bool = False,
     add_selection: bool = False,
+    weights_file: str | os.PathLike[str] | None = None,
+    new_head: bool = False,
     trust: Trust = False,
+    say: Callable[[str], object] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """The model that `name` stands for.
@@ -55,16 +60,25 @@ def build(
         add_selection: then give it selections, with `netslim.models.add_selection`. Both run the
             model on a guessed example; a model that needs inputs of its own is built first and
             passed to them with `example_inputs`.
+        weights_file: what the network is filled with: a state dict that `torch.save` or safetensors
+            wrote, by itself or in a training checkpoint (averaged weights come first; prefixes such
+            as ``module.`` do not count), or what `netslim.save` wrote of a network of this name,
+            cut or not. It is read as tensors; no code in it runs.
+        new_head: let a classifier that has other classes in ``weights_file`` start anew. Weights
+            that torchvision and timm fetch get a new one wherever ``num_classes`` asks for it.
         trust: of a checkpoint: True calls whatever constructor it names, with all that it says. By
             default that may be a network of the zoo, torchvision or timm, with arguments that say
             how large it is, and as large as the file's own tensors; names of own factories, such as
             ``["package.module:factory"]``, allow these too, with numbers as arguments.
+        say: told, in a sentence each, what is not as one may think: that a classifier starts anew,
+            that averaged weights are taken, what of the file is left out.
         kwargs: passed to the factory; a checkpoint takes none.
 
     Raises:
         RecipeError: an unknown name, arguments the factory does not take, or a factory that fails.
         CheckpointError: the checkpoint is missing, damaged, does not say which model it belongs to,
-            or names what takes `trust`.
+            or names what takes `trust`; the file of weights is missing, damaged, holds code, or
+            belongs to another network.
         ArgumentError: there is nothing to add, or no example could be guessed for the model.
 
     Example:
@@ -76,14 +90,27 @@ def build(
     name = os.fspath(name)
     wanted = {"add_bn": add_bn, "add_selection": add_selection}
     added = {key: value for key, value in wanted.items() if _flag(key, value)}
+    _flag("new_head", new_head)
     if name.endswith(".safetensors"):
-        if given := added | kwargs:
+        if given := added | kwargs | dict.fromkeys(["weights_file"] * (weights_file is not None)):
             raise RecipeError(
                 f"the checkpoint {name} already says how its model is built: leave out "
                 f"{', '.join(given)}."
             )
         return load(build_uncut(name, trust=trust), name)
-    return _with(added, _made(name, kwargs))
+    model = _made(name, kwargs)
+    if weights_file is None:
+        return _with(added, model)
+    if is_ours(weights_file):  # of the network with all that was inserted
+        return load(_with(added, model), weights_file)
+    state, key = read_state(weights_file)
+    for told in fill(model, state, weights_file, new_head=new_head, key=key).told(weights_file):
+        (say or _silent)(told)
+    return _with(added, model)
+
+
+def _silent(_: str) -> None:
+    """Tells nobody."""
 
 
 @checks_calls
@@ -96,7 +123,8 @@ def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Mod
     header, tensors = read(path)
     if not header["constructor"]:
         raise CheckpointError(
-            f"{path} does not say how its network is built: build it yourself and call "
+            f"{path} does not say how its network is built: name the network, with "
+            f"weights_file={str(path)!r} beside it, or build it yourself and call "
             "netslim.load(fresh_model, path)"
         )
     name, kwargs = check_constructor(header["constructor"], path, trust)
@@ -111,13 +139,36 @@ def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Mod
 
 def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:
     source, _, rest = name.partition(":")
+    if name.endswith(SUFFIXES):
+        raise RecipeError(
+            f"{name} holds weights, and does not say of which network: name the network, with "
+            f"weights_file={name!r} beside it. A model is {_FORMS}."
+        )
     if not source or not rest:
         raise RecipeError(f"{name!r} names no model{_nearest(name)} A model is {_FORMS}.")
     if source in _SOURCES:
-        return _call(name, _SOURCES[source](rest), kwargs)
+        return _known(name, _SOURCES[source](rest), kwargs)
     # Only here, for the name is the user's: a file timm.py that lies around is not timm.
     with current_directory_importable():
         return _call(name, _imported(name), kwargs)
+
+
+def _known(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
+    """A network of the zoo, torchvision or timm.
+
+    torchvision refuses another number of classes than its weights have, where timm puts a new
+    classifier in; so that is done here, by filling a network of that number with all the rest.
+    """
+    wanted, learnt_for = kwargs.get("num_classes"), classes_of(name, kwargs)
+    if not name.startswith("torchvision:") or None in (wanted, learnt_for):
+        return _call(name, factory, kwargs)
+    as_learnt = {key: value for key, value in kwargs.items() if key != "num_classes"}
+    learnt = _call(name, factory, as_learnt)
+    if wanted == learnt_for:
+        return learnt
+    model = _call(name, factory, without_weights(name, kwargs))
+    fill(model, learnt.state_dict(), f"{name} with weights {kwargs['weights']}", new_head=True)
+    return model
 
 
 def _with(added: Iterable[str], model: nn.Module) -> nn.Module:
@@ -147,8 +198,15 @@ def names(prefix: str = "") -> list[str]:
 
 @checks_calls
 def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of its model: it is `build(record["name"], **record["kwargs"])`."""
-    return {"name": name, "kwargs": dict(kwargs)}
+    """What a checkpoint says of its model: it is `build(record["name"], **record["kwargs"])`.
+
+    Its weights are in the checkpoint, so what fetches or reads any is left out: of torchvision and
+    timm ``weights``, ``pretrained``, ``checkpoint_path`` and the like, of an own factory
+    ``pretrained`` becomes False and ``weights`` None, of all ``weights_file``. Where a factory of
+    your own has other arguments that read weights, give `netslim.save` a constructor without them:
+    ``{"name": "mine:net", "kwargs": {...}}``.
+    """
+    return {"name": name, "kwargs": without_weights(name, kwargs)}
 
 
 def _flag(key: str, value: Any) -> bool:
@@ -164,7 +222,12 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
     except NetslimError:
         raise
     except Exception as error:
-        raise RecipeError(f"{name} could not be built: {type(error).__name__}: {error}") from error
+        hint = ""
+        if isinstance(error, OSError) and takes_classes(name):
+            hint = "; weights that were fetched elsewhere can be given as a file: weights_file=FILE"
+        raise RecipeError(
+            f"{name} could not be built: {type(error).__name__}: {error}{hint}"
+        ) from error
     if not isinstance(model, nn.Module):
         found = type(model).__name__
         raise RecipeError(

@@ -39,6 +39,8 @@ from netslim.surgery.prune import prune
 from netslim.surgery.rows import SizePatch, TensorCut, bias_of
 
 FORMAT = 1
+_ENTRY = "netslim"  # under which everything stands that is not a tensor
+_LONGEST = 10**8  # bytes of a header, as safetensors allows them
 _NOTHING = PruningPlan("", {}, ())
 _BUFFERS = 2**16  # numbers that a plan may list besides, of buffers which are not saved
 Model = TypeVar("Model", bound=nn.Module)
@@ -97,7 +99,7 @@ def save(
     # One metadata entry: safetensors writes several in no fixed order, and equal networks should
     # give equal files.
     entry = json.dumps({"header": text, "digest": _digest(text, tensors)})
-    payload = encode(tensors, {"netslim": entry})
+    payload = encode(tensors, {_ENTRY: entry})
     return _write(Path(path), payload)
 
 
@@ -153,13 +155,23 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     try:
-        size = int.from_bytes(payload[:8], "little")
-        texts = json.loads(payload[8 : 8 + size])["__metadata__"]
-        tensors = decode(payload)
-        entry = json.loads(texts["netslim"])
+        texts, tensors = _texts(payload), decode(payload)
+        if _ENTRY not in texts:
+            raise CheckpointError(
+                f"{path} was not written by netslim: name its network, with "
+                f"weights_file={str(path)!r} beside it"
+            )
+        entry = json.loads(texts[_ENTRY])
         text, digest = entry["header"], entry["digest"]
         header = json.loads(text)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path} is not a whole netslim checkpoint ({type(error).__name__}: {error}); it "
             "may be truncated: take another copy, or save it again"
@@ -174,6 +186,30 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             f"{path} was changed after it was saved (its digest does not match); take another copy"
         )
     return _whole(header, tensors, path), tensors
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether `save` wrote the file, as far as its first bytes tell; it may be damaged behind.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = file.read(8)
+            start = size + file.read(min(int.from_bytes(size, "little"), _LONGEST))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        return _ENTRY in _texts(start)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _texts(payload: bytes) -> dict[str, str]:
+    """What a safetensors file says besides its tensors."""
+    size = int.from_bytes(payload[:8], "little")
+    return dict(dict(json.loads(payload[8 : 8 + size])).get("__metadata__") or {})
 
 
 def uncut(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

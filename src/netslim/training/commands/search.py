@@ -247,9 +247,8 @@ class _Search:
         compare.
         """
         plain: Results = json.loads(json.dumps(asdict(self.options)))
-        name = Path(self.recipe.model.name)
-        if name.suffix == ".safetensors":
-            plain["model_sha256"] = digest(name)
+        for file in self.recipe.model.files:
+            plain["model_sha256"] = digest(Path(file))
         return {"search": plain, "recipe": self.recipe.to_dict()}
 
     def check(self) -> None:

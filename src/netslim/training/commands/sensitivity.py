@@ -209,11 +209,10 @@ def _accuracy(runner: Runner, options: Exploration) -> Callable[[nn.Module], flo
 
 def _settings(recipe: Recipe, options: Exploration) -> dict[str, Any]:
     """All that the figures depend on, as plain data."""
-    name = recipe.model.name
-    own = Path(name).is_file()
+    files = [digest(path)[:16] for path in map(Path, recipe.model.files) if path.is_file()]
     found = {
-        "model": {"name": name, **recipe.model.kwargs},
-        "file": digest(Path(name))[:16] if own else None,
+        "model": {"name": recipe.model.name, **recipe.model.kwargs},
+        "file": next(iter(files), None),
         "data": {key: value for key, value in asdict(recipe.data).items() if key not in _ELSEWHERE},
         "seed": recipe.seed,
         "limit_batches": recipe.trainer.limit_batches,

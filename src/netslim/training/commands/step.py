@@ -20,7 +20,6 @@ from netslim.errors import RecipeError
 from netslim.measure.count import Cost
 from netslim.methods.cutting import Cut
 from netslim.methods.sensitivity_result import Sensitivity
-from netslim.models import checkpoint
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.epochs import derive, made_up
 from netslim.training.loop.progress import Display
@@ -30,12 +29,14 @@ from netslim.training.recipe.schema import Prune, Recipe, SlimmingOptions, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.networks import noted_in
 from netslim.training.stages.prune import Batches
 from netslim.training.stages.runner import Runner
 
 Results = dict[str, Any]
 _OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
 _OF_RECIPE = ("model", "data", "trainer", "stages")
+_TRAINED = ("weights_file", "weights", "pretrained")  # options of a model that was trained before
 
 
 # ---------------------------------------------------------------- the recipe of a step
@@ -73,17 +74,18 @@ def step(
     try:
         for key, text in (overrides or {}).items():
             override(tree, _full(key, kind), text)
-        _keep_scales(tree["stages"][0].get("sparsity"), model)
+        _keep_scales(tree["stages"][0].get("sparsity"), tree["model"])
         return parse_recipe(tree, whole=False)
     except RecipeError as error:
         raise RecipeError(str(error).replace(f"stages.{kind}.", "")) from None
 
 
-def _keep_scales(sparsity: Any, model: str) -> None:
+def _keep_scales(sparsity: Any, model: Mapping[str, Any]) -> None:
     """Scales that were trained are not set to 0.5 as those of a fresh network are, unless that is
     asked for.
     """
-    if not isinstance(sparsity, dict) or not model.endswith(".safetensors"):
+    trained = model["name"].endswith(".safetensors") or any(model.get(key) for key in _TRAINED)
+    if not isinstance(sparsity, dict) or not trained:
         return
     if sparsity.get("method", SlimmingOptions.method) == SlimmingOptions.method:
         sparsity.setdefault("gamma_init", None)
@@ -245,10 +247,7 @@ def prune(
 
 def _was_slimmed(recipe: Recipe) -> bool:
     """Whether the model is a checkpoint that says so."""
-    name = recipe.model.name
-    return name.endswith(".safetensors") and bool(
-        checkpoint.read(name)[0]["metadata"].get("slimmed")
-    )
+    return bool(noted_in(recipe.model).get("slimmed"))
 
 
 def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pruned:
@@ -318,12 +317,11 @@ def _without_data(runner: Runner) -> tuple[nn.Module, Results]:
     constructor.
     """
     options = runner.recipe.model
-    if options.name.endswith(".safetensors"):
+    if options.is_file:
         return runner.construct(), runner.origin
     torch.manual_seed(derive(runner.recipe.seed, "network"))
-    return models.build(options.name, **options.kwargs), models.constructor(
-        options.name, options.kwargs
-    )
+    network = models.build(options.name, say=runner.display.say_once, **options.kwargs)
+    return network, models.constructor(options.name, options.kwargs)
 
 
 def _no_data(count: int) -> Any:
@@ -344,7 +342,7 @@ class Evaluation:
         loss: mean cross entropy.
         top1, top5: shares, 0..1; top5 is None with five classes or fewer.
         params, macs: of the network, for one image (or one crop of it).
-        size_bytes: of the checkpoint; None for a model by name.
+        size_bytes: of the file that holds the network; None for a model by name.
         notes: remarks on the data, such as images that are prepared otherwise than in training.
     """
 
@@ -391,10 +389,9 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
         means = fit.evaluate(
             looking, runner.bench.loader(split), len(runner.data.classes), device, limit
         )
-    path, seen = Path(recipe.model.name), recipe.data.batch_size * (limit or len(images))
-    size = None
-    if path.suffix == ".safetensors":
-        size = path.stat().st_size
+    seen, size = recipe.data.batch_size * (limit or len(images)), None
+    if recipe.model.files:
+        size = Path(recipe.model.files[0]).stat().st_size
     return Evaluation(
         split,
         min(len(images), seen),

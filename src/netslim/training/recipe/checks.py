@@ -122,8 +122,8 @@ def cuts(stage: Stage) -> bool:
 
 
 def _is_file(recipe: Recipe) -> bool:
-    """Whether the network comes from a checkpoint; nobody here knows how that was trained."""
-    return recipe.model.name.endswith(".safetensors")
+    """Whether the network comes from a file; nobody here knows how that was trained."""
+    return bool(recipe.model.files)
 
 
 def _check_names(recipe: Recipe) -> None:

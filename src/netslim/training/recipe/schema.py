@@ -138,10 +138,26 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A network by name; every other key of the section goes to its constructor."""
+    """A network by name; every other key of the section goes to `netslim.models.build`."""
 
     name: str  # zoo:vgg16, torchvision:resnet18, timm:..., package.module:factory
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a checkpoint, which says itself how it is built."""
+        return self.name.endswith(".safetensors")
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file with the weights of a network that has a name."""
+        found: str | None = self.kwargs.get("weights_file")
+        return found
+
+    @property
+    def files(self) -> list[str]:
+        """The files that it is read from."""
+        return [file for file in (self.name if self.is_file else None, self.weights_file) if file]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any
 from netslim.data.preprocessing import CHANNELS, Preprocessing
 from netslim.data.splits import Data
 from netslim.errors import RecipeError
-from netslim.models.wanted_images import channels_of, normalisation_of
+from netslim.models.fetched import normalisation_of
+from netslim.models.wanted_images import channels_of
 from netslim.training.recipe.schema import Recipe
 
 
@@ -52,9 +53,20 @@ def load_images(recipe: Recipe, trained_on: Preprocessing | None) -> Data:
         **wanted,
     )
     if trained_on is None:
-        return data
+        return replace(data, notes=(*data.notes, *_guessed(recipe)))
     _check_order(recipe, data, trained_on)
     return replace(data, notes=(*data.notes, *_contradictions(data.preprocessing, trained_on)))
+
+
+def _guessed(recipe: Recipe) -> Iterator[str]:
+    """Where the network was trained before, and nobody says on which values of its images."""
+    file, said = recipe.model.weights_file, recipe.data.mean
+    if file is not None and said is None:
+        yield (
+            f"{file} does not say how its images were normalised, so mean and std of the training "
+            "images are taken: where its network was trained with others, say data.mean and "
+            "data.std."
+        )
 
 
 def _by_file(trained_on: Preprocessing) -> dict[str, Any]:

@@ -20,20 +20,18 @@ from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.splits import Data
 from netslim.errors import RecipeError
 from netslim.models import checkpoint
+from netslim.models.fetched import classes_of, takes_classes
 from netslim.models.file_constructors import Trust
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.fit import Bench
 from netslim.training.loop.progress import Display
-from netslim.training.recipe.schema import Baseline, Recipe, Scratch
+from netslim.training.recipe.schema import Baseline, ModelOptions, Recipe, Scratch, Train
 from netslim.training.stages.environment import choose_device, choose_precision
 from netslim.training.stages.folder import RunFolder, StageFolder
 from netslim.training.stages.images import load_images
 from netslim.training.stages.measure import AS_BUILT
 
 Results = dict[str, Any]
-
-_OWN_CLASSES = ("zoo:", "torchvision:", "timm:")  # whose models take the number of classes
-_WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 class Networks:
@@ -98,7 +96,7 @@ class Networks:
     @property
     def from_file(self) -> bool:
         """Whether the run starts from a checkpoint, and not from a model by name."""
-        return self.recipe.model.name.endswith(".safetensors")
+        return self.recipe.model.is_file
 
     @property
     def trust(self) -> Trust:
@@ -108,10 +106,7 @@ class Networks:
     @cached_property
     def given(self) -> Results:
         """What is noted in the checkpoint the run starts from: clusters, a mask; else empty."""
-        if not self.from_file:
-            return {}
-        noted: Results = checkpoint.read(self.recipe.model.name)[0]["metadata"]
-        return noted
+        return noted_in(self.recipe.model)
 
     @cached_property
     def origin(self) -> dict[str, Any]:
@@ -120,13 +115,17 @@ class Networks:
         The number of classes comes from the data. Weights that were learnt elsewhere are no part of
         it.
         """
-        name, kwargs = self.recipe.model.name, dict(self.recipe.model.kwargs)
+        name = self.recipe.model.name
         if self.from_file:
             return checkpoint.read(name)[0]["constructor"] or {}
-        if name.startswith(_OWN_CLASSES):
-            kwargs = {key: value for key, value in kwargs.items() if key not in _WEIGHTS}
+        return models.constructor(name, self._kwargs())
+
+    def _kwargs(self) -> dict[str, Any]:
+        """What the recipe says of its model, with the number of classes."""
+        name, kwargs = self.recipe.model.name, dict(self.recipe.model.kwargs)
+        if takes_classes(name):
             kwargs.setdefault("num_classes", len(self.data.classes))
-        return models.constructor(name, kwargs)
+        return kwargs
 
     def build(self) -> nn.Module:
         """The recipe's network with its first weights, the same in every process; fits the data."""
@@ -139,8 +138,28 @@ class Networks:
         torch.manual_seed(derive(self.recipe.seed, "network"))
         name, kwargs = self.recipe.model.name, self.recipe.model.kwargs
         if not self.from_file:
-            kwargs = {**self.origin["kwargs"], **kwargs}
-        return models.build(name, trust=self.trust, **kwargs)
+            kwargs = self._kwargs()
+            trained = isinstance(self.recipe.stages[0], Train)
+            self._tell_of_classes(name, kwargs, trained)
+            kwargs.setdefault("new_head", trained)
+        return models.build(name, trust=self.trust, say=self.display.say_once, **kwargs)
+
+    def _tell_of_classes(self, name: str, kwargs: Mapping[str, Any], trained: bool) -> None:
+        """Say that fetched weights have other classes, or refuse where nothing trains the new ones.
+
+        Raises:
+            RecipeError: nothing does.
+        """
+        learnt, wanted = classes_of(name, kwargs), kwargs.get("num_classes")
+        if learnt is None or learnt == wanted:
+            return
+        said = f"the weights of {name} are for {learnt} classes, and {wanted} are wanted"
+        if not trained and not kwargs.get("new_head"):
+            raise RecipeError(
+                f"{said}: a new classifier knows nothing yet; train it first, with netslim train, "
+                "or look at images of the classes that the weights were trained on"
+            )
+        self.display.say_once(f"{said}: a new classifier starts untrained")
 
     def named(self, name: str) -> nn.Module:
         """Another network that the recipe names, such as a teacher; it fits the data.
@@ -187,3 +206,12 @@ class Networks:
         netslim.save(
             network, folder.model, constructor=self.origin or None, metadata={**made_by, **noted}
         )
+
+
+def noted_in(model: ModelOptions) -> Results:
+    """What the checkpoint of netslim says that a network starts from; empty where there is none."""
+    for file in model.files:
+        if model.is_file or checkpoint.is_ours(file):
+            noted: Results = checkpoint.read(file)[0]["metadata"]
+            return noted
+    return {}
