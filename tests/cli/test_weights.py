@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import netslim
 from netslim import models
 from netslim.cli import main
 from netslim.models import checkpoint
+from places import REPOSITORY
 
 KWARGS = {"layers": [8, "M", 12], "in_channels": 1}
 NET = ["zoo:vgg", "--model.layers", "[8, M, 12]", "--model.in_channels", "1"]
@@ -175,3 +179,55 @@ def test_nobody_says_how_images_were_normalised(capsys):
         "[0.5]",
     )
     assert "normalised" not in capsys.readouterr().out
+
+
+RECIPE = """
+name: mine
+title: mine
+data: {name: digits}
+model: {name: "zoo:vgg", layers: [8, M, 12], in_channels: 1, weights_file: mine.pth}
+trainer: {threads: 1, tensorboard: false, limit_batches: 2}
+stages:
+  - {kind: finetune, epochs: 1}
+  - {kind: prune, criterion: l1, budget: {cut_channels: 0.5}}
+  - {kind: measure, latency: false}
+"""
+
+
+def test_a_run_needs_the_weights_until_its_first_stage_is_finished():
+    Path("mine.yaml").write_text(RECIPE)
+    go("run", "mine.yaml", "--out", "out")
+    before = Path("out/02-prune/model.safetensors").read_bytes()
+    for folder in ("out/02-prune", "out/03-measure"):
+        shutil.rmtree(folder)
+    for file in ("mine.pth", "out/results.json"):
+        Path(file).unlink()
+    go("run", "mine.yaml", "--out", "out")
+    assert Path("out/02-prune/model.safetensors").read_bytes() == before
+
+
+def test_fetched_weights_of_other_classes_are_trained_first(monkeypatch, capsys):
+    from torchvision.models import _api
+
+    torch.manual_seed(0)
+    state = models.build("torchvision:squeezenet1_1").state_dict()
+    monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *_, **__: dict(state))
+    mine = ["torchvision:squeezenet1_1", "--model.weights", "IMAGENET1K_V1", *DATA]
+    mine += ["--data.image_size", "32", "--batch-size", "16"]
+    assert "for 1000 classes, and 10 are wanted" in told(capsys, "evaluate", *mine)
+    go("train", *mine, *QUICK, "--out", "ten.safetensors")
+    assert "a new classifier starts untrained" in capsys.readouterr().err
+    kwargs = checkpoint.read("ten.safetensors")[0]["constructor"]["kwargs"]
+    assert kwargs == {"num_classes": 10}
+
+
+def test_the_commands_of_the_document_run(here, capsys):
+    text = (REPOSITORY / "docs" / "own-network.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    (here / "mynet.py").write_text(next(block for kind, block in blocks if kind == "python"))
+    torch.save(models.build("mynet:net").state_dict(), "mine.pth")
+    commands = [line for kind, block in blocks if kind == "console" for line in block.splitlines()]
+    assert len(commands) == 4
+    for command in commands:
+        go(*shlex.split(command)[1:], "--trainer.limit_batches", "2")
+    sys.modules.pop("mynet")

@@ -22,6 +22,7 @@ DOCUMENTS = [
     "docs/from-the-originals.md",
     "docs/coverage.md",
     "docs/distributed.md",
+    "docs/own-network.md",
 ]
 
 

@@ -209,3 +209,82 @@ def test_damaged_and_missing_files(file, tmp_path):
 def test_weights_as_a_model_tell_the_way():
     with pytest.raises(RecipeError, match=r"weights_file='mine.pth' beside it"):
         models.build("mine.pth")
+
+
+# ---------------------------------------------------------------- fetched weights
+
+
+def fetching(monkeypatch, network: nn.Module) -> None:
+    """torchvision fetches the weights of this network."""
+    from torchvision.models import _api
+
+    state = network.state_dict()
+    monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *_, **__: dict(state))
+
+
+def test_fetched_weights_with_other_classes_get_a_new_classifier(monkeypatch):
+    learnt = models.build("torchvision:squeezenet1_1").eval()
+    fetching(monkeypatch, learnt)
+    said = {"weights": "IMAGENET1K_V1", "num_classes": 5}
+    ours = models.build("torchvision:squeezenet1_1", **said).eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert ours(images).shape == (1, 5)
+    assert torch.equal(ours.features(images), learnt.features(images))
+    record = models.constructor("torchvision:squeezenet1_1", said)
+    assert record["kwargs"] == {"num_classes": 5}
+    whole = models.build("torchvision:squeezenet1_1", weights="IMAGENET1K_V1").eval()
+    assert torch.equal(whole(images), learnt(images))
+
+
+def test_timm_gets_a_new_classifier_too():
+    timm = pytest.importorskip("timm")
+    learnt = timm.create_model("resnet10t")
+    torch.save(learnt.state_dict(), "theirs.pth")
+    overlay = {"file": "theirs.pth"}
+    said = {"pretrained": True, "num_classes": 5, "pretrained_cfg_overlay": overlay}
+    ours = models.build("timm:resnet10t", **said)
+    assert torch.equal(ours.layer1[0].conv1.weight, learnt.layer1[0].conv1.weight)
+    assert ours.num_classes == 5
+    assert models.constructor("timm:resnet10t", said)["kwargs"] == {"num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("torchvision:vit_b_16", {"weights": "IMAGENET1K_SWAG_E2E_V1"}, {"image_size": 384}),
+        (
+            "torchvision:googlenet",
+            {"weights": "DEFAULT"},
+            {"transform_input": True, "aux_logits": False, "init_weights": False},
+        ),
+        ("timm:resnet18", {"pretrained": True, "checkpoint_path": "a.pth"}, {}),
+        ("zoo:vgg", {"weights_file": "a.pth", "new_head": True, "width": 2}, {"width": 2}),
+        ("mine:net", {"pretrained": True, "width": 2}, {"pretrained": False, "width": 2}),
+        ("mine:net", {"weights": "a.pth"}, {"weights": None}),
+    ],
+)
+def test_a_checkpoint_records_no_place_where_weights_are(name, given, kept):
+    assert models.constructor(name, given)["kwargs"] == kept
+
+
+def test_a_factory_that_reads_weights_tells_the_way(tmp_path):
+    (tmp_path / "reading_nets.py").write_text(
+        "import torch\nfrom bare_nets import net as bare\n"
+        "def net(pretrained=False):\n"
+        "    model = bare()\n"
+        "    if pretrained:\n        model.load_state_dict(torch.load('mine.pth'))\n"
+        "    return model\n"
+    )
+    (tmp_path / "bare_nets.py").write_text(BARE)
+    said = {"pretrained": True}
+    with pytest.raises(RecipeError, match=r"reads nothing, with weights_file=FILE"):
+        models.build("reading_nets:net", **said)
+    torch.save(models.build("bare_nets:net").state_dict(), "mine.pth")
+    model = models.build("reading_nets:net", **said).eval()
+    netslim.save(model, "x.safetensors", constructor=models.constructor("reading_nets:net", said))
+    (tmp_path / "mine.pth").unlink()
+    again = models.build("x.safetensors", trust=["reading_nets:net"]).eval()
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(again(images), model(images))
+    for module in ("reading_nets", "bare_nets"):
+        sys.modules.pop(module)

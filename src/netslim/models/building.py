@@ -223,8 +223,13 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
         raise
     except Exception as error:
         hint = ""
-        if isinstance(error, OSError) and takes_classes(name):
+        if isinstance(error, OSError):
             hint = "; weights that were fetched elsewhere can be given as a file: weights_file=FILE"
+            if not takes_classes(name):
+                hint = (
+                    "; a factory that builds the network and reads nothing, with weights_file=FILE "
+                    "beside it, needs its weights once, and its checkpoints open without them"
+                )
         raise RecipeError(
             f"{name} could not be built: {type(error).__name__}: {error}{hint}"
         ) from error

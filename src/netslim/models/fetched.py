@@ -78,9 +78,9 @@ def _implied(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         said = _overlay(kwargs)
         return {key: said[key] for key in ("num_classes", "global_pool") if key in said}
     if kind == "googlenet":  # whose weights have auxiliary heads, which are taken off
-        return {"transform_input": True, "aux_logits": False}
+        return {"transform_input": True, "aux_logits": False, "init_weights": False}
     if kind == "inception_v3":
-        return {"transform_input": True}
+        return {"transform_input": True, "init_weights": False}
     if kind.startswith("vit_"):
         return {"image_size": weights.meta["min_size"][0]}
     return {}

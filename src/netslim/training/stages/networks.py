@@ -211,7 +211,8 @@ class Networks:
 def noted_in(model: ModelOptions) -> Results:
     """What the checkpoint of netslim says that a network starts from; empty where there is none."""
     for file in model.files:
-        if model.is_file or checkpoint.is_ours(file):
+        # What is surely of others is not looked at again: once it is trained, it may be gone.
+        if file.endswith(".safetensors") and (model.is_file or checkpoint.is_ours(file)):
             noted: Results = checkpoint.read(file)[0]["metadata"]
             return noted
     return {}
