@@ -794,3 +794,28 @@ def test_what_cuts_a_slimmed_network_unasked_is_told(stages, told, tmp_path):
     found = [note for note in notes if "trained by Network Slimming and cut by obs" in note]
     assert [note.partition(":")[0] for note in found] == [told] * bool(told)
     assert all("criterion: bn_scale" in note for note in found)
+
+
+# ---------------------------------------------------------------- what was chosen
+
+
+def test_what_was_chosen_is_in_the_results_and_the_reasons_in_the_plan(tmp_path):
+    done = carry_out(tmp_path, {"kind": "prune", "budget": {"cut_channels": 0.5}})
+    assert (
+        "01-prune: chosen: criterion obs, allocation cost, compensation linear and batch-norm "
+        "statistics taken anew" in done.results["notes"]
+    )
+    why = done.plan("01-prune").why
+    assert why is not None
+    assert why.budget == {"cut_channels": 0.5}
+    assert {name: len(values) for name, values in why.scores.items()} == {FIRST: 8, SECOND: 16}
+
+
+def test_a_training_stage_that_cuts_says_by_what(tmp_path):
+    gradual = {"steps": 1, "end": 1.0, "budget": {"cut_channels": 0.5}, "criterion": "l1"}
+    done = carry_out(tmp_path, {**TRAIN, "epochs": 2, "gradual": gradual})
+    told = "chosen: criterion l1, allocation global, compensation none"
+    assert f"01-train: {told}" in done.results["notes"]
+    why = done.plan("01-train").why
+    assert why is not None
+    assert (why.criterion, why.budget) == ("l1", {"cut_channels": 0.5})
