@@ -3,6 +3,7 @@
 ::
 
     claim the folder                            another recipe's folder is refused
+    try what the stages ahead ask for           before anything is trained
     for stage in recipe.stages:
         if its stage.json is there: go on       finished work is never done twice
         network = a fresh one, filled from the stage before
@@ -56,6 +57,7 @@ from netslim.training.recipe.schema import (
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.environment import describe
 from netslim.training.stages.folder import FORMAT, RunFolder, StageFolder, read_json, write_json
+from netslim.training.stages.foresight import foresee
 from netslim.training.stages.headlines import headline
 from netslim.training.stages.measure import AS_BUILT, entries, timed
 from netslim.training.stages.networks import Networks, Results
@@ -133,6 +135,8 @@ class Runner(Networks):
 
     def go(self) -> Results:
         """All stages, the results and the report."""
+        finished = [folder.results() is not None for folder in self.folders]
+        foresee(self, [*finished, False].index(False))
         self.note_environment()
         done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
         environment = json.loads(self.folder.environment.read_text())
