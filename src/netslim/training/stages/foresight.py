@@ -64,8 +64,17 @@ def foresee(networks: Networks, first: int) -> None:
     if not any(map(_asks, stages[begin + 1 :])):
         return  # what is asked before any training is told at once as it is
     with _as_if_nothing_happened(networks.device):
-        uncut = networks.network_before(first).eval()
+        uncut = _in_hand(networks, first).eval()
         _Walk(networks, uncut, uncut).over(stages[first:])
+
+
+def _in_hand(networks: Networks, first: int) -> nn.Module:
+    """The network that stage `first` starts from; weights that are to be fetched are not needed."""
+    if first > 0 or networks.from_file:
+        return networks.network_before(first)
+    network = networks.fresh()
+    networks.check_outputs(network, networks.recipe.model.name)
+    return network
 
 
 def _trains(stage: Stage) -> bool:
