@@ -269,7 +269,7 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "budget_seconds must be a number": lambda t: netslim.latency(
         t["model"], t["inputs"], budget_seconds="a"
     ),
-    "tolerance must be a number or None": lambda t: netslim.export(
+    "tolerance must be a number or a Mapping or None": lambda t: netslim.export(
         t["model"], t["inputs"], t["path"], tolerance="a"
     ),
     "journal must be a str or a PathLike or None": lambda t: netslim.sensitivity(
