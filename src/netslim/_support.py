@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,16 +15,21 @@ from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
-from types import ModuleType, NoneType
-from typing import Any, TypeVar
+from types import ModuleType, NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 from uuid import uuid4
 
 from netslim.errors import ArgumentError, NetslimError
 
+if TYPE_CHECKING:
+    import torch
+
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 Remedy = Callable[[str, list[str]], str]
+_Kind = tuple[Callable[[Any], bool], str]  # whether a value will do, and what will in words
 
 _PLAIN = {NoneType: "None", Real: "a number", Integral: "a whole number"}
+_OWN = {"self", "cls"}
 _MANY = 12  # names that a message lists at most
 
 
@@ -44,7 +50,7 @@ def expect(value: object, kind: Any, name: str, call: str) -> None:
     """
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join(_PLAIN.get(one) or _with_article(one.__name__) for one in kinds)
+        wanted = " or ".join(map(_wording, kinds))
         raise ArgumentError(f"{name} must be {wanted}, got {described(value)}: call {call}")
 
 
@@ -56,6 +62,10 @@ def described(value: object) -> str:
         text = repr(value)
         return f"the {type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
     return _with_article(type(value).__name__)
+
+
+def _wording(kind: type) -> str:
+    return _PLAIN.get(kind) or _with_article(kind.__name__)
 
 
 def _with_article(name: str) -> str:
@@ -81,29 +91,32 @@ def check_batches(batches: Any) -> Iterable[Any]:
 
 
 def checks_calls(thing: Thing) -> Thing:
-    """Decorator of public functions and classes: a call that does not fit the signature is refused
-    before anything is done, in better words than those of Python's TypeError.
+    """Decorator of public functions and classes: a call that does not fit the signature, or what it
+    says of its values, is refused before anything is done, in better words than those of Python's
+    TypeError.
 
     Signature, type and documentation stay as they are. Of a class, its construction and its public
-    methods are looked after.
+    methods are looked after; one with the attribute ``knows_kinds`` looks at its values itself.
 
     Raises:
-        ArgumentError: by what is decorated: a keyword is misspelt (the nearest is given), or an
-            argument is missing, given twice, or one too many.
+        ArgumentError: by what is decorated: a keyword is misspelt (the nearest is given), an
+            argument is missing, given twice, or one too many, or it is of another kind than its
+            annotation names. Ranges, and how a word is spelt, are looked at by what is called.
     """
     if not isinstance(thing, type):
         return call_checked(thing)
+    kinds = not hasattr(thing, "knows_kinds")
     for name, member in list(vars(thing).items()):
         if name == "__init__" or not name.startswith("_"):
-            setattr(thing, name, _member_checked(member))
+            setattr(thing, name, _member_checked(member, kinds))
     return thing
 
 
-def _member_checked(member: Any) -> Any:
+def _member_checked(member: Any, kinds: bool) -> Any:
     if isinstance(member, (classmethod, staticmethod)):
-        return type(member)(call_checked(member.__func__))
+        return type(member)(call_checked(member.__func__, kinds=kinds))
     if inspect.isfunction(member):
-        return call_checked(member)
+        return call_checked(member, kinds=kinds)
     return member
 
 
@@ -111,6 +124,7 @@ def call_checked(
     function: Thing,
     remedy: Remedy | None = None,
     check: Callable[[Mapping[str, Any]], None] | None = None,
+    kinds: bool = True,
 ) -> Thing:
     """The function behind a look at how it is called; as it is, where it has that already.
 
@@ -119,11 +133,14 @@ def call_checked(
         remedy: says what was meant by an unknown keyword, given it and the names there are; None
             takes `nearest`.
         check: refuses values, given what each name stands for, once all are in their places.
+        kinds: refuse then what is of another kind than its annotation names.
     """
     if hasattr(function, "_call_is_checked"):
         return function
     signature = inspect.signature(function)
     called = function.__qualname__.removesuffix(".__init__")
+    # At the first call, when all names of the annotations are known.
+    looked_at = functools.cache(lambda: _kinds(function, signature) if kinds else {})
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -134,6 +151,10 @@ def call_checked(
             raise ArgumentError(f"{called} {misfit}") from None
         if check:
             check(given)
+        for name, (fits, wanted) in looked_at().items():
+            if name in given and not fits(given[name]):
+                got = f"{name} must be {wanted}, got {described(given[name])}"
+                raise ArgumentError(f"{got}: call {called}{_usual(signature, name)}")
         return function(*args, **kwargs)
 
     checked._call_is_checked = True  # type: ignore[attr-defined]
@@ -155,7 +176,7 @@ def _misfit(
     kinds = {one.kind for one in parameters}
     named = [one for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
     in_order = [one.name for one in named if one.kind is not one.KEYWORD_ONLY]
-    own = len(in_order[:1]) if in_order[:1] in (["self"], ["cls"]) else 0
+    own = len(_OWN.intersection(in_order[:1]))
     names = [one.name for one in named][own:]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         for name in keywords:
@@ -172,6 +193,89 @@ def _misfit(
     missing = [name for name in needed if name not in given and name not in keywords]
     return f"needs {' and '.join(missing)}: call it with ({', '.join(needed)})"
 
+
+def _usual(signature: inspect.Signature, shown: str) -> str:
+    """The arguments of a usual call, or of one with a keyword that is seldom given."""
+    parameters = [one for one in signature.parameters.values() if one.name not in _OWN]
+    first = itertools.takewhile(lambda one: one.default in (one.empty, None), parameters)
+    parts = [one.name for one in first if one.kind is one.POSITIONAL_OR_KEYWORD]
+    keywords = [one for one in parameters if one.kind is one.KEYWORD_ONLY]
+    parts += [f"{one.name}=..." for one in keywords if one.default is one.empty]
+    if shown not in parts and f"{shown}=..." not in parts:
+        parts = ["...", f"{shown}=..."]
+    return f"({', '.join(parts)})"
+
+
+# --- kinds of arguments ---------------------------------------------------------------------------
+
+
+def _kinds(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, _Kind]:
+    """Parameter -> what its annotation asks for, of those where a look at the value can tell."""
+    found = {}
+    for one in signature.parameters.values():
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.annotation is one.empty:
+            continue
+        if kind := _kind(_evaluated(one.annotation, inspect.unwrap(function).__globals__)):
+            found[one.name] = kind
+    return found
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    """What an annotation means; anything, where a name in it is known to type checkers alone."""
+    try:
+        return eval(annotation, names) if isinstance(annotation, str) else annotation
+    except NameError:
+        return Any
+
+
+def _kind(annotation: Any) -> _Kind | None:
+    """None: anything will do, or what will is looked at elsewhere."""
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [_kind(one) for one in get_args(annotation)]
+        if not all(kinds):
+            return None
+        tests, words = zip(*kinds, strict=True)
+        return (lambda value: any(fits(value) for fits in tests)), " or ".join(dict.fromkeys(words))
+    if isinstance(annotation, TypeVar):
+        return _kind(annotation.__bound__ or Any)
+    if get_origin(annotation) is Literal:
+        return _kind(Union[tuple(map(type, get_args(annotation)))])  # noqa: UP007
+    wanted = get_origin(annotation) or annotation
+    if wanted in _LOOKED_AT:
+        return _LOOKED_AT[wanted]
+    if wanted in (Any, object) or not isinstance(wanted, type) or hasattr(wanted, "_is_protocol"):
+        return None
+    if wanted.__module__ in _WRAPPED:
+        return None
+    return (lambda value: isinstance(value, wanted)), _wording(wanted)
+
+
+def _several(value: object) -> bool:
+    """Whether it has so many members, in order: also an array, or a tensor."""
+    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+# Where networks and optimizers are from: what may be wrapped around them is known elsewhere.
+_WRAPPED = ("torch.nn.modules.module", "torch.optim.optimizer")
+# What is wider, or narrower, than the class that an annotation names.
+_LOOKED_AT: dict[Any, _Kind] = {
+    None: (lambda value: value is None, "None"),
+    bool: (lambda value: type(value).__name__ in ("bool", "bool_"), "True or False"),
+    dict: (lambda value: isinstance(value, Mapping), "a Mapping"),
+    float: (_is_number, "a number"),
+    int: (_is_whole, "a whole number"),
+    Path: (lambda value: isinstance(value, os.PathLike), "a PathLike"),
+    **dict.fromkeys((Sequence, list, tuple), (_several, "a list")),
+}
+_LOOKED_AT[NoneType] = _LOOKED_AT[None]
 
 # --- names ----------------------------------------------------------------------------------------
 
@@ -275,6 +379,24 @@ def using_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# --- devices --------------------------------------------------------------------------------------
+
+
+def as_device(name: torch.device | str | None) -> torch.device:
+    """The device of a name; where tensors are made by default without one.
+
+    Raises:
+        ArgumentError: no device has this name.
+    """
+    import torch
+
+    try:
+        return torch.device(name) if name is not None else torch.get_default_device()
+    except RuntimeError as problem:
+        reason = str(problem).splitlines()[0]
+        raise ArgumentError(f"there is no device {str(name)!r}: {reason}") from None
+
+
 # --- functions of a user's own modules ------------------------------------------------------------
 
 
@@ -334,6 +456,7 @@ def current_directory_importable() -> Iterator[None]:
 
 
 __all__ = [
+    "as_device",
     "call_checked",
     "check_batches",
     "checks_calls",

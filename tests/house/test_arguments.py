@@ -226,12 +226,12 @@ def nothing_found(_: Any) -> float:
 # What happens -> the wrong call: each is refused as an argument, and not as what it would spoil.
 REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "got str; call trace(": lambda t: netslim.trace("model", t["inputs"]),
-    "got PruningPlan; call prune(": lambda t: netslim.prune(t["plan"], t["model"]),
+    "got a Sequential: call prune(": lambda t: netslim.prune(t["plan"], t["model"]),
     "optimizer takes": lambda t: netslim.prune_(t["model"], t["plan"], optimizer=3),
-    "got str; call save(": lambda t: netslim.save("a", t["model"]),
+    "got a Sequential: call save(": lambda t: netslim.save("a", t["model"]),
     "names no format": lambda t: netslim.export(t["model"], t["inputs"], "a.txt"),
     "register_rule needs an operator": lambda t: netslim.register_rule("foo"),
-    "the rule for aten::relu": lambda t: netslim.register_rule("aten::relu", 3),
+    "rule must be a Callable or None": lambda t: netslim.register_rule("aten::relu", 3),
     "groups go by their names, got the int 0": lambda t: netslim.select(
         t["graph"], t["scores"], per_group={0: 1}
     ),

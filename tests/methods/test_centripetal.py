@@ -620,7 +620,7 @@ def test_the_model_can_be_copied_and_pickled_and_need_not_be_bare():
             lambda m: method_for(m, strength=-1),
             r"the strength of CentripetalSGD must be a number of at least 0, not -1",
         ),
-        (lambda m: method_for(m, strength="1"), r"not '1'"),
+        (lambda m: method_for(m, strength="1"), r"strength must be a number, got the str '1'"),
         (
             lambda m: method_for(m, vector_strength=float("inf")),
             r"the vector_strength of CentripetalSGD .* not inf",

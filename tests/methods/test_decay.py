@@ -91,7 +91,10 @@ def test_a_wrapped_model():
     ("call", "message"),
     [
         (lambda: parameter_groups(Net(), -1), r"weight_decay must be 0 or more, not -1"),
-        (lambda: parameter_groups(Net(), "1e-4"), r"weight_decay must be 0 or more, not '1e-4'"),
+        (
+            lambda: parameter_groups(Net(), "1e-4"),
+            r"weight_decay must be a number, got the str '1e-4'",
+        ),
         (lambda: parameter_groups(Net(), 0.1, math.nan), r"norm_decay must be 0 or more, not nan"),
         (
             lambda: parameter_groups(Net().requires_grad_(False), 0.1),

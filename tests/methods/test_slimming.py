@@ -391,7 +391,7 @@ def test_layers_without_scales_are_passed_over():
     [
         (lambda m: NetworkSlimming(m, -1e-4), r"strength .* must be 0 or more, not -0.0001"),
         (lambda m: NetworkSlimming(m, math.nan), r"strength .* not nan"),
-        (lambda m: NetworkSlimming(m, "1e-4"), r"strength .* not '1e-4'"),
+        (lambda m: NetworkSlimming(m, "1e-4"), r"strength must be a number, got the str '1e-4'"),
         (lambda m: NetworkSlimming(m, gamma_init=0), r"gamma_init must be above 0, not 0"),
         (
             lambda m: NetworkSlimming(nn.Linear(2, 2)),
@@ -401,7 +401,7 @@ def test_layers_without_scales_are_passed_over():
             lambda m: NetworkSlimming(m, penalty="smoothl1"),
             r"unknown penalty 'smoothl1'; did you mean 'smooth_l1'",
         ),
-        (lambda m: NetworkSlimming(m, penalty=None), r"unknown penalty None"),
+        (lambda m: NetworkSlimming(m, penalty=None), r"penalty must be a str, got None"),
         (
             lambda m: NetworkSlimming(m, penalty="smooth_l1", delta=0),
             r"delta, .*, must be above 0, not 0",

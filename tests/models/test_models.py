@@ -138,7 +138,7 @@ def test_unknown_timm_name():
         (
             "zoo:vgg19",
             {"width": 0},
-            r"zoo:vgg19 could not be built: ValueError: width must be above 0",
+            r"zoo:vgg19 could not be built: width must be above 0",
         ),
         (
             "torchvision:resnet18",
@@ -212,7 +212,12 @@ def test_what_is_added_is_part_of_the_constructor():
             ArgumentError,
             "no convolution or linear layer",
         ),
-        ("zoo:vgg11", {"add_bn": "yes"}, RecipeError, "add_bn is true or false, not 'yes'"),
+        (
+            "zoo:vgg11",
+            {"add_bn": "yes"},
+            ArgumentError,
+            "add_bn must be True or False, got the str 'yes'",
+        ),
         ("small.safetensors", {"add_selection": True}, RecipeError, "leave out add_selection"),
     ],
 )

@@ -34,7 +34,13 @@ class Augment:
             )
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Random choices, int64 (count, 3): row offset, column offset, mirrored (0 or 1)."""
+        """Random choices, int64 (count, 3): row offset, column offset, mirrored (0 or 1).
+
+        Raises:
+            DataError: a negative count.
+        """
+        if count < 0:
+            raise DataError(f"augmentation: count is {count}; give the number of images, 0 or more")
         offsets = torch.randint(0, 2 * self.pad + 1, (count, 2), generator=generator)
         mirrored = torch.randint(0, 1 + bool(self.flip), (count, 1), generator=generator)
         return torch.cat([offsets, mirrored], dim=1)

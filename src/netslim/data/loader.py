@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from netslim._support import checks_calls
+from netslim._support import as_device, checks_calls
 from netslim.data.augment import Augment
 from netslim.data.preprocessing import check_normalisation
 from netslim.data.splits import ImageStream, ImageTensors, Split
@@ -67,7 +67,7 @@ class Loader:
     ) -> None:
         self.split, self.batch_size, self.shuffle = split, batch_size, shuffle
         self.augment, self.seed, self.drop_last = augment, seed, drop_last
-        self.device, self.memory_format = torch.device(device), memory_format
+        self.device, self.memory_format = as_device(device), memory_format
         self.workers, self.shard = workers, shard
         self.epoch = 0
         self._unreadable: dict[int, PictureError] = {}

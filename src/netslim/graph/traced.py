@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
-from types import NoneType
 
 import numpy as np
 from torch import nn
 
-from netslim._support import checks_calls, described, expect
+from netslim._support import checks_calls, described, nearest
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.counts import Cost, without
 from netslim.graph.groups import ChannelGroup, SizeRule
@@ -73,7 +72,13 @@ class TracedGraph:
         return 1 - self.params(none) / total
 
     def number(self, name: str) -> int:
-        """Position of the group in ``groups``."""
+        """Position of the group in ``groups``.
+
+        Raises:
+            ArgumentError: no group has this name; the nearest are given.
+        """
+        if name not in self._index:
+            raise ArgumentError(f"there is no group {name!r}{nearest(name, self._index)}")
         return self._index[name]
 
     def check(self, model: nn.Module) -> None:
@@ -91,7 +96,6 @@ class TracedGraph:
 
     def _masks(self, masks: Mapping[int, Vector] | None, call: str) -> Mapping[int, Vector]:
         """What to count under: nothing is cut where nothing is said."""
-        expect(masks, (Mapping, NoneType), "masks", f"graph.{call}({{0: keep}})")
         for group, mask in (masks or {}).items():
             known = isinstance(group, Integral) and 0 <= group < len(self.groups)
             if not known or np.shape(mask) != (self.groups[group].size,):

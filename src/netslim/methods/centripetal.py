@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, picked
@@ -194,7 +194,6 @@ class CentripetalSGD:
         protect: Iterable[str] = (),
         shortcuts: Shortcuts = "include",
     ) -> None:
-        expect(graph, ChannelGraph, "graph", "CentripetalSGD(graph, model)")
         inner = bare(model, ArgumentError, call="CentripetalSGD(graph, model)")
         graph.check(inner)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:

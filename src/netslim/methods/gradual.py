@@ -32,7 +32,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import floor
 from numbers import Integral
-from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -42,7 +41,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
-from netslim._support import check_batches, checks_calls, expect
+from netslim._support import check_batches, checks_calls
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -209,9 +208,6 @@ class GradualPruning:
         strict: bool = False,
     ) -> None:
         shares(steps, schedule, 0.0)
-        expect(
-            budget, (Budget, NoneType), "budget", "GradualPruning(model, example_inputs, budget)"
-        )
         bare(model, ArgumentError, call="GradualPruning(model, example_inputs, budget)")
         self.model, self.example_inputs = model, example_inputs
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict

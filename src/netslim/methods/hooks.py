@@ -156,7 +156,7 @@ class Attachments:
         if optimizer is not None:
             leaving = [innermost(optimizer)]
         for one in leaving:
-            if one not in self._handles:
+            if not isinstance(one, Optimizer) or one not in self._handles:
                 raise ArgumentError(
                     f"this {self._method} is not attached to this {type(one).__name__}"
                 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.walk import named_tensors
@@ -74,7 +74,6 @@ class Mask(Generic[Model]):
     def __init__(self, model: Model, plan: PruningPlan) -> None:
         self.model, self.plan = model, plan
         inner = bare(model, ArgumentError, call="Mask(model, plan)")
-        expect(plan, PruningPlan, "plan", "Mask(model, plan)")
         plan.check(inner)
         merged = [name for name, cut in plan.groups.items() if cut.into]
         if merged:

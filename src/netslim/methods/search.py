@@ -23,13 +23,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from types import NoneType
 from typing import Generic, TypeVar
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect, write_atomic
+from netslim._support import checks_calls, write_atomic
 from netslim.errors import ArgumentError, PlanError
 
 Network = TypeVar("Network")
@@ -148,10 +147,7 @@ def search(
         >>> found.best.share
         0.95
     """
-    for name, function in (("make", make), ("evaluate", evaluate)):
-        expect(function, Callable, name, "search(make, evaluate, max_drop=..., baseline=...)")
     _check(max_drop, baseline, low, high, tolerance, max_tries)
-    expect(journal, (str, os.PathLike, NoneType), "journal", "search(..., journal='tried.json')")
     known = _Journal(None if journal is None else Path(journal))
     trials = _Trials(make, evaluate, baseline - max_drop, known)
     below, above = low, high
@@ -257,11 +253,6 @@ class _Journal:
 def _check(
     max_drop: float, baseline: float, low: float, high: float, tolerance: float, max_tries: int
 ) -> None:
-    call = "search(make, evaluate, max_drop=0.01, baseline=0.92)"
-    numbers = {"max_drop": max_drop, "baseline": baseline, "low": low, "high": high}
-    for name, value in (numbers | {"tolerance": tolerance}).items():
-        expect(value, Real, name, call)
-    expect(max_tries, Integral, "max_tries", call)
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise ArgumentError(
             f"max_drop must be 0 or more, in the unit of evaluate, got {max_drop!r}"

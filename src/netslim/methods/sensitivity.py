@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-from netslim._support import check_batches, expect, listed, write_atomic
+from netslim._support import check_batches, listed, write_atomic
 from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -48,7 +47,7 @@ def sensitivity(
     evaluate: Callable[[nn.Module], Any],
     *,
     criterion: str | Criterion | Scoring = PLAIN,
-    ratios: Sequence[float] = (0.25, 0.5, 0.75),
+    ratios: float | Sequence[float] = (0.25, 0.5, 0.75),
     groups: Iterable[str] | None = None,
     batches: Iterable[Any] | None = None,
     recalibrate: bool | int = False,
@@ -105,8 +104,6 @@ def sensitivity(
     """
     call = "sensitivity(model, example_inputs, evaluate)"
     model, shares = bare(model, ArgumentError, call=call), _checked_ratios(ratios)
-    expect(evaluate, Callable, "evaluate", call)
-    expect(journal, (str, os.PathLike, NoneType), "journal", f"{call[:-1]}, journal='values.json')")
     if unit not in ("share", "number"):
         raise ArgumentError(f"unit must be 'share' or 'number', got {unit!r}")
     seen: list[Any] | None = None

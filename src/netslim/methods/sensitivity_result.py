@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim._support import checks_calls, expect, listed, write_atomic
+from netslim._support import checks_calls, listed, write_atomic
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint
@@ -195,13 +195,12 @@ class Sensitivity:
         return "\n".join([head, *lines]) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> Sensitivity:
+    def from_json(text: str | bytes | bytearray) -> Sensitivity:
         """Read what `to_json` wrote.
 
         Raises:
             PlanError: the text is something else, damaged, or of a newer format.
         """
-        expect(text, (str, bytes, bytearray), "text", "Sensitivity.from_json(text)")
         try:
             data = json.loads(text)
         except ValueError as error:
@@ -225,7 +224,6 @@ class Sensitivity:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json` to a file, which is complete or not there."""
-        expect(path, (str, os.PathLike), "path", "sensitivity.save(path)")
         write_atomic(Path(path), self.to_json())
         return Path(path)
 
@@ -236,7 +234,6 @@ class Sensitivity:
         Raises:
             PlanError: it cannot be read, or is no such file; the message names it.
         """
-        expect(path, (str, os.PathLike), "path", "Sensitivity.load(path)")
         try:
             return Sensitivity.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -252,7 +249,7 @@ class Sensitivity:
         Raises:
             PlanError: names both fingerprints.
         """
-        found = fingerprint(bare(model, ArgumentError))
+        found = fingerprint(bare(model, ArgumentError, call="sensitivity.check(model)"))
         if found != self.fingerprint:
             raise PlanError(
                 f"the sensitivity was measured on the architecture {self.fingerprint}, this "

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from numbers import Real
+from numbers import Integral, Real
 from operator import is_
 from typing import Any, Literal, Self, get_args
 
@@ -47,6 +47,8 @@ def slimming_penalty(
     With a `delta`, |gamma| is smoothed: gamma^2 / (2 delta) up to |gamma| = delta, |gamma| - delta
     / 2 beyond.
     """
+    scales = _tensors(scales)
+    _check_delta(delta)
     joined = torch.cat([scale.flatten() for scale in scales])
     if delta is None:
         return strength * joined.abs().sum()
@@ -73,6 +75,12 @@ def add_slimming_gradient(
         grad_scale: a loss scale that `gradients` still carry (0-D).
         delta: width of the smooth part, above 0.
     """
+    scales = _tensors(scales)
+    if len(gradients) != len(scales):
+        raise ArgumentError(
+            f"gradients and scales go together, one each: got {len(gradients)} and {len(scales)}"
+        )
+    _check_delta(delta)
     if delta is None:
         slopes = torch._foreach_sign(scales)
     else:
@@ -91,8 +99,20 @@ def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
     the penalty best. Made as ``gamma - clip(gamma, -threshold, threshold)``, which is 0 exactly and
     not nearly where gamma is within the threshold.
     """
-    changed = list(scales)
+    changed = _tensors(scales)
     torch._foreach_sub_(changed, _clipped(torch._foreach_mul(changed, 1.0), threshold))
+
+
+def _tensors(scales: Iterable[Tensor]) -> list[Tensor]:
+    found = list(scales)
+    if not found or not all(isinstance(scale, Tensor) for scale in found):
+        raise ArgumentError(f"scales must be tensors, at least one, got {scales!r}")
+    return found
+
+
+def _check_delta(delta: float | None) -> None:
+    if delta is not None and not 0 < delta < math.inf:
+        raise ArgumentError(f"delta, the width of the smooth part, must be above 0, not {delta!r}")
 
 
 def _clipped(tensors: Any, limit: float) -> Any:
@@ -276,11 +296,13 @@ class NetworkSlimming:
                 count in the outermost bins.
         """
         scales = self.scales().double().cpu()
-        if isinstance(bins, int):
+        if isinstance(bins, Integral):
             largest = max(scales.max().item(), 1e-12)
-            edges = torch.linspace(0, largest, bins + 1, dtype=torch.float64)
+            edges = torch.linspace(0, largest, max(int(bins), 0) + 1, dtype=torch.float64)
         else:
-            edges = torch.tensor(bins, dtype=torch.float64)
+            edges = torch.as_tensor(bins, dtype=torch.float64)
+        if edges.dim() != 1 or len(edges) < 2:
+            raise ArgumentError(f"bins must be their number, or two edges or more, got {bins!r}")
         counts = torch.histogram(scales.clamp(edges[0], edges[-1]), edges).hist
         return [int(count) for count in counts], edges.tolist()
 
@@ -380,10 +402,7 @@ def _checked_penalty(penalty: str, delta: float | None) -> tuple[str, float | No
         return penalty, None
     if delta is None:
         delta = 1e-2
-    if not (isinstance(delta, Real) and math.isfinite(delta) and delta > 0):
-        raise ArgumentError(
-            f"delta, the width of penalty='smooth_l1', must be above 0, not {delta!r} (say 1e-2)"
-        )
+    _check_delta(delta)
     return penalty, float(delta)
 
 

@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import coupling
 from netslim.graph.channel_graph import ChannelGraph
@@ -122,7 +122,6 @@ class SoftFilterPruning:
     ) -> None:
         self.graph, self.model, self.criterion = graph, model, criterion
         self.every = _at_least_one("every", every)
-        expect(graph, ChannelGraph, "graph", "SoftFilterPruning(graph, model, rate)")
         inner = bare(model, ArgumentError, call="SoftFilterPruning(graph, model, rate)")
         scores = score(graph, inner, criterion)
         barred = staying(Limits(shortcuts=shortcuts), graph)
@@ -367,7 +366,7 @@ def zeroed(
     Raises:
         StaleGraphError: the model is not the traced one.
     """
-    inner = bare(model, ArgumentError)
+    inner = bare(model, ArgumentError, call="zeroed(graph, model)")
     graph.check(inner)
     tensors = dict(named_tensors(inner))
     if groups is None:

@@ -18,11 +18,10 @@ import netslim.models.zoo as zoo
 from netslim._support import (
     checks_calls,
     current_directory_importable,
-    expect,
     from_module,
     nearest,
 )
-from netslim.errors import CheckpointError, NetslimError, RecipeError
+from netslim.errors import ArgumentError, CheckpointError, NetslimError, RecipeError
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
 from netslim.models.checkpoint import is_ours, load, read, uncut
@@ -86,7 +85,6 @@ def build(
         >>> type(small).__name__
         'ResNet'
     """
-    expect(name, (str, os.PathLike), "name", "build('zoo:vgg19')")
     name = os.fspath(name)
     wanted = {"add_bn": add_bn, "add_selection": add_selection}
     added = {key: value for key, value in wanted.items() if _flag(key, value)}
@@ -187,7 +185,6 @@ def names(prefix: str = "") -> list[str]:
         >>> netslim.models.names("zoo:resnet2")
         ['zoo:resnet20']
     """
-    expect(prefix, str, "prefix", "names('zoo:')")
     found: list[str] = []
     for source, listed in _LISTS.items():
         # The others are not asked, as torchvision and timm are slow to import.
@@ -219,6 +216,8 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
     _check_arguments(name, factory, kwargs)
     try:
         model = factory(**kwargs)
+    except ArgumentError as error:
+        raise RecipeError(f"{name} could not be built: {error}") from error
     except NetslimError:
         raise
     except Exception as error:

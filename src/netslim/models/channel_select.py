@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netslim._support import checks_calls, expect
+from netslim._support import as_device, checks_calls
 from netslim.errors import ArgumentError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -46,9 +46,10 @@ class ChannelSelect(nn.Module):
     @checks_calls
     def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
         super().__init__()
-        expect(channels, int, "channels", "ChannelSelect(channels)")
+        if channels < 1:
+            raise ArgumentError(f"channels must be at least 1, got {channels}")
         self.channels = channels
-        self.register_buffer("indices", torch.arange(channels, device=device))
+        self.register_buffer("indices", torch.arange(channels, device=as_device(device)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x.index_select(1, self.indices)

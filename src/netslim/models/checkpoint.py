@@ -28,7 +28,7 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
-from netslim._support import checks_calls, expect, write_atomic
+from netslim._support import checks_calls, write_atomic
 from netslim.errors import CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
@@ -73,7 +73,6 @@ def save(
         PosixPath('small.safetensors')
     """
     model = bare(model, CheckpointError, call="save(model, path)")
-    expect(path, (str, os.PathLike), "path", "save(model, path)")
     for cut in unexplained(model):
         raise CheckpointError(
             f"{cut.tensor!r} was cut to {len(cut.kept)} of {cut.size} entries on axis {cut.axis}, "
@@ -122,13 +121,8 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         >>> torch.equal(netslim.load(fresh, path)(images), model(images))
         True
     """
-    if isinstance(path, nn.Module):
-        raise CheckpointError(
-            "load takes the model first and the file second: netslim.load(model, path)"
-        )
-    expect(path, (str, os.PathLike), "path", "load(model, path)")
-    header, tensors = read(path)
     model = bare(model, CheckpointError, call="load(model, path)")
+    header, tensors = read(path)
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
     plan = _fitting(header["plan"], model, tensors, path)

@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from netslim._support import checks_calls, expect, nearest, replacing
+from netslim._support import checks_calls, nearest, replacing
 from netslim.errors import ArgumentError, ExportError
 from netslim.graph.modules.ambient import FAST_PATH
 from netslim.graph.modules.calls import (
@@ -115,9 +114,7 @@ def export(
         >>> netslim.export(model, images, "small.pt2")  # doctest: +ELLIPSIS
         Exported(...)
     """
-    expect(path, (str, os.PathLike), "path", "export(model, example_inputs, path)")
-    expect(tolerance, (Real, Mapping, NoneType), "tolerance", "export(model, example_inputs, path)")
-    expect(opset, (Integral, NoneType), "opset", "export(model, example_inputs, path)")
+    _check_tolerance(tolerance)
     path = Path(path)
     kind = _format(path, format, opset)
     if path.exists():
@@ -185,6 +182,12 @@ def _check_names(tolerance: object, outputs: tuple[str, ...]) -> None:
         for name in tolerance:
             if name not in outputs:
                 raise ArgumentError(f"tolerance names the output {name!r}{nearest(name, outputs)}")
+
+
+def _check_tolerance(tolerance: float | Mapping[str, float] | None) -> None:
+    accepted = tolerance.values() if isinstance(tolerance, Mapping) else [tolerance or 0]
+    if not all(isinstance(value, Real) and value >= 0 for value in accepted):
+        raise ArgumentError(f"tolerance must be a number of at least 0, got {tolerance!r}")
 
 
 def _on_cpu(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim._support import expect
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -58,8 +57,6 @@ def greedy(
         {'features.0': 4, 'features.4': 8}
     """
     model = bare(model, ArgumentError, call="greedy(graph, model, per_group)")
-    expect(graph, ChannelGraph, "graph", "greedy(graph, model, per_group)")
-    expect(per_group, Mapping, "per_group", "greedy(graph, model, per_group)")
     graph.check(model)
     scorer = Scorer.of(graph, criterion)
     if scorer.reads_data:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim._support import checks_calls, expect, nearest
+from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -46,7 +46,6 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
         >>> netslim.prune(model, plan).features[0].out_channels
         4
     """
-    expect(graph, ChannelGraph, "graph", "merge(graph, clusters)")
     if not isinstance(clusters, Mapping):
         raise ArgumentError(
             "clusters map group names to a cluster number for every unit, got "

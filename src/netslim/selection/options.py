@@ -85,6 +85,8 @@ def plain(value: Any) -> Any:
 class Checked:
     """Options whose numbers, choices and flags are checked by what their fields say."""
 
+    knows_kinds = True  # with their ranges, and numbers written as a power of ten
+
     def __post_init__(self) -> None:
         kind: Any = type(self)
         hints = _hints(kind)

@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, floor
-from types import NoneType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from netslim._support import described, expect, listed
+from netslim._support import described, listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.budget.allocation import allocate, allocation_of
@@ -71,11 +70,6 @@ def select(
         >>> 2 * netslim.cost(netslim.prune(model, plan), images).macs <= graph.macs()
         True
     """
-    call = "select(graph, scores, budget)"
-    expect(graph, ChannelGraph, "graph", call)
-    expect(scores, Mapping, "scores", call)
-    named = "select(graph, scores, per_group={'layer1.*': 0.5})"
-    expect(per_group, (Mapping, NoneType), "per_group", named)
     if latency is not None and not hasattr(latency, "resource"):
         raise ArgumentError(
             f"latency must be a table from netslim.latency_table, got {described(latency)}"

@@ -116,7 +116,6 @@ class PruningPlan:
             PlanError: the text is not a plan, is damaged, was edited, or was written by a newer
                 format.
         """
-        expect(text, (str, bytes, bytearray), "text", "PruningPlan.from_json(text)")
         fields = read(text, most)
         check_rows(fields.groups, fields.tensors, fields.patches, fields.biases)
         return PruningPlan(**vars(fields))
@@ -137,6 +136,7 @@ class PruningPlan:
         Raises:
             PlanError: names both fingerprints, or the row and what is wrong with it.
         """
+        expect(model, nn.Module, "model", "plan.check(model)")
         found = fingerprint(model)
         if found != self.fingerprint:
             raise PlanError(

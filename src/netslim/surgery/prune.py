@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls
 from netslim.errors import SurgeryError
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare, reducing
@@ -74,7 +74,6 @@ def prune(model: Model, plan: PruningPlan) -> Model:
         True
     """
     inner: Model = bare(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
-    expect(plan, PruningPlan, "plan", "prune(model, plan)")
     plan.check(inner)
     past = history(inner)
     if plan.biases:
@@ -139,7 +138,6 @@ def prune_(
 
     def prepared() -> _Change:
         inner = bare(model, SurgeryError, allow=("meta",), call="prune_(model, plan)")
-        expect(plan, PruningPlan, "plan", "prune_(model, plan)")
         plan.check(inner)
         return _prepare(inner, plan, optimizer, companions)
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netslim._support import checks_calls, expect, write_atomic
+from netslim._support import checks_calls, write_atomic
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
@@ -204,13 +204,12 @@ class LatencyTable:
         return json.dumps(plain, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> LatencyTable:
+    def from_json(cls, text: str | bytes | bytearray) -> LatencyTable:
         """The table that `to_json` wrote.
 
         Raises:
             PlanError: it is damaged, or of another version.
         """
-        expect(text, (str, bytes, bytearray), "text", "LatencyTable.from_json(text)")
         try:
             content = json.loads(text)
             if content["kind"] != "netslim latency table" or content["format"] != FORMAT:
@@ -225,21 +224,19 @@ class LatencyTable:
                 "it anew"
             ) from None
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to a JSON file, as a whole or not at all."""
-        expect(path, (str, os.PathLike), "path", "table.save(path)")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, self.to_json())
 
     @classmethod
-    def load(cls, path: str | Path) -> LatencyTable:
+    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
         """Read a table from the file that `save` wrote.
 
         Raises:
             PlanError: there is no such file, it is damaged, or of another version.
         """
-        expect(path, (str, os.PathLike), "path", "LatencyTable.load(path)")
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as problem:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect, using_threads
+from netslim._support import checks_calls, using_threads
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.duplicating import duplicate
@@ -129,7 +129,6 @@ def latency_table(
             f"there is no backend {backend!r}; choose one of {', '.join(get_args(Backend))}"
         )
     model = bare(model, ArgumentError, call="latency_table(model, graph, example_inputs)")
-    expect(graph, ChannelGraph, "graph", "latency_table(model, graph, example_inputs)")
     graph.check(model)
     place = home(model, example_inputs) if device is None else usable(device)
     with using_threads(threads):

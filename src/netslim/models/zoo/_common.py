@@ -1,15 +1,41 @@
-"""Width scaling and the initialisation the Network Slimming port uses for all its networks."""
+"""What builders refuse, width scaling, and the initialisation the Network Slimming port uses for
+all its networks.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from netslim._support import Thing, call_checked
+from netslim.errors import ArgumentError
+
+_COUNTS = ("num_classes", "in_channels", "in_features", "pool")
+
+
+def builder(function: Thing) -> Thing:
+    """Decorator of what builds a network: `checks_calls`, and the ranges that all of them share."""
+    return call_checked(function, check=_check_ranges)
+
+
+def _check_ranges(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if not isinstance(value, (int, float)):
+            continue  # the kind is looked at next
+        if name in _COUNTS and value < 1:
+            raise ArgumentError(f"{name} must be at least 1, not {value}")
+        if name == "width" and not 0 < value < math.inf:
+            raise ArgumentError(f"width must be above 0, not {value}")
+        if name == "dropout" and not 0 <= value <= 1:
+            raise ArgumentError(f"dropout must be a probability, 0 to 1, not {value}")
 
 
 def scaled(channels: int, width: float) -> int:
     """`channels` times `width`, rounded, at least 1."""
     if not (isinstance(channels, int) and channels > 0):
-        raise ValueError(f"a layer needs a positive whole number of channels, not {channels!r}")
-    if not width > 0:
-        raise ValueError(f"width must be above 0, not {width}")
+        raise ArgumentError(f"a layer needs a positive whole number of channels, not {channels!r}")
     return max(1, round(channels * width))
 
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netslim._support import checks_calls
-from netslim.models.zoo._common import initialise, scaled
+from netslim.errors import ArgumentError
+from netslim.models.zoo._common import builder, initialise, scaled
 
 
 class DenseLayer(nn.Module):
@@ -62,7 +62,7 @@ def _dense_block(layers: int, channels: int, growth: int) -> nn.Sequential:
     return nn.Sequential(*(DenseLayer(channels + growth * i, growth) for i in range(layers)))
 
 
-@checks_calls
+@builder
 def densenet(
     depth: int,
     num_classes: int = 10,
@@ -78,17 +78,17 @@ def densenet(
         growth: channels each layer adds (times `width`).
 
     Raises:
-        ValueError: a depth that is not 3n + 4, or widths of 0 or less.
+        ArgumentError: a depth that is not 3n + 4, or widths of 0 or less.
     """
     if depth < 7 or (depth - 4) % 3:
-        raise ValueError(
+        raise ArgumentError(
             f"a CIFAR DenseNet has depth 3n + 4 (7, 10, ..., 40, ..., 100), not {depth}"
         )
     stem, growth = scaled(stem, width), scaled(growth, width)
     return DenseNet((depth - 4) // 3, stem, growth, num_classes, in_channels)
 
 
-@checks_calls
+@builder
 def densenet40(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, stem: int = 16
 ) -> DenseNet:

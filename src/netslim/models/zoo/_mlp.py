@@ -6,8 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from netslim._support import checks_calls
-from netslim.models.zoo._common import initialise, scaled
+from netslim.models.zoo._common import builder, initialise, scaled
 
 
 class MLP(nn.Module):
@@ -30,7 +29,7 @@ class MLP(nn.Module):
         return logits
 
 
-@checks_calls
+@builder
 def mlp(
     num_classes: int = 10,
     width: float = 1.0,
@@ -46,6 +45,6 @@ def mlp(
         norm: whether each hidden layer has a BN; Network Slimming needs it.
 
     Raises:
-        ValueError: hidden sizes or a width of 0 or less.
+        ArgumentError: hidden sizes or a width of 0 or less.
     """
     return MLP([in_features, *(scaled(units, width) for units in hidden)], num_classes, norm)

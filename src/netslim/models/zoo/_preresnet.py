@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netslim._support import checks_calls
-from netslim.models.zoo._common import initialise, scaled
+from netslim.errors import ArgumentError
+from netslim.models.zoo._common import builder, initialise, scaled
 
 _EXPANSION = 4
 
@@ -65,24 +65,24 @@ def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequ
     return nn.Sequential(first, *rest)
 
 
-@checks_calls
+@builder
 def preresnet(
     depth: int, num_classes: int = 10, width: float = 1.0, in_channels: int = 3
 ) -> PreResNet:
     """A pre-activation bottleneck ResNet of `depth` 9n + 2.
 
     Raises:
-        ValueError: a depth that is not 9n + 2, or a width of 0 or less.
+        ArgumentError: a depth that is not 9n + 2, or a width of 0 or less.
     """
     if depth < 11 or (depth - 2) % 9:
-        raise ValueError(
+        raise ArgumentError(
             f"a bottleneck CIFAR ResNet has depth 9n + 2 (11, 20, 29, ..., 164), not {depth}"
         )
     widths = (scaled(16, width), scaled(32, width), scaled(64, width))
     return PreResNet((depth - 2) // 9, widths, num_classes, in_channels)
 
 
-@checks_calls
+@builder
 def preresnet164(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> PreResNet:
     """ResNet-164 of Network Slimming, Table 1; 1,703,258 parameters and 12,112 BN scales."""
     return preresnet(164, num_classes, width, in_channels)

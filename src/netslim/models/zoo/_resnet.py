@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from netslim._support import checks_calls
-from netslim.models.zoo._common import initialise, scaled
+from netslim.errors import ArgumentError
+from netslim.models.zoo._common import builder, initialise, scaled
 
 Shortcut = Literal["A", "B"]
 
@@ -86,7 +86,7 @@ def _stage(
     return nn.Sequential(first, *rest)
 
 
-@checks_calls
+@builder
 def resnet(
     depth: int,
     num_classes: int = 10,
@@ -101,21 +101,21 @@ def resnet(
             convolution, BN).
 
     Raises:
-        ValueError: a depth that is not 6n + 2, another shortcut, or a width of 0 or less.
+        ArgumentError: a depth that is not 6n + 2, another shortcut, or a width of 0 or less.
     """
     if depth < 8 or (depth - 2) % 6:
-        raise ValueError(
+        raise ArgumentError(
             f"a basic-block CIFAR ResNet has depth 6n + 2 (8, 14, 20, 26, 32, ...), not {depth}"
         )
     if shortcut not in ("A", "B"):
-        raise ValueError(
+        raise ArgumentError(
             f"shortcut must be 'A' (zero-padded) or 'B' (projection), not {shortcut!r}"
         )
     widths = (scaled(16, width), scaled(32, width), scaled(64, width))
     return ResNet((depth - 2) // 6, widths, num_classes, in_channels, shortcut)
 
 
-@checks_calls
+@builder
 def resnet20(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -123,7 +123,7 @@ def resnet20(
     return resnet(20, num_classes, width, in_channels, shortcut)
 
 
-@checks_calls
+@builder
 def resnet32(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -131,7 +131,7 @@ def resnet32(
     return resnet(32, num_classes, width, in_channels, shortcut)
 
 
-@checks_calls
+@builder
 def resnet44(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -139,7 +139,7 @@ def resnet44(
     return resnet(44, num_classes, width, in_channels, shortcut)
 
 
-@checks_calls
+@builder
 def resnet56(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
@@ -147,7 +147,7 @@ def resnet56(
     return resnet(56, num_classes, width, in_channels, shortcut)
 
 
-@checks_calls
+@builder
 def resnet110(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:

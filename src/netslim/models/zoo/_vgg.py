@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from netslim._support import checks_calls
-from netslim.models.zoo._common import initialise, scaled
+from netslim.errors import ArgumentError
+from netslim.models.zoo._common import builder, initialise, scaled
 
 Layers = Sequence[int | str]
 
@@ -42,7 +42,7 @@ def _convolutions(
     for layer in layers:
         if isinstance(layer, str):
             if layer != "M":
-                raise ValueError(
+                raise ArgumentError(
                     f"a VGG layer is a number of channels or 'M' (2x2 max pool), not {layer!r}"
                 )
             modules.append(nn.MaxPool2d(2))
@@ -52,7 +52,7 @@ def _convolutions(
         modules += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
         channels = out
     if not any(isinstance(layer, int) for layer in layers):
-        raise ValueError("a VGG needs at least one convolution: give layers such as [16, 'M', 32]")
+        raise ArgumentError("layers need at least one convolution: give such as [16, 'M', 32]")
     return nn.Sequential(*modules), channels
 
 
@@ -72,7 +72,7 @@ def _classifier(
     return nn.Sequential(*modules, nn.Linear(features, num_classes))
 
 
-@checks_calls
+@builder
 def vgg(
     layers: Layers,
     num_classes: int = 10,
@@ -96,8 +96,8 @@ def vgg(
             pictures.
 
     Raises:
-        ValueError: a layer that is neither a positive number nor `"M"`, no convolution, a width of
-            0 or less.
+        ArgumentError: a layer that is neither a positive number nor `"M"`, no convolution, a width
+            of 0 or less.
     """
     features, channels = _convolutions(layers, in_channels, width, conv_bias)
     inputs = channels * pool**2
@@ -105,31 +105,31 @@ def vgg(
     return VGG(features, classifier, pool)
 
 
-@checks_calls
+@builder
 def vgg11(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-11 for 32x32 pictures: 8 convolutions, one linear layer; 9,228,362 parameters."""
     return vgg(LAYERS[11], num_classes, width, in_channels)
 
 
-@checks_calls
+@builder
 def vgg13(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-13 for 32x32 pictures: 10 convolutions, one linear layer; 9,413,066 parameters."""
     return vgg(LAYERS[13], num_classes, width, in_channels)
 
 
-@checks_calls
+@builder
 def vgg16(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-16 for 32x32 pictures: 13 convolutions, one linear layer; 14,724,042 parameters."""
     return vgg(LAYERS[16], num_classes, width, in_channels)
 
 
-@checks_calls
+@builder
 def vgg19(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-19 of Network Slimming, Table 1: 16 convolutions; 20,035,018 parameters."""
     return vgg(LAYERS[19], num_classes, width, in_channels)
 
 
-@checks_calls
+@builder
 def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-16 of Li et al. 2016 (arXiv 1608.08710), Table 2, with a 512-unit layer.
 
@@ -138,7 +138,7 @@ def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3)
     return vgg((*LAYERS[16], "M"), num_classes, width, in_channels, head=(512,))
 
 
-@checks_calls
+@builder
 def vgg16_bn_4096(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, dropout: float = 0.5
 ) -> VGG:

@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from netslim._support import checks_calls
+from netslim.models.zoo._common import builder
 from netslim.models.zoo._vgg import LAYERS, VGG, vgg
 
 
-@checks_calls
+@builder
 def vgg_a(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> VGG:
     """VGG-A with BN, also behind both 4096-unit layers, without dropout (Liu et al. 2017).
 
@@ -16,25 +16,25 @@ def vgg_a(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> 
     return vgg(layers, num_classes, width, in_channels, head=(4096, 4096), conv_bias=True, pool=7)
 
 
-@checks_calls
+@builder
 def resnet18(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
     """torchvision's ResNet-18; 11,689,512 parameters."""
     return _resnet(18, num_classes, width, in_channels)
 
 
-@checks_calls
+@builder
 def resnet34(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
     """torchvision's ResNet-34; 21,797,672 parameters."""
     return _resnet(34, num_classes, width, in_channels)
 
 
-@checks_calls
+@builder
 def resnet50(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
     """torchvision's ResNet-50; 25,557,032 parameters."""
     return _resnet(50, num_classes, width, in_channels)
 
 
-@checks_calls
+@builder
 def resnet101(num_classes: int = 1000, width: float = 1.0, in_channels: int = 3) -> nn.Module:
     """torchvision's ResNet-101; 44,549,160 parameters."""
     return _resnet(101, num_classes, width, in_channels)

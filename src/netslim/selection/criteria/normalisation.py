@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls
 from netslim.selection.options import Normalisation, Scoring
 
 
@@ -46,7 +46,6 @@ def normalized(scores: Mapping[str, Tensor], how: Normalisation | None) -> dict[
         >>> [float(values.max()) for values in largest.values()]
         [1.0, 1.0]
     """
-    expect(scores, Mapping, "scores", "normalized(scores, how)")
     how = Scoring(normalize=how).normalize
     return {name: normalize(values.double(), how) for name, values in scores.items()}
 

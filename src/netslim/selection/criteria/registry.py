@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import NoneType
 from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
 
-from netslim._support import checks_calls, described, expect, from_module, nearest
+from netslim._support import checks_calls, described, from_module, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.criteria.observing import Loss, Measured
@@ -57,7 +56,6 @@ def criterion(
         >>> graph = netslim.trace(model, images)
         >>> scores = netslim.score(graph, model, "largest_weight")
     """
-    expect(measure, (Callable, NoneType), "measure", "criterion(measure=function)")
     if function is None:
         return lambda function: criterion(_measured(function, measure))
     if not callable(function) or not hasattr(function, "__name__"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, described, expect, listed
+from netslim._support import checks_calls, described, listed
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter
@@ -76,7 +76,6 @@ def score(
         {'features.0': 8, 'features.4': 16}
         >>> scores = netslim.score(graph, model, "taylor", batches=loader)
     """
-    expect(graph, ChannelGraph, "graph", "score(graph, model)")
     model = bare(model, ArgumentError, call="score(graph, model)")
     scorer = Scorer.of(graph, criterion)
     scores = partial(_scores, scorer, model, batches, loss or scorer.options.loss)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -135,9 +135,7 @@ def compensate(
             f"ridge must be above 0, got {ridge}: a small share of a channel's variance, such "
             "as 1e-4"
         )
-    call = "compensate(model, plan, batches)"
-    inner = bare(model, ArgumentError, call=call)
-    expect(plan, PruningPlan, "plan", call)
+    inner = bare(model, ArgumentError, call="compensate(model, plan, batches)")
     if ranks.count() == 1:
         return _compensated(inner, plan, batches, way, ridge)
     result = ranks.shared(

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from netslim._support import checks_calls, expect, nearest
+from netslim._support import checks_calls, nearest
 from netslim.errors import RecipeError
 from netslim.training.recipe.extends import SMALL, resolved
 
@@ -38,7 +38,6 @@ def recipe_text(source: str) -> str:
     Raises:
         RecipeError: no shipped recipe and no file has this name.
     """
-    expect(source, str, "source", "recipe_text('digits')")
     if not _written(source):
         return _written_out(source)
     if "extends" in _plain_tree(source):

@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
-from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from netslim._support import checks_calls, expect, nearest
+from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError, RecipeError
 from netslim.training.recipe.checks import check
 from netslim.training.recipe.files import read_yaml, tree_of
@@ -33,7 +32,9 @@ from netslim.training.recipe.schema import (
 
 
 @checks_calls
-def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+def load_recipe(
+    source: str | os.PathLike[str], overrides: Mapping[str, str] | None = None
+) -> Recipe:
     """Read, override, type and check a recipe.
 
     Args:
@@ -44,8 +45,6 @@ def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Reci
     Raises:
         RecipeError: with the key, what is wrong with it, and the nearest right one.
     """
-    expect(source, (str, os.PathLike), "source", "load_recipe('digits')")
-    expect(overrides, (Mapping, NoneType), "overrides", "load_recipe('digits', {'seed': '1'})")
     tree = {key: value for key, value in tree_of(os.fspath(source)).items() if key != "small"}
     for key, text in (overrides or {}).items():
         override(tree, key, text)
@@ -59,7 +58,6 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     Args:
         whole: whether it must be a run that ends in a measurement; else single stages are fine.
     """
-    expect(tree, Mapping, "tree", "parse_recipe(tree)")
     # YAML aliases share objects; here nothing is shared.
     plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))
     stages = plain.pop("stages", None)

@@ -18,17 +18,16 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
 from torch import nn
 
 import netslim
-from netslim._support import checks_calls, expect, using_threads, write_atomic
+from netslim._support import Thing, call_checked, expect, using_threads, write_atomic
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
@@ -71,10 +70,19 @@ _NOT_EQUAL = (
 )
 
 
-@checks_calls
+def _takes_a_recipe(function: Thing) -> Thing:
+    """`checks_calls`, and whoever gives a name is told what reads it."""
+
+    def check(given: Mapping[str, Any]) -> None:
+        expect(given["recipe"], Recipe, "recipe", "run(load_recipe('digits'))")
+
+    return call_checked(function, check=check)
+
+
+@_takes_a_recipe
 def run(
     recipe: Recipe,
-    out: str | Path | None = None,
+    out: str | os.PathLike[str] | None = None,
     *,
     command: str | None = None,
     display: Display | None = None,
@@ -91,8 +99,6 @@ def run(
         NetslimError: whatever goes wrong; finished stages and epochs are kept.
         KeyboardInterrupt: likewise.
     """
-    expect(recipe, Recipe, "recipe", "run(load_recipe('digits'))")
-    expect(out, (str, os.PathLike, NoneType), "out", "run(recipe, 'runs/digits')")
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     display = display or Display()
     command = command or shlex.join(["netslim", "run", recipe.name, "--out", str(folder.path)])
