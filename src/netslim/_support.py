@@ -391,7 +391,8 @@ def as_device(name: torch.device | str | None) -> torch.device:
     import torch
 
     try:
-        return torch.device(name) if name is not None else torch.get_default_device()
+        # Not torch.get_default_device, which fails in 2.6 once the default was taken back.
+        return torch.empty(0).device if name is None else torch.device(name)
     except RuntimeError as problem:
         reason = str(problem).splitlines()[0]
         raise ArgumentError(f"there is no device {str(name)!r}: {reason}") from None
