@@ -92,3 +92,10 @@ def test_impossible_wishes_are_refused():
         load("digits", mean=[0.5] * 3, std=[0.5] * 3)
     with pytest.raises(DataError, match="one number each"):
         load("digits", mean=[0.5])
+
+
+def test_validation_images_that_serve_as_test_images_are_told(grey_folder):
+    assert not load(f"folder:{grey_folder}").notes
+    (grey_folder / "test").rename(grey_folder / "val")
+    (note,) = load(f"folder:{grey_folder}").notes
+    assert "'val' serves as one" in note

@@ -79,5 +79,8 @@ def _show(results: dict[str, Any], folder: Path) -> None:
     for kind in ("notes", "warnings"):
         for text in results[kind]:
             console.print(f"{kind[:-1]}: {text}", markup=False, highlight=False, soft_wrap=True)
-    for name, what in (("results.json", "results"), ("report.html", "report")):
+    files = {"network": results.get("network"), "results": "results.json", "report": "report.html"}
+    for what, name in files.items():
+        if name is None:
+            continue
         console.print(f"{what}: {folder / name}", markup=False, highlight=False, soft_wrap=True)

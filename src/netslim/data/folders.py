@@ -11,7 +11,7 @@ import torch
 
 from netslim.data.memory import read_pictures
 from netslim.data.pictures import ENDINGS, Files, common_form
-from netslim.data.raw import Raw, Wanted, roles
+from netslim.data.raw import Raw, Wanted, roles, standing_in
 from netslim.data.unreadable import named
 from netslim.errors import DataError
 
@@ -36,6 +36,8 @@ def read_folder(folder: Path, wanted: Wanted) -> Raw:
     form = common_form(splits["train"][0], wanted)
     raw = read_pictures(splits, classes, form, wanted)
     aside = [note for scan in scans.values() for note in scan.notes]
+    if "train" in found:
+        aside += standing_in(found)
     return replace(raw, notes=(*raw.notes, *aside))
 
 

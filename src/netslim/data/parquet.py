@@ -16,7 +16,7 @@ from torch import Tensor
 
 from netslim.data.memory import read_pictures
 from netslim.data.pictures import Encoded, Form, common_form
-from netslim.data.raw import Raw, Wanted, roles
+from netslim.data.raw import Raw, Wanted, roles, standing_in
 from netslim.errors import DataError
 
 _IMAGE_COLUMNS = ("img", "image", "picture", "jpg", "png")
@@ -89,7 +89,7 @@ def read_folder(folder: Path, name: str, wanted: Wanted) -> Raw:
         names = ", ".join(file.name for file in files[:5]) or "no parquet file"
         raise DataError(f"{folder}: holds {names}; train*.parquet (and test*.parquet) are needed")
     tables = {role: _read_files(by_split[split]) for role, split in found.items()}
-    return _raw(tables, name, wanted)
+    return _raw(tables, name, wanted, standing_in(found))
 
 
 def _read_files(files: list[Path]) -> _Table:
@@ -217,7 +217,7 @@ def read_hub(identifier: str, wanted: Wanted) -> Raw:
     tables = {}
     for role, split in found.items():
         tables[role] = _hub_table(loaded[split], f"hf:{identifier} {split}")
-    return _raw(tables, f"hf:{identifier}", wanted)
+    return _raw(tables, f"hf:{identifier}", wanted, standing_in(found))
 
 
 def _hub_table(dataset: Any, where: str) -> _Table:
@@ -230,14 +230,14 @@ def _hub_table(dataset: Any, where: str) -> _Table:
     return _Table(_HubRows(encoded, image, where), labels, _class_names(features, label), where)
 
 
-def _raw(tables: dict[str, _Table], name: str, wanted: Wanted) -> Raw:
+def _raw(tables: dict[str, _Table], name: str, wanted: Wanted, remarks: tuple[str, ...]) -> Raw:
     classes = _classes(tables["train"])
     form = common_form(tables["train"].encoded, wanted)
     splits = {
         role: (table.encoded, _label_tensor(table, classes)) for role, table in tables.items()
     }
     raw = read_pictures(splits, classes, form, wanted)
-    return replace(raw, notes=(*_notes(form, name), *raw.notes))
+    return replace(raw, notes=(*_notes(form, name), *raw.notes, *remarks))
 
 
 def _classes(table: _Table) -> tuple[str, ...]:

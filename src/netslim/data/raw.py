@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from netslim.data.splits import Split
@@ -70,3 +70,13 @@ def roles(names: Iterable[str]) -> dict[str, str]:
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
     return found
+
+
+def standing_in(found: Mapping[str, str]) -> tuple[str, ...]:
+    """A remark where validation images serve as the test images."""
+    if found.get("test") not in _ALIASES["validation"]:
+        return ()
+    return (
+        f"There is no test split: {found['test']!r} serves as one and is looked at once, at the "
+        "end; what is chosen on the way is chosen by images set apart from the training images.",
+    )

@@ -78,9 +78,11 @@ def table(results: Mapping[str, Any]) -> Table:
         f"× is the ratio to “{beside['label']}”; accuracy: difference in percentage points"
     )
     found = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    found.add_column("network", max_width=18)
+    # In a narrow terminal figures go over two lines; without a least width the names would go.
+    labels = [len(row["label"]) for row in rows]
+    found.add_column("network", min_width=min(18, max(labels)), max_width=18)
     for heading, _ in METRICS.values():
-        found.add_column(heading, no_wrap=True)
+        found.add_column(heading)
     columns = [_aligned(rows, beside, key) for key in METRICS]
     for row, *cells in zip(rows, *columns, strict=True):
         style = "bold" if row is rows[-1] else None
@@ -295,11 +297,20 @@ def _provenance(results: Mapping[str, Any], config: str | None) -> str:
     known: dict[str, str] = {}
     if results.get("seconds") is not None:
         known["time taken"] = duration(results["seconds"])
+    if results.get("images"):
+        known["images"] = _prepared(results["images"])
     known |= flat(results.get("environment") or {})
     known.pop("command", None)
     if config is None:
         config = "config.yaml was not in the run folder."
     return f"<pre><code>{command}</code></pre>\n{facts(known)}\n{settings(config)}"
+
+
+def _prepared(images: Mapping[str, Any]) -> str:
+    """How pictures become inputs of the network; whoever uses it has to do the same."""
+    mean, std = (", ".join(f"{v:.4g}" for v in images[key]) for key in ("mean", "std"))
+    size = " × ".join(map(str, images["size"]))
+    return f"{size} pixels, scaled to 0..1, less the mean {mean}, divided by {std}"
 
 
 __all__ = ["page", "summary", "table", "write"]

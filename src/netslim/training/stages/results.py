@@ -29,6 +29,8 @@ def assemble(
         "warnings": _said(done, "warnings"),
         "published": recipe.published,
         "rows": done[-1]["rows"],
+        "images": done[-1].get("images"),
+        "network": done[-1].get("network"),
         "widths": widths(done),
         "scales": scales(done),
         "curves": _by_stage(done, "curves"),

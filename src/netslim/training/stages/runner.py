@@ -388,6 +388,8 @@ class Runner(Networks):
             "seconds": round(time.perf_counter() - started, 3),
             "rows": rows,
             "notes": list(self.data.notes),
+            "images": self.data.preprocessing.to_json(),
+            "network": self._file_of(found[-1].index),
             "unreadable": list(self.data.unreadable),
         }
 
@@ -398,6 +400,13 @@ class Runner(Networks):
         means = fit.evaluate(network, loader, len(self.data.classes), self.device, limit)
         figures: Results = {"accuracy": means.accuracy, "top5": means.top5, "loss": means.loss}
         return figures | {"params": cost.params, "macs": cost.macs}
+
+    def _file_of(self, index: int) -> str | None:
+        """The network that stage `index` left, within the run folder; None if none did."""
+        if index == AS_BUILT:
+            return None
+        model = self.folders[index].model
+        return f"{model.parent.name}/{model.name}"
 
     def _size(self, index: int, network: nn.Module, folder: StageFolder) -> int:
         """Bytes of the network's file; one that no stage made is written beside the results."""
