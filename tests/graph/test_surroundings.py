@@ -218,3 +218,27 @@ def test_in_eight_threads_beside_other_models_and_the_same_one(
     assert all(task.exception() is None for task in running)
     assert torch.backends.mha.get_fastpath_enabled()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["inference_mode", "autocast"])
+def test_a_network_slimmed_in_a_mode_is_the_one_slimmed_without(name, tmp_path):
+    """It can be trained, and has the same weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)
+    ).eval()
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    x, half = batches[0], netslim.Budget(cut_macs=0.5)
+    want = netslim.slim(model, x, budget=half, batches=batches)
+    path = netslim.save(want, tmp_path / "small.safetensors")
+    around = {
+        "inference_mode": torch.inference_mode(),
+        "autocast": torch.autocast("cpu", torch.bfloat16),
+    }[name]
+    with around:
+        small = netslim.slim(model, x, budget=half, batches=batches)
+        again = netslim.load(model, path)
+    for made in (small, again):
+        for key, tensor in made.state_dict().items():
+            assert torch.equal(tensor, want.state_dict()[key]), key
+        made(x).sum().backward()

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from netslim._support import checks_calls, write_atomic
 from netslim.errors import CheckpointError, PlanError, SurgeryError
+from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
 from netslim.surgery.history import history, unexplained
@@ -103,6 +104,7 @@ def save(
 
 
 @checks_calls
+@by_itself
 def load(model: Model, path: str | os.PathLike[str]) -> Model:
     """Rebuild the saved network: cut a copy of a fresh ``model`` as the file says, and fill it.
 

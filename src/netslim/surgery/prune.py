@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import SurgeryError
+from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import named_tensors
@@ -51,6 +52,7 @@ _COMPUTED_FROM = ("_orig", "_v")  # spectral norm and `torch.nn.utils.prune`; we
 
 
 @checks_calls
+@by_itself
 def prune(model: Model, plan: PruningPlan) -> Model:
     """A new, physically smaller copy of ``model``.
 
@@ -94,6 +96,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
 
 
 @checks_calls
+@by_itself
 def prune_(
     model: Model,
     plan: PruningPlan,

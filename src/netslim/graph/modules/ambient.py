@@ -12,10 +12,11 @@ off must not put each other's back: a `Switch` stays off until the last of them 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from netslim.graph.modules.walk import named_tensors
+
+Of = TypeVar("Of", bound=Callable[..., Any])
 
 _FUNCTION_MODES = torch._C._len_torch_function_stack
 _DISPATCH_MODES = torch._C._len_torch_dispatch_stack
@@ -146,6 +149,23 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         ):
             stack.enter_context(each)
         yield
+
+
+def by_itself(function: Of) -> Of:
+    """Decorator of what takes a model first: it runs as with `undisturbed`.
+
+    What is made under inference mode could not be trained, and under autocast or modes of others a
+    network would get other weights than without.
+    """
+
+    @functools.wraps(function)
+    def alone(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, nn.Module):
+            return function(model, *args, **kwargs)  # which refuses it
+        with undisturbed(model):
+            return function(model, *args, **kwargs)
+
+    return cast(Of, alone)
 
 
 @contextlib.contextmanager

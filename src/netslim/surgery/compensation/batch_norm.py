@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import ArgumentError
-from netslim.graph.modules.ambient import eagerly
+from netslim.graph.modules.ambient import by_itself, eagerly
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.unwrapping import bare
@@ -30,6 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @checks_calls
+@by_itself
 def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
     """Estimate the running means and variances of all batch normalisations of ``model`` anew, in
     place.

@@ -35,7 +35,7 @@ from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.layers import FUNCTIONS
-from netslim.graph.modules.ambient import eagerly
+from netslim.graph.modules.ambient import by_itself, eagerly
 from netslim.graph.modules.batches import inputs_of, outputs
 from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.duplicating import duplicate
@@ -72,6 +72,7 @@ SAMPLES = 4
 
 
 @checks_calls
+@by_itself
 def compensate(
     model: Model,
     plan: PruningPlan,
