@@ -435,3 +435,21 @@ def test_errors_of_a_users_module_keep_their_class():
 def _graph_and_model() -> tuple[netslim.ChannelGraph, nn.Module]:
     model = network()
     return netslim.trace(model, torch.randn(1, 3, 8, 8)), model
+
+
+@pytest.mark.parametrize("steps", [10**30, 100_001])
+def test_more_steps_than_anyone_makes_are_refused_and_not_laid_out(steps):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+    with pytest.raises(netslim.errors.ArgumentError, match="from 1 to 100,000"):
+        netslim.GradualPruning(
+            model, torch.zeros(1, 3, 8, 8), netslim.Budget(cut_channels=0.5), steps=steps
+        )
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_what_no_file_can_be_called_is_refused(path):
+    model = nn.Linear(2, 2)
+    with pytest.raises(netslim.NetslimError):
+        netslim.save(model, path)
+    with pytest.raises(netslim.NetslimError):
+        netslim.load(model, path)

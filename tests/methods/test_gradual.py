@@ -74,8 +74,8 @@ def test_the_schedules_by_hand():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, "cubic"), "steps must be a whole number of 1 or more, got 0"),
-        ((True, "cubic"), "got True"),
+        ((0, "cubic"), "steps must be a whole number from 1 to 100,000, got the int 0"),
+        ((True, "cubic"), "got the bool True"),
         ((2, "cosine"), "schedule must be one of 'linear', 'exponential', 'cubic', got 'cosine'"),
         ((2, "exponential"), "depends on the final cut, a share from 0 to below 1, got None"),
     ],

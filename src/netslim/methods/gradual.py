@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
-from netslim._support import check_batches, checks_calls
+from netslim._support import check_batches, checks_calls, described
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -68,6 +68,7 @@ from netslim.surgery.why import Why
 
 Schedule = Literal["linear", "exponential", "cubic"]
 FORMAT = 1
+MOST_STEPS = 100_000  # each traces, chooses and cuts; more is a slip of the pen
 _SAME_COUNT = "they would cut at different times: give all of them the same"
 
 
@@ -90,8 +91,10 @@ def shares(steps: int, schedule: Schedule = "cubic", cut: float | None = None) -
     Raises:
         ArgumentError: no such schedule, fewer than 1 step, or ``exponential`` without ``cut``.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ArgumentError(f"steps must be a whole number of 1 or more, got {steps!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise ArgumentError(
+            f"steps must be a whole number from 1 to {MOST_STEPS:,}, got {described(steps)}"
+        )
     if schedule not in (known := get_args(Schedule)):
         raise ArgumentError(
             f"schedule must be one of {', '.join(map(repr, known))}, got {schedule!r}"

@@ -148,8 +148,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     """
     try:
         payload = Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
     try:
         texts, tensors = _texts(payload), decode(payload)
         if _ENTRY not in texts:
@@ -297,9 +297,13 @@ def _write(path: Path, payload: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, payload)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot write {path}: {_reason(error)}") from None
     return path
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _fitting(

@@ -128,6 +128,8 @@ def _check_patches(patches: Iterable[SizePatch]) -> None:
         what = f"the attribute {patch.attribute!r} of the module {patch.module!r}"
         if not _whole(patch.old) or not _whole(patch.new):
             raise _problem(what, f"sizes are whole numbers, not {patch.old!r} and {patch.new!r}")
+        if patch.new < min(0, patch.old):
+            raise _problem(what, f"its new size is {patch.new}")
         if (patch.module, patch.attribute) in seen:
             raise _problem(what, "it is set twice")
         seen.add((patch.module, patch.attribute))

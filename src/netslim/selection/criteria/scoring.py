@@ -218,7 +218,12 @@ def _taken(function: Criterion, scoring: Scoring) -> dict[str, str]:
 
 
 def _parameters(function: Criterion) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        raise ArgumentError(
+            f"a criterion is a function of a group and the tensors of the model, got {function!r}"
+        ) from None
 
 
 def _led(graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
