@@ -129,14 +129,11 @@ def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
 
 def _told(options: argparse.Namespace) -> list[tuple[int, ...]]:
     """The shape of the images that the networks' files were trained on."""
-    from netslim.data.preprocessing import Preprocessing
-    from netslim.models import checkpoint
+    from netslim.training.commands.predict import prepared_by
 
     for name in getattr(options, "models", None) or [options.model]:
-        if name.endswith(".safetensors"):
-            told = Preprocessing.noted(checkpoint.read(name)[0]["metadata"], name)
-            if told is not None:
-                return [(told.channels, *told.size)]
+        if told := prepared_by(name):
+            return [(told.channels, *told.size)]
     raise RecipeError(
         "--input is needed: the shape of one example without the batch, for instance --input 3 "
         "224 224"

@@ -67,14 +67,11 @@ def register(parser: Parser) -> None:
 
 def _prepared(network: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, dict[str, str]]:
     """The network, which normalises by itself where that is asked for, and what its file says."""
-    from netslim.data.preprocessing import KEY, Preprocessing
-    from netslim.models import checkpoint
+    from netslim.data.preprocessing import KEY
     from netslim.models.normalised import Normalised
-    from netslim.training.commands.predict import INSIDE
+    from netslim.training.commands.predict import INSIDE, prepared_by
 
-    prepared = None
-    if options.model.endswith(".safetensors"):
-        prepared = Preprocessing.noted(checkpoint.read(options.model)[0]["metadata"], options.model)
+    prepared = prepared_by(options.model)
     if options.normalise and prepared is None:
         raise RecipeError(
             f"--normalise: {options.model} does not say how its images are normalised"

@@ -387,7 +387,7 @@ def _about(graph: ChannelGraph, inputs: Any, backend: str, place: torch.device) 
 def machine(place: torch.device) -> dict[str, Any]:
     """Processor, cores, accelerator and operating system."""
     found: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
@@ -396,7 +396,8 @@ def machine(place: torch.device) -> dict[str, Any]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

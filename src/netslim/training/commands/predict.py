@@ -100,10 +100,21 @@ def classifier(network: str, trust: Trust = ()) -> Classifier:
         return _of_onnx(network)
     if not network.endswith(".safetensors"):
         raise RecipeError(f"{network}: give a .safetensors or an .onnx file")
-    prepared = Preprocessing.noted(checkpoint.read(network)[0]["metadata"], network)
+    prepared = prepared_by(network)
     if prepared is None:
         raise _unknown(network)
     return Classifier(models.build(network, trust=trust).eval(), prepared)
+
+
+def prepared_by(network: str) -> Preprocessing | None:
+    """What a checkpoint says of its images; None where it, or what is no checkpoint, does not say.
+
+    Raises:
+        NetslimError: it cannot be read.
+    """
+    if not network.endswith(".safetensors"):
+        return None
+    return Preprocessing.noted(checkpoint.read(network)[0]["metadata"], network)
 
 
 def _of_onnx(path: str) -> Classifier:
@@ -152,4 +163,4 @@ def _files(given: Sequence[str | os.PathLike[str]]) -> list[str]:
     return found
 
 
-__all__ = ["INSIDE", "Answer", "Classifier", "classifier", "predict"]
+__all__ = ["INSIDE", "Answer", "Classifier", "classifier", "predict", "prepared_by"]

@@ -8,12 +8,12 @@ import sys
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from netslim.errors import RecipeError
+from netslim.measure.table.measuring import processor
 from netslim.training.recipe.schema import TrainerOptions
 
 _PACKAGES = ("netslim", "torchvision", "pytorch-lightning", "numpy")
@@ -26,7 +26,7 @@ def describe(device: torch.device, precision: str, command: str) -> dict[str, An
         "command": command,
         "machine": platform.machine(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -73,14 +73,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
