@@ -316,7 +316,7 @@ def _near(word: str, names: list[str]) -> list[str]:
         spelling = name.lower() if ":" in word else name.lower().rpartition(":")[2]
         by_spelling.setdefault(spelling, []).append(name)
     close = get_close_matches(word, by_spelling, n=3, cutoff=0.5)
-    return [name for spelling in close for name in by_spelling[spelling]][:3]
+    return list(itertools.chain.from_iterable(by_spelling[spelling] for spelling in close))[:3]
 
 
 # --- files ----------------------------------------------------------------------------------------

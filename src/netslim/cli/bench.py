@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import product
 from typing import Any, get_args
 
 from netslim.cli.common import (
@@ -160,11 +161,8 @@ def _measure(
     counts = {
         label: _counts(network.eval(), examples(options)) for label, network in networks.items()
     }
-    pairs = {
-        (label, kind): f"{label} ({kind})"
-        for kind in dict.fromkeys(options.backend)
-        for label in networks
-    }
+    kinds = dict.fromkeys(options.backend)
+    pairs = {(label, kind): f"{label} ({kind})" for kind, label in product(kinds, networks)}
     with ExitStack() as stack:
         stack.enter_context(using_threads(options.threads))
         calls = {

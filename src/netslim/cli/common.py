@@ -40,7 +40,10 @@ def split_overrides(given: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def as_arguments(overrides: dict[str, str]) -> list[str]:
     """Overrides as they are typed."""
-    return [item for key, value in overrides.items() for item in (f"--{key}", value)]
+    typed = []
+    for key, value in overrides.items():
+        typed += [f"--{key}", value]
+    return typed
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

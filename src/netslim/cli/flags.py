@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -118,7 +119,7 @@ def _origin(hint: Any) -> type[Any]:
 
 def given(options: argparse.Namespace, *kinds: type[Any]) -> dict[str, Any]:
     """The options of these classes that were typed, by name."""
-    return _typed(options, [name for kind in kinds for name in declared(kind)])
+    return _typed(options, chain.from_iterable(map(declared, kinds)))
 
 
 def _typed(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:

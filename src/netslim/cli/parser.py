@@ -45,7 +45,10 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> dict[str, argparse.Action]:
         """Flag -> its action."""
-        return {flag: action for action in self._actions for flag in action.option_strings}
+        found = {}
+        for action in self._actions:
+            found.update(dict.fromkeys(action.option_strings, action))
+        return found
 
     def positional(self) -> list[argparse.Action]:
         """What is given by its place."""
@@ -91,7 +94,7 @@ class Parser(argparse.ArgumentParser):
 
     def _meant(self, flag: str, values: Sequence[str]) -> str:
         """What may be meant by a flag that is not known; what follows it may tell."""
-        others = [name for value in values[:1] for name in self._takers(value)]
+        others = list(self._takers(values[0])) if values else []
         if len(others) == 1:
             return f"; did you mean {others[0]!r}?"
         hint = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 
 from netslim.cli.parser import Parser, typed
 from netslim.errors import NetslimError
@@ -159,7 +160,7 @@ def _as_in_recipes(text: str) -> str:
     from netslim.selection.options import Budget, Compensation, Limits, Scoring, declared
 
     kinds = (Budget, Limits, Scoring, Compensation)
-    names = "|".join(["allocation", *(name for kind in kinds for name in declared(kind))])
+    names = "|".join(["allocation", *chain.from_iterable(map(declared, kinds))])
     return re.sub(rf"{_ALONE}({names})={_VALUE}", _entry, text)
 
 

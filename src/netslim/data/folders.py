@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,13 +30,14 @@ def read_folder(folder: Path, wanted: Wanted) -> Raw:
     splits = {}
     for role, scan in scans.items():
         _check_classes(scan, classes, places["train"])
+        paths = tuple(chain.from_iterable(scan.paths.values()))
         # By name: a split that lacks a class numbers those after it differently.
-        pairs = [(path, classes.index(name)) for name in scan.paths for path in scan.paths[name]]
-        paths, labels = zip(*pairs, strict=True)
-        splits[role] = Files(paths), torch.tensor(labels)
+        labels = [classes.index(name) for name in scan.paths]
+        counts = [len(own) for own in scan.paths.values()]
+        splits[role] = Files(paths), torch.tensor(labels).repeat_interleave(torch.tensor(counts))
     form = common_form(splits["train"][0], wanted)
     raw = read_pictures(splits, classes, form, wanted)
-    aside = [note for scan in scans.values() for note in scan.notes]
+    aside = list(chain.from_iterable(scan.notes for scan in scans.values()))
     if "train" in found:
         aside += standing_in(found)
     return replace(raw, notes=(*raw.notes, *aside))

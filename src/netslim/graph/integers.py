@@ -31,8 +31,9 @@ _WIDTH = re.compile(
     r"^(in|inp|out|oup|c_?\d?|nf|ch)$"
 )
 _NO_WIDTH = re.compile(
-    r"kernel|stride|pad|dilat|heads|n_?head|num_head|head_dim|dim_head|depth|layer|block|class|label|patch|window|resol|img|image|"
-    r"scale|factor|ratio|reduc|step|epoch|iter|seed|batch|len|token|vocab|max|per_"
+    r"kernel|stride|pad|dilat|heads|n_?head|num_head|head_dim|dim_head|depth|layer|block|class|"
+    r"label|patch|window|resol|img|image|scale|factor|ratio|reduc|step|epoch|iter|seed|batch|len|"
+    r"token|vocab|max|per_"
 )
 _SHOWING = {"extra_repr", "__repr__", "__str__"}  # what only prints a size does not need it
 

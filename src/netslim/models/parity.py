@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class _Comparison:
             raise ExportError(
                 f"the file does not run on inputs of {describe(inputs)}: {innermost(problem)}"
             ) from problem
-        possible = [one for order in orders.found for one in order.fitting(expected)]
+        possible = list(chain.from_iterable(one.fitting(expected) for one in orders.found))
         allowed = self._allowed(expected)
         off = deviations(expected, found)
         if _over(off, allowed):

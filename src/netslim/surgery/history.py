@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def history(model: nn.Module) -> PruningPlan | None:
         _groups(found),
         tuple(_in_order(found)),
         tuple(found.patches.values()),
-        tuple(dict.fromkeys(note for plan in found.wholes.values() for note in plan.notes)),
+        tuple(dict.fromkeys(chain.from_iterable(plan.notes for plan in found.wholes.values()))),
         tuple(found.biases),
     )
 

@@ -24,6 +24,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -266,7 +267,7 @@ class _Reader:
                     )
                 before = stop
             self.count(sum(stop - start for start, stop in pairs))
-            self.known[key] = tuple(n for start, stop in pairs for n in range(start, stop))
+            self.known[key] = tuple(chain.from_iterable(range(*pair) for pair in pairs))
         return self.known[key]
 
     def slices(self, data: Any, tensors: tuple[TensorCut, ...]) -> Iterator[Slice]:

@@ -110,7 +110,9 @@ def second_moments(
             reader.add(rows)
 
     ranks.everywhere("what layers read", lambda: inputs(model, batches, set(readers), take))
-    every = {(g, tensor): reader for tensor, own in readers.items() for g, reader in own.items()}
+    every = {}
+    for tensor, own in readers.items():
+        every.update({(g, tensor): reader for g, reader in own.items()})
     _put_together(every)
     seen = {key: reader for key, reader in every.items() if reader.count}
     for (_, tensor), reader in seen.items():
