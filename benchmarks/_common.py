@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import statistics
@@ -18,6 +19,19 @@ from rich.table import Table
 from netslim.training.stages.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
+PEER = "torch-pruning"
+
+
+def with_peer() -> bool:
+    """Whether the peer is there to be compared with; where it is not, that is said."""
+    if importlib.util.find_spec("torch_pruning") is not None:
+        return True
+    print(
+        f"{PEER} is not installed (it comes with the extra: pip install -e '.[bench]'): "
+        "its part is left out",
+        file=sys.stderr,
+    )
+    return False
 
 
 def record(name: str, results: Mapping[str, Any], device: str | torch.device = "cpu") -> Path:

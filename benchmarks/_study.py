@@ -4,13 +4,14 @@ torch-pruning's training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from _common import with_peer
 from safetensors.torch import load as read
 from safetensors.torch import save
 from torch import nn
@@ -144,6 +145,14 @@ def proved(network: nn.Module, plan: netslim.PruningPlan, study: Study) -> nn.Mo
     small = netslim.prune(network, plan)
     netslim.verify(network, small, plan, study.example)
     return small
+
+
+def possible(ways: Sequence[str]) -> list[str]:
+    """The ways of a study, without the peer's (``tp:...``) where it is not installed."""
+    own = [way for way in ways if not way.startswith("tp:")]
+    if len(own) == len(ways) or with_peer():
+        return list(ways)
+    return own
 
 
 def nothing(graph: netslim.ChannelGraph) -> netslim.PruningPlan:

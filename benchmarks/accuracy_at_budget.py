@@ -39,7 +39,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from _common import record, show
-from _study import FULL, SMALL, Scale, Study, least, nothing, proved, recipe, regularised
+from _study import FULL, SMALL, Scale, Study, least, nothing, possible, proved, recipe, regularised
 from torch import nn
 
 import netslim
@@ -230,10 +230,11 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work / ("full" if options.full else "small")
     (work / "rows").mkdir(parents=True, exist_ok=True)
-    for seed in [] if options.table else options.seeds:
+    ways = [] if options.table else possible(options.only)
+    for seed in options.seeds:
         for network in options.networks:
             study = None
-            for way in options.only:
+            for way in ways:
                 for cut in options.cuts:
                     path = work / "rows" / f"{network}-{way}-{cut}-{seed}.json".replace(" ", "-")
                     if path.exists():

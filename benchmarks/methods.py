@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from _common import record, show
-from _study import FULL, SMALL, Scale, Study, least, nothing, proved, recipe, regularised
+from _study import FULL, SMALL, Scale, Study, least, nothing, possible, proved, recipe, regularised
 from torch import nn
 
 import netslim
@@ -263,8 +263,9 @@ def main() -> None:
     scale, name = (FULL, "methods-full") if options.full else (SMALL, "methods")
     work = options.work / ("full" if options.full else "small")
     (work / "rows").mkdir(parents=True, exist_ok=True)
-    for seed in [] if options.table else options.seeds:
-        missing = [m for m in options.only if not (work / "rows" / f"{m}-{seed}.json").exists()]
+    methods = [] if options.table else possible(options.only)
+    for seed in options.seeds:
+        missing = [m for m in methods if not (work / "rows" / f"{m}-{seed}.json").exists()]
         study = study_of(scale, seed, options.data, work) if missing else None
         for method in missing:
             assert study is not None

@@ -11,7 +11,7 @@ torch-pruning half of every layer but the last by magnitude, both in place. Time
 choosing and cutting, not the verification after it; seconds are processor time, so neighbours on a
 shared machine do not count, and memory is the peak above the level before.
 
-Rows are appended to DIR/zoo.csv as soon as they are known, and what stands there is not run again,
+Without torch-pruning netslim runs alone. Rows are appended to DIR/zoo.csv as soon as they are known, and what stands there is not run again,
 so an interrupted run goes on where it was. At the end DIR/zoo.md holds a table and a summary;
 without --out all goes to results/, with the summary as results/zoo.json.
 """
@@ -189,13 +189,13 @@ def _wait(running: dict[int, str]) -> None:
         )
 
 
-def warm_up() -> None:
-    """Let both tools cut a tiny network, so that no process pays for what is imported at first use."""
-    for tool in TOOLS.values():
+def warm_up(tools: list[str]) -> None:
+    """Let the tools cut a tiny network, so that no process pays for what is imported at first use."""
+    for name in tools:
         model, original = (
             nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)) for _ in range(2)
         )
-        tool().cut(
+        TOOLS[name]().cut(
             Subject("tiny", model, original, torch.randn(1, 3, 8, 8), ["2"]), lambda values: None
         )
 
@@ -222,10 +222,13 @@ def main() -> None:
     chosen = [n for n in names() if any(fnmatchcase(n, p) for p in options.only)]
     if not chosen:
         sys.exit(f"no network matches {' '.join(options.only)}; names look like {names()[0]}")
-    warm_up()
+    tools = [tool for tool in options.tools if tool != _common.PEER or _common.with_peer()]
+    if not tools:
+        sys.exit("no tool is left to run")
+    warm_up(tools)
     gc.collect()
     gc.freeze()
-    run_all(chosen, options.tools, options.limit, options.jobs, folder / "zoo.csv")
+    run_all(chosen, tools, options.limit, options.jobs, folder / "zoo.csv")
     gc.unfreeze()
     rows = zoo_table.read(folder / "zoo.csv")
     found = zoo_table.summary(rows)

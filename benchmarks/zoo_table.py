@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _common import PEER
+
 FIELDS = (
     "model",
     "kind",
@@ -43,7 +45,6 @@ NUMBERS = {"params", "deviation", "cut", "felt", "share", "share_inexact", "left
     "memory_mib",
     "check_seconds",
 }
-PEER = "torch-pruning"
 NOISE_MIB = 8.0  # peaks that differ by less are one level
 
 Row = dict[str, Any]

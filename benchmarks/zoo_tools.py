@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning
+from _common import PEER
 from torch import Tensor, nn
 from zoo_models import build
 
@@ -197,6 +197,8 @@ class TorchPruning:
 
     def cut(self, subject: Subject, report: Report) -> None:
         """Build the pruner and take its step, group by group: what is measured."""
+        import torch_pruning
+
         self.log = _Removals(subject.model)
         pruner = torch_pruning.pruner.MagnitudePruner(
             subject.model.requires_grad_(True),
@@ -273,7 +275,7 @@ def _touches_mixed(subject: Subject) -> bool:
 
 TOOLS: dict[str, type[Netslim] | type[TorchPruning]] = {
     "netslim": Netslim,
-    "torch-pruning": TorchPruning,
+    PEER: TorchPruning,
 }
 
 

@@ -57,8 +57,7 @@ def _importable() -> Iterator[None]:
 
 
 def load(name: str) -> ModuleType:
-    for needed in ("timm", "torch_pruning"):
-        pytest.importorskip(needed)
+    pytest.importorskip("timm")
     return __import__(name)
 
 
@@ -151,6 +150,8 @@ def test_nothing_cut_is_no_success(subject: Any) -> None:
 
 @pytest.mark.parametrize("tool", ["netslim", "torch-pruning"])
 def test_a_tool_reports_what_it_did(subject: Any, tool: str) -> None:
+    if tool == "torch-pruning":
+        pytest.importorskip("torch_pruning")
     tools = load("zoo_tools")
     found: dict[str, Any] = {}
     tools.use(tool, subject, found.update)
@@ -235,3 +236,23 @@ def test_rows_come_back_and_add_up(tmp_path: Path) -> None:
     assert found["against_peer"]["median time ratio"] == 0.5
     assert found["against_peer"]["more memory"] == ["timm:a"]
     assert "| timm:a |" in table.markdown(rows, found)
+
+
+def test_without_the_peer_a_benchmark_runs_alone_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)  # what is None there cannot be imported
+    trace, common = load("trace"), load("_common")
+    recorded: list[str] = []
+    monkeypatch.setattr(common, "record", lambda name, results: recorded.append(name))
+    monkeypatch.setattr(trace, "NETWORKS", {"squeezenet1_1": "classifier.1"})
+    monkeypatch.setattr(sys, "argv", ["trace.py", "--rounds", "2", "--threads", "1"])
+    trace.main()
+    told = capsys.readouterr()
+    assert "squeezenet1_1" in told.out
+    assert "torch-pruning s" not in told.out
+    assert "torch-pruning is not installed" in told.err
+    assert recorded == []
+    ways = ("l1", "tp:BNScalePruner")
+    assert load("_study").possible(ways) == ["l1"]
+    assert load("_study").possible(ways[:1]) == ["l1"]
