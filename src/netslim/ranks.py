@@ -49,6 +49,11 @@ def among(group: Any) -> Iterator[None]:
     Args:
         group: of `torch.distributed.new_group`, of which this rank is a member.
 
+    Example:
+        >>> def train_half(half):  # two models in one job, each trained by half of the ranks
+        ...     with netslim.ranks.among(half):  # of torch.distributed.new_group
+        ...         graph = netslim.trace(model, images)
+        ...         return netslim.score(graph, model, "taylor", batches=loader)
     """
     token = _together.set(group)
     try:
@@ -72,14 +77,24 @@ def alone() -> Any:
 
 
 def count() -> int:
-    """How many ranks decide together; 1 outside a distributed run."""
+    """How many ranks decide together; 1 outside a distributed run.
+
+    Example:
+        >>> netslim.ranks.count()  # outside of a distributed run
+        1
+    """
     if _together.get() == _ALONE or not (dist.is_available() and dist.is_initialized()):
         return 1
     return max(1, dist.get_world_size(_group()))
 
 
 def first() -> bool:
-    """Whether this is the rank that decides for the others, and writes files."""
+    """Whether this is the rank that decides for the others, and writes files.
+
+    Example:
+        >>> if netslim.ranks.first():
+        ...     path = netslim.save(model, "model.safetensors")
+    """
     return count() == 1 or dist.get_rank(_group()) == 0
 
 
@@ -93,6 +108,10 @@ def agree(what: str, fact: str, remedy: str) -> None:
 
     Raises:
         DisagreementError: on every rank: names the digests.
+
+    Example:
+        >>> names = [name for name, _ in model.named_parameters()]
+        >>> netslim.ranks.agree("the network", " ".join(names), "build the same one on every rank")
     """
     if count() == 1:
         return
@@ -111,6 +130,10 @@ def shared(what: str, decide: Callable[[], T]) -> T:
 
     Raises:
         Exception: that of rank 0, on every rank.
+
+    Example:
+        >>> netslim.ranks.shared("the seed", lambda: 7)
+        7
     """
     if count() == 1:
         return decide()
@@ -136,6 +159,10 @@ def everywhere(what: str, work: Callable[[], T]) -> T:
     Raises:
         Exception: that of the first rank that failed, on every rank; with the number of that rank
             where it is another one.
+
+    Example:
+        >>> netslim.ranks.everywhere("the accuracy", lambda: accuracy(model)) == accuracy(model)
+        True
     """
     if count() == 1:
         return work()
@@ -161,6 +188,12 @@ def in_step(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A decorator for functions that exchange something, see `everywhere`.
 
     What goes wrong on one rank before the exchange would leave the others waiting there.
+
+    Example:
+        >>> @netslim.ranks.in_step("a round of pruning")
+        ... def prune_half(network):
+        ...     return netslim.slim(network, images, budget=netslim.Budget(cut_channels=0.5))
+        >>> small = prune_half(model)
     """
 
     def decorated(function: Callable[P, T]) -> Callable[P, T]:
@@ -182,6 +215,10 @@ def summed(what: str, values: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
 
     Raises:
         DisagreementError: shapes differ; on every rank.
+
+    Example:
+        >>> netslim.ranks.summed("the counts", {"features.0": torch.tensor([1, 2])})
+        {'features.0': tensor([1., 2.], dtype=torch.float64)}
     """
     values = {key: value.detach().cpu().double() for key, value in values.items()}
     if count() == 1:
@@ -212,6 +249,10 @@ def mean(what: str, values: Mapping[Any, Tensor]) -> Mapping[Any, Tensor]:
 
     Raises:
         DisagreementError: as `summed`.
+
+    Example:
+        >>> netslim.ranks.mean("the means", {"features.0": torch.tensor([1.0, 2.0])})
+        {'features.0': tensor([1., 2.])}
     """
     if count() == 1 or len(set(_exchange(what, digest(values)))) == 1:
         return values
@@ -221,14 +262,25 @@ def mean(what: str, values: Mapping[Any, Tensor]) -> Mapping[Any, Tensor]:
 
 
 def mean_number(what: str, value: float) -> float:
-    """The mean of a number over the ranks; it stays as it is where all have the same."""
+    """The mean of a number over the ranks; it stays as it is where all have the same.
+
+    Example:
+        >>> netslim.ranks.mean_number("the accuracy", 0.75)
+        0.75
+    """
     if count() == 1:
         return value
     return float(mean(what, {what: torch.tensor(value, dtype=torch.float64)})[what])
 
 
 def digest(tensors: Mapping[Any, Tensor]) -> str:
-    """A short digest of the names and values of tensors."""
+    """A short digest of the names and values of tensors.
+
+    Example:
+        >>> weights = dict(model.named_parameters())
+        >>> netslim.ranks.digest(weights) == netslim.ranks.digest(weights)
+        True
+    """
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         values = tensor.detach().cpu().contiguous().reshape(-1)

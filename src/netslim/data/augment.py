@@ -22,6 +22,12 @@ class Augment:
 
     Raises:
         DataError: `pad` is negative.
+
+    Example:
+        >>> augment = netslim.data.Augment(pad=1)
+        >>> choices = augment.draw(len(images), torch.Generator().manual_seed(0))
+        >>> augment(images, choices).shape == images.shape
+        True
     """
 
     pad: int = 4

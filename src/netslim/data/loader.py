@@ -47,6 +47,15 @@ class Loader:
     Raises:
         DataError: an option out of range, statistics for another number of channels, or no complete
             batch; while batches are taken, pictures that cannot be read.
+
+    Example:
+        >>> data = netslim.data.load("digits")
+        >>> loader = netslim.data.Loader(
+        ...     data.train, 64, shuffle=True, mean=data.mean, std=data.std)
+        >>> loader.set_epoch(1)
+        >>> pictures, labels = next(iter(loader))
+        >>> tuple(pictures.shape), tuple(labels.shape)
+        ((64, 1, 8, 8), (64,))
     """
 
     def __init__(

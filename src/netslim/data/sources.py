@@ -83,6 +83,11 @@ def load(
     Raises:
         DataError: the name is unknown, files are missing or damaged, more pictures than allowed
             cannot be read, or an option is out of range.
+
+    Example:
+        >>> data = netslim.data.load("digits", validation=0.1, seed=0)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (1294, 144, 359)
     """
     if channels is not None and channels not in CHANNELS:
         raise DataError(f"channels is {channels!r}; give {' or '.join(CHANNELS)}")

@@ -33,6 +33,12 @@ class ImageTensors:
     Attributes:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
+
+    Example:
+        >>> pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8)
+        >>> split = netslim.data.ImageTensors(pixels, labels=torch.arange(10) % 2)
+        >>> len(split.take(torch.tensor([1, 3]))), split.shape
+        (2, (3, 8, 8))
     """
 
     images: Tensor
@@ -63,6 +69,12 @@ class ImageStream:
         labels: int64 (N,).
         shape: channels, height, width of every image.
         unreadable: share of the images that `Loader` may leave out because they cannot be read.
+
+    Example:
+        >>> pixels = torch.zeros(10, 3, 8, 8, dtype=torch.uint8)  # or what decodes one when asked
+        >>> split = netslim.data.ImageStream(pixels, torch.arange(10) % 2, shape=(3, 8, 8))
+        >>> len(split.take(torch.tensor([1, 3])))
+        2
     """
 
     images: Images
@@ -107,6 +119,11 @@ class Data:
         notes: sentences to be shown wherever a figure from this data is shown.
         unreadable: every picture that was left out because it cannot be read, and why. Of streams
             see `Loader.unreadable`.
+
+    Example:
+        >>> data: netslim.data.Data = netslim.data.load("digits", validation=100)
+        >>> data.shape, data.classes[:3], len(data.validation)
+        ((1, 8, 8), ('0', '1', '2'), 100)
     """
 
     name: str

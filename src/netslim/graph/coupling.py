@@ -43,6 +43,12 @@ def pacesetter(graph: ChannelGraph, group: ChannelGroup) -> str:
     First is meant in the order of execution. In torchvision's resnet50 it is
     ``layer1.0.downsample.0.weight`` for the channels that stage 1 hands on; in its resnet18, where
     stage 1 has no projection, ``conv1.weight``.
+
+    Example:
+        >>> resnet = netslim.zoo.resnet(8, shortcut="B")
+        >>> graph = netslim.trace(resnet, torch.randn(1, 3, 32, 32))
+        >>> [netslim.graph.pacesetter(graph, group) for group in graph if group.shortcut]
+        ['conv1.weight', 'layer2.0.shortcut.0.weight', 'layer3.0.shortcut.0.weight']
     """
     if len(group.producers) == 1:
         return group.producers[0]
@@ -56,6 +62,12 @@ def projections(graph: ChannelGraph, group: ChannelGroup) -> list[str]:
     """Names of the tensors that project a shortcut into this group; often one, or none.
 
     They stand in the order of execution.
+
+    Example:
+        >>> resnet = netslim.zoo.resnet(8, shortcut="B")
+        >>> graph = netslim.trace(resnet, torch.randn(1, 3, 32, 32))
+        >>> [netslim.graph.projections(graph, group) for group in graph if group.shortcut]
+        [[], ['layer2.0.shortcut.0.weight'], ['layer3.0.shortcut.0.weight']]
     """
     if not group.shortcut or len(group.producers) == 1:
         return []

@@ -25,6 +25,11 @@ class Slice:
 
     ``mixed`` says that weights which read the units take part in making them as well (tied
     weights).
+
+    Example:
+        >>> first: netslim.graph.Slice = netslim.trace(model, images)["features.0"].slices[0]
+        >>> first.tensor, first.axis, first.role, len(first.positions)
+        ('features.0.weight', 0, 'producer', 8)
     """
 
     tensor: str
@@ -52,6 +57,13 @@ class ChannelGroup:
         shortcut: whether the outputs of several layers are added in these channels, as along a
             residual shortcut (a padding counts; layers that scale them, depthwise or as a gate, do
             not).
+
+    Example:
+        >>> group: netslim.graph.ChannelGroup = netslim.trace(model, images)["features.0"]
+        >>> group.size, group.verdict
+        (8, 'exact')
+        >>> [part.tensor for part in group.tensors("consumer")]
+        ['features.4.weight']
     """
 
     name: str

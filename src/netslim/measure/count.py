@@ -68,6 +68,11 @@ class Cost:
         peak_bytes: most bytes of inputs and intermediate tensors alive at once in this pass, which
             is eager and without gradients. Parameters, buffers, and what an operator needs only
             while it runs, do not count.
+
+    Example:
+        >>> cost: netslim.measure.Cost = netslim.cost(model, images)
+        >>> cost.params, cost.within("classifier").params
+        (1323, 51)
     """
 
     params: int

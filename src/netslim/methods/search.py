@@ -66,6 +66,15 @@ class SearchResult(Generic[Network]):
         baseline: the score of the uncut network.
         max_drop: what a candidate may lose of it.
         verdict: the outcome in a sentence.
+
+    Example:
+        >>> def make(share):
+        ...     return netslim.slim(model, images, budget=netslim.Budget(cut_macs=share))
+        >>> whole = accuracy(model)
+        >>> result: netslim.methods.SearchResult = netslim.search(
+        ...     make, accuracy, max_drop=1.0, baseline=whole, tolerance=0.3)
+        >>> result.best.share > 0, result.baseline == whole
+        (True, True)
     """
 
     candidates: tuple[Candidate, ...]

@@ -46,6 +46,11 @@ def slimming_penalty(
 
     With a `delta`, |gamma| is smoothed: gamma^2 / (2 delta) up to |gamma| = delta, |gamma| - delta
     / 2 beyond.
+
+    Example:
+        >>> scales = [torch.tensor([0.5, -2.0])]
+        >>> netslim.methods.slimming_penalty(scales, strength=0.1)
+        tensor(0.2500)
     """
     scales = _tensors(scales)
     _check_delta(delta)
@@ -74,6 +79,12 @@ def add_slimming_gradient(
         strength: lambda of Eq. 1.
         grad_scale: a loss scale that `gradients` still carry (0-D).
         delta: width of the smooth part, above 0.
+
+    Example:
+        >>> gradients, scales = [torch.zeros(3)], [torch.tensor([0.5, 0.0, -2.0])]
+        >>> netslim.methods.add_slimming_gradient(gradients, scales, strength=0.1)
+        >>> gradients
+        [tensor([ 0.1000,  0.0000, -0.1000])]
     """
     scales = _tensors(scales)
     if len(gradients) != len(scales):
@@ -98,6 +109,12 @@ def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
     The proximal map of ``threshold * |gamma|``: the point that trades the distance to gamma against
     the penalty best. Made as ``gamma - clip(gamma, -threshold, threshold)``, which is 0 exactly and
     not nearly where gamma is within the threshold.
+
+    Example:
+        >>> scales = [torch.tensor([0.5, 0.1, -2.0])]
+        >>> netslim.methods.soft_threshold_(scales, threshold=0.25)
+        >>> scales
+        [tensor([ 0.2500,  0.0000, -1.7500])]
     """
     changed = _tensors(scales)
     torch._foreach_sub_(changed, _clipped(torch._foreach_mul(changed, 1.0), threshold))

@@ -365,6 +365,13 @@ def zeroed(
 
     Raises:
         StaleGraphError: the model is not the traced one.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> with torch.no_grad():
+        ...     model.features[0].weight[:3] = 0
+        >>> netslim.methods.zeroed(graph, model)["features.0"].nonzero().flatten().tolist()
+        [0, 1, 2]
     """
     inner = bare(model, ArgumentError, call="zeroed(graph, model)")
     graph.check(inner)
@@ -395,6 +402,14 @@ def plan_of_zeros(
     Raises:
         StaleGraphError: the model is not the traced one.
         PlanError: no filter is zero, or more are zero than the limits allow to remove.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> with torch.no_grad():
+        ...     model.features[0].weight[:3] = 0
+        >>> plan = netslim.methods.plan_of_zeros(graph, model)
+        >>> netslim.prune(model, plan).features[0].out_channels
+        5
     """
     if groups is None:
         groups = [group.name for group in graph.prunable]
@@ -428,6 +443,10 @@ def cifar_resnet_cut(depth: int, rate: float) -> float:
 
     Raises:
         ArgumentError: another depth or rate.
+
+    Example:
+        >>> round(netslim.methods.cifar_resnet_cut(56, rate=0.4), 3)
+        0.526
     """
     if depth < 8 or (depth - 2) % 6:
         raise ArgumentError(f"a CIFAR ResNet has depth 6n + 2 (20, 32, 56, 110), not {depth}")

@@ -117,6 +117,15 @@ def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Mod
 
     Raises:
         CheckpointError: as `build`.
+
+    Example:
+        >>> network = netslim.models.build("zoo:vgg11", width=0.125)
+        >>> pictures = torch.randn(1, 3, 32, 32)
+        >>> small = netslim.slim(network, pictures, budget=netslim.Budget(cut_channels=0.5))
+        >>> record = netslim.models.constructor("zoo:vgg11", {"width": 0.125})
+        >>> path = netslim.save(small, "small.safetensors", constructor=record)
+        >>> netslim.models.build_uncut(path).features[0].out_channels
+        8
     """
     header, tensors = read(path)
     if not header["constructor"]:
@@ -202,6 +211,10 @@ def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     ``pretrained`` becomes False and ``weights`` None, of all ``weights_file``. Where a factory of
     your own has other arguments that read weights, give `netslim.save` a constructor without them:
     ``{"name": "mine:net", "kwargs": {...}}``.
+
+    Example:
+        >>> netslim.models.constructor("torchvision:resnet18", {"weights": "DEFAULT"})
+        {'name': 'torchvision:resnet18', 'kwargs': {}}
     """
     return {"name": name, "kwargs": without_weights(name, kwargs)}
 

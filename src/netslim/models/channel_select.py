@@ -39,6 +39,12 @@ class ChannelSelect(nn.Module):
     Attributes:
         channels: C, the number of channels it picks from.
         indices: 1-D int64 buffer, the numbers of those it hands on; never a parameter.
+
+    Example:
+        >>> select = netslim.models.ChannelSelect(8)
+        >>> select.indices = torch.tensor([0, 5])
+        >>> tuple(select(torch.randn(1, 8, 4, 4)).shape)
+        (1, 2, 4, 4)
     """
 
     indices: Tensor
@@ -87,6 +93,12 @@ def add_selection(model: Model, example_inputs: Any = None) -> Model:
     Raises:
         ArgumentError: there is nothing to do, no guess runs, or the model is wrapped.
         TraceError: the model does not run on ``example_inputs``.
+
+    Example:
+        >>> network, pictures = netslim.zoo.preresnet(11), torch.randn(1, 3, 32, 32)
+        >>> network = netslim.models.add_selection(network, pictures)
+        >>> [group.name for group in netslim.trace(network, pictures).prunable][:2]
+        ['layer1.0.bn1.select', 'layer1.0.conv1']
     """
     refuse_wrapped(model, "add_selection(model)")
     inputs = examples_for(model, example_inputs)
@@ -124,6 +136,12 @@ def drop_idle_selections(model: Model) -> Model:
 
     Raises:
         ArgumentError: the model is wrapped.
+
+    Example:
+        >>> network = netslim.models.add_selection(netslim.zoo.preresnet(11))
+        >>> network = netslim.models.drop_idle_selections(network)  # all, as nothing was cut
+        >>> any(isinstance(m, netslim.models.ChannelSelect) for m in network.modules())
+        False
     """
     refuse_wrapped(model, "drop_idle_selections(model)")
     for module in named_modules(model):

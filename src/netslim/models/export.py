@@ -57,6 +57,11 @@ class Exported:
         batch_sizes: that were tried; more than one where the file takes batches of any size.
         inputs, outputs: names of the tensors in the file.
         opset: of ONNX; else None.
+
+    Example:
+        >>> written: netslim.models.Exported = netslim.export(model, images, "small.pt2")
+        >>> written.format, written.path.stat().st_size == written.size_bytes
+        ('torch.export', True)
     """
 
     path: Path

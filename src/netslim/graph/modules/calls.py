@@ -15,7 +15,13 @@ from netslim.graph.modules.walk import named_modules
 
 @checks_calls
 def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs)."""
+    """A tensor, a tuple of positional inputs or a dict of keyword inputs -> (args, kwargs).
+
+    Example:
+        >>> args, kwargs = netslim.graph.as_call({"x": images})
+        >>> args, list(kwargs)
+        ((), ['x'])
+    """
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, (tuple, list)):

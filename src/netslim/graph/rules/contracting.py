@@ -149,6 +149,11 @@ def _vector_product(
 def linear(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> None:
+    """The last dimension is read by the weight's columns; its rows make the result's.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_linear", netslim.graph.rules.linear)
+    """
     lx, lw = rec.get(x), rec.get(weight)
     last = x.dim() - 1
     met = _contract(rec, lx, last, lw, 1, "linear")
@@ -176,7 +181,11 @@ def convolution(
     stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any, groups: int,
     *args: Any,
 ) -> None:  # fmt: skip
-    """Plain, grouped, depthwise and transposed."""
+    """Plain, grouped, depthwise and transposed.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_convolution", netslim.graph.rules.convolution)
+    """
     lx, lw = rec.get(x), rec.get(w)
     for d in range(2, w.dim()):
         if d in lw.dims:
@@ -360,6 +369,9 @@ def attention(
     """Queries and keys share their last dimension (coupled by the product); values keep theirs.
 
     What stands before the last two dimensions, as heads, is shared by all, masks included.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_attention", netslim.graph.rules.attention)
     """
     lq, lk, lv = rec.get(q), rec.get(k), rec.get(v)
     last = q.dim() - 1

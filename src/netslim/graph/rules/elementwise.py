@@ -39,7 +39,14 @@ def fallback(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> No
     "upper training",
 )  # fmt: skip
 def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
-    """Tie the dimensions that meet; broadcasting dimensions of size 1 meet nothing."""
+    """Tie the dimensions that meet; broadcasting dimensions of size 1 meet nothing.
+
+    Example:
+        >>> @torch.library.custom_op("examples::soft_sign", mutates_args=())
+        ... def soft_sign(x: torch.Tensor) -> torch.Tensor:
+        ...     return x / (1 + x.abs())
+        >>> rule = netslim.register_rule(soft_sign, netslim.graph.rules.pointwise)
+    """
     inputs = tensors_in(args, kwargs)
     outs = tensors_in(out)
     weight = derived(rec, inputs)
@@ -119,7 +126,11 @@ def _transposed(rec: Recorder, a: Vector, b: Vector) -> bool:
     "resolve_conj", reads="self",
 )  # fmt: skip
 def same(rec: Recorder, func: Op, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    """The output has the labels of the input."""
+    """The output has the labels of the input.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_same", netslim.graph.rules.same)
+    """
     labels = rec.get(x)
     rec.set(out, labels.dims, labels.weight)
 

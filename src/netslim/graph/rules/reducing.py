@@ -119,7 +119,11 @@ def grid_sampler(rec: Recorder, func: Op, out: Tensor, x: Tensor, grid: Tensor, 
     "linalg_vector_norm", reads="self dim keepdim other",
 )  # fmt: skip
 def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Reducing over channels couples them; the others keep their labels."""
+    """Reducing over channels couples them; the others keep their labels.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_reduction", netslim.graph.rules.reduction)
+    """
     if tensors_in(args, kwargs):  # max(x, other)
         pointwise(rec, func, out, x, *args, **kwargs)
         return
@@ -174,6 +178,11 @@ def loss(
 def softmax(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: int, *args: Any, **kwargs: Any
 ) -> None:
+    """Along one dimension, which is coupled: each share depends on all elements.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_softmax", netslim.graph.rules.softmax)
+    """
     labels = rec.get(x)
     vector = labels.dims.get(dim % max(x.dim(), 1))
     rec.couple(vector, f"{name_of(func).strip('_')} over the channels")
@@ -200,7 +209,11 @@ def _affine(rec: Recorder, dims: dict[int, Vector], dim: int, first: int, *vecto
     "batch_norm", reads="input weight bias running_mean running_var training",
 )  # fmt: skip
 def batch_norm(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Per channel, with the four vectors of the channel."""
+    """Per channel, with the four vectors of the channel.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_batch_norm", netslim.graph.rules.batch_norm)
+    """
     labels = rec.get(x)
     given = named_arguments(func, args, kwargs)
     dims = dict(labels.dims)
@@ -219,6 +232,11 @@ def batch_norm(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwarg
 def layer_norm(
     rec: Recorder, func: Op, out: Any, x: Tensor, shape: Sequence[int], *params: Any
 ) -> None:
+    """Over the last dimensions, which are coupled: mean and deviation are taken over them.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_layer_norm", netslim.graph.rules.layer_norm)
+    """
     labels = rec.get(x)
     dims = dict(labels.dims)
     first = x.dim() - len(shape)
@@ -234,7 +252,11 @@ def layer_norm(
     reads="input weight bias group num_groups", ignores="N C HxW",  # the sizes of the input
 )  # fmt: skip
 def group_norm(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    """One channel a group is exact, and the number of groups follows; else each shrinks alike."""
+    """One channel a group is exact, and the number of groups follows; else each shrinks alike.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_group_norm", netslim.graph.rules.group_norm)
+    """
     given = named_arguments(func, args, kwargs)
     dims = dict(rec.get(x).dims)
     _affine(rec, dims, 1, 0, given.get("weight"), given.get("bias"))

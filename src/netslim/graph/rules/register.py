@@ -107,6 +107,11 @@ def like(op: Any) -> Rule:
 
     Raises:
         TraceError: ``op`` names no operator, or netslim has no rule for it.
+
+    Example:
+        >>> rule = netslim.graph.rules.like("aten::constant_pad_nd")
+        >>> rule is netslim.register_rule("mylib::my_pad", rule)
+        True
     """
     name = operator_name(op)
     rule = find_rule(name)
@@ -124,6 +129,9 @@ def spatial(dims: int) -> Rule:
 
     Raises:
         ArgumentError: another number of dimensions.
+
+    Example:
+        >>> rule = netslim.register_rule("mylib::my_pool2d", netslim.graph.rules.spatial(2))
     """
     if dims not in (1, 2, 3):
         raise ArgumentError(f"spatial takes 1, 2 or 3 dimensions, got {dims!r}")

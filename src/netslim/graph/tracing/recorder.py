@@ -66,7 +66,15 @@ UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
 
 @dataclass(frozen=True)
 class Labels:
-    """A tensor's atoms by dimension, and whether it was computed from parameters alone."""
+    """A tensor's atoms by dimension, and whether it was computed from parameters alone.
+
+    Example:
+        >>> def mirrored(recorder, func, out, x):  # for what turns channels round
+        ...     labels: netslim.graph.rules.Labels = recorder.get(x)
+        ...     dims = {**labels.dims, 1: labels.dims[1][::-1]}
+        ...     recorder.set(out, dims, labels.weight)
+        >>> rule = netslim.register_rule("mylib::mirrored", mirrored)
+    """
 
     dims: Mapping[int, Vector]
     weight: bool
@@ -107,7 +115,15 @@ class OperatorCost:
 
 @dataclass
 class Recorder:
-    """Everything learnt from one run."""
+    """Everything learnt from one run.
+
+    Example:
+        >>> from netslim.graph.rules import Recorder
+        >>> def opaque(recorder: Recorder, func, out, x):  # for what mixes channels
+        ...     recorder.freeze(recorder.get(x).dims.get(1), "opaque mixes them")
+        ...     recorder.set(out, {}, weight=False)
+        >>> rule = netslim.register_rule("mylib::opaque", opaque)
+    """
 
     atoms: Atoms
     model: nn.Module

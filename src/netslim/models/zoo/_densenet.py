@@ -79,6 +79,11 @@ def densenet(
 
     Raises:
         ArgumentError: a depth that is not 3n + 4, or widths of 0 or less.
+
+    Example:
+        >>> network = netslim.zoo.densenet(22, growth=4)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
     """
     if depth < 7 or (depth - 4) % 3:
         raise ArgumentError(
@@ -92,5 +97,11 @@ def densenet(
 def densenet40(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, stem: int = 16
 ) -> DenseNet:
-    """DenseNet-40 of Network Slimming, Table 1; 1,019,722 parameters (1,059,298 with `stem=24`)."""
+    """DenseNet-40 of Network Slimming, Table 1; 1,019,722 parameters (1,059,298 with `stem=24`).
+
+    Example:
+        >>> network = netslim.zoo.densenet40(width=0.25)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return densenet(40, num_classes, width, in_channels, stem)

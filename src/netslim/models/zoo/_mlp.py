@@ -46,5 +46,10 @@ def mlp(
 
     Raises:
         ArgumentError: hidden sizes or a width of 0 or less.
+
+    Example:
+        >>> network = netslim.zoo.mlp(hidden=(32, 16))
+        >>> tuple(network.eval()(torch.randn(1, 1, 28, 28)).shape)
+        (1, 10)
     """
     return MLP([in_features, *(scaled(units, width) for units in hidden)], num_classes, norm)

@@ -73,6 +73,11 @@ def preresnet(
 
     Raises:
         ArgumentError: a depth that is not 9n + 2, or a width of 0 or less.
+
+    Example:
+        >>> network = netslim.zoo.preresnet(20, num_classes=100, width=0.5)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 100)
     """
     if depth < 11 or (depth - 2) % 9:
         raise ArgumentError(
@@ -84,5 +89,11 @@ def preresnet(
 
 @builder
 def preresnet164(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> PreResNet:
-    """ResNet-164 of Network Slimming, Table 1; 1,703,258 parameters and 12,112 BN scales."""
+    """ResNet-164 of Network Slimming, Table 1; 1,703,258 parameters and 12,112 BN scales.
+
+    Example:
+        >>> network = netslim.zoo.preresnet164(width=0.25)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return preresnet(164, num_classes, width, in_channels)

@@ -102,6 +102,11 @@ def resnet(
 
     Raises:
         ArgumentError: a depth that is not 6n + 2, another shortcut, or a width of 0 or less.
+
+    Example:
+        >>> network = netslim.zoo.resnet(8, width=0.5, shortcut="B")
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
     """
     if depth < 8 or (depth - 2) % 6:
         raise ArgumentError(
@@ -119,7 +124,13 @@ def resnet(
 def resnet20(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
-    """ResNet-20; 269,722 parameters with shortcut A."""
+    """ResNet-20; 269,722 parameters with shortcut A.
+
+    Example:
+        >>> network = netslim.zoo.resnet20(width=0.25)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return resnet(20, num_classes, width, in_channels, shortcut)
 
 
@@ -127,7 +138,13 @@ def resnet20(
 def resnet32(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
-    """ResNet-32; 464,154 parameters with shortcut A."""
+    """ResNet-32; 464,154 parameters with shortcut A.
+
+    Example:
+        >>> network = netslim.zoo.resnet32(width=0.25)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return resnet(32, num_classes, width, in_channels, shortcut)
 
 
@@ -135,7 +152,13 @@ def resnet32(
 def resnet44(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
-    """ResNet-44; 658,586 parameters with shortcut A."""
+    """ResNet-44; 658,586 parameters with shortcut A.
+
+    Example:
+        >>> network = netslim.zoo.resnet44(width=0.25)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return resnet(44, num_classes, width, in_channels, shortcut)
 
 
@@ -143,7 +166,13 @@ def resnet44(
 def resnet56(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
-    """ResNet-56; 853,018 parameters with shortcut A."""
+    """ResNet-56; 853,018 parameters with shortcut A.
+
+    Example:
+        >>> network = netslim.zoo.resnet56(width=0.25)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return resnet(56, num_classes, width, in_channels, shortcut)
 
 
@@ -151,5 +180,11 @@ def resnet56(
 def resnet110(
     num_classes: int = 10, width: float = 1.0, in_channels: int = 3, shortcut: Shortcut = "A"
 ) -> ResNet:
-    """ResNet-110; 1,727,962 parameters with shortcut A."""
+    """ResNet-110; 1,727,962 parameters with shortcut A.
+
+    Example:
+        >>> network = netslim.zoo.resnet110(width=0.25)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return resnet(110, num_classes, width, in_channels, shortcut)

@@ -98,6 +98,11 @@ def vgg(
     Raises:
         ArgumentError: a layer that is neither a positive number nor `"M"`, no convolution, a width
             of 0 or less.
+
+    Example:
+        >>> network = netslim.zoo.vgg([8, "M", 16], in_channels=1)
+        >>> tuple(network.eval()(torch.randn(1, 1, 8, 8)).shape)
+        (1, 10)
     """
     features, channels = _convolutions(layers, in_channels, width, conv_bias)
     inputs = channels * pool**2
@@ -107,25 +112,49 @@ def vgg(
 
 @builder
 def vgg11(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
-    """VGG-11 for 32x32 pictures: 8 convolutions, one linear layer; 9,228,362 parameters."""
+    """VGG-11 for 32x32 pictures: 8 convolutions, one linear layer; 9,228,362 parameters.
+
+    Example:
+        >>> network = netslim.zoo.vgg11(width=0.125)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return vgg(LAYERS[11], num_classes, width, in_channels)
 
 
 @builder
 def vgg13(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
-    """VGG-13 for 32x32 pictures: 10 convolutions, one linear layer; 9,413,066 parameters."""
+    """VGG-13 for 32x32 pictures: 10 convolutions, one linear layer; 9,413,066 parameters.
+
+    Example:
+        >>> network = netslim.zoo.vgg13(width=0.125)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return vgg(LAYERS[13], num_classes, width, in_channels)
 
 
 @builder
 def vgg16(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
-    """VGG-16 for 32x32 pictures: 13 convolutions, one linear layer; 14,724,042 parameters."""
+    """VGG-16 for 32x32 pictures: 13 convolutions, one linear layer; 14,724,042 parameters.
+
+    Example:
+        >>> network = netslim.zoo.vgg16(width=0.125)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return vgg(LAYERS[16], num_classes, width, in_channels)
 
 
 @builder
 def vgg19(num_classes: int = 10, width: float = 1.0, in_channels: int = 3) -> VGG:
-    """VGG-19 of Network Slimming, Table 1: 16 convolutions; 20,035,018 parameters."""
+    """VGG-19 of Network Slimming, Table 1: 16 convolutions; 20,035,018 parameters.
+
+    Example:
+        >>> network = netslim.zoo.vgg19(width=0.125)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
+    """
     return vgg(LAYERS[19], num_classes, width, in_channels)
 
 
@@ -134,6 +163,11 @@ def vgg16_fc512(num_classes: int = 10, width: float = 1.0, in_channels: int = 3)
     """VGG-16 of Li et al. 2016 (arXiv 1608.08710), Table 2, with a 512-unit layer.
 
     14,987,722 parameters.
+
+    Example:
+        >>> network = netslim.zoo.vgg16_fc512(width=0.125)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
     """
     return vgg((*LAYERS[16], "M"), num_classes, width, in_channels, head=(512,))
 
@@ -145,6 +179,11 @@ def vgg16_bn_4096(
     """VGG-16 with ImageNet's two 4096-unit linear layers and convolution biases.
 
     33,646,666 parameters.
+
+    Example:
+        >>> network = netslim.zoo.vgg16_bn_4096(width=0.125)
+        >>> tuple(network.eval()(torch.randn(1, 3, 32, 32)).shape)
+        (1, 10)
     """
     return vgg(
         (*LAYERS[16], "M"), num_classes, width, in_channels, head=(4096, 4096),

@@ -36,6 +36,13 @@ class Chooser:
     Raises:
         ArgumentError: a score is not finite or not of the group's size, or a name means no group.
         PlanError: no group may be cut.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l1")
+        >>> chooser = netslim.selection.budget.Chooser(graph, scores, netslim.Limits(round_to=4))
+        >>> chooser.levels(graph.number("features.0"))  # how many of its 8 channels may go
+        array([0, 4])
     """
 
     def __init__(self, graph: ChannelGraph, scores: Mapping[str, Tensor], limits: Limits) -> None:

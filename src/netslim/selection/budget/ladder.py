@@ -32,6 +32,16 @@ class Goal:
         resource: what is limited.
         limit: in the unit of the resource.
         whole: how much the original has.
+
+    Example:
+        >>> from netslim.selection.budget import Chooser, Goal, Ladder, Products
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l1")
+        >>> ladder = Ladder(Chooser(graph, scores, netslim.Limits()), fixed={})
+        >>> macs = Products(ladder.widths, [cost.factors for cost in graph.costs])
+        >>> goal = Goal("cut_macs", macs, limit=0.5 * graph.macs(), whole=graph.macs())
+        >>> macs.total(ladder.widths.counts(ladder.start)) <= goal.limit  # nothing went yet
+        False
     """
 
     name: str
@@ -55,6 +65,14 @@ class Ladder:
         score: of each step: that of its most important unit, which a threshold must reach for all
             of the step to go.
         lost: of each step: the sum of the scores of its units.
+
+    Example:
+        >>> from netslim.selection.budget import Chooser, Ladder
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l1")
+        >>> ladder = Ladder(Chooser(graph, scores, netslim.Limits(round_to=4)), fixed={})
+        >>> ladder.group, ladder.units  # group 0 may lose 4 channels, group 1 three times 4
+        (array([0, 1, 1, 1]), array([4, 4, 4, 4]))
     """
 
     group: Vector

@@ -20,6 +20,11 @@ def caps(limits: Limits, graph: ChannelGraph) -> list[int]:
 
     Raises:
         ArgumentError: ``max_cut`` names no group.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> netslim.selection.budget.caps(netslim.Limits(max_cut=0.5), graph)  # of 8, 16 and 3
+        [4, 8, 1]
     """
     named: Mapping[str, float | int | None] = {}
     if isinstance(limits.max_cut, Mapping):
@@ -45,6 +50,11 @@ def staying(limits: Limits, graph: ChannelGraph) -> dict[str, str]:
 
     Raises:
         ArgumentError: ``protect`` names no group.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> netslim.selection.budget.staying(netslim.Limits(protect=["features.0"]), graph)
+        {'classifier.0': 'it is an output of the network', 'features.0': 'protected'}
     """
     unknown = "protect names no group"
     named = chain.from_iterable(meant(graph, name, unknown) for name in limits.protect)

@@ -181,6 +181,15 @@ class Products:
         widths: which counts there are.
         products: the factors of each product.
         weights: what each product is multiplied with; by default 1.
+
+    Example:
+        >>> from netslim.selection.budget import Chooser, Ladder, Products
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l1")
+        >>> ladder = Ladder(Chooser(graph, scores, netslim.Limits()), fixed={})
+        >>> macs = Products(ladder.widths, [cost.factors for cost in graph.costs])
+        >>> macs.total(ladder.widths.counts(ladder.start)) == graph.macs()
+        True
     """
 
     def __init__(
@@ -252,6 +261,12 @@ class Asked:
         widths: which counts there are.
         free: numbers of the groups whose units may go for a budget.
         latency: what knows milliseconds, if anything does.
+
+    Example:
+        >>> from netslim.selection.budget import Asked, Products, resource
+        >>> @resource("operators' work", "work")  # what it is made of is asked of `asked`
+        ... def made(asked: Asked) -> Products:
+        ...     return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
     """
 
     field: str
@@ -282,15 +297,17 @@ def resource(
         unit: for messages, such as ``"MACs"``.
         names: one or several; by default the function's.
 
-    Example: a budget with a field of one's own::
-
-        @resource("weights that are read")
-        def traffic(asked):
-            return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
-
-        @dataclass(frozen=True)
-        class MyBudget(Budget):
-            cut_traffic: float | None = option(None, "share of what is read", least=0, below=1)
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from netslim.selection.budget import Products, resource
+        >>> from netslim.selection.options import option
+        >>> @resource("operators' work")
+        ... def work(asked):
+        ...     return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
+        >>> @dataclass(frozen=True)
+        ... class MyBudget(netslim.Budget):
+        ...     cut_work: float | None = option(None, "share of the work", least=0, below=1)
+        >>> small = netslim.slim(model, images, budget=MyBudget(cut_work=0.5))
     """
 
     def register(make: Callable[[Asked], Resource]) -> Callable[[Asked], Resource]:

@@ -78,6 +78,10 @@ def reads_data(name: str | Criterion) -> bool:
 
     Raises:
         ArgumentError: no criterion has this name; the nearest are given.
+
+    Example:
+        >>> [netslim.selection.criteria.reads_data(name) for name in ("l1", "taylor")]
+        [False, True]
     """
     return named(name) in MEASURES
 

@@ -102,13 +102,24 @@ def _scores(
 
 @checks_calls
 def as_scoring(criterion: str | Criterion | Scoring) -> Scoring:
-    """A criterion alone, as the options that it stands for."""
+    """A criterion alone, as the options that it stands for.
+
+    Example:
+        >>> netslim.selection.criteria.as_scoring("l1").criterion
+        'l1'
+    """
     return criterion if isinstance(criterion, Scoring) else Scoring(criterion)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A criterion with its options, ready to score the groups of a graph one by one."""
+    """A criterion with its options, ready to score the groups of a graph one by one.
+
+    Example:
+        >>> from netslim.selection.criteria import Scorer
+        >>> Scorer.of(netslim.trace(model, images), "taylor").reads_data
+        True
+    """
 
     graph: ChannelGraph
     function: Criterion
@@ -184,6 +195,10 @@ def check_options(scoring: Scoring) -> None:
 
     Raises:
         ArgumentError: an unknown criterion, an option it does not take, or one it has no use for.
+
+    Example:
+        >>> scoring = netslim.selection.Scoring("l1", lead="pacesetter")
+        >>> netslim.selection.criteria.check_options(scoring)
     """
     function = named(scoring.criterion)
     name, lead, reduction, over = _name(function), scoring.lead, scoring.reduction, scoring.over

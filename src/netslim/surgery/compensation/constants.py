@@ -99,6 +99,14 @@ class Folding(Generic[Model]):
         model: a copy; what the removed channels emitted comes from ``target`` in ``moved`` now.
         plan: for that copy, which may have more biases than the original; its history says so.
         moved: one row for each tensor of weights that reads removed channels.
+
+    Example:
+        >>> graph = netslim.trace(model, images)
+        >>> scores = netslim.score(graph, model, "l1")
+        >>> plan = netslim.select(graph, scores, netslim.Budget(cut_channels=0.5))
+        >>> folding: netslim.surgery.Folding = netslim.surgery.compensate(
+        ...     model, plan, loader, way="constant")
+        >>> small = netslim.prune(folding.model, folding.plan)
     """
 
     model: Model

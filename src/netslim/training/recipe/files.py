@@ -17,7 +17,12 @@ from netslim.training.recipe.extends import SMALL, resolved
 
 @checks_calls
 def shipped() -> list[str]:
-    """Names of the recipes that come with the package, small twins included."""
+    """Names of the recipes that come with the package, small twins included.
+
+    Example:
+        >>> "digits" in netslim.training.shipped()
+        True
+    """
     return list(_shipped())
 
 
@@ -37,6 +42,10 @@ def recipe_text(source: str) -> str:
 
     Raises:
         RecipeError: no shipped recipe and no file has this name.
+
+    Example:
+        >>> "kind: prune" in netslim.training.recipe_text("digits")
+        True
     """
     if not _written(source):
         return _written_out(source)

@@ -44,6 +44,11 @@ def load_recipe(
 
     Raises:
         RecipeError: with the key, what is wrong with it, and the nearest right one.
+
+    Example:
+        >>> recipe = netslim.training.load_recipe("digits", {"stages.sparse.epochs": "2"})
+        >>> [stage.name for stage in recipe.stages]
+        ['sparse', 'prune', 'finetune', 'measure']
     """
     tree = {key: value for key, value in tree_of(os.fspath(source)).items() if key != "small"}
     for key, text in (overrides or {}).items():
@@ -57,6 +62,12 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
 
     Args:
         whole: whether it must be a run that ends in a measurement; else single stages are fine.
+
+    Example:
+        >>> tree = netslim.training.load_recipe("digits").to_dict()
+        >>> tree["model"]["width"] = 0.5
+        >>> netslim.training.parse_recipe(tree).model.kwargs["width"]
+        0.5
     """
     # YAML aliases share objects; here nothing is shared.
     plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))

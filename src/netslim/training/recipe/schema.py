@@ -590,7 +590,13 @@ class Exploration(Checked):
 @checks_calls
 @dataclass(frozen=True)
 class Recipe:
-    """A run from data to measured networks."""
+    """A run from data to measured networks.
+
+    Example:
+        >>> recipe: netslim.training.Recipe = netslim.training.load_recipe("digits")
+        >>> recipe.name, recipe.data.name, recipe.seed
+        ('digits', 'digits', 0)
+    """
 
     name: str
     title: str

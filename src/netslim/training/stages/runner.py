@@ -98,6 +98,13 @@ def run(
     Raises:
         NetslimError: whatever goes wrong; finished stages and epochs are kept.
         KeyboardInterrupt: likewise.
+
+    Example:
+        >>> short = {"stages.sparse.epochs": "1", "stages.finetune.epochs": "1"}
+        >>> recipe = netslim.training.load_recipe("digits", {"data.subset": "64", **short})
+        >>> results = netslim.training.run(recipe, "runs/digits")
+        >>> results["recipe"]
+        'digits'
     """
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     display = display or Display()
