@@ -35,7 +35,7 @@ from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.weight_norms import weight_norms
+from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.history import history, remember
 from netslim.surgery.module_sizes import patched, put, update_sizes
 from netslim.surgery.optimizers import all_optimizers, cut_state
@@ -325,17 +325,29 @@ def _gains(
         model: it says what is a gain.
         cuts: as the plan says.
         named: name -> tensor, of the model or of a copy of it.
-        smaller: the new values of the tensors that are cut.
+        smaller: the new values of the tensors that are cut; directions among them are changed where
+            gains alone cannot do it.
     """
     result = {}
     for norm in weight_norms(model):
         direction, gain = named.get(norm.direction), named.get(norm.gain)
-        if direction is None or gain is None or direction not in smaller:
+        if direction is None or gain is None or norm.direction not in cuts:
             continue
-        rows = [replace(cut, into=()) for cut in cuts[norm.direction] if cut.axis == norm.dim]
-        before = _keep(rows, direction.detach())
-        result[gain] = norm.follow(smaller.get(gain, gain), before, smaller[direction])
+        value, result[gain] = _normed(norm, direction.detach(), gain.detach(), cuts)
+        smaller[direction].copy_(value)  # it may share its memory
     return result
+
+
+def _normed(norm: WeightNorm, direction: Tensor, gain: Tensor, cuts: Cuts) -> tuple[Tensor, Tensor]:
+    """New direction and gain of a weight whose direction is cut."""
+    rows, own = cuts[norm.direction], cuts.get(norm.gain, [])
+    if any(cut.into for cut in own):
+        # What is summed has a gain each, so the weights are summed and not the directions.
+        rows = [*own, *(cut for cut in rows if cut.axis != norm.dim)]
+        weight = _keep(rows, norm.weight(direction, gain))
+        return norm.follow(norm.lengths(weight), weight, weight)
+    along = [replace(cut, into=()) for cut in rows if cut.axis == norm.dim]
+    return norm.follow(_keep(own, gain), _keep(along, direction), _keep(rows, direction))
 
 
 def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:

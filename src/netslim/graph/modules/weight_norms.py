@@ -37,8 +37,16 @@ class WeightNorm:
         lengths: Tensor = torch.linalg.vector_norm(plain, dim=over, keepdim=self.dim >= 0)
         return lengths
 
-    def follow(self, gain: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """The gain with which what is left of the weight stays as it is.
+    def weight(self, direction: Tensor, gain: Tensor) -> Tensor:
+        """gain * direction / |direction|."""
+        weight: Tensor = direction.detach() * (gain.detach() / self.lengths(direction))
+        return weight.to(direction.dtype)
+
+    def follow(self, gain: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction and gain with which what is left of the weight stays as it is.
+
+        Where all that is left of a direction is zero, 0 / 0 would be the weight. It is zero, too,
+        and so with a gain of 0 and any other direction.
 
         Args:
             gain: as it was.
@@ -46,7 +54,8 @@ class WeightNorm:
             after: what became of them.
         """
         old, new = self.lengths(before), self.lengths(after)
-        return (gain.detach() * torch.where(old > 0, new / old, 1.0)).to(gain.dtype)
+        followed = (gain.detach() * torch.where(old > 0, new / old, 1.0)).to(gain.dtype)
+        return after.detach().masked_fill((old > 0) & (new == 0), 1), followed
 
 
 def weight_norms(model: nn.Module) -> list[WeightNorm]:
@@ -58,9 +67,20 @@ def weight_norms(model: nn.Module) -> list[WeightNorm]:
     found = []
     for module in named_modules(model):
         for direction, gain, dim in (*_parametrised(module), *_hooked(module)):
-            found.append(WeightNorm(names[id(direction)], names[id(gain)], dim))
+            own = dimension(dim, direction.dim())
+            found.append(WeightNorm(names[id(direction)], names[id(gain)], own))
     uses = Counter(norm.gain for norm in found)
     return [norm for norm in found if uses[norm.gain] == 1]
+
+
+def dimension(dim: int, dims: int) -> int:
+    """The dimension that weight norm is told to leave out, as `WeightNorm.dim`.
+
+    To PyTorch -1 is not the last one but none of them; -2 is the last but one.
+    """
+    if dim == -1:
+        return dim
+    return dim % dims
 
 
 def _parametrised(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.graph.modules.weight_norms import WeightNorm
+from netslim.graph.modules.weight_norms import WeightNorm, dimension
 from netslim.graph.rules.elementwise import meeting, pointwise
 from netslim.graph.rules.indexing import hold
 from netslim.graph.rules.registry import (
@@ -313,7 +313,7 @@ def fourier(
 @rule("_weight_norm_interface", "_weight_norm", reads="v g dim")
 def weight_norm(rec: Recorder, func: Op, out: Any, v: Tensor, g: Tensor, dim: int = 0) -> None:
     """Directions and their gains: ``g * v / |v|``, with the norm over all dimensions but one."""
-    labels, gains = rec.get(v), rec.get(g)
+    labels, gains, dim = rec.get(v), rec.get(g), dimension(dim, v.dim())
     dims = dict(labels.dims)
     met = rec.meet(dims.get(dim), gains.dims.get(dim), "weight normalisation")
     if met is not None:

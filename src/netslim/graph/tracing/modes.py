@@ -54,13 +54,23 @@ class Dispatch(OperatorMode):
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
+        self._ran(rule or self.fallback, func, out, args, kwargs)
+        return out
+
+    def whole(self, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+        """Run an operator that PyTorch takes apart as if it did not, for it has a rule."""
+        with torch._C._DisableTorchDispatch():
+            out = func(*args, **kwargs)
+        self._ran(self.rules[func._schema.name.removeprefix("aten::")], func, out, args, kwargs)
+        return out
+
+    def _ran(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
         self.recorder.in_rule = True
         try:
             with torch._C.DisableTorchFunction():
-                self._follow(rule or self.fallback, func, out, args, kwargs)
+                self._follow(rule, func, out, args, kwargs)
         finally:
             self.recorder.in_rule = False
-        return out
 
     def _follow(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
         """Apply the rule, and note what the operator used and put out."""
@@ -179,9 +189,9 @@ def _tolist(tensor: Tensor) -> Any:
 class Function(TorchFunctionMode):
     """Keeps what the user's code called, and answers with sizes that know where they came from."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, operators: Dispatch) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.recorder, self.operators = recorder, operators
 
     def __torch_function__(
         self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
@@ -204,7 +214,7 @@ class Function(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             args, kwargs = (), hold_width(recorder, args, kwargs)
         try:
-            out = func(*args, **kwargs)
+            out = self._run(func, args, kwargs)
         finally:
             recorder.calls.pop()
         if func in _NUMBERS_OF:
@@ -215,6 +225,13 @@ class Function(TorchFunctionMode):
             recorder.set(out, labels.dims, labels.weight)
             recorder.touched.add(id(args[0]))
         return out
+
+    def _run(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
+        if func is torch._weight_norm:
+            # Along most dimensions it runs as a norm and a division, which nobody could tell from
+            # others; as a whole it says which tensor holds the gains that can follow a cut.
+            return self.operators.whole(torch.ops.aten._weight_norm.default, args, kwargs)
+        return func(*args, **kwargs)
 
 
 _NORMALISATIONS = (F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm)

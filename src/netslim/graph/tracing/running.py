@@ -69,7 +69,8 @@ def _recorded(
     recorder = Recorder(Atoms(model), model)
     for _, tensor in named_tensors(model):
         recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
-    watching = (Function(recorder), Dispatch(recorder, rules, fallback))
+    operators = Dispatch(recorder, rules, fallback)
+    watching = (Function(recorder, operators), operators)
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         _watch(recorder, example_inputs, watching)
     parameters = (t for _, t in named_tensors(model) if isinstance(t, nn.Parameter))

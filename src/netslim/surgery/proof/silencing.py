@@ -8,7 +8,7 @@ something else again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, output_tensors
 from netslim.graph.modules.walk import named_tensors
-from netslim.graph.modules.weight_norms import weight_norms
+from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, destinations, partners
 
@@ -58,25 +58,39 @@ def silenced(
         graph: of ``model``; only where the plan merges channels: it tells what makes them.
     """
     tensors = dict(named_tensors(model))
-    norms = [(norm, tensors[norm.direction], tensors[norm.gain]) for norm in weight_norms(model)]
+    norms = weight_norms(model)
     with ExitStack() as changes:
-        before = [direction.detach().clone() for _, direction, _ in norms]
+        before = {norm: tensors[norm.direction].detach().clone() for norm in norms}
         for c in plan.tensors:
             if "consumer" in c.role:
                 gone = _on(tensors[c.tensor], np.flatnonzero(destinations(c) == DROPPED))
                 changes.enter_context(replaced(tensors[c.tensor], c.axis, gone, 0))
-        for name, axis, merged, survivors in _entries_to_equal(graph, plan):
-            values = tensors[name].detach().index_select(axis, _on(tensors[name], survivors))
-            changes.enter_context(replaced(tensors[name], axis, _on(tensors[name], merged), values))
-        for (norm, direction, gain), old in zip(norms, before, strict=True):
-            if not torch.equal(direction, old):
-                values = norm.follow(gain, old, direction)
-                changes.enter_context(_all_replaced(gain, values))
+        for name, axis, merged, survivors in _entries_to_equal(graph, plan, norms):
+            places, source = _on(tensors[name], merged), _on(tensors[name], survivors)
+            values = tensors[name].detach().index_select(axis, source)
+            changes.enter_context(replaced(tensors[name], axis, places, values))
+            for norm in norms:
+                if (norm.direction, norm.dim) == (name, axis):  # their gains become equal, too
+                    before[norm].index_copy_(axis, places, before[norm].index_select(axis, source))
+        for norm, old in before.items():
+            changes.enter_context(_followed(norm, tensors, old))
+        yield
+
+
+@contextmanager
+def _followed(norm: WeightNorm, tensors: Mapping[str, Tensor], before: Tensor) -> Iterator[None]:
+    """Inside, what is left of a weight is as it was with these directions."""
+    direction, gain = tensors[norm.direction], tensors[norm.gain]
+    if torch.equal(direction, before):
+        yield
+        return
+    directions, gains = norm.follow(gain, before, direction)
+    with _all_replaced(direction, directions), _all_replaced(gain, gains):
         yield
 
 
 def _entries_to_equal(
-    graph: ChannelGraph | None, plan: PruningPlan
+    graph: ChannelGraph | None, plan: PruningPlan, norms: Collection[WeightNorm]
 ) -> Iterator[tuple[str, int, np.ndarray, np.ndarray]]:
     """(tensor, axis, entries of merged channels, entries of their survivors), of all but readers.
 
@@ -88,8 +102,11 @@ def _entries_to_equal(
     for name, cut in plan.groups.items():
         if not cut.merged:
             continue
+        reading = {(s.tensor, s.axis) for s in graph[name].tensors("consumer")}
+        # With a gain for each channel that it reads, weight norm reads in the gains.
+        reading |= {(n.direction, n.dim) for n in norms if (n.gain, n.dim) in reading}
         for s in graph[name].slices:
-            if s.role != "consumer":
+            if (s.tensor, s.axis) not in reading:
                 yield (s.tensor, s.axis, *partners(s.positions, s.units, destinations(cut)))
 
 
