@@ -85,6 +85,8 @@ def without(factors: tuple[Count, ...]) -> dict[int, int]:
     sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in factors]
     gone = {}
     for group in set(chain.from_iterable(held for _, held in sizes)):
+        # Of 9 x (16 of a and 8 of b) x 32 MACs, a takes 9 * 16 * 32 with it: without a the product
+        # is 9 * 8 * 32. A group with a share in two factors shrinks both.
         whole = left = 1
         for size, held in sizes:
             whole, left = whole * size, left * (size - held.get(group, 0))

@@ -79,6 +79,8 @@ class Classes:
         names = _unique([group.name for _, group, _, _ in drafts])
         groups = []
         for number, ((_, group, part, units), name) in enumerate(zip(drafts, names, strict=True)):
+            # Noted at the root of each class; below, `[root]` hands it on to every atom of the
+            # class, also to those of operators, which are on no axis and so in no part.
             self.group_of[root[part]], self.unit_of[root[part]] = number, units
             groups.append(replace(group, name=name))
         self.group_of, self.unit_of = self.group_of[root], self.unit_of[root]
@@ -128,6 +130,8 @@ class Classes:
         first = axes[number[lead.start]].tensor
         exact, frozen, reason = self._verdict(int(roots[0]))
         producers = tuple(dict.fromkeys(axes[number[p.start]].tensor for p in makers))
+        # One layer with several outputs a unit may have had its own added to each other, as in
+        # ``x[:, :8] + x[:, 8:]``: no shortcut, for there is no second layer.
         to_itself = len(producers) == 1 and lead.stop - lead.start > len(roots)
         group = ChannelGroup(
             layer_of(first) or first,
@@ -156,6 +160,8 @@ class Classes:
             return exact, True, self.atoms.frozen[frozen][1]
         if not exact:
             return False, False, self.atoms.coupled[coupled][1]
+        # A channel is removed where it is read. What nobody reads leaves the network, or is lost:
+        # there is no weight in which it could be silenced, so nothing could be proved.
         if not self.role[root] & CONSUMER:
             return True, True, "no weights read it"
         return True, False, None
@@ -167,6 +173,7 @@ class Classes:
         groups, units = self.group_of[factor], self.unit_of[factor]
         first = int(groups[0])
         if (groups == first).all():  # as nearly always, and quicker
+            # Atoms of no group stay, whatever is cut.
             if first < 0:
                 return Count(len(groups), ())
             return Count(0, ((first, np.bincount(units, minlength=self.sizes[first])),))
@@ -179,6 +186,8 @@ class Classes:
 def _renumber(units: Vector, lead: Vector, size: int) -> Vector:
     """Number units by where they first stand in the leading slice."""
     first = np.full(size, len(lead))
+    # A unit with several entries in the leading slice is numbered by its first: units 2 2 0 0 1 1
+    # become 0 0 1 1 2 2.
     np.minimum.at(first, lead, np.arange(len(lead)))
     rank: Vector = np.empty(size, dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(size)

@@ -462,6 +462,7 @@ class _Stack:
     def of(members: Sequence[tuple[Tensor, _Tie]], vectors: bool, maximise: bool) -> _Stack:
         parts, total = [], 0
         for _, tie in members:
+            # Clusters of different parameters stay apart: 0 0 1 and 0 1 1 become 0 0 1 2 3 3.
             parts.append(tie.labels + total)
             total += int(tie.labels.max()) + 1
         parameter = members[0][0]

@@ -24,11 +24,13 @@ _RESTARTS = 10  # scikit-learn's own number of starts when the authors of C-SGD 
 
 def even(kernels: np.ndarray, clusters: int, seed: int = 0) -> Labels:
     """Neighbours together, in clusters whose sizes differ by at most 1."""
+    # Eight kernels in three clusters: 0 0 0 1 1 1 2 2.
     return np.arange(len(kernels)) * clusters // len(kernels)
 
 
 def imbalanced(kernels: np.ndarray, clusters: int, seed: int = 0) -> Labels:
     """The first cluster takes all the excess; every other has one member."""
+    # Five kernels in three clusters: 0 0 0 1 2.
     return np.maximum(np.arange(len(kernels)) - (len(kernels) - clusters), 0)
 
 
@@ -96,6 +98,8 @@ def kernels_of(tensor: Tensor, group: ChannelGroup, name: str) -> np.ndarray:
     """
     part = next(s for s in group.tensors("producer") if s.tensor == name)
     rows = tensor.detach().movedim(part.axis, 0).reshape(tensor.shape[part.axis], -1)
+    # A unit of a flattened map has several kernels: they stand one behind the other, in order of
+    # their places, and are compared as one.
     order = np.lexsort((part.positions, part.units))
     picked = rows.double().cpu()[torch.from_numpy(part.positions[order])]
     kernels = picked.reshape(group.size, -1).numpy()
@@ -143,6 +147,7 @@ def _width(group: ChannelGroup, amount: float | int) -> int:
             raise ArgumentError(
                 f"{group.name}: the share that stays must be above 0 and at most 1, not {amount}"
             )
+        # In floating point 0.07 * 100 is 7.000000000000001, which must not become 8.
         return ceil(group.size * amount - 1e-9)
     if not 1 <= amount <= group.size:
         raise ArgumentError(

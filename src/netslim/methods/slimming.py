@@ -360,6 +360,7 @@ class NetworkSlimming:
     def _moving(self, optimizer: Optimizer) -> list[tuple[int, list[nn.Parameter]]]:
         """(parameter group, its scales that have a gradient), as the optimizer holds them now."""
         held = self._held[optimizer]
+        # By now the optimizer holds other parameters, or in other groups: look again.
         if not held.current(optimizer):
             held = self._held[optimizer] = self._find(optimizer)
         moving = [
@@ -372,6 +373,8 @@ class NetworkSlimming:
         """Add the penalty's gradient."""
         if self.strength == 0:
             return
+        # Under a fused optimizer gradients are still multiplied by the loss scale, often 65536, and
+        # the optimizer divides it out: a pull of true size would vanish in that.
         grad_scale = loss_scale(optimizer)
         for _, scales in self._moving(optimizer):
             here = None if grad_scale is None else grad_scale.to(scales[0].device)

@@ -76,6 +76,8 @@ def greedy(
     named = chooser.named_counts(per_group)
     for number, count in named.items():
         group = graph.groups[number]
+        # Groups stand in order of execution, so all that read removed channels before is zero by
+        # now.
         chooser.rescore(number, scorer(group, tensors))
         masks[number] = chooser.lowest(number, count)
         _forget(group, masks[number], tensors)

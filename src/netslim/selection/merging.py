@@ -56,6 +56,7 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
         group = _group(graph, name)
         _, first, place = np.unique(_labels(group, numbers), return_index=True, return_inverse=True)
         number = graph.number(name)
+        # Clusters 5 7 5 7 give into = 0 1 0 1: units 0 and 1 stay, as they end in themselves.
         into[number] = first[place]
         masks[number] = into[number] == np.arange(group.size)
     if all(mask.all() for mask in masks.values()):

@@ -115,6 +115,8 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
         vars(module).pop(_WHOLE, None)
         patches = tuple(replace(p, module="") for p in whole.patches if p.module == path)
         biases = ("",) * (path in whole.biases)
+        # The new cuts last: they hold what the module's own record says already, as `whole` is
+        # composed with the past. What it says of tensors that are not in `whole` stays.
         cuts = {(c.tensor, c.axis): c for c in (*_own(module).tensors, *own.get(path, ()))}
         if cuts or patches or biases:
             record = PruningPlan("", {}, tuple(cuts.values()), patches, biases=biases)

@@ -98,6 +98,7 @@ def weight_of(path: str) -> str:
 
 def destinations(cut: GroupCut | TensorCut) -> np.ndarray:
     """Where each number ends, (size,): itself when kept, its survivor when merged, or `DROPPED`."""
+    # Kept (0, 2) of 4 and into = (0, DROPPED): 0 -> 0, 1 -> 0, 2 -> 2, 3 goes.
     ends = np.arange(cut.size)
     ends[list(cut.removed)] = cut.into or DROPPED
     return ends
@@ -124,6 +125,8 @@ def partners(
         units: the unit each belongs to; every unit has as many as the others.
         ends: for each unit where it ends, see `destinations`.
     """
+    # A row for each unit, its entries in order: the k-th of one and the k-th of another are the
+    # same place of a flattened map.
     table = positions[np.lexsort((positions, units))].reshape(len(ends), -1)
     merged = np.flatnonzero((ends != DROPPED) & (ends != np.arange(len(ends))))
     return table[merged].ravel(), table[ends[merged]].ravel()
@@ -168,6 +171,8 @@ def _rounds(
     for number, target in zip(complement(kept, size), into, strict=True):
         if target == DROPPED:
             continue
+        # The n-th member of every survivor is in round n: 1 and 2 into 0, 4 into 3 make the rounds
+        # (1, 4) and (2).
         if members[target] == len(rounds):
             rounds.append([])
         rounds[members[target]].append((number, place[target]))

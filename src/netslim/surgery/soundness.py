@@ -150,6 +150,7 @@ def _check_groups(
                 raise _problem(what, f"there are more of them than its size of {row.size}")
             if np.ptp(np.bincount(s.units, minlength=group.size)):
                 raise _problem(what, "some units have more of them than others")
+    # The same function makes the rows of a new plan, so there is one idea of what they must be.
     wanted = rows_of(groups, {key: row.size for key, row in rows.items()})
     found = {(row.tensor, row.axis): row for row in wanted}
     for (tensor, axis), row in rows.items():

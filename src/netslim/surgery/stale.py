@@ -55,6 +55,8 @@ def stale_sizes(inventory: Inventory, tensors: Iterable[TensorCut]) -> list[Stal
     found = []
     for integer in inventory.integers:
         meant = [w for w in by_size.get(integer.value, []) if integer.holds(w.layer)]
+        # Of a block of 64 in and 64 out, the outputs are cut to 48: what equals 64 may mean 64 or
+        # 48. `out_channels` says which, and follows; `width` does not, and is left for people.
         news = {_new(w, kept) for w in meant}
         if len(news) > 1 and integer.side:
             news = {_new(w, kept) for w in meant if integer.side in w.sides.split()} or news

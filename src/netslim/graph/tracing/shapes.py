@@ -79,6 +79,10 @@ def reshape(
     for d, size in enumerate(after):
         if size == 1:
             rec.constrain(asked[d], None, 1)
+    # Sizes of 1 are in no block. Channels that change places with one may pass a place that is
+    # alone only because these inputs are small: (n, 1, c) to (n, c, 1) moves nothing here, and
+    # mixes places with channels wherever there are more of them. So other_sizes.py is to have a
+    # look.
     if len(dims) == len(out) == 1 and _pass_each_other(before, after, *dims, *out):
         rec.mixes += [rec.where()] * _is_written(rec)
     return out
@@ -141,6 +145,8 @@ def _block(
     # read them in the new shape: that shows which entry of the result belongs to which channel.
     place = [1] * len(block_in)
     place[block_in.index(kept)] = -1
+    # For instance two channels of three places, a a a b b b. Read as (2, 3) each row is a channel;
+    # read as (3, 2), [[a a] [a b] [b b]], the middle row holds both, and `split_vector` ties them.
     spread = np.broadcast_to(dims[kept].reshape(place), [before[d] for d in block_in])
     cells = spread.reshape([after[d] for d in block_out])
     # The last dimension of a sequence, taken apart by itself: these may be heads.
@@ -221,6 +227,7 @@ def _own(rec: Recorder, asked: Any, whole: Vector) -> bool:
 def _tied(cells: Vector, axis: int) -> bool:
     """Whether an axis can shrink with nothing tied anew."""
     moved = np.moveaxis(cells, axis, 0).reshape(cells.shape[axis], -1)
+    # The rows of [[a a a] [b b b]] hold one channel each and go alone; its columns do not.
     return bool((moved == moved[:, :1]).all())
 
 
@@ -229,6 +236,8 @@ def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
     candidates = []
     for axis in range(cells.ndim):
         freedom = _freedom(rec, asked[axis])
+        # What is alone in its block has to be the one, even with a number for its size: then
+        # `constrain` freezes it, and says which number it was.
         if freedom or cells.ndim == 1:
             candidates.append((_tied(cells, axis), freedom, cells.shape[axis], axis))
     if not candidates:

@@ -274,6 +274,8 @@ def _meeting(
     stack = Stack([surface])
     logs: dict[tuple[int, ...], list[float]] = {}
     for pair in pairs:
+        # Three places for each pair of classes, and the median of their logarithms: one measurement
+        # that was disturbed has no say, and twice as slow weighs as much as twice as fast.
         off = float(np.log(ms[pair] / stack.time(*pair)))
         logs.setdefault(tuple(map(class_of, pair)), []).append(off)
     found = np.ones((CLASSES, CLASSES))
@@ -298,6 +300,8 @@ class _Lines:
 
     def at(self, row: Rows, width: Vector) -> Vector:
         """The values of these lines at these widths."""
+        # How many points lie at or before the width; those that fill up are at infinity and never
+        # do.
         place = np.maximum((self.x[row] <= width[:, None]).sum(axis=1) - 1, 0)
         start, value, slope = self.x[row, place], self.y[row, place], self.slope[row, place]
         found: Vector = value + (width - start) * slope
@@ -400,6 +404,8 @@ class Stack:
         low, high = np.maximum(w - reach, 1), w + reach
         rise = (self.rising.at(curve, high) - self.rising.at(curve, low)) / (high - low)
         here = self.rising.at(curve, (1 - flat) * w + flat * up(w))
+        # Relative to the curve, and then of the surface's own time: on another row of the plane the
+        # same step is as many percent.
         relative = np.zeros(self.has.shape)
         relative[self.has] = rise / np.maximum(here, self.least)
         return relative * self.times(widths)[:, None]

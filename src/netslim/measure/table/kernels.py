@@ -226,6 +226,8 @@ def observe(
         for _ in range(runs):
             with _Watch(synchronise) as watch:
                 model(*args, **kwargs)
+            # Everything that disturbs a call makes it longer, so the quickest is nearest to the
+            # truth.
             for before, now in zip(found, watch.seen, strict=False):
                 now.seconds = min(now.seconds, before.seconds)
             found = watch.seen

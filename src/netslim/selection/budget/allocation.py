@@ -190,6 +190,7 @@ def _by_cost(ladder: Ladder, goals: Sequence[Goal]) -> tuple[Vector, Vector]:
     gone: list[Vector] = []
     removed = ladder.start
     for rounds in range(_rounds(goals), 0, -1):
+        # Of one unit, at the widths of now, and the same for all units of its group.
         saving = ladder.savings(goals, removed)[ladder.group]
         waiting = np.flatnonzero((ladder.level > removed[ladder.group]) & (saving > 0))
         order = waiting[np.argsort(value[waiting] / saving[waiting], kind="stable")]

@@ -78,6 +78,8 @@ class _Search:
             levels, before = self.levels[number], set(self._open(decided))
             self._check_size(number, len(choices) * len(levels))
             decided.append(number)
+            # A term is paid for when the last of its groups is decided; until then `_least` stands
+            # for it.
             due = sorted(before - set(self._open(decided)))  # terms all of whose groups are decided
             choices, cost, lost = self._extended(choices, cost, lost, number)
             cost = cost + self._cost(choices, decided, due)
@@ -116,6 +118,8 @@ class _Search:
         if not terms:
             return np.zeros(len(choices))
         groups = sorted(set().union(*(self.groups_of[t] for t in terms)))
+        # Thousands of choices differ only in groups that these terms know nothing of: reckon each
+        # combination of widths once.
         rows, back = np.unique(
             choices[:, [decided.index(g) for g in groups]], axis=0, return_inverse=True
         )
@@ -143,6 +147,9 @@ class _Search:
         if front:
             _, state = np.unique(choices[:, front], axis=0, return_inverse=True)
             state = state.reshape(-1)
+        # With (cost, lost) of (3, 9), (4, 9) and (5, 2) the second is needless: the first costs
+        # less and loses no more. Walking up the costs, only what loses less than all before it
+        # stays.
         order = np.lexsort((lost, cost, state))  # of each state, the cheapest first
         kept, best, current = [], np.inf, -1
         for number in order.tolist():

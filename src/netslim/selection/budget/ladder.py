@@ -96,6 +96,8 @@ class Ladder:
 
     def _steps(self, number: int, rising: Vector) -> Vector:
         levels = self.chooser.levels(number)
+        # For instance scores 1 2 4 5 6 7, of which 0, 1, 3 or 5 may go: steps of 1, 2 and 2 units,
+        # whose most important ones score 1, 4 and 6, and which lose 1, 6 and 11.
         sums = np.concatenate([[0.0], np.cumsum(rising)])
         group = np.full(len(levels) - 1, number)
         most_important = rising[levels[1:] - 1]
@@ -130,6 +132,8 @@ class Ladder:
         counts = self.widths.counts(removed)
         slopes = np.zeros(len(counts))
         for goal in goals:
+            # The gradient of ``total / need`` by the counts; `Widths.savings` makes it one by the
+            # units.
             need = goal.resource.total(counts) - goal.limit
             if need > 0:
                 slopes += goal.resource.slopes(counts) / need
@@ -143,6 +147,8 @@ class Ladder:
         too much, the step cannot fit. Half of it is taken, which allows for units with unequal
         numbers of entries.
         """
+        # The last step of each group that went: the one whose level is where the group is now, if
+        # it is not where the group began.
         done = np.flatnonzero(
             (self.level == removed[self.group]) & (removed[self.group] > self.start[self.group])
         )

@@ -102,6 +102,7 @@ class Widths:
         """Where the entries that are left lie, by the number of units that went."""
         key = (group, entries.tobytes())
         if key not in self._places:
+            # Three channels of a map of 7 x 7 places, flattened, leave 147, 98, 49 or 0 columns.
             gone = np.cumsum(entries[self.orders[group]], dtype=np.float64)
             whole = gone[-1]
             # The end stands twice, so that `savings` of a group that went entirely are 0.
@@ -112,12 +113,16 @@ class Widths:
     def counts(self, removed: Vector) -> Vector:
         """All counts, shape (counts,), from how many units went of each group, shape (groups,)."""
         constants, rows, groups, starts, flat = self._built()
+        # A row is one group's share in one count. Counts that depend on several groups, as behind a
+        # concatenation, have several rows, which `bincount` adds up.
         left = flat[starts + removed[groups]]
         return constants + np.bincount(rows, weights=left, minlength=len(constants))
 
     def savings(self, slopes: Vector, removed: Vector) -> Vector:
         """What the next unit of each group saves, shape (groups,), from slopes by the counts."""
         _, rows, groups, starts, flat = self._built()
+        # The chain rule: a unit takes ``flat[at] - flat[at + 1]`` entries off each count that its
+        # group has a share in, and each entry saves the slope of its count.
         at = starts + removed[groups]
         return np.bincount(
             groups,
@@ -203,6 +208,7 @@ class Products:
         for factors, weight in zip(products, weights or [1.0] * len(products), strict=True):
             moving = sorted((f for f in factors if f.shares), key=id)
             fixed = prod(f.constant for f in factors if not f.shares)
+            # Sorted by identity, so that ``a * b`` and ``b * a`` are one product.
             key = tuple(map(id, moving))
             live[key] = moving
             merged[key] = merged.get(key, 0.0) + weight * fixed

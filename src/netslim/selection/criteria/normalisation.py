@@ -78,6 +78,8 @@ def _gaussian(values: Tensor) -> Tensor:
 
 def _rank(values: Tensor) -> Tensor:
     """From 1 / size to 1; equal values share the mean of the places that they take up."""
+    # Values that are equal take up the places first + 1 to behind, whose mean is (first + behind +
+    # 1) / 2: scores 3 1 3 are of the ranks 2.5, 1 and 2.5.
     ordered = values.sort().values
     first = torch.searchsorted(ordered, values, side="left")
     behind = torch.searchsorted(ordered, values, side="right")

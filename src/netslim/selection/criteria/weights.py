@@ -88,6 +88,8 @@ def lamp(
     squares = reduced(group, of_filters(group, tensors, _squares, over), reduction)
     if squares is None:
         return None
+    # Squares 1 2 5: behind each are 8, 7 and 5, so scores are 1/8, 2/7 and 1. Of equal ones
+    # `searchsorted` finds the first, and all of them have the score of that.
     ordered = squares.sort().values
     not_smaller = ordered.flip(0).cumsum(0).flip(0)[torch.searchsorted(ordered, squares)]
     return torch.where(squares > 0, squares / not_smaller, 0.0)

@@ -165,6 +165,8 @@ class Moments:
 
     def second(self, centred: bool) -> Tensor:
         """The covariances (groups, channels, channels); where not ``centred`` the mean products."""
+        # With y = x - origin: cov(x) = mean(y y') - mean(y) mean(y)', whatever the origin, and
+        # mean(x x') = cov(x) + mean(x) mean(x)'.
         mean = self.sum / self.count  # about the origin
         spread = self.square / self.count - mean[:, :, None] * mean[:, None, :]
         if centred:
@@ -219,6 +221,9 @@ class Fit(Flow):
         kept, gone = _pick(was, stays, axis), _pick(was, goes, axis)
         if now is None:
             return torch.cat([kept, gone], axis)
+        # What the original computes is W_k x_k + W_g x_g, k for what stays and g for what goes. The
+        # cut network has x_k', not x_k, so it is W_k x_k' + W_k (x_k - x_k') + W_g x_g: the last
+        # two are missing, and their targets are fitted by x_k'.
         predictors = _pick(now, stays, axis)
         return torch.cat([predictors, kept - predictors, gone], axis)
 
@@ -256,12 +261,16 @@ class Fit(Flow):
         read = _pick(matrix, goes, 2)  # the weights that read the targets
         if square.shape[1] > k + goes.shape[1]:  # deviations of what stays are targets as well
             read = torch.cat([_pick(matrix, stays, 2), read], 2)
+        # W_d M' for each tap; and of b what the layer makes of it: W_d mean(d) - W_d M' mean(p),
+        # summed over the taps.
         added = torch.einsum("gort,gkr->gokt", read, mix)
         shift = torch.zeros(())
         if centred:
             means = self.total / self.count
             shift = torch.einsum("gort,grt->go", read, means[:, k:])
             shift = shift - torch.einsum("gokt,gkt->go", added, means[:, :k])
+        # The covariance of what the fit leaves over, d - M' p, from those of d and p: no second
+        # pass.
         left = outer - mix.mT @ cross - cross.mT @ mix + mix.mT @ inner @ mix
         for group in range(len(matrix)):
             matrix[group].index_add_(1, stays[group], added[group]).index_fill_(1, goes[group], 0)

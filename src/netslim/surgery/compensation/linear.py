@@ -204,6 +204,8 @@ def _fitted(
     places = {fit: _place(copy, fit) for fit in fits}
     plan = extended(copy, plan, [place.new for place in places.values() if place.new is not None])
     rows: dict[Flow, Moved] = {}
+    # In order of execution: each layer is fitted to what those before it really give by then, so a
+    # deviation is made up for by the next layer and not handed on to all that follow.
     for fit in sorted(fits, key=lambda fit: fit.turn):
         place = places[fit]
         if sequential and isinstance(fit, Fit) and not _lost(fit) and fit.calls == 1:
@@ -328,6 +330,7 @@ def _measure_again(model: nn.Module, copy: nn.Module, fit: Fit, batches: Any) ->
     """The fit of what ``model`` reads by what ``copy`` reads now."""
     again = Fit(fit.cut, fit.gone.cpu().numpy(), fit.weight, fit.layout)
     weight = dict(named_tensors(model))[fit.cut.tensor]
+    # Two runs a batch, ended at this layer: its inputs are never kept for longer than a batch.
     for batch in batches:
         func, x, args, kwargs = _input(model, weight, batch)
         _, now, _, _ = _input(copy, fit.weight, batch)

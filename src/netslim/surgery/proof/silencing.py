@@ -60,6 +60,10 @@ def silenced(
     tensors = dict(named_tensors(model))
     norms = weight_norms(model)
     with ExitStack() as changes:
+        # Three changes, in this order, for each builds on those before it: zero what reads dropped
+        # channels, make merged channels equal to their survivors, and let the gains of weight norm
+        # follow their directions. The stack takes them back in the reverse order, which matters
+        # where two of them change the same entry.
         before = {norm: tensors[norm.direction].detach().clone() for norm in norms}
         for c in plan.tensors:
             if "consumer" in c.role:
@@ -171,6 +175,7 @@ def _randomise_parameter(parameter: nn.Parameter, generator: torch.Generator) ->
         sign = drawn.to(parameter) - 1 / 3
         parameter.uniform_(0.5, 1.5, generator=generator).copysign_(sign)
     else:
+        # Uniform in [-s, s] has the variance s^2 / 3; 1 / inputs is wanted.
         spread = (3 / (parameter.numel() / parameter.shape[0])) ** 0.5
         parameter.uniform_(-spread, spread, generator=generator)
 
@@ -217,6 +222,8 @@ def _first_order(
         if not outputs:
             return None
         generator = torch.Generator().manual_seed(0)
+        # Outputs are weighed by chance: in their plain sum effects may cancel, as behind a softmax,
+        # whose outputs add up to 1 whatever a channel does.
         total = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
         found = torch.autograd.grad(total, wanted, allow_unused=True)  # type: ignore[arg-type]
     gradient = {id(t): g for t, g in zip(wanted, found, strict=True) if g is not None}
