@@ -117,6 +117,8 @@ class Mask(Generic[Model]):
                 f"{type(self.model).__name__}: attach to an optimizer of this very model"
             )
         self.apply()
+        # Both are needed: without a gradient momentum gathers nothing, and after the step goes what
+        # weight decay or momentum of the time before moved.
         before, after = before_step(optimizer, self._hold), after_step(optimizer, self._zero)
         self._attached.add(optimizer, before, after)
         return self
@@ -185,6 +187,8 @@ def _silenced(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
         tensor = tensors[row.tensor]
         reads = "consumer" in row.role and tensor.is_floating_point()
         is_direction = (_length(model, row.tensor), row.axis) in planned
+        # Directions of weight norm stay: with all of them zero the weight would be 0 / 0. Their
+        # lengths are cut along the same axis, and a length of zero silences as well.
         if (isinstance(tensor, nn.Parameter) or reads) and not is_direction:
             found.append(row)
     return found

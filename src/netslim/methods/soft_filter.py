@@ -105,7 +105,7 @@ class SoftFilterPruning:
         ...     optimizer.zero_grad()
         ...     F.cross_entropy(model(inputs), labels).backward()
         ...     optimizer.step()
-        >>> zeroed = soft.end_epoch()
+        >>> soft.end_epoch()
         >>> small = netslim.prune(model, soft.plan())
     """
 
@@ -130,6 +130,8 @@ class SoftFilterPruning:
                 barred[group.name] = why
         rates = _rates(graph, rate, barred)
         sizes = {name: graph[name].size for name in rates}
+        # The authors' int(N * rate), save where rounding misses what is meant: 0.29 * 100 is
+        # 28.999999999999996 and means 29. One filter is always left.
         self.counts = {n: min(floor(sizes[n] * r + 1e-9), sizes[n] - 1) for n, r in rates.items()}
         others = [group.name for group in graph if group.name not in rates]
         self.left_alone = {name: barred.get(name, "no rate names it") for name in others}
@@ -458,6 +460,7 @@ def cifar_resnet_cut(depth: int, rate: float) -> float:
         for block in range((depth - 2) // 6):
             narrower = stage > 0 and block == 0  # reads the channels of the stage before
             before = channels // 2 if narrower else channels
+            # A 3 x 3 convolution has 9 * inputs * outputs MACs at each place.
             one, two = 9 * before * channels * pixels, 9 * channels**2 * pixels
             whole += one + two
             outputs_alone = stage > 0 or block > 0  # but the very first block

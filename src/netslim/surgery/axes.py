@@ -40,6 +40,8 @@ def rows_of(
         for s in cut.slices:
             key = s.tensor, s.axis
             if key not in axes:
+                # Whole at first, since groups share axes: behind a concatenation of 64 and 32
+                # channels, each of two groups takes its own away from the 96.
                 axes[key] = _Axis(np.ones(sizes[key], dtype=bool))
             axes[key].drop(s, mask)
             if cut.into and s.role == "consumer":

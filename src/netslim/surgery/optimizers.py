@@ -102,6 +102,8 @@ def _cut_entry(
         return None
     if value.numel() == 1 and parameter.numel() > 1:
         return None
+    # For a weight of (64, 32): momentum of (64, 32) is cut along both axes, a factor of (64, 1)
+    # along the first alone, and one of (64,) does not say which axis it is: refused.
     pairs = list(zip(value.shape, parameter.shape, strict=False))
     if value.dim() != parameter.dim() or any(size not in (1, whole) for size, whole in pairs):
         raise SurgeryError(

@@ -307,6 +307,7 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
             )
         if name not in cuts:
             continue
+        # The first to come has new memory made; a second name of the same memory gets a view of it.
         if same is tensor:
             result[tensor] = _keep(cuts[name], tensor.detach())
         else:
@@ -386,6 +387,8 @@ def _keep(
             result = reduced(result, cut, sums=sums)
     if result.layout is not torch.strided:
         return result
+    # The axes from the outermost in memory to the innermost: (0, 2, 3, 1) for channels_last. The
+    # entries are laid out in this order, and looked at in the old one.
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     if order == list(range(tensor.dim())):
         return result

@@ -255,6 +255,8 @@ def _grouped(
     made = lw.dims.get(0)
     if made is not None:
         rec.mark(lw, 0, PRODUCER)
+        # Eight outputs in two groups, 0 1 2 3 and 4 5 6 7: 0 goes with 4, 1 with 5, and so on, so
+        # that both groups are as narrow as each other after any cut.
         split_vector(rec, made, (groups, len(made) // groups), keep=1, what="grouped convolution")
     met = None
     if source is not None:
@@ -307,6 +309,7 @@ def _shrinking_groups(
     filters = w.shape[0] // groups  # of each group
     if transposed:
         filters = w.shape[1]
+    # With two filters a channel the outputs are 0 0 1 1 2 2: both go with their channel.
     return per_group, np.repeat(unit, filters)
 
 
@@ -323,6 +326,7 @@ def _grouped_transposed(
     if 1 not in lw.dims:
         return read, None
     rec.mark(lw, 1, PRODUCER)
+    # The weight says the outputs of one group; those of the others are made by the same axis.
     return read, np.tile(lw.dims[1], groups)
 
 
@@ -386,6 +390,7 @@ def attention(
     if last in lv.dims:
         dims[last] = lv.dims[last]
     batch = [dims.get(d, n) for d, n in enumerate(q.shape[:-1])]
+    # Two products: queries with keys over their width, and the shares with the values.
     rec.cost("attention", *batch, k.shape[-2], extent(met, q.shape[-1]))
     rec.cost("attention", *batch, k.shape[-2], _size(v, lv, last))
     result, *others = tensors_in(out)

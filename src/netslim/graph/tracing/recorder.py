@@ -171,6 +171,8 @@ class Recorder:
         """
         check_dims(tensor, dims, weight, len(self.atoms.parent))
         key = id(tensor)
+        # Where a dimension of one entry stands for channels, they were taken apart, as by ``x[:,
+        # :1]``: broadcasting would hide that it meets anything, so what it came from stays.
         for d in [d for d, vector in dims.items() if len(vector) == 1]:
             self.freeze(dims[d], "a single channel is taken apart from the others")
             dims = {other: v for other, v in dims.items() if other != d}
@@ -179,6 +181,7 @@ class Recorder:
             return
         labels = self.labels
 
+        # Called when the tensor goes. A new tensor may have its id by then: look whose entry it is.
         def forget(reference: weakref.ref[Tensor]) -> None:
             entry = labels.get(key)
             if entry is not None and entry[0] is reference:

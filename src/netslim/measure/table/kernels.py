@@ -88,6 +88,7 @@ class Kernel:
             return (*self.places, depth), (width, depth), 1
         groups = self.groups
         if self.follows:
+            # Depthwise and the like: as wide as it has groups, times the filters of each.
             groups = width * self.groups // self.width
         channels = depth * groups
         weight = (width, depth)
