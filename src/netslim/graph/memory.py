@@ -139,6 +139,8 @@ def memory(lifetimes: Sequence[Lifetime]) -> Memory:
         if not live:  # that many blocks of one byte
             rows[0] = rows[0] + moments * lifetime.size
             continue
+        # A fraction, so that the uncut network comes out to the byte: memory that is larger than
+        # the tensor in it is no multiple of the counts.
         unit = Fraction(lifetime.size, product(live, {}))
         key = (unit, *map(_key, live))
         number, _ = blocks.setdefault(key, (len(blocks), Block(unit, live)))

@@ -532,6 +532,7 @@ class GradualPruning:
         if name.startswith("cut_"):
             return value * self._reached(value)
         whole = self._whole(name)
+        # From 300 down to 100, in a step that reaches half of that way: to 200.
         most = max(value, whole - (whole - value) * self._reached(1 - value / whole))
         if isinstance(value, Integral):
             return floor(most)

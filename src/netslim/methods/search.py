@@ -160,6 +160,8 @@ def search(
     known = _Journal(None if journal is None else Path(journal))
     trials = _Trials(make, evaluate, baseline - max_drop, known)
     below, above = low, high
+    # Bisection: `below` passed, or is the `low` that is taken to; `above` failed, or is the `high`
+    # that is not tried yet. Each try halves what lies between.
     while above - below > tolerance + 1e-9 and trials.made < max_tries:
         share = round((below + above) / 2, _DIGITS)
         if not below < share < above:  # no number of so few digits is left between them

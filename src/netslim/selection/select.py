@@ -58,10 +58,10 @@ def select(
             measured here or elsewhere.
 
     Raises:
-        ArgumentError: an option is out of range, of the wrong kind or names no group.
+        ArgumentError: an option is misspelt, out of range or of another kind, or a name means no
+            group.
         PlanError: the budget cannot be met within the limits (names what binds and the best that
             can be reached), or nothing is left that could be cut.
-        ArgumentError: an option is misspelt, unknown or of another kind, or a name means no group.
 
     Example:
         >>> graph = netslim.trace(model, images)

@@ -182,6 +182,7 @@ def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
 def _convolution(module: Any) -> None:
     shape = _shape(module, "weight")
     if len(shape) > 2:
+        # The weight is (out, in / groups, ...), and of a transposed one (in, out / groups, ...).
         sizes = (shape[0], shape[1] * module.groups)
         if not module.transposed:
             sizes = sizes[::-1]

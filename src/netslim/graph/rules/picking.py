@@ -58,6 +58,8 @@ def _strided(rec: Recorder, vector: Vector, start: int | None, end: int | None, 
     """Every nth channel of all: whole strides go together."""
     to_the_end = end is None or end >= len(vector)
     if 0 <= (start or 0) < step and to_the_end and len(vector) % step == 0:
+        # Of six by twos, (0 1) (2 3) (4 5): any pair may go, and the second of each that stays is
+        # still at an odd place.
         split_vector(rec, vector, (len(vector) // step, step), keep=0, what="a strided slice")
     else:
         rec.freeze(vector, f"a strided slice takes every {step}th channel of some")
@@ -289,6 +291,8 @@ def select(
     if dim in labels.dims:
         vector = labels.dims[dim]
         if name_of(func) == "select" and index is not None:
+            # The third channel is the third as long as none before it goes, and the last one, -1,
+            # as long as it stays itself.
             side = slice(index, None)
             if index >= 0:
                 side = slice(index + 1)

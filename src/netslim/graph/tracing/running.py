@@ -129,6 +129,8 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Di
     for value in tree_flatten((args, kwargs))[0]:
         if isinstance(value, Tensor):
             recorder.set(value, {}, weight=False)
+            # The run in training mode is there for what it ties; what fills the memory is asked of
+            # evaluation.
             if not recorder.training:
                 recorder.storages.begin(value)
     with (

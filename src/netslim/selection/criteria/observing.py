@@ -185,6 +185,7 @@ def rows_of(tensor: Tensor, s: Slice, size: int) -> Tensor:
     """
     order = np.argsort(s.units, kind="stable")
     counts = np.bincount(s.units, minlength=size)
+    # Which entry of its unit each one is: units 0 0 1 give 0 1 0.
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     lines = tensor.movedim(s.axis, 0).reshape(tensor.shape[s.axis], -1)
     rows = lines.new_zeros(size, int(counts.max()), lines.shape[1])
@@ -319,6 +320,8 @@ def activations(
         def take(name: str, maps: Tensor, dim: int) -> None:
             values = per_example(_maps(maps, dim))
             if reading:
+                # In two groups of four channels entry i of the weight reads channel i of the one
+                # and of the other; without groups there is one value to take the mean of.
                 values = torch.unflatten(values, 1, (-1, entries[name])).mean(1)
             moments.setdefault(name, RunningMoments()).add(values)
 
@@ -367,6 +370,7 @@ def _maps(output: Tensor, dim: int) -> Tensor:
 
     Where there are no more dimensions than a single example has, it is one without a batch.
     """
+    # In half precision the squares of values above 255 are infinite already.
     if output.dtype.itemsize < 4:
         output = output.float()
     batched = output[None] if output.dim() == -dim else output

@@ -102,6 +102,7 @@ def reduced(group: ChannelGroup, parts: Parts, how: Reduction = "mean") -> Tenso
             "have negative scores"
         )
     entries = torch.bincount(units, minlength=group.size)
+    # By way of logarithms, of which 0 has -infinity: one score of zero makes the mean zero.
     return (total.index_add(0, units, values.log()) / entries).exp()
 
 

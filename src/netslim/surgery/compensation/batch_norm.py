@@ -118,6 +118,7 @@ def _put_together(layers: Sequence[_BatchNorm]) -> None:
     for number, layer in enumerate(layers):
         statistics = dict(layer.named_buffers(recurse=False))
         batches = statistics.pop("num_batches_tracked")
+        # Ranks may have seen different numbers of batches: averages times these add up to sums.
         own |= {(number, name): value * batches for name, value in statistics.items()}
         own[number, "num_batches_tracked"] = batches
     sums = ranks.summed("statistics of batch normalisation", own)
