@@ -94,6 +94,7 @@ def centripetal_gradient(
         shares: as for `cluster_means`.
         strength: epsilon.
     """
+    # Away from the mean, as a gradient is: the step goes down it, towards the mean.
     pull = kernels - cluster_means(kernels, labels, shares)
     return cluster_means(gradient, labels, shares).add_(pull.mul_(strength))
 

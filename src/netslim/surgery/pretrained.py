@@ -115,6 +115,8 @@ def _readings(model: nn.Module, config: Any, said: _Facts, wanted: _Facts) -> li
     found, trials = [], 0
     for path, value in _numbers(config):
         readings = []
+        # A 64 in the configuration may stand for any width that was 64, or for none. Each reading
+        # is tried by itself: the network is built, and must not differ anywhere it should not.
         for width in sorted(widths.get(value, ())):
             trials += 1
             if trials <= _TRIALS and _reads(model, config, (path, width), said, wanted):

@@ -54,6 +54,7 @@ def _listed(companions: Any) -> list[Any]:
 def _copy_of_model(model: nn.Module, one: Any, what: str) -> nn.Module:
     """The module within a companion that has the architecture of the model, however deep."""
     found = inside(one)
+    # Inwards, wrapping by wrapping, to the first module with the tensors of the model.
     while True:
         attributes = (getattr(found, name, None) for name in ("module", "ema"))
         held = next((a for a in attributes if isinstance(a, nn.Module)), None)

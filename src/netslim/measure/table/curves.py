@@ -160,6 +160,7 @@ def _flatness(ms: Mapping[float, float], base: Line) -> float:
         if expected <= 0:
             return 1.0
         return float(np.clip(1 - (ms[high] - ms[low]) / expected, 0, 1))
+    # No block was measured at both of its ends: beyond the first one steps are taken for granted.
     return float(max(ms, default=0) > BLOCK)
 
 
@@ -296,6 +297,7 @@ class _Lines:
             self.x[row, :n], self.y[row, :n] = line.widths, line.values
             if n > 1:
                 rises = np.diff(line.values) / np.diff(line.widths)
+                # From the last point on the piece before it goes on.
                 self.slope[row, :n] = [*rises, rises[-1]]
 
     def at(self, row: Rows, width: Vector) -> Vector:

@@ -358,6 +358,8 @@ class Parts:
                 rows.append([*found, one, one][:2])
         self.rows = np.array(rows, dtype=np.int64).reshape(len(rows), 2)
         self.rest = Products(widths, rest, rates)
+        # What is written takes time by its bytes. A view writes nothing, and what is computed from
+        # parameters alone, as a standardised weight, goes by their number.
         put = [o for o in graph.outputs if o.kind != "view" and not o.constant]
         self.output = Products(widths, [o.factors for o in put], [float(o.itemsize) for o in put])
         self.params = Products(widths, [cost.factors for cost in graph.parameters.values()])

@@ -365,6 +365,7 @@ def place_of(model: nn.Module, flow: Flow) -> Place:
             return Place(reason="the bias is computed from other tensors")
         return Place(names[id(bias)])
     if mean is not None and id(mean) in names:
+        # A normalisation subtracts its mean m: with c gone from what it reads, m has to lose c too.
         return Place(names[id(mean)], -1)
     owners = [path for module, path in named_modules(model).items() if _owns(module, flow.weight)]
     if len(owners) == 1 and takes_bias(model.get_submodule(owners[0])):
