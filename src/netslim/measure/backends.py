@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from netslim.errors import ArgumentError, ExportError, TraceError
-from netslim.graph.modules.calls import as_call, evaluating
-from netslim.graph.modules.unwrapping import inside
+from netslim.graph.modules.calls import advice, as_call, evaluating
+from netslim.graph.modules.unwrapping import inside, without_values
 from netslim.models.export import onnx_bytes
 from netslim.models.onnx_session import Session, quietly
 
@@ -62,6 +62,11 @@ def prepared(
     if backend not in get_args(Backend):
         known = ", ".join(get_args(Backend))
         raise ArgumentError(f"latency: there is no backend {backend!r}; choose one of {known}")
+    if any(map(without_values, (*model.parameters(), *model.buffers()))):
+        raise ArgumentError(
+            f"latency: {name!r} has no values, so nothing would be computed: it was made on the "
+            "meta device or in a FakeTensorMode; make it, and load its weights, outside"
+        )
     place = home(model, example_inputs) if device is None else usable(device)
     if backend != "eager":  # which has no use for what is compiled already
         model = inside(model)
@@ -112,9 +117,7 @@ def _try(model: nn.Module, inputs: Any, name: str) -> None:
         model(*args, **kwargs)
     except Exception as problem:
         raise TraceError(
-            f"latency: {name!r} did not run on the example inputs: {problem}. "
-            "Give a tensor, a tuple of positional inputs or a dict of keyword inputs that it "
-            "accepts"
+            f"latency: {name!r} did not run on the example inputs: {problem}; {advice(inputs)}"
         ) from problem
 
 

@@ -19,14 +19,16 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from netslim._support import checks_calls, expect
 from netslim.errors import TraceError
 from netslim.graph.counts import length, whole
 from netslim.graph.memory import lifetimes, memory, outputs
 from netslim.graph.modules.ambient import undisturbed
-from netslim.graph.modules.unwrapping import bare
+from netslim.graph.modules.unwrapping import bare, without_values
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
@@ -128,7 +130,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         model: left as it was, training flags included. It may be on the meta device.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, where
             the model is. MACs and activations are those of this batch: give one example for the
-            MACs of one example.
+            MACs of one example. Of a model on the meta device their shapes count.
 
     Raises:
         TraceError: the model does not run on these inputs.
@@ -140,7 +142,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """
     model = bare(model, TraceError, allow=("meta",), call="cost(model, example_inputs)")
     with undisturbed(model):
-        recorder = record(model, example_inputs, RULES, fallback, unused=False)
+        recorder = _recorded(model, example_inputs)
     # The same recording that groups are formed of, with no cut in sight: all counts are whole.
     layers = [output for output in outputs(recorder.outputs, whole) if output.layer]
     rows = _by_module(recorder)
@@ -152,6 +154,15 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
         sum(output.bytes({}) for output in layers),
         memory(lifetimes(recorder.storages.spans, whole)).peak({}),
     )
+
+
+def _recorded(model: nn.Module, example_inputs: Any) -> Recorder:
+    """A count needs no values: with a model that has none, inputs and constants have none either."""
+    if not any(map(without_values, model.parameters())):
+        return record(model, example_inputs, RULES, fallback, unused=False)
+    hollow = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example_inputs)
+    with torch.device("meta"):
+        return record(model, hollow, RULES, fallback, unused=False)
 
 
 def _by_module(recorder: Recorder) -> dict[str, ModuleCost]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from netslim._support import checks_calls, expect, using_threads
 from netslim.errors import ArgumentError, TraceError
+from netslim.graph.modules.ambient import holding_values
 from netslim.measure.backends import Backend, Call, Ready, prepared, usable
 
 SAMPLE_SECONDS = 1e-3  # a shorter sample would measure the clock and the scheduler
@@ -86,6 +87,7 @@ def latency(
     threads: int | None = ...,
 ) -> dict[str, Latency]: ...
 @checks_calls
+@holding_values()
 def latency(
     models: nn.Module | Mapping[str, nn.Module],
     example_inputs: Any,

@@ -46,6 +46,7 @@ from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, picked
 from netslim.graph.groups import ChannelGroup, Slice
+from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.methods.clusters import (
@@ -182,6 +183,7 @@ class CentripetalSGD:
     """
 
     @ranks.in_step("CentripetalSGD")
+    @by_itself
     def __init__(
         self,
         graph: ChannelGraph,

@@ -19,6 +19,7 @@ from netslim._support import check_batches, listed, write_atomic
 from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
@@ -115,7 +116,8 @@ def sensitivity(
     names, notes = _groups_to_cut(graph, scores, groups, limits)
     about = {**_described(as_scoring(criterion)), "recalibrate": len(renewing or ())}
     about = _plain(about | dict(settings or {}))
-    weights = ranks.digest(dict(named_tensors(model)))
+    with undisturbed(model):
+        weights = ranks.digest(dict(named_tensors(model)))
     work = {"architecture": graph.fingerprint, "weights": weights, "unit": unit, **about}
     known = _Journal(journal, work)
     study = _Study(model, graph, scores, example_inputs, evaluate, renewing, limits, unit)

@@ -22,6 +22,7 @@ from netslim._support import (
     nearest,
 )
 from netslim.errors import ArgumentError, CheckpointError, NetslimError, RecipeError
+from netslim.graph.modules.ambient import holding_values
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
 from netslim.models.checkpoint import is_ours, load, read, uncut
@@ -38,6 +39,7 @@ _FORMS = (
 
 
 @checks_calls
+@holding_values()
 def build(
     name: str | os.PathLike[str],
     *,
@@ -49,7 +51,8 @@ def build(
     say: Callable[[str], object] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """The model that `name` stands for.
+    """The model that `name` stands for, with values: also where the meta device is the default, or
+    within a `FakeTensorMode`.
 
     Args:
         name: `zoo:NAME`, `torchvision:NAME` (a classifier; weights only where `weights=` asks),
@@ -112,6 +115,7 @@ def _silent(_: str) -> None:
 
 
 @checks_calls
+@holding_values()
 def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Module:
     """The network of a checkpoint as it was before any cut, with fresh weights; see `build`.
 

@@ -48,6 +48,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @checks_calls
+@by_itself
 def save(
     model: nn.Module,
     path: str | os.PathLike[str],

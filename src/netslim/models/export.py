@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from netslim._support import checks_calls, nearest, replacing
 from netslim.errors import ArgumentError, ExportError
-from netslim.graph.modules.ambient import FAST_PATH
+from netslim.graph.modules.ambient import FAST_PATH, by_itself
 from netslim.graph.modules.calls import (
     as_call,
     evaluating,
@@ -75,6 +75,7 @@ class Exported:
 
 
 @checks_calls
+@by_itself
 def export(
     model: nn.Module,
     example_inputs: Any,

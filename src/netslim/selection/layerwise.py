@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.unwrapping import bare
 from netslim.selection.budget.choice import Chooser, Masks
 from netslim.selection.criteria.registry import Criterion
@@ -22,6 +23,7 @@ from netslim.surgery.plan_of_units import plan_keeping
 
 
 @takes_options
+@by_itself
 def greedy(
     graph: ChannelGraph,
     model: nn.Module,

@@ -17,11 +17,13 @@ from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.ambient import by_itself
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
 
 
 @checks_calls
+@by_itself
 def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -> PruningPlan:
     """A plan that keeps the first of each cluster and sums into it what reads the other members.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from netslim._support import described, listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.ambient import by_itself
 from netslim.selection.budget.allocation import allocate, allocation_of
 from netslim.selection.budget.choice import Chooser
 from netslim.selection.budget.ladder import Goal, Ladder
@@ -25,6 +26,7 @@ from netslim.surgery.plan_of_units import plan_keeping
 
 
 @takes_options
+@by_itself
 def select(
     graph: ChannelGraph,
     scores: Mapping[str, Tensor],

@@ -132,13 +132,16 @@ def usual_operators() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module | None) -> Iterator[None]:
     """Inside, ``model`` runs as it does by itself; gradients are on or off as they were.
 
     Off are inference mode, autocast, `torch.compile`, the transforms of `torch.func` and all modes
-    that see operators or functions. A default device or data type stays where it is the model's.
+    that see operators or functions. A default device or data type stays where it is the model's;
+    None is for what has no model, and computes on the CPU.
     """
-    tensors = [tensor for _, tensor in named_tensors(model)]
+    tensors = []
+    if model is not None:
+        tensors = [tensor for _, tensor in named_tensors(model)]
     gradients = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
         for each in (
@@ -152,20 +155,37 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def by_itself(function: Of) -> Of:
-    """Decorator of what takes a model first: it runs as with `undisturbed`.
+    """Decorator of what takes a model, or none: it runs as with `undisturbed`.
 
     What is made under inference mode could not be trained, and under autocast or modes of others a
     network would get other weights than without.
     """
 
     @functools.wraps(function)
-    def alone(model: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(model, nn.Module):
-            return function(model, *args, **kwargs)  # which refuses it
-        with undisturbed(model):
-            return function(model, *args, **kwargs)
+    def alone(*args: Any, **kwargs: Any) -> Any:
+        models = (one for one in (*args, *kwargs.values()) if isinstance(one, nn.Module))
+        with undisturbed(next(models, None)):
+            return function(*args, **kwargs)
 
     return cast(Of, alone)
+
+
+@contextlib.contextmanager
+def holding_values() -> Iterator[None]:
+    """Inside, what is made holds values and can be trained: no fake tensors, no meta device.
+
+    Any other default device, and the default data type, are the user's choice and stay.
+    """
+    around = [torch._C._get_function_stack_at(i) for i in range(_FUNCTION_MODES())]
+    devices = {mode.device.type for mode in around if isinstance(mode, DeviceContext)}
+    gradients = torch.is_grad_enabled()
+    with (
+        _dispatch_modes_off(),
+        _function_modes_off(devices - {"meta"}),
+        torch.inference_mode(False),
+        torch.set_grad_enabled(gradients),
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from netslim._support import checks_calls
 from netslim.errors import TraceError
+from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.modules.walk import named_modules
+
+_PICTURE = 3  # dimensions of one picture: channels, height, width
 
 
 @checks_calls
@@ -53,9 +57,31 @@ def refusing(example_inputs: Any) -> Iterator[None]:
     except Exception as error:
         raise TraceError(
             f"the model does not run on these example inputs ({describe(example_inputs)}): "
-            f"{type(error).__name__}: {error}; pass inputs that model(...) accepts in "
-            "evaluation mode"
+            f"{type(error).__name__}: {error}; {advice(example_inputs)}"
         ) from error
+
+
+def advice(example_inputs: Any) -> str:
+    """What to do where a model does not run on these, by what they look like."""
+    tensors = [leaf for leaf in tree_leaves(as_call(example_inputs)) if isinstance(leaf, Tensor)]
+    if any(map(without_values, tensors)):
+        return (
+            "an example input has no values: it was made on the meta device or in a "
+            "FakeTensorMode; make it outside"
+        )
+    shapes = {tensor.shape for tensor in tensors}
+    if isinstance(example_inputs, (tuple, list)) and len(tensors) > len(shapes) == 1:
+        return (
+            f"a {type(example_inputs).__name__} is one argument each, here {len(tensors)}: pass "
+            "examples that make up a batch as torch.stack(examples)"
+        )
+    for tensor in tensors:
+        if tensor.dim() == _PICTURE and tensor.is_floating_point():
+            return (
+                f"is {tuple(tensor.shape)} one picture, without the dimension of the batch? Then "
+                "pass it as example[None]"
+            )
+    return "pass inputs that model(...) accepts in evaluation mode"
 
 
 def output_tensors(value: Any) -> list[Tensor]:

@@ -12,11 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from netslim.errors import SurgeryError
+from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.unwrapping import Model, class_names
 
 _COPY_THEMSELVES = {"torch.OptimizedModule", "torch.ScriptModule"}
 
 
+@by_itself
 def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
     """A deep copy that stands on its own: nothing in it runs the original.
 

@@ -124,6 +124,11 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def without_values(tensor: Tensor) -> bool:
+    """Whether it is on the meta device or of a `FakeTensorMode`: a shape, and nothing in it."""
+    return tensor.is_meta or "torch.FakeTensor" in class_names(type(tensor))
+
+
 def _layers(model: Any) -> Iterator[Any]:
     """The model and, from the outside to the inside, the modules it wraps."""
     while True:
@@ -176,6 +181,11 @@ def _matter(tensor: Tensor) -> tuple[str, str] | None:
     if tensor.layout is not torch.strided:
         return "layout", (
             f"has the layout {tensor.layout}; only dense tensors can be cut: call .to_dense() on it"
+        )
+    if "torch.FakeTensor" in class_names(type(tensor)):
+        return "fake", (
+            "is a fake tensor and has no values: it was made in a FakeTensorMode; make the model, "
+            "and load its weights, outside of it"
         )
     if tensor.is_meta:
         return "meta", (

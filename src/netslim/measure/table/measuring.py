@@ -36,6 +36,7 @@ import netslim.ranks as ranks
 from netslim._support import checks_calls, using_threads
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.measure.backends import Backend, home, moved, prepared, usable
@@ -83,6 +84,7 @@ AIM_WEIGHT = 2.0
 
 
 @checks_calls
+@by_itself
 def latency_table(
     model: nn.Module,
     graph: ChannelGraph,

@@ -15,6 +15,7 @@ from netslim._support import listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.words.explain import hint
 from netslim.graph.words.naming import granted
 from netslim.graph.words.table import never_ran
@@ -157,7 +158,13 @@ def _count(group: ChannelGroup, amount: Any) -> int:
 
 
 def _finite(group: ChannelGroup, values: Tensor) -> np.ndarray:
-    array = torch.as_tensor(values).detach().double().cpu().numpy()
+    values = torch.as_tensor(values)
+    if without_values(values):
+        raise ArgumentError(
+            f"the scores of group {group.name!r} have no values: they were made on the meta device "
+            "or in a FakeTensorMode; score the model outside of it"
+        )
+    array = values.detach().double().cpu().numpy()
     if array.shape != (group.size,):
         raise ArgumentError(
             f"group {group.name!r} has {group.size} units, its scores have shape {array.shape}"
