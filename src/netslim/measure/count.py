@@ -157,7 +157,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
 
 
 def _recorded(model: nn.Module, example_inputs: Any) -> Recorder:
-    """A count needs no values: with a model that has none, inputs and constants have none either."""
+    """A count needs no values: beside a model without any, inputs and constants have none."""
     if not any(map(without_values, model.parameters())):
         return record(model, example_inputs, RULES, fallback, unused=False)
     hollow = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example_inputs)
