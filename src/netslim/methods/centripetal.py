@@ -474,7 +474,10 @@ class _Stack:
 
     def act(self, strength: float, scale: Tensor | None) -> None:
         """Replace the gradients; ``scale`` is the loss scale they still carry."""
-        gradients = [p.grad.movedim(axis, 0) for p, axis in self.members]  # type: ignore[union-attr]
+        gradients = [
+            p.grad.movedim(axis, 0)  # type: ignore[union-attr]
+            for p, axis in self.members
+        ]
         kernels = torch.cat(
             [p.detach().movedim(axis, 0).reshape(p.shape[axis], -1) for p, axis in self.members]
         )
