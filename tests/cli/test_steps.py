@@ -82,6 +82,42 @@ def test_train_trains_once(tmp_path, capsys):
     assert params(out) == params(out.with_suffix(".run") / "01-train" / "model.safetensors") == 5178
 
 
+def test_what_knows_nothing_is_said_to_be_chance(trained, tmp_path, capsys):
+    known = netslim.models.build(trained["vgg"])
+    nn.init.zeros_(known.classifier[-1].weight)  # one and the same answer to everything
+    blind = tmp_path / "blind.safetensors"
+    origin = checkpoint.read(trained["vgg"])[0]["constructor"]
+    netslim.save(known, blind, constructor=origin)
+    go("evaluate", blind, *DATA)
+    assert "% is chance: 10 classes, 359 pictures" in capsys.readouterr().out
+    go("evaluate", blind, *DATA, "--json", "--trainer.limit_batches", 1)
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 128
+    assert "is chance: 10 classes, 128 pictures" in found["notes"][-1]
+    still = ["--lr", 1e-12, "--out", tmp_path / "still.safetensors"]
+    go("finetune", blind, *QUICK_TRAIN, *still)
+    assert "validation: an accuracy of " in capsys.readouterr().err
+    out = tmp_path / "out"
+    go("sensitivity", blind, *DATA, "--layers", "features.0", "--ratios", 0.5, "--out", out)
+    said = capsys.readouterr().out
+    assert "is chance: 10 classes, 144 pictures" in said
+    assert "note: 144 validation images decide: one of them is 0.69 points" in said
+    go(
+        "sensitivity",
+        blind,
+        *DATA,
+        "--layers",
+        "features.0",
+        "--ratios",
+        0.5,
+        "--out",
+        out,
+        "--max-drop",
+        1,
+    )
+    assert "points, more than the drop allowed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
 def test_what_was_cut_is_trained_cut_and_looked_at_again(name, trained, tmp_path, capsys):
     files = [tmp_path / f"{step}.safetensors" for step in ("cut", "tuned", "again")]

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import netslim
 from netslim.report import figures
-from netslim.report.search_page import verdict
+from netslim.report.search_page import notes, verdict
 
 
 def rows(*accuracies: float) -> dict:
@@ -48,3 +48,12 @@ def test_where_all_pass_the_verdict_says_so():
     assert said.startswith(
         "Every cut passed. The largest cut within 0 points that was found: 90.0 % of the parameters"
     )
+
+
+def test_a_network_that_knows_nothing_is_said_to():
+    labels = [0] * 60 + [1] * 40
+    blind, good = {"accuracy": 0.62}, {"accuracy": 0.9}
+    said = list(notes(blind, blind, labels, max_drop=1, from_given=True))
+    assert "100 validation images decide" in said[0]
+    assert said[1].startswith("given network: an accuracy of 62.00 % is chance: 2 classes, 100")
+    assert len(list(notes(good, good, labels, max_drop=1, from_given=True))) == 1

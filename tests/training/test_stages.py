@@ -810,6 +810,16 @@ def test_what_was_chosen_is_in_the_results_and_the_reasons_in_the_plan(tmp_path)
     assert {name: len(values) for name, values in why.scores.items()} == {FIRST: 8, SECOND: 16}
 
 
+def test_rows_and_stages_at_chance_are_said_to_be(tmp_path):
+    gradual = {"steps": 1, "end": 1.0, "budget": {"cut_channels": 0.5}, "criterion": "l1"}
+    done = carry_out(tmp_path, {**TRAIN, "optimizer": STILL, "gradual": gradual, "epochs": 2})
+    notes = done.results["notes"]
+    assert any(note.startswith("before pruning: an accuracy of ") for note in notes)
+    assert any(note.startswith("pruned while training: an accuracy of ") for note in notes)
+    (said,) = (note for note in notes if note.startswith("01-train: validation: an accuracy"))
+    assert "is chance: 10 classes, 144 pictures" in said
+
+
 def test_a_training_stage_that_cuts_says_by_what(tmp_path):
     gradual = {"steps": 1, "end": 1.0, "budget": {"cut_channels": 0.5}, "criterion": "l1"}
     done = carry_out(tmp_path, {**TRAIN, "epochs": 2, "gradual": gradual})

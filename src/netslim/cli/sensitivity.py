@@ -66,6 +66,7 @@ def register(parser: Parser) -> None:
 
 
 def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from netslim.report.sensitivity_page import noise_of
     from netslim.training.commands import sensitivity, step
 
     how, drop = made(Exploration, options), options.max_drop
@@ -83,5 +84,7 @@ def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if drop is not None:
         drop /= 100
     print(found.table(drop))
+    for text in noise_of(found.to_dict(), options.max_drop):
+        print(f"note: {text}")
     print(f"results: {options.out / 'sensitivity.json'}\npage: {options.out / 'sensitivity.html'}")
     return 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from netslim.methods.search import Candidate, SearchResult
 from netslim.report import figures
+from netslim.report.chance import chance, noise
 from netslim.report.numbers import MISSING, signed
 from netslim.report.template import document, figure, header, remarks, section, settings
 
@@ -78,22 +78,17 @@ def _lost(drop: float) -> str:
 
 
 def notes(
-    original: Found, trained: Found, images: int, max_drop: float, from_given: bool
+    original: Found, trained: Found, labels: Sequence[int], max_drop: float, from_given: bool
 ) -> Iterator[str]:
-    """What to know before the figures are believed."""
-    accuracy, one = original["accuracy"], 100 / images
-    error = 100 * math.sqrt(accuracy * (1 - accuracy) / images)
-    text = (
-        f"{images:,} validation images decide: one of them is {one:.2f} points, and the "
-        f"standard error of an accuracy of {100 * accuracy:.1f} % is {error:.2f} points"
-    )
-    if error > max_drop:
-        text += ", more than the drop allowed: a few images decide"
-    yield text
+    """What to know before the figures are believed; `labels` are those of the validation images."""
+    accuracy, images = original["accuracy"], len(labels)
+    yield noise(accuracy, images, "validation", max_drop)
+    if said := chance(accuracy, labels):
+        yield f"given network: {said}"
     gain = 100 * (trained["accuracy"] - accuracy)
     if trained is not original:
         yield f"by the same training the given network, uncut, {_lost(-gain)}"
-    if from_given and gain > max(max_drop, one):
+    if from_given and gain > max(max_drop, 100 / images):
         yield (
             "this is more than the drop allowed, so the given network was not trained to its "
             "end, and a part of what the cuts lose is hidden: count the drop from the trained "

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from netslim.report import figures
+from netslim.report.chance import noise
 from netslim.report.numbers import flat, gone, percent
 from netslim.report.template import document, facts, figure, header, remarks, section, unbroken
 
@@ -37,12 +38,20 @@ def page(data: Mapping[str, Any]) -> str:
         drawn += figure("lines", lines, _LINES)
     parts = [
         header(title, unbroken(lead)),
-        remarks("note", "Note", data["notes"]),
+        remarks("note", "Note", [*noise_of(data), *data["notes"]]),
         section("What goes with each group", f"<div class=figures>{drawn}</div>"),
         section("In figures", _table(data)),
         section("How it was measured", facts(flat(data["settings"]))),
     ]
     return document(title, parts)
+
+
+def noise_of(data: Mapping[str, Any], max_drop: float | None = None) -> list[str]:
+    """What the number of pictures leaves open, where it is known; `max_drop` in points."""
+    images = data["settings"].get("images")
+    if images is None:
+        return []
+    return [noise(data["baseline"], images, data["settings"]["split"], max_drop)]
 
 
 def _table(data: Mapping[str, Any]) -> str:
@@ -85,4 +94,4 @@ def _drop(data: Mapping[str, Any], drop: float) -> str:
     return f"{drop:z.4g}"
 
 
-__all__ = ["page"]
+__all__ = ["noise_of", "page"]

@@ -325,9 +325,9 @@ class _Search:
         }
 
     def _notes(self, original: Results, trained: Results) -> Iterator[str]:
-        images = len(self.runner.data.validation)
+        labels = self.runner.bench.labels("validation")
         from_given = self.options.reference == "given"
-        return notes(original, trained, images, self.options.max_drop, from_given)
+        return notes(original, trained, labels, self.options.max_drop, from_given)
 
     def _row(self, share: float) -> Results:
         return read_json(self.folder.path / "candidates" / f"{share:.4f}" / "candidate.json", "")

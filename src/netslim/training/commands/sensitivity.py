@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from netslim.data.loader import Loader
 from netslim.data.splits import stratified
 from netslim.errors import RecipeError
 from netslim.methods.sensitivity_result import Row, Sensitivity
+from netslim.report.chance import chance
 from netslim.report.numbers import signed
 from netslim.selection.criteria.registry import reads_data
 from netslim.training.loop.epochs import derive
@@ -153,7 +154,8 @@ def _measured(
         count = options.recalibrate
         if reads_data(str(options.scoring.criterion)):
             count = max(count, options.batches)
-        looking, batches = _accuracy(runner, options), list(runner.bench.batches(count))
+        looking, labels = _accuracy(runner, options)
+        batches = list(runner.bench.batches(count))
         with runner.folder.lock():
             found = netslim.sensitivity(
                 network,
@@ -169,6 +171,11 @@ def _measured(
                 settings=settings,
                 progress=lambda row, done, total: display.say(f"{done}/{total}  {_told(row)}"),
             )
+            found = replace(
+                found,
+                settings={**found.settings, "images": len(labels)},
+                notes=(*found.notes, *filter(None, [chance(found.baseline, labels)])),
+            )
             found.save(folder.results)
     return found
 
@@ -178,9 +185,11 @@ def _told(row: Row) -> str:
     return f"{row.group} without {share}: {row.value:.2%} ({signed(-100 * row.drop)} points)"
 
 
-def _accuracy(runner: Runner, options: Exploration) -> Callable[[nn.Module], float]:
-    """A function from a network to its accuracy on the images of the split, the same ones each
-    time.
+def _accuracy(
+    runner: Runner, options: Exploration
+) -> tuple[Callable[[nn.Module], float], list[int]]:
+    """A function from a network to its accuracy on images of the split, the same ones each time;
+    and the classes of these.
     """
     from netslim.training.loop import fit
 
@@ -204,7 +213,12 @@ def _accuracy(runner: Runner, options: Exploration) -> Callable[[nn.Module], flo
         workers=recipe.data.workers,
     )
     limit, classes = recipe.trainer.limit_batches, len(data.classes)
-    return lambda network: fit.evaluate(network, loader, classes, runner.device, limit).accuracy
+    labels = images.labels.tolist()[: (limit or len(loader)) * recipe.data.batch_size]
+
+    def look(network: nn.Module) -> float:
+        return fit.evaluate(network, loader, classes, runner.device, limit).accuracy
+
+    return look, labels
 
 
 def _settings(recipe: Recipe, options: Exploration) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from netslim.errors import RecipeError
 from netslim.measure.count import Cost
 from netslim.methods.cutting import Cut
 from netslim.methods.sensitivity_result import Sensitivity
+from netslim.report.chance import chance
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.epochs import derive, made_up
 from netslim.training.loop.progress import Display
@@ -343,7 +344,8 @@ class Evaluation:
         top1, top5: shares, 0..1; top5 is None with five classes or fewer.
         params, macs: of the network, for one image (or one crop of it).
         size_bytes: of the file that holds the network; None for a model by name.
-        notes: remarks on the data, such as images that are prepared otherwise than in training.
+        notes: remarks, such as on images that are prepared otherwise than in training, and that
+            an accuracy is chance.
     """
 
     split: str
@@ -389,19 +391,20 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
         means = fit.evaluate(
             looking, runner.bench.loader(split), len(runner.data.classes), device, limit
         )
-    seen, size = recipe.data.batch_size * (limit or len(images)), None
+    labels, size = runner.bench.labels(split), None
+    notes = [*runner.data.notes, chance(means.accuracy, labels)]
     if recipe.model.files:
         size = Path(recipe.model.files[0]).stat().st_size
     return Evaluation(
         split,
-        min(len(images), seen),
+        len(labels),
         means.loss,
         means.accuracy,
         means.top5,
         cost.params,
         cost.macs,
         size,
-        runner.data.notes,
+        tuple(filter(None, notes)),
     )
 
 

@@ -95,6 +95,14 @@ class Bench:
             workers=options.workers,
         )
 
+    def labels(self, split: str) -> list[int]:
+        """The classes of the images of `validation` or `test` that are looked at."""
+        found: list[int] = getattr(self.data, split).labels.tolist()
+        limit = self.recipe.trainer.limit_batches
+        if limit is None:
+            return found
+        return found[: limit * self.recipe.data.batch_size]
+
     def example(self) -> Tensor:
         """Two made-up images: (2, C, H, W), the same in every process."""
         return made_up(self.recipe.seed, self.data.shape)

@@ -18,7 +18,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
+from netslim.report.chance import chance
 from netslim.selection.defaults import AUTO
 from netslim.surgery import Verification
 from netslim.surgery.history import history
@@ -213,7 +214,7 @@ class Runner(Networks):
         warnings = list(found["warnings"])
         if choice["warning"]:
             warnings.append(choice["warning"])
-        remarks = [*found.get("remarks", []), f"{auto_strength.sentence(choice)}: {left}"]
+        remarks = [*found["remarks"], f"{auto_strength.sentence(choice)}: {left}"]
         return {**found, "warnings": warnings, "remarks": remarks, "strength": choice}
 
     def _teacher(self, stage: Train) -> nn.Module | None:
@@ -267,11 +268,12 @@ class Runner(Networks):
     ) -> Results:
         seed = derive(self.recipe.seed, "stage", index)
         trained = fit.fit(self.bench, network, stage, folder, seed, mask=mask, teacher=teacher)
-        shrunk = {}
+        shrunk, remarks = {}, list(self._learnt_nothing(trained))
         if trained.pruning is not None:
             shrunk = _shrunk(trained.pruning, folder)
-            for text in shrunk["remarks"]:
-                self.display.say(f"{folder.label}  {text}")
+            remarks += _chosen(trained.pruning.plan)
+        for text in remarks:
+            self.display.say(f"{folder.label}  {text}")
         noted = dict(trained.left)
         if mask is not None:
             noted["mask"] = mask.to_json()
@@ -281,7 +283,7 @@ class Runner(Networks):
         notice = self._gradual_notice(stage, index, trained.pruning)
         if notice:
             self.display.say_once(notice)
-            shrunk["remarks"] = [*shrunk["remarks"], notice]
+            remarks.append(notice)
         rows, warnings = trained.rows, []
         deviation = rows[-1]["deviation"]
         if deviation is not None and deviation > _EQUAL:
@@ -294,9 +296,18 @@ class Runner(Networks):
             "histograms": trained.histograms,
             "sparse": _slims(stage),
             "best": trained.best or None,
+            "remarks": remarks,
             **trained.left,
             **shrunk,
         }
+
+    def _learnt_nothing(self, trained: fit.History) -> Iterator[str]:
+        """That the weights which are kept are right no more often on validation images than blind
+        answers.
+        """
+        accuracy = {**trained.rows[-1], **trained.best}["val_accuracy"]
+        if accuracy is not None and (said := chance(accuracy, self.bench.labels("validation"))):
+            yield f"validation: {said}"
 
     # ------------------------------------------------------------ cutting
 
@@ -394,11 +405,18 @@ class Runner(Networks):
         return {
             "seconds": round(time.perf_counter() - started, 3),
             "rows": rows,
-            "notes": list(self.data.notes),
+            "notes": [*self.data.notes, *self._by_chance(rows)],
             "images": self.data.preprocessing.to_json(),
             "network": self._file_of(found[-1].index),
             "unreadable": list(self.data.unreadable),
         }
+
+    def _by_chance(self, rows: Iterable[Results]) -> Iterator[str]:
+        """Of each row whose network knows nothing."""
+        labels = self.bench.labels("test")
+        for row in rows:
+            if said := chance(row["accuracy"], labels):
+                yield f"{row['label']}: {said}"
 
     def _figures(self, network: nn.Module) -> Results:
         """Counted first: to evaluate it moves the network to the device of the run."""
@@ -441,7 +459,6 @@ def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
         **_proof(pruning.verification),
         "widths": _widths(pruning.original.groups, pruning.plan),
         "notes": list(pruning.plan.notes),
-        "remarks": _chosen(pruning.plan),
     }
 
 
