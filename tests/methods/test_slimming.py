@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -96,13 +97,44 @@ def test_one_step_of_sgd():
     assert torch.equal(model.first.bias, torch.zeros(3))
 
 
+def warned_of(kind: type) -> AbstractContextManager:
+    """A warning is expected of every optimizer but plain descent."""
+    if kind is torch.optim.SGD:
+        return nullcontext()
+    return pytest.warns(UserWarning, match=f"{kind.__name__} divides gradients by their size")
+
+
+class SGDW(torch.optim.Optimizer):
+    """Plain descent from elsewhere."""
+
+    def __init__(self, params) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+
+class Lamb(SGDW):
+    """One that is not, by its name."""
+
+
+@pytest.mark.parametrize("penalty", ["l1", "smooth_l1", "proximal"])
+@pytest.mark.parametrize(
+    "kind", [torch.optim.ASGD, SGDW, torch.optim.RMSprop, torch.optim.Adamax, Lamb]
+)
+def test_where_the_pull_is_divided_away_attach_says_so(kind, penalty):
+    model = Scales()
+    divides = kind not in (torch.optim.ASGD, SGDW) and penalty != "proximal"
+    with warned_of(kind) if divides else nullcontext():
+        NetworkSlimming(model, 0.25, penalty=penalty).attach(kind(model.parameters()))
+    NetworkSlimming(model, 0.0, penalty=penalty).attach(kind(model.parameters()))
+
+
 @pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam])
 def test_every_kind_of_optimizer_sees_the_penalised_gradient(kind, options):
     penalised, by_hand = Scales(), Scales()
     optimizer = kind(penalised.parameters(), lr=0.1, weight_decay=0.01, **options)
     reference = kind(by_hand.parameters(), lr=0.1, weight_decay=0.01, **options)
-    NetworkSlimming(penalised, 0.25).attach(optimizer)
+    with warned_of(kind):
+        NetworkSlimming(penalised, 0.25).attach(optimizer)
     for _ in range(5):
         optimizer.zero_grad()
         penalised.loss().backward()

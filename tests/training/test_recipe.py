@@ -181,7 +181,7 @@ REFUSED = [
     ({"stages.sparse.optimizer.lr": "fast"}, r"expected a number, got 'fast'"),
     ({"stages.sparse.optimizer.lr": ".nan"}, r"expected a finite number"),
     ({"stages.sparse.optimizer": "adam"}, r"expected a mapping of options, got 'adam'"),
-    ({"stages.sparse.optimizer.name": "adam"}, r"expected one of sgd, got 'adam'"),
+    ({"stages.sparse.optimizer.name": "adam"}, r"expected one of sgd, adamw, got 'adam'"),
     ({"stages.sparse.schedule.milestones": "{a: 1}"}, r"expected a list"),
     ({"trainer.device": "tpu"}, r"expected one of auto, cpu, cuda, got 'tpu'"),
     ({"seed.x": "1"}, r"seed: expected a whole number, got \{'x': 1\}"),

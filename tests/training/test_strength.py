@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import netslim
 from netslim.cli import main
 from netslim.errors import RecipeError
+from netslim.methods import NetworkSlimming
 from netslim.training.commands import step as single
 from netslim.training.loop.adapters import separate_scales
 from netslim.training.loop.auto_strength import (
@@ -22,6 +24,7 @@ from netslim.training.loop.auto_strength import (
     short_epochs,
     shortened,
 )
+from netslim.training.loop.gammas import scales_of, share_near_zero
 from netslim.training.recipe.checks import wanted_share
 from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import OptimizerOptions, ScheduleOptions, SlimmingOptions, Train
@@ -286,3 +289,76 @@ def test_results_tell_what_was_found(tmp_path):
     results = netslim.training.run(parse_recipe(plain), tmp_path / "run")
     assert any("should leave" in note and "it left" in note for note in results["notes"])
     assert RunFolder(tmp_path / "run").results.exists()
+
+
+def adamw(penalty: str, **more) -> dict:
+    plain = tree(penalty=penalty, target=0.5, pace=5, **more)
+    plain["trainer"]["limit_batches"] = 6
+    stage = plain["stages"][0]
+    stage |= {"epochs": 10, "optimizer": {"name": "adamw", "lr": 0.01}}
+    plain["stages"] = [stage, plain["stages"][-1]]
+    return plain
+
+
+def needed_by_half(strength: float, penalty: str) -> tuple[float, float]:
+    """The share near zero, and the loss, of 8 scaled channels of which 4 are of use, after 300
+    steps of AdamW.
+    """
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8)
+    optimizer = torch.optim.AdamW([norm.weight], lr=0.01, weight_decay=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        NetworkSlimming(norm, strength, gamma_init=0.5, penalty=penalty).attach(optimizer)
+    for _ in range(300):
+        images = torch.randn(64, 8)
+        loss = (norm(images) - images)[:, :4].sum(1).pow(2).mean()
+        loss = loss + 0.2 * (norm.weight[4:] * torch.randn(4)).sum()  # noise and nothing else
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return share_near_zero(scales_of(norm)), loss.item()
+
+
+def test_the_strength_of_adamw_is_found_and_that_of_sgd_does_nothing_there():
+    found = choose(lambda strength: needed_by_half(strength, "proximal")[0], 0.03, 0.5)
+    assert found.bracketed
+    share, loss = needed_by_half(found.strength, "proximal")
+    assert share == 0.5
+    assert loss < 0.5
+    assert needed_by_half(1e-4, "l1")[0] == needed_by_half(1e-4, "proximal")[0] == 0
+
+
+def test_a_recipe_finds_a_strength_for_adamw(tmp_path):
+    plain = adamw("proximal")
+    plain["trainer"]["limit_batches"], plain["stages"][0]["epochs"] = 2, 2
+    results = netslim.training.run(parse_recipe(plain), tmp_path / "run")
+    assert any("01-sparse: strength " in note for note in results["notes"])
+    assert not any("AdamW divides" in warning for warning in results["warnings"])
+
+
+def test_what_adamw_divides_away_is_told(tmp_path):
+    plain = adamw("l1", strength=1e-3)
+    del plain["stages"][0]["sparsity"]["target"]
+    results = netslim.training.run(parse_recipe(plain), tmp_path / "run")
+    (said,) = results["warnings"]
+    assert said.startswith("01-sparse: AdamW divides gradients by their size, and the pull of the")
+    assert results["scales"]["share_near_zero_after"] == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("stages.sparse.optimizer.lr", "0.1", r"lr: is 0\.1, must be given for adamw: of the size"),
+        (
+            "stages.sparse.sparsity",
+            "{method: centripetal}",
+            r"optimizer\.name: centripetal goes with sgd alone: adamw gives each",
+        ),
+    ],
+)
+def test_what_goes_with_sgd_alone_is_refused(key, value, said):
+    plain = adamw("proximal")
+    override(plain, key, value)
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(plain)

@@ -17,6 +17,7 @@ fused optimizers, is told in `netslim.methods.hooks`.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import LBFGS, Optimizer
+from torch.optim import ASGD, LBFGS, SGD, Optimizer
 
 from netslim._support import checks_calls, nearest
 from netslim.errors import ArgumentError
@@ -161,6 +162,14 @@ class NetworkSlimming:
       exactly zero unless the loss pulls harder than `strength`. For adaptive optimizers the
       shrinkage is decoupled, as weight decay is in AdamW.
 
+    AdamW, Lamb, Muon and all that divide a gradient by its running size also divide the pull in it:
+    what counts is its part of the gradient, and a scale moves by no more than lr a step however
+    large `strength` is. So what suits SGD hardly moves the scales; `attach` says so. Take the
+    proximal step there, with a strength of 0.1 to 1: about so much of the optimizer's longest step,
+    which is lr, the loss has to outweigh. And let the sum of the scales' learning rates be several
+    times the way that they have to go, by a parameter group of their own with 5 to 10 times the
+    rate (`pace` in recipes). There ``strength: auto`` finds the strength, for ``adamw``, too.
+
     The penalty acts on the scales that the optimizer holds: once a step, on the accumulated
     gradient, at its true size under `torch.amp.GradScaler` (not at all in a step that it skips),
     and after any clipping done before the step, so the penalty is never clipped. A scale without a
@@ -233,6 +242,9 @@ class NetworkSlimming:
     def attach(self, optimizer: Optimizer) -> Self:
         """Act on every step of `optimizer` from now on; more than one optimizer may be attached.
 
+        Warns (`UserWarning`) where it divides gradients by their size, so that a pull within them
+        hardly moves the scales.
+
         Raises:
             ArgumentError: attached to it already, it holds none of the model's BN scales, or the
                 penalty is proximal and the optimizer has no plain gradient step to go with it
@@ -245,6 +257,8 @@ class NetworkSlimming:
             handle = after_step(optimizer, self._shrink)
         else:
             handle = before_step(optimizer, self._pull, loss_term=self.penalty)
+            if self.strength and (doubt := hardly_moved_by(type(optimizer), self._penalty)):
+                warnings.warn(doubt, stacklevel=3)
         self._held[optimizer] = held
         self._attached.add(optimizer, handle)
         return self
@@ -424,6 +438,20 @@ def _checked_penalty(penalty: str, delta: float | None) -> tuple[str, float | No
         delta = 1e-2
     _check_delta(delta)
     return penalty, float(delta)
+
+
+def hardly_moved_by(kind: type[Optimizer], penalty: str) -> str | None:
+    """A sentence on an optimizer whose steps do not grow with the gradient, where `penalty` is a
+    part of that; None for plain descent, known by its class or a name such as ``SGDW``.
+    """
+    plain = issubclass(kind, (SGD, ASGD, LBFGS)) or kind.__name__.startswith("SGD")
+    if plain or penalty == "proximal":
+        return None
+    return (
+        f"{kind.__name__} divides gradients by their size, and the pull of the penalty {penalty!r} "
+        "with them, so that it hardly moves the scales: take the penalty 'proximal', with a "
+        "strength of 0.1 to 1 and 5 to 10 times the learning rate for the scales"
+    )
 
 
 def _check_proximal(optimizer: Optimizer) -> None:

@@ -8,6 +8,7 @@ comes after momentum has moved the weights. What the loss should show of it, `pe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -102,7 +103,9 @@ class _Slimming(Method):
     def attach(self, optimizer: Optimizer) -> None:
         if self.pace != 1:
             separate_scales(optimizer, self.method.model, self.pace)
-        super().attach(optimizer)
+        with warnings.catch_warnings():  # the stage says it, once and not for every short run
+            warnings.simplefilter("ignore", UserWarning)
+            super().attach(optimizer)
 
     def penalty(self) -> Tensor | None:
         return self.method.penalty()

@@ -27,14 +27,14 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from netslim.methods.decay import parameter_groups
 from netslim.training.loop.adapters import Method
 from netslim.training.recipe.schedule import factor
-from netslim.training.recipe.schema import DistillOptions, Train
+from netslim.training.recipe.schema import DistillOptions, OptimizerOptions, Train
 
 TOP = 5
 
@@ -173,12 +173,7 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.stage.optimizer
-        optimizer = SGD(
-            parameter_groups(self.network, options.weight_decay, norm_decay=options.norm_decay),
-            lr=options.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-        )
+        optimizer = optimizer_of(self.network, options)
         if self.method is not None:
             self.method.attach(optimizer)
         schedule = LambdaLR(optimizer, lambda step: self.rate(step) / options.lr)
@@ -200,6 +195,17 @@ class Classifier(pl.LightningModule):
             return None
         bad = (~torch.stack(losses).isfinite()).nonzero()
         return len(losses) - int(bad[0]) if len(bad) else None
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW}
+
+
+def optimizer_of(network: nn.Module, options: OptimizerOptions) -> Optimizer:
+    """The optimizer of a stage."""
+    groups = parameter_groups(network, options.weight_decay, norm_decay=options.norm_decay)
+    if options.name == "adamw":
+        return AdamW(groups, options.lr, betas=(options.momentum, 0.999))
+    return SGD(groups, options.lr, momentum=options.momentum, nesterov=options.nesterov)
 
 
 def distilled(loss: Tensor, logits: Tensor, wanted: Tensor, options: DistillOptions) -> Tensor:

@@ -20,6 +20,7 @@ from netslim.training.recipe.schema import (
     Baseline,
     Convert,
     GradualOptions,
+    OptimizerOptions,
     Prune,
     Recipe,
     Scratch,
@@ -174,6 +175,7 @@ def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
     optimizer, schedule, sparsity = stage.optimizer, stage.schedule, stage.sparsity
     _need(stage.epochs >= 1, f"{where}.epochs", stage.epochs, "1 or more")
     _need(optimizer.lr > 0, f"{where}.optimizer.lr", optimizer.lr, "above 0")
+    _check_adaptive(stage, where)
     _need(
         0 <= optimizer.momentum < 1,
         f"{where}.optimizer.momentum",
@@ -216,6 +218,20 @@ def _check_train(stage: Train, where: str, recipe: Recipe) -> None:
         raise RecipeError(
             f"{where}.keep: 'best' needs validation images; set data.validation above 0, or "
             "keep: last"
+        )
+
+
+def _check_adaptive(stage: Train, where: str) -> None:
+    """What goes with sgd alone."""
+    name, rate = stage.optimizer.name, stage.optimizer.lr
+    if name == "sgd":
+        return
+    usual = rate < OptimizerOptions.lr
+    _need(usual, f"{where}.optimizer.lr", rate, f"given for {name}: of the size 0.001")
+    if stage.sparsity is not None and not stage.sparsity.any_optimizer:
+        raise RecipeError(
+            f"{where}.optimizer.name: {stage.sparsity.method} goes with sgd alone: {name} gives "
+            "each weight a step of its own"
         )
 
 

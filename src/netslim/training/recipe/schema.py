@@ -176,12 +176,12 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Stochastic gradient descent."""
+    """How weights follow their gradients."""
 
-    name: Literal["sgd"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1  # adamw: of the size 0.001, to be given
+    momentum: float = 0.9  # adamw: beta1
+    nesterov: bool = True  # of sgd
     weight_decay: float = 1e-4
     norm_decay: float | None = (
         None  # weight decay of batch-norm scales and shifts; null: as of all weights, 0: none
@@ -215,11 +215,13 @@ class SparsityOptions(Checked):
         method: its name.
         told: the option that a stage's headline tells, or none.
         any_size: whether it goes on when `gradual` makes the network smaller meanwhile.
+        any_optimizer: whether it goes with others than sgd.
     """
 
     method: str = ""
     told: ClassVar[str] = ""
     any_size: ClassVar[bool] = False
+    any_optimizer: ClassVar[bool] = True
 
     def prepares(self, by: str, criterion: str) -> bool:
         """Whether training by it leaves what a prune stage with this `by`, `zeros` or `clusters`,
@@ -345,6 +347,7 @@ class CentripetalOptions(SparsityOptions):
     """Centripetal SGD: the filters of a cluster are drawn together until they are one."""
 
     told: ClassVar[str] = "strength"
+    any_optimizer: ClassVar[bool] = False
     method: Literal["centripetal"] = "centripetal"
     target: float | Mapping[str, int | float] = option(
         0.625, "what remains of each group: a share, or by name pattern", above=0

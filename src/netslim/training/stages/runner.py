@@ -32,6 +32,7 @@ from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
+from netslim.methods.slimming import hardly_moved_by
 from netslim.report.chance import chance
 from netslim.selection.defaults import AUTO
 from netslim.surgery import Verification
@@ -39,6 +40,7 @@ from netslim.surgery.history import history
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop import auto_strength, fit
 from netslim.training.loop.adapters import LOGGED
+from netslim.training.loop.classifier import OPTIMIZERS
 from netslim.training.loop.epochs import Row, derive
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import cuts, imitated, teacher, wanted_share
@@ -189,6 +191,14 @@ class Runner(Networks):
     # ------------------------------------------------------------ training
 
     def _train(self, index: int, stage: Train, folder: StageFolder) -> Results:
+        doubt = _doubt(stage)
+        if doubt is None:
+            return self._trained(index, stage, folder)
+        self.display.warn(doubt)
+        found = self._trained(index, stage, folder)
+        return {**found, "warnings": [doubt, *found["warnings"]]}
+
+    def _trained(self, index: int, stage: Train, folder: StageFolder) -> Results:
         mask, taught_by = self._mask(index), self._teacher(stage)
         if isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength == "auto":
             return self._with_found_strength(index, stage, folder, taught_by)
@@ -444,6 +454,13 @@ class Runner(Networks):
 def _slims(stage: Train) -> bool:
     """Whether a stage trains by Network Slimming, and not only with its first scales."""
     return isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0
+
+
+def _doubt(stage: Train) -> str | None:
+    """That the stage's optimizer hardly moves the scales by its penalty."""
+    if not (isinstance(stage.sparsity, SlimmingOptions) and _slims(stage)):
+        return None
+    return hardly_moved_by(OPTIMIZERS[stage.optimizer.name], stage.sparsity.penalty)
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Any]]:
