@@ -436,3 +436,26 @@ def test_a_count_by_name_stays_a_count():
     cap = parse_recipe(recipe.to_dict()).stages[1].limits.max_cut
     assert cap == {"features.0": 3, "features.4": 0.25, "features.8": 0}
     assert [type(value) for value in cap.values()] == [int, float, int]
+
+
+@pytest.mark.parametrize(
+    ("model", "first"),
+    [
+        ({"name": "zoo:vgg16"}, 0.5),
+        ({"name": "timm:resnet18", "pretrained": False}, 0.5),
+        ({"name": "timm:resnet18", "pretrained": True}, None),
+        ({"name": "torchvision:resnet18", "weights": "IMAGENET1K_V1"}, None),
+        ({"name": "zoo:vgg16", "weights_file": "mine.pth"}, None),
+        ({"name": "a.safetensors"}, None),
+    ],
+)
+def test_scales_that_were_trained_are_not_set_to_one_half(model, first):
+    sparse = {"kind": "train", "epochs": 1, "sparsity": {"strength": 1e-3}}
+    again = {**sparse, "name": "again"}
+    asked = {**sparse, "name": "asked", "sparsity": {"strength": 1e-3, "gamma_init": 0.25}}
+    tree = {"name": "a", "title": "a", "data": {"name": "digits"}, "model": model}
+    cut = {"kind": "prune", "budget": {"cut_channels": 0.5}}
+    recipe = parse_recipe({**tree, "stages": [sparse, cut, again, asked, {"kind": "measure"}]})
+    scales = [stage.sparsity.gamma_init for stage in recipe.stages if isinstance(stage, Train)]
+    assert scales == [first, None, 0.25]
+    assert parse_recipe(recipe.to_dict()) == recipe

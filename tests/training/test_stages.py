@@ -810,6 +810,13 @@ def test_what_was_chosen_is_in_the_results_and_the_reasons_in_the_plan(tmp_path)
     assert {name: len(values) for name, values in why.scores.items()} == {FIRST: 8, SECOND: 16}
 
 
+def test_scales_that_are_set_although_they_were_trained_are_told(tmp_path):
+    sparse = {**TRAIN, "sparsity": {"strength": 1e-3, "gamma_init": 0.5}}
+    done = carry_out(tmp_path, sparse, {**sparse, "name": "again"}, **QUICK)
+    (said,) = (text for text in done.results["warnings"] if "gamma_init" in text)
+    assert said.startswith("02-again: gamma_init sets every scale to 0.5, and those that were trai")
+
+
 def test_rows_and_stages_at_chance_are_said_to_be(tmp_path):
     gradual = {"steps": 1, "end": 1.0, "budget": {"cut_channels": 0.5}, "criterion": "l1"}
     done = carry_out(tmp_path, {**TRAIN, "optimizer": STILL, "gradual": gradual, "epochs": 2})

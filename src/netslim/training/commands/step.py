@@ -26,7 +26,7 @@ from netslim.training.loop.epochs import derive, made_up
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.reading import override, parse_recipe
-from netslim.training.recipe.schema import Prune, Recipe, SlimmingOptions, Train
+from netslim.training.recipe.schema import Prune, Recipe, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import RunFolder
@@ -37,7 +37,6 @@ from netslim.training.stages.runner import Runner
 Results = dict[str, Any]
 _OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
 _OF_RECIPE = ("model", "data", "trainer", "stages")
-_TRAINED = ("weights_file", "weights", "pretrained")  # options of a model that was trained before
 
 
 # ---------------------------------------------------------------- the recipe of a step
@@ -75,21 +74,9 @@ def step(
     try:
         for key, text in (overrides or {}).items():
             override(tree, _full(key, kind), text)
-        _keep_scales(tree["stages"][0].get("sparsity"), tree["model"])
         return parse_recipe(tree, whole=False)
     except RecipeError as error:
         raise RecipeError(str(error).replace(f"stages.{kind}.", "")) from None
-
-
-def _keep_scales(sparsity: Any, model: Mapping[str, Any]) -> None:
-    """Scales that were trained are not set to 0.5 as those of a fresh network are, unless that is
-    asked for.
-    """
-    trained = model["name"].endswith(".safetensors") or any(model.get(key) for key in _TRAINED)
-    if not isinstance(sparsity, dict) or not trained:
-        return
-    if sparsity.get("method", SlimmingOptions.method) == SlimmingOptions.method:
-        sparsity.setdefault("gamma_init", None)
 
 
 def _full(key: str, kind: str) -> str:

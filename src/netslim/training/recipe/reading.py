@@ -26,6 +26,7 @@ from netslim.training.recipe.schema import (
     SlimmingOptions,
     SparsityOptions,
     Stage,
+    Train,
     assembled,
     option_types,
 )
@@ -77,11 +78,11 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
             "stages: a recipe needs a list of stages, for example 'stages: [{kind: train, "
             "epochs: 3}]'"
         )
-    model = plain.get("model")
+    model, trained = plain.get("model"), False
     if isinstance(model, dict):
         plain["model"] = {"name": model.pop("name", None), "kwargs": model}
-    built = tuple(_stage(item, name, where) for where, name, item in _flatten(stages, "stages", ""))
-    recipe: Recipe = _build(Recipe, plain, "", {"stages": built})
+        trained = ModelOptions(str(plain["model"]["name"]), model).trained
+    recipe: Recipe = _build(Recipe, plain, "", {"stages": tuple(_stages(stages, trained))})
     check(recipe, whole=whole)
     return recipe
 
@@ -113,6 +114,26 @@ def _flatten(
 def stage_name(item: Mapping[str, Any]) -> str:
     """A stage's own name, or its kind."""
     return str(item.get("name") or item.get("kind", "stage"))
+
+
+def _stages(items: Sequence[Any], trained: bool) -> Iterator[Stage]:
+    """All stages; `trained` says whether the network was before the first."""
+    for where, name, item in _flatten(items, "stages", ""):
+        if trained:
+            item = _keeping_scales(item)
+        stage = _stage(item, name, where)
+        trained = trained or isinstance(stage, Train)
+        yield stage
+
+
+def _keeping_scales(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage that does not set scales that were trained to 0.5, as it would those of a fresh
+    network, unless it says so.
+    """
+    given = item.get("sparsity")
+    if not isinstance(given, dict) or given.get("method", "") not in ("", SlimmingOptions.method):
+        return dict(item)
+    return {**item, "sparsity": {"gamma_init": None, **given}}
 
 
 def _stage(item: Mapping[str, Any], name: str, where: str) -> Stage:

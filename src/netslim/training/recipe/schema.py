@@ -136,6 +136,9 @@ class DataOptions:
     workers: int = 2  # processes that decode, for sets too large for memory
 
 
+_TRAINED = ("weights_file", "weights", "pretrained")  # options of a model that was trained before
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """A network by name; every other key of the section goes to `netslim.models.build`."""
@@ -147,6 +150,11 @@ class ModelOptions:
     def is_file(self) -> bool:
         """Whether it is a checkpoint, which says itself how it is built."""
         return self.name.endswith(".safetensors")
+
+    @property
+    def trained(self) -> bool:
+        """Whether it brings weights that were learnt before."""
+        return self.is_file or any(self.kwargs.get(key) for key in _TRAINED)
 
     @property
     def weights_file(self) -> str | None:
@@ -265,7 +273,10 @@ class SlimmingOptions(SparsityOptions):
         below=1,
     )
     gamma_init: float | None = option(
-        0.5, "every scale before the first step; null leaves the network's own", above=0
+        0.5,
+        "every scale before the first step; null leaves the network's own, as is the default where "
+        "it was trained before",
+        above=0,
     )
     penalty: Literal["l1", "smooth_l1", "proximal"] = option(
         "l1", "what is added to the loss, or shrinks the scales"

@@ -191,12 +191,25 @@ class Runner(Networks):
     # ------------------------------------------------------------ training
 
     def _train(self, index: int, stage: Train, folder: StageFolder) -> Results:
-        doubt = _doubt(stage)
-        if doubt is None:
-            return self._trained(index, stage, folder)
-        self.display.warn(doubt)
+        doubts = list(self._doubts(index, stage))
+        for text in doubts:
+            self.display.warn(text)
         found = self._trained(index, stage, folder)
-        return {**found, "warnings": [doubt, *found["warnings"]]}
+        return {**found, "warnings": [*doubts, *found["warnings"]]}
+
+    def _doubts(self, index: int, stage: Train) -> Iterator[str]:
+        """What is asked for, and is hardly meant."""
+        options, kind = stage.sparsity, OPTIMIZERS[stage.optimizer.name]
+        if not isinstance(options, SlimmingOptions):
+            return
+        if _slims(stage) and (doubt := hardly_moved_by(kind, options.penalty)):
+            yield doubt
+        before = any(isinstance(item, Train) for item in self.recipe.stages[:index])
+        if options.gamma_init is not None and (before or self.recipe.model.trained):
+            yield (
+                f"gamma_init sets every scale to {options.gamma_init:g}, and those that were "
+                "trained before are lost: leave it out to keep them"
+            )
 
     def _trained(self, index: int, stage: Train, folder: StageFolder) -> Results:
         mask, taught_by = self._mask(index), self._teacher(stage)
@@ -454,13 +467,6 @@ class Runner(Networks):
 def _slims(stage: Train) -> bool:
     """Whether a stage trains by Network Slimming, and not only with its first scales."""
     return isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0
-
-
-def _doubt(stage: Train) -> str | None:
-    """That the stage's optimizer hardly moves the scales by its penalty."""
-    if not (isinstance(stage.sparsity, SlimmingOptions) and _slims(stage)):
-        return None
-    return hardly_moved_by(OPTIMIZERS[stage.optimizer.name], stage.sparsity.penalty)
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Any]]:
