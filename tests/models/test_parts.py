@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune as masks
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import netslim
@@ -125,6 +126,94 @@ def weight_norm_after_the_cut():
     return normed(slim(fresh())), normed(fresh())
 
 
+NORMS = {
+    "hook": (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+    "parametrised": (
+        nn.utils.parametrizations.weight_norm,
+        lambda layer: nn.utils.parametrize.remove_parametrizations(layer, "weight"),
+    ),
+    "mask": (
+        lambda layer: masks.random_unstructured(layer, "weight", amount=0.3),
+        lambda layer: masks.remove(layer, "weight"),
+    ),
+}
+
+
+def computed(kind):
+    """Weights of these layers are computed before each call."""
+    model = fresh()
+    for layer in (model.backbone[0], model.neck):
+        NORMS[kind][0](layer)
+    return model
+
+
+def stored_since(kind, *layers):
+    """Those that were computed when the network was cut are stored afterwards."""
+    small = slim(computed(kind))
+    for layer in layers:
+        NORMS[kind][1](small.get_submodule(layer))
+    return small
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("layers", [("neck",), ("backbone.0", "neck")])
+@pytest.mark.parametrize("kind", NORMS)
+def test_what_was_computed_at_the_cut_may_be_stored_since(kind, layers, tmp_path):
+    """It loads into a network that still computes, and into one that does as the saved one."""
+    small = stored_since(kind, *layers)
+    path = netslim.save(small, tmp_path / "m.safetensors")
+    same = computed(kind)
+    for layer in layers:
+        NORMS[kind][1](same.get_submodule(layer))
+    whole = computed(kind)
+    before = list(whole.state_dict())
+    networks = [whole, same]
+    if len(layers) == 2:
+        networks.append(fresh())  # its tensors are in another order
+    for network in networks:
+        again = netslim.load(network, path)
+        assert torch.equal(again(X), small(X))
+        state = again.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in small.state_dict().items())
+    assert list(whole.state_dict()) == before
+
+
+def test_tied_weights_are_no_matter_of_order(tmp_path):
+    """A network that ties what the file does not would read one of the two for both."""
+
+    class Pair(nn.Module):
+        def __init__(self, tied):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            if tied:
+                self.b.weight = self.a.weight
+
+    path = netslim.save(Pair(tied=False), tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="another architecture"):
+        netslim.load(Pair(tied=True), path)
+
+
+def narrower_layers():
+    small = slim(fresh())
+    small.backbone[3] = nn.Conv2d(small.backbone[3].in_channels, 2, 3, padding=1)
+    small.backbone[4] = nn.BatchNorm2d(2)
+    small.backbone[6] = nn.Conv2d(2, small.backbone[6].out_channels, 1)
+    return small.eval(), fresh()
+
+
+def narrower_layers_on_a_model_that_has_them():
+    small, other = narrower_layers()
+    other.backbone[3] = nn.Conv2d(16, 2, 3, padding=1)
+    other.backbone[4] = nn.BatchNorm2d(2)
+    other.backbone[6] = nn.Conv2d(2, 8, 1)
+    return small, other
+
+
+def narrower_layers_then_cut_again():
+    small, other = narrower_layers()
+    return slim(small), other
+
+
 def copied():
     return copy.deepcopy(slim(fresh())), fresh()
 
@@ -191,7 +280,8 @@ WAYS = [
     *(the_same_row_built_as_it_is_now, new_head, new_head_on_a_model_that_has_it),
     *(fused_after_the_cut, synchronised_after_the_cut, weight_norm_after_the_cut, copied, pickled),
     *(renamed, parts_one_after_the_other, part_then_whole, whole_then_part_in_place),
-    *(new_head_then_cut_again, traced_by_fx, one_part_twice),
+    *(new_head_then_cut_again, traced_by_fx, one_part_twice, narrower_layers),
+    *(narrower_layers_on_a_model_that_has_them, narrower_layers_then_cut_again),
 ]
 
 
@@ -234,6 +324,36 @@ def test_a_tensor_that_changed_since_is_refused_with_the_remedy(tmp_path):
     first.weight = nn.Parameter(first.weight[:3].detach())
     with pytest.raises(CheckpointError, match=r"'backbone.0.weight' was cut to 10 of 16 .*prune"):
         netslim.save(small, tmp_path / "m.safetensors")
+
+
+class Sized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.width = 6
+        self.a, self.b = nn.Conv2d(3, 6, 3, stride=3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x).view(-1, self.width, 2, 2).relu())
+
+
+def test_an_attribute_that_changed_since_is_refused_with_the_remedy(tmp_path):
+    small = slim(Sized().eval())
+    width = small.width
+    netslim.save(small, tmp_path / "m.safetensors")
+    small.width = 5
+    with pytest.raises(CheckpointError, match=rf"width is 5, the plan expects {width}; .*as it is"):
+        netslim.save(small, tmp_path / "m.safetensors")
+
+
+def test_a_part_without_the_attribute_takes_the_place_of_one_with_it(tmp_path):
+    def under(part):
+        return nn.Sequential(nn.Conv2d(3, 3, 1), part, nn.Conv2d(4, 2, 1)).eval()
+
+    small, whole = slim(under(Sized())), under(Sized())
+    for model in (small, whole):
+        model[1] = nn.Conv2d(model[0].out_channels, model[2].in_channels, 3)
+    again = netslim.load(whole, netslim.save(small, tmp_path / "m.safetensors"))
+    assert torch.equal(again(X), small(X))
 
 
 def test_another_network_is_refused_though_some_axes_fit(tmp_path):

@@ -31,10 +31,18 @@ from torch import Tensor, nn
 from netslim._support import checks_calls, write_atomic
 from netslim.errors import CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
+from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
-from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
+from netslim.graph.modules.walk import (
+    digest_of,
+    fingerprint,
+    lasting_tensors,
+    layer_of,
+    named_tensors,
+)
+from netslim.models.stored_weights import storing
 from netslim.surgery.history import history, unexplained
-from netslim.surgery.module_sizes import patched
+from netslim.surgery.module_sizes import patched, put
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune
 from netslim.surgery.rows import SizePatch, TensorCut, bias_of
@@ -66,8 +74,9 @@ def save(
         metadata: anything JSON can hold.
 
     Raises:
-        CheckpointError: the state holds something that is not a tensor, a tensor was changed in
-            size by other means after a cut, or the file cannot be written.
+        CheckpointError: the state holds something that is not a tensor, the model was changed by
+            other means after a cut so that no fresh one could be cut to it, or the file cannot be
+            written.
 
     Example:
         >>> small = netslim.slim(model, images, budget=netslim.Budget(cut_macs=0.5))
@@ -83,9 +92,12 @@ def save(
         )
     tensors, shared = _distinct(model)
     plan = history(model)
+    if plan is not None:
+        _check_replay(model, plan, path)
     header = {
         "format": FORMAT,
         "fingerprint": fingerprint(model),
+        "unordered": _unordered(model),
         "plan": plan and plan.to_json(),
         "constructor": constructor and dict(constructor),
         "shared": shared,
@@ -110,8 +122,10 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     """Rebuild the saved network: cut a copy of a fresh ``model`` as the file says, and fill it.
 
     Args:
-        model: a fresh network of the original architecture; it is not changed. Where the file says
-            how its network is built, `netslim.models.build` makes and fills it without one.
+        model: a fresh network of the original architecture; it is not changed. Parametrisations
+            that were removed before the file was written are removed from the copy, too. Where the
+            file says how its network is built, `netslim.models.build` makes and fills it without
+            one.
         path: of a file `save` wrote.
 
     Raises:
@@ -128,13 +142,15 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
     header, tensors = read(path)
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
-    plan = _fitting(header["plan"], model, tensors, path)
+    model = storing(model, tensors.keys())
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
-        result = prune(model, plan)
-    except PlanError as error:
+        result = prune(model, _fitting(header["plan"], model, shapes, path))
+    except (PlanError, SurgeryError) as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
     result.load_state_dict(tensors)
-    if fingerprint(result) != header["fingerprint"]:
+    same = fingerprint(result) == header["fingerprint"]
+    if not same and _unordered(result) != header.get("unordered"):
         raise CheckpointError(
             f"{path} was saved from another architecture than this one; pass a fresh model of it"
         )
@@ -282,6 +298,11 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, shared
 
 
+def _unordered(model: nn.Module) -> str:
+    """As `fingerprint`, whatever the order: a weight that is stored again moves to the end."""
+    return digest_of(sorted((name, tuple(t.shape)) for name, t in lasting_tensors(model)))
+
+
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the header's text and of every tensor, in the order of their names."""
     digest = hashlib.sha256(text.encode())
@@ -307,8 +328,53 @@ def _reason(error: OSError | ValueError) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+def _check_replay(model: nn.Module, plan: PruningPlan, path: Any) -> None:
+    """Refuse to write what no fresh network could be cut to: try it with one, without its values.
+
+    A model that cannot be copied is not tried.
+    """
+    try:
+        fresh = duplicate(model, _larger(model, plan))
+    except SurgeryError:
+        return
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    try:
+        _undo(fresh, plan)
+        fitting = _fitting(plan, fresh, shapes, path)
+        fitting.check(fresh)
+        patched(fresh, fitting.patches)
+    except (CheckpointError, PlanError, SurgeryError) as error:
+        raise CheckpointError(
+            "the model was changed since it was cut, so that no fresh one can be cut to it: "
+            f"{error}; or save model.state_dict() and build the network as it is now"
+        ) from None
+
+
+def _larger(model: nn.Module, plan: PruningPlan) -> dict[int, Any]:
+    """Id of a tensor -> one as large as before the cut, on the meta device."""
+    shapes = {name: [*tensor.shape] for name, tensor in named_tensors(model)}
+    for cut in plan.tensors:
+        shapes[cut.tensor][cut.axis] = cut.size
+    found: dict[int, Any] = {}
+    for name, tensor in named_tensors(model):
+        larger = torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
+        if isinstance(tensor, nn.Parameter):
+            larger = nn.Parameter(larger, tensor.requires_grad)
+        found[id(tensor)] = larger
+    return found
+
+
+def _undo(model: nn.Module, plan: PruningPlan) -> None:
+    """Take back what a cut did besides slicing tensors."""
+    for bias in plan.biases:
+        model.get_submodule(bias).register_parameter("bias", None)
+    undone = [replace(patch, old=patch.new, new=patch.old) for patch in plan.patches]
+    for module, name, value in patched(model, undone):
+        put(module, name, value)
+
+
 def _fitting(
-    plan: PruningPlan | None, model: nn.Module, tensors: Mapping[str, Tensor], path: Any
+    plan: PruningPlan | None, model: nn.Module, shapes: Mapping[str, torch.Size], path: Any
 ) -> PruningPlan:
     """The plan that brings the tensors of ``model`` to the shapes in the file.
 
@@ -320,10 +386,10 @@ def _fitting(
     plan = plan or _NOTHING
     cuts = {(cut.tensor, cut.axis): cut for cut in plan.tensors}
     biases = tuple(bias for bias in plan.biases if _lacks_bias(model, bias))
-    _check_names(model, tensors, {bias_of(bias) for bias in biases}, path)
+    _check_names(model, shapes, {bias_of(bias) for bias in biases}, path)
     rows: list[TensorCut] = []
     for name, tensor in named_tensors(model):
-        wanted = tensors.get(name, tensor).shape  # what is not saved is cut as the plan says
+        wanted = shapes.get(name, tensor.shape)  # what is not saved is cut as the plan says
         found = _rows(name, tensor.shape, wanted, cuts)
         if found is None:
             raise CheckpointError(
@@ -341,10 +407,10 @@ def _fitting(
 
 
 def _check_names(
-    model: nn.Module, tensors: Mapping[str, Tensor], added: Collection[str], path: Any
+    model: nn.Module, names: Collection[str], added: Collection[str], path: Any
 ) -> None:
     expected = {*model.state_dict(), *added}
-    for name in sorted(expected ^ tensors.keys()):
+    for name in sorted(expected ^ {*names}):
         side = "has an unexpected"
         if name in expected:
             side = "lacks"

@@ -10,12 +10,15 @@ It is text, so that a model which netslim has cut stays a plain PyTorch model: i
 class of netslim, and loads where netslim is not installed.
 
 Modules are changed after a cut, too. What a record says of a tensor counts as long as the tensor is
-as long as the record has it; a layer that was put in since has no record, and counts as it is.
+as long as the record has it. A layer that was put in since has no record, and counts as it is. Where
+it is narrower than the layer before the cut, that counts as a cut, so that fresh networks with this
+layer and with that one can be brought to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -34,6 +37,7 @@ from netslim.surgery.rows import GroupCut, SizePatch, TensorCut, bias_of
 
 _WHOLE = "_netslim_plan"  # the plan of all that was cut below a module; until 0.2 an object
 _OWN = "_netslim_cuts"  # the cuts of a module's own tensors
+_BEFORE = "_netslim_shapes"  # of all lasting tensors below a module, before anything was cut
 
 
 @dataclass
@@ -53,10 +57,7 @@ def history(model: nn.Module) -> PruningPlan | None:
     found = _read(model)
     if not (found.cuts or found.patches or found.biases or found.wholes):
         return None
-    sizes = {name: [*tensor.shape] for name, tensor in lasting_tensors(model)}
-    for (name, axis), cut in found.cuts.items():
-        if name in sizes:
-            sizes[name][axis] = cut.size
+    sizes = _before(model, found.cuts.values())
     added = {bias_of(path) for path in found.biases}
     shapes = ((name, tuple(shape)) for name, shape in sizes.items() if name not in added)
     return PruningPlan(
@@ -67,6 +68,15 @@ def history(model: nn.Module) -> PruningPlan | None:
         tuple(dict.fromkeys(chain.from_iterable(plan.notes for plan in found.wholes.values()))),
         tuple(found.biases),
     )
+
+
+def _before(model: nn.Module, cuts: Iterable[TensorCut]) -> dict[str, list[int]]:
+    """Lasting tensor -> its shape before these cuts."""
+    sizes = {name: [*tensor.shape] for name, tensor in lasting_tensors(model)}
+    for cut in cuts:
+        if cut.tensor in sizes:
+            sizes[cut.tensor][cut.axis] = cut.size
+    return sizes
 
 
 def _groups(found: _Found) -> dict[str, GroupCut]:
@@ -113,6 +123,7 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
             own.setdefault(path, []).append(replace(cut, tensor=name))
     for path, module in modules.items():
         vars(module).pop(_WHOLE, None)
+        vars(module).pop(_BEFORE, None)
         patches = tuple(replace(p, module="") for p in whole.patches if p.module == path)
         biases = ("",) * (path in whole.biases)
         # The new cuts last: they hold what the module's own record says already, as `whole` is
@@ -122,6 +133,7 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
             record = PruningPlan("", {}, tuple(cuts.values()), patches, biases=biases)
             vars(module)[_OWN] = record.to_json()
     vars(model)[_WHOLE] = whole.to_json()
+    vars(model)[_BEFORE] = json.dumps(_before(model, whole.tensors))
 
 
 def _own(module: nn.Module) -> PruningPlan:
@@ -153,7 +165,30 @@ def _read(model: nn.Module) -> _Found:
         if whole is not None:
             found.wholes[path] = whole
             _take(found, whole, path, modules, first)
+    for path, module in modules.items():
+        for name, shape in json.loads(vars(module).get(_BEFORE, "{}")).items():
+            _narrowed(found, joined(path, name), shape, modules, first)
     return found
+
+
+def _narrowed(
+    found: _Found,
+    name: str,
+    before: list[int],
+    modules: dict[str, nn.Module],
+    first: dict[int, str],
+) -> None:
+    """Take in that a tensor is of a layer which is narrower than that whose place it took.
+
+    Which entries are left has no meaning there; that there were more in the whole has.
+    """
+    tensor = _tensor(modules, name)
+    if tensor is None or tensor.dim() != len(before):
+        return
+    for axis, (size, now) in enumerate(zip(before, tensor.shape, strict=True)):
+        if 0 < now < size:
+            cut = TensorCut(first[id(tensor)], axis, size, tuple(range(now)), "channel")
+            found.cuts.setdefault((cut.tensor, axis), cut)
 
 
 def _take(
@@ -176,7 +211,7 @@ def _take(
             stale.append(named)
     for patch in plan.patches:
         where = joined(path, patch.module)
-        if where in modules:
+        if where in modules and hasattr(modules[where], patch.attribute.partition("[")[0]):
             found.patches.setdefault((where, patch.attribute), replace(patch, module=where))
     for bias in plan.biases:
         if _tensor(modules, bias_of(joined(path, bias))) is not None:
