@@ -26,7 +26,7 @@ def conv(cin: int, cout: int, **kwargs: object) -> nn.Sequential:
 
 def as_if_traced(plan: PruningPlan, tensors: Iterable[TensorCut]) -> PruningPlan:
     """The plan with other rows, as it would be had the trace been wrong: no slices contradict."""
-    groups = {name: replace(cut, slices=()) for name, cut in plan.groups.items()}
+    groups = {name: replace(cut, slices=(), sizes=()) for name, cut in plan.groups.items()}
     return replace(plan, groups=groups, tensors=tuple(tensors))
 
 

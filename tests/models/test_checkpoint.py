@@ -9,11 +9,13 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save as encode
 from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import Budget, load, models, prune, prune_, save, score, select, trace
 from netslim.errors import CheckpointError
+from netslim.models import checkpoint
 from netslim.models.checkpoint import read
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -168,3 +170,49 @@ def test_the_header_is_readable_json(tmp_path):
         json.loads(json.loads(payload[8 : 8 + size])["__metadata__"]["netslim"])["header"]
     )
     assert json.loads(header["plan"])["groups"]["first.0"]["size"] == 6
+
+
+# ---------------------------------------------------------------- sizes that were forged
+
+
+class Viewed(nn.Module):
+    """Its forward reads a size that a cut must change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.a, self.b = nn.Conv2d(3, 6, 3, stride=3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x).view(-1, self.width, 2, 2).relu())
+
+
+def forged(path, plan):
+    """Put another plan into a checkpoint, and a digest that fits."""
+    header, tensors = read(path)
+    text = json.dumps(header | {"plan": json.dumps(plan)})
+    entry = json.dumps({"header": text, "digest": checkpoint._digest(text, tensors)})
+    path.write_bytes(encode(tensors, {"netslim": entry}))
+
+
+@pytest.mark.parametrize("case", ["none", "other", "more", "a module", "not there"])
+def test_forged_sizes_are_refused_in_few_words(case, tmp_path):
+    path = save(prune(Viewed(), cut_half(Viewed(), X)[1]), tmp_path / "m.safetensors")
+    plan = json.loads(read(path)[0]["plan"].to_json())
+    (width,) = plan["patches"]
+    del plan["digest"]
+    plan["patches"] = {
+        "none": [],
+        "other": [width | {"new": width["new"] - 1}],
+        "more": [width, {"module": "a", "attribute": "stride[0]", "old": 3, "new": 1}],
+        "a module": [width | {"attribute": "b"}],
+        "not there": [width | {"attribute": "breadth"}],
+    }[case]
+    if case in ("a module", "not there"):  # as far as the plan goes, all is well
+        for group in plan["groups"].values():
+            group.pop("sizes", None)
+    forged(path, plan)
+    with pytest.raises(CheckpointError) as caught:
+        load(Viewed(), path)
+    assert len(str(caught.value)) < 400
+    assert "kernel_size" not in str(caught.value)

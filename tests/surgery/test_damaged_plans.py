@@ -16,12 +16,13 @@ from torch import nn
 
 from nets import Chain, Residual, cut_half
 from netslim import PruningPlan, prune, prune_, trace
-from netslim.errors import PlanError
+from netslim.errors import PlanError, SurgeryError
 from netslim.selection import merge
 from netslim.surgery import compensate
 from netslim.surgery.history import history as history_of
+from netslim.surgery.plan import compose
 from netslim.surgery.proof.silencing import randomise
-from netslim.surgery.rows import SizePatch
+from netslim.surgery.rows import SizePatch, losses
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -234,6 +235,70 @@ def test_plans_of_version_0_1_open() -> None:
     bias["kept"] = [[0, 3]]
     with pytest.raises(PlanError, match=r"the layer 'inner\.1': its tensors do not lose the same"):
         prune(model, PruningPlan.from_json(json.dumps(data)))
+
+
+def two_sizes() -> tuple[nn.Module, PruningPlan]:
+    """One that forward reads, and one that only another method does."""
+
+    class Both(Sized):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out_channels = 4
+
+        def deploy(self) -> nn.Module:
+            return nn.Conv2d(self.width, self.out_channels, 1)
+
+    model = randomise(Both()).eval()
+    return model, cut_half(model, X)[1]
+
+
+def other_patches(plan: PruningPlan) -> Iterator[tuple[SizePatch, ...]]:
+    yield ()
+    for number, patch in enumerate(plan.patches):
+        others = plan.patches[:number] + plan.patches[number + 1 :]
+        yield others
+        for changes in ({"new": patch.new - 1}, {"new": patch.old}, {"attribute": "training"}):
+            yield (*others, replace(patch, **changes))
+    yield (*plan.patches, SizePatch("a", "stride[0]", 3, 1))
+
+
+@pytest.mark.parametrize("make", [two_sizes, patching])
+def test_attributes_lose_what_the_groups_lose(make: Any) -> None:
+    """Also in the composed plans that models keep, which know nothing of slices."""
+    model, plan = make()
+    assert {patch.attribute for patch in plan.patches} >= {"width"}
+    data = json.loads(plan.to_json())
+    del data["digest"]
+    assert PruningPlan.from_json(json.dumps(data)) == plan
+    for patches in other_patches(plan):
+        with pytest.raises(PlanError, match=r"the attribute .*: it does not lose what the groups"):
+            prune(model, replace(plan, patches=patches))
+        data["patches"] = list(map(vars, patches))
+        with pytest.raises(PlanError):
+            PruningPlan.from_json(json.dumps(data))
+
+
+def test_sizes_of_cuts_one_after_the_other_add_up() -> None:
+    model, first = two_sizes()
+    small = prune(model, first)
+    second = cut_half(small, X, 1)[1]
+    both = history_of(prune(small, second))
+    assert both == compose(first, second)
+    again = PruningPlan.from_json(both.to_json())
+    lost = {(patch.module, patch.attribute): patch.old - patch.new for patch in both.patches}
+    assert losses(again.groups) == lost
+    assert lost["", "width"] > 6 - small.width
+
+
+@pytest.mark.parametrize("attribute", ["a", "_modules[head]", "x" * 1000, "a.b" * 1000])
+def test_no_message_shows_a_whole_model(attribute: str) -> None:
+    model, plan = PLANS["patching"]
+    groups = {name: replace(cut, sizes=()) for name, cut in plan.groups.items()}
+    patches = (SizePatch("", attribute, 6, 3),)
+    with pytest.raises(SurgeryError) as caught:
+        prune(model, replace(plan, groups=groups, patches=patches))
+    assert len(str(caught.value)) < 250
+    assert "kernel_size" not in str(caught.value)
 
 
 def test_an_attribute_that_is_set_twice_is_refused() -> None:

@@ -7,6 +7,7 @@ import importlib
 import types
 import warnings
 from collections import OrderedDict, namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from netslim.graph.modules.walk import fingerprint
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
-from netslim.surgery.rows import SizePatch, TensorCut
+from netslim.surgery.rows import SizeLoss, SizePatch, TensorCut
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -467,7 +468,10 @@ def test_a_change_that_fails_half_way_is_taken_back():
     plan = plan_for(model)
     model.depth = twin.depth = 4
     sizes = (SizePatch("", "depth", 4, 2), SizePatch("", "width", 6, 3))
-    plan = PruningPlan(plan.fingerprint, plan.groups, plan.tensors, sizes)
+    losses = tuple(SizeLoss("", patch.attribute, patch.old - patch.new) for patch in sizes)
+    groups = {name: replace(cut, sizes=losses) for name, cut in plan.groups.items()}
+    assert len(groups) == 1
+    plan = PruningPlan(plan.fingerprint, groups, plan.tensors, sizes)
     before = [copy.deepcopy(m.state_dict()) for m in (model, twin)]
     gradients = [p.grad for p in model.parameters()]
     with pytest.raises(

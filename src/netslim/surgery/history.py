@@ -10,9 +10,9 @@ It is text, so that a model which netslim has cut stays a plain PyTorch model: i
 class of netslim, and loads where netslim is not installed.
 
 Modules are changed after a cut, too. What a record says of a tensor counts as long as the tensor is
-as long as the record has it. A layer that was put in since has no record, and counts as it is. Where
-it is narrower than the layer before the cut, that counts as a cut, so that fresh networks with this
-layer and with that one can be brought to it.
+as long as the record has it. A layer that was put in since has no record, and counts as it is.
+Where it is narrower than the layer before the cut, that counts as a cut, so that fresh networks
+with this layer and with that one can be brought to it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from netslim.graph.modules.walk import (
     named_modules,
     named_tensors,
 )
-from netslim.surgery.plan import PruningPlan, compose, without_slices
+from netslim.surgery.plan import PruningPlan, compose, with_known_sizes, without_slices
 from netslim.surgery.rows import GroupCut, SizePatch, TensorCut, bias_of
 
 _WHOLE = "_netslim_plan"  # the plan of all that was cut below a module; until 0.2 an object
@@ -62,7 +62,7 @@ def history(model: nn.Module) -> PruningPlan | None:
     shapes = ((name, tuple(shape)) for name, shape in sizes.items() if name not in added)
     return PruningPlan(
         digest_of(shapes),
-        _groups(found),
+        with_known_sizes(_groups(found), found.patches.values()),
         tuple(_in_order(found)),
         tuple(found.patches.values()),
         tuple(dict.fromkeys(chain.from_iterable(plan.notes for plan in found.wholes.values()))),
@@ -85,8 +85,13 @@ def _groups(found: _Found) -> dict[str, GroupCut]:
     for path, plan in found.wholes.items():
         rows = [(found.cuts.get((joined(path, c.tensor), c.axis), c), c) for c in plan.tensors]
         if all(now.kept == then.kept for now, then in rows):
-            groups |= {joined(path, name): cut for name, cut in plan.groups.items()}
+            groups |= {joined(path, name): _below(path, cut) for name, cut in plan.groups.items()}
     return groups
+
+
+def _below(path: str, cut: GroupCut) -> GroupCut:
+    sizes = tuple(replace(size, module=joined(path, size.module)) for size in cut.sizes)
+    return replace(cut, sizes=sizes)
 
 
 def _in_order(found: _Found) -> list[TensorCut]:

@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netslim._support import described
 from netslim.errors import SurgeryError
 from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.rows import SizePatch
 
 _PATH = re.compile(r"(\w+)((?:\[[^\[\]]*\])*)")
+_LONGEST = 80  # characters of a value that a message shows
 _CHANGED = "the model has changed since the plan was made: trace and select again"
 
 
@@ -57,7 +59,7 @@ def put(module: nn.Module, name: str, value: Any) -> None:
         setattr(module, name, value)
     except Exception as error:
         raise SurgeryError(
-            f"{type(module).__name__}.{name} cannot be set to {value!r} "
+            f"{type(module).__name__}.{name} cannot be set to {_short(value)} "
             f"({type(error).__name__}: {error}): let it be set, or protect the groups concerned"
         ) from error
 
@@ -93,7 +95,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError:
         raise SurgeryError(
-            f"the plan names the module {path!r}, which the model does not have"
+            f"the plan names the module {_short(path)}, which the model does not have"
         ) from None
 
 
@@ -101,7 +103,8 @@ def _path(attribute: str) -> tuple[str, list[str]]:
     match = _PATH.fullmatch(attribute)
     if match is None:
         raise SurgeryError(
-            f"the plan patches {attribute!r}, which is no attribute such as 'width' or 'splits[1]'"
+            f"the plan patches {_short(attribute)}, which is no attribute such as 'width' or "
+            "'splits[1]'"
         )
     return match[1], [key.strip("'\"") for key in re.findall(r"\[([^\[\]]*)\]", match[2])]
 
@@ -110,12 +113,12 @@ def _readable(module: nn.Module, name: str, patch: SizePatch) -> Any:
     """The value of an attribute that can be set."""
     if not hasattr(module, name):
         raise SurgeryError(
-            f"{patch.module}.{name} is not there, the plan sets it to {patch.new}; {_CHANGED}"
+            f"{_place(patch)} is not there, the plan sets it to {patch.new}; {_CHANGED}"
         )
     found = getattr(type(module), name, None)
     if isinstance(found, property) and found.fset is None:
         raise SurgeryError(
-            f"{patch.module}.{name} is a property that cannot be set, and has to become "
+            f"{_place(patch)} is a property that cannot be set, and has to become "
             f"{patch.new}: give it a setter, or protect the groups concerned"
         )
     return getattr(module, name)
@@ -126,8 +129,7 @@ def _replaced(value: Any, keys: list[str], patch: SizePatch) -> Any:
     if not keys:
         if isinstance(value, bool) or value != patch.old:
             raise SurgeryError(
-                f"{patch.module}.{patch.attribute} is {value!r}, the plan expects {patch.old}; "
-                f"{_CHANGED}"
+                f"{_place(patch)} is {_short(value)}, the plan expects {patch.old}; {_CHANGED}"
             )
         return patch.new
     key = _key(value, keys[0], patch)
@@ -142,6 +144,21 @@ def _replaced(value: Any, keys: list[str], patch: SizePatch) -> Any:
     return type(value)(entries)
 
 
+def _place(patch: SizePatch) -> str:
+    """The attribute, from the model on; as much of it as a line holds."""
+    return f"{patch.module}.{patch.attribute}"[:_LONGEST]
+
+
+def _short(value: Any) -> str:
+    """A plain value of few characters as it is, of anything else the kind: no whole model."""
+    text = ""
+    if isinstance(value, (int, float, str, list, tuple, Mapping)):
+        text = repr(value)
+    if 0 < len(text) <= _LONGEST:
+        return text
+    return described(value)
+
+
 def _key(container: Any, key: str, patch: SizePatch) -> Any:
     if isinstance(container, Mapping):
         found = [k for k in container if str(k) == key]
@@ -151,7 +168,7 @@ def _key(container: Any, key: str, patch: SizePatch) -> Any:
         found = []
     if not found:
         raise SurgeryError(
-            f"{patch.module}.{patch.attribute} is not there: {container!r} has no entry {key}; "
+            f"{_place(patch)} is not there: {_short(container)} has no entry {key[:_LONGEST]}; "
             f"{_CHANGED}"
         )
     return found[0]

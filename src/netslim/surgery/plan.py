@@ -34,7 +34,7 @@ from netslim.surgery.rows import (
     merging_rows,
     weight_of,
 )
-from netslim.surgery.soundness import check_fits, check_rows, linked
+from netslim.surgery.soundness import check_fits, check_rows, explained, linked
 from netslim.surgery.why import Why
 
 sys.modules.setdefault("netslim.plan", sys.modules[__name__])  # where pickles of 0.1 look for plans
@@ -171,9 +171,10 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     for p in second.patches:
         original = patches.get((p.module, p.attribute), p)
         patches[p.module, p.attribute] = replace(p, old=original.old)
+    groups = _compose_groups(first.groups, second.groups)
     return PruningPlan(
         first.fingerprint,
-        _compose_groups(first.groups, second.groups),
+        with_known_sizes(groups, patches.values()),
         tuple(cuts.values()),
         tuple(patches.values()),
         notes=tuple(dict.fromkeys(first.notes + second.notes)),
@@ -197,6 +198,15 @@ def without_slices(plan: PruningPlan) -> PruningPlan:
     reasons for each unit.
     """
     return replace(plan, groups=_bare(plan.groups), why=None)
+
+
+def with_known_sizes(
+    groups: Mapping[str, GroupCut], patches: Iterable[SizePatch]
+) -> dict[str, GroupCut]:
+    """The groups; without what they say of attributes where that is no longer all of it."""
+    if explained(groups, patches):
+        return dict(groups)
+    return {name: replace(cut, sizes=()) for name, cut in groups.items()}
 
 
 def with_biases(plan: PruningPlan, paths: Iterable[str], fingerprint: str) -> PruningPlan:
@@ -249,7 +259,8 @@ def _compose_groups(
             continue
         kept = tuple(before.kept[i] for i in cut.kept)
         exact = before.exact and cut.exact
-        groups[name] = GroupCut(before.size, kept, exact, _chained(before, cut))
+        sizes = (*before.sizes, *cut.sizes)
+        groups[name] = GroupCut(before.size, kept, exact, _chained(before, cut), sizes=sizes)
     return groups
 
 

@@ -9,7 +9,8 @@ The slices of a group are blocks of entries, the same in most of its tensors::
     {"blocks": [[0, 0, 64, 1]], "producer": [0], "scale": [2], "consumer": [7]}
 
 Each block is (entry, unit, units, each): from that entry and that unit on, so many units with so
-many entries each. The numbers behind a role are those of rows.
+many entries each. The numbers behind a role are those of rows. Beside them stand the attributes
+that count the units, and by how much each becomes less: ``"sizes": [["stage1", "width", 16]]``.
 
 Why channels stay is in a part of its own, for people; a plan without it is as good::
 
@@ -31,7 +32,7 @@ import numpy as np
 
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
-from netslim.surgery.rows import GroupCut, SizePatch, TensorCut
+from netslim.surgery.rows import GroupCut, SizeLoss, SizePatch, TensorCut
 from netslim.surgery.why import Scores, Why
 
 FORMAT = 1
@@ -122,6 +123,8 @@ def _group_data(cut: GroupCut, rows: Mapping[tuple[str, int], int]) -> dict[str,
     data = {"size": cut.size, "kept": _runs(cut.kept), "exact": cut.exact} | _merging(cut)
     if cut.slices and all((s.tensor, s.axis) in rows for s in cut.slices):
         data["slices"] = _slices_data(cut.slices, rows)
+    if cut.sizes:
+        data["sizes"] = [[size.module, size.attribute, size.lost] for size in cut.sizes]
     return data
 
 
@@ -224,7 +227,8 @@ class _Reader:
         if type(data["exact"]) is not bool:
             raise ValueError(f"exact must be true or false, not {data['exact']!r}")
         slices = tuple(self.slices(data.get("slices", []), tensors))
-        return GroupCut(size, kept, data["exact"], into, slices)
+        sizes = tuple(map(_loss, _listed(data.get("sizes", []))))
+        return GroupCut(size, kept, data["exact"], into, slices, sizes)
 
     def why(self, data: Mapping[str, Any], groups: Mapping[str, GroupCut]) -> Why:
         criterion, allocation, compensation = (
@@ -301,6 +305,11 @@ class _Reader:
 def _patch(data: Mapping[str, Any]) -> SizePatch:
     old, new = (_integer(data[key], least=None) for key in ("old", "new"))
     return SizePatch(_text(data["module"]), _text(data["attribute"]), old, new)
+
+
+def _loss(data: Any) -> SizeLoss:
+    module, attribute, lost = _listed(data)
+    return SizeLoss(_text(module), _text(attribute), _integer(lost, least=None))
 
 
 def _integer(value: Any, least: int | None = 0) -> int:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.groups import ChannelGroup
+from netslim.graph.groups import ChannelGroup, SizeRule
 from netslim.surgery.axes import rows_of
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, merging_rows
-from netslim.surgery.stale import followed, told
+from netslim.surgery.rows import DROPPED, GroupCut, SizeLoss, SizePatch, merging_rows
+from netslim.surgery.stale import Stale, followed, told
 
 logger = logging.getLogger("netslim")
 
@@ -45,24 +46,55 @@ def plan_keeping(
         ends = _ends(group, mask, (into or {}).get(number))
         kept = tuple(np.flatnonzero(mask).tolist())
         into_rows = merging_rows(ends, kept)
-        groups[group.name] = GroupCut(group.size, kept, group.exact, into_rows, group.slices)
+        sizes = _losses(graph, masks, number)
+        groups[group.name] = GroupCut(group.size, kept, group.exact, into_rows, group.slices, sizes)
     tensors = rows_of(groups, graph.axis_sizes)
     patches = _patches(graph, masks)
     more, left = followed(graph.inventory, tensors, patches)
+    for stale in more:
+        _lose(groups, stale)
     if left:
         notes = (*notes, told(left))
         logger.warning("%s", told(left))
-    return PruningPlan(graph.fingerprint, groups, tensors, (*patches, *more), tuple(notes))
+    patches += tuple(stale.patch for stale in more if stale.patch is not None)
+    return PruningPlan(graph.fingerprint, groups, tensors, patches, tuple(notes))
 
 
 def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[SizePatch, ...]:
     """The attributes whose dimension shrinks, in proportion: one may hold a multiple of it."""
-    patches = []
-    for rule in graph.size_rules:
-        new = rule.old * rule.count.kept(masks) // rule.count.kept({})
-        if new != rule.old:
-            patches.append(SizePatch(rule.module, rule.attribute, rule.old, new))
-    return tuple(patches)
+    news = [(rule, _size(rule, masks)) for rule in graph.size_rules]
+    return tuple(
+        SizePatch(rule.module, rule.attribute, rule.old, new)
+        for rule, new in news
+        if new != rule.old
+    )
+
+
+def _size(rule: SizeRule, masks: Mapping[int, np.ndarray]) -> int:
+    return rule.old * rule.count.kept(masks) // rule.count.kept({})
+
+
+def _losses(
+    graph: ChannelGraph, masks: Mapping[int, np.ndarray], number: int
+) -> tuple[SizeLoss, ...]:
+    """What attributes lose with a group: what is left after those before it, less what after it.
+
+    So that the losses of all groups are what is lost in all, whatever is rounded.
+    """
+    before = {n: mask for n, mask in masks.items() if n < number}
+    after = before | {number: masks[number]}
+    lost = [(rule, _size(rule, before) - _size(rule, after)) for rule in graph.size_rules]
+    return tuple(SizeLoss(rule.module, rule.attribute, less) for rule, less in lost if less)
+
+
+def _lose(groups: dict[str, GroupCut], stale: Stale) -> None:
+    """Note what a remembered integer loses by the first group that has entries where it counts."""
+    patch = stale.patch
+    for name, cut in groups.items():
+        if patch is not None and any((s.tensor, s.axis) in stale.axes for s in cut.slices):
+            loss = SizeLoss(patch.module, patch.attribute, patch.old - patch.new)
+            groups[name] = replace(cut, sizes=(*cut.sizes, loss))
+            return
 
 
 def _ends(group: ChannelGroup, mask: np.ndarray, into: np.ndarray | None) -> np.ndarray:

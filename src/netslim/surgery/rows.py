@@ -11,7 +11,7 @@ which is short and empty for an ordinary cut. To calculate with, `destinations` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -25,6 +25,15 @@ DROPPED = -1  # stands in ``into`` for what is merged into nothing
 
 
 @dataclass(frozen=True)
+class SizeLoss:
+    """How much an integer that a module remembers loses with what goes of one group."""
+
+    module: str
+    attribute: str
+    lost: int
+
+
+@dataclass(frozen=True)
 class GroupCut:
     """What happens to one group: ``kept`` unit numbers, in order, out of ``size``.
 
@@ -33,6 +42,7 @@ class GroupCut:
 
     ``slices`` says which entries of which tensors go with the units, so that the rows of a plan can
     be held against its groups; ``()`` where that is not known, as in plans of version 0.1.
+    ``sizes`` says the same of the attributes that count the units, for the patches of a plan.
     """
 
     size: int
@@ -40,6 +50,7 @@ class GroupCut:
     exact: bool = True
     into: tuple[int, ...] = ()
     slices: tuple[Slice, ...] = field(default=(), compare=False, repr=False)
+    sizes: tuple[SizeLoss, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -84,6 +95,15 @@ class SizePatch:
     attribute: str
     old: int
     new: int
+
+
+def losses(groups: Mapping[str, GroupCut]) -> dict[tuple[str, str], int]:
+    """(module, attribute) -> what it loses with all groups together."""
+    total: Counter[tuple[str, str]] = Counter()
+    for group in groups.values():
+        for size in group.sizes:
+            total[size.module, size.attribute] += size.lost
+    return dict(total)
 
 
 def bias_of(path: str) -> str:

@@ -3,9 +3,10 @@
 A plan is data: it is written, sent, edited and read again, and nothing of it may be believed. Two
 things are looked at. Each row by itself: its numbers are whole, in range, in order and once. And
 all of them together: what a group loses, each axis that it has entries in must lose, and nothing
-else. A plan whose groups know their slices says the same thing twice, so its rows are made anew
-from the groups and compared. (Composed plans and those of version 0.1 say it once: of these only
-what is within one layer can be compared.)
+else, and so must each attribute that counts its units. A plan whose groups know their slices says
+the same thing twice, so its rows are made anew from the groups and compared. (Composed plans, which
+know the attributes alone, and those of version 0.1 say it once: of these only what is within one
+layer can be compared.)
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from torch import nn
 from netslim.errors import PlanError
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.axes import rows_of
-from netslim.surgery.rows import DROPPED, GroupCut, SizePatch, TensorCut, bias_of, weight_of
+from netslim.surgery.rows import (
+    DROPPED,
+    GroupCut,
+    SizePatch,
+    TensorCut,
+    bias_of,
+    losses,
+    weight_of,
+)
 
 _AGAIN = "the plan is damaged, or was edited: make it again with netslim.select"
 _ROLES = {"producer", "consumer", "scale", "channel"}
@@ -51,7 +60,9 @@ def check_rows(
             raise _problem(what, f"there is no role {cut.role!r}")
         _check_numbers(what, cut)
         rows[cut.tensor, cut.axis] = cut
+    patches = tuple(patches)
     _check_patches(patches)
+    _check_sizes(groups, patches)
     _check_groups(groups, rows)
     _check_biases(biases, rows)
 
@@ -133,6 +144,24 @@ def _check_patches(patches: Iterable[SizePatch]) -> None:
         if (patch.module, patch.attribute) in seen:
             raise _problem(what, "it is set twice")
         seen.add((patch.module, patch.attribute))
+
+
+def explained(groups: Mapping[str, GroupCut], patches: Iterable[SizePatch]) -> bool:
+    """Whether the attributes lose what the groups say that they do."""
+    return losses(groups) == {(p.module, p.attribute): p.old - p.new for p in patches}
+
+
+def _check_sizes(groups: Mapping[str, GroupCut], patches: Iterable[SizePatch]) -> None:
+    lost = losses(groups)
+    if not lost and not linked(groups):
+        return
+    found = {(patch.module, patch.attribute): patch.old - patch.new for patch in patches}
+    for module, attribute in sorted(lost.keys() | found.keys()):
+        if lost.get((module, attribute)) != found.get((module, attribute)):
+            raise _problem(
+                f"the attribute {attribute!r} of the module {module!r}",
+                "it does not lose what the groups of the plan lose",
+            )
 
 
 def _check_groups(

@@ -23,10 +23,12 @@ class Stale:
     Attributes:
         integer: what remembers it.
         news: what the layers that had this width have now, smallest first.
+        axes: (tensor, axis) of these layers.
     """
 
     integer: Integer
     news: tuple[int, ...]
+    axes: frozenset[tuple[str, int]]
 
     @property
     def patch(self) -> SizePatch | None:
@@ -61,13 +63,14 @@ def stale_sizes(inventory: Inventory, tensors: Iterable[TensorCut]) -> list[Stal
         if len(news) > 1 and integer.side:
             news = {_new(w, kept) for w in meant if integer.side in w.sides.split()} or news
         if news - {integer.value}:
-            found.append(Stale(integer, tuple(sorted(news))))
+            axes = frozenset((width.tensor, width.axis) for width in meant)
+            found.append(Stale(integer, tuple(sorted(news)), axes))
     return found
 
 
 def followed(
     inventory: Inventory, tensors: Iterable[TensorCut], patches: Iterable[SizePatch]
-) -> tuple[list[SizePatch], list[Stale]]:
+) -> tuple[list[Stale], list[Stale]]:
     """What else is to be set, and what is not, though it may be wrong.
 
     Args:
@@ -81,7 +84,7 @@ def followed(
         if (stale.integer.module, stale.integer.attribute) in known:
             continue
         if stale.patch is not None:
-            more.append(stale.patch)
+            more.append(stale)
         elif stale.integer.told:
             left.append(stale)
     return more, left
