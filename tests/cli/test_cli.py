@@ -16,6 +16,7 @@ import torch
 import netslim
 from netslim import models
 from netslim.cli import main
+from netslim.training.recipe.files import shipped
 
 QUICK = ["--trainer.limit_batches", "2", "--trainer.threads", "1", "--trainer.tensorboard", "false"]
 
@@ -66,6 +67,9 @@ def test_recipes(capsys):
     out = capsys.readouterr().out
     assert "vgg19-cifar10" in out
     assert "error 6.34" in out
+    *lines, last = out.splitlines()
+    assert [line.split()[0] for line in lines] == shipped()  # a line each
+    assert last.startswith("netslim recipes NAME shows")
     assert main(["recipes", "digits"]) == 0
     assert "cut_channels: 0.7" in capsys.readouterr().out
 

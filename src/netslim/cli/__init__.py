@@ -28,7 +28,7 @@ from netslim.errors import NetslimError
 # Command -> what is said of it. Each is carried out by the module of its name in this package.
 COMMANDS = {
     "run": "carry out a recipe, from data to report",
-    "recipes": "list the shipped recipes and their published figures",
+    "recipes": "list the shipped recipes, a line each, or show one",
     "report": "make report.html of a finished run again",
     "train": "train a network once",
     "finetune": "train a network on after a cut",

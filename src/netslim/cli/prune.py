@@ -8,22 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netslim.cli.flags import (
-    DATA,
-    MODELS,
+from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
-    add_file,
     add_latency,
     add_limits,
-    add_network,
     add_options,
-    add_surroundings,
     flag,
     given,
     latency,
-    settings,
 )
+from netslim.cli.flags import DATA, MODELS, add_file, add_network, add_surroundings, settings
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.selection.options import Budget, Compensation, Limits, Scoring, declared

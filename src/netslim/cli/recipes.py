@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from netslim.cli.parser import Parser
 
@@ -21,12 +23,18 @@ def _recipes(options: argparse.Namespace, _: dict[str, str]) -> int:
     if options.recipe is not None:
         print(recipe_text(options.recipe), end="")
         return 0
-    for name in shipped():
+    names = shipped()
+    width = max(map(len, names))
+    for name in names:
         tree = tree_of(name)
-        print(f"{name}\n    {tree['title']}")
-        for row in tree.get("published", ()):
-            figures = ", ".join(
-                f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key != "label"
-            )
-            print(f"    published, {row.get('label', '')}: {figures}")
+        print(f"{name:{width}}  {tree['title']}{_published(tree.get('published', ()))}")
+    print("netslim recipes NAME shows one whole, with every published figure")
     return 0
+
+
+def _published(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The published errors in percent, before the cut and after, of the source that comes first."""
+    errors = [str(row["error"]) for row in rows if "error" in row]
+    if not errors:
+        return ""
+    return f"; published error {' -> '.join(errors[:2])}"

@@ -7,21 +7,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.flags import (
-    DATA,
-    MODELS,
+from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
-    add_folder,
     add_latency,
     add_limits,
-    add_network,
     add_options,
-    add_surroundings,
-    add_training,
     given,
     latency,
     made,
+)
+from netslim.cli.flags import (
+    DATA,
+    MODELS,
+    add_folder,
+    add_network,
+    add_surroundings,
+    add_training,
     settings,
     training,
 )

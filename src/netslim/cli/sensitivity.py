@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from netslim.cli.cut_flags import add_limits, add_options, add_scoring, made
 from netslim.cli.flags import (
     DATA,
     MODELS,
     add_folder,
-    add_limits,
     add_network,
-    add_options,
-    add_scoring,
     add_surroundings,
     add_validation,
-    made,
     settings,
 )
 from netslim.cli.parser import Parser
