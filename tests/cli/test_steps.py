@@ -426,6 +426,8 @@ MISTAKES = [
     ([*TRAIN, "--sparsty.method", "soft_filter"], "did you mean 'sparsity'"),
     ([*TUNE, "--teacher", "none.safetensors"], "cannot read none.safetensors"),
     ([*TUNE, "--teacher", "vgg"], "--teacher vgg"),
+    ([*TUNE, "--teacher", "a.pth"], "--teacher zoo:vgg16 --teacher-weights a.pth"),
+    ([*TUNE, "--teacher-weights", "a.pth"], "--teacher-weights a.pth: name the network that"),
     ([*TUNE, "--teacher", "zoo:vgg11"], "zoo:vgg11 does not take the images"),
     ([*TUNE[:-1], "folder.safetensors"], "folder.run is not empty"),
 ]  # fmt: skip

@@ -5,15 +5,20 @@ digits.
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import netslim
+from netslim.data.preprocessing import Preprocessing
 from netslim.errors import PlanError, RecipeError
 from netslim.selection.options import Compensation, Scoring
 from netslim.surgery.proof.silencing import randomise
@@ -26,6 +31,7 @@ from netslim.training.recipe.schema import DistillOptions, Prune
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.runner import Runner
+from netslim.training.stages.teachers import as_trained
 from stage_runs import (
     FIRST,
     HALF,
@@ -469,6 +475,67 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="zoo:vgg11 does not take the images of digits"):
         carry_out(tmp_path / "b", {**TRAIN, "distill": teacher})
     assert first.rows["pruned"]["top5"] is not None
+
+
+MLP = {"name": "zoo:mlp", "in_features": 64, "hidden": [8], "norm": False}
+
+
+def test_a_teacher_sees_images_as_it_was_trained_on_them(tmp_path):
+    """Its own student, in other units: the teacher's part of the loss is that of an equal."""
+    given = {"name": "digits", "batch_size": 64, "mean": [0.2], "std": [0.5]}
+    first = carry_out(tmp_path / "a", TRAIN, model=MLP, data=given)
+    file = str(first.folder / "01-train" / "model.safetensors")
+    runner = runner_of(tmp_path / "b", {**given, "mean": [0.4], "std": [0.25]})
+    pixels = runner.data.test.images[:8]
+    inputs, theirs = (
+        Preprocessing(mean, std, (8, 8), False, ("a",)).normalise(pixels)
+        for mean, std in (((0.4,), (0.25,)), ((0.2,), (0.5,)))
+    )
+    alone = netslim.models.build(file).eval()
+    torch.testing.assert_close(runner.teacher(file, None).eval()(inputs), alone(theirs))
+    assert type(runner_of(tmp_path / "c", given).teacher(file, None)) is type(alone)
+
+
+def runner_of(folder: Path, data: dict[str, Any]) -> Runner:
+    quiet = Display(Console(file=io.StringIO()))
+    return Runner(recipe(TRAIN, model=MLP, data=data), RunFolder(folder), quiet, "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"size": (16, 16)},
+            "trained on images of 16x16 pixels, and those of the student have 8x8",
+        ),
+        ({"mean": (0.1,) * 3, "std": (0.2,) * 3}, "of 3 channels, and those of the student have 1"),
+        ({"classes": tuple("9876543210")}, "trained on these classes in another order"),
+    ],
+)
+def test_a_teacher_of_other_pictures_is_refused(changed, said):
+    images = Preprocessing((0.4,), (0.25,), (8, 8), False, tuple("0123456789"))
+    with pytest.raises(RecipeError, match=said):
+        as_trained(nn.Identity(), "x.safetensors", replace(images, **changed), images)
+
+
+def test_the_weights_of_a_teacher_may_lie_in_a_file(tmp_path):
+    network = netslim.models.build("zoo:vgg11", num_classes=10)
+    file, rgb = str(tmp_path / "mine.pth"), {"name": "digits", "batch_size": 64, "channels": "rgb"}
+    torch.save({"state_dict": network.state_dict()}, file)
+    options = {"data": rgb | {"image_size": 32}, "model": {**VGG, "in_channels": 3}}
+    small = recipe(TRAIN, **options)
+    runner = Runner(small, RunFolder(tmp_path / "run"), Display(Console(file=io.StringIO())), "")
+    images = torch.randn(2, 3, 32, 32)
+    found = runner.teacher("zoo:vgg11", file).eval()(images)
+    torch.testing.assert_close(found, network.eval()(images))
+    with pytest.raises(RecipeError, match="has fresh weights, and these teach nothing"):
+        runner.teacher("zoo:vgg11", None)
+    for distill, said in (
+        ({"teacher": file}, "holds weights, and does not say of which network"),
+        ({"teacher_weights": file}, "name the network that they belong to as teacher"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            recipe({**TRAIN, "distill": distill}, **options)
 
 
 # ---------------------------------------------------------------- optimizer, data, rows

@@ -138,17 +138,31 @@ def add_training(group: Any, epochs: int, rate: float) -> None:
     group.add_argument(
         "--teacher", metavar="MODEL", help="learn from this network too, beside the labels"
     )
+    group.add_argument(
+        "--teacher-weights",
+        metavar="FILE",
+        help="weights for a --teacher by name: a .pth or .safetensors file, as for --weights",
+    )
 
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_training` offers, as options of a stage."""
-    teacher = options.teacher
+    teacher, weights = options.teacher, options.teacher_weights
     if teacher is not None and ":" not in teacher and not teacher.endswith(".safetensors"):
+        file = "FILE"
+        if Path(teacher).suffix:
+            file = teacher
         raise RecipeError(
-            f"--teacher {teacher}: give a .safetensors file, or a network by name such as zoo:vgg16"
+            f"--teacher {teacher}: give a .safetensors file, or a network by name with its weights "
+            f"beside it, such as --teacher zoo:vgg16 --teacher-weights {file}"
+        )
+    if weights is not None and (teacher is None or ":" not in teacher):
+        raise RecipeError(
+            f"--teacher-weights {weights}: name the network that they belong to, such as "
+            "--teacher zoo:vgg16"
         )
     rates = {key: value for key in RATES if (value := getattr(options, key)) is not None}
     found = {"epochs": options.epochs, "optimizer": {"lr": options.lr, **rates}}
     if teacher is not None:
-        found["distill"] = {"teacher": teacher}
+        found["distill"] = {"teacher": teacher, "teacher_weights": weights}
     return found

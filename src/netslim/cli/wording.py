@@ -31,6 +31,7 @@ _KEYS = {
     "milestones": "schedule.milestones",
     "lr_factor": "schedule.factor",
     "teacher": "distill.teacher",
+    "teacher_weights": "distill.teacher_weights",
     "latency_table": "latency.table",
     "backend": "latency.backend",
     "layers": "per_group",

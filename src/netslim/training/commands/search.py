@@ -267,7 +267,7 @@ class _Search:
             if isinstance(stage, Train) and stage.distill is not None:
                 wanted = teacher(self.recipe, stage)
                 assert isinstance(wanted, str)  # no training stage comes before it
-                self.runner.named(wanted)
+                self.runner.teacher(wanted, stage.distill.teacher_weights)
 
     def go(self) -> Results:
         self.runner.note_environment()

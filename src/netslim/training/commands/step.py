@@ -148,7 +148,7 @@ def _try(runner: Runner) -> None:
     if stage.distill is not None:
         wanted = teacher(runner.recipe, stage)
         if isinstance(wanted, str):
-            runner.named(wanted)
+            runner.teacher(wanted, stage.distill.teacher_weights)
 
 
 def _refuse(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from netslim._support import nearest
 from netslim.errors import ArgumentError, RecipeError
+from netslim.models.weights import SUFFIXES
 from netslim.selection.budget.allocation import ALLOCATIONS, allocation_of
 from netslim.selection.criteria.registry import CRITERIA, reads_data
 from netslim.selection.criteria.scoring import UNLED, check_options
@@ -289,6 +290,11 @@ def _check_distill(stage: Train, where: str, recipe: Recipe) -> None:
     assert options is not None
     _need(options.temperature > 0, f"{where}.distill.temperature", options.temperature, "above 0")
     _need(0 <= options.weight <= 1, f"{where}.distill.weight", options.weight, "from 0 to 1")
+    if options.teacher_weights is not None and ":" not in (options.teacher or ""):
+        raise RecipeError(
+            f"{where}.distill.teacher_weights: name the network that they belong to as teacher, "
+            "such as zoo:vgg16"
+        )
     teacher(recipe, stage)
 
 
@@ -310,6 +316,11 @@ def teacher(recipe: Recipe, stage: Train) -> int | str:
     where = f"stages.{stage.name}.distill.teacher"
     if wanted is not None and (":" in wanted or wanted.endswith(".safetensors")):
         return wanted
+    if wanted is not None and wanted.endswith(SUFFIXES):
+        raise RecipeError(
+            f"{where}: {wanted} holds weights, and does not say of which network: name the network "
+            "as teacher, such as zoo:vgg16, and the file as teacher_weights"
+        )
     if wanted is not None:
         for index, item in earlier:
             if item.name == wanted:

@@ -405,6 +405,7 @@ class DistillOptions:
     teacher: str | None = (
         None  # a stage, a checkpoint or a model; null: the last training stage before the first cut
     )
+    teacher_weights: str | None = None  # file with the weights of a teacher that is a model by name
     temperature: float = 4.0
     weight: float = 0.9  # share of the teacher's part in the loss
 

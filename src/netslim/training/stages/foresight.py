@@ -147,7 +147,7 @@ class _Walk:
         if stage.distill is not None:
             name = teacher(self.networks.recipe, stage)
             if isinstance(name, str):
-                self.networks.named(name)
+                self.networks.teacher(name, stage.distill.teacher_weights)
 
     @property
     def _example(self) -> Tensor:

@@ -30,6 +30,7 @@ from netslim.training.stages.environment import choose_device, choose_precision
 from netslim.training.stages.folder import RunFolder, StageFolder
 from netslim.training.stages.images import load_images
 from netslim.training.stages.measure import AS_BUILT
+from netslim.training.stages.teachers import as_trained
 
 Results = dict[str, Any]
 
@@ -161,14 +162,34 @@ class Networks:
             )
         self.display.say_once(f"{said}: a new classifier starts untrained")
 
-    def named(self, name: str) -> nn.Module:
-        """Another network that the recipe names, such as a teacher; it fits the data.
+    def teacher(self, name: str, weights_file: str | None) -> nn.Module:
+        """A network to learn from, a checkpoint or a model by name; it fits the data.
 
         Raises:
-            RecipeError: as `check_outputs`.
+            RecipeError: as `check_outputs`; it has fresh weights, or was trained on images that
+                those of the data cannot be brought to.
         """
-        network = models.build(name, trust=self.trust)
+        options = ModelOptions(name)
+        if weights_file is not None:
+            options = ModelOptions(name, {"weights_file": weights_file})
+        kwargs = dict(options.kwargs)
+        if takes_classes(name) and options.trained:
+            kwargs["num_classes"] = len(self.data.classes)
+        network = models.build(name, trust=self.trust, say=self.display.say_once, **kwargs)
+        trained_on = Preprocessing.noted(noted_in(options), name)
+        if trained_on is not None:
+            network = as_trained(network, name, trained_on, self.data.preprocessing)
         self.check_outputs(network, name)
+        if takes_classes(name) and not options.trained:
+            raise RecipeError(
+                f"teacher: {name} has fresh weights, and these teach nothing: name its checkpoint, "
+                "or the file with its weights by distill.teacher_weights"
+            )
+        if weights_file is not None and trained_on is None:
+            self.display.say_once(
+                f"{weights_file} does not say how its images were normalised: the teacher gets "
+                "them as the student does"
+            )
         return network
 
     def fresh(self) -> nn.Module:
