@@ -52,6 +52,7 @@ def test_the_noise_of_an_accuracy():
     assert said.startswith("100 validation images decide: one of them is 1.00 points")
     assert "90.0 % is 3.00 points, more than the drop allowed" in said
     assert "drop allowed" not in noise(0.9, 100, "validation", max_drop=3.5)
+    assert "100.0 % is 1.00 points" in noise(1.0, 100, "validation")
 
 
 def test_a_sensitivity_tells_its_noise_where_its_pictures_were_counted():

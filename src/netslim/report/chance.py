@@ -23,7 +23,8 @@ def noise(accuracy: float, images: int, split: str, max_drop: float | None = Non
         split: what they are, such as ``validation``.
         max_drop: points that decide something, which may be fewer than are left open.
     """
-    error = 100 * math.sqrt(accuracy * (1 - accuracy) / images)
+    # Where all or none are right the formula gives 0, but the next picture may differ.
+    error = 100 * max(math.sqrt(accuracy * (1 - accuracy) / images), 1 / images)
     text = (
         f"{images:,} {split} images decide: one of them is {100 / images:.2f} points, and the "
         f"standard error of an accuracy of {100 * accuracy:.1f} % is {error:.2f} points"
