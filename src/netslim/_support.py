@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,11 @@ _Kind = tuple[Callable[[Any], bool], str]  # whether a value will do, and what w
 
 _PLAIN = {NoneType: "None", Real: "a number", Integral: "a whole number"}
 _OWN = {"self", "cls"}
+_WORTH_SHOWING = (str, int, float)
+_LONGEST = 60  # characters of a value in a message
+_FEW = 4  # members of a list that are shown
+_UNCOUNTED = 2**64  # whole numbers that PyTorch cannot hold
+_MOST_THREADS = 2**16
 _MANY = 12  # names that a message lists at most
 
 
@@ -58,10 +64,30 @@ def described(value: object) -> str:
     """``None``, ``a Tensor``, or ``the str 'l1'``: what stands where something else should."""
     if value is None:
         return "None"
-    if isinstance(value, (str, int, float)):
-        text = repr(value)
-        return f"the {type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    if isinstance(value, int) and not is_whole(value) and not isinstance(value, bool):
+        return brief(value)
+    if isinstance(value, _WORTH_SHOWING):
+        return f"the {type(value).__name__} {brief(value)}"
     return _with_article(type(value).__name__)
+
+
+def brief(value: object) -> str:
+    """``1.5``, ``'l1'`` or ``a Tensor``: what was given, as it was typed where that is short."""
+    if isinstance(value, int) and abs(value) >= _UNCOUNTED:  # a longer text than Python makes
+        digits = round(value.bit_length() * math.log10(2))
+        return f"a whole number of some {digits:,} digits, which is too large"
+    if isinstance(value, (list, tuple)) and len(value) <= _FEW:
+        parts = ", ".join(map(brief, value))
+        return _clipped(f"[{parts}]")
+    if value is None or isinstance(value, _WORTH_SHOWING):
+        return _clipped(repr(value))
+    return _with_article(type(value).__name__)
+
+
+def _clipped(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 3]}..."
 
 
 def _wording(kind: type) -> str:
@@ -255,12 +281,15 @@ def _several(value: object) -> bool:
     return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Whether it is a number that can be computed with: no flag, no integer of too many digits."""
+    return is_whole(value) or (isinstance(value, Real) and not isinstance(value, Integral))
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number that can be computed with: no flag, within 64 bits."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and abs(value) < _UNCOUNTED
 
 
 # Where networks and optimizers are from: what may be wrapped around them is known elsewhere.
@@ -270,8 +299,8 @@ _LOOKED_AT: dict[Any, _Kind] = {
     None: (lambda value: value is None, "None"),
     bool: (lambda value: type(value).__name__ in ("bool", "bool_"), "True or False"),
     dict: (lambda value: isinstance(value, Mapping), "a Mapping"),
-    float: (_is_number, "a number"),
-    int: (_is_whole, "a whole number"),
+    float: (is_number, "a number"),
+    int: (is_whole, "a whole number"),
     Path: (lambda value: isinstance(value, os.PathLike), "a PathLike"),
     **dict.fromkeys((Sequence, list, tuple), (_several, "a list")),
 }
@@ -344,6 +373,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def named_file(path: str | os.PathLike[str], what: str) -> Path:
+    """The path, where a file can be by that name; ``what`` is its parameter, for the message.
+
+    Raises:
+        ArgumentError: it is empty, or a folder.
+    """
+    found = Path(path)
+    if not found.name or found.is_dir():
+        raise ArgumentError(f"{what} must name a file, got {os.fspath(path)!r}, which is a folder")
+    return found
+
+
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file so that it is either as before or complete, also after a kill; text as UTF-8.
 
@@ -364,9 +405,10 @@ def using_threads(count: int | None) -> Iterator[None]:
     Raises:
         ArgumentError: the number is below 1.
     """
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+    if count is not None and not (is_whole(count) and 1 <= count <= _MOST_THREADS):
         raise ArgumentError(
-            f"threads={count!r}; give 1 or more, or None to leave the number as it is"
+            f"threads must be 1 to {_MOST_THREADS:,}, or None to leave the number as it is, got "
+            f"{brief(count)}"
         )
     import torch  # here, so that names and files wait for nobody
 

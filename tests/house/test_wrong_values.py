@@ -18,11 +18,12 @@ from torch import nn
 
 import netslim
 from netslim import Budget, Limits, NetslimError
+from netslim.errors import ArgumentError
 from netslim.graph.rules.registry import RULES
 from netslim.selection.criteria.registry import CRITERIA
 
 THING = object()  # which is wrong everywhere
-VALUES = [-1, "a", None, [], THING, math.nan]
+VALUES = [-1, "a", "", None, [], THING, math.nan, 10**400]
 # Calls that take long where a value will do.
 SLOW = {"CentripetalSGD", "data.load", "export", "latency_table", "training.run"}
 # How a message names some parameters.
@@ -339,3 +340,37 @@ def _refused_or_done(name, parameter, value, folder):
         assert set(os.listdir(folder)) == before
     if said and value is THING:
         assert re.search(f"{parameter}|{NAMES.get(parameter, parameter)}", said)
+
+
+@pytest.mark.parametrize("wrong", [int, nn.L1Loss(), nn.Linear(2, 2), nn.Conv2d, max, 3])
+def test_what_is_called_otherwise_is_no_criterion(wrong):
+    graph = made()["graph"]
+    with pytest.raises(ArgumentError, match="criterion"):
+        netslim.score(graph, network(), wrong)
+
+
+def test_what_is_large_is_not_printed_whole():
+    for value in (torch.zeros(3000), [1.0] * 3000, "a" * 3000, 10**5000, {"a": [1] * 3000}):
+        for call in (
+            lambda value=value: Budget(cut_macs=value),
+            lambda value=value: Limits(min_channels=value),
+            lambda value=value: Limits(shortcuts=value),
+            lambda value=value: netslim.selection.Scoring(lead=value),
+            lambda value=value: netslim.select(
+                made()["graph"], made()["scores"], per_group={"0": value}
+            ),
+            lambda value=value: netslim.slim(network(), made()["x"], budget=value),
+        ):
+            with pytest.raises(ArgumentError) as refused:
+                call()
+            assert len(str(refused.value)) < 400
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    for journal in ("", ".", tmp_path):
+        with pytest.raises(ArgumentError, match="journal must name a file"):
+            netslim.sensitivity(network(), made()["x"], evaluate, journal=journal)
+        with pytest.raises(ArgumentError, match="journal must name a file"):
+            netslim.search(
+                lambda share: network(), evaluate, max_drop=0.1, baseline=0.5, journal=journal
+            )

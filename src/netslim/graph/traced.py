@@ -10,7 +10,7 @@ from numbers import Integral
 import numpy as np
 from torch import nn
 
-from netslim._support import checks_calls, described, nearest
+from netslim._support import brief, checks_calls, described, nearest
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.counts import Cost, without
 from netslim.graph.groups import ChannelGroup, SizeRule
@@ -101,7 +101,7 @@ class TracedGraph:
             if not known or np.shape(mask) != (self.groups[group].size,):
                 raise ArgumentError(
                     "masks are boolean arrays, one entry a unit, by the number of the group "
-                    f"(graph.number(name)), got {group!r}: {described(mask)}"
+                    f"(graph.number(name)), got {brief(group)}: {described(mask)}"
                 )
         return masks or {}
 

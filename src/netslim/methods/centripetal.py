@@ -32,7 +32,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -41,7 +40,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls
+from netslim._support import brief, checks_calls, is_number
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, picked
@@ -201,7 +200,7 @@ class CentripetalSGD:
         graph.check(inner)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ArgumentError(
-                f"the seed of the clusters must be a whole number of 0 or more, not {seed!r}"
+                f"the seed of the clusters must be a whole number of 0 or more, not {brief(seed)}"
             )
         self.graph, self.model = graph, model
         self.strength = strength
@@ -577,10 +576,9 @@ def _spread(tensor: Tensor, part: Slice, labels: Labels) -> float:
 
 
 def _not_negative(name: str, value: float) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
         raise ArgumentError(
-            f"the {name} of CentripetalSGD must be a number of at least 0, not {value!r}"
+            f"the {name} of CentripetalSGD must be a number of at least 0, not {brief(value)}"
         )
     return float(value)
 

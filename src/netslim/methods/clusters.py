@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim._support import nearest
+from netslim._support import brief, nearest
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -140,7 +140,8 @@ def widths(graph: ChannelGraph, target: Target, staying: Mapping[str, str]) -> d
 def _width(group: ChannelGroup, amount: float | int) -> int:
     if isinstance(amount, bool) or not isinstance(amount, (int, float)):
         raise ArgumentError(
-            f"{group.name}: a width (int) or the share that stays (float) is needed, not {amount!r}"
+            f"{group.name}: a width (int) or the share that stays (float) is needed, not "
+            f"{brief(amount)}"
         )
     if isinstance(amount, float):
         if not 0 < amount <= 1:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from netslim._support import checks_calls
+from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError
 from netslim.graph.modules.unwrapping import bare
 
@@ -78,4 +78,4 @@ def parameter_groups(
 
 def _check(name: str, value: float) -> None:
     if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
-        raise ArgumentError(f"{name} must be 0 or more, not {value!r}")
+        raise ArgumentError(f"{name} must be 0 or more, not {brief(value)}")

@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
-from netslim._support import check_batches, checks_calls, described
+from netslim._support import brief, check_batches, checks_calls, described
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -97,12 +97,12 @@ def shares(steps: int, schedule: Schedule = "cubic", cut: float | None = None) -
         )
     if schedule not in (known := get_args(Schedule)):
         raise ArgumentError(
-            f"schedule must be one of {', '.join(map(repr, known))}, got {schedule!r}"
+            f"schedule must be one of {', '.join(map(repr, known))}, got {brief(schedule)}"
         )
     if schedule == "exponential" and (cut is None or not 0 <= cut < 1):
         raise ArgumentError(
             "the exponential schedule depends on the final cut, a share from 0 to below 1, "
-            f"got {cut!r}"
+            f"got {brief(cut)}"
         )
     return (*(_share(i / steps, schedule, cut) for i in range(1, steps)), 1.0)
 
@@ -343,7 +343,7 @@ class GradualPruning:
             SurgeryError: the optimizer is not of this model.
         """
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ArgumentError(f"every must be a whole number of 1 or more, got {every!r}")
+            raise ArgumentError(f"every must be a whole number of 1 or more, got {brief(every)}")
         with _ranks_of(self.model):
             ranks.agree("the steps to count", f"{every} {self._seen}", _SAME_COUNT)
         found = self._attached.new(optimizer)

@@ -23,12 +23,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls, write_atomic
+from netslim._support import brief, checks_calls, is_number, named_file, write_atomic
 from netslim.errors import ArgumentError, PlanError
 
 Network = TypeVar("Network")
@@ -157,7 +156,9 @@ def search(
         0.95
     """
     _check(max_drop, baseline, low, high, tolerance, max_tries)
-    known = _Journal(None if journal is None else Path(journal))
+    if journal is not None:
+        journal = named_file(journal, "journal")
+    known = _Journal(journal)
     trials = _Trials(make, evaluate, baseline - max_drop, known)
     below, above = low, high
     # Bisection: `below` passed, or is the `low` that is taken to; `above` failed, or is the `high`
@@ -266,26 +267,26 @@ def _check(
 ) -> None:
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise ArgumentError(
-            f"max_drop must be 0 or more, in the unit of evaluate, got {max_drop!r}"
+            f"max_drop must be 0 or more, in the unit of evaluate, got {brief(max_drop)}"
         )
     if not math.isfinite(baseline):
         raise ArgumentError(
-            f"baseline must be the finite score of the uncut network, got {baseline!r}"
+            f"baseline must be the finite score of the uncut network, got {brief(baseline)}"
         )
     if not 0 <= low < high < 1:
         raise ArgumentError(
-            f"low and high are shares with 0 <= low < high < 1, got {low!r} and {high!r}"
+            f"low and high are shares with 0 <= low < high < 1, got {brief(low)} and {high!r}"
         )
     if not 0 < tolerance < 1:
-        raise ArgumentError(f"tolerance is a share above 0 and below 1, got {tolerance!r}")
+        raise ArgumentError(f"tolerance is a share above 0 and below 1, got {brief(tolerance)}")
     if max_tries < 1:
-        raise ArgumentError(f"max_tries must be 1 or more, got {max_tries!r}")
+        raise ArgumentError(f"max_tries must be 1 or more, got {brief(max_tries)}")
 
 
 def _finite(score: object, share: float) -> float:
-    if not isinstance(score, Real) or not math.isfinite(score):
+    if not is_number(score) or not math.isfinite(score):
         raise ArgumentError(
-            f"evaluate must give a finite number; for the cut of {share:.1%} it gave {score!r}"
+            f"evaluate must give a finite number; for the cut of {share:.1%} it gave {brief(score)}"
         )
     return float(score)
 

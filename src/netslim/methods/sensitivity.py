@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-from netslim._support import check_batches, listed, write_atomic
+from netslim._support import brief, check_batches, described, listed, named_file, write_atomic
 from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -106,7 +106,7 @@ def sensitivity(
     call = "sensitivity(model, example_inputs, evaluate)"
     model, shares = bare(model, ArgumentError, call=call), _checked_ratios(ratios)
     if unit not in ("share", "number"):
-        raise ArgumentError(f"unit must be 'share' or 'number', got {unit!r}")
+        raise ArgumentError(f"unit must be 'share' or 'number', got {brief(unit)}")
     seen: list[Any] | None = None
     if batches is not None:
         seen = list(check_batches(batches))
@@ -224,9 +224,9 @@ class _Study:
         given = self.evaluate(network)
         try:
             value = float(given)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ArgumentError(
-                f"evaluate must return a number, it gave a {type(given).__name__} for {what}"
+                f"evaluate must return a number, it gave {described(given)} for {what}"
             ) from None
         if not math.isfinite(value):
             raise ArgumentError(
@@ -267,7 +267,7 @@ class _Journal:
     def __init__(self, path: str | os.PathLike[str] | None, identity: dict[str, Any]) -> None:
         self.path: Path | None = None
         if path is not None and ranks.first():
-            self.path = Path(path)
+            self.path = named_file(path, "journal")
         self.values = ranks.shared("the journal", partial(self._begun, identity))
 
     def _begun(self, identity: dict[str, Any]) -> dict[tuple[str, int], float]:
@@ -358,7 +358,7 @@ def _checked_ratios(ratios: Iterable[float] | float) -> tuple[float, ...]:
     for ratio in found:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
             raise ArgumentError(
-                f"ratios must be above 0 and below 1, got {ratio!r}: shares of a group that go"
+                f"ratios must be above 0 and below 1, got {brief(ratio)}: shares of a group that go"
             )
     if not found:
         raise ArgumentError(
@@ -373,7 +373,7 @@ def _renewing(batches: list[Any] | None, recalibrate: bool | int) -> list[Any] |
         return None
     if not isinstance(recalibrate, int) or recalibrate < 0:
         raise ArgumentError(
-            f"recalibrate must be True, False or a number of batches, got {recalibrate!r}"
+            f"recalibrate must be True, False or a number of batches, got {brief(recalibrate)}"
         )
     if not batches:
         raise ArgumentError(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim._support import checks_calls, listed, write_atomic
+from netslim._support import brief, checks_calls, listed, named_file, write_atomic
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint
@@ -118,7 +118,7 @@ class Sensitivity:
         number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
         if not (number and 0 <= max_drop < math.inf):
             raise ArgumentError(
-                f"max_drop must be 0 or more, in the unit of the values, got {max_drop!r}"
+                f"max_drop must be 0 or more, in the unit of the values, got {brief(max_drop)}"
             )
         found = {name: _limit(rows, max_drop, interpolate) for name, rows in self.groups.items()}
         alone = dict(found)
@@ -224,8 +224,9 @@ class Sensitivity:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json` to a file, which is complete or not there."""
-        write_atomic(Path(path), self.to_json())
-        return Path(path)
+        path = named_file(path, "path")
+        write_atomic(path, self.to_json())
+        return path
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Sensitivity:

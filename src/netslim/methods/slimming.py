@@ -31,7 +31,7 @@ from torch.nn.functional import smooth_l1_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import ASGD, LBFGS, SGD, Optimizer
 
-from netslim._support import checks_calls, nearest
+from netslim._support import brief, checks_calls, is_number, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.modules.unwrapping import bare, gathered
 from netslim.methods.hooks import Attachments, after_step, before_step, loss_scale
@@ -124,13 +124,15 @@ def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
 def _tensors(scales: Iterable[Tensor]) -> list[Tensor]:
     found = list(scales)
     if not found or not all(isinstance(scale, Tensor) for scale in found):
-        raise ArgumentError(f"scales must be tensors, at least one, got {scales!r}")
+        raise ArgumentError(f"scales must be tensors, at least one, got {brief(scales)}")
     return found
 
 
 def _check_delta(delta: float | None) -> None:
     if delta is not None and not 0 < delta < math.inf:
-        raise ArgumentError(f"delta, the width of the smooth part, must be above 0, not {delta!r}")
+        raise ArgumentError(
+            f"delta, the width of the smooth part, must be above 0, not {brief(delta)}"
+        )
 
 
 def _clipped(tensors: Any, limit: float) -> Any:
@@ -232,9 +234,9 @@ class NetworkSlimming:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+        if not (is_number(value) and math.isfinite(value) and value >= 0):
             raise ArgumentError(
-                f"the strength of Network Slimming must be 0 or more, not {value!r} (the "
+                f"the strength of Network Slimming must be 0 or more, not {brief(value)} (the "
                 "paper: 1e-4)"
             )
         self._strength = float(value)
@@ -333,7 +335,9 @@ class NetworkSlimming:
         else:
             edges = torch.as_tensor(bins, dtype=torch.float64)
         if edges.dim() != 1 or len(edges) < 2:
-            raise ArgumentError(f"bins must be their number, or two edges or more, got {bins!r}")
+            raise ArgumentError(
+                f"bins must be their number, or two edges or more, got {brief(bins)}"
+            )
         counts = torch.histogram(scales.clamp(edges[0], edges[-1]), edges).hist
         return [int(count) for count in counts], edges.tolist()
 
@@ -486,6 +490,6 @@ def _bn_scales(model: nn.Module) -> list[nn.Parameter]:
 @torch.no_grad()
 def _initialise(scales: Iterable[nn.Parameter], value: float) -> None:
     if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
-        raise ArgumentError(f"gamma_init must be above 0, not {value!r} (the paper: 0.5)")
+        raise ArgumentError(f"gamma_init must be above 0, not {brief(value)} (the paper: 0.5)")
     for scale in scales:
         scale.fill_(value)

@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls
+from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import coupling
 from netslim.graph.channel_graph import ChannelGraph
@@ -249,7 +249,7 @@ class SoftFilterPruning:
             ArgumentError: another value of `constants`, or as `zero` does.
         """
         if constants not in ("keep", "zero"):
-            raise ArgumentError(f"constants must be 'keep' or 'zero', not {constants!r}")
+            raise ArgumentError(f"constants must be 'keep' or 'zero', not {brief(constants)}")
         self.zero()
         if constants == "zero":
             tensors = dict(named_tensors(bare(self.model, ArgumentError)))
@@ -520,13 +520,14 @@ def _rates(graph: ChannelGraph, rate: Rate, barred: Mapping[str, str]) -> dict[s
 def _check_share(what: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ArgumentError(
-            f"{what} must be at least 0 and below 1, not {value!r}: it is the share that is zeroed"
+            f"{what} must be at least 0 and below 1, not {brief(value)}: it is the share "
+            "that is zeroed"
         )
 
 
 def _at_least_one(what: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{what} must be a whole number of 1 or more, not {value!r}")
+        raise ArgumentError(f"{what} must be a whole number of 1 or more, not {brief(value)}")
     return value
 
 

@@ -15,12 +15,7 @@ from typing import Any
 from torch import nn
 
 import netslim.models.zoo as zoo
-from netslim._support import (
-    checks_calls,
-    current_directory_importable,
-    from_module,
-    nearest,
-)
+from netslim._support import brief, checks_calls, current_directory_importable, from_module, nearest
 from netslim.errors import ArgumentError, CheckpointError, NetslimError, RecipeError
 from netslim.graph.modules.ambient import holding_values
 from netslim.models.batch_norms import add_bn as insert_bn
@@ -225,7 +220,7 @@ def constructor(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise RecipeError(f"{key} is true or false, not {value!r}")
+        raise RecipeError(f"{key} is true or false, not {brief(value)}")
     return value
 
 

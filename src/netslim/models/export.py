@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from netslim._support import checks_calls, nearest, replacing
+from netslim._support import brief, checks_calls, nearest, replacing
 from netslim.errors import ArgumentError, ExportError
 from netslim.graph.modules.ambient import FAST_PATH, by_itself
 from netslim.graph.modules.calls import (
@@ -193,7 +193,7 @@ def _check_names(tolerance: object, outputs: tuple[str, ...]) -> None:
 def _check_tolerance(tolerance: float | Mapping[str, float] | None) -> None:
     accepted = tolerance.values() if isinstance(tolerance, Mapping) else [tolerance or 0]
     if not all(isinstance(value, Real) and value >= 0 for value in accepted):
-        raise ArgumentError(f"tolerance must be a number of at least 0, got {tolerance!r}")
+        raise ArgumentError(f"tolerance must be a number of at least 0, got {brief(tolerance)}")
 
 
 def _on_cpu(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from netslim._support import Thing, call_checked, checks_calls, nearest
+from netslim._support import Thing, brief, call_checked, checks_calls, is_number, is_whole, nearest
 from netslim.errors import ArgumentError
 from netslim.surgery.compensation.linear import FoldWay
 
@@ -106,9 +106,9 @@ class Checked:
         if int in kinds or float in kinds:
             _check_number(name, value, kinds, choices, known)
         elif choices:
-            raise ArgumentError(f"{name} must be {_or(choices)}, got {value!r}")
+            raise ArgumentError(f"{name} must be {_or(choices)}, got {brief(value)}")
         elif bool in kinds and not isinstance(value, bool):
-            raise ArgumentError(f"{name} must be True or False, got {value!r}")
+            raise ArgumentError(f"{name} must be True or False, got {brief(value)}")
 
 
 def _or(choices: Iterable[Any]) -> str:
@@ -131,14 +131,16 @@ def _check_number(
     if bool in kinds and isinstance(value, bool):
         return
     whole = float not in kinds
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    fits = is_number(value)
+    if whole:
+        fits = is_whole(value)
     least, above, below = (known.get(key) for key in ("least", "above", "below"))
     fits = fits and not math.isnan(value)
     fits = fits and (least is None or value >= least) and (above is None or value > above)
     if fits and (below is None or value < below):
         return
     wanted = " or ".join([_range(whole, least, above, below), *map(repr, choices)])
-    raise ArgumentError(f"{name} must be {wanted}, got {value!r}")
+    raise ArgumentError(f"{name} must be {wanted}, got {brief(value)}")
 
 
 def _range(whole: bool, least: float | None, above: float | None, below: float | None) -> str:
@@ -275,18 +277,18 @@ class Limits(Checked):
         if not all(isinstance(name, str) for name in names):
             raise ArgumentError(
                 "protect takes names or patterns of groups, such as ['layer1.*'], got "
-                f"{self.protect!r}"
+                f"{brief(self.protect)}"
             )
         object.__setattr__(self, "protect", names)
 
 
 def _check_cap(name: str, value: Any) -> None:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    share = isinstance(value, Real) and not isinstance(value, bool) and not whole
+    whole = is_whole(value)
+    share = is_number(value) and not whole
     if not (whole and value >= 0) and not (share and 0 <= value < 1):
         raise ArgumentError(
             f"max_cut of {name!r}: give the share (float from 0 to below 1) or the number (int) of "
-            f"channels that may go, got {value!r}"
+            f"channels that may go, got {brief(value)}"
         )
 
 
@@ -432,7 +434,7 @@ def _check_kind(name: str, value: Any) -> None:
     kind, others, more, example = _HOMES[name]
     if not isinstance(value, (kind, *others)):
         raise ArgumentError(
-            f"{name} must be a {_called(kind)}{more}, such as {example}, got {value!r}"
+            f"{name} must be a {_called(kind)}{more}, such as {example}, got {brief(value)}"
         )
 
 

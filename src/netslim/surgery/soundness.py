@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from torch import nn
 
+from netslim._support import brief
 from netslim.errors import PlanError
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.axes import rows_of
@@ -138,7 +139,9 @@ def _check_patches(patches: Iterable[SizePatch]) -> None:
     for patch in patches:
         what = f"the attribute {patch.attribute!r} of the module {patch.module!r}"
         if not _whole(patch.old) or not _whole(patch.new):
-            raise _problem(what, f"sizes are whole numbers, not {patch.old!r} and {patch.new!r}")
+            raise _problem(
+                what, f"sizes are whole numbers, not {brief(patch.old)} and {brief(patch.new)}"
+            )
         if patch.new < min(0, patch.old):
             raise _problem(what, f"its new size is {patch.new}")
         if (patch.module, patch.attribute) in seen:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
 
-from netslim._support import checks_calls
+from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph.rules.elementwise import pointwise
 from netslim.graph.rules.registry import RULES, Known, Op, Rule, tensors_in
@@ -134,7 +134,7 @@ def spatial(dims: int) -> Rule:
         >>> rule = netslim.register_rule("mylib::my_pool2d", netslim.graph.rules.spatial(2))
     """
     if dims not in (1, 2, 3):
-        raise ArgumentError(f"spatial takes 1, 2 or 3 dimensions, got {dims!r}")
+        raise ArgumentError(f"spatial takes 1, 2 or 3 dimensions, got {brief(dims)}")
     return like(f"aten::upsample_nearest{dims}d")
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netslim._support import checks_calls, write_atomic
+from netslim._support import checks_calls, named_file, write_atomic
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
@@ -240,7 +240,7 @@ class LatencyTable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to a JSON file, as a whole or not at all."""
-        path = Path(path)
+        path = named_file(path, "path")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, self.to_json())
 

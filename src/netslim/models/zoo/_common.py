@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netslim._support import Thing, call_checked
+from netslim._support import Thing, brief, call_checked
 from netslim.errors import ArgumentError
 
 _COUNTS = ("num_classes", "in_channels", "in_features", "pool")
@@ -35,7 +35,9 @@ def _check_ranges(given: Mapping[str, Any]) -> None:
 def scaled(channels: int, width: float) -> int:
     """`channels` times `width`, rounded, at least 1."""
     if not (isinstance(channels, int) and channels > 0):
-        raise ArgumentError(f"a layer needs a positive whole number of channels, not {channels!r}")
+        raise ArgumentError(
+            f"a layer needs a positive whole number of channels, not {brief(channels)}"
+        )
     return max(1, round(channels * width))
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netslim._support import brief
 from netslim.errors import ArgumentError
 from netslim.models.zoo._common import builder, initialise, scaled
 
@@ -114,7 +115,7 @@ def resnet(
         )
     if shortcut not in ("A", "B"):
         raise ArgumentError(
-            f"shortcut must be 'A' (zero-padded) or 'B' (projection), not {shortcut!r}"
+            f"shortcut must be 'A' (zero-padded) or 'B' (projection), not {brief(shortcut)}"
         )
     widths = (scaled(16, width), scaled(32, width), scaled(64, width))
     return ResNet((depth - 2) // 6, widths, num_classes, in_channels, shortcut)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from netslim._support import brief
 from netslim.errors import ArgumentError
 from netslim.models.zoo._common import builder, initialise, scaled
 
@@ -43,7 +44,7 @@ def _convolutions(
         if isinstance(layer, str):
             if layer != "M":
                 raise ArgumentError(
-                    f"a VGG layer is a number of channels or 'M' (2x2 max pool), not {layer!r}"
+                    f"a VGG layer is a number of channels or 'M' (2x2 max pool), not {brief(layer)}"
                 )
             modules.append(nn.MaxPool2d(2))
             continue

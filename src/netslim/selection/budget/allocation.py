@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from netslim._support import checks_calls, from_module, nearest
+from netslim._support import brief, checks_calls, from_module, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -58,7 +58,7 @@ def allocation_of(name: str) -> Way:
     if ":" in str(name):
         return from_module(name, ArgumentError)
     raise ArgumentError(
-        f"allocation must be one of {', '.join(map(repr, ALLOCATIONS))}, got {name!r}"
+        f"allocation must be one of {', '.join(map(repr, ALLOCATIONS))}, got {brief(name)}"
         f"{nearest(name, ALLOCATIONS, otherwise='')}"
     )
 

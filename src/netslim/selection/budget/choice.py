@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import floor
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netslim._support import listed
+from netslim._support import brief, is_number, listed
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -143,10 +143,10 @@ class Chooser:
 
 def _count(group: ChannelGroup, amount: Any) -> int:
     """Channels of a group, from a count or a share."""
-    if isinstance(amount, bool) or not isinstance(amount, Real):
+    if not is_number(amount):
         raise ArgumentError(
             f"{group.name}: give a share (float below 1) or a count (int) of channels, got "
-            f"{amount!r}"
+            f"{brief(amount)}"
         )
     if isinstance(amount, Integral):
         return int(amount)

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
+from netslim._support import brief
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import Slice
@@ -274,7 +275,7 @@ def _loss_of(output: Any, batch: Any, loss: Loss) -> Tensor:
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise ArgumentError(
-            f"the loss must be one number that depends on the weights, got {value!r}; {remedy}"
+            f"the loss must be one number that depends on the weights, got {brief(value)}; {remedy}"
         )
     return value
 

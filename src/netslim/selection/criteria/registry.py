@@ -86,6 +86,22 @@ def reads_data(name: str | Criterion) -> bool:
     return named(name) in MEASURES
 
 
+def _function(given: Criterion) -> Criterion:
+    """What is called with a group and tensors: no class, and no module that would run on them."""
+    if isinstance(given, (type, nn.Module)) or not callable(given):
+        raise ArgumentError(
+            "a criterion is a name, or a function of a group and the tensors of the model, got "
+            f"{_said(given)}"
+        )
+    return given
+
+
+def _said(given: Any) -> str:
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    return described(given)
+
+
 def named(name: str | Criterion) -> Criterion:
     """The criterion of this name, or ``package.module:function``; a function is itself.
 
@@ -93,7 +109,7 @@ def named(name: str | Criterion) -> Criterion:
         ArgumentError: there is none (the nearest are given), or the module does not give one.
     """
     if not isinstance(name, str):
-        return name
+        return _function(name)
     if name in CRITERIA:
         return CRITERIA[name]
     if ":" in name:

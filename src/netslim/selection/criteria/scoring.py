@@ -211,9 +211,7 @@ def check_options(scoring: Scoring) -> None:
     if over != "producers" and "over" not in _parameters(function):
         raise ArgumentError(_idle("over", over, name, "looks at layers of its own choice"))
     try:
-        inspect.signature(function).bind(
-            None, None, **_taken(function, scoring), **scoring.arguments
-        )
+        _signature(function).bind(None, None, **_taken(function, scoring), **scoring.arguments)
     except TypeError as error:
         raise ArgumentError(f"the criterion {name} cannot take these arguments: {error}") from None
 
@@ -233,11 +231,16 @@ def _taken(function: Criterion, scoring: Scoring) -> dict[str, str]:
 
 
 def _parameters(function: Criterion) -> Mapping[str, inspect.Parameter]:
+    return _signature(function).parameters
+
+
+def _signature(function: Criterion) -> inspect.Signature:
     try:
-        return inspect.signature(function).parameters
+        return inspect.signature(function)
     except ValueError:
         raise ArgumentError(
-            f"a criterion is a function of a group and the tensors of the model, got {function!r}"
+            "a criterion is a function of a group and the tensors of the model, got one that does "
+            f"not say what it takes, {_name(function)}"
         ) from None
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import netslim.ranks as ranks
-from netslim._support import checks_calls
+from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -130,7 +130,7 @@ def compensate(
         >>> small = netslim.prune(mended.model, mended.plan)
     """
     if way not in (known := get_args(FoldWay)):
-        raise ArgumentError(f"way must be {' or '.join(map(repr, known))}, got {way!r}")
+        raise ArgumentError(f"way must be {' or '.join(map(repr, known))}, got {brief(way)}")
     if not ridge > 0:
         raise ArgumentError(
             f"ridge must be above 0, got {ridge}: a small share of a channel's variance, such "

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from netslim._support import checks_calls
+from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError, VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -116,7 +116,7 @@ def verify(
     model = bare(model, VerificationError, call=call)
     small = bare(small, VerificationError, call=call)
     if not tolerance >= 0:
-        raise ArgumentError(f"tolerance must be a number of at least 0, got {tolerance!r}")
+        raise ArgumentError(f"tolerance must be a number of at least 0, got {brief(tolerance)}")
     plan.check(model)
     if graph is not None:
         graph.check(model)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from netslim._support import checks_calls, nearest
+from netslim._support import brief, checks_calls, nearest
 from netslim.errors import ArgumentError, RecipeError
 from netslim.training.recipe.checks import check
 from netslim.training.recipe.files import read_yaml, tree_of
@@ -97,7 +97,7 @@ def _flatten(
     for index, item in enumerate(stages):
         here = f"{where}.{index}"
         if not isinstance(item, dict):
-            raise RecipeError(f"{here}: a stage is a mapping with a kind, got {item!r}")
+            raise RecipeError(f"{here}: a stage is a mapping with a kind, got {brief(item)}")
         if item.get("kind") != "repeat" and "repeat" not in item:
             yield here, f"{stage_name(item)}{suffix}", item
             continue
@@ -181,7 +181,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     nested: Any = next((item for item in (hint, *get_args(hint)) if is_dataclass(item)), None)
     if nested is not None and value is not None:
         if not isinstance(value, dict):
-            raise RecipeError(f"{where}: expected a mapping of options, got {value!r}")
+            raise RecipeError(f"{where}: expected a mapping of options, got {brief(value)}")
         if nested is SparsityOptions:
             nested = _method(value, where)
         if nested is ModelOptions and value["name"]:
@@ -211,9 +211,9 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
             warnings.simplefilter("ignore")
             parsed = parser.parse_object({"value": value}).value
     except (jsonargparse.ArgumentError, ValueError, TypeError):
-        raise RecipeError(f"{where}: expected {_words(hint)}, got {value!r}") from None
+        raise RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}") from None
     if isinstance(parsed, float) and not math.isfinite(parsed):
-        raise RecipeError(f"{where}: expected a finite number, got {value!r}")
+        raise RecipeError(f"{where}: expected a finite number, got {brief(value)}")
     return parsed
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
-from netslim._support import checks_calls
+from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError
 from netslim.measure.backends import Backend
 from netslim.selection.defaults import AUTO
@@ -346,7 +346,9 @@ class SoftFilterOptions(SparsityOptions):
         super().__post_init__()
         for key, rate in _each(self.rate):
             if not 0 <= rate < 1:
-                raise ArgumentError(f"rate.{key} must be a share from 0 to below 1, got {rate!r}")
+                raise ArgumentError(
+                    f"rate.{key} must be a share from 0 to below 1, got {brief(rate)}"
+                )
 
     def prepares(self, by: str, criterion: str) -> bool:
         return by == "zeros" and criterion != "bn_scale"
@@ -379,13 +381,13 @@ class CentripetalOptions(SparsityOptions):
         super().__post_init__()
         if not isinstance(self.target, Mapping) and self.target > 1:
             raise ArgumentError(
-                f"target must be a share above 0 and at most 1, got {self.target!r}"
+                f"target must be a share above 0 and at most 1, got {brief(self.target)}"
             )
         for key, target in _each(self.target):
             if not (target >= 1 if isinstance(target, int) else 0 < target <= 1):
                 raise ArgumentError(
                     f"target.{key} must be a share above 0 and at most 1 (0.625), or a number "
-                    f"of channels (3), got {target!r}"
+                    f"of channels (3), got {brief(target)}"
                 )
 
     def prepares(self, by: str, criterion: str) -> bool:

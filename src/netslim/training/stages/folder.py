@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from netslim._support import write_atomic
+from netslim._support import brief, write_atomic
 from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.files import read_yaml
 from netslim.training.recipe.reading import parse_recipe
@@ -185,7 +185,7 @@ class RunFolder:
         if not isinstance(theirs, dict) or theirs.get("name") != recipe.name:
             other = theirs.get("name") if isinstance(theirs, dict) else None
             raise RecipeError(
-                f"{self.path} belongs to the recipe {other!r}, not {recipe.name!r}; choose "
+                f"{self.path} belongs to the recipe {other!r}, not {brief(recipe.name)}; choose "
                 "another --out"
             )
         return theirs
