@@ -162,7 +162,6 @@ def test_scores_and_proof_are_the_undisturbed_ones(
 
 BATCHES = [torch.zeros(2, 3, 4, 4)]
 VERBS: dict[str, Callable[[nn.Module, Tensor, Any, Any], Any]] = {
-    "build": lambda m, x, g, plan: netslim.models.build("zoo:mlp"),
     "build with more": lambda m, x, g, plan: netslim.models.build(
         "zoo:preresnet164", add_selection=True
     ),
@@ -234,6 +233,14 @@ def test_models_and_scores_without_values_are_told_of(
     else:
         with pytest.raises(TraceError, match="fake tensor"):
             netslim.cost(empty, x)
+
+
+def test_a_name_alone_is_built_where_the_user_says() -> None:
+    """So that what a large network costs is counted without its memory."""
+    with torch.device("meta"):
+        model, x = netslim.models.build("zoo:vgg11"), torch.zeros(1, 3, 32, 32)
+        assert netslim.cost(model, x).params > 9e6
+    assert all(tensor.is_meta for tensor in model.parameters())
 
 
 def test_shapes_that_are_no_batch_are_told_of() -> None:

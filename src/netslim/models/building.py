@@ -34,7 +34,6 @@ _FORMS = (
 
 
 @checks_calls
-@holding_values()
 def build(
     name: str | os.PathLike[str],
     *,
@@ -46,8 +45,10 @@ def build(
     say: Callable[[str], object] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """The model that `name` stands for, with values: also where the meta device is the default, or
-    within a `FakeTensorMode`.
+    """The model that `name` stands for.
+
+    A default device is obeyed, the meta device, too, where a name is all that is given. What is
+    filled, or run for an insertion, holds values, also there and within a `FakeTensorMode`.
 
     Args:
         name: `zoo:NAME`, `torchvision:NAME` (a classifier; weights only where `weights=` asks),
@@ -93,7 +94,27 @@ def build(
                 f"the checkpoint {name} already says how its model is built: leave out "
                 f"{', '.join(given)}."
             )
-        return load(build_uncut(name, trust=trust), name)
+        return _of_checkpoint(name, trust)
+    if weights_file is None and not added:
+        return _made(name, kwargs)
+    return _completed(name, kwargs, added, weights_file, new_head, say or _silent)
+
+
+@holding_values()
+def _of_checkpoint(path: str, trust: Trust) -> nn.Module:
+    return load(build_uncut(path, trust=trust), path)
+
+
+@holding_values()
+def _completed(
+    name: str,
+    kwargs: dict[str, Any],
+    added: Iterable[str],
+    weights_file: str | os.PathLike[str] | None,
+    new_head: bool,
+    say: Callable[[str], object],
+) -> nn.Module:
+    """A model that is filled from a file, or given what it lacks; all as for `build`."""
     model = _made(name, kwargs)
     if weights_file is None:
         return _with(added, model)
@@ -101,7 +122,7 @@ def build(
         return load(_with(added, model), weights_file)
     state, key = read_state(weights_file)
     for told in fill(model, state, weights_file, new_head=new_head, key=key).told(weights_file):
-        (say or _silent)(told)
+        say(told)
     return _with(added, model)
 
 
