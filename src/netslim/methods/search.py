@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import netslim.ranks as ranks
 from netslim._support import brief, checks_calls, is_number, named_file, write_atomic
@@ -283,7 +283,7 @@ def _check(
         raise ArgumentError(f"max_tries must be 1 or more, got {brief(max_tries)}")
 
 
-def _finite(score: object, share: float) -> float:
+def _finite(score: Any, share: float) -> float:
     if not is_number(score) or not math.isfinite(score):
         raise ArgumentError(
             f"evaluate must give a finite number; for the cut of {share:.1%} it gave {brief(score)}"
