@@ -43,7 +43,7 @@ Inputs = tuple[Tensor, ...]
 
 
 def budget(fixed: int) -> Callable[[Any], Any]:
-    """``fixed`` examples, always the same, or as many new ones as NETSLIM_EXAMPLES says."""
+    """``fixed`` examples, the same for the same source, or NETSLIM_EXAMPLES new ones."""
     return settings(
         max_examples=EXAMPLES or fixed,
         derandomize=not EXAMPLES,
@@ -208,7 +208,9 @@ def test_wrong_indices_and_forgotten_sizes_are_caught() -> None:
                 verify(model, small, bad, inputs, tolerance=1e-8)
 
     check()
-    assert np.mean(tally) > 0.7
+    # About 0.7 of them do harm. Which examples are drawn depends on the numbers in our source files,
+    # from which Hypothesis takes some, so a change anywhere may shift the share.
+    assert np.mean(tally) > 0.5
 
 
 def cut_at_random(

@@ -16,8 +16,9 @@ come of a fixed seed: a model always gives the same groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -28,7 +29,7 @@ from netslim.graph.groups import ChannelGroup, SizeRule, Slice
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
-from netslim.graph.modules.walk import fingerprint, layer_of, named_tensors
+from netslim.graph.modules.walk import all_paths, fingerprint, joined, layer_of
 from netslim.graph.tracing.atoms import (
     ADDED,
     ATOM,
@@ -45,7 +46,16 @@ from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.remembered import settle_sizes
 
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
-_Draft = tuple[int, ChannelGroup, Vector, Vector]  # when made, group, its atoms, their units
+
+
+class _Draft(NamedTuple):
+    """A group that lacks what only a look at all groups can tell: its own name, its reasons."""
+
+    order: int  # when its channels are first made
+    layer: str
+    group: Callable[..., ChannelGroup]
+    part: Vector  # its atoms
+    units: Vector  # theirs
 
 
 class Classes:
@@ -74,18 +84,31 @@ class Classes:
     def form(self) -> list[ChannelGroup]:
         """Group the classes that a layer produces; number groups and units for every atom."""
         root = self.root
-        drafts = [self._group(part) for part in self._families()]
-        drafts.sort(key=lambda draft: draft[0])
-        names = _unique([group.name for _, group, _, _ in drafts])
-        groups = []
-        for number, ((_, group, part, units), name) in enumerate(zip(drafts, names, strict=True)):
+        drafts = [self._draft(part) for part in self._families()]
+        drafts.sort(key=lambda draft: draft.order)
+        for number, draft in enumerate(drafts):
             # Noted at the root of each class; below, `[root]` hands it on to every atom of the
             # class, also to those of operators, which are on no axis and so in no part.
-            self.group_of[root[part]], self.unit_of[root[part]] = number, units
-            groups.append(replace(group, name=name))
+            roots = root[draft.part]
+            self.group_of[roots], self.unit_of[roots] = number, draft.units
         self.group_of, self.unit_of = self.group_of[root], self.unit_of[root]
+        names = _unique([draft.layer for draft in drafts])
+        reasons = self._obstacles(len(drafts))
+        groups = [
+            draft.group(name=name, reasons=why)
+            for draft, name, why in zip(drafts, names, reasons, strict=True)
+        ]
         self.sizes = [group.size for group in groups]
         return groups
+
+    def _obstacles(self, groups: int) -> list[tuple[str, ...]]:
+        """For each group every reason why it stays or is inexact, those that freeze it first."""
+        found: list[dict[str, None]] = [{} for _ in range(groups)]
+        for vector, reason in (*self.atoms.frozen, *self.atoms.coupled):
+            for number in distinct(self.group_of[self.root[vector]]).tolist():
+                if number >= 0:
+                    found[number][reason] = None
+        return [tuple(reasons) for reasons in found]
 
     def _families(self) -> list[Vector]:
         """The atoms on axes of the classes that a layer produces, by the signature of the class."""
@@ -105,7 +128,7 @@ class Classes:
         starts = np.flatnonzero(np.diff(family[order])) + 1
         return [part for part in np.split(members[order], starts) if len(part)]
 
-    def _group(self, part: Vector) -> _Draft:
+    def _draft(self, part: Vector) -> _Draft:
         """The group of the atoms ``part``, which are in order: axis by axis, entry by entry."""
         atoms, axes = self.atoms, self.atoms.axes
         axis_of = atoms.axis_of[part]
@@ -133,17 +156,17 @@ class Classes:
         # One layer with several outputs a unit may have had its own added to each other, as in
         # ``x[:, :8] + x[:, 8:]``: no shortcut, for there is no second layer.
         to_itself = len(producers) == 1 and lead.stop - lead.start > len(roots)
-        group = ChannelGroup(
-            layer_of(first) or first,
-            len(roots),
-            tuple(slices),
-            exact,
-            frozen,
-            reason,
+        group = partial(
+            ChannelGroup,
+            size=len(roots),
+            slices=tuple(slices),
+            exact=exact,
+            frozen=frozen,
+            reason=reason,
             producers=producers,
             shortcut=not to_itself and bool((self.role[roots] & ADDED).any()),
         )
-        return order[lead.start], group, part, units
+        return _Draft(order[lead.start], layer_of(first) or first, group, part, units)
 
     def _role(self, vector: Vector) -> tuple[str, bool]:
         """The role of a piece of an axis, and whether it reads what it makes."""
@@ -213,10 +236,7 @@ def build(recorder: Recorder) -> ChannelGraph:
     bindings = settle_sizes(recorder)
     recorder.atoms.silence_gains()
     classes = Classes(recorder.atoms)
-    groups = [
-        replace(group, reasons=reasons)
-        for group, reasons in zip(classes.form(), obstacles(classes), strict=True)
-    ]
+    groups = classes.form()
     count = _remembering(classes.count)
     unread = {key: value for key, value in recorder.attributes.items() if key not in bindings}
     inventory = take(recorder.model, classes, recorder.touched, unread)
@@ -256,7 +276,7 @@ def _remembering(count: Counter) -> Counter:
 def _parameters(recorder: Recorder, count: Counter) -> dict[str, Cost]:
     """The number of entries of each parameter."""
     found = {}
-    for name, tensor in named_tensors(recorder.model):
+    for name, tensor in recorder.atoms.tensors.items():
         if isinstance(tensor, nn.Parameter):
             axes = recorder.atoms.axes_of[id(tensor)]
             factors = tuple([count(axes.get(d, n)) for d, n in enumerate(tensor.shape)])
@@ -279,24 +299,22 @@ def take(
         used: ids of the used tensors.
         remembered: (module, attribute) -> integers that no operator was given.
     """
-    named = list(named_tensors(model))
-    unused = tuple(name for name, tensor in named if tensor.dim() and id(tensor) not in used)
-    first = {id(tensor): name for name, tensor in named}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    aliases = {}
+    named, first = classes.atoms.tensors, classes.atoms.names
+    unused = tuple(n for n, tensor in named.items() if tensor.dim() and id(tensor) not in used)
+    modules, aliases = dict(all_paths(model)), {}
     for path, module in modules.items():
         for short, tensor in (*module._parameters.items(), *module._buffers.items()):
-            name = f"{path}.{short}".lstrip(".")
+            name = joined(path, short)
             if tensor is not None and first[id(tensor)] != name:
                 aliases[name] = first[id(tensor)]
     return Inventory(
-        {name: tuple(tensor.shape) for name, tensor in named},
+        {name: tuple(tensor.shape) for name, tensor in named.items()},
         aliases,
         {path: type(module).__name__ for path, module in modules.items()},
         _rest(classes, set(unused)),
         unused,
         integers(model, remembered),
-        widths(model),
+        widths(model, first),
     )
 
 
@@ -328,16 +346,6 @@ def _by_reason(classes: Classes, part: Vector) -> dict[str, Vector]:
             why = frozen[i][1]
         numbers.setdefault(why, []).append(i)
     return {why: part[np.isin(first, same)] for why, same in numbers.items()}
-
-
-def obstacles(classes: Classes) -> list[tuple[str, ...]]:
-    """For each group every reason why it stays or is inexact, those that freeze it first."""
-    found: list[dict[str, None]] = [{} for _ in classes.sizes]
-    for vector, reason in (*classes.atoms.frozen, *classes.atoms.coupled):
-        for number in distinct(classes.group_of[classes.root[vector]]).tolist():
-            if number >= 0:
-                found[number][reason] = None
-    return [tuple(reasons) for reasons in found]
 
 
 __all__ = ["build"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.modules.walk import named_modules
 
 _FOREIGN = ("torch.", "builtins", "collections.", "typing", "enum")
 _CONV = nn.modules.conv._ConvNd
@@ -121,9 +121,8 @@ def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tup
     return (*found, *_of_objects(modules))
 
 
-def widths(model: nn.Module) -> tuple[Width, ...]:
-    """Of every layer, and of all else that holds tensors."""
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
+def widths(model: nn.Module, names: Mapping[int, str]) -> tuple[Width, ...]:
+    """Of every layer, and of all else that holds tensors, by the names of these (by their ids)."""
     found: list[Width] = []
     for module, path in named_modules(model).items():
         held = {**module._parameters, **module._buffers}

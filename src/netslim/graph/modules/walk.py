@@ -74,6 +74,16 @@ def _walk(module: nn.Module, path: str, found: dict[nn.Module, str]) -> None:
             _walk(child, joined(path, name), found)
 
 
+def all_paths(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of every place, a module at several places several times, in their order."""
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from all_paths(child, joined(path, name))
+
+
 def joined(path: str, name: str) -> str:
     """The name of what is called ``name`` in the module at ``path``; either may be empty."""
-    return ".".join(filter(None, (path, name)))
+    if not path or not name:
+        return path or name
+    return f"{path}.{name}"

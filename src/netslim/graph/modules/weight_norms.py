@@ -63,12 +63,15 @@ def weight_norms(model: nn.Module) -> list[WeightNorm]:
 
     The names are those of `named_tensors`.
     """
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
-    found = []
+    parts: list[tuple[Tensor, Tensor, int]] = []
     for module in named_modules(model):
-        for direction, gain, dim in (*_parametrised(module), *_hooked(module)):
-            own = dimension(dim, direction.dim())
-            found.append(WeightNorm(names[id(direction)], names[id(gain)], own))
+        parts += (*_parametrised(module), *_hooked(module))
+    if not parts:  # as nearly always
+        return []
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    found = [
+        WeightNorm(names[id(v)], names[id(g)], dimension(dim, v.dim())) for v, g, dim in parts
+    ]
     uses = Counter(norm.gain for norm in found)
     return [norm for norm in found if uses[norm.gain] == 1]
 

@@ -50,15 +50,15 @@ class Atoms:
 
     def __init__(self, model: nn.Module) -> None:
         self.axes: list[Axis] = []
-        self.names: dict[int, str] = {}  # id of a tensor -> its name
+        self.tensors = dict(named_tensors(model))
+        self.names = {id(tensor): name for name, tensor in self.tensors.items()}
         self.axes_of: dict[int, dict[int, Vector]] = {}  # id of a tensor -> axis -> its atoms
         self.only_axes: set[int] = set()  # numbers of the axes of tensors that have one
         # Of weight norm: the directions of an axis, and the gains that multiply them.
         self.gains: list[tuple[Vector, Vector]] = []
         first = 1
         kernels = _kernel_weights(model)
-        for name, tensor in named_tensors(model):
-            self.names[id(tensor)] = name
+        for name, tensor in self.tensors.items():
             vectors: dict[int, Vector] = {}
             for axis, size in enumerate(tensor.shape):
                 if size > 1 and not (axis >= 2 and id(tensor) in kernels):

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 _FORM = "labels are a 1-D NumPy array of integers, as recorder.get(...).dims holds them"
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 _ROLES = range(1, 16)  # `atoms.PRODUCER`, `CONSUMER`, `SCALE`, `CHANNEL` and their sums
 
 
@@ -24,8 +25,7 @@ def check_vector(vector: Any, known: int, what: str) -> None:
     if vector.ndim != 1 or vector.dtype.kind != "i":
         raise TypeError(f"{what} is given a {vector.ndim}-D array of {vector.dtype}; {_FORM}")
     # As unsigned numbers those below 0 are the largest, so one look tells both.
-    unsigned = vector.view(f"u{vector.itemsize}")
-    if len(vector) and np.maximum.reduce(unsigned) >= known:
+    if len(vector) and np.maximum.reduce(vector.view(_UNSIGNED[vector.itemsize])) >= known:
         raise ValueError(f"{what} is given numbers that are nobody's labels; {_FORM}")
 
 

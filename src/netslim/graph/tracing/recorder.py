@@ -170,6 +170,10 @@ class Recorder:
             TypeError, ValueError: these are no labels, or do not fit the tensor.
         """
         check_dims(tensor, dims, weight, len(self.atoms.parent))
+        self.label(tensor, dims, weight)
+
+    def label(self, tensor: Tensor, dims: Mapping[int, Vector], weight: bool) -> None:
+        """As `set`, of labels that need no look."""
         key = id(tensor)
         # Where a dimension of one entry stands for channels, they were taken apart, as by ``x[:,
         # :1]``: broadcasting would hide that it meets anything, so what it came from stays.

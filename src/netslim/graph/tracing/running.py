@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from netslim.errors import TraceError
 from netslim.graph.modules.ambient import usual_operators
 from netslim.graph.modules.calls import as_call, evaluating, named_outputs, refusing
-from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
@@ -67,13 +67,14 @@ def _recorded(
     unused: bool,
 ) -> Recorder:
     recorder = Recorder(Atoms(model), model)
-    for _, tensor in named_tensors(model):
-        recorder.set(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
+    tensors = recorder.atoms.tensors.values()
+    for tensor in tensors:
+        recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     operators = Dispatch(recorder, rules, fallback)
     watching = (Function(recorder, operators), operators)
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         _watch(recorder, example_inputs, watching)
-    parameters = (t for _, t in named_tensors(model) if isinstance(t, nn.Parameter))
+    parameters = (tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
     idle = [p for p in parameters if id(p) not in recorder.touched]
     if unused and idle:
         _watch_training(recorder, example_inputs, watching, idle)
