@@ -29,7 +29,7 @@ from netslim.graph.groups import ChannelGroup, SizeRule, Slice
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
-from netslim.graph.modules.walk import all_paths, fingerprint, joined, layer_of
+from netslim.graph.modules.walk import all_paths, fingerprint, joined, layer_of, named_tensors
 from netslim.graph.tracing.atoms import (
     ADDED,
     ATOM,
@@ -77,8 +77,8 @@ class Classes:
         """For each class the number of the first entry that touches it, or one past the end."""
         first = np.full(len(self.root), len(entries), dtype=ATOM)
         for i, (vector, _) in enumerate(entries):
-            roots = self.root[vector]
-            first[roots] = np.minimum(first[roots], i)
+            roots = self.root.take(vector)
+            first[roots] = np.minimum(first.take(roots), i)
         return first
 
     def form(self) -> list[ChannelGroup]:
@@ -87,11 +87,11 @@ class Classes:
         drafts = [self._draft(part) for part in self._families()]
         drafts.sort(key=lambda draft: draft.order)
         for number, draft in enumerate(drafts):
-            # Noted at the root of each class; below, `[root]` hands it on to every atom of the
+            # Noted at the root of each class; below, `root` hands it on to every atom of the
             # class, also to those of operators, which are on no axis and so in no part.
-            roots = root[draft.part]
+            roots = root.take(draft.part)
             self.group_of[roots], self.unit_of[roots] = number, draft.units
-        self.group_of, self.unit_of = self.group_of[root], self.unit_of[root]
+        self.group_of, self.unit_of = self.group_of.take(root), self.unit_of.take(root)
         names = _unique([draft.layer for draft in drafts])
         reasons = self._obstacles(len(drafts))
         groups = [
@@ -105,7 +105,7 @@ class Classes:
         """For each group every reason why it stays or is inexact, those that freeze it first."""
         found: list[dict[str, None]] = [{} for _ in range(groups)]
         for vector, reason in (*self.atoms.frozen, *self.atoms.coupled):
-            for number in distinct(self.group_of[self.root[vector]]).tolist():
+            for number in distinct(self.group_of.take(vector)).tolist():
                 if number >= 0:
                     found[number][reason] = None
         return [tuple(reasons) for reasons in found]
@@ -113,40 +113,41 @@ class Classes:
     def _families(self) -> list[Vector]:
         """The atoms on axes of the classes that a layer produces, by the signature of the class."""
         axis_of, root = self.atoms.axis_of, self.root
-        produced = (self.role[root] & PRODUCER) > 0
+        produced = (self.role.take(root) & PRODUCER) > 0
         produced[axis_of < 0] = False
         members = np.flatnonzero(produced)
         # Two numbers more than axes: for being frozen, and for being coupled.
         mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes) + 2)
-        roots, place = numbered(root[members])
+        roots, place = numbered(root.take(members))
         signature = np.zeros(len(roots), dtype=np.int64)
-        np.add.at(signature, place, mixer[axis_of[members]])
-        signature[self.frozen[roots] < len(self.atoms.frozen)] += mixer[-2]
-        signature[self.coupled[roots] < len(self.atoms.coupled)] += mixer[-1]
-        family = numbered(signature)[1][place]
+        np.add.at(signature, place, mixer.take(axis_of.take(members)))
+        signature[self.frozen.take(roots) < len(self.atoms.frozen)] += mixer[-2]
+        signature[self.coupled.take(roots) < len(self.atoms.coupled)] += mixer[-1]
+        family = numbered(signature)[1].take(place)
         order = np.argsort(family, kind="stable")
-        starts = np.flatnonzero(np.diff(family[order])) + 1
-        return [part for part in np.split(members[order], starts) if len(part)]
+        starts = np.flatnonzero(np.diff(family.take(order))) + 1
+        return [part for part in np.split(members.take(order), starts) if len(part)]
 
     def _draft(self, part: Vector) -> _Draft:
         """The group of the atoms ``part``, which are in order: axis by axis, entry by entry."""
         atoms, axes = self.atoms, self.atoms.axes
-        axis_of = atoms.axis_of[part]
-        roots, units = numbered(self.root[part])
+        roles = atoms.roles.take(part)
+        axis_of = atoms.axis_of.take(part)
+        roots, units = numbered(self.root.take(part))
         starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1, [len(part)]])
         pieces = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
         number = {p.start: int(axis_of[p.start]) for p in pieces}
         order = {p.start: atoms.order.get(number[p.start], len(axes)) for p in pieces}
         # The group is named after the layer that makes its channels first, and its units are
         # numbered as the filters of that layer are.
-        makers = [p for p in pieces if (atoms.roles[part[p]] & PRODUCER).any()]
+        makers = [p for p in pieces if (roles[p] & PRODUCER).any()]
         makers.sort(key=lambda p: order[p.start])
         lead = makers[0]
         units = _renumber(units, units[lead], len(roots))
         slices = []
         for p in pieces:
             axis = axes[number[p.start]]
-            role, mixed = self._role(part[p])
+            role, mixed = self._role(roles[p])
             slices.append(
                 Slice(axis.tensor, axis.axis, role, part[p] - axis.first, units[p], mixed)
             )
@@ -164,13 +165,13 @@ class Classes:
             frozen=frozen,
             reason=reason,
             producers=producers,
-            shortcut=not to_itself and bool((self.role[roots] & ADDED).any()),
+            shortcut=not to_itself and bool((self.role.take(roots) & ADDED).any()),
         )
         return _Draft(order[lead.start], layer_of(first) or first, group, part, units)
 
-    def _role(self, vector: Vector) -> tuple[str, bool]:
+    def _role(self, roles: Vector) -> tuple[str, bool]:
         """The role of a piece of an axis, and whether it reads what it makes."""
-        bits = int(np.bitwise_or.reduce(self.atoms.roles[vector]))
+        bits = int(np.bitwise_or.reduce(roles))
         role = next((name for bit, name in _ROLES.items() if bits & bit), "channel")
         return role, bool(bits & CONSUMER and bits & PRODUCER)
 
@@ -193,9 +194,9 @@ class Classes:
         """The count of a dimension: an integer, or a vector of atoms."""
         if isinstance(factor, (int, np.integer)):
             return Count(int(factor), ())
-        groups, units = self.group_of[factor], self.unit_of[factor]
+        groups, units = self.group_of.take(factor), self.unit_of.take(factor)
         first = int(groups[0])
-        if (groups == first).all():  # as nearly always, and quicker
+        if not np.count_nonzero(groups != first):  # as nearly always, and quicker
             # Atoms of no group stay, whatever is cut.
             if first < 0:
                 return Count(len(groups), ())
@@ -214,7 +215,7 @@ def _renumber(units: Vector, lead: Vector, size: int) -> Vector:
     np.minimum.at(first, lead, np.arange(len(lead)))
     rank: Vector = np.empty(size, dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(size)
-    renumbered: Vector = rank[units]
+    renumbered: Vector = rank.take(units)
     return renumbered
 
 
@@ -299,7 +300,8 @@ def take(
         used: ids of the used tensors.
         remembered: (module, attribute) -> integers that no operator was given.
     """
-    named, first = classes.atoms.tensors, classes.atoms.names
+    named = dict(named_tensors(model))  # running it may have made buffers anew
+    first = {id(tensor): name for name, tensor in named.items()}
     unused = tuple(n for n, tensor in named.items() if tensor.dim() and id(tensor) not in used)
     modules, aliases = dict(all_paths(model)), {}
     for path, module in modules.items():

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any
@@ -35,6 +37,8 @@ _NO_WIDTH = re.compile(
     r"label|patch|window|resol|img|image|scale|factor|ratio|reduc|step|epoch|iter|seed|batch|len|"
     r"token|vocab|max|per_"
 )
+# What nearly all attributes of modules are, none of which is a configuration.
+_COMMON = frozenset({bool, int, float, str, tuple, list, dict, set, type(None), OrderedDict})
 _SHOWING = {"extra_repr", "__repr__", "__str__"}  # what only prints a size does not need it
 
 
@@ -104,20 +108,22 @@ def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tup
     """
     modules = named_modules(model)
     kinds = {path: type(module) for module, path in modules.items() if _own(type(module))}
-    code = _Code(set(kinds.values()))
+    codes = {kind: _code_of(kind) for kind in set(kinds.values())}
+    run = frozenset[str]().union(*[code.forward for code in codes.values()])
+    others = frozenset[str]().union(*[code.others for code in codes.values()])
     found = []
     for (path, attribute), value in remembered.items():
         # What a forward reads was a size in the trace and has been settled; what layers of
         # PyTorch's own set is rewritten with their weights.
         kind, name = kinds.get(path), attribute.partition("[")[0]
-        if kind is None or value < 2 or name in code.forward_of(kind) | _of_torch(kind):
+        if kind is None or value < 2 or name in codes[kind].forward | _of_torch(kind):
             continue
         # Nothing says what the others are the width of: by its name it must be one, and the module
         # itself must have made it.
-        follows = name in code.set_by(kind) and name not in code.forward
+        follows = name in codes[kind].made and name not in run
         follows = follows and bool(_WIDTH.search(_word(attribute)))
         if not _NO_WIDTH.search(_word(attribute)):
-            found.append(Integer(path, attribute, value, follows, name in code.others))
+            found.append(Integer(path, attribute, value, follows, name in others))
     return (*found, *_of_objects(modules))
 
 
@@ -181,6 +187,8 @@ def _of_objects(modules: Mapping[nn.Module, str]) -> Iterator[Integer]:
     seen: set[int] = set()
     for module, path in modules.items():
         for name, value in vars(module).items():
+            if type(value) in _COMMON:
+                continue
             plain = hasattr(value, "__dict__") and not callable(value)
             if plain and _own(type(value)) and id(value) not in seen:
                 seen.add(id(value))
@@ -197,41 +205,49 @@ def _entries(path: str, name: str, value: Any) -> Iterator[Integer]:
                 yield from _entries(path, f"{name}[{number}]", entry)
 
 
+@dataclass(frozen=True)
 class _Code:
-    """Which names the code of classes reads and sets, as far as their methods call each other."""
+    """Which names the code of a class reads and sets, as far as its methods call each other."""
 
-    def __init__(self, kinds: Iterable[type]) -> None:
-        self.known: dict[tuple[type, str], tuple[set[str], set[CodeType]]] = {}
-        self.forward: set[str] = set()
-        self.others: set[str] = set()
-        for kind in kinds:
-            self.forward |= self.forward_of(kind)
-        for kind in kinds:
-            # Code that making or running a module reaches is accounted for; any other method that
-            # brings code of its own, as `fuse` does, reads numbers behind the trace's back.
-            known = self._reached(kind, "__init__")[1] | self._reached(kind, "forward")[1]
-            for name in set(dir(kind)) - _SHOWING:
-                own = {each.__code__ for each in _functions(inspect.getattr_static(kind, name))}
-                if own - known:
-                    self.others |= self._reached(kind, name)[0]
+    made: frozenset[str]  # in what makes one
+    forward: frozenset[str]  # in what running one may read
+    others: frozenset[str]  # in its other methods
 
-    def forward_of(self, kind: type) -> set[str]:
-        """Names that running a module of this class may read."""
-        return self._reached(kind, "forward")[0]
 
-    def set_by(self, kind: type) -> set[str]:
-        """Names that making one reads or sets."""
-        return self._reached(kind, "__init__")[0]
+# Code is looked through once a class: a search traces one model many times.
+_CODES: weakref.WeakKeyDictionary[type, tuple[tuple[int, ...], _Code]] = weakref.WeakKeyDictionary()
 
-    def _reached(self, kind: type, method: str) -> tuple[set[str], set[CodeType]]:
-        """Names in the code of a method and of what it calls; the codes of the method's class."""
-        if (kind, method) not in self.known:
-            names: set[str] = set()
-            codes: set[CodeType] = set()
-            for function in _functions(inspect.getattr_static(kind, method, None)):
-                _walk(function, kind, names, codes)
-            self.known[kind, method] = names, codes
-        return self.known[kind, method]
+
+def _code_of(kind: type) -> _Code:
+    """Of a class as it is now: notebooks give classes new methods."""
+    state = tuple([id(each) for base in kind.__mro__ if _own(base) for each in vars(base).values()])
+    before, code = _CODES.get(kind, ((), None))
+    if code is None or before != state:
+        code = _read(kind)
+        _CODES[kind] = state, code
+    return code
+
+
+def _read(kind: type) -> _Code:
+    made, making = _reached(kind, "__init__")
+    run, running = _reached(kind, "forward")
+    others: set[str] = set()
+    # Code that making or running a module reaches is accounted for; any other method that brings
+    # code of its own, as `fuse` does, reads numbers behind the trace's back.
+    for name in set(dir(kind)) - _SHOWING:
+        own = {each.__code__ for each in _functions(inspect.getattr_static(kind, name))}
+        if own - making - running:
+            others |= _reached(kind, name)[0]
+    return _Code(frozenset(made), frozenset(run), frozenset(others))
+
+
+def _reached(kind: type, method: str) -> tuple[set[str], set[CodeType]]:
+    """Names in the code of a method and of what it calls, and that code."""
+    names: set[str] = set()
+    codes: set[CodeType] = set()
+    for function in _functions(inspect.getattr_static(kind, method, None)):
+        _walk(function, kind, names, codes)
+    return names, codes
 
 
 def _functions(value: Any) -> Iterator[FunctionType]:

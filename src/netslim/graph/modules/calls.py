@@ -114,10 +114,13 @@ def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
     adapters do.
     """
     flags = [(m, m.training) for m in named_modules(model)]
-    for module, _ in flags:
-        module.training = training
+    # Assigning goes through `Module.__setattr__`, which is slow, and most are right already.
+    for module, flag in flags:
+        if flag is not training:
+            module.training = training
     try:
         yield
     finally:
         for module, flag in flags:
-            module.training = flag
+            if module.training is not flag:
+                module.training = flag
