@@ -36,7 +36,8 @@ def rows_of(
     """
     axes: dict[tuple[str, int], _Axis] = {}
     for name, cut in groups.items():
-        mask = np.isin(np.arange(cut.size), cut.kept)
+        mask = np.zeros(cut.size, dtype=bool)
+        mask[np.fromiter(cut.kept, dtype=np.int64, count=len(cut.kept))] = True
         for s in cut.slices:
             key = s.tensor, s.axis
             if key not in axes:
@@ -67,7 +68,7 @@ class _Axis:
 
     def drop(self, s: Slice, mask: np.ndarray) -> None:
         """Take away what the removed units of a group own."""
-        self.kept[s.positions[~mask[s.units]]] = False
+        self.kept[s.positions[~mask.take(s.units)]] = False
         self.roles.add(s.role)
 
     def merge(self, s: Slice, ends: np.ndarray, name: str) -> None:

@@ -22,6 +22,7 @@ from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import layer_of
+from netslim.graph.tracing.atoms import distinct
 from netslim.selection.budget.knapsack import exact
 from netslim.selection.budget.ladder import Goal, Ladder
 from netslim.selection.budget.resources import Peak, Vector
@@ -143,10 +144,10 @@ def _by_share(ladder: Ladder, pool_of: Mapping[int, int]) -> Vector:
     for number in ladder.free:
         sizes[pools[number]] += ladder.graph.groups[number].size
     share = np.empty(len(ladder.group))  # of its pool, once this step is done
-    for pool in np.unique(pools[ladder.group]):
-        mine = np.flatnonzero(pools[ladder.group] == pool)
-        mine = _rising(ladder, mine)
-        share[mine] = np.cumsum(ladder.units[mine]) / sizes[pool]
+    pool_of_step = pools.take(ladder.group)
+    for pool in distinct(pool_of_step):
+        mine = _rising(ladder, np.flatnonzero(pool_of_step == pool))
+        share[mine] = np.cumsum(ladder.units.take(mine)) / sizes[pool]
     return np.argsort(share, kind="stable")
 
 
@@ -156,9 +157,14 @@ def _rising(ladder: Ladder, steps: Vector) -> Vector:
     Equal scores say that nothing is known, as before training, where every scale is 1. In order of
     position the first layers would be emptied down to one channel and the last would stay whole.
     """
-    sizes = np.array([group.size for group in ladder.graph.groups])
-    share = ladder.level[steps] / sizes[ladder.group[steps]]  # of its group, once the step is done
-    return steps[np.lexsort((share, ladder.score[steps]))]
+    score = ladder.score.take(steps)
+    order = np.argsort(score, kind="stable")
+    rising = score.take(order)
+    if np.count_nonzero(rising[1:] == rising[:-1]):
+        sizes = np.array([group.size for group in ladder.graph.groups])
+        share = ladder.level[steps] / sizes[ladder.group[steps]]  # left once the step is done
+        order = np.lexsort((share, score))
+    return steps.take(order)
 
 
 def _by_order(ladder: Ladder, goals: Sequence[Goal], order: Vector) -> tuple[Vector, Vector]:
@@ -191,9 +197,10 @@ def _by_cost(ladder: Ladder, goals: Sequence[Goal]) -> tuple[Vector, Vector]:
     removed = ladder.start
     for rounds in range(_rounds(goals), 0, -1):
         # Of one unit, at the widths of now, and the same for all units of its group.
-        saving = ladder.savings(goals, removed)[ladder.group]
-        waiting = np.flatnonzero((ladder.level > removed[ladder.group]) & (saving > 0))
-        order = waiting[np.argsort(value[waiting] / saving[waiting], kind="stable")]
+        saving = ladder.savings(goals, removed).take(ladder.group)
+        waiting = np.flatnonzero((ladder.level > removed.take(ladder.group)) & (saving > 0))
+        price = value.take(waiting) / saving.take(waiting)
+        order = waiting.take(np.argsort(price, kind="stable"))
         past = np.concatenate([*gone, order])
         if rounds == 1:
             break
@@ -205,8 +212,10 @@ def _by_cost(ladder: Ladder, goals: Sequence[Goal]) -> tuple[Vector, Vector]:
             break
         gone.append(order[:taken])
         removed = ahead
-    rest = np.setdiff1d(np.arange(len(ladder.group)), past)  # what saves nothing goes last
-    return _by_order(ladder, goals, np.concatenate([past, rest]))
+    rest = np.ones(len(ladder.group), dtype=bool)
+    rest[past] = False
+    # What saves nothing goes last.
+    return _by_order(ladder, goals, np.concatenate([past, np.flatnonzero(rest)]))
 
 
 def _rounds(goals: Sequence[Goal]) -> int:

@@ -105,7 +105,8 @@ class Ladder:
 
     def removed(self, steps: Vector) -> Vector:
         """The state, shape (groups,), after these steps; those of a group are its first ones."""
-        gone = np.bincount(self.group[steps], weights=self.units[steps], minlength=len(self.start))
+        units = self.units.take(steps)
+        gone = np.bincount(self.group.take(steps), weights=units, minlength=len(self.start))
         return self.start + gone.astype(np.int64)
 
     @property
