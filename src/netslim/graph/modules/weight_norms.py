@@ -69,9 +69,7 @@ def weight_norms(model: nn.Module) -> list[WeightNorm]:
     if not parts:  # as nearly always
         return []
     names = {id(tensor): name for name, tensor in named_tensors(model)}
-    found = [
-        WeightNorm(names[id(v)], names[id(g)], dimension(dim, v.dim())) for v, g, dim in parts
-    ]
+    found = [WeightNorm(names[id(v)], names[id(g)], dimension(dim, v.dim())) for v, g, dim in parts]
     uses = Counter(norm.gain for norm in found)
     return [norm for norm in found if uses[norm.gain] == 1]
 
