@@ -30,6 +30,8 @@ class NetslimError(Exception):
         cut_macs must be a number at least 0 and below 1, got 1.5
     """
 
+    told_by_another = False  # in a distributed run: rank 0 raises it, too, and tells it
+
 
 class TraceError(NetslimError):
     """The model could not be run on the example inputs, or could not be followed."""

@@ -98,6 +98,18 @@ def first() -> bool:
     return count() == 1 or dist.get_rank(_group()) == 0
 
 
+def place() -> tuple[int, int]:
+    """This rank's number among those that decide together, and how many they are.
+
+    Example:
+        >>> netslim.ranks.place()
+        (0, 1)
+    """
+    if count() == 1:
+        return 0, 1
+    return dist.get_rank(_group()), count()
+
+
 def agree(what: str, fact: str, remedy: str) -> None:
     """See to it that a fact is the same on every rank.
 
@@ -171,7 +183,7 @@ def everywhere(what: str, work: Callable[[], T]) -> T:
     try:
         done.append(work())
     except Exception as error:
-        if _is_known(error):
+        if raised_by_all(error):
             raise
         failure = error
     failures = _exchange(what, failure and _Failure.of(failure))
@@ -273,6 +285,16 @@ def mean_number(what: str, value: float) -> float:
     return float(mean(what, {what: torch.tensor(value, dtype=torch.float64)})[what])
 
 
+def raised_by_all(error: Exception) -> bool:
+    """Whether all ranks raise this error, so that it need not be told to the others.
+
+    Example:
+        >>> netslim.ranks.raised_by_all(ValueError("of one rank alone"))
+        False
+    """
+    return _MARK in vars(error)
+
+
 def digest(tensors: Mapping[Any, Tensor]) -> str:
     """A short digest of the names and values of tensors.
 
@@ -335,10 +357,6 @@ def _known(error: Exception) -> Exception:
     return error
 
 
-def _is_known(error: Exception) -> bool:
-    return _MARK in vars(error)
-
-
 def _listed(values: list[str]) -> str:
     """Each different value, with the first rank that has it."""
     parts = [f"rank {values.index(value)} has {value}" for value in dict.fromkeys(values)]
@@ -373,6 +391,8 @@ __all__ = [
     "in_step",
     "mean",
     "mean_number",
+    "place",
+    "raised_by_all",
     "shared",
     "summed",
 ]

@@ -360,10 +360,30 @@ def test_shards_share_out_one_order() -> None:
 
     whole = order((0, 1))
     assert order((0, 2)) == whole[0::2]
-    assert order((1, 2)) == [
-        *whole[1::2],
-        whole[0],
-    ]  # filled up, so that every process takes as many steps
+    assert order((1, 2)) == whole[1::2]
+    # A process that would lack the last batch gets the first image again, so that all take as many.
+    assert order((1, 4)) == [whole[1], whole[5]]
+    assert order((1, 6)) == [whole[1]]
+    split = split.take(torch.arange(5))
+    whole = order((0, 1))
+    assert [order((rank, 2)) for rank in range(2)] == [whole[0::2], [*whole[1::2], whole[0]]]
+
+
+def test_shares_of_a_batch_weigh_what_they_hold() -> None:
+    split = ImageTensors(torch.zeros(9, 1, 1, 1, dtype=torch.uint8), torch.arange(9))
+    loaders = [Loader(split, 2, mean=(0.0,), std=(1.0,), shard=(rank, 2)) for rank in range(2)]
+    assert [len(loader) for loader in loaders] == [3, 3]
+    assert [loader.own_batches for loader in loaders] == [3, 2]
+    # Two full batches of four; of the last image, rank 0 has all and rank 1 nothing.
+    assert [[loader.weight(n) for n in range(3)] for loader in loaders] == [[1, 1, 2], [1, 1, 0]]
+    assert [Loader(split, 9, mean=(0.0,), std=(1.0,), shard=(r, 2)).weight(0) for r in (0, 1)] == [
+        10 / 9,
+        8 / 9,
+    ]
+    alone = Loader(split, 2, mean=(0.0,), std=(1.0,))
+    assert [alone.weight(n) for n in range(len(alone))] == [1] * 5
+    complete = Loader(split, 2, mean=(0.0,), std=(1.0,), shard=(1, 2), drop_last=True)
+    assert (len(complete), complete.own_batches) == (2, 2)
 
 
 @pytest.mark.parametrize(

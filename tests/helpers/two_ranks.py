@@ -57,6 +57,9 @@ def _run(path: str, rank: int, folder: Path) -> None:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     os.chdir(folder)
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    os.environ |= {name: str(value) for name, value in told.items()}
     dist.init_process_group(
         "gloo",
         init_method=(folder / "store").as_uri(),

@@ -44,6 +44,7 @@ ROOMS: dict[str, set[str]] = {
         *("graph", "selection", "models", "measure", "methods", "data", "report", "training"),
         "netslim",
     },
+    "__main__": {"cli"},
 }
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 SURFACE = [

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         said, code = _told(error)
-        print(f"netslim: {said}", file=sys.stderr)
+        if not getattr(error, "told_by_another", False):
+            print(f"netslim: {said}", file=sys.stderr)
         return code
 
 

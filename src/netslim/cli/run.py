@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     command = shlex.join([*typed, "--out", str(folder)])
 
     from netslim.training import run
+    from netslim.training.processes import place
 
     try:
         results = run(recipe, folder, command=command)
@@ -65,7 +66,8 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         raise KeyboardInterrupt(
             f"what is finished is kept in {folder}; go on with: {command}"
         ) from None
-    _show(results, folder)
+    if place().rank == 0:
+        _show(results, folder)
     return 0
 
 

@@ -92,6 +92,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Carry out a training stage of this kind."""
     from netslim.training.commands import step
+    from netslim.training.processes import place
 
     recipe = step.step(
         kind, options.model, options.data, _stage(options), overrides, settings=settings(options)
@@ -103,6 +104,8 @@ def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> in
         raise KeyboardInterrupt(
             f"what is finished is kept in {folder}; go on with: {options.typed}"
         ) from None
+    if place().rank:
+        return 0
     print(f"trained for {len(found['curves']['epoch'])} epochs in {found['seconds']:.1f} s")
     print(f"network: {options.out}")
     return 0

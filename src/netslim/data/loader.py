@@ -41,8 +41,9 @@ class Loader:
         drop_last: leave out an incomplete last batch.
         memory_format: layout of the image batches; channels_last costs nothing here and convolves
             fastest.
-        shard: (rank, world) of this process in a distributed run; orders are padded to a multiple
-            of world.
+        shard: (rank, world) of this process in a distributed run. Where a process would lack the
+            last batch, it gets one with the first image again, so that all have as many batches;
+            `own_batches` does not count it.
 
     Raises:
         DataError: an option out of range, statistics for another number of channels, or no complete
@@ -110,8 +111,34 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches an epoch, of this process."""
-        mine = -(-len(self.split) // self.shard[1])
-        return mine // self.batch_size if self.drop_last else -(-mine // self.batch_size)
+        whole = self.batch_size * self.shard[1]  # what all processes take at once
+        if self.drop_last:
+            return len(self.split) // whole
+        return -(-len(self.split) // whole)
+
+    @property
+    def own_batches(self) -> int:
+        """Batches an epoch of images that no other process has."""
+        return min(len(self), -(-len(self._share) // self.batch_size))
+
+    def weight(self, number: int) -> float:
+        """What the mean loss of batch `number` (from 0) is multiplied with in this process.
+
+        The mean over processes is that over all images of their batches then, also where some have
+        one image more than others.
+        """
+        rank, world = self.shard
+        start = number * self.batch_size
+        sizes = [len(self._shares(one)[start : start + self.batch_size]) for one in range(world)]
+        return sizes[rank] * world / max(1, sum(sizes))
+
+    @property
+    def _share(self) -> range:
+        return self._shares(self.shard[0])
+
+    def _shares(self, rank: int) -> range:
+        """The positions in the order that process `rank` takes."""
+        return range(rank, len(self.split), self.shard[1])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, choices = self._draw()
@@ -126,20 +153,22 @@ class Loader:
     def _draw(self) -> tuple[Tensor, Tensor]:
         """This process's share of the epoch's order and augmentation choices, drawn on the CPU.
 
-        Process r of w takes positions r, r + w, ... of the order. Where w does not divide the set,
-        the first images come again, so that all processes have as many batches: one that had fewer
-        would leave the others waiting for its gradients.
+        Process r of w takes positions r, r + w, ... of the order, so that together they take batch
+        by batch what one process would. All have as many batches: one that had fewer would leave
+        the others waiting for its gradients.
         """
         # Hashed together: with their sum, seed 1 would begin with the second epoch of seed 0.
         state = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
-        count, (rank, world) = len(self.split), self.shard
+        count = len(self.split)
         order, choices = torch.arange(count), torch.empty(count, 0)
         if self.shuffle:
             order = torch.randperm(count, generator=generator)
         if self.augment:
             choices = self.augment.draw(count, generator)
-        mine = (torch.arange(-(-count // world)) * world + rank) % max(count, 1)
+        mine = list(self._share)
+        if count and self.own_batches < len(self):
+            mine.append(0)
         return order[mine], choices[mine]
 
     def _raw(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -5,7 +5,9 @@ commands do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import netslim
+import netslim.ranks as ranks
+import netslim.training.processes as processes
 from netslim import models
 from netslim._support import nearest, using_threads, write_atomic
 from netslim.data.preprocessing import KEY
@@ -23,16 +27,16 @@ from netslim.methods.sensitivity_result import Sensitivity
 from netslim.report.chance import chance
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.epochs import derive, made_up
-from netslim.training.loop.progress import Display
+from netslim.training.loop.progress import Display, silent
 from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.environment import choose_device
-from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.folder import RunFolder, read_json
 from netslim.training.stages.networks import noted_in
 from netslim.training.stages.prune import Batches
-from netslim.training.stages.runner import Runner
+from netslim.training.stages.runner import Runner, claimed
 
 Results = dict[str, Any]
 _OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
@@ -114,14 +118,25 @@ def carry_out(
     _refuse(out)
     folder = RunFolder(folder_of(out))
     folder.refuse_strangers()
-    with using_threads(recipe.trainer.threads):
+    if processes.to_start(recipe.trainer):
+        processes.start(recipe.trainer, partial(carry_out, recipe, out, command=command))
+        left = folder.stage(0, recipe.stages[0])
+        return read_json(left.marker, "it was written on the first machine")
+    with (
+        processes.joined(recipe.trainer) as here,
+        using_threads(recipe.trainer.threads),
+        ExitStack() as held,
+    ):
+        if here.rank:
+            display = silent()
         runner = Runner(recipe, folder, display or Display(), command)
-        _try(runner)
-        with folder.lock():
-            folder.claim(recipe)
-            runner.note_environment()
-            found = runner.stage(0, recipe.stages[0])
-            write_atomic(out, runner.folders[0].model.read_bytes())
+        runner.agree()
+        ranks.everywhere("a first try", lambda: _try(runner))
+        ranks.shared("the run folder", lambda: claimed(folder, recipe, held))
+        ranks.shared("the environment", runner.note_environment)
+        found = runner.stage(0, recipe.stages[0])
+        model = runner.folders[0].model
+        ranks.shared("the network", lambda: write_atomic(out, model.read_bytes()))
     return found
 
 

@@ -28,7 +28,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -197,8 +199,9 @@ def find_strength(
     """
     path, trials = folder.path / "strength.json", folder.path / "strength"
     remedy = f"move {folder.path} away to run this stage from its beginning"
-    if path.exists():
-        return dict(read_json(path, remedy))
+    chosen: dict[str, Any] | None = ranks.shared("the strength", lambda: _read(path, remedy))
+    if chosen is not None:
+        return chosen
     steps = steps_of(bench)
     short = short_epochs(stage.epochs, steps)
     asked = f"which strength leaves {target:.0%} of the scales near zero?"
@@ -221,10 +224,17 @@ def find_strength(
         longer = run(found.strength, twice)
         content["longer"] = {"epochs": twice, "strength": found.strength, "share": longer}
         content["strength"] = carried(found, longer, target, stage.epochs / twice)
-    write_json(path, {"format": FORMAT, **content})
+    if ranks.first():
+        write_json(path, {"format": FORMAT, **content})
     bench.display.say(f"{folder.label}  {sentence(content)}")
     if content["warning"]:
         bench.display.warn(content["warning"])
+    return {"format": FORMAT, **content}
+
+
+def _read(path: Path, remedy: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
     return dict(read_json(path, remedy))
 
 
@@ -296,11 +306,12 @@ def _share(
     """The share near zero after a short run, which is carried out if it is not finished."""
     from netslim.training.loop.fit import fit
 
-    done = folder.results()
+    done = ranks.shared("a short run", folder.results)
     if done is None:
         trained = duplicate(network)
         fit(bench, trained, trial, folder, seed, teacher=teacher)
-        done = folder.finish({"kind": trial.kind, "near_zero": share_near_zero(scales_of(trained))})
+        found = {"kind": trial.kind, "near_zero": share_near_zero(scales_of(trained))}
+        done = ranks.shared("a short run", partial(folder.finish, found))
     return float(done["near_zero"])
 
 

@@ -19,6 +19,9 @@ bfloat16 has the range of float32 and needs no loss scale.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +34,11 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
+import netslim.ranks as ranks
 from netslim.methods.decay import parameter_groups
 from netslim.training.loop.adapters import Method
+from netslim.training.loop.agreement import average_statistics, wrapped_anew
+from netslim.training.loop.synchronised import OverAllRanks
 from netslim.training.recipe.schedule import factor
 from netslim.training.recipe.schema import DistillOptions, OptimizerOptions, Train
 
@@ -45,6 +51,7 @@ class Means:
 
     Attributes:
         loss, penalty: of an image.
+        images: how many.
         accuracy: share whose class came first, 0..1.
         top5: share whose class was among the first five, 0..1; None with five classes or fewer.
     """
@@ -53,6 +60,7 @@ class Means:
     accuracy: float
     penalty: float
     top5: float | None
+    images: int
 
 
 class Tally(nn.Module):
@@ -91,14 +99,37 @@ class Tally(nn.Module):
         self.count = 0
 
     def means(self) -> Means:
-        """Of the images seen since `reset`."""
-        count = max(1, self.count)
-        top5 = None if self.top5 is None else round(float(self.top5.compute()), 7)
-        accuracy = round(float(self.accuracy.compute()), 7)
-        return Means(float(self.total) / count, accuracy, float(self.penalty) / count, top5)
+        """Of the images that this rank has seen since `reset`."""
+        return _means(self._sums())
+
+    def of_all_ranks(self, what: str) -> Means:
+        """Of the images that all ranks have seen, each counted once; `what` is looked at."""
+        return _means(ranks.summed(what, self._sums()))
+
+    def _sums(self) -> dict[str, Tensor]:
+        found = {"loss": self.total, "penalty": self.penalty, "images": torch.tensor(self.count)}
+        hits = {f"top{metric.top_k}": torch.as_tensor(metric.tp) for metric in self._metrics()}
+        return found | {key: value.sum() for key, value in hits.items()}
 
     def _metrics(self) -> list[MulticlassAccuracy]:
         return [metric for metric in (self.accuracy, self.top5) if metric is not None]
+
+
+def _means(sums: Mapping[str, Tensor]) -> Means:
+    images = int(sums["images"])
+    count = max(1, images)
+    shares = {
+        key: round(float(torch.tensor(int(sums[key])) / count), 7)
+        for key in ("top1", f"top{TOP}")
+        if key in sums
+    }
+    return Means(
+        float(sums["loss"]) / count,
+        shares["top1"],
+        float(sums["penalty"]) / count,
+        shares.get(f"top{TOP}"),
+        images,
+    )
 
 
 class Classifier(pl.LightningModule):
@@ -131,6 +162,9 @@ class Classifier(pl.LightningModule):
         self.teachers = [] if teacher is None else [teacher.eval().requires_grad_(False)]
         self.train_tally, self.validation_tally = Tally(classes), Tally(classes)
         self.recent: list[Tensor] = []
+        self.weight: Callable[[int], float] = lambda number: 1.0  # of a batch, see `Loader.weight`
+        self.sync_batchnorm = False
+        self.checked = sys.maxsize  # batches of the validation split that are this rank's own
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
@@ -140,9 +174,10 @@ class Classifier(pl.LightningModule):
         for teacher in self.teachers:
             teacher.to(self.device)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
         images, labels = batch
-        logits = self.network(images)
+        with self._together():
+            logits = self.network(images)
         loss = F.cross_entropy(logits, labels)
         for teacher in self.teachers:
             assert self.stage.distill is not None
@@ -152,11 +187,24 @@ class Classifier(pl.LightningModule):
         penalty = self.method.penalty() if self.method is not None else None
         self.train_tally.add(logits.detach(), labels, loss, penalty)
         self.recent.append(loss.detach())
+        weight = self.weight(number)
+        if weight != 1:
+            return loss * weight
         return loss
 
+    def _together(self) -> AbstractContextManager[Any]:
+        """Where batch norm is to look at the images of all ranks."""
+        if self.sync_batchnorm and ranks.count() > 1:
+            return OverAllRanks()
+        return nullcontext()
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.method is not None and batch_idx + 1 == self.steps_per_epoch:
-            self.method.end_epoch(last=self.current_epoch + 1 == self.stage.epochs)
+        if batch_idx + 1 < self.steps_per_epoch:
+            return
+        average_statistics(self.network)
+        if self.method is not None:
+            with wrapped_anew(self.trainer.strategy.model, self.network):
+                self.method.end_epoch(last=self.current_epoch + 1 == self.stage.epochs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.method is not None:
@@ -166,9 +214,11 @@ class Classifier(pl.LightningModule):
         if self.method is not None:
             self.method.load_state_dict(checkpoint["method"])
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
         images, labels = batch
         logits = self.network(images)
+        if number >= self.checked:
+            return  # another rank has counted it
         self.validation_tally.add(logits, labels, F.cross_entropy(logits, labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -27,10 +27,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+import netslim.ranks as ranks
 from netslim._support import replacing, write_atomic
 from netslim.data.loader import Loader
 from netslim.errors import TrainingError
 from netslim.training.loop.adapters import LOGGED
+from netslim.training.loop.agreement import same_weights
 from netslim.training.loop.classifier import Classifier
 from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
 from netslim.training.stages.folder import StageFolder
@@ -114,12 +116,14 @@ class EpochRecord(pl.Callback):
         assert isinstance(pl_module, Classifier)
         if not self.histograms:
             self.histograms.append(histogram(scales_of(pl_module.network)))
-        if self.rows:
+        if self.rows and ranks.first():
             write_metrics(self.folder.metrics, self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        torch.manual_seed(derive(self.seed, trainer.current_epoch))
+        # Ranks have images of their own, and dropout of their own for them.
+        path = (trainer.current_epoch, *filter(None, ranks.place()[:1]))
+        torch.manual_seed(derive(self.seed, *path))
         pl_module.train_tally.reset()
         pl_module.validation_tally.reset()
         self.started = time.perf_counter()
@@ -133,8 +137,9 @@ class EpochRecord(pl.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, Classifier)
-        # Reading a loss makes a GPU wait.
-        if pl_module.device.type == "cpu" or batch_idx % 50 == 49:
+        # Reading a loss makes a GPU wait, and several ranks for each other.
+        alone = pl_module.device.type == "cpu" and ranks.count() == 1
+        if alone or batch_idx % 50 == 49:
             self._refuse_non_finite(trainer, pl_module, batch_idx + 1)
         if self.progress is not None:
             self.progress(pl_module, batch_idx + 1, pl_module.steps_per_epoch)
@@ -142,24 +147,27 @@ class EpochRecord(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         self._refuse_non_finite(trainer, pl_module, pl_module.steps_per_epoch)
+        same_weights(f"the weights after epoch {trainer.current_epoch + 1}", pl_module.network)
         scales = scales_of(pl_module.network)
         row = self._row(trainer, pl_module, share_near_zero(scales))
         self.rows.append(row)
         self.histograms.append(histogram(scales))
         self._keep_best(pl_module, row)
         save_checkpoint(trainer, self.folder.checkpoint)
-        write_metrics(self.folder.metrics, self.rows)
+        if ranks.first():
+            write_metrics(self.folder.metrics, self.rows)
         self._write_events(row, scales)
         if self.watch is not None:
             self.watch(row)
 
     def _row(self, trainer: pl.Trainer, module: Classifier, near_zero: float | None) -> Row:
-        trained, checked = module.train_tally.means(), module.validation_tally.means()
+        trained = module.train_tally.of_all_ranks("the figures of the epoch")
+        checked = module.validation_tally.of_all_ranks("the figures of the validation")
         row: Row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {"lr": self._last_rate(trainer)}
         row |= {"train_loss": trained.loss + trained.penalty, "penalty": trained.penalty}
         row |= {"train_accuracy": trained.accuracy, "val_loss": None, "val_accuracy": None}
-        if module.validation_tally.count:
+        if checked.images:
             row |= {"val_loss": checked.loss, "val_accuracy": checked.accuracy}
         for key in ("train_loss", "val_loss"):
             if row[key] is not None and not math.isfinite(row[key]):
@@ -191,13 +199,17 @@ class EpochRecord(pl.Callback):
             key: value.detach().cpu().contiguous().clone()
             for key, value in module.network.state_dict().items()
         }
-        write_atomic(self.folder.best, save(weights))
+        if ranks.first():
+            write_atomic(self.folder.best, save(weights))
         self.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
 
     def _refuse_non_finite(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
-        ago = module.non_finite()
-        if ago is not None:
-            raise TrainingError(self._message(trainer, step - ago + 1, "the loss"))
+        def look() -> None:
+            ago = module.non_finite()
+            if ago is not None:
+                raise TrainingError(self._message(trainer, step - ago + 1, "the loss"))
+
+        ranks.everywhere("a look at the losses", look)
 
     def _message(self, trainer: pl.Trainer, step: int, what: str) -> str:
         module = trainer.lightning_module
@@ -226,7 +238,10 @@ class EpochRecord(pl.Callback):
 
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
-    """Lightning's checkpoint, complete or not at all."""
+    """Lightning's checkpoint, complete or not at all; all ranks call it, and the first writes."""
+    if not ranks.first():
+        trainer.save_checkpoint(path)
+        return
     with replacing(path) as temporary:
         trainer.save_checkpoint(temporary)
 

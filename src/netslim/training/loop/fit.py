@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import netslim.ranks as ranks
+import netslim.training.processes as processes
 from netslim.data.augment import Augment
 from netslim.data.loader import Loader
 from netslim.data.splits import Data
@@ -26,6 +28,7 @@ from netslim.methods.gradual import GradualPruning
 from netslim.methods.slimming import NetworkSlimming
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.adapters import Gradual, Method, held_by, method_of
+from netslim.training.loop.agreement import same_weights
 from netslim.training.loop.classifier import Classifier, Means, Tally
 from netslim.training.loop.epochs import EpochLoader, EpochRecord, Row, derive, made_up
 from netslim.training.loop.progress import Display
@@ -75,24 +78,29 @@ class Bench:
     display: Display
 
     def loader(self, split: str, seed: int = 0) -> Loader:
-        """Batches of `train` (shuffled, augmented), `validation` or `test`."""
+        """Batches of `train` (shuffled, augmented), `validation` or `test`; of several ranks each
+        gets its share of every batch.
+        """
         options, images, training = self.recipe.data, getattr(self.data, split), split == "train"
+        rank, world = ranks.place()
+        rest = len(images) % options.batch_size
         augment = None
         if training and options.augment:
             augment = Augment(options.augment.pad, options.augment.flip)
         return Loader(
             images,
-            options.batch_size,
+            options.batch_size // world,
             shuffle=training,
             augment=augment,
             mean=self.data.mean,
             std=self.data.std,
             seed=seed,
             device=self.device,
-            # Batch norm cannot learn from a last batch of one image.
-            drop_last=training and len(images) % options.batch_size == 1 and len(images) > 1,
+            # Batch norm cannot learn from a last batch that has one image for a process.
+            drop_last=training and 0 < rest < 2 * world and len(images) > 1,
             memory_format=self.memory_format,
             workers=options.workers,
+            shard=(rank, world),
         )
 
     def labels(self, split: str) -> list[int]:
@@ -142,14 +150,17 @@ def fit(
         KeyboardInterrupt: finished epochs are kept.
     """
     folder.path.mkdir(exist_ok=True)
-    resume = _checked(folder) if folder.checkpoint.exists() else None
+    resume = ranks.shared(f"where {folder.label} goes on", lambda: _resumed(folder))
     if resume is None:
         _set_first_scales(network, stage)
+    same_weights(f"the weights that {folder.label} starts from", network)
     method, pruning = _acting(bench, network, stage, seed, mask)
     network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
     loader, limit = bench.loader("train", seed), bench.recipe.trainer.limit_batches
     steps = min(len(loader), limit or len(loader))
     module = Classifier(network, stage, len(bench.data.classes), steps, method, teacher)
+    module.weight, module.checked = loader.weight, bench.loader("validation").own_batches
+    module.sync_batchnorm = bench.recipe.trainer.sync_batchnorm
     with (
         _events(bench, folder) as writer,
         bench.display.training(folder.label, stage.epochs) as shown,
@@ -184,14 +195,17 @@ def _acting(
 def evaluate(
     network: nn.Module, loader: Loader, classes: int, device: torch.device, limit: int | None = None
 ) -> Means:
-    """Mean cross entropy and accuracies over a loader's images, in float32 and evaluation mode."""
+    """Mean cross entropy and accuracies over a loader's images, in float32 and evaluation mode; of
+    several ranks each looks at its share.
+    """
     network = network.to(device).eval()
     tally = Tally(classes).to(device)
+    own = min(limit or len(loader), loader.own_batches)
     with torch.inference_mode():
-        for _, (images, labels) in zip(range(limit or len(loader)), loader, strict=False):
+        for _, (images, labels) in zip(range(own), loader, strict=False):
             logits = network(images)
             tally.add(logits, labels, F.cross_entropy(logits, labels))
-    return tally.means()
+    return tally.of_all_ranks("what a network answers")
 
 
 @contextmanager
@@ -224,10 +238,8 @@ def _run(
 
 
 def _trainer(bench: Bench, module: Classifier, record: EpochRecord) -> pl.Trainer:
-    cuda = bench.device.type == "cuda"
     return pl.Trainer(
-        accelerator="gpu" if cuda else "cpu",
-        devices=[bench.device.index or 0] if cuda else 1,
+        **processes.trainer_arguments(bench.recipe.trainer, bench.device),
         precision=_PRECISION[bench.precision],  # type: ignore[arg-type]
         max_epochs=module.stage.epochs,
         callbacks=[record],
@@ -264,6 +276,13 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
+def _resumed(folder: StageFolder) -> str | None:
+    """The checkpoint that a stage goes on from, if it has one."""
+    if not folder.checkpoint.exists():
+        return None
+    return _checked(folder)
+
+
 def _checked(folder: StageFolder) -> str:
     try:
         content = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
@@ -280,7 +299,7 @@ def _checked(folder: StageFolder) -> str:
 
 @contextmanager
 def _events(bench: Bench, folder: StageFolder) -> Iterator[Any]:
-    if not bench.recipe.trainer.tensorboard:
+    if not (bench.recipe.trainer.tensorboard and ranks.first()):
         with nullcontext() as nothing:
             yield nothing
         return
@@ -300,7 +319,8 @@ def _finished(module: Classifier, record: EpochRecord, folder: StageFolder) -> H
     if record.best:
         from safetensors.torch import load
 
-        network.load_state_dict(load(folder.best.read_bytes()))
+        best = ranks.shared("the best weights", folder.best.read_bytes)
+        network.load_state_dict(load(best))
     left = {}
     if module.method is not None:
         module.method.finish()

@@ -64,6 +64,11 @@ class Display:
             self.say(f"{label}  {epoch_line(shown.row, epochs)}")
 
 
+def silent() -> Display:
+    """One that shows nothing: for all processes of a run but the first."""
+    return Display(Console(quiet=True))
+
+
 class StageBar:
     """The bar of one training stage, or its lines where there is no terminal."""
 

@@ -64,6 +64,9 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
     limit, threads = recipe.trainer.limit_batches, recipe.trainer.threads
     _need(limit is None or limit >= 1, "trainer.limit_batches", limit, "1 or more, or null")
     _need(threads is None or threads >= 1, "trainer.threads", threads, "1 or more, or null")
+    for key in ("devices", "num_nodes"):
+        number = getattr(recipe.trainer, key)
+        _need(number is None or number >= 1, f"trainer.{key}", number, "1 or more, or null")
     _check_names(recipe)
     if whole:
         _check_end(recipe)

@@ -180,6 +180,12 @@ class TrainerOptions:
     threads: int | None = None  # CPU threads; null leaves torch's choice
     limit_batches: int | None = None  # only so many batches an epoch and split: for a dry run
     tensorboard: bool = True  # also write events for TensorBoard
+    devices: int | None = (
+        None  # processes on each machine, one a GPU; null: one, or as many as a launcher started
+    )
+    num_nodes: int | None = None  # machines; null: one, or as many as a launcher started on
+    strategy: Literal["ddp"] = "ddp"  # each process holds the whole network
+    sync_batchnorm: bool = False  # batch norm over the images of all processes
 
 
 @dataclass(frozen=True)

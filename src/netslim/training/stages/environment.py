@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import netslim.ranks as ranks
 from netslim.errors import RecipeError
 from netslim.measure.table.measuring import processor
 from netslim.training.recipe.schema import TrainerOptions
@@ -29,6 +30,7 @@ def describe(device: torch.device, precision: str, command: str) -> dict[str, An
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "python": sys.version.split()[0],

@@ -7,14 +7,19 @@ bits that one in a single go would have had.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import netslim
+import netslim.ranks as ranks
+import netslim.training.processes as processes
 from netslim import models
 from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.splits import Data
@@ -39,6 +44,7 @@ class Networks:
     """The networks and the data of a run; the data is loaded when it is first needed."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
+        processes.refuse_several(recipe.trainer)
         self.recipe, self.folder, self.display = recipe, folder, display
         self.device = choose_device(recipe.trainer)
         self.precision = choose_precision(recipe.trainer, self.device)
@@ -60,6 +66,35 @@ class Networks:
     def bench(self) -> Bench:
         """Where the run trains."""
         return Bench(self.recipe, self.data, self.device, self.precision, self.display)
+
+    def agree(self) -> None:
+        """See to it that all ranks have the same recipe and the same data, which is loaded.
+
+        Raises:
+            DisagreementError: they have not; on every rank: names the digests.
+            RecipeError: the batches cannot be shared out among the ranks.
+        """
+        count, batch = ranks.count(), self.recipe.data.batch_size
+        if count == 1:
+            return
+        if batch % count:
+            lower = batch - batch % count
+            raise RecipeError(
+                f"data.batch_size: {batch} images are not the same number for each of {count} "
+                f"processes; say {max(lower, count)} or {lower + count}"
+            )
+        recipe, own = self.recipe.to_dict(), "give all of them the same"
+        ranks.agree("the recipe", json.dumps(recipe, sort_keys=True), f"{own} command and files")
+        # What one process downloads, the others of its machine find.
+        for first in (True, False):
+            ranks.everywhere("the data", partial(self._load_data, first))
+        sizes = [len(split) for split in (self.data.train, self.data.validation, self.data.test)]
+        told = json.dumps([sizes, self.data.preprocessing.to_json()])
+        ranks.agree("the images", told, f"{own} data set")
+
+    def _load_data(self, first: bool) -> None:
+        if first == (processes.place().local_rank == 0):
+            self.data  # noqa: B018 - it is loaded when it is first looked at
 
     def example(self) -> Tensor:
         """Two made-up images: (2, C, H, W), the same in every process."""
@@ -214,7 +249,17 @@ class Networks:
         """The network that stage `index` left, read from its file; or the one `AS_BUILT`."""
         if index == AS_BUILT:
             return self.build()
-        return netslim.load(self.fresh(), self.folders[index].model)
+        return self._read(self.folders[index].model)
+
+    def _read(self, file: Path) -> nn.Module:
+        """The network in a file of the run folder, which only the first rank need see yet."""
+        if ranks.count() == 1:
+            return netslim.load(self.fresh(), file)
+        content = ranks.shared("the network of a stage", file.read_bytes)
+        with TemporaryDirectory() as folder:
+            copy = Path(folder) / file.name
+            copy.write_bytes(content)
+            return netslim.load(self.fresh(), copy)
 
     def save(self, network: nn.Module, folder: StageFolder, noted: Mapping[str, Any]) -> None:
         """Write a stage's network, with what later stages need to know of it."""
@@ -224,6 +269,8 @@ class Networks:
             "data": self.recipe.data.name,
             KEY: self.data.preprocessing.to_json(),
         }
+        if not ranks.first():
+            return
         netslim.save(
             network, folder.model, constructor=self.origin or None, metadata={**made_by, **noted}
         )

@@ -19,7 +19,9 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ import torch
 from torch import nn
 
 import netslim
+import netslim.ranks as ranks
+import netslim.training.processes as processes
 from netslim._support import Thing, call_checked, expect, using_threads, write_atomic
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
@@ -42,7 +46,7 @@ from netslim.training.loop import auto_strength, fit
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.classifier import OPTIMIZERS
 from netslim.training.loop.epochs import Row, derive
-from netslim.training.loop.progress import Display
+from netslim.training.loop.progress import Display, silent
 from netslim.training.recipe.checks import cuts, imitated, teacher, wanted_share
 from netslim.training.recipe.schedule import lengthened
 from netslim.training.recipe.schema import (
@@ -113,17 +117,28 @@ def run(
     display = display or Display()
     command = command or shlex.join(["netslim", "run", recipe.name, "--out", str(folder.path)])
     folder.refuse_strangers()
-    with folder.lock():
-        notice = folder.claim(recipe)
+    if processes.to_start(recipe.trainer):
+        processes.start(recipe.trainer, partial(run, recipe, folder.path, command=command))
+        return read_json(folder.results, "it was written on the first machine")
+    with processes.joined(recipe.trainer) as here, ExitStack() as held:
+        if here.rank:
+            display = silent()
+        notice = ranks.shared("the run folder", lambda: claimed(folder, recipe, held))
         if notice:
             display.say(notice)
-        results = finished(folder)
+        results = ranks.shared("the results", lambda: finished(folder))
         if results is None:
             with using_threads(recipe.trainer.threads):
                 results = Runner(recipe, folder, display, command).go()
-        if not (folder.path / "report.html").exists():
+        if ranks.first() and not (folder.path / "report.html").exists():
             _write_report(folder)
     return results
+
+
+def claimed(folder: RunFolder, recipe: Recipe, held: ExitStack) -> str | None:
+    """Lock the folder, for as long as `held` is open, and make it this recipe's own."""
+    held.enter_context(folder.lock())
+    return folder.claim(recipe)
 
 
 def finished(folder: RunFolder) -> Results | None:
@@ -151,10 +166,16 @@ class Runner(Networks):
 
     def go(self) -> Results:
         """All stages, the results and the report."""
-        finished = [folder.results() is not None for folder in self.folders]
-        foresee(self, [*finished, False].index(False))
-        self.note_environment()
+        finished = ranks.shared(
+            "what is finished", lambda: [folder.results() is not None for folder in self.folders]
+        )
+        self.agree()
+        ranks.everywhere("the stages ahead", lambda: foresee(self, [*finished, False].index(False)))
+        ranks.shared("the environment", self.note_environment)
         done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
+        return ranks.shared("the results", lambda: self._written(done))
+
+    def _written(self, done: Sequence[Results]) -> Results:
         environment = json.loads(self.folder.environment.read_text())
         results = assemble(self.recipe, done, environment, self.command)
         write_json(self.folder.results, results)
@@ -173,20 +194,22 @@ class Runner(Networks):
     def stage(self, index: int, stage: Stage) -> Results:
         """What stage `index` found; it is carried out if it is not finished."""
         folder = self.folders[index]
-        done = folder.results()
+        done = ranks.shared(f"what {folder.label} has left", folder.results)
         if done is not None:
             return done
         self.display.say(f"{folder.label}  {headline(stage)}")
         folder.path.mkdir(exist_ok=True)
         work: dict[type[Any], Callable[..., Results]] = {
-            Prune: self._prune,
-            Convert: self._convert,
+            Prune: partial(_by_one, self._prune),
+            Convert: partial(_by_one, self._convert),
             Baseline: self._baseline,
             Scratch: self._scratch,
             Measure: self._measure,
         }
         found = work.get(type(stage), self._train)(index, stage, folder)
-        return folder.finish({"kind": stage.kind, **found})
+        return ranks.shared(
+            f"what {folder.label} leaves", lambda: folder.finish({"kind": stage.kind, **found})
+        )
 
     # ------------------------------------------------------------ training
 
@@ -272,7 +295,7 @@ class Runner(Networks):
         text: str | None = self.given.get("mask")
         for position, stage in enumerate(self.recipe.stages[:index]):
             if isinstance(stage, Prune) and stage.mode == "mask":
-                text = self.folders[position].plan.read_text()
+                text = ranks.shared("the mask", self.folders[position].plan.read_text)
             elif isinstance(stage, Prune | Convert):
                 text = None
         if text is None:
@@ -418,12 +441,15 @@ class Runner(Networks):
         started = time.perf_counter()
         found = entries(self.recipe)
         networks = {entry.key: self.network_of(entry.index).eval() for entry in found}
-        latencies = timed(stage, networks, self.data.shape, self.device)
+        latencies = ranks.shared(
+            "the latencies", lambda: timed(stage, networks, self.data.shape, self.device)
+        )
         rows = []
         for entry in found:
             row: Results = {"key": entry.key, "label": entry.label}
             row |= self._figures(networks[entry.key])
-            row |= {"size_bytes": self._size(entry.index, networks[entry.key], folder)}
+            sized = partial(self._size, entry.index, networks[entry.key], folder)
+            row |= {"size_bytes": ranks.shared("the size of a file", sized)}
             rows.append(row | {"latency_ms": latencies[entry.key]})
         return {
             "seconds": round(time.perf_counter() - started, 3),
@@ -464,6 +490,18 @@ class Runner(Networks):
         return self.folders[index].model.stat().st_size
 
 
+def _by_one(work: Callable[..., Results], *args: Any) -> Results:
+    """What one rank finds that does the work by itself, from all data; the others read what it
+    wrote.
+    """
+
+    def decide() -> Results:
+        with ranks.alone():
+            return work(*args)
+
+    return ranks.shared("what a stage does", decide)
+
+
 def _slims(stage: Train) -> bool:
     """Whether a stage trains by Network Slimming, and not only with its first scales."""
     return isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0
@@ -477,7 +515,8 @@ def _curves(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
     """What a training stage cut on its way; the proof is that of the last cut."""
-    write_atomic(folder.plan, pruning.plan.to_json())
+    if ranks.first():
+        write_atomic(folder.plan, pruning.plan.to_json())
     return {
         **_proof(pruning.verification),
         "widths": _widths(pruning.original.groups, pruning.plan),

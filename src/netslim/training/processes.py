@@ -1,0 +1,376 @@
+"""A run on several processes: how they are recognised or started, and what each of them is.
+
+One run may be one process or many, on one machine or on several, and it is the same run: the batch
+size that a recipe says is that of all together, each takes its share of every batch, and one of
+them writes the folder. Who starts them is not our matter: `torchrun` and SLURM tell each process
+its place through variables of the environment, and where nobody has started more than one though
+`trainer.devices` asks for it, `start` does as `torchrun` does, so that there is one way in.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from operator import itemgetter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+import netslim.ranks as ranks
+from netslim.errors import NetslimError, RecipeError, TrainingError
+from netslim.training.recipe.schema import TrainerOptions
+
+# For what one rank does while the others wait: a cut, a latency table, a look at many images.
+_PATIENCE = timedelta(hours=6)
+_GRACE = 20.0  # seconds for the others to end by themselves once one has failed
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_OWN = "netslim"  # id of the runs that are started here
+_LOST = "Connection|closed|reset by peer|timed out|NCCL|Broken pipe"
+
+
+class _LostError(TrainingError):
+    """Another process has ended; it, or who started them, knows why."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a launcher says that this process is.
+
+    Attributes:
+        rank: of all, from 0.
+        world: how many there are.
+        local_rank: on this machine, from 0; its GPU has this number, too.
+        local_world: how many there are on this machine.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @property
+    def nodes(self) -> int:
+        """On how many machines the run takes place."""
+        return self.world // self.local_world
+
+
+def place() -> Place:
+    """What this process is, by its environment; alone where nobody says more.
+
+    Raises:
+        RecipeError: SLURM has tasks that `srun` did not start, or another number on each machine.
+    """
+    found = os.environ
+    if all(name in found for name in _OF_TORCHRUN):
+        rank, world, local = (int(found[name]) for name in _OF_TORCHRUN[:3])
+        return Place(rank, world, local, int(found.get("LOCAL_WORLD_SIZE", world)))
+    if int(found.get("SLURM_NTASKS", 1)) < 2 or _interactive():
+        return Place()
+    return _of_slurm()
+
+
+def _interactive() -> bool:
+    """Whether a person sits at a shell of SLURM, which is a task of its own."""
+    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
+def _of_slurm() -> Place:
+    """As Lightning reads it; address and port are put where `torch.distributed` looks for them."""
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+    if "SLURM_STEP_ID" not in os.environ:
+        raise RecipeError(
+            f"this SLURM job has {os.environ['SLURM_NTASKS']} tasks, and this process was not "
+            "started by srun, so that it would wait for the others forever: put srun before the "
+            "command"
+        )
+    try:
+        told = SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:
+        raise RecipeError(f"SLURM: {error}") from None
+    os.environ.setdefault("MASTER_ADDR", told.main_address)
+    os.environ.setdefault("MASTER_PORT", str(told.main_port))
+    world, nodes = told.world_size(), int(os.environ.get("SLURM_NNODES", 1))
+    if world % nodes:
+        raise RecipeError(
+            f"SLURM started {world} tasks on {nodes} machines; ask for as many on each, with "
+            "--ntasks-per-node"
+        )
+    return Place(told.global_rank(), world, told.local_rank(), world // nodes)
+
+
+@contextmanager
+def joined(options: TrainerOptions) -> Iterator[Place]:
+    """Inside, the processes of a run can exchange something, and each has its own GPU.
+
+    Where `torch.distributed` is set up already, it is used as it is, and left so.
+
+    Raises:
+        RecipeError: the recipe asks for other numbers than the launcher has started.
+        TrainingError: another process has ended, so that this one cannot go on.
+    """
+    here = place()
+    _compare(options, here)
+    if here.world == 1:
+        yield here
+        return
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group(
+            _backend(options, here),
+            init_method="env://",
+            rank=here.rank,
+            world_size=here.world,
+            timeout=_PATIENCE,
+        )
+    try:
+        yield here
+    except RuntimeError as error:
+        if isinstance(error, NetslimError) or not _is_lost(error):
+            raise
+        raise _LostError(
+            f"rank {here.rank} of {here.world} has lost another one, which says why it has ended, "
+            "unless it was killed; what is finished is kept, and the same command goes on from it"
+        ) from error
+    except NetslimError as error:
+        error.told_by_another = here.rank > 0 and ranks.raised_by_all(error)
+        raise
+    if ours:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _compare(options: TrainerOptions, here: Place) -> None:
+    for key, asked, found in (
+        ("devices", options.devices, here.local_world),
+        ("num_nodes", options.num_nodes, here.nodes),
+    ):
+        if asked is not None and asked != found:
+            raise RecipeError(
+                f"trainer.{key}: the recipe asks for {asked}, and {found} were started; leave it "
+                "out, and the launcher decides"
+            )
+
+
+def _backend(options: TrainerOptions, here: Place) -> str:
+    """What the processes talk over; what is said in words always goes over the CPU."""
+    if options.device == "cpu" or not torch.cuda.is_available():
+        return "gloo"
+    if here.local_rank >= torch.cuda.device_count():
+        raise RecipeError(
+            f"process {here.local_rank} on this machine finds {torch.cuda.device_count()} GPUs; "
+            "start one process a GPU, and let each see all of them (SLURM: --gpus-per-node, not "
+            "--gpus-per-task)"
+        )
+    torch.cuda.set_device(here.local_rank)
+    return "cpu:gloo,cuda:nccl"
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST.split("|"))
+
+
+# ---------------------------------------------------------------- started here
+
+
+def refuse_several(options: TrainerOptions) -> None:
+    """Of what works on one process.
+
+    Raises:
+        RecipeError: the recipe asks for several, or a launcher has started them.
+    """
+    if ranks.count() == 1 and (to_start(options) or place().world > 1):
+        raise RecipeError(
+            "this works on one process: leave trainer.devices and trainer.num_nodes out, and start "
+            "it without torchrun or srun (netslim run, train and finetune share their work out)"
+        )
+
+
+def to_start(options: TrainerOptions) -> bool:
+    """Whether the recipe asks for several processes, and nobody has started them."""
+    asked = (options.devices or 1) * (options.num_nodes or 1)
+    return asked > 1 and place().world == 1
+
+
+def start(options: TrainerOptions, job: Callable[[], Any]) -> None:
+    """Do a job on the processes that `options` ask for on this machine, and wait for them.
+
+    Args:
+        options: with `devices`, and `num_nodes` where each machine starts its own: then
+            ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` say how they find each other.
+        job: can be pickled; called without arguments in each process.
+
+    Raises:
+        NetslimError: that of the process that failed first.
+        KeyboardInterrupt: all have been told.
+    """
+    from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+
+    devices, nodes = options.devices or 1, options.num_nodes or 1
+    shared, store = _meeting_point(devices, nodes)
+    told = multiprocessing.get_context("spawn").SimpleQueue()
+    threads = max(1, torch.get_num_threads() // devices)
+    begin: Any = start_processes
+    children = begin(_worked, (job, told, shared, threads), devices, join=False)
+    try:
+        while not children.join(grace_period=_GRACE):
+            pass
+    except ProcessExitedException:
+        raise _reason(children.processes, told, shared) from None
+    except KeyboardInterrupt:
+        _interrupt(children)
+        raise
+    finally:
+        del store  # which the others need until now
+
+
+def _meeting_point(devices: int, nodes: int) -> tuple[dict[str, Any], TCPStore | None]:
+    """What each process is told, and the store where they meet; the first machine's process keeps
+    it.
+    """
+    address, port, node = "127.0.0.1", 0, 0
+    if nodes > 1:
+        address, port, node = _told_by_hand(nodes)
+    store = None
+    if node == 0:
+        store = TCPStore(address, port, is_master=True, wait_for_workers=False)
+        port = store.port
+    shared = {"first": node * devices, "world": devices * nodes, "local_world": devices}
+    return {**shared, "address": address, "port": port}, store
+
+
+def _told_by_hand(nodes: int) -> tuple[str, int, int]:
+    """Address and port of the first machine, and which one this is."""
+    names, found = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"), os.environ
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise RecipeError(
+            f"trainer.num_nodes: {nodes} machines are to work together, and nobody says how they "
+            f"find each other ({', '.join(missing)} in the environment): start the run with "
+            "torchrun or srun on each of them"
+        )
+    return found[names[0]], int(found[names[1]]), int(found[names[2]])
+
+
+def _worked(
+    number: int, job: Callable[[], Any], told: Any, shared: dict[str, Any], threads: int
+) -> None:
+    """One of the processes, told its place as `torchrun` tells it."""
+    os.environ |= {
+        "RANK": str(shared["first"] + number),
+        "WORLD_SIZE": str(shared["world"]),
+        "LOCAL_RANK": str(number),
+        "LOCAL_WORLD_SIZE": str(shared["local_world"]),
+        "MASTER_ADDR": shared["address"],
+        "MASTER_PORT": str(shared["port"]),
+        "TORCHELASTIC_RUN_ID": _OWN,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    torch.set_num_threads(threads)
+    try:
+        job()
+    except NetslimError as error:
+        error.told_by_another = False  # the process that started this one tells it
+        told.put((shared["first"] + number, error))
+        raise SystemExit(1) from None
+
+
+def _reason(children: Any, told: Any, shared: dict[str, Any]) -> NetslimError:
+    """Why the processes ended: what one of them says, or which was ended from outside."""
+    said: list[tuple[int, NetslimError]] = []
+    while not told.empty():
+        said.append(told.get())
+    reasons = [(rank, error) for rank, error in said if not isinstance(error, _LostError)]
+    if reasons:
+        return min(reasons, key=itemgetter(0))[1]
+    codes = [(process.exitcode, shared["first"] + n) for n, process in enumerate(children)]
+    code, rank = min(codes, key=lambda pair: (pair[0] >= 0, pair[0] == -signal.SIGTERM, pair[1]))
+    how = f"exit code {code}"
+    if code < 0:
+        how = f"by {signal.Signals(-code).name}"
+    return TrainingError(
+        f"rank {rank} of {shared['world']} was ended ({how}), and the others with it; what is "
+        "finished is kept, and the same command goes on from it"
+    )
+
+
+def _interrupt(children: Any) -> None:
+    """Where only this process was interrupted, so are the others; finished epochs are kept."""
+    for process in children.processes:
+        if process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+    for process in children.processes:
+        process.join(_GRACE)
+        process.kill()
+
+
+# ---------------------------------------------------------------- for Lightning
+
+
+def trainer_arguments(options: TrainerOptions, device: torch.device) -> dict[str, Any]:
+    """What `Trainer` is to know of the processes: that they are there, and meet already."""
+    cuda = device.type == "cuda"
+    known: dict[str, Any] = {"accelerator": "gpu" if cuda else "cpu"}
+    if ranks.count() == 1:
+        return known | {"devices": [device.index or 0] if cuda else 1}
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from pytorch_lightning.strategies import DDPStrategy
+
+    here = place()
+
+    class Joined(ClusterEnvironment):
+        """The processes as they are; nothing is started, and nothing found out anew."""
+
+        creates_processes_externally = True
+        main_address, main_port = "", 0
+
+        @staticmethod
+        def detect() -> bool:
+            return True
+
+        def world_size(self) -> int:
+            return here.world
+
+        def set_world_size(self, size: int) -> None:
+            pass
+
+        def global_rank(self) -> int:
+            return here.rank
+
+        def set_global_rank(self, rank: int) -> None:
+            pass
+
+        def local_rank(self) -> int:
+            return here.local_rank
+
+        def node_rank(self) -> int:
+            return here.rank // here.local_world
+
+    # Statistics of batch norm are those of each rank's own images until the epoch ends, and are
+    # averaged then: those of rank 0 alone would be of fewer.
+    strategy = DDPStrategy(broadcast_buffers=False)
+    return known | {
+        "devices": here.local_world,
+        "num_nodes": here.nodes,
+        "strategy": strategy,
+        "plugins": [Joined()],
+    }
+
+
+__all__ = [
+    "Place",
+    "joined",
+    "place",
+    "refuse_several",
+    "start",
+    "to_start",
+    "trainer_arguments",
+]
