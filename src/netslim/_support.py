@@ -385,6 +385,11 @@ def named_file(path: str | os.PathLike[str], what: str) -> Path:
     return found
 
 
+def is_format(found: object, *known: int) -> bool:
+    """Whether a file's format is one of these numbers: ``true`` is no 1, and 1.0 none either."""
+    return type(found) is int and found in known
+
+
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file so that it is either as before or complete, also after a kill; text as UTF-8.
 

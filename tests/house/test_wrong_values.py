@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 import os
 import re
@@ -374,3 +375,14 @@ def test_a_folder_is_no_journal(tmp_path):
             netslim.search(
                 lambda share: network(), evaluate, max_drop=0.1, baseline=0.5, journal=journal
             )
+
+
+@pytest.mark.parametrize("found", [True, 1.0, "1", None])
+def test_a_format_is_a_whole_number(found, tmp_path):
+    table = json.loads(made()["table"].to_json()) | {"format": found}
+    with pytest.raises(NetslimError, match="format"):
+        type(made()["table"]).from_json(json.dumps(table))
+    curve = netslim.sensitivity(network(), made()["x"], evaluate, ratios=[0.5])
+    damaged = json.loads(curve.to_json()) | {"format": found}
+    with pytest.raises(NetslimError, match="format"):
+        type(curve).from_json(json.dumps(damaged))

@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
-from netslim._support import brief, check_batches, checks_calls, described
+from netslim._support import brief, check_batches, checks_calls, described, is_format
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -391,7 +391,7 @@ class GradualPruning:
                 made already.
             PlanError: the state belongs to another model.
         """
-        if state.get("format") != FORMAT:
+        if not is_format(state.get("format"), FORMAT):
             raise ArgumentError(
                 f"this is no state of GradualPruning in format {FORMAT}: give what "
                 ".state_dict() returned"

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import netslim.ranks as ranks
-from netslim._support import brief, checks_calls, is_number, named_file, write_atomic
+from netslim._support import brief, checks_calls, is_format, is_number, named_file, write_atomic
 from netslim.errors import ArgumentError, PlanError
 
 Network = TypeVar("Network")
@@ -241,7 +241,7 @@ class _Journal:
             return {}
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
+            if not is_format(content["format"], _FORMAT):
                 raise ValueError(f"format {content['format']!r}")
             return {
                 float(row["share"]): _finite(row["score"], row["share"]) for row in content["tried"]

@@ -15,7 +15,15 @@ import numpy as np
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-from netslim._support import brief, check_batches, described, listed, named_file, write_atomic
+from netslim._support import (
+    brief,
+    check_batches,
+    described,
+    is_format,
+    listed,
+    named_file,
+    write_atomic,
+)
 from netslim.errors import ArgumentError, NetslimError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -321,8 +329,8 @@ def _append(path: Path, entry: Mapping[str, Any]) -> None:
 
 def _check_header(path: Path, header: dict[str, Any] | None, identity: Mapping[str, Any]) -> None:
     """Refuse a file that is no journal, or the journal of other work."""
-    ours = {"kind": "sensitivity journal", "format": FORMAT}
-    if header is None or any(header.get(key) != ours[key] for key in ours):
+    kind = "sensitivity journal"
+    if header is None or header.get("kind") != kind or not is_format(header.get("format"), FORMAT):
         raise PlanError(
             f"{path} is not a journal of netslim.sensitivity (format {FORMAT}); choose another file"
         )

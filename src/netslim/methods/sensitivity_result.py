@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim._support import brief, checks_calls, listed, named_file, write_atomic
+from netslim._support import brief, checks_calls, is_format, listed, named_file, write_atomic
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint
@@ -206,7 +206,11 @@ class Sensitivity:
         except ValueError as error:
             raise PlanError(f"this is not a sensitivity: no valid JSON ({error})") from None
         ours = {"kind": "sensitivity", "format": FORMAT}
-        if not isinstance(data, dict) or any(data.get(key) != ours[key] for key in ours):
+        if (
+            not isinstance(data, dict)
+            or any(data.get(key) != ours[key] for key in ours)
+            or not is_format(data["format"], FORMAT)
+        ):
             raise PlanError(
                 f"this is not a sensitivity of format {FORMAT}; measure it again with "
                 "netslim.sensitivity"

@@ -28,7 +28,7 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
-from netslim._support import checks_calls, write_atomic
+from netslim._support import checks_calls, is_format, write_atomic
 from netslim.errors import CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
@@ -189,7 +189,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             f"{path} is not a whole netslim checkpoint ({type(error).__name__}: {error}); it "
             "may be truncated: take another copy, or save it again"
         ) from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(header, dict) or not is_format(header.get("format"), FORMAT):
         raise CheckpointError(
             f"{path} has a format this version does not know; load it with the netslim that "
             "saved it"

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from netslim._support import is_format
 from netslim.errors import RecipeError
 from netslim.report.rows import METRICS, median
 
@@ -45,7 +46,7 @@ def check(results: Any, path: str | os.PathLike[str] = "results") -> None:
     """
     if not isinstance(results, dict):
         raise damaged(path, "it does not hold a mapping")
-    if results.get("format") != FORMAT:
+    if not is_format(results.get("format"), FORMAT):
         found = results.get("format")
         raise RecipeError(
             f"{path}: format {found!r} is not known to this netslim (it reads {FORMAT}); use a "

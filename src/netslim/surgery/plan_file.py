@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from netslim._support import is_format
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
 from netslim.surgery.rows import GroupCut, SizeLoss, SizePatch, TensorCut
@@ -91,7 +92,7 @@ def read(text: str, most: int = LARGEST) -> Fields:
             f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()"
         ) from None
     found = isinstance(data, dict) and data.get("format")
-    if type(found) is not int or found not in (FORMAT, MERGING_FORMAT):
+    if not is_format(found, FORMAT, MERGING_FORMAT):
         raise PlanError(
             f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {found!r}); "
             "make it again with this version"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netslim._support import checks_calls, named_file, write_atomic
+from netslim._support import checks_calls, is_format, named_file, write_atomic
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
@@ -226,7 +226,9 @@ class LatencyTable:
         """
         try:
             content = json.loads(text)
-            if content["kind"] != "netslim latency table" or content["format"] != FORMAT:
+            if content["kind"] != "netslim latency table" or not is_format(
+                content["format"], FORMAT
+            ):
                 raise PlanError(
                     f"it is not a latency table of this version of netslim (format {FORMAT}): "
                     "measure anew"

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from netslim._support import brief, write_atomic
+from netslim._support import brief, is_format, write_atomic
 from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.files import read_yaml
 from netslim.training.recipe.reading import parse_recipe
@@ -53,7 +53,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} is damaged ({error}); {remedy}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or not is_format(content.get("format"), FORMAT):
         raise RecipeError(
             f"{path} is not a file of this version of netslim (format {FORMAT}); {remedy}"
         )
