@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,3 +217,32 @@ def test_forged_sizes_are_refused_in_few_words(case, tmp_path):
         load(Viewed(), path)
     assert len(str(caught.value)) < 400
     assert "kernel_size" not in str(caught.value)
+
+
+def test_a_network_is_built_in_one_reading_of_its_file(tmp_path, monkeypatch):
+    """What it notes besides stands in its first bytes."""
+    made = {"name": "zoo:vgg", "kwargs": {"layers": [8, "M", 8], "in_channels": 1}}
+    model = models.build(made["name"], **made["kwargs"])
+    path = save(model, tmp_path / "m.safetensors", constructor=made, metadata={"accuracy": 0.5})
+    read_bytes, whole = Path.read_bytes, []
+
+    def counted(self):
+        whole.append(self)
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    assert checkpoint.noted(path) == {"accuracy": 0.5}
+    assert not whole
+    assert same(model, models.build(path))
+    assert whole == [path]
+
+
+@pytest.mark.parametrize("damage", ["short", "others", "empty"])
+def test_what_cannot_be_noted_is_refused(damage, tmp_path):
+    path = save(Chain(), tmp_path / "m.safetensors")
+    payload = path.read_bytes()
+    path.write_bytes(
+        {"short": payload[:100], "others": encode({"x": torch.ones(1)}), "empty": b""}[damage]
+    )
+    with pytest.raises(CheckpointError, match=r"not a whole netslim|not written by netslim"):
+        checkpoint.noted(path)

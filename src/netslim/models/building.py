@@ -9,10 +9,10 @@ Names that the user types may import what they say. What a checkpoint names is l
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import netslim.models.zoo as zoo
 from netslim._support import brief, checks_calls, current_directory_importable, from_module, nearest
@@ -20,7 +20,7 @@ from netslim.errors import ArgumentError, CheckpointError, NetslimError, RecipeE
 from netslim.graph.modules.ambient import holding_values
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
-from netslim.models.checkpoint import is_ours, load, read, uncut
+from netslim.models.checkpoint import is_ours, load, read, restored, uncut
 from netslim.models.fetched import classes_of, takes_classes, without_weights
 from netslim.models.file_constructors import Trust, check_constructor, within
 from netslim.models.weights import SUFFIXES, fill, read_state
@@ -102,7 +102,8 @@ def build(
 
 @holding_values()
 def _of_checkpoint(path: str, trust: Trust) -> nn.Module:
-    return load(build_uncut(path, trust=trust), path)
+    header, tensors = read(path)
+    return restored(_uncut(path, header, tensors, trust), header, tensors, path)
 
 
 @holding_values()
@@ -147,7 +148,12 @@ def build_uncut(path: str | os.PathLike[str], *, trust: Trust = False) -> nn.Mod
         >>> netslim.models.build_uncut(path).features[0].out_channels
         8
     """
-    header, tensors = read(path)
+    return _uncut(path, *read(path), trust)
+
+
+def _uncut(
+    path: Any, header: Mapping[str, Any], tensors: Mapping[str, Tensor], trust: Trust
+) -> nn.Module:
     if not header["constructor"]:
         raise CheckpointError(
             f"{path} does not say how its network is built: name the network, with "

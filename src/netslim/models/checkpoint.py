@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,7 +139,14 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
         True
     """
     model = bare(model, CheckpointError, call="load(model, path)")
-    header, tensors = read(path)
+    return restored(model, *read(path), path)
+
+
+@by_itself
+def restored(
+    model: Model, header: Mapping[str, Any], tensors: dict[str, Tensor], path: Any
+) -> Model:
+    """`load` with what `read` has read; a model that is bare."""
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
     model = storing(model, tensors.keys())
@@ -167,16 +174,51 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         payload = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no name that a file can have
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+    with _refusing_damage(path):
+        tensors = decode(payload)
+        text, header, digest = _entry(payload, path)
+    if _digest(text, tensors) != digest:
+        raise CheckpointError(
+            f"{path} was changed after it was saved (its digest does not match); take another copy"
+        )
+    return _whole(header, tensors, path), tensors
+
+
+def noted(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint notes, as its first bytes tell.
+
+    For who builds the network of it, too: whether it is damaged or was changed is seen then.
+
+    Raises:
+        CheckpointError: as `read`.
+    """
+    with _refusing_damage(path):
+        return dict(_entry(_start(path), path)[1]["metadata"])
+
+
+def _entry(payload: bytes, path: Any) -> tuple[str, dict[str, Any], str]:
+    """The header's text, the header, and the digest of it and the tensors."""
+    texts = _texts(payload)
+    if _ENTRY not in texts:
+        raise CheckpointError(
+            f"{path} was not written by netslim: name its network, with "
+            f"weights_file={str(path)!r} beside it"
+        )
+    entry = json.loads(texts[_ENTRY])
+    text, digest = entry["header"], entry["digest"]
+    header = json.loads(text)
+    if not isinstance(header, dict) or not is_format(header.get("format"), FORMAT):
+        raise CheckpointError(
+            f"{path} has a format this version does not know; load it with the netslim that "
+            "saved it"
+        )
+    return text, header, digest
+
+
+@contextmanager
+def _refusing_damage(path: Any) -> Iterator[None]:
     try:
-        texts, tensors = _texts(payload), decode(payload)
-        if _ENTRY not in texts:
-            raise CheckpointError(
-                f"{path} was not written by netslim: name its network, with "
-                f"weights_file={str(path)!r} beside it"
-            )
-        entry = json.loads(texts[_ENTRY])
-        text, digest = entry["header"], entry["digest"]
-        header = json.loads(text)
+        yield
     except (
         SafetensorError,
         ValueError,
@@ -189,16 +231,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             f"{path} is not a whole netslim checkpoint ({type(error).__name__}: {error}); it "
             "may be truncated: take another copy, or save it again"
         ) from None
-    if not isinstance(header, dict) or not is_format(header.get("format"), FORMAT):
-        raise CheckpointError(
-            f"{path} has a format this version does not know; load it with the netslim that "
-            "saved it"
-        )
-    if _digest(text, tensors) != digest:
-        raise CheckpointError(
-            f"{path} was changed after it was saved (its digest does not match); take another copy"
-        )
-    return _whole(header, tensors, path), tensors
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -207,16 +239,21 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            size = file.read(8)
-            start = size + file.read(min(int.from_bytes(size, "little"), _LONGEST))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    start = _start(path)
     try:
         return _ENTRY in _texts(start)
     except (ValueError, TypeError, RecursionError):
         return False
+
+
+def _start(path: str | os.PathLike[str]) -> bytes:
+    """All of a safetensors file but its tensors."""
+    try:
+        with open(path, "rb") as file:
+            size = file.read(8)
+            return size + file.read(min(int.from_bytes(size, "little"), _LONGEST))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
 
 
 def _texts(payload: bytes) -> dict[str, str]:

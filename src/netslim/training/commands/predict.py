@@ -109,12 +109,14 @@ def classifier(network: str, trust: Trust = ()) -> Classifier:
 def prepared_by(network: str) -> Preprocessing | None:
     """What a checkpoint says of its images; None where it, or what is no checkpoint, does not say.
 
+    For who builds the network of the file, too, which tells whether it was changed.
+
     Raises:
         NetslimError: it cannot be read.
     """
     if not network.endswith(".safetensors"):
         return None
-    return Preprocessing.noted(checkpoint.read(network)[0]["metadata"], network)
+    return Preprocessing.noted(checkpoint.noted(network), network)
 
 
 def _of_onnx(path: str) -> Classifier:
