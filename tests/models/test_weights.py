@@ -267,6 +267,47 @@ def test_a_checkpoint_records_no_place_where_weights_are(name, given, kept):
     assert models.constructor(name, given)["kwargs"] == kept
 
 
+@pytest.mark.parametrize("argument", ["pretrained=True", "weights='mine.pth'"])
+def test_a_factory_that_reads_by_default_is_asked_for_nothing_by_a_checkpoint(tmp_path, argument):
+    name, module = argument.partition("=")[0], f"default_{argument[:7]}"
+    (tmp_path / f"{module}.py").write_text(
+        f"import torch\nfrom bare_nets import net as bare\ndef net({argument}):\n"
+        "    model = bare()\n"
+        f"    if {name}:\n        model.load_state_dict(torch.load('mine.pth'))\n"
+        "    return model\n"
+    )
+    (tmp_path / "bare_nets.py").write_text(BARE)
+    torch.save(models.build("bare_nets:net").state_dict(), "mine.pth")
+    model = models.build(f"{module}:net").eval()
+    netslim.save(model, "x.safetensors", constructor=models.constructor(f"{module}:net", {}))
+    (tmp_path / "mine.pth").unlink()
+    images = torch.randn(1, 3, 16, 16)
+    for trust in (True, [f"{module}:net"]):
+        again = models.build("x.safetensors", trust=trust).eval()
+        assert torch.equal(again(images), model(images))
+    for one in (module, "bare_nets"):
+        sys.modules.pop(one)
+
+
+def test_a_factory_that_always_reads_says_what_to_change(tmp_path):
+    (tmp_path / "always_nets.py").write_text(
+        "import torch\nfrom bare_nets import net as bare\ndef net(weights='mine.pth'):\n"
+        "    model = bare()\n"
+        "    model.load_state_dict(torch.load(weights))\n"
+        "    return model\n"
+    )
+    (tmp_path / "bare_nets.py").write_text(BARE)
+    torch.save(models.build("bare_nets:net").state_dict(), "mine.pth")
+    model = models.build("always_nets:net")
+    netslim.save(model, "x.safetensors", constructor=models.constructor("always_nets:net", {}))
+    models.build("x.safetensors", trust=True)  # the file is there, so it is read as before
+    (tmp_path / "mine.pth").unlink()
+    with pytest.raises(RecipeError, match=r"weights are in the checkpoint: .* argument pretrained"):
+        models.build("x.safetensors", trust=True)
+    for one in ("always_nets", "bare_nets"):
+        sys.modules.pop(one)
+
+
 def test_a_factory_that_reads_weights_tells_the_way(tmp_path):
     (tmp_path / "reading_nets.py").write_text(
         "import torch\nfrom bare_nets import net as bare\n"

@@ -10,6 +10,7 @@ Names that the user types may import what they say. What a checkpoint names is l
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from netslim.graph.modules.ambient import holding_values
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
 from netslim.models.checkpoint import is_ours, load, read, restored, uncut
-from netslim.models.fetched import classes_of, takes_classes, without_weights
+from netslim.models.fetched import NOTHING, classes_of, takes_classes, without_weights
 from netslim.models.file_constructors import Trust, check_constructor, within
 from netslim.models.weights import SUFFIXES, fill, read_state
 
@@ -161,13 +162,62 @@ def _uncut(
             "netslim.load(fresh_model, path)"
         )
     name, kwargs = check_constructor(header["constructor"], path, trust)
-    added = {key: True for key in _INSERTIONS if _flag(key, kwargs.pop(key, False))}
     if trust is True:
-        return _with(added, _made(name, kwargs))
+        return unfilled(name, kwargs)
+    added = _insertions(kwargs)
     held = sum(tensor.numel() for tensor in tensors.values())
     with within(uncut(header, tensors), held, path):
-        model = _made(name, kwargs)
+        model = _reading_nothing(name, kwargs)
     return _with(added, model)
+
+
+def unfilled(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The network of a constructor, whose weights come from a checkpoint: it need not read any.
+
+    A factory of one's own that takes ``pretrained`` or ``weights`` is asked for none, also where it
+    reads some by default; one that cannot do without is called as it was.
+
+    Raises:
+        RecipeError: as `build`.
+    """
+    left = dict(kwargs)
+    added = _insertions(left)
+    return _with(added, _reading_nothing(name, left))
+
+
+def _insertions(kwargs: dict[str, Any]) -> list[str]:
+    """What is to be put into the network, taken out of the arguments."""
+    return [key for key in _INSERTIONS if _flag(key, kwargs.pop(key, False))]
+
+
+def _reading_nothing(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    bare = kwargs
+    if not takes_classes(name):
+        with current_directory_importable():
+            bare = {**_accepted(_imported(name), NOTHING), **kwargs}
+    if bare != kwargs:
+        with suppress(RecipeError):
+            return _made(name, bare)
+    try:
+        return _made(name, kwargs)
+    except RecipeError as error:
+        if isinstance(error.__cause__, OSError):
+            raise RecipeError(
+                f"{name} could not be built, for it reads a file or an address: {error.__cause__}; "
+                "all weights are in the checkpoint: let the factory take an argument pretrained, "
+                "and read nothing where it is False (netslim says so), or build the network "
+                "yourself and call netslim.load(network, path)"
+            ) from error
+        raise
+
+
+def _accepted(factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the factory names."""
+    try:
+        named = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built-in callables have no signature
+        return {}
+    return {key: value for key, value in kwargs.items() if key in named}
 
 
 def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:

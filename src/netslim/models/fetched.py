@@ -16,6 +16,7 @@ _FROM = (
     *("weights", "weights_backbone", "progress", "pretrained", "pretrained_cfg"),
     *("pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
 )
+NOTHING = {"pretrained": False, "weights": None}  # by which a factory of one's own reads none
 _OF_BUILD = ("weights_file", "new_head")  # those of `netslim.models.build`, for every network
 
 
@@ -34,8 +35,7 @@ def without_weights(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
     left = {key: value for key, value in kwargs.items() if key not in _OF_BUILD}
     if not takes_classes(name):
-        none = {"pretrained": False, "weights": None}
-        return left | {key: value for key, value in none.items() if key in left}
+        return left | {key: value for key, value in NOTHING.items() if key in left}
     left = {key: value for key, value in left.items() if key not in _FROM}
     return _implied(name, kwargs) | left
 

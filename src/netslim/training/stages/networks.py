@@ -25,6 +25,7 @@ from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.splits import Data
 from netslim.errors import RecipeError
 from netslim.models import checkpoint
+from netslim.models.building import unfilled
 from netslim.models.fetched import classes_of, takes_classes
 from netslim.models.file_constructors import Trust
 from netslim.training.loop.epochs import derive
@@ -231,7 +232,10 @@ class Networks:
         """The uncut network with some weights, to load others into."""
         if self.from_file:
             return models.build_uncut(self.recipe.model.name, trust=self.trust)
-        return models.build(self.origin["name"], **self.origin["kwargs"])
+        name, kwargs = self.origin["name"], self.origin["kwargs"]
+        if takes_classes(name):
+            return models.build(name, **kwargs)
+        return unfilled(name, kwargs)  # what a factory of one's own reads is in the file already
 
     # ------------------------------------------------------------ what its stages leave
 
