@@ -409,7 +409,7 @@ def test_threads_are_as_before():
     assert torch.get_num_threads() == before
     for wrong in (0, True, "2"):
         with (
-            pytest.raises(ArgumentError, match=r"threads=.*; give 1 or more"),
+            pytest.raises(ArgumentError, match=r"threads must be 1 to"),
             using_threads(wrong),
         ):  # type: ignore[arg-type]
             pass
@@ -440,7 +440,7 @@ def _graph_and_model() -> tuple[netslim.ChannelGraph, nn.Module]:
 @pytest.mark.parametrize("steps", [10**30, 100_001])
 def test_more_steps_than_anyone_makes_are_refused_and_not_laid_out(steps):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
-    with pytest.raises(netslim.errors.ArgumentError, match="from 1 to 100,000"):
+    with pytest.raises(netslim.errors.ArgumentError, match=r"from 1 to 100,000|too large"):
         netslim.GradualPruning(
             model, torch.zeros(1, 3, 8, 8), netslim.Budget(cut_channels=0.5), steps=steps
         )

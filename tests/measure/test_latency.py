@@ -148,7 +148,7 @@ def test_cuda_waits_for_the_kernels():
         ({"repeats": 4}, "repeats=4; at least 5"),
         ({"budget_seconds": 0}, "budget_seconds=0; give a positive number"),
         ({"warmup": 0}, "warmup=0; at least 1"),
-        ({"threads": 0}, "threads=0; give 1 or more"),
+        ({"threads": 0}, "threads must be 1 to"),
     ],
 )
 def test_options_out_of_range(x, options, message):

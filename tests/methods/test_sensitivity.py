@@ -200,7 +200,7 @@ def test_a_group_whose_cut_is_not_proved_is_left_out_and_named(monkeypatch):
         ({"unit": "percent"}, "'share' or 'number'"),
         ({"unit": "share"}, "gave 60 for the whole network, which is no share"),
         ({"evaluate": lambda network: float("nan")}, "gave nan for the whole network"),
-        ({"evaluate": lambda network: None}, "it gave a NoneType for the whole network"),
+        ({"evaluate": lambda network: None}, "it gave None for the whole network"),
         (
             {"evaluate": lambda network: output(network) if output(network) == 60 else np.inf},
             "0 without 1 of its",
