@@ -141,14 +141,7 @@ class _Watch(OperatorMode):
         super().__init__()
         self.numbers, self.steps, self.path = numbers, steps, path
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.steps -= 1
         self.numbers -= _allocated(func, args, kwargs)
         if min(self.steps, self.numbers) < 0:

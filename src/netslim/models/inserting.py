@@ -70,14 +70,8 @@ class Flow(OperatorMode):
         for tensor in _tensors(inputs):
             self.values[tensor] = Value()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
         # An operator that writes into its input hands it out again: that is no reader of it.
         written = {id(t) for t in _tensors(out)}
         read: dict[int, Value] = {}

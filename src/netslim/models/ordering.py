@@ -74,8 +74,7 @@ class Orders(OperatorMode):
         super().__init__()
         self.found: list[Order] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         name = func.overloadpacket._qualified_op_name
         if name == "aten::topk" and result[0].dim():

@@ -44,27 +44,25 @@ class Dispatch(OperatorMode):
         super().__init__()
         self.recorder, self.rules, self.fallback = recorder, rules, fallback
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def run(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         rule = self.rules.get(func._schema.name.removeprefix("aten::"))
         # In inference mode PyTorch leaves it to us to take an operator apart into those it runs as.
         if rule is None and _made_of_others(func):
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
-        self._ran(rule or self.fallback, func, out, args, kwargs)
+        self.ran(rule or self.fallback, func, out, args, kwargs)
         return out
 
     def whole(self, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
         """Run an operator that PyTorch takes apart as if it did not, for it has a rule."""
         with torch._C._DisableTorchDispatch():
             out = func(*args, **kwargs)
-        self._ran(self.rules[func._schema.name.removeprefix("aten::")], func, out, args, kwargs)
+        self.ran(self.rules[func._schema.name.removeprefix("aten::")], func, out, args, kwargs)
         return out
 
-    def _ran(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
+    def ran(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
+        """An operator has run: let its rule say what it did (`Recorder.where` looks for this)."""
         self.recorder.in_rule = True
         try:
             with torch._C.DisableTorchFunction():

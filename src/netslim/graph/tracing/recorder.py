@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.counts import Call
+from netslim.graph.modules import watching
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, PRODUCER, Atoms, Vector
 from netslim.graph.tracing.checks import (
@@ -54,7 +55,7 @@ from netslim.graph.tracing.storages import (
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
-_RUN, _SIZES = _HERE + "running.py", _HERE + "sizes.py"
+_RUN, _SIZES, _MODE = _HERE + "running.py", _HERE + "sizes.py", watching.__file__
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
 _SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
@@ -397,13 +398,13 @@ class Recorder:
         """``" (file.py:12)"``: the line of the user's code that is running."""
         frame: FrameType | None = sys._getframe(1)
         if self.in_rule:  # past the rule: it may be one that was registered from outside
-            while frame is not None and frame.f_code.co_name != "__torch_dispatch__":
+            while frame is not None and not _follows(frame):
                 frame = frame.f_back
         while frame is not None:
             name = frame.f_code.co_filename
             if name == _RUN:  # generated code has no file
                 break
-            if not name.startswith((_TORCH, _HERE, "<")):
+            if not name.startswith((_TORCH, _HERE, _MODE, "<")):
                 return f" ({Path(name).name}:{frame.f_lineno})"
             frame = frame.f_back
         if not self.module:
@@ -487,6 +488,11 @@ class Recorder:
         return {
             d: dims[d + shift] for d, (n, m) in enumerate(pairs) if n == m and d + shift in dims
         }
+
+
+def _follows(frame: FrameType) -> bool:
+    """Whether this is `Dispatch.ran`, which calls the rules."""
+    return frame.f_code.co_name == "ran" and frame.f_code.co_filename.startswith(_HERE)
 
 
 def _asker() -> str:

@@ -148,16 +148,10 @@ class _Watch(OperatorMode):
         self.seen: list[Observed] = []
         self.synchronise = synchronise
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.synchronise()
         started = time.perf_counter()
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         self.synchronise()
         seconds = time.perf_counter() - started
         name = func._schema.name.removeprefix("aten::")
