@@ -62,7 +62,7 @@ _ELSEWHERE = {
         *("constructor", "drop_idle_selections", "names", "plain"),
     ),
     "selection": ("Compensation", "Scoring", "greedy", "merge", "normalized"),
-    "surgery": ("Folding", "Verification", "compensate", "recalibrate"),
+    "surgery": ("Folding", "Verification", "compensate", "recalibrate", "unsharded"),
     "errors": tuple(errors.__all__),
 }
 

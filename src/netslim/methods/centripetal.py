@@ -62,6 +62,7 @@ from netslim.selection.budget.limits import staying
 from netslim.selection.merging import merge
 from netslim.selection.options import Limits, Shortcuts
 from netslim.surgery.plan import PruningPlan
+from netslim.surgery.sharding import in_one_piece
 
 
 def cluster_means(rows: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
@@ -196,8 +197,6 @@ class CentripetalSGD:
         protect: Iterable[str] = (),
         shortcuts: Shortcuts = "include",
     ) -> None:
-        inner = bare(model, ArgumentError, call="CentripetalSGD(graph, model)")
-        graph.check(inner)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ArgumentError(
                 f"the seed of the clusters must be a whole number of 0 or more, not {brief(seed)}"
@@ -215,11 +214,14 @@ class CentripetalSGD:
             "CentripetalSGD", "twice would double its pull: change .strength"
         )
         self._resumed = False
-        found = partial(_clusters, graph, inner, target, clusters, seed, self._staying)
-        if not isinstance(clusters, Mapping):
-            self._constrain(ranks.shared("the clusters of CentripetalSGD", found))
-        else:
-            self._constrain(found())
+        with in_one_piece(model):
+            inner = bare(model, ArgumentError, call="CentripetalSGD(graph, model)")
+            graph.check(inner)
+            found = partial(_clusters, graph, inner, target, clusters, seed, self._staying)
+            if not isinstance(clusters, Mapping):
+                self._constrain(ranks.shared("the clusters of CentripetalSGD", found))
+            else:
+                self._constrain(found())
 
     @property
     def strength(self) -> float:
@@ -252,9 +254,10 @@ class CentripetalSGD:
                 "changes each entry's step by itself, so the members of a cluster would not "
                 "come together; train with SGD, with momentum or not"
             )
-        self._check_trains(optimizer)
-        if not self._resumed:
-            self._average_momentum(optimizer)
+        with in_one_piece(self.model, optimizer):
+            self._check_trains(optimizer)
+            if not self._resumed:
+                self._average_momentum(optimizer)
         self._attached.add(optimizer, before_step(optimizer, self._act))
         return self
 
@@ -274,6 +277,10 @@ class CentripetalSGD:
         Raises:
             StaleGraphError: the model was cut since.
         """
+        with in_one_piece(self.model):
+            return self._deviation()
+
+    def _deviation(self) -> Deviation:
         tensors = self._tensors()
         groups, statistics = dict.fromkeys(self._clusters, 0.0), 0.0
         for name, labels in self._clusters.items():
@@ -297,12 +304,13 @@ class CentripetalSGD:
         Raises:
             StaleGraphError: the model was cut since.
         """
-        tensors = self._tensors()
-        for tie in self._ties:
-            if tensors[tie.tensor].is_floating_point():
-                _average(tensors[tie.tensor], tie)
-        for optimizer in self._attached:
-            self._average_momentum(optimizer)
+        with in_one_piece(self.model, list(self._attached)):
+            tensors = self._tensors()
+            for tie in self._ties:
+                if tensors[tie.tensor].is_floating_point():
+                    _average(tensors[tie.tensor], tie)
+            for optimizer in self._attached:
+                self._average_momentum(optimizer)
 
     def plan(self) -> PruningPlan:
         """The plan that merges every cluster into its first member; what reads them is added up.
@@ -310,7 +318,8 @@ class CentripetalSGD:
         Raises:
             StaleGraphError: the model was cut since.
         """
-        self._tensors()
+        with in_one_piece(self.model):
+            self._tensors()
         return merge(self.graph, self.clusters)
 
     def state_dict(self) -> dict[str, Any]:
@@ -401,6 +410,10 @@ class CentripetalSGD:
 
     def _act(self, optimizer: Optimizer) -> None:
         """Change the gradients, before the optimizer uses them."""
+        with in_one_piece(self.model, optimizer):
+            self._pull(optimizer)
+
+    def _pull(self, optimizer: Optimizer) -> None:
         held = parameters_of(optimizer)
         seen = [(id(p), p.shape, p.dtype, p.device, p.grad is None) for p in held]
         known, stacks = self._stacks.get(optimizer, (None, []))

@@ -64,6 +64,7 @@ from netslim.surgery.plan import PruningPlan, compose
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification
 from netslim.surgery.prune import prune_
+from netslim.surgery.sharding import in_one_piece
 from netslim.surgery.why import Why
 
 Schedule = Literal["linear", "exponential", "cubic"]
@@ -211,7 +212,8 @@ class GradualPruning:
         strict: bool = False,
     ) -> None:
         shares(steps, schedule, 0.0)
-        bare(model, ArgumentError, call="GradualPruning(model, example_inputs, budget)")
+        call = "GradualPruning(model, example_inputs, budget)"
+        bare(model, ArgumentError, allow=("sharded",), call=call)
         self.model, self.example_inputs = model, example_inputs
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict
         self.per_group, self.limits, self.latency = per_group or {}, limits, latency
@@ -239,7 +241,7 @@ class GradualPruning:
         # Groups of the original that did not verify: they are as they are from then on.
         self._refused: set[int] = set()
         self._attached = Attachments("GradualPruning", "once is enough")
-        with _ranks_of(model):
+        with self._in_one_piece():
             ranks.everywhere("GradualPruning", self._begin)
 
     def _take(self, choice: Choice) -> None:
@@ -305,7 +307,7 @@ class GradualPruning:
         """
         if self.done:
             return None
-        with _ranks_of(self.model):
+        with self._in_one_piece():
             return ranks.everywhere("a step of gradual pruning", self._step)
 
     def _step(self) -> PruningPlan:
@@ -407,10 +409,12 @@ class GradualPruning:
             raise ArgumentError(
                 "load a state before the first step: make a new GradualPruning with the uncut model"
             )
-        plan, inner = PruningPlan.from_json(state["plan"]), bare(self.model, ArgumentError)
-        if fingerprint(inner) != state["fingerprint"]:
-            self._cut_in_place(plan)
-        self.plan, self._now = plan, fingerprint(inner)
+        plan = PruningPlan.from_json(state["plan"])
+        with self._in_one_piece():
+            inner = bare(self.model, ArgumentError)
+            if fingerprint(inner) != state["fingerprint"]:
+                self._cut_in_place(plan)
+            self.plan, self._now = plan, fingerprint(inner)
         self.taken, self._seen = int(state["taken"]), int(state["seen"])
         self._refused = set(state["refused"])
         check = state["verification"]
@@ -424,6 +428,12 @@ class GradualPruning:
         )
 
     # ------------------------------------------------------------ one step
+
+    def _in_one_piece(self) -> AbstractContextManager[None]:
+        """Inside, the model can be traced and cut, and the ranks that train it decide together."""
+        if reducing(self.model) is None:
+            return in_one_piece(self.model, self.optimizers)
+        return _ranks_of(self.model)
 
     def _cut_in_place(self, plan: PruningPlan) -> None:
         # The notes of a step are about its part of the budget; the model does not remember them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from netslim.methods.hooks import Attachments, after_step, before_step, paramete
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune, same_plan
 from netslim.surgery.rows import TensorCut
+from netslim.surgery.sharding import in_one_piece, part_like
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -73,8 +74,9 @@ class Mask(Generic[Model]):
     @ranks.in_step("a Mask")
     def __init__(self, model: Model, plan: PruningPlan) -> None:
         self.model, self.plan = model, plan
-        inner = bare(model, ArgumentError, call="Mask(model, plan)")
-        plan.check(inner)
+        inner = bare(model, ArgumentError, allow=("sharded",), call="Mask(model, plan)")
+        with in_one_piece(model):
+            plan.check(inner)
         merged = [name for name, cut in plan.groups.items() if cut.into]
         if merged:
             raise PlanError(
@@ -88,6 +90,7 @@ class Mask(Generic[Model]):
             )
         same_plan(plan, "the plan of a Mask")
         self._indices: dict[tuple[str, int, torch.device], Tensor] = {}
+        self._parts: dict[tuple[str, int, torch.device], Tensor] = {}  # of sharded tensors
         self._attached = Attachments("Mask", "once is enough: its entries are held at zero")
 
     @torch.no_grad()
@@ -98,7 +101,7 @@ class Mask(Generic[Model]):
             PlanError: the model has been cut or changed since.
         """
         for tensor, row in self._entries():
-            tensor.index_fill_(row.axis, self._index(row, tensor), 0)
+            self._fill(tensor, row)
         return self
 
     def attach(self, optimizer: Optimizer) -> Self:
@@ -137,7 +140,8 @@ class Mask(Generic[Model]):
         Raises:
             PlanError, SurgeryError: as `netslim.prune`.
         """
-        return prune(bare(self.model, ArgumentError), self.plan)
+        with in_one_piece(self.model):
+            return prune(bare(self.model, ArgumentError), self.plan)
 
     def __repr__(self) -> str:
         return (
@@ -149,7 +153,19 @@ class Mask(Generic[Model]):
         """Zero the gradients of the masked entries."""
         for tensor, row in self._entries():
             if tensor.grad is not None:
-                tensor.grad.index_fill_(row.axis, self._index(row, tensor), 0)
+                self._fill(tensor.grad, row)
+
+    def _fill(self, tensor: Any, row: TensorCut) -> None:
+        """Zero the masked entries, of a sharded tensor in the part that is here."""
+        if not hasattr(tensor, "to_local"):
+            tensor.index_fill_(row.axis, self._index(row, tensor), 0)
+            return
+        key = (row.tensor, row.axis, tensor.device)
+        if key not in self._parts:
+            gone = torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)
+            gone.index_fill_(row.axis, self._index(row, tensor), value=True)
+            self._parts[key] = cast(Any, part_like(gone, tensor)).to_local()
+        tensor.to_local().masked_fill_(self._parts[key], 0)
 
     def _zero(self, optimizer: Optimizer) -> None:
         self.apply()

@@ -41,6 +41,7 @@ from netslim.selection.criteria.scoring import score
 from netslim.selection.options import Limits, Scoring, Shortcuts, takes_options
 from netslim.selection.select import select
 from netslim.surgery.plan import PruningPlan
+from netslim.surgery.sharding import in_one_piece
 
 Rate = float | Mapping[str, float]
 Tensors = Mapping[str, Tensor]
@@ -122,12 +123,13 @@ class SoftFilterPruning:
     ) -> None:
         self.graph, self.model, self.criterion = graph, model, criterion
         self.every = _at_least_one("every", every)
-        inner = bare(model, ArgumentError, call="SoftFilterPruning(graph, model, rate)")
-        scores = score(graph, inner, criterion)
         barred = staying(Limits(shortcuts=shortcuts), graph)
-        for group in (g for g in graph if g.name not in barred):
-            if why := _obstacle(graph, group, inner, scores, projections):
-                barred[group.name] = why
+        with in_one_piece(model):
+            inner = bare(model, ArgumentError, call="SoftFilterPruning(graph, model, rate)")
+            scores = score(graph, inner, criterion)
+            for group in (g for g in graph if g.name not in barred):
+                if why := _obstacle(graph, group, inner, scores, projections):
+                    barred[group.name] = why
         rates = _rates(graph, rate, barred)
         sizes = {name: graph[name].size for name in rates}
         # The authors' int(N * rate), save where rounding misses what is meant: 0.29 * 100 is
@@ -216,6 +218,12 @@ class SoftFilterPruning:
             ArgumentError: the scores are not finite.
             DisagreementError: ranks of a distributed run have chosen differently.
         """
+        with in_one_piece(self.model):
+            chosen = self._zero()
+        self.returned = sum(int((old & ~chosen[name]).sum()) for name, old in self._chosen.items())
+        self._chosen = chosen
+
+    def _zero(self) -> dict[str, Tensor]:
         inner = bare(self.model, ArgumentError)
         scores, tensors = score(self.graph, inner, self.criterion), dict(named_tensors(inner))
         chosen = {
@@ -229,8 +237,7 @@ class SoftFilterPruning:
         )
         for name, units in chosen.items():
             _fill(tensors, _filters(self.graph[name]), units)
-        self.returned = sum(int((old & ~chosen[name]).sum()) for name, old in self._chosen.items())
-        self._chosen = chosen
+        return chosen
 
     @torch.no_grad()
     def finish(self, constants: Literal["keep", "zero"] = "keep") -> Self:
@@ -252,9 +259,10 @@ class SoftFilterPruning:
             raise ArgumentError(f"constants must be 'keep' or 'zero', not {brief(constants)}")
         self.zero()
         if constants == "zero":
-            tensors = dict(named_tensors(bare(self.model, ArgumentError)))
-            for name, units in self._zeroed().items():
-                _fill(tensors, _constants(self.graph[name], tensors), units)
+            with in_one_piece(self.model):
+                tensors = dict(named_tensors(bare(self.model, ArgumentError)))
+                for name, units in self._zeroed().items():
+                    _fill(tensors, _constants(self.graph[name], tensors), units)
         self.detach()
         return self
 
@@ -275,9 +283,10 @@ class SoftFilterPruning:
         Raises:
             PlanError: no filter is zero, or more are zero than the limits allow to remove.
         """
-        plan = plan_of_zeros(
-            self.graph, self.model, groups=self.counts, criterion=self.criterion, limits=limits
-        )
+        with in_one_piece(self.model):
+            plan = plan_of_zeros(
+                self.graph, self.model, groups=self.counts, criterion=self.criterion, limits=limits
+            )
         notes = [
             f"{name} stays: {why}"
             for name, why in self.left_alone.items()
@@ -326,10 +335,11 @@ class SoftFilterPruning:
         )
 
     def _zeroed(self) -> dict[str, Tensor]:
-        return zeroed(self.graph, self.model, self.counts)
+        with in_one_piece(self.model):
+            return zeroed(self.graph, self.model, self.counts)
 
     def _check_held(self, optimizer: Optimizer) -> None:
-        tensors = dict(named_tensors(bare(self.model, ArgumentError)))
+        tensors = dict(named_tensors(bare(self.model, ArgumentError, allow=("sharded",))))
         held = set(map(id, parameters_of(optimizer)))
         made = chain.from_iterable(self.graph[name].tensors("producer") for name in self.counts)
         if not any(id(tensors[s.tensor]) in held for s in made):

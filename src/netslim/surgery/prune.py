@@ -43,6 +43,7 @@ from netslim.surgery.plan import PruningPlan
 from netslim.surgery.pretrained import keep_config
 from netslim.surgery.rewrapping import Rewrapping
 from netslim.surgery.rows import TensorCut, bias_of, reduced
+from netslim.surgery.sharding import in_one_piece, is_sharded
 from netslim.surgery.weight_averages import cut_alike
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -112,7 +113,8 @@ def prune_(
         model: the model the plan was made for; within `DataParallel` or `torch.compile` it is cut
             where it is. So it is within `DistributedDataParallel`, which then begins anew around
             it, the same object with the same settings: call this on every rank, with the same
-            plan.
+            plan. What `fully_shard` (FSDP2) has sharded is gathered, cut, and sharded again with
+            the same settings.
         plan: what to keep. Biases it adds are new parameters, which no optimizer or shadow tensor
             holds yet.
         optimizer: one or several optimizers whose state (momentum and the like) is cut with the
@@ -144,6 +146,8 @@ def prune_(
         plan.check(inner)
         return _prepare(inner, plan, optimizer, companions)
 
+    if is_sharded(model):
+        return _prune_sharded(model, plan, optimizer, companions)
     wrapper = reducing(model)
     if wrapper is None:
         prepared().carry_out()
@@ -154,6 +158,21 @@ def prune_(
         again.compare()
         ranks.everywhere("the cut", change.carry_out)
         again.carry_out()
+    return model
+
+
+def _prune_sharded(
+    model: Model, plan: PruningPlan, optimizer: Optimizer | Iterable[Optimizer], companions: Any
+) -> Model:
+    """`prune_` of what FSDP2 has sharded: whole on every rank while it is cut."""
+    if companions != ():
+        raise SurgeryError(
+            "companions of a sharded model are not cut with it: cut them by themselves, within "
+            "netslim.surgery.unsharded(companion)"
+        )
+    with in_one_piece(model, optimizer):
+        same_plan(plan, "the plan of prune_")
+        ranks.everywhere("prune_", lambda: prune_(model, plan, optimizer))
     return model
 
 
