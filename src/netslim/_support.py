@@ -4,12 +4,14 @@ user's own modules.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import inspect
 import itertools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +39,7 @@ _FEW = 4  # members of a list that are shown
 _UNCOUNTED = 2**64  # whole numbers that PyTorch cannot hold
 _MOST_THREADS = 2**16
 _MANY = 12  # names that a message lists at most
+_TEMPORARY = re.compile(r"\.(?P<stem>.*)\.[0-9a-f]{12}\.tmp(?P<suffix>(\..*)?)")
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -357,20 +360,116 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     complete.
 
     It lies in the same folder and has the same ending. After an exception ``path`` is as before and
-    nothing is left.
+    nothing is left; what a killed process has left of earlier tries is removed.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; it names ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid4().hex[:12]}.tmp{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        remove_leftovers(path.parent, path)
+        with _locked(temporary):
+            yield temporary
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _settle(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        # A full disk is told without a name, and the temporary one means nothing to anyone.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, path: Path | None = None) -> None:
+    """Remove what killed processes have left of files that they were writing into ``folder``, or of
+    the one that was to become ``path``; what a living one is writing stays.
+    """
+    if os.name != "posix":  # no lock tells there whether its writer lives
+        return
+    for found in folder.glob(".*.tmp*"):
+        name = _TEMPORARY.fullmatch(found.name)
+        if name is None or found.is_symlink():
+            continue
+        if path is None or (name["stem"], name["suffix"]) == (path.stem, path.suffix):
+            _remove_if_left(found)
+
+
+def _remove_if_left(temporary: Path) -> None:
+    """The system lifts a lock with the process that holds it, so what has none has no writer."""
+    try:
+        handle = os.open(temporary, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return
+    try:
+        if try_lock(handle):
+            temporary.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _locked(temporary: Path) -> Iterator[None]:
+    """A new file, which is locked inside; it follows no link, for none can be there."""
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    if os.name != "posix":  # an open file could not take another one's place
+        os.close(handle)
+        yield
+        return
+    try:
+        try_lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file for as long as it is open, and however the process ends; False where
+    another one has it. Windows knows no such locks, and there it is always True.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for this out of a folder for a moment; they wait."""
+    handle = None
+    if os.name == "posix":
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _settle(folder: Path) -> None:
+    """Have the names in a folder survive a loss of power, where the system can see to it."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def named_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -504,6 +603,7 @@ def current_directory_importable() -> Iterator[None]:
 
 
 __all__ = [
+    "alone_in",
     "as_device",
     "call_checked",
     "check_batches",
@@ -514,7 +614,9 @@ __all__ = [
     "from_module",
     "listed",
     "nearest",
+    "remove_leftovers",
     "replacing",
+    "try_lock",
     "using_threads",
     "write_atomic",
 ]

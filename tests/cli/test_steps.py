@@ -355,6 +355,20 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capsys):
     assert "exists already" in told(capsys, *train("a"))
 
 
+def test_a_cut_that_was_killed_before_its_network_was_there_is_made_again(trained, tmp_path):
+    asked = ["prune", trained["vgg"], *INPUT, "--cut-macs", 0.3, "--out"]
+    go(*asked, tmp_path / "whole.safetensors")
+    go(*asked, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").unlink()  # the plan is written first
+    left = tmp_path / ".a.0123456789ab.tmp.safetensors"
+    left.write_bytes(b"half a network")
+    go(*asked, tmp_path / "a.safetensors")
+    for name in (".safetensors", ".plan.json"):
+        made, whole = ((tmp_path / f"{stem}{name}").read_bytes() for stem in ("a", "whole"))
+        assert made == whole
+    assert not left.exists()
+
+
 def test_what_cuts_a_slimmed_network_unasked_is_told(tmp_path, capsys):
     """One line, with the flag that has the scales decide; nothing where a criterion is named."""
     path = tmp_path / "slim.safetensors"

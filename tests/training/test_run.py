@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import random
 import shutil
 import signal
 import subprocess
@@ -34,7 +36,7 @@ from netslim.training.loop.progress import Display
 from netslim.training.recipe.reading import load_recipe, parse_recipe
 from netslim.training.recipe.schema import Recipe
 from netslim.training.stages import runner
-from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.folder import RunFolder, digest
 from netslim.training.stages.measure import entries
 
 # Small, but with all that a resumed run could lose: momentum, a schedule, dropout, augmentation,
@@ -106,6 +108,41 @@ def figures(folder: Path) -> dict[str, Any]:
         "weights": weights,
         "plan": (folder / "02-prune/plan.json").read_text(),
     }
+
+
+CLOCKS = ("seconds", "latency_ms", "resumed", "date", "command", "digest")
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What is in every file of a run, but for times, and for what is made from other files."""
+    readers = {
+        ".json": lambda path: without_times(json.loads(path.read_text()), path.parent),
+        ".csv": metrics,
+        ".ckpt": lambda path: without_times(torch.load(path, weights_only=True), path.parent),
+        ".safetensors": Path.read_bytes,
+        ".yaml": Path.read_text,
+    }
+    made = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): readers.get(path.suffix, lambda path: None)(path)
+        for path in made
+    }
+
+
+def without_times(found: Any, folder: Path) -> Any:
+    """Plain data with tensors as lists; of a digest of metrics.csv, whether it is right."""
+    if isinstance(found, dict):
+        kept = {
+            key: without_times(value, folder) for key, value in found.items() if key not in CLOCKS
+        }
+        if "metrics.csv" in kept:
+            assert kept.pop("metrics.csv") == digest(folder / "metrics.csv")
+        return kept
+    if isinstance(found, (list, tuple)):
+        return [without_times(value, folder) for value in found]
+    if isinstance(found, torch.Tensor):
+        return found.tolist()
+    return found
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
@@ -435,6 +472,14 @@ def arm(kind, where, count):
             if self.folder.label == where and [trainer.current_epoch, index] == count: die()
             return old(self, trainer, module, outputs, batch, index)
         EpochRecord.on_train_batch_end = patched
+    elif kind == "random":
+        old, left = os.replace, [where]
+        def patched(source, target):
+            left[0] -= 1
+            if left[0] == 0 and count: die()
+            old(source, target)
+            if left[0] == 0: die()
+        os.replace = patched
     else:
         old, left = os.replace, [count]
         def patched(source, target):
@@ -453,6 +498,7 @@ for point in [*points, None]:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     expected = signal.SIGKILL if point else 0
+    if point and point[0] == "random" and status == 0: continue  # there was not so much left to do
     if status != expected: sys.exit(f"{point}: status {status}, expected {expected}")
 """
 POINTS = [
@@ -460,11 +506,13 @@ POINTS = [
     ["before", "01-sparse/last.ckpt", 1],  # while the first checkpoint is written
     ["step", "01-sparse", [1, 3]],
     ["after", "01-sparse/last.ckpt", 1],  # the checkpoint is there, metrics.csv is one epoch behind
+    ["after", "01-sparse/last.ckpt", 1],  # all epochs are done, the last is not in metrics.csv
     ["before", "01-sparse/model.safetensors", 1],  # all epochs are done, the stage is not
     ["before", "01-sparse/stage.json", 1],
     ["before", "02-prune/model.safetensors", 1],
-    ["after", "03-finetune/best.safetensors", 1],  # the best weights are ahead of the checkpoint
+    ["before", "03-finetune/best.safetensors", 1],  # the best weights are in the checkpoint alone
     ["step", "03-finetune", [1, 20]],
+    ["after", "03-finetune/last.ckpt", 1],
     ["before", "results.json", 1],
 ]
 
@@ -475,9 +523,25 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
         [sys.executable, "-c", DRIVER], input=given, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert figures(tmp_path / "killed") == figures(finished)
+    assert everything(tmp_path / "killed") == everything(finished)
     environment = json.loads((tmp_path / "killed" / "environment.json").read_text())
     assert len(environment["resumed"]) == len(POINTS)
+
+
+@pytest.mark.skipif("NETSLIM_KILLS" not in os.environ, reason="NETSLIM_KILLS says how many kills")
+def test_killed_at_random_it_ends_with_the_same_files(finished, tmp_path):
+    """`NETSLIM_KILLS=20 make test ARGS="-k killed_at_random"`: 20 before or after a file is put in
+    its place.
+    """
+    draw = random.Random(int(os.environ.get("NETSLIM_SEED", "0")))
+    kills = int(os.environ["NETSLIM_KILLS"])
+    points = [["random", draw.randint(1, 8), draw.randint(0, 1)] for _ in range(kills)]
+    given = json.dumps([SMALL, str(tmp_path / "killed"), points])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], input=given, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    assert everything(tmp_path / "killed") == everything(finished)
 
 
 @pytest.mark.usefixtures("undrawn")

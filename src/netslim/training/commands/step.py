@@ -18,7 +18,7 @@ import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim import models
-from netslim._support import nearest, using_threads, write_atomic
+from netslim._support import alone_in, nearest, using_threads, write_atomic
 from netslim.data.preprocessing import KEY
 from netslim.errors import RecipeError
 from netslim.measure.count import Cost
@@ -136,8 +136,14 @@ def carry_out(
         ranks.shared("the environment", runner.note_environment)
         found = runner.stage(0, recipe.stages[0])
         model = runner.folders[0].model
-        ranks.shared("the network", lambda: write_atomic(out, model.read_bytes()))
+        ranks.shared("the network", lambda: _copy(model, out))
     return found
+
+
+def _copy(model: Path, out: Path) -> None:
+    with alone_in(out.parent):
+        _refuse(out)
+        write_atomic(out, model.read_bytes())
 
 
 def folder_of(out: Path) -> Path:
@@ -281,10 +287,6 @@ def _cut(
 ) -> Pruned:
     _refuse(out)
     plan_file = out.with_suffix(".plan.json")
-    if plan_file.exists():
-        raise RecipeError(
-            f"{plan_file} exists already, and nothing is overwritten; choose another --out"
-        )
     runner = Runner(recipe, RunFolder(folder_of(out)), Display(), "")
     with using_threads(recipe.trainer.threads):
         if shape is None:
@@ -307,12 +309,26 @@ def _cut(
         metadata[KEY] = prepared
     if done.check is None:
         metadata["mask"] = done.plan.to_json()
-    netslim.save(done.network, out, constructor=origin or None, metadata=metadata)
-    write_atomic(plan_file, done.plan.to_json())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in(out.parent):
+        _refuse(out)
+        _write_plan(plan_file, done.plan.to_json())
+        netslim.save(done.network, out, constructor=origin or None, metadata=metadata)
     warnings = list(done.warnings)
     if not done.plan.groups:
         warnings.append("nothing was cut: the amounts come to no channel of any layer")
     return Pruned(done, before, after, plan_file, tuple(warnings))
+
+
+def _write_plan(path: Path, plan: str) -> None:
+    """Written before the network, so that where there is a network its plan is there, too; one that
+    a killed command has left is the same.
+    """
+    if path.exists() and path.read_bytes() != plan.encode():
+        raise RecipeError(
+            f"{path} exists already, and nothing is overwritten; choose another --out"
+        )
+    write_atomic(path, plan)
 
 
 def _without_data(runner: Runner) -> tuple[nn.Module, Results]:

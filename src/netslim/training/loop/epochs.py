@@ -7,9 +7,9 @@ A run that was killed ends with the same numbers, bit for bit, as one that was n
   that is run again is the same again.
 * Everything else is in last.ckpt: weights, optimizer, schedule, the method's own state, and the
   rows of this record.
-* Files are written whole, in an order in which a kill between two does no harm: best.safetensors,
-  last.ckpt, metrics.csv. If only the first is new, the epoch is run again and writes it again; if
-  the last is missing, it is made anew from the rows in the checkpoint.
+* Files are written whole, and last.ckpt first. What a kill behind it has kept from being written
+  is made from it when the stage goes on, also where no epoch is left to run: metrics.csv from its
+  rows, best.safetensors from its weights if they were the best, and the events of its last row.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 
 import netslim.ranks as ranks
-from netslim._support import replacing, write_atomic
+from netslim._support import write_atomic
 from netslim.data.loader import Loader
-from netslim.errors import TrainingError
+from netslim.errors import CheckpointError, TrainingError
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.agreement import same_weights
 from netslim.training.loop.classifier import Classifier
 from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
+from netslim.training.loop.logbook import Logbook
 from netslim.training.stages.folder import StageFolder
 
 COLUMNS = (
@@ -82,7 +83,7 @@ class EpochRecord(pl.Callback):
         seed: every epoch's random numbers follow from it and the epoch.
         watch: called with each new row.
         progress: called after each step with (steps done in this epoch, steps of an epoch).
-        writer: a TensorBoard `SummaryWriter`, or None.
+        book: the loggers that are told of each row.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class EpochRecord(pl.Callback):
         seed: int,
         watch: Callable[[Row], None] | None = None,
         progress: Callable[[Classifier, int, int], None] | None = None,
-        writer: Any = None,
+        book: Logbook | None = None,
     ) -> None:
-        self.folder, self.seed, self.writer = folder, seed, writer
+        self.folder, self.seed, self.book = folder, seed, book
         self.watch, self.progress = watch, progress
         self.rows: list[Row] = []
         self.histograms: list[list[int]] = []
@@ -112,12 +113,21 @@ class EpochRecord(pl.Callback):
         self.rows, self.histograms = state_dict["rows"], state_dict["histograms"]
         self.best = state_dict["best"]
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        if self.book is not None:
+            self.book.open(self.rows)
+        if not self.rows:
+            return
+        if self.best.get("epoch") == self.rows[-1]["epoch"]:
+            self._write_best(weights_in_bytes(pl_module))
+        self._write_metrics()
+        self._log(self.rows[-1], scales_of(pl_module.network))
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         if not self.histograms:
             self.histograms.append(histogram(scales_of(pl_module.network)))
-        if self.rows and ranks.first():
-            write_metrics(self.folder.metrics, self.rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -152,11 +162,12 @@ class EpochRecord(pl.Callback):
         row = self._row(trainer, pl_module, share_near_zero(scales))
         self.rows.append(row)
         self.histograms.append(histogram(scales))
-        self._keep_best(pl_module, row)
-        save_checkpoint(trainer, self.folder.checkpoint)
-        if ranks.first():
-            write_metrics(self.folder.metrics, self.rows)
-        self._write_events(row, scales)
+        best = self._best(pl_module, row)
+        trainer.save_checkpoint(self.folder.checkpoint)
+        if best is not None:
+            self._write_best(best)
+        self._write_metrics()
+        self._log(row, scales)
         if self.watch is not None:
             self.watch(row)
 
@@ -185,23 +196,45 @@ class EpochRecord(pl.Callback):
         assert isinstance(module, Classifier)
         return module.rate(trainer.global_step - 1)
 
-    def _keep_best(self, module: Classifier, row: Row) -> None:
-        """Keep the weights if they are the best; before the checkpoint that tells so is written."""
+    def _best(self, module: Classifier, row: Row) -> bytes | None:
+        """The weights if they are the best; noted before the checkpoint tells so."""
         if module.stage.keep != "best":
-            return
+            return None
         if row["val_accuracy"] <= self.best.get("val_accuracy", -1.0):
-            return
+            return None
         if module.method is not None and not module.method.has_final_size:
-            return
-        from safetensors.torch import save
-
-        weights = {
-            key: value.detach().cpu().contiguous().clone()
-            for key, value in module.network.state_dict().items()
+            return None
+        weights = weights_in_bytes(module)
+        self.best = {
+            "epoch": row["epoch"],
+            "val_accuracy": row["val_accuracy"],
+            "sha256": hashlib.sha256(weights).hexdigest(),
         }
+        return weights
+
+    def _write_best(self, weights: bytes) -> None:
         if ranks.first():
-            write_atomic(self.folder.best, save(weights))
-        self.best = {"epoch": row["epoch"], "val_accuracy": row["val_accuracy"]}
+            write_atomic(self.folder.best, weights)
+
+    def best_weights(self) -> bytes:
+        """What best.safetensors holds.
+
+        Raises:
+            CheckpointError: it is not as it was written.
+        """
+        remedy = f"move {self.folder.path} away to run this stage from its beginning"
+        try:
+            weights = self.folder.best.read_bytes()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder.best} cannot be read ({error.strerror}); {remedy}"
+            ) from None
+        known = self.best.get("sha256")  # none in a checkpoint of version 0.1
+        if known is not None and hashlib.sha256(weights).hexdigest() != known:
+            raise CheckpointError(
+                f"{self.folder.best} is damaged (its digest is another); {remedy}"
+            )
+        return weights
 
     def _refuse_non_finite(self, trainer: pl.Trainer, module: Classifier, step: int) -> None:
         def look() -> None:
@@ -226,24 +259,21 @@ class EpochRecord(pl.Callback):
             f"1), with a new --out; {kept}"
         )
 
-    def _write_events(self, row: Row, scales: Tensor) -> None:
-        if self.writer is None:
-            return
-        for key, value in row.items():
-            if key not in ("epoch", "step") and value is not None:
-                self.writer.add_scalar(key, value, row["epoch"])
-        if len(scales):
-            self.writer.add_histogram("scales", scales, row["epoch"])
-        self.writer.flush()
+    def _write_metrics(self) -> None:
+        if ranks.first():
+            write_metrics(self.folder.metrics, self.rows)
+
+    def _log(self, row: Row, scales: Tensor) -> None:
+        if self.book is not None:
+            self.book.write(row, scales)
 
 
-def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
-    """Lightning's checkpoint, complete or not at all; all ranks call it, and the first writes."""
-    if not ranks.first():
-        trainer.save_checkpoint(path)
-        return
-    with replacing(path) as temporary:
-        trainer.save_checkpoint(temporary)
+def weights_in_bytes(module: Classifier) -> bytes:
+    """The network's weights as a safetensors file."""
+    from safetensors.torch import save
+
+    state = module.network.state_dict()
+    return save({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
 
 
 def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -29,8 +28,10 @@ from netslim.methods.slimming import NetworkSlimming
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.adapters import Gradual, Method, held_by, method_of
 from netslim.training.loop.agreement import same_weights
+from netslim.training.loop.checkpoints import UNREADABLE, SealedCheckpoints
 from netslim.training.loop.classifier import Classifier, Means, Tally
 from netslim.training.loop.epochs import EpochLoader, EpochRecord, Row, derive, made_up
+from netslim.training.loop.logbook import Logbook
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schedule import cut_epochs
 from netslim.training.recipe.schema import Recipe, SlimmingOptions, Train
@@ -41,11 +42,6 @@ _PRECISION = {"float32": "32-true", "bf16": "bf16-mixed"}
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 _WARNING_MODULES = r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
 _WARNINGS = r".*(does not have many workers|GPU available|Checkpoint directory).*"
-# What `torch.load` raises for a file that was cut short or is another one.
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, KeyError),
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(frozen=True)
@@ -162,12 +158,12 @@ def fit(
     module.weight, module.checked = loader.weight, bench.loader("validation").own_batches
     module.sync_batchnorm = bench.recipe.trainer.sync_batchnorm
     with (
-        _events(bench, folder) as writer,
+        _logbook(bench, folder) as book,
         bench.display.training(folder.label, stage.epochs) as shown,
     ):
-        record = EpochRecord(folder, seed, shown.epoch, shown.step, writer)
+        record = EpochRecord(folder, seed, shown.epoch, shown.step, book)
         _run(bench, module, record, loader, resume)
-    return replace(_finished(module, record, folder), pruning=pruning)
+    return replace(_finished(module, record), pruning=pruning)
 
 
 def _set_first_scales(network: nn.Module, stage: Train) -> None:
@@ -238,8 +234,11 @@ def _run(
 
 
 def _trainer(bench: Bench, module: Classifier, record: EpochRecord) -> pl.Trainer:
+    placed = processes.trainer_arguments(bench.recipe.trainer, bench.device)
+    plugins = [*placed.pop("plugins", []), SealedCheckpoints()]
     return pl.Trainer(
-        **processes.trainer_arguments(bench.recipe.trainer, bench.device),
+        **placed,
+        plugins=plugins,
         precision=_PRECISION[bench.precision],  # type: ignore[arg-type]
         max_epochs=module.stage.epochs,
         callbacks=[record],
@@ -285,10 +284,10 @@ def _resumed(folder: StageFolder) -> str | None:
 
 def _checked(folder: StageFolder) -> str:
     try:
-        content = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        content = SealedCheckpoints().load_checkpoint(folder.checkpoint, "cpu")
         if not {"state_dict", "loops", "optimizer_states", "callbacks"} <= content.keys():
             raise ValueError("it is not a Lightning checkpoint")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{folder.checkpoint} is damaged ({reason}); move {folder.path} away to run this "
@@ -298,31 +297,26 @@ def _checked(folder: StageFolder) -> str:
 
 
 @contextmanager
-def _events(bench: Bench, folder: StageFolder) -> Iterator[Any]:
-    if not (bench.recipe.trainer.tensorboard and ranks.first()):
-        with nullcontext() as nothing:
-            yield nothing
-        return
-    with quiet():
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(folder.path.parent / "tensorboard" / folder.label))
+def _logbook(bench: Bench, folder: StageFolder) -> Iterator[Logbook]:
+    book = Logbook(bench.recipe.trainer, folder.path.parent, folder.label)
     try:
-        yield writer
+        yield book
     finally:
-        writer.close()
+        with quiet():
+            book.close()
 
 
-def _finished(module: Classifier, record: EpochRecord, folder: StageFolder) -> History:
+def _finished(module: Classifier, record: EpochRecord) -> History:
     network = module.network
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if record.best:
         from safetensors.torch import load
 
-        best = ranks.shared("the best weights", folder.best.read_bytes)
-        network.load_state_dict(load(best))
+        weights = ranks.shared("the best weights", record.best_weights)
+        network.load_state_dict(load(weights))
     left = {}
     if module.method is not None:
         module.method.finish()
         left = module.method.left()
-    return History(record.rows, record.histograms, record.best, left)
+    best = {key: value for key, value in record.best.items() if key != "sha256"}
+    return History(record.rows, record.histograms, best, left)

@@ -180,6 +180,9 @@ class TrainerOptions:
     threads: int | None = None  # CPU threads; null leaves torch's choice
     limit_batches: int | None = None  # only so many batches an epoch and split: for a dry run
     tensorboard: bool = True  # also write events for TensorBoard
+    loggers: list[Literal["wandb", "mlflow", "trackio"]] = field(
+        default_factory=list
+    )  # further ones that are told of each epoch
     devices: int | None = (
         None  # processes on each machine, one a GPU; null: one, or as many as a launcher started
     )

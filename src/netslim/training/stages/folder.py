@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from netslim._support import brief, is_format, write_atomic
+from netslim._support import brief, is_format, remove_leftovers, try_lock, write_atomic
 from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.files import read_yaml
 from netslim.training.recipe.reading import parse_recipe
@@ -248,7 +248,7 @@ class RunFolder:
             ) from None
         # A lock of the system, not a file that says so: a killed process leaves none behind.
         try:
-            if not _try_lock(handle):
+            if not try_lock(handle):
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
                 raise RecipeError(
                     f"{self.path} is in use by another netslim run ({owner}); wait for it or "
@@ -256,21 +256,17 @@ class RunFolder:
                 )
             os.ftruncate(handle, 0)
             os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            for place in _folders(self.path):
+                remove_leftovers(place)
             yield
         finally:
             os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _folders(root: Path) -> Iterator[Path]:
+    """A folder and those in it; links are not followed."""
+    for place, _, _ in os.walk(root):
+        yield Path(place)
 
 
 def with_defaults(tree: Any) -> Any:
