@@ -14,6 +14,7 @@ from netslim._support import checks_calls
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.weight_norms import weight_norms
 from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune, same_plan
@@ -198,25 +199,14 @@ def _silenced(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
     tensors = dict(named_tensors(model))
     rows = [row for row in plan.tensors if len(row.kept) < row.size]
     planned = {(row.tensor, row.axis) for row in plan.tensors}
+    gains = {norm.direction: norm.gain for norm in weight_norms(model, shared=True)}
     found = []
     for row in rows:
         tensor = tensors[row.tensor]
         reads = "consumer" in row.role and tensor.is_floating_point()
-        is_direction = (_length(model, row.tensor), row.axis) in planned
+        is_direction = (gains.get(row.tensor), row.axis) in planned
         # Directions of weight norm stay: with all of them zero the weight would be 0 / 0. Their
         # lengths are cut along the same axis, and a length of zero silences as well.
         if (isinstance(tensor, nn.Parameter) or reads) and not is_direction:
             found.append(row)
     return found
-
-
-def _length(model: nn.Module, name: str) -> str | None:
-    """The name of the tensor with the lengths, if this one holds a weight norm's directions."""
-    path, _, own = name.rpartition(".")
-    module = model.get_submodule(path)
-    whole = vars(module).get(own.removesuffix("_v"))
-    if own.endswith("_v") and isinstance(whole, Tensor):  # torch.nn.utils.weight_norm
-        return f"{name.removesuffix('_v')}_g"
-    if own == "original1" and type(next(module.children(), None)).__name__ == "_WeightNorm":
-        return f"{path}.original0"
-    return None

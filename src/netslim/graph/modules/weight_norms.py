@@ -58,10 +58,12 @@ class WeightNorm:
         return after.detach().masked_fill((old > 0) & (new == 0), 1), followed
 
 
-def weight_norms(model: nn.Module) -> list[WeightNorm]:
-    """Those that `torch.nn.utils` made, parametrised or by a hook; a shared gain is left out.
+def weight_norms(model: nn.Module, shared: bool = False) -> list[WeightNorm]:
+    """Those that `torch.nn.utils` made, parametrised or by a hook, by names of `named_tensors`.
 
-    The names are those of `named_tensors`.
+    Args:
+        model: any module.
+        shared: those as well that share their gain with another.
     """
     parts: list[tuple[Tensor, Tensor, int]] = []
     for module in named_modules(model):
@@ -71,7 +73,7 @@ def weight_norms(model: nn.Module) -> list[WeightNorm]:
     names = {id(tensor): name for name, tensor in named_tensors(model)}
     found = [WeightNorm(names[id(v)], names[id(g)], dimension(dim, v.dim())) for v, g, dim in parts]
     uses = Counter(norm.gain for norm in found)
-    return [norm for norm in found if uses[norm.gain] == 1]
+    return [norm for norm in found if shared or uses[norm.gain] == 1]
 
 
 def dimension(dim: int, dims: int) -> int:
