@@ -80,11 +80,21 @@ def brief(value: object) -> str:
         digits = round(value.bit_length() * math.log10(2))
         return f"a whole number of some {digits:,} digits, which is too large"
     if isinstance(value, (list, tuple)) and len(value) <= _FEW:
-        parts = ", ".join(map(brief, value))
+        parts = ", ".join(map(_inner, value))
         return _clipped(f"[{parts}]")
+    if isinstance(value, dict) and len(value) <= _FEW:
+        parts = ", ".join(f"{_inner(key)}: {_inner(held)}" for key, held in value.items())
+        return _clipped(f"{{{parts}}}")
     if value is None or isinstance(value, _WORTH_SHOWING):
         return _clipped(repr(value))
     return _with_article(type(value).__name__)
+
+
+def _inner(value: object) -> str:
+    """The same for what is in a list or dict: of those within it is told that they are."""
+    if isinstance(value, (list, tuple, dict)):
+        return _with_article(type(value).__name__)
+    return brief(value)
 
 
 def _clipped(text: str) -> str:
