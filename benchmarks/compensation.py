@@ -107,7 +107,7 @@ def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--cifar", default="torchvision:CIFAR10", help="where CIFAR-10 is")
+    parser.add_argument("--cifar", default="hf:cifar10", help="where CIFAR-10 is")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
