@@ -372,7 +372,10 @@ REFUSED = {
     "nothing": (lambda: None, "netslim needs a torch.nn.Module, got NoneType"),
     "state": (lambda: residual().state_dict(), "netslim needs a torch.nn.Module, got OrderedDict"),
 }
-WITHOUT_VALUES = {"prune", "prune_", "cost"}  # what needs shapes alone takes models without values
+TAKEN = {
+    "meta": ("prune", "prune_", "cost"),  # which need shapes alone
+    "fully_shard": ("prune_",),  # which gathers it and shards it again
+}
 WITH_SHARDS = {"flat", "original", "fully_shard", "tensors"}
 
 
@@ -395,7 +398,7 @@ def test_what_cannot_be_cut_is_refused_by_every_verb(kind, tmp_path):
     }
     for name, (error, call) in verbs.items():
         error = ArgumentError if kind in ("nothing", "state") else error  # it is no model at all
-        if kind != "meta" or name not in WITHOUT_VALUES:
+        if name not in TAKEN.get(kind, ()):
             with pytest.raises(error, match=message):
                 call()
     assert list(tmp_path.iterdir()) == []
