@@ -23,6 +23,7 @@ DOCUMENTS = [
     "docs/coverage.md",
     "docs/distributed.md",
     "docs/own-network.md",
+    "docs/scaling.md",
 ]
 
 
