@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import importlib
 import inspect
 import itertools
+import json
 import math
 import os
 import re
@@ -499,6 +501,12 @@ def is_format(found: object, *known: int) -> bool:
     return type(found) is int and found in known
 
 
+def digest_of_plain(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what a JSON file holds, whatever the order of its keys and its white space."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file so that it is either as before or complete, also after a kill; text as UTF-8.
 
@@ -620,6 +628,7 @@ __all__ = [
     "checks_calls",
     "current_directory_importable",
     "described",
+    "digest_of_plain",
     "expect",
     "from_module",
     "listed",

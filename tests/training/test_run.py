@@ -36,7 +36,7 @@ from netslim.training.loop.progress import Display
 from netslim.training.recipe.reading import load_recipe, parse_recipe
 from netslim.training.recipe.schema import Recipe
 from netslim.training.stages import runner
-from netslim.training.stages.folder import RunFolder, digest
+from netslim.training.stages.folder import RunFolder, digest, read_json
 from netslim.training.stages.measure import entries
 
 # Small, but with all that a resumed run could lose: momentum, a schedule, dropout, augmentation,
@@ -557,7 +557,7 @@ def test_a_finished_run_is_left_alone(copied, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file()}
     monkeypatch.setattr(runner.Runner, "go", lambda self: pytest.fail("it ran again"))
     time.sleep(0.01)
-    assert run(small(), copied) == json.loads((copied / "results.json").read_text())
+    assert run(small(), copied) == read_json(copied / "results.json", "")
     del before[copied / ".lock"]
     assert before == {path: path.stat().st_mtime_ns for path in before}
 

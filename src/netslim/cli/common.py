@@ -55,6 +55,16 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_changed_ok(parser: argparse.ArgumentParser) -> None:
+    """--changed-ok."""
+    parser.add_argument(
+        "--changed-ok",
+        action="store_true",
+        help="go on, and note it, though the images or the versions of packages are no longer "
+        "those that this was begun with",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser, **more: Any) -> None:
     """--weights; `more` as for `add_argument`."""
     parser.add_argument(

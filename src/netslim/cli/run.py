@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import add_trust, as_arguments
+from netslim.cli.common import add_changed_ok, add_trust, as_arguments
 from netslim.cli.parser import Parser
 
 _RUN = """\
@@ -37,6 +37,7 @@ def register(parser: Parser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, help="the run folder (default: runs/RECIPE)"
     )
+    add_changed_ok(parser)
     parser.add_argument(
         "--seed",
         metavar="N",
@@ -61,7 +62,7 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from netslim.training.processes import place
 
     try:
-        results = run(recipe, folder, command=command)
+        results = run(recipe, folder, command=command, changed_ok=options.changed_ok)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"what is finished is kept in {folder}; go on with: {command}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from netslim.cli.common import add_changed_ok
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -83,6 +84,7 @@ def add_flags(parser: Parser, epochs: int, rate: float) -> None:
         help="weights of the last epoch, or of the best by validation (default: last)",
     )
     add_surroundings(parser)
+    add_changed_ok(parser)
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -98,7 +100,9 @@ def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> in
         kind, options.model, options.data, _stage(options), overrides, settings=settings(options)
     )
     try:
-        found = step.carry_out(recipe, options.out, command=options.typed)
+        found = step.carry_out(
+            recipe, options.out, command=options.typed, changed_ok=options.changed_ok
+        )
     except KeyboardInterrupt:
         folder = step.folder_of(options.out)
         raise KeyboardInterrupt(

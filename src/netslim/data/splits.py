@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -88,6 +88,14 @@ class ImageStream:
     def take(self, index: Tensor) -> ImageStream:
         """The images at `index`, in that order, still undecoded."""
         return replace(self, images=_Chosen(self.images, index), labels=self.labels[index])
+
+    def unwrapped(self) -> tuple[Images, Tensor]:
+        """The images that all of these were taken from, and the positions of these among them."""
+        images: Any = self.images
+        positions = torch.arange(len(self))
+        while isinstance(images, _Chosen):
+            images, positions = images.images, images.positions[positions]
+        return images, positions
 
 
 class _Chosen:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from netslim._support import is_format
+from netslim._support import digest_of_plain, is_format
 from netslim.errors import RecipeError
 from netslim.report.rows import METRICS, median
 
@@ -34,6 +34,9 @@ def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as problem:
         raise damaged(path, str(problem)) from problem
     check(results, path)
+    known = results.pop("digest", None)
+    if known is not None and known != digest_of_plain(results):
+        raise damaged(path, "they were changed after they were written")
     results["environment"] = results.get("environment") or _environment(folder / "environment.json")
     return dict(results)
 

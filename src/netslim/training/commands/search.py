@@ -42,14 +42,12 @@ from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.files import read_yaml
 from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, SearchOptions, Stage, Train
+from netslim.training.stages.changes import differences, differing, listed
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import (
     FORMAT,
     RunFolder,
-    differences,
-    differing,
     digest,
-    listed,
     read_json,
     with_defaults,
     write_json,

@@ -31,7 +31,8 @@ from netslim.selection.criteria.registry import reads_data
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Exploration, Recipe, plain
-from netslim.training.stages.folder import RunFolder, differences, digest
+from netslim.training.stages.changes import differences
+from netslim.training.stages.folder import RunFolder, digest
 from netslim.training.stages.runner import Runner
 
 _ELSEWHERE = (

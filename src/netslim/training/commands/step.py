@@ -98,7 +98,12 @@ def _full(key: str, kind: str) -> str:
 
 
 def carry_out(
-    recipe: Recipe, out: Path, *, command: str = "", display: Display | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    command: str = "",
+    display: Display | None = None,
+    changed_ok: bool = False,
 ) -> Results:
     """Carry out a recipe of one training stage and leave its network in the file `out`.
 
@@ -119,7 +124,8 @@ def carry_out(
     folder = RunFolder(folder_of(out))
     folder.refuse_strangers()
     if processes.to_start(recipe.trainer):
-        processes.start(recipe.trainer, partial(carry_out, recipe, out, command=command))
+        again = partial(carry_out, command=command, changed_ok=changed_ok)
+        processes.start(recipe.trainer, partial(again, recipe, out))
         left = folder.stage(0, recipe.stages[0])
         return read_json(left.marker, "it was written on the first machine")
     with (
@@ -129,7 +135,7 @@ def carry_out(
     ):
         if here.rank:
             display = silent()
-        runner = Runner(recipe, folder, display or Display(), command)
+        runner = Runner(recipe, folder, display or Display(), command, changed_ok)
         runner.agree()
         ranks.everywhere("a first try", lambda: _try(runner))
         ranks.shared("the run folder", lambda: claimed(folder, recipe, held))

@@ -212,6 +212,7 @@ def find_strength(
     def run(strength: float, epochs: int = short) -> float:
         trial = shortened(stage, epochs, strength)
         place = StageFolder(trials, next(numbers), trial)
+        place.ground = folder.ground
         share = _share(bench, network, trial, place, seed, teacher)
         return ranks.mean_number("the share near zero", share)
 

@@ -44,6 +44,7 @@ COLUMNS = (
 )
 
 Row = dict[str, Any]
+RECORD = "Journal"  # as in version 0.1, of which a run may be under way
 
 
 def derive(seed: int, *path: object) -> int:
@@ -103,11 +104,16 @@ class EpochRecord(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Its name in checkpoints: that of version 0.1, of which a run may be under way."""
-        return "Journal"
+        """Its name in checkpoints."""
+        return RECORD
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "histograms": self.histograms, "best": self.best}
+        return {
+            "rows": self.rows,
+            "histograms": self.histograms,
+            "best": self.best,
+            "stands_on": self.folder.stands_on(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.histograms = state_dict["rows"], state_dict["histograms"]

@@ -30,7 +30,7 @@ from netslim.training.loop.adapters import Gradual, Method, held_by, method_of
 from netslim.training.loop.agreement import same_weights
 from netslim.training.loop.checkpoints import UNREADABLE, SealedCheckpoints
 from netslim.training.loop.classifier import Classifier, Means, Tally
-from netslim.training.loop.epochs import EpochLoader, EpochRecord, Row, derive, made_up
+from netslim.training.loop.epochs import RECORD, EpochLoader, EpochRecord, Row, derive, made_up
 from netslim.training.loop.logbook import Logbook
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schedule import cut_epochs
@@ -293,6 +293,8 @@ def _checked(folder: StageFolder) -> str:
             f"{folder.checkpoint} is damaged ({reason}); move {folder.path} away to run this "
             "stage from its beginning"
         ) from None
+    record = content["callbacks"].get(RECORD, {})
+    folder.check_ground(record.get("stands_on"), folder.checkpoint)
     return str(folder.checkpoint)
 
 

@@ -8,6 +8,7 @@ basis end with the same bits, so where only what is no part of it has changed, t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from netslim.training.recipe.checks import imitated, wanted_share
@@ -54,3 +55,28 @@ def kept(old: Recipe, new: Recipe, count: int) -> int:
     while same < min(count, len(new.stages)) and basis(old, same + 1) == basis(new, same + 1):
         same += 1
     return same
+
+
+def listed(found: Sequence[str]) -> str:
+    """The first few differences."""
+    return "; ".join([*found[:5], *["..."] * (len(found) > 5)])
+
+
+def differences(old: Any, new: Any) -> Iterator[str]:
+    """What a person is told of every value that differs."""
+    for where, theirs, ours in differing(old, new):
+        yield f"{where}: {theirs!r} there, {ours!r} here"
+
+
+def differing(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, old and new value of all that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            path = f"{where}.{key}".lstrip(".")
+            yield from differing(old.get(key), new.get(key), path)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, pair in enumerate(zip(old, new, strict=True)):
+            name = pair[0].get("name", index) if isinstance(pair[0], dict) else index
+            yield from differing(*pair, f"{where}.{name}")
+    elif old != new:
+        yield where, old, new

@@ -34,7 +34,7 @@ def describe(device: torch.device, precision: str, command: str) -> dict[str, An
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "python": sys.version.split()[0],
-        "versions": {"torch": torch.__version__} | _versions(),
+        "versions": versions(),
     }
 
 
@@ -69,8 +69,9 @@ def _native_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Of the packages that figures depend on."""
+    found = {"torch": str(torch.__version__)}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

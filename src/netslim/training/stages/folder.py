@@ -28,26 +28,36 @@ from typing import Any
 
 import yaml
 
-from netslim._support import brief, is_format, remove_leftovers, try_lock, write_atomic
+from netslim._support import (
+    brief,
+    digest_of_plain,
+    is_format,
+    remove_leftovers,
+    try_lock,
+    write_atomic,
+)
 from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.files import read_yaml
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage
-from netslim.training.stages.changes import basis, kept
+from netslim.training.stages.changes import basis, differences, kept, listed
+from netslim.training.stages.ground import Ground
 
 FORMAT = 1
 
 
-def write_json(path: Path, content: Any) -> None:
-    """`write_atomic` of indented JSON; refuses NaN, which is not JSON."""
-    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """`write_atomic` of indented JSON with its digest; refuses NaN, which is not JSON."""
+    sealed = {**content, "digest": digest_of_plain(content)}
+    write_atomic(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The content of a JSON file of the run folder.
+    """The content of a JSON file of the run folder, without its digest.
 
     Raises:
-        RecipeError: it is not readable JSON of our format; the message ends in `remedy`.
+        RecipeError: it is not readable JSON of our format, or not as it was written; the message
+            ends in `remedy`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -57,6 +67,9 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise RecipeError(
             f"{path} is not a file of this version of netslim (format {FORMAT}); {remedy}"
         )
+    known = content.pop("digest", None)  # none in files of version 0.1
+    if known is not None and known != digest_of_plain(content):
+        raise RecipeError(f"{path} was changed after it was written; {remedy}")
     return content
 
 
@@ -78,12 +91,14 @@ class StageFolder:
         self.model = self.path / "model.safetensors"
         self.plan = self.path / "plan.json"
         self.marker = self.path / "stage.json"
+        self.ground: Ground | None = None  # what it stands on, where that is known
 
     def results(self) -> dict[str, Any] | None:
         """What the finished stage wrote, or None while it is unfinished.
 
         Raises:
-            RecipeError: the marker or a file it vouches for was damaged or changed.
+            RecipeError: the marker or a file it vouches for was damaged or changed, or the stage
+                stands on something else than is there now.
         """
         if not self.marker.exists():
             return None
@@ -98,7 +113,23 @@ class StageFolder:
                 raise RecipeError(
                     f"{self.path / name} was changed after the stage finished; {remedy}"
                 )
+        self.check_ground(content.get("stands_on"), self.marker)
         return content
+
+    def stands_on(self) -> dict[str, Any]:
+        """What the stage stands on now, as plain data; empty where that is not known."""
+        if self.ground is None:
+            return {}
+        return self.ground.now()
+
+    def check_ground(self, then: dict[str, Any] | None, what: Path) -> None:
+        """See to it that the stage, as the file `what` has it, stood on what is there now.
+
+        Raises:
+            RecipeError: it did not.
+        """
+        if self.ground is not None:
+            self.ground.check(then or None, what, self.path)
 
     @property
     def begun(self) -> bool:
@@ -116,7 +147,8 @@ class StageFolder:
         """Write the marker: from now on the stage is finished."""
         written = [path for path in (self.model, self.plan, self.metrics) if path.exists()]
         files = {path.name: digest(path) for path in written}
-        write_json(self.marker, {"format": FORMAT, "stage": self.label, **results, "files": files})
+        known = {"format": FORMAT, "stage": self.label, "stands_on": self.stands_on()}
+        write_json(self.marker, {**known, **results, "files": files})
         found = self.results()
         assert found is not None
         return found
@@ -297,28 +329,3 @@ def _remedy(old: Recipe, folders: Sequence[StageFolder], begun: Sequence[int], s
     if not made:
         return ""
     return f", or start from what is there by a recipe with model.name: {made[-1]}"
-
-
-def listed(found: Sequence[str]) -> str:
-    """The first few differences."""
-    return "; ".join([*found[:5], *["..."] * (len(found) > 5)])
-
-
-def differences(old: Any, new: Any) -> Iterator[str]:
-    """What a person is told of every value that differs."""
-    for where, theirs, ours in differing(old, new):
-        yield f"{where}: {theirs!r} there, {ours!r} here"
-
-
-def differing(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Key, old and new value of all that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            path = f"{where}.{key}".lstrip(".")
-            yield from differing(old.get(key), new.get(key), path)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, pair in enumerate(zip(old, new, strict=True)):
-            name = pair[0].get("name", index) if isinstance(pair[0], dict) else index
-            yield from differing(*pair, f"{where}.{name}")
-    elif old != new:
-        yield where, old, new

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +21,7 @@ import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim import models
+from netslim.data.fingerprint import fingerprint
 from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.splits import Data
 from netslim.errors import RecipeError
@@ -32,8 +33,10 @@ from netslim.training.loop.epochs import derive
 from netslim.training.loop.fit import Bench
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Baseline, ModelOptions, Recipe, Scratch, Train
-from netslim.training.stages.environment import choose_device, choose_precision
-from netslim.training.stages.folder import RunFolder, StageFolder
+from netslim.training.stages.changes import basis
+from netslim.training.stages.environment import choose_device, choose_precision, versions
+from netslim.training.stages.folder import RunFolder, StageFolder, digest
+from netslim.training.stages.ground import Ground, Standing
 from netslim.training.stages.images import load_images
 from netslim.training.stages.measure import AS_BUILT
 from netslim.training.stages.teachers import as_trained
@@ -50,6 +53,48 @@ class Networks:
         self.device = choose_device(recipe.trainer)
         self.precision = choose_precision(recipe.trainer, self.device)
         self.folders = [folder.stage(index, stage) for index, stage in enumerate(recipe.stages)]
+        for index, place in enumerate(self.folders):
+            place.ground = Ground(cache(partial(self._standing, index)), self.accepts)
+
+    # ------------------------------------------------------------ what stages stand on
+
+    def accepts(self, changed: list[str]) -> bool:
+        """Whether a run may go on though what it stands on has changed."""
+        return False
+
+    def _standing(self, index: int) -> Standing:
+        """What stage `index` stands on, as plain data."""
+        return {
+            "stage": self.folders[index].label,
+            "seed": self.recipe.seed,
+            "settings": basis(self.recipe, index + 1),
+            "before": {path.name: digest(path) for path in self._files_before(index)},
+            "data": self._images,
+            "versions": versions(),
+        }
+
+    @cached_property
+    def _images(self) -> dict[str, Any]:
+        return fingerprint(self.data)
+
+    def _files_before(self, index: int) -> list[Path]:
+        """The files that hold the network that stage `index` starts from."""
+        before = self._position_before(index)
+        if before is not None and not isinstance(self.recipe.stages[index], Baseline):
+            return [self.folders[before].model]
+        return [path for path in map(Path, self.recipe.model.files) if path.is_file()]
+
+    def _position_before(self, index: int) -> int | None:
+        """Of the stage whose network stage `index` starts from, if one does.
+
+        Baselines and networks from scratch are side branches, which are passed over.
+        """
+        main = (
+            position
+            for position in reversed(range(index))
+            if not isinstance(self.recipe.stages[position], Baseline | Scratch)
+        )
+        return next(main, None)
 
     # ------------------------------------------------------------ what they are tried on
 
@@ -240,14 +285,11 @@ class Networks:
     # ------------------------------------------------------------ what its stages leave
 
     def network_before(self, index: int) -> nn.Module:
-        """The network that stage `index` starts from: the last stage's, or a fresh one.
-
-        Baselines and networks from scratch are side branches, which are passed over.
-        """
-        for position in reversed(range(index)):
-            if not isinstance(self.recipe.stages[position], Baseline | Scratch):
-                return self.network_of(position)
-        return self.build()
+        """The network that stage `index` starts from: the last stage's, or a fresh one."""
+        before = self._position_before(index)
+        if before is None:
+            return self.build()
+        return self.network_of(before)
 
     def network_of(self, index: int) -> nn.Module:
         """The network that stage `index` left, read from its file; or the one `AS_BUILT`."""

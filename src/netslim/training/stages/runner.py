@@ -93,6 +93,7 @@ def run(
     *,
     command: str | None = None,
     display: Display | None = None,
+    changed_ok: bool = False,
 ) -> Results:
     """Carry out a recipe, or what is left of it, and return the contents of results.json.
 
@@ -101,6 +102,8 @@ def run(
         out: the run folder; `runs/<name of the recipe>` when not given.
         command: what to type to repeat the run, for the report.
         display: where progress is shown; standard error when not given.
+        changed_ok: go on, and note it, where the data or the versions of packages are no longer
+            those that the run began with.
 
     Raises:
         NetslimError: whatever goes wrong; finished stages and epochs are kept.
@@ -118,7 +121,8 @@ def run(
     command = command or shlex.join(["netslim", "run", recipe.name, "--out", str(folder.path)])
     folder.refuse_strangers()
     if processes.to_start(recipe.trainer):
-        processes.start(recipe.trainer, partial(run, recipe, folder.path, command=command))
+        again = partial(run, command=command, changed_ok=changed_ok)
+        processes.start(recipe.trainer, partial(again, recipe, folder.path))
         return read_json(folder.results, "it was written on the first machine")
     with processes.joined(recipe.trainer) as here, ExitStack() as held:
         if here.rank:
@@ -129,7 +133,7 @@ def run(
         results = ranks.shared("the results", lambda: finished(folder))
         if results is None:
             with using_threads(recipe.trainer.threads):
-                results = Runner(recipe, folder, display, command).go()
+                results = Runner(recipe, folder, display, command, changed_ok).go()
         if ranks.first() and not (folder.path / "report.html").exists():
             _write_report(folder)
     return results
@@ -160,20 +164,50 @@ def _write_report(folder: RunFolder) -> None:
 class Runner(Networks):
     """Carries out the stages of a run, one after the other, and leaves finished ones alone."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display, command: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        display: Display,
+        command: str,
+        changed_ok: bool = False,
+    ) -> None:
         super().__init__(recipe, folder, display)
-        self.command = command
+        self.command, self.changed_ok = command, changed_ok
+
+    def accepts(self, changed: list[str]) -> bool:
+        """Whether what has changed under the run was accepted, now or once before; it is told then,
+        and noted beside the environment.
+        """
+        path = self.folder.environment
+        noted: Results = {"format": FORMAT}
+        if path.exists():
+            noted = read_json(path, "move it away to have it written again")
+        news = [text for text in changed if text not in noted.get("changed", [])]
+        if not news:
+            return True
+        if not self.changed_ok:
+            return False
+        for text in news:
+            self.display.warn(f"{text}: accepted")
+        write_json(path, {**noted, "changed": [*noted.get("changed", []), *news]})
+        return True
 
     def go(self) -> Results:
         """All stages, the results and the report."""
-        finished = ranks.shared(
-            "what is finished", lambda: [folder.results() is not None for folder in self.folders]
-        )
+        first = ranks.shared("what is finished", self._first_unfinished)
         self.agree()
-        ranks.everywhere("the stages ahead", lambda: foresee(self, [*finished, False].index(False)))
+        ranks.everywhere("the stages ahead", lambda: foresee(self, first))
         ranks.shared("the environment", self.note_environment)
         done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
         return ranks.shared("the results", lambda: self._written(done))
+
+    def _first_unfinished(self) -> int:
+        """The number of the first stage that is not finished; those behind it may be."""
+        for index, folder in enumerate(self.folders):
+            if folder.results() is None:
+                return index
+        return len(self.folders)
 
     def _written(self, done: Sequence[Results]) -> Results:
         environment = json.loads(self.folder.environment.read_text())
