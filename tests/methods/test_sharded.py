@@ -1,4 +1,5 @@
-"""Models that FSDP2 shards over two processes: cut, masked and trained as on one.
+"""Models that FSDP2 shards over two processes, or DDP or Accelerate wraps: cut, masked and trained as
+on one.
 
 The functions ``rank_...`` run in two real processes (see `two_ranks`). Both have the same images, so
 that what they do must equal what one process does.
@@ -6,6 +7,7 @@ that what they do must equal what one process does.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 import netslim
 import netslim.ranks as ranks
@@ -104,11 +107,13 @@ def rank_cut(rank: int) -> dict[str, Any]:
     }
 
 
-def _beside(rank: int, attach: Callable[..., Any], early: bool = False) -> list[float]:
-    """How far a sharded model is from one that is not, trained by the same method."""
+def _beside(
+    attach: Callable[..., Any], early: bool = False, wrapped: Callable[..., Any] = sharded
+) -> list[float]:
+    """How far a wrapped model is from one that is not, trained by the same method."""
     alone, model = net(), net()
     attached = attach(model, None) if early else None
-    model = sharded(model)
+    model = wrapped(model)
     optimizers = sgd(alone), sgd(model)
     ways = attach(alone, optimizers[0]), attached or attach(model, optimizers[1])
     if attached:
@@ -158,10 +163,26 @@ def _gradual(model: nn.Module, optimizer: Any) -> Any:
 
 
 def rank_methods(rank: int) -> dict[str, list[float]]:
+    return _ways(sharded)
+
+
+def _ways(wrapped: Callable[..., Any]) -> dict[str, list[float]]:
     ways = {"slimming": _slimming, "soft": _soft, "drawn": _drawn, "mask": _mask}
-    found = {name: _beside(rank, way) for name, way in ways.items()}
-    found |= {f"{name}_before": _beside(rank, way, early=True) for name, way in ways.items()}
-    return found | {"gradual": _beside(rank, _gradual)}
+    found = {name: _beside(way, wrapped=wrapped) for name, way in ways.items()}
+    found |= {f"{name}_before": _beside(way, True, wrapped) for name, way in ways.items()}
+    return found | {"gradual": _beside(_gradual, wrapped=wrapped)}
+
+
+def rank_distributed(rank: int) -> dict[str, list[float]]:
+    return _ways(DistributedDataParallel)
+
+
+def rank_accelerate(rank: int) -> dict[str, list[float]]:
+    if importlib.util.find_spec("accelerate") is None:
+        return {}
+    from accelerate import Accelerator
+
+    return _ways(Accelerator(cpu=True).prepare)
 
 
 def rank_other_plans(rank: int) -> list[Any]:
@@ -241,8 +262,11 @@ METHODS = ("slimming", "soft", "drawn", "mask")
 
 
 @pytest.mark.parametrize("name", [*METHODS, *(f"{name}_before" for name in METHODS), "gradual"])
-def test_methods_act_as_on_one_process(found: Found, name: str):
-    for rank in found["methods"]:
+@pytest.mark.parametrize("wrapper", ["methods", "distributed", "accelerate"])
+def test_methods_act_as_on_one_process(found: Found, wrapper: str, name: str):
+    for rank in found[wrapper]:
+        if not rank:
+            pytest.skip("Accelerate is not installed")
         assert max(rank[name]) < 1e-5
 
 

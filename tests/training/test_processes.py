@@ -85,8 +85,16 @@ def figures(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- what both processes do
 
 
+def run_undrawn(recipe: Recipe, folder: str | Path, **options: Any) -> dict[str, Any]:
+    """Figures are made but not drawn: in a small run that takes longer than the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        savefig = "matplotlib.figure.Figure.savefig"
+        patch.setattr(savefig, lambda self, file, **_: file.write(b"<svg></svg>"))
+        return run(recipe, folder, **options)
+
+
 def rank_whole(rank: int) -> dict[str, Any]:
-    results = run(whole(), "two")
+    results = run_undrawn(whole(), "two")
     return {"rows": results["rows"], "weights": [weights(f"two/{label}/model") for label in LABELS]}
 
 
@@ -96,7 +104,7 @@ def weights(name: str) -> str:
 
 def rank_goes_on(rank: int) -> list[str]:
     """What was begun by two, of which one was killed, and went on by one."""
-    return [row["key"] for row in run(whole(), "killed")["rows"]]
+    return [row["key"] for row in run_undrawn(whole(), "killed")["rows"]]
 
 
 def rank_methods(rank: int) -> dict[str, Any]:
@@ -216,7 +224,7 @@ def found(folder: Path, killed: str) -> Found:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
-    run(whole(), folder / "one", display=silent())
+    run_undrawn(whole(), folder / "one", display=silent())
     return folder / "one"
 
 
@@ -280,7 +288,7 @@ def test_ranks_with_different_recipes_stop_with_both_digests(found: Found):
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(found: Found):
     for told in found["shares"]:
-        assert told["text"] == (
+        assert told["text"].endswith(
             "data.batch_size: 63 images are not the same number for each of 2 processes; say 62 or 64"
         )
 

@@ -280,6 +280,8 @@ def _worked(
         error.told_by_another = False  # the process that started this one tells it
         told.put((shared["first"] + number, error))
         raise SystemExit(1) from None
+    except KeyboardInterrupt:  # which the process that started this one tells, too
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _reason(children: Any, told: Any, shared: dict[str, Any]) -> NetslimError:

@@ -120,15 +120,9 @@ class Networks:
             DisagreementError: they have not; on every rank: names the digests.
             RecipeError: the batches cannot be shared out among the ranks.
         """
-        count, batch = ranks.count(), self.recipe.data.batch_size
-        if count == 1:
+        if ranks.count() == 1:
             return
-        if batch % count:
-            lower = batch - batch % count
-            raise RecipeError(
-                f"data.batch_size: {batch} images are not the same number for each of {count} "
-                f"processes; say {max(lower, count)} or {lower + count}"
-            )
+        ranks.everywhere("the batch size", self._check_shares)
         recipe, own = self.recipe.to_dict(), "give all of them the same"
         ranks.agree("the recipe", json.dumps(recipe, sort_keys=True), f"{own} command and files")
         # What one process downloads, the others of its machine find.
@@ -137,6 +131,15 @@ class Networks:
         sizes = [len(split) for split in (self.data.train, self.data.validation, self.data.test)]
         told = json.dumps([sizes, self.data.preprocessing.to_json()])
         ranks.agree("the images", told, f"{own} data set")
+
+    def _check_shares(self) -> None:
+        count, batch = ranks.count(), self.recipe.data.batch_size
+        if batch % count:
+            lower = batch - batch % count
+            raise RecipeError(
+                f"data.batch_size: {batch} images are not the same number for each of {count} "
+                f"processes; say {max(lower, count)} or {lower + count}"
+            )
 
     def _load_data(self, first: bool) -> None:
         if first == (processes.place().local_rank == 0):
