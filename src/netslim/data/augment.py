@@ -1,8 +1,10 @@
-"""Random crop and mirror image for a whole batch at once, on whatever device holds it."""
+"""Random crops and mirror images: of a whole batch at once, or of pictures as they are decoded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,3 +75,109 @@ class Augment:
         index = first[:, None, None] + rows[:, :, None] * padded.shape[2] + columns[:, None, :]
         pixels = padded.reshape(-1, channels).index_select(0, index.view(-1))
         return pixels.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@checks_calls
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Cut a random part out of every picture, bring it to the size of an image, mirror half of them.
+
+    The usual ImageNet augmentation (Szegedy et al. 2015, section 6), by
+    `torchvision.transforms.v2.RandomResizedCrop`. `Loader` cuts what a stream decodes out of the
+    whole picture, before it loses pixels or its margins; of images in memory the part is cut out of
+    what is held there.
+
+    Args:
+        scale: least and largest share of the area of a picture that is cut out.
+        ratio: least and largest width / height of the part.
+        flip: mirror half of the images.
+
+    Raises:
+        DataError: `scale` or `ratio` is no range of positive numbers, or `scale` goes beyond 1.
+
+    Example:
+        >>> augment = netslim.data.RandomResizedCrop(scale=(0.25, 1.0))
+        >>> choices = augment.draw(len(images), torch.Generator().manual_seed(0))
+        >>> augment(images, choices).shape == images.shape
+        True
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        for name, (least, largest), most in (
+            ("scale", self.scale, 1.0),
+            ("ratio", self.ratio, float("inf")),
+        ):
+            if not 0 < least <= largest <= most:
+                raise DataError(
+                    f"augmentation: {name} is {least:g} to {largest:g}; give two positive numbers "
+                    f"in rising order, at most {most:g}"
+                )
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random choices, int64 (count, 2): the seed of the part, mirrored (0 or 1).
+
+        Raises:
+            DataError: a negative count.
+        """
+        if count < 0:
+            raise DataError(f"augmentation: count is {count}; give the number of images, 0 or more")
+        seeds = torch.randint(0, 2**62, (count, 1), generator=generator)
+        mirrored = torch.randint(0, 1 + bool(self.flip), (count, 1), generator=generator)
+        return torch.cat([seeds, mirrored], dim=1)
+
+    def cut(self, picture: Any, size: tuple[int, int], seed: int) -> Any:
+        """The part that `seed` chooses, brought to height and width `size`.
+
+        Args:
+            picture: of PIL, or uint8 (C, H, W).
+
+        Returns:
+            What it was given, of that size.
+        """
+        transform = _transform(size, self.scale, self.ratio)
+        # torchvision draws from torch's own generator: its state is put back. Seeded without
+        # `torch.manual_seed`, which would seed those of the GPUs, too.
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)
+            return transform(picture)
+
+    def mirror(self, images: Tensor, choices: Tensor) -> Tensor:
+        """Images (B, C, H, W) whose parts are cut out already, half of them mirrored.
+
+        Args:
+            images: of any dtype, on any device.
+            choices: int64 (B, 2) from `draw`, on the same device.
+        """
+        return torch.where(choices[:, 1].bool().view(-1, 1, 1, 1), images.flip(3), images)
+
+    def __call__(self, images: Tensor, choices: Tensor) -> Tensor:
+        """Cut and mirror a batch, image by image.
+
+        Args:
+            images: uint8 (B, C, H, W), on any device.
+            choices: int64 (B, 2) from `draw`, on the same device.
+
+        Returns:
+            A new (B, C, H, W) tensor.
+        """
+        height, width = images.shape[2:]
+        parts = [images[:0]]
+        for image, seed in zip(images, choices[:, 0].tolist(), strict=True):
+            parts.append(self.cut(image, (height, width), seed)[None])
+        return self.mirror(torch.cat(parts), choices)
+
+
+@lru_cache(maxsize=8)
+def _transform(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.RandomResizedCrop(size, scale=scale, ratio=ratio, antialias=True)
+
+
+Augmentation = Augment | RandomResizedCrop

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from netslim._support import as_device, checks_calls
-from netslim.data.augment import Augment
+from netslim.data.augment import Augmentation, RandomResizedCrop
+from netslim.data.images import Images, part_of
 from netslim.data.preprocessing import check_normalisation
+from netslim.data.sequence import ImageSequence
 from netslim.data.splits import ImageStream, ImageTensors, Split
 from netslim.data.unreadable import PictureError, refuse_many, told
 from netslim.errors import DataError
@@ -29,14 +32,15 @@ class Loader:
 
     Images held in memory are moved to `device` once, as uint8; a batch is one gather, the
     augmentation and one multiply-add. An `ImageStream` is decoded by `workers` processes and then
-    takes the same way. Order and augmentation are a pure function of (seed, epoch), the same on
+    takes the same way; an `ImageSequence` is read here and decoded by them. Order and augmentation are a pure function of (seed, epoch), the same on
     every device and over all processes: each draws both for the whole set and takes its share.
 
     Args:
         split: one split of a loaded `Data`.
         batch_size: images a batch (of this process).
         shuffle: a new order each epoch.
-        augment: applied to every batch before normalisation.
+        augment: applied to every batch before normalisation; a `RandomResizedCrop` of a stream to
+            every picture while it is decoded.
         mean, std: per channel on the scale 0..1, as `Data` holds them.
         drop_last: leave out an incomplete last batch.
         memory_format: layout of the image batches; channels_last costs nothing here and convolves
@@ -65,7 +69,7 @@ class Loader:
         batch_size: int,
         *,
         shuffle: bool = False,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         mean: Sequence[float],
         std: Sequence[float],
         seed: int = 0,
@@ -145,10 +149,24 @@ class Loader:
         starts = range(0, len(self) * self.batch_size, self.batch_size)
         batches = [order[start : start + self.batch_size] for start in starts]
         on_device = choices.to(self.device)
-        for start, (images, labels, places) in zip(starts, self._raw(batches), strict=True):
-            if self.augment is not None:
-                images = self.augment(images, on_device[start + places])
+        raw, finish = self._raw(batches, choices), self._finish
+        for start, (images, labels, places) in zip(starts, raw, strict=True):
+            if finish is not None:
+                images = finish(images, on_device[start + places])
             yield self._normalise(images), labels
+
+    @property
+    def _finish(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What of the augmentation is left to do for a batch."""
+        crop = self._crop
+        return self.augment if crop is None else crop.mirror
+
+    @property
+    def _crop(self) -> RandomResizedCrop | None:
+        """What cuts parts out of pictures while they are decoded."""
+        if isinstance(self.split, ImageTensors) or not isinstance(self.augment, RandomResizedCrop):
+            return None
+        return self.augment
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """This process's share of the epoch's order and augmentation choices, drawn on the CPU.
@@ -163,7 +181,7 @@ class Loader:
         count = len(self.split)
         order, choices = torch.arange(count), torch.empty(count, 0)
         if self.shuffle:
-            order = torch.randperm(count, generator=generator)
+            order = self.split.shuffled(generator)
         if self.augment:
             choices = self.augment.draw(count, generator)
         mine = list(self._share)
@@ -171,12 +189,13 @@ class Loader:
             mine.append(0)
         return order[mine], choices[mine]
 
-    def _raw(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _raw(
+        self, batches: list[Tensor], choices: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batch by batch: uint8 images (B, C, H, W), labels, and their places in the batch."""
-        if isinstance(self.split, ImageStream):
-            yield from self._decoded(self.split, batches)
+        if self._rows is None or isinstance(self.split, ImageStream | ImageSequence):
+            yield from self._decoded(self._tasks(batches, choices))
             return
-        assert self._rows is not None
         channels, height, width = self.split.shape
         for batch in batches:
             index = batch.to(self.device, non_blocking=True)
@@ -184,12 +203,26 @@ class Loader:
             places = torch.arange(len(batch), device=self.device)
             yield rows.permute(0, 3, 1, 2), self._labels.index_select(0, index), places
 
-    def _decoded(
-        self, split: ImageStream, batches: list[Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _tasks(self, batches: list[Tensor], choices: Tensor) -> Iterator[_Task]:
+        """What a worker is told of each batch; of a sequence its pictures go along."""
+        assert not isinstance(self.split, ImageTensors)
+        arriving: Iterator[Images | None] = repeat(None)
+        if isinstance(self.split, ImageSequence):
+            arriving = self.split.arriving(batches)
+        start = 0
+        # The batches first: where they end, nothing further is to arrive.
+        for positions, images in zip(batches, arriving, strict=False):
+            seeds = choices[start : start + len(positions), 0] if self._crop else None
+            start += len(positions)
+            yield _Task(positions, seeds, images)
+
+    def _decoded(self, tasks: Iterator[_Task]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Batches out of worker processes, each without what of it cannot be read."""
+        split = self.split
+        assert not isinstance(split, ImageTensors)
         known = len(self._unreadable)
-        for batch in _stream(split, batches, self.workers, self.device):
+        decoding = _Decoding(split, self._crop)
+        for batch in _in_workers(decoding, tasks, self.workers, self.device):
             self._unreadable.update(batch.problems)
             problems = list(self._unreadable.values())
             refuse_many(problems, len(split), split.unreadable)
@@ -234,26 +267,36 @@ class _Batch(NamedTuple):
     problems: dict[int, PictureError]
 
 
-class _Batches(Dataset[Any]):
-    """Whole batches of a stream, decoded in one go.
+class _Task(NamedTuple):
+    """A batch that is to be decoded: positions, seeds of random parts, and images by position
+    where the split has none at hand.
+    """
+
+    positions: Tensor
+    seeds: Tensor | None
+    images: Images | None
+
+
+class _Decoding(Dataset[Any]):
+    """Whole batches of a split, decoded in one go.
+
+    Its "indices" are tasks: a `DataLoader` hands them to its workers in turn and gives out what
+    comes back in their order, so the order does not depend on the number of workers.
 
     A picture's error is handed over and raised by the parent: what a worker raises arrives wrapped
     in its traceback.
     """
 
-    def __init__(self, split: ImageStream, batches: list[Tensor]) -> None:
-        self.split, self.batches = split, batches
+    def __init__(self, split: ImageStream | ImageSequence, crop: RandomResizedCrop | None) -> None:
+        self.images = split.images if isinstance(split, ImageStream) else None
+        self.labels, self.shape, self.crop = split.labels, split.shape, crop
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> _Batch | DataError:
-        batch = self.batches[number]
-        images = [torch.empty(0, *self.split.shape, dtype=torch.uint8)]
+    def __getitem__(self, task: _Task) -> _Batch | DataError:
+        images = [torch.empty(0, *self.shape, dtype=torch.uint8)]
         places, problems = [], {}
-        for place, position in enumerate(batch.tolist()):
+        for place, position in enumerate(task.positions.tolist()):
             try:
-                images.append(self.split.images[position][None])
+                images.append(self._image(task, place, position)[None])
             except PictureError as error:
                 problems[position] = error
                 continue
@@ -261,16 +304,24 @@ class _Batches(Dataset[Any]):
                 return error
             places.append(place)
         read = torch.tensor(places, dtype=torch.long)
-        return _Batch(torch.cat(images), self.split.labels[batch[read]], read, problems)
+        return _Batch(torch.cat(images), self.labels[task.positions[read]], read, problems)
+
+    def _image(self, task: _Task, place: int, position: int) -> Tensor:
+        images = task.images or self.images
+        assert images is not None
+        if self.crop is None or task.seeds is None:
+            return images[position]
+        return part_of(images, position, self.crop, int(task.seeds[place]))
 
 
-def _stream(
-    split: ImageStream, batches: list[Tensor], workers: int, device: torch.device
+def _in_workers(
+    decoding: _Decoding, tasks: Iterator[_Task], workers: int, device: torch.device
 ) -> Iterator[_Batch]:
     """Decode batch after batch in worker processes, in the given order."""
     loader = DataLoader(
-        _Batches(split, batches),
+        decoding,
         batch_size=None,
+        sampler=tasks,
         num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # else each epoch would draw from the global random state

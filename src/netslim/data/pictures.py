@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netslim.data.augment import RandomResizedCrop
 from netslim.data.modes import NUMBERS, in_bytes, is_grey, undecided, white_of
 from netslim.data.raw import Wanted, recoloured
 from netslim.data.unreadable import PictureError, named, picture_error, refuse_many
@@ -72,6 +73,7 @@ class Form:
     Attributes:
         shape: channels, height, width.
         resize: make the shorter side fit and crop the middle; else another size is an error.
+        resize_size: pixels of the shorter side before that; None for just those of the crop.
         recoloured: a remark, where colours come or go.
         whites: mode -> what stands for white where the mode does not say it.
         several: of the sample that was judged by, what has further frames.
@@ -84,6 +86,7 @@ class Form:
     whites: Mapping[str, int] = field(default_factory=dict)
     several: tuple[str, ...] = ()
     files: frozenset[str] = frozenset()
+    resize_size: int | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -115,8 +118,17 @@ class Pictures:
     def __getitem__(self, position: int, /) -> Tensor:
         return torch.from_numpy(self.pixels(position)[0]).permute(2, 0, 1)
 
-    def pixels(self, position: int) -> tuple[np.ndarray, bool]:
+    def part(self, position: int, crop: RandomResizedCrop, seed: int) -> Tensor:
+        """The part of picture `position` that `seed` chooses, as uint8 (C, H, W)."""
+        return torch.from_numpy(self.pixels(position, crop, seed)[0]).permute(2, 0, 1)
+
+    def pixels(
+        self, position: int, crop: RandomResizedCrop | None = None, seed: int = 0
+    ) -> tuple[np.ndarray, bool]:
         """Picture `position` as uint8 (H, W, C), and whether its file goes on with further ones.
+
+        Args:
+            crop: what cuts out the part that `seed` chooses; None takes all of it, or its middle.
 
         Raises:
             PictureError: it cannot be decoded, or its values have no known range.
@@ -128,8 +140,10 @@ class Pictures:
             picture = in_bytes(decoded.picture, channels, self.form.whites)
         except ValueError as error:
             raise picture_error(self.encoded.where(position), error) from error
-        if self.form.resize:
-            picture = _fit(picture, height)
+        if crop is not None:
+            picture = crop.cut(picture, (height, width), seed)
+        elif self.form.resize:
+            picture = _fit(picture, height, self.form.resize_size or height)
         elif picture.size != (width, height):
             raise DataError(
                 f"{self.encoded.where(position)}: the picture is "
@@ -176,11 +190,11 @@ def _short(error: Exception) -> str:
     return text
 
 
-def _fit(picture: Any, size: int) -> Any:
-    """Shorter side to `size`, then the central square."""
+def _fit(picture: Any, size: int, shorter: int) -> Any:
+    """Shorter side to `shorter` pixels, then the central square of `size`."""
     width, height = picture.size
-    scale = size / min(width, height)
-    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+    scale = shorter / min(width, height)
+    wide, high = max(shorter, round(width * scale)), max(shorter, round(height * scale))
     left, top = (wide - size) // 2, (high - size) // 2
     return picture.resize((wide, high), resample=2).crop((left, top, left + size, top + size))
 
@@ -218,5 +232,11 @@ def common_form(encoded: Encoded, wanted: Wanted) -> Form:
     shape = (wanted.channels or seen, height, width)
     notes = recoloured(seen, wanted)
     return Form(
-        shape, wanted.image_size is not None, notes, whites, tuple(several), frozenset(files)
+        shape,
+        wanted.image_size is not None,
+        notes,
+        whites,
+        tuple(several),
+        frozenset(files),
+        wanted.resize_size,
     )

@@ -26,8 +26,8 @@ CHANNELS = {"grey": 1, "rgb": 3}  # what the channels of an image are called, an
 class Preprocessing:
     """From a picture to the input of a network.
 
-    A picture is decoded to grey or RGB, resized so that its shorter side fits, cropped in the
-    middle, scaled to 0..1, and ``(x - mean) / std`` of each channel is what the network gets.
+    A picture is decoded to grey or RGB, resized so that its shorter side has `resize_size` pixels,
+    or else just fits, cropped in the middle, scaled to 0..1, and ``(x - mean) / std`` of each channel is what the network gets.
 
     Attributes:
         mean, std: per channel, on the scale 0..1; as many as the network's inputs have channels.
@@ -35,6 +35,8 @@ class Preprocessing:
         resize: whether pictures of other sizes were brought to this one in training; where not, all
             had it.
         classes: names, in the order of the network's outputs.
+        resize_size: pixels of the shorter side before the middle is cropped; None for those of the
+            smaller of `size`.
     """
 
     mean: tuple[float, ...]
@@ -42,6 +44,7 @@ class Preprocessing:
     size: tuple[int, int]
     resize: bool
     classes: tuple[str, ...]
+    resize_size: int | None = None
 
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
@@ -83,23 +86,26 @@ class Preprocessing:
             DataError: a key is missing or unknown, or a value is of another kind or out of range.
         """
         names = [field.name for field in fields(cls)]
-        if not isinstance(value, Mapping) or set(value) != set(names):
+        # Version 0.1 wrote no resize_size.
+        if not isinstance(value, Mapping) or set(value) | {"resize_size"} != set(names):
             raise DataError(f"{where}: its preprocessing must hold {', '.join(names)}")
         size, resize, classes = value["size"], value["resize"], value["classes"]
+        shorter = value.get("resize_size")
         checks = {
             "size": _are(size, int) and len(size) == 2 and 1 <= min(size) <= max(size) <= LARGEST,
             "resize": isinstance(resize, bool),
             "classes": _are(classes, str),
+            "resize_size": shorter is None or _are([shorter], int) and 1 <= shorter <= LARGEST,
         }
         for name, right in checks.items():
             if not right:
-                raise DataError(f"{where}: its preprocessing says {name}: {value[name]!r}")
+                raise DataError(f"{where}: its preprocessing says {name}: {value.get(name)!r}")
         try:
             check_normalisation(value["mean"], value["std"])
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         mean, std = (tuple(map(float, value[name])) for name in ("mean", "std"))
-        return cls(mean, std, (size[0], size[1]), resize, tuple(classes))
+        return cls(mean, std, (size[0], size[1]), resize, tuple(classes), shorter)
 
 
 def check_normalisation(mean: Any, std: Any, channels: Iterable[int] = (1, 3)) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -32,18 +33,26 @@ class Wanted:
     Attributes:
         channels: of the images, 1 or 3; None for as they are, grey only if all are.
         image_size: pixels of the side of the squares that all are brought to; None for as they are.
+        resize_size: pixels of the shorter side before the middle square is cut out; None for
+            `image_size`.
         memory_limit: bytes of decoded pixels up to which they are held in memory.
         unreadable: share of a split's pictures that may be left out because they cannot be read.
     """
 
     channels: int | None
     image_size: int | None
+    resize_size: int | None
     memory_limit: int
     unreadable: float
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise DataError(f"image_size is {self.image_size}; give a positive number of pixels")
+        if self.resize_size is not None and self.resize_size < (self.image_size or sys.maxsize):
+            raise DataError(
+                f"resize_size is {self.resize_size}; give at least image_size, here "
+                f"{self.image_size}: the square of image_size is cut from the middle of it"
+            )
         if not 0 <= self.unreadable < 1:
             raise DataError(
                 f"unreadable is {self.unreadable}; give a share from 0 up to, not including, 1.0"

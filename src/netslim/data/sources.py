@@ -39,6 +39,7 @@ def load(
     subset: int | None = None,
     seed: int = 0,
     image_size: int | None = None,
+    resize_size: int | None = None,
     channels: Literal["rgb", "grey"] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -66,7 +67,10 @@ def load(
         subset: train on so many of the images that are left, every class in proportion; None takes
             all.
         seed: chooses the validation images and the subset. The test images never depend on it.
-        image_size: bring every picture to a square of so many pixels.
+        image_size: bring every picture to a square of so many pixels: its shorter side is brought
+            to them, and the middle is cut out.
+        resize_size: bring its shorter side to so many pixels first, and cut the square of
+            `image_size` out of that (256 and 224 are usual for ImageNet).
         channels: turn grey pictures into RGB ones, or colours into grey; None leaves them as they
             are, and takes RGB where some are.
         mean, std: per channel, on the scale 0..1, for the images to be normalised by; by default
@@ -91,7 +95,7 @@ def load(
     """
     if channels is not None and channels not in CHANNELS:
         raise DataError(f"channels is {channels!r}; give {' or '.join(CHANNELS)}")
-    wanted = Wanted(CHANNELS.get(channels or ""), image_size, memory_limit, unreadable)
+    wanted = Wanted(CHANNELS.get(channels or ""), image_size, resize_size, memory_limit, unreadable)
     if seed < 0:
         raise DataError(f"seed is {seed}; give 0 or a positive whole number")
     base = Path(root or os.environ.get("NETSLIM_DATA") or "data").expanduser()
@@ -104,8 +108,9 @@ def load(
     check_normalisation(mean, std, [splits["train"].shape[0]])
     assert mean is not None
     assert std is not None
+    size = splits["train"].shape[1:]
     prepared = Preprocessing(
-        tuple(mean), tuple(std), splits["train"].shape[1:], image_size is not None, raw.classes
+        tuple(mean), tuple(std), size, image_size is not None, raw.classes, resize_size
     )
     parts = splits["train"], splits["validation"], splits["test"]
     return Data(name, *parts, prepared, notes, raw.unreadable)
@@ -166,7 +171,7 @@ def _converted(images: Tensor, wanted: Wanted) -> Tensor:
     if wanted.channels == 3:
         images = functional.grayscale_to_rgb(images)
     if size is not None and images.shape[2:] != (size, size):
-        images = functional.resize(images, [size], antialias=True)
+        images = functional.resize(images, [wanted.resize_size or size], antialias=True)
         images = functional.center_crop(images, [size, size])
     return images
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from netslim._support import checks_calls
+from netslim.data.augment import RandomResizedCrop
+from netslim.data.images import Images, part_of
 from netslim.data.preprocessing import Preprocessing
+from netslim.data.sequence import ImageSequence, sampled
 from netslim.data.unreadable import PictureError, refuse_many
 from netslim.errors import DataError
 
 _SAMPLE = 2000
-
-
-class Images(Protocol):
-    """Images by number, uint8 (C, H, W) each."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> Tensor: ...
 
 
 @checks_calls
@@ -52,6 +47,10 @@ class ImageTensors:
         """Channels, height, width of one image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    def shuffled(self, generator: torch.Generator) -> Tensor:
+        """A random order of the images, int64 (N,)."""
+        return torch.randperm(len(self), generator=generator)
 
     def take(self, index: Tensor) -> ImageTensors:
         """The images at `index`, in that order."""
@@ -85,6 +84,10 @@ class ImageStream:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def shuffled(self, generator: torch.Generator) -> Tensor:
+        """A random order of the images, int64 (N,)."""
+        return torch.randperm(len(self), generator=generator)
+
     def take(self, index: Tensor) -> ImageStream:
         """The images at `index`, in that order, still undecoded."""
         return replace(self, images=_Chosen(self.images, index), labels=self.labels[index])
@@ -110,8 +113,11 @@ class _Chosen:
     def __getitem__(self, position: int, /) -> Tensor:
         return self.images[int(self.positions[position])]
 
+    def part(self, position: int, crop: RandomResizedCrop, seed: int) -> Tensor:
+        return part_of(self.images, int(self.positions[position]), crop, seed)
 
-Split = ImageTensors | ImageStream
+
+Split = ImageTensors | ImageStream | ImageSequence
 
 
 @checks_calls
@@ -219,14 +225,23 @@ def _chunks(split: Split) -> Iterator[Tensor]:
     if isinstance(split, ImageTensors):
         yield from torch.split(split.images, 1000)
         return
-    sample = torch.linspace(0, len(split) - 1, min(_SAMPLE, len(split))).long().tolist()
+    sample, images = _sample(split)
     problems: list[PictureError] = []
     for position in sample:
         try:
-            image = split.images[position]
+            image = images[position]
         except PictureError as error:
             problems.append(error)
             continue
         yield image[None]
     if len(problems) == len(sample):
         refuse_many(problems, len(sample), split.unreadable)
+
+
+def _sample(split: ImageStream | ImageSequence) -> tuple[list[int], Images]:
+    """Positions of a few images, and the images that have these."""
+    if isinstance(split, ImageSequence):
+        found = sampled(split.shards, _SAMPLE)
+        return list(found), split.decoded(found)
+    spread = torch.linspace(0, len(split) - 1, min(_SAMPLE, len(split)))
+    return spread.long().tolist(), split.images

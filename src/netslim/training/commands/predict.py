@@ -56,7 +56,11 @@ class Classifier:
         """The `top` likeliest classes of the picture in the file `path`."""
         size, prepared = self.prepared.size, self.prepared
         # Only squares are made of pictures of any size; others had one size from the beginning.
-        form = Form((prepared.channels, *size), resize=size[0] == size[1])
+        form = Form(
+            (prepared.channels, *size),
+            resize=size[0] == size[1],
+            resize_size=prepared.resize_size,
+        )
         try:
             image = Pictures(Files((path,)), form)[0]
         except PictureError as error:
