@@ -789,10 +789,11 @@ def test_hub_reader_on_local_tables(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datasets", reason="the extra 'hf' is not installed")
-    from netslim.data.parquet import read_hub
+    from netslim.data.hub import read_hub
+    from netslim.data.raw import Wanted
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    read = read_hub(str(table), None, 1 << 30)
+    read = read_hub(str(table), Wanted(None, None, None, 1 << 30, 0.0))
     assert read.classes == ("cat", "dog")
     test = read.splits["test"]
     assert isinstance(test, ImageTensors)

@@ -10,12 +10,22 @@
         for images, labels in loader: ...    # float32 (B, C, H, W), int64 (B,)
 
 Sets that fit in memory are `ImageTensors`, larger ones are `ImageStream`s that decode in worker
-processes; `Loader` takes either.
+processes, and what is streamed from elsewhere is an `ImageSequence`; `Loader` takes any of them.
 """
 
-from netslim.data.augment import Augment
+from netslim.data.augment import Augment, RandomResizedCrop
 from netslim.data.loader import Loader
+from netslim.data.sequence import ImageSequence
 from netslim.data.sources import load
 from netslim.data.splits import Data, ImageStream, ImageTensors
 
-__all__ = ["Augment", "Data", "ImageStream", "ImageTensors", "Loader", "load"]
+__all__ = [
+    "Augment",
+    "Data",
+    "ImageSequence",
+    "ImageStream",
+    "ImageTensors",
+    "Loader",
+    "RandomResizedCrop",
+    "load",
+]

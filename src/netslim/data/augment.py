@@ -80,7 +80,7 @@ class Augment:
 @checks_calls
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Cut a random part out of every picture, bring it to the size of an image, mirror half of them.
+    """Cut out a random part of every picture, bring it to the size of an image, mirror half.
 
     The usual ImageNet augmentation (Szegedy et al. 2015, section 6), by
     `torchvision.transforms.v2.RandomResizedCrop`. `Loader` cuts what a stream decodes out of the

@@ -26,7 +26,7 @@ class WholePictures(Protocol):
 
 
 def part_of(images: Images, position: int, crop: RandomResizedCrop, seed: int) -> Tensor:
-    """A random part of image `position`, uint8 (C, H, W): of its whole picture where there is one."""
+    """A random part of image `position`, uint8 (C, H, W); of its whole picture if there is one."""
     if isinstance(images, WholePictures):
         return images.part(position, crop, seed)
     image = images[position]

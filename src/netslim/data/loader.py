@@ -32,8 +32,9 @@ class Loader:
 
     Images held in memory are moved to `device` once, as uint8; a batch is one gather, the
     augmentation and one multiply-add. An `ImageStream` is decoded by `workers` processes and then
-    takes the same way; an `ImageSequence` is read here and decoded by them. Order and augmentation are a pure function of (seed, epoch), the same on
-    every device and over all processes: each draws both for the whole set and takes its share.
+    takes the same way; an `ImageSequence` is read here and decoded by them. Order and augmentation
+    are a pure function of (seed, epoch), the same on every device, with any number of workers and
+    over all processes: each draws both for the whole set and takes its share.
 
     Args:
         split: one split of a loaded `Data`.

@@ -27,7 +27,7 @@ ENDINGS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm",
     ".tif", ".tiff", ".webp",
 )  # fmt: skip
-_SAMPLE = 32
+SAMPLE = 32  # pictures by which the form of a set is judged
 
 
 class Encoded(Protocol):
@@ -206,7 +206,7 @@ def common_form(encoded: Encoded, wanted: Wanted) -> Form:
         DataError: no picture of the sample can be read.
     """
     count = len(encoded)
-    sample = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(int).tolist()
+    sample = np.linspace(0, count - 1, min(SAMPLE, count)).astype(int).tolist()
     grey, sizes, several, files, problems = True, [], [], set(), []
     whites: dict[str, int] = {}
     for position in sample:

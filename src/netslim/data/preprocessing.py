@@ -27,7 +27,8 @@ class Preprocessing:
     """From a picture to the input of a network.
 
     A picture is decoded to grey or RGB, resized so that its shorter side has `resize_size` pixels,
-    or else just fits, cropped in the middle, scaled to 0..1, and ``(x - mean) / std`` of each channel is what the network gets.
+    or else just fits, cropped in the middle, scaled to 0..1, and ``(x - mean) / std`` of each
+    channel is what the network gets.
 
     Attributes:
         mean, std: per channel, on the scale 0..1; as many as the network's inputs have channels.
@@ -95,7 +96,7 @@ class Preprocessing:
             "size": _are(size, int) and len(size) == 2 and 1 <= min(size) <= max(size) <= LARGEST,
             "resize": isinstance(resize, bool),
             "classes": _are(classes, str),
-            "resize_size": shorter is None or _are([shorter], int) and 1 <= shorter <= LARGEST,
+            "resize_size": shorter is None or (_are([shorter], int) and 1 <= shorter <= LARGEST),
         }
         for name, right in checks.items():
             if not right:

@@ -130,7 +130,7 @@ class ImageSequence:
 
 
 def sampled(shards: Shards, count: int) -> dict[int, Arrived]:
-    """The first few pictures of some shards that are spread evenly, at least `count` if there are."""
+    """The first pictures of some shards that are spread evenly, `count` if these hold as many."""
     number = len(shards.sizes)
     picked = torch.linspace(0, number - 1, min(number, _SAMPLED)).long().tolist()
     each = range(-(-count // len(picked)))

@@ -14,7 +14,10 @@ from torch import Tensor
 
 import netslim.data.builtin as builtin
 import netslim.data.folders as folders
+import netslim.data.hub as hub
 import netslim.data.parquet as parquet
+import netslim.data.shards as shards
+import netslim.data.streaming as streams
 from netslim._support import checks_calls, nearest
 from netslim.data.preprocessing import CHANNELS, Preprocessing, check_normalisation
 from netslim.data.raw import Raw, Wanted, recoloured
@@ -27,6 +30,7 @@ _FORMS = (
     *(f"torchvision:{name}" for name in builtin.TORCHVISION),
     "folder:PATH",
     "hf:ID-or-local-folder",
+    "wds:PATH",
 )
 
 
@@ -46,6 +50,7 @@ def load(
     download: bool = False,
     memory_limit: int = 4 << 30,
     unreadable: float = 0.01,
+    streaming: bool = False,
 ) -> Data:
     """Read a data set by name.
 
@@ -60,7 +65,9 @@ def load(
         name: `digits`; `torchvision:CIFAR10` (`CIFAR100`, `SVHN`, `SVHN+extra`, `MNIST`,
             `FashionMNIST`); `folder:PATH` (class sub-folders, in PATH or in PATH/train and
             PATH/test); `hf:PATH` (a folder with train*.parquet and test*.parquet) or `hf:ID` (a set
-            of the hub). A relative PATH is looked for in the working directory, then in `root`.
+            of the hub); `wds:PATH` (WebDataset shards: train*.tar and test*.tar or val*.tar, in
+            which NAME.jpg lies beside NAME.cls or NAME.json; classes.txt may name the classes, one
+            a line). A relative PATH is looked for in the working directory, then in `root`.
         root: the folder that holds data sets; default the variable NETSLIM_DATA, else `data`.
         validation: share (below 1) or number of training images set apart, every class in
             proportion; 0 for none. A source with a validation split of its own keeps that.
@@ -80,9 +87,12 @@ def load(
         memory_limit: bytes of decoded pixels up to which pictures are held in memory; larger sets
             stream.
         unreadable: share of a split's pictures that may be left out because they cannot be read.
+        streaming: read an `hf:` data set shard by shard, without downloading it or holding it in
+            memory; needs the extra `hf`.
 
     Returns:
-        Data with `ImageTensors`, or `ImageStream`s where the pictures do not fit.
+        Data with `ImageTensors`, or `ImageStream`s where the pictures do not fit, or
+        `ImageSequence`s of what is streamed.
 
     Raises:
         DataError: the name is unknown, files are missing or damaged, more pictures than allowed
@@ -100,7 +110,12 @@ def load(
         raise DataError(f"seed is {seed}; give 0 or a positive whole number")
     base = Path(root or os.environ.get("NETSLIM_DATA") or "data").expanduser()
     fetch = download or os.environ.get("NETSLIM_DOWNLOAD") == "1"
-    raw = _read(name, base, wanted, fetch)
+    if streaming and not name.startswith("hf:"):
+        raise DataError(
+            f"{name}: streaming is for hf: data sets; pictures in folders and shards are read as "
+            "they are needed without it"
+        )
+    raw = _streamed(name, base, wanted) if streaming else _read(name, base, wanted, fetch)
     _check(name, raw)
     splits, notes = _parts(name, raw, validation, subset, seed)
     if mean is None and std is None:
@@ -124,15 +139,22 @@ def _read(name: str, root: Path, wanted: Wanted, download: bool) -> Raw:
         return _brought(builtin.read_torchvision(rest, root, download), wanted)
     if kind == "folder" and rest:
         return folders.read_folder(_folder(name, rest, root), wanted)
+    if kind == "wds" and rest:
+        return shards.read_shards(_folder(name, rest, root), name, wanted)
     if kind == "hf" and rest:
         local = _find(rest, root)
         if local is None:
-            return parquet.read_hub(rest, wanted)
+            return hub.read_hub(rest, wanted)
         return parquet.read_folder(local, name, wanted)
     raise DataError(
         f"unknown data set '{name}'{nearest(name, _FORMS, otherwise='.')} Data sets are named "
         f"{', '.join(_FORMS)}."
     )
+
+
+def _streamed(name: str, root: Path, wanted: Wanted) -> Raw:
+    identifier = name.partition(":")[2]
+    return streams.read_streaming(identifier, _find(identifier, root), wanted)
 
 
 def _find(path: str, root: Path) -> Path | None:

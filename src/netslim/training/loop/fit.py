@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 import netslim.ranks as ranks
 import netslim.training.processes as processes
-from netslim.data.augment import Augment
 from netslim.data.loader import Loader
 from netslim.data.splits import Data
 from netslim.errors import CheckpointError
@@ -82,7 +81,7 @@ class Bench:
         rest = len(images) % options.batch_size
         augment = None
         if training and options.augment:
-            augment = Augment(options.augment.pad, options.augment.flip)
+            augment = options.augment.built()
         return Loader(
             images,
             options.batch_size // world,

@@ -58,6 +58,14 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
     )
     if "trust" in recipe.model.kwargs:
         raise RecipeError("model.trust: it is said of all: trust: true beside model, or --trust")
+    if data.augment is not None:
+        scale = data.augment.scale
+        _need(
+            scale is None or (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1),
+            "data.augment.scale",
+            scale,
+            "two shares of the area in rising order, above 0 and up to 1, or null",
+        )
     share = data.unreadable
     _need(0 <= share < 1, "data.unreadable", share, "a share from 0 up to, not including, 1")
     _need(recipe.seed >= 0, "seed", recipe.seed, "0 or more")

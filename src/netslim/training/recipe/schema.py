@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from netslim._support import brief, checks_calls
+from netslim.data.augment import Augment, Augmentation, RandomResizedCrop
 from netslim.errors import ArgumentError
 from netslim.measure.backends import Backend
 from netslim.selection.defaults import AUTO
@@ -115,23 +116,41 @@ class AugmentOptions:
 
     pad: int = 4  # pixels of zero padding before cropping back
     flip: bool = True  # mirror half of the images
+    # shift: pad and crop back. random_resized: cut a part out of the whole picture and bring it to
+    # the size of the images; pictures are decoded in every epoch then
+    crop: Literal["shift", "random_resized"] = "shift"
+    scale: list[float] | None = None  # least and largest share of the area; null: 0.08 and 1
+
+    def built(self) -> Augmentation:
+        """What does it.
+
+        Raises:
+            DataError: a value is out of range.
+        """
+        if self.crop == "shift":
+            return Augment(self.pad, self.flip)
+        if self.scale is None:
+            return RandomResizedCrop(flip=self.flip)
+        return RandomResizedCrop((self.scale[0], self.scale[1]), flip=self.flip)
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Which images, and how they are served."""
 
-    name: str  # digits, torchvision:CIFAR10, folder:PATH, hf:ID-or-local-folder
+    name: str  # digits, torchvision:CIFAR10, folder:PATH, hf:ID-or-local-folder, wds:PATH
     root: str | None = None  # the folder that holds data sets
     batch_size: int = 128
     validation: int | float = 0.1  # share or number of training images set apart; 0 for none
     subset: int | None = None  # train on so many images, drawn by the seed; null takes all
     augment: AugmentOptions | None = None
     image_size: int | None = None  # resize to a square of this many pixels
+    resize_size: int | None = None  # pixels of the shorter side before that square is cut out
     channels: Literal["rgb", "grey"] | None = None  # null: what the network takes
     mean: list[float] | None = None  # of each channel, 0..1, to normalise by; null: what the
     std: list[float] | None = None  # network was trained with, else those of the training images
     unreadable: float = 0.01  # share of the pictures that may be left out, for they cannot be read
+    streaming: bool = False  # hf: read shard by shard, neither downloaded nor held in memory
     download: bool = False
     workers: int = 2  # processes that decode, for sets too large for memory
 

@@ -37,11 +37,16 @@ def load_images(recipe: Recipe, trained_on: Preprocessing | None) -> Data:
     wanted = _by_name(recipe) if trained_on is None else _by_file(trained_on)
     said = {
         "image_size": options.image_size,
+        "resize_size": options.resize_size,
         "channels": options.channels,
         "mean": options.mean,
         "std": options.std,
     }
+    if options.image_size not in (None, wanted.get("image_size")):
+        wanted.pop("resize_size", None)  # which belongs to the size of the network's images
     wanted |= {key: value for key, value in said.items() if value is not None}
+    if options.augment is not None and options.augment.crop == "random_resized":
+        wanted["memory_limit"] = 0  # parts are cut out of whole pictures
     data = load(
         options.name,
         root=options.root,
@@ -49,6 +54,7 @@ def load_images(recipe: Recipe, trained_on: Preprocessing | None) -> Data:
         subset=options.subset,
         seed=recipe.seed,
         download=options.download,
+        streaming=options.streaming,
         unreadable=options.unreadable,
         **wanted,
     )
@@ -73,7 +79,7 @@ def _by_file(trained_on: Preprocessing) -> dict[str, Any]:
     height, width = trained_on.size
     wanted: dict[str, Any] = {"mean": trained_on.mean, "std": trained_on.std}
     if height == width:
-        wanted["image_size"] = height
+        wanted |= {"image_size": height, "resize_size": trained_on.resize_size}
     return wanted | {"channels": _called(trained_on.channels)}
 
 
@@ -112,11 +118,20 @@ def _contradictions(images: Preprocessing, trained_on: Preprocessing) -> Iterato
     if images.size != trained_on.size:
         sizes = ["x".join(map(str, one.size)) for one in (images, trained_on)]
         yield f"The images have {sizes[0]} pixels; the network was trained on {sizes[1]}."
+    if images.resize_size != trained_on.resize_size:
+        yield (
+            f"The images are cut out of pictures brought to {_side(images)}; the network was "
+            f"trained on {_side(trained_on)}."
+        )
     if images.classes != trained_on.classes:
         yield (
             f"The classes are {', '.join(images.classes[:5])}, ...; the network was trained on "
             f"{', '.join(trained_on.classes[:5])}, ..."
         )
+
+
+def _side(images: Preprocessing) -> str:
+    return f"{images.resize_size or min(images.size)} pixels of the shorter side"
 
 
 def _short(values: tuple[float, ...]) -> str:
