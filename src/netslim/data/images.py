@@ -30,5 +30,5 @@ def part_of(images: Images, position: int, crop: RandomResizedCrop, seed: int) -
     if isinstance(images, WholePictures):
         return images.part(position, crop, seed)
     image = images[position]
-    part: Tensor = crop.cut(image, tuple(image.shape[1:]), seed)
+    part: Tensor = crop.cut(image, (image.shape[1], image.shape[2]), seed)
     return part

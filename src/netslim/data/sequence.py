@@ -64,6 +64,21 @@ class ImageSequence:
         decoded: encoded pictures by position in the split -> images by the same positions; it must
             survive pickling.
         unreadable: share of the images that `Loader` may leave out because they cannot be read.
+
+    Example:
+        >>> class Blank:  # two shards, or what `netslim.data.load("hf:ID", streaming=True)` makes
+        ...     sizes = (6, 4)
+        ...
+        ...     def read(self, shard):
+        ...         for row in range(self.sizes[shard]):
+        ...             yield netslim.data.sequence.Arrived(bytes(64), f"shard {shard}, row {row}")
+        >>> def decoded(arrived):
+        ...     return {place: torch.tensor(list(one.content)).view(1, 8, 8)
+        ...             for place, one in arrived.items()}
+        >>> split = netslim.data.ImageSequence(
+        ...     Blank(), torch.arange(10), torch.arange(10) % 2, (1, 8, 8), decoded)
+        >>> len(split.take(torch.tensor([1, 3])))
+        2
     """
 
     shards: Shards

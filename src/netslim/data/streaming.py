@@ -90,8 +90,8 @@ def read_streaming(identifier: str, folder: Path | None, wanted: Wanted) -> Raw:
 def _passing(stream: Any, where: str, split: str, what: Sequence[str], how: Any) -> Passing:
     import datasets
 
-    declared = stream.features or {}
-    features = declared and declared.to_dict()
+    declared = stream.features or datasets.Features()
+    features = declared.to_dict()
     names = stream.column_names or list(next(iter(stream)))
     image, label = columns_of(where, names, features)
     if isinstance(declared.get(image), datasets.Image):
