@@ -16,6 +16,7 @@ from PIL import Image
 
 from netslim.data import Data, ImageSequence, ImageStream, ImageTensors, Loader, RandomResizedCrop
 from netslim.data import sequence as sequences
+from netslim.data.fingerprint import fingerprint
 from netslim.data.sources import load
 from netslim.errors import DataError
 
@@ -195,6 +196,16 @@ def test_processes_share_out_one_order(kind: str, tmp_path: Path) -> None:
     whole = [image.numpy().tobytes() for images, _ in batches(data, 0) for image in images]
     seen = [image.numpy().tobytes() for share in shares for images, _ in share for image in images]
     assert set(seen) == set(whole)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_fingerprint_is_that_of_the_pictures(kind: str, tmp_path: Path) -> None:
+    first = fingerprint(opened(kind, written(kind, tmp_path / "one")))
+    again = fingerprint(opened(kind, written(kind, tmp_path / "two")))
+    other = fingerprint(opened(kind, written(kind, tmp_path / "three", cut=(0, 1, 2, 3, 4, 5))))
+    assert first["train"] == again["train"]
+    assert first["train"]["labels"] == other["train"]["labels"]
+    assert first["train"]["listing"] != other["train"]["listing"]
 
 
 # --- random resized crops -------------------------------------------------------------------------

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from netslim.data.pictures import Encoded, Files, Pictures
+from netslim.data.sequence import ImageSequence, sampled
 from netslim.data.splits import Data, ImageStream, ImageTensors, Split
 
 _SAMPLE = 1000  # pictures that are looked at themselves
+_PASSING = 100  # of those that have to be read in order
 _PIXELS = 256 << 20  # bytes of pixels that are looked at
 
 
@@ -40,8 +42,16 @@ def _of_split(split: Split) -> dict[str, Any]:
     return {
         "images": len(split),
         "labels": hashlib.sha256(split.labels.numpy().tobytes()).hexdigest(),
-        "listing": _digest(_pixels(split) if isinstance(split, ImageTensors) else _listed(split)),
+        "listing": _digest(_looked_at(split)),
     }
+
+
+def _looked_at(split: Split) -> Iterator[bytes]:
+    if isinstance(split, ImageTensors):
+        return _pixels(split)
+    if isinstance(split, ImageSequence):
+        return _passing(split)
+    return _listed(split)
 
 
 def _digest(parts: Iterator[bytes]) -> str:
@@ -58,6 +68,14 @@ def _pixels(split: ImageTensors) -> Iterator[bytes]:
     yield str(tuple(split.images.shape)).encode()
     for images in torch.split(split.images[::every], 1000):
         yield images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+
+
+def _passing(split: ImageSequence) -> Iterator[bytes]:
+    """How many pictures each shard holds, which of them are meant, and the first of some shards."""
+    yield str(list(split.shards.sizes)).encode()
+    yield split.positions.numpy().tobytes()
+    for one in sampled(split.shards, _PASSING).values():
+        yield one.content
 
 
 def _listed(split: ImageStream) -> Iterator[bytes]:
