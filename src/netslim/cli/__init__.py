@@ -9,6 +9,7 @@ was typed is imported, so that `netslim --version` does not wait for torch.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import netslim
 from netslim._support import nearest
 from netslim.cli.common import split_overrides, weights_option
+from netslim.cli.interrupts import as_interrupts
 from netslim.cli.parser import Parser, UsageError
 from netslim.cli.wording import check_once, in_words_of, said
 from netslim.errors import NetslimError
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     _print_anywhere()
     try:
-        return _dispatch([item for item in given if item != "--debug"])
+        with as_interrupts():
+            return _dispatch([item for item in given if item != "--debug"])
     except BrokenPipeError:  # the reader of our output, a pager for instance, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -69,6 +72,11 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "; ".join(["interrupted", *map(str, error.args)]), 130
     line = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"the disk is full: {error.filename or 'a file'} cannot be written; make room and "
+            "repeat the command: what is finished is kept"
+        ), 1
     if isinstance(error, UsageError):
         return line, 2
     return line, 1

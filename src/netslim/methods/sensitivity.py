@@ -321,10 +321,15 @@ def _resumed(path: Path, identity: dict[str, Any]) -> dict[tuple[str, int], floa
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> None:
-    with open(path, "ab") as file:
+    with open(path, "ab", opener=_no_link) as file:
         file.write(json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _no_link(path: str, flags: int) -> int:
+    """What a link leads to is not the journal's to write to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _check_header(path: Path, header: dict[str, Any] | None, identity: Mapping[str, Any]) -> None:

@@ -166,6 +166,7 @@ class EpochRecord(pl.Callback):
         same_weights(f"the weights after epoch {trainer.current_epoch + 1}", pl_module.network)
         scales = scales_of(pl_module.network)
         row = self._row(trainer, pl_module, share_near_zero(scales))
+        self._refuse_non_finite_weights(trainer, pl_module)
         self.rows.append(row)
         self.histograms.append(histogram(scales))
         best = self._best(pl_module, row)
@@ -250,28 +251,48 @@ class EpochRecord(pl.Callback):
 
         ranks.everywhere("a look at the losses", look)
 
+    def _refuse_non_finite_weights(self, trainer: pl.Trainer, module: Classifier) -> None:
+        """A checkpoint is good to go on from: the last step of an epoch shows in no loss of it."""
+        state = {
+            key: value for key, value in module.network.state_dict().items() if _learnt(key, value)
+        }
+        if not state:
+            return
+        finite = torch.stack([value.isfinite().all() for value in state.values()])
+        if not bool(finite.all()):
+            name = [*state][int((~finite).nonzero()[0])]
+            raise TrainingError(self._message(trainer, module.steps_per_epoch, name))
+
     def _message(self, trainer: pl.Trainer, step: int, what: str) -> str:
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         name, rate = module.stage.name, module.stage.optimizer.lr
-        kept = "no epoch was finished"
-        if self.rows:
-            kept = f"epochs 1 to {trainer.current_epoch} are kept in {self.folder.path}"
         return (
             f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of "
             f"{module.steps_per_epoch}: {what} is not finite; try a lower learning rate "
             f"(--stages.{name}.optimizer.lr {rate / 10:g}), a warm-up "
             f"(--stages.{name}.schedule.warmup 1) or clipped gradients (--stages.{name}.clip "
-            f"1), with a new --out; {kept}"
+            f"1), with a new --out; {self.kept()}"
         )
 
     def _write_metrics(self) -> None:
         if ranks.first():
             write_metrics(self.folder.metrics, self.rows)
 
+    def kept(self) -> str:
+        """What there is to go on from, for messages."""
+        if not self.rows:
+            return "no epoch was finished"
+        return f"epochs 1 to {len(self.rows)} are kept in {self.folder.checkpoint}"
+
     def _log(self, row: Row, scales: Tensor) -> None:
         if self.book is not None:
             self.book.write(row, scales)
+
+
+def _learnt(name: str, value: Tensor) -> bool:
+    """Whether training moves it: buffers other than statistics may hold infinity."""
+    return value.is_floating_point() and name.endswith(("weight", "bias", "_mean", "_var"))
 
 
 def weights_in_bytes(module: Classifier) -> bytes:

@@ -21,7 +21,7 @@ import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim.data.loader import Loader
 from netslim.data.splits import Data
-from netslim.errors import CheckpointError
+from netslim.errors import CheckpointError, TrainingError
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.slimming import NetworkSlimming
 from netslim.surgery.plan import PruningPlan
@@ -32,12 +32,15 @@ from netslim.training.loop.classifier import Classifier, Means, Tally
 from netslim.training.loop.epochs import RECORD, EpochLoader, EpochRecord, Row, derive, made_up
 from netslim.training.loop.logbook import Logbook
 from netslim.training.loop.progress import Display
+from netslim.training.loop.room import check_room
 from netslim.training.recipe.schedule import cut_epochs
 from netslim.training.recipe.schema import Recipe, SlimmingOptions, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import StageFolder
 
 _PRECISION = {"float32": "32-true", "bf16": "bf16-mixed"}
+_ALLOCATE = "can't allocate memory"  # of torch's allocator on CPUs
+_ONE_VALUE = "Expected more than 1 value per channel when training"
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 _WARNING_MODULES = r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
 _WARNINGS = r".*(does not have many workers|GPU available|Checkpoint directory).*"
@@ -148,6 +151,7 @@ def fit(
     resume = ranks.shared(f"where {folder.label} goes on", lambda: _resumed(folder))
     if resume is None:
         _set_first_scales(network, stage)
+    ranks.shared("the room on the disk", lambda: check_room(network, stage, folder))
     same_weights(f"the weights that {folder.label} starts from", network)
     method, pruning = _acting(bench, network, stage, seed, mask)
     network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
@@ -229,7 +233,30 @@ def _run(
         checking = None
         if len(bench.data.validation):
             checking = [EpochLoader(bench.loader("validation"), lambda: 0, limit)]
-        trainer.fit(module, training, checking, ckpt_path=resume, weights_only=True)
+        with _told(module, record, bench.recipe.data.batch_size):
+            trainer.fit(module, training, checking, ckpt_path=resume, weights_only=True)
+
+
+@contextmanager
+def _told(module: Classifier, record: EpochRecord, batch: int) -> Iterator[None]:
+    """Say what torch means by what it raises where a batch is too large, or too small."""
+    where = f"stage {record.folder.label}, epoch {module.current_epoch + 1}"
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError) as error:
+        said = str(error)
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _ALLOCATE in said:
+            raise TrainingError(
+                f"{where}: there is not enough memory to train on {batch} images at once: try "
+                f"--data.batch_size {max(1, batch // 2)} with a new --out; {record.kept()}"
+            ) from error
+        if _ONE_VALUE in said:
+            raise TrainingError(
+                f"{where}: batch normalisation cannot learn from a single value of a channel, as a "
+                f"batch of one small image has it: try --data.batch_size {max(2, 2 * batch)} with "
+                f"a new --out; {record.kept()}"
+            ) from error
+        raise
 
 
 def _trainer(bench: Bench, module: Classifier, record: EpochRecord) -> pl.Trainer:

@@ -208,6 +208,12 @@ class RunFolder:
         write_atomic(self.config, text)
         return notice
 
+    def belongs_to(self, recipe: Recipe) -> bool:
+        """Whether the folder was begun with exactly this recipe; nothing is written."""
+        if not self.config.exists():
+            return False
+        return not list(differences(with_defaults(self._theirs(recipe)), recipe.to_dict()))
+
     def _theirs(self, recipe: Recipe) -> Any:
         """The settings that the folder was begun with."""
         try:
@@ -268,12 +274,15 @@ class RunFolder:
         """Keep other processes out; the system lifts the lock when this process ends, in any way.
 
         Raises:
-            RecipeError: another living process works in the folder, or it cannot be made.
+            RecipeError: another living process works in the folder, it cannot be made, or it holds
+                links to other folders, where nothing is written.
         """
         path = self.path / ".lock"
+        _refuse_link(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            nofollow = getattr(os, "O_NOFOLLOW", 0)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | nofollow, 0o644)
         except OSError as error:
             raise RecipeError(
                 f"the folder {self.path} cannot be written: {error.strerror}; choose another --out"
@@ -286,19 +295,31 @@ class RunFolder:
                     f"{self.path} is in use by another netslim run ({owner}); wait for it or "
                     "choose another --out"
                 )
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             for place in _folders(self.path):
                 remove_leftovers(place)
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
         finally:
             os.close(handle)
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """A folder and those in it; links are not followed."""
-    for place, _, _ in os.walk(root):
+    """A folder and those in it, none of which is a link."""
+    for place, folders, _ in os.walk(root):
+        for name in folders:
+            _refuse_link(Path(place, name))
         yield Path(place)
+
+
+def _refuse_link(path: Path) -> None:
+    """Nothing is written through links inside a run folder: what they lead to is not the run's."""
+    linked = path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
+    if linked:
+        raise RecipeError(
+            f"{path} is a link, and nothing is written through links inside of a run folder: "
+            "remove it, or put what it leads to in its place"
+        )
 
 
 def with_defaults(tree: Any) -> Any:

@@ -120,6 +120,8 @@ def run(
     display = display or Display()
     command = command or shlex.join(["netslim", "run", recipe.name, "--out", str(folder.path)])
     folder.refuse_strangers()
+    if processes.place().world == 1 and (shown := _shown(folder, recipe)) is not None:
+        return shown
     if processes.to_start(recipe.trainer):
         again = partial(run, command=command, changed_ok=changed_ok)
         processes.start(recipe.trainer, partial(again, recipe, folder.path))
@@ -137,6 +139,15 @@ def run(
         if ranks.first() and not (folder.path / "report.html").exists():
             _write_report(folder)
     return results
+
+
+def _shown(folder: RunFolder, recipe: Recipe) -> Results | None:
+    """The results of a finished run, for which nothing needs to be written: the disk may be
+    read-only.
+    """
+    if not (folder.path / "report.html").exists() or not folder.belongs_to(recipe):
+        return None
+    return finished(folder)
 
 
 def claimed(folder: RunFolder, recipe: Recipe, held: ExitStack) -> str | None:
@@ -364,11 +375,13 @@ class Runner(Networks):
         if notice:
             self.display.say_once(notice)
             remarks.append(notice)
-        rows, warnings = trained.rows, []
+        rows, warnings = trained.rows, list(_all_dead(stage, trained.rows))
+        for text in warnings:
+            self.display.warn(text)
         deviation = rows[-1]["deviation"]
         if deviation is not None and deviation > _EQUAL:
             warnings.append(_NOT_EQUAL.format(deviation))
-            self.display.warn(warnings[0])
+            self.display.warn(warnings[-1])
         return {
             "warnings": warnings,
             "seconds": round(sum(row["seconds"] for row in rows), 3),
@@ -534,6 +547,19 @@ def _by_one(work: Callable[..., Results], *args: Any) -> Results:
             return work(*args)
 
     return ranks.shared("what a stage does", decide)
+
+
+def _all_dead(stage: Train, rows: Sequence[Row]) -> Iterator[str]:
+    """Where a penalty has left no channel that matters."""
+    options = stage.sparsity
+    if not isinstance(options, SlimmingOptions) or rows[-1]["near_zero"] != 1.0:
+        return
+    yield (
+        "all scales are near zero, so that none tells which channels matter: the strength of "
+        f"{options.strength:g} is too large here; try a tenth of it "
+        f"(--stages.{stage.name}.sparsity.strength {float(options.strength) / 10:g}), with a new "
+        "--out"
+    )
 
 
 def _slims(stage: Train) -> bool:

@@ -1,0 +1,191 @@
+"""What a run says of disks, links, signals, memory and networks that learn nothing: the finished
+work is kept, and the message says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from netslim.cli import main
+from netslim.errors import RecipeError, TrainingError
+from netslim.training import run
+from netslim.training.loop.room import check_room, needed_bytes
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import OptimizerOptions, Train
+from netslim.training.stages.folder import StageFolder
+
+TRAIN = {"kind": "train", "epochs": 2, "optimizer": {"lr": 0.01}}
+
+
+def recipe(stage=None, model=None, **data):
+    return parse_recipe(
+        {
+            "name": "trouble",
+            "title": "A test",
+            "data": {"name": "digits", "batch_size": 64, "subset": 128, **data},
+            "model": {"name": "zoo:vgg", "layers": [4, "M"], "in_channels": 1, **(model or {})},
+            "trainer": {"threads": 1, "device": "cpu", "tensorboard": False},
+            "stages": [{**TRAIN, **(stage or {})}, {"kind": "measure", "latency": False}],
+        }
+    )
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    monkeypatch.setattr(
+        "netslim.report.run_page.write", lambda path: (path / "report.html").write_text("")
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "netslim.report.run_page.write", lambda path: (path / "report.html").write_text("")
+        )
+        run(recipe(), folder)
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_a_finished_run_is_shown_from_where_nothing_can_be_written(copied):
+    (copied / ".lock").unlink()
+    (copied / ".lock").mkdir()  # as on a read-only disk, it cannot be opened, for root neither
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    assert run(recipe(), copied)["recipe"] == "trouble"
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def test_a_run_that_was_moved_and_copied_goes_on(copied, tmp_path):
+    (copied / "results.json").unlink()
+    (copied / "01-train/stage.json").unlink()
+    moved = copied.rename(tmp_path / "elsewhere")
+    shutil.copytree(moved, tmp_path / "copy")
+    first, second = (run(recipe(), place)["rows"] for place in (moved, tmp_path / "copy"))
+    assert first == second
+
+
+@pytest.mark.parametrize("link", [".lock", "01-train", "tensorboard"])
+def test_nothing_is_written_through_links(copied, tmp_path, link):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    for name in ("results.json", "report.html"):
+        (copied / name).unlink()
+    shutil.rmtree(copied / "01-train")
+    target = outside
+    if link == ".lock":
+        (copied / ".lock").unlink()
+        target = outside / "mine"
+    (copied / link).symlink_to(target)
+    with pytest.raises(RecipeError, match=f"{link} is a link, and nothing is written through"):
+        run(recipe(), copied)
+    assert [path.name for path in outside.iterdir()] == ["mine"]
+    assert (outside / "mine").read_text() == "mine"
+
+
+def test_room_is_looked_at_before_training(tmp_path, monkeypatch):
+    used = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: used._replace(free=1000))
+    with pytest.raises(
+        TrainingError, match=r"01-train: .* need 4\.\d MB, and the disk has 0\.0 MB"
+    ):
+        run(recipe(), tmp_path / "run")
+    assert not list((tmp_path / "run/01-train").iterdir())
+
+
+def test_needed_room_counts_what_lies_side_by_side(tmp_path):
+    network, megabytes = nn.Linear(1000, 1000, bias=False), 4
+    besides = needed_bytes(nn.Identity(), Train("a", epochs=1)) / 1e6
+    for name, keep, copies in (("sgd", "last", 5), ("adamw", "last", 7), ("sgd", "best", 6)):
+        stage = Train("a", epochs=1, keep=keep, optimizer=OptimizerOptions(name))
+        assert needed_bytes(network, stage) / 1e6 == pytest.approx(copies * megabytes + besides)
+    folder = StageFolder(tmp_path, 0, Train("a", epochs=1))
+    folder.path.mkdir()
+    check_room(network, Train("a", epochs=1), folder)
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    """The last step of the last epoch, without validation images, shows in no loss."""
+    stage = {"optimizer": {"lr": 0.01}, "schedule": {"name": "multistep", "milestones": [1]}}
+    stage["schedule"]["factor"] = 1e38
+    with pytest.raises(
+        TrainingError, match=r"epoch 2.* not finite; .*epochs 1 to 1 are kept in .*last\.ckpt"
+    ):
+        run(recipe(stage, validation=0), tmp_path)
+    content = torch.load(tmp_path / "01-train/last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in content["state_dict"].values())
+
+
+def test_scales_that_are_all_dead_are_told(tmp_path):
+    sparsity = {"method": "network_slimming", "strength": 50, "penalty": "proximal"}
+    found = run(recipe({"sparsity": sparsity}), tmp_path)
+    assert any(
+        "all scales are near zero" in text and "--stages.train.sparsity.strength 5)" in text
+        for text in found["warnings"]
+    )
+
+
+def test_a_batch_of_one_is_told(tmp_path):
+    model = {"layers": [4, "M", 4, "M", 4, "M", 4]}
+    with pytest.raises(TrainingError, match=r"single value of a channel.*--data\.batch_size 2"):
+        run(recipe(model=model, batch_size=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()]
+)
+def test_memory_that_is_short_is_told(tmp_path, monkeypatch, error):
+    def short(*arguments):
+        raise error
+
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", short)
+    monkeypatch.setattr("netslim.training.stages.networks.Networks.check_outputs", lambda *_: None)
+    with pytest.raises(
+        TrainingError, match=r"not enough memory .* 64 images.*--data\.batch_size 32"
+    ):
+        run(recipe(), tmp_path)
+
+
+def test_a_full_disk_is_one_line_with_the_path(monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "runs/a/metrics.csv")
+
+    monkeypatch.setattr("netslim.cli._dispatch", full)
+    assert main(["run", "digits"]) == 1
+    assert (
+        "the disk is full: runs/a/metrics.csv cannot be written; make room"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("where", ["loop.fit._run", "stages.runner.foresee"])
+def test_sigterm_anywhere_is_told_with_advice(tmp_path, monkeypatch, capsys, where):
+    def stopped(*arguments, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+
+    monkeypatch.setattr(f"netslim.training.{where}", stopped)
+    asked = ["run", "digits", "--out", str(tmp_path / "run"), "--trainer.device", "cpu"]
+    assert main(asked) == 130
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(
+            f"netslim: interrupted; what is finished is kept in {tmp_path}/run; go on with: netslim run"
+        )
+    )
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
