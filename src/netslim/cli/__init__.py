@@ -31,6 +31,7 @@ from netslim.errors import NetslimError
 COMMANDS = {
     "run": "carry out a recipe, from data to report",
     "recipes": "list the shipped recipes, a line each, or show one",
+    "status": "say how far a run is",
     "report": "make report.html of a finished run again",
     "train": "train a network once",
     "finetune": "train a network on after a cut",

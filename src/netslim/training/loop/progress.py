@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from netslim.training.loop.classifier import Classifier
 
 _REFRESH = 0.2  # seconds
+_WORTH_TELLING = 10  # seconds
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
@@ -29,6 +30,16 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     if row["deviation"] is not None:
         parts.append(f"deviation {row['deviation']:.2g}")
     return "  ".join([*parts, f"{row['seconds']:.1f} s"])
+
+
+def in_words(seconds: float) -> str:
+    """``45 s``, ``12 min`` or ``3 h 5 min``."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 class Display:
@@ -75,6 +86,7 @@ class StageBar:
     def __init__(self, display: Display, label: str, epochs: int) -> None:
         self.display, self.label, self.epochs = display, label, epochs
         self.row: dict[str, Any] | None = None
+        self.seconds: list[float] = []
         self.last = 0.0
         live = display.console.is_terminal
         columns = (TextColumn(f"{label}  {{task.description}}"), BarColumn(), TimeRemainingColumn())
@@ -86,8 +98,17 @@ class StageBar:
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is finished."""
         self.row = row
+        self.seconds.append(row["seconds"])
         if not self.display.console.is_terminal:
-            self.display.say(f"{self.label}  {epoch_line(row, self.epochs)}")
+            self.display.say(f"{self.label}  {epoch_line(row, self.epochs)}{self._left()}")
+
+    def _left(self) -> str:
+        """How long the stage will take by the mean of its epochs, where that is worth a word."""
+        assert self.row is not None
+        left = (self.epochs - self.row["epoch"]) * sum(self.seconds) / len(self.seconds)
+        if left < _WORTH_TELLING:
+            return ""
+        return f"  {in_words(left)} left"
 
     def step(self, module: Classifier, done: int, steps: int) -> None:
         """A step is finished.

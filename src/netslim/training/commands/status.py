@@ -1,0 +1,190 @@
+"""`status`: how far a run is, from its folder alone, while another process works in it or none.
+
+Nothing is written and nothing is waited for. What is told is as of the last finished epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from netslim._support import try_lock
+from netslim.errors import NetslimError, RecipeError
+from netslim.training.recipe.checks import imitated
+from netslim.training.recipe.files import read_yaml
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage, Train
+from netslim.training.stages.folder import RunFolder, StageFolder
+
+State = Literal["finished", "running", "begun", "waiting"]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far a stage is.
+
+    Attributes:
+        stage: its folder.
+        kind: as in the recipe.
+        state: `running` and `begun` differ in whether a process works in the run folder.
+        epochs, done: how many a training stage has, and how many are finished; None of others.
+        seconds_left: of a training stage that has finished an epoch, by the mean of its epochs.
+    """
+
+    stage: str
+    kind: str
+    state: State
+    epochs: int | None = None
+    done: int | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is.
+
+    Attributes:
+        folder: of the run.
+        recipe: its name.
+        state: `finished`, `running`, or `stopped`, which goes on with its command.
+        process: what works in it, such as ``process 12 on host``; None where nothing does.
+        stages: one after the other.
+        seconds_left: of all training, where the epochs so far tell; None where they do not.
+    """
+
+    folder: str
+    recipe: str
+    state: Literal["finished", "running", "stopped"]
+    process: str | None
+    stages: tuple[StageStatus, ...]
+    seconds_left: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def status(path: str | os.PathLike[str]) -> Status:
+    """Look at a run folder, or at the `.run` folder of `netslim train`.
+
+    Raises:
+        RecipeError: it is none, or its config.yaml is damaged.
+    """
+    folder = RunFolder(Path(path))
+    recipe, process = _recipe(folder), _worker(folder.path / ".lock")
+    stages: list[StageStatus] = []
+    for index, stage in enumerate(recipe.stages):
+        first = all(done.state == "finished" for done in stages)
+        stages.append(_of_stage(recipe, stage, folder.stage(index, stage), first and bool(process)))
+    return Status(
+        str(folder.path),
+        recipe.name,
+        _state(stages, process),
+        process,
+        tuple(stages),
+        _left(stages),
+    )
+
+
+def _recipe(folder: RunFolder) -> Recipe:
+    if not folder.config.is_file():
+        raise RecipeError(
+            f"{folder.path} is no run folder, for it has no config.yaml: give the --out of a run"
+        )
+    try:
+        return parse_recipe(read_yaml(folder.config.read_text(encoding="utf-8")), whole=False)
+    except (NetslimError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{folder.config} is no recipe of this version ({error})") from None
+
+
+def _worker(lock: Path) -> str | None:
+    """Who holds the lock of a run folder."""
+    try:
+        handle = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if try_lock(handle):
+            return None
+        return os.read(handle, 200).decode(errors="replace").strip() or "another process"
+    finally:
+        os.close(handle)
+
+
+def _of_stage(recipe: Recipe, stage: Stage, folder: StageFolder, working: bool) -> StageStatus:
+    epochs = _epochs(recipe, stage)
+    state: State = "waiting"
+    if folder.marker.exists():
+        state = "finished"
+    elif working:
+        state = "running"
+    elif folder.begun:
+        state = "begun"
+    if epochs is None:
+        return StageStatus(folder.label, stage.kind, state)
+    seconds = _seconds(folder.metrics)
+    left = None
+    if state == "finished":
+        left = 0.0
+    elif seconds:
+        left = round((epochs - len(seconds)) * sum(seconds) / len(seconds), 1)
+    return StageStatus(folder.label, stage.kind, state, epochs, len(seconds), left)
+
+
+def _epochs(recipe: Recipe, stage: Stage) -> int | None:
+    if isinstance(stage, Baseline | Scratch):
+        return imitated(recipe, stage)[1].epochs
+    if isinstance(stage, Train):
+        return stage.epochs
+    return None
+
+
+def _seconds(metrics: Path) -> list[float]:
+    """Of each finished epoch."""
+    try:
+        with open(metrics, newline="", encoding="utf-8") as file:
+            return [float(row["seconds"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _state(
+    stages: Sequence[StageStatus], process: str | None
+) -> Literal["finished", "running", "stopped"]:
+    if all(stage.state == "finished" for stage in stages):
+        return "finished"
+    if process is not None:
+        return "running"
+    return "stopped"
+
+
+def _left(stages: Sequence[StageStatus]) -> float | None:
+    """Stages that wait are taken to need as much an epoch as the last that was trained."""
+    left, pace = 0.0, None
+    for stage in stages:
+        if stage.epochs is None:
+            continue
+        if stage.seconds_left is not None:
+            left += stage.seconds_left
+            pace = _pace(stage) or pace
+        elif pace is None:
+            return None
+        else:
+            left += stage.epochs * pace
+    return round(left, 1)
+
+
+def _pace(stage: StageStatus) -> float | None:
+    """Seconds an epoch, of a stage that is at work."""
+    if not stage.seconds_left or not stage.epochs or stage.done == stage.epochs:
+        return None
+    return stage.seconds_left / (stage.epochs - (stage.done or 0))
+
+
+__all__ = ["StageStatus", "Status", "status"]

@@ -1,0 +1,83 @@
+"""`netslim status`: how far a run is, whoever works in its folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from netslim.cli import main
+from netslim.errors import RecipeError
+from netslim.training.commands.status import status
+from netslim.training.loop.progress import in_words
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.stages.folder import RunFolder
+
+RECIPE = {
+    "name": "far",
+    "title": "A test",
+    "data": {"name": "digits"},
+    "model": {"name": "zoo:vgg11"},
+    "stages": [
+        {"kind": "train", "name": "a", "epochs": 4},
+        {"kind": "prune", "budget": {"cut_channels": 0.5}},
+        {"kind": "finetune", "name": "b", "epochs": 2},
+        {"kind": "measure"},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    found = RunFolder(tmp_path / "run")
+    recipe = parse_recipe(RECIPE)
+    with found.lock():
+        found.claim(recipe)
+    stage = found.stage(0, recipe.stages[0])
+    stage.path.mkdir()
+    stage.metrics.write_text("epoch,seconds\n1,10.0\n2,14.0\n")
+    stage.checkpoint.write_text("")
+    return found
+
+
+def test_a_stopped_run(folder):
+    found = status(folder.path)
+    assert (found.state, found.process, found.seconds_left) == ("stopped", None, 48.0)
+    first, *others = found.stages
+    assert (first.state, first.done, first.epochs, first.seconds_left) == ("begun", 2, 4, 24.0)
+    assert [stage.state for stage in others] == ["waiting"] * 3
+
+
+def test_a_run_at_work(folder, capsys):
+    with folder.lock():
+        assert main(["status", str(folder.path)]) == 0
+        first, second, *_ = capsys.readouterr().out.splitlines()
+        assert ": far, running (process " in first
+        assert first.endswith("about 48 s of training left")
+        assert second == "01-a        running, 2 of 4 epochs"
+        assert main(["status", str(folder.path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "running"
+    assert told["stages"][0]["done"] == 2
+
+
+def test_a_finished_run(folder):
+    for index, stage in enumerate(parse_recipe(RECIPE).stages):
+        place = folder.stage(index, stage)
+        place.path.mkdir(exist_ok=True)
+        place.marker.write_text("{}")
+    found = status(folder.path)
+    assert (found.state, found.seconds_left) == ("finished", 0.0)
+
+
+@pytest.mark.parametrize("content", [None, "[", yaml.safe_dump({"search": {}}), "{}"])
+def test_what_is_no_run_folder_is_said(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(RecipeError, match=r"no run folder|no recipe of this version"):
+        status(tmp_path)
+
+
+def test_times_in_words():
+    assert [in_words(seconds) for seconds in (45, 720, 11100)] == ["45 s", "12 min", "3 h 5 min"]
