@@ -153,6 +153,21 @@ def test_several_budgets_are_all_met():
     assert plan.removed >= 2
 
 
+def test_an_impossible_budget_names_what_cannot_be_cut_and_why():
+    class HandingBackItsState(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.rnn = nn.Linear(3, 4), nn.GRU(4, 8, batch_first=True)
+
+        def forward(self, x):
+            return self.rnn(self.a(x).relu())
+
+    model = HandingBackItsState()
+    graph = trace(model, torch.zeros(1, 5, 3))
+    with pytest.raises(PlanError, match=r"cannot be cut: rnn \(it is an output of the network, out"):
+        select(graph, score(graph, model, "l2"), Budget(cut_params=0.9))
+
+
 def test_an_impossible_budget_says_what_can_be_reached():
     model = Chain()
     graph = trace(model, X)

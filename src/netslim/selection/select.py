@@ -192,12 +192,18 @@ class _Problem:
             if gain > 0:
                 found.append((gain, f"{name} (without it {enough})"))
         if not found:
-            return (
-                "Nothing more can go: one channel stays in every layer, and so do the "
-                "layers that cannot be cut"
-            )
+            return f"Nothing more can go: one channel stays in every layer{self._whole()}"
         found.sort(key=lambda item: -item[0])
         return f"What binds: {', '.join(text for _, text in found)}"
+
+    def _whole(self) -> str:
+        """The widest groups that cannot be cut, and why."""
+        frozen = [group for group in self.graph.groups if group.frozen]
+        frozen.sort(key=lambda group: -group.size)
+        if not frozen:
+            return ""
+        told = [f"{group.name} ({group.reason})" for group in frozen]
+        return f", and all of what cannot be cut: {listed(told, most=3)}"
 
     def _relaxed(self) -> Iterator[tuple[str, _Problem]]:
         """Each limit that was given, in words, and the problem as it were without that one."""
