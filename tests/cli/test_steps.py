@@ -146,6 +146,11 @@ def test_what_was_cut_is_trained_cut_and_looked_at_again(name, trained, tmp_path
     assert json.loads(capsys.readouterr().out)["params"] == sizes[3]
 
 
+def test_evaluate_says_that_a_name_alone_has_fresh_weights(capsys):
+    go("evaluate", "zoo:vgg", *DATA, "--model.layers", "[4]", "--model.in_channels", "1")
+    assert "note: zoo:vgg has fresh weights" in capsys.readouterr().out
+
+
 def test_evaluate_looks_and_writes_nothing(trained, tmp_path, monkeypatch, capsys):
     shutil.copytree(trained["vgg"].parent, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

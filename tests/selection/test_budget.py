@@ -164,7 +164,9 @@ def test_an_impossible_budget_names_what_cannot_be_cut_and_why():
 
     model = HandingBackItsState()
     graph = trace(model, torch.zeros(1, 5, 3))
-    with pytest.raises(PlanError, match=r"cannot be cut: rnn \(it is an output of the network, out"):
+    with pytest.raises(
+        PlanError, match=r"cannot be cut: rnn \(it is an output of the network, out"
+    ):
         select(graph, score(graph, model, "l2"), Budget(cut_params=0.9))
 
 

@@ -34,7 +34,7 @@ from netslim.training.recipe.schema import Prune, Recipe, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import RunFolder, read_json
-from netslim.training.stages.networks import noted_in
+from netslim.training.stages.networks import has_fresh_weights, noted_in
 from netslim.training.stages.prune import Batches
 from netslim.training.stages.runner import Runner, claimed
 
@@ -416,7 +416,10 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
             looking, runner.bench.loader(split), len(runner.data.classes), device, limit
         )
     labels, size = runner.bench.labels(split), None
-    notes = [*runner.data.notes, chance(means.accuracy, labels)]
+    fresh = ""
+    if has_fresh_weights(recipe.model):
+        fresh = f"{recipe.model.name} has fresh weights; a checkpoint or --weights brings others"
+    notes = [fresh, *runner.data.notes, chance(means.accuracy, labels)]
     if recipe.model.files:
         size = Path(recipe.model.files[0]).stat().st_size
     return Evaluation(

@@ -264,7 +264,7 @@ class Networks:
         if trained_on is not None:
             network = as_trained(network, name, trained_on, self.data.preprocessing)
         self.check_outputs(network, name)
-        if takes_classes(name) and not options.trained:
+        if has_fresh_weights(options):
             raise RecipeError(
                 f"teacher: {name} has fresh weights, and these teach nothing: name its checkpoint, "
                 "or the file with its weights by distill.teacher_weights"
@@ -323,6 +323,11 @@ class Networks:
         netslim.save(
             network, folder.model, constructor=self.origin or None, metadata={**made_by, **noted}
         )
+
+
+def has_fresh_weights(model: ModelOptions) -> bool:
+    """Whether the network that these options name knows nothing yet."""
+    return takes_classes(model.name) and not model.trained
 
 
 def noted_in(model: ModelOptions) -> Results:
