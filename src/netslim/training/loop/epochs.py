@@ -19,7 +19,7 @@ import hashlib
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,10 @@ class EpochRecord(pl.Callback):
         watch: called with each new row.
         progress: called after each step with (steps done in this epoch, steps of an epoch).
         book: the loggers that are told of each row.
+        unreadable: tells what the loaders of this process have left out so far.
+
+    Attributes:
+        unreadable: every picture that was left out, and why.
     """
 
     def __init__(
@@ -94,7 +98,10 @@ class EpochRecord(pl.Callback):
         watch: Callable[[Row], None] | None = None,
         progress: Callable[[Classifier, int, int], None] | None = None,
         book: Logbook | None = None,
+        unreadable: Callable[[], Iterable[str]] = tuple,
     ) -> None:
+        self.unreadable: list[str] = []
+        self._left_out = unreadable
         self.folder, self.seed, self.book = folder, seed, book
         self.watch, self.progress = watch, progress
         self.rows: list[Row] = []
@@ -112,12 +119,14 @@ class EpochRecord(pl.Callback):
             "rows": self.rows,
             "histograms": self.histograms,
             "best": self.best,
+            "unreadable": self.unreadable,
             "stands_on": self.folder.stands_on(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.histograms = state_dict["rows"], state_dict["histograms"]
         self.best = state_dict["best"]
+        self.unreadable = state_dict.get("unreadable", [])  # version 0.1 kept none
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -170,6 +179,7 @@ class EpochRecord(pl.Callback):
         self.rows.append(row)
         self.histograms.append(histogram(scales))
         best = self._best(pl_module, row)
+        self.unreadable = sorted({*self.unreadable, *self._left_out()})
         trainer.save_checkpoint(self.folder.checkpoint)
         if best is not None:
             self._write_best(best)

@@ -56,6 +56,7 @@ class History:
         best: epoch and validation accuracy of the weights that were kept; empty for the last.
         left: what its method hands on to later stages.
         pruning: what cut the network on the way, if it was.
+        unreadable: every picture that was left out because it cannot be read, and why.
     """
 
     rows: list[Row]
@@ -63,6 +64,7 @@ class History:
     best: dict[str, Any]
     left: dict[str, Any]
     pruning: GradualPruning | None = None
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,25 @@ def fit(
     same_weights(f"the weights that {folder.label} starts from", network)
     method, pruning = _acting(bench, network, stage, seed, mask)
     network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
-    loader, limit = bench.loader("train", seed), bench.recipe.trainer.limit_batches
+    loader, checking = bench.loader("train", seed), bench.loader("validation")
+    limit = bench.recipe.trainer.limit_batches
     steps = min(len(loader), limit or len(loader))
     module = Classifier(network, stage, len(bench.data.classes), steps, method, teacher)
-    module.weight, module.checked = loader.weight, bench.loader("validation").own_batches
+    module.weight, module.checked = loader.weight, checking.own_batches
     module.sync_batchnorm = bench.recipe.trainer.sync_batchnorm
     with (
         _logbook(bench, folder) as book,
         bench.display.training(folder.label, stage.epochs) as shown,
     ):
-        record = EpochRecord(folder, seed, shown.epoch, shown.step, book)
-        _run(bench, module, record, loader, resume)
+        record = EpochRecord(
+            folder,
+            seed,
+            shown.epoch,
+            shown.step,
+            book,
+            lambda: (*loader.unreadable, *checking.unreadable),
+        )
+        _run(bench, module, record, loader, checking, resume)
     return replace(_finished(module, record), pruning=pruning)
 
 
@@ -224,17 +234,22 @@ def quiet() -> Iterator[None]:
 
 
 def _run(
-    bench: Bench, module: Classifier, record: EpochRecord, loader: Loader, resume: str | None
+    bench: Bench,
+    module: Classifier,
+    record: EpochRecord,
+    loader: Loader,
+    checking: Loader,
+    resume: str | None,
 ) -> None:
     limit = bench.recipe.trainer.limit_batches
     with quiet(), _interruptible(), _deterministic():
         trainer = _trainer(bench, module, record)
         training = EpochLoader(loader, lambda: trainer.current_epoch, limit)
-        checking = None
+        validation = None
         if len(bench.data.validation):
-            checking = [EpochLoader(bench.loader("validation"), lambda: 0, limit)]
+            validation = [EpochLoader(checking, lambda: 0, limit)]
         with _told(module, record, bench.recipe.data.batch_size):
-            trainer.fit(module, training, checking, ckpt_path=resume, weights_only=True)
+            trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
 
 
 @contextmanager
@@ -347,4 +362,5 @@ def _finished(module: Classifier, record: EpochRecord) -> History:
         module.method.finish()
         left = module.method.left()
     best = {key: value for key, value in record.best.items() if key != "sha256"}
-    return History(record.rows, record.histograms, best, left)
+    unreadable = tuple(record.unreadable)
+    return History(record.rows, record.histograms, best, left, unreadable=unreadable)

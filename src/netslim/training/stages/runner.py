@@ -32,6 +32,8 @@ import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim._support import Thing, call_checked, expect, using_threads, write_atomic
+from netslim.data.loader import Loader
+from netslim.data.unreadable import told
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
@@ -359,7 +361,8 @@ class Runner(Networks):
     ) -> Results:
         seed = derive(self.recipe.seed, "stage", index)
         trained = fit.fit(self.bench, network, stage, folder, seed, mask=mask, teacher=teacher)
-        shrunk, remarks = {}, list(self._learnt_nothing(trained))
+        shrunk = {}
+        remarks = [*self._learnt_nothing(trained), *_left_out(trained.unreadable)]
         if trained.pruning is not None:
             shrunk = _shrunk(trained.pruning, folder)
             remarks += _chosen(trained.pruning.plan)
@@ -390,6 +393,7 @@ class Runner(Networks):
             "sparse": _slims(stage),
             "best": trained.best or None,
             "remarks": remarks,
+            "unreadable": list(trained.unreadable),
             **trained.left,
             **shrunk,
         }
@@ -491,20 +495,20 @@ class Runner(Networks):
         latencies = ranks.shared(
             "the latencies", lambda: timed(stage, networks, self.data.shape, self.device)
         )
-        rows = []
+        rows, loader = [], self.bench.loader("test")
         for entry in found:
             row: Results = {"key": entry.key, "label": entry.label}
-            row |= self._figures(networks[entry.key])
+            row |= self._figures(networks[entry.key], loader)
             sized = partial(self._size, entry.index, networks[entry.key], folder)
             row |= {"size_bytes": ranks.shared("the size of a file", sized)}
             rows.append(row | {"latency_ms": latencies[entry.key]})
         return {
             "seconds": round(time.perf_counter() - started, 3),
             "rows": rows,
-            "notes": [*self.data.notes, *self._by_chance(rows)],
+            "notes": [*self.data.notes, *_left_out(loader.unreadable), *self._by_chance(rows)],
             "images": self.data.preprocessing.to_json(),
             "network": self._file_of(found[-1].index),
-            "unreadable": list(self.data.unreadable),
+            "unreadable": [*self.data.unreadable, *loader.unreadable],
         }
 
     def _by_chance(self, rows: Iterable[Results]) -> Iterator[str]:
@@ -514,10 +518,10 @@ class Runner(Networks):
             if said := chance(row["accuracy"], labels):
                 yield f"{row['label']}: {said}"
 
-    def _figures(self, network: nn.Module) -> Results:
+    def _figures(self, network: nn.Module, loader: Loader) -> Results:
         """Counted first: to evaluate it moves the network to the device of the run."""
         cost = netslim.cost(network, self.example()[:1])
-        loader, limit = self.bench.loader("test"), self.recipe.trainer.limit_batches
+        limit = self.recipe.trainer.limit_batches
         means = fit.evaluate(network, loader, len(self.data.classes), self.device, limit)
         figures: Results = {"accuracy": means.accuracy, "top5": means.top5, "loss": means.loss}
         return figures | {"params": cost.params, "macs": cost.macs}
@@ -565,6 +569,12 @@ def _all_dead(stage: Train, rows: Sequence[Row]) -> Iterator[str]:
 def _slims(stage: Train) -> bool:
     """Whether a stage trains by Network Slimming, and not only with its first scales."""
     return isinstance(stage.sparsity, SlimmingOptions) and stage.sparsity.strength != 0
+
+
+def _left_out(unreadable: Sequence[str]) -> Iterator[str]:
+    """What is said of pictures that could not be read, if there were any."""
+    if unreadable:
+        yield f"{told(unreadable)}."
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Any]]:
