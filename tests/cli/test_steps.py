@@ -22,6 +22,7 @@ from netslim.data.sources import load as load_data
 from netslim.data.splits import Data
 from netslim.models import checkpoint
 from netslim.training.commands import step as single
+from netslim.training.stages import prune as cutting
 
 VGG = ["zoo:vgg", "--model.layers", "[16, M, 32]", "--model.in_channels", "1"]
 RESNET = ["zoo:resnet", "--model.depth", "8", "--model.in_channels", "1", "--model.width", "0.5"]
@@ -372,6 +373,25 @@ def test_a_cut_that_was_killed_before_its_network_was_there_is_made_again(traine
         made, whole = ((tmp_path / f"{stem}{name}").read_bytes() for stem in ("a", "whole"))
         assert made == whole
     assert not left.exists()
+
+
+def test_of_two_cuts_into_one_file_the_second_is_refused(trained, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "a.safetensors"
+    asked = ["prune", trained["vgg"], *INPUT, "--out", out, "--cut-macs"]
+    cut = cutting.carry_out
+
+    def meanwhile(*arguments, **more):
+        found = cut(*arguments, **more)
+        monkeypatch.setattr(cutting, "carry_out", cut)
+        go(*asked, 0.5)
+        capsys.readouterr()
+        return found
+
+    monkeypatch.setattr(cutting, "carry_out", meanwhile)
+    assert "exists already" in told(capsys, *asked, 0.3)
+    plan = json.loads((tmp_path / "a.plan.json").read_text())
+    go("prune", trained["vgg"], *INPUT, "--out", tmp_path / "b.safetensors", "--cut-macs", 0.5)
+    assert plan == json.loads((tmp_path / "b.plan.json").read_text())
 
 
 def test_what_cuts_a_slimmed_network_unasked_is_told(tmp_path, capsys):

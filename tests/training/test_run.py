@@ -334,6 +334,17 @@ def test_the_best_epoch_is_kept(tmp_path):
     first, second = curve["curves"]["val_accuracy"]
     assert first > second
     assert curve["best"] == {"epoch": 1, "val_accuracy": first}
+    # A flipped bit in it is noticed when the stage goes on.
+    place = tmp_path / "a" / "01-train"
+    for path in (tmp_path / "a/results.json", place / "stage.json"):
+        path.unlink()
+    damaged = bytearray((place / "best.safetensors").read_bytes())
+    damaged[-9] ^= 4
+    (place / "best.safetensors").write_bytes(damaged)
+    with pytest.raises(
+        CheckpointError, match=r"best\.safetensors is damaged .*move .*01-train away"
+    ):
+        run(small(stages=stages(train)), tmp_path / "a")
     kept = netslim.models.build(tmp_path / "a" / "01-train" / "model.safetensors")
     assert kept.state_dict()["features.1.num_batches_tracked"] == 21
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -271,10 +270,10 @@ def _trace(model: nn.Module, inputs: Any, dynamic: bool) -> _Traced:
 
 def _as_program(traced: _Traced, metadata: Mapping[str, str]) -> bytes:
     """A file of `torch.export`."""
-    with quietly(), tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "program.pt2")
-        torch.export.save(traced.program, file, extra_files=dict(metadata))
-        return file.read_bytes()
+    content = BytesIO()
+    with quietly():
+        torch.export.save(traced.program, content, extra_files=dict(metadata))
+    return content.getvalue()
 
 
 def _as_onnx(traced: _Traced, opset: int | None, metadata: Mapping[str, str]) -> tuple[bytes, int]:

@@ -8,6 +8,7 @@ a stage that goes on tells its last epoch again; TensorBoard is told to forget t
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +63,10 @@ def _wandb(place: Place) -> Logger:
 def _mlflow(place: Place) -> Logger:
     from pytorch_lightning.loggers import MLFlowLogger
 
-    files = str(place.folder / "mlflow")
-    return MLFlowLogger(place.folder.name, run_name=place.label, save_dir=files)
+    where = os.environ.get("MLFLOW_TRACKING_URI")
+    if where is None:
+        where = f"sqlite:///{(place.folder / 'mlflow.db').resolve()}"
+    return MLFlowLogger(place.folder.name, run_name=place.label, tracking_uri=where)
 
 
 def _trackio(place: Place) -> Logger:
