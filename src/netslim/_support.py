@@ -426,16 +426,33 @@ def _remove_if_left(temporary: Path) -> None:
 @contextmanager
 def _locked(temporary: Path) -> Iterator[None]:
     """A new file, which is locked inside; it follows no link, for none can be there."""
-    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    handle = _created(temporary)
     if os.name != "posix":  # an open file could not take another one's place
         os.close(handle)
         yield
         return
     try:
-        try_lock(handle)
+        # Between the two, somebody may have taken it for what a killed process has left.
+        _wait_for_lock(handle)
+        while not temporary.exists():
+            os.close(handle)
+            handle = _created(temporary)
+            _wait_for_lock(handle)
         yield
     finally:
         os.close(handle)
+
+
+def _created(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _wait_for_lock(handle: int) -> None:
+    """Lock an open file or folder as soon as nobody else has it, where the file system can."""
+    import fcntl
+
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def try_lock(handle: int) -> bool:
@@ -458,11 +475,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes that ask for this out of a folder for a moment; they wait."""
     handle = None
     if os.name == "posix":
-        import fcntl
-
         handle = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        _wait_for_lock(handle)
     try:
         yield
     finally:

@@ -84,7 +84,7 @@ def test_commands_and_their_options_exist(capsys):
     commands = sorted({words[1] for words in lines if words and words[0] == "netslim"})
     expected = (
         "bench evaluate export finetune inspect predict prune recipes report run search sensitivity "
-        "train"
+        "status train"
     )
     assert commands == expected.split()
     for command in commands:
