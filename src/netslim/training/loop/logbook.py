@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 import netslim.ranks as ranks
@@ -49,8 +49,6 @@ def _tensorboard(place: Place) -> Logger:
 
 
 def _wandb(place: Place) -> Logger:
-    from pytorch_lightning.loggers import WandbLogger
-
     return WandbLogger(
         name=f"{place.folder.name}/{place.label}",
         save_dir=place.folder,
@@ -61,8 +59,6 @@ def _wandb(place: Place) -> Logger:
 
 
 def _mlflow(place: Place) -> Logger:
-    from pytorch_lightning.loggers import MLFlowLogger
-
     where = os.environ.get("MLFLOW_TRACKING_URI")
     if where is None:
         where = f"sqlite:///{(place.folder / 'mlflow.db').resolve()}"
@@ -107,6 +103,11 @@ _LOGGERS: dict[str, Callable[[Place], Logger]] = {
 }
 
 
+def _figures(row: Mapping[str, Any]) -> dict[str, float]:
+    found = {key: value for key, value in row.items() if key not in _TOLD_ANYWAY}
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
 class Logbook:
     """The loggers of a stage; on the first rank alone, as its files are.
 
@@ -132,6 +133,10 @@ class Logbook:
         """
         place = Place(self.folder, self.label, len(rows))
         self.loggers = [self._opened(name, place) for name in self.names]
+        for logger in self.loggers:
+            if isinstance(logger, MLFlowLogger):  # which begins a new run
+                for row in rows[:-1]:
+                    logger.log_metrics(_figures(row), step=row["epoch"])
 
     def _opened(self, name: str, place: Place) -> Logger:
         try:
@@ -146,13 +151,8 @@ class Logbook:
 
     def write(self, row: Mapping[str, Any], scales: Tensor) -> None:
         """Tell the figures of an epoch."""
-        figures = {
-            key: float(value)
-            for key, value in row.items()
-            if key not in _TOLD_ANYWAY and value is not None
-        }
         for logger in self.loggers:
-            logger.log_metrics(figures, step=row["epoch"])
+            logger.log_metrics(_figures(row), step=row["epoch"])
             if len(scales) and isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_histogram("scales", scales, row["epoch"])
             logger.save()
@@ -161,4 +161,6 @@ class Logbook:
         """Have everything written."""
         for logger in self.loggers:
             logger.finalize("success")
+            if isinstance(logger, WandbLogger):  # or the next stage would go on in this one's run
+                logger.experiment.finish()
         self.loggers = []
