@@ -2,10 +2,11 @@
 
 Ranks that train one model see other data, draw other random numbers and measure other times. What
 is decided from these would differ, and ranks that keep other channels train apart without a word.
-So everything that is decided from data, chance or a clock goes one of three ways:
+So everything that is decided from data, chance or a clock goes one of these ways:
 
 * `summed`, `mean`: statistics are put together, so that every rank decides from all data;
 * `shared`: rank 0 decides, the others take it over;
+* `gathered`: every rank sees what each of them has;
 * `agree`: what every rank was given, or worked out by itself, must be the same; a digest of it is
   compared, and where they differ, all ranks stop.
 
@@ -159,6 +160,22 @@ def shared(what: str, decide: Callable[[], T]) -> T:
     dist.broadcast_object_list(decided, dist.get_global_rank(_member(), 0), _group())
     found: Any = decided[0]
     return found  # type: ignore[no-any-return]
+
+
+def gathered(what: str, value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank.
+
+    Args:
+        what: they are, for messages.
+        value: of this rank; it can be pickled.
+
+    Example:
+        >>> netslim.ranks.gathered("the files that were skipped", ["a.jpg"])
+        [['a.jpg']]
+    """
+    if count() == 1:
+        return [value]
+    return _exchange(what, value)
 
 
 def everywhere(what: str, work: Callable[[], T]) -> T:

@@ -123,6 +123,21 @@ def test_above_the_limit_the_epoch_stops(kind: str, workers: int, tmp_path: Path
         list(loader)
 
 
+def test_the_limit_is_of_what_a_process_takes(tmp_path: Path) -> None:
+    """Of 18 pictures of each of two processes one may be left out, and the second stops it."""
+    cut = (0, 2)  # both of rank 0, which takes every other one
+    WRITERS["wds"](tmp_path, "train", examples(36, cut))
+    WRITERS["wds"](tmp_path, "val", examples(9))
+    data = opened("wds", tmp_path, validation=0, unreadable=1 / 18)
+    first, second = (
+        Loader(data.train, 6, mean=data.mean, std=data.std, workers=0, shard=(rank, 2))
+        for rank in range(2)
+    )
+    assert len(list(second)) == 3
+    with pytest.raises(DataError, match="2 of 18 pictures"):
+        list(first)
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_processes_share_out_one_order(kind: str, tmp_path: Path) -> None:
     """As many batches each, and together what one would see; the share that is short sees its first

@@ -28,7 +28,7 @@ class Loader:
     """Iterable of (images float32 (B, C, H, W), labels int64 (B,)), both on `device`.
 
     Pictures of a stream that cannot be read are left out of their batches, and warned of at the end
-    of the epoch; more than the stream allows end it.
+    of the epoch; more than the stream allows, of what this process takes, end it.
 
     Images held in memory are moved to `device` once, as uint8; a batch is one gather, the
     augmentation and one multiply-add. An `ImageStream` is decoded by `workers` processes and then
@@ -226,7 +226,7 @@ class Loader:
         for batch in _in_workers(decoding, tasks, self.workers, self.device):
             self._unreadable.update(batch.problems)
             problems = list(self._unreadable.values())
-            refuse_many(problems, len(split), split.unreadable)
+            refuse_many(problems, len(self._share), split.unreadable)
             if not len(batch.images):
                 raise DataError(f"loader: nothing of a batch is left; {told(problems)}")
             images = batch.images.to(self.device, non_blocking=True)

@@ -20,6 +20,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,8 @@ class EpochRecord(pl.Callback):
         self.rows.append(row)
         self.histograms.append(histogram(scales))
         best = self._best(pl_module, row)
-        self.unreadable = sorted({*self.unreadable, *self._left_out()})
+        left_out = ranks.gathered("the pictures that are left out", list(self._left_out()))
+        self.unreadable = sorted({*self.unreadable, *chain.from_iterable(left_out)})
         trainer.save_checkpoint(self.folder.checkpoint)
         if best is not None:
             self._write_best(best)

@@ -502,13 +502,15 @@ class Runner(Networks):
             sized = partial(self._size, entry.index, networks[entry.key], folder)
             row |= {"size_bytes": ranks.shared("the size of a file", sized)}
             rows.append(row | {"latency_ms": latencies[entry.key]})
+        own = ranks.gathered("the test pictures that are left out", loader.unreadable)
+        unreadable = [one for rank in own for one in rank]
         return {
             "seconds": round(time.perf_counter() - started, 3),
             "rows": rows,
-            "notes": [*self.data.notes, *_left_out(loader.unreadable), *self._by_chance(rows)],
+            "notes": [*self.data.notes, *_left_out(unreadable), *self._by_chance(rows)],
             "images": self.data.preprocessing.to_json(),
             "network": self._file_of(found[-1].index),
-            "unreadable": [*self.data.unreadable, *loader.unreadable],
+            "unreadable": [*self.data.unreadable, *unreadable],
         }
 
     def _by_chance(self, rows: Iterable[Results]) -> Iterator[str]:
