@@ -653,3 +653,20 @@ __all__ = [
     "using_threads",
     "write_atomic",
 ]
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """The content of JSON from a file, which may be anybody's.
+
+    Raises:
+        ValueError: it is no JSON, holds NaN or an infinity (Python would take them), or is nested
+            so deeply that Python cannot read it.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")

@@ -27,7 +27,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import netslim.ranks as ranks
-from netslim._support import brief, checks_calls, is_format, is_number, named_file, write_atomic
+from netslim._support import (
+    brief,
+    checks_calls,
+    is_format,
+    is_number,
+    named_file,
+    parse_json,
+    write_atomic,
+)
 from netslim.errors import ArgumentError, PlanError
 
 Network = TypeVar("Network")
@@ -240,7 +248,7 @@ class _Journal:
         if path is None or not path.exists():
             return {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             if not is_format(content["format"], _FORMAT):
                 raise ValueError(f"format {content['format']!r}")
             return {

@@ -22,6 +22,7 @@ from netslim._support import (
     is_format,
     listed,
     named_file,
+    parse_json,
     write_atomic,
 )
 from netslim.errors import ArgumentError, NetslimError, PlanError
@@ -359,7 +360,7 @@ def _check_header(path: Path, header: dict[str, Any] | None, identity: Mapping[s
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from torch import nn
 
-from netslim._support import brief, checks_calls, is_format, listed, named_file, write_atomic
+from netslim._support import (
+    brief,
+    checks_calls,
+    is_format,
+    listed,
+    named_file,
+    parse_json,
+    write_atomic,
+)
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import fingerprint
@@ -202,7 +210,7 @@ class Sensitivity:
             PlanError: the text is something else, damaged, or of a newer format.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except ValueError as error:
             raise PlanError(f"this is not a sensitivity: no valid JSON ({error})") from None
         ours = {"kind": "sensitivity", "format": FORMAT}

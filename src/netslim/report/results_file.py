@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from netslim._support import digest_of_plain, is_format
+from netslim._support import digest_of_plain, is_format, parse_json
 from netslim.errors import RecipeError
 from netslim.report.rows import METRICS, median
 
@@ -30,7 +29,7 @@ def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
             "goes on where it was"
         )
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise damaged(path, str(problem)) from problem
     check(results, path)
@@ -95,7 +94,7 @@ def text_of(path: Path) -> str | None:
 def _environment(path: Path) -> dict[str, Any]:
     """A report does without, so damage is said in it."""
     try:
-        found = json.loads(text_of(path) or "{}")
+        found = parse_json(text_of(path) or "{}")
     except ValueError:
         return {"environment": f"{path.name} is damaged"}
     if not isinstance(found, dict):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netslim._support import checks_calls, is_format, named_file, write_atomic
+from netslim._support import checks_calls, is_format, named_file, parse_json, write_atomic
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
@@ -225,7 +225,7 @@ class LatencyTable:
             PlanError: it is damaged, or of another version.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             if content["kind"] != "netslim latency table" or not is_format(
                 content["format"], FORMAT
             ):

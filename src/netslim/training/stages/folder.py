@@ -33,6 +33,7 @@ from netslim._support import (
     brief,
     digest_of_plain,
     is_format,
+    parse_json,
     remove_leftovers,
     try_lock,
     write_atomic,
@@ -61,7 +62,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
             ends in `remedy`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} is damaged ({error}); {remedy}") from None
     if not isinstance(content, dict) or not is_format(content.get("format"), FORMAT):
