@@ -123,6 +123,20 @@ def test_above_the_limit_the_epoch_stops(kind: str, workers: int, tmp_path: Path
         list(loader)
 
 
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_picture_comes_with_its_own_label(kind: str, tmp_path: Path) -> None:
+    """The blue of picture n is 5 n, and its class n modulo 3."""
+    data = opened(kind, written(kind, tmp_path), validation=0)
+    loader = Loader(data.train, 8, mean=(0.0,) * 3, std=(1 / 51,) * 3, shuffle=True, workers=0)
+    seen = []
+    for images, labels in loader:
+        numbers = images[:, 2].mean((1, 2)).round().int()
+        assert (numbers % 3).tolist() == labels.tolist()
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(36))
+    assert seen != sorted(seen)
+
+
 def test_the_limit_is_of_what_a_process_takes(tmp_path: Path) -> None:
     """Of 18 pictures of each of two processes one may be left out, and the second stops it."""
     cut = (0, 2)  # both of rank 0, which takes every other one

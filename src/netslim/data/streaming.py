@@ -110,6 +110,9 @@ def _label_stream(stream: Any, label: str, split: str, what: Sequence[str], how:
     # Other formats know no `columns`, and say so by errors of many types.
     except Exception:
         return stream.select_columns([label])
+    # Labels are told apart by shard and row, so the shards must be the same.
+    if alone.num_shards != stream.num_shards:
+        return stream.select_columns([label])
     return alone
 
 
