@@ -131,6 +131,13 @@ def test_floats(tmp_path: Path, scale: float, white: int) -> None:
     )
 
 
+def test_pictures_of_two_ranges_in_one_set_are_told(tmp_path: Path) -> None:
+    write(tmp_path, [filled("F", level) for level in (0.25, 200, 0.5, 1, 0)], "tiff")
+    (note,) = [note for note in read(tmp_path).notes if "all but black" in note]
+    assert note.startswith("4 of the 10 pictures looked at have floating-point numbers between 0")
+    assert "Scale them to 255: " in note
+
+
 def test_a_dark_picture_has_the_range_of_its_set(tmp_path: Path) -> None:
     write(tmp_path, [filled("F", level) for level in (1, 200, 1, 1, 200)], "tiff")
     assert values(read(tmp_path)) == [1, 200]

@@ -219,6 +219,39 @@ def test_forged_sizes_are_refused_in_few_words(case, tmp_path):
     assert "kernel_size" not in str(caught.value)
 
 
+def refilled(path, change):
+    """Put other tensors into a checkpoint, and a digest that fits."""
+    header, tensors = read(path)
+    text = json.dumps(header | {"plan": header["plan"].to_json()})
+    tensors = {name: change(tensor) for name, tensor in tensors.items()}
+    entry = json.dumps({"header": text, "digest": checkpoint._digest(text, tensors)})
+    path.write_bytes(encode(tensors, {"netslim": entry}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
+def test_numbers_of_another_kind_are_refused(dtype, tmp_path):
+    path = save(prune(Chain(), cut_half(Chain(), X)[1]), tmp_path / "m.safetensors")
+    refilled(path, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    with pytest.raises(
+        CheckpointError, match=f"has {dtype} numbers as '.*the network torch.float32"
+    ):
+        load(Chain(), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_precision_is_read_as_the_networks(dtype, tmp_path):
+    path = save(prune(Chain(), cut_half(Chain(), X)[1]).to(dtype), tmp_path / "m.safetensors")
+    assert {p.dtype for p in load(Chain(), path).parameters()} == {torch.float32}
+
+
+def test_values_that_are_no_numbers_are_told(tmp_path, caplog):
+    model = Chain()
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    load(Chain(), save(model, tmp_path / "m.safetensors"))
+    assert "has values in head.weight that are no numbers (NaN)" in caplog.text
+
+
 def test_a_network_is_built_in_one_reading_of_its_file(tmp_path, monkeypatch):
     """What it notes besides stands in its first bytes."""
     made = {"name": "zoo:vgg", "kwargs": {"layers": [8, "M", 8], "in_channels": 1}}

@@ -34,6 +34,12 @@ def undecided(picture: Any) -> bool:
     return picture.mode in _WHITES and picture.format not in _SIXTEEN_BIT_FILES
 
 
+def is_share(picture: Any) -> bool:
+    """Whether an undecided picture holds fractions of 1: the numbers of a dark one are whole."""
+    values = np.asarray(picture)
+    return bool(values.max() <= 1 and (values % 1).any())
+
+
 def white_of(picture: Any) -> int:
     """The smallest usual value for white that an undecided picture does not exceed, or the last."""
     smaller, larger = _WHITES[picture.mode]

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netslim._support import listed
 from netslim.data.augment import RandomResizedCrop
-from netslim.data.modes import NUMBERS, in_bytes, is_grey, undecided, white_of
+from netslim.data.modes import NUMBERS, in_bytes, is_grey, is_share, undecided, white_of
 from netslim.data.raw import Wanted, recoloured
 from netslim.data.unreadable import PictureError, named, picture_error, refuse_many
 from netslim.errors import DataError
@@ -96,6 +97,24 @@ class Form:
             "(white), as the values of those looked at do."
             for mode, white in self.whites.items()
         )
+
+
+def darkened(small: Sequence[str], seen: int, whites: Mapping[str, int]) -> tuple[str, ...]:
+    """A remark on pictures of 0 to 1 among others, beside which they are all but black.
+
+    Args:
+        small: where there are pictures that seem to go from 0 to 1.
+        seen: how many pictures were looked at.
+        whites: mode -> what stands for white.
+    """
+    white = whites.get("F", 1)
+    if not small or white == 1:
+        return ()
+    return (
+        f"{len(small)} of the {seen} pictures looked at have {NUMBERS['F']} numbers between 0 and "
+        f"1, and others go to {white}: the former become all but black. Scale them to {white}: "
+        f"{listed(small, most=3)}.",
+    )
 
 
 def frames_note(several: Sequence[str]) -> tuple[str, ...]:
@@ -209,6 +228,7 @@ def common_form(encoded: Encoded, wanted: Wanted) -> Form:
     sample = np.linspace(0, count - 1, min(SAMPLE, count)).astype(int).tolist()
     grey, sizes, several, files, problems = True, [], [], set(), []
     whites: dict[str, int] = {}
+    small: list[str] = []
     for position in sample:
         try:
             decoded = open_picture(encoded, position)
@@ -223,6 +243,8 @@ def common_form(encoded: Encoded, wanted: Wanted) -> Form:
             several.append(encoded.where(position))
         if undecided(picture):
             whites[picture.mode] = max(white_of(picture), whites.get(picture.mode, 0))
+            if is_share(picture):
+                small.append(encoded.where(position))
     if not sizes:
         refuse_many(problems, len(sample), 0)
     width, height = sizes[0]
@@ -230,7 +252,7 @@ def common_form(encoded: Encoded, wanted: Wanted) -> Form:
         width = height = wanted.image_size
     seen = 3 - 2 * grey  # channels
     shape = (wanted.channels or seen, height, width)
-    notes = recoloured(seen, wanted)
+    notes = recoloured(seen, wanted) + darkened(small, len(sizes), whites)
     return Form(
         shape,
         wanted.image_size is not None,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,7 +29,7 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
-from netslim._support import checks_calls, is_format, write_atomic
+from netslim._support import checks_calls, is_format, listed, write_atomic
 from netslim.errors import CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
@@ -49,6 +50,7 @@ from netslim.surgery.rows import SizePatch, TensorCut, bias_of
 
 FORMAT = 1
 _ENTRY = "netslim"  # under which everything stands that is not a tensor
+logger = logging.getLogger("netslim")
 _LONGEST = 10**8  # bytes of a header, as safetensors allows them
 _NOTHING = PruningPlan("", {}, ())
 _BUFFERS = 2**16  # numbers that a plan may list besides, of buffers which are not saved
@@ -155,6 +157,7 @@ def restored(
         result = prune(model, _fitting(header["plan"], model, shapes, path))
     except (PlanError, SurgeryError) as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
+    _check_kinds(result, tensors, path)
     result.load_state_dict(tensors)
     same = fingerprint(result) == header["fingerprint"]
     if not same and _unordered(result) != header.get("unordered"):
@@ -162,6 +165,36 @@ def restored(
             f"{path} was saved from another architecture than this one; pass a fresh model of it"
         )
     return result
+
+
+def _check_kinds(model: nn.Module, tensors: Mapping[str, Tensor], path: Any) -> None:
+    """Refuse numbers that would be other ones in the model; tell of those that are none.
+
+    Of other precision they may be: half the bits are a way to store a network.
+    """
+    for name, own in model.state_dict().items():
+        if name not in tensors or not isinstance(own, Tensor):
+            continue
+        stored = tensors[name]
+        if _kind(stored) != _kind(own):
+            raise CheckpointError(
+                f"{path} has {stored.dtype} numbers as {name!r}, and the network {own.dtype}: they "
+                "are not what was saved from it; save the network again with netslim.save"
+            )
+    hollow = [name for name, one in tensors.items() if _kind(one) != "whole" and one.isnan().any()]
+    if hollow:
+        logger.warning(
+            "%s has values in %s that are no numbers (NaN): did its training diverge?",
+            path, listed(sorted(hollow), most=3),
+        )  # fmt: skip
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "real"
+    return "whole"
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
