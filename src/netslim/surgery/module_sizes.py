@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from netslim._support import described
 from netslim.errors import SurgeryError
 from netslim.graph.modules.calls import evaluating
+from netslim.graph.modules.repeated_sizes import REPEATED
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.rows import SizePatch
 
@@ -83,7 +84,7 @@ def _update(module: nn.Module) -> None:
     for kind, update in _COMPUTED:
         if isinstance(module, kind):
             update(module)
-    for kind, tensor, attributes in _REPEATED:
+    for kind, tensor, attributes in REPEATED:
         if isinstance(module, kind) and len(shape := _shape(module, tensor)) == len(attributes):
             for attribute, size in zip(attributes, shape, strict=True):
                 if attribute:
@@ -237,17 +238,4 @@ _COMPUTED: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
     (nn.RMSNorm, _layer_norm),
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _recurrent),
-)
-# Class, tensor, and the attribute that repeats each of its dimensions ("" for none).
-_REPEATED: tuple[tuple[type[nn.Module], str, tuple[str, ...]], ...] = (
-    (nn.Linear, "weight", ("out_features", "in_features")),
-    (nn.Bilinear, "weight", ("out_features", "in1_features", "in2_features")),
-    (nn.Embedding, "weight", ("num_embeddings", "embedding_dim")),
-    (nn.EmbeddingBag, "weight", ("num_embeddings", "embedding_dim")),
-    (nn.modules.batchnorm._NormBase, "weight", ("num_features",)),
-    (nn.modules.batchnorm._NormBase, "running_mean", ("num_features",)),
-    (nn.GroupNorm, "weight", ("num_channels",)),
-    (nn.PReLU, "weight", ("num_parameters",)),
-    (nn.RNNCellBase, "weight_ih", ("", "input_size")),
-    (nn.RNNCellBase, "weight_hh", ("", "hidden_size")),
 )

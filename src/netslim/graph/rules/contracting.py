@@ -250,6 +250,9 @@ def _grouped(
     source = lx.dims.get(1)
     if per_group == 1 or _whole_groups(rec, source, groups, per_group):
         return _shrinking_groups(rec, source, lw, w, groups, per_group, transposed)
+    written = _written_groups(rec, groups)
+    if rec.mine(written) is not None:
+        rec.constrain(written, None, groups)
     if transposed:
         return _grouped_transposed(rec, source, per_group, lw, groups)
     made = lw.dims.get(0)
@@ -272,6 +275,8 @@ def _grouped(
 
 def _written_groups(rec: Recorder, groups: int) -> Any:
     """The number of groups as the user's code gave it to ``F.conv2d``."""
+    if rec.calling == "deform_conv2d":  # which works it out from the weight
+        return groups
     return rec.passed(6, "groups", default=groups)
 
 

@@ -294,7 +294,10 @@ def pad(
     written = _written_pad(rec, len(widths)) or widths
     for i in range(len(widths) // 2):  # from the last dimension on
         d, before, after = x.dim() - 1 - i, widths[2 * i], widths[2 * i + 1]
-        if d in dims and (before or after):
+        if d not in dims or not (before or after):
+            rec.constrain(written[2 * i], None, before)
+            rec.constrain(written[2 * i + 1], None, after)
+        else:
             if min(before, after) < 0:
                 rec.freeze(dims[d], "channels are cropped by a fixed amount")
             vector = dims[d][max(-before, 0) : len(dims[d]) - max(-after, 0)]
@@ -314,5 +317,6 @@ def _written_pad(rec: Recorder, length: int) -> Sequence[Any] | None:
 
 def _padding(rec: Recorder, written: Any, width: int) -> Vector:
     if width <= 0:
+        rec.constrain(written, None, width)
         return np.empty(0, dtype=ATOM)
     return _or_constants(rec.follow(written, width), width)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netslim.graph.modules.repeated_sizes import repeated
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.sizes import Size, Value, watchers
@@ -35,6 +36,7 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
                 continue
             known = _remembered(recorder, value, path, key, 0)
             if known is not value:
+                _note_own(recorder, module, path, key)
                 replaced.append((module, key, known, module.__dict__.get(key)))
                 module.__dict__[key] = known
     try:
@@ -47,6 +49,21 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
                 _put_back(module, key, before)
         for module in modules:
             _forget(module)
+
+
+def _note_own(recorder: Recorder, module: nn.Module, path: str, key: str) -> None:
+    """Note which dimension of its weight an attribute of PyTorch's own layers repeats.
+
+    A cut of that sets the attribute anew, whether or not anything else asks for it.
+    """
+    found = repeated(module, key)
+    if found is None:
+        return
+    tensor, axis = found
+    vector = recorder.get(getattr(module, tensor)).dims.get(axis)
+    # In groups a convolution has fewer inputs than it says.
+    if vector is not None and len(vector) == getattr(module, key):
+        recorder.owned[path, key] = vector
 
 
 def _put_back(module: nn.Module, key: str, before: Any) -> None:

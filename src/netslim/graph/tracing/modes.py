@@ -29,12 +29,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from netslim.errors import TraceError
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
+from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, spread, widths_passed
 from netslim.graph.tracing.recorder import Recorder, Rule
-from netslim.graph.tracing.sizes import Size, Value
+from netslim.graph.tracing.sizes import Size
 from netslim.graph.tracing.storages import tensors_in
-
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
 
 
 class Dispatch(OperatorMode):
@@ -82,7 +80,7 @@ class Dispatch(OperatorMode):
         self._apply(rule, func, out, args, kwargs, inputs)
         if not recorder.training:
             recorder.put_out(name, inputs, out, layer=len(recorder.costs) > counted)
-        recorder.touched.update(map(id, _spread(args, kwargs)))
+        recorder.touched.update(map(id, spread(args, kwargs)))
 
     def _apply(
         self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs,
@@ -112,17 +110,6 @@ def _results(func: OpOverload) -> frozenset[str]:
     return frozenset(a.name for a in func._schema.arguments if a.is_out)
 
 
-def _spread(args: Args, kwargs: Kwargs) -> list[Any]:
-    """The arguments, with lists and tuples taken apart."""
-    found: list[Any] = []
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, (list, tuple)):
-            found += value
-        else:
-            found.append(value)
-    return found
-
-
 @cache
 def _made_of_others(func: Any) -> bool:
     """Whether an operator runs as others, which is left to us to see to in inference mode."""
@@ -134,46 +121,21 @@ def _made_of_others(func: Any) -> bool:
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _NUMBERS_OF = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
+# What leads to all numbers of a tensor, past PyTorch's operators.
+_OUT_OF_SIGHT = (*_NUMBERS_OF, torch.Tensor.__dlpack__)
+# Plain numbers that follow from the sizes of a tensor.
+_LAYOUT: dict[Any, str] = {
+    torch.Tensor.stride: "stride",
+    torch.Tensor.storage_offset: "storage_offset",
+    torch.Tensor.nbytes.__get__: "nbytes",  # type: ignore[attr-defined]
+}
 _LONGEST = 64  # a tensor of more numbers is no list of sizes
 _NUMEL = (torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
 
 
-# What takes sizes of dimensions: their rules see to them.
-_WIDTHS = frozenset(
-    """
-    view reshape expand broadcast_to repeat tile split split_with_sizes chunk unflatten narrow roll
-    pad zeros ones full empty new_zeros new_ones new_full new_empty randn rand conv1d conv2d conv3d
-    conv_transpose1d conv_transpose2d conv_transpose3d group_norm layer_norm rms_norm
-    multi_head_attention_forward __getitem__ __setitem__ arange linspace channel_shuffle select
-    flatten transpose permute unsqueeze squeeze sum mean amax amin softmax cat stack unbind movedim
-    dropout eye affine_grid affine_grid_generator deform_conv2d max_unpool1d max_unpool2d
-    max_unpool3d
-    """.split()  # noqa: SIM905
-)
-_ARITHMETIC = frozenset(
-    """
-    add sub mul div truediv divide multiply subtract true_divide floordiv floor_divide pow mod
-    remainder fmod rsub clamp clamp_min clamp_max maximum minimum eq ne lt le gt ge fill addcmul
-    addcdiv lerp tensor as_tensor
-    """.split()  # noqa: SIM905
-)
-
-
-def _note_values(recorder: Recorder, func: Any, args: Args, kwargs: Kwargs) -> None:
-    """Note the sizes that the user's code passes as values: ``q * self.width ** -0.5``.
-
-    A cut changes such a value. In arithmetic that is all right where inexact cuts are; elsewhere,
-    as in a kernel size, nobody knows what would become of it.
-    """
-    numbers = [n for n in _spread(args, kwargs) if type(n) is Size or type(n) is Value]
-    if not numbers:
-        return
-    name = getattr(func, "__name__", "")
-    bare = name.strip("_")
-    soft = bare in _ARITHMETIC or (bare[:1] == "r" and bare[1:] in _ARITHMETIC)
-    if soft or name not in _WIDTHS:
-        for number in numbers:
-            recorder.value(number, name, soft or type(number) is Value)
+def _depends_on_sizes(layout: Any) -> bool:
+    """Whether a stride or the like is not what it is for every size."""
+    return layout not in (0, 1)
 
 
 def _tolist(tensor: Tensor) -> Any:
@@ -202,19 +164,20 @@ class Function(TorchFunctionMode):
             return _size(recorder.shape(args[0], func(args[0])), *args[1:], **kwargs)
         if func in _NUMEL:
             return prod(recorder.shape(args[0], _SHAPE(args[0])))
+        if func in _LAYOUT and _depends_on_sizes(func(*args, **kwargs)):
+            for size in recorder.shape(args[0], _SHAPE(args[0])):
+                recorder.value(size, _LAYOUT[func], soft=False)
         if func == torch.Tensor.__len__:
             for size in recorder.shape(args[0], _SHAPE(args[0]))[:1]:
                 recorder.value(size, "len", soft=False)
-        _note_values(recorder, func, args, kwargs)
-        recorder.calls.append((func, args, kwargs))
-        if func in _NORMALISATIONS:
-            _hold_shape(recorder, *args, **kwargs)
-        if func is F.multi_head_attention_forward:
-            args, kwargs = (), hold_width(recorder, args, kwargs)
-        try:
-            out = self._run(func, args, kwargs)
-        finally:
-            recorder.calls.pop()
+        widths = widths_passed(recorder, func, args, kwargs)
+        if widths:
+            out = self._watched(widths, func, args, kwargs)
+        else:
+            out = self._called(func, args, kwargs)
+        if func in _OUT_OF_SIGHT:
+            for vector in recorder.get(args[0]).dims.values():
+                recorder.freeze(vector, f"{func.__name__.strip('_')} takes its numbers out")
         if func in _NUMBERS_OF:
             for number in tree_leaves(_tolist(args[0])):
                 recorder.read(args[0], number)
@@ -223,6 +186,29 @@ class Function(TorchFunctionMode):
             recorder.set(out, labels.dims, labels.weight)
             recorder.touched.add(id(args[0]))
         return out
+
+    def _watched(self, widths: Sequence[Size], func: Any, args: Args, kwargs: Kwargs) -> Any:
+        """Call it, and look which sizes no rule asked about."""
+        recorder = self.recorder
+        outer, recorder.asked = recorder.asked, set()
+        try:
+            out = self._called(func, args, kwargs)
+            note_unseen(recorder, func, args, widths, recorder.asked)
+        finally:
+            recorder.asked = outer
+        return out
+
+    def _called(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
+        recorder = self.recorder
+        recorder.calls.append((func, args, kwargs))
+        try:
+            if func in _NORMALISATIONS:
+                _hold_shape(recorder, *args, **kwargs)
+            if func is F.multi_head_attention_forward:
+                args, kwargs = (), hold_width(recorder, args, kwargs)
+            return self._run(func, args, kwargs)
+        finally:
+            recorder.calls.pop()
 
     def _run(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         if func is torch._weight_norm:

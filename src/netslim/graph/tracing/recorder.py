@@ -135,6 +135,8 @@ class Recorder:
     constraints: list[Constraint] = field(default_factory=list)
     values: list[ValueUse] = field(default_factory=list)
     attributes: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Those that a cut sets anew in any case, and the dimension that they are the size of.
+    owned: dict[tuple[str, str], Vector] = field(default_factory=dict)
     costs: list[OperatorCost] = field(default_factory=list)
     outputs: list[RecordedOutput] = field(default_factory=list)
     storages: Storages = field(default_factory=Storages)
@@ -149,6 +151,7 @@ class Recorder:
     in_rule: bool = False
     training: bool = False
     touched: set[int] = field(default_factory=set)
+    asked: set[int] = field(default_factory=set)  # ids of sizes that a rule has seen to
     trace: int = field(default_factory=lambda: next(_TRACES))
     weight_norms: frozenset[WeightNorm] = field(init=False)
 
@@ -262,8 +265,13 @@ class Recorder:
     def mine(self, value: Any) -> Symbol | None:
         """The expression of a size that this trace can resolve; None for a number in the code.
 
-        A size that an earlier trace left in some cache is such a number too.
+        A size that an earlier trace left in some cache is such a number too. Whoever asks sees to
+        what becomes of the size.
         """
+        self.asked.add(id(value))
+        return self._known(value)
+
+    def _known(self, value: Any) -> Symbol | None:
         if not isinstance(value, Size) or not isinstance(value.expression, tuple):
             return None
         leaves = list(symbols(value.expression))
@@ -308,7 +316,7 @@ class Recorder:
             if not asker.startswith((_TORCH, _HERE)):
                 self.value(left, _SAID.get(what, what), soft=False)
             return
-        a, b = self.mine(left), self._operand(right)
+        a, b = self._known(left), self._operand(right)
         if a is not None and a[0] == "sub" and b == 0:  # ``if self.out - x.shape[1]:``
             a, b = _apart(a)
         if a is None or a == b:
@@ -320,7 +328,7 @@ class Recorder:
 
     def _operand(self, value: int) -> Expression:
         """An expression that this trace can resolve, or the number."""
-        known = self.mine(value)
+        known = self._known(value)
         if known is None:
             return int(value)
         return known

@@ -155,9 +155,10 @@ class _Trial:
         """The dimension whose size a symbol is; None for an attribute that follows nothing."""
         if symbol[0] == "size":
             return self.rec.sizes[symbol[2]]
-        bound = self.bindings.get((symbol[1], symbol[2]))
+        key = symbol[1], symbol[2]
+        bound = self.bindings.get(key)
         if bound is None:
-            return None
+            return self.rec.owned.get(key)
         return bound[1]
 
     def _vectors_in(self, expr: Expression) -> list[Vector]:
@@ -239,7 +240,7 @@ class _Trial:
         for symbol in symbols(constraint.expression):
             kind, *names = symbol
             key = names[0], names[1]
-            if kind != "attribute" or key in before:
+            if kind != "attribute" or key in before or key in self.rec.owned:
                 continue
             # Tried on the real bindings, since everything below reads these; put back if in vain.
             for target in self._targets(constraint):

@@ -1,0 +1,37 @@
+"""Attributes of PyTorch's own layers that repeat the shape of their weight.
+
+A cut sets them anew, as they are read by whoever looks at a layer; and code that reads them in its
+forward sees what a cut makes of them.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+# Class, tensor, and the attribute that repeats each of its dimensions ("" for none).
+REPEATED: tuple[tuple[type[nn.Module], str, tuple[str, ...]], ...] = (
+    (nn.Linear, "weight", ("out_features", "in_features")),
+    (nn.Bilinear, "weight", ("out_features", "in1_features", "in2_features")),
+    (nn.Embedding, "weight", ("num_embeddings", "embedding_dim")),
+    (nn.EmbeddingBag, "weight", ("num_embeddings", "embedding_dim")),
+    (nn.modules.batchnorm._NormBase, "weight", ("num_features",)),
+    (nn.modules.batchnorm._NormBase, "running_mean", ("num_features",)),
+    (nn.GroupNorm, "weight", ("num_channels",)),
+    (nn.PReLU, "weight", ("num_parameters",)),
+    (nn.RNNCellBase, "weight_ih", ("", "input_size")),
+    (nn.RNNCellBase, "weight_hh", ("", "hidden_size")),
+)
+# The weight is (out, in / groups, ...), and of a transposed one (in, out / groups, ...).
+_CONVOLUTIONS: tuple[tuple[type[nn.Module], str, tuple[str, ...]], ...] = (
+    (nn.modules.conv._ConvTransposeNd, "weight", ("in_channels", "out_channels")),
+    (nn.modules.conv._ConvNd, "weight", ("out_channels", "in_channels")),
+)
+
+
+def repeated(module: nn.Module, attribute: str) -> tuple[str, int] | None:
+    """The tensor and the axis whose size an attribute is, or is a multiple of; None for others."""
+    for kind, tensor, names in (*_CONVOLUTIONS, *REPEATED):
+        known = attribute in names and isinstance(module, kind)
+        if known and getattr(module, tensor, None) is not None:
+            return tensor, names.index(attribute)
+    return None
