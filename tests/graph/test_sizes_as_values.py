@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netslim import ChannelGraph, prune, trace, verify
+from netslim.errors import VerificationError
 from netslim.surgery.plan_of_units import plan_keeping
 
 PICTURES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -134,3 +135,31 @@ def test_widths_follow(name: str) -> None:
     kept = np.arange(graph["a"].size) % 8 < 5
     plan = plan_keeping(graph, {graph.number("a"): kept})
     verify(model, prune(model, plan), plan, PICTURES)
+
+
+# --- what no trace can see ------------------------------------------------------------------------
+
+UNSEEN: dict[str, Use] = {
+    "an index into a list": lambda s, y, z: z * [0.1 * i for i in range(17)][y.shape[1]],
+    "a range": lambda s, y, z: z * sum(1 for _ in range(y.shape[1])),
+    "a hash": lambda s, y, z: z * hash(y.shape[1]),
+    "a table that lacks it": lambda s, y, z: z * {10: 3.0}.get(y.shape[1], 1.0),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_python_tells_nobody_is_found_by_the_proof(name: str) -> None:
+    model, graph = graph_of(UNSEEN[name])
+    assert graph["a"].prunable  # which is wrong
+    plan = plan_keeping(graph, {graph.number("a"): np.arange(16) < 10})
+    with pytest.raises(VerificationError, match="a size or index in the model's forward"):
+        verify(model, prune(model, plan), plan, PICTURES)
+
+
+def test_a_roll_over_places_that_a_small_picture_hides() -> None:
+    """By 16 or 8 over 8 places is nothing, so no proof at this size would find it."""
+    _, graph = graph_of(VALUES["roll over places"])
+    assert "roll takes their number" in str(graph["a"].reason)
+    model, graph = graph_of(lambda s, y, z: z.roll(y.shape[2], 2))  # of places alone
+    plan = plan_keeping(graph, {graph.number("a"): np.arange(16) < 8})
+    verify(model, prune(model, plan), plan, torch.randn(2, 3, 12, 12))
