@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import netslim
-from netslim.errors import TraceError
+from netslim.errors import ArgumentError, TraceError
 
 
 class Encoder(nn.Module):
@@ -338,3 +338,49 @@ def test_a_network_slimmed_in_a_mode_is_the_one_slimmed_without(name, tmp_path):
         for key, tensor in made.state_dict().items():
             assert torch.equal(tensor, want.state_dict()[key]), key
         made(x).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*Dynamo detected a call to a `functools.lru_cache`")
+def test_calls_from_compiled_code_are_refused_by_name() -> None:
+    model, inputs = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 8, 8)
+    wanted = netslim.cost(model, inputs).macs
+    for call in (lambda x: netslim.trace(model, x), lambda x: netslim.cost(model, x).macs):
+        with pytest.raises(ArgumentError, match=r"in code that torch\.compile compiles: make the"):
+            torch.compile(call, backend="eager")(inputs)
+    assert netslim.cost(torch.compile(model, backend="eager"), inputs).macs == wanted
+
+
+EMPTY = {
+    "a tensor": torch.randn(0, 3, 8, 8),
+    "no pixels": torch.randn(2, 3, 0, 8),
+    "a tuple": (torch.randn(0, 3, 8, 8), torch.tensor(2.0)),
+    "by name": {"x": torch.randn(0, 3, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_inputs_without_an_example_are_refused(kind: str) -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            return super().forward(x)
+
+    model, half = (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)),
+        netslim.Budget(cut_macs=0.5),
+    )
+    for call in (
+        lambda: netslim.trace(Scaled(3, 4, 1), EMPTY[kind]),
+        lambda: netslim.cost(Scaled(3, 4, 1), EMPTY[kind]),
+        lambda: netslim.slim(model, EMPTY["a tensor"], budget=half),
+    ):
+        with pytest.raises(TraceError, match=r"hold no example.*pass a batch of at least 1"):
+            call()
+
+
+def test_an_empty_cache_beside_an_example_is_taken() -> None:
+    class Caching(nn.Linear):
+        def forward(self, x: Tensor, past: Tensor) -> Tensor:
+            return torch.cat([past, super().forward(x)], 1)
+
+    example = (torch.randn(2, 3, 4), torch.randn(2, 0, 5))
+    assert netslim.cost(Caching(4, 5), example).macs == 2 * 3 * 4 * 5

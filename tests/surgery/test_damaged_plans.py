@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nets import Chain, Residual, cut_half
-from netslim import PruningPlan, prune, prune_, trace
+from netslim import PruningPlan, prune, prune_, trace, verify
 from netslim.errors import PlanError, SurgeryError
 from netslim.selection import merge
 from netslim.surgery import compensate
@@ -235,6 +235,66 @@ def test_plans_of_version_0_1_open() -> None:
     bias["kept"] = [[0, 3]]
     with pytest.raises(PlanError, match=r"the layer 'inner\.1': its tensors do not lose the same"):
         prune(model, PruningPlan.from_json(json.dumps(data)))
+
+
+def without_slices(plan: PruningPlan, *names: str) -> dict[str, Any]:
+    """The plan as data, without a digest, and of these groups without what says their entries."""
+    data: dict[str, Any] = json.loads(plan.to_json())
+    del data["digest"]
+    for name in names:
+        del data["groups"][name]["slices"]
+    return data
+
+
+def test_one_group_without_its_slices_does_not_hide_the_others() -> None:
+    model, plan = PLANS["plain"]
+    first, *others = plan.groups
+    assert others
+    data = without_slices(plan, first)
+    (row,) = (row for row in data["tensors"] if row["tensor"] == "head.weight")
+    row["kept"] = [[0, sum(stop - start for start, stop in row["kept"])]]
+    with pytest.raises(PlanError, match=f"the group {first!r}: it does not say which entries"):
+        prune(model, PruningPlan.from_json(json.dumps(data)))
+
+
+@pytest.mark.parametrize("name", ["stem.0.bias", "stem.1.running_var", "inner.0.weight"])
+def test_a_row_that_is_missing_is_refused_in_old_plans(name: str) -> None:
+    model, plan = PLANS["plain"]
+    data = without_slices(plan, *plan.groups)
+    rows = [row for row in data["tensors"] if (row["tensor"], row["axis"]) != (name, 0)]
+    assert len(rows) == len(data["tensors"]) - 1
+    data["tensors"] = rows
+    layer = name.rpartition(".")[0]
+    with pytest.raises(PlanError, match=f"the layer '{layer}': its tensors do not lose the same"):
+        prune(model, PruningPlan.from_json(json.dumps(data)))
+
+
+def test_verify_takes_a_row_of_one_axis_that_reads() -> None:
+    model, plan = PLANS["plain"]
+    data = without_slices(plan, *plan.groups)
+    (row,) = (row for row in data["tensors"] if row["tensor"] == "inner.1.bias")
+    row["role"] = "consumer"
+    edited = PruningPlan.from_json(json.dumps(data))
+    proof = verify(model, prune(model, edited), edited, X)
+    assert proof.deviation is not None
+    assert proof.deviation < 1e-10
+
+
+def test_verify_refuses_rows_that_no_group_accounts_for() -> None:
+    model, plan = PLANS["plain"]
+    nameless = replace(plan, groups={}, patches=())
+    with pytest.raises(PlanError, match="the plan cuts tensors and names no group"):
+        verify(model, prune(model, nameless), nameless, X)
+
+
+@pytest.mark.parametrize("make", [np.array, list, lambda kept: None])
+def test_entries_in_anything_but_a_tuple_are_refused(make: Any) -> None:
+    model, plan = PLANS["merging"]
+    rows = tuple(replace(cut, kept=make(cut.kept)) for cut in plan.tensors)
+    groups = {name: replace(cut, into=make(cut.into)) for name, cut in plan.groups.items()}
+    for wrong in (replace(plan, tensors=rows), replace(plan, groups=groups)):
+        with pytest.raises(PlanError, match="entries are tuples of whole numbers"):
+            prune(model, wrong)
 
 
 def two_sizes() -> tuple[nn.Module, PruningPlan]:

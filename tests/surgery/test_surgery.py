@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 import types
 import warnings
 from collections import OrderedDict, namedtuple
@@ -491,8 +492,8 @@ def test_tensors_that_share_memory_go_on_to_share_it():
     class Twins(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
-            self.b.weight.data = self.a.weight.data
+            self.a, self.b = nn.Conv2d(3, 6, 1, bias=False), nn.Conv2d(3, 6, 1)
+            self.b.weight.data, self.head = self.a.weight.data, nn.Conv2d(6, 2, 1)
 
         def forward(self, x):
             return self.head(self.a(x) + self.b(x))
@@ -564,6 +565,30 @@ def test_weights_computed_from_others_are_cut_with_them(kind):
     prune_(model, plan)
     assert (model[2].in_channels, model[2].weight.shape[:2]) == (3, (4, 3))
     assert model(X).shape == small(X).shape
+
+
+def test_parametrizations_of_the_copy_are_its_own():
+    """PyTorch keeps computed weights as properties of a class, and removes them from that class."""
+    norm, parametrize = nn.utils.parametrizations.weight_norm, nn.utils.parametrize
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), norm(nn.Conv2d(6, 4, 3), dim=1), nn.Conv2d(4, 2, 1))
+    wanted = model(X)
+    small = prune(model, cut_half(model, X)[1])
+    made, own = type(model[1]), type(small[1])
+    assert (own.__name__, own.__bases__, own.__module__) == (
+        made.__name__,
+        made.__bases__,
+        made.__module__,
+    )
+    assert type(copy.deepcopy(small)[1]) is own
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(small)
+    found = small(X)
+    parametrize.remove_parametrizations(small[1], "weight")
+    assert type(small[1]) is nn.Conv2d
+    assert torch.allclose(small(X), found, atol=1e-6)
+    assert torch.equal(model(X), wanted)
+    parametrize.remove_parametrizations(model[1], "weight")
+    assert torch.allclose(model(X), wanted, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")

@@ -39,7 +39,9 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
 
     Raises:
         TraceError: ``model`` is not a module, cannot be worked on (scripted, exported, quantised,
-            sharded, lazy, on the meta device), or does not run on these inputs.
+            sharded, lazy, on the meta device), or does not run on these inputs; or they hold no
+            example.
+        ArgumentError: the call is in code that `torch.compile` compiles.
 
     Example:
         >>> graph = netslim.trace(model, images)

@@ -6,7 +6,7 @@ all of them together: what a group loses, each axis that it has entries in must 
 else, and so must each attribute that counts its units. A plan whose groups know their slices says
 the same thing twice, so its rows are made anew from the groups and compared. (Composed plans, which
 know the attributes alone, and those of version 0.1 say it once: of these only what is within one
-layer can be compared.)
+layer can be compared. All groups of a plan know their slices or none does.)
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ from netslim.surgery.rows import (
 
 _AGAIN = "the plan is damaged, or was edited: make it again with netslim.select"
 _ROLES = {"producer", "consumer", "scale", "channel"}
-# Layers whose tensors all have their outputs on axis 0.
-_BY_OUTPUTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._NormBase)
+# Layers whose tensors all have their outputs on axis 0; transposed convolutions aside.
+_BY_OUTPUTS = (
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase),
+    *(nn.LayerNorm, nn.GroupNorm),
+)
 _OF_A_LAYER = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -105,7 +108,7 @@ def check_fits(
 
 def linked(groups: Mapping[str, GroupCut]) -> bool:
     """Whether groups say which entries go with their units."""
-    return bool(groups) and all(group.slices for group in groups.values())
+    return any(group.slices for group in groups.values())
 
 
 def _problem(what: str, problem: str) -> PlanError:
@@ -119,6 +122,8 @@ def _whole(number: object) -> bool:
 def _check_numbers(what: str, cut: GroupCut | TensorCut) -> None:
     if not _whole(cut.size) or cut.size < 1:
         raise _problem(what, f"a size of {cut.size!r} is none")
+    if not isinstance(cut.kept, tuple) or not isinstance(cut.into, tuple):
+        raise _problem(what, "kept and merged entries are tuples of whole numbers")
     if not cut.kept:
         raise _problem(what, "nothing of it is kept, and no layer may die")
     if not all(map(_whole, (*cut.kept, *cut.into))):
@@ -173,6 +178,10 @@ def _check_groups(
     if not linked(groups):
         return
     for name, group in groups.items():
+        if not group.slices:
+            raise _problem(
+                f"the group {name!r}", "it does not say which entries it has, as the others do"
+            )
         for s in group.slices:
             row = rows.get((s.tensor, s.axis))
             what = f"axis {s.axis} of {s.tensor!r}, where the group {name!r} has entries"
@@ -204,12 +213,13 @@ def _check_biases(biases: Iterable[str], rows: Mapping[tuple[str, int], TensorCu
 
 
 def _check_layers(model: nn.Module, rows: Mapping[tuple[str, int], TensorCut]) -> None:
+    """A tensor without a row keeps all of its outputs, and so must the others of its layer."""
     names = {id(tensor): name for name, tensor in named_tensors(model)}
     for module, path in named_modules(model).items():
         if not isinstance(module, _BY_OUTPUTS) or getattr(module, "transposed", False):
             continue
         own = {**module._parameters, **module._buffers}
         held = [names[id(own[name])] for name in _OF_A_LAYER if own.get(name) is not None]
-        kept = {rows[name, 0].kept for name in held if (name, 0) in rows}
-        if len(kept) > 1:
+        lost = {getattr(rows.get((name, 0)), "removed", ()) for name in held}
+        if len(lost) > 1:
             raise _problem(f"the layer {path!r}", "its tensors do not lose the same outputs")

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
+from netslim.errors import ArgumentError
 from netslim.graph.modules.walk import named_tensors
 
 Of = TypeVar("Of", bound=Callable[..., Any])
@@ -194,8 +195,19 @@ def eagerly() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and it is slow to import
         yield
         return
+    if torch.compiler.is_dynamo_compiling() or _called_by_compiled_code():
+        raise ArgumentError(
+            "netslim was called in code that torch.compile compiles: make the call outside of it"
+        )
     with _STANCE.held():
         yield
+
+
+def _called_by_compiled_code() -> bool:
+    """Whether whatever Python function is called next would be compiled."""
+    from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+    return get_eval_frame_callback() not in (None, False)
 
 
 def _transforms_off() -> contextlib.AbstractContextManager[Any]:

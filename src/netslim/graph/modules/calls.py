@@ -33,6 +33,23 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
+def check_entries(example_inputs: Any) -> None:
+    """Refuse inputs without a single example, which cost nothing and show nothing.
+
+    One of several may be empty along another axis, as a cache is at the first call.
+
+    Raises:
+        TraceError: a batch is empty, or everything is.
+    """
+    tensors = [leaf for leaf in tree_leaves(as_call(example_inputs)) if isinstance(leaf, Tensor)]
+    batches = [tensor for tensor in tensors if tensor.dim() > 1]
+    if any(not len(t) for t in batches) or (tensors and not any(t.numel() for t in tensors)):
+        raise TraceError(
+            f"the example inputs ({describe(example_inputs)}) hold no example, so that no cost can "
+            "be told: pass a batch of at least 1"
+        )
+
+
 def describe(example_inputs: Any) -> str:
     """Shapes of the inputs, for messages."""
     args, kwargs = as_call(example_inputs)

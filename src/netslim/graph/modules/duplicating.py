@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
@@ -44,6 +46,8 @@ def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
         result = copy.deepcopy(model, memo)
         for path, forward in forwards.items():
             vars(result.get_submodule(path))["forward"] = copy.deepcopy(forward, memo)
+        for module in result.modules():
+            _own_class(module)
     except Exception as error:
         raise SurgeryError(
             f"the model cannot be copied ({type(error).__name__}: {error}): take what cannot "
@@ -69,6 +73,20 @@ def _own_forwards(model: nn.Module) -> dict[str, Any]:
                 "netslim.prune_"
             )
     return forwards
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own.
+
+    `torch.nn.utils.parametrize` makes a class for each module, whose properties are the computed
+    weights, and takes them off that class when parametrizations are removed. A deep copy has the
+    same class, so that what is removed from the copy would be missing in the original.
+    """
+    made = type(module)
+    if not is_parametrized(module) or isinstance(module, torch.jit.ScriptModule):
+        return
+    if set(module.parametrizations) <= vars(made).keys():  # type: ignore[arg-type]
+        module.__class__ = type(made.__name__, made.__bases__, dict(vars(made)))
 
 
 def _kept_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -14,7 +14,13 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from netslim.errors import TraceError
 from netslim.graph.modules.ambient import usual_operators
-from netslim.graph.modules.calls import as_call, evaluating, named_outputs, refusing
+from netslim.graph.modules.calls import (
+    as_call,
+    check_entries,
+    evaluating,
+    named_outputs,
+    refusing,
+)
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
@@ -50,8 +56,9 @@ def record(
             call costs depends on them.
 
     Raises:
-        TraceError: the model does not run on these inputs.
+        TraceError: the model does not run on these inputs, or they hold no example.
     """
+    check_entries(example_inputs)
     with _ONE_AT_A_TIME:
         recorder = _recorded(model, example_inputs, rules, fallback, unused)
         if recorder.mixes and unused:

@@ -232,7 +232,7 @@ def _first_order(
         weight = tensors[cut.tensor]
         if id(weight) in gradient:
             effect = (gradient[id(weight)] * weight.detach()).movedim(cut.axis, 0)
-            felt = effect.flatten(1).abs().sum(1) > 0
+            felt = effect.reshape(len(effect), -1).abs().sum(1) > 0
             effects[cut.tensor, cut.axis] = felt.cpu().numpy()
     return effects
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from netslim._support import brief, checks_calls
-from netslim.errors import ArgumentError, VerificationError
+from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
@@ -101,7 +101,8 @@ def verify(
         graph: of ``model``, where it is at hand; else ``model`` is traced.
 
     Raises:
-        PlanError: the plan or the graph belongs to another architecture.
+        PlanError: the plan or the graph belongs to another architecture, or the plan names no
+            groups.
         VerificationError: says which tensor or output differs, and by how much.
 
     Example:
@@ -118,6 +119,11 @@ def verify(
     if not tolerance >= 0:
         raise ArgumentError(f"tolerance must be a number of at least 0, got {brief(tolerance)}")
     plan.check(model)
+    if plan.tensors and not plan.groups:
+        raise PlanError(
+            "the plan cuts tensors and names no group that they belong to, so there is no channel "
+            "of which anything could be proved: make it again with netslim.select"
+        )
     if graph is not None:
         graph.check(model)
     with undisturbed(model):
