@@ -6,6 +6,7 @@ tell. What takes widths and values alike, as ``new_full``, is asked for each arg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,10 @@ class Net(nn.Module):
         self.use, self.width, self.kept = use, 16, torch.ones(64)
         self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 12, 1)
         self.head = nn.Conv2d(12, 4, 1)
+        self.depthwise = nn.Conv2d(16, 16, 1, groups=16)
+
+    def own(self, y: Tensor) -> Tensor:
+        return self.head(self.b(self.depthwise(y)))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
@@ -77,6 +82,7 @@ VALUES: dict[str, Use] = {
         z, torch.ones(4, 4, 1, 1), None, y.shape[1] // 8
     ),
     "attribute of a layer": lambda s, y, z: z * s.a.out_channels,
+    "attribute of a depthwise layer": lambda s, y, z: s.own(y) + z * s.depthwise.in_channels,
     "attribute of a reader": lambda s, y, z: z * s.b.in_channels,
     "list of numbers": lambda s, y, z: z * len(y.transpose(0, 1).tolist()),
     "array": lambda s, y, z: z + float(y.detach().numpy().mean()),
@@ -141,6 +147,7 @@ def test_widths_follow(name: str) -> None:
 
 UNSEEN: dict[str, Use] = {
     "an index into a list": lambda s, y, z: z * [0.1 * i for i in range(17)][y.shape[1]],
+    "a function in C": lambda s, y, z: z * math.log2(y.shape[1]),
     "a range": lambda s, y, z: z * sum(1 for _ in range(y.shape[1])),
     "a hash": lambda s, y, z: z * hash(y.shape[1]),
     "a table that lacks it": lambda s, y, z: z * {10: 3.0}.get(y.shape[1], 1.0),

@@ -32,6 +32,11 @@ def repeated(module: nn.Module, attribute: str) -> tuple[str, int] | None:
     """The tensor and the axis whose size an attribute is, or is a multiple of; None for others."""
     for kind, tensor, names in (*_CONVOLUTIONS, *REPEATED):
         known = attribute in names and isinstance(module, kind)
-        if known and getattr(module, tensor, None) is not None:
-            return tensor, names.index(attribute)
+        weight = getattr(module, tensor, None)
+        if known and weight is not None:
+            axis = names.index(attribute)
+            # Depthwise: what would be on axis 1 is the number of groups, which is that on axis 0.
+            if axis == 1 and weight.shape[1] == 1 and getattr(module, "groups", 1) > 1:
+                axis = 0
+            return tensor, axis
     return None

@@ -61,8 +61,8 @@ def _note_own(recorder: Recorder, module: nn.Module, path: str, key: str) -> Non
         return
     tensor, axis = found
     vector = recorder.get(getattr(module, tensor)).dims.get(axis)
-    # In groups a convolution has fewer inputs than it says.
-    if vector is not None and len(vector) == getattr(module, key):
+    # In groups a convolution has more inputs than one of them: in proportion.
+    if vector is not None:
         recorder.owned[path, key] = vector
 
 
