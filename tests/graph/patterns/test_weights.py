@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from netslim import Budget, prune, score, select, trace, verify
 from pattern import NUMBERS, PICTURES, TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
@@ -697,3 +698,39 @@ def outer_product(s, x):
     """Of two dimensions that become one the longer may go."""
     y = s.a(x).unsqueeze(2) * s.c(x).unsqueeze(1)
     return s.head(s.b(y.flatten(1)).relu())
+
+
+COMPUTED = {
+    "softplus": (F.softplus, False),
+    "exp": (torch.exp, False),
+    "a sum": (lambda w: w + 1.5, False),
+    "tanh": (lambda w: w.tanh() * 2, True),
+    "a norm": (lambda w: F.normalize(w, dim=0), True),
+    "a mask": (lambda w: torch.where(w > 0.1, w, 0), True),
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_a_weight_that_is_not_0_where_its_parameter_is_silences_nothing(kind):
+    """Both as a function's argument and as a parametrization."""
+    function, exact = COMPUTED[kind]
+
+    class Computed(nn.Module):
+        def forward(self, w):
+            return function(w)
+
+    class Reading(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, function(self.weight), self.bias)
+
+    parametrized = parametrize.register_parametrization(nn.Linear(8, 4), "weight", Computed())
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for reading in (Reading(8, 4), parametrized):
+        model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), reading, nn.ReLU(), nn.Linear(4, 2))
+        graph = trace(model, x)
+        assert graph["0"].exact == exact
+        assert exact or "a computed weight that is not 0 where" in graph["0"].reason
+        plan = select(graph, score(graph, model, "l1"), Budget(cut_channels=0.3))
+        proof = verify(model, prune(model, plan), plan, x)
+        assert proof.changed
+        assert proof.deviation < 1e-10

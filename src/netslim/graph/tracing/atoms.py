@@ -28,7 +28,8 @@ Vector = np.ndarray
 ATOM = np.int32
 # What a weight does to channels, as bits: one axis of tied weights may make them and read them.
 PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
-ADDED = 16  # not a role: other channels are added to these
+# No roles: other channels are added to these; a weight is not 0 where these are.
+ADDED, SHIFTED = 16, 32
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from netslim.graph.counts import Call
 from netslim.graph.modules import watching
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
-from netslim.graph.tracing.atoms import CHANNEL, PRODUCER, Atoms, Vector
+from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, SHIFTED, Atoms, Vector
 from netslim.graph.tracing.checks import (
     check_dims,
     check_factor,
@@ -142,6 +142,8 @@ class Recorder:
     storages: Storages = field(default_factory=Storages)
     unsupported: dict[str, set[str]] = field(default_factory=dict)
     numbers: dict[int, tuple[weakref.ref[Tensor], Vector, str]] = field(default_factory=dict)
+    # By id, likewise: what computed weights are by each dimension where their parameters are 0.
+    images: dict[int, tuple[weakref.ref[Tensor], dict[int, Tensor]]] = field(default_factory=dict)
     merged: set[int] = field(default_factory=set)  # atoms of channels that were merged with places
     mixes: list[str] = field(default_factory=list)  # where places are laid out with channels
     calls: list[UserCall] = field(default_factory=list)  # under way, the innermost last
@@ -240,6 +242,12 @@ class Recorder:
         vector = labels.dims[dim]
         if role == PRODUCER and int(self.atoms.axis_of[vector[0]]) in self.atoms.only_axes:
             role = CHANNEL
+        if role & CONSUMER and (self.atoms.roles[vector] & SHIFTED).any():
+            self.couple(
+                vector,
+                "they are read by a computed weight that is not 0 where its parameter is 0, so "
+                "that no parameter silences them",
+            )
         self.atoms.mark(vector, role)
 
     def _check(self, vector: Vector | None, call: str) -> None:
