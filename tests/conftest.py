@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from drawing import not_drawing
 from places import REPOSITORY
 
 
@@ -33,10 +34,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture
 def undrawn() -> Iterator[None]:
-    """Figures are made but not drawn: in a small run that takes longer than the training."""
-    savefig = "matplotlib.figure.Figure.savefig"
-    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patched
-        patch.setattr(savefig, lambda self, file, **_: file.write(b"<svg></svg>"))
+    """Figures are made but not drawn."""
+    with not_drawing():
         yield
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import netslim.ranks as ranks
+from drawing import not_drawing
 from killed_rank import run_and_kill
 from netslim.errors import NetslimError, RecipeError, TrainingError
 from netslim.models import checkpoint
@@ -86,10 +87,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def run_undrawn(recipe: Recipe, folder: str | Path, **options: Any) -> dict[str, Any]:
-    """Figures are made but not drawn: in a small run that takes longer than the training."""
-    with pytest.MonkeyPatch.context() as patch:
-        savefig = "matplotlib.figure.Figure.savefig"
-        patch.setattr(savefig, lambda self, file, **_: file.write(b"<svg></svg>"))
+    with not_drawing():
         return run(recipe, folder, **options)
 
 

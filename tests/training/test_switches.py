@@ -29,9 +29,7 @@ SWITCHES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr("netslim.report.run_page.write", lambda path: None)
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def recipe(method="slimming", workers=0, subset=256, **trainer):

@@ -37,11 +37,7 @@ def recipe(stage=None, model=None, **data):
     )
 
 
-@pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    monkeypatch.setattr(
-        "netslim.report.run_page.write", lambda path: (path / "report.html").write_text("")
-    )
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
