@@ -647,6 +647,7 @@ __all__ = [
     "from_module",
     "listed",
     "nearest",
+    "read_regular",
     "remove_leftovers",
     "replacing",
     "try_lock",
@@ -655,18 +656,44 @@ __all__ = [
 ]
 
 
+def read_regular(path: Path, most: int) -> str:
+    """The UTF-8 text of a regular file: a pipe or a device, which may never end, is not opened.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        ValueError: it is no regular file, larger, or no UTF-8.
+        OSError: it cannot be read.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError("it is a pipe, socket or device, not a file")
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return content.decode("utf-8")
+
+
 def parse_json(text: str | bytes | bytearray) -> Any:
     """The content of JSON from a file, which may be anybody's.
 
     Raises:
-        ValueError: it is no JSON, holds NaN or an infinity (Python would take them), or is nested
-            so deeply that Python cannot read it.
+        ValueError: it is no JSON, holds NaN or an infinity (Python would take them, and 1e999
+            for one), or is nested so deeply that Python cannot read it.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite_float(text: str) -> float:
+    if math.isinf(found := float(text)):
+        raise ValueError(f"{brief(text)} is too large a number")
+    return found

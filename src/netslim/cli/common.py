@@ -164,6 +164,8 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
     Raises:
         RecipeError: there are other dotted options.
     """
+    import yaml
+
     from netslim.training.recipe.files import read_yaml
 
     for key in overrides:
@@ -171,4 +173,8 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
             raise RecipeError(
                 f"--{key}: {command} takes options of the model only, as --model.OPTION VALUE"
             )
-    return {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}
+    try:
+        return {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"an option of the model is not valid YAML: {reason}") from None

@@ -32,6 +32,7 @@ from netslim.training.recipe.schema import (
 
 Result = TypeVar("Result")
 
+_MOST_STEPS = 10_000  # of a gradual cut
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -262,7 +263,8 @@ def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
     _need(options.steps >= 1, f"{where}.steps", options.steps, "1 or more")
     _need(0 <= options.begin < 1, f"{where}.begin", options.begin, "a share from 0 to below 1")
     _need(options.begin < options.end <= 1, f"{where}.end", options.end, "above begin, at most 1")
-    falls = cut_epochs(options, stage.epochs)
+    # At most one step an epoch; more are not even listed, for they may be millions.
+    falls = cut_epochs(replace(options, steps=min(options.steps, _MOST_STEPS)), stage.epochs)
     if len(set(falls)) < options.steps or falls[0] < 1:
         raise RecipeError(
             f"{where}.steps: {options.steps} steps, each at an epoch's end, do not fit between "

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from netslim._support import brief
 from netslim.errors import RecipeError
 
 Tree = dict[str, Any]
@@ -101,9 +102,12 @@ def _stages(stages: list[Any], changes: Mapping[str, Any]) -> list[Any]:
     """The stages with those that are named changed; a stage set to null goes."""
     left = dict(changes)
     result = []
+    known = _inside(stages)
     for stage in stages:
         name = str(stage.get("name") or stage.get("kind") or "repeat")
         change = left.pop(name, {})
+        if change is not None and not isinstance(change, dict):
+            raise RecipeError(f"stages.{name}: a change is a mapping of options, or null")
         if isinstance(stage.get("repeat"), dict):
             inner = stage["repeat"]
             mine = {
@@ -122,9 +126,8 @@ def _stages(stages: list[Any], changes: Mapping[str, Any]) -> list[Any]:
         if change is not None:
             result.append(stage)
     if left:
-        known = ", ".join(_inside(stages))
         raise RecipeError(
-            f"stages: there is no stage {next(iter(left))!r} to change; there is {known}"
+            f"stages: there is no stage {next(iter(left))!r} to change; there is {', '.join(known)}"
         )
     return result
 
@@ -132,6 +135,10 @@ def _stages(stages: list[Any], changes: Mapping[str, Any]) -> list[Any]:
 def _inside(stages: list[Any]) -> list[str]:
     names = []
     for stage in stages:
+        if not isinstance(stage, dict):
+            raise RecipeError(f"stages: a stage is a mapping with a kind, got {brief(stage)}")
         names.append(str(stage.get("name") or stage.get("kind") or "repeat"))
-        names += _inside((stage.get("repeat") or {}).get("stages") or [])
+        block = stage.get("repeat")
+        if isinstance(block, dict) and isinstance(block.get("stages"), list):
+            names += _inside(block["stages"])
     return names

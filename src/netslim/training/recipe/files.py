@@ -10,9 +10,13 @@ from typing import Any
 
 import yaml
 
-from netslim._support import checks_calls, nearest
+from netslim._support import checks_calls, nearest, read_regular
 from netslim.errors import RecipeError
 from netslim.training.recipe.extends import SMALL, resolved
+
+_LARGEST = 4 * 2**20  # bytes of a recipe
+_DEEPEST = 50
+_MOST_NODES = 100_000
 
 
 @checks_calls
@@ -74,11 +78,12 @@ def _text(source: str) -> str:
     if source in _files():
         return (resources.files("netslim.recipes") / f"{source}.yaml").read_text(encoding="utf-8")
     path = Path(source)
-    if path.suffix not in (".yaml", ".yml") and not path.exists():
-        raise RecipeError(f"no file and no recipe is called {source!r}{nearest(source, shipped())}")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix not in (".yaml", ".yml") and not path.exists():
+            known = nearest(source, shipped())
+            raise RecipeError(f"no file and no recipe is called {source!r}{known}")
+        return read_regular(path, _LARGEST)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or NUL in the name
         raise RecipeError(
             f"the recipe {source} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
@@ -107,8 +112,46 @@ def tree_of(source: str) -> dict[str, Any]:
 
 
 def read_yaml(text: str) -> Any:
-    """YAML with numbers such as 1e-4, which YAML 1.1 takes for text."""
-    return yaml.load(text, Loader=_Loader)
+    """YAML with numbers such as 1e-4, which YAML 1.1 takes for text; it may be anybody's.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, names what cannot be built, such as the date 2001-99-99, is
+            nested too deeply, or comes to too much with its aliases written out.
+    """
+    _check_extent(text)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise yaml.YAMLError(f"a value cannot be read ({error})") from None
+
+
+def _check_extent(text: str) -> None:
+    """Refuse what grows beyond the file before anything is built.
+
+    An alias counts as all that it stands for, so that ten lines of ten aliases each, of the line
+    above, count as the billion nodes that writing them out would take.
+    """
+    open_: list[tuple[str | None, int]] = []  # anchor and count of nodes where each began
+    extents: dict[str | None, int] = {}
+    count = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            extents[anchor] = count - before
+        elif isinstance(event, yaml.AliasEvent):
+            if anchor in (name for name, _ in open_):
+                raise yaml.YAMLError(f"the alias *{anchor} stands within what it names")
+            count += extents.get(anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            count += 1
+            extents[anchor] = 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((anchor, count - 1))
+        if len(open_) > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} deep")
+        if count > _MOST_NODES:
+            raise yaml.YAMLError(f"it comes to more than {_MOST_NODES:,} values")
 
 
 # The one written in C, ten times as fast, where PyYAML was built with it.

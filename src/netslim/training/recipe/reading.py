@@ -31,6 +31,9 @@ from netslim.training.recipe.schema import (
     option_types,
 )
 
+_MOST_STAGES = 1000
+_LARGEST = 2**63 - 1  # the largest whole number that PyTorch holds; no option comes near it
+
 
 @checks_calls
 def load_recipe(
@@ -71,7 +74,10 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
         0.5
     """
     # YAML aliases share objects; here nothing is shared.
-    plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"the recipe is not plain data: {error}") from None
     stages = plain.pop("stages", None)
     if not isinstance(stages, list) or not stages:
         raise RecipeError(
@@ -105,8 +111,11 @@ def _flatten(
         if not isinstance(block, dict):
             block = {}
         times, inner = block.get("times"), block.get("stages")
-        if not isinstance(times, int) or times < 1 or not isinstance(inner, list):
-            raise RecipeError(f"{here}.repeat: needs 'times' (1 or more) and a list of 'stages'")
+        counted = isinstance(times, int) and 1 <= times <= _MOST_STAGES
+        if not isinstance(times, int) or not counted or not isinstance(inner, list) or not inner:
+            raise RecipeError(
+                f"{here}.repeat: needs 'times' (1 to {_MOST_STAGES:,}) and a list of 'stages'"
+            )
         for turn in range(1, times + 1):
             yield from _flatten(inner, f"{here}.repeat", f"{suffix}-{turn}")
 
@@ -118,7 +127,9 @@ def stage_name(item: Mapping[str, Any]) -> str:
 
 def _stages(items: Sequence[Any], trained: bool) -> Iterator[Stage]:
     """All stages; `trained` says whether the network was before the first."""
-    for where, name, item in _flatten(items, "stages", ""):
+    for number, (where, name, item) in enumerate(_flatten(items, "stages", "")):
+        if number == _MOST_STAGES:
+            raise RecipeError(f"{where}: a recipe has at most {_MOST_STAGES:,} stages")
         if trained:
             item = _keeping_scales(item)
         stage = _stage(item, name, where)
@@ -139,7 +150,7 @@ def _keeping_scales(item: Mapping[str, Any]) -> dict[str, Any]:
 def _stage(item: Mapping[str, Any], name: str, where: str) -> Stage:
     plain = dict(item)
     kind = plain.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RecipeError(
             f"{where}: no stage is of kind {kind!r}{nearest(str(kind), [*KINDS, 'repeat'])}"
         )
@@ -193,7 +204,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def _method(value: Mapping[str, Any], where: str) -> type[SparsityOptions]:
     """The options of the method that is asked for; of Network Slimming, where none is."""
     asked = value.get("method", SlimmingOptions.method)
-    if asked not in METHODS:
+    if not isinstance(asked, str) or asked not in METHODS:
         raise RecipeError(
             f"{where}.method: there is no method {asked!r}{nearest(str(asked), METHODS)}"
         )
@@ -212,9 +223,22 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
             parsed = parser.parse_object({"value": value}).value
     except (jsonargparse.ArgumentError, ValueError, TypeError):
         raise RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}") from None
-    if isinstance(parsed, float) and not math.isfinite(parsed):
-        raise RecipeError(f"{where}: expected a finite number, got {brief(value)}")
+    for number in _numbers(parsed):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise RecipeError(f"{where}: expected a finite number, got {brief(value)}")
+        if abs(number) > _LARGEST:
+            raise RecipeError(f"{where}: {brief(number)} is too large a number to compute with")
     return parsed
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+    if isinstance(value, int | float):
+        yield value
 
 
 def _as_meant(hint: Any, value: Any) -> Any:
