@@ -7,6 +7,8 @@ import pytest
 
 from netslim.errors import NetslimError, RecipeError
 from netslim.measure.table.latency_table import LatencyTable
+from netslim.methods.search import _Journal
+from netslim.methods.sensitivity import _resumed
 from netslim.methods.sensitivity_result import Sensitivity
 from netslim.report.results_file import read
 from netslim.surgery.plan import PruningPlan
@@ -111,3 +113,28 @@ def test_a_recipe_that_extends_itself_a_pipe_or_a_large_file_is_refused(tmp_path
         file.truncate(2**33)
     with pytest.raises(RecipeError, match="larger than"):
         load_recipe(tmp_path / "large.yaml")
+
+
+ENTRIES = (
+    "3", "{}", '{"group": [1], "removed": 1, "value": 1}',
+    '{"group": "a", "removed": {}, "value": 1}',
+    '{"group": "a", "removed": 1, "value": 1' + "0" * 400 + "}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_mistyped_row_of_a_journal_is_refused(entry: str, tmp_path: Path) -> None:
+    header = '{"kind": "sensitivity journal", "format": 1, "of": {}}'
+    (tmp_path / "journal").write_text(f"{header}\n{entry}\n")
+    with pytest.raises(NetslimError, match="line 2"):
+        _resumed(tmp_path / "journal", {})
+    (tmp_path / "journal").write_text('{"kind": "sensitivity journal", "format": 1, "of": 3}\n')
+    with pytest.raises(NetslimError, match="line 1"):
+        _resumed(tmp_path / "journal", {})
+
+
+def test_a_number_too_large_for_a_share_is_refused(tmp_path: Path) -> None:
+    row = '{"share": 1' + "0" * 400 + ', "score": 1}'
+    (tmp_path / "journal").write_text(f'{{"format": 1, "tried": [{row}]}}')
+    with pytest.raises(NetslimError, match="OverflowError"):
+        _Journal(tmp_path / "journal")

@@ -254,7 +254,7 @@ class _Journal:
             return {
                 float(row["share"]): _finite(row["score"], row["share"]) for row in content["tried"]
             }
-        except (OSError, ValueError, KeyError, TypeError, ArgumentError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise PlanError(
                 f"{path} is not the journal of a search ({reason}); give another file"

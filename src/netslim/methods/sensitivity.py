@@ -20,6 +20,7 @@ from netslim._support import (
     check_batches,
     described,
     is_format,
+    is_whole,
     listed,
     named_file,
     parse_json,
@@ -309,16 +310,24 @@ def _resumed(path: Path, identity: dict[str, Any]) -> dict[tuple[str, int], floa
     *lines, torn = path.read_bytes().split(b"\n")
     _check_header(path, _parsed(b"".join(lines[:1])), identity)
     for number, line in enumerate(lines[1:], 2):
-        entry = _parsed(line)
-        if entry is None or not {"group", "removed", "value"} <= entry.keys():
+        entry = _parsed(line) or {}
+        try:
+            values[_measured(entry)] = float(entry["value"])
+        except (LookupError, TypeError, ValueError, OverflowError):
             raise PlanError(
                 f"{path} is damaged in line {number}; delete that line to measure it again"
-            )
-        values[entry["group"], entry["removed"]] = float(entry["value"])
+            ) from None
     if torn:  # by a kill in the middle of writing
         with open(path, "r+b") as file:
             file.truncate(path.stat().st_size - len(torn))
     return values
+
+
+def _measured(entry: Mapping[str, Any]) -> tuple[str, int]:
+    group, removed = entry["group"], entry["removed"]
+    if not isinstance(group, str) or not is_whole(removed):
+        raise TypeError("a row names a group, and how many of its channels went")
+    return group, removed
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> None:
@@ -340,7 +349,9 @@ def _check_header(path: Path, header: dict[str, Any] | None, identity: Mapping[s
         raise PlanError(
             f"{path} is not a journal of netslim.sensitivity (format {FORMAT}); choose another file"
         )
-    theirs = header.get("of") or {}
+    theirs = header.get("of")
+    if not isinstance(theirs, dict):
+        raise PlanError(f"{path} is damaged in line 1; choose another file")
     if unknown := [key for key in identity if key not in theirs]:
         raise PlanError(
             f"{path} was begun by another version of netslim, which had no {unknown[0]!r}: finish "

@@ -229,7 +229,7 @@ class Sensitivity:
             found = Sensitivity(rows=rows, notes=tuple(given.pop("notes")), **given)
             found.table()
             return found
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise PlanError(
                 f"the sensitivity is damaged ({type(error).__name__}: {error}); measure it again"
             ) from None

@@ -234,7 +234,7 @@ class LatencyTable:
                     "measure anew"
                 )
             return cls(**_read(content))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as problem:
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as problem:
             raise PlanError(
                 f"the latency table is damaged ({type(problem).__name__}: {problem}): measure "
                 "it anew"

@@ -117,7 +117,7 @@ def _stages(stages: list[Any], changes: Mapping[str, Any]) -> list[Any]:
             }
             stage = {
                 "repeat": {
-                    **merged(inner, change),
+                    **merged(inner, change or {}),
                     "stages": _stages(inner.get("stages") or [], mine),
                 }
             }

@@ -111,13 +111,15 @@ def _flatten(
         if not isinstance(block, dict):
             block = {}
         times, inner = block.get("times"), block.get("stages")
-        counted = isinstance(times, int) and 1 <= times <= _MOST_STAGES
-        if not isinstance(times, int) or not counted or not isinstance(inner, list) or not inner:
+        listed: list[Any] = []
+        if isinstance(inner, list):
+            listed = inner
+        if not listed or not isinstance(times, int) or not 1 <= times <= _MOST_STAGES:
             raise RecipeError(
                 f"{here}.repeat: needs 'times' (1 to {_MOST_STAGES:,}) and a list of 'stages'"
             )
         for turn in range(1, times + 1):
-            yield from _flatten(inner, f"{here}.repeat", f"{suffix}-{turn}")
+            yield from _flatten(listed, f"{here}.repeat", f"{suffix}-{turn}")
 
 
 def stage_name(item: Mapping[str, Any]) -> str:
