@@ -648,6 +648,13 @@ def test_small_jpegs_are_remarked_upon(tmp_path: Path) -> None:
     assert "8x8" in note
 
 
+def test_a_label_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    cells = [encode(picture(seed)) for seed in range(10)]
+    write_table(tmp_path / "train.parquet", cells, [0, 10**12] * 5)
+    with pytest.raises(DataError, match="a label is 1000000000000, and 10 rows have no so many"):
+        load(f"hf:{tmp_path}")
+
+
 def test_grey_pictures_have_one_channel_unless_some_are_in_colour(tmp_path: Path) -> None:
     cells = [encode(picture(seed, channels=1)) for seed in range(10)]
     write_table(tmp_path / "train.parquet", cells, [0, 1] * 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,17 @@ def nine(tmp_path: Path) -> Path:
         for where in ("1.png", "2.png", "deep/3.png"):
             filled("L", number).save(tmp_path / "set" / name / where)
     return tmp_path / "set"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_pipes_among_pictures_are_left_aside(nine: Path) -> None:
+    """Opening one would wait for ever."""
+    before = count(read(nine))
+    os.mkfifo(nine / "bee" / "pipe.png")
+    (nine / "bee" / "link.png").symlink_to(nine / "bee" / "pipe.png")
+    data = read(nine)
+    assert count(data) == before
+    assert any("pipes, sockets and devices, left aside: " in note for note in data.notes)
 
 
 @pytest.mark.parametrize("target", ["..", ".", "../..", "../bee", "deep", "../bee/deep", "loop"])

@@ -70,6 +70,7 @@ class _Scan:
         self._links: list[tuple[str, str]] = []
         self._not_followed: list[str] = []
         self._others: list[str] = []
+        self._unending: list[str] = []  # pipes, sockets, devices: a read may wait for ever
         for top in sorted(tops, key=Path.is_symlink):
             self._walk(top.name, str(top))
         self._follow()
@@ -85,6 +86,11 @@ class _Scan:
             yield (
                 f"{self.place}: files without the ending of a picture ({' '.join(ENDINGS)}), "
                 f"left aside: {len(self._others):,} ({named(self._others)})."
+            )
+        if self._unending:
+            yield (
+                f"{self.place}: pipes, sockets and devices, left aside: "
+                f"{len(self._unending):,} ({named(self._unending)})."
             )
         if self._not_followed:
             yield (
@@ -105,8 +111,10 @@ class _Scan:
                     self._links.append((name, entry.path))
                 elif entry.is_dir():
                     self._walk(name, entry.path)
-                else:
+                elif entry.is_file():
                     self._take(name, entry.path)
+                else:
+                    self._unending.append(entry.path)
 
     def _follow(self) -> None:
         """Links to folders and the links in there, then those to files."""
@@ -123,7 +131,12 @@ class _Scan:
                 self._not_followed.append(link)
                 continue
             self._files.add(real)
-            self._take(name, link)
+            if os.path.isfile(real) or not os.path.exists(
+                real
+            ):  # a broken one is told as unreadable
+                self._take(name, link)
+            else:
+                self._unending.append(link)
 
     def _take(self, name: str, path: str) -> None:
         if path.lower().endswith(ENDINGS):

@@ -111,12 +111,22 @@ class Arrivals:
         return self.arrived[position].where
 
 
+_CLASSES = 100_000  # that a set may name and not show
+
+
 def _classes(labels: Labels) -> tuple[str, ...]:
     """As they are declared, else those of the labels."""
     if labels.classes:
         return labels.classes
     if labels.cells.dtype.kind in "iu":
-        return tuple(str(label) for label in range(int(labels.cells.max()) + 1))
+        largest = int(labels.cells.max())
+        # Else one number in a file would decide how much memory is taken.
+        if largest > _CLASSES + len(labels.cells):
+            raise DataError(
+                f"{labels.where}: a label is {largest}, and {len(labels.cells):,} rows have no so "
+                "many classes; labels count from 0"
+            )
+        return tuple(str(label) for label in range(largest + 1))
     return tuple(sorted({str(label) for label in labels.cells}))
 
 
