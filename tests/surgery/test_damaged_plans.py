@@ -257,18 +257,6 @@ def test_one_group_without_its_slices_does_not_hide_the_others() -> None:
         prune(model, PruningPlan.from_json(json.dumps(data)))
 
 
-@pytest.mark.parametrize("name", ["stem.0.bias", "stem.1.running_var", "inner.0.weight"])
-def test_a_row_that_is_missing_is_refused_in_old_plans(name: str) -> None:
-    model, plan = PLANS["plain"]
-    data = without_slices(plan, *plan.groups)
-    rows = [row for row in data["tensors"] if (row["tensor"], row["axis"]) != (name, 0)]
-    assert len(rows) == len(data["tensors"]) - 1
-    data["tensors"] = rows
-    layer = name.rpartition(".")[0]
-    with pytest.raises(PlanError, match=f"the layer '{layer}': its tensors do not lose the same"):
-        prune(model, PruningPlan.from_json(json.dumps(data)))
-
-
 def test_verify_takes_a_row_of_one_axis_that_reads() -> None:
     model, plan = PLANS["plain"]
     data = without_slices(plan, *plan.groups)

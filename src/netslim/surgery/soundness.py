@@ -213,13 +213,16 @@ def _check_biases(biases: Iterable[str], rows: Mapping[tuple[str, int], TensorCu
 
 
 def _check_layers(model: nn.Module, rows: Mapping[tuple[str, int], TensorCut]) -> None:
-    """A tensor without a row keeps all of its outputs, and so must the others of its layer."""
+    """The tensors of a layer that have rows lose the same outputs.
+
+    One without a row says nothing: a bias that was fused in after the cut has none, for instance.
+    """
     names = {id(tensor): name for name, tensor in named_tensors(model)}
     for module, path in named_modules(model).items():
         if not isinstance(module, _BY_OUTPUTS) or getattr(module, "transposed", False):
             continue
         own = {**module._parameters, **module._buffers}
         held = [names[id(own[name])] for name in _OF_A_LAYER if own.get(name) is not None]
-        lost = {getattr(rows.get((name, 0)), "removed", ()) for name in held}
-        if len(lost) > 1:
+        kept = {rows[name, 0].kept for name in held if (name, 0) in rows}
+        if len(kept) > 1:
             raise _problem(f"the layer {path!r}", "its tensors do not lose the same outputs")

@@ -32,7 +32,8 @@ from netslim.training.recipe.schema import (
 )
 
 _MOST_STAGES = 1000
-_LARGEST = 2**63 - 1  # the largest whole number that PyTorch holds; no option comes near it
+# What PyTorch's whole numbers and those of single precision hold.
+_LARGEST = {bool: 1, int: 2**63 - 1, float: 3.4e38}
 
 
 @checks_calls
@@ -228,7 +229,7 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
     for number in _numbers(parsed):
         if isinstance(number, float) and not math.isfinite(number):
             raise RecipeError(f"{where}: expected a finite number, got {brief(value)}")
-        if abs(number) > _LARGEST:
+        if abs(number) > _LARGEST[type(number)]:
             raise RecipeError(f"{where}: {brief(number)} is too large a number to compute with")
     return parsed
 
