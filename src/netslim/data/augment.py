@@ -14,6 +14,15 @@ from netslim._support import checks_calls
 from netslim.errors import DataError
 
 
+def _drawn(count: int, columns: int, most: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """For each image so many numbers below `most`, and whether it is mirrored."""
+    if count < 0:
+        raise DataError(f"augmentation: count is {count}; give the number of images, 0 or more")
+    numbers = torch.randint(0, most, (count, columns), generator=generator)
+    mirrored = torch.randint(0, 1 + bool(flip), (count, 1), generator=generator)
+    return torch.cat([numbers, mirrored], dim=1)
+
+
 @checks_calls
 @dataclass(frozen=True)
 class Augment:
@@ -47,11 +56,7 @@ class Augment:
         Raises:
             DataError: a negative count.
         """
-        if count < 0:
-            raise DataError(f"augmentation: count is {count}; give the number of images, 0 or more")
-        offsets = torch.randint(0, 2 * self.pad + 1, (count, 2), generator=generator)
-        mirrored = torch.randint(0, 1 + bool(self.flip), (count, 1), generator=generator)
-        return torch.cat([offsets, mirrored], dim=1)
+        return _drawn(count, 2, 2 * self.pad + 1, self.flip, generator)
 
     def __call__(self, images: Tensor, choices: Tensor) -> Tensor:
         """Crop and mirror a batch: one gather of whole pixels, no loop over images.
@@ -123,11 +128,7 @@ class RandomResizedCrop:
         Raises:
             DataError: a negative count.
         """
-        if count < 0:
-            raise DataError(f"augmentation: count is {count}; give the number of images, 0 or more")
-        seeds = torch.randint(0, 2**62, (count, 1), generator=generator)
-        mirrored = torch.randint(0, 1 + bool(self.flip), (count, 1), generator=generator)
-        return torch.cat([seeds, mirrored], dim=1)
+        return _drawn(count, 1, 2**62, self.flip, generator)
 
     def cut(self, picture: Any, size: tuple[int, int], seed: int) -> Any:
         """The part that `seed` chooses, brought to height and width `size`.

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from netslim._support import is_format
+from netslim._support import is_format, parse_json
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
 from netslim.surgery.rows import GroupCut, SizeLoss, SizePatch, TensorCut
@@ -86,8 +86,8 @@ def read(text: str, most: int = LARGEST) -> Fields:
         PlanError: the text is not a plan, is damaged, was edited, or was written by a newer format.
     """
     try:
-        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
-    except (ValueError, TypeError, RecursionError) as error:
+        data = parse_json(text, "a plan", _once)
+    except (ValueError, TypeError) as error:
         raise PlanError(
             f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()"
         ) from None
@@ -350,10 +350,6 @@ def _listed(value: Any) -> list[Any]:
     if type(value) is not list:
         raise ValueError(f"{value!r:.60} stands where a list should")
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of a plan")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -319,7 +319,7 @@ class _Search:
             "notes": list(self._notes(original, trained)),
             "tests": tests,
             "seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
-            "environment": json.loads(self.folder.environment.read_text()),
+            "environment": self.folder.noted_environment(),
         }
 
     def _notes(self, original: Results, trained: Results) -> Iterator[str]:

@@ -166,6 +166,16 @@ class RunFolder:
         self.results = path / "results.json"
         self.tensorboard = path / "tensorboard"
 
+    def noted_environment(self) -> dict[str, Any]:
+        """What is noted of where the run takes place; empty where nothing is yet.
+
+        Raises:
+            RecipeError: the file is damaged.
+        """
+        if not self.environment.exists():
+            return {}
+        return read_json(self.environment, "move it away to have it written again")
+
     def stage(self, index: int, stage: Stage) -> StageFolder:
         """The part of stage number `index` (from 0)."""
         return StageFolder(self.path, index, stage)

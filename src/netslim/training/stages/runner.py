@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
@@ -192,10 +191,7 @@ class Runner(Networks):
         """Whether what has changed under the run was accepted, now or once before; it is told then,
         and noted beside the environment.
         """
-        path = self.folder.environment
-        noted: Results = {"format": FORMAT}
-        if path.exists():
-            noted = read_json(path, "move it away to have it written again")
+        noted: Results = {"format": FORMAT, **self.folder.noted_environment()}
         news = [text for text in changed if text not in noted.get("changed", [])]
         if not news:
             return True
@@ -203,7 +199,9 @@ class Runner(Networks):
             return False
         for text in news:
             self.display.warn(f"{text}: accepted")
-        write_json(path, {**noted, "changed": [*noted.get("changed", []), *news]})
+        write_json(
+            self.folder.environment, {**noted, "changed": [*noted.get("changed", []), *news]}
+        )
         return True
 
     def go(self) -> Results:
@@ -223,8 +221,7 @@ class Runner(Networks):
         return len(self.folders)
 
     def _written(self, done: Sequence[Results]) -> Results:
-        environment = json.loads(self.folder.environment.read_text())
-        results = assemble(self.recipe, done, environment, self.command)
+        results = assemble(self.recipe, done, self.folder.noted_environment(), self.command)
         write_json(self.folder.results, results)
         _write_report(self.folder)
         return results
@@ -232,8 +229,7 @@ class Runner(Networks):
     def note_environment(self) -> None:
         """Write down where the run takes place."""
         here = {"format": FORMAT, **describe(self.device, self.precision, self.command)}
-        if self.folder.environment.exists():
-            first = read_json(self.folder.environment, "move it away to have it written again")
+        if first := self.folder.noted_environment():
             first.setdefault("resumed", []).append(here["date"])
             here = first
         write_json(self.folder.environment, here)
