@@ -207,6 +207,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         payload = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no name that a file can have
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+    return understood(payload, path)
+
+
+def understood(payload: bytes, path: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`read`, of the content of a file; ``path`` is where it is from, for messages."""
     with _refusing_damage(path):
         tensors = decode(payload)
         text, header, digest = _entry(payload, path)

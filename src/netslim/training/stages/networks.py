@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from functools import cache, cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -305,10 +304,7 @@ class Networks:
         if ranks.count() == 1:
             return netslim.load(self.fresh(), file)
         content = ranks.shared("the network of a stage", file.read_bytes)
-        with TemporaryDirectory() as folder:
-            copy = Path(folder) / file.name
-            copy.write_bytes(content)
-            return netslim.load(self.fresh(), copy)
+        return checkpoint.restored(self.fresh(), *checkpoint.understood(content, file), file)
 
     def save(self, network: nn.Module, folder: StageFolder, noted: Mapping[str, Any]) -> None:
         """Write a stage's network, with what later stages need to know of it."""
@@ -335,6 +331,5 @@ def noted_in(model: ModelOptions) -> Results:
     for file in model.files:
         # What is surely of others is not looked at again: once it is trained, it may be gone.
         if file.endswith(".safetensors") and (model.is_file or checkpoint.is_ours(file)):
-            noted: Results = checkpoint.read(file)[0]["metadata"]
-            return noted
+            return checkpoint.noted(file)
     return {}
