@@ -63,7 +63,9 @@ ROOMS = [
     *(
         module.name
         for module in pkgutil.walk_packages(netslim.__path__, "netslim.")
-        if module.ispkg and hasattr(importlib.import_module(module.name), "__all__")
+        if module.ispkg
+        and "._" not in module.name  # helpers of our own, which are no room of the user's
+        and hasattr(importlib.import_module(module.name), "__all__")
     ),
     "netslim.ranks",
 ]

@@ -1,0 +1,48 @@
+"""The few helpers that every room needs, once."""
+
+from __future__ import annotations
+
+from netslim._support.arguments import brief, check_batches, described, expect, is_number, is_whole
+from netslim._support.calls import Thing, call_checked, checks_calls
+from netslim._support.devices import as_device, using_threads
+from netslim._support.files import (
+    alone_in,
+    digest_of_plain,
+    is_format,
+    named_file,
+    parse_json,
+    read_regular,
+    remove_leftovers,
+    replacing,
+    try_lock,
+    write_atomic,
+)
+from netslim._support.names import current_directory_importable, from_module, listed, nearest
+
+__all__ = [
+    "Thing",
+    "alone_in",
+    "as_device",
+    "brief",
+    "call_checked",
+    "check_batches",
+    "checks_calls",
+    "current_directory_importable",
+    "described",
+    "digest_of_plain",
+    "expect",
+    "from_module",
+    "is_format",
+    "is_number",
+    "is_whole",
+    "listed",
+    "named_file",
+    "nearest",
+    "parse_json",
+    "read_regular",
+    "remove_leftovers",
+    "replacing",
+    "try_lock",
+    "using_threads",
+    "write_atomic",
+]
