@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,11 +17,8 @@ from torch import nn
 import netslim
 from netslim._support import call_checked, checks_calls
 from netslim.errors import ArgumentError, NetslimError, RecipeError
+from rooms import listing_rooms
 
-ROOMS = [
-    "netslim",
-    *(room.name for room in pkgutil.walk_packages(netslim.__path__, "netslim.") if room.ispkg),
-]
 # What no user calls: the inside of recording and of spending a budget, made and called in numbers.
 INSIDE = {
     *("Asked", "Chooser", "Goal", "Ladder", "Labels", "Products", "Recorder", "Run", "Scorer"),
@@ -38,9 +34,9 @@ OPERATORS = {
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Name and function of all that users call; of classes, the constructor and the methods."""
     told: set[int] = set()
-    for room in ROOMS:
+    for room in listing_rooms():
         module = importlib.import_module(room)
-        for name in getattr(module, "__all__", ()):
+        for name in module.__all__:
             thing = getattr(module, name)
             if id(thing) in told or name in INSIDE | OPERATORS:
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
-import pkgutil
 import warnings
 
 import pytest
@@ -17,6 +16,7 @@ from netslim.graph.rules.registry import RULES
 from netslim.selection.budget import RESOURCES
 from netslim.selection.criteria.registry import CRITERIA
 from netslim.surgery.proof.silencing import randomise
+from rooms import listing_rooms
 
 
 def network() -> nn.Module:
@@ -57,18 +57,7 @@ def nothing_stays_taught():
         known.update(entries)
 
 
-# The package itself, each package in it that lists what it holds, and the one module beside them.
-ROOMS = [
-    "netslim",
-    *(
-        module.name
-        for module in pkgutil.walk_packages(netslim.__path__, "netslim.")
-        if module.ispkg
-        and "._" not in module.name  # helpers of our own, which are no room of the user's
-        and hasattr(importlib.import_module(module.name), "__all__")
-    ),
-    "netslim.ranks",
-]
+ROOMS = [*listing_rooms(), "netslim.ranks"]
 
 
 def taught(room: str) -> list[str]:
