@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,12 @@ from killed_rank import run_and_kill
 from netslim.errors import NetslimError, RecipeError, TrainingError
 from netslim.models import checkpoint
 from netslim.training import processes, run
-from netslim.training.commands import step
+from netslim.training.commands import search, sensitivity, step
 from netslim.training.loop.progress import silent
 from netslim.training.loop.synchronised import OverAllRanks
 from netslim.training.processes import Place
 from netslim.training.recipe.reading import parse_recipe
-from netslim.training.recipe.schema import Recipe, TrainerOptions
+from netslim.training.recipe.schema import Exploration, Recipe, SearchOptions, TrainerOptions
 from netslim.training.stages.environment import describe
 from stage_runs import TRAIN
 from two_ranks import Found, on_two_ranks
@@ -186,6 +189,34 @@ def rank_no_number(rank: int) -> None:
         F.cross_entropy = before
 
 
+def rank_hangs(rank: int) -> list[str]:
+    """The second process sleeps in its first step, for longer than it is waited for."""
+    recipe = whole(timeout=1.5 / 60)
+    recipe = parse_recipe({**recipe.to_dict(), "stages": [STAGES[0], STAGES[-1]]})
+    before, told = F.cross_entropy, []
+    if rank == 1:
+        F.cross_entropy = lambda *given, **more: [time.sleep(3), before(*given, **more)][1]
+    port = ranks.shared("a port", free_port)
+    dist.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(port)
+    try:
+        run(recipe, "hangs")
+    except NetslimError as error:
+        told = [type(error).__name__, str(error)]
+    finally:
+        F.cross_entropy = before
+        dist.destroy_process_group()
+        again = Path("again").absolute().as_uri()
+        dist.init_process_group("gloo", init_method=again, rank=rank, world_size=2)
+    return told
+
+
+def free_port() -> int:
+    with socket.socket() as open_one:
+        open_one.bind(("127.0.0.1", 0))
+        return int(open_one.getsockname()[1])
+
+
 def rank_described(rank: int) -> Any:
     return describe(torch.device("cpu"), "float32", "")["processes"]
 
@@ -300,6 +331,13 @@ def test_what_all_of_them_raise_is_told_once(found: Found):
     assert found["told"] == ([False, "RecipeError"], [True, "RecipeError"])
 
 
+def test_a_rank_that_hangs_is_told_with_its_stage(found: Found):
+    one, other = found["hangs"]
+    assert one[0] == "TrainingError"
+    assert one[1].startswith("stage 01-plain: rank 0 of 2 has waited in vain for another one")
+    assert other[0] == "_LostError"
+
+
 def test_a_loss_of_one_rank_stops_both(found: Found):
     for told in found["no_number"]:
         assert told["error"] == "TrainingError"
@@ -371,9 +409,23 @@ def test_several_machines_must_find_each_other(environment: pytest.MonkeyPatch):
         run(whole(num_nodes=2), "nowhere", display=silent())
 
 
-def test_what_works_on_one_process_says_so(environment: pytest.MonkeyPatch):
-    with pytest.raises(RecipeError, match="this works on one process"):
-        step.evaluate(whole(devices=2))
+def test_what_works_on_one_process_says_so(environment: pytest.MonkeyPatch, tmp_path: Path):
+    options: list[Any] = [SearchOptions(), Exploration()]
+    commands: list[Callable[[Recipe], Any]] = [
+        step.evaluate,
+        lambda recipe: step.prune(recipe, tmp_path / "a.safetensors"),
+        lambda recipe: step.unmask(recipe, tmp_path / "a.safetensors"),
+        lambda recipe: search.carry_out(recipe, options[0], tmp_path),
+        lambda recipe: sensitivity.explore(recipe, tmp_path, options[1]),
+    ]
+
+    def refused(**trainer: Any) -> None:
+        recipe = parse_recipe({**whole(**trainer).to_dict(), "stages": STAGES[2:3]}, whole=False)
+        for command in commands:
+            with pytest.raises(RecipeError, match="this works on one process"):
+                command(recipe)
+
+    refused(devices=2)
     setenv(environment, ELASTIC | MEETING)
-    with pytest.raises(RecipeError, match="this works on one process"):
-        step.evaluate(whole())
+    refused()
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ work is kept, and the message says what to do.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from netslim.training import run
 from netslim.training.loop.room import check_room, needed_bytes
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import OptimizerOptions, Train
-from netslim.training.stages.folder import StageFolder
+from netslim.training.stages.folder import StageFolder, write_json
 
 TRAIN = {"kind": "train", "epochs": 2, "optimizer": {"lr": 0.01}}
 
@@ -71,6 +72,22 @@ def test_a_run_that_was_moved_and_copied_goes_on(copied, tmp_path):
     shutil.copytree(moved, tmp_path / "copy")
     first, second = (run(recipe(), place)["rows"] for place in (moved, tmp_path / "copy"))
     assert first == second
+
+
+def test_one_that_goes_on_with_other_arithmetic_says_so(copied, capsys):
+    noted = json.loads((copied / "environment.json").read_text())
+    assert noted["threads"] == 1
+    del noted["digest"]
+    write_json(copied / "environment.json", {**noted, "threads": 3, "processor": "another"})
+    for name in ("results.json", "02-measure/stage.json"):
+        (copied / name).unlink()
+    run(recipe(), copied)
+    said = capsys.readouterr().err
+    assert "computing on cpu in float32, CPU threads: 1\n" in said
+    assert "before another; threads 1, before 3)" in said
+    noted = json.loads((copied / "environment.json").read_text())
+    assert noted["threads"] == 3
+    assert "threads 1, before 3" in noted["changed"][0]
 
 
 @pytest.mark.parametrize("link", [".lock", "01-train", "tensorboard"])

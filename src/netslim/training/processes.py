@@ -13,7 +13,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from operator import itemgetter
@@ -29,10 +30,13 @@ from netslim.training.recipe.schema import TrainerOptions
 
 # For what one rank does while the others wait: a cut, a latency table, a look at many images.
 _PATIENCE = timedelta(hours=6)
+_TIMED_OUT = "Timed out|timed out|timeout"
+# Of the processes that train: in it they wait for each other no longer than `trainer.timeout`.
+_training: ContextVar[Any] = ContextVar("training", default=None)
 _GRACE = 20.0  # seconds for the others to end by themselves once one has failed
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _OWN = "netslim"  # id of the runs that are started here
-_LOST = "Connection|closed|reset by peer|timed out|NCCL|Broken pipe"
+_LOST = "Connection|closed|reset by peer|Timed out|timed out|NCCL|Broken pipe"
 
 
 class _LostError(TrainingError):
@@ -128,10 +132,11 @@ def joined(options: TrainerOptions) -> Iterator[Place]:
             init_method="env://",
             rank=here.rank,
             world_size=here.world,
-            timeout=_PATIENCE,
+            timeout=timedelta(minutes=options.timeout),
         )
     try:
-        yield here
+        with _patience(ours):
+            yield here
     except RuntimeError as error:
         if isinstance(error, NetslimError) or not _is_lost(error):
             raise
@@ -145,6 +150,49 @@ def joined(options: TrainerOptions) -> Iterator[Place]:
     if ours:
         dist.barrier()
         dist.destroy_process_group()
+
+
+@contextmanager
+def _patience(ours: bool) -> Iterator[None]:
+    """Inside, ranks wait for hours for what one of them decides, if the processes are ours."""
+    if not ours:
+        yield
+        return
+    token = _training.set(dist.group.WORLD)
+    try:
+        with ranks.among(dist.new_group(timeout=_PATIENCE, backend="gloo")):
+            yield
+    finally:
+        _training.reset(token)
+
+
+@contextmanager
+def in_step(where: str) -> Iterator[None]:
+    """Inside, all processes do the same work at the same time, so that one which lags hangs.
+
+    Raises:
+        TrainingError: another process was waited for as long as `trainer.timeout` says; names
+            `where`.
+    """
+    together: AbstractContextManager[Any] = nullcontext()
+    if _training.get() is not None and ranks.count() > 1:
+        together = ranks.among(_training.get())
+    try:
+        with together:
+            yield
+    except RuntimeError as error:
+        if isinstance(error, NetslimError) or not _timed_out(error):
+            raise
+        rank, world = ranks.place()
+        raise TrainingError(
+            f"{where}: rank {rank} of {world} has waited in vain for another one, which hangs, or "
+            "is slower by more than trainer.timeout (in minutes); end what is left of the "
+            "processes, and the same command goes on from the last finished epoch"
+        ) from error
+
+
+def _timed_out(error: RuntimeError) -> bool:
+    return any(word in str(error) for word in _TIMED_OUT.split("|"))
 
 
 def _compare(options: TrainerOptions, here: Place) -> None:
@@ -181,15 +229,19 @@ def _is_lost(error: RuntimeError) -> bool:
 
 
 def refuse_several(options: TrainerOptions) -> None:
-    """Of what works on one process.
+    """Of what works on one process; in a distributed run, on one rank within `ranks.alone`.
 
     Raises:
         RecipeError: the recipe asks for several, or a launcher has started them.
     """
-    if ranks.count() == 1 and (to_start(options) or place().world > 1):
+    several = place().world
+    if dist.is_initialized():
+        several = ranks.count()
+    if several > 1 or to_start(options):
         raise RecipeError(
             "this works on one process: leave trainer.devices and trainer.num_nodes out, and start "
-            "it without torchrun or srun (netslim run, train and finetune share their work out)"
+            "it without torchrun or srun (netslim run, train and finetune share their work out), "
+            "or call it on one rank, with netslim.ranks.alone()"
         )
 
 
@@ -369,6 +421,7 @@ def trainer_arguments(options: TrainerOptions, device: torch.device) -> dict[str
 
 __all__ = [
     "Place",
+    "in_step",
     "joined",
     "place",
     "refuse_several",

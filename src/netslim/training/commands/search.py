@@ -33,6 +33,7 @@ import yaml
 from torch import nn
 
 import netslim
+import netslim.training.processes as processes
 from netslim._support import nearest, using_threads, write_atomic
 from netslim.errors import PlanError, RecipeError
 from netslim.methods.search import SearchResult
@@ -146,6 +147,7 @@ def carry_out(
         NetslimError: as the cut and the training do.
         KeyboardInterrupt: finished candidates and epochs are kept.
     """
+    processes.refuse_several(recipe.trainer)
     folder = RunFolder(out)
     folder.refuse_strangers()
     with using_threads(recipe.trainer.threads):

@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 import netslim
+import netslim.training.processes as processes
 from netslim._support import using_threads, write_atomic
 from netslim.data.loader import Loader
 from netslim.data.splits import stratified
@@ -127,6 +128,7 @@ def explore(
         NetslimError: as `netslim.sensitivity`.
         KeyboardInterrupt: what is measured is kept.
     """
+    processes.refuse_several(recipe.trainer)
     folder, settings = ExplorationFolder(out), _settings(recipe, options)
     folder.refuse_strangers()
     found = folder.finished(settings)

@@ -291,6 +291,7 @@ def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pru
 def _cut(
     recipe: Recipe, out: Path, shape: Sequence[int] | None, work: Callable[..., Cut[nn.Module]]
 ) -> Pruned:
+    processes.refuse_several(recipe.trainer)
     _refuse(out)
     plan_file = out.with_suffix(".plan.json")
     runner = Runner(recipe, RunFolder(folder_of(out)), Display(), "")
@@ -398,6 +399,7 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
     """
     from netslim.training.loop import fit
 
+    processes.refuse_several(recipe.trainer)
     with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, RunFolder(Path()), Display(), "")
         network = runner.construct()

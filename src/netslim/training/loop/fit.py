@@ -175,7 +175,8 @@ def fit(
             book,
             lambda: (*loader.unreadable, *checking.unreadable),
         )
-        _run(bench, module, record, loader, checking, resume)
+        with processes.in_step(f"stage {folder.label}"):
+            _run(bench, module, record, loader, checking, resume)
     return replace(_finished(module, record), pruning=pruning)
 
 

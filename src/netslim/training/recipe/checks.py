@@ -76,6 +76,8 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
     for key in ("devices", "num_nodes"):
         number = getattr(recipe.trainer, key)
         _need(number is None or number >= 1, f"trainer.{key}", number, "1 or more, or null")
+    most, patience = 1e6, recipe.trainer.timeout
+    _need(0 < patience <= most, "trainer.timeout", patience, f"minutes, above 0, to {most:,.0f}")
     _check_names(recipe)
     if whole:
         _check_end(recipe)

@@ -208,6 +208,7 @@ class TrainerOptions:
     num_nodes: int | None = None  # machines; null: one, or as many as a launcher started on
     strategy: Literal["ddp"] = "ddp"  # each process holds the whole network
     sync_batchnorm: bool = False  # batch norm over the images of all processes
+    timeout: float = 30.0  # minutes that a process waits for another in training; then it hangs
 
 
 @dataclass(frozen=True)

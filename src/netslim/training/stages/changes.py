@@ -25,7 +25,7 @@ from netslim.training.recipe.schema import (
 _ONLY_TOLD = ("title", "notes", "published")  # of a run, and no part of any result
 # A run goes on on as many processes as there are now, which share the same batches, and is watched
 # wherever one likes.
-_ANY = ("devices", "num_nodes", "strategy", "tensorboard", "loggers")
+_ANY = ("devices", "num_nodes", "strategy", "timeout", "tensorboard", "loggers")
 
 
 def basis(recipe: Recipe, count: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,9 @@ from netslim.errors import RecipeError
 from netslim.measure.table.measuring import processor
 from netslim.training.recipe.schema import TrainerOptions
 
+# What adds the same numbers in another order, or rounds them otherwise: one seed gives one result
+# only where these are the same.
+_DECIDES = ("processor", "device", "precision", "threads", "processes")
 _PACKAGES = ("netslim", "torchvision", "pytorch-lightning", "numpy")
 
 
@@ -36,6 +40,32 @@ def describe(device: torch.device, precision: str, command: str) -> dict[str, An
         "python": sys.version.split()[0],
         "versions": versions(),
     }
+
+
+def told(environment: Mapping[str, Any]) -> str:
+    """What `describe` found of device, threads and processes, as one line."""
+    found = environment
+    text = (
+        f"computing on {found['device']} in {found['precision']}, CPU threads: {found['threads']}"
+    )
+    if found["processes"] > 1:
+        text += f" in each of {found['processes']} processes"
+    return text
+
+
+def moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """That a run goes on where it computes other bits than where it began; None where it does not."""
+    parts = [
+        f"{key} {now[key]}, before {then[key]}"
+        for key in _DECIDES
+        if key in then and then[key] != now[key]
+    ]
+    if not parts:
+        return None
+    return (
+        f"this run goes on with other arithmetic than it began with ({'; '.join(parts)}): its "
+        "figures may differ from those of a run in one go, at first by rounding alone"
+    )
 
 
 def choose_device(options: TrainerOptions) -> torch.device:

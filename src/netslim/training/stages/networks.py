@@ -47,7 +47,6 @@ class Networks:
     """The networks and the data of a run; the data is loaded when it is first needed."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display) -> None:
-        processes.refuse_several(recipe.trainer)
         self.recipe, self.folder, self.display = recipe, folder, display
         self.device = choose_device(recipe.trainer)
         self.precision = choose_precision(recipe.trainer, self.device)

@@ -32,7 +32,7 @@ import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim._support import Thing, call_checked, expect, using_threads, write_atomic
 from netslim.data.loader import Loader
-from netslim.data.unreadable import told
+from netslim.data.unreadable import told as told_unreadable
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
 from netslim.methods.cutting import Cut
@@ -62,7 +62,7 @@ from netslim.training.recipe.schema import (
     Train,
 )
 from netslim.training.stages import prune as cutting
-from netslim.training.stages.environment import describe
+from netslim.training.stages.environment import describe, moved, told
 from netslim.training.stages.folder import FORMAT, RunFolder, StageFolder, read_json, write_json
 from netslim.training.stages.foresight import foresee
 from netslim.training.stages.headlines import headline
@@ -227,10 +227,14 @@ class Runner(Networks):
         return results
 
     def note_environment(self) -> None:
-        """Write down where the run takes place."""
+        """Write down where the run takes place, and tell what of it decides the last bits."""
         here = {"format": FORMAT, **describe(self.device, self.precision, self.command)}
+        self.display.say(told(here))
         if first := self.folder.noted_environment():
             first.setdefault("resumed", []).append(here["date"])
+            if text := moved(first, here):
+                self.display.say(f"note: {text}")
+                first["changed"] = [*dict.fromkeys([*first.get("changed", []), text])]
             here = first
         write_json(self.folder.environment, here)
 
@@ -572,7 +576,7 @@ def _slims(stage: Train) -> bool:
 def _left_out(unreadable: Sequence[str]) -> Iterator[str]:
     """What is said of pictures that could not be read, if there were any."""
     if unreadable:
-        yield f"{told(unreadable)}."
+        yield f"{told_unreadable(unreadable)}."
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Any]]:
