@@ -44,17 +44,15 @@ def describe(device: torch.device, precision: str, command: str) -> dict[str, An
 
 def told(environment: Mapping[str, Any]) -> str:
     """What `describe` found of device, threads and processes, as one line."""
-    found = environment
-    text = (
-        f"computing on {found['device']} in {found['precision']}, CPU threads: {found['threads']}"
-    )
-    if found["processes"] > 1:
-        text += f" in each of {found['processes']} processes"
+    device, precision, threads, processes = (environment[key] for key in _DECIDES[1:])
+    text = f"computing on {device} in {precision}, CPU threads: {threads}"
+    if processes > 1:
+        text += f" in each of {processes} processes"
     return text
 
 
 def moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """That a run goes on where it computes other bits than where it began; None where it does not."""
+    """That a run goes on where it computes other bits than where it began, if it does."""
     parts = [
         f"{key} {now[key]}, before {then[key]}"
         for key in _DECIDES
