@@ -17,9 +17,10 @@ from torch import nn
 from netslim.cli import main
 from netslim.errors import RecipeError, TrainingError
 from netslim.training import run
+from netslim.training.loop.divergence import Watch, blind
 from netslim.training.loop.room import check_room, needed_bytes
 from netslim.training.recipe.reading import parse_recipe
-from netslim.training.recipe.schema import OptimizerOptions, Train
+from netslim.training.recipe.schema import DistillOptions, OptimizerOptions, Train
 from netslim.training.stages.folder import StageFolder, write_json
 
 TRAIN = {"kind": "train", "epochs": 2, "optimizer": {"lr": 0.01}}
@@ -140,6 +141,47 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
         run(recipe(stage, validation=0), tmp_path)
     content = torch.load(tmp_path / "01-train/last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in content["state_dict"].values())
+
+
+# A rate that is far too high behind the first epoch; clipped, or the loss would soon be infinite.
+EXPLODING = {
+    "clip": 1,
+    "optimizer": {"lr": 1e-3, "momentum": 0, "nesterov": False, "weight_decay": 0},
+}
+EXPLODING["schedule"] = {"name": "multistep", "milestones": [1], "factor": 1e7}
+
+
+def diverging(epochs, **data):
+    """4 steps an epoch."""
+    tree = recipe({**EXPLODING, "epochs": epochs}, subset=64, batch_size=16, **data).to_dict()
+    return parse_recipe({**tree, "model": {"name": "zoo:mlp", "in_features": 64}})
+
+
+def test_a_loss_that_explodes_and_stays_finite_stops_the_run(tmp_path):
+    with pytest.raises(
+        TrainingError,
+        match=r"epoch 14, step 3 of 4: the loss of 50 steps in a row was more than 10 times that of "
+        r"blind guessing \(2\.30\), so training has diverged; try a lower learning rate .*; epochs 1 "
+        r"to 1 are kept in .*last\.ckpt",
+    ):
+        run(diverging(20, validation=0), tmp_path)
+    content = torch.load(tmp_path / "01-train/last.ckpt", weights_only=True)
+    assert content["epoch"] == 0
+
+
+def test_what_is_too_short_to_be_stopped_ends_with_a_warning(tmp_path):
+    found = run(diverging(3), tmp_path)
+    assert any("training has diverged: the loss of the last" in text for text in found["warnings"])
+
+
+def test_losses_that_are_far_off_count_while_they_last():
+    watch = Watch(blind(10), steps=100)
+    for losses, streak in (([25.0] * 40, 40), ([25.0] * 59, 99), ([1.0, 25, 25], 2), ([1.0], 0)):
+        watch.see(torch.tensor(losses))
+        assert (watch.streak, watch.exploded) == (streak, False)
+    watch.see(torch.full((100,), 24.0))
+    assert watch.exploded
+    assert blind(10, DistillOptions(weight=0.5, temperature=2)) == pytest.approx(2.5 * blind(10))
 
 
 def test_scales_that_are_all_dead_are_told(tmp_path):

@@ -38,6 +38,7 @@ import netslim.ranks as ranks
 from netslim.methods.decay import parameter_groups
 from netslim.training.loop.adapters import Method
 from netslim.training.loop.agreement import average_statistics, wrapped_anew
+from netslim.training.loop.divergence import Watch, blind
 from netslim.training.loop.synchronised import OverAllRanks
 from netslim.training.recipe.schedule import factor
 from netslim.training.recipe.schema import DistillOptions, OptimizerOptions, Train
@@ -162,6 +163,7 @@ class Classifier(pl.LightningModule):
         self.teachers = [] if teacher is None else [teacher.eval().requires_grad_(False)]
         self.train_tally, self.validation_tally = Tally(classes), Tally(classes)
         self.recent: list[Tensor] = []
+        self.watch = Watch(blind(max(2, classes), stage.distill), steps_per_epoch)
         self.weight: Callable[[int], float] = lambda number: 1.0  # of a batch, see `Loader.weight`
         self.sync_batchnorm = False
         self.checked = sys.maxsize  # batches of the validation split that are this rank's own
@@ -243,7 +245,9 @@ class Classifier(pl.LightningModule):
         losses, self.recent = self.recent, []
         if not losses:
             return None
-        bad = (~torch.stack(losses).isfinite()).nonzero()
+        seen = torch.stack(losses)
+        self.watch.see(seen)
+        bad = (~seen.isfinite()).nonzero()
         return len(losses) - int(bad[0]) if len(bad) else None
 
 

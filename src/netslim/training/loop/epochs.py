@@ -35,6 +35,7 @@ from netslim.errors import CheckpointError, TrainingError
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.agreement import same_weights
 from netslim.training.loop.classifier import Classifier
+from netslim.training.loop.divergence import FAR
 from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
 from netslim.training.loop.logbook import Logbook
 from netslim.training.stages.folder import StageFolder
@@ -43,6 +44,8 @@ COLUMNS = (
     *("epoch", "step", "lr", "train_loss", "penalty", "train_accuracy"),
     *("val_loss", "val_accuracy", "near_zero", *LOGGED, "seconds"),
 )
+
+_NOT = " is not finite"
 
 Row = dict[str, Any]
 RECORD = "Journal"  # as in version 0.1, of which a run may be under way
@@ -108,6 +111,7 @@ class EpochRecord(pl.Callback):
         self.rows: list[Row] = []
         self.histograms: list[list[int]] = []
         self.best: dict[str, Any] = {}
+        self.saved = 0  # epochs in the checkpoint
         self.started = time.perf_counter()
 
     @property
@@ -126,6 +130,7 @@ class EpochRecord(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.histograms = state_dict["rows"], state_dict["histograms"]
+        self.saved = len(self.rows)
         self.best = state_dict["best"]
         self.unreadable = state_dict.get("unreadable", [])  # version 0.1 kept none
 
@@ -182,7 +187,11 @@ class EpochRecord(pl.Callback):
         best = self._best(pl_module, row)
         left_out = ranks.gathered("the pictures that are left out", list(self._left_out()))
         self.unreadable = sorted({*self.unreadable, *chain.from_iterable(left_out)})
-        trainer.save_checkpoint(self.folder.checkpoint)
+        # Of weights that are lost nobody goes on; the checkpoint before them stays.
+        lost = ranks.gathered("the losses at the end of an epoch", pl_module.watch.exploding)
+        if not any(lost):
+            trainer.save_checkpoint(self.folder.checkpoint)
+            self.saved = len(self.rows)
         if best is not None:
             self._write_best(best)
         self._write_metrics()
@@ -202,7 +211,7 @@ class EpochRecord(pl.Callback):
         for key in ("train_loss", "val_loss"):
             if row[key] is not None and not math.isfinite(row[key]):
                 raise TrainingError(
-                    self._message(trainer, module.steps_per_epoch, f"the {key} of the epoch")
+                    self._message(trainer, module.steps_per_epoch, f"the {key} of the epoch{_NOT}")
                 )
         row |= {"near_zero": near_zero} | dict.fromkeys(LOGGED)
         if module.method is not None:
@@ -259,7 +268,12 @@ class EpochRecord(pl.Callback):
         def look() -> None:
             ago = module.non_finite()
             if ago is not None:
-                raise TrainingError(self._message(trainer, step - ago + 1, "the loss"))
+                raise TrainingError(self._message(trainer, step - ago + 1, "the loss" + _NOT))
+            watch = module.watch
+            if watch.exploded:
+                what = f"the loss of {watch.streak} steps in a row was more than {FAR:g} times that"
+                what += f" of blind guessing ({watch.blind:.2f}), so training has diverged"
+                raise TrainingError(self._message(trainer, step, what))
 
         ranks.everywhere("a look at the losses", look)
 
@@ -273,7 +287,7 @@ class EpochRecord(pl.Callback):
         finite = torch.stack([value.isfinite().all() for value in state.values()])
         if not bool(finite.all()):
             name = [*state][int((~finite).nonzero()[0])]
-            raise TrainingError(self._message(trainer, module.steps_per_epoch, name))
+            raise TrainingError(self._message(trainer, module.steps_per_epoch, name + _NOT))
 
     def _message(self, trainer: pl.Trainer, step: int, what: str) -> str:
         module = trainer.lightning_module
@@ -281,7 +295,7 @@ class EpochRecord(pl.Callback):
         name, rate = module.stage.name, module.stage.optimizer.lr
         return (
             f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of "
-            f"{module.steps_per_epoch}: {what} is not finite; try a lower learning rate "
+            f"{module.steps_per_epoch}: {what}; try a lower learning rate "
             f"(--stages.{name}.optimizer.lr {rate / 10:g}), a warm-up "
             f"(--stages.{name}.schedule.warmup 1) or clipped gradients (--stages.{name}.clip "
             f"1), with a new --out; {self.kept()}"
@@ -293,9 +307,9 @@ class EpochRecord(pl.Callback):
 
     def kept(self) -> str:
         """What there is to go on from, for messages."""
-        if not self.rows:
+        if not self.saved:
             return "no epoch was finished"
-        return f"epochs 1 to {len(self.rows)} are kept in {self.folder.checkpoint}"
+        return f"epochs 1 to {self.saved} are kept in {self.folder.checkpoint}"
 
     def _log(self, row: Row, scales: Tensor) -> None:
         if self.book is not None:

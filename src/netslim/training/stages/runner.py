@@ -46,6 +46,7 @@ from netslim.surgery.plan import PruningPlan
 from netslim.training.loop import auto_strength, fit
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.classifier import OPTIMIZERS
+from netslim.training.loop.divergence import FAR, blind
 from netslim.training.loop.epochs import Row, derive
 from netslim.training.loop.progress import Display, silent
 from netslim.training.recipe.checks import cuts, imitated, teacher, wanted_share
@@ -378,7 +379,8 @@ class Runner(Networks):
         if notice:
             self.display.say_once(notice)
             remarks.append(notice)
-        rows, warnings = trained.rows, list(_all_dead(stage, trained.rows))
+        rows, classes = trained.rows, len(self.data.classes)
+        warnings = [*_all_dead(stage, rows), *_far_off(stage, rows, classes)]
         for text in warnings:
             self.display.warn(text)
         deviation = rows[-1]["deviation"]
@@ -566,6 +568,17 @@ def _all_dead(stage: Train, rows: Sequence[Row]) -> Iterator[str]:
         f"(--stages.{stage.name}.sparsity.strength {float(options.strength) / 10:g}), with a new "
         "--out"
     )
+
+
+def _far_off(stage: Train, rows: Sequence[Row], classes: int) -> Iterator[str]:
+    """Where a stage that was too short to be stopped has ended with a loss that has exploded."""
+    loss, guessed = rows[-1]["train_loss"] - rows[-1]["penalty"], blind(classes, stage.distill)
+    if loss > FAR * guessed:
+        yield (
+            f"training has diverged: the loss of the last epoch is {loss:.3g}, more than {FAR:g} "
+            f"times that of blind guessing ({guessed:.2f}); try a lower learning rate "
+            f"(--stages.{stage.name}.optimizer.lr {stage.optimizer.lr / 10:g}), with a new --out"
+        )
 
 
 def _slims(stage: Train) -> bool:
