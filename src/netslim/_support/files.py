@@ -160,7 +160,11 @@ def named_file(path: str | os.PathLike[str], what: str) -> Path:
         ArgumentError: it is empty, or a folder.
     """
     found = Path(path)
-    if not found.name or found.is_dir():
+    try:
+        folder = not found.name or found.is_dir()
+    except OSError as error:  # too long, for instance
+        raise ArgumentError(f"{what} must name a file: {error.strerror}") from None
+    if folder:
         raise ArgumentError(f"{what} must name a file, got {os.fspath(path)!r}, which is a folder")
     return found
 

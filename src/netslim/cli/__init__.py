@@ -21,7 +21,7 @@ from typing import Any
 
 import netslim
 from netslim._support import nearest
-from netslim.cli.common import split_overrides, weights_option
+from netslim.cli.common import check_networks, split_overrides, weights_option
 from netslim.cli.interrupts import as_interrupts
 from netslim.cli.parser import Parser, UsageError
 from netslim.cli.wording import check_once, in_words_of, said
@@ -104,6 +104,7 @@ def _dispatch(given: list[str]) -> int:
     options.say = partial(said, parser=parser, overrides=overrides)
     assert parser.command is not None
     with in_words_of(parser, overrides):
+        check_networks(options)
         return parser.command(options, weights_option(options, overrides))
 
 

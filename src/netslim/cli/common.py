@@ -77,6 +77,32 @@ def add_weights(parser: argparse.ArgumentParser, **more: Any) -> None:
     )
 
 
+def check_networks(options: argparse.Namespace) -> None:
+    """Refuse files and names of networks that are none, before all else that may be wrong.
+
+    Raises:
+        NetslimError: as `netslim.models.build`.
+    """
+    names = list(getattr(options, "models", []))
+    if hasattr(options, "model"):
+        names.append(options.model)
+    teacher = getattr(options, "teacher", None) or ""
+    if ":" in teacher or teacher.endswith(".safetensors"):
+        names.append(teacher)
+    if not names:
+        return
+    from netslim.models.building import check_name
+    from netslim.models.weights import check_file
+
+    for name in names:
+        check_name(name)
+    weights = getattr(options, "weights_file", None) or []
+    if isinstance(weights, str):
+        weights = [weights]
+    for file in filter(None, [*weights, getattr(options, "teacher_weights", None)]):
+        check_file(file)
+
+
 def weights_option(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str, str]:
     """The dotted options, with what --weights says as one of them."""
     file = getattr(options, "weights_file", None)

@@ -145,10 +145,20 @@ def add_training(group: Any, epochs: int, rate: float) -> None:
     )
 
 
+def _check_teacher(teacher: str) -> None:
+    """Refuse a folder, and an export, which cannot teach with whatever weights beside it."""
+    from netslim.models.other_files import WEIGHTS, no_checkpoint
+
+    told = no_checkpoint(teacher)
+    if told and not teacher.endswith(WEIGHTS):
+        raise RecipeError(f"--teacher: {told}")
+
+
 def training(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_training` offers, as options of a stage."""
     teacher, weights = options.teacher, options.teacher_weights
     if teacher is not None and ":" not in teacher and not teacher.endswith(".safetensors"):
+        _check_teacher(teacher)
         file = "FILE"
         if Path(teacher).suffix:
             file = teacher

@@ -48,8 +48,8 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from netslim import models
 
     kwargs = model_options(overrides, "inspect")
-    inputs = examples(options)
     model = models.build(options.model, trust=options.trust, say=note, **kwargs).eval()
+    inputs = examples(options)
     try:
         graph = netslim.trace(model, inputs)
     except netslim.errors.TraceError as error:

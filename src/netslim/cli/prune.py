@@ -152,8 +152,8 @@ def _limits(group: Any) -> None:
 def _prune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from netslim.training.commands import step
 
-    _check_input(options)
     stage = _what_goes(options, overrides)
+    _check_input(options)
     name, around = options.data or "digits", settings(options)
     if options.by == "mask":
         recipe = step.step("measure", options.model, name, {}, overrides, settings=around)

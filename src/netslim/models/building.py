@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ from netslim.errors import ArgumentError, CheckpointError, NetslimError, RecipeE
 from netslim.graph.modules.ambient import holding_values
 from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
-from netslim.models.checkpoint import is_ours, load, read, restored, uncut
+from netslim.models.checkpoint import is_ours, load, noted, read, restored, uncut
 from netslim.models.fetched import NOTHING, classes_of, takes_classes, without_weights
 from netslim.models.file_constructors import Trust, check_constructor, within
-from netslim.models.weights import SUFFIXES, fill, read_state
+from netslim.models.other_files import no_checkpoint
+from netslim.models.weights import fill, read_state
 
 __all__ = ["build", "build_uncut", "constructor", "names"]
 
@@ -221,19 +223,40 @@ def _accepted(factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> dict[st
 
 
 def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    source, _, rest = name.partition(":")
-    if name.endswith(SUFFIXES):
-        raise RecipeError(
-            f"{name} holds weights, and does not say of which network: name the network, with "
-            f"weights_file={name!r} beside it. A model is {_FORMS}."
-        )
-    if not source or not rest:
-        raise RecipeError(f"{name!r} names no model{_nearest(name)} A model is {_FORMS}.")
-    if source in _SOURCES:
-        return _known(name, _SOURCES[source](rest), kwargs)
+    factory = _factory(name)
+    if takes_classes(name):
+        return _known(name, factory, kwargs)
     # Only here, for the name is the user's: a file timm.py that lies around is not timm.
     with current_directory_importable():
-        return _call(name, _imported(name), kwargs)
+        return _call(name, factory, kwargs)
+
+
+def check_name(name: str) -> None:
+    """Refuse what names no network, before any work is done for it; nothing is built.
+
+    Raises:
+        RecipeError, CheckpointError: as `build`, as far as a file's first bytes tell.
+    """
+    if name.endswith(".safetensors"):
+        noted(name)
+    else:
+        _factory(name)
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    """What is called for a name that is no checkpoint.
+
+    Raises:
+        RecipeError: there is no such model; what is there instead is told.
+    """
+    source, _, rest = name.partition(":")
+    if told := no_checkpoint(name):
+        raise RecipeError(told)
+    if not source or not rest:
+        raise RecipeError(f"{name!r} names no model{_meant(name)} A model is {_FORMS}.")
+    if source in _SOURCES:
+        return _SOURCES[source](rest)
+    return _imported(name)
 
 
 def _known(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
@@ -348,6 +371,15 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
     missing = [parameter for parameter in needed if parameter not in kwargs]
     if missing:
         raise RecipeError(f"{name} needs {', '.join(missing)}: {takes}.")
+
+
+def _meant(name: str) -> str:
+    """The same for a name without a source, which may be that of a file."""
+    if name and Path(f"{name}.safetensors").exists():
+        return f"; did you mean '{name}.safetensors'?"
+    if os.sep in name or Path(name).is_file():
+        return ", and is no .safetensors file."
+    return _nearest(name)
 
 
 def _nearest(name: str) -> str:

@@ -29,7 +29,7 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
-from netslim._support import checks_calls, is_format, listed, write_atomic
+from netslim._support import checks_calls, is_format, listed, named_file, write_atomic
 from netslim.errors import CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
@@ -41,6 +41,7 @@ from netslim.graph.modules.walk import (
     layer_of,
     named_tensors,
 )
+from netslim.models.other_files import WEIGHTS, no_checkpoint
 from netslim.models.stored_weights import storing
 from netslim.surgery.history import history, unexplained
 from netslim.surgery.module_sizes import patched, put
@@ -76,6 +77,7 @@ def save(
         metadata: anything JSON can hold.
 
     Raises:
+        ArgumentError: ``path`` is empty or a folder.
         CheckpointError: the state holds something that is not a tensor, the model was changed by
             other means after a cut so that no fresh one could be cut to it, or the file cannot be
             written.
@@ -85,6 +87,7 @@ def save(
         >>> netslim.save(small, "small.safetensors")
         PosixPath('small.safetensors')
     """
+    path = named_file(path, "path")
     model = bare(model, CheckpointError, call="save(model, path)")
     for cut in unexplained(model):
         raise CheckpointError(
@@ -115,7 +118,7 @@ def save(
     # give equal files.
     entry = json.dumps({"header": text, "digest": _digest(text, tensors)})
     payload = encode(tensors, {_ENTRY: entry})
-    return _write(Path(path), payload)
+    return _write(path, payload)
 
 
 @checks_calls
@@ -206,7 +209,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     try:
         payload = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no name that a file can have
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+        raise _unreadable(path, error) from None
     return understood(payload, path)
 
 
@@ -265,6 +268,8 @@ def _refusing_damage(path: Any) -> Iterator[None]:
         AttributeError,
         RecursionError,
     ) as error:
+        if told := _otherwise(path):
+            raise CheckpointError(told) from None
         raise CheckpointError(
             f"{path} is not a whole netslim checkpoint ({type(error).__name__}: {error}); it "
             "may be truncated: take another copy, or save it again"
@@ -291,7 +296,22 @@ def _start(path: str | os.PathLike[str]) -> bytes:
             size = file.read(8)
             return size + file.read(min(int.from_bytes(size, "little"), _LONGEST))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Any, error: OSError | ValueError) -> CheckpointError:
+    said = _otherwise(path) or f"cannot read {path or repr(path)}: {_reason(error)}"
+    return CheckpointError(said)
+
+
+def _otherwise(path: Any) -> str | None:
+    """What is in the file, and how a network gets it, where its name tells that `save` did not
+    write it.
+    """
+    said = no_checkpoint(os.fspath(path))
+    if said and os.fspath(path).endswith(WEIGHTS):
+        said += f"; or fill one of yours by model.load_state_dict(torch.load({os.fspath(path)!r}))"
+    return said
 
 
 def _texts(payload: bytes) -> dict[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,10 @@ from netslim.graph.modules.calls import (
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.models.onnx_session import Session, innermost, need_onnx, quietly, tensors_of
+from netslim.models.other_files import EXPORTS, Format
 from netslim.models.parity import Computes, batch_size, batched, compare, run, with_batch
 
-Format = Literal["onnx", "torch.export"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch.export"}
 BATCH = "batch"  # what the first dimension is called in a file that takes batches of any size
 LARGEST = 2**31 - 1  # without a limit torch 2.6 refuses some models
 
@@ -167,7 +166,7 @@ def onnx_bytes(model: nn.Module, example_inputs: Any) -> bytes:
 
 def _format(path: Path, given: str | None, opset: int | None) -> Format:
     if given is None:
-        kind, wrong = SUFFIXES.get(path.suffix), f"{path}: its ending names no format"
+        kind, wrong = EXPORTS.get(path.suffix), f"{path}: its ending names no format"
     else:
         kind, wrong = next((f for f in FORMATS if f == given), None), f"format={given!r}"
     if kind is None:

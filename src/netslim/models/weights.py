@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from netslim._support import listed, nearest
 from netslim.errors import CheckpointError
-
-SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".th")  # that torch.save's files have
+from netslim.models.other_files import EXPORTS, no_checkpoint
 
 # Where training scripts keep the network's state, averages first: they are what is evaluated.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
@@ -80,23 +79,38 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
         CheckpointError: the file is missing or damaged, holds code or no state dict.
     """
     path = Path(path)
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path), ""
         # The command line's arguments, which training scripts put in; they do nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
         raise _with_code(path, error) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is no whole file of weights ({type(error).__name__}: {_first(error)}); it may "
             "be truncated, or of another kind: take another copy, or write the state dict again "
             "with torch.save(model.state_dict(), 'weights.pth')"
         ) from None
     return _state_in(content, path)
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no file of weights, as far as its name and its first byte tell.
+
+    Raises:
+        CheckpointError: it cannot be read, or is an export.
+    """
+    if os.fspath(path).endswith(tuple(EXPORTS)):
+        raise CheckpointError(no_checkpoint(os.fspath(path)))
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot read {path}: {reason}") from None
 
 
 def _first(error: Exception) -> str:
@@ -268,4 +282,4 @@ def _misfit(path: Any, missing: Sequence[str], unexpected: Sequence[str], other:
     )
 
 
-__all__ = ["SUFFIXES", "Filled", "fill", "read_state"]
+__all__ = ["Filled", "check_file", "fill", "read_state"]

@@ -19,6 +19,7 @@ from netslim.errors import DataError, RecipeError
 from netslim.models import checkpoint
 from netslim.models.file_constructors import Trust
 from netslim.models.onnx_session import Session, need_onnx
+from netslim.models.other_files import no_checkpoint
 
 INSIDE = "normalised_inside"  # the name of the metadata of files that normalise by themselves
 
@@ -87,9 +88,8 @@ def predict(
         RecipeError: the file does not say how images are prepared, or there is no picture.
         NetslimError: the network cannot be read.
     """
-    paths = _files(pictures)
     asked = classifier(network, trust)
-    for path in paths:
+    for path in _files(pictures):
         yield asked.answer(path, top)
 
 
@@ -103,7 +103,7 @@ def classifier(network: str, trust: Trust = ()) -> Classifier:
     if network.endswith(".onnx"):
         return _of_onnx(network)
     if not network.endswith(".safetensors"):
-        raise RecipeError(f"{network}: give a .safetensors or an .onnx file")
+        raise RecipeError(no_checkpoint(network) or f"{network}: give a .safetensors or .onnx file")
     prepared = prepared_by(network)
     if prepared is None:
         raise _unknown(network)

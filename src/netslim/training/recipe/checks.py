@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from netslim._support import nearest
 from netslim.errors import ArgumentError, RecipeError
-from netslim.models.weights import SUFFIXES
+from netslim.models.other_files import WEIGHTS, no_checkpoint
 from netslim.selection.budget.allocation import ALLOCATIONS, allocation_of
 from netslim.selection.criteria.registry import CRITERIA, reads_data
 from netslim.selection.criteria.scoring import UNLED, check_options
@@ -331,7 +331,7 @@ def teacher(recipe: Recipe, stage: Train) -> int | str:
     where = f"stages.{stage.name}.distill.teacher"
     if wanted is not None and (":" in wanted or wanted.endswith(".safetensors")):
         return wanted
-    if wanted is not None and wanted.endswith(SUFFIXES):
+    if wanted is not None and wanted.endswith(WEIGHTS):
         raise RecipeError(
             f"{where}: {wanted} holds weights, and does not say of which network: name the network "
             "as teacher, such as zoo:vgg16, and the file as teacher_weights"
@@ -340,6 +340,8 @@ def teacher(recipe: Recipe, stage: Train) -> int | str:
         for index, item in earlier:
             if item.name == wanted:
                 return index
+        if told := no_checkpoint(wanted):
+            raise RecipeError(f"{where}: {told}")
         names = [item.name for _, item in earlier]
         raise RecipeError(
             f"{where}: no training stage before it is called {wanted!r}{nearest(wanted, names)}"

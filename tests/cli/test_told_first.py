@@ -1,0 +1,60 @@
+"""What is wrong first is told first: the network, then the options, then what it is to run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from netslim.cli import main
+
+OUT = ["--out", "x.safetensors"]
+DATA = ["--data", "digits"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A folder with files that are no networks, and the folder of a run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("net.onnx", "net.pt2", "mine.pth", "named.safetensors", "notes.txt"):
+        Path(name).write_bytes(b"")
+    Path("run/01-train").mkdir(parents=True)
+    Path("run/01-train/model.safetensors").write_bytes(b"")
+
+
+def told(capsys, *arguments: str) -> str:
+    """The one line that a failing command prints."""
+    assert main(list(arguments)) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    assert not captured.out
+    return line
+
+
+EXPORT = "is an export, finished for other runtimes"
+FIRST = [
+    (["prune", "gone.safetensors", *OUT], "cannot read gone.safetensors: No such file"),
+    (["prune", "gone.safetensors", *OUT, "--counts", "1"], "cannot read gone.safetensors"),
+    (["prune", "zoo:vgg99", *OUT], "there is no model 'zoo:vgg99'"),
+    (["prune", "zoo:vgg11", "--weights", "gone.pth", *OUT], "cannot read gone.pth: No such file"),
+    (["prune", "zoo:vgg11", *OUT], "say how much goes"),
+    (["prune", "zoo:vgg11", *OUT, "--cut-macs", "0.5"], "say what the network takes"),
+    (["train", "zoo:vgg11", *DATA, *OUT, "--teacher", "gone.safetensors"], "cannot read gone"),
+    (["train", "zoo:vgg11", *DATA, *OUT, "--teacher", "net.onnx"], f"--teacher: net.onnx {EXPORT}"),
+    (["predict", "gone.safetensors", "gone.png"], "cannot read gone.safetensors"),
+    (["evaluate", "net.onnx", *DATA], f"net.onnx {EXPORT}"),
+    (["bench", "net.onnx"], f"net.onnx {EXPORT}"),
+    (["inspect", "net.pt2"], f"net.pt2 {EXPORT}"),
+    (["predict", "net.pt2", "gone.png"], f"net.pt2 {EXPORT}"),
+    (["export", "zoo:vgg11", "--weights", "net.onnx", "--out", "y.onnx"], f"net.onnx {EXPORT}"),
+    (["inspect", "mine.pth"], "name the network, with --weights mine.pth beside it"),
+    (["inspect", "run"], "name one in it, such as run/01-train/model.safetensors"),
+    (["inspect", "run/01-train"], "name one in it, such as run/01-train/model.safetensors"),
+    (["inspect", "named"], "did you mean 'named.safetensors'?"),
+    (["inspect", "notes.txt"], "and is no .safetensors file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "line"), FIRST, ids=[" ".join(one) for one, _ in FIRST])
+def test_what_is_wrong_first_is_told_first(arguments, line, capsys):
+    assert line in told(capsys, *arguments)
