@@ -15,7 +15,7 @@ from torch import nn
 
 from nets import Chain, DenseBlock, Residual, cut_half
 from netslim import Budget, load, models, prune, prune_, save, score, select, trace
-from netslim.errors import CheckpointError
+from netslim.errors import ArgumentError, CheckpointError
 from netslim.models import checkpoint
 from netslim.models.checkpoint import read
 
@@ -279,3 +279,27 @@ def test_what_cannot_be_noted_is_refused(damage, tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"not a whole netslim|not written by netslim"):
         checkpoint.noted(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("net.pth", r"load_state_dict\(torch.load\('net.pth'\)\)"),
+        ("net.onnx", "name the .safetensors file that it was made of"),
+        ("folder", "name one in it, such as .*inner.safetensors"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_for_what_it_is(name, way, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/inner.safetensors").touch()
+    for file in ("net.pth", "net.onnx"):
+        (tmp_path / file).write_bytes(b"no header")
+    with pytest.raises(CheckpointError, match=way):
+        load(nn.Linear(1, 1), name)
+
+
+@pytest.mark.parametrize("path", ["", ".", "a" * 300])
+def test_a_network_is_not_saved_where_no_file_can_be(path):
+    with pytest.raises(ArgumentError, match="path must name a file"):
+        save(nn.Linear(1, 1), path)

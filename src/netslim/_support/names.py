@@ -20,8 +20,9 @@ _MANY = 12  # names that a message lists at most
 def nearest(word: object, known: Iterable[str], *, otherwise: str | None = None) -> str:
     """How a message on an unknown name goes on: ``; did you mean 'a' or 'b'?``.
 
-    Capitals do not count. A word without a colon may leave out what stands before one (``zoo:``),
-    and one that names the last part of dotted names (``running_mean``) means these.
+    Capitals do not count, nor the dashes of flags. A word without a colon may leave out what stands
+    before one (``zoo:``), and one that names the last part of dotted names (``running_mean``) means
+    these.
 
     Args:
         word: what was given.
@@ -30,7 +31,7 @@ def nearest(word: object, known: Iterable[str], *, otherwise: str | None = None)
             most.
     """
     names = list(dict.fromkeys(known))
-    if near := _near(str(word).lower(), names):
+    if near := _near(str(word).lower().lstrip("-"), names):
         return f"; did you mean {' or '.join(map(repr, near))}?"
     if otherwise is not None:
         return otherwise
@@ -50,7 +51,9 @@ def _near(word: str, names: list[str]) -> list[str]:
         return ended[:3]
     by_spelling: dict[str, list[str]] = {}
     for name in names:
-        spelling = name.lower() if ":" in word else name.lower().rpartition(":")[2]
+        spelling = name.lower().lstrip("-")
+        if ":" not in word:
+            spelling = spelling.rpartition(":")[2]
         by_spelling.setdefault(spelling, []).append(name)
     close = get_close_matches(word, by_spelling, n=3, cutoff=0.5)
     return list(itertools.chain.from_iterable(by_spelling[spelling] for spelling in close))[:3]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from netslim._support import nearest
+from netslim.cli.dotted import dotted
 from netslim.errors import NetslimError
 
 Command = Callable[[argparse.Namespace, dict[str, str]], int]
@@ -65,7 +66,8 @@ class Parser(argparse.ArgumentParser):
         known = self.flags()
         for flag, values in given:
             if flag not in known:
-                raise self.wrong(f"there is no option {flag}{self._meant(flag, values)}")
+                meant = self._meant(flag, values, tokens)
+                raise self.wrong(f"there is no option {flag}{meant}")
             # argparse would let the last one win
             if names.count(flag) > 1 and not isinstance(known[flag], argparse._AppendAction):
                 raise self.wrong(f"{flag} is given twice: give it once, with all that it is to say")
@@ -92,16 +94,26 @@ class Parser(argparse.ArgumentParser):
                 near = others or nearest(value, choices, otherwise=listed)
                 raise self.wrong(f"{flag} {value}: there is no such choice{near}")
 
-    def _meant(self, flag: str, values: Sequence[str]) -> str:
+    def _meant(self, flag: str, values: Sequence[str], tokens: Sequence[str]) -> str:
         """What may be meant by a flag that is not known; what follows it may tell."""
         others = list(self._takers(values[0])) if values else []
         if len(others) == 1:
             return f"; did you mean {others[0]!r}?"
         hint = ""
         if self.dotted:
+            if exact := self._by_dots(flag, tokens):
+                return f"; did you mean {exact}?"
             hint = "; options of a recipe go by their dotted names"
         long = [name for name in self.flags() if name.startswith("--")]
         return nearest(flag, long, otherwise=hint)
+
+    def _by_dots(self, flag: str, tokens: Sequence[str]) -> str:
+        """The dotted options of this command that end on the name of a flag, in words."""
+        takes, model = {action.dest for action in self._actions}, None
+        if takes & {"model", "models"} and not _is_flag(tokens[0]):
+            model = tokens[0]
+        whole = bool(takes & {"recipe", "data"})
+        return dotted(flag.removeprefix("--").replace("-", "_"), model, whole)
 
     def _takers(self, value: str) -> Iterator[str]:
         """Flags that have this value as a choice."""

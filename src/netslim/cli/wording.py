@@ -54,6 +54,8 @@ def keys(parser: Parser) -> dict[str, str]:
     for flag, action in parser.flags().items():
         if flag.startswith("--"):
             found[action.dest] = found[_KEYS.get(action.dest, action.dest)] = flag
+            if action.dest == "layers":  # as `netslim.sensitivity` has it
+                found["groups"] = flag
             if action.dest in of_budget:
                 found[f"budget.{action.dest}"] = flag
     return found

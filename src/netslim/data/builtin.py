@@ -64,18 +64,28 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
             parts[role] = _open(kind, name, root, role, download)
     # torchvision raises whatever its parsers meet: RuntimeError, EOFError, URLError, ...
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        remedy = "remove the files and load with download: true"
-        if download:
-            remedy = "check the connection"
-        raise DataError(
-            f"torchvision:{name} under {root}: cannot be read ({reason}); {remedy}"
-        ) from error
+        raise _unreadable(name, kind, root, error) from error
     splits = {role: ImageTensors(_images(part), _labels(part)) for role, part in parts.items()}
     for role in extra:
         splits["train"] = _joined(splits["train"], splits.pop(role))
     classes = getattr(parts["train"], "classes", None) or [str(digit) for digit in range(10)]
     return Raw(dict(splits), tuple(classes))
+
+
+def _unreadable(name: str, kind: Any, root: Path, error: Exception) -> DataError:
+    """Files that could not be fetched are told otherwise than those that are there and damaged."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    missing = [file for file in _files(name, kind, root) if not file.exists()]
+    if not missing:
+        return DataError(
+            f"torchvision:{name} under {root}: cannot be read ({reason}); remove the files and "
+            "load with data.download: true"
+        )
+    return DataError(
+        f"torchvision:{name}: {missing[0]} is missing, and cannot be downloaded ({reason}): set "
+        "data.root (or NETSLIM_DATA) to the folder that holds the set, or copy it there from a "
+        "machine that is connected"
+    )
 
 
 def _joined(first: ImageTensors, second: ImageTensors) -> ImageTensors:
@@ -122,8 +132,8 @@ def _check_files(name: str, kind: Any, root: Path) -> None:
     for file in _files(name, kind, root):
         if not file.exists():
             raise DataError(
-                f"torchvision:{name}: {file} is missing{_packed(file)}; set root (or "
-                "NETSLIM_DATA) to the folder that holds the set, or load with download: true"
+                f"torchvision:{name}: {file} is missing{_packed(file)}; set data.root (or "
+                "NETSLIM_DATA) to the folder that holds the set, or load with data.download: true"
             )
         if file.name in _IDX:
             _check_idx(file)

@@ -215,11 +215,16 @@ def _reading_nothing(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 def _accepted(factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments that the factory names."""
-    try:
-        named = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # built-in callables have no signature
-        return {}
+    named = {parameter.name for parameter in _parameters(factory) or ()}
     return {key: value for key, value in kwargs.items() if key in named}
+
+
+def _parameters(factory: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """What it takes; None of built-in callables, which have no signature."""
+    try:
+        return list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        return None
 
 
 def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -241,6 +246,18 @@ def check_name(name: str) -> None:
         noted(name)
     else:
         _factory(name)
+
+
+def arguments_of(name: str) -> list[str]:
+    """The options of the network of this name that its factory lists; a checkpoint has none.
+
+    Raises:
+        RecipeError: as `build`.
+    """
+    if name.endswith(".safetensors"):
+        return []
+    listed = [one.name for one in _parameters(_factory(name)) or () if one.kind in _NAMED]
+    return [*listed, *_INSERTIONS, *["num_classes"] * takes_classes(name)]
 
 
 def _factory(name: str) -> Callable[..., Any]:
@@ -353,13 +370,10 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
 
 
 def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # built-in callables have no signature
+    parameters = _parameters(factory)
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return
-    accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    accepted = [p.name for p in parameters if p.kind in _NAMED]
     takes = f"it takes {', '.join(accepted) or 'no arguments'}"
     for key in kwargs:
         if key not in accepted:
@@ -444,6 +458,7 @@ def _from_timm(name: str) -> Callable[..., Any]:
     return lambda **kwargs: timm.create_model(name, **kwargs)
 
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _SOURCES: dict[str, Callable[[str], Callable[..., Any]]] = {
     "zoo": _from_zoo,
     "torchvision": _from_torchvision,

@@ -300,8 +300,9 @@ def _start(path: str | os.PathLike[str]) -> bytes:
 
 
 def _unreadable(path: Any, error: OSError | ValueError) -> CheckpointError:
-    said = _otherwise(path) or f"cannot read {path or repr(path)}: {_reason(error)}"
-    return CheckpointError(said)
+    if isinstance(error, IsADirectoryError) and (told := no_checkpoint(os.fspath(path))):
+        return CheckpointError(told)
+    return CheckpointError(f"cannot read {path or repr(path)}: {_reason(error)}")
 
 
 def _otherwise(path: Any) -> str | None:

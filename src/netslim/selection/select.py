@@ -174,7 +174,7 @@ class _Problem:
                 f"{_figure(goal.whole)})"
             )
         return (
-            f"{goal.name}={value:g} {asked}. {self._binding(goal, best, unit)}. Reachable "
+            f"{goal.name}={value} {asked}. {self._binding(goal, best, unit)}. Reachable "
             f"at best: {reached}"
         )
 
@@ -229,7 +229,7 @@ class _Problem:
     def promises(self, ladder: Ladder, goals: Iterable[Goal], removed: np.ndarray) -> list[str]:
         """What the plan foretells of the latency."""
         return [
-            f"{goal.name}={getattr(self.budget, goal.name):g}: "
+            f"{goal.name}={getattr(self.budget, goal.name)}: "
             f"{ladder.left(goal.resource, removed):.4g} ms are foretold, of {goal.whole:.4g} ms"
             for goal in goals
             if "latency" in goal.name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from netslim._support import described, listed
+from netslim._support import described, listed, nearest
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.traced import TracedGraph
@@ -35,7 +35,9 @@ def meant(graph: TracedGraph, name: str, problem: str) -> list[ChannelGroup]:
     if is_pattern(graph, name):
         if found := [g for g in graph.groups if fnmatchcase(g.name, name)]:
             return found
-    elif (
+        names = [group.name for group in graph.groups]
+        raise ArgumentError(f"{problem}: {name!r}{nearest(name, names)}")
+    if (
         name in graph.inventory.modules
         or tensors_of(graph, name)
         or any(g.name == name for g in graph.groups)

@@ -136,7 +136,7 @@ class Chooser:
             )
         if amount and not count:
             self.notes.append(
-                f"{group.name} stays: {amount:g} of its {group.size} channels is less than one"
+                f"{group.name} stays: {amount} of its {group.size} channels is less than one"
             )
         return self.rounded(number, count)
 

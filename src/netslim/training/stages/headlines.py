@@ -46,7 +46,7 @@ def headline(stage: Stage) -> str:
 
 def _amounts(stage: Prune | GradualOptions) -> list[str]:
     given = {**stage.budget.given(), **stage.per_group}
-    return [f"{key} {value:g}" for key, value in given.items()]
+    return [f"{key} {value}" for key, value in given.items()]
 
 
 def _method(options: SparsityOptions) -> str:
@@ -55,5 +55,5 @@ def _method(options: SparsityOptions) -> str:
     if isinstance(amount, str):
         return f"{options.method}, {options.told} {amount}"
     if isinstance(amount, int | float):
-        return f"{options.method} {amount:g}"
+        return f"{options.method} {amount}"
     return options.method
