@@ -91,11 +91,12 @@ def queries_in_groups_by_repetition(s, x):
 
 @tokens(
     {"v": 6, "b": 6},
-    {"q": (6, ROOT)},
+    {"k": (6, ROOT)},
     {"latent": "attention runs over it"},
     latent=nn.Parameter(torch.rand(1, 2, 3) + 0.5),
 )
 def a_learnt_query_divided_by_the_root_of_its_width(s, x):
+    """What the query's layer makes of parameters alone is a weight, which reads the keys."""
     q, k, v = (
         h.view(*h.shape[:2], 4, -1).transpose(1, 2)
         for h in (s.q(s.latent.expand(2, -1, -1)), s.k(x), s.v(x))
@@ -111,6 +112,21 @@ def a_learnt_query_with_a_scale_that_is_said(s, x):
     q = s.latent.expand(2, -1, -1, -1)
     h = F.scaled_dot_product_attention(q, s.k(x)[:, None], s.v(x)[:, None], scale=0.2)
     return steps(s, h.squeeze(1))
+
+
+@tokens(
+    {"k": 6, "v": 6, "b": 6},
+    {},
+    {"latent": "attention runs over it"},
+    latent=nn.Parameter(torch.rand(1, 2, 3) + 0.5),
+)
+def a_query_with_a_bias_that_a_layer_makes_of_a_parameter(s, x):
+    """Its weight and its bias are silenced."""
+    q, k, v = (
+        h.view(*h.shape[:2], 4, -1).transpose(1, 2)
+        for h in (s.q(s.latent.expand(2, -1, -1)), s.k(x), s.v(x))
+    )
+    return steps(s, together(F.scaled_dot_product_attention(q, k, v, scale=0.3)))
 
 
 @tokens(

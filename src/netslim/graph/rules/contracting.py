@@ -452,31 +452,36 @@ def trilinear(
     `nn.Bilinear` runs as it. Each tensor first gets the dimensions that only the others have.
     """
     given = ((a, expand_a), (b, expand_b), (c, expand_c))
-    expanded = [_expanded(rec, t, missing) for t, missing in given]
-    sizes = [max(sizes) for sizes in zip(*(s for _, s in expanded), strict=True)]
+    expanded = [_expanded(t, missing) for t, missing in given]
+    sizes = [max(sizes) for sizes in zip(*(s for s, _ in expanded), strict=True)]
     dims: dict[int, Vector] = {}
     for d in range(len(sizes)):
-        sides = [labels for labels, own in expanded if own[d] != 1]
-        met = met_by_all(rec, [side.dims.get(d) for side in sides], "a bilinear product")
+        # (a tensor's labels, where it has this dimension) for those of which it is no copy.
+        sides = [
+            (rec.get(t), own[d])
+            for (t, _), (shape, own) in zip(given, expanded, strict=True)
+            if shape[d] != 1
+        ]
+        met = met_by_all(rec, [labels.dims.get(at) for labels, at in sides], "a bilinear product")
         if met is None:
             continue
         dims[d] = met
         role = PRODUCER
         if d in summed:
             role = CONSUMER
-        for side in sides:
-            rec.mark(side, d, role)
+        for labels, at in sides:
+            rec.mark(labels, at, role)
     rec.cost("bilinear", *[dims.get(d, n) for d, n in enumerate(sizes)])
     rec.set(out, without(dims, set(summed)), weight=False)
 
 
-def _expanded(rec: Recorder, t: Tensor, missing: Sequence[int]) -> tuple[Labels, list[int]]:
-    """Labels and sizes with the ``missing`` dimensions put in at size 1."""
-    labels, sizes = rec.get(t), list(t.shape)
+def _expanded(t: Tensor, missing: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+    """Sizes with the ``missing`` dimensions put in at size 1, and where the others came from."""
+    sizes = list(t.shape)
     places = [d for d in range(t.dim() + len(missing)) if d not in missing]
     for d in sorted(missing):
         sizes.insert(d, 1)
-    return Labels({places[d]: v for d, v in labels.dims.items()}, labels.weight), sizes
+    return sizes, {place: d for d, place in enumerate(places)}
 
 
 @rule("_cdist_forward", "_euclidean_dist", reads="x1 x2")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.rules.registry import Op, derived, labelled, name_of, rule, tensors_in
-from netslim.graph.tracing.atoms import ADDED, CHANNEL, SHIFTED, Vector
+from netslim.graph.tracing.atoms import ADDED, CHANNEL, Vector
 from netslim.graph.tracing.recorder import Recorder
 
 
@@ -37,10 +33,11 @@ def fallback(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> No
     "where", "hardswish", "hardsigmoid", "hardtanh", "mish", "gelu", "elu", "celu", "selu",
     "softplus", "leaky_relu", "threshold", "relu", "relu6", "silu", "softshrink", "hardshrink",
     "log_sigmoid_forward", "rrelu_with_noise", "rsub", "isnan", "complex", "polar",
+    "fake_quantize_per_tensor_affine", "fake_quantize_per_tensor_affine_cachemask",
     reads="self src input other weight mask condition output buffer noise real imag abs angle",
     # The shape of a curve and what is dropped of all, the same for every element.
     ignores="min_val max_val approximate scale input_scale threshold negative_slope lambd lower "
-    "upper training",
+    "upper training zero_point quant_min quant_max",
 )  # fmt: skip
 def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
     """Tie the dimensions that meet; broadcasting dimensions of size 1 meet nothing.
@@ -65,13 +62,32 @@ def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> N
         met = meeting(rec, inputs, d, ndim, name_of(func))
         if met is not None:
             dims[d] = met
-    if weight:
-        _note_shift(rec, func, dims, outs[0], (args, kwargs))
     for tensor in outs:
         own = dims
         if tensor.shape != outs[0].shape:  # a buffer beside the result may be empty
             own = {}
         rec.set(tensor, own, weight)
+
+
+@rule(
+    "fake_quantize_per_channel_affine", "fake_quantize_per_channel_affine_cachemask",
+    reads="self scale zero_point axis", ignores="quant_min quant_max",
+)  # fmt: skip
+def quantise_by_channel(
+    rec: Recorder, func: Op, out: Any, x: Tensor, scale: Tensor, zero: Tensor, axis: int,
+    *args: Any,
+) -> None:  # fmt: skip
+    """Rounded in place, by a step and an offset for each entry of one dimension."""
+    labels = rec.get(x)
+    dims = dict(labels.dims)
+    axis %= x.dim()
+    for t in (scale, zero):
+        rec.mark(rec.get(t), 0, CHANNEL)
+        met = rec.meet(dims.get(axis), rec.get(t).dims.get(0), name_of(func))
+        if met is not None:
+            dims[axis] = met
+    for t in tensors_in(out):
+        rec.set(t, dims, derived(rec, x, scale, zero))
 
 
 _SUMS = frozenset({"add", "sub", "rsub", "lerp"})
@@ -86,38 +102,6 @@ def _note_sum(rec: Recorder, inputs: Sequence[Tensor], ndim: int) -> None:
             if a is not b and len(a) == len(b) and (rec.atoms.find(a) != rec.atoms.find(b)).any():
                 for vector in (a, b):
                     rec.atoms.roles[vector[vector > 0]] |= ADDED
-
-
-def _note_shift(
-    rec: Recorder, func: Op, dims: dict[int, Vector], out: Tensor, call: tuple[Any, Any]
-) -> None:
-    """Note the channels of a computed weight that zeros in its parameters do not silence.
-
-    Nothing but the operator itself knows what it makes of 0, so it is run with zeros, or with what
-    operators before it made of them. What does not belong to the channels stays as it is.
-    """
-    if any(map(without_values, tensors_in(*call))):
-        return
-    images: dict[int, Tensor] = {}
-    for d, vector in dims.items():
-
-        def silent(tensor: Tensor, behind: int = out.dim() - d) -> Tensor:
-            dim = tensor.dim() - behind
-            if dim not in rec.get(tensor).dims:
-                return tensor.clone()  # an operator may write into it
-            reference, known = rec.images.get(id(tensor), (None, {}))
-            if reference is None or reference() is not tensor or dim not in known:
-                return torch.zeros_like(tensor)
-            return known[dim].clone()
-
-        args, kwargs = tree_map_only(Tensor, silent, call)
-        images[d] = tensors_in(func(*args, **kwargs))[0]
-        live = vector[vector > 0]
-        rec.atoms.roles[live] &= ~np.uint8(SHIFTED)
-        # 0 / 0 is what a norm over the other dimensions makes of zeros, unless it is kept from 0.
-        if torch.nan_to_num(images[d], nan=0).any():
-            rec.atoms.roles[live] |= SHIFTED
-    rec.images[id(out)] = weakref.ref(out), images
 
 
 def meeting(

@@ -13,7 +13,7 @@ where a textbook union-find would run a Python loop over some hundred thousand e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +28,8 @@ Vector = np.ndarray
 ATOM = np.int32
 # What a weight does to channels, as bits: one axis of tied weights may make them and read them.
 PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
-# No roles: other channels are added to these; a weight is not 0 where these are.
-ADDED, SHIFTED = 16, 32
+# No role: other channels are added to these.
+ADDED = 16
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,24 @@ class Atoms:
             self.roles[gains[reads]] |= CONSUMER
             self.roles[directions[reads]] ^= CONSUMER | CHANNEL
 
+    def inexact(self, vector: Vector) -> bool:
+        """Whether cutting some of these changes others, as far as is known by now."""
+        roots = self.find(vector)
+        # Whoever asks does so right after a weight was normalised, say: the last entries first.
+        for entries in (self.coupled[-3:], self.coupled[:-3]):
+            if entries and np.isin(roots, self._classes(entries)).any():
+                return True
+        return False
+
     def held(self, vector: Vector) -> bool:
         """Whether some of these stay, as far as is known by now."""
         if not self.frozen:
             return False
-        # Classes may have been tied since something was frozen, so look at what they are now.
-        stay = self.find(np.concatenate([entry for entry, _ in self.frozen]))
-        return bool(np.isin(self.find(vector), stay).any())
+        return bool(np.isin(self.find(vector), self._classes(self.frozen)).any())
+
+    def _classes(self, entries: Sequence[tuple[Vector, str]]) -> Vector:
+        """Those of what was noted: they may have been tied since then."""
+        return self.find(np.concatenate([entry for entry, _ in entries]))
 
     def find(self, vector: Vector) -> Vector:
         """The class of each atom: the smallest atom it is tied to."""

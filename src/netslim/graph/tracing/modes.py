@@ -92,7 +92,7 @@ class Dispatch(OperatorMode):
         or the model what to do. Any other error is an accident in the rule, ours or registered, and
         no reason to refuse the model.
         """
-        recorder, before = self.recorder, [self.recorder.get(t) for t in inputs]
+        recorder, before = self.recorder, {id(t): self.recorder.get(t) for t in inputs}
         counted = len(recorder.costs)
         try:
             given = {k: v for k, v in kwargs.items() if k not in _results(func)}
@@ -101,7 +101,9 @@ class Dispatch(OperatorMode):
             raise
         except Exception as error:
             del recorder.costs[counted:]
-            recorder.failed(error, before, tensors_in(out))
+            recorder.failed(error, [*before.values()], tensors_in(out))
+            return
+        recorder.computed(func, args, kwargs, tensors_in(out), before)
 
 
 @cache
@@ -119,6 +121,7 @@ def _made_of_others(func: Any) -> bool:
 
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+_DETACH = torch.ops.aten.detach.default
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _NUMBERS_OF = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
 # What leads to all numbers of a tensor, past PyTorch's operators.
@@ -184,6 +187,7 @@ class Function(TorchFunctionMode):
         if func == _DATA:
             labels = recorder.get(args[0])
             recorder.set(out, labels.dims, labels.weight)
+            recorder.computed(_DETACH, args, {}, [out], {id(args[0]): labels})
             recorder.touched.add(id(args[0]))
         return out
 

@@ -24,13 +24,14 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from netslim.graph.counts import Call
 from netslim.graph.modules import watching
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
-from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, SHIFTED, Atoms, Vector
+from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector
 from netslim.graph.tracing.checks import (
     check_dims,
     check_factor,
@@ -38,6 +39,7 @@ from netslim.graph.tracing.checks import (
     check_role,
     check_vector,
 )
+from netslim.graph.tracing.computed import Formula, Formulas, silencing
 from netslim.graph.tracing.sizes import (
     Expression,
     Size,
@@ -69,6 +71,8 @@ UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
 class Labels:
     """A tensor's atoms by dimension, and whether it was computed from parameters alone.
 
+    ``formula`` says how, which netslim itself keeps; None for a parameter as it is.
+
     Example:
         >>> def mirrored(recorder, func, out, x):  # for what turns channels round
         ...     labels: netslim.graph.rules.Labels = recorder.get(x)
@@ -79,6 +83,7 @@ class Labels:
 
     dims: Mapping[int, Vector]
     weight: bool
+    formula: Formula | None = None
 
 
 NOTHING = Labels({}, True)
@@ -142,8 +147,7 @@ class Recorder:
     storages: Storages = field(default_factory=Storages)
     unsupported: dict[str, set[str]] = field(default_factory=dict)
     numbers: dict[int, tuple[weakref.ref[Tensor], Vector, str]] = field(default_factory=dict)
-    # By id, likewise: what computed weights are by each dimension where their parameters are 0.
-    images: dict[int, tuple[weakref.ref[Tensor], dict[int, Tensor]]] = field(default_factory=dict)
+    formulas: Formulas = field(default_factory=Formulas)
     merged: set[int] = field(default_factory=set)  # atoms of channels that were merged with places
     mixes: list[str] = field(default_factory=list)  # where places are laid out with channels
     calls: list[UserCall] = field(default_factory=list)  # under way, the innermost last
@@ -242,13 +246,40 @@ class Recorder:
         vector = labels.dims[dim]
         if role == PRODUCER and int(self.atoms.axis_of[vector[0]]) in self.atoms.only_axes:
             role = CHANNEL
-        if role & CONSUMER and (self.atoms.roles[vector] & SHIFTED).any():
-            self.couple(
-                vector,
-                "they are read by a computed weight that is not 0 where its parameter is 0, so "
-                "that no parameter silences them",
-            )
-        self.atoms.mark(vector, role)
+        formula = self.formulas.current(labels.formula)
+        computed = role & CONSUMER and formula is not None and not formula.moved
+        if formula is not None and computed and not self.atoms.inexact(vector):
+            self._read_by(formula, dim, vector)
+        else:
+            self.atoms.mark(vector, role)
+
+    def _read_by(self, formula: Formula, dim: int, vector: Vector) -> None:
+        """A computed weight reads channels: what it was computed from may silence them."""
+        axes, reason = silencing(self.atoms, formula, dim, vector)
+        if not axes:
+            self.couple(vector, reason)
+            axes = [vector]
+        for axis in axes:
+            # In a product of weights both sides make something; this one is read after all.
+            self.atoms.roles[axis[axis > 0]] &= ~np.uint8(PRODUCER)
+            self.atoms.mark(axis, CONSUMER)
+
+    def computed(
+        self, func: Any, args: Any, kwargs: Any, outs: list[Tensor], before: Mapping[int, Labels]
+    ) -> None:
+        """Note how an operator computed tensors from parameters, or from what these made before."""
+        weights = [self.labels.get(id(t)) for t in outs]
+        if not any(found is not None and found[1].weight for found in weights):
+            self.formulas.note_writes(func, args, kwargs)
+            return
+        formulas = {key: labels.formula for key, labels in before.items() if labels.formula}
+        known = {key: self.formulas.current(formula) for key, formula in formulas.items()}
+        self.formulas.note_writes(func, args, kwargs)
+        made = self.formulas.made(func, args, kwargs, known, outs)
+        for tensor, found, own in zip(outs, weights, made, strict=True):
+            if found is not None and found[1].weight:
+                labels = Labels(found[1].dims, weight=True, formula=own)
+                self.labels[id(tensor)] = found[0], labels
 
     def _check(self, vector: Vector | None, call: str) -> None:
         """Refuse what are neither labels nor None."""
