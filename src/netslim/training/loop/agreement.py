@@ -47,11 +47,12 @@ def wrapped_anew(wrapper: Any, network: nn.Module) -> Iterator[None]:
     if not isinstance(wrapper, DistributedDataParallel):
         yield
         return
-    before, anew = _shapes(network), Rewrapping(wrapper)
+    before, anew = shapes(network), Rewrapping(wrapper)
     yield
-    if _shapes(network) != before:
+    if shapes(network) != before:
         anew.carry_out()
 
 
-def _shapes(network: nn.Module) -> list[torch.Size]:
+def shapes(network: nn.Module) -> list[torch.Size]:
+    """Of its parameters, which tell whether it was cut."""
     return [parameter.shape for parameter in network.parameters()]

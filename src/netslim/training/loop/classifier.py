@@ -13,8 +13,9 @@ What happens in an epoch, and who does it::
     write last.ckpt, then metrics.csv                 EpochRecord.on_train_epoch_end
 
 The method's turn comes with the last batch, before validation: so the network that is judged, and
-maybe kept as the best, is the one with zeroed or cut filters. Nothing is scaled on the way, since
-bfloat16 has the range of float32 and needs no loss scale.
+maybe kept as the best, is the one with zeroed or cut filters. In float16 Lightning scales the loss
+and divides the gradients by the scale again before they are clipped and before the optimizer's
+hooks see them; bfloat16 has the range of float32, and needs none of it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import netslim.ranks as ranks
 from netslim.methods.decay import parameter_groups
 from netslim.training.loop.adapters import Method
-from netslim.training.loop.agreement import average_statistics, wrapped_anew
+from netslim.training.loop.agreement import average_statistics, shapes, wrapped_anew
 from netslim.training.loop.divergence import Watch, blind
 from netslim.training.loop.synchronised import OverAllRanks
 from netslim.training.recipe.schedule import factor
@@ -162,6 +163,9 @@ class Classifier(pl.LightningModule):
         # In a list, so that the teacher is neither trained nor saved with the network.
         self.teachers = [] if teacher is None else [teacher.eval().requires_grad_(False)]
         self.train_tally, self.validation_tally = Tally(classes), Tally(classes)
+        # What trains: the network, or what torch.compile has made of it; in a list, so that names
+        # in checkpoints are the network's own, and cuts and hooks meet the network itself.
+        self.computing: list[Callable[[Tensor], Tensor]] = [network]
         self.recent: list[Tensor] = []
         self.watch = Watch(blind(max(2, classes), stage.distill), steps_per_epoch)
         self.weight: Callable[[int], float] = lambda number: 1.0  # of a batch, see `Loader.weight`
@@ -172,6 +176,15 @@ class Classifier(pl.LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    def compile_network(self) -> None:
+        """Train by what `torch.compile` makes of the network as it is now.
+
+        Nothing compiled before is used again, and every size of a batch gets code of its own: so
+        each epoch is computed by the same code, whether the stage was begun in this process or not.
+        """
+        torch.compiler.reset()
+        self.computing = [torch.compile(self.network, dynamic=False)]
+
     def on_fit_start(self) -> None:
         for teacher in self.teachers:
             teacher.to(self.device)
@@ -179,7 +192,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
         images, labels = batch
         with self._together():
-            logits = self.network(images)
+            logits = self.computing[0](images)
         loss = F.cross_entropy(logits, labels)
         for teacher in self.teachers:
             assert self.stage.distill is not None
@@ -205,8 +218,11 @@ class Classifier(pl.LightningModule):
             return
         average_statistics(self.network)
         if self.method is not None:
+            before = shapes(self.network)
             with wrapped_anew(self.trainer.strategy.model, self.network):
                 self.method.end_epoch(last=self.current_epoch + 1 == self.stage.epochs)
+            if self.computing[0] is not self.network and shapes(self.network) != before:
+                self.compile_network()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.method is not None:

@@ -46,6 +46,7 @@ COLUMNS = (
 )
 
 _NOT = " is not finite"
+_FLOOR = 1e-4  # of the loss scale, which is halved after each step that overflows, from 65536
 
 Row = dict[str, Any]
 RECORD = "Journal"  # as in version 0.1, of which a run may be under way
@@ -269,6 +270,9 @@ class EpochRecord(pl.Callback):
             ago = module.non_finite()
             if ago is not None:
                 raise TrainingError(self._message(trainer, step - ago + 1, "the loss" + _NOT))
+            if (scale := _loss_scale(trainer)) is not None and scale < _FLOOR:
+                what = "gradients overflow float16 at every step, however small the loss is made "
+                raise TrainingError(self._message(trainer, step, f"{what}(its scale is {scale:g})"))
             watch = module.watch
             if watch.exploded:
                 what = f"the loss of {watch.streak} steps in a row was more than {FAR:g} times that"
@@ -293,9 +297,13 @@ class EpochRecord(pl.Callback):
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         name, rate = module.stage.name, module.stage.optimizer.lr
+        if _loss_scale(trainer) is not None:
+            what += ", in numbers that end at 65504: try --trainer.precision bf16 or float32, or"
+        else:
+            what += "; try"
         return (
             f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of "
-            f"{module.steps_per_epoch}: {what}; try a lower learning rate "
+            f"{module.steps_per_epoch}: {what} a lower learning rate "
             f"(--stages.{name}.optimizer.lr {rate / 10:g}), a warm-up "
             f"(--stages.{name}.schedule.warmup 1) or clipped gradients (--stages.{name}.clip "
             f"1), with a new --out; {self.kept()}"
@@ -314,6 +322,14 @@ class EpochRecord(pl.Callback):
     def _log(self, row: Row, scales: Tensor) -> None:
         if self.book is not None:
             self.book.write(row, scales)
+
+
+def _loss_scale(trainer: pl.Trainer) -> float | None:
+    """What the loss is multiplied with in float16; None in other precisions."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return None
+    return float(scaler.get_scale())
 
 
 def _learnt(name: str, value: Tensor) -> bool:

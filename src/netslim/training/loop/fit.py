@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,9 +39,13 @@ from netslim.training.recipe.schema import Recipe, SlimmingOptions, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import StageFolder
 
-_PRECISION = {"float32": "32-true", "bf16": "bf16-mixed"}
+_PRECISION: dict[str, Literal["16-mixed", "bf16-mixed"]] = {
+    "fp16": "16-mixed",
+    "bf16": "bf16-mixed",
+}
 _ALLOCATE = "can't allocate memory"  # of torch's allocator on CPUs
 _ONE_VALUE = "Expected more than 1 value per channel when training"
+_COMPILER = ("torch._dynamo", "torch._inductor")
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 _WARNING_MODULES = r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
 _WARNINGS = r".*(does not have many workers|GPU available|Checkpoint directory).*"
@@ -163,6 +168,8 @@ def fit(
     module = Classifier(network, stage, len(bench.data.classes), steps, method, teacher)
     module.weight, module.checked = loader.weight, checking.own_batches
     module.sync_batchnorm = bench.recipe.trainer.sync_batchnorm
+    if bench.recipe.trainer.compile:
+        module.compile_network()
     with (
         _logbook(bench, folder) as book,
         bench.display.training(folder.label, stage.epochs) as shown,
@@ -272,16 +279,23 @@ def _told(module: Classifier, record: EpochRecord, batch: int) -> Iterator[None]
                 f"batch of one small image has it: try --data.batch_size {max(2, 2 * batch)} with "
                 f"a new --out; {record.kept()}"
             ) from error
+        if type(error).__module__.startswith(_COMPILER):
+            raise TrainingError(
+                f"{where}: torch.compile cannot compile this network here "
+                f"({said.strip().splitlines()[0]}); leave trainer.compile out, with a new --out; "
+                f"{record.kept()}"
+            ) from error
         raise
 
 
 def _trainer(bench: Bench, module: Classifier, record: EpochRecord) -> pl.Trainer:
     placed = processes.trainer_arguments(bench.recipe.trainer, bench.device)
     plugins = [*placed.pop("plugins", []), SealedCheckpoints()]
+    if bench.precision in _PRECISION:  # by its name Lightning would have fp16 on GPUs alone
+        plugins.append(MixedPrecision(_PRECISION[bench.precision], bench.device.type))
     return pl.Trainer(
         **placed,
         plugins=plugins,
-        precision=_PRECISION[bench.precision],  # type: ignore[arg-type]
         max_epochs=module.stage.epochs,
         callbacks=[record],
         gradient_clip_val=module.stage.clip,

@@ -76,6 +76,12 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
     for key in ("devices", "num_nodes"):
         number = getattr(recipe.trainer, key)
         _need(number is None or number >= 1, f"trainer.{key}", number, "1 or more, or null")
+    _need(
+        not (recipe.trainer.compile and recipe.trainer.sync_batchnorm),
+        "trainer.compile",
+        True,
+        "false with sync_batchnorm, which looks into every call of batch norm",
+    )
     most, patience = 1e6, recipe.trainer.timeout
     _need(0 < patience <= most, "trainer.timeout", patience, f"minutes, above 0, to {most:,.0f}")
     _check_names(recipe)

@@ -192,10 +192,10 @@ class TrainerOptions:
     """Where and how the arithmetic is done."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bf16", "auto"] = (
-        "float32"  # auto: bf16 where the processor computes it
-    )
+    # auto: bf16 where the processor computes it; fp16 is for GPUs that do not
+    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
     channels_last: bool = False
+    compile: bool = False  # training by torch.compile: minutes at first, and faster steps on a GPU
     threads: int | None = None  # CPU threads; null leaves torch's choice
     limit_batches: int | None = None  # only so many batches an epoch and split: for a dry run
     tensorboard: bool = True  # also write events for TensorBoard
