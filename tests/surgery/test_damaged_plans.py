@@ -207,7 +207,7 @@ def test_an_edited_consumer_is_named() -> None:
     [
         ('"kept":[[0,2],[4,5]]', '"kept":[[0,1000000000]]', "in order, each once, within a size"),
         ('"size":6', '"size":1000000000000', "more than any layer has"),
-        ('"axis":0', '"axis":NaN', "NaN is no number of a plan"),
+        ('"axis":0', '"axis":NaN', "NaN is no number of JSON"),
         ('"axis":0', '"axis":-Infinity', "Infinity is no number"),
         ('"axis":0', '"axis":0,"axis":1', "stands twice"),
         ('"notes":[]', '"notes":["edited"]', "its digest does not match"),

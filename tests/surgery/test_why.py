@@ -84,9 +84,9 @@ def test_plans_that_cut_the_same_are_equal_whatever_led_there():
         (lambda why: why["scores"]["first"]["units"].append("a"), "where a number should"),
         (lambda why: why["scores"].update(first=3), "damaged"),
         (lambda why: why.pop("limits"), "damaged"),
-        (lambda why: why.update(criterion=3), "where a text should"),
+        (lambda why: why.update(criterion=3), "where a str should"),
         (lambda why: why.update(per_group={"a": 0.5}), "whole number"),
-        (lambda why: why.update(budget={"cut_macs": None}), "where a number should"),
+        (lambda why: why.update(budget={"cut_macs": None}), "budget.cut_macs: None stands"),
     ],
 )
 def test_what_is_damaged_is_refused(change, message):

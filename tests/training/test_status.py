@@ -75,7 +75,7 @@ def test_a_finished_run(folder):
 def test_what_is_no_run_folder_is_said(tmp_path, content):
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(RecipeError, match=r"no run folder|no recipe of this version"):
+    with pytest.raises(RecipeError, match=r"no run folder|no recipe of this version|is damaged"):
         status(tmp_path)
 
 

@@ -10,16 +10,27 @@ from netslim._support.files import (
     digest_of_plain,
     is_format,
     named_file,
-    parse_json,
-    read_regular,
     remove_leftovers,
     replacing,
     try_lock,
     write_atomic,
 )
 from netslim._support.names import current_directory_importable, from_module, listed, nearest
+from netslim._support.reading import (
+    DEEPEST,
+    LARGEST_TEXT,
+    opened,
+    parse_json,
+    read_bytes,
+    read_text,
+    reason,
+    refusing,
+    typed,
+)
 
 __all__ = [
+    "DEEPEST",
+    "LARGEST_TEXT",
     "Thing",
     "alone_in",
     "as_device",
@@ -38,11 +49,16 @@ __all__ = [
     "listed",
     "named_file",
     "nearest",
+    "opened",
     "parse_json",
-    "read_regular",
+    "read_bytes",
+    "read_text",
+    "reason",
+    "refusing",
     "remove_leftovers",
     "replacing",
     "try_lock",
+    "typed",
     "using_threads",
     "write_atomic",
 ]

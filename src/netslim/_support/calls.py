@@ -147,7 +147,7 @@ def _kinds(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
     for one in signature.parameters.values():
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.annotation is one.empty:
             continue
-        if kind := _kind(_evaluated(one.annotation, inspect.unwrap(function).__globals__)):
+        if kind := kind_of(_evaluated(one.annotation, inspect.unwrap(function).__globals__)):
             found[one.name] = kind
     return found
 
@@ -160,18 +160,18 @@ def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
         return Any
 
 
-def _kind(annotation: Any) -> _Kind | None:
+def kind_of(annotation: Any) -> _Kind | None:
     """None: anything will do, or what will is looked at elsewhere."""
     if get_origin(annotation) in (Union, UnionType):
-        kinds = [_kind(one) for one in get_args(annotation)]
+        kinds = [kind_of(one) for one in get_args(annotation)]
         if not all(kinds):
             return None
         tests, words = zip(*kinds, strict=True)
         return (lambda value: any(fits(value) for fits in tests)), " or ".join(dict.fromkeys(words))
     if isinstance(annotation, TypeVar):
-        return _kind(annotation.__bound__ or Any)
+        return kind_of(annotation.__bound__ or Any)
     if get_origin(annotation) is Literal:
-        return _kind(Union[tuple(map(type, get_args(annotation)))])  # noqa: UP007
+        return kind_of(Union[tuple(map(type, get_args(annotation)))])  # noqa: UP007
     wanted = get_origin(annotation) or annotation
     if wanted in _LOOKED_AT:
         return _LOOKED_AT[wanted]
@@ -201,4 +201,4 @@ _LOOKED_AT: dict[Any, _Kind] = {
 }
 _LOOKED_AT[NoneType] = _LOOKED_AT[None]
 
-__all__ = ["Thing", "call_checked", "checks_calls"]
+__all__ = ["Thing", "call_checked", "checks_calls", "kind_of"]

@@ -1,21 +1,18 @@
-"""Files: written whole or not at all, locked, and read though they may be anybody's."""
+"""Files: written whole or not at all, and locked."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from netslim._support.arguments import brief
 from netslim.errors import ArgumentError
 
 _TEMPORARY = re.compile(r"\.(?P<stem>.*)\.[0-9a-f]{12}\.tmp(?P<suffix>(\..*)?)")
@@ -190,70 +187,11 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def read_regular(path: Path, most: int) -> str:
-    """The UTF-8 text of a regular file: a pipe or a device, which may never end, is not opened.
-
-    Args:
-        path: the file.
-        most: bytes that it may have.
-
-    Raises:
-        ValueError: it is no regular file, larger, or no UTF-8.
-        OSError: it cannot be read.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ValueError("it is a pipe, socket or device, not a file")
-    with open(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it is larger than {most:,} bytes")
-    return content.decode("utf-8")
-
-
-def parse_json(
-    text: str | bytes | bytearray,
-    what: str = "JSON",
-    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
-) -> Any:
-    """The content of JSON from a file, which may be anybody's.
-
-    Args:
-        text: of the file.
-        what: it is, for messages.
-        pairs: makes something of the names and values of an object; None makes a dict.
-
-    Raises:
-        ValueError: it is no JSON, holds NaN or an infinity (Python would take them, and 1e999
-            for one), or is nested so deeply that Python cannot read it.
-    """
-    try:
-        return json.loads(
-            text,
-            parse_constant=partial(_refuse_constant, what),
-            parse_float=_finite_float,
-            object_pairs_hook=pairs,
-        )
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _refuse_constant(what: str, name: str) -> None:
-    raise ValueError(f"{name} is no number of {what}")
-
-
-def _finite_float(text: str) -> float:
-    if math.isinf(found := float(text)):
-        raise ValueError(f"{brief(text)} is too large a number")
-    return found
-
-
 __all__ = [
     "alone_in",
     "digest_of_plain",
     "is_format",
     "named_file",
-    "parse_json",
-    "read_regular",
     "remove_leftovers",
     "replacing",
     "try_lock",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from netslim._support import refusing
 from netslim.cli.parser import UsageError
 from netslim.errors import RecipeError
 
@@ -190,8 +191,6 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
     Raises:
         RecipeError: there are other dotted options.
     """
-    import yaml
-
     from netslim.training.recipe.files import read_yaml
 
     for key in overrides:
@@ -199,8 +198,5 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
             raise RecipeError(
                 f"--{key}: {command} takes options of the model only, as --model.OPTION VALUE"
             )
-    try:
+    with refusing(RecipeError, "an option of the model is not valid YAML", "correct it"):
         return {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"an option of the model is not valid YAML: {reason}") from None

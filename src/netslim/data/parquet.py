@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from netslim._support import parse_json
 from netslim.data.raw import Raw, Wanted, roles, standing_in
 from netslim.data.tables import Labels, Table, raw_of
 from netslim.errors import DataError
@@ -129,7 +129,7 @@ def first_line(error: Exception) -> str:
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     """The column types that the Hugging Face writer leaves in a file's metadata."""
     try:
-        return dict(json.loads((metadata or {})[b"huggingface"])["info"]["features"])
+        return dict(parse_json((metadata or {})[b"huggingface"])["info"]["features"])
     except (KeyError, TypeError, ValueError):
         return {}
 

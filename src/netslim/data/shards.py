@@ -7,7 +7,6 @@ that are elsewhere are read with `hf:ID` and `streaming`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tarfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from netslim._support import parse_json, read_text, refusing
 from netslim.data.pictures import ENDINGS
 from netslim.data.raw import Raw, Wanted, roles, standing_in
 from netslim.data.tables import Labels, Table, raw_of
@@ -108,7 +108,9 @@ def _class_names(file: Path) -> tuple[str, ...] | None:
     """One a line, in the order of the numbers."""
     if not file.exists():
         return None
-    return tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
+    with refusing(DataError, f"{file} cannot be read", "name a class a line"):
+        text = read_text(file)
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _table(files: list[Path], classes: tuple[str, ...] | None) -> Table:
@@ -177,8 +179,8 @@ def _label(content: bytes, ending: str, where: str) -> str | None:
         text = content.decode()
         if ending == "cls":
             return text.strip()
-        said = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        said = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{where}: is no text of a label ({error}); correct it") from None
     if not isinstance(said, dict):
         return None

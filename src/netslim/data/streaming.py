@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from netslim._support import read_bytes
 from netslim.data.hub import need_train, opened
 from netslim.data.parquet import class_names, columns_of, files_of, first_line
 from netslim.data.raw import Raw, Wanted, roles, standing_in
@@ -42,7 +43,7 @@ def _content(cell: Any) -> bytes:
     if isinstance(cell, Mapping):
         path = cell["path"]
         if cell["bytes"] is None and path and Path(path).is_file():
-            return Path(path).read_bytes()
+            return read_bytes(path)
         cell = cell["bytes"]
     return cell or b""
 

@@ -34,6 +34,9 @@ from netslim._support import (
     is_number,
     named_file,
     parse_json,
+    read_text,
+    refusing,
+    typed,
     write_atomic,
 )
 from netslim.errors import ArgumentError, PlanError
@@ -234,6 +237,20 @@ class _Trials(Generic[Network]):
         return _finite(self.evaluate(network), share)
 
 
+@dataclass(frozen=True)
+class _Try:
+    share: float
+    score: float
+
+
+@dataclass(frozen=True)
+class _Tries:
+    """What the file of a journal holds."""
+
+    format: int
+    tried: tuple[_Try, ...]
+
+
 class _Journal:
     """What was tried: scores by share, on disk where there is a path; rank 0 keeps it."""
 
@@ -247,18 +264,11 @@ class _Journal:
         path = self.path
         if path is None or not path.exists():
             return {}
-        try:
-            content = parse_json(path.read_text(encoding="utf-8"))
-            if not is_format(content["format"], _FORMAT):
-                raise ValueError(f"format {content['format']!r}")
-            return {
-                float(row["share"]): _finite(row["score"], row["share"]) for row in content["tried"]
-            }
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise PlanError(
-                f"{path} is not the journal of a search ({reason}); give another file"
-            ) from None
+        with refusing(PlanError, f"{path} is not the journal of a search", "give another file"):
+            found: _Tries = typed(_Tries, parse_json(read_text(path)))
+            if not is_format(found.format, _FORMAT):
+                raise ValueError(f"format {found.format}")
+        return {one.share: one.score for one in found.tried}
 
     def note(self, share: float, score: float) -> None:
         """Add a score; the file is as before or complete, also after a kill."""

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 import netslim.ranks as ranks
 from netslim._support import (
+    LARGEST_TEXT,
     brief,
     check_batches,
     described,
     is_format,
-    is_whole,
     listed,
     named_file,
     parse_json,
+    read_bytes,
+    refusing,
+    typed,
     write_atomic,
 )
 from netslim.errors import ArgumentError, NetslimError, PlanError
@@ -307,27 +310,27 @@ class _Journal:
 
 def _resumed(path: Path, identity: dict[str, Any]) -> dict[tuple[str, int], float]:
     values: dict[tuple[str, int], float] = {}
-    *lines, torn = path.read_bytes().split(b"\n")
+    with refusing(PlanError, f"{path} cannot be read", "choose another file"):
+        *lines, torn = read_bytes(path, LARGEST_TEXT).split(b"\n")
     _check_header(path, _parsed(b"".join(lines[:1])), identity)
     for number, line in enumerate(lines[1:], 2):
-        entry = _parsed(line) or {}
-        try:
-            values[_measured(entry)] = float(entry["value"])
-        except (LookupError, TypeError, ValueError, OverflowError):
-            raise PlanError(
-                f"{path} is damaged in line {number}; delete that line to measure it again"
-            ) from None
+        damage = f"{path} is damaged in line {number}"
+        with refusing(PlanError, damage, "delete that line to measure it again"):
+            entry: _Entry = typed(_Entry, parse_json(line))
+        values[entry.group, entry.removed] = entry.value
     if torn:  # by a kill in the middle of writing
         with open(path, "r+b") as file:
             file.truncate(path.stat().st_size - len(torn))
     return values
 
 
-def _measured(entry: Mapping[str, Any]) -> tuple[str, int]:
-    group, removed = entry["group"], entry["removed"]
-    if not isinstance(group, str) or not is_whole(removed):
-        raise TypeError("a row names a group, and how many of its channels went")
-    return group, removed
+@dataclass(frozen=True)
+class _Entry:
+    """A line of a journal."""
+
+    group: str
+    removed: int
+    value: float
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> None:

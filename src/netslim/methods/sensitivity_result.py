@@ -20,6 +20,9 @@ from netslim._support import (
     listed,
     named_file,
     parse_json,
+    read_text,
+    refusing,
+    typed,
     write_atomic,
 )
 from netslim.errors import ArgumentError, PlanError
@@ -209,30 +212,25 @@ class Sensitivity:
         Raises:
             PlanError: the text is something else, damaged, or of a newer format.
         """
-        try:
+        again = "measure it again with netslim.sensitivity"
+        with refusing(PlanError, "this is not a sensitivity: no valid JSON", again):
             data = parse_json(text)
-        except ValueError as error:
-            raise PlanError(f"this is not a sensitivity: no valid JSON ({error})") from None
         ours = {"kind": "sensitivity", "format": FORMAT}
         if (
             not isinstance(data, dict)
             or any(data.get(key) != ours[key] for key in ours)
             or not is_format(data["format"], FORMAT)
         ):
-            raise PlanError(
-                f"this is not a sensitivity of format {FORMAT}; measure it again with "
-                "netslim.sensitivity"
-            )
+            raise PlanError(f"this is not a sensitivity of format {FORMAT}; {again}")
         given = {key: value for key, value in data.items() if key not in ours}
-        try:
-            rows = tuple(Row(**row) for row in given.pop("rows"))
-            found = Sensitivity(rows=rows, notes=tuple(given.pop("notes")), **given)
-            found.table()
-            return found
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise PlanError(
-                f"the sensitivity is damaged ({type(error).__name__}: {error}); measure it again"
-            ) from None
+        with refusing(PlanError, "the sensitivity is damaged", again):
+            found: Sensitivity = typed(Sensitivity, given)
+            for number, row in enumerate(found.rows):
+                if not 0 < row.ratio < 1 or not 0 <= row.removed < row.size:
+                    raise ValueError(
+                        f"rows.{number} says that {row.removed} of {row.size} went, for {row.ratio}"
+                    )
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_json` to a file, which is complete or not there."""
@@ -247,12 +245,10 @@ class Sensitivity:
         Raises:
             PlanError: it cannot be read, or is no such file; the message names it.
         """
+        with refusing(PlanError, f"cannot read {path}", "give the file of a sensitivity"):
+            text = read_text(path)
         try:
-            return Sensitivity.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(
-                f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
-            ) from None
+            return Sensitivity.from_json(text)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from None
 

@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,18 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
-from netslim._support import checks_calls, is_format, listed, named_file, write_atomic
+from netslim._support import (
+    checks_calls,
+    is_format,
+    listed,
+    named_file,
+    opened,
+    parse_json,
+    read_bytes,
+    reason,
+    typed,
+    write_atomic,
+)
 from netslim.errors import CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
@@ -110,7 +121,8 @@ def save(
     }
     try:
         text = json.dumps(header, sort_keys=True)
-    except TypeError as error:
+        parse_json(text, nan=True)  # what is too deep or too large could not be read again
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the metadata or constructor of a checkpoint must be plain JSON: {error}"
         ) from None
@@ -207,8 +219,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         CheckpointError: as `load`, apart from what concerns a model.
     """
     try:
-        payload = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        payload = read_bytes(path)
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     return understood(payload, path)
 
@@ -216,7 +228,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
 def understood(payload: bytes, path: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`read`, of the content of a file; ``path`` is where it is from, for messages."""
     with _refusing_damage(path):
-        tensors = decode(payload)
+        tensors = _decoded(payload)
         text, header, digest = _entry(payload, path)
     if _digest(text, tensors) != digest:
         raise CheckpointError(
@@ -234,10 +246,29 @@ def noted(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: as `read`.
     """
     with _refusing_damage(path):
-        return dict(_entry(_start(path), path)[1]["metadata"])
+        return dict(_entry(_start(path), path)[1].metadata)
 
 
-def _entry(payload: bytes, path: Any) -> tuple[str, dict[str, Any], str]:
+@dataclass(frozen=True)
+class _Sealed:
+    """What a file says besides its tensors."""
+
+    header: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Header:
+    format: int
+    fingerprint: str
+    shared: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    plan: str | None = None
+    constructor: Mapping[str, Any] | None = None
+    unordered: str | None = None
+
+
+def _entry(payload: bytes, path: Any) -> tuple[str, _Header, str]:
     """The header's text, the header, and the digest of it and the tensors."""
     texts = _texts(payload)
     if _ENTRY not in texts:
@@ -245,35 +276,34 @@ def _entry(payload: bytes, path: Any) -> tuple[str, dict[str, Any], str]:
             f"{path} was not written by netslim: name its network, with "
             f"weights_file={str(path)!r} beside it"
         )
-    entry = json.loads(texts[_ENTRY])
-    text, digest = entry["header"], entry["digest"]
-    header = json.loads(text)
-    if not isinstance(header, dict) or not is_format(header.get("format"), FORMAT):
+    sealed: _Sealed = typed(_Sealed, parse_json(texts[_ENTRY]))
+    found = parse_json(sealed.header, nan=True)  # of metadata
+    if not isinstance(found, dict) or not is_format(found.get("format"), FORMAT):
         raise CheckpointError(
             f"{path} has a format this version does not know; load it with the netslim that "
             "saved it"
         )
-    return text, header, digest
+    return sealed.header, typed(_Header, found), sealed.digest
 
 
 @contextmanager
 def _refusing_damage(path: Any) -> Iterator[None]:
     try:
         yield
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except ValueError as error:
         if told := _otherwise(path):
             raise CheckpointError(told) from None
         raise CheckpointError(
-            f"{path} is not a whole netslim checkpoint ({type(error).__name__}: {error}); it "
-            "may be truncated: take another copy, or save it again"
+            f"{path} is not a whole netslim checkpoint ({reason(error)}); it may be truncated: "
+            "take another copy, or save it again"
         ) from None
+
+
+def _decoded(payload: bytes) -> dict[str, Tensor]:
+    try:
+        return decode(payload)
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:  # as it words damage
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
@@ -285,16 +315,16 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
     start = _start(path)
     try:
         return _ENTRY in _texts(start)
-    except (ValueError, TypeError, RecursionError):
+    except ValueError:
         return False
 
 
 def _start(path: str | os.PathLike[str]) -> bytes:
     """All of a safetensors file but its tensors."""
     try:
-        with open(path, "rb") as file:
-            size = file.read(8)
-            return size + file.read(min(int.from_bytes(size, "little"), _LONGEST))
+        with opened(path) as (file, size):
+            head = file.read(8)
+            return head + file.read(min(int.from_bytes(head, "little"), size, _LONGEST))
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
@@ -302,7 +332,7 @@ def _start(path: str | os.PathLike[str]) -> bytes:
 def _unreadable(path: Any, error: OSError | ValueError) -> CheckpointError:
     if isinstance(error, IsADirectoryError) and (told := no_checkpoint(os.fspath(path))):
         return CheckpointError(told)
-    return CheckpointError(f"cannot read {path or repr(path)}: {_reason(error)}")
+    return CheckpointError(f"cannot read {path or repr(path)}: {reason(error)}")
 
 
 def _otherwise(path: Any) -> str | None:
@@ -318,7 +348,9 @@ def _otherwise(path: Any) -> str | None:
 def _texts(payload: bytes) -> dict[str, str]:
     """What a safetensors file says besides its tensors."""
     size = int.from_bytes(payload[:8], "little")
-    return dict(dict(json.loads(payload[8 : 8 + size])).get("__metadata__") or {})
+    header = typed(Mapping[str, Any], parse_json(payload[8 : 8 + size]))
+    found: dict[str, str] = typed(Mapping[str, str], header.get("__metadata__") or {})
+    return found
 
 
 def uncut(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -331,22 +363,14 @@ def uncut(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str,
     return {name: tuple(shape) for name, shape in sizes.items()}
 
 
-_KINDS = {"fingerprint": str, "plan": str, "constructor": dict, "shared": dict, "metadata": dict}
-_OPTIONAL = ("plan", "constructor")
-
-
-def _whole(header: dict[str, Any], tensors: Mapping[str, Tensor], path: Any) -> dict[str, Any]:
+def _whole(header: _Header, tensors: Mapping[str, Tensor], path: Any) -> dict[str, Any]:
     """The header with its plan read; nobody but the file has said anything about it yet."""
-    for key, kind in _KINDS.items():
-        missing = key in _OPTIONAL and header.get(key) is None
-        if not missing and not isinstance(header.get(key), kind):
-            raise CheckpointError(f"{path} is no checkpoint of netslim: its {key} is missing")
-    for alias, name in header["shared"].items():
-        if not isinstance(name, str) or name not in tensors or alias in tensors:
+    for alias, name in header.shared.items():
+        if name not in tensors or alias in tensors:
             raise CheckpointError(
                 f"{path} is damaged: {alias!r} shares {name!r}, which is not there"
             )
-    return header | {"plan": _plan(header.get("plan"), tensors, path)}
+    return vars(header) | {"plan": _plan(header.plan, tensors, path)}
 
 
 def _plan(text: str | None, tensors: Mapping[str, Tensor], path: Any) -> PruningPlan | None:
@@ -356,7 +380,7 @@ def _plan(text: str | None, tensors: Mapping[str, Tensor], path: Any) -> Pruning
     most = sum(tensor.numel() * max(1, tensor.dim()) for tensor in tensors.values())
     try:
         plan = PruningPlan.from_json(text, most=2 * most + _BUFFERS)
-    except (PlanError, RecursionError) as error:
+    except PlanError as error:
         raise CheckpointError(f"{path} holds a plan that cannot be: {error}") from None
     for cut in plan.tensors:
         tensor = tensors.get(cut.tensor)
@@ -416,12 +440,8 @@ def _write(path: Path, payload: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, payload)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot write {path}: {_reason(error)}") from None
+        raise CheckpointError(f"cannot write {path}: {reason(error)}") from None
     return path
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return str(getattr(error, "strerror", None) or error)
 
 
 def _check_replay(model: nn.Module, plan: PruningPlan, path: Any) -> None:

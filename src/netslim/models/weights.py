@@ -12,17 +12,17 @@ import argparse
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from netslim._support import listed, nearest
+from netslim._support import listed, nearest, opened, reason
 from netslim.errors import CheckpointError
 from netslim.models.other_files import EXPORTS, no_checkpoint
 
@@ -80,21 +80,38 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
     """
     path = Path(path)
     check_file(path)
+    size = path.stat().st_size
     try:
         if path.suffix == ".safetensors":
             return load_file(path), ""
-        # The command line's arguments, which training scripts put in; they do nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _loaded(path, size)
     except pickle.UnpicklingError as error:
         raise _with_code(path, error) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # what stands in a pickle is called, and may fail in any way
         raise CheckpointError(
             f"{path} is no whole file of weights ({type(error).__name__}: {_first(error)}); it may "
             "be truncated, or of another kind: take another copy, or write the state dict again "
             "with torch.save(model.state_dict(), 'weights.pth')"
         ) from None
-    return _state_in(content, path)
+    state, key = _state_in(content, path)
+    for name, tensor in state.items():
+        if tensor.numel() * tensor.element_size() > size:  # one number may stand for many
+            raise CheckpointError(
+                f"{path} has {tuple(tensor.shape)} numbers as {name}, which are more than it holds"
+            )
+    return state, key
+
+
+def _loaded(path: Path, size: int) -> Any:
+    """What `torch.save` wrote, where that is no more than the file holds."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            held = sum(part.file_size for part in archive.infolist())
+        if held > size:
+            raise ValueError(f"its parts come to {held:,} bytes, and the file has {size:,}")
+    # The command line's arguments, which training scripts put in; they do nothing.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
@@ -106,11 +123,10 @@ def check_file(path: str | os.PathLike[str]) -> None:
     if os.fspath(path).endswith(tuple(EXPORTS)):
         raise CheckpointError(no_checkpoint(os.fspath(path)))
     try:
-        with open(path, "rb") as file:
+        with opened(path) as (file, _):
             file.read(1)
-    except (OSError, ValueError) as error:  # ValueError: no name that a file can have
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot read {path}: {reason}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
 
 
 def _first(error: Exception) -> str:

@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from netslim._support import digest_of_plain, is_format, parse_json
+from netslim._support import (
+    LARGEST_TEXT,
+    digest_of_plain,
+    is_format,
+    parse_json,
+    read_bytes,
+    read_text,
+    reason,
+)
 from netslim.errors import RecipeError
 from netslim.report.rows import METRICS, median
 
@@ -29,9 +37,9 @@ def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
             "goes on where it was"
         )
     try:
-        results = parse_json(path.read_text(encoding="utf-8"))
+        results = parse_json(read_text(path))
     except (OSError, ValueError) as problem:
-        raise damaged(path, str(problem)) from problem
+        raise damaged(path, reason(problem)) from problem
     check(results, path)
     known = results.pop("digest", None)
     if known is not None and known != digest_of_plain(results):
@@ -86,8 +94,8 @@ def damaged(path: str | os.PathLike[str], what: str) -> RecipeError:
 def text_of(path: Path) -> str | None:
     """What a file holds, or None if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_bytes(path, LARGEST_TEXT).decode(errors="replace")
+    except (OSError, ValueError):
         return None
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from netslim._support import is_format, parse_json
+from netslim._support import brief, is_format, parse_json, refusing, typed
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
 from netslim.surgery.rows import GroupCut, SizeLoss, SizePatch, TensorCut
@@ -41,6 +41,7 @@ MERGING_FORMAT = 2  # where channels are merged or biases added, which older ver
 LONGEST = 2**24  # entries of an axis that is cut
 LARGEST = 2**25  # indices in all that differ from row to row; more is no plan but an attack
 Blocks = tuple[tuple[int, int, int, int], ...]
+_Option = bool | str | int | float | list[Any] | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,24 +86,16 @@ def read(text: str, most: int = LARGEST) -> Fields:
     Raises:
         PlanError: the text is not a plan, is damaged, was edited, or was written by a newer format.
     """
-    try:
-        data = parse_json(text, "a plan", _once)
-    except (ValueError, TypeError) as error:
-        raise PlanError(
-            f"this is not a plan: no valid JSON ({error}); write one with plan.to_json()"
-        ) from None
+    with refusing(PlanError, "this is not a plan: no valid JSON", "write one with plan.to_json()"):
+        data = parse_json(text)
     found = isinstance(data, dict) and data.get("format")
     if not is_format(found, FORMAT, MERGING_FORMAT):
         raise PlanError(
-            f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {found!r}); "
+            f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {brief(found)}); "
             "make it again with this version"
         )
-    try:
-        plan = _Reader(most).plan(data)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise PlanError(
-            f"the plan is damaged ({type(error).__name__}: {error}); make it again"
-        ) from None
+    with refusing(PlanError, "the plan is damaged", "make it again"):
+        plan = _Reader(most).plan(typed(_Plan, data))
     digest = data.pop("digest", None)
     if digest is not None and digest != _digest(data):
         raise PlanError(
@@ -204,96 +197,133 @@ def _blocks(s: Slice) -> Blocks:
 # ---------------------------------------------------------------- and back
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What stays of an axis."""
+
+    size: int
+    kept: tuple[tuple[int, int], ...]
+    into: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensor(_Kept):
+    tensor: str
+    axis: int
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group(_Kept):
+    exact: bool
+    slices: tuple[Mapping[str, Any], ...] = ()
+    sizes: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Why:
+    criterion: str
+    allocation: str
+    compensation: str
+    budget: Mapping[str, _Option]
+    limits: Mapping[str, _Option]
+    per_group: Mapping[str, int]
+    scores: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the JSON of a plan holds."""
+
+    format: int
+    fingerprint: str
+    groups: Mapping[str, _Group]
+    tensors: tuple[_Tensor, ...]
+    patches: tuple[SizePatch, ...]
+    notes: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+    why: _Why | None = None
+    digest: str | None = None
+
+
 class _Reader:
-    """Reads plain data into rows, and counts what it spreads out."""
+    """Makes rows of what stands in a file, and counts what it spreads out."""
 
     def __init__(self, most: int) -> None:
         self.most, self.spread = most, 0
         self.known: dict[tuple[Any, ...], tuple[int, ...]] = {}  # many rows keep the same
 
-    def plan(self, data: Mapping[str, Any]) -> Fields:
-        tensors = tuple(map(self.tensor, _listed(data["tensors"])))
-        groups = {_text(name): self.group(g, tensors) for name, g in data["groups"].items()}
-        patches = tuple(map(_patch, _listed(data["patches"])))
-        notes, biases = (
-            tuple(map(_text, _listed(data.get(key, [])))) for key in ("notes", "biases")
-        )
-        plan = Fields(_text(data["fingerprint"]), groups, tensors, patches, notes, biases)
-        if "why" not in data:
+    def plan(self, data: _Plan) -> Fields:
+        tensors = tuple(map(self.tensor, data.tensors))
+        groups = {name: self.group(found, tensors) for name, found in data.groups.items()}
+        plan = Fields(data.fingerprint, groups, tensors, data.patches, data.notes, data.biases)
+        if data.why is None:
             return plan
-        return replace(plan, why=self.why(data["why"], groups))
+        return replace(plan, why=self.why(data.why, groups))
 
-    def group(self, data: Mapping[str, Any], tensors: tuple[TensorCut, ...]) -> GroupCut:
-        size, kept, into = self.numbers(data)
-        if type(data["exact"]) is not bool:
-            raise ValueError(f"exact must be true or false, not {data['exact']!r}")
-        slices = tuple(self.slices(data.get("slices", []), tensors))
-        sizes = tuple(map(_loss, _listed(data.get("sizes", []))))
-        return GroupCut(size, kept, data["exact"], into, slices, sizes)
+    def group(self, data: _Group, tensors: tuple[TensorCut, ...]) -> GroupCut:
+        kept, slices = self.kept(data), tuple(self.slices(data.slices, tensors))
+        sizes = tuple(SizeLoss(*row) for row in data.sizes)
+        return GroupCut(data.size, kept, data.exact, data.into, slices, sizes)
 
-    def why(self, data: Mapping[str, Any], groups: Mapping[str, GroupCut]) -> Why:
-        criterion, allocation, compensation = (
-            _text(data[key]) for key in ("criterion", "allocation", "compensation")
-        )
-        budget, limits = _by_name(data["budget"]), _by_name(data["limits"])
-        named = {_text(name): _integer(count) for name, count in data["per_group"].items()}
-        scores = {_text(name): self.scores(row["units"]) for name, row in data["scores"].items()}
-        for name in groups.keys() & scores.keys():
-            if len(scores[name]) != groups[name].size:
+    def why(self, data: _Why, groups: Mapping[str, GroupCut]) -> Why:
+        _refuse_less(0, *data.per_group.values())
+        scores = {}
+        for name, row in data.scores.items():
+            scores[name] = typed(Scores, row.get("units"))
+            self.count(len(scores[name]))
+            if name in groups and len(scores[name]) != groups[name].size:
                 raise ValueError(f"there are {len(scores[name])} scores of {name}")
-        return Why(criterion, allocation, compensation, budget, named, limits, scores)
+        return Why(**{**vars(data), "scores": scores})
 
-    def scores(self, data: Any) -> Scores:
-        self.count(len(_listed(data)))
-        return tuple(map(_number, data))
+    def tensor(self, data: _Tensor) -> TensorCut:
+        _refuse_less(0, data.axis)
+        return TensorCut(data.tensor, data.axis, data.size, self.kept(data), data.role, data.into)
 
-    def tensor(self, data: Mapping[str, Any]) -> TensorCut:
-        size, kept, into = self.numbers(data)
-        axis, role = _integer(data["axis"]), _text(data["role"])
-        return TensorCut(_text(data["tensor"]), axis, size, kept, role, into)
-
-    def numbers(self, data: Mapping[str, Any]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-        """Size, kept and into of one row."""
-        size = _integer(data["size"], least=1)
-        if size > LONGEST:
-            raise ValueError(f"a size of {size} is more than any layer has")
-        into = tuple(_integer(number, least=-1) for number in _listed(data.get("into", [])))
-        return size, self.kept(data["kept"], size), into
-
-    def kept(self, runs: Any, size: int) -> tuple[int, ...]:
-        pairs = tuple(tuple(map(_integer, _listed(run))) for run in _listed(runs))
-        key = (size, *pairs)
+    def kept(self, data: _Kept) -> tuple[int, ...]:
+        _refuse_less(1, data.size)
+        _refuse_less(-1, *data.into)
+        if data.size > LONGEST:
+            raise ValueError(f"a size of {data.size} is more than any layer has")
+        key = (data.size, *data.kept)
         if key not in self.known:
             before = 0
-            for start, stop in pairs:
-                if not before <= start < stop <= size:
+            for start, stop in data.kept:
+                if not before <= start < stop <= data.size:
                     raise ValueError(
-                        f"kept runs must be in order, each once, within a size of {size}"
+                        f"kept runs must be in order, each once, within a size of {data.size}"
                     )
                 before = stop
-            self.count(sum(stop - start for start, stop in pairs))
-            self.known[key] = tuple(chain.from_iterable(range(*pair) for pair in pairs))
+            self.count(sum(stop - start for start, stop in data.kept))
+            self.known[key] = tuple(chain.from_iterable(range(*pair) for pair in data.kept))
         return self.known[key]
 
-    def slices(self, data: Any, tensors: tuple[TensorCut, ...]) -> Iterator[Slice]:
-        for alike in _listed(data):
-            positions, units = self.entries(alike["blocks"])
+    def slices(
+        self, data: Iterable[Mapping[str, Any]], tensors: tuple[TensorCut, ...]
+    ) -> Iterator[Slice]:
+        for alike in data:
+            positions, units = self.entries(typed(Blocks, alike.get("blocks")))
             for role, numbers in alike.items():
-                if role != "blocks":
-                    for number in map(_integer, numbers):
-                        if number >= len(tensors):
-                            raise ValueError(f"there is no row {number}")
-                        cut = tensors[number]
-                        yield Slice(cut.tensor, cut.axis, role, positions, units)
+                if role == "blocks":
+                    continue
+                for number in typed(tuple[int, ...], numbers):
+                    if not 0 <= number < len(tensors):
+                        raise ValueError(f"there is no row {number}")
+                    cut = tensors[number]
+                    yield Slice(cut.tensor, cut.axis, role, positions, units)
 
-    def entries(self, blocks: Any) -> tuple[np.ndarray, np.ndarray]:
+    def entries(self, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
         """The positions of blocks, and the unit of each."""
+        if not blocks:
+            raise ValueError("a slice has no entries")
         positions, units = [], []
-        for entry, unit, count, each in _listed(blocks):
-            _integer(entry), _integer(unit)
-            length = _integer(count, least=1) * _integer(each, least=1)
-            self.count(length)
-            positions.append(np.arange(entry, entry + length))
+        for entry, unit, count, each in blocks:
+            _refuse_less(0, entry, unit)
+            _refuse_less(1, count, each)
+            if max(entry, unit) > LONGEST:
+                raise ValueError(f"an entry {max(entry, unit)} is more than any layer has")
+            self.count(count * each)
+            positions.append(np.arange(entry, entry + count * each))
             units.append(np.repeat(np.arange(unit, unit + count), each))
         return np.concatenate(positions), np.concatenate(units)
 
@@ -303,57 +333,6 @@ class _Reader:
             raise ValueError(f"it lists {self.spread:,} indices, and there can be {self.most:,}")
 
 
-def _patch(data: Mapping[str, Any]) -> SizePatch:
-    old, new = (_integer(data[key], least=None) for key in ("old", "new"))
-    return SizePatch(_text(data["module"]), _text(data["attribute"]), old, new)
-
-
-def _loss(data: Any) -> SizeLoss:
-    module, attribute, lost = _listed(data)
-    return SizeLoss(_text(module), _text(attribute), _integer(lost, least=None))
-
-
-def _integer(value: Any, least: int | None = 0) -> int:
-    if type(value) is not int or (least is not None and value < least):
-        raise ValueError(f"{value!r} stands where a whole number of at least {least} should")
-    return value
-
-
-def _number(value: Any) -> float | int:
-    if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return value
-    raise ValueError(f"{value!r} stands where a number should")
-
-
-def _by_name(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {_text(name): _plain(value) for name, value in data.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A value of an option: a flag, a word, a number, several of these, or some by name."""
-    if type(value) in (bool, str):
-        return value
-    if type(value) is list:
-        return list(map(_plain, value))
-    if type(value) is dict:
-        return _by_name(value)
-    return _number(value)
-
-
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise ValueError(f"{value!r} stands where a text should")
-    return value
-
-
-def _listed(value: Any) -> list[Any]:
-    if type(value) is not list:
-        raise ValueError(f"{value!r:.60} stands where a list should")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
-    return found
+def _refuse_less(least: int, *numbers: int) -> None:
+    if numbers and min(numbers) < least:
+        raise ValueError(f"{min(numbers)} stands where a number of at least {least} should")

@@ -16,20 +16,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from netslim._support import checks_calls, is_format, named_file, parse_json, write_atomic
+from netslim._support import (
+    brief,
+    checks_calls,
+    is_format,
+    named_file,
+    parse_json,
+    read_text,
+    refusing,
+    typed,
+    write_atomic,
+)
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
-from netslim.measure.table.curves import Stack, Surface, Vector, surface_of
+from netslim.measure.table.curves import Stack, Surface, Vector, points, surface_of
 from netslim.selection.budget.resources import Positions, Products, Resource, Widths
 
 FORMAT = 1
@@ -206,9 +215,7 @@ class LatencyTable:
     def to_json(self) -> str:
         """The table as JSON; times are in milliseconds."""
         plain = {
-            "format": FORMAT,
-            "kind": "netslim latency table",
-            "unit": "ms",
+            **_HEAD,
             **{name: getattr(self, name) for name in _PLAIN},
             "terms": vars(self.terms),
             "runs": [vars(run) for run in self.runs],
@@ -224,21 +231,20 @@ class LatencyTable:
         Raises:
             PlanError: it is damaged, or of another version.
         """
-        try:
+        with refusing(PlanError, "the latency table is damaged", "measure it anew"):
             content = parse_json(text)
-            if content["kind"] != "netslim latency table" or not is_format(
-                content["format"], FORMAT
-            ):
+            if not _is_ours(content):
                 raise PlanError(
                     f"it is not a latency table of this version of netslim (format {FORMAT}): "
                     "measure anew"
                 )
-            return cls(**_read(content))
-        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as problem:
-            raise PlanError(
-                f"the latency table is damaged ({type(problem).__name__}: {problem}): measure "
-                "it anew"
-            ) from None
+            plain = {name: value for name, value in content.items() if name not in _HEAD}
+            # What is left out is no default: it was measured.
+            found: LatencyTable = typed(
+                cls, dict.fromkeys(item.name for item in fields(cls)) | plain
+            )
+            _check_kernels(found)
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to a JSON file, as a whole or not at all."""
@@ -253,47 +259,54 @@ class LatencyTable:
         Raises:
             PlanError: there is no such file, it is damaged, or of another version.
         """
+        with refusing(PlanError, f"no latency table can be read from {path}", "measure one"):
+            text = read_text(path)
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as problem:
-            reason = getattr(problem, "strerror", None) or problem
-            raise PlanError(f"no latency table can be read from {path}: {reason}") from None
+            return cls.from_json(text)
         except PlanError as problem:
             raise PlanError(f"{path}: {problem}") from None
 
 
+_HEAD = {"format": FORMAT, "kind": "netslim latency table", "unit": "ms"}
+_LONGEST, _WIDEST = 1e9, 2**31  # milliseconds of a kernel, and entries of an axis
 _PLAIN = (
     "backend", "device", "threads", "inputs", "fingerprint", "machine", "versions", "date", "error",
 )  # fmt: skip
 
 
-def _read(content: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = {name: content[name] for name in _PLAIN}
-    plain["inputs"] = tuple(tuple(map(int, shape)) for shape in plain["inputs"])
-    plain["threads"], plain["error"] = int(plain["threads"]), float(plain["error"])
-    plain["terms"] = Terms(**{name: float(value) for name, value in content["terms"].items()})
-    plain["runs"] = tuple(
-        Run(float(run["macs"]), float(run["measured_ms"]), float(run["predicted_ms"]))
-        for run in content["runs"]
-    )
-    plain["kernels"] = tuple(_kernel(kernel) for kernel in content["kernels"])
-    plain["sites"] = tuple(
-        Site(**{**site, "axes": tuple(map(int, site["axes"]))}) for site in content["sites"]
-    )
-    for site in plain["sites"]:
-        if site.kernel is not None and len(plain["kernels"][site.kernel].axes) != len(site.axes):
+def _is_ours(content: Any) -> bool:
+    if not isinstance(content, dict) or content.get("kind") != _HEAD["kind"]:
+        return False
+    return is_format(content.get("format"), FORMAT)
+
+
+def _check_kernels(table: LatencyTable) -> None:
+    """Refuse kernels that no surface can be laid through, and sites that do not fit theirs."""
+    for kernel in table.kernels:
+        _check_times(kernel)
+    for site in table.sites:
+        if site.kernel is None:
+            continue
+        if not 0 <= site.kernel < len(table.kernels):
+            raise ValueError(f"there is no kernel {site.kernel}")
+        if len(table.kernels[site.kernel].axes) != len(site.axes):
             raise ValueError(f"the site {site.module!r} does not fit its kernel")
-    return plain
 
 
-def _kernel(plain: Mapping[str, Any]) -> Measured:
-    axes = tuple(tuple(map(int, axis)) for axis in plain["axes"])
-    ms = tuple((tuple(map(int, point)), float(time)) for point, time in plain["ms"])
-    kernel = Measured(str(plain["name"]), axes, ms)
-    if any(not 0 < ms < float("inf") for _, ms in kernel.ms):
-        raise ValueError(f"a time of the kernel {kernel.name!r} is not positive")
-    kernel.surface()  # all points must be there
-    return kernel
+def _check_times(kernel: Measured) -> None:
+    what = f"the kernel {brief(kernel.name)}"
+    if not all(0 < ms < _LONGEST for _, ms in kernel.ms):
+        raise ValueError(f"a time of {what} is not positive, or beyond all sense")
+    if len(kernel.axes) > 2 or not all(kernel.axes):
+        raise ValueError(
+            f"{what} has {len(kernel.axes)} axes; it has at most two, none of them empty"
+        )
+    for axis in kernel.axes:
+        if not 1 <= axis[0] <= axis[-1] <= _WIDEST or list(axis) != sorted(set(axis)):
+            raise ValueError(f"the widths of {what} do not rise")
+    axes = [list(axis) for axis in kernel.axes]
+    if missing := set(points(axes)) - {point for point, _ in kernel.ms}:
+        raise ValueError(f"{what} was not measured at {min(missing)}")
 
 
 class Listing:

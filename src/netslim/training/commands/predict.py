@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from netslim import models
+from netslim._support import parse_json, read_bytes, refusing
 from netslim.data.pictures import ENDINGS, Files, Form, Pictures
 from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.unreadable import PictureError
@@ -125,15 +125,12 @@ def prepared_by(network: str) -> Preprocessing | None:
 
 def _of_onnx(path: str) -> Classifier:
     need_onnx()
-    try:
-        session = Session(Path(path).read_bytes(), torch.device("cpu"))
-    except OSError as error:
-        raise RecipeError(f"cannot read {path}: {error.strerror}") from None
+    with refusing(RecipeError, f"cannot read {path}", "give the file of a network"):
+        content = read_bytes(path)
+    session = Session(content, torch.device("cpu"))
     metadata = session.session.get_modelmeta().custom_metadata_map
-    try:
-        told = {key: json.loads(metadata[key]) for key in (KEY, INSIDE) if key in metadata}
-    except ValueError:
-        raise DataError(f"{path}: its metadata are no JSON") from None
+    with refusing(DataError, f"{path}: its metadata are no JSON", "export the network again"):
+        told = {key: parse_json(metadata[key]) for key in (KEY, INSIDE) if key in metadata}
     prepared = Preprocessing.noted(told, path)
     if prepared is None:
         raise _unknown(path)

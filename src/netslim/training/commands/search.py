@@ -34,13 +34,13 @@ from torch import nn
 
 import netslim
 import netslim.training.processes as processes
-from netslim._support import nearest, using_threads, write_atomic
+from netslim._support import nearest, read_bytes, read_text, using_threads, write_atomic
 from netslim.errors import PlanError, RecipeError
 from netslim.methods.search import SearchResult
 from netslim.report.search_page import notes, page, points, verdict
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import teacher
-from netslim.training.recipe.files import read_yaml
+from netslim.training.recipe.files import read_settings
 from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, SearchOptions, Stage, Train
 from netslim.training.stages.changes import differences, differing, listed
@@ -170,13 +170,8 @@ def _finished(folder: RunFolder) -> Results | None:
 def _claim(folder: RunFolder, ours: Results) -> None:
     """Make the folder this search's own, or make sure that it already is."""
     if folder.config.exists():
-        try:
-            theirs = read_yaml(folder.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise RecipeError(
-                f"{folder.config} is damaged ({error}); choose another --out"
-            ) from None
-        if not isinstance(theirs, dict) or "search" not in theirs:
+        theirs = read_settings(folder.config, "choose another --out")
+        if not isinstance(theirs.get("search"), dict):
             raise RecipeError(
                 f"{folder.path} belongs to a run, not to a search; choose another --out"
             )
@@ -288,7 +283,7 @@ class _Search:
             best = self.candidate(found.best.share)
         tests = self.tests(best)
         if best is not None:
-            write_atomic(self.folder.path / "best.safetensors", self.model_of(best).read_bytes())
+            write_atomic(self.folder.path / "best.safetensors", read_bytes(self.model_of(best)))
         results = self.results(found, original, trained, best, tests)
         write_json(self.folder.path / "search.json", results)
         return results
@@ -341,7 +336,7 @@ class _Search:
             if path.exists():
                 continue
             if path.suffix == ".html":
-                write_atomic(path, page(found, self.folder.config.read_text(encoding="utf-8")))
+                write_atomic(path, page(found, read_text(self.folder.config)))
             else:
                 write_atomic(path, figures.front(found, path.suffix[1:]))
 

@@ -6,18 +6,17 @@ Nothing is written and nothing is waited for. What is told is as of the last fin
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from netslim._support import try_lock
+from netslim._support import read_text, try_lock
 from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.checks import imitated
-from netslim.training.recipe.files import read_yaml
+from netslim.training.recipe.files import read_settings
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage, Train
 from netslim.training.stages.folder import RunFolder, StageFolder
@@ -97,9 +96,10 @@ def _recipe(folder: RunFolder) -> Recipe:
         raise RecipeError(
             f"{folder.path} is no run folder, for it has no config.yaml: give the --out of a run"
         )
+    tree = read_settings(folder.config, "give the --out of another run")
     try:
-        return parse_recipe(read_yaml(folder.config.read_text(encoding="utf-8")), whole=False)
-    except (NetslimError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        return parse_recipe(tree, whole=False)
+    except NetslimError as error:
         raise RecipeError(f"{folder.config} is no recipe of this version ({error})") from None
 
 
@@ -148,10 +148,13 @@ def _epochs(recipe: Recipe, stage: Stage) -> int | None:
 def _seconds(metrics: Path) -> list[float]:
     """Of each finished epoch."""
     try:
-        with open(metrics, newline="", encoding="utf-8") as file:
-            return [float(row["seconds"]) for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = csv.DictReader(read_text(metrics).splitlines())
+        found = [float(row["seconds"]) for row in lines]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return []
+    if not all(map(math.isfinite, found)):
+        return []
+    return found
 
 
 def _state(

@@ -18,7 +18,7 @@ import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim import models
-from netslim._support import alone_in, nearest, using_threads, write_atomic
+from netslim._support import alone_in, nearest, read_bytes, using_threads, write_atomic
 from netslim.data.preprocessing import KEY
 from netslim.errors import RecipeError
 from netslim.measure.count import Cost
@@ -149,7 +149,7 @@ def carry_out(
 def _copy(model: Path, out: Path) -> None:
     with alone_in(out.parent):
         _refuse(out)
-        write_atomic(out, model.read_bytes())
+        write_atomic(out, read_bytes(model))
 
 
 def folder_of(out: Path) -> Path:
@@ -331,7 +331,7 @@ def _write_plan(path: Path, plan: str) -> None:
     """Written before the network, so that where there is a network its plan is there, too; one that
     a killed command has left is the same.
     """
-    if path.exists() and path.read_bytes() != plan.encode():
+    if path.exists() and read_bytes(path) != plan.encode():
         raise RecipeError(
             f"{path} exists already, and nothing is overwritten; choose another --out"
         )

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import netslim.ranks as ranks
-from netslim._support import write_atomic
+from netslim._support import read_bytes, refusing, write_atomic
 from netslim.data.loader import Loader
 from netslim.errors import CheckpointError, TrainingError
 from netslim.training.loop.adapters import LOGGED
@@ -252,12 +252,8 @@ class EpochRecord(pl.Callback):
             CheckpointError: it is not as it was written.
         """
         remedy = f"move {self.folder.path} away to run this stage from its beginning"
-        try:
-            weights = self.folder.best.read_bytes()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder.best} cannot be read ({error.strerror}); {remedy}"
-            ) from None
+        with refusing(CheckpointError, f"{self.folder.best} cannot be read", remedy):
+            weights = read_bytes(self.folder.best)
         known = self.best.get("sha256")  # none in a checkpoint of version 0.1
         if known is not None and hashlib.sha256(weights).hexdigest() != known:
             raise CheckpointError(

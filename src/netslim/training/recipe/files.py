@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from netslim._support import checks_calls, nearest, read_regular
+from netslim._support import checks_calls, nearest, read_text, reason, refusing
 from netslim.errors import RecipeError
 from netslim.training.recipe.extends import SMALL, resolved
 
@@ -82,20 +82,17 @@ def _text(source: str) -> str:
         if path.suffix not in (".yaml", ".yml") and not path.exists():
             known = nearest(source, shipped())
             raise RecipeError(f"no file and no recipe is called {source!r}{known}")
-        return read_regular(path, _LARGEST)
+        return read_text(path, _LARGEST)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or NUL in the name
-        raise RecipeError(
-            f"the recipe {source} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise RecipeError(f"the recipe {source} cannot be read: {reason(error)}") from None
 
 
 def _plain_tree(source: str) -> dict[str, Any]:
+    text = _text(source)
     try:
-        tree = read_yaml(_text(source))
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"the recipe {source} is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+        tree = read_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"the recipe {source} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"the recipe {source} is empty or not a mapping of keys to values")
     return dict(tree)
@@ -115,14 +112,29 @@ def read_yaml(text: str) -> Any:
     """YAML with numbers such as 1e-4, which YAML 1.1 takes for text; it may be anybody's.
 
     Raises:
-        yaml.YAMLError: it is no YAML, names what cannot be built, such as the date 2001-99-99, is
+        ValueError: it is no YAML, names what cannot be built, such as the date 2001-99-99, is
             nested too deeply, or comes to too much with its aliases written out.
     """
-    _check_extent(text)
     try:
+        _check_extent(text)
         return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(reason(error)) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise yaml.YAMLError(f"a value cannot be read ({error})") from None
+        raise ValueError(f"a value cannot be read ({error})") from None
+
+
+def read_settings(path: Path, remedy: str) -> dict[str, Any]:
+    """The mapping in the config.yaml of a folder.
+
+    Raises:
+        RecipeError: it cannot be read, or is none; the message ends in `remedy`.
+    """
+    with refusing(RecipeError, f"{path} is damaged", remedy):
+        tree = read_yaml(read_text(path, _LARGEST))
+        if not isinstance(tree, dict):
+            raise ValueError("it holds no mapping of settings")
+    return tree
 
 
 def _check_extent(text: str) -> None:

@@ -12,8 +12,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
-
 from netslim._support import brief, checks_calls, nearest
 from netslim.errors import ArgumentError, RecipeError
 from netslim.training.recipe.checks import check
@@ -305,7 +303,7 @@ def override(tree: dict[str, Any], key: str, text: str) -> None:
         place = _step(place, part, ".".join(path[: depth + 1]))
     try:
         value = read_yaml(text)
-    except yaml.YAMLError:
+    except ValueError:
         value = text
     if isinstance(place, list):
         raise RecipeError(

@@ -33,13 +33,16 @@ from netslim._support import (
     brief,
     digest_of_plain,
     is_format,
+    opened,
     parse_json,
+    read_text,
+    refusing,
     remove_leftovers,
     try_lock,
     write_atomic,
 )
 from netslim.errors import NetslimError, RecipeError
-from netslim.training.recipe.files import read_yaml
+from netslim.training.recipe.files import read_settings
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage
 from netslim.training.stages.changes import basis, differences, kept, listed
@@ -61,10 +64,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         RecipeError: it is not readable JSON of our format, or not as it was written; the message
             ends in `remedy`.
     """
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} is damaged ({error}); {remedy}") from None
+    with refusing(RecipeError, f"{path} is damaged", remedy):
+        content = parse_json(read_text(path))
     if not isinstance(content, dict) or not is_format(content.get("format"), FORMAT):
         raise RecipeError(
             f"{path} is not a file of this version of netslim (format {FORMAT}); {remedy}"
@@ -77,7 +78,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with opened(path) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -228,15 +229,11 @@ class RunFolder:
 
     def _theirs(self, recipe: Recipe) -> Any:
         """The settings that the folder was begun with."""
-        try:
-            theirs = read_yaml(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise RecipeError(f"{self.config} is damaged ({error}); choose another --out") from None
-        if not isinstance(theirs, dict) or theirs.get("name") != recipe.name:
-            other = theirs.get("name") if isinstance(theirs, dict) else None
+        theirs = read_settings(self.config, "choose another --out")
+        if theirs.get("name") != recipe.name:
             raise RecipeError(
-                f"{self.path} belongs to the recipe {other!r}, not {brief(recipe.name)}; choose "
-                "another --out"
+                f"{self.path} belongs to the recipe {brief(theirs.get('name'))}, not "
+                f"{brief(recipe.name)}; choose another --out"
             )
         return theirs
 
@@ -353,7 +350,7 @@ def with_defaults(tree: Any) -> Any:
 def _as_recipe(tree: Any) -> Recipe | None:
     try:
         return parse_recipe(tree, whole=False)
-    except (NetslimError, AttributeError, TypeError):
+    except NetslimError:
         return None
 
 

@@ -20,6 +20,7 @@ import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim import models
+from netslim._support import read_bytes
 from netslim.data.fingerprint import fingerprint
 from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.splits import Data
@@ -302,7 +303,7 @@ class Networks:
         """The network in a file of the run folder, which only the first rank need see yet."""
         if ranks.count() == 1:
             return netslim.load(self.fresh(), file)
-        content = ranks.shared("the network of a stage", file.read_bytes)
+        content = ranks.shared("the network of a stage", partial(read_bytes, file))
         return checkpoint.restored(self.fresh(), *checkpoint.understood(content, file), file)
 
     def save(self, network: nn.Module, folder: StageFolder, noted: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from torch import nn
 import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
-from netslim._support import Thing, call_checked, expect, using_threads, write_atomic
+from netslim._support import Thing, call_checked, expect, read_text, using_threads, write_atomic
 from netslim.data.loader import Loader
 from netslim.data.unreadable import told as told_unreadable
 from netslim.errors import RecipeError
@@ -343,7 +343,7 @@ class Runner(Networks):
         text: str | None = self.given.get("mask")
         for position, stage in enumerate(self.recipe.stages[:index]):
             if isinstance(stage, Prune) and stage.mode == "mask":
-                text = ranks.shared("the mask", self.folders[position].plan.read_text)
+                text = ranks.shared("the mask", partial(read_text, self.folders[position].plan))
             elif isinstance(stage, Prune | Convert):
                 text = None
         if text is None:
