@@ -27,6 +27,7 @@ from netslim.errors import NetslimError
 
 LARGEST_TEXT = 2**26  # bytes
 DEEPEST = 100  # lists and mappings within each other
+_LONGEST_SAID = 500  # characters of a reason
 _DIGITS = 20  # of whole numbers of 64 bits, with a sign
 
 
@@ -51,6 +52,8 @@ def refusing(error: type[NetslimError], what: str, remedy: str) -> Iterator[None
 def reason(problem: Exception) -> str:
     """What an exception says, on one line; of those of the system what happened alone."""
     said = " ".join(str(getattr(problem, "strerror", None) or problem).split())
+    if len(said) > _LONGEST_SAID:  # it may name what stands in the file
+        said = f"{said[:_LONGEST_SAID]}..."
     return said or type(problem).__name__
 
 
