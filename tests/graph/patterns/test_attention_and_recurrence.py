@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nets
+import netslim
 from pattern import TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
@@ -69,6 +70,29 @@ def test_however_heads_are_split_whole_heads_go(query, key):
     assert set(graph["q"].producers) == {"q.weight", "k.weight", "v.weight"}
     assert small.head_dim == 8
     assert small.q.out_features == 16
+
+
+def test_heads_split_by_the_width_of_a_normalised_input_say_what_would_let_them_go():
+    """As in timm's first transformers: the width of the stream cannot be cut exactly."""
+
+    class Block(nn.Module):
+        def __init__(self, head_dim):
+            super().__init__()
+            self.conv, self.norm, self.heads = nn.Linear(3, 24), nn.LayerNorm(24), 4
+            self.qkv, self.out, self.head_dim = nn.Linear(24, 72), nn.Linear(24, 3), head_dim
+
+        def forward(self, x):
+            b, n, c = self.norm(self.conv(x)).shape
+            h = self.qkv(self.norm(self.conv(x)))
+            h = h.reshape(b, n, 3, self.heads, self.head_dim or c // self.heads)
+            h = F.scaled_dot_product_attention(*h.permute(2, 0, 3, 1, 4))
+            return self.out(h.transpose(1, 2).flatten(2))
+
+    x = torch.randn(2, 5, 3)
+    tied, free = (netslim.trace(Block(width), x) for width in (None, 6))
+    assert "such as head_dim" in " ".join(tied["conv"].reasons)
+    assert free["qkv"].prunable
+    assert "such as head_dim" not in " ".join(free["conv"].reasons)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

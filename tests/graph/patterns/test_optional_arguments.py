@@ -115,6 +115,21 @@ def a_learnt_query_with_a_scale_that_is_said(s, x):
 
 
 @tokens(
+    {"q": 2, "b": 6},
+    k=nn.Linear(3, 12),
+    v=nn.Linear(3, 12),
+    many=4,
+    few=2,
+    patched={"many": 2, "few": 1},
+)
+def queries_in_groups_by_repetition_that_attributes_say(s, x):
+    q = s.q(x).view(2, 5, s.many, 6).transpose(1, 2)
+    k, v = (h.view(2, 5, s.few, 6).transpose(1, 2) for h in (s.k(x), s.v(x)))
+    k, v = (h.repeat_interleave(s.many // s.few, 1) for h in (k, v))
+    return steps(s, together(F.scaled_dot_product_attention(q, k, v)))
+
+
+@tokens(
     {"k": 6, "v": 6, "b": 6},
     {},
     {"latent": "attention runs over it"},

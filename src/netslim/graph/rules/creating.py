@@ -57,6 +57,8 @@ def expand(
     if asked is None or len(asked) != out.dim():
         asked = [None] * out.dim()
     counted = rec.calling == "repeat_interleave"  # by a number in the user's code
+    if counted and isinstance(rec.passed(1, "repeats"), int):
+        rec.constrain(rec.passed(1, "repeats"), None, int(rec.passed(1, "repeats")))
     for d, given in enumerate(asked):
         copied = d < shift or x.shape[d - shift] == 1
         if d in dims or counted or not copied or out.shape[d] <= 1:

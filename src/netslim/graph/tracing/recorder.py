@@ -61,6 +61,7 @@ _RUN, _SIZES, _MODE = _HERE + "running.py", _HERE + "sizes.py", watching.__file_
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
 _SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
+_REMEDIES = {"int": "; // would be followed"}
 _ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")  # what holds of two sizes
 
 Rule = Callable[..., None]  # rule(recorder, func, out, *args, **kwargs)
@@ -392,6 +393,7 @@ class Recorder:
                 if not soft:
                     named = (".".join(filter(None, s[1:])) for s in symbols(expr) if s[0] != "size")
                     what = f"{function} takes {next(named, 'their number')}"
+                    what += _REMEDIES.get(function, "")
                 self.values.append(ValueUse(expr, soft, f"{what}{self.where()}"))
 
     def read(self, tensor: Tensor, number: Any) -> None:

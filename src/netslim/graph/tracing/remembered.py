@@ -26,6 +26,8 @@ nothing. That comes to an end, as bindings and ties are only added and live chan
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from netslim.graph.tracing.atoms import ATOM, PRODUCER, Vector, distinct
@@ -36,6 +38,11 @@ from netslim.graph.tracing.sizes import Expression, Symbol, evaluate, symbols
 Bindings = dict[tuple[str, str], tuple[int, Vector]]
 _ROUNDS = 20
 _NONE = np.empty(0, ATOM)
+# As ``reshape(b, n, heads, c // heads)`` with the ``c`` of what goes into queries and keys.
+_REMEDY = (
+    "they go with other channels, by whose number the code lays them out: -1 or an attribute, such "
+    "as head_dim, in its place would let them go by themselves"
+)
 
 
 def settle_sizes(rec: Recorder) -> Bindings:
@@ -285,13 +292,28 @@ class _Trial:
         longer, shorter = sorted((vector, sources[0]), key=len, reverse=True)
         if not len(shorter) or len(longer) % len(shorter):
             return False
+        fate = self._fate(sources[0])
+        apart = not np.isin(self.root[vector], self.root[sources[0]]).any()
         for row in self._rows(longer, len(shorter)):
             self.rec.atoms.tie(
                 row, shorter, lambda: f"it must stay as wide as constant channels{constraint.where}"
             )
         self._refresh()
         roots = self._live_roots([vector])
-        return not len(roots) or self._fits(constraint, roots)
+        fits = not len(roots) or self._fits(constraint, roots)
+        if fits and apart and fate is not None:
+            fate(vector, f"{_REMEDY}{constraint.where}")
+            self._refresh()
+        return fits
+
+    def _fate(self, vector: Vector) -> Callable[[Vector, str], None] | None:
+        """How channels are noted that share the fate of these; None if these may go exactly."""
+        atoms = self.rec.atoms
+        if atoms.held(vector):
+            return atoms.freeze
+        if atoms.inexact(vector):
+            return atoms.couple
+        return None
 
     def _rows(self, vector: Vector, width: int) -> Vector:
         """Lay a vector out in rows of ``width``, one after the other or interleaved.
