@@ -540,6 +540,16 @@ def test_damaged_cifar(cifar: Path, tmp_path: Path) -> None:
         load("torchvision:CIFAR10", root=tmp_path)
 
 
+def test_files_that_are_missing_and_cannot_be_downloaded(tmp_path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
+    message = r"data_batch_1 is missing, and cannot be downloaded \(no route.*data.root"
+    with pytest.raises(DataError, match=message):
+        load("torchvision:CIFAR10", root=tmp_path, download=True)
+
+
 def test_svhn_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat
     from torchvision.datasets import SVHN

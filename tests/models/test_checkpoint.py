@@ -303,3 +303,22 @@ def test_what_is_no_checkpoint_is_told_for_what_it_is(name, way, tmp_path, monke
 def test_a_network_is_not_saved_where_no_file_can_be(path):
     with pytest.raises(ArgumentError, match="path must name a file"):
         save(nn.Linear(1, 1), path)
+
+
+class Twins(nn.Module):
+    """Two layers whose weights are one tensor, or two."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+        if tied:
+            self.two.weight = self.one.weight
+
+
+@pytest.mark.parametrize(
+    ("saved", "way"), [(True, "tie them in the model"), (False, "give each its own")]
+)
+def test_a_tie_that_only_one_side_has_is_told(saved, way, tmp_path):
+    path = save(Twins(saved), tmp_path / "twins.safetensors")
+    with pytest.raises(CheckpointError, match=f"'two.weight' and 'one.weight' are one .*{way}"):
+        load(Twins(not saved), path)

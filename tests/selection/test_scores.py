@@ -802,3 +802,14 @@ def test_a_factor_of_one_dimension_makes_no_channels(criterion):
     graph = trace(model, torch.randn(1, 3, 10))
     assert graph["conv"].producers == ("conv.weight",)
     assert score(graph, model, criterion)["conv"].shape == (8,)
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8])
+def test_weights_that_are_no_real_numbers_are_told(kind):
+    model = in_a_row([1.0, 2.0], [1.0, 2.0])
+    graph = trace(model, torch.randn(2, 1, 2, 2))
+    for layer in model:
+        layer.weight = nn.Parameter(layer.weight.to(kind), requires_grad=False)
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(ArgumentError, match=f"its weights are {name} numbers"):
+        score(graph, model, "l2")

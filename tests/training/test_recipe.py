@@ -161,6 +161,10 @@ stages:
 
 REFUSED = [
     ({"data.nme": "x"}, r"data\.nme: there is no such option; did you mean 'name'"),
+    ({"stages.sparse.teacher": "x"}, r"no such option; it belongs in distill: \{teacher: \.\.\.\}"),
+    ({"stages.sparse.strength": "1"}, r"strength: .*; it belongs in sparsity: \{strength: "),
+    ({"stages.prune.cut_macs": "0.5"}, r"cut_macs: .*; it belongs in budget: \{cut_macs: "),
+    ({"image_size": "32"}, r"image_size: there is no such option; it belongs in data: "),
     ({"sed": "1"}, r"sed: there is no such option; did you mean 'seed'"),
     (
         {"stages.spars.epochs": "1"},

@@ -84,6 +84,13 @@ def _prepared(network: nn.Module, options: argparse.Namespace) -> tuple[nn.Modul
     return network, {name: json.dumps(value) for name, value in told.items()}
 
 
+def _takes(normalised_inside: bool) -> str:
+    """What the file wants of images, as its metadata tell, too."""
+    if normalised_inside:
+        return "images: on the scale 0..1; the file normalises them by the values in its metadata"
+    return "images: normalised already, by the mean and std in its metadata (or give --normalise)"
+
+
 def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     import netslim
     from netslim import models
@@ -118,7 +125,7 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         f"in batches of {sizes}"
     )
     if metadata:
-        print(f"metadata: {', '.join(metadata)}")
+        print(_takes(options.normalise))
     print(f"file: {done.path}")
     return 0
 

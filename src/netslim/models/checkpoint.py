@@ -177,9 +177,22 @@ def restored(
     same = fingerprint(result) == header["fingerprint"]
     if not same and _unordered(result) != header.get("unordered"):
         raise CheckpointError(
-            f"{path} was saved from another architecture than this one; pass a fresh model of it"
+            f"{path} was saved from another architecture than this one{_tied(header, result)}"
         )
     return result
+
+
+def _tied(header: Mapping[str, Any], model: nn.Module) -> str:
+    """How a refusal goes on: by tensors that are one in the file alone, or in the model alone."""
+    ours = _distinct(model)[1]
+    for there, here, where in (
+        (header["shared"], ours, "in it, and two in the model: tie them in the model"),
+        (ours, header["shared"], "in the model, and two in it: give each its own"),
+    ):
+        for name, first in there.items():
+            if name not in here:
+                return f": {name!r} and {first!r} are one tensor {where}"
+    return "; pass a fresh model of it"
 
 
 def _check_kinds(model: nn.Module, tensors: Mapping[str, Tensor], path: Any) -> None:

@@ -95,7 +95,7 @@ def _scores(
     scores = {name: values for name, values in found.items() if values is not None}
     if not scores:
         raise ArgumentError(
-            f"{scorer.name} can score no group of this model; {_remedy(graph, scorer.name)}"
+            f"{scorer.name} can score no group of this model; {_remedy(graph, model, scorer.name)}"
         )
     return scores
 
@@ -251,10 +251,24 @@ def _led(graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
     return replace(group, slices=tuple(left))
 
 
-def _remedy(graph: ChannelGraph, name: str) -> str:
+def _not_real(graph: ChannelGraph, model: nn.Module) -> list[str]:
+    """Of which type weights are that no criterion ranks, such as ``complex64`` or ``int8``."""
+    tensors = dict(named_tensors(model))
+    groups = (group for group in graph.groups if not group.frozen)
+    made = {s.tensor for group in groups for s in group.tensors("producer")}
+    kinds = {tensors[name].dtype for name in made if name in tensors}
+    return sorted(str(kind).removeprefix("torch.") for kind in kinds if not kind.is_floating_point)
+
+
+def _remedy(graph: ChannelGraph, model: nn.Module, name: str) -> str:
     if all(g.frozen for g in graph.groups):
         why = [f"{group} stays: {reason}" for group, reason in graph.frozen.items()]
         return f"every group is frozen: {listed([*never_ran(graph), *why], '; ')}"
     if name in ("bn_scale", "taylor_bn"):
         return "no batch normalisation follows its layers: use criterion 'l1' or 'l2'"
+    if kinds := _not_real(graph, model):
+        return (
+            f"its weights are {listed(kinds)} numbers, and the criteria of netslim rank real ones: "
+            "give one of your own (netslim.criterion)"
+        )
     return "see print(graph) for the groups it has"

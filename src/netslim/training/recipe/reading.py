@@ -7,7 +7,7 @@ import math
 import os
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin
@@ -174,7 +174,7 @@ def _build(
             now = kind.renamed[key]
             raise RecipeError(f"{_join(where, key)}: since version 0.2 this option is called {now}")
         if key not in names:
-            raise RecipeError(f"{_join(where, key)}: there is no such option{nearest(key, names)}")
+            raise RecipeError(f"{_join(where, key)}: there is no such option{_meant(key, hints)}")
     for item in fields(kind):
         required = item.default is MISSING and item.default_factory is MISSING
         if required and item.name in names and plain.get(item.name) is None:
@@ -188,9 +188,30 @@ def _build(
         raise RecipeError(_join(where, str(error))) from None
 
 
+def _meant(key: str, hints: Mapping[str, Any]) -> str:
+    """How a message on an unknown key goes on: by the section that has it, or the nearest key."""
+    sections = [name for name, hint in hints.items() if key in _options_of(hint)]
+    if sections:
+        return f"; it belongs in {' or '.join(sections)}: {{{key}: ...}}"
+    return nearest(key, hints)
+
+
+def _options_of(hint: Any) -> Collection[str]:
+    nested = _nested(hint)
+    kinds = [nested]
+    if nested is SparsityOptions:
+        kinds = list(METHODS.values())
+    return {name for kind in kinds if kind for name in option_types(kind)}
+
+
+def _nested(hint: Any) -> Any:
+    """The class of a section; None of what is no section."""
+    return next((item for item in (hint, *get_args(hint)) if is_dataclass(item)), None)
+
+
 def _value(hint: Any, value: Any, where: str) -> Any:
     value = _as_meant(hint, value)
-    nested: Any = next((item for item in (hint, *get_args(hint)) if is_dataclass(item)), None)
+    nested = _nested(hint)
     if nested is not None and value is not None:
         if not isinstance(value, dict):
             raise RecipeError(f"{where}: expected a mapping of options, got {brief(value)}")
