@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -119,6 +120,24 @@ def test_what_knows_nothing_is_said_to_be_chance(trained, tmp_path, capsys):
     assert "points, more than the drop allowed" in capsys.readouterr().out
 
 
+def accuracies_in(said: str) -> tuple[float, float]:
+    """Before and after a cut, of all 144 validation images."""
+    found = re.search(r"^validation accuracy: (\S+) % -> (\S+) % \(.*, 144 images\)$", said, re.M)
+    assert found is not None
+    return float(found[1]) / 100, float(found[2]) / 100
+
+
+def test_a_cut_says_that_what_is_left_knows_nothing(trained, tmp_path, capsys):
+    """And looks at as many images as it is told; at none, where it is told so."""
+    asked = ["prune", trained["vgg"], *DATA, "--criterion", "l1", "--cut-channels", 0.95]
+    go(*asked, "--limit-images", 40, "--out", tmp_path / "a.safetensors")
+    said = capsys.readouterr().out
+    assert " points, 40 images)" in said
+    assert "is chance: 10 classes, 40 pictures" in said
+    go(*asked, "--limit-images", 0, "--out", tmp_path / "b.safetensors")
+    assert "accuracy" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
 def test_what_was_cut_is_trained_cut_and_looked_at_again(name, trained, tmp_path, capsys):
     files = [tmp_path / f"{step}.safetensors" for step in ("cut", "tuned", "again")]
@@ -140,6 +159,10 @@ def test_what_was_cut_is_trained_cut_and_looked_at_again(name, trained, tmp_path
         "--out",
         files[2],
     )
+    before, after = accuracies_in(capsys.readouterr().out)
+    for file, share in ((files[1], before), (files[2], after)):
+        go("evaluate", file, *DATA, "--split", "validation", "--json")
+        assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(share, abs=6e-5)
     sizes = [params(path) for path in (trained[name], *files)]
     assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
     capsys.readouterr()
@@ -415,6 +438,7 @@ TRAIN = ["train", *VGG, *QUICK_TRAIN, "--out", "x.safetensors"]
 TUNE = ["finetune", "resnet.safetensors", *QUICK_TRAIN, "--out", "x.safetensors"]
 MISTAKES = [
     (CUT, "--cut-channels 0.5"),
+    ([*CUT, "--cut-channels", "0.5", "--limit-images", "9"], "--limit-images 9: give 0 or more images of --data"),
     ([*CUT, "--by", "greedy", "--cut-channels", "0.5"], "name --layers"),
     ([*CUT, "--by", "greedy", "--layers", "conv1", "--counts", "3", "--allocation", "cost"], "--allocation means nothing"),
     ([*CUT, "--by", "zeros", "--layers", "conv1", "--counts", "3"], "finds out itself"),

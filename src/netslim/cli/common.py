@@ -87,9 +87,12 @@ def check_networks(options: argparse.Namespace) -> None:
     names = list(getattr(options, "models", []))
     if hasattr(options, "model"):
         names.append(options.model)
-    teacher = getattr(options, "teacher", None) or ""
-    if ":" in teacher or teacher.endswith(".safetensors"):
+    teacher, files = getattr(options, "teacher", None) or "", []
+    if teacher.endswith(".safetensors"):
         names.append(teacher)
+    if ":" in teacher:
+        names.append(teacher)
+        files.append(options.teacher_weights)
     if not names:
         return
     from netslim.models.building import check_name
@@ -100,7 +103,7 @@ def check_networks(options: argparse.Namespace) -> None:
     weights = getattr(options, "weights_file", None) or []
     if isinstance(weights, str):
         weights = [weights]
-    for file in filter(None, [*weights, getattr(options, "teacher_weights", None)]):
+    for file in filter(None, [*weights, *files]):
         check_file(file)
 
 

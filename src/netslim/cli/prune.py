@@ -72,6 +72,13 @@ def register(parser: Parser) -> None:
         "--input", metavar="N", type=int, nargs="+", help="shape of one example, such as 3 32 32"
     )
     example.add_argument("--data", metavar="DATA", help="a data set, for criteria that look")
+    example.add_argument(
+        "--limit-images",
+        metavar="N",
+        type=int,
+        help="with --data: look at N validation images before and after the cut; 0 leaves that out "
+        "(default: 1000)",
+    )
     _amounts(parser.add_argument_group("how much goes"))
     add_choice(
         parser.add_argument_group("which channels"),
@@ -155,13 +162,16 @@ def _prune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     stage = _what_goes(options, overrides)
     _check_input(options)
     name, around = options.data or "digits", settings(options)
+    look = options.limit_images
+    if look is None:
+        look = step.LOOK
     if options.by == "mask":
         recipe = step.step("measure", options.model, name, {}, overrides, settings=around)
-        done = step.unmask(recipe, options.out, options.input)
+        done = step.unmask(recipe, options.out, options.input, look)
     else:
         found = _limited(options, stage)
         recipe = step.step("prune", options.model, name, stage, overrides, settings=around)
-        done = step.prune(recipe, options.out, options.input, found)
+        done = step.prune(recipe, options.out, options.input, found, look)
     _tell(done, options.out, options.say)
     return 0
 
@@ -193,6 +203,10 @@ def _check_input(options: argparse.Namespace) -> None:
         raise RecipeError(
             "say what the network takes: the shape of one example, such as --input 3 32 32, or a "
             "data set by --data"
+        )
+    if options.limit_images is not None and (options.data is None or options.limit_images < 0):
+        raise RecipeError(
+            f"--limit-images {options.limit_images}: give 0 or more images of --data to look at"
         )
     if options.input is not None and min(options.input) < 1:
         raise RecipeError(
@@ -248,11 +262,19 @@ def _named(options: argparse.Namespace) -> dict[str, int | float]:
 
 
 def _tell(done: Pruned, out: Path, say: Callable[[str], str]) -> None:
+    from netslim.report.numbers import percent, signed
+
     plan, check = done.cut.plan, done.cut.check
     print(say(plan.explain()))
     for what in ("params", "macs"):
         before, after = getattr(done.before, what), getattr(done.after, what)
         print(f"{what}: {before:,} -> {after:,} ({after / before - 1:+z.1%})")
+    if done.accuracies is not None:
+        was, now = done.accuracies
+        print(
+            f"validation accuracy: {percent(was)} -> {percent(now)} "
+            f"({signed(100 * (now - was))} points, {done.images:,} images)"
+        )
     if plan.groups and check is not None and check.deviation is not None:
         print(f"verified: the outputs deviate by no more than {check.deviation:.1e} of the largest")
     for notice in (*done.cut.notes, *done.notices):

@@ -321,8 +321,8 @@ def _masked(model: Model, done: Cut[Model]) -> Cut[Model]:
     masked = duplicate(model)
     Mask(masked, done.plan).apply()
     note = (
-        f"channels silenced and held at zero: {done.plan.removed}; only a stage of kind "
-        "convert cuts them"
+        f"channels silenced and held at zero: {done.plan.removed}; a stage of kind convert "
+        "cuts them, or netslim prune --by mask"
     )
     return replace(done, network=masked, check=None, notes=(*done.notes, note))
 

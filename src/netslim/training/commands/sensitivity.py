@@ -17,19 +17,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import netslim
 import netslim.training.processes as processes
 from netslim._support import using_threads, write_atomic
-from netslim.data.loader import Loader
-from netslim.data.splits import stratified
 from netslim.errors import RecipeError
 from netslim.methods.sensitivity_result import Row, Sensitivity
 from netslim.report.chance import chance
 from netslim.report.numbers import signed
 from netslim.selection.criteria.registry import reads_data
-from netslim.training.loop.epochs import derive
+from netslim.training.commands.looking import accuracy
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Exploration, Recipe, plain
 from netslim.training.stages.changes import differences
@@ -157,7 +153,7 @@ def _measured(
         count = options.recalibrate
         if reads_data(str(options.scoring.criterion)):
             count = max(count, options.batches)
-        looking, labels = _accuracy(runner, options)
+        looking, labels = accuracy(runner, options.split, options.limit_images)
         batches = list(runner.bench.batches(count))
         with runner.folder.lock():
             found = netslim.sensitivity(
@@ -186,42 +182,6 @@ def _measured(
 def _told(row: Row) -> str:
     share = f"{100 * row.ratio:g} % ({row.removed} of {row.size})"
     return f"{row.group} without {share}: {row.value:.2%} ({signed(-100 * row.drop)} points)"
-
-
-def _accuracy(
-    runner: Runner, options: Exploration
-) -> tuple[Callable[[nn.Module], float], list[int]]:
-    """A function from a network to its accuracy on images of the split, the same ones each time;
-    and the classes of these.
-    """
-    from netslim.training.loop import fit
-
-    recipe, data, bench = runner.recipe, runner.data, runner.bench
-    images = getattr(data, options.split)
-    if not len(images):
-        raise RecipeError(
-            f"{recipe.data.name} has no {options.split} images here: set data.validation above 0"
-        )
-    if options.limit_images is not None and options.limit_images < len(images):
-        images = images.take(
-            stratified(images.labels, options.limit_images, derive(recipe.seed, "images"))[1]
-        )
-    loader = Loader(
-        images,
-        recipe.data.batch_size,
-        mean=data.mean,
-        std=data.std,
-        device=runner.device,
-        memory_format=bench.memory_format,
-        workers=recipe.data.workers,
-    )
-    limit, classes = recipe.trainer.limit_batches, len(data.classes)
-    labels = images.labels.tolist()[: (limit or len(loader)) * recipe.data.batch_size]
-
-    def look(network: nn.Module) -> float:
-        return fit.evaluate(network, loader, classes, runner.device, limit).accuracy
-
-    return look, labels
 
 
 def _settings(recipe: Recipe, options: Exploration) -> dict[str, Any]:

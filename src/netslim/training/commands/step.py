@@ -26,6 +26,7 @@ from netslim.methods.cutting import Cut
 from netslim.methods.sensitivity_result import Sensitivity
 from netslim.report.chance import chance
 from netslim.surgery.plan import PruningPlan
+from netslim.training.commands import looking
 from netslim.training.loop.epochs import derive, made_up
 from netslim.training.loop.progress import Display, silent
 from netslim.training.recipe.checks import teacher
@@ -39,6 +40,7 @@ from netslim.training.stages.prune import Batches
 from netslim.training.stages.runner import Runner, claimed
 
 Results = dict[str, Any]
+LOOK = 1000  # validation images that a cut network is looked at with, at most
 _OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
 _OF_RECIPE = ("model", "data", "trainer", "stages")
 
@@ -202,7 +204,9 @@ class Pruned:
         before, after: what one example costs.
         plan_file: where the plan was written.
         warnings: sentences.
-        notices: sentences on what was chosen where nothing was said.
+        notices: sentences on what was chosen where nothing was said, and on the accuracy.
+        accuracies: on validation images before and after, 0 to 1; None where none were looked at.
+        images: how many were.
     """
 
     cut: Cut[nn.Module]
@@ -211,10 +215,16 @@ class Pruned:
     plan_file: Path
     warnings: tuple[str, ...]
     notices: tuple[str, ...] = ()
+    accuracies: tuple[float, float] | None = None
+    images: int = 0
 
 
 def prune(
-    recipe: Recipe, out: Path, shape: Sequence[int] | None = None, limits: Sensitivity | None = None
+    recipe: Recipe,
+    out: Path,
+    shape: Sequence[int] | None = None,
+    limits: Sensitivity | None = None,
+    look: int = LOOK,
 ) -> Pruned:
     """Cut a network as the one stage of a recipe says and write it to `out`, its plan beside it as
     `.plan.json`.
@@ -226,6 +236,8 @@ def prune(
             which are read only where something needs them.
         limits: what the stage's `max_cut` was taken from, if from a sensitivity; it must be of this
             architecture.
+        look: at most so many validation images, before and after, where there is a data set; 0
+            leaves it out.
 
     Raises:
         RecipeError: `out` exists, or images are needed and no data set is named.
@@ -253,10 +265,10 @@ def prune(
         clusters, data = given.get("clusters"), shape is None
         return cutting.carry_out(stage, network, example, batches, clusters, recipe.seed, data=data)
 
-    done = _cut(recipe, out, shape, work)
+    done = _cut(recipe, out, shape, work, look)
     notice = cutting.notice(stage, done.cut.graph, data=shape is None)
     if notice and _was_slimmed(recipe):
-        return replace(done, notices=(notice,))
+        return replace(done, notices=(notice, *done.notices))
     return done
 
 
@@ -265,13 +277,15 @@ def _was_slimmed(recipe: Recipe) -> bool:
     return bool(noted_in(recipe.model).get("slimmed"))
 
 
-def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pruned:
+def unmask(
+    recipe: Recipe, out: Path, shape: Sequence[int] | None = None, look: int = LOOK
+) -> Pruned:
     """Cut out of a masked network, trained on since or not, what its mask holds at zero.
 
     Args:
         recipe: whose model is a checkpoint that `prune` with `mode: mask`, or training after it,
             has left.
-        out, shape: as for `prune`.
+        out, shape, look: as for `prune`.
 
     Raises:
         RecipeError: as `prune`; the model is not masked.
@@ -285,11 +299,15 @@ def unmask(recipe: Recipe, out: Path, shape: Sequence[int] | None = None) -> Pru
             )
         return cutting.convert(network, PruningPlan.from_json(given["mask"]), example)
 
-    return _cut(recipe, out, shape, work)
+    return _cut(recipe, out, shape, work, look)
 
 
 def _cut(
-    recipe: Recipe, out: Path, shape: Sequence[int] | None, work: Callable[..., Cut[nn.Module]]
+    recipe: Recipe,
+    out: Path,
+    shape: Sequence[int] | None,
+    work: Callable[..., Cut[nn.Module]],
+    look: int,
 ) -> Pruned:
     processes.refuse_several(recipe.trainer)
     _refuse(out)
@@ -324,7 +342,24 @@ def _cut(
     warnings = list(done.warnings)
     if not done.plan.groups:
         warnings.append("nothing was cut: the amounts come to no channel of any layer")
-    return Pruned(done, before, after, plan_file, tuple(warnings))
+    found = Pruned(done, before, after, plan_file, tuple(warnings))
+    if shape is not None or not look or not len(runner.data.validation):
+        return found
+    with using_threads(recipe.trainer.threads):
+        return _looked_at(found, runner, network, look)
+
+
+def _looked_at(found: Pruned, runner: Runner, network: nn.Module, most: int) -> Pruned:
+    """With the accuracies of the networks before and after; the work is done and kept by now."""
+    accuracy, labels = looking.accuracy(runner, "validation", most)
+    before, after = accuracy(network), accuracy(found.cut.network)
+    blind = chance(after, labels)
+    return replace(
+        found,
+        notices=(*found.notices, *filter(None, [blind])),
+        accuracies=(before, after),
+        images=len(labels),
+    )
 
 
 def _write_plan(path: Path, plan: str) -> None:

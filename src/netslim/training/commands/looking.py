@@ -1,0 +1,58 @@
+"""The accuracy of networks on images that were set apart, the same ones for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from netslim.data.loader import Loader
+from netslim.data.splits import stratified
+from netslim.errors import RecipeError
+from netslim.training.loop.epochs import derive
+from netslim.training.stages.runner import Runner
+
+
+def accuracy(
+    runner: Runner, split: str, most: int | None = None
+) -> tuple[Callable[[nn.Module], float], list[int]]:
+    """A function from a network to its accuracy, 0 to 1, and the classes of the images looked at.
+
+    Args:
+        runner: of a recipe, whose data and device are used.
+        split: `validation` or `train`.
+        most: so many images of it, drawn by the recipe's seed with all classes in proportion; None
+            takes all.
+
+    Raises:
+        RecipeError: the split has no images.
+    """
+    from netslim.training.loop import fit
+
+    recipe, data, bench = runner.recipe, runner.data, runner.bench
+    images = getattr(data, split)
+    if not len(images):
+        raise RecipeError(
+            f"{recipe.data.name} has no {split} images here: set data.validation above 0"
+        )
+    if most is not None and most < len(images):
+        images = images.take(stratified(images.labels, most, derive(recipe.seed, "images"))[1])
+    loader = Loader(
+        images,
+        recipe.data.batch_size,
+        mean=data.mean,
+        std=data.std,
+        device=runner.device,
+        memory_format=bench.memory_format,
+        workers=recipe.data.workers,
+    )
+    limit, classes = recipe.trainer.limit_batches, len(data.classes)
+    labels = images.labels.tolist()[: (limit or len(loader)) * recipe.data.batch_size]
+
+    def look(network: nn.Module) -> float:
+        return fit.evaluate(network, loader, classes, runner.device, limit).accuracy
+
+    return look, labels
+
+
+__all__ = ["accuracy"]
