@@ -251,13 +251,21 @@ def rank_slim_of_two_weights(rank: int) -> str:
     return "went on"
 
 
-def rank_compensation(rank: int) -> dict[str, str]:
+def rank_compensation(rank: int) -> dict[str, Any]:
+    """Of three batches on one rank and one on the other; beside it one process that has all."""
     wrapper, _ = trained(rank)
-    found = {}
+    model, found = net(), {}
+    together = [*shard(0, 3), *shard(1, 1)]
     for way in ("constant", "linear", "sequential"):
         folding = compensate(wrapper, half(wrapper), shard(rank), way)
         small = netslim.prune(folding.model, folding.plan)
         found[way] = weights(small) + folding.plan.to_json() + str(folding)
+        fitted = compensate(model, half(model), shard(rank, 3 - 2 * rank), way).model
+        with ranks.alone():
+            alone = compensate(model, half(model), together, way).model
+        pairs = zip(fitted.parameters(), alone.parameters(), strict=True)
+        gaps = [float((a - b).abs().max()) for a, b in pairs]
+        found["gap"] = max(found.get("gap", 0.0), *gaps)
     return found
 
 
@@ -530,6 +538,11 @@ def test_statistics_are_those_of_one_process_that_saw_all_batches(found: Found):
     one, two = found["statistics"]
     assert one == two
     assert one["gap"] < 1e-6
+
+
+def test_fits_are_those_of_one_process_that_saw_all_batches(found: Found):
+    one, _ = found["compensation"]
+    assert one["gap"] < 1e-5
 
 
 def test_clusters_are_those_of_the_first_seed(found: Found):

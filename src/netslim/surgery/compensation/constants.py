@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.layers import FUNCTIONS, channels_of
@@ -192,6 +193,30 @@ class Flow:
         channels = channels_of(weight, linear=func is F.linear)
         self.add(func(x, dropped, None, *args, **kwargs).movedim(channels, 0).flatten(1))
 
+    def over_ranks(self) -> None:
+        """Have the sums over the batches of all ranks of a distributed run, on each of them."""
+        seen = ranks.gathered(
+            "what layers read of removed channels",
+            (self.count, self.calls, self.uses, self.turn, self.low.cpu(), self.high.cpu()),
+        )
+        sums = ranks.summed("what layers read of removed channels", self._sums())
+        # What a rank's batches do not reach it knows nothing of: the others say it.
+        self.calls, self.turn = (max(rank[i] for rank in seen) for i in (1, 3))
+        self.count, self.uses = (sum(rank[i] for rank in seen) for i in (0, 2))
+        reached = [rank for rank in seen if rank[0]]
+        if reached:
+            device = self.weight.device
+            self.low = torch.stack([rank[4] for rank in reached]).amin(0).to(device)
+            self.high = torch.stack([rank[5] for rank in reached]).amax(0).to(device)
+        if "total" in sums:
+            self.total = sums["total"].to(self.weight.device)
+
+    def _sums(self) -> dict[str, Tensor]:
+        """What is summed over ranks; nothing where nothing was seen."""
+        if not self.count:
+            return {}
+        return {"total": self.total}
+
     def note_mean(self, mean: Tensor | None) -> None:
         """Take in what a call's output goes to: a running mean that is its alone, or None."""
         self.means[id(mean)] = mean  # None has an id, too
@@ -236,10 +261,7 @@ def reading(plan: PruningPlan) -> list[tuple[TensorCut, np.ndarray]]:
 def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
     tensors = dict(named_tensors(model))
     flows = [Flow(t, gone, tensors[t.tensor]) for t, gone in reading(plan)]
-    watch = Watch({id(flow.weight): flow for flow in flows})
-    with torch.no_grad(), eagerly(), evaluating(model), watch:
-        for _, output in outputs(model, batches):
-            watch.finish(output)
+    watched(model, flows, batches)
     for flow in flows:
         if not torch.isfinite(flow.total).all():
             raise ArgumentError(
@@ -247,6 +269,21 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
                 "mean to move"
             )
     return flows
+
+
+def watched(model: nn.Module, flows: Sequence[Flow], batches: Any) -> None:
+    """Run the batches, those of all ranks of a distributed run, and have the flows take them in."""
+    watch = Watch({id(flow.weight): flow for flow in flows})
+
+    def run() -> None:
+        with torch.no_grad(), eagerly(), evaluating(model), watch:
+            for _, output in outputs(model, batches):
+                watch.finish(output)
+
+    ranks.everywhere("what layers read of removed channels", run)
+    if ranks.count() > 1:
+        for flow in flows:
+            flow.over_ranks()
 
 
 class Watch(TorchFunctionMode):

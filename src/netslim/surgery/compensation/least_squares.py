@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import netslim.ranks as ranks
 from netslim.errors import ArgumentError
 from netslim.surgery.compensation.constants import Args, Flow, Kwargs
 from netslim.surgery.rows import TensorCut
@@ -163,6 +164,23 @@ class Moments:
         self.square = values.mT @ values + self.square.to(values.device)
         self.count += values.shape[1]
 
+    def own(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sums, none where nothing was taken in."""
+        if not self.count:
+            return {}
+        return sums
+
+    def about(self, origin: Tensor) -> dict[str, Tensor]:
+        """The sums about another origin, which batches of others may be summed about, too."""
+        # With d = old - new, sum (x - new) = sum (x - old) + n d, and the products likewise.
+        if not self.count:
+            return {}
+        step = (self.origin - origin)[:, 0]
+        crossed = self.sum[:, :, None] * step[:, None, :]
+        square = self.square + crossed + crossed.mT
+        square = square + self.count * step[:, :, None] * step[:, None, :]
+        return {"sum": self.sum + self.count * step, "square": square}
+
     def second(self, centred: bool) -> Tensor:
         """The covariances (groups, channels, channels); where not ``centred`` the mean products."""
         # With y = x - origin: cov(x) = mean(y y') - mean(y) mean(y)', whatever the origin, and
@@ -226,6 +244,23 @@ class Fit(Flow):
         # two are missing, and their targets are fitted by x_k'.
         predictors = _pick(now, stays, axis)
         return torch.cat([predictors, kept - predictors, gone], axis)
+
+    def over_ranks(self) -> None:
+        super().over_ranks()
+        what, moments = "moments of what layers read", self.moments
+        seen = ranks.gathered(what, (moments.count, self.taken, self.layout.groups))
+        self.taken = sum(rank[1] for rank in seen)
+        self.layout.groups = max(rank[2] for rank in seen)
+        origins = ranks.summed(what, moments.own({"origin": moments.origin}))
+        if not origins:
+            return
+        # Each rank summed about the means of its own first batch; any origin near these will do.
+        device = self.weight.device
+        origin = origins["origin"].to(device) / sum(rank[0] > 0 for rank in seen)
+        own = ranks.summed(what, moments.about(origin))
+        sums = {key: value.to(device) for key, value in own.items()}
+        moments.origin, moments.count = origin, sum(rank[0] for rank in seen)
+        moments.sum, moments.square = sums["sum"], sums["square"]
 
     @property
     def silent(self) -> bool:

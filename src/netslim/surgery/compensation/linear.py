@@ -49,13 +49,13 @@ from netslim.surgery.compensation.constants import (
     Model,
     Moved,
     Place,
-    Watch,
     extended,
     first_of,
     move,
     move_constants,
     place_of,
     reading,
+    watched,
 )
 from netslim.surgery.compensation.least_squares import Fit, Layout
 from netslim.surgery.plan import PruningPlan
@@ -111,8 +111,7 @@ def compensate(
         model: the original; it is not changed. It is run in evaluation mode.
         plan: what goes.
         batches: data loader or list; a batch is a tensor, a list or tuple with the input first, or
-            a dict. In a distributed run those of rank 0 are looked at, and all ranks take the
-            result over.
+            a dict. In a distributed run each rank gives its own, and the fits are those of all.
         way: one of the three.
         ridge: of the fits: this share of the mean variance of the channels that stay is added to
             the variance of each, which keeps the combination small where they are nearly the same.
@@ -137,12 +136,12 @@ def compensate(
             "as 1e-4"
         )
     inner = bare(model, ArgumentError, call="compensate(model, plan, batches)")
+    what = "what makes up for removed channels"
+    folding = ranks.everywhere(what, lambda: _compensated(inner, plan, batches, way, ridge))
     if ranks.count() == 1:
-        return _compensated(inner, plan, batches, way, ridge)
-    result = ranks.shared(
-        "what makes up for removed channels",
-        lambda: _Result.of(inner, _compensated(inner, plan, batches, way, ridge), plan),
-    )
+        return folding
+    # The sums are alike on all ranks to the last bit, what other hardware makes of them need not.
+    result = ranks.shared(what, lambda: _Result.of(inner, folding, plan))
     return result.carried_out(inner, plan)
 
 
@@ -231,10 +230,7 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
     rows = [(cut, gone, tensors[cut.tensor]) for cut, gone in reading(plan)]
     tables = _tables(model, rows, batches)
     flows = [_flow(cut, gone, weight, tables.get(cut)) for cut, gone, weight in rows]
-    watch = Watch({id(flow.weight): flow for flow in flows})
-    with torch.no_grad(), eagerly(), evaluating(model), watch:
-        for _, output in outputs(model, batches):
-            watch.finish(output)
+    watched(model, flows, batches)
     for flow in flows:
         sums = flow.total
         if isinstance(flow, Fit):
@@ -264,29 +260,41 @@ def _tables(
     Returns:
         Their cut -> entries of the flattened map, (channels, places).
     """
-    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
-        return {}  # what is wrong with them is said where they are run
-    first = list(islice(batches, 1))
-    if not first or all(weight.dim() > 2 for *_, weight in rows):
+    call, own = _first_call(batches)
+    known = ranks.gathered("the number of examples", own)
+    if any(number is None for number in known) or all(weight.dim() > 2 for *_, weight in rows):
         return {}
-    args, kwargs = inputs_of(first[0])
-    values = [value for value in chain(args, kwargs.values()) if isinstance(value, Tensor)]
-    sizes = [len(value) for value in values if value.dim()]
-    examples = 0  # unknown
-    if isinstance(batches, Sized) and sizes:
-        examples = len(batches) * sizes[0]
+    examples = sum(known)
     found: dict[TensorCut, Tensor] = {}
     graph = None
     for cut, _, weight in rows:
         if weight.dim() == 2 and (cut.size > LARGEST or examples < SAMPLES * len(cut.kept)):
             try:
-                graph = graph or trace(model, kwargs or args)
+                graph = graph or trace(model, call)
             except TraceError:  # whether the model runs on the batches is seen soon
                 return {}
             table = _table(graph, cut)
             if table is not None:
                 found[cut] = table
     return found
+
+
+def _first_call(batches: Any) -> tuple[Any, int | None]:
+    """(the inputs in the first batch, how many examples there are, 0 if that is unknown).
+
+    None examples: what is wrong with the batches is said where they are run.
+    """
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
+        return None, None
+    first = list(islice(batches, 1))
+    if not first:
+        return None, None
+    args, kwargs = inputs_of(first[0])
+    values = [value for value in chain(args, kwargs.values()) if isinstance(value, Tensor)]
+    sizes = [len(value) for value in values if value.dim()]
+    if not isinstance(batches, Sized) or not sizes:
+        return kwargs or args, 0
+    return kwargs or args, len(batches) * sizes[0]
 
 
 def _table(graph: ChannelGraph, cut: TensorCut) -> Tensor | None:
@@ -330,12 +338,18 @@ def _measure_again(model: nn.Module, copy: nn.Module, fit: Fit, batches: Any) ->
     """The fit of what ``model`` reads by what ``copy`` reads now."""
     again = Fit(fit.cut, fit.gone.cpu().numpy(), fit.weight, fit.layout)
     weight = dict(named_tensors(model))[fit.cut.tensor]
-    # Two runs a batch, ended at this layer: its inputs are never kept for longer than a batch.
-    for batch in batches:
-        func, x, args, kwargs = _input(model, weight, batch)
-        _, now, _, _ = _input(copy, fit.weight, batch)
-        with torch.no_grad():
-            again.compare(func, x, now, args, kwargs)
+
+    def run() -> None:
+        # Two runs a batch, ended at this layer: its inputs are never kept for longer than a batch.
+        for batch in batches:
+            func, x, args, kwargs = _input(model, weight, batch)
+            _, now, _, _ = _input(copy, fit.weight, batch)
+            with torch.no_grad():
+                again.compare(func, x, now, args, kwargs)
+
+    ranks.everywhere("what layers read of removed channels", run)
+    if ranks.count() > 1:
+        again.over_ranks()
     again.uses = again.taken
     return again
 
