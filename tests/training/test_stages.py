@@ -378,9 +378,8 @@ def test_a_mask_holds_through_fine_tuning_and_converts_exactly(tmp_path):
 def test_a_mask_that_is_never_converted_says_so(tmp_path):
     done = carry_out(tmp_path / "run", {**HALF, "mode": "mask"})
     assert done.results["widths"] == []
-    assert (
-        "01-prune: channels silenced and held at zero: 12; a stage of kind convert"
-        in " ".join(done.results["notes"])
+    assert "01-prune: channels silenced and held at zero: 12; a stage of kind convert" in " ".join(
+        done.results["notes"]
     )
     assert "Nothing was cut" in (done.folder / "report.html").read_text()
 

@@ -195,19 +195,20 @@ class Flow:
 
     def over_ranks(self) -> None:
         """Have the sums over the batches of all ranks of a distributed run, on each of them."""
-        seen = ranks.gathered(
-            "what layers read of removed channels",
-            (self.count, self.calls, self.uses, self.turn, self.low.cpu(), self.high.cpu()),
-        )
-        sums = ranks.summed("what layers read of removed channels", self._sums())
+        what = "what layers read of removed channels"
+        numbers = ranks.gathered(what, (self.count, self.calls, self.uses, self.turn))
+        bounds = ranks.gathered(what, (self.low.cpu(), self.high.cpu()))
+        sums = ranks.summed(what, self._sums())
         # What a rank's batches do not reach it knows nothing of: the others say it.
-        self.calls, self.turn = (max(rank[i] for rank in seen) for i in (1, 3))
-        self.count, self.uses = (sum(rank[i] for rank in seen) for i in (0, 2))
-        reached = [rank for rank in seen if rank[0]]
+        counts, calls, uses, turns = zip(*numbers, strict=True)
+        self.count, self.uses = sum(counts), sum(uses)
+        self.calls, self.turn = max(calls), max(turns)
+        reached = [both for both, count in zip(bounds, counts, strict=True) if count]
         if reached:
+            lows, highs = zip(*reached, strict=True)
             device = self.weight.device
-            self.low = torch.stack([rank[4] for rank in reached]).amin(0).to(device)
-            self.high = torch.stack([rank[5] for rank in reached]).amax(0).to(device)
+            self.low = torch.stack(lows).amin(0).to(device)
+            self.high = torch.stack(highs).amax(0).to(device)
         if "total" in sums:
             self.total = sums["total"].to(self.weight.device)
 

@@ -262,9 +262,10 @@ def _tables(
     """
     call, own = _first_call(batches)
     known = ranks.gathered("the number of examples", own)
-    if any(number is None for number in known) or all(weight.dim() > 2 for *_, weight in rows):
+    numbers = [number for number in known if number is not None]
+    if len(numbers) < len(known) or all(weight.dim() > 2 for *_, weight in rows):
         return {}
-    examples = sum(known)
+    examples = sum(numbers)
     found: dict[TensorCut, Tensor] = {}
     graph = None
     for cut, _, weight in rows:
