@@ -332,11 +332,13 @@ def test_the_strength_of_adamw_is_found_and_that_of_sgd_does_nothing_there():
 
 
 def test_a_recipe_finds_a_strength_for_adamw(tmp_path):
-    plain = adamw("proximal")
+    """By a proximal step, whatever penalty would be divided away, and says so."""
+    plain = adamw("l1")
     plain["trainer"]["limit_batches"], plain["stages"][0]["epochs"] = 2, 2
     results = netslim.training.run(parse_recipe(plain), tmp_path / "run")
     assert any("01-sparse: strength " in note for note in results["notes"])
     assert not any("AdamW divides" in warning for warning in results["warnings"])
+    assert any("strength auto takes penalty proximal with AdamW" in n for n in results["notes"])
 
 
 def test_what_adamw_divides_away_is_told(tmp_path):

@@ -170,7 +170,8 @@ class NetworkSlimming:
     proximal step there, with a strength of 0.1 to 1: about so much of the optimizer's longest step,
     which is lr, the loss has to outweigh. And let the sum of the scales' learning rates be several
     times the way that they have to go, by a parameter group of their own with 5 to 10 times the
-    rate (`pace` in recipes). There ``strength: auto`` finds the strength, for ``adamw``, too.
+    rate (`pace` in recipes). There ``strength: auto`` finds the strength, for ``adamw`` of a
+    proximal step whatever the recipe names.
 
     The penalty acts on the scales that the optimizer holds: once a step, on the accumulated
     gradient, at its true size under `torch.amp.GradScaler` (not at all in a step that it skips),

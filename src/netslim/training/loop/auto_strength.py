@@ -37,7 +37,9 @@ from torch import nn
 
 import netslim.ranks as ranks
 from netslim.graph.modules.duplicating import duplicate
+from netslim.methods.slimming import hardly_moved_by
 from netslim.methods.threshold import NEAR_ZERO
+from netslim.training.loop.classifier import OPTIMIZERS
 from netslim.training.loop.gammas import scales_of, share_near_zero
 from netslim.training.recipe.schedule import factor, lengthened
 from netslim.training.recipe.schema import SlimmingOptions, Train
@@ -257,6 +259,24 @@ def with_strength(stage: Train, choice: Mapping[str, Any]) -> Train:
     return replace(
         stage, sparsity=replace(stage.sparsity, strength=choice["strength"], target=None)
     )
+
+
+def with_penalty(stage: Train) -> tuple[Train, str]:
+    """The stage with a penalty that its optimizer does not divide away, and a sentence where that
+    is another one than the stage names; its strength is ``auto``.
+
+    Within the gradients of AdamW no strength would do: they are divided by their size, and the pull
+    with them. A proximal step comes after the optimizer's, as large as it is.
+    """
+    options, kind = stage.sparsity, OPTIMIZERS[stage.optimizer.name]
+    assert isinstance(options, SlimmingOptions)
+    if hardly_moved_by(kind, options.penalty) is None:
+        return stage, ""
+    told = (
+        f"strength auto takes penalty proximal with {kind.__name__}, which divides gradients by "
+        f"their size, and the pull of the penalty {options.penalty!r} with them"
+    )
+    return replace(stage, sparsity=replace(options, penalty="proximal", delta=None)), told
 
 
 def steps_of(bench: Bench) -> int:

@@ -273,7 +273,8 @@ class Runner(Networks):
         options, kind = stage.sparsity, OPTIMIZERS[stage.optimizer.name]
         if not isinstance(options, SlimmingOptions):
             return
-        if _slims(stage) and (doubt := hardly_moved_by(kind, options.penalty)):
+        given = options.strength != "auto"  # which takes a penalty that the optimizer leaves alone
+        if _slims(stage) and given and (doubt := hardly_moved_by(kind, options.penalty)):
             yield doubt
         before = any(isinstance(item, Train) for item in self.recipe.stages[:index])
         if options.gamma_init is not None and (before or self.recipe.model.trained):
@@ -295,6 +296,9 @@ class Runner(Networks):
         """Short runs first; what they find is on disk before the training starts."""
         network, seed = self.network_before(index), derive(self.recipe.seed, "strength", index)
         target = wanted_share(self.recipe, stage)
+        stage, told = auto_strength.with_penalty(stage)
+        if told:
+            self.display.say(f"{folder.label}  {told}")
         choice = auto_strength.find_strength(
             self.bench, network, stage, target, folder, seed, teacher=taught_by
         )
@@ -308,7 +312,8 @@ class Runner(Networks):
         warnings = list(found["warnings"])
         if choice["warning"]:
             warnings.append(choice["warning"])
-        remarks = [*found["remarks"], f"{auto_strength.sentence(choice)}: {left}"]
+        found_so = f"{auto_strength.sentence(choice)}: {left}"
+        remarks = [*found["remarks"], *filter(None, [told]), found_so]
         return {**found, "warnings": warnings, "remarks": remarks, "strength": choice}
 
     def _teacher(self, stage: Train) -> nn.Module | None:
