@@ -160,6 +160,9 @@ def test_a_module_that_fails_to_import_says_why(my_module):
         RecipeError, match="could not be imported: No module named 'a_package_nobody_has'"
     ):
         models.build(f"{broken}:build")
+    reading = my_module("open('weights.pth')\n", "reading_import_for_this_test")
+    with pytest.raises(RecipeError, match=r"No such file.* let it read files in the function"):
+        models.build(f"{reading}:build")
     crashing = my_module("1 / 0\n", "crashing_import_for_this_test")
     with pytest.raises(
         RecipeError, match="could not be imported: ZeroDivisionError: division by zero"

@@ -491,8 +491,8 @@ def test_a_teacher_sees_images_as_it_was_trained_on_them(tmp_path):
         for mean, std in (((0.4,), (0.25,)), ((0.2,), (0.5,)))
     )
     alone = netslim.models.build(file).eval()
-    torch.testing.assert_close(runner.teacher(file, None).eval()(inputs), alone(theirs))
-    assert type(runner_of(tmp_path / "c", given).teacher(file, None)) is type(alone)
+    torch.testing.assert_close(runner.teacher(file, DistillOptions()).eval()(inputs), alone(theirs))
+    assert type(runner_of(tmp_path / "c", given).teacher(file, DistillOptions())) is type(alone)
 
 
 def runner_of(folder: Path, data: dict[str, Any]) -> Runner:
@@ -525,12 +525,20 @@ def test_the_weights_of_a_teacher_may_lie_in_a_file(tmp_path):
     small = recipe(TRAIN, **options)
     runner = Runner(small, RunFolder(tmp_path / "run"), Display(Console(file=io.StringIO())), "")
     images = torch.randn(2, 3, 32, 32)
-    found = runner.teacher("zoo:vgg11", file).eval()(images)
+    theirs = DistillOptions(teacher_weights=file)
+    found = runner.teacher("zoo:vgg11", theirs).eval()(images)
     torch.testing.assert_close(found, network.eval()(images))
+    # Trained on pixels of 0..1 as they are, which the student's images are brought to.
+    theirs = DistillOptions(None, file, teacher_mean=[0.0] * 3, teacher_std=[1.0] * 3)
+    pixels = runner.data.preprocessing.denormalise(images)
+    found = runner.teacher("zoo:vgg11", theirs).eval()(images)
+    torch.testing.assert_close(found, network(pixels))
     with pytest.raises(RecipeError, match="has fresh weights, and these teach nothing"):
-        runner.teacher("zoo:vgg11", None)
+        runner.teacher("zoo:vgg11", DistillOptions())
     for distill, said in (
         ({"teacher": file}, "holds weights, and does not say of which network"),
+        ({"teacher_mean": [0.5]}, "teacher_mean and teacher_std belong together"),
+        ({"teacher_mean": [0.5], "teacher_std": [0.0]}, "teacher_mean: normalisation: .* positive"),
         ({"teacher_weights": file}, "name the network that they belong to as teacher"),
     ):
         with pytest.raises(RecipeError, match=said):

@@ -97,8 +97,11 @@ def _module(module_name: str, name: str, error: type[NetslimError], hint: str) -
             f"or lie in the current directory ({Path.cwd()}){hint}"
         ) from missing
     except Exception as failure:
+        way = ""
+        if isinstance(failure, OSError):
+            way = "; let it read files in the function that is called, and none when it is imported"
         raise error(
-            f"{what} could not be imported: {type(failure).__name__}: {failure}"
+            f"{what} could not be imported: {type(failure).__name__}: {failure}{way}"
         ) from failure
 
 

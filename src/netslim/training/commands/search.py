@@ -262,7 +262,7 @@ class _Search:
             if isinstance(stage, Train) and stage.distill is not None:
                 wanted = teacher(self.recipe, stage)
                 assert isinstance(wanted, str)  # no training stage comes before it
-                self.runner.teacher(wanted, stage.distill.teacher_weights)
+                self.runner.teacher(wanted, stage.distill)
 
     def go(self) -> Results:
         self.runner.note_environment()

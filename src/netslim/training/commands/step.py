@@ -177,7 +177,7 @@ def _try(runner: Runner) -> None:
     if stage.distill is not None:
         wanted = teacher(runner.recipe, stage)
         if isinstance(wanted, str):
-            runner.teacher(wanted, stage.distill.teacher_weights)
+            runner.teacher(wanted, stage.distill)
 
 
 def _refuse(out: Path) -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from netslim._support import nearest
-from netslim.errors import ArgumentError, RecipeError
+from netslim.data.preprocessing import check_normalisation
+from netslim.errors import ArgumentError, DataError, RecipeError
 from netslim.models.other_files import WEIGHTS, no_checkpoint
 from netslim.selection.budget.allocation import ALLOCATIONS, allocation_of
 from netslim.selection.criteria.registry import CRITERIA, reads_data
@@ -20,6 +21,7 @@ from netslim.training.recipe.schema import (
     METHODS,
     Baseline,
     Convert,
+    DistillOptions,
     GradualOptions,
     OptimizerOptions,
     Prune,
@@ -311,12 +313,25 @@ def _check_distill(stage: Train, where: str, recipe: Recipe) -> None:
     assert options is not None
     _need(options.temperature > 0, f"{where}.distill.temperature", options.temperature, "above 0")
     _need(0 <= options.weight <= 1, f"{where}.distill.weight", options.weight, "from 0 to 1")
+    _check_teacher_images(options, f"{where}.distill")
     if options.teacher_weights is not None and ":" not in (options.teacher or ""):
         raise RecipeError(
             f"{where}.distill.teacher_weights: name the network that they belong to as teacher, "
             "such as zoo:vgg16"
         )
     teacher(recipe, stage)
+
+
+def _check_teacher_images(options: DistillOptions, where: str) -> None:
+    mean, std = options.teacher_mean, options.teacher_std
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise RecipeError(f"{where}: teacher_mean and teacher_std belong together: give both")
+    try:
+        check_normalisation(mean, std)
+    except DataError as error:
+        raise RecipeError(f"{where}.teacher_mean: {error}") from None
 
 
 def teacher(recipe: Recipe, stage: Train) -> int | str:

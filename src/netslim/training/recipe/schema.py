@@ -437,6 +437,8 @@ class DistillOptions:
         None  # a stage, a checkpoint or a model; null: the last training stage before the first cut
     )
     teacher_weights: str | None = None  # file with the weights of a teacher that is a model by name
+    teacher_mean: list[float] | None = None  # of each channel, 0..1, that these were trained with;
+    teacher_std: list[float] | None = None  # null: those of the student's images
     temperature: float = 4.0
     weight: float = 0.9  # share of the teacher's part in the loss
 

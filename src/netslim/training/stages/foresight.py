@@ -147,7 +147,7 @@ class _Walk:
         if stage.distill is not None:
             name = teacher(self.networks.recipe, stage)
             if isinstance(name, str):
-                self.networks.teacher(name, stage.distill.teacher_weights)
+                self.networks.teacher(name, stage.distill)
 
     @property
     def _example(self) -> Tensor:

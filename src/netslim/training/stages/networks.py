@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,14 @@ from netslim.models.file_constructors import Trust
 from netslim.training.loop.epochs import derive
 from netslim.training.loop.fit import Bench
 from netslim.training.loop.progress import Display
-from netslim.training.recipe.schema import Baseline, ModelOptions, Recipe, Scratch, Train
+from netslim.training.recipe.schema import (
+    Baseline,
+    DistillOptions,
+    ModelOptions,
+    Recipe,
+    Scratch,
+    Train,
+)
 from netslim.training.stages.changes import basis
 from netslim.training.stages.environment import choose_device, choose_precision, versions
 from netslim.training.stages.folder import RunFolder, StageFolder, digest
@@ -245,21 +253,21 @@ class Networks:
             )
         self.display.say_once(f"{said}: a new classifier starts untrained")
 
-    def teacher(self, name: str, weights_file: str | None) -> nn.Module:
+    def teacher(self, name: str, distill: DistillOptions) -> nn.Module:
         """A network to learn from, a checkpoint or a model by name; it fits the data.
 
         Raises:
             RecipeError: as `check_outputs`; it has fresh weights, or was trained on images that
                 those of the data cannot be brought to.
         """
-        options = ModelOptions(name)
+        options, weights_file = ModelOptions(name), distill.teacher_weights
         if weights_file is not None:
             options = ModelOptions(name, {"weights_file": weights_file})
         kwargs = dict(options.kwargs)
         if takes_classes(name) and options.trained:
             kwargs["num_classes"] = len(self.data.classes)
         network = models.build(name, trust=self.trust, say=self.display.say_once, **kwargs)
-        trained_on = Preprocessing.noted(noted_in(options), name)
+        trained_on = self._images_of(options, distill)
         if trained_on is not None:
             network = as_trained(network, name, trained_on, self.data.preprocessing)
         self.check_outputs(network, name)
@@ -271,9 +279,25 @@ class Networks:
         if weights_file is not None and trained_on is None:
             self.display.say_once(
                 f"{weights_file} does not say how its images were normalised: the teacher gets "
-                "them as the student does"
+                "them as the student does; where it was trained with others, say "
+                "distill.teacher_mean and distill.teacher_std"
             )
         return network
+
+    def _images_of(self, teacher: ModelOptions, distill: DistillOptions) -> Preprocessing | None:
+        """What a teacher was trained on, as its file says or else the recipe; None where neither
+        does.
+        """
+        noted = Preprocessing.noted(noted_in(teacher), teacher.name)
+        if distill.teacher_mean is None or distill.teacher_std is None:
+            return noted
+        if noted is not None:
+            raise RecipeError(
+                f"distill.teacher_mean: {teacher.files[0]} says itself how its images were "
+                "normalised: leave it out, and teacher_std"
+            )
+        mean, std = tuple(distill.teacher_mean), tuple(distill.teacher_std)
+        return replace(self.data.preprocessing, mean=mean, std=std)
 
     def fresh(self) -> nn.Module:
         """The uncut network with some weights, to load others into."""

@@ -321,7 +321,7 @@ class Runner(Networks):
             return None
         found = teacher(self.recipe, stage)
         if isinstance(found, str):
-            return self.teacher(found, stage.distill.teacher_weights)
+            return self.teacher(found, stage.distill)
         return self.network_of(found)
 
     def _baseline(self, index: int, stage: Baseline, folder: StageFolder) -> Results:
