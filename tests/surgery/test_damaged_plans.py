@@ -21,6 +21,7 @@ from netslim.selection import merge
 from netslim.surgery import compensate
 from netslim.surgery.history import history as history_of
 from netslim.surgery.plan import compose
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.rows import SizePatch, losses
 
@@ -235,6 +236,51 @@ def test_plans_of_version_0_1_open() -> None:
     bias["kept"] = [[0, 3]]
     with pytest.raises(PlanError, match=r"the layer 'inner\.1': its tensors do not lose the same"):
         prune(model, PruningPlan.from_json(json.dumps(data)))
+
+
+class Layers(nn.Module):
+    """Layers of PyTorch's own whose tensors lose channels together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 8)
+        self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+        self.lstm = nn.LSTM(8, 6, 2, bidirectional=True, batch_first=True)
+        self.gru = nn.GRU(12, 5, batch_first=True)
+        self.transposed = nn.ConvTranspose1d(5, 6, 3)
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.linear(x)
+        h = self.gru(self.lstm(self.attention(h, h, h)[0])[0])[0]
+        return self.head(self.norm(self.transposed(h.transpose(1, 2))).mean(2))
+
+
+def test_what_lies_within_a_layer_is_compared_where_a_plan_says_no_more() -> None:
+    model, x = Layers().eval(), torch.randn(2, 5, 3)
+    graph = trace(model, x)
+    cut = [number for number, group in enumerate(graph.groups) if group.name != "head"]
+    masks = {number: np.arange(graph.groups[number].size) % 3 > 0 for number in cut}
+    masks[graph.number("linear")] = np.array([False, True])
+    plan = plan_keeping(graph, masks)
+    old = PruningPlan.from_json(json.dumps(without_slices(plan, *plan.groups)))
+    prune(model, old)
+    # What these read other layers make, which the rows alone cannot know.
+    apart = {"attention.in_proj_weight", "lstm.weight_ih_l0", "lstm.weight_ih_l0_reverse"}
+    apart |= {"gru.weight_ih_l0", "transposed.weight", "head.weight", "attention.out_proj.weight"}
+    for number, cut in enumerate(old.tensors):
+        turned = (np.roll(np.isin(np.arange(cut.size), cut.kept), 1).nonzero()[0]).tolist()
+        rows = [*old.tensors]
+        rows[number] = replace(cut, kept=tuple(turned))
+        reads = cut.tensor in apart and cut.role == "consumer"
+        if reads and (cut.tensor, cut.axis) != ("attention.out_proj.weight", 1):
+            continue
+        with pytest.raises(PlanError, match="its tensors do not lose the same channels"):
+            prune(model, replace(old, tensors=tuple(rows)))
+        if cut.tensor.startswith("norm"):
+            del rows[number]
+            with pytest.raises(PlanError, match="its tensors do not lose the same channels"):
+                prune(model, replace(old, tensors=tuple(rows)))
 
 
 def without_slices(plan: PruningPlan, *names: str) -> dict[str, Any]:

@@ -729,10 +729,18 @@ def test_patches_that_do_not_fit_are_refused_before_anything_changes(message):
 
 
 def cut_axes(model, sizes, rows=()):
-    """The model and its copy, cut to the first entries of the named axes."""
+    """The model and its copy, cut to entries of the named axes that lie as evenly as can be.
+
+    So all gates of a recurrent layer, one after the other on an axis, keep the same.
+    """
     tensors = model.state_dict()
+
+    def kept(whole, size):
+        return tuple(i for i in range(whole) if i * size // whole < (i + 1) * size // whole)
+
+    shapes = {(n, axis): tensors[n].shape[axis] for n, axis in sizes}
     cuts = tuple(
-        TensorCut(n, axis, tensors[n].shape[axis], tuple(range(size)), "producer")
+        TensorCut(n, axis, shapes[n, axis], kept(shapes[n, axis], size), "producer")
         for (n, axis), size in sizes.items()
     )
     plan = PruningPlan(fingerprint(model), {}, cuts, patches(*rows))

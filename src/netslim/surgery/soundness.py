@@ -18,8 +18,9 @@ from torch import nn
 
 from netslim._support import brief
 from netslim.errors import PlanError
-from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.axes import rows_of
+from netslim.surgery.layer_rows import torn_layers
 from netslim.surgery.rows import (
     DROPPED,
     GroupCut,
@@ -32,12 +33,6 @@ from netslim.surgery.rows import (
 
 _AGAIN = "the plan is damaged, or was edited: make it again with netslim.select"
 _ROLES = {"producer", "consumer", "scale", "channel"}
-# Layers whose tensors all have their outputs on axis 0; transposed convolutions aside.
-_BY_OUTPUTS = (
-    *(nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase),
-    *(nn.LayerNorm, nn.GroupNorm),
-)
-_OF_A_LAYER = ("weight", "bias", "running_mean", "running_var")
 
 
 def check_rows(
@@ -103,7 +98,8 @@ def check_fits(
                 f"shape is {shape}; {_AGAIN}"
             )
     if layers:
-        _check_layers(model, rows)
+        for path in torn_layers(model, rows):
+            raise _problem(f"the layer {path!r}", "its tensors do not lose the same channels")
 
 
 def linked(groups: Mapping[str, GroupCut]) -> bool:
@@ -210,19 +206,3 @@ def _check_biases(biases: Iterable[str], rows: Mapping[tuple[str, int], TensorCu
         bias, weight = rows.get((bias_of(path), 0)), rows.get((weight_of(path), 0))
         if (bias and (bias.size, bias.kept)) != (weight and (weight.size, weight.kept)):
             raise _problem(f"the bias of {path!r}", "it is not cut as the outputs of its layer")
-
-
-def _check_layers(model: nn.Module, rows: Mapping[tuple[str, int], TensorCut]) -> None:
-    """The tensors of a layer that have rows lose the same outputs.
-
-    One without a row says nothing: a bias that was fused in after the cut has none, for instance.
-    """
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
-    for module, path in named_modules(model).items():
-        if not isinstance(module, _BY_OUTPUTS) or getattr(module, "transposed", False):
-            continue
-        own = {**module._parameters, **module._buffers}
-        held = [names[id(own[name])] for name in _OF_A_LAYER if own.get(name) is not None]
-        kept = {rows[name, 0].kept for name in held if (name, 0) in rows}
-        if len(kept) > 1:
-            raise _problem(f"the layer {path!r}", "its tensors do not lose the same outputs")
