@@ -28,7 +28,8 @@ from netslim.errors import NetslimError, RecipeError, TrainingError
 from netslim.models import checkpoint
 from netslim.training import processes, run
 from netslim.training.commands import search, sensitivity, step
-from netslim.training.loop.progress import silent
+from netslim.training.loop import sharded
+from netslim.training.loop.progress import StageBar, silent
 from netslim.training.loop.synchronised import OverAllRanks
 from netslim.training.processes import Place
 from netslim.training.recipe.reading import parse_recipe
@@ -99,36 +100,76 @@ def rank_whole(rank: int) -> dict[str, Any]:
     return {"rows": results["rows"], "weights": [weights(f"two/{label}/model") for label in LABELS]}
 
 
+def rank_sharded(rank: int) -> dict[str, Any]:
+    """Begun in parts, stopped behind a cut, and gone on with by DDP."""
+
+    def stop(bar: StageBar, row: dict[str, Any]) -> None:
+        if (bar.label, row["epoch"]) == ("02-train", 2):
+            raise TrainingError("stopped")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageBar, "epoch", stop)
+        numbers = small_blocks(patch)
+        with pytest.raises(TrainingError, match="stopped"):
+            run_undrawn(whole(strategy="fsdp"), "sharded")
+    run_undrawn(whole(), "sharded")
+    return {"blocks": numbers, "weights": [weights(f"sharded/{label}/model") for label in LABELS]}
+
+
+def small_blocks(patch: pytest.MonkeyPatch) -> list[int]:
+    """Have small networks shared out by their blocks, too; the number of these, of each stage."""
+    numbers, chosen = [], sharded.blocks
+
+    def counted(network: nn.Module, least: int) -> list[nn.Module]:
+        found = list(chosen(network, 80))
+        numbers.append(len(found))
+        return found
+
+    patch.setattr(sharded, "blocks", counted)
+    return numbers
+
+
 def weights(name: str) -> str:
     return ranks.digest(dict(sorted(checkpoint.read(f"{name}.safetensors")[1].items())))
 
 
 def rank_goes_on(rank: int) -> list[str]:
     """What was begun by two, of which one was killed, and went on by one."""
-    return [row["key"] for row in run_undrawn(whole(), "killed")["rows"]]
+    return [row["key"] for row in run_undrawn(whole(strategy="fsdp"), "killed")["rows"]]
 
 
 def rank_methods(rank: int) -> dict[str, Any]:
     """Each rank has statistics of its own; they must come out alike all the same."""
     options: dict[str, dict[str, Any]] = {
-        "soft": {"sparsity": {"method": "soft_filter", "rate": 0.3}},
+        "soft": {"sparsity": {"method": "soft_filter", "rate": 0.3}, "clip": 0.1},
         "drawn": {"sparsity": {"method": "centripetal", "target": 0.5}},
         "auto": {"sparsity": {"strength": "auto", "target": 0.3}, "epochs": 2},
     }
-    found = {}
-    for name, stage in options.items():
-        recipe = step.step(
-            "train",
-            "zoo:vgg",
-            "digits",
-            {"epochs": 1, **stage},
-            {"model.layers": "[8, M]", "model.in_channels": "1", "data.subset": "131"},
-            settings={"trainer": {"tensorboard": False, "limit_batches": 2}},
-        )
-        out = Path(f"{name}.safetensors")
-        step.carry_out(recipe, out, display=silent())
-        found[name] = weights(name)
-    return found
+    found = {name: weights(_trained(name, stage)) for name, stage in options.items()}
+    parts: dict[str, dict[str, Any]] = {"soft": {}, "drawn": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        numbers = small_blocks(patch)
+        for name in parts:
+            one, two = (
+                checkpoint.read(f"{file}.safetensors")[1]
+                for file in (name, _trained(name, options[name], strategy="fsdp"))
+            )
+            parts[name] = {key: float((one[key] - two[key]).abs().max()) for key in one}
+    return {**found, "parts": parts, "blocks": numbers}
+
+
+def _trained(name: str, stage: dict[str, Any], **trainer: Any) -> str:
+    recipe = step.step(
+        "train",
+        "zoo:vgg",
+        "digits",
+        {"epochs": 1, **stage},
+        {"model.layers": "[8, M]", "model.in_channels": "1", "data.subset": "131"},
+        settings={"trainer": {"tensorboard": False, "limit_batches": 2, **trainer}},
+    )
+    name += "".join(trainer.values())
+    step.carry_out(recipe, Path(f"{name}.safetensors"), display=silent())
+    return name
 
 
 def rank_batch_norm(rank: int) -> list[float]:
@@ -265,6 +306,23 @@ def test_two_processes_do_what_one_does(found: Found, alone: Path, folder: Path)
     assert one.pop("kept") == two.pop("kept")
     assert one.pop("sizes") == two.pop("sizes")
     assert flat(two) == pytest.approx(flat(one), rel=1e-4, abs=1e-6)
+
+
+def test_a_network_in_parts_is_trained_as_a_whole_one(found: Found, alone: Path, folder: Path):
+    one, two = figures(alone), figures(folder / "sharded")
+    assert one.pop("kept") == two.pop("kept")
+    assert one.pop("sizes") == two.pop("sizes")
+    assert flat(two) == pytest.approx(flat(one), rel=1e-4, abs=1e-6)
+    one, other = found["sharded"]
+    assert one == other
+    assert one["blocks"] == [2, 2]
+
+
+def test_methods_act_on_parts_as_on_the_whole(found: Found):
+    for rank in found["methods"]:
+        assert rank["blocks"] == [1, 1]
+        for name, differences in rank["parts"].items():
+            assert max(differences.values()) < 1e-5, name
 
 
 def flat(value: Any, where: str = "") -> dict[str, float]:

@@ -87,6 +87,14 @@ def in_one_piece(model: Any, optimizer: Any = ()) -> Iterator[None]:
         _hand_over(stepping, {whole: part for part, whole in layout.wholes.items()}, part_like)
 
 
+def unshard(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Take FSDP2 off for good: model and optimizers' states are whole and plain on every rank."""
+    layout = _Layout.of(model)
+    if layout is not None:
+        layout.gather()
+        _hand_over(optimizers, layout.wholes, lambda value, _: gathered(value))
+
+
 def is_sharded(model: object) -> bool:
     """Whether this is a model that FSDP2 has sharded, or a part of it."""
     if not isinstance(model, nn.Module):
@@ -281,4 +289,4 @@ def _take_off(call: _Call) -> None:
         module.__class__ = type(module).__mro__[2]  # FSDPNAME, FSDPModule, NAME
 
 
-__all__ = ["in_one_piece", "is_sharded", "part_like", "unsharded"]
+__all__ = ["in_one_piece", "is_sharded", "part_like", "unshard", "unsharded"]

@@ -26,6 +26,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import netslim.ranks as ranks
 from netslim.errors import NetslimError, RecipeError, TrainingError
+from netslim.training.loop.sharded import Sharded
 from netslim.training.recipe.schema import TrainerOptions
 
 # For what one rank does while the others wait: a cut, a latency table, a look at many images.
@@ -411,6 +412,8 @@ def trainer_arguments(options: TrainerOptions, device: torch.device) -> dict[str
     # Statistics of batch norm are those of each rank's own images until the epoch ends, and are
     # averaged then: those of rank 0 alone would be of fewer.
     strategy = DDPStrategy(broadcast_buffers=False)
+    if options.strategy == "fsdp":
+        strategy = Sharded()
     return known | {
         "devices": here.local_world,
         "num_nodes": here.nodes,

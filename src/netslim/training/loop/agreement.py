@@ -20,13 +20,16 @@ _APART = (
 
 
 def same_weights(what: str, network: nn.Module) -> None:
-    """See to it that every rank has the same network, bit for bit.
+    """See to it that every rank has the same network, bit for bit; of one that is shared out, what
+    each of them has.
 
     Raises:
         DisagreementError: on every rank: names the digests.
     """
     if ranks.count() > 1:
-        ranks.agree(what, ranks.digest(network.state_dict()), _APART)
+        state = network.state_dict()
+        alike = {key: value for key, value in state.items() if not hasattr(value, "placements")}
+        ranks.agree(what, ranks.digest(alike), _APART)
 
 
 def average_statistics(network: nn.Module) -> None:

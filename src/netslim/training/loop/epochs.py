@@ -38,6 +38,7 @@ from netslim.training.loop.classifier import Classifier
 from netslim.training.loop.divergence import FAR
 from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
 from netslim.training.loop.logbook import Logbook
+from netslim.training.loop.sharded import whole
 from netslim.training.stages.folder import StageFolder
 
 COLUMNS = (
@@ -280,7 +281,9 @@ class EpochRecord(pl.Callback):
     def _refuse_non_finite_weights(self, trainer: pl.Trainer, module: Classifier) -> None:
         """A checkpoint is good to go on from: the last step of an epoch shows in no loss of it."""
         state = {
-            key: value for key, value in module.network.state_dict().items() if _learnt(key, value)
+            key: value
+            for key, value in whole(module.network.state_dict()).items()
+            if _learnt(key, value)
         }
         if not state:
             return
@@ -337,7 +340,7 @@ def weights_in_bytes(module: Classifier) -> bytes:
     """The network's weights as a safetensors file."""
     from safetensors.torch import save
 
-    state = module.network.state_dict()
+    state = whole(module.network.state_dict())
     return save({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
 
 

@@ -127,6 +127,11 @@ class Bench:
         return islice(iter(loader), count)
 
     @property
+    def sharded(self) -> bool:
+        """Whether networks are shared out over the processes while they train."""
+        return self.recipe.trainer.strategy == "fsdp" and ranks.count() > 1
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """The layout of images and weights."""
         return torch.channels_last if self.recipe.trainer.channels_last else torch.contiguous_format
@@ -161,7 +166,9 @@ def fit(
     ranks.shared("the room on the disk", lambda: check_room(network, stage, folder))
     same_weights(f"the weights that {folder.label} starts from", network)
     method, pruning = _acting(bench, network, stage, seed, mask)
-    network.train().to(memory_format=bench.memory_format)  # Lightning leaves the mode as it is
+    network.train()  # Lightning leaves the mode as it is
+    if not bench.sharded:  # FSDP2 takes no weights but those in their usual layout
+        network.to(memory_format=bench.memory_format)  # type: ignore[call-overload]
     loader, checking = bench.loader("train", seed), bench.loader("validation")
     limit = bench.recipe.trainer.limit_batches
     steps = min(len(loader), limit or len(loader))

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netslim.graph.modules.unwrapping import gathered
 from netslim.methods.threshold import NEAR_ZERO
 
 EDGES = (0.0, *(round(10 ** (n / 8), 8) for n in range(-40, 9)))  # to 10; 0.01 is one of them
 
 
 def scales_of(network: nn.Module) -> Tensor:
-    """|gamma| of every batch norm, one vector (float32, on the CPU)."""
+    """|gamma| of every batch norm, one vector (float32, on the CPU); a collective call where they
+    are shared out.
+    """
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.affine]
-    found = [layer.weight.detach().abs().float().cpu() for layer in layers]
+    found = [gathered(layer.weight.detach()).abs().float().cpu() for layer in layers]
     return torch.cat([torch.empty(0), *found])
 
 

@@ -30,6 +30,7 @@ from netslim.training.recipe.schema import (
     SlimmingOptions,
     Stage,
     Train,
+    TrainerOptions,
 )
 
 Result = TypeVar("Result")
@@ -84,6 +85,7 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
         True,
         "false with sync_batchnorm, which looks into every call of batch norm",
     )
+    _check_sharded(recipe.trainer)
     most, patience = 1e6, recipe.trainer.timeout
     _need(0 < patience <= most, "trainer.timeout", patience, f"minutes, above 0, to {most:,.0f}")
     _check_names(recipe)
@@ -99,6 +101,23 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
             _check_prepared(stage, where, recipe)
         elif isinstance(stage, Baseline | Scratch):
             imitated(recipe, stage)
+
+
+def _check_sharded(trainer: TrainerOptions) -> None:
+    """What does not go with a network that is shared out."""
+    sharded = trainer.strategy == "fsdp"
+    _need(
+        not (sharded and trainer.compile),
+        "trainer.compile",
+        True,
+        "false with strategy fsdp: what gathers the parts is not compiled; take one of them",
+    )
+    _need(
+        not (sharded and trainer.precision == "fp16"),
+        "trainer.precision",
+        "fp16",
+        "bf16, float32 or auto with strategy fsdp: a loss scale must see whole gradients",
+    )
 
 
 def imitated(recipe: Recipe, stage: Baseline | Scratch) -> tuple[int, Train]:

@@ -206,7 +206,8 @@ class TrainerOptions:
         None  # processes on each machine, one a GPU; null: one, or as many as a launcher started
     )
     num_nodes: int | None = None  # machines; null: one, or as many as a launcher started on
-    strategy: Literal["ddp"] = "ddp"  # each process holds the whole network
+    # ddp: each process holds the whole network; fsdp: a part of it, of gradients and of states
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     sync_batchnorm: bool = False  # batch norm over the images of all processes
     timeout: float = 30.0  # minutes that a process waits for another in training; then it hangs
 
