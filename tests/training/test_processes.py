@@ -52,7 +52,13 @@ STAGES: list[dict[str, Any]] = [
         "gradual": {"budget": {"cut_channels": 0.25}, "steps": 1, "end": 0.7, "batches": 2},
     },
     {"kind": "prune", "budget": {"cut_macs": 0.3}, "batches": 2},
-    {"kind": "finetune", "epochs": 1, "optimizer": SLOW, "distill": {"teacher": "plain"}},
+    {
+        "kind": "finetune",
+        "epochs": 1,
+        "optimizer": SLOW,
+        "distill": {"teacher": "plain"},
+        "keep": "best",
+    },
     {"kind": "baseline", "name": "base"},
     {"kind": "measure", "latency": False},
 ]

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from netslim.errors import TrainingError
+from netslim.errors import RecipeError, TrainingError
 from netslim.training import run
 from netslim.training.loop.checkpoints import SealedCheckpoints
 from netslim.training.loop.progress import silent
+from netslim.training.loop.sharded import blocks
 from netslim.training.recipe.reading import parse_recipe
 
 METHODS = {
@@ -157,6 +158,32 @@ def test_gradients_that_always_overflow_are_told(tmp_path):
         r"is 6\.1\d*e-05\), in numbers that end at 65504: try --trainer\.precision bf16 or float32",
     ):
         run(parse_recipe(tree), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "told"),
+    [
+        ({"strategy": "fsdp", "compile": True}, r"trainer\.compile: .* false with strategy fsdp"),
+        ({"strategy": "fsdp", "precision": "fp16"}, r"trainer\.precision: .* with strategy fsdp"),
+        ({"sync_batchnorm": True, "compile": True}, r"trainer\.compile: .* with sync_batchnorm"),
+        ({"timeout": 0}, r"trainer\.timeout: is 0.* must be minutes, above 0, to 1,000,000"),
+    ],
+)
+def test_switches_that_exclude_each_other_are_refused(trainer, told):
+    with pytest.raises(RecipeError, match=told):
+        recipe(**trainer)
+
+
+def test_blocks_are_the_innermost_that_are_large_enough():
+    first, second, tied = (nn.Linear(8, 8, bias=False) for _ in range(3))
+    pair = nn.Sequential(second, nn.Linear(2, 2))
+    listed = nn.ModuleList([nn.ModuleList([pair]), tied])
+    network = nn.ModuleDict({"a": nn.Sequential(first, nn.ReLU()), "b": listed, "c": tied})
+    twin = nn.Linear(8, 8, bias=False)
+    twin.weight = tied.weight
+    network["twin"] = twin
+    assert list(blocks(network, 64)) == [second, first]
+    assert list(blocks(network, 65)) == [pair]
 
 
 def test_workers_change_no_bit(plain, tmp_path):

@@ -168,7 +168,7 @@ def fit(
     method, pruning = _acting(bench, network, stage, seed, mask)
     network.train()  # Lightning leaves the mode as it is
     if not bench.sharded:  # FSDP2 takes no weights but those in their usual layout
-        network.to(memory_format=bench.memory_format)  # type: ignore[call-overload]
+        network.to(memory_format=bench.memory_format)
     loader, checking = bench.loader("train", seed), bench.loader("validation")
     limit = bench.recipe.trainer.limit_batches
     steps = min(len(loader), limit or len(loader))
