@@ -232,6 +232,7 @@ def rank_settings(rank: int) -> list[Any]:
     with unsharded(model):
         kinds = {type(parameter).__name__ for parameter in model.parameters()}
         digest = ranks.digest(dict(model.named_parameters()))
+        model.load_state_dict(net().state_dict())
     same = torch.equal(before, model(X)) and before.dtype is torch.float64
     plain = hasattr(model[4].weight, "placements")
     return [sorted(kinds), digest == ranks.digest(dict(net().named_parameters())), same, plain]

@@ -282,6 +282,8 @@ def _take_off(call: _Call) -> None:
         ):
             for handle in handles.values():
                 handle.remove()
+        for held in group.fsdp_params:  # or whole weights that are loaded would be taken for parts
+            held._post_load_hook_handle.remove()
     from torch.distributed import _composable_state as composable
 
     for module in call.modules:
