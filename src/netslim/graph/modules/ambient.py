@@ -212,7 +212,9 @@ def _called_by_compiled_code() -> bool:
 
 def _transforms_off() -> contextlib.AbstractContextManager[Any]:
     """No `torch.vmap` or `torch.func.grad` around: they see operators before anyone else."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    # PyTorch 2.6 warns of this call where it compiles; that is refused soon (see `eagerly`).
+    compiling = torch.compiler.is_dynamo_compiling()
+    if compiling or torch._C._functorch.peek_interpreter_stack() is None:
         return contextlib.nullcontext()
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
