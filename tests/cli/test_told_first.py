@@ -16,7 +16,7 @@ DATA = ["--data", "digits"]
 def here(tmp_path, monkeypatch):
     """A folder with files that are no networks, and the folder of a run."""
     monkeypatch.chdir(tmp_path)
-    for name in ("net.onnx", "net.pt2", "mine.pth", "named.safetensors", "notes.txt"):
+    for name in ("net.onnx", "net.pt2", "mine.pth", "named.safetensors", "notes.txt", "nets.py"):
         Path(name).write_bytes(b"")
     Path("run/01-train").mkdir(parents=True)
     Path("run/01-train/model.safetensors").write_bytes(b"")
@@ -51,6 +51,12 @@ FIRST = [
     (["inspect", "run"], "name one in it, such as run/01-train/model.safetensors"),
     (["inspect", "run/01-train"], "name one in it, such as run/01-train/model.safetensors"),
     (["inspect", "named"], "did you mean 'named.safetensors'?"),
+    (["inspect", "nets.small"], "did you mean 'nets:small'?"),
+    (["inspect", "nets.py"], "did you mean 'nets:FACTORY'?"),
+    (["prune", "zoo:vgg11", "--input", "3", "32", "32", "--cut-macs", "0.5", "--out", "notes.txt/x.safetensors"],
+     "notes.txt is a file, and no folder can be made in it"),
+    (["train", "zoo:vgg11", *DATA, *OUT, "--augment", "-3"], "--augment: augmentation: pad is -3"),
+    (["evaluate", "zoo:vgg11", "--data", "run"], "did you mean 'folder:run'"),
     (["inspect", "notes.txt"], "and is no .safetensors file"),
 ]  # fmt: skip
 

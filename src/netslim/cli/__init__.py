@@ -78,6 +78,8 @@ def _told(error: BaseException) -> tuple[str, int]:
             f"the disk is full: {error.filename or 'a file'} cannot be written; make room and "
             "repeat the command: what is finished is kept"
         ), 1
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}", 1
     if isinstance(error, UsageError):
         return line, 2
     return line, 1

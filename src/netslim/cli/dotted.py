@@ -21,16 +21,19 @@ def dotted(name: str, model: str | None, whole: bool) -> str:
         whole: whether the command takes options of data and training, too.
     """
     found = []
-    if whole:
-        found += [f"--{section}.{name}" for section in _sections(name)]
     if model is not None and name in _of_model(model):
-        found.insert(0, f"--model.{name}")
-    return " or ".join(map(repr, found))
+        found.append(f"model.{name}")
+    if whole:
+        found += _sections(name)
+    return " or ".join(f"'--{key}'" for key in found)
 
 
 def _sections(name: str) -> Iterator[str]:
+    """Dotted keys of a recipe that end on this name, or are the name of a section's own choice."""
     from netslim.training.recipe import schema
 
+    if name == "model":
+        yield "model.name"
     kinds = {
         "data": schema.DataOptions,
         "trainer": schema.TrainerOptions,
@@ -39,8 +42,10 @@ def _sections(name: str) -> Iterator[str]:
         "distill": schema.DistillOptions,
     }
     for section, kind in kinds.items():
+        if section == name:
+            yield f"{section}.name"
         if any(item.name == name for item in fields(kind)):
-            yield section
+            yield f"{section}.{name}"
 
 
 def _of_model(model: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ from netslim._support import nearest
 from netslim.cli.dotted import dotted
 from netslim.errors import NetslimError
 
+_NO_NUMBER = re.compile("invalid (int|float) value: (.*)")
 Command = Callable[[argparse.Namespace, dict[str, str]], int]
 
 
@@ -80,6 +82,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """What argparse finds, as one line."""
+        message = _NO_NUMBER.sub(_number, message)
         raise self.wrong(message.removeprefix("argument "))
 
     def _check_choices(self, flag: str, action: argparse.Action, values: Sequence[str]) -> None:
@@ -103,7 +106,9 @@ class Parser(argparse.ArgumentParser):
         if self.dotted:
             if exact := self._by_dots(flag, tokens):
                 return f"; did you mean {exact}?"
-            hint = "; options of a recipe go by their dotted names"
+            hint = "; options of the model go by --model.OPTION"
+            if self._is_of_recipes():
+                hint = "; options of a recipe go by their dotted names"
         long = [name for name in self.flags() if name.startswith("--")]
         return nearest(flag, long, otherwise=hint)
 
@@ -112,12 +117,21 @@ class Parser(argparse.ArgumentParser):
         takes, model = {action.dest for action in self._actions}, None
         if takes & {"model", "models"} and not _is_flag(tokens[0]):
             model = tokens[0]
-        whole = bool(takes & {"recipe", "data"})
-        return dotted(flag.removeprefix("--").replace("-", "_"), model, whole)
+        name = flag.removeprefix("--").replace("-", "_")
+        return dotted(name, model, self._is_of_recipes())
+
+    def _is_of_recipes(self) -> bool:
+        """Whether all of a recipe goes by dotted names, and not the model's options alone."""
+        return any(action.dest in ("recipe", "data") for action in self._actions)
 
     def _takers(self, value: str) -> Iterator[str]:
         """Flags that have this value as a choice."""
         return (name for name, action in self.flags().items() if value in (action.choices or ()))
+
+
+def _number(found: re.Match[str]) -> str:
+    kind = {"int": "a whole number", "float": "a number"}[found[1]]
+    return f"give {kind}, not {found[2]}"
 
 
 def typed(tokens: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

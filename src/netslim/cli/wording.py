@@ -34,8 +34,10 @@ _KEYS = {
     "teacher_weights": "distill.teacher_weights",
     "latency_table": "latency.table",
     "backend": "latency.backend",
+    "seconds": "budget_seconds",
     "layers": "per_group",
 }
+_OTHERWISE = {"groups": "per_group"}  # what `netslim.sensitivity` calls them, too
 _COMMON = ("name", "table", "out", "input", "debug", "help")  # too common to be replaced in a text
 _STAGE = re.compile(r"^stages\.[^.]+\.")
 _FIRST = re.compile(r"([a-z_]+(?:\.[\w*-]+)*)(?=:| must | of '| takes | names )")
@@ -54,8 +56,6 @@ def keys(parser: Parser) -> dict[str, str]:
     for flag, action in parser.flags().items():
         if flag.startswith("--"):
             found[action.dest] = found[_KEYS.get(action.dest, action.dest)] = flag
-            if action.dest == "layers":  # as `netslim.sensitivity` has it
-                found["groups"] = flag
             if action.dest in of_budget:
                 found[f"budget.{action.dest}"] = flag
     return found
@@ -120,6 +120,7 @@ def _beginning(text: str, flags: Mapping[str, str], overrides: Collection[str]) 
     if found is None:
         return text
     key, rest = _own(found[1]), text[found.end(1) :]
+    key = _OTHERWISE.get(key, key)
     typed_so = next((name for name in overrides if key in (_own(name), name)), None)
     if typed_so is not None:
         return f"--{typed_so}{rest}"
@@ -142,7 +143,7 @@ def _within(text: str, key: str, flag: str, choices: Iterable[str]) -> str:
     for choice in choices:
         text = re.sub(rf"{_ALONE}('?){name}: {choice}\1(?!\w)", f"{flag} {choice}", text)
     if "." in key:
-        text = re.sub(rf"{_ALONE}{re.escape(key)}\b", flag, text)
+        text = re.sub(rf"{_ALONE}(--)?{re.escape(key)}\b", flag, text)
     if "_" in name:  # a word that is no English one
         text = re.sub(rf"{_ALONE}{name}\b", flag, text)
     return text

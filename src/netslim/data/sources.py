@@ -146,6 +146,12 @@ def _read(name: str, root: Path, wanted: Wanted, download: bool) -> Raw:
         if local is None:
             return hub.read_hub(rest, wanted)
         return parquet.read_folder(local, name, wanted)
+    if ":" not in name and _find(name, root) is not None:
+        raise DataError(
+            f"unknown data set '{name}'; there is a folder of this name: did you mean "
+            f"'folder:{name}' (pictures in a sub-folder for each class), 'hf:{name}' or "
+            f"'wds:{name}'?"
+        )
     raise DataError(
         f"unknown data set '{name}'{nearest(name, _FORMS, otherwise='.')} Data sets are named "
         f"{', '.join(_FORMS)}."

@@ -11,7 +11,6 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -389,9 +388,14 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
 
 def _meant(name: str) -> str:
     """The same for a name without a source, which may be that of a file."""
-    if name and Path(f"{name}.safetensors").exists():
+    if os.path.isfile(f"{name}.safetensors"):
         return f"; did you mean '{name}.safetensors'?"
-    if os.sep in name or Path(name).is_file():
+    module, _, function = name.removesuffix(".py").rpartition(".")
+    if name.endswith(".py"):
+        module, function = function, "FACTORY"
+    if os.path.isfile(f"{module.replace('.', os.sep)}.py"):
+        return f"; did you mean '{module}:{function}'?"
+    if os.sep in name or os.path.isfile(name):
         return ", and is no .safetensors file."
     return _nearest(name)
 

@@ -5,6 +5,7 @@ Whoever meets one says what it is and which way leads on; that it cannot be read
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ def no_checkpoint(path: str) -> str | None:
             "changed: name the .safetensors file that it was made of (netslim predict alone takes "
             "an .onnx file, too)"
         )
-    if path and Path(path).is_dir():
+    if os.path.isdir(path):
         return f"{path} is a folder, and a network is one file{_inside(Path(path))}"
     return None
 

@@ -186,6 +186,9 @@ def _refuse(out: Path) -> None:
         raise RecipeError(
             f"--out {out}: a network is written to a .safetensors file, for instance {name}"
         )
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise RecipeError(f"--out {out}: {above} is a file, and no folder can be made in it")
     if out.exists():
         raise RecipeError(
             f"{out} exists already, and finished work is not overwritten; choose another --out"

@@ -21,6 +21,7 @@ from netslim.training.recipe.schema import (
     METHODS,
     Baseline,
     Convert,
+    DataOptions,
     DistillOptions,
     GradualOptions,
     OptimizerOptions,
@@ -48,6 +49,7 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
     _need(_NAME.fullmatch(recipe.name), "name", recipe.name, "letters, digits, '.', '_' and '-'")
     data = recipe.data
     _need(data.batch_size >= 1, "data.batch_size", data.batch_size, "1 or more")
+    _check_augmentation(data)
     _need(
         data.validation >= 0,
         "data.validation",
@@ -339,6 +341,14 @@ def _check_distill(stage: Train, where: str, recipe: Recipe) -> None:
             "such as zoo:vgg16"
         )
     teacher(recipe, stage)
+
+
+def _check_augmentation(data: DataOptions) -> None:
+    try:
+        if data.augment is not None:
+            data.augment.built()
+    except DataError as error:
+        raise RecipeError(f"data.augment: {error}") from None
 
 
 def _check_teacher_images(options: DistillOptions, where: str) -> None:

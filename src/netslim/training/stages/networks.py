@@ -176,10 +176,15 @@ class Networks:
             found = type(logits).__name__
             if isinstance(logits, Tensor):
                 found = str(tuple(logits.shape))
+            way = "set the option of the model that holds the number of classes"
+            if name.endswith(".safetensors"):
+                way = (
+                    "a checkpoint keeps its classes: name the images that it was trained on, or "
+                    f"start a network by name from it, with weights_file={name!r}"
+                )
             raise RecipeError(
                 f"model: {name} gives {found} for 2 images, but {data} has {classes} classes "
-                f"and needs (2, {classes}); set the option of the model that holds the number of "
-                "classes"
+                f"and needs (2, {classes}); {way}"
             )
         network.train()
 
