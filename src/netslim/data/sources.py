@@ -146,21 +146,22 @@ def _read(name: str, root: Path, wanted: Wanted, download: bool) -> Raw:
         if local is None:
             return hub.read_hub(rest, wanted)
         return parquet.read_folder(local, name, wanted)
-    if ":" not in name and _find(name, root) is not None:
-        raise DataError(
-            f"unknown data set '{name}'; there is a folder of this name: did you mean "
-            f"'folder:{name}' (pictures in a sub-folder for each class), 'hf:{name}' or "
-            f"'wds:{name}'?"
-        )
     raise DataError(
-        f"unknown data set '{name}'{nearest(name, _FORMS, otherwise='.')} Data sets are named "
-        f"{', '.join(_FORMS)}."
+        f"unknown data set '{name}'{nearest(name, _FORMS, otherwise=_or_folder(name))} "
+        f"Data sets are named {', '.join(_FORMS)}."
     )
 
 
 def _streamed(name: str, root: Path, wanted: Wanted) -> Raw:
     identifier = name.partition(":")[2]
     return streams.read_streaming(identifier, _find(identifier, root), wanted)
+
+
+def _or_folder(name: str) -> str:
+    """How a message on an unknown name goes on where it is that of a folder."""
+    if name and ":" not in name and os.path.isdir(name):
+        return f"; did you mean 'folder:{name}' (pictures in a sub-folder for each class)?"
+    return "."
 
 
 def _find(path: str, root: Path) -> Path | None:
