@@ -188,9 +188,9 @@ def typed(annotation: Any, value: Any) -> Any:
     """Plain data of a file as what an annotation names.
 
     Args:
-        annotation: a dataclass, which is made of a mapping of its fields; `tuple` and `list` of
-            some, `Mapping` from `str`, `Literal`, unions, or a plain type. A whole number will do
-            for a float.
+        annotation: a dataclass, which is made of a mapping of its fields, and of others where it
+            has an attribute ``and_more``; `tuple` and `list` of some, a `Mapping`, `Literal`,
+            unions, or a plain type. A whole number will do for a float.
         value: of `parse_json`.
 
     Raises:
@@ -215,7 +215,7 @@ def _maker(annotation: Any) -> _Maker:
     if origin in (tuple, list, Sequence):
         return partial(_several, inner, list if origin is list else tuple)
     if origin in (dict, Mapping):
-        return partial(_by_name, inner[1])
+        return partial(_by_name, *inner)
     return _plain(annotation)
 
 
@@ -272,13 +272,13 @@ def _several(kinds: Sequence[Any], made: type, values: Any) -> Any:
     return made(found)
 
 
-def _by_name(kind: Any, values: Any) -> dict[str, Any]:
+def _by_name(names: Any, kind: Any, values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise _other("a mapping", values)
     found = {}
     for name, value in values.items():
         try:
-            found[name] = _maker(kind)(value)
+            found[_maker(names)(name)] = _maker(kind)(value)
         except MisfitError as error:
             raise error.within(name) from None
     return found
@@ -297,15 +297,15 @@ def _instance(kind: Any, values: Any) -> Any:
         raise _other("a mapping", values)
     hints, needed = _fields(kind)
     for name in values:
-        if name not in hints:
+        if name not in hints and not hasattr(kind, "and_more"):
             raise MisfitError(f"nothing is called {brief(name)}{nearest(name, hints)}")
     missing = [name for name in needed if name not in values]
     if missing:
         raise MisfitError(f"{' and '.join(missing)} is missing")
     found = {}
-    for name, value in values.items():
+    for name in hints.keys() & values.keys():
         try:
-            found[name] = _maker(hints[name])(value)
+            found[name] = _maker(hints[name])(values[name])
         except MisfitError as error:
             raise error.within(name) from None
     return kind(**found)

@@ -14,12 +14,12 @@ from netslim._support import (
     read_bytes,
     read_text,
     reason,
+    typed,
 )
 from netslim.errors import RecipeError
-from netslim.report.rows import METRICS, median
+from netslim.report.records import Results
 
 FORMAT = 1
-ROW: dict[str, Any] = {"key": str, "label": str, **dict.fromkeys(METRICS, (int, float))}
 
 
 def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -62,25 +62,10 @@ def check(results: Any, path: str | os.PathLike[str] = "results") -> None:
             f"{path}: format {found!r} is not known to this netslim (it reads {FORMAT}); use a "
             "newer one"
         )
-    rows = results.get("rows")
-    if not isinstance(rows, list) or not rows:
-        raise damaged(path, "'rows' is missing or empty")
-    for index, row in enumerate(rows):
-        for key, kind in ROW.items():
-            value = _entry(row, key)
-            if not isinstance(value, kind):
-                raise damaged(
-                    path, f"rows.{index}.{key} is missing or of the wrong type ({value!r})"
-                )
-
-
-def _entry(row: Any, key: str) -> Any:
-    """What is checked of a row: of a latency its median."""
-    if not isinstance(row, dict):
-        return None
-    if key == "latency_ms":
-        return median(row)
-    return row.get(key)
+    try:
+        typed(Results, results)
+    except ValueError as problem:
+        raise damaged(path, reason(problem)) from None
 
 
 def damaged(path: str | os.PathLike[str], what: str) -> RecipeError:

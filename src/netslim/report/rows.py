@@ -61,7 +61,7 @@ def part_left(row: Row, beside: Row, key: str) -> float | None:
     """A figure over the same one of another row; None where that says nothing."""
     if key in _SHARES:
         return None
-    ours, theirs = row[key], beside[key]
+    ours, theirs = row.get(key), beside.get(key)
     if key == "latency_ms":
         ours, theirs = median(row), median(beside)
     if not theirs or not math.isfinite(ours / theirs):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from netslim._support import write_atomic
 from netslim.report import figures
 from netslim.report.numbers import MISSING, count, duration, flat, gone, percent, signed
-from netslim.report.results_file import damaged, read, text_of
+from netslim.report.results_file import read, text_of
 from netslim.report.rows import METRICS, ON_PAGE, Row, part_left, ratio, reference, spread, value
 from netslim.report.template import (
     document,
@@ -52,11 +52,7 @@ def write(run_dir: str | os.PathLike[str]) -> Path:
     """
     folder = Path(run_dir)
     results = read(folder)
-    try:
-        html = page(results, text_of(folder / "config.yaml"))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
-        what = f"an entry is missing or has the wrong form ({type(problem).__name__}: {problem})"
-        raise damaged(folder / "results.json", what) from problem
+    html = page(results, text_of(folder / "config.yaml"))
     target = folder / "report.html"
     write_atomic(target, html)
     return target

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from netslim._support import is_whole
 from netslim.report import figures
 from netslim.report.chance import noise
 from netslim.report.numbers import flat, gone, percent
@@ -27,7 +28,10 @@ def page(data: Mapping[str, Any]) -> str:
     Args:
         data: of `netslim.methods.Sensitivity.to_dict`.
     """
-    title = f"Sensitivity of {(data['settings'].get('model') or {}).get('name', 'a network')}"
+    model, name = data["settings"].get("model"), "a network"
+    if isinstance(model, Mapping):
+        name = model.get("name", name)
+    title = f"Sensitivity of {name}"
     groups = {row["group"] for row in data["rows"]}
     lead = (
         f"{len(groups)} groups of channels, each cut alone and nothing trained after it. The whole "
@@ -48,10 +52,10 @@ def page(data: Mapping[str, Any]) -> str:
 
 def noise_of(data: Mapping[str, Any], max_drop: float | None = None) -> list[str]:
     """What the number of pictures leaves open, where it is known; `max_drop` in points."""
-    images = data["settings"].get("images")
-    if images is None:
+    images, split = (data["settings"].get(key) for key in ("images", "split"))
+    if not is_whole(images) or images < 1 or data["unit"] != "share":
         return []
-    return [noise(data["baseline"], images, data["settings"]["split"], max_drop)]
+    return [noise(data["baseline"], images, str(split), max_drop)]
 
 
 def _table(data: Mapping[str, Any]) -> str:

@@ -37,6 +37,8 @@ import netslim.training.processes as processes
 from netslim._support import nearest, read_bytes, read_text, using_threads, write_atomic
 from netslim.errors import PlanError, RecipeError
 from netslim.methods.search import SearchResult
+from netslim.report import records
+from netslim.report.records import Candidate
 from netslim.report.search_page import notes, page, points, verdict
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import teacher
@@ -164,7 +166,7 @@ def _finished(folder: RunFolder) -> Results | None:
     path = folder.path / "search.json"
     if not path.exists():
         return None
-    return read_json(path, "move it away to have it written again")
+    return read_json(path, "move it away to have it written again", records.Search)
 
 
 def _claim(folder: RunFolder, ours: Results) -> None:
@@ -325,7 +327,9 @@ class _Search:
         return notes(original, trained, labels, self.options.max_drop, from_given)
 
     def _row(self, share: float) -> Results:
-        return read_json(self.folder.path / "candidates" / f"{share:.4f}" / "candidate.json", "")
+        return read_json(
+            self.folder.path / "candidates" / f"{share:.4f}" / "candidate.json", "", Candidate
+        )
 
     def show(self, found: Results) -> None:
         """Draw what is not drawn yet."""
@@ -346,7 +350,7 @@ class _Search:
         """The given network on the validation split."""
         path = self.folder.path / "original.json"
         if path.exists():
-            return read_json(path, "move it away to have it measured again")
+            return read_json(path, "move it away to have it measured again", Candidate)
         found = {"format": FORMAT, **self.look(self.runner.construct())}
         write_json(path, found)
         self.display.say(f"given network: validation accuracy {found['accuracy']:.2%}")
@@ -387,7 +391,7 @@ class _Search:
         folder = RunFolder(self.folder.path / "candidates" / f"{share:.4f}")
         path = folder.path / "candidate.json"
         if path.exists():
-            return read_json(path, f"move {folder.path} away to have it made again")
+            return read_json(path, f"move {folder.path} away to have it made again", Candidate)
         folder.path.mkdir(parents=True, exist_ok=True)
         if not folder.config.exists():
             folder.claim(recipe)

@@ -20,9 +20,10 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -77,6 +78,18 @@ class EpochLoader:
         self.loader.set_epoch(self.epoch())
         for _, batch in zip(range(len(self)), self.loader, strict=False):
             yield batch
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What an `EpochRecord` has left in a checkpoint."""
+
+    and_more: ClassVar[bool] = True
+    rows: list[Mapping[str, float | None]]
+    histograms: list[list[int]]
+    best: Mapping[str, Any]
+    unreadable: list[str] = field(default_factory=list)
+    stands_on: Mapping[str, Any] | None = None
 
 
 class EpochRecord(pl.Callback):

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import netslim.ranks as ranks
 import netslim.training.processes as processes
+from netslim._support import reason, typed
 from netslim.data.loader import Loader
 from netslim.data.splits import Data
 from netslim.errors import CheckpointError, TrainingError
@@ -30,7 +31,15 @@ from netslim.training.loop.adapters import Gradual, Method, held_by, method_of
 from netslim.training.loop.agreement import same_weights
 from netslim.training.loop.checkpoints import UNREADABLE, SealedCheckpoints
 from netslim.training.loop.classifier import Classifier, Means, Tally
-from netslim.training.loop.epochs import RECORD, EpochLoader, EpochRecord, Row, derive, made_up
+from netslim.training.loop.epochs import (
+    RECORD,
+    EpochLoader,
+    EpochRecord,
+    Noted,
+    Row,
+    derive,
+    made_up,
+)
 from netslim.training.loop.logbook import Logbook
 from netslim.training.loop.progress import Display
 from netslim.training.loop.room import check_room
@@ -350,13 +359,14 @@ def _checked(folder: StageFolder) -> str:
         content = SealedCheckpoints().load_checkpoint(folder.checkpoint, "cpu")
         if not {"state_dict", "loops", "optimizer_states", "callbacks"} <= content.keys():
             raise ValueError("it is not a Lightning checkpoint")
+        record = typed(Mapping[str, Any], content["callbacks"]).get(RECORD, {})
+        if record:
+            typed(Noted, record)
     except UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{folder.checkpoint} is damaged ({reason}); move {folder.path} away to run this "
-            "stage from its beginning"
+            f"{folder.checkpoint} is damaged ({reason(error)}); move {folder.path} away to run "
+            "this stage from its beginning"
         ) from None
-    record = content["callbacks"].get(RECORD, {})
     folder.check_ground(record.get("stands_on"), folder.checkpoint)
     return str(folder.checkpoint)
 
@@ -371,14 +381,30 @@ def _logbook(bench: Bench, folder: StageFolder) -> Iterator[Logbook]:
             book.close()
 
 
+def put_best(network: nn.Module, record: EpochRecord) -> None:
+    """Give a network the weights in best.safetensors.
+
+    Raises:
+        CheckpointError: it is not as it was written, or of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    weights = ranks.shared("the best weights", record.best_weights)
+    try:
+        network.load_state_dict(load(weights))
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{record.folder.best} is damaged ({reason(error)}); move {record.folder.path} away to "
+            "run this stage from its beginning"
+        ) from None
+
+
 def _finished(module: Classifier, record: EpochRecord) -> History:
     network = module.network
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if record.best:
-        from safetensors.torch import load
-
-        weights = ranks.shared("the best weights", record.best_weights)
-        network.load_state_dict(load(weights))
+        put_best(network, record)
     left = {}
     if module.method is not None:
         module.method.finish()

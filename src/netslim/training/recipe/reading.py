@@ -234,6 +234,36 @@ def _method(value: Mapping[str, Any], where: str) -> type[SparsityOptions]:
 
 
 def _leaf(hint: Any, value: Any, where: str) -> Any:
+    parsed = value
+    if not _is_plainly(hint, value):
+        parsed = _parsed(hint, value, where)
+    for number in _numbers(parsed):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise RecipeError(f"{where}: expected a finite number, got {brief(value)}")
+        if abs(number) > _LARGEST[type(number)]:
+            raise RecipeError(f"{where}: {brief(number)} is too large a number to compute with")
+    return parsed
+
+
+def _is_plainly(hint: Any, value: Any) -> bool:
+    """Whether a value is of the very kind, so that nothing has to be made of it: most are, and
+    jsonargparse takes its time. A text may stand for something else where that is allowed, too.
+    """
+    kinds = _kinds(hint)
+    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if not isinstance(value, str):
+        return type(value) in kinds
+    others = [kind for kind in kinds if get_origin(kind) is not Literal]
+    return value in words or (str in others and {*others} <= {str, types.NoneType})
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) in (Union, types.UnionType):
+        return get_args(hint)
+    return (hint,)
+
+
+def _parsed(hint: Any, value: Any, where: str) -> Any:
     import jsonargparse
 
     parser = _parser(hint)
@@ -242,15 +272,9 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parsed = parser.parse_object({"value": value}).value
+            return parser.parse_object({"value": value}).value
     except (jsonargparse.ArgumentError, ValueError, TypeError):
         raise RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}") from None
-    for number in _numbers(parsed):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise RecipeError(f"{where}: expected a finite number, got {brief(value)}")
-        if abs(number) > _LARGEST[type(number)]:
-            raise RecipeError(f"{where}: {brief(number)} is too large a number to compute with")
-    return parsed
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -265,9 +289,7 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 def _as_meant(hint: Any, value: Any) -> Any:
     """What surely is meant: `none`, as commands have it, is null, and one item a list of one."""
-    kinds: tuple[Any, ...] = (hint,)
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = get_args(hint)
+    kinds = _kinds(hint)
     if value == "none" and types.NoneType in kinds and str not in kinds:
         return None
     alone = isinstance(value, str | int | float) and not isinstance(value, bool)

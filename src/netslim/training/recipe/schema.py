@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from netslim._support import brief, checks_calls
@@ -46,7 +47,8 @@ def flat(item: Field[Any]) -> type[Any] | None:
     return found
 
 
-def option_types(kind: type[Any]) -> dict[str, Any]:
+@cache
+def option_types(kind: type[Any]) -> Mapping[str, Any]:
     """Option -> type, as a recipe or a command gives them: in the place of a flat field its own."""
     hints, found = get_type_hints(kind), {}
     for item in fields(kind):

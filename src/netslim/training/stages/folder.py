@@ -39,12 +39,15 @@ from netslim._support import (
     refusing,
     remove_leftovers,
     try_lock,
+    typed,
     write_atomic,
 )
 from netslim.errors import NetslimError, RecipeError
+from netslim.report import records
+from netslim.report.records import Record
 from netslim.training.recipe.files import read_settings
 from netslim.training.recipe.reading import parse_recipe
-from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage
+from netslim.training.recipe.schema import Baseline, Measure, Recipe, Scratch, Stage
 from netslim.training.stages.changes import basis, differences, kept, listed
 from netslim.training.stages.ground import Ground
 
@@ -57,8 +60,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, remedy: str, holds: type[Record] = Record) -> dict[str, Any]:
     """The content of a JSON file of the run folder, without its digest.
+
+    Args:
+        path: the file.
+        remedy: what to do where it cannot be used.
+        holds: what must be in it.
 
     Raises:
         RecipeError: it is not readable JSON of our format, or not as it was written; the message
@@ -73,6 +81,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     known = content.pop("digest", None)  # none in files of version 0.1
     if known is not None and known != digest_of_plain(content):
         raise RecipeError(f"{path} was changed after it was written; {remedy}")
+    with refusing(RecipeError, f"{path} is damaged", remedy):
+        typed(holds, content)
     return content
 
 
@@ -94,6 +104,7 @@ class StageFolder:
         self.model = self.path / "model.safetensors"
         self.plan = self.path / "plan.json"
         self.marker = self.path / "stage.json"
+        self.measures = isinstance(stage, Measure)
         self.ground: Ground | None = None  # what it stands on, where that is known
 
     def results(self) -> dict[str, Any] | None:
@@ -106,8 +117,10 @@ class StageFolder:
         if not self.marker.exists():
             return None
         remedy = f"move {self.path} away to run this stage again"
-        content = read_json(self.marker, remedy)
-        for name, expected in content.get("files", {}).items():
+        content = read_json(self.marker, remedy, records.Stage)
+        if self.measures and not content.get("rows"):
+            raise RecipeError(f"{self.marker} holds no rows of a measurement; {remedy}")
+        for name, expected in content["files"].items():
             if not (self.path / name).exists():
                 raise RecipeError(
                     f"{self.path / name} is missing though the stage is finished; {remedy}"

@@ -10,13 +10,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from netslim._support import brief, refusing, typed
 from netslim.errors import RecipeError
 from netslim.training.stages.changes import differing
 
 Standing = dict[str, Any]
 _SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class _Split:
+    images: int
+    listing: str
+    labels: str
+
+
+@dataclass(frozen=True)
+class _Data:
+    and_more: ClassVar[bool] = True
+    classes: list[Any]
+    train: _Split
+    validation: _Split
+    test: _Split
+
+
+@dataclass(frozen=True)
+class _Stood:
+    """A `Standing` in a file, which may be anybody's."""
+
+    and_more: ClassVar[bool] = True
+    stage: str
+    seed: int
+    settings: Mapping[str, Any]
+    before: Mapping[str, str]
+    data: _Data
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,8 @@ class Ground:
             return
         now = self.now()
         again = f"move {stage} away to run this stage again"
+        with refusing(RecipeError, f"{what} is damaged", again):
+            typed(_Stood, then)
         if strange := list(_strange(then, now)):
             raise RecipeError(
                 f"{what} is of another run: {'; '.join(strange)}; put back what was there, or "
@@ -73,7 +105,7 @@ def _strange(then: Standing, now: Standing) -> Iterator[str]:
     # What this version knows besides was at its default then, as config.yaml is compared to tell.
     for where, old, new in differing(then["settings"], now["settings"]):
         if old is not None:
-            yield f"{where} {old!r}, not {new!r}"
+            yield f"{where} {brief(old)}, not {brief(new)}"
 
 
 def _others(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
