@@ -139,8 +139,9 @@ class Stage(Record):
     """stage.json."""
 
     stage: str
-    seconds: float
     files: Mapping[str, str]
+    seconds: float | None = None
+    near_zero: float | None = None  # of a short run, in the place of all else
     stands_on: Mapping[str, Any] | None = None
     notes: list[str] | None = None
     remarks: list[str] | None = None
@@ -157,6 +158,8 @@ class Stage(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.seconds is None and self.near_zero is None:
+            raise ValueError("seconds is missing")
         if self.curves is not None:
             _check_curve(self.curves)
         if self.histograms is not None and (self.sparse is None or len(self.histograms) < 2):

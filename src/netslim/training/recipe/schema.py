@@ -47,9 +47,13 @@ def flat(item: Field[Any]) -> type[Any] | None:
     return found
 
 
-@cache
 def option_types(kind: type[Any]) -> Mapping[str, Any]:
     """Option -> type, as a recipe or a command gives them: in the place of a flat field its own."""
+    return _option_types(kind)  # type: ignore[arg-type]  # a class is Hashable
+
+
+@cache
+def _option_types(kind: Any) -> Mapping[str, Any]:
     hints, found = get_type_hints(kind), {}
     for item in fields(kind):
         inner = flat(item)
