@@ -403,6 +403,7 @@ class CentripetalSGD:
     @torch.no_grad()
     def _average_momentum(self, optimizer: Optimizer) -> None:
         tensors = self._tensors()
+        # Else members that were made equal would be driven apart again by what each has gathered.
         for tie in self._ties:
             buffer = optimizer.state.get(tensors[tie.tensor], {}).get("momentum_buffer")
             if buffer is not None:
@@ -414,6 +415,9 @@ class CentripetalSGD:
             self._pull(optimizer)
 
     def _pull(self, optimizer: Optimizer) -> None:
+        # What can be stacked changes rarely: when parameters are added, replaced, or get no
+        # gradient this time. To compare these few facts costs less than to sort the parameters in
+        # each step.
         held = parameters_of(optimizer)
         seen = [(id(p), p.shape, p.dtype, p.device, p.grad is None) for p in held]
         known, stacks = self._stacks.get(optimizer, (None, []))
@@ -442,6 +446,8 @@ class CentripetalSGD:
                 numbers = p.numel() // p.shape[tie.axis]
                 key = (tie.turn, numbers, p.dim() == 1, maximise[id(p)], p.dtype, p.device)
                 alike.setdefault(key, []).append((p, tie))
+        # A tensor may be constrained on two axes, and stacks write gradients in place: the second
+        # axis has to find what the first has done.
         in_turn = sorted(alike.items(), key=lambda item: item[0][0])
         return [_Stack.of(members, key[2], key[3]) for key, members in in_turn]
 

@@ -296,6 +296,8 @@ def _proved(
     if compensation.fold is None or not plan.groups:
         small = prune(model, plan)
         return Cut(small, graph, plan, verify(model, small, plan, example_inputs, graph=graph))
+    # Compensation changes weights and may add biases, so that what is cut is another network than
+    # the one that was traced: the proof compares with that, and traces it anew.
     folding = compensate(model, plan, batches, compensation.fold)
     small = prune(folding.model, folding.plan)
     check = verify(folding.model, small, folding.plan, example_inputs)
@@ -306,6 +308,9 @@ def _unproved(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any
 ) -> list[str]:
     """The groups of the plan that do not verify when they are cut alone."""
+    # A failed proof compares outputs, and cannot tell which of the cuts changed them. So each is
+    # tried alone, with all others whole: that asks for as many runs as groups, but only after a
+    # failure.
     found = []
     for name, group in plan.groups.items():
         mask = np.isin(np.arange(group.size), group.kept)

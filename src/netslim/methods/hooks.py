@@ -49,6 +49,8 @@ def before_step(
             search compares losses.
     """
 
+    # A closure may outlive the hook that wrapped it: what it does may end with the method, as a cut
+    # within it does, and the optimizer goes on calling what it was given.
     def registered() -> bool:
         hooks = handle.hooks_dict_ref()
         return hooks is not None and handle.id in hooks

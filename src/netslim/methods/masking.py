@@ -162,6 +162,9 @@ class Mask(Generic[Model]):
             tensor.index_fill_(row.axis, self._index(row, tensor), 0)
             return
         key = (row.tensor, row.axis, tensor.device)
+        # An index into the whole tensor means nothing in a part of it, and where a part begins is
+        # the affair of the sharding. So a mask of the whole is cut up as the tensor was; once, for
+        # it is as large as the tensor.
         if key not in self._parts:
             gone = torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)
             gone.index_fill_(row.axis, self._index(row, tensor), value=True)
@@ -173,6 +176,8 @@ class Mask(Generic[Model]):
 
     def _entries(self) -> Iterator[tuple[Tensor, TensorCut]]:
         """The masked tensors as they are now."""
+        # Looked up by name in each step: loading with ``assign=True``, moving to another device, or
+        # sharding puts other tensor objects in the place of those that were masked.
         tensors = dict(named_tensors(inside(self.model)))
         for row in self._rows:
             tensor = tensors.get(row.tensor)
@@ -185,6 +190,7 @@ class Mask(Generic[Model]):
 
     def _index(self, row: TensorCut, tensor: Tensor) -> Tensor:
         key = (row.tensor, row.axis, tensor.device)
+        # Made once a device: a copy to the GPU in each step would wait for all that runs there.
         if key not in self._indices:
             self._indices[key] = torch.tensor(row.removed, device=tensor.device)
         return self._indices[key]

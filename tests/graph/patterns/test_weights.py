@@ -724,6 +724,12 @@ def written_in_place(w):
     return w.clone().mul_(2).sub_(0)
 
 
+def iterated(w):
+    for _ in range(30):
+        w = 0.5 * w + w * w.tanh() * w.abs().sigmoid()
+    return w
+
+
 def low_rank():
     return {"a": weight(MADE, 2, seed=1), "b": weight(2, READ, seed=2)}
 
@@ -797,6 +803,7 @@ COMPUTED = {
         {"s": torch.full((MADE,), 0.1), "z": torch.ones(MADE, dtype=torch.int32)},
         "weight",
     ),
+    "by many iterations": (iterated, {}, "weight"),
     "stopped gradient": (lambda w: w.detach() * 1.5, {}, "weight"),
     "data": (lambda w: w.data + 1, {}, ZERO),
     "in place": (written_in_place, {}, "weight"),

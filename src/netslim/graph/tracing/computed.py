@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -68,34 +69,48 @@ class Formula:
 
     def value(self, values: Mapping[int, Tensor]) -> Tensor:
         """Work it out, with other ``values`` for parameters, by their ids."""
+        # Iterations use what they have several times (``w = 1.5 * w - 0.5 * w @ w.t() @ w``): each
+        # formula is worked out once, those that it is made of before it.
+        done: dict[int, Tensor] = {}
 
         def given(leaf: Any) -> Any:
             if isinstance(leaf, Formula):
-                return leaf.value(values)
+                return done[id(leaf)]
             if isinstance(leaf, Tensor):
                 return values.get(id(leaf), leaf)
             return leaf
 
-        args, kwargs = tree_map(given, (self.args, dict(self.kwargs)))
+        for one in self.parts():
+            args, kwargs = tree_map(given, (one.args, dict(one.kwargs)))
+            done[id(one)] = one._run(args, kwargs)
+        return done[id(self)]
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if _written(self.func):
             args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         if "_weight_norm" in self.func._schema.name:
-            return _weight_norm(self, args)
+            return _weight_norm(args)
         return tensors_in(self.func(*args, **kwargs))[self.number]
 
-    def known(self) -> bool:
-        """Whether it can be worked out at all."""
-        return self.func is not None and all(f.known() for f in self._inner())
+    def parts(self) -> list[Formula]:
+        """All that it is made of and itself, each once, behind what it is made of."""
+        found: dict[int, Formula] = {}
+        left = [self]
+        while left:
+            one = left[-1]
+            inner = [f for f in one._leaves() if isinstance(f, Formula) and id(f) not in found]
+            left += inner
+            if not inner:
+                found[id(left.pop())] = one
+        return list(found.values())
 
     def parameters(self) -> dict[int, Tensor]:
         """The tensors that it was computed from, by their ids."""
-        own = {id(t): t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)}
-        for inner in self._inner():
-            own |= inner.parameters()
-        return own
+        leaves = chain.from_iterable(one._leaves() for one in self.parts())
+        return {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
 
-    def _inner(self) -> Iterator[Formula]:
-        return (f for f in tree_leaves((self.args, self.kwargs)) if isinstance(f, Formula))
+    def _leaves(self) -> list[Any]:
+        return tree_leaves((self.args, dict(self.kwargs)))
 
 
 UNKNOWN = Formula(None)
@@ -119,7 +134,7 @@ class Formulas:
     ) -> list[Formula]:  # fmt: skip
         """Those of the tensors that an operator has computed, given those of its arguments."""
         given = tensors_in(args, kwargs)
-        moved = func._schema.name.removeprefix("aten::") in _MOVING
+        moved = bool(args) and func._schema.name.removeprefix("aten::") in _MOVING
         if moved:  # they take one tensor, and it comes first
             args = (known.get(id(args[0]), args[0]), *args[1:])
             moved = not known or next(iter(known.values())).moved
@@ -150,7 +165,7 @@ def silencing(atoms: Atoms, formula: Formula, dim: int, vector: Vector) -> tuple
 
     Returns (for each axis of a parameter its atoms, empty), or (none, why there are none).
     """
-    if not formula.known():
+    if any(part.func is None for part in formula.parts()):
         return [], _WRITTEN
     try:
         return _Trial(atoms, formula, dim, vector).search()
@@ -254,7 +269,7 @@ def _drawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return value.to(tensor)
 
 
-def _weight_norm(formula: Formula, args: Sequence[Any]) -> Tensor:
+def _weight_norm(args: Sequence[Any]) -> Tensor:
     """Weight norm of other directions and gains: where neither is 0 the weight stays as it was.
 
     A cut lets the gains follow what is left of the directions; the norm of zeros would be 0 / 0.

@@ -156,6 +156,8 @@ def _layer(graph: TracedGraph, name: str, tensors: Mapping[str, str]) -> str:
         f"  {s} is shared: it is {t}." for s, t in tensors.items() if t not in (s, f"{name}.{s}")
     ]
     lines, groups = _axes(graph, tensors, many=len(tensors) > 1)
+    # A layer may touch a hundred groups, as one behind a long concatenation does: those it makes
+    # are told in sentences, and of the others a line each.
     told = _worth_telling(groups, set(tensors.values()))
     lines += [sentences(g, graph) for g in told]
     rest = [g for g in groups if g not in told]
