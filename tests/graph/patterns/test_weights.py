@@ -862,5 +862,5 @@ def check_computed(reading, answer):
         read = {s.tensor.removeprefix("2.") for s in group.tensors("consumer")}
         assert read == set(answer.split())
     plan = select(graph, score(graph, model, "l1"), Budget(cut_channels=0.3))
-    proof = verify(model, prune(model, plan), plan, x)
+    proof = verify(model, prune(model, plan), plan, x, graph=graph)
     assert proof.deviation < 1e-6
