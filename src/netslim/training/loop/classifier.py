@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics.classification import MulticlassAccuracy
 
 import netslim.ranks as ranks
 from netslim.methods.decay import parameter_groups
@@ -70,13 +69,14 @@ class Tally(nn.Module):
 
     total: Tensor
     penalty: Tensor
+    top1: Tensor
+    top5: Tensor
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
-        self.top5: MulticlassAccuracy | None = None
-        if classes > TOP:
-            self.top5 = MulticlassAccuracy(classes, top_k=TOP, average="micro", validate_args=False)
+        self.many = classes > TOP
+        for name in ("top1", "top5"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("total", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_buffer("penalty", torch.zeros((), dtype=torch.float64), persistent=False)
         self.count = 0
@@ -85,8 +85,9 @@ class Tally(nn.Module):
         self, logits: Tensor, labels: Tensor, loss: Tensor, penalty: Tensor | None = None
     ) -> None:
         """Take in a batch: logits (B, classes), labels (B,), its mean loss, the step's penalty."""
-        for metric in self._metrics():
-            metric.update(logits, labels)
+        self.top1 += (logits.argmax(1) == labels).sum()
+        if self.many:
+            self.top5 += (logits.topk(TOP, 1).indices == labels[:, None]).sum()
         self.total += loss.detach() * len(labels)
         if penalty is not None:
             self.penalty += penalty.detach() * len(labels)
@@ -94,10 +95,8 @@ class Tally(nn.Module):
 
     def reset(self) -> None:
         """Forget everything."""
-        for metric in self._metrics():
-            metric.reset()
-        self.total.zero_()
-        self.penalty.zero_()
+        for buffer in self.buffers():
+            buffer.zero_()
         self.count = 0
 
     def means(self) -> Means:
@@ -110,11 +109,10 @@ class Tally(nn.Module):
 
     def _sums(self) -> dict[str, Tensor]:
         found = {"loss": self.total, "penalty": self.penalty, "images": torch.tensor(self.count)}
-        hits = {f"top{metric.top_k}": torch.as_tensor(metric.tp) for metric in self._metrics()}
-        return found | {key: value.sum() for key, value in hits.items()}
-
-    def _metrics(self) -> list[MulticlassAccuracy]:
-        return [metric for metric in (self.accuracy, self.top5) if metric is not None]
+        found["top1"] = self.top1
+        if self.many:
+            found[f"top{TOP}"] = self.top5
+        return found
 
 
 def _means(sums: Mapping[str, Tensor]) -> Means:
