@@ -160,7 +160,7 @@ def test_bench_as_a_table_with_a_row_for_each_backend(capsys):
         (["--batch-size", "0"], "--batch-size 0: give 1 or more"),
         (["--repeats", "2"], "--repeats 2; at least 5"),
         (["--threads", "0"], "--threads must be 1 to 65,536"),
-        (["--seconds", "0"], "budget_seconds=0"),
+        (["--seconds", "0"], "--seconds 0.0; give a positive number"),
         (["--trainer.threads", "1"], "bench takes options of the model only"),
     ],
 )
