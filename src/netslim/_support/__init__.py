@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netslim._support.arguments import brief, check_batches, described, expect, is_number, is_whole
 from netslim._support.calls import Thing, call_checked, checks_calls
-from netslim._support.devices import as_device, using_threads
+from netslim._support.devices import as_device, own_random_numbers, using_threads
 from netslim._support.files import (
     alone_in,
     digest_of_plain,
@@ -50,6 +50,7 @@ __all__ = [
     "named_file",
     "nearest",
     "opened",
+    "own_random_numbers",
     "parse_json",
     "read_bytes",
     "read_text",

@@ -38,6 +38,18 @@ def using_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Inside, random numbers may be drawn and seeded; afterwards they go on as before."""
+    import torch
+
+    # Named, for PyTorch warns where there are several GPUs and nobody says which.
+    begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cards = torch.cuda.device_count() if begun else 0
+    with torch.random.fork_rng(range(cards)):
+        yield
+
+
 def as_device(name: torch.device | str | None) -> torch.device:
     """The device of a name; where tensors are made by default without one.
 
@@ -54,4 +66,4 @@ def as_device(name: torch.device | str | None) -> torch.device:
         raise ArgumentError(f"there is no device {str(name)!r}: {reason}") from None
 
 
-__all__ = ["as_device", "using_threads"]
+__all__ = ["as_device", "own_random_numbers", "using_threads"]

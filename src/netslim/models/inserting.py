@@ -27,6 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from netslim._support import own_random_numbers
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph.modules.calls import as_call, describe, evaluating, refusing
 from netslim.graph.modules.unwrapping import bare, inside
@@ -142,7 +143,7 @@ def run(model: nn.Module, inputs: Any, flow: Flow | None = None) -> None:
     with (
         torch.no_grad(),
         evaluating(model),
-        torch.random.fork_rng(),
+        own_random_numbers(),
         flow or ExitStack(),
         refusing(inputs),
     ):

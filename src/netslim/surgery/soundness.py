@@ -111,8 +111,10 @@ def _problem(what: str, problem: str) -> PlanError:
     return PlanError(f"{what}: {problem}; {_AGAIN}")
 
 
-def _whole(number: object) -> bool:
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+def _whole(*numbers: object) -> bool:
+    """Whether all are whole numbers; of thousands, each kind is looked at once."""
+    kinds = set(map(type, numbers))
+    return all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds)
 
 
 def _check_numbers(what: str, cut: GroupCut | TensorCut) -> None:
@@ -122,7 +124,7 @@ def _check_numbers(what: str, cut: GroupCut | TensorCut) -> None:
         raise _problem(what, "kept and merged entries are tuples of whole numbers")
     if not cut.kept:
         raise _problem(what, "nothing of it is kept, and no layer may die")
-    if not all(map(_whole, (*cut.kept, *cut.into))):
+    if not _whole(*cut.kept, *cut.into):
         raise _problem(what, "kept and merged entries are whole numbers")
     kept = np.array(cut.kept)
     if (np.diff(kept) <= 0).any():
@@ -139,7 +141,7 @@ def _check_patches(patches: Iterable[SizePatch]) -> None:
     seen = set()
     for patch in patches:
         what = f"the attribute {patch.attribute!r} of the module {patch.module!r}"
-        if not _whole(patch.old) or not _whole(patch.new):
+        if not _whole(patch.old, patch.new):
             raise _problem(
                 what, f"sizes are whole numbers, not {brief(patch.old)} and {brief(patch.new)}"
             )

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from netslim._support import own_random_numbers
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Atoms, Vector
 from netslim.graph.tracing.recorder import Recorder
@@ -111,9 +112,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     held = list(chain.from_iterable(before.values() for _, before in attributes))
     containers = [(c, c.copy()) for c in held if isinstance(c, _CONTAINERS)]
     tensors = [(t, t.clone()) for t in _state(model, held)]
-    devices = sorted({t.get_device() for t in model.parameters() if t.is_cuda})
     with (
-        torch.random.fork_rng(devices),
+        own_random_numbers(),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from netslim._support import own_random_numbers
 from netslim.errors import VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import eagerly
@@ -28,6 +29,17 @@ from netslim.surgery.rows import DROPPED, destinations, partners
 ONE_BY_ONE = 256  # channels that are silenced one after the other where autograd cannot tell
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, random numbers follow from ``seed``; afterwards they go on as before."""
+    with own_random_numbers():
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:  # `torch.manual_seed` would keep a traceback for each device that is not there
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
 def run(model: nn.Module, example_inputs: Any, what: str) -> list[Tensor]:
     """The output tensors in evaluation mode; random numbers are the same in every run.
 
@@ -35,8 +47,7 @@ def run(model: nn.Module, example_inputs: Any, what: str) -> list[Tensor]:
         VerificationError: the model, called ``what``, does not run.
     """
     args, kwargs = as_call(example_inputs)
-    with eagerly(), evaluating(model), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with eagerly(), evaluating(model), seeded(0):
         try:
             return output_tensors(model(*args, **kwargs))
         except Exception as error:

@@ -32,7 +32,7 @@ from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.proof.silencing import channels_felt, randomise, run, silenced
+from netslim.surgery.proof.silencing import channels_felt, randomise, run, seeded, silenced
 from netslim.surgery.prune import kept_values
 
 OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
@@ -142,8 +142,7 @@ def _compared(
     """Run both models, with their own weights and with random ones; as for `verify`."""
     _check_slices(model, small, plan)
     exact = all(g.exact for g in plan.groups.values())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         seen = graph or trace(model, example_inputs)
         pair = _Pair(model, small, plan, seen, example_inputs, exact)
         deviation = pair.deviation()

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim
+from netslim._support import own_random_numbers
 from netslim.errors import NetslimError, RecipeError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.budget.limits import caps, staying
@@ -63,7 +64,7 @@ def foresee(networks: Networks, first: int) -> None:
     )
     if not any(map(_asks, stages[begin + 1 :])):
         return  # what is asked before any training is told at once as it is
-    with _as_if_nothing_happened(networks.device):
+    with _as_if_nothing_happened():
         uncut = _in_hand(networks, first).eval()
         _Walk(networks, uncut, uncut).over(stages[first:])
 
@@ -87,12 +88,11 @@ def _asks(stage: Stage) -> bool:
 
 
 @contextmanager
-def _as_if_nothing_happened(device: torch.device) -> Iterator[None]:
+def _as_if_nothing_happened() -> Iterator[None]:
     """Random numbers go on afterwards as before."""
     plain, arrays = random.getstate(), np.random.get_state()
-    cards = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(cards):
+        with own_random_numbers():
             yield
     finally:
         random.setstate(plain)
