@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+import fresh
 import netslim
 from netslim import models
 from netslim.cli import main
@@ -239,27 +239,15 @@ def test_inspect_a_checkpoint(tmp_path, capsys):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_is_one_line_and_says_how_to_go_on(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "netslim.cli",
-        "run",
-        "digits",
-        "--out",
-        str(tmp_path / "run"),
-        "--trainer.threads",
-        "1",
-    ]
-    process = subprocess.Popen(
-        [*command, "--stages.sparse.epochs", "500"], stderr=subprocess.PIPE, text=True
-    )
-    marker = Path(tmp_path / "run" / "01-sparse" / "metrics.csv")
+    told, marker = tmp_path / "told.txt", tmp_path / "run" / "01-sparse" / "metrics.csv"
+    command = ["run", "digits", "--out", str(tmp_path / "run"), "--trainer.threads", "1"]
+    process = fresh.start(main, [*command, "--stages.sparse.epochs", "500"], told=told)
     until = time.monotonic() + 120
     while not marker.exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    assert fresh.ended(process) == 130
+    err = told.read_text()
     assert "Traceback" not in err
     assert (
         err.strip().splitlines()[-1].startswith("netslim: interrupted; what is finished is kept in")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
+
+import fresh
 
 PATIENCE = 120  # seconds, for all functions together
 Found = dict[str, tuple[Any, Any]]
@@ -28,28 +28,15 @@ def on_two_ranks(module: str, folder: Path) -> Found:
     Both work in ``folder``. An exception comes back as ``{"error": its class, "text": its message}``.
     """
     started = [
-        subprocess.Popen(
-            [sys.executable, __file__, module, str(rank), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
+        fresh.start(_run, module, rank, folder, told=folder / f"{rank}.txt") for rank in range(2)
     ]
-    told = []
-    try:
-        for process in started:
-            told.append(process.communicate(timeout=PATIENCE)[0])
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+    ends = [fresh.ended(process, PATIENCE) for process in started]
+    assert ends == [0, 0], "\n".join((folder / f"{rank}.txt").read_text() for rank in range(2))
     one, two = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
     return {name: (one[name], two[name]) for name in one}
 
 
 def _run(path: str, rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("ranks_under_test", path)
     assert spec is not None
     assert spec.loader is not None
@@ -78,7 +65,3 @@ def _run(path: str, rank: int, folder: Path) -> None:
             dist.barrier()  # whoever is not in step here has been left waiting
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _run(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

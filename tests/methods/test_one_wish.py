@@ -34,6 +34,8 @@ from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.prune import carry_out, convert
 from netslim.training.stages.runner import Runner
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SHARE = 0.495  # about half, and the first that a search tries
 WIDTHS = {"first": 8, "second": 8, "third": 12}
 SAID = left_alone(["second"])

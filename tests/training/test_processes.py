@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import netslim.ranks as ranks
 from drawing import not_drawing
-from killed_rank import run_and_kill
+from killed_runs import kill_rank_in_cut
 from netslim.errors import NetslimError, RecipeError, TrainingError
 from netslim.models import checkpoint
 from netslim.training import processes, run
@@ -278,7 +278,7 @@ def killed(folder: Path) -> str:
     """What is told where one of two was killed; then one process goes on, and is interrupted."""
     options = TrainerOptions(devices=2)
     with pytest.raises(TrainingError) as told:
-        processes.start(options, partial(run_and_kill, whole(), folder / "killed"))
+        processes.start(options, partial(kill_rank_in_cut, whole(), folder / "killed"))
     assert (folder / "killed/02-train/last.ckpt").exists()
     assert not (folder / "killed/02-train/stage.json").exists()
     display = silent()

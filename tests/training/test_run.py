@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,9 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 from torch import nn
 
+import fresh
 import netslim
+from killed_runs import kill
 from netslim._support import write_atomic
 from netslim.errors import CheckpointError, NetslimError, RecipeError, TrainingError
 from netslim.training import run
@@ -349,6 +349,7 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert kept.state_dict()["features.1.num_batches_tracked"] == 21
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_multi_pass_cuts_twice(tmp_path):
     inner = [{"kind": "prune", "budget": {"cut_channels": 0.25}}, {"kind": "finetune", "epochs": 1}]
     recipe = small(
@@ -461,79 +462,24 @@ def test_joint_histogram_ends_at_the_largest_scale():
 
 # ---------------------------------------------------------------- killed and resumed
 
-# One process imports everything, then forks a child for each kill; the last child is left alone.
-DRIVER = """
-import json, os, signal, sys
-import torch
-import netslim, netslim.report.run_page, netslim.data, netslim.models
-from netslim.training import parse_recipe
-from netslim.training.loop.epochs import EpochRecord
-from netslim.training.stages import runner
-torch.set_num_threads(1)
-netslim.data.load("digits")  # imports scikit-learn once for all
-recipe, out, points = json.loads(sys.stdin.read())
-recipe = parse_recipe(recipe)
-
-def die(): os.kill(os.getpid(), signal.SIGKILL)
-
-def arm(kind, where, count):
-    if kind == "step":
-        old = EpochRecord.on_train_batch_end
-        def patched(self, trainer, module, outputs, batch, index):
-            if self.folder.label == where and [trainer.current_epoch, index] == count: die()
-            return old(self, trainer, module, outputs, batch, index)
-        EpochRecord.on_train_batch_end = patched
-    elif kind == "random":
-        old, left = os.replace, [where]
-        def patched(source, target):
-            left[0] -= 1
-            if left[0] == 0 and count: die()
-            old(source, target)
-            if left[0] == 0: die()
-        os.replace = patched
-    else:
-        old, left = os.replace, [count]
-        def patched(source, target):
-            if os.fspath(target).endswith(where):
-                left[0] -= 1
-                if left[0] == 0 and kind == "before": die()
-            old(source, target)
-            if left[0] == 0 and os.fspath(target).endswith(where): die()
-        os.replace = patched
-
-for point in [*points, None]:
-    child = os.fork()
-    if child == 0:
-        if point: arm(*point)
-        runner.run(recipe, out)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    expected = signal.SIGKILL if point else 0
-    if point and point[0] == "random" and status == 0: continue  # there was not so much left to do
-    if status != expected: sys.exit(f"{point}: status {status}, expected {expected}")
-"""
 POINTS = [
-    ["step", "01-sparse", [0, 5]],  # in the first epoch
-    ["before", "01-sparse/last.ckpt", 1],  # while the first checkpoint is written
-    ["step", "01-sparse", [1, 3]],
-    ["after", "01-sparse/last.ckpt", 1],  # the checkpoint is there, metrics.csv is one epoch behind
-    ["after", "01-sparse/last.ckpt", 1],  # all epochs are done, the last is not in metrics.csv
-    ["before", "01-sparse/model.safetensors", 1],  # all epochs are done, the stage is not
-    ["before", "01-sparse/stage.json", 1],
-    ["before", "02-prune/model.safetensors", 1],
-    ["before", "03-finetune/best.safetensors", 1],  # the best weights are in the checkpoint alone
-    ["step", "03-finetune", [1, 20]],
-    ["after", "03-finetune/last.ckpt", 1],
-    ["before", "results.json", 1],
+    ("step", "01-sparse", (0, 5)),  # in the first epoch
+    ("before", "01-sparse/last.ckpt", 1),  # while the first checkpoint is written
+    ("step", "01-sparse", (1, 3)),
+    ("after", "01-sparse/last.ckpt", 1),  # the checkpoint is there, metrics.csv is one epoch behind
+    ("after", "01-sparse/last.ckpt", 1),  # all epochs are done, the last is not in metrics.csv
+    ("before", "01-sparse/model.safetensors", 1),  # all epochs are done, the stage is not
+    ("before", "01-sparse/stage.json", 1),
+    ("before", "02-prune/model.safetensors", 1),
+    ("before", "03-finetune/best.safetensors", 1),  # the best weights are in the checkpoint alone
+    ("step", "03-finetune", (1, 20)),
+    ("after", "03-finetune/last.ckpt", 1),
+    ("before", "results.json", 1),
 ]
 
 
 def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
-    given = json.dumps([SMALL, str(tmp_path / "killed"), POINTS])
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=given, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    kill(small(), tmp_path / "killed", POINTS)
     assert everything(tmp_path / "killed") == everything(finished)
     environment = json.loads((tmp_path / "killed" / "environment.json").read_text())
     assert len(environment["resumed"]) == len(POINTS)
@@ -546,12 +492,9 @@ def test_killed_at_random_it_ends_with_the_same_files(finished, tmp_path):
     """
     draw = random.Random(int(os.environ.get("NETSLIM_SEED", "0")))
     kills = int(os.environ["NETSLIM_KILLS"])
-    points = [["random", draw.randint(1, 8), draw.randint(0, 1)] for _ in range(kills)]
-    given = json.dumps([SMALL, str(tmp_path / "killed"), points])
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER], input=given, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
+    moments = [["before", "after"][draw.randint(0, 1)] for _ in range(kills)]
+    points = [(moment, "", draw.randint(1, 8)) for moment in moments]
+    kill(small(), tmp_path / "killed", points)
     assert everything(tmp_path / "killed") == everything(finished)
 
 
@@ -772,15 +715,9 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path):
 def test_two_runs_in_one_folder_are_refused_and_a_dead_ones_lock_is_not(copied):
     (copied / ".lock").write_text("process 1 on nowhere\n")  # left by a process that is gone
     with RunFolder(copied).lock():
-        code = (
-            "import sys, pathlib\nfrom netslim.training.stages.folder import RunFolder\n"
-            "with RunFolder(pathlib.Path(sys.argv[1])).lock(): pass"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(copied)], capture_output=True, text=True, timeout=100
-        )
-    assert done.returncode == 1
-    assert "is in use by another netslim run (process " in done.stderr
+        told = copied.with_suffix(".txt")
+        assert fresh.ended(fresh.start(run, small(title="Other"), copied, told=told)) == 1
+    assert "is in use by another netslim run (process " in told.read_text()
     with RunFolder(copied).lock():
         pass
 

@@ -158,6 +158,7 @@ def test_other_settings_are_refused_and_other_folders_left_alone(
     assert "is not empty" in told(capsys, *search(trained, tmp_path))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_killed_anywhere_it_ends_the_same(searched, trained, tmp_path, monkeypatch):
     """Killed after each training stage in turn: nothing finished is made again, and all weights are
     the same.
@@ -191,6 +192,7 @@ def test_killed_anywhere_it_ends_the_same(searched, trained, tmp_path, monkeypat
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_where_no_cut_passes_it_says_so_and_fails(trained, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
@@ -203,6 +205,7 @@ def test_where_no_cut_passes_it_says_so_and_fails(trained, tmp_path, capsys):
     assert set(json.loads((out / "search.json").read_text())["tests"]) == {"original"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_limits_bound_what_can_be_reached(trained, tmp_path, capsys):
     out = tmp_path / "out"
     assert (
@@ -222,6 +225,7 @@ def test_limits_bound_what_can_be_reached(trained, tmp_path, capsys):
     assert "cannot be reached" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("resource", ["params", "activations", "latency"])
 def test_other_costs(trained, tmp_path, capsys, resource):
     out = tmp_path / "out"
@@ -283,6 +287,7 @@ def test_the_page_is_whole_and_loads_nothing(searched):
     assert "https://" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_runner_of_a_candidate_shares_the_images(trained, tmp_path, monkeypatch):
     loads = []
     real = sources.load

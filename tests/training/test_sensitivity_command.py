@@ -6,9 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fresh
 import netslim
 from netslim.cli import main
 from netslim.data.sources import load as load_data
@@ -169,23 +167,19 @@ def test_killed_for_good_it_goes_on_where_it_was(shop, tmp_path, monkeypatch, ca
     monkeypatch.setattr(ExplorationFolder, "draw", lambda *_: None)
     out, journal = tmp_path / "out", tmp_path / "out" / "sensitivity.jsonl"
     command = ["sensitivity", "slow:Slow", *ARGUMENTS, "--out", str(out)]
-    environment = {**os.environ, "HANG_ON": str(journal), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "netslim.cli", *command],
-        cwd=shop,
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    with monkeypatch.context() as its_own:
+        its_own.setenv("HANG_ON", str(journal))
+        process = fresh.start(main, command, told=tmp_path / "told.txt")
     try:
         until = time.monotonic() + 600  # the machine may be busy
         while not (journal.exists() and journal.read_bytes().count(b"\n") >= 4):
-            assert process.poll() is None
+            assert process.exitcode is None
             assert time.monotonic() < until
             time.sleep(0.02)
         held = told(capsys, *command)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert f"in use by another netslim run (process {process.pid}" in held
     before = journal.read_bytes()
     assert not (out / "sensitivity.json").exists()
