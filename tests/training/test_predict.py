@@ -87,7 +87,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(
         ("untold.safetensors", "pictures", "does not say how its images are prepared"),
         ("net.safetensors", "nowhere.png", "there is no such picture"),
         ("net.safetensors", "empty", "holds no pictures"),
-        ("zoo:vgg", "pictures", r"give a \.safetensors or an \.onnx file"),
+        ("zoo:vgg", "pictures", r"give a \.safetensors or \.onnx file"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(place, network, pictures, message):
