@@ -21,7 +21,8 @@ its weights from a .pth or .safetensors file: MODEL --weights FILE. Such a file 
 images were normalised: say it, by --data.mean and --data.std, wherever there is --data.
 """
 DATA = """\
-DATA is digits, torchvision:CIFAR10 (CIFAR100, SVHN, MNIST, ...), folder:PATH or hf:PATH.
+DATA is digits, torchvision:CIFAR10 (CIFAR100, SVHN, MNIST, ...), folder:PATH (pictures in a
+sub-folder for each class), hf:PATH or wds:PATH.
 """
 RUNTIMES = """\
 ONNX takes the packages that pip install 'netslim[onnx]' brings, the backend compile a C++ compiler
@@ -35,11 +36,11 @@ RATES = ("momentum", "weight_decay")  # of the optimizer, besides the learning r
 
 def add_network(parser: argparse.ArgumentParser, *, data: bool = True) -> None:
     """MODEL, and --data."""
-    parser.add_argument("model", metavar="MODEL", help="which network")
+    parser.add_argument("model", metavar="MODEL", help="which network: a file or a name, see below")
     add_weights(parser)
     add_trust(parser)
     if data:
-        parser.add_argument("--data", metavar="DATA", required=True, help="the data set")
+        parser.add_argument("--data", metavar="DATA", required=True, help="which images, see below")
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +117,13 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_training(group: Any, epochs: int, rate: float) -> None:
     """Flags of any training; `training` reads them."""
-    group.add_argument("--epochs", metavar="N", type=int, default=epochs, help=f"default: {epochs}")
+    group.add_argument(
+        "--epochs",
+        metavar="N",
+        type=int,
+        default=epochs,
+        help=f"passes over the training images (default: {epochs})",
+    )
     group.add_argument(
         "--lr",
         metavar="RATE",
@@ -125,9 +132,14 @@ def add_training(group: Any, epochs: int, rate: float) -> None:
         help=f"learning rate, the first where it falls (default: {rate})",
     )
     group.add_argument(
-        "--momentum", metavar="M", type=float, help="default: 0.9, with Nesterov's correction"
+        "--momentum",
+        metavar="M",
+        type=float,
+        help="of SGD (default: 0.9, with Nesterov's correction)",
     )
-    group.add_argument("--weight-decay", metavar="W", type=float, help="default: 1e-4")
+    group.add_argument(
+        "--weight-decay", metavar="W", type=float, help="pull of weights to 0 (default: 1e-4)"
+    )
     group.add_argument(
         "--augment",
         metavar="PAD",

@@ -71,7 +71,7 @@ def register(parser: Parser) -> None:
     example.add_argument(
         "--input", metavar="N", type=int, nargs="+", help="shape of one example, such as 3 32 32"
     )
-    example.add_argument("--data", metavar="DATA", help="a data set, for criteria that look")
+    example.add_argument("--data", metavar="DATA", help="a data set: better scores, and accuracies")
     example.add_argument(
         "--limit-images",
         metavar="N",
