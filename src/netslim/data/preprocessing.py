@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netslim._support import brief
 from netslim.errors import DataError
 
 LARGEST = 2048  # pixels of a side, to which a file may have pictures brought
@@ -100,7 +101,7 @@ class Preprocessing:
         }
         for name, right in checks.items():
             if not right:
-                raise DataError(f"{where}: its preprocessing says {name}: {value.get(name)!r}")
+                raise DataError(f"{where}: its preprocessing says {name}: {brief(value.get(name))}")
         try:
             check_normalisation(value["mean"], value["std"])
         except DataError as error:
@@ -114,7 +115,7 @@ def check_normalisation(mean: Any, std: Any, channels: Iterable[int] = (1, 3)) -
     allowed = sorted(channels)
     if not _are(mean, Real) or not _are(std, Real) or not len(mean) == len(std):
         raise DataError(
-            f"normalisation: mean is {mean!r} and std is {std!r}; give one number each for every "
+            f"normalisation: mean is {brief(mean)} and std is {brief(std)}; give one number each for every "
             "channel, such as mean [0.5, 0.5, 0.5] and std [0.25, 0.25, 0.25]"
         )
     if len(mean) not in allowed:

@@ -406,7 +406,10 @@ def _check(sites: Sequence[Site], graph: ChannelGraph) -> None:
                 "for this network with netslim.latency_table"
             )
     for site, cost in zip(sites, graph.costs, strict=True):
-        if site.kernel is not None and fixed_size(cost, site.axes) != site.size:
+        if site.kernel is None:
+            continue
+        there = all(0 <= axis < len(cost.factors) for axis in site.axes)
+        if not there or fixed_size(cost, site.axes) != site.size:
             raise PlanError(
                 f"the latency table was measured at other input sizes: {site.module!r} "
                 f"({site.operator}) differs; trace with the example inputs that the table was "
