@@ -143,6 +143,15 @@ def test_a_finished_search_only_shows(searched, trained, capsys, monkeypatch):
     assert "network: " in said
 
 
+def test_a_finished_search_is_shown_where_nothing_can_be_written(
+    searched, trained, capsys, monkeypatch
+):
+    monkeypatch.setattr(searching.RunFolder, "lock", lambda _: pytest.fail("locked"))
+    monkeypatch.setattr(searching, "write_atomic", lambda *_: pytest.fail("written"))
+    assert go(*search(trained, searched)) == 0
+    assert "network: " in capsys.readouterr().out
+
+
 def test_other_settings_are_refused_and_other_folders_left_alone(
     searched, trained, tmp_path, capsys
 ):

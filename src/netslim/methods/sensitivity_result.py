@@ -225,6 +225,8 @@ class Sensitivity:
         given = {key: value for key, value in data.items() if key not in ours}
         with refusing(PlanError, "the sensitivity is damaged", again):
             found: Sensitivity = typed(Sensitivity, given)
+            if not found.rows:
+                raise ValueError("it has no rows")
             if found.unit == "share" and not -EQUAL <= found.baseline <= 1 + EQUAL:
                 raise ValueError(f"the baseline {found.baseline:g} is no share")
             for number, row in enumerate(found.rows):

@@ -59,6 +59,7 @@ from netslim.training.stages.prune import latency_of
 from netslim.training.stages.runner import Runner
 
 Results = dict[str, Any]
+_DRAWN = ("front.svg", "front.png", "report.html")
 HIGH = 0.99  # no cut beyond it is tried
 _OF_TRAINING = ("optimizer", "schedule", "distill")
 _OF_RECIPE = ("model", "data", "trainer", "stages")
@@ -155,11 +156,25 @@ def carry_out(
     with using_threads(recipe.trainer.threads):
         work = _Search(recipe, options, folder, display or Display(), command)
         work.check()
+        if (shown := _shown(folder, work.settings())) is not None:
+            return shown
         with folder.lock():
             _claim(folder, work.settings())
             found = _finished(folder) or work.go()
             work.show(found)
     return found
+
+
+def _shown(folder: RunFolder, ours: Results) -> Results | None:
+    """What a finished search has found, for which nothing needs to be written: the disk may be
+    read-only.
+    """
+    if not all((folder.path / name).exists() for name in ("config.yaml", "search.json", *_DRAWN)):
+        return None
+    theirs = read_settings(folder.config, "choose another --out")
+    if not isinstance(theirs.get("search"), dict) or list(differences(_as_now(theirs), ours)):
+        return None
+    return _finished(folder)
 
 
 def _finished(folder: RunFolder) -> Results | None:
@@ -335,7 +350,7 @@ class _Search:
         """Draw what is not drawn yet."""
         from netslim.report import figures
 
-        for name in ("front.svg", "front.png", "report.html"):
+        for name in _DRAWN:
             path = self.folder.path / name
             if path.exists():
                 continue
