@@ -115,8 +115,8 @@ def check_normalisation(mean: Any, std: Any, channels: Iterable[int] = (1, 3)) -
     allowed = sorted(channels)
     if not _are(mean, Real) or not _are(std, Real) or not len(mean) == len(std):
         raise DataError(
-            f"normalisation: mean is {brief(mean)} and std is {brief(std)}; give one number each for every "
-            "channel, such as mean [0.5, 0.5, 0.5] and std [0.25, 0.25, 0.25]"
+            f"normalisation: mean is {brief(mean)} and std is {brief(std)}; give one number "
+            "each for every channel, such as mean [0.5, 0.5, 0.5] and std [0.25, 0.25, 0.25]"
         )
     if len(mean) not in allowed:
         raise DataError(
