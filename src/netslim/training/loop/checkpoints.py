@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,8 @@ _MARK = b"\nnetslim sha256 "
 _SEAL = len(_MARK) + 64 + 1
 # What `torch.load` raises for a file that was cut short or is another one.
 UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, KeyError),
+    *(OSError, RuntimeError, ValueError, EOFError, AttributeError, LookupError, TypeError),
+    *(ArithmeticError, AssertionError, MemoryError, struct.error),
     *(pickle.UnpicklingError, zipfile.BadZipFile),
 )
 
