@@ -41,7 +41,8 @@ def test_builds_from_torchvision_without_weights():
 
 def test_passes_weights_through_to_torchvision():
     with pytest.raises(
-        RecipeError, match=r"torchvision:resnet18 could not be built: .*NO_SUCH_WEIGHTS"
+        RecipeError,
+        match=r"torchvision:resnet18 could not be built: .*NO_SUCH_WEIGHTS.*called IMAGENET1K_V1",
     ):
         models.build("torchvision:resnet18", weights="NO_SUCH_WEIGHTS")
 

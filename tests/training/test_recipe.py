@@ -166,6 +166,7 @@ REFUSED = [
     ({"stages.prune.cut_macs": "0.5"}, r"cut_macs: .*; it belongs in budget: \{cut_macs: "),
     ({"image_size": "32"}, r"image_size: there is no such option; it belongs in data: "),
     ({"sed": "1"}, r"sed: there is no such option; did you mean 'seed'"),
+    ({"extend": "digits"}, r"extend: there is no such option; did you mean 'extends'"),
     (
         {"stages.spars.epochs": "1"},
         r"--stages\.spars: the recipe has no stage 'spars'; did you mean 'sparse'\?",
@@ -327,7 +328,7 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match=r"nowhere\.yaml cannot be read: No such file"):
         load_recipe(str(tmp_path / "nowhere.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match=r"binary\.yaml cannot be read"):
+    with pytest.raises(RecipeError, match=r"binary\.yaml is no text, and so no recipe"):
         load_recipe(str(tmp_path / "binary.yaml"))
 
 

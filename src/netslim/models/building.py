@@ -340,6 +340,18 @@ def _flag(key: str, value: Any) -> bool:
     return value
 
 
+def _known_weights(name: str, kwargs: Mapping[str, Any]) -> str:
+    """Which weights torchvision has for a network, where some of another name were asked for."""
+    library, _, short = name.partition(":")
+    asked = kwargs.get("weights")
+    if library != "torchvision" or not isinstance(asked, str):
+        return ""
+    from torchvision.models import get_model_weights
+
+    known = [weights.name for weights in get_model_weights(short)]
+    return "" if asked in known else f"; its weights are called {', '.join(known)}"
+
+
 def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
     _check_arguments(name, factory, kwargs)
     try:
@@ -349,7 +361,7 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
     except NetslimError:
         raise
     except Exception as error:
-        hint = ""
+        hint = _known_weights(name, kwargs) if isinstance(error, KeyError) else ""
         if isinstance(error, OSError):
             hint = "; weights that were fetched elsewhere can be given as a file: weights_file=FILE"
             if not takes_classes(name):

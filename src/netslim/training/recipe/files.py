@@ -83,7 +83,12 @@ def _text(source: str) -> str:
             known = nearest(source, shipped())
             raise RecipeError(f"no file and no recipe is called {source!r}{known}")
         return read_text(path, _LARGEST)
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or NUL in the name
+    except UnicodeDecodeError:
+        raise RecipeError(
+            f"{source} is no text, and so no recipe; a network is looked at with netslim evaluate "
+            "or inspect"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: NUL in the name
         raise RecipeError(f"the recipe {source} cannot be read: {reason(error)}") from None
 
 

@@ -77,6 +77,7 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
         plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))
     except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"the recipe is not plain data: {error}") from None
+    _check_names(Recipe, plain, "")
     stages = plain.pop("stages", None)
     if not isinstance(stages, list) or not stages:
         raise RecipeError(
@@ -168,16 +169,10 @@ def _build(
     """An instance of the dataclass `kind` from plain data; `ready` fields are taken as they are."""
     ready = ready or {}
     hints = option_types(kind)
-    names = [name for name in hints if name not in ready]
-    for key in plain:
-        if key in getattr(kind, "renamed", ()):
-            now = kind.renamed[key]
-            raise RecipeError(f"{_join(where, key)}: since version 0.2 this option is called {now}")
-        if key not in names:
-            raise RecipeError(f"{_join(where, key)}: there is no such option{_meant(key, hints)}")
+    _check_names(kind, plain, where)
     for item in fields(kind):
         required = item.default is MISSING and item.default_factory is MISSING
-        if required and item.name in names and plain.get(item.name) is None:
+        if required and item.name not in ready and plain.get(item.name) is None:
             raise RecipeError(
                 f"{_join(where, item.name)}: this option is missing and has no default"
             )
@@ -188,12 +183,22 @@ def _build(
         raise RecipeError(_join(where, str(error))) from None
 
 
+def _check_names(kind: type[Any], plain: Mapping[str, Any], where: str) -> None:
+    hints = option_types(kind)
+    for key in plain:
+        if key in getattr(kind, "renamed", ()):
+            now = kind.renamed[key]
+            raise RecipeError(f"{_join(where, key)}: since version 0.2 this option is called {now}")
+        if key not in hints:
+            raise RecipeError(f"{_join(where, key)}: there is no such option{_meant(key, hints)}")
+
+
 def _meant(key: str, hints: Mapping[str, Any]) -> str:
     """How a message on an unknown key goes on: by the section that has it, or the nearest key."""
     sections = [name for name, hint in hints.items() if key in _options_of(hint)]
     if sections:
         return f"; it belongs in {' or '.join(sections)}: {{{key}: ...}}"
-    return nearest(key, hints)
+    return nearest(key, [*hints, "extends"] if "stages" in hints else hints)
 
 
 def _options_of(hint: Any) -> Collection[str]:
