@@ -8,7 +8,6 @@ from torch import nn
 
 from netslim.data.loader import Loader
 from netslim.data.splits import stratified
-from netslim.errors import RecipeError
 from netslim.training.loop.epochs import derive
 from netslim.training.stages.runner import Runner
 
@@ -27,14 +26,8 @@ def accuracy(
     Raises:
         RecipeError: the split has no images.
     """
-    from netslim.training.loop import fit
-
     recipe, data, bench = runner.recipe, runner.data, runner.bench
-    images = getattr(data, split)
-    if not len(images):
-        raise RecipeError(
-            f"{recipe.data.name} has no {split} images here: set data.validation above 0"
-        )
+    images = runner.images_of(split)
     if most is not None and most < len(images):
         images = images.take(stratified(images.labels, most, derive(recipe.seed, "images"))[1])
     loader = Loader(
@@ -46,13 +39,7 @@ def accuracy(
         memory_format=bench.memory_format,
         workers=recipe.data.workers,
     )
-    limit, classes = recipe.trainer.limit_batches, len(data.classes)
-    labels = images.labels.tolist()[: (limit or len(loader)) * recipe.data.batch_size]
-
-    def look(network: nn.Module) -> float:
-        return fit.evaluate(network, loader, classes, runner.device, limit).accuracy
-
-    return look, labels
+    return lambda network: bench.means(network, loader).accuracy, bench.labels(images)
 
 
 __all__ = ["accuracy"]

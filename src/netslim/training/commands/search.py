@@ -45,8 +45,7 @@ from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.files import read_settings
 from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, SearchOptions, Stage, Train
-from netslim.training.stages.changes import differences, differing, listed
-from netslim.training.stages.environment import choose_device
+from netslim.training.stages.changes import differences, differing, in_short
 from netslim.training.stages.folder import (
     FORMAT,
     RunFolder,
@@ -171,8 +170,7 @@ def _shown(folder: RunFolder, ours: Results) -> Results | None:
     """
     if not all((folder.path / name).exists() for name in ("config.yaml", "search.json", *_DRAWN)):
         return None
-    theirs = read_settings(folder.config, "choose another --out")
-    if not isinstance(theirs.get("search"), dict) or list(differences(_as_now(theirs), ours)):
+    if list(differences(_theirs(folder), ours)):
         return None
     return _finished(folder)
 
@@ -187,18 +185,13 @@ def _finished(folder: RunFolder) -> Results | None:
 def _claim(folder: RunFolder, ours: Results) -> None:
     """Make the folder this search's own, or make sure that it already is."""
     if folder.config.exists():
-        theirs = read_settings(folder.config, "choose another --out")
-        if not isinstance(theirs.get("search"), dict):
-            raise RecipeError(
-                f"{folder.path} belongs to a run, not to a search; choose another --out"
-            )
-        theirs = _as_now(theirs)
+        theirs = _theirs(folder)
         found = list(differences(theirs, ours))
         if not found:
             return
         if (folder.path / "candidates").exists():
             raise RecipeError(
-                f"{folder.path} was begun with other settings ({listed(found)}); choose another "
+                f"{folder.path} was begun with other settings ({in_short(found)}); choose another "
                 f"--out, or go on as it was begun, with {_flags(theirs, ours)}"
             )
     write_atomic(
@@ -206,8 +199,15 @@ def _claim(folder: RunFolder, ours: Results) -> None:
     )
 
 
-def _as_now(theirs: Results) -> Results:
-    """The settings of a folder by the names of this version, with the defaults of later options."""
+def _theirs(folder: RunFolder) -> Results:
+    """The settings of a folder by the names of this version, with the defaults of later options.
+
+    Raises:
+        RecipeError: they cannot be read, or are those of a run.
+    """
+    theirs = read_settings(folder.config, "choose another --out")
+    if not isinstance(theirs.get("search"), dict):
+        raise RecipeError(f"{folder.path} belongs to a run, not to a search; choose another --out")
     aim = dict(theirs["search"])
     if "over" in aim:  # of version 0.1
         aim["resource"] = aim.pop("over")
@@ -266,15 +266,8 @@ class _Search:
     def check(self) -> None:
         """Build what the search needs, so that mistakes show before anything is written."""
         self.runner.build()
-        if "mask" in self.runner.given:
-            raise RecipeError(
-                f"{self.recipe.model.name} is masked: cut out what its mask silences first, "
-                "with `netslim prune --by mask`"
-            )
-        if not len(self.runner.data.validation):
-            raise RecipeError(
-                f"{self.recipe.data.name} has no validation images here: set data.validation higher"
-            )
+        self.runner.refuse_masked()
+        self.runner.images_of("validation")
         for stage in self.recipe.stages:
             if isinstance(stage, Train) and stage.distill is not None:
                 wanted = teacher(self.recipe, stage)
@@ -337,7 +330,7 @@ class _Search:
         }
 
     def _notes(self, original: Results, trained: Results) -> Iterator[str]:
-        labels = self.runner.bench.labels("validation")
+        labels = self.runner.bench.labels(self.runner.data.validation)
         from_given = self.options.reference == "given"
         return notes(original, trained, labels, self.options.max_drop, from_given)
 
@@ -495,11 +488,8 @@ class _Search:
         return netslim.measure.LatencyTable.load(self.table_file)
 
     def _means(self, network: nn.Module, split: str) -> Results:
-        from netslim.training.loop import fit
-
-        bench, limit = self.runner.bench, self.recipe.trainer.limit_batches
-        classes, device = len(self.runner.data.classes), choose_device(self.recipe.trainer)
-        means = fit.evaluate(network, bench.loader(split), classes, device, limit)
+        bench = self.runner.bench
+        means = bench.means(network, bench.loader(split))
         network.cpu()
         return {"accuracy": means.accuracy, "loss": means.loss, "top5": means.top5}
 

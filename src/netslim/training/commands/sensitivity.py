@@ -28,16 +28,12 @@ from netslim.selection.criteria.registry import reads_data
 from netslim.training.commands.looking import accuracy
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Exploration, Recipe, plain
-from netslim.training.stages.changes import differences
+from netslim.training.stages.changes import differences, in_short
 from netslim.training.stages.folder import RunFolder, digest
 from netslim.training.stages.runner import Runner
 
-_ELSEWHERE = (
-    "root",
-    "download",
-    "workers",
-    "augment",
-)  # of the data: where they lie, not what they are
+# Of the data: where they lie and how they are read, not what they are.
+_ELSEWHERE = ("root", "download", "workers", "augment")
 
 
 class ExplorationFolder:
@@ -85,7 +81,7 @@ class ExplorationFolder:
         if wrong := list(differences(theirs, settings)):
             raise RecipeError(
                 f"{self.path} was measured on another model or with other settings "
-                f"({'; '.join(wrong[:5])}); choose another --out, or repeat the old command"
+                f"({in_short(wrong)}); choose another --out, or repeat the old command"
             )
         return found
 
@@ -144,11 +140,7 @@ def _measured(
     with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, RunFolder(folder.path), display, "")
         network = runner.build().eval().to(runner.device)
-        if "mask" in runner.given:
-            raise RecipeError(
-                f"{recipe.model.name} is masked: cut out what its mask silences first, with "
-                "--by mask"
-            )
+        runner.refuse_masked()
         # One list serves both, so that what is scored and what statistics are taken from agree.
         count = options.recalibrate
         if reads_data(str(options.scoring.criterion)):

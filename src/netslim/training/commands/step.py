@@ -33,7 +33,6 @@ from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.reading import override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, Train
 from netslim.training.stages import prune as cutting
-from netslim.training.stages.environment import choose_device
 from netslim.training.stages.folder import RunFolder, read_json
 from netslim.training.stages.networks import has_fresh_weights, noted_in
 from netslim.training.stages.prune import Batches
@@ -169,11 +168,8 @@ def _try(runner: Runner) -> None:
             f"{runner.recipe.model.name} is masked, and what is silent cannot be made sparse: "
             "cut it first, with `netslim prune --by mask`, or train without sparsity"
         )
-    if stage.gradual is not None and "mask" in runner.given:
-        raise RecipeError(
-            f"{runner.recipe.model.name} is masked: cut out what its mask silences, with "
-            "`netslim prune --by mask`, before any more is cut"
-        )
+    if stage.gradual is not None:
+        runner.refuse_masked()
     if stage.distill is not None:
         wanted = teacher(runner.recipe, stage)
         if isinstance(wanted, str):
@@ -250,22 +246,18 @@ def prune(
     assert isinstance(stage, Prune)
 
     def work(
-        network: nn.Module, example: Tensor, batches: Batches, given: Results
+        network: nn.Module, example: Tensor, batches: Batches, runner: Runner
     ) -> Cut[nn.Module]:
-        if "mask" in given:
-            raise RecipeError(
-                f"{recipe.model.name} is masked: cut out what its mask silences first, with "
-                "--by mask"
-            )
+        runner.refuse_masked()
         if limits is not None:
             limits.check(network)
-        if stage.by == "clusters" and "clusters" not in given:
+        clusters, data = runner.given.get("clusters"), shape is None
+        if stage.by == "clusters" and clusters is None:
             raise RecipeError(
                 f"{recipe.model.name} does not say what was drawn together: train it with "
                 "--sparsity.method centripetal, and merge the file which that leaves before it "
                 "is trained or cut any further"
             )
-        clusters, data = given.get("clusters"), shape is None
         return cutting.carry_out(stage, network, example, batches, clusters, recipe.seed, data=data)
 
     done = _cut(recipe, out, shape, work, look)
@@ -295,12 +287,13 @@ def unmask(
         NetslimError: as the cut does.
     """
 
-    def work(network: nn.Module, example: Tensor, _: Batches, given: Results) -> Cut[nn.Module]:
-        if "mask" not in given:
+    def work(network: nn.Module, example: Tensor, _: Batches, runner: Runner) -> Cut[nn.Module]:
+        mask = runner.given.get("mask")
+        if mask is None:
             raise RecipeError(
                 f"{recipe.model.name} is not masked: `netslim prune --mask` makes files that are"
             )
-        return cutting.convert(network, PruningPlan.from_json(given["mask"]), example)
+        return cutting.convert(network, PruningPlan.from_json(mask), example)
 
     return _cut(recipe, out, shape, work, look)
 
@@ -319,18 +312,14 @@ def _cut(
     with using_threads(recipe.trainer.threads):
         if shape is None:
             prepared: Results | None = runner.data.preprocessing.to_json()
-            network, example, batches, origin = (
-                runner.build(),
-                runner.example(),
-                runner.bench.batches,
-                runner.origin,
-            )
+            network, origin = runner.build(), runner.origin
+            example, batches = runner.example(), runner.bench.batches
         else:
             prepared = runner.given.get(KEY)
             network, origin = _without_data(runner)
             example, batches = made_up(recipe.seed, shape), _no_data
         network.eval()
-        done = work(network, example, batches, runner.given)
+        done = work(network, example, batches, runner)
         before, after = (netslim.cost(item, example[:1]) for item in (network, done.network))
     metadata: Results = {}
     if prepared is not None:
@@ -435,8 +424,6 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
     Raises:
         RecipeError: the model does not fit the data, or there is no such split.
     """
-    from netslim.training.loop import fit
-
     processes.refuse_several(recipe.trainer)
     with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, RunFolder(Path()), Display(), "")
@@ -445,18 +432,10 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
         if ten_crop is not None:
             looking = _TenCrop(network, ten_crop)
         runner.check_outputs(looking, recipe.model.name)
-        images = getattr(runner.data, split)
-        if not len(images):
-            raise RecipeError(
-                f"{recipe.data.name} has no {split} images here: set data.validation above 0"
-            )
+        labels = runner.bench.labels(runner.images_of(split))
         cost = netslim.cost(network.eval(), runner.example()[:1, :, :ten_crop, :ten_crop])
-        device, limit = choose_device(recipe.trainer), recipe.trainer.limit_batches
-        means = fit.evaluate(
-            looking, runner.bench.loader(split), len(runner.data.classes), device, limit
-        )
-    labels, size = runner.bench.labels(split), None
-    fresh = ""
+        means = runner.bench.means(looking, runner.bench.loader(split))
+    size, fresh = None, ""
     if has_fresh_weights(recipe.model):
         fresh = f"{recipe.model.name} has fresh weights; a checkpoint or --weights brings others"
     notes = [fresh, *runner.data.notes, chance(means.accuracy, labels)]

@@ -22,7 +22,7 @@ import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim._support import reason, typed
 from netslim.data.loader import Loader
-from netslim.data.splits import Data
+from netslim.data.splits import Data, Split
 from netslim.errors import CheckpointError, TrainingError
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.slimming import NetworkSlimming
@@ -117,9 +117,16 @@ class Bench:
             shard=(rank, world),
         )
 
-    def labels(self, split: str) -> list[int]:
-        """The classes of the images of `validation` or `test` that are looked at."""
-        found: list[int] = getattr(self.data, split).labels.tolist()
+    def means(self, network: nn.Module, loader: Loader) -> Means:
+        """`evaluate`, of as many batches as the recipe looks at; the network is on the device then,
+        and in evaluation mode.
+        """
+        limit = self.recipe.trainer.limit_batches
+        return evaluate(network, loader, len(self.data.classes), self.device, limit)
+
+    def labels(self, images: Split) -> list[int]:
+        """The classes of those of the images that `means` looks at, which are not shuffled."""
+        found: list[int] = images.labels.tolist()
         limit = self.recipe.trainer.limit_batches
         if limit is None:
             return found

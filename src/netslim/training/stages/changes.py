@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from netslim._support import listed
 from netslim.training.recipe.checks import imitated, wanted_share
 from netslim.training.recipe.schema import (
     Baseline,
@@ -22,6 +23,7 @@ from netslim.training.recipe.schema import (
     plain,
 )
 
+_TOLD = 5  # differences that a message names
 _ONLY_TOLD = ("title", "notes", "published")  # of a run, and no part of any result
 # A run goes on on as many processes as there are now, which share the same batches, and is watched
 # wherever one likes.
@@ -57,9 +59,9 @@ def kept(old: Recipe, new: Recipe, count: int) -> int:
     return same
 
 
-def listed(found: Sequence[str]) -> str:
+def in_short(found: Sequence[str]) -> str:
     """The first few differences."""
-    return "; ".join([*found[:5], *["..."] * (len(found) > 5)])
+    return listed(found, "; ", _TOLD)
 
 
 def differences(old: Any, new: Any) -> Iterator[str]:

@@ -48,7 +48,7 @@ from netslim.report.records import Record
 from netslim.training.recipe.files import read_settings
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Baseline, Measure, Recipe, Scratch, Stage
-from netslim.training.stages.changes import basis, differences, kept, listed
+from netslim.training.stages.changes import basis, differences, in_short, kept
 from netslim.training.stages.ground import Ground
 
 FORMAT = 1
@@ -276,14 +276,16 @@ class RunFolder:
         for index, stage in enumerate(recipe.stages[count:], count):
             self.stage(index, stage).clear()
         labels = ", ".join(folders[index].label for index in begun)
-        return f"kept: {labels}; changed since it was begun: {listed(changed)}"
+        return f"kept: {labels}; changed since it was begun: {in_short(changed)}"
 
     def _begun_folders(self) -> Iterator[Path]:
         for name in ("last.ckpt", "stage.json", "strength*"):
             yield from self.path.glob(f"*/{name}")
 
     def _refusal(self, recipe: Recipe, found: Sequence[str], remedy: str) -> str:
-        text = f"{self.path} was begun with other settings ({listed(found)}); choose another --out"
+        text = (
+            f"{self.path} was begun with other settings ({in_short(found)}); choose another --out"
+        )
         if recipe.stages[-1].kind != "measure":
             return f"{text}, or repeat the old command"
         # What a recipe leaves to defaults may mean something else to another version; its own

@@ -24,7 +24,7 @@ from netslim import models
 from netslim._support import read_bytes
 from netslim.data.fingerprint import fingerprint
 from netslim.data.preprocessing import KEY, Preprocessing
-from netslim.data.splits import Data
+from netslim.data.splits import Data, Split
 from netslim.errors import RecipeError
 from netslim.models import checkpoint
 from netslim.models.building import unfilled
@@ -223,6 +223,31 @@ class Networks:
         if takes_classes(name):
             kwargs.setdefault("num_classes", len(self.data.classes))
         return kwargs
+
+    def refuse_masked(self) -> None:
+        """Refuse the checkpoint the run starts from where it is masked.
+
+        Raises:
+            RecipeError: it is.
+        """
+        if "mask" in self.given:
+            raise RecipeError(
+                f"{self.recipe.model.name} is masked: cut out what its mask silences first, with "
+                "`netslim prune --by mask`"
+            )
+
+    def images_of(self, split: str) -> Split:
+        """The images of `train`, `validation` or `test`, at least one.
+
+        Raises:
+            RecipeError: there are none.
+        """
+        images: Split = getattr(self.data, split)
+        if not len(images):
+            raise RecipeError(
+                f"{self.recipe.data.name} has no {split} images here: set data.validation above 0"
+            )
+        return images
 
     def build(self) -> nn.Module:
         """The recipe's network with its first weights, the same in every process; fits the data."""

@@ -410,7 +410,9 @@ class Runner(Networks):
         answers.
         """
         accuracy = {**trained.rows[-1], **trained.best}["val_accuracy"]
-        if accuracy is not None and (said := chance(accuracy, self.bench.labels("validation"))):
+        if accuracy is None:
+            return
+        if said := chance(accuracy, self.bench.labels(self.data.validation)):
             yield f"validation: {said}"
 
     # ------------------------------------------------------------ cutting
@@ -522,7 +524,7 @@ class Runner(Networks):
 
     def _by_chance(self, rows: Iterable[Results]) -> Iterator[str]:
         """Of each row whose network knows nothing."""
-        labels = self.bench.labels("test")
+        labels = self.bench.labels(self.data.test)
         for row in rows:
             if said := chance(row["accuracy"], labels):
                 yield f"{row['label']}: {said}"
@@ -530,8 +532,7 @@ class Runner(Networks):
     def _figures(self, network: nn.Module, loader: Loader) -> Results:
         """Counted first: to evaluate it moves the network to the device of the run."""
         cost = netslim.cost(network, self.example()[:1])
-        limit = self.recipe.trainer.limit_batches
-        means = fit.evaluate(network, loader, len(self.data.classes), self.device, limit)
+        means = self.bench.means(network, loader)
         figures: Results = {"accuracy": means.accuracy, "top5": means.top5, "loss": means.loss}
         return figures | {"params": cost.params, "macs": cost.macs}
 
