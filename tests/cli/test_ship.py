@@ -11,7 +11,6 @@ import torch
 
 import netslim
 from netslim.cli import main
-from netslim.cli.bench import _short
 from netslim.cli.export import _tolerance
 from netslim.errors import RecipeError
 
@@ -171,25 +170,6 @@ def test_mistakes_in_bench(arguments, message, capsys):
 def test_bench_says_when_a_network_does_not_take_the_input(capsys):
     line = told(capsys, "bench", *NET, "--input", "2", "8", "8", "--device", "cpu")
     assert "does not run on these example inputs ((1, 2, 8, 8))" in line
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (25_557_032, "25.56 MB"),
-        (4_089_184_256, "4.089 GB"),
-        (1e13, "1e+04 GB"),
-    ],
-)
-def test_short_counts(count, text):
-    assert _short(count, "B") == text
-
-
-def test_short_counts_without_a_unit():
-    assert [_short(count) for count in (7, 1234)] == ["7", "1.234 k"]
 
 
 @pytest.mark.parametrize(

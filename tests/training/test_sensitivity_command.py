@@ -213,7 +213,7 @@ def test_ctrl_c_is_one_line(shop, tmp_path, monkeypatch, capsys):
     assert go(shop / "vgg.safetensors", *ARGUMENTS[:4], "--out", out) == 130
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(
-        f"netslim: interrupted; what is measured is kept in {out}; go on with: netslim sensitivity "
+        f"netslim: interrupted; what is finished is kept in {out}; go on with: netslim sensitivity "
     )
     assert len((out / "sensitivity.jsonl").read_text().splitlines()) == 1 + 2
     assert not (out / "sensitivity.json").exists()

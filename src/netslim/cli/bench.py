@@ -22,6 +22,7 @@ from netslim.cli.flags import MODELS, RUNTIMES
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.measure.backends import Backend
+from netslim.report.numbers import count
 
 _BENCH = """\
 Time networks side by side: one sample of each in turn, warmed up, in one process, so that a machine
@@ -81,6 +82,8 @@ def register(parser: Parser) -> None:
 def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     import torch
 
+    from netslim.measure.table.measuring import processor
+
     if options.batch_size < 1:
         raise RecipeError(f"--batch-size {options.batch_size}: give 1 or more")
     trust = options.trust or options.models
@@ -92,11 +95,9 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         if torch.cuda.is_available():
             device = "cuda"
     rows = _measure(options, networks, device)
-    where = (
-        platform.processor() or platform.machine()
-        if device == "cpu"
-        else torch.cuda.get_device_name()
-    )
+    where = processor() or platform.machine()
+    if device != "cpu":
+        where = torch.cuda.get_device_name()
     threads = options.threads or torch.get_num_threads()
     if options.json:
         surroundings = {
@@ -217,8 +218,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = [head]
     for row in rows:
         times = f"{row['median_ms']:.3g} ({row['low_ms']:.3g} to {row['high_ms']:.3g})"
-        counts = [_short(row[key]) for key in ("params", "macs", "activations")]
-        size = _short(row["size_bytes"], "B")
+        counts = [count(row[key]).rstrip() for key in ("params", "macs", "activations")]
+        size = f"{count(row['size_bytes'])}B"
         last = [f"{row['examples_per_second']:,.1f}", f"{row['of_first']:.2f}"]
         lines.append([row["model"], row["backend"], *counts, size, times, *last])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -227,9 +228,3 @@ def _table(rows: list[dict[str, Any]]) -> str:
         for line in lines
     )
     return "\n".join(texts)
-
-
-def _short(count: float, unit: str = "") -> str:
-    """Four digits and the unit: 25.56 M."""
-    power = min(3, (len(str(int(count))) - 1) // 3)
-    return f"{count / 1000**power:.4g} {('', 'k', 'M', 'G')[power]}{unit}".rstrip()

@@ -1,12 +1,13 @@
-"""What commands share: options by dotted name, and the inputs of a model."""
+"""What commands share: options by dotted name, inputs of a model, how interruptions are told."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from netslim._support import refusing
@@ -146,10 +147,7 @@ def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
 
     shapes, types = options.input or _told(options), options.dtype or ["float32"]
     for shape in shapes:
-        if min(shape) < 1:
-            raise RecipeError(
-                f"--input {shlex.join(map(str, shape))}: every size must be 1 or more"
-            )
+        check_sizes(shape)
     if len(types) not in (1, len(shapes)):
         raise RecipeError(
             f"--dtype: {len(types)} for {len(shapes)} inputs; give it once, or once for each "
@@ -170,6 +168,16 @@ def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
     return tuple(made)
 
 
+def check_sizes(shape: Sequence[int]) -> None:
+    """Refuse what --input says where it is no shape.
+
+    Raises:
+        RecipeError: a size is below 1.
+    """
+    if min(shape) < 1:
+        raise RecipeError(f"--input {' '.join(map(str, shape))}: every size must be 1 or more")
+
+
 def _told(options: argparse.Namespace) -> list[tuple[int, ...]]:
     """The shape of the images that the networks' files were trained on."""
     from netslim.training.commands.predict import prepared_by
@@ -181,6 +189,17 @@ def _told(options: argparse.Namespace) -> list[tuple[int, ...]]:
         "--input is needed: the shape of one example without the batch, for instance --input 3 "
         "224 224"
     )
+
+
+@contextmanager
+def going_on_by(command: str, place: Path) -> Iterator[None]:
+    """Inside, an interruption says where the work is kept, and by which command it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"what is finished is kept in {place}; go on with: {command}"
+        ) from None
 
 
 def note(text: str) -> None:

@@ -98,10 +98,11 @@ def _origin(hint: Any) -> type[Any]:
 
 def given(options: argparse.Namespace, *kinds: type[Any]) -> dict[str, Any]:
     """The options of these classes that were typed, by name."""
-    return _typed(options, chain.from_iterable(map(declared, kinds)))
+    return typed(options, chain.from_iterable(map(declared, kinds)))
 
 
-def _typed(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+def typed(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the options by these names that were typed; `none` is None."""
     found = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     return {name: None if value == "none" else value for name, value in found.items()}
 
@@ -114,7 +115,7 @@ def made(kind: type[Options], options: argparse.Namespace) -> Options:
         RecipeError: one is out of range, by its flag.
     """
     try:
-        return assembled(kind, _typed(options, option_types(kind)))
+        return assembled(kind, typed(options, option_types(kind)))
     except ArgumentError as error:
         name, _, rest = str(error).partition(" ")
         raise RecipeError(f"{flag(name)} {rest}") from None
@@ -160,6 +161,23 @@ def add_limits(group: Any) -> None:
 def add_compensation(group: Any, auto: Mapping[str, str]) -> None:
     """What is done about that which removed channels emit; `auto` as `told` of `add_options`."""
     add_options(group, Compensation, told=auto)
+
+
+def add_max_drop(group: Any, text: str) -> None:
+    """--max-drop POINTS; `max_drop` reads it."""
+    group.add_argument("--max-drop", metavar="POINTS", type=float, help=text)
+
+
+def max_drop(options: argparse.Namespace) -> float | None:
+    """Percentage points, if any were typed.
+
+    Raises:
+        RecipeError: they are below 0, or no finite number.
+    """
+    drop: float | None = options.max_drop
+    if drop is not None and not 0 <= drop < float("inf"):
+        raise RecipeError(f"--max-drop {drop:g}: give 0 or more points")
+    return drop
 
 
 def add_latency(group: Any, what: str) -> None:

@@ -32,7 +32,7 @@ def register(parser: Parser) -> None:
         default="test",
         help="which images (default: test)",
     )
-    add_validation(parser, "share of training images that was set apart, as for train")
+    add_validation(parser, trained=True)
     parser.add_argument(
         "--ten-crop",
         metavar="PIXELS",

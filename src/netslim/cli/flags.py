@@ -59,10 +59,11 @@ def add_folder(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=what)
 
 
-def add_validation(
-    group: Any, text: str = "share of the training images that is set apart"
-) -> None:
-    """--validation SHARE."""
+def add_validation(group: Any, *, trained: bool = False) -> None:
+    """--validation SHARE; of a network that is `trained`, it must be what it was then."""
+    text = "share of the training images that is set apart"
+    if trained:
+        text = "share of training images that was set apart, as for train"
     group.add_argument("--validation", metavar="SHARE", type=float, help=f"{text} (default: 0.1)")
 
 

@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from netslim.cli.common import check_sizes
 from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
     add_latency,
     add_limits,
+    add_max_drop,
     add_options,
     flag,
     given,
     latency,
+    max_drop,
+    typed,
 )
 from netslim.cli.flags import DATA, MODELS, add_file, add_network, add_surroundings, settings
 from netslim.cli.parser import Parser
@@ -47,11 +51,7 @@ _MORE = (
 )
 
 _BY = ("scores", "greedy", "zeros", "clusters", "mask")
-_PLAIN = (
-    "allocation",
-    "batches",
-    "mode",
-)  # options of the stage that are typed as they stand there
+_PLAIN = ("allocation", "batches", "mode")  # options of the stage, typed as they stand there
 _WAYS = ("allocation", *(name for name in declared(Scoring) if name != "criterion"))
 _ALL = (*_PLAIN, *declared(Scoring), *declared(Limits), "limits", *declared(Compensation))
 _UNUSED = {
@@ -145,12 +145,7 @@ def _limits(group: Any) -> None:
         type=Path,
         help="instead of --max-cut, of each layer what this sensitivity.json allows",
     )
-    group.add_argument(
-        "--max-drop",
-        metavar="POINTS",
-        type=float,
-        help="what one layer alone may cost by --limits",
-    )
+    add_max_drop(group, "what one layer alone may cost by --limits")
 
 
 # ---------------------------------------------------------------- from what was typed to a stage
@@ -178,20 +173,18 @@ def _prune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _limited(options: argparse.Namespace, stage: dict[str, Any]) -> Sensitivity | None:
     """Put what --limits and --max-drop ask for into a prune stage; from what they are taken."""
-    if (options.limits is None) != (options.max_drop is None):
+    drop = max_drop(options)
+    if (options.limits is None) != (drop is None):
         raise RecipeError("--limits FILE and --max-drop POINTS belong together: give both")
-    if options.limits is None:
+    if drop is None:
         return None
     if options.max_cut is not None:
         raise RecipeError(
             "--max-cut and --limits both say what may go of a layer: give one of them"
         )
-    if options.max_drop < 0:
-        raise RecipeError(f"--max-drop {options.max_drop:g}: give 0 or more points")
     from netslim.methods.sensitivity_result import Sensitivity
 
     found = Sensitivity.load(options.limits)
-    drop = options.max_drop
     if found.unit == "share":
         drop /= 100
     stage["max_cut"] = found.limits(drop)
@@ -208,10 +201,8 @@ def _check_input(options: argparse.Namespace) -> None:
         raise RecipeError(
             f"--limit-images {options.limit_images}: give 0 or more images of --data to look at"
         )
-    if options.input is not None and min(options.input) < 1:
-        raise RecipeError(
-            f"--input {' '.join(map(str, options.input))}: every size must be 1 or more"
-        )
+    if options.input is not None:
+        check_sizes(options.input)
 
 
 def _what_goes(options: argparse.Namespace, overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -220,13 +211,12 @@ def _what_goes(options: argparse.Namespace, overrides: Mapping[str, str]) -> dic
     asked = [*budget, *(key for key in overrides if key.startswith("budget."))]
     _check_by(options, bool(named), bool(asked))
     timed = any("latency" in key for key in asked)
-    plain = {key: value for key in _PLAIN if (value := getattr(options, key)) is not None}
     return {
         "by": options.by,
         "budget": budget,
         "latency": latency(options, timed, "--cut-latency or --max-latency-ms: give one of these"),
         "per_group": named,
-        **plain,
+        **typed(options, _PLAIN),
         **given(options, Scoring, Limits, Compensation),
     }
 

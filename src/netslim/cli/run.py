@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import add_changed_ok, add_trust, as_arguments
+from netslim.cli.common import add_changed_ok, add_trust, as_arguments, going_on_by
 from netslim.cli.parser import Parser
 
 _RUN = """\
@@ -61,12 +61,8 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from netslim.training import run
     from netslim.training.processes import place
 
-    try:
+    with going_on_by(command, folder):
         results = run(recipe, folder, command=command, changed_ok=options.changed_ok)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"what is finished is kept in {folder}; go on with: {command}"
-        ) from None
     if place().rank == 0:
         _show(results, folder)
     return 0

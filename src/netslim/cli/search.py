@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from netslim.cli.common import going_on_by
 from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
@@ -16,6 +17,7 @@ from netslim.cli.cut_flags import (
     given,
     latency,
     made,
+    typed,
 )
 from netslim.cli.flags import (
     DATA,
@@ -104,22 +106,14 @@ def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         overrides,
         settings=settings(options),
     )
-    try:
+    with going_on_by(options.typed, options.out):
         found = search.carry_out(recipe, aim, options.out, command=options.typed)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"what is finished is kept in {options.out}; go on with: {options.typed}"
-        ) from None
     _show(found, options.out)
     return int(found["best"] is None)
 
 
 def _cut(options: argparse.Namespace, aim: SearchOptions) -> dict[str, Any]:
-    plain = {
-        key: value
-        for key in ("allocation", "batches")
-        if (value := getattr(options, key)) is not None
-    }
+    plain = typed(options, ("allocation", "batches"))
     timed = latency(options, aim.resource == "latency", "--resource latency")
     return {"latency": timed, **plain, **given(options, Scoring, Limits, Compensation)}
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from netslim.cli.cut_flags import add_limits, add_options, add_scoring, made
+from netslim.cli.common import going_on_by
+from netslim.cli.cut_flags import (
+    add_limits,
+    add_max_drop,
+    add_options,
+    add_scoring,
+    made,
+    max_drop,
+)
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -15,7 +23,6 @@ from netslim.cli.flags import (
     settings,
 )
 from netslim.cli.parser import Parser
-from netslim.errors import RecipeError
 from netslim.training.recipe.schema import Exploration
 
 _SENSITIVITY = """\
@@ -52,13 +59,8 @@ def register(parser: Parser) -> None:
     add_limits(what)
     look = parser.add_argument_group("what is looked at")
     add_options(look, Exploration, but=_CUT)
-    add_validation(look, "share of training images that was set apart, as for train")
-    look.add_argument(
-        "--max-drop",
-        metavar="POINTS",
-        type=float,
-        help="tell how far each group may be cut for so many points",
-    )
+    add_validation(look, trained=True)
+    add_max_drop(look, "tell how far each group may be cut for so many points")
     add_surroundings(parser)
 
 
@@ -66,18 +68,12 @@ def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from netslim.report.sensitivity_page import noise_of
     from netslim.training.commands import sensitivity, step
 
-    how, drop = made(Exploration, options), options.max_drop
-    if drop is not None and not 0 <= drop < float("inf"):
-        raise RecipeError(f"--max-drop {drop:g}: give 0 or more points")
+    how, drop = made(Exploration, options), max_drop(options)
     recipe = step.step(
         "measure", options.model, options.data, {}, overrides, settings=settings(options)
     )
-    try:
+    with going_on_by(options.typed, options.out):
         found = sensitivity.explore(recipe, options.out, how)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"what is measured is kept in {options.out}; go on with: {options.typed}"
-        ) from None
     if drop is not None:
         drop /= 100
     print(found.table(drop))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from netslim.cli.common import add_changed_ok
+from netslim.cli.common import add_changed_ok, going_on_by
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -99,15 +99,10 @@ def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> in
     recipe = step.step(
         kind, options.model, options.data, _stage(options), overrides, settings=settings(options)
     )
-    try:
+    with going_on_by(options.typed, step.folder_of(options.out)):
         found = step.carry_out(
             recipe, options.out, command=options.typed, changed_ok=options.changed_ok
         )
-    except KeyboardInterrupt:
-        folder = step.folder_of(options.out)
-        raise KeyboardInterrupt(
-            f"what is finished is kept in {folder}; go on with: {options.typed}"
-        ) from None
     if place().rank:
         return 0
     print(f"trained for {len(found['curves']['epoch'])} epochs in {found['seconds']:.1f} s")
