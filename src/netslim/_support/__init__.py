@@ -19,6 +19,7 @@ from netslim._support.names import current_directory_importable, from_module, li
 from netslim._support.reading import (
     DEEPEST,
     LARGEST_TEXT,
+    first_line,
     opened,
     parse_json,
     read_bytes,
@@ -42,6 +43,7 @@ __all__ = [
     "described",
     "digest_of_plain",
     "expect",
+    "first_line",
     "from_module",
     "is_format",
     "is_number",

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from netslim._support.arguments import brief, is_whole
+from netslim._support.reading import first_line
 from netslim.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def as_device(name: torch.device | str | None) -> torch.device:
         # Not torch.get_default_device, which fails in 2.6 once the default was taken back.
         return torch.empty(0).device if name is None else torch.device(name)
     except RuntimeError as problem:
-        reason = str(problem).splitlines()[0]
-        raise ArgumentError(f"there is no device {str(name)!r}: {reason}") from None
+        raise ArgumentError(f"there is no device {str(name)!r}: {first_line(problem)}") from None
 
 
 __all__ = ["as_device", "own_random_numbers", "using_threads"]

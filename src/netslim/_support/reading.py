@@ -49,6 +49,12 @@ def refusing(error: type[NetslimError], what: str, remedy: str) -> Iterator[None
         raise error(f"{what} ({reason(problem)}); {remedy}") from None
 
 
+def first_line(problem: Exception) -> str:
+    """What a library says of its error, in short."""
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    return lines[0].rstrip(".")
+
+
 def reason(problem: Exception) -> str:
     """What an exception says, on one line; of those of the system what happened alone."""
     said = " ".join(str(getattr(problem, "strerror", None) or problem).split())
@@ -315,6 +321,7 @@ __all__ = [
     "DEEPEST",
     "LARGEST_TEXT",
     "MisfitError",
+    "first_line",
     "opened",
     "parse_json",
     "read_bytes",

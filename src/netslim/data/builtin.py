@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netslim._support import first_line
 from netslim.data.raw import Raw
 from netslim.data.splits import ImageTensors, stratified
 from netslim.errors import DataError
@@ -74,7 +75,7 @@ def read_torchvision(name: str, root: Path, download: bool) -> Raw:
 
 def _unreadable(name: str, kind: Any, root: Path, error: Exception) -> DataError:
     """Files that could not be fetched are told otherwise than those that are there and damaged."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = first_line(error)
     missing = [file for file in _files(name, kind, root) if not file.exists()]
     if not missing:
         return DataError(

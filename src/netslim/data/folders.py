@@ -131,12 +131,10 @@ class _Scan:
                 self._not_followed.append(link)
                 continue
             self._files.add(real)
-            if os.path.isfile(real) or not os.path.exists(
-                real
-            ):  # a broken one is told as unreadable
-                self._take(name, link)
-            else:
+            if os.path.exists(real) and not os.path.isfile(real):
                 self._unending.append(link)
+            else:  # a broken one is told as unreadable
+                self._take(name, link)
 
     def _take(self, name: str, path: str) -> None:
         if path.lower().endswith(ENDINGS):

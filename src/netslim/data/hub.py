@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from netslim.data.parquet import class_names, columns_of, first_line
+from netslim._support import first_line
+from netslim.data.parquet import class_names, columns_of
+from netslim.data.pictures import held
 from netslim.data.raw import Raw, Wanted, roles, standing_in
 from netslim.data.tables import Labels, Table, raw_of
 from netslim.errors import DataError
@@ -32,10 +34,10 @@ class _HubRows:
         return len(self.dataset)
 
     def read(self, position: int) -> bytes | Path:
-        cell = self.dataset[int(position)][self.column]
-        if not cell or not (cell["bytes"] or cell["path"]):
-            raise ValueError("the row holds no picture")
-        return cell["bytes"] or Path(cell["path"])
+        cell = self.dataset[int(position)][self.column] or {}
+        if cell.get("path") and not cell.get("bytes"):
+            return Path(cell["path"])
+        return held(cell.get("bytes"))
 
     def where(self, position: int) -> str:
         return f"{self.name}, row {position}"

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from netslim._support import parse_json
+from netslim._support import first_line, parse_json
+from netslim.data.pictures import held
 from netslim.data.raw import Raw, Wanted, roles, standing_in
 from netslim.data.tables import Labels, Table, raw_of
 from netslim.errors import DataError
@@ -32,10 +33,7 @@ class _Rows:
         return self.ends[-1]
 
     def read(self, position: int) -> bytes:
-        content: bytes | None = self.images[position].as_py()
-        if not content:
-            raise ValueError("the row holds no picture")
-        return content
+        return held(self.images[position].as_py())
 
     def where(self, position: int) -> str:
         file = bisect_right(self.ends, position)
@@ -118,12 +116,6 @@ def _cells(column: Any, file: Path, label: str) -> np.ndarray:
         )
     cells: np.ndarray = column.to_numpy()
     return cells
-
-
-def first_line(error: Exception) -> str:
-    """What a library says of its error, in short."""
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:

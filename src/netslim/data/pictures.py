@@ -31,6 +31,17 @@ ENDINGS = (
 SAMPLE = 32  # pictures by which the form of a set is judged
 
 
+def held(content: bytes | None) -> bytes:
+    """What a row holds as its picture.
+
+    Raises:
+        ValueError: nothing.
+    """
+    if not content:
+        raise ValueError("the row holds no picture")
+    return content
+
+
 class Encoded(Protocol):
     """A row of encoded pictures that can say where each came from."""
 

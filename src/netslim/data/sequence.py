@@ -8,9 +8,8 @@ An epoch's order is drawn as for other splits, before anything is read, and is a
 generator alone: the shards in a random order, and what they hold mixed by a buffer of `BUFFER`
 pictures. Of each place of the buffer a random picture leaves when the next one comes in. To deliver
 that order, pictures are read and put aside until the one whose turn it is has come; by the way the
-order was drawn there are never more than `BUFFER` and one
-shard of them. Example: of shards {0 1 2} and {3 4 5},
-the second first, a buffer of 2 may give 4 3 0 5 2 1.
+order was drawn there are never more than `BUFFER` and one shard of them. Example: of shards
+{0 1 2} and {3 4 5}, the second first, a buffer of 2 may give 4 3 0 5 2 1.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import netslim.data.hub as hub
 import netslim.data.parquet as parquet
 import netslim.data.shards as shards
 import netslim.data.streaming as streams
-from netslim._support import checks_calls, nearest
+from netslim._support import checks_calls, is_whole, nearest
 from netslim.data.preprocessing import CHANNELS, Preprocessing, check_normalisation
 from netslim.data.raw import Raw, Wanted, recoloured
 from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, held_out, stratified
@@ -251,7 +251,7 @@ def _parts(
 
 
 def _drawn(subset: int, raw: Raw) -> int:
-    if isinstance(subset, bool) or not isinstance(subset, int) or subset < len(raw.classes):
+    if not (is_whole(subset) and subset >= len(raw.classes)):
         raise DataError(
             f"subset is {subset!r}; give at least as many images as there are classes "
             f"({len(raw.classes)})"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from netslim._support import checks_calls
+from netslim._support import checks_calls, is_number, is_whole
 from netslim.data.augment import RandomResizedCrop
 from netslim.data.images import Images, part_of
 from netslim.data.preprocessing import Preprocessing
@@ -189,13 +189,14 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def held_out(validation: float | int, total: int) -> int:
     """How many of `total` training images `validation` means: a share below 1, or a number."""
-    if isinstance(validation, bool) or not isinstance(validation, int | float):
+    if not is_number(validation):
         raise DataError(
             f"validation is {validation!r}; give a share such as 0.1 or a number of images"
         )
-    if isinstance(validation, float) and 0 <= validation < 1:
+    share = not is_whole(validation)
+    if share and 0 <= validation < 1:
         return round(validation * total)
-    if isinstance(validation, float) and validation == 1.0:
+    if share and validation == 1.0:
         raise DataError("validation is 1.0, which leaves nothing to train on; give a share below 1")
     if float(validation).is_integer() and 0 <= validation < total:
         return int(validation)

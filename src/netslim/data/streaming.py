@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from netslim._support import read_bytes
+from netslim._support import first_line, read_bytes
 from netslim.data.hub import need_train, opened
-from netslim.data.parquet import class_names, columns_of, files_of, first_line
+from netslim.data.parquet import class_names, columns_of, files_of
 from netslim.data.raw import Raw, Wanted, roles, standing_in
 from netslim.data.sequence import Arrived
 from netslim.data.tables import Labels, Passing, raw_of_passing

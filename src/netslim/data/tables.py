@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from netslim.data.memory import read_pictures
-from netslim.data.pictures import SAMPLE, Encoded, Form, Pictures, common_form, frames_note
+from netslim.data.pictures import SAMPLE, Encoded, Form, Pictures, common_form, frames_note, held
 from netslim.data.raw import Raw, Wanted
 from netslim.data.sequence import Arrived, ImageSequence, Shards, sampled
 from netslim.data.splits import Split
 from netslim.errors import DataError
 
-_SMALL = 64
+_SMALL = 64  # pixels of a side
+_CLASSES = 100_000  # that a set may name and not show
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +103,10 @@ class Arrivals:
         return len(self.arrived)
 
     def read(self, position: int) -> bytes:
-        content = self.arrived[position].content
-        if not content:
-            raise ValueError("the row holds no picture")
-        return content
+        return held(self.arrived[position].content)
 
     def where(self, position: int) -> str:
         return self.arrived[position].where
-
-
-_CLASSES = 100_000  # that a set may name and not show
 
 
 def _classes(labels: Labels) -> tuple[str, ...]:

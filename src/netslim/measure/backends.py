@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from netslim._support import first_line
 from netslim.errors import ArgumentError, ExportError, TraceError
 from netslim.graph.modules.calls import advice, as_call, evaluating
 from netslim.graph.modules.unwrapping import inside, without_values
@@ -59,9 +60,7 @@ def prepared(
             model.
         TraceError: the model does not run on the example inputs.
     """
-    if backend not in get_args(Backend):
-        known = ", ".join(get_args(Backend))
-        raise ArgumentError(f"latency: there is no backend {backend!r}; choose one of {known}")
+    check_backend(backend)
     if any(map(without_values, (*model.parameters(), *model.buffers()))):
         raise ArgumentError(
             f"latency: {name!r} has no values, so nothing would be computed: it was made on the "
@@ -77,6 +76,17 @@ def prepared(
         yield Ready(_BACKENDS[backend](model, inputs, place, name), place, backend)
 
 
+def check_backend(backend: str) -> None:
+    """Refuse what is no backend.
+
+    Raises:
+        ArgumentError: names those there are.
+    """
+    if backend not in get_args(Backend):
+        known = ", ".join(get_args(Backend))
+        raise ArgumentError(f"latency: there is no backend {backend!r}; choose one of {known}")
+
+
 def usable(device: torch.device | str) -> torch.device:
     """The device, with its number.
 
@@ -86,9 +96,8 @@ def usable(device: torch.device | str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).splitlines()[0]
         raise ArgumentError(
-            f"latency: device {str(device)!r} cannot be used here: {reason}. Try 'cpu'"
+            f"latency: device {str(device)!r} cannot be used here: {first_line(problem)}. Try 'cpu'"
         ) from problem
 
 
@@ -147,12 +156,11 @@ def _compiled(model: nn.Module, inputs: Any, device: torch.device, name: str) ->
             call = torch.compile(own, dynamic=False)
             call()
     except Exception as problem:
-        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
         needed = "Triton, and a GPU that it knows"
         if device.type == "cpu":
             needed = "g++ or clang"
         raise ArgumentError(
-            f"latency: torch.compile failed on {name!r}: {reason}. It needs {needed}; "
+            f"latency: torch.compile failed on {name!r}: {first_line(problem)}. It needs {needed}; "
             "backend='eager' needs neither"
         ) from problem
     return call

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import brief, checks_calls, is_number
+from netslim._support import brief, checks_calls, is_number, is_whole
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.coupling import pacesetter, picked
@@ -197,7 +197,7 @@ class CentripetalSGD:
         protect: Iterable[str] = (),
         shortcuts: Shortcuts = "include",
     ) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if not (is_whole(seed) and seed >= 0):
             raise ArgumentError(
                 f"the seed of the clusters must be a whole number of 0 or more, not {brief(seed)}"
             )

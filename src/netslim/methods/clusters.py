@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim._support import brief, nearest
+from netslim._support import brief, is_number, is_whole, nearest
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
@@ -138,12 +138,12 @@ def widths(graph: ChannelGraph, target: Target, staying: Mapping[str, str]) -> d
 
 
 def _width(group: ChannelGroup, amount: float | int) -> int:
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+    if not is_number(amount):
         raise ArgumentError(
             f"{group.name}: a width (int) or the share that stays (float) is needed, not "
             f"{brief(amount)}"
         )
-    if isinstance(amount, float):
+    if not is_whole(amount):
         if not 0 < amount <= 1:
             raise ArgumentError(
                 f"{group.name}: the share that stays must be above 0 and at most 1, not {amount}"
@@ -155,7 +155,7 @@ def _width(group: ChannelGroup, amount: float | int) -> int:
             f"{group.name} has {group.size} channels, so it can keep 1 to {group.size} of "
             f"them, not {amount}"
         )
-    return amount
+    return int(amount)
 
 
 def checked(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import chain
-from numbers import Real
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from netslim._support import brief, checks_calls
+from netslim._support import brief, checks_calls, is_number
 from netslim.errors import ArgumentError
 from netslim.graph.modules.unwrapping import bare
 
@@ -77,5 +76,5 @@ def parameter_groups(
 
 
 def _check(name: str, value: float) -> None:
-    if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+    if not (is_number(value) and math.isfinite(value) and value >= 0):
         raise ArgumentError(f"{name} must be 0 or more, not {brief(value)}")

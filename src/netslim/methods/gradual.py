@@ -41,7 +41,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
-from netslim._support import brief, check_batches, checks_calls, described, is_format
+from netslim._support import brief, check_batches, checks_calls, described, is_format, is_whole
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -92,7 +92,7 @@ def shares(steps: int, schedule: Schedule = "cubic", cut: float | None = None) -
     Raises:
         ArgumentError: no such schedule, fewer than 1 step, or ``exponential`` without ``cut``.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+    if not (is_whole(steps) and 1 <= steps <= MOST_STEPS):
         raise ArgumentError(
             f"steps must be a whole number from 1 to {MOST_STEPS:,}, got {described(steps)}"
         )
@@ -344,7 +344,7 @@ class GradualPruning:
             ArgumentError: it is attached already, or ``every`` is below 1.
             SurgeryError: the optimizer is not of this model.
         """
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if not (is_whole(every) and every >= 1):
             raise ArgumentError(f"every must be a whole number of 1 or more, got {brief(every)}")
         with _ranks_of(self.model):
             ranks.agree("the steps to count", f"{every} {self._seen}", _SAME_COUNT)

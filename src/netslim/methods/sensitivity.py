@@ -21,6 +21,7 @@ from netslim._support import (
     check_batches,
     described,
     is_format,
+    is_number,
     listed,
     named_file,
     parse_json,
@@ -50,7 +51,8 @@ from netslim.surgery.compensation.batch_norm import recalibrate as fresh_statist
 from netslim.surgery.plan import PruningPlan
 
 ROUNDING = 1e-9  # of shares of a group
-Progress = Callable[["Row", int, int], None]
+_KIND = "sensitivity journal"
+Progress = Callable[[Row, int, int], None]
 
 
 @takes_options
@@ -290,7 +292,7 @@ class _Journal:
         if self.path.exists() and self.path.stat().st_size:
             return _resumed(self.path, identity)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        header = {"format": FORMAT, "kind": "sensitivity journal", "of": identity}
+        header = {"format": FORMAT, "kind": _KIND, "of": identity}
         write_atomic(self.path, json.dumps(header) + "\n")
         return {}
 
@@ -347,8 +349,7 @@ def _no_link(path: str, flags: int) -> int:
 
 def _check_header(path: Path, header: dict[str, Any] | None, identity: Mapping[str, Any]) -> None:
     """Refuse a file that is no journal, or the journal of other work."""
-    kind = "sensitivity journal"
-    if header is None or header.get("kind") != kind or not is_format(header.get("format"), FORMAT):
+    if header is None or header.get("kind") != _KIND or not is_format(header.get("format"), FORMAT):
         raise PlanError(
             f"{path} is not a journal of netslim.sensitivity (format {FORMAT}); choose another file"
         )
@@ -382,9 +383,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _checked_ratios(ratios: Iterable[float] | float) -> tuple[float, ...]:
     """Rising and distinct."""
-    found = [ratios] if isinstance(ratios, (int, float)) else list(ratios)
+    if isinstance(ratios, (int, float)):
+        ratios = [ratios]
+    found = list(ratios)
     for ratio in found:
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+        if not (is_number(ratio) and 0 < ratio < 1):
             raise ArgumentError(
                 f"ratios must be above 0 and below 1, got {brief(ratio)}: shares of a group that go"
             )

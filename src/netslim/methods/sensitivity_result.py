@@ -17,6 +17,7 @@ from netslim._support import (
     brief,
     checks_calls,
     is_format,
+    is_number,
     listed,
     named_file,
     parse_json,
@@ -126,8 +127,7 @@ class Sensitivity:
         Raises:
             ArgumentError: ``max_drop`` is negative or not finite, or a pattern matches no group.
         """
-        number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
-        if not (number and 0 <= max_drop < math.inf):
+        if not (is_number(max_drop) and 0 <= max_drop < math.inf):
             raise ArgumentError(
                 f"max_drop must be 0 or more, in the unit of the values, got {brief(max_drop)}"
             )
@@ -181,7 +181,7 @@ class Sensitivity:
 
     def shown(self, drop: float) -> str:
         """A drop for people: points with two decimals, or four digits of a number."""
-        return f"{100 * drop:z.2f}" if self.unit == "share" else f"{drop:z.4g}"
+        return shown_drop(drop, self.unit)
 
     def __str__(self) -> str:
         return self.table()
@@ -237,7 +237,12 @@ class Sensitivity:
         return found
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_json` to a file, which is complete or not there."""
+        """Write `to_json` to a file, which is complete or not there.
+
+        Raises:
+            ArgumentError: the path is empty or a folder.
+            OSError: the file cannot be written.
+        """
         path = named_file(path, "path")
         write_atomic(path, self.to_json())
         return path
@@ -270,6 +275,13 @@ class Sensitivity:
             )
 
 
+def shown_drop(drop: float, unit: Unit) -> str:
+    """What `Sensitivity.shown` gives, for who has its plain data."""
+    if unit == "share":
+        return f"{100 * drop:z.2f}"
+    return f"{drop:z.4g}"
+
+
 def _rising(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """(share that went, drop) by rising share, where no drop is below 0 or below one before it.
 
@@ -296,4 +308,4 @@ def _limit(rows: Sequence[Row], max_drop: float, interpolate: bool) -> float:
     return share
 
 
-__all__ = ["Row", "Sensitivity"]
+__all__ = ["Row", "Sensitivity", "shown_drop"]

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from operator import is_
 from typing import Any, Literal, Self, get_args
 
@@ -47,6 +47,9 @@ def slimming_penalty(
 
     With a `delta`, |gamma| is smoothed: gamma^2 / (2 delta) up to |gamma| = delta, |gamma| - delta
     / 2 beyond.
+
+    Raises:
+        ArgumentError: `scales` are no tensors, or `delta` is not above 0.
 
     Example:
         >>> scales = [torch.tensor([0.5, -2.0])]
@@ -81,6 +84,9 @@ def add_slimming_gradient(
         grad_scale: a loss scale that `gradients` still carry (0-D).
         delta: width of the smooth part, above 0.
 
+    Raises:
+        ArgumentError: there is not one gradient for each scale, or as for `slimming_penalty`.
+
     Example:
         >>> gradients, scales = [torch.zeros(3)], [torch.tensor([0.5, 0.0, -2.0])]
         >>> netslim.methods.add_slimming_gradient(gradients, scales, strength=0.1)
@@ -110,6 +116,9 @@ def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
     The proximal map of ``threshold * |gamma|``: the point that trades the distance to gamma against
     the penalty best. Made as ``gamma - clip(gamma, -threshold, threshold)``, which is 0 exactly and
     not nearly where gamma is within the threshold.
+
+    Raises:
+        ArgumentError: `scales` are no tensors.
 
     Example:
         >>> scales = [torch.tensor([0.5, 0.1, -2.0])]
@@ -328,6 +337,9 @@ class NetworkSlimming:
             bins: how many equal bins from 0 to the largest scale, or the ascending edges
                 themselves, so that two histograms can be compared; scales outside of given edges
                 count in the outermost bins.
+
+        Raises:
+            ArgumentError: there is not one bin.
         """
         scales = self.scales().double().cpu()
         if isinstance(bins, Integral):
@@ -490,7 +502,7 @@ def _bn_scales(model: nn.Module) -> list[nn.Parameter]:
 
 @torch.no_grad()
 def _initialise(scales: Iterable[nn.Parameter], value: float) -> None:
-    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+    if not (is_number(value) and math.isfinite(value) and value > 0):
         raise ArgumentError(f"gamma_init must be above 0, not {brief(value)} (the paper: 0.5)")
     for scale in scales:
         scale.fill_(value)

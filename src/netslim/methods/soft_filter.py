@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
-from netslim._support import brief, checks_calls
+from netslim._support import brief, checks_calls, is_number, is_whole
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import coupling
 from netslim.graph.channel_graph import ChannelGraph
@@ -528,7 +528,7 @@ def _rates(graph: ChannelGraph, rate: Rate, barred: Mapping[str, str]) -> dict[s
 
 
 def _check_share(what: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if not (is_number(value) and 0 <= value < 1):
         raise ArgumentError(
             f"{what} must be at least 0 and below 1, not {brief(value)}: it is the share "
             "that is zeroed"
@@ -536,9 +536,9 @@ def _check_share(what: str, value: Any) -> None:
 
 
 def _at_least_one(what: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not (is_whole(value) and value >= 1):
         raise ArgumentError(f"{what} must be a whole number of 1 or more, not {brief(value)}")
-    return value
+    return int(value)
 
 
 # --- filters --------------------------------------------------------------------------------------

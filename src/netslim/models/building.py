@@ -23,7 +23,7 @@ from netslim.models.batch_norms import add_bn as insert_bn
 from netslim.models.channel_select import add_selection as insert_selection
 from netslim.models.checkpoint import is_ours, load, noted, read, restored, uncut
 from netslim.models.fetched import NOTHING, classes_of, takes_classes, without_weights
-from netslim.models.file_constructors import Trust, check_constructor, within
+from netslim.models.file_constructors import INSERTIONS, Trust, check_constructor, within
 from netslim.models.other_files import no_checkpoint
 from netslim.models.weights import fill, read_state
 
@@ -480,10 +480,9 @@ _SOURCES: dict[str, Callable[[str], Callable[..., Any]]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
 }
-_INSERTIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "add_bn": insert_bn,
-    "add_selection": insert_selection,
-}
+_INSERTIONS: dict[str, Callable[[nn.Module], nn.Module]] = dict(
+    zip(INSERTIONS, (insert_bn, insert_selection), strict=True)
+)
 _LISTS: dict[str, Callable[[], list[str]]] = {
     "zoo": _zoo_names,
     "torchvision": _torchvision_names,

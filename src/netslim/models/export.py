@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from netslim._support import brief, checks_calls, nearest, replacing
+from netslim._support import brief, checks_calls, is_number, nearest, replacing
 from netslim.errors import ArgumentError, ExportError
 from netslim.graph.modules.ambient import FAST_PATH, by_itself
 from netslim.graph.modules.calls import (
@@ -190,7 +189,7 @@ def _check_names(tolerance: object, outputs: tuple[str, ...]) -> None:
 
 def _check_tolerance(tolerance: float | Mapping[str, float] | None) -> None:
     accepted = tolerance.values() if isinstance(tolerance, Mapping) else [tolerance or 0]
-    if not all(isinstance(value, Real) and value >= 0 for value in accepted):
+    if not all(is_number(value) and value >= 0 for value in accepted):
         raise ArgumentError(f"tolerance must be a number of at least 0, got {brief(tolerance)}")
 
 

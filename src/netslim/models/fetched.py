@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_SOURCES = ("zoo:", "torchvision:", "timm:")  # whose models take the number of classes
+SOURCES = ("zoo", "torchvision", "timm")  # whose models everybody knows; they take `num_classes`
 # Arguments that say where weights come from.
 _FROM = (
     *("weights", "weights_backbone", "progress", "pretrained", "pretrained_cfg"),
@@ -22,7 +22,8 @@ _OF_BUILD = ("weights_file", "new_head")  # those of `netslim.models.build`, for
 
 def takes_classes(name: str) -> bool:
     """Whether the model of this name is built for a number of classes, ``num_classes``."""
-    return name.startswith(_SOURCES)
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source in SOURCES
 
 
 def without_weights(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,4 +123,4 @@ def _overlay(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-__all__ = ["classes_of", "normalisation_of", "takes_classes", "without_weights"]
+__all__ = ["SOURCES", "classes_of", "normalisation_of", "takes_classes", "without_weights"]

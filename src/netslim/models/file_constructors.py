@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from netslim.errors import CheckpointError
 from netslim.graph.modules.watching import OperatorMode
+from netslim.models.fetched import SOURCES
 
 Trust = bool | Collection[str]  # True, or the names that the user typed in the same call
 
-_KNOWN = ("zoo", "torchvision", "timm")
 _RATES = {"drop_rate", "dropout", "attention_dropout", "stochastic_depth_prob"}
 # Arguments that say how large a network is, or how it trains; none names a file, an address, a
 # class or weights. Of `zoo:` every argument is so.
@@ -45,7 +45,7 @@ _HARMLESS = {
     },
 }
 _WORDS = {"global_pool"}  # whose value is a word, which timm looks up
-_INSERTIONS = ("add_bn", "add_selection")
+INSERTIONS = ("add_bn", "add_selection")  # of `netslim.models.build`, which name functions
 
 # What the uncut network may have for each number in the file (a cut that left a 256th of the
 # weights), and in any case.
@@ -82,7 +82,7 @@ def check_constructor(made: Any, path: Any, trust: Trust) -> tuple[str, dict[str
 
 def _refuse(name: str, kwargs: Mapping[str, Any], path: Any, typed: Collection[str]) -> None:
     source = name.partition(":")[0]
-    if source not in _KNOWN and name not in typed:
+    if source not in SOURCES and name not in typed:
         raise CheckpointError(
             f"{path} would import and call {name}, and a file does not decide what runs: if you "
             "know where it comes from, say --trust (trust=True), or build the network yourself "
@@ -98,11 +98,11 @@ def _refuse(name: str, kwargs: Mapping[str, Any], path: Any, typed: Collection[s
 
 
 def _harmless(source: str, key: str, value: Any) -> bool:
-    if source == "zoo" or key in _INSERTIONS:
+    if source == "zoo" or key in INSERTIONS:
         return True
     if key in _WORDS and isinstance(value, str):
         return True
-    known = source not in _KNOWN or key in _HARMLESS[source]
+    known = source not in SOURCES or key in _HARMLESS[source]
     return known and all(isinstance(one, int | float | None) for one in tree_leaves(value))
 
 

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from netslim._support import is_whole
+from netslim.methods.sensitivity_result import shown_drop
 from netslim.report import figures
 from netslim.report.chance import noise
 from netslim.report.numbers import flat, gone, percent
@@ -77,7 +78,7 @@ def _line(data: Mapping[str, Any], row: Mapping[str, Any]) -> str:
         f"{row['removed']:,}",
         f"{row['size']:,}",
         _value(data, row["value"]),
-        _drop(data, row["drop"]),
+        shown_drop(row["drop"], data["unit"]),
         gone(data["params"] - row["params"], data["params"]),
         gone(data["macs"] - row["macs"], data["macs"]),
     )
@@ -89,13 +90,6 @@ def _value(data: Mapping[str, Any], value: float) -> str:
     if data["unit"] == "share":
         return percent(value)
     return f"{value:g}"
-
-
-def _drop(data: Mapping[str, Any], drop: float) -> str:
-    """In points of a share."""
-    if data["unit"] == "share":
-        return f"{100 * drop:z.2f}"
-    return f"{drop:z.4g}"
 
 
 __all__ = ["noise_of", "page"]

@@ -42,9 +42,8 @@ def greedy(
         model: whose weights are scored; it is not changed.
         per_group: name or pattern -> what goes, a share or a count, as in `netslim.select`.
         criterion: of the weights, a name, a function or a `netslim.selection.Scoring`, see
-            `netslim.score`.
-            One that does not look at kernels, such as ``bn_scale``, makes greedy and independent
-            pruning the same.
+            `netslim.score`. One that does not look at kernels, such as ``bn_scale``, makes greedy
+            and independent pruning the same.
         limits: what the cut must respect whatever it is to reach.
 
     Raises:
@@ -78,8 +77,7 @@ def greedy(
     named = chooser.named_counts(per_group)
     for number, count in named.items():
         group = graph.groups[number]
-        # Groups stand in order of execution, so all that read removed channels before is zero by
-        # now.
+        # In order of execution, so that all that read removed channels before is zero by now.
         chooser.rescore(number, scorer(group, tensors))
         masks[number] = chooser.lowest(number, count)
         _forget(group, masks[number], tensors)

@@ -42,9 +42,8 @@ from netslim.measure.table.curves import Stack, Surface, Vector, points, surface
 from netslim.selection.budget.resources import Positions, Products, Resource, Widths
 
 FORMAT = 1
-Masks = Mapping[
-    int, NDArray[np.bool_]
-]  # group number -> which of its units are kept, shape (size,)
+# Group number -> which of its units are kept, shape (size,).
+Masks = Mapping[int, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,12 @@ class LatencyTable:
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table to a JSON file, as a whole or not at all."""
+        """Write the table to a JSON file, as a whole or not at all.
+
+        Raises:
+            ArgumentError: the path is empty or a folder.
+            OSError: the file cannot be written.
+        """
         path = named_file(path, "path")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, self.to_json())

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
-from netslim.measure.backends import Backend, home, moved, prepared, usable
+from netslim.measure.backends import Backend, check_backend, home, moved, prepared, usable
 from netslim.measure.latency import timed
 from netslim.measure.table.cache import cached
 from netslim.measure.table.curves import Vector, points, probes
@@ -126,10 +126,7 @@ def latency_table(
         >>> table = netslim.latency_table(model, graph, images)
         >>> path = table.save("this_machine.json")  # for select(..., latency=table)
     """
-    if backend not in get_args(Backend):
-        raise ArgumentError(
-            f"there is no backend {backend!r}; choose one of {', '.join(get_args(Backend))}"
-        )
+    check_backend(backend)
     model = bare(model, ArgumentError, call="latency_table(model, graph, example_inputs)")
     graph.check(model)
     place = home(model, example_inputs) if device is None else usable(device)

@@ -2,8 +2,8 @@
 
 Everything is summed up batch by batch; no activation is kept. In a distributed run every rank looks
 at batches of its own, and their sums are put together (`over_ranks`), as if one had seen all. The
-model runs in evaluation mode and
-is left as it was: gradients, modes, statistics of batch normalisation, ``requires_grad``.
+model runs in evaluation mode and is left as it was: gradients, modes, statistics of batch
+normalisation, ``requires_grad``.
 
 A layer is known by its *weight*, not by its module: hooks see the modules that have one of the
 weights asked for, and a function mode sees the functions (``F.conv2d(x, self.kernel)``) that are

@@ -21,7 +21,7 @@ import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim import models
-from netslim._support import read_bytes
+from netslim._support import first_line, read_bytes
 from netslim.data.fingerprint import fingerprint
 from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.splits import Data, Split
@@ -168,7 +168,7 @@ class Networks:
                 logits = network.eval()(self.example())
         except (RuntimeError, ValueError, TypeError) as error:
             shape = " x ".join(map(str, self.data.shape))
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise RecipeError(
                 f"model: {name} does not take the images of {data} ({shape}): {reason}"
             ) from error
