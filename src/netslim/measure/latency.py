@@ -227,7 +227,7 @@ class _Run:
     def __init__(self, name: str, ready: Ready) -> None:
         self.name, self.ready = name, ready
         self.call = ready.call
-        self.synchronise = _synchroniser(ready.device)
+        self.synchronise = synchroniser(ready.device)
         self.inner = 1
         self.samples: list[float] = []
 
@@ -263,7 +263,7 @@ class _Run:
         return (time.perf_counter() - started) / self.inner
 
 
-def _synchroniser(device: torch.device) -> Callable[[], object]:
+def synchroniser(device: torch.device) -> Callable[[], object]:
     """What waits for an accelerator, which runs behind Python's back, to have finished."""
     if device.type in ("cpu", "meta"):
         return lambda: None

@@ -293,7 +293,7 @@ def _check(
         )
     if not 0 <= low < high < 1:
         raise ArgumentError(
-            f"low and high are shares with 0 <= low < high < 1, got {brief(low)} and {high!r}"
+            f"low and high are shares with 0 <= low < high < 1, got {brief(low)} and {brief(high)}"
         )
     if not 0 < tolerance < 1:
         raise ArgumentError(f"tolerance is a share above 0 and below 1, got {brief(tolerance)}")

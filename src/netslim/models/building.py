@@ -399,7 +399,7 @@ def _check_arguments(name: str, factory: Callable[..., Any], kwargs: dict[str, A
 
 
 def _meant(name: str) -> str:
-    """The same for a name without a source, which may be that of a file."""
+    """How a message goes on after a name without a source, which may be that of a file."""
     if os.path.isfile(f"{name}.safetensors"):
         return f"; did you mean '{name}.safetensors'?"
     module, _, function = name.removesuffix(".py").rpartition(".")

@@ -196,7 +196,9 @@ def _off(expected: Tensor, found: Tensor) -> float:
 def _tolerance(outputs: Outputs) -> float:
     """What the coarsest data type among the outputs allows."""
     kinds = [t.dtype for t in outputs if t.is_floating_point()]
-    return max((TOLERANCES.get(kind, LOW_PRECISION) for kind in kinds), default=1e-4)
+    return max(
+        (TOLERANCES.get(kind, LOW_PRECISION) for kind in kinds), default=TOLERANCES[torch.float32]
+    )
 
 
 # ---------------------------------------------------------------- inputs

@@ -23,9 +23,12 @@ NAMES = {
     "activations": "activations",
     "latency": "latency",
 }
-
-
 _UNCUT = {"original": "as given", "trained": "uncut, trained alike"}
+_CAPTION = (
+    "Validation accuracy of every candidate against what it costs, numbered in the order in "
+    "which they were tried. Each was cut from the given network and trained for the same short "
+    "time."
+)
 
 
 def verdict(found: SearchResult[Any], resource: str, max_drop: float) -> str:
@@ -166,14 +169,7 @@ def page(found: Found, config: str) -> str:
 
 
 def _picture(found: Found) -> str:
-    return figure("front", figures.front(found), CAPTION)
-
-
-CAPTION = (
-    "Validation accuracy of every candidate against what it costs, numbered in the order in "
-    "which they were tried. Each was cut from the given network and trained for the same short "
-    "time."
-)
+    return figure("front", figures.front(found), _CAPTION)
 
 
 def _rows(found: Found) -> str:

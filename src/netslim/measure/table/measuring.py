@@ -29,8 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 import netslim.ranks as ranks
 from netslim._support import checks_calls, using_threads
@@ -40,7 +39,7 @@ from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.measure.backends import Backend, check_backend, home, moved, prepared, usable
-from netslim.measure.latency import timed
+from netslim.measure.latency import synchroniser, timed
 from netslim.measure.table.cache import cached
 from netslim.measure.table.curves import Vector, points, probes
 from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe, rate
@@ -56,7 +55,7 @@ from netslim.measure.table.latency_table import (
     fixed_size,
 )
 from netslim.measure.table.onnx_kernels import onnx_kernel
-from netslim.models.onnx_session import Session
+from netslim.models.onnx_session import Session, tensors_of
 from netslim.selection.criteria.scoring import score
 from netslim.selection.options import Budget
 from netslim.selection.select import select
@@ -145,10 +144,6 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def _tensors(inputs: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
-
-
 def _moved(model: nn.Module, inputs: Any, place: torch.device) -> tuple[nn.Module, Any]:
     if any(t.device != place for t in (*model.parameters(), *model.buffers())):
         model = duplicate(model).to(place)
@@ -167,7 +162,7 @@ class _Measurement:
         self.values = Values(place)
 
     def table(self, about: Mapping[str, Any]) -> LatencyTable:
-        seen = observe(self.model, self.inputs, self._synchronise, runs=3)
+        seen = observe(self.model, self.inputs, synchroniser(self.place), runs=3)
         found = kernels_of(self.graph, seen)
         different = list(dict.fromkeys(kernel for kernel in found if kernel is not None))
         measured = []
@@ -275,10 +270,6 @@ class _Measurement:
             found = timed(calls, repeats=RUN_ROUNDS, budget_seconds=RUN_SECONDS, warmup=2)
         return [masks[n] for n in models], np.array([found[str(n)].median_ms for n in models])
 
-    def _synchronise(self) -> None:
-        if self.place.type not in ("cpu", "meta"):
-            torch.accelerator.synchronize(self.place)
-
 
 def random_cuts(graph: ChannelGraph, shares: Sequence[tuple[float, float]]) -> Iterator[Masks]:
     """For each (least, most), masks that take such shares of every group, units by chance.
@@ -376,7 +367,7 @@ def _about(graph: ChannelGraph, inputs: Any, backend: str, place: torch.device) 
         "backend": backend,
         "device": str(place),
         "threads": torch.get_num_threads(),
-        "inputs": tuple(tuple(tensor.shape) for tensor in _tensors(inputs)),
+        "inputs": tuple(tuple(tensor.shape) for tensor in tensors_of(inputs)),
         "fingerprint": graph.fingerprint,
         "machine": machine(place),
         "versions": {"torch": torch.__version__} | {p: v for p in packages if (v := _version(p))},

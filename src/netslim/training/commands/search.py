@@ -34,7 +34,7 @@ from torch import nn
 
 import netslim
 import netslim.training.processes as processes
-from netslim._support import nearest, read_bytes, read_text, using_threads, write_atomic
+from netslim._support import read_bytes, read_text, using_threads, write_atomic
 from netslim.errors import PlanError, RecipeError
 from netslim.methods.search import SearchResult
 from netslim.report import records
@@ -43,7 +43,7 @@ from netslim.report.search_page import notes, page, points, verdict
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import teacher
 from netslim.training.recipe.files import read_settings
-from netslim.training.recipe.reading import override, parse_recipe
+from netslim.training.recipe.reading import of_command, override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, SearchOptions, Stage, Train
 from netslim.training.stages.changes import differences, differing, in_short
 from netslim.training.stages.folder import (
@@ -61,7 +61,6 @@ Results = dict[str, Any]
 _DRAWN = ("front.svg", "front.png", "report.html")
 HIGH = 0.99  # no cut beyond it is tried
 _OF_TRAINING = ("optimizer", "schedule", "distill")
-_OF_RECIPE = ("model", "data", "trainer", "stages")
 
 
 def template(
@@ -96,7 +95,7 @@ def template(
     tree["trainer"] = {"tensorboard": False, **tree.get("trainer", {})}
     tree |= {"model": {"name": model}, "stages": stages}
     for key, text in (overrides or {}).items():
-        override(tree, _full(key), text)
+        override(tree, of_command(key, "recover", _OF_TRAINING), text)
     recipe = parse_recipe(tree, whole=False)
     stage = recipe.stages[0]
     assert isinstance(stage, Prune)
@@ -111,17 +110,6 @@ def template(
     if recipe.data.validation == 0:
         raise RecipeError("the search decides by validation images: set data.validation above 0")
     return recipe
-
-
-def _full(key: str) -> str:
-    first = key.partition(".")[0]
-    if first in _OF_TRAINING:
-        return f"stages.recover.{key}"
-    if first not in _OF_RECIPE:
-        raise RecipeError(
-            f"--{key}: there is no such option{nearest(first, (*_OF_TRAINING, *_OF_RECIPE))}"
-        )
-    return key
 
 
 def carry_out(
@@ -245,13 +233,8 @@ class _Search:
         display: Display,
         command: str,
     ) -> None:
-        self.recipe, self.options, self.folder, self.display, self.command = (
-            recipe,
-            options,
-            folder,
-            display,
-            command,
-        )
+        self.recipe, self.options, self.folder = recipe, options, folder
+        self.display, self.command = display, command
         self.runner = self._runner(recipe, folder)
 
     def settings(self) -> Results:

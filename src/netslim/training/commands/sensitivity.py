@@ -29,7 +29,7 @@ from netslim.training.commands.looking import accuracy
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import Exploration, Recipe, plain
 from netslim.training.stages.changes import differences, in_short
-from netslim.training.stages.folder import RunFolder, digest
+from netslim.training.stages.folder import RunFolder, digest, stranger
 from netslim.training.stages.runner import Runner
 
 # Of the data: where they lie and how they are read, not what they are.
@@ -54,12 +54,9 @@ class ExplorationFolder:
             raise RecipeError(f"--out {self.path} is a file; give a folder")
         if self.journal.exists() or self.results.exists() or not self.path.is_dir():
             return
-        strangers = sorted(
-            item.name for item in self.path.iterdir() if not item.name.startswith(".")
-        )
-        if strangers:
+        if found := stranger(self.path):
             raise RecipeError(
-                f"{self.path} is not empty and holds no sensitivity (but {strangers[0]}); "
+                f"{self.path} is not empty and holds no sensitivity (but {found}); "
                 "choose another --out"
             )
 

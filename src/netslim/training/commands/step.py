@@ -18,7 +18,7 @@ import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim import models
-from netslim._support import alone_in, nearest, read_bytes, using_threads, write_atomic
+from netslim._support import alone_in, read_bytes, using_threads, write_atomic
 from netslim.data.preprocessing import KEY
 from netslim.errors import RecipeError
 from netslim.measure.count import Cost
@@ -30,7 +30,7 @@ from netslim.training.commands import looking
 from netslim.training.loop.epochs import derive, made_up
 from netslim.training.loop.progress import Display, silent
 from netslim.training.recipe.checks import teacher
-from netslim.training.recipe.reading import override, parse_recipe
+from netslim.training.recipe.reading import of_command, override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import RunFolder, read_json
@@ -41,7 +41,6 @@ from netslim.training.stages.runner import Runner, claimed
 Results = dict[str, Any]
 LOOK = 1000  # validation images that a cut network is looked at with, at most
 _OF_STAGE = ("optimizer", "schedule", "sparsity", "gradual", "distill", "budget")
-_OF_RECIPE = ("model", "data", "trainer", "stages")
 
 
 # ---------------------------------------------------------------- the recipe of a step
@@ -78,21 +77,10 @@ def step(
     tree |= {"model": {"name": model}, "stages": [stage]}
     try:
         for key, text in (overrides or {}).items():
-            override(tree, _full(key, kind), text)
+            override(tree, of_command(key, kind, _OF_STAGE), text)
         return parse_recipe(tree, whole=False)
     except RecipeError as error:
         raise RecipeError(str(error).replace(f"stages.{kind}.", "")) from None
-
-
-def _full(key: str, kind: str) -> str:
-    first = key.partition(".")[0]
-    if first in _OF_STAGE:
-        return f"stages.{kind}.{key}"
-    if first not in _OF_RECIPE:
-        raise RecipeError(
-            f"--{key}: there is no such option{nearest(first, (*_OF_STAGE, *_OF_RECIPE))}"
-        )
-    return key
 
 
 # ---------------------------------------------------------------- train, finetune

@@ -30,6 +30,7 @@ from netslim.training.recipe.schema import (
 )
 
 _MOST_STAGES = 1000
+_OF_RECIPE = ("model", "data", "trainer", "stages")  # sections that commands take by dotted names
 # What PyTorch's whole numbers and those of single precision hold.
 _LARGEST = {bool: 1, int: 2**63 - 1, float: 3.4e38}
 
@@ -358,6 +359,27 @@ def override(tree: dict[str, Any], key: str, text: str) -> None:
             f"--{key}: name the option of the stage too, for example --{key}.epochs 2"
         )
     place[last] = value
+
+
+def of_command(key: str, stage: str, sections: Sequence[str]) -> str:
+    """The dotted key of a recipe that is meant by one of a command.
+
+    Args:
+        key: as it is typed, such as `optimizer.lr`.
+        stage: which the sections of its stage belong to.
+        sections: their names; others are the recipe's own.
+
+    Raises:
+        RecipeError: it begins with none of these (the nearest is given).
+    """
+    first = key.partition(".")[0]
+    if first in sections:
+        return f"stages.{stage}.{key}"
+    if first not in _OF_RECIPE:
+        raise RecipeError(
+            f"--{key}: there is no such option{nearest(first, (*sections, *_OF_RECIPE))}"
+        )
+    return key
 
 
 def _step(place: Any, part: str, key: str) -> Any:

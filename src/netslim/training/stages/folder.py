@@ -92,6 +92,12 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stranger(folder: Path) -> str | None:
+    """The name of something in a folder that is not hidden; None where it is as good as empty."""
+    names = (item.name for item in folder.iterdir())
+    return min((name for name in names if not name.startswith(".")), default=None)
+
+
 class StageFolder:
     """One stage's part of the run folder."""
 
@@ -202,11 +208,9 @@ class RunFolder:
         """
         if self.config.exists() or not self.path.is_dir():
             return
-        names = (item.name for item in self.path.iterdir())
-        strangers = sorted(name for name in names if not name.startswith("."))
-        if strangers:
+        if found := stranger(self.path):
             raise RecipeError(
-                f"{self.path} is not empty and not a run folder (it holds {strangers[0]}); "
+                f"{self.path} is not empty and not a run folder (it holds {found}); "
                 "choose another --out"
             )
 
