@@ -193,7 +193,11 @@ def _told(options: argparse.Namespace) -> list[tuple[int, ...]]:
 
 @contextmanager
 def going_on_by(command: str, place: Path) -> Iterator[None]:
-    """Inside, an interruption says where the work is kept, and by which command it goes on."""
+    """Inside, an interruption says where the work is kept, and by which command it goes on.
+
+    Raises:
+        KeyboardInterrupt: which says so.
+    """
     try:
         yield
     except KeyboardInterrupt:

@@ -201,6 +201,9 @@ def latency(options: argparse.Namespace, asked: bool, what: str) -> dict[str, st
         options: as typed.
         asked: whether anything is cut by latency.
         what: the flags by which it would be.
+
+    Raises:
+        RecipeError: nothing is, and something was typed; or both were.
     """
     found = {"table": options.latency_table, "backend": options.backend}
     found = {key: value for key, value in found.items() if value is not None}

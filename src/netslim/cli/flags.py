@@ -168,7 +168,11 @@ def _check_teacher(teacher: str) -> None:
 
 
 def training(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_training` offers, as options of a stage."""
+    """What `add_training` offers, as options of a stage.
+
+    Raises:
+        RecipeError: a teacher lacks its weights, or weights their teacher.
+    """
     teacher, weights = options.teacher, options.teacher_weights
     if teacher is not None and ":" not in teacher and not teacher.endswith(".safetensors"):
         _check_teacher(teacher)

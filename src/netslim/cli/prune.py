@@ -50,6 +50,14 @@ _MORE = (
 """
 )
 
+_AUTO = {
+    "criterion": "l1 with --layers; obs with --data; else bn_scale for --cut-channels alone, or l2",
+    "allocation": "global; without --criterion, cost with --data, and uniform with l2",
+    "fold": "linear with criterion obs by itself, unless --recalibrate is given, else none; all "
+    "need --data",
+    "recalibrate": "as many as --batches with criterion obs by itself, unless --fold is given, "
+    "else 0",
+}
 _BY = ("scores", "greedy", "zeros", "clusters", "mask")
 _PLAIN = ("allocation", "batches", "mode")  # options of the stage, typed as they stand there
 _WAYS = ("allocation", *(name for name in declared(Scoring) if name != "criterion"))
@@ -80,25 +88,10 @@ def register(parser: Parser) -> None:
         "(default: 1000)",
     )
     _amounts(parser.add_argument_group("how much goes"))
-    add_choice(
-        parser.add_argument_group("which channels"),
-        {
-            "criterion": "l1 with --layers; obs with --data; else bn_scale for --cut-channels "
-            "alone, or l2",
-            "allocation": "global; without --criterion, cost with --data, and uniform with l2",
-        },
-    )
+    add_choice(parser.add_argument_group("which channels"), _AUTO)
     _limits(parser.add_argument_group("limits"))
     after = parser.add_argument_group("the cut")
-    add_compensation(
-        after,
-        {
-            "fold": "linear with criterion obs by itself, unless --recalibrate is given, else "
-            "none; all need --data",
-            "recalibrate": "as many as --batches with criterion obs by itself, unless --fold is "
-            "given, else 0",
-        },
-    )
+    add_compensation(after, _AUTO)
     after.add_argument(
         "--mask",
         action="store_const",

@@ -20,7 +20,11 @@ _NEEDED = "every class needs a sub-folder with its pictures"
 
 
 def read_folder(folder: Path, wanted: Wanted) -> Raw:
-    """PATH/train and PATH/test (or val) with class sub-folders, or such folders in PATH itself."""
+    """PATH/train and PATH/test (or val) with class sub-folders, or such folders in PATH itself.
+
+    Raises:
+        DataError: a class has no pictures, splits differ in their classes, or as `read_pictures`.
+    """
     places = {"train": folder}
     found = roles(child.name for child in folder.iterdir() if child.is_dir())
     if "train" in found:

@@ -42,7 +42,11 @@ class _Rows:
 
 
 def read_folder(folder: Path, name: str, wanted: Wanted) -> Raw:
-    """A local folder with `train*.parquet` and `test*.parquet`, directly or in `data/`."""
+    """A local folder with `train*.parquet` and `test*.parquet`, directly or in `data/`.
+
+    Raises:
+        DataError: there are no training files, one is damaged, or as `raw_of`.
+    """
     by_split = files_of(folder)
     found = roles(by_split)
     tables = {role: _read_files(by_split[split]) for role, split in found.items()}
@@ -127,7 +131,11 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 
 
 def columns_of(where: str, columns: list[str], features: dict[str, Any]) -> tuple[str, str]:
-    """The image column and the label column: by declared type, else by the usual names."""
+    """The image column and the label column: by declared type, else by the usual names.
+
+    Raises:
+        DataError: there is no such column.
+    """
     picked = []
     for role, kind, usual in (
         ("image", "Image", _IMAGE_COLUMNS),

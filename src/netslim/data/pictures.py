@@ -149,7 +149,11 @@ class Pictures:
         return torch.from_numpy(self.pixels(position)[0]).permute(2, 0, 1)
 
     def part(self, position: int, crop: RandomResizedCrop, seed: int) -> Tensor:
-        """The part of picture `position` that `seed` chooses, as uint8 (C, H, W)."""
+        """The part of picture `position` that `seed` chooses, as uint8 (C, H, W).
+
+        Raises:
+            PictureError, DataError: as `pixels`.
+        """
         return torch.from_numpy(self.pixels(position, crop, seed)[0]).permute(2, 0, 1)
 
     def pixels(

@@ -118,17 +118,27 @@ def load(
     raw = _streamed(name, base, wanted) if streaming else _read(name, base, wanted, fetch)
     _check(name, raw)
     splits, notes = _parts(name, raw, validation, subset, seed)
-    if mean is None and std is None:
-        mean, std = channel_statistics(splits["train"])
-    check_normalisation(mean, std, [splits["train"].shape[0]])
-    assert mean is not None
-    assert std is not None
-    size = splits["train"].shape[1:]
-    prepared = Preprocessing(
-        tuple(mean), tuple(std), size, image_size is not None, raw.classes, resize_size
-    )
+    prepared = _prepared(splits["train"], mean, std, wanted, raw.classes)
     parts = splits["train"], splits["validation"], splits["test"]
     return Data(name, *parts, prepared, notes, raw.unreadable)
+
+
+def _prepared(
+    train: Split,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    wanted: Wanted,
+    classes: tuple[str, ...],
+) -> Preprocessing:
+    """What is done to the pictures and is to be done to the images; by default as they are."""
+    if mean is None and std is None:
+        mean, std = channel_statistics(train)
+    check_normalisation(mean, std, [train.shape[0]])
+    assert mean is not None
+    assert std is not None
+    resized = wanted.image_size is not None
+    size = train.shape[1:]
+    return Preprocessing(tuple(mean), tuple(std), size, resized, classes, wanted.resize_size)
 
 
 def _read(name: str, root: Path, wanted: Wanted, download: bool) -> Raw:

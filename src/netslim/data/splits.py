@@ -188,7 +188,11 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def held_out(validation: float | int, total: int) -> int:
-    """How many of `total` training images `validation` means: a share below 1, or a number."""
+    """How many of `total` training images `validation` means: a share below 1, or a number.
+
+    Raises:
+        DataError: it is neither, or leaves nothing to train on.
+    """
     if not is_number(validation):
         raise DataError(
             f"validation is {validation!r}; give a share such as 0.1 or a number of images"

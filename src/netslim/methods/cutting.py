@@ -181,6 +181,9 @@ def by_scores(
     Args:
         graph, scores, budget, per_group, limits, latency: as there.
         choice: by what the scores are, and the allocation; the plan says so.
+
+    Raises:
+        VerificationError: by what is returned, where nothing is left to choose from.
     """
 
     def choose(alone: frozenset[str]) -> PruningPlan:

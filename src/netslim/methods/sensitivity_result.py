@@ -155,7 +155,11 @@ class Sensitivity:
         return dict(sorted(means.items(), key=lambda item: -item[1]))
 
     def table(self, max_drop: float | None = None) -> str:
-        """The drops as text, a line a group; with ``max_drop`` its limit, too."""
+        """The drops as text, a line a group; with ``max_drop`` its limit, too.
+
+        Raises:
+            ArgumentError: as `limits`.
+        """
         lines = [["group", "channels", *(f"{100 * ratio:g} %" for ratio in self.ratios)]]
         for name, rows in self.groups.items():
             drops = {row.ratio: self.shown(row.drop) for row in rows}

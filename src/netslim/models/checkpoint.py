@@ -163,7 +163,11 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
 def restored(
     model: Model, header: Mapping[str, Any], tensors: dict[str, Tensor], path: Any
 ) -> Model:
-    """`load` with what `read` has read; a model that is bare."""
+    """`load` with what `read` has read; a model that is bare.
+
+    Raises:
+        CheckpointError: the file is of another architecture, or of other kinds of numbers.
+    """
     for alias, name in header["shared"].items():
         tensors[alias] = tensors[name]
     model = storing(model, tensors.keys())
@@ -239,7 +243,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
 
 
 def understood(payload: bytes, path: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`read`, of the content of a file; ``path`` is where it is from, for messages."""
+    """`read`, of the content of a file; ``path`` is where it is from, for messages.
+
+    Raises:
+        CheckpointError: as `read`.
+    """
     with _refusing_damage(path):
         tensors = _decoded(payload)
         text, header, digest = _entry(payload, path)

@@ -83,7 +83,11 @@ class Session:
         return [torch.from_numpy(array) for array in self.session.run(None, arrays)]
 
     def bound(self, inputs: Any) -> Callable[[], object]:
-        """A call on these inputs, which are brought to the device once; its outputs stay there."""
+        """A call on these inputs, which are brought to the device once; its outputs stay there.
+
+        Raises:
+            ExportError: an input is bfloat16.
+        """
         from onnxruntime import OrtValue
 
         binding = self.session.io_binding()

@@ -33,7 +33,11 @@ def _check_ranges(given: Mapping[str, Any]) -> None:
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, rounded, at least 1."""
+    """`channels` times `width`, rounded, at least 1.
+
+    Raises:
+        ArgumentError: `channels` is no positive whole number.
+    """
     if not (isinstance(channels, int) and channels > 0):
         raise ArgumentError(
             f"a layer needs a positive whole number of channels, not {brief(channels)}"

@@ -69,7 +69,11 @@ class Chooser:
             raise PlanError(f"nothing can be cut: {listed([*never_ran(graph), *self.notes], '; ')}")
 
     def rescore(self, number: int, scores: Tensor | None) -> None:
-        """Put other scores in place of a group's own, unless there are none."""
+        """Put other scores in place of a group's own, unless there are none.
+
+        Raises:
+            ArgumentError: a score is not finite, or they are not of the group's size.
+        """
         if scores is not None:
             self.scores[number] = _finite(self.graph.groups[number], scores)
 
@@ -92,7 +96,12 @@ class Chooser:
         return np.concatenate([[0], gone[gone < size]])
 
     def named_counts(self, per_group: Mapping[str, float | int]) -> dict[int, int]:
-        """Group number -> how many of its channels go, for the groups that are named."""
+        """Group number -> how many of its channels go, for the groups that are named.
+
+        Raises:
+            ArgumentError: a name means no group, or an amount is no share and no count.
+            PlanError: a group cannot be cut, or not as far as it says.
+        """
         wanted = granted(
             self.graph, per_group, self.staying, "per_group names no group that can be cut"
         )

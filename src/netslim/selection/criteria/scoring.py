@@ -147,7 +147,11 @@ class Scorer:
     def tensors(
         self, model: nn.Module, batches: Iterable[Any] | None, loss: Loss | None
     ) -> Mapping[Any, Tensor]:
-        """What the criterion looks at: the model's tensors, or what it measures over batches."""
+        """What the criterion looks at: the model's tensors, or what it measures over batches.
+
+        Raises:
+            ArgumentError: it looks at data, and there are no batches; or as its measure does.
+        """
         if not self.reads_data:
             return {name: tensor.detach() for name, tensor in named_tensors(model)}
         if batches is None:

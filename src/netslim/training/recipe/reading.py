@@ -345,7 +345,11 @@ def _join(where: str, key: str) -> str:
 
 
 def override(tree: dict[str, Any], key: str, text: str) -> None:
-    """Set one dotted key; whether the key exists and fits is found when the recipe is built."""
+    """Set one dotted key; whether the key exists and fits is found when the recipe is built.
+
+    Raises:
+        RecipeError: it names no stage, no option of one, or one of a single value.
+    """
     *path, last = key.split(".")
     place: Any = tree
     for depth, part in enumerate(path):
