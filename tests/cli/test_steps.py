@@ -306,6 +306,10 @@ def test_a_mask_is_held_while_training_and_cut_later(trained, tmp_path, capsys):
         tmp_path / "x.safetensors",
     )
     assert "is masked" in line
+    # Another command than the one that was typed.
+    assert "with `netslim prune --by mask`" in told(
+        capsys, "sensitivity", tuned, "--data", "digits", "--out", tmp_path / "explored"
+    )
     assert "is not masked" in told(
         capsys, "prune", small, *INPUT, "--by", "mask", "--out", tmp_path / "x.safetensors"
     )

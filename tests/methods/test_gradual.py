@@ -59,6 +59,10 @@ def widths(gradual: GradualPruning, *names: str) -> list[int]:
 # ---------------------------------------------------------------- schedules
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert shares(np.int64(2), "linear") == (0.5, 1.0)
+
+
 def test_the_schedules_by_hand():
     assert shares(4, "linear") == (0.25, 0.5, 0.75, 1.0)
     assert shares(4, "cubic") == (1 - 27 / 64, 1 - 8 / 64, 1 - 1 / 64, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,19 @@ def going_on_by(command: str, place: Path) -> Iterator[None]:
         raise KeyboardInterrupt(
             f"what is finished is kept in {place}; go on with: {command}"
         ) from None
+
+
+def show(table: Any, lines: Iterable[str], width: int) -> None:
+    """Print a table, and lines below it as they are; where there is no terminal, it is so wide."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        console = Console()
+    else:
+        console = Console(width=width)
+    console.print(table)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import add_changed_ok, add_trust, as_arguments, going_on_by
+from netslim.cli.common import add_changed_ok, add_trust, as_arguments, going_on_by, show
 from netslim.cli.parser import Parser
 
 _RUN = """\
@@ -69,17 +68,10 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _show(results: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
-
     from netslim.report.run_page import table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(table(results))
-    for kind in ("notes", "warnings"):
-        for text in results[kind]:
-            console.print(f"{kind[:-1]}: {text}", markup=False, highlight=False, soft_wrap=True)
+    lines = [f"note: {text}" for text in results["notes"]]
+    lines += [f"warning: {text}" for text in results["warnings"]]
     files = {"network": results.get("network"), "results": "results.json", "report": "report.html"}
-    for what, name in files.items():
-        if name is None:
-            continue
-        console.print(f"{what}: {folder / name}", markup=False, highlight=False, soft_wrap=True)
+    lines += [f"{what}: {folder / name}" for what, name in files.items() if name is not None]
+    show(table(results), lines, width=100)

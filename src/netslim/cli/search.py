@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import going_on_by
+from netslim.cli.common import going_on_by, show
 from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
@@ -119,14 +118,10 @@ def _cut(options: argparse.Namespace, aim: SearchOptions) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-
     from netslim.report.search_page import table, tests
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table(found))
     said = [found["verdict"], tests(found), *(f"note: {text}" for text in found["notes"])]
     if found["best"] is not None:
         said.append(f"network: {out / 'best.safetensors'}")
-    for text in [*filter(None, said), f"report: {out / 'report.html'}"]:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    said.append(f"report: {out / 'report.html'}")
+    show(table(found), filter(None, said), width=120)

@@ -22,6 +22,7 @@ from netslim._support import (
     described,
     is_format,
     is_number,
+    is_whole,
     listed,
     named_file,
     parse_json,
@@ -402,7 +403,7 @@ def _renewing(batches: list[Any] | None, recalibrate: bool | int) -> list[Any] |
     """The batches from which statistics are taken anew; None where they are not."""
     if not recalibrate:
         return None
-    if not isinstance(recalibrate, int) or recalibrate < 0:
+    if recalibrate is not True and not (is_whole(recalibrate) and recalibrate >= 0):
         raise ArgumentError(
             f"recalibrate must be True, False or a number of batches, got {brief(recalibrate)}"
         )
