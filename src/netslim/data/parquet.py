@@ -111,6 +111,7 @@ def _cells(column: Any, file: Path, label: str) -> np.ndarray:
         raise DataError(
             f"{file}: column '{label}' has {column.null_count} rows without a label; remove them"
         )
+    import pyarrow as pa
     import pyarrow.types as types
 
     allowed = (types.is_integer, types.is_string, types.is_large_string)
@@ -118,7 +119,13 @@ def _cells(column: Any, file: Path, label: str) -> np.ndarray:
         raise DataError(
             f"{file}: column '{label}' holds {column.type}; whole numbers or class names are needed"
         )
-    cells: np.ndarray = column.to_numpy()
+    try:
+        cells: np.ndarray = column.to_numpy()
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{file}: column '{label}' cannot be read ({first_line(error)}); it is damaged: copy "
+            "or download the file again"
+        ) from error
     return cells
 
 

@@ -34,6 +34,7 @@ _STATES = (
 )
 # Names that wrappers put in, anywhere in a tensor's name.
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_LONGEST_NAME = 100  # of a class that a message tells
 _COUNTERS = ("n_averaged",)  # what an average of weights holds besides
 _COUNTED = ".num_batches_tracked"  # which state dicts of before PyTorch 0.4.1 lack
 _MOST = 4  # names that a message lists of a kind
@@ -137,7 +138,7 @@ def _with_code(path: Path, error: Exception) -> CheckpointError:
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     held = "something else than tensors"
     if wanted is not None:
-        held = f"{wanted[1]} besides tensors"
+        held = f"{wanted[1][:_LONGEST_NAME]} besides tensors"
     return CheckpointError(
         f"{path} holds {held}, or is damaged: opening it would run what its author wrote, so it is "
         "not opened; if you trust it, write its weights alone, once: state = torch.load(path, "

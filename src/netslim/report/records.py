@@ -67,6 +67,13 @@ class Check(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageCheck(Check):
+    """The same among those of all stages."""
+
+    stage: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Images(Record):
     """How pictures become inputs."""
 
@@ -83,6 +90,7 @@ class Scales(Record):
     edges: tuple[float, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    share_near_zero_before: float | None = None
     share_near_zero_after: float | None = None
 
     def __post_init__(self) -> None:
@@ -91,13 +99,18 @@ class Scales(Record):
             raise ValueError("the histograms of scales have other lengths than their edges")
         if list(self.edges) != sorted(set(self.edges)) or self.edges[-1] > _LONGEST:
             raise ValueError("the edges of the histograms do not rise")
+        if (self.share_near_zero_before is None) != (self.share_near_zero_after is None):
+            raise ValueError("a share near zero is missing")
 
 
 Curve = Mapping[str, list[float | None] | str]
 
 
 def _check_curve(curve: Curve) -> None:
-    lists = [values for values in curve.values() if isinstance(values, list)]
+    numbers = {key: values for key, values in curve.items() if key != "stage"}
+    lists = [values for values in numbers.values() if isinstance(values, list)]
+    if len(lists) < len(numbers):
+        raise ValueError("a curve has a text in the place of its values")
     if not curve.get("epoch") or len({*map(len, lists)}) > 1 or None in curve["epoch"]:
         raise ValueError("a curve has no value for some epoch, or no epoch")
     for value in chain.from_iterable(lists):
@@ -120,7 +133,7 @@ class Results(Record):
     widths: list[Width] | None = None
     scales: Scales | None = None
     curves: list[Curve] | None = None
-    verification: list[Check] | None = None
+    verification: list[StageCheck] | None = None
     images: Images | None = None
     environment: Mapping[str, Any] | None = None
 
@@ -164,6 +177,8 @@ class Stage(Record):
             _check_curve(self.curves)
         if self.histograms is not None and (self.sparse is None or len(self.histograms) < 2):
             raise ValueError("there are histograms of no training")
+        if len({*map(len, self.histograms or ())}) > 1:
+            raise ValueError("the histograms have several lengths")
         for name in self.files:
             if "/" in name or "\\" in name or name in ("", ".", ".."):
                 raise ValueError(f"it vouches for {name!r}, which is no file beside it")

@@ -41,30 +41,35 @@ def assemble(
 
 def _notes(recipe: Recipe, done: Sequence[Done]) -> list[str]:
     """Each sentence once, in the order in which they were said."""
-    said = [*recipe.notes, *done[-1].get("notes", []), *_said(done, "remarks"), *_dry_run(recipe)]
+    said = [
+        *recipe.notes,
+        *(done[-1].get("notes") or []),
+        *_said(done, "remarks"),
+        *_dry_run(recipe),
+    ]
     return list(dict.fromkeys(said))
 
 
 def _by_stage(done: Sequence[Done], key: str) -> list[dict[str, Any]]:
-    return [{"stage": stage["stage"], **stage[key]} for stage in done if key in stage]
+    return [{"stage": stage["stage"], **stage[key]} for stage in done if stage.get(key)]
 
 
 def widths(done: Sequence[Done]) -> list[dict[str, Any]]:
     """Channels of every prunable layer before the first cut and after the last."""
     found: dict[str, dict[str, Any]] = {}
-    for layer in chain.from_iterable(stage.get("widths", []) for stage in done):
+    for layer in chain.from_iterable(stage.get("widths") or [] for stage in done):
         found.setdefault(layer["layer"], dict(layer))["after"] = layer["after"]
     return list(found.values())
 
 
 def scales(done: Sequence[Done]) -> dict[str, Any] | None:
     """Histograms before and after the first training with a penalty, or else the first at all."""
-    trained = [stage for stage in done if "histograms" in stage]
+    trained = [stage for stage in done if stage.get("histograms")]
     if not trained:
         return None
     chosen = next((stage for stage in trained if stage["sparse"]), trained[0])
     before, after = chosen["histograms"][0], chosen["histograms"][-1]
-    if not sum(before):
+    if len(before) != len(EDGES) - 1 or not sum(before):  # of another version, or of no scales
         return None
     shares = {
         "share_near_zero_before": _near_zero(before),
@@ -82,7 +87,7 @@ def _said(done: Sequence[Done], key: str) -> list[str]:
     """Sentences, each after the stage it is about."""
     found = []
     for stage in done:
-        found += [f"{stage['stage']}: {text}" for text in stage.get(key, [])]
+        found += [f"{stage['stage']}: {text}" for text in stage.get(key) or []]
     return found
 
 
