@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def pytest_configure() -> None:
     """Networks this small only lose by sharing their work: a second thread waits, and burns its
     core meanwhile.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what ends in &
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # for the processes that tests start
