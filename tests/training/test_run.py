@@ -555,6 +555,16 @@ def test_a_finished_file_that_was_changed_is_named(copied, name):
         run(small(), copied)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "stage.json"])
+def test_a_finished_run_is_not_shown_as_if_nothing_had_happened_to_it(copied, name):
+    path = copied / "03-finetune" / name
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=f"{name} .*move .*03-finetune away"):
+        run(small(), copied)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "other"])
 def test_a_damaged_checkpoint_is_named(copied, damage):
     path = unfinished(copied, "03-finetune/stage.json") / "03-finetune" / "last.ckpt"

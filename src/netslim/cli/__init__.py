@@ -15,7 +15,9 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     _print_anywhere()
     try:
-        with as_interrupts():
+        with as_interrupts(), _warnings_as_lines():
             return _dispatch([item for item in given if item != "--debug"])
     except BrokenPipeError:  # the reader of our output, a pager for instance, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,6 +85,20 @@ def _told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UsageError):
         return line, 2
     return line, 1
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Inside, a warning is its text, without the line of code that it came from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _print_anywhere() -> None:

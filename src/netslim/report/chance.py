@@ -74,7 +74,7 @@ def chance(accuracy: float, labels: Iterable[int]) -> str | None:
     if not is_chance(round(accuracy * images), images, largest):
         return None
     return (
-        f"an accuracy of {percent(accuracy)} is chance: {len(counts)} classes, {images:,} "
+        f"an accuracy of {percent(accuracy)} may be chance: {len(counts)} classes, {images:,} "
         f"pictures, and to name the most frequent class each time is right in "
         f"{percent(largest / images)}"
     )

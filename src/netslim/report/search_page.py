@@ -52,10 +52,7 @@ def verdict(found: SearchResult[Any], resource: str, max_drop: float) -> str:
     beyond = min(larger, key=_share, default=None)
     text = f"The largest cut within {points(max_drop)} that was found: {loses(found.best)}."
     if beyond is None:
-        return (
-            f"Every cut passed. {text} The network may be smaller still: allow a smaller "
-            "drop, or more --tries."
-        )
+        return f"Every cut passed. {text} The network may be smaller still: give more --tries."
     if beyond.score is None:
         return f"{text} Larger cuts cannot be reached: {beyond.note}"
     return f"{text} The next larger one that was tried, {loses(beyond)}."

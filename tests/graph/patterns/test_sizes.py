@@ -100,6 +100,48 @@ def shape_of_another_tensor(s, x):
     return tail(s, y.view(y.shape[0], h.shape[1], *h.shape[2:]).relu())
 
 
+@pattern({"a": 8, "b": 6}, c=conv(8, 8))
+def viewed_as_another_tensor(s, x):
+    h = s.a(x)
+    return tail(s, s.c(h).flatten(2).view_as(h).relu())
+
+
+@pattern({"a": 8, "b": 6}, c=conv(8, 8))
+def reshaped_as_another_tensor(s, x):
+    h = s.a(x)
+    return tail(s, s.c(h).flatten(2).reshape_as(other=h).relu())
+
+
+@pattern({"a": 8, "b": 6}, c=conv(8, 8))
+def expanded_as_another_tensor(s, x):
+    h = s.a(x)
+    return tail(s, s.c(h).mean((2, 3), keepdim=True).expand_as(h))
+
+
+@pattern({"a": 8, "b": 6}, c=conv(8, 8))
+def broadcast_with_another_tensor(s, x):
+    h = s.a(x)
+    means, maps = torch.broadcast_tensors(s.c(h).mean((2, 3), keepdim=True), h)
+    return tail(s, torch.cat([means[:1], maps[1:]]))
+
+
+@pattern({"a": 8, "b": 6}, c=conv(8, 8))
+def summed_to_the_size_of_another_tensor(s, x):
+    h = s.a(x)
+    return tail(s, s.c(h).sum_to_size(h.shape[1], 1, 1) + h)
+
+
+@pattern({"a": 8, "b": 6}, c=conv(8, 8))
+def narrowed_to_the_size_of_another_tensor(s, x):
+    h = s.a(x)
+    return tail(s, s.c(h).narrow(1, 0, h.shape[1]))
+
+
+@pattern({"b": 6}, refused={"a": WRITTEN}, a=conv(3, 3), b=conv(3, 6))
+def viewed_as_the_input(s, x):
+    return s.head(s.b(s.a(x).flatten(2).view_as(x)).relu().mean((2, 3)))
+
+
 @pattern({"a": 8}, **VECTOR)
 def shape_of_a_weight(s, x):
     return s.head(flat(s.a(x)).view(-1, s.head.weight.shape[1]))

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from netslim.errors import TraceError
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
+from netslim.graph.tracing.by_another import BY_ANOTHER
 from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, spread, widths_passed
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.tracing.sizes import Size
@@ -173,6 +174,8 @@ class Function(TorchFunctionMode):
         if func == torch.Tensor.__len__:
             for size in recorder.shape(args[0], _SHAPE(args[0]))[:1]:
                 recorder.value(size, "len", soft=False)
+        if func in BY_ANOTHER:
+            return BY_ANOTHER[func](self._again, self._shape, *args, **kwargs)
         widths = widths_passed(recorder, func, args, kwargs)
         if widths:
             out = self._watched(widths, func, args, kwargs)
@@ -190,6 +193,12 @@ class Function(TorchFunctionMode):
             recorder.computed(_DETACH, args, {}, [out], {id(args[0]): labels})
             recorder.touched.add(id(args[0]))
         return out
+
+    def _again(self, func: Any, *args: Any) -> Any:
+        return self.__torch_function__(func, (), args)
+
+    def _shape(self, tensor: Tensor) -> torch.Size:
+        return self.recorder.shape(tensor, _SHAPE(tensor))
 
     def _watched(self, widths: Sequence[Size], func: Any, args: Args, kwargs: Kwargs) -> Any:
         """Call it, and look which sizes no rule asked about."""

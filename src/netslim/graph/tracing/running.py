@@ -25,7 +25,7 @@ from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
-from netslim.graph.tracing.other_sizes import compare, resized, untouched
+from netslim.graph.tracing.other_sizes import compare, resized, state_kept, untouched
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.words.phrases import enumerated
 
@@ -60,7 +60,8 @@ def record(
     """
     check_entries(example_inputs)
     with _ONE_AT_A_TIME:
-        recorder = _recorded(model, example_inputs, rules, fallback, unused)
+        with state_kept(model):
+            recorder = _recorded(model, example_inputs, rules, fallback, unused)
         if recorder.mixes and unused:
             _watch_other_sizes(recorder, example_inputs, rules, fallback)
         return recorder

@@ -134,7 +134,7 @@ def run(
         notice = ranks.shared("the run folder", lambda: claimed(folder, recipe, held))
         if notice:
             display.say(notice)
-        results = ranks.shared("the results", lambda: finished(folder))
+        results = ranks.shared("the results", lambda: finished(folder, recipe))
         if results is None:
             with using_threads(recipe.trainer.threads):
                 results = Runner(recipe, folder, display, command, changed_ok).go()
@@ -149,7 +149,7 @@ def _shown(folder: RunFolder, recipe: Recipe) -> Results | None:
     """
     if not (folder.path / "report.html").exists() or not folder.belongs_to(recipe):
         return None
-    return finished(folder)
+    return finished(folder, recipe)
 
 
 def claimed(folder: RunFolder, recipe: Recipe, held: ExitStack) -> str | None:
@@ -158,10 +158,16 @@ def claimed(folder: RunFolder, recipe: Recipe, held: ExitStack) -> str | None:
     return folder.claim(recipe)
 
 
-def finished(folder: RunFolder) -> Results | None:
-    """The results of a finished run; damaged ones count as missing, for they can be made again."""
+def finished(folder: RunFolder, recipe: Recipe) -> Results | None:
+    """The results of a finished run; damaged ones count as missing, for they can be made again.
+
+    Raises:
+        RecipeError: what a stage has left is no longer what it wrote.
+    """
     if not folder.results.exists():
         return None
+    for index, stage in enumerate(recipe.stages):
+        folder.stage(index, stage).results()
     try:
         return read_json(folder.results, "")
     except RecipeError:
