@@ -50,7 +50,7 @@ def brief(value: object) -> str:
     """``1.5``, ``'l1'`` or ``a Tensor``: what was given, as it was typed where that is short."""
     if isinstance(value, int) and abs(value) >= _UNCOUNTED:  # a longer text than Python makes
         digits = round(value.bit_length() * math.log10(2))
-        return f"a whole number of some {digits:,} digits"
+        return f"a whole number of some {digits:,} digits, which is too large"
     if isinstance(value, (list, tuple)) and len(value) <= _FEW:
         parts = ", ".join(map(_inner, value))
         return _clipped(f"[{parts}]")

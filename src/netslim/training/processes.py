@@ -346,7 +346,9 @@ def _reason(children: Any, told: Any, shared: dict[str, Any]) -> NetslimError:
     if reasons:
         return min(reasons, key=itemgetter(0))[1]
     codes = [(process.exitcode, shared["first"] + n) for n, process in enumerate(children)]
-    code, rank = min(codes, key=lambda pair: (pair[0] >= 0, pair[0] == -signal.SIGTERM, pair[1]))
+    # SIGTERM comes from here, and with SIGABRT PyTorch may end who has lost another.
+    after = (-signal.SIGTERM, -signal.SIGABRT)
+    code, rank = min(codes, key=lambda pair: (pair[0] >= 0, pair[0] in after, pair[1]))
     how = f"exit code {code}"
     if code < 0:
         how = f"by {signal.Signals(-code).name}"

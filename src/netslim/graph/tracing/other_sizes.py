@@ -105,40 +105,29 @@ def _classes(atoms: Atoms) -> Vector:
 def untouched(model: nn.Module) -> Iterator[None]:
     """A run inside leaves no trace: neither in the model, nor in random numbers, nor in words.
 
-    What is printed or warned of goes nowhere.
+    Attributes of modules are what they were, with the entries of lists and dicts among them, and so
+    are tensors that they hold; what is printed or warned of goes nowhere.
     """
+    attributes = [(vars(m), dict(vars(m))) for m in named_modules(model)]
+    held = list(chain.from_iterable(before.values() for _, before in attributes))
+    containers = [(c, c.copy()) for c in held if isinstance(c, _CONTAINERS)]
+    tensors = [(t, t.clone()) for t in _state(model, held)]
     with (
         own_random_numbers(),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
-        state_kept(model),
     ):
         warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
-    """What a run inside writes into the model is taken back.
-
-    Attributes of modules are what they were, with the entries of lists and dicts among them, and so
-    are tensors that they hold.
-    """
-    attributes = [(vars(m), dict(vars(m))) for m in named_modules(model)]
-    held = list(chain.from_iterable(before.values() for _, before in attributes))
-    containers = [(c, c.copy()) for c in held if isinstance(c, _CONTAINERS)]
-    tensors = [(t, t._version, t.data_ptr(), t.clone()) for t in _state(model, held)]
-    try:
-        yield
-    finally:
-        for container, before in containers:
-            _refill(container, before)
-        for now, was in attributes:
-            _refill(now, was)
-        with torch.no_grad():
-            for tensor, version, place, value in tensors:
-                if tensor._version != version or tensor.data_ptr() != place:
+        try:
+            yield
+        finally:
+            for container, before in containers:
+                _refill(container, before)
+            for now, was in attributes:
+                _refill(now, was)
+            with torch.no_grad():
+                for tensor, value in tensors:
                     tensor.copy_(value)
 
 
@@ -150,11 +139,9 @@ def _state(model: nn.Module, held: list[Any]) -> list[Tensor]:
 
 def _refill(container: Any, before: Any) -> None:
     """Put back what was in a container, if anything in it is another one."""
-    if not before and not container:  # as most are
-        return
     if isinstance(container, dict):
-        same = [*map(id, container.values())] == [*map(id, before.values())] and (
-            container.keys() == before.keys()
+        same = container.keys() == before.keys() and all(
+            container[key] is value for key, value in before.items()
         )
     else:
         same = [*map(id, container)] == [*map(id, before)]

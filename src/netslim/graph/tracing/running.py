@@ -25,7 +25,7 @@ from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
-from netslim.graph.tracing.other_sizes import compare, resized, state_kept, untouched
+from netslim.graph.tracing.other_sizes import compare, resized, untouched
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.words.phrases import enumerated
 
@@ -45,7 +45,8 @@ def record(
     Where parts were not used, such as auxiliary heads, it is run once more in training mode if it
     can be: what they read must go with the channels they read it from. Where places were laid out
     with channels it is run at another size, too (other_sizes.py). The model is left as it was:
-    training flags, attributes, buffers and the state of the random numbers are restored.
+    training flags, attributes, buffers and the state of the random numbers are restored, but for
+    what its forward pass writes by itself in evaluation mode.
 
     Args:
         model: any module.
@@ -60,8 +61,7 @@ def record(
     """
     check_entries(example_inputs)
     with _ONE_AT_A_TIME:
-        with state_kept(model):
-            recorder = _recorded(model, example_inputs, rules, fallback, unused)
+        recorder = _recorded(model, example_inputs, rules, fallback, unused)
         if recorder.mixes and unused:
             _watch_other_sizes(recorder, example_inputs, rules, fallback)
         return recorder

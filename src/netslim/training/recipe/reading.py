@@ -247,7 +247,8 @@ def _leaf(hint: Any, value: Any, where: str) -> Any:
         if isinstance(number, float) and not math.isfinite(number):
             raise RecipeError(f"{where}: expected a finite number, got {brief(value)}")
         if abs(number) > _LARGEST[type(number)]:
-            raise RecipeError(f"{where}: {brief(number)} is too large a number to compute with")
+            said = brief(number).removesuffix(", which is too large")
+            raise RecipeError(f"{where}: {said} is too large a number to compute with")
     return parsed
 
 
