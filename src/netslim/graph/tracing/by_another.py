@@ -17,16 +17,11 @@ Shape = Callable[[Tensor], Sequence[int]]  # sizes that know where they came fro
 Run = Callable[..., Any]  # a function of PyTorch on its arguments
 
 
-def _view_as(run: Run, shape: Shape, input: Tensor, other: Tensor) -> Any:
-    return run(torch.Tensor.view, input, shape(other))
+def _with_its_shape(function: Callable[..., Any]) -> Callable[..., Any]:
+    def spelled_out(run: Run, shape: Shape, input: Tensor, other: Tensor) -> Any:
+        return run(function, input, shape(other))
 
-
-def _reshape_as(run: Run, shape: Shape, input: Tensor, other: Tensor) -> Any:
-    return run(torch.Tensor.reshape, input, shape(other))
-
-
-def _expand_as(run: Run, shape: Shape, input: Tensor, other: Tensor) -> Any:
-    return run(torch.Tensor.expand, input, shape(other))
+    return spelled_out
 
 
 def _broadcast_tensors(run: Run, shape: Shape, *given: Any) -> Any:
@@ -61,9 +56,9 @@ def _sum_to_size(run: Run, shape: Shape, input: Tensor, *size: Any) -> Any:
 
 
 BY_ANOTHER: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.view_as: _view_as,
-    torch.Tensor.reshape_as: _reshape_as,
-    torch.Tensor.expand_as: _expand_as,
+    torch.Tensor.view_as: _with_its_shape(torch.Tensor.view),
+    torch.Tensor.reshape_as: _with_its_shape(torch.Tensor.reshape),
+    torch.Tensor.expand_as: _with_its_shape(torch.Tensor.expand),
     torch.Tensor.sum_to_size: _sum_to_size,
     torch.broadcast_tensors: _broadcast_tensors,
 }

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from torch import nn
 
-from netslim.data.loader import Loader
 from netslim.data.splits import stratified
 from netslim.training.loop.epochs import derive
 from netslim.training.stages.runner import Runner
@@ -26,19 +25,11 @@ def accuracy(
     Raises:
         RecipeError: the split has no images.
     """
-    recipe, data, bench = runner.recipe, runner.data, runner.bench
+    recipe, bench = runner.recipe, runner.bench
     images = runner.images_of(split)
     if most is not None and most < len(images):
         images = images.take(stratified(images.labels, most, derive(recipe.seed, "images"))[1])
-    loader = Loader(
-        images,
-        recipe.data.batch_size,
-        mean=data.mean,
-        std=data.std,
-        device=runner.device,
-        memory_format=bench.memory_format,
-        workers=recipe.data.workers,
-    )
+    loader = bench.loader_of(images)
     return lambda network: bench.means(network, loader).accuracy, bench.labels(images)
 
 

@@ -101,20 +101,31 @@ class Bench:
         augment = None
         if training and options.augment:
             augment = options.augment.built()
-        return Loader(
+        return self._loader(
             images,
             options.batch_size // world,
             shuffle=training,
             augment=augment,
-            mean=self.data.mean,
-            std=self.data.std,
             seed=seed,
-            device=self.device,
             # Batch norm cannot learn from a last batch that has one image for a process.
             drop_last=training and 0 < rest < 2 * world and len(images) > 1,
-            memory_format=self.memory_format,
-            workers=options.workers,
             shard=(rank, world),
+        )
+
+    def loader_of(self, images: Split) -> Loader:
+        """Batches of some images, all on this process and in their order."""
+        return self._loader(images, self.recipe.data.batch_size)
+
+    def _loader(self, images: Split, batch_size: int, **how: Any) -> Loader:
+        return Loader(
+            images,
+            batch_size,
+            mean=self.data.mean,
+            std=self.data.std,
+            device=self.device,
+            memory_format=self.memory_format,
+            workers=self.recipe.data.workers,
+            **how,
         )
 
     def means(self, network: nn.Module, loader: Loader) -> Means:
