@@ -66,14 +66,12 @@ def load_images(recipe: Recipe, trained_on: Preprocessing | None) -> Data:
 
 def _guessed(recipe: Recipe) -> Iterator[str]:
     """Where the network was trained before, and nobody says on which values of its images."""
-    file, said = recipe.model.weights_file, recipe.data.mean
-    if recipe.model.is_file:
-        file = recipe.model.name
-    if file is not None and said is None:
+    files = recipe.model.files
+    if files and recipe.data.mean is None:
         yield (
-            f"{file} does not say how its images were normalised, so mean and std of the training "
-            "images are taken: where its network was trained with others, say data.mean and "
-            "data.std."
+            f"{files[0]} does not say how its images were normalised, so mean and std of the "
+            "training images are taken: where its network was trained with others, say data.mean "
+            "and data.std."
         )
 
 
