@@ -68,7 +68,8 @@ def parse(arguments: list[str]) -> None:
     options = parser.read(given)
     assert not overrides or parser.dotted
     if arguments[0] == "run":
-        load_recipe(options.recipe, overrides)
+        for source in options.recipe:
+            load_recipe(source, overrides)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ was typed is imported, so that `netslim --version` does not wait for torch.
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import io
 import os
@@ -23,9 +22,9 @@ from typing import Any
 
 import netslim
 from netslim._support import nearest
-from netslim.cli.common import check_networks, split_overrides, weights_option
-from netslim.cli.interrupts import as_interrupts
-from netslim.cli.parser import Parser, UsageError
+from netslim._support.interrupts import as_interrupts
+from netslim.cli.common import check_networks, split_overrides, told, weights_option
+from netslim.cli.parser import Parser
 from netslim.cli.wording import check_once, in_words_of, said
 from netslim.errors import NetslimError
 
@@ -64,27 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NetslimError, OSError, KeyboardInterrupt) as error:
         if debug:
             raise
-        said, code = _told(error)
+        line, code = told(error)
         if not getattr(error, "told_by_another", False):
-            print(f"netslim: {said}", file=sys.stderr)
+            print(f"netslim: {line}", file=sys.stderr)
         return code
-
-
-def _told(error: BaseException) -> tuple[str, int]:
-    """One line, and the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        return "; ".join(["interrupted", *map(str, error.args)]), 130
-    line = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return (
-            f"the disk is full: {error.filename or 'a file'} cannot be written; make room and "
-            "repeat the command: what is finished is kept"
-        ), 1
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}", 1
-    if isinstance(error, UsageError):
-        return line, 2
-    return line, 1
 
 
 @contextmanager

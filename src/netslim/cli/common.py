@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -217,6 +218,23 @@ def show(table: Any, lines: Iterable[str], width: int) -> None:
     console.print(table)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """What ends a command, in one line, and its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "; ".join(["interrupted", *map(str, error.args)]), 130
+    line = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"the disk is full: {error.filename or 'a file'} cannot be written; make room and "
+            "repeat the command: what is finished is kept"
+        ), 1
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, UsageError):
+        return line, 2
+    return line, 1
 
 
 def note(text: str) -> None:

@@ -1,15 +1,20 @@
-"""`run`: a whole run by recipe."""
+"""`run`: whole runs by recipe."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from netslim.cli.common import add_changed_ok, add_trust, as_arguments, going_on_by, show
+from netslim.cli.common import add_changed_ok, add_trust, as_arguments, going_on_by, show, told
 from netslim.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from netslim.training.commands.together import Ended, Job
 
 _RUN = """\
 Carry out a recipe: train with sparsity, cut, prove the cut, fine-tune, measure, report.
@@ -17,6 +22,8 @@ Carry out a recipe: train with sparsity, cut, prove the cut, fine-tune, measure,
 Everything lands in one folder. Killed at any time and started again with the same command, a run
 goes on from the last finished epoch and ends with the same numbers; a finished one only shows its
 results.
+
+Of several recipes, or seeds, each has a folder of its own. One that fails does not end the others.
 """
 
 _OVERRIDES = """\
@@ -25,46 +32,113 @@ any value of the recipe can be overridden by its dotted name (`netslim recipes N
   netslim run vgg16-cifar10-small --data.root /data --model.width 0.5
   netslim run digits --stages.sparse.epochs 40 --stages.prune.budget.cut_channels 0.5
   netslim run my-recipe.yaml --trainer.device cpu --out runs/mine
+  netslim run resnet56-sfp-small densenet40-small --together
+  netslim run digits --seeds 0 1 2 --together --out runs/three
 """
 
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
     parser.carries_out(_run, about=_RUN, more=_OVERRIDES, dotted=True)
-    parser.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="+", help="names of shipped recipes, or YAML files"
+    )
     add_trust(parser)
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="the run folder (default: runs/RECIPE)"
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="the run folder (default: runs/RECIPE); of several runs, where their folders lie: "
+        "DIR/RECIPE, or DIR/RECIPE-seed-N (default: runs)",
     )
     add_changed_ok(parser)
-    parser.add_argument(
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument(
         "--seed",
         metavar="N",
         help="seed of weights, order and augmentation (default: the recipe's)",
     )
+    seeds.add_argument("--seeds", metavar="N", nargs="+", help="a run for each of these seeds")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="several runs side by side, each in a process of its own (default: one after the "
+        "other)",
+    )
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from netslim.training.recipe.reading import load_recipe
-
-    if options.seed is not None:
-        overrides["seed"] = options.seed
-    recipe = load_recipe(options.recipe, overrides)
-    typed = ["netslim", "run", options.recipe, *as_arguments(overrides)]
-    if options.trust:
-        recipe = replace(recipe, trust=True)
-        typed.append("--trust")
-    folder = options.out or Path("runs") / recipe.name
-    command = shlex.join([*typed, "--out", str(folder)])
-
+    jobs = list(_jobs(options, overrides))
+    if len(jobs) > 1:
+        return _several(jobs, options)
     from netslim.training import run
     from netslim.training.processes import place
 
-    with going_on_by(command, folder):
-        results = run(recipe, folder, command=command, changed_ok=options.changed_ok)
+    job = jobs[0]
+    with going_on_by(job.command, job.folder):
+        results = run(job.recipe, job.folder, command=job.command, changed_ok=options.changed_ok)
     if place().rank == 0:
-        _show(results, folder)
+        _show(results, job.folder)
     return 0
+
+
+def _jobs(options: argparse.Namespace, overrides: dict[str, str]) -> Iterator[Job]:
+    """A run for each recipe and seed."""
+    seeds = options.seeds or [options.seed]
+    alone = len(options.recipe) * len(seeds) == 1
+    for source in options.recipe:
+        for seed in seeds:
+            given = dict(overrides)
+            if seed is not None:
+                given["seed"] = seed
+            yield _job(options, source, given, alone)
+
+
+def _job(options: argparse.Namespace, source: str, overrides: dict[str, str], alone: bool) -> Job:
+    from netslim.training.commands.together import Job
+    from netslim.training.recipe.reading import load_recipe
+
+    recipe = load_recipe(source, overrides)
+    typed = ["netslim", "run", source, *as_arguments(overrides)]
+    if options.trust:
+        recipe = replace(recipe, trust=True)
+        typed.append("--trust")
+    name = recipe.name
+    if options.seeds:
+        name = f"{name}-seed-{recipe.seed}"
+    folder = _place(options) / name
+    if alone and options.out:
+        folder = options.out
+    return Job(recipe, folder, shlex.join([*typed, "--out", str(folder)]))
+
+
+def _place(options: argparse.Namespace) -> Path:
+    """Where the folders of several runs lie."""
+    return options.out or Path("runs")
+
+
+def _several(jobs: Sequence[Job], options: argparse.Namespace) -> int:
+    from netslim.training.commands.together import in_turn, together
+
+    carry_out = in_turn
+    if options.together:
+        carry_out = together
+    with going_on_by(options.typed, _place(options)):
+        found = carry_out(jobs, changed_ok=options.changed_ok)
+    for each in found:
+        if each.results is not None:
+            _show(each.results, each.job.folder)
+    return max(map(_told_failure, found))
+
+
+def _told_failure(ended: Ended) -> int:
+    """Say why a run has failed, if it has, and how it goes on; its exit code."""
+    if ended.error is None:
+        return 0
+    line, _ = told(ended.error)
+    text = f"netslim: {ended.job.folder} failed: {line}; go on with: {ended.job.command}"
+    print(text, file=sys.stderr)
+    return 1
 
 
 def _show(results: dict[str, Any], folder: Path) -> None:

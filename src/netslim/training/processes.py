@@ -34,7 +34,7 @@ _PATIENCE = timedelta(hours=6)
 _TIMED_OUT = "Timed out|timed out|timeout"
 # Of the processes that train: in it they wait for each other no longer than `trainer.timeout`.
 _training: ContextVar[Any] = ContextVar("training", default=None)
-_GRACE = 20.0  # seconds for the others to end by themselves once one has failed
+GRACE = 20.0  # seconds for others to end by themselves
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _OWN = "netslim"  # id of the runs that are started here
 _LOST = "Connection|closed|reset by peer|Timed out|timed out|NCCL|Broken pipe"
@@ -273,7 +273,7 @@ def start(options: TrainerOptions, job: Callable[[], Any]) -> None:
     begin: Any = start_processes
     children = begin(_worked, (job, told, shared, threads), devices, join=False)
     try:
-        while not children.join(grace_period=_GRACE):
+        while not children.join(grace_period=GRACE):
             pass
     except ProcessExitedException:
         raise _reason(children.processes, told, shared) from None
@@ -349,13 +349,17 @@ def _reason(children: Any, told: Any, shared: dict[str, Any]) -> NetslimError:
     # SIGTERM comes from here, and with SIGABRT PyTorch may end who has lost another.
     after = (-signal.SIGTERM, -signal.SIGABRT)
     code, rank = min(codes, key=lambda pair: (pair[0] >= 0, pair[0] in after, pair[1]))
-    how = f"exit code {code}"
-    if code < 0:
-        how = f"by {signal.Signals(-code).name}"
     return TrainingError(
-        f"rank {rank} of {shared['world']} was ended ({how}), and the others with it; what is "
-        "finished is kept, and the same command goes on from it"
+        f"rank {rank} of {shared['world']} was ended ({how_ended(code)}), and the others with it; "
+        "what is finished is kept, and the same command goes on from it"
     )
+
+
+def how_ended(code: int) -> str:
+    """How a process has ended, by what the system says: ``exit code 1`` or ``by SIGKILL``."""
+    if code < 0:
+        return f"by {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def _interrupt(children: Any) -> None:
@@ -365,7 +369,7 @@ def _interrupt(children: Any) -> None:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGINT)
     for process in children.processes:
-        process.join(_GRACE)
+        process.join(GRACE)
         process.kill()
 
 
@@ -425,7 +429,9 @@ def trainer_arguments(options: TrainerOptions, device: torch.device) -> dict[str
 
 
 __all__ = [
+    "GRACE",
     "Place",
+    "how_ended",
     "in_step",
     "joined",
     "place",

@@ -99,16 +99,25 @@ class StageBar:
         """An epoch is finished."""
         self.row = row
         self.seconds.append(row["seconds"])
-        if not self.display.console.is_terminal:
-            self.display.say(f"{self.label}  {epoch_line(row, self.epochs)}{self._left()}")
+        self.tell()
 
-    def _left(self) -> str:
-        """How long the stage will take by the mean of its epochs, where that is worth a word."""
+    def tell(self) -> None:
+        """Say what the last epoch has brought, where no bar is seen."""
+        if not self.display.console.is_terminal:
+            self.display.say(self.line())
+
+    def line(self) -> str:
+        """What the last epoch has brought, in words."""
         assert self.row is not None
-        left = (self.epochs - self.row["epoch"]) * sum(self.seconds) / len(self.seconds)
-        if left < _WORTH_TELLING:
-            return ""
-        return f"  {in_words(left)} left"
+        said = f"{self.label}  {epoch_line(self.row, self.epochs)}"
+        if self.left() < _WORTH_TELLING:
+            return said
+        return f"{said}  {in_words(self.left())} left"
+
+    def left(self) -> float:
+        """Seconds that the stage will take by the mean of its epochs, of which one is finished."""
+        assert self.row is not None
+        return float((self.epochs - self.row["epoch"]) * sum(self.seconds) / len(self.seconds))
 
     def step(self, module: Classifier, done: int, steps: int) -> None:
         """A step is finished.

@@ -1,0 +1,220 @@
+"""Several runs side by side: each as it is alone, and nothing left of them when they are ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+import fresh  # noqa: F401  # what it has imported once serves the processes here, too
+from netslim.cli import main
+from netslim.errors import RecipeError
+from netslim.training import run
+from netslim.training.commands import together as side_by_side
+from netslim.training.commands.status import status
+from netslim.training.commands.together import Job, in_turn, together
+from netslim.training.loop.progress import epoch_line, silent
+from netslim.training.loop.progress_table import Figures, Line, RunsTable
+from netslim.training.recipe.schema import Recipe
+from stage_runs import HALF, TRAIN, recipe
+
+SHORT: dict[str, Any] = {"data": {"name": "digits", "batch_size": 64, "subset": 128}}
+ENDLESS = recipe({**TRAIN, "epochs": 100_000}, **SHORT)
+LOST = {**TRAIN, "optimizer": {"lr": 1e30}}
+
+
+def jobs(folder: Path) -> list[Job]:
+    recipes = [recipe(TRAIN, HALF, seed=seed, **SHORT) for seed in (0, 1)]
+    return [Job(each, folder / str(each.seed), "") for each in recipes]
+
+
+def written(found: Recipe, path: Path) -> str:
+    path.write_text(yaml.safe_dump({**found.to_dict(), "name": path.stem}))
+    return str(path)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "01-train" / "metrics.csv", newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+@contextmanager
+def interrupting(number: signal.Signals, ready: Callable[[], bool]) -> Iterator[None]:
+    """Inside, this process gets a signal as soon as something is so."""
+    over = threading.Event()
+
+    def wait() -> None:
+        while not over.wait(0.02):
+            if ready():
+                os.kill(os.getpid(), number)
+                return
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_each_is_as_it_is_alone(tmp_path: Path):
+    """Bit for bit, with as many threads."""
+    ended = together(jobs(tmp_path / "together"), console=Console(quiet=True))
+    assert [each.error for each in ended] == [None, None]
+    for each in ended:
+        alone = tmp_path / each.job.folder.name
+        results = run(each.job.recipe, alone, display=silent())
+        assert each.results is not None
+        assert each.results["rows"] == results["rows"]
+        assert rows(each.job.folder) == rows(alone)
+        for name in ("01-train/model.safetensors", "02-prune/model.safetensors"):
+            assert (each.job.folder / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.parametrize("how", [["--together"], []])
+def test_one_that_fails_is_named_and_the_others_end(how, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    good = written(recipe(TRAIN, **SHORT), tmp_path / "good.yaml")
+    bad = written(recipe(LOST, **SHORT), tmp_path / "bad.yaml")
+    assert main(["run", bad, good, *how]) == 1
+    assert (tmp_path / "runs" / "good" / "results.json").exists()
+    told = capfd.readouterr()
+    assert "network: runs/good/01-train/model.safetensors" in told.out
+    last = told.err.splitlines()[-1]
+    assert last.startswith("netslim: runs/bad failed: stage 01-train, epoch 1, step ")
+    assert last.endswith(f"; go on with: netslim run {bad} --out runs/bad")
+
+
+def test_interrupted_all_end_and_go_on(tmp_path, capfd):
+    """By Ctrl-C and by SIGTERM, which this process alone gets."""
+    path, out = written(ENDLESS, tmp_path / "long.yaml"), tmp_path / "runs"
+    folders = [out / f"long-seed-{seed}" for seed in (0, 1)]
+    command = ["run", path, "--seeds", "0", "1", "--together", "--out", str(out)]
+
+    def epochs(folder: Path) -> int:
+        if not (folder / "config.yaml").exists():
+            return 0
+        return status(folder).stages[0].done or 0
+
+    done = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = done
+        with interrupting(number, lambda: min(map(epochs, folders)) > before):  # noqa: B023
+            assert main(command) == 130
+        states = [status(folder) for folder in folders]
+        assert [state.state for state in states] == [
+            "stopped",
+            "stopped",
+        ]  # and nobody holds a lock
+        done = max(map(epochs, folders))
+        for folder in folders:
+            assert [row["epoch"] for row in rows(folder)] == [
+                str(epoch + 1) for epoch in range(epochs(folder))
+            ]
+        said = capfd.readouterr().err
+        assert f"netslim: interrupted; what is finished is kept in {out}; go on with: " in said
+        assert "Traceback" not in said
+
+
+def test_who_has_lost_its_starter_ends(tmp_path):
+    """As after `kill -9`: the line of messages breaks."""
+    job = Job(ENDLESS, tmp_path, "")
+    work = side_by_side._Work(job, 1, False)
+    try:
+        while not (tmp_path / "01-train" / "last.ckpt").exists():
+            assert work.line.poll(60)
+            work.line.recv()
+        work.line.close()
+        work.process.join(side_by_side.processes.GRACE / 2)
+        assert work.process.exitcode == 0
+        assert status(tmp_path).state == "stopped"
+    finally:
+        work.process.kill()
+
+
+def test_who_is_killed_is_named(tmp_path):
+    job = Job(ENDLESS, tmp_path, "")
+    with side_by_side._started([job], 1, False) as [work]:
+        assert work.line.poll(60)
+        work.process.kill()
+        while work.ended is None:
+            work.heard()
+    assert str(work.ended.error) == "its process was ended (by SIGKILL); what is finished is kept"
+
+
+@pytest.mark.parametrize("carry_out", [together, in_turn])
+def test_what_cannot_go_well_is_refused_before_anything_starts(carry_out, tmp_path, monkeypatch):
+    first, second = jobs(tmp_path / "runs")
+    same = replace(second, folder=tmp_path / "other" / ".." / "runs" / "0")
+    with pytest.raises(RecipeError, match="two of the runs would have the folder"):
+        carry_out([first, same])
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    with pytest.raises(RecipeError, match=r"not a run folder \(it holds thesis.tex\)"):
+        carry_out([first, replace(second, folder=foreign)])
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(RecipeError, match="leave torchrun or srun out"):
+        carry_out([first, second])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["digits", "nope"], "no recipe is called 'nope'"),
+        (["digits", "digits"], "two of the runs would have the folder runs/digits"),
+        (["digits", "--seeds", "1", "1"], "the folder runs/digits-seed-1"),
+        (["digits", "--seeds", "1", "--seed", "2"], "not allowed with"),
+    ],
+)
+def test_what_is_typed_wrong_is_told_before_anything_starts(
+    typed, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *typed, "--together"]) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_a_terminal_it_is_a_table():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    row = dict.fromkeys(("near_zero", "zero", "deviation"))
+    row |= {"epoch": 3, "train_loss": 0.5, "train_accuracy": 0.25, "val_accuracy": None}
+    line = epoch_line({**row, "seconds": 1.0}, 9)
+    with RunsTable(["runs/a", "runs/b"], console) as shown:
+        shown.take("runs/a", Figures("01-train", 3.0, 9, row, 600.0, line))
+        shown.take("runs/b", Line("warning: look"))
+        shown.ended("runs/b", "failed")
+        seen = Console(file=io.StringIO(), width=120)
+        seen.print(shown.table())
+    table = seen.file.getvalue()  # type: ignore[attr-defined]
+    assert "runs/a   01-train   3.0/9   0.5000     25.00%                       10 min" in table
+    assert "runs/b   failed" in table
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert line not in printed
+    assert "runs/b  warning: look" in printed
+
+
+def test_elsewhere_it_is_the_lines_of_each():
+    console = Console(file=io.StringIO(), width=40)
+    with RunsTable(["runs/a", "runs/bcd"], console) as shown:
+        shown.take("runs/a", Figures("01-train", 2.5, 9))
+        shown.take("runs/a", Figures("01-train", 3.0, 9, line="01-train  epoch 3/9"))
+        shown.ended("runs/bcd", "finished")
+    assert console.file.getvalue() == (  # type: ignore[attr-defined]
+        "runs/a    01-train  epoch 3/9\nruns/bcd  finished\n"
+    )
