@@ -326,6 +326,28 @@ def test_a_tensor_that_changed_since_is_refused_with_the_remedy(tmp_path):
         netslim.save(small, tmp_path / "m.safetensors")
 
 
+class Half(nn.Module):
+    """Code that uses half of a layer's weight, and all of its bias elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.q, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x):
+        half = self.q.out_channels // 2
+        x = nn.functional.conv2d(self.a(x).relu(), self.q.weight[:half], self.q.bias[:half])
+        return self.b(x.relu())
+
+
+def test_layers_that_code_takes_apart_are_saved_as_they_were_cut(tmp_path):
+    """Their tensors need not lose the same channels."""
+    model = Half().eval()
+    small = netslim.prune(model, cut_half(model, X)[1])
+    assert small.q.weight.shape[0] != small.q.bias.shape[0]
+    again = netslim.load(Half().eval(), netslim.save(small, tmp_path / "m.safetensors"))
+    assert torch.equal(again(X), small(X))
+
+
 class Sized(nn.Module):
     def __init__(self):
         super().__init__()

@@ -248,12 +248,15 @@ class Layers(nn.Module):
         self.lstm = nn.LSTM(8, 6, 2, bidirectional=True, batch_first=True)
         self.gru = nn.GRU(12, 5, batch_first=True)
         self.transposed = nn.ConvTranspose1d(5, 6, 3)
-        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.norm, self.depthwise = nn.BatchNorm1d(6), nn.Conv1d(6, 6, 3, groups=6)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv1d(6, 4, 1))
+        self.head = nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.linear(x)
         h = self.gru(self.lstm(self.attention(h, h, h)[0])[0])[0]
-        return self.head(self.norm(self.transposed(h.transpose(1, 2))).mean(2))
+        h = self.depthwise(self.norm(self.transposed(h.transpose(1, 2))))
+        return self.head(self.normed(h).mean(2))
 
 
 def test_what_lies_within_a_layer_is_compared_where_a_plan_says_no_more() -> None:
@@ -268,6 +271,7 @@ def test_what_lies_within_a_layer_is_compared_where_a_plan_says_no_more() -> Non
     # What these read other layers make, which the rows alone cannot know.
     apart = {"attention.in_proj_weight", "lstm.weight_ih_l0", "lstm.weight_ih_l0_reverse"}
     apart |= {"gru.weight_ih_l0", "transposed.weight", "head.weight", "attention.out_proj.weight"}
+    apart |= {"normed.parametrizations.weight.original1"}
     for number, cut in enumerate(old.tensors):
         turned = (np.roll(np.isin(np.arange(cut.size), cut.kept), 1).nonzero()[0]).tolist()
         rows = [*old.tensors]
@@ -277,10 +281,14 @@ def test_what_lies_within_a_layer_is_compared_where_a_plan_says_no_more() -> Non
             continue
         with pytest.raises(PlanError, match="its tensors do not lose the same channels"):
             prune(model, replace(old, tensors=tuple(rows)))
-        if cut.tensor.startswith("norm"):
-            del rows[number]
-            with pytest.raises(PlanError, match="its tensors do not lose the same channels"):
-                prune(model, replace(old, tensors=tuple(rows)))
+        del rows[number]
+        with pytest.raises(PlanError, match="its tensors do not lose the same channels"):
+            prune(model, replace(old, tensors=tuple(rows)))
+    nameless = replace(old, groups={})
+    others = tuple(patch for patch in old.patches if patch.module != "depthwise")
+    for patches in (others, (*others, SizePatch("depthwise", "groups", 6, 1))):
+        with pytest.raises(PlanError, match="layer 'depthwise': its tensors do not lose the same"):
+            prune(model, replace(nameless, patches=patches))
 
 
 def without_slices(plan: PruningPlan, *names: str) -> dict[str, Any]:
@@ -329,6 +337,51 @@ def test_entries_in_anything_but_a_tuple_are_refused(make: Any) -> None:
     for wrong in (replace(plan, tensors=rows), replace(plan, groups=groups)):
         with pytest.raises(PlanError, match="entries are tuples of whole numbers"):
             prune(model, wrong)
+
+
+def rows_taken_away(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Plans that say nothing else of what is gone: no digest, no slices, no sizes of groups."""
+    for name in ("tensors", "patches"):
+        for number in range(len(data[name])):
+            other = copy.deepcopy(data)
+            del other[name][number]
+            yield other
+            yield {**other, "groups": {}}
+            yield {**other, "groups": {}, "digest": None}
+
+
+@pytest.mark.parametrize("name", ["plain", "patching"])
+def test_rows_that_were_taken_away_are_missed(name: str) -> None:
+    """What reads them is in another layer, which no row tells: the plan knows their number."""
+    model, plan = PLANS[name]
+    data = without_slices(plan, *(name for name, cut in plan.groups.items() if cut.slices))
+    for group in data["groups"].values():
+        group.pop("sizes", None)
+    prune(model, PruningPlan.from_json(json.dumps(data)))
+    for other in rows_taken_away(data):
+        with pytest.raises(PlanError, match=r"of .* (tensors|patches): the others are missing"):
+            PruningPlan.from_json(json.dumps(other))
+    for number in range(len(plan.tensors)):
+        fewer = plan.tensors[:number] + plan.tensors[number + 1 :]
+        with pytest.raises(PlanError):
+            prune(model, replace(plan, groups={}, tensors=fewer))
+
+
+def test_a_slice_and_its_row_taken_away_together_are_missed() -> None:
+    model, plan = PLANS["plain"]
+    for lost in plan.tensors:
+        groups = {
+            name: replace(
+                cut,
+                slices=tuple(
+                    s for s in cut.slices if (s.tensor, s.axis) != (lost.tensor, lost.axis)
+                ),
+            )
+            for name, cut in plan.groups.items()
+        }
+        rest = tuple(cut for cut in plan.tensors if cut != lost)
+        with pytest.raises(PlanError):
+            prune(model, replace(plan, groups=groups, tensors=rest))
 
 
 def two_sizes() -> tuple[nn.Module, PruningPlan]:

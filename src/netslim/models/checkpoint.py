@@ -56,7 +56,7 @@ from netslim.models.other_files import WEIGHTS, no_checkpoint
 from netslim.models.stored_weights import storing
 from netslim.surgery.history import history, unexplained
 from netslim.surgery.module_sizes import patched, put
-from netslim.surgery.plan import PruningPlan
+from netslim.surgery.plan import PruningPlan, counted
 from netslim.surgery.prune import prune
 from netslim.surgery.rows import SizePatch, TensorCut, bias_of
 
@@ -540,7 +540,8 @@ def _fitting(
     plan = replace(plan, fingerprint=fingerprint(model))
     if {*rows} == {*plan.tensors} and patches == plan.patches and biases == plan.biases:
         return plan
-    return replace(plan, groups={}, tensors=tuple(rows), patches=patches, biases=biases)
+    plan = replace(plan, groups={}, tensors=tuple(rows), patches=patches, biases=biases)
+    return counted(plan)
 
 
 def _check_names(

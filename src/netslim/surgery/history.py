@@ -32,7 +32,7 @@ from netslim.graph.modules.walk import (
     named_modules,
     named_tensors,
 )
-from netslim.surgery.plan import PruningPlan, compose, with_known_sizes, without_slices
+from netslim.surgery.plan import PruningPlan, compose, counted, with_known_sizes, without_slices
 from netslim.surgery.rows import GroupCut, SizePatch, TensorCut, bias_of
 
 _WHOLE = "_netslim_plan"  # the plan of all that was cut below a module; until 0.2 an object
@@ -60,7 +60,7 @@ def history(model: nn.Module) -> PruningPlan | None:
     sizes = _before(model, found.cuts.values())
     added = {bias_of(path) for path in found.biases}
     shapes = ((name, tuple(shape)) for name, shape in sizes.items() if name not in added)
-    return PruningPlan(
+    plan = PruningPlan(
         digest_of(shapes),
         with_known_sizes(_groups(found), found.patches.values()),
         tuple(_in_order(found)),
@@ -68,6 +68,7 @@ def history(model: nn.Module) -> PruningPlan | None:
         tuple(dict.fromkeys(chain.from_iterable(plan.notes for plan in found.wholes.values()))),
         tuple(found.biases),
     )
+    return counted(plan)
 
 
 def _before(model: nn.Module, cuts: Iterable[TensorCut]) -> dict[str, list[int]]:

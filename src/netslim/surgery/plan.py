@@ -34,7 +34,7 @@ from netslim.surgery.rows import (
     merging_rows,
     weight_of,
 )
-from netslim.surgery.soundness import check_fits, check_rows, explained, linked
+from netslim.surgery.soundness import check_fits, check_layers, check_rows, explained, linked
 from netslim.surgery.why import Why
 
 sys.modules.setdefault("netslim.plan", sys.modules[__name__])  # where pickles of 0.1 look for plans
@@ -55,6 +55,8 @@ class PruningPlan:
             `netslim.surgery.compensate`.
         why: how the kept units were chosen; None where that is not known, as of several cuts. Plans
             that cut the same are equal without it.
+        counts: how many tensors and patches it was made with; None where nobody says that these are
+            all, as in plans of version 0.1.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -73,6 +75,7 @@ class PruningPlan:
     notes: tuple[str, ...] = field(default=())
     biases: tuple[str, ...] = ()
     why: Why | None = field(default=None, compare=False)
+    counts: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.explain()
@@ -102,7 +105,7 @@ class PruningPlan:
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
         fields = (self.fingerprint, self.groups, self.tensors, self.patches, self.notes)
-        return write(Fields(*fields, self.biases, self.why))
+        return write(Fields(*fields, self.biases, self.why, self.counts))
 
     @staticmethod
     def from_json(text: str, *, most: int = LARGEST) -> PruningPlan:
@@ -117,7 +120,7 @@ class PruningPlan:
                 format.
         """
         fields = read(text, most)
-        check_rows(fields.groups, fields.tensors, fields.patches, fields.biases)
+        check_rows(fields.groups, fields.tensors, fields.patches, fields.biases, fields.counts)
         return PruningPlan(**vars(fields))
 
     @cached_property
@@ -127,7 +130,7 @@ class PruningPlan:
         Raises:
             PlanError: the rows do not agree.
         """
-        check_rows(self.groups, self.tensors, self.patches, self.biases)
+        check_rows(self.groups, self.tensors, self.patches, self.biases, self.counts)
         return True
 
     def check(self, model: nn.Module) -> None:
@@ -144,7 +147,9 @@ class PruningPlan:
                 f"{found}: apply it to the model it was made for, or trace and select again"
             )
         if self._agrees:
-            check_fits(self.tensors, self.biases, model, layers=not linked(self.groups))
+            check_fits(self.tensors, self.biases, model)
+            if self.counts is None and not linked(self.groups):
+                check_layers(self.tensors, self.patches, model)
 
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
@@ -172,7 +177,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         original = patches.get((p.module, p.attribute), p)
         patches[p.module, p.attribute] = replace(p, old=original.old)
     groups = _compose_groups(first.groups, second.groups)
-    return PruningPlan(
+    both = PruningPlan(
         first.fingerprint,
         with_known_sizes(groups, patches.values()),
         tuple(cuts.values()),
@@ -180,6 +185,17 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         notes=tuple(dict.fromkeys(first.notes + second.notes)),
         biases=tuple(dict.fromkeys(first.biases + second.biases)),
     )
+    if first.counts is None or second.counts is None:
+        return both
+    return counted(both)
+
+
+def counted(plan: PruningPlan) -> PruningPlan:
+    """The plan, which says of itself that nothing of it is missing.
+
+    Where groups do not say which entries they have, a row that was lost leaves no trace.
+    """
+    return replace(plan, counts=(len(plan.tensors), len(plan.patches)))
 
 
 def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:

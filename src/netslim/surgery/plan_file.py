@@ -34,6 +34,7 @@ from netslim._support import brief, is_format, parse_json, refusing, typed
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
 from netslim.surgery.rows import GroupCut, SizeLoss, SizePatch, TensorCut
+from netslim.surgery.soundness import check_counts
 from netslim.surgery.why import Scores, Why
 
 FORMAT = 1
@@ -55,6 +56,7 @@ class Fields:
     notes: tuple[str, ...]
     biases: tuple[str, ...]
     why: Why | None = None
+    counts: tuple[int, int] | None = None
 
 
 def write(plan: Fields) -> str:
@@ -73,6 +75,8 @@ def write(plan: Fields) -> str:
         data["biases"] = list(plan.biases)
     if plan.why is not None:
         data["why"] = _why_data(plan.why, plan.groups)
+    if plan.counts is not None:
+        data["counts"] = list(plan.counts)
     return json.dumps(data | {"digest": _digest(data)}, separators=(",", ":"))
 
 
@@ -97,7 +101,10 @@ def read(text: str, most: int = LARGEST) -> Fields:
     with refusing(PlanError, "the plan is damaged", "make it again"):
         plan = _Reader(most).plan(typed(_Plan, data))
     digest = data.pop("digest", None)
-    if digest is not None and digest != _digest(data):
+    if digest is None:  # of version 0.1, or edited: it is looked at more closely
+        check_counts(plan.counts, plan.tensors, plan.patches)
+        return replace(plan, counts=None)
+    if digest != _digest(data):
         raise PlanError(
             "the plan was edited or damaged since it was written (its digest does not match): "
             "make it again with netslim.select"
@@ -243,6 +250,7 @@ class _Plan:
     notes: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
     why: _Why | None = None
+    counts: tuple[int, int] | None = None
     digest: str | None = None
 
 
@@ -256,10 +264,11 @@ class _Reader:
     def plan(self, data: _Plan) -> Fields:
         tensors = tuple(map(self.tensor, data.tensors))
         groups = {name: self.group(found, tensors) for name, found in data.groups.items()}
-        plan = Fields(data.fingerprint, groups, tensors, data.patches, data.notes, data.biases)
-        if data.why is None:
-            return plan
-        return replace(plan, why=self.why(data.why, groups))
+        fields = (data.fingerprint, groups, tensors, data.patches, data.notes, data.biases)
+        why = None
+        if data.why is not None:
+            why = self.why(data.why, groups)
+        return Fields(*fields, why, data.counts)
 
     def group(self, data: _Group, tensors: tuple[TensorCut, ...]) -> GroupCut:
         kept, slices = self.kept(data), tuple(self.slices(data.slices, tensors))

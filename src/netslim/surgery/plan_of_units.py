@@ -13,7 +13,7 @@ from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup, SizeRule
 from netslim.surgery.axes import rows_of
-from netslim.surgery.plan import PruningPlan
+from netslim.surgery.plan import PruningPlan, counted
 from netslim.surgery.rows import DROPPED, GroupCut, SizeLoss, SizePatch, merging_rows
 from netslim.surgery.stale import Stale, followed, told
 
@@ -57,7 +57,7 @@ def plan_keeping(
         notes = (*notes, told(left))
         logger.warning("%s", told(left))
     patches += tuple(stale.patch for stale in more if stale.patch is not None)
-    return PruningPlan(graph.fingerprint, groups, tensors, patches, tuple(notes))
+    return counted(PruningPlan(graph.fingerprint, groups, tensors, patches, tuple(notes)))
 
 
 def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[SizePatch, ...]:

@@ -5,13 +5,14 @@ things are looked at. Each row by itself: its numbers are whole, in range, in or
 all of them together: what a group loses, each axis that it has entries in must lose, and nothing
 else, and so must each attribute that counts its units. A plan whose groups know their slices says
 the same thing twice, so its rows are made anew from the groups and compared. (Composed plans, which
-know the attributes alone, and those of version 0.1 say it once: of these only what is within one
-layer can be compared. All groups of a plan know their slices or none does.)
+know the attributes alone, and those of version 0.1 say it once. What they have lost shows in how
+many rows they were made with; where nobody says that, what is within one layer can be compared. All
+groups of a plan know their slices or none does.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from torch import nn
@@ -40,6 +41,7 @@ def check_rows(
     tensors: Iterable[TensorCut],
     patches: Iterable[SizePatch],
     biases: Iterable[str],
+    counts: tuple[int, int] | None,
 ) -> None:
     """Refuse a plan that is at odds with itself.
 
@@ -64,27 +66,42 @@ def check_rows(
     _check_sizes(groups, patches)
     _check_groups(groups, rows)
     _check_biases(biases, rows)
+    check_counts(counts, rows, patches)
 
 
-def check_fits(
-    tensors: Iterable[TensorCut], biases: Iterable[str], model: nn.Module, *, layers: bool
+def check_counts(
+    counts: tuple[int, int] | None, tensors: Collection[object], patches: Collection[object]
 ) -> None:
+    """Refuse a plan that has lost a row: where groups are silent, nothing else would tell.
+
+    Args:
+        counts: how many of each it was made with, if it says so.
+        tensors: its rows.
+        patches: its patches.
+
+    Raises:
+        PlanError: says how many are left.
+    """
+    found = {"tensors": len(tensors), "patches": len(patches)}
+    for count, (what, number) in zip(counts or (0, 0), found.items(), strict=True):
+        if number < count:
+            raise _problem(f"{number} of {count} {what}", "the others are missing")
+
+
+def check_fits(tensors: Iterable[TensorCut], biases: Iterable[str], model: nn.Module) -> None:
     """Refuse a plan whose rows are not of the tensors of the model.
 
     Args:
         tensors: of the plan.
         biases: paths of layers that the plan gives one, which the model does not have yet.
         model: bare.
-        layers: compare the rows of each layer, too.
 
     Raises:
         PlanError: says which tensor, and what the plan expects of it.
     """
     named = dict(named_tensors(model))
     added = {bias_of(path) for path in biases}
-    rows: dict[tuple[str, int], TensorCut] = {}
     for cut in tensors:
-        rows[cut.tensor, cut.axis] = cut
         if cut.tensor in added:
             continue
         if cut.tensor not in named:
@@ -97,9 +114,23 @@ def check_fits(
                 f"the plan expects {cut.size} entries on axis {cut.axis} of {cut.tensor!r}, its "
                 f"shape is {shape}; {_AGAIN}"
             )
-    if layers:
-        for path in torn_layers(model, rows):
-            raise _problem(f"the layer {path!r}", "its tensors do not lose the same channels")
+
+
+def check_layers(
+    tensors: Iterable[TensorCut], patches: Iterable[SizePatch], model: nn.Module
+) -> None:
+    """Refuse a plan after which the tensors of one layer do not fit each other.
+
+    For plans of which nobody says that they are as they were made. Of others it would be too much:
+    code may use half of a layer's weight, and then it is right that its bias stays.
+
+    Raises:
+        PlanError: names the layer.
+    """
+    rows = {(cut.tensor, cut.axis): cut for cut in tensors}
+    sizes = {(patch.module, patch.attribute): patch.new for patch in patches}
+    for path in torn_layers(model, rows, sizes):
+        raise _problem(f"the layer {path!r}", "its tensors do not lose the same channels")
 
 
 def linked(groups: Mapping[str, GroupCut]) -> bool:
