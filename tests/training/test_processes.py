@@ -24,6 +24,7 @@ from torch.nn import functional as F
 import netslim.ranks as ranks
 from drawing import not_drawing
 from killed_runs import kill_rank_in_cut
+from netslim.cli import main
 from netslim.errors import NetslimError, RecipeError, TrainingError
 from netslim.models import checkpoint
 from netslim.training import processes, run
@@ -459,8 +460,12 @@ def test_slurm_is_recognised(environment: pytest.MonkeyPatch):
 
 def test_a_job_of_slurm_that_srun_did_not_start_is_told(environment: pytest.MonkeyPatch):
     setenv(environment, {key: SLURM[key] for key in SLURM if key != "SLURM_STEP_ID"})
-    with pytest.raises(RecipeError, match="put srun before the command"):
-        processes.place()
+    assert processes.place() == Place()  # as a command in a batch script that works alone
+    with (
+        pytest.raises(RecipeError, match="put srun before the command"),
+        processes.joined(TrainerOptions()),
+    ):
+        pass
 
 
 def test_a_shell_of_slurm_is_one_process(environment: pytest.MonkeyPatch):
@@ -493,3 +498,18 @@ def test_what_works_on_one_process_says_so(environment: pytest.MonkeyPatch, tmp_
     setenv(environment, ELASTIC | MEETING)
     refused()
     assert not list(tmp_path.iterdir())
+
+
+def test_so_do_commands_that_several_have_begun(
+    environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """All that do not share their work out, before they look at anything."""
+    setenv(environment, ELASTIC | MEETING)
+    for typed in (
+        ["export", "zoo:mlp", "--input", "1", "8", "8", "--out", "a.onnx"],
+        ["bench", "zoo:mlp", "--input", "1", "8", "8"],
+        ["predict", "a.onnx", "a.png"],
+        ["report", "runs/digits"],
+    ):
+        assert main(typed) == 1
+        assert "this works on one process" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from netslim.cli.common import check_networks, split_overrides, told, weights_op
 from netslim.cli.parser import Parser
 from netslim.cli.wording import check_once, in_words_of, said
 from netslim.errors import NetslimError
+from netslim.training.launched import for_one_process, place
 
 # Command -> what is said of it. Each is carried out by the module of its name in this package.
 COMMANDS = {
@@ -45,6 +46,8 @@ COMMANDS = {
     "export": "write a network for another runtime",
     "bench": "time networks",
 }
+
+_SHARED = ("run", "train", "finetune")  # which several processes carry out together
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +105,8 @@ def _dispatch(given: list[str]) -> int:
     check_once(parser, tokens, overrides)
     options.typed = shlex.join(["netslim", *given])
     options.say = partial(said, parser=parser, overrides=overrides)
+    if given[0] not in _SHARED and place().world > 1:
+        raise for_one_process()
     assert parser.command is not None
     with in_words_of(parser, overrides):
         check_networks(options)

@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if len(jobs) > 1:
         return _several(jobs, options)
     from netslim.training import run
-    from netslim.training.processes import place
+    from netslim.training.launched import place
 
     job = jobs[0]
     with going_on_by(job.command, job.folder):

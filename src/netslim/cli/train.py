@@ -94,7 +94,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Carry out a training stage of this kind."""
     from netslim.training.commands import step
-    from netslim.training.processes import place
+    from netslim.training.launched import place
 
     recipe = step.step(
         kind, options.model, options.data, _stage(options), overrides, settings=settings(options)

@@ -15,7 +15,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from operator import itemgetter
 from typing import Any
@@ -26,6 +25,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import netslim.ranks as ranks
 from netslim.errors import NetslimError, RecipeError, TrainingError
+from netslim.training.launched import Place, for_one_process, place, refuse_forgotten
 from netslim.training.loop.sharded import Sharded
 from netslim.training.recipe.schema import TrainerOptions
 
@@ -35,80 +35,12 @@ _TIMED_OUT = "Timed out|timed out|timeout"
 # Of the processes that train: in it they wait for each other no longer than `trainer.timeout`.
 _training: ContextVar[Any] = ContextVar("training", default=None)
 GRACE = 20.0  # seconds for others to end by themselves
-_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _OWN = "netslim"  # id of the runs that are started here
 _LOST = "Connection|closed|reset by peer|Timed out|timed out|NCCL|Broken pipe"
 
 
 class _LostError(TrainingError):
     """Another process has ended; it, or who started them, knows why."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a launcher says that this process is.
-
-    Attributes:
-        rank: of all, from 0.
-        world: how many there are.
-        local_rank: on this machine, from 0; its GPU has this number, too.
-        local_world: how many there are on this machine.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-    @property
-    def nodes(self) -> int:
-        """On how many machines the run takes place."""
-        return self.world // self.local_world
-
-
-def place() -> Place:
-    """What this process is, by its environment; alone where nobody says more.
-
-    Raises:
-        RecipeError: SLURM has tasks that `srun` did not start, or another number on each machine.
-    """
-    found = os.environ
-    if all(name in found for name in _OF_TORCHRUN):
-        rank, world, local = (int(found[name]) for name in _OF_TORCHRUN[:3])
-        return Place(rank, world, local, int(found.get("LOCAL_WORLD_SIZE", world)))
-    if int(found.get("SLURM_NTASKS", 1)) < 2 or _interactive():
-        return Place()
-    return _of_slurm()
-
-
-def _interactive() -> bool:
-    """Whether a person sits at a shell of SLURM, which is a task of its own."""
-    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-
-
-def _of_slurm() -> Place:
-    """As Lightning reads it; address and port are put where `torch.distributed` looks for them."""
-    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-
-    if "SLURM_STEP_ID" not in os.environ:
-        raise RecipeError(
-            f"this SLURM job has {os.environ['SLURM_NTASKS']} tasks, and this process was not "
-            "started by srun, so that it would wait for the others forever: put srun before the "
-            "command"
-        )
-    try:
-        told = SLURMEnvironment(auto_requeue=False)
-    except RuntimeError as error:
-        raise RecipeError(f"SLURM: {error}") from None
-    os.environ.setdefault("MASTER_ADDR", told.main_address)
-    os.environ.setdefault("MASTER_PORT", str(told.main_port))
-    world, nodes = told.world_size(), int(os.environ.get("SLURM_NNODES", 1))
-    if world % nodes:
-        raise RecipeError(
-            f"SLURM started {world} tasks on {nodes} machines; ask for as many on each, with "
-            "--ntasks-per-node"
-        )
-    return Place(told.global_rank(), world, told.local_rank(), world // nodes)
 
 
 @contextmanager
@@ -119,8 +51,10 @@ def joined(options: TrainerOptions) -> Iterator[Place]:
 
     Raises:
         RecipeError: the recipe asks for other numbers than the launcher has started.
+            Or SLURM has tasks that `srun` did not start.
         TrainingError: another process has ended, so that this one cannot go on.
     """
+    refuse_forgotten()
     here = place()
     _compare(options, here)
     if here.world == 1:
@@ -239,11 +173,7 @@ def refuse_several(options: TrainerOptions) -> None:
     if dist.is_initialized():
         several = ranks.count()
     if several > 1 or to_start(options):
-        raise RecipeError(
-            "this works on one process: leave trainer.devices and trainer.num_nodes out, and start "
-            "it without torchrun or srun (netslim run, train and finetune share their work out), "
-            "or call it on one rank, with netslim.ranks.alone()"
-        )
+        raise for_one_process()
 
 
 def to_start(options: TrainerOptions) -> bool:
