@@ -239,11 +239,15 @@ def rank_slimming(rank: int) -> str:
 
 
 def rank_slim(rank: int) -> dict[str, Any]:
-    """All that is taken where nothing is said: obs, least squares, statistics taken anew."""
+    """All that is taken where nothing is said: obs, least squares, and what is judged of these on
+    the batches that all ranks hold out together.
+    """
     wrapper, _ = trained(rank)
     small = netslim.slim(wrapper, X, budget=HALF, batches=shard(rank, 2 + rank))
     plan = history(small)
-    return {"state": ranks.digest(small.state_dict()), "removed": plan.removed}
+    judged = [note for note in plan.notes if note.startswith("compensation ")]
+    assert len(judged) == 2
+    return {"weights": weights(small), "removed": plan.removed, "judged": judged}
 
 
 def rank_slim_of_two_weights(rank: int) -> str:

@@ -394,13 +394,14 @@ def test_errors():
 
 def test_slim_and_recipes_take_it():
     model = random(Residual)
-    budget = Budget(cut_channels=0.4)
+    budget, batches = Budget(cut_channels=0.4), [(X, torch.zeros(len(X)))] * 2
     plain, constant, linear, sequential = (
         slim(
             model,
             X,
             criterion="l2",
             budget=budget,
+            batches=batches if way else None,
             limits=Limits(max_cut=0.5),
             compensation=Compensation(way),
         )
@@ -423,7 +424,7 @@ def test_slim_and_recipes_take_it():
         limits=Limits(max_cut=0.5),
         compensation=Compensation("linear"),
     )
-    done = carry_out(stage, model, X, lambda count: [(X, torch.zeros(len(X)))] * 2)
+    done = carry_out(stage, model, X, lambda count: batches)
     assert error(done.network, model) == pytest.approx(error(linear, model))
     assert (
         "the channels that stay stand in for what removed channels emitted, in inner.0.weight"

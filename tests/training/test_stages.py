@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import netslim
 from netslim.data.preprocessing import Preprocessing
 from netslim.errors import PlanError, RecipeError
+from netslim.graph.modules.batches import held_out
 from netslim.selection.options import Compensation, Scoring
 from netslim.surgery.proof.silencing import randomise
 from netslim.training import run
@@ -173,7 +174,8 @@ def softly(
             network.get_submodule(name).weight[::2] = 0
     data = torch.randn(4, 32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     batches = [(batch, torch.zeros(32, dtype=torch.long)) for batch in data]
-    return network.eval(), netslim.surgery.recalibrate(copy.deepcopy(network), batches), batches
+    seen, _ = held_out(batches)
+    return network.eval(), netslim.surgery.recalibrate(copy.deepcopy(network), seen), batches
 
 
 def cut_zeros(network: nn.Module, batches: list[Any], **options: Any) -> nn.Module:
@@ -874,10 +876,15 @@ def test_what_cuts_a_slimmed_network_unasked_is_told(stages, told, tmp_path):
 
 def test_what_was_chosen_is_in_the_results_and_the_reasons_in_the_plan(tmp_path):
     done = carry_out(tmp_path, {"kind": "prune", "budget": {"cut_channels": 0.5}})
-    assert (
-        "01-prune: chosen: criterion obs, allocation cost, compensation linear and batch-norm "
-        "statistics taken anew" in done.results["notes"]
-    )
+    notes, (harmful,) = done.results["notes"], done.results["warnings"]
+    assert "01-prune: chosen: criterion obs, allocation cost, compensation linear" in notes
+    assert any(note.startswith("01-prune: compensation kept: linear; on ") for note in notes)
+    assert harmful.startswith("01-prune: compensation left out: batch-norm statistics taken anew; ")
+    mended = done.stage("01-prune")["mended"]
+    assert [(one["step"], one["kept"]) for one in mended] == [
+        ("linear", True),
+        ("batch-norm statistics taken anew", False),  # of a network that was never trained
+    ]
     why = done.plan("01-prune").why
     assert why is not None
     assert why.budget == {"cut_channels": 0.5}

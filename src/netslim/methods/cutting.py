@@ -3,10 +3,12 @@
     left alone = none
     repeat:
         plan = choose(left alone)
-        what removed channels emit moves into the layers that read them      (compensation)
         small = prune(model, plan)
+        what removed channels emit moves into the layers that read them,
+            where that brings the outputs nearer                             (compensation)
         verify(model, small, plan): done
         else: the groups that do not verify when they are cut alone are left alone
+    statistics of batch normalisation are taken anew, where that brings the outputs nearer
 
 `slim`, gradual pruning, sensitivity, the stages of recipes and the command line all cut by it; they
 differ in how they choose. A mask is proved in the same way before it is set, so that what was
@@ -37,18 +39,21 @@ from netslim.errors import (
     VerificationError,
 )
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.batches import held_out
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import meant
 from netslim.methods.masking import Mask
+from netslim.methods.mending import Judge, Mending
 from netslim.methods.threshold import threshold_warning
 from netslim.selection.budget.resources import LatencySource
-from netslim.selection.defaults import Choice
+from netslim.selection.defaults import Choice, in_words
 from netslim.selection.options import Budget, Compensation, Limits
 from netslim.selection.select import select
 from netslim.surgery.compensation.batch_norm import recalibrate
 from netslim.surgery.compensation.constants import Folding
 from netslim.surgery.compensation.linear import compensate
+from netslim.surgery.history import add_notes
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification, verify
@@ -72,8 +77,9 @@ class Cut(Generic[Model]):
             (`netslim.surgery.Folding`).
         check: the proof; None for a mask, which was proved on a copy.
         left_alone: names of the groups whose cut did not verify.
-        warnings: sentences; they are told by who asked for the cut, once (`log_warnings`).
+        warnings: sentences; they are told by who asked for the cut, once (`log`).
         notes: sentences on what was done besides dropping channels.
+        mended: what became of each step that was to make up for what went.
     """
 
     network: Model
@@ -83,6 +89,7 @@ class Cut(Generic[Model]):
     left_alone: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    mended: tuple[Mending, ...] = ()
 
 
 def cut(
@@ -94,6 +101,7 @@ def cut(
     compensation: Compensation = Compensation(),
     batches: Iterable[Any] | None = None,
     fresh: Iterable[Any] | None = None,
+    held: Sequence[Any] = (),
     strict: bool = False,
     mode: Literal["cut", "mask"] = "cut",
 ) -> Cut[Model]:
@@ -108,6 +116,9 @@ def cut(
         compensation: what is done about that which removed channels emit.
         batches: of data, for ``compensation``; without, its fold looks at the example inputs.
         fresh: batches for the statistics of batch normalisation, where these are others.
+        held: batches that nothing else looks at (`netslim.graph.modules.batches.held_out`): each
+            step of ``compensation`` is kept only where it brings the outputs nearer on these.
+            Without, a fold is kept unseen and the statistics stay as they are.
         strict: refuse the whole cut when a group does not verify.
         mode: ``mask`` proves the cut, but silences the channels instead (`netslim.Mask`).
 
@@ -117,12 +128,14 @@ def cut(
         ArgumentError: there are no batches for the statistics.
         DisagreementError: ranks of a distributed run do not end with the same network.
     """
-    seen = _looked_at(compensation, batches, example_inputs)
+    if batches is None and compensation.fold is not None:
+        batches, held = _of_examples(example_inputs)
+    seen, judge = list(batches or ()), Judge(model, held)
     alone: tuple[str, ...] = ()
     failure: Exception | None = None
     while True:
         plan = _decided(partial(_plan_around, choose, alone, failure))
-        prove = partial(_proved, model, graph, plan, example_inputs, compensation, seen)
+        prove = partial(_proved, model, graph, plan, example_inputs, compensation, seen, judge)
         try:
             done = ranks.everywhere("the cut and its proof", prove)
             break
@@ -145,15 +158,17 @@ def cut(
     large = threshold_warning(done.plan)
     if large is not None:
         done = replace(done, warnings=(*done.warnings, large))
-    if fresh is None:
-        fresh = batches
-    done = _recalibrated(done, compensation, fresh)
+    if fresh is None and batches is not None:
+        fresh = seen
+    done = _told(_recalibrated(done, compensation, fresh, judge))
     _compare(done.network, values=compensation.fold is not None)
     return done
 
 
-def log_warnings(done: Cut[Any]) -> None:
-    """Log the warnings of a cut, where whoever asked for it is handed none of them."""
+def log(done: Cut[Any]) -> None:
+    """Log what is said of a cut, where whoever asked for it is handed none of it."""
+    for note in done.notes:
+        logger.info("%s", note)
     for warning in done.warnings:
         logger.warning("%s", warning)
 
@@ -295,16 +310,23 @@ def _proved(
     example_inputs: Any,
     compensation: Compensation,
     batches: Sequence[Any],
+    judge: Judge,
 ) -> Cut[Model]:
+    small = prune(model, plan)
     if compensation.fold is None or not plan.groups:
-        small = prune(model, plan)
         return Cut(small, graph, plan, verify(model, small, plan, example_inputs, graph=graph))
-    # Compensation changes weights and may add biases, so that what is cut is another network than
-    # the one that was traced: the proof compares with that, and traces it anew.
+    # A fold changes weights and may add biases, so that what is cut is another network than the one
+    # that was traced: the proof compares with that, and traces it anew.
     folding = compensate(model, plan, batches, compensation.fold)
-    small = prune(folding.model, folding.plan)
-    check = verify(folding.model, small, folding.plan, example_inputs)
-    return Cut(small, graph, folding.plan, check, notes=tuple(_told(folding)))
+    folded = prune(folding.model, folding.plan)
+    check = verify(folding.model, folded, folding.plan, example_inputs)
+    step = in_words(Compensation(compensation.fold))
+    _, mending = judge.better(step, small, lambda: folded, unseen=True)
+    if mending.kept:
+        notes = tuple(_moved(folding))
+        return Cut(folded, graph, folding.plan, check, notes=notes, mended=(mending,))
+    check = verify(model, small, plan, example_inputs, graph=graph)
+    return Cut(small, graph, plan, check, mended=(mending,))
 
 
 def _unproved(
@@ -335,21 +357,15 @@ def _masked(model: Model, done: Cut[Model]) -> Cut[Model]:
     return replace(done, network=masked, check=None, notes=(*done.notes, note))
 
 
-def _looked_at(
-    compensation: Compensation, batches: Iterable[Any] | None, example_inputs: Any
-) -> list[Any]:
-    """What a fold looks at: batches, or one that holds the example inputs."""
-    if compensation.fold is None:
-        return []
-    if batches is not None:
-        return list(batches)
+def _of_examples(example_inputs: Any) -> tuple[list[Any], list[Any]]:
+    """What a fold looks at, and is judged by, where there are no batches."""
     if isinstance(example_inputs, list):
         example_inputs = tuple(example_inputs)
-    return [(example_inputs,)]
+    return held_out([(example_inputs,)])
 
 
 def _recalibrated(
-    done: Cut[Model], compensation: Compensation, batches: Iterable[Any] | None
+    done: Cut[Model], compensation: Compensation, batches: Iterable[Any] | None, judge: Judge
 ) -> Cut[Model]:
     count = compensation.recalibrate
     layers = [m for m in done.network.modules() if isinstance(m, _BatchNorm)]
@@ -361,12 +377,39 @@ def _recalibrated(
             "batches=, a data loader or a list"
         )
     seen = list(batches if count is True else islice(batches, count))
-    recalibrate(done.network, seen)
+    network, mending = judge.better(
+        in_words(Compensation(recalibrate=count)),
+        done.network,
+        lambda: recalibrate(duplicate(done.network), seen),
+        unseen=False,
+    )
+    done = replace(done, network=network, mended=(*done.mended, mending))
+    if not mending.kept:
+        return done
     note = f"batch-norm statistics were taken anew from {len(seen)} training batches"
     return replace(done, notes=(*done.notes, note))
 
 
-def _told(folding: Folding[Any]) -> Iterator[str]:
+def _told(done: Cut[Model]) -> Cut[Model]:
+    """The cut, whose plan, notes, warnings and network tell what became of its compensation."""
+    if not done.mended:
+        return done
+    kept = [mending.step for mending in done.mended if mending.kept]
+    plan = done.plan
+    if plan.why is not None:
+        plan = replace(plan, why=replace(plan.why, compensation=" and ".join(kept) or "none"))
+    add_notes(done.network, map(str, done.mended))
+    notes = [str(mending) for mending in done.mended if not mending.harmful]
+    warnings = [str(mending) for mending in done.mended if mending.harmful]
+    return replace(
+        done,
+        plan=plan,
+        notes=(*done.notes, *notes),
+        warnings=(*done.warnings, *warnings),
+    )
+
+
+def _moved(folding: Folding[Any]) -> Iterator[str]:
     """What became of that which removed channels emitted, in sentences."""
     fitted = [(row.consumer, row.explained) for row in folding.moved if row.explained is not None]
     if fitted:
@@ -376,13 +419,13 @@ def _told(folding: Folding[Any]) -> Iterator[str]:
             f"{', '.join(where)}; that explains {min(explained):.0%} to {max(explained):.0%} of it"
         )
     else:
-        yield _moved(folding)
+        yield _constants(folding)
     for row in folding.moved:
         if row.explained is None and row.reason:
             yield f"what {row.consumer} reads of removed channels is lost: {row.reason}"
 
 
-def _moved(folding: Folding[Any]) -> str:
+def _constants(folding: Folding[Any]) -> str:
     took = [row for row in folding.moved if row.target]
     where = ", ".join(row.consumer for row in took) or "none, for it is zero everywhere"
     text = f"what removed channels still emit moved into the layers behind them: {where}"
@@ -398,7 +441,7 @@ __all__ = [
     "by_scores",
     "cut",
     "left_alone",
-    "log_warnings",
+    "log",
     "spared",
     "with_choice",
 ]

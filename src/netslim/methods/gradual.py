@@ -49,7 +49,7 @@ from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import is_pattern, meant
-from netslim.methods.cutting import Cut, cut, log_warnings, with_choice
+from netslim.methods.cutting import Cut, cut, log, with_choice
 from netslim.methods.hooks import Attachments, after_step
 from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.choice import Masks
@@ -320,7 +320,7 @@ class GradualPruning:
             )
         graph = trace(inner, self._inputs(inner))
         done = self._next_cut(graph, inner)
-        log_warnings(done)
+        log(done)
         plan = done.plan
         if plan.groups:
             self._cut_in_place(plan)

@@ -12,8 +12,9 @@ import netslim.ranks as ranks
 from netslim._support import check_batches
 from netslim.errors import ArgumentError
 from netslim.graph import trace
+from netslim.graph.modules.batches import held_out
 from netslim.measure.table.measuring import latency_table
-from netslim.methods.cutting import by_scores, cut, log_warnings
+from netslim.methods.cutting import by_scores, cut, log
 from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.resources import LatencySource
 from netslim.selection.criteria.registry import Criterion, reads_data
@@ -45,7 +46,9 @@ def slim(
     Give a budget and some batches of training data (labels are not needed), and the rest is chosen:
     channels go whose loss the others can best make up for (criterion ``obs``), where that loses
     least for what it saves (allocation ``cost``); the others do make up for them (fold ``linear``),
-    and the statistics of batch normalisation are taken anew. Without batches the same share of
+    and the statistics of batch normalisation are taken anew, each of the two where it brings the
+    outputs nearer to those of ``model`` on the last quarter of the batches, which nothing else
+    looks at (`netslim.selection.Compensation`). Without batches the same share of
     every layer goes, the filters with the smallest norms first; or, where the budget is a share of
     the channels alone, those with the smallest batch-norm scales. All of that is in
     `netslim.selection.defaults`, and the same for every entrance: gradual pruning, recipes, the
@@ -63,7 +66,9 @@ def slim(
         allocation: how the budget is spread, see `netslim.select`.
         compensation: what is done about that which removed channels emit, see
             `netslim.selection.Compensation`; None does nothing. The statistics of batch
-            normalisation are taken anew after the cut was verified, where the model has any.
+            normalisation are taken anew after the cut was verified, where the model has any. What
+            became of each step is logged: as a warning where it would have done harm and is left
+            out, else as information, and `netslim.surgery.history` of the result has it, too.
         limits: what the cut must respect whatever it is to reach.
         latency: for budgets of latency, see `netslim.select`; without, a table is measured here, or
             taken from the cache, see `netslim.latency_table`.
@@ -94,8 +99,11 @@ def slim(
     graph = trace(model, example_inputs)
     choice = choose(graph=graph)
     seen: list[Any] | None = None
+    held: list[Any] = []
     if batches is not None:
         seen = list(batches)
+        if choice.mends:
+            seen, held = held_out(seen)
     if latency is None and budget is not None and any("latency" in name for name in budget.given()):
         latency = latency_table(model, graph, example_inputs)
     scores = score(graph, model, choice.scoring, batches=seen)
@@ -115,9 +123,10 @@ def slim(
         example_inputs,
         compensation=choice.compensation,
         batches=seen,
+        held=held,
         strict=strict,
     )
-    log_warnings(done)
+    log(done)
     return done.network
 
 
@@ -126,8 +135,7 @@ def _check(choice: Choice, batches: Iterable[Any] | None) -> None:
     check_options(choice.scoring)
     allocation_of(choice.allocation)
     looks = reads_data(choice.scoring.criterion) or callable(choice.scoring.criterion)
-    mends = choice.compensation.fold or choice.compensation.recalibrate
-    if batches is not None and not looks and not mends:
+    if batches is not None and not looks and not choice.mends:
         raise ArgumentError(
             f"the criterion {choice.scoring.criterion} looks at weights alone, so nothing here "
             "reads the batches: leave them out; or have the channels that stay make up for those "

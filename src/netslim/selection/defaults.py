@@ -52,6 +52,11 @@ class Choice:
     compensation: Compensation
     advice: str = field(default="", compare=False)
 
+    @property
+    def mends(self) -> bool:
+        """Whether anything is done about that which removed channels emit."""
+        return bool(self.compensation.fold or self.compensation.recalibrate)
+
     def why(self, known: Why) -> Why:
         """What is known of why a plan keeps what it keeps, with what was chosen.
 
@@ -61,7 +66,7 @@ class Choice:
             known,
             criterion=_named(self.scoring),
             allocation=known.allocation or self.allocation,
-            compensation=_in_words(self.compensation),
+            compensation=in_words(self.compensation),
         )
 
 
@@ -74,7 +79,8 @@ def _named(scoring: Scoring) -> str:
     return name
 
 
-def _in_words(compensation: Compensation) -> str:
+def in_words(compensation: Compensation) -> str:
+    """What is done about that which removed channels emit."""
     parts: list[str | None] = [compensation.fold]
     if compensation.recalibrate:
         parts.append("batch-norm statistics taken anew")
@@ -148,4 +154,4 @@ def _scaled(graph: ChannelGraph) -> bool:
     return any(group.tensors("scale") for group in graph.groups if not group.frozen)
 
 
-__all__ = ["AUTO", "BN_SCALE", "PLAIN", "Choice", "chosen"]
+__all__ = ["AUTO", "BN_SCALE", "PLAIN", "Choice", "chosen", "in_words"]

@@ -342,6 +342,12 @@ class Scoring(Checked):
 class Compensation(Checked):
     """What is done about that which removed channels emit.
 
+    The last quarter of the batches, at least one, is held out; of a single batch the last quarter
+    of its examples. Neither scores nor what is done here look at it, and each step is kept only
+    where it brings the outputs nearer to those before the cut on it (relative squared error);
+    what became of it is said. Of fewer than four examples none is held out: the fold is made
+    unseen, and the statistics stay. `netslim.surgery.recalibrate` asks nobody.
+
     Attributes:
         fold: ``"constant"`` moves what is constant of it into the layers behind; ``"linear"`` has
             the channels that stay stand in for them, by least squares; ``"sequential"`` does so

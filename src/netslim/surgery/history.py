@@ -142,6 +142,14 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
     vars(model)[_BEFORE] = json.dumps(_before(model, whole.tensors))
 
 
+def add_notes(model: nn.Module, notes: Iterable[str]) -> None:
+    """Add sentences to what the plan of the cuts of a model says; nothing where none was cut."""
+    inner = inside(model)
+    whole = _whole(inner)
+    if whole is not None:
+        vars(inner)[_WHOLE] = replace(whole, notes=(*whole.notes, *notes)).to_json()
+
+
 def _own(module: nn.Module) -> PruningPlan:
     if _OWN not in vars(module):
         return PruningPlan("", {}, ())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from netslim.graph.modules.calls import as_call, describe
 from netslim.graph.modules.walk import named_tensors
 
 _LABELS = ("labels", "label", "targets", "target")
+_PARTS = 4  # what is held out is the last of so many parts
 
 
 def inputs_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -75,17 +75,42 @@ def singly(batches: Iterable[Any]) -> Iterator[Any]:
             raise ArgumentError("a batch holds no tensor of examples, so it cannot be taken apart")
         size = len(held[0])
         for number in range(size):
-            yield tree_map_only(Tensor, partial(_example, number=number, size=size), examples)
+            yield _examples(examples, slice(number, number + 1), size)
+
+
+def held_out(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """(the batches to work with, those to judge by): the last quarter, at least one, is held out.
+
+    A single batch is taken apart along the first dimension of its tensors. Nothing is held out of
+    fewer than four examples, nor where the inputs do not agree on how many there are.
+    """
+    if len(batches) != 1:
+        last = len(batches) - max(1, len(batches) // _PARTS)
+        return list(batches[:last]), list(batches[last:])
+    batch = batches[0]
+    if isinstance(batch, Mapping):
+        batch = dict(batch)
+    sizes = {len(tensor) for tensor in _tensors(inputs_of(batch)) if tensor.dim()}
+    size = max(sizes, default=0)
+    last = size - size // _PARTS
+    if len(sizes) != 1 or last == size:
+        return list(batches), []
+    return [_examples(batch, slice(0, last), size)], [_examples(batch, slice(last, size), size)]
 
 
 def _tensors(inputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
-def _example(tensor: Tensor, number: int, size: int) -> Tensor:
-    if not tensor.dim() or len(tensor) != size:
-        return tensor
-    return tensor[number : number + 1]
+def _examples(batch: Any, which: slice, size: int) -> Any:
+    """These examples of a batch; what has another size than the batch comes whole."""
+
+    def part(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != size:
+            return tensor
+        return tensor[which]
+
+    return tree_map_only(Tensor, part, batch)
 
 
 def outputs(
@@ -123,4 +148,4 @@ def outputs(
         )
 
 
-__all__ = ["inputs_of", "outputs", "singly", "targets_of"]
+__all__ = ["held_out", "inputs_of", "outputs", "singly", "targets_of"]

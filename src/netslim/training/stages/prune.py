@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 import netslim
 from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.modules.batches import held_out
 from netslim.graph.modules.duplicating import duplicate
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared, with_choice
@@ -26,6 +28,7 @@ from netslim.surgery.plan import PruningPlan
 from netslim.training.recipe.schema import GradualOptions, Prune
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+Seen = tuple[list[Any], list[Any]]  # batches to work with, and those held out to judge by
 Clusters = Mapping[str, Sequence[int]]
 _NOT_EQUAL = (
     "channels merged: {}, though the members of a cluster differ by {:.2g} of their size, so the "
@@ -64,11 +67,13 @@ def carry_out(
     if stage.by == "zeros":
         return _of_zeros(stage, network, graph, example, batches)
     choice = choice_of(stage, graph, data=data, seed=seed)
+    looks = stage.by != "greedy" and reads_data(choice.scoring.criterion)
+    seen = _drawn(stage, choice.compensation, batches, looks=looks)
     if stage.by == "greedy":
         choose = _greedy(stage, network, graph, choice)
-        return _cut(stage, network, graph, choose, example, choice.compensation, batches)
-    seen = batches(stage.batches) if reads_data(choice.scoring.criterion) else None
-    scores = netslim.score(graph, network, choice.scoring, batches=seen)
+        return _cut(stage, network, graph, choose, example, choice.compensation, seen)
+    own = seen[0][: stage.batches] if looks else None
+    scores = netslim.score(graph, network, choice.scoring, batches=own)
     choose = by_scores(
         graph,
         scores,
@@ -78,7 +83,7 @@ def carry_out(
         limits=stage.limits,
         latency=latency_of(stage, network, example),
     )
-    return _cut(stage, network, graph, choose, example, choice.compensation, batches)
+    return _cut(stage, network, graph, choose, example, choice.compensation, seen)
 
 
 def notice(stage: Prune, graph: ChannelGraph, *, data: bool) -> str | None:
@@ -138,6 +143,31 @@ def latency_of(
     )
 
 
+def _drawn(
+    stage: Prune, compensation: Compensation, batches: Batches, *, looks: bool = False
+) -> Seen:
+    """The images that a stage needs; of those for a compensation, a part is held out.
+
+    Args:
+        stage: what goes, and how.
+        compensation: of what goes.
+        batches: gives so many batches.
+        looks: whether the scores are of data.
+    """
+    if compensation.fold or compensation.recalibrate:
+        return held_out(list(batches(max(stage.batches, _fresh(stage, compensation)))))
+    if looks:
+        return list(batches(stage.batches)), []
+    return [], []
+
+
+def _fresh(stage: Prune, compensation: Compensation) -> int:
+    """From how many batches statistics are taken anew."""
+    if compensation.recalibrate is True:
+        return stage.batches
+    return int(compensation.recalibrate)
+
+
 def _cut(
     stage: Prune,
     network: nn.Module,
@@ -145,20 +175,19 @@ def _cut(
     choose: Choose,
     example: Tensor,
     compensation: Compensation,
-    batches: Batches,
+    seen: Seen,
 ) -> Cut[nn.Module]:
-    """The loop, with so many batches of data as it needs."""
-    count = int(compensation.recalibrate)
-    if compensation.recalibrate is True:
-        count = stage.batches
+    """The loop, with the data that it needs."""
+    work, held = seen
     return cut(
         network,
         graph,
         choose,
         example,
         compensation=compensation,
-        batches=batches(stage.batches) if compensation.fold else None,
-        fresh=batches(count) if count else None,
+        batches=work[: stage.batches],
+        fresh=work[: _fresh(stage, compensation)],
+        held=held,
         mode=stage.mode,
     )
 
@@ -193,12 +222,13 @@ def _of_zeros(
             return _zero_scales(network, graph, left, stage.limits)
         return plan_of_zeros(graph, network, groups=left, criterion=criterion, limits=stage.limits)
 
+    seen = _drawn(stage, mended, batches)
     if not mended.fold or criterion == BN_SCALE:
-        return _cut(stage, network, graph, choose, example, mended, batches)
+        return _cut(stage, network, graph, choose, example, mended, seen)
     # The running means are of the time before the last zeroing, so a zero filter emits something
     # else than in training until they are taken anew. Folding would keep that as it is.
-    settled = netslim.surgery.recalibrate(duplicate(network), list(batches(stage.batches)))
-    done = _cut(stage, settled, graph, choose, example, mended, batches)
+    settled = netslim.surgery.recalibrate(duplicate(network), seen[0][: stage.batches])
+    done = _cut(stage, settled, graph, choose, example, mended, seen)
     note = "before the cut, batch-norm statistics were taken anew, with the filters at zero"
     return replace(done, notes=(note, *done.notes))
 
@@ -263,7 +293,9 @@ def _merged(
             raise VerificationError("no group that was asked for can be cut and verified")
         return netslim.selection.merge(graph, left)
 
-    done = _cut(stage, network, graph, choose, example, _wanted(stage), batches)
+    mended = _wanted(stage)
+    seen = _drawn(stage, mended, batches)
+    done = _cut(stage, network, graph, choose, example, mended, seen)
     merged = {name: numbers for name, numbers in clusters.items() if name in done.plan.groups}
     apart = CentripetalSGD(graph, network, clusters=merged).deviation().largest
     if apart > EXACT:

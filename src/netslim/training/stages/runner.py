@@ -454,7 +454,8 @@ class Runner(Networks):
         if masked:
             noted["mask"] = done.plan.to_json()
         self.save(done.network, folder, noted)
-        for text in _chosen(done.plan):
+        mended = [str(one) for one in done.mended if not one.harmful]
+        for text in (*_chosen(done.plan), *mended):
             self.display.say(f"{folder.label}  {text}")
         for warning in done.warnings:
             self.display.warn(warning)
@@ -465,6 +466,7 @@ class Runner(Networks):
             "notes": list(done.plan.notes),
             "remarks": [*_chosen(done.plan), *done.notes],
             "warnings": list(done.warnings),
+            "mended": [asdict(one) for one in done.mended],
         }
 
     def _slimmed(self, index: int) -> bool:

@@ -1,0 +1,158 @@
+"""Whether what makes up for a cut does so: outputs are compared on examples that were held out.
+
+A fold and fresh statistics of batch normalisation bring a cut network nearer to the uncut one on
+the data they look at. Where that is not distributed as what the network was trained on, or is
+little, they may take it further away elsewhere: of a pitch network whose statistics were taken anew
+from other recordings than it was trained on, four frames in a hundred were lost to that alone. So
+each step is kept only where it brings the outputs nearer on examples that neither scores nor least
+squares have seen (`netslim.graph.modules.batches.held_out`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import netslim.ranks as ranks
+from netslim.graph.modules.ambient import eagerly
+from netslim.graph.modules.batches import outputs
+from netslim.graph.modules.calls import evaluating, output_tensors
+
+Model = TypeVar("Model", bound=nn.Module)
+_ERROR, _SIZE = "error", "size"
+_MOST = 1e9  # an error beyond it, of outputs that are not finite, say, is told as this
+
+
+@dataclass(frozen=True)
+class Mending:
+    """What became of one step that makes up for a cut.
+
+    Attributes:
+        step: in words.
+        before, after: relative squared error of the outputs on what was held out, without the step
+            and with it; None where nothing could be held out.
+        kept: whether the network has it.
+    """
+
+    step: str
+    before: float | None
+    after: float | None
+    kept: bool
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the step would have taken the outputs further away."""
+        return self.before is not None and self.after is not None and self.after > self.before
+
+    def __str__(self) -> str:
+        verdict = "compensation left out"
+        if self.kept:
+            verdict = "compensation kept"
+        if self.before is None or self.after is None:
+            return (
+                f"{verdict}: {self.step}; there are too few examples to hold any out, so whether "
+                "it brings the outputs nearer to those before the cut is not known"
+            )
+        text = (
+            f"{verdict}: {self.step}; on batches held out the squared error of the outputs is "
+            f"{self.after:.3g} with it and {self.before:.3g} without, of their size"
+        )
+        if self.harmful:
+            text += " (are the batches distributed as what the network was trained on?)"
+        return text
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares networks with the one before the cut.
+
+    Attributes:
+        original: before the cut.
+        held: batches that nothing else has looked at; none where there are too few.
+    """
+
+    original: nn.Module
+    held: Sequence[Any]
+
+    def better(
+        self, step: str, without: Model, make: Callable[[], Model], *, unseen: bool
+    ) -> tuple[Model, Mending]:
+        """The better of two networks, and what became of the step.
+
+        Args:
+            step: in words.
+            without: the network without it.
+            make: the network with it.
+            unseen: what becomes of it where no rank has anything to judge by.
+        """
+        before = self.error(without)
+        if before is None and not unseen:
+            return without, Mending(step, None, None, kept=False)
+        trial = make()
+        after = self.error(trial)
+        if before is None or after is None:
+            return trial, Mending(step, None, None, kept=True)
+        if after < before:
+            return trial, Mending(step, before, after, kept=True)
+        return without, Mending(step, before, after, kept=False)
+
+    def error(self, network: nn.Module) -> float | None:
+        """Squared error of the outputs over their squares, mean over the output tensors.
+
+        Where an output is not finite it is `_MOST`; None where nothing was held out on any rank.
+        """
+        own = ranks.everywhere("outputs after the cut", lambda: self._sums(network))
+        sums = ranks.summed("errors of the outputs", own)
+        shares = [
+            _share(float(total), float(sums[_SIZE, number]))
+            for (kind, number), total in sums.items()
+            if kind == _ERROR
+        ]
+        if not shares:
+            return None
+        mean = sum(shares) / len(shares)
+        if math.isnan(mean):
+            return _MOST
+        return min(mean, _MOST)
+
+    def _sums(self, network: nn.Module) -> dict[tuple[str, int], Tensor]:
+        sums: dict[tuple[str, int], Tensor] = {}
+        for wanted, found in self._pairs(network):
+            for number, (right, now) in enumerate(zip(wanted, found, strict=True)):
+                for kind, tensor in ((_ERROR, now - right), (_SIZE, right)):
+                    square = torch.linalg.vector_norm(tensor).square()
+                    sums[kind, number] = sums.get((kind, number), torch.zeros(())) + square
+        return sums
+
+    def _pairs(self, network: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """The output tensors of a batch, before the cut and after."""
+        for batch in self.held:
+            yield _output(self.original, batch), _output(network, batch)
+
+
+def _share(error: float, size: float) -> float:
+    if not error:
+        return 0.0
+    if not size:
+        return math.inf
+    return error / size
+
+
+def _output(model: nn.Module, batch: Any) -> list[Tensor]:
+    with torch.no_grad(), eagerly(), evaluating(model):
+        ((_, output),) = outputs(model, [batch])
+    return [_exact(tensor.detach().cpu()) for tensor in output_tensors(output)]
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double()
+
+
+__all__ = ["Judge", "Mending"]
