@@ -68,7 +68,7 @@ def slim(
             `netslim.selection.Compensation`; None does nothing. The statistics of batch
             normalisation are taken anew after the cut was verified, where the model has any. What
             became of each step is logged: as a warning where it would have done harm and is left
-            out, else as information, and `netslim.surgery.history` of the result has it, too.
+            out, else as information, and the plan that the result carries has it, too.
         limits: what the cut must respect whatever it is to reach.
         latency: for budgets of latency, see `netslim.select`; without, a table is measured here, or
             taken from the cache, see `netslim.latency_table`.
