@@ -170,3 +170,16 @@ def test_a_roll_over_places_that_a_small_picture_hides() -> None:
     model, graph = graph_of(lambda s, y, z: z.roll(y.shape[2], 2))  # of places alone
     plan = plan_keeping(graph, {graph.number("a"): np.arange(16) < 8})
     verify(model, prune(model, plan), plan, torch.randn(2, 3, 12, 12))
+
+
+def test_what_comes_back_from_numpy_is_no_weight() -> None:
+    """The layer behind it makes channels as any other does, out of a fixed number."""
+    _, graph = graph_of(lambda s, y, z: s.head(s.b(torch.from_numpy(y.detach().numpy()))))
+    assert "numpy takes its numbers out" in str(graph["a"].reason)
+    assert graph["b"].verdict == "exact"
+
+
+@pytest.mark.parametrize("rounded", [int, round, math.floor])
+def test_what_to_write_instead_of_a_rounded_size_is_said(rounded: Any) -> None:
+    _, graph = graph_of(lambda s, y, z: z.view(z.shape[0], rounded(y.shape[1] / 4), -1, 8, 8)[:, 0])
+    assert "// or a -1 in the view would be followed" in str(graph["a"].reason)

@@ -235,3 +235,7 @@ def test_data_that_cannot_be_used_is_named():
     for criterion in ("obs", "taylor", "activation"):
         with pytest.raises(ArgumentError, match="batch 2 of batches= has no examples"):
             score(graph, model, criterion, batches=batches)
+        for device in (("meta", "cpu"), ("cpu", "meta")):
+            batch = tuple(t.to(where) for t, where in zip(batches[0], device, strict=True))
+            with pytest.raises(ArgumentError, match="batch 1 of batches= has no values: it was"):
+                score(graph, model, criterion, batches=[batch])

@@ -33,6 +33,22 @@ def weight(*shape, seed=0):
     return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
 
+@pattern({"a": 8, "b": 6}, d=weight(8))
+def weight_of_a_diagonal(s, x):
+    """Row and column of a channel are one entry."""
+    return tail(s, F.conv2d(s.a(x).relu(), torch.diag(s.d)[..., None, None]))
+
+
+@pattern({"b": 6}, refused={"a": "it meets a fixed size"}, d=weight(7))
+def weight_beside_the_diagonal(s, x):
+    return tail(s, F.conv2d(s.a(x).relu(), torch.diag(s.d, 1)[..., None, None]))
+
+
+@pattern({"a": 4, "a#2": 4, "u": 3, "v": 5, "b": 6}, u=weight(3, 4), v=weight(5, 4, seed=1))
+def weight_in_blocks(s, x):
+    return tail(s, F.conv2d(s.a(x).relu(), torch.block_diag(s.u, s.v)[..., None, None]))
+
+
 # --- re-parametrised weights ----------------------------------------------------------------------
 
 

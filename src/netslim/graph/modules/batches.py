@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from netslim._support import check_batches
 from netslim.errors import ArgumentError
 from netslim.graph.modules.calls import as_call, describe
+from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.modules.walk import named_tensors
 
 _LABELS = ("labels", "label", "targets", "target")
@@ -122,14 +123,19 @@ def outputs(
     ``what`` is what messages call a batch.
 
     Raises:
-        ArgumentError: there is no batch, ``batches`` is a single one, a batch is empty, or the
-            model does not run on one.
+        ArgumentError: there is no batch, ``batches`` is a single one, a batch is empty or has no
+            values, or the model does not run on one.
     """
     device = next((tensor.device for _, tensor in named_tensors(model)), torch.device("cpu"))
     number = 0
     for number, batch in enumerate(check_batches(batches), 1):
-        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs_of(batch))
         place = f"{what} {number} of batches="
+        if any(map(without_values, _tensors(batch))):
+            raise ArgumentError(
+                f"{place} has no values: it was made on the meta device or in a FakeTensorMode; "
+                "make it on a real device"
+            )
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs_of(batch))
         if not all(tensor.numel() for tensor in _tensors((args, kwargs))):
             raise ArgumentError(
                 f"{place} has no examples ({describe(kwargs or args)}): leave it out"

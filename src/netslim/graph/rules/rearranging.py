@@ -243,6 +243,24 @@ def diagonal(
     rec.set(out, without(dict(labels.dims), taken), labels.weight)
 
 
+@rule("diag_embed", reads="self offset dim1 dim2")
+def diag_embed(
+    rec: Recorder, func: Op, out: Tensor, x: Tensor,
+    offset: int = 0, dim1: int = -2, dim2: int = -1,
+) -> None:  # fmt: skip
+    """Row and column of a channel go together; beside the main diagonal nothing does."""
+    labels = rec.get(x)
+    placed = sorted({dim1 % out.dim(), dim2 % out.dim()})
+    others = [d for d in range(out.dim()) if d not in placed]
+    dims = {others[d]: vector for d, vector in labels.dims.items() if d < x.dim() - 1}
+    vector = labels.dims.get(x.dim() - 1)
+    if offset:
+        rec.freeze(vector, "they are put beside the main diagonal")
+    elif vector is not None:
+        dims |= dict.fromkeys(placed, vector)
+    rec.set(out, dims, labels.weight)
+
+
 # --- joining --------------------------------------------------------------------------------------
 
 
@@ -263,6 +281,19 @@ def cat(rec: Recorder, func: Op, out: Tensor, parts: Sequence[Tensor], dim: int 
             met = meeting(rec, parts, d, out.dim(), "cat")
             if met is not None:
                 dims[d] = met
+    rec.set(out, dims, derived(rec, parts))
+
+
+@rule("block_diag", reads="tensors")
+def block_diag(rec: Recorder, func: Op, out: Tensor, parts: Sequence[Tensor]) -> None:
+    """Rows one after the other, and columns; a vector is one row."""
+    dims = {}
+    for back in (1, 2):
+        vectors = [rec.get(p).dims.get(p.dim() - back) for p in parts]
+        sizes = [int(p.shape[-back]) if p.dim() >= back else 1 for p in parts]
+        if any(v is not None for v in vectors):
+            pairs = zip(vectors, sizes, strict=True)
+            dims[out.dim() - back] = np.concatenate([_or_constants(v, n) for v, n in pairs])
     rec.set(out, dims, derived(rec, parts))
 
 

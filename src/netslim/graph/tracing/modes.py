@@ -182,8 +182,7 @@ class Function(TorchFunctionMode):
         else:
             out = self._called(func, args, kwargs)
         if func in _OUT_OF_SIGHT:
-            for vector in recorder.get(args[0]).dims.values():
-                recorder.freeze(vector, f"{func.__name__.strip('_')} takes its numbers out")
+            recorder.hidden(args[0], func.__name__.strip("_"))
         if func in _NUMBERS_OF:
             for number in tree_leaves(_tolist(args[0])):
                 recorder.read(args[0], number)

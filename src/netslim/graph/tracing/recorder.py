@@ -61,7 +61,9 @@ _RUN, _SIZES, _MODE = _HERE + "running.py", _HERE + "sizes.py", watching.__file_
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
 _SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
-_REMEDIES = {"int": "; // would be followed"}
+_REMEDIES = dict.fromkeys(
+    ("int", "round", "floor", "ceil", "trunc"), "; // or a -1 in the view would be followed"
+)
 _ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")  # what holds of two sizes
 
 Rule = Callable[..., None]  # rule(recorder, func, out, *args, **kwargs)
@@ -160,6 +162,8 @@ class Recorder:
     touched: set[int] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)  # ids of sizes that a rule has seen to
     trace: int = field(default_factory=lambda: next(_TRACES))
+    # Of a tensor that no operator made: a constant, as long as no activations left PyTorch's sight.
+    unseen: Labels = NOTHING
     weight_norms: frozenset[WeightNorm] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -171,8 +175,16 @@ class Recorder:
         """The labels of a tensor; a constant has none."""
         found = self.labels.get(id(tensor))
         if found is None:
-            return NOTHING
+            return self.unseen
         return found[1]
+
+    def hidden(self, tensor: Tensor, function: str) -> None:
+        """The code takes the numbers of a tensor elsewhere, and may come back with others."""
+        labels = self.get(tensor)
+        for vector in labels.dims.values():
+            self.freeze(vector, f"{function} takes its numbers out")
+        if not labels.weight:
+            self.unseen = Labels({}, weight=False)
 
     def set(self, tensor: Tensor, dims: Mapping[int, Vector], weight: bool) -> None:
         """Give a tensor its labels, for as long as it lives.
