@@ -146,15 +146,50 @@ class Loader:
         return range(rank, len(self.split), self.shard[1])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if isinstance(self.split, ImageTensors):
+            for positions, choices in self.picks():
+                yield self.batch(positions, choices)
+            return
         order, choices = self._draw()
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
+        on_device, finish = choices.to(self.device), self._finish
+        starts = self._starts
         batches = [order[start : start + self.batch_size] for start in starts]
-        on_device = choices.to(self.device)
-        raw, finish = self._raw(batches, choices), self._finish
+        raw = self._decoded(self._tasks(batches, choices))
         for start, (images, labels, places) in zip(starts, raw, strict=True):
             if finish is not None:
                 images = finish(images, on_device[start + places])
             yield self._normalise(images), labels
+
+    @property
+    def picks_suffice(self) -> bool:
+        """Whether all that is left to do for a batch, once it is picked, is done on the device."""
+        return self._rows is not None and not isinstance(self.augment, RandomResizedCrop)
+
+    def picks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `batch` makes the batches of an epoch of: positions (B,) of images held in memory,
+        and the choices (B, k) of their augmentation, both on the device.
+        """
+        order, choices = (drawn.to(self.device) for drawn in self._draw())
+        for start in self._starts:
+            here = slice(start, start + self.batch_size)
+            yield order[here], choices[here]
+
+    def batch(self, positions: Tensor, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of a pick; nothing is asked of the device, so that a CUDA graph can
+        hold it (with `picks_suffice`).
+        """
+        assert self._rows is not None
+        channels, height, width = self.split.shape
+        rows = self._rows.index_select(0, positions).view(-1, height, width, channels)
+        images = rows.permute(0, 3, 1, 2)
+        if self.augment is not None:
+            images = self.augment(images, choices)
+        return self._normalise(images), self._labels.index_select(0, positions)
+
+    @property
+    def _starts(self) -> range:
+        """The first place of every batch in this process's share."""
+        return range(0, len(self) * self.batch_size, self.batch_size)
 
     @property
     def _finish(self) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -189,20 +224,6 @@ class Loader:
         if count and self.own_batches < len(self):
             mine.append(0)
         return order[mine], choices[mine]
-
-    def _raw(
-        self, batches: list[Tensor], choices: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batch by batch: uint8 images (B, C, H, W), labels, and their places in the batch."""
-        if self._rows is None or isinstance(self.split, ImageStream | ImageSequence):
-            yield from self._decoded(self._tasks(batches, choices))
-            return
-        channels, height, width = self.split.shape
-        for batch in batches:
-            index = batch.to(self.device, non_blocking=True)
-            rows = self._rows.index_select(0, index).view(-1, height, width, channels)
-            places = torch.arange(len(batch), device=self.device)
-            yield rows.permute(0, 3, 1, 2), self._labels.index_select(0, index), places
 
     def _tasks(self, batches: list[Tensor], choices: Tensor) -> Iterator[_Task]:
         """What a worker is told of each batch; of a sequence its pictures go along."""

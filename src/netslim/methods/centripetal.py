@@ -48,6 +48,7 @@ from netslim.graph.groups import ChannelGroup, Slice
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
+from netslim.methods.adjustable import Adjustable
 from netslim.methods.clusters import (
     Labels,
     Target,
@@ -202,6 +203,7 @@ class CentripetalSGD:
                 f"the seed of the clusters must be a whole number of 0 or more, not {brief(seed)}"
             )
         self.graph, self.model = graph, model
+        self._strength = Adjustable(0.0)
         self.strength = strength
         self._vector_strength = _not_negative("vector_strength", vector_strength)
         self._staying = staying(Limits(protect=protect, shortcuts=shortcuts), graph)
@@ -226,11 +228,11 @@ class CentripetalSGD:
     @property
     def strength(self) -> float:
         """Epsilon of the paper."""
-        return self._strength
+        return self._strength.value
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._strength = _not_negative("strength", value)
+        self._strength.value = _not_negative("strength", value)
 
     @property
     def clusters(self) -> dict[str, list[int]]:
@@ -426,9 +428,9 @@ class CentripetalSGD:
             self._stacks[optimizer] = seen, stacks
         scale = loss_scale(optimizer)
         for stack in stacks:
-            strength = self.strength
+            strength = self._strength.beside(stack.shares)
             if stack.vectors:
-                strength *= self._vector_strength
+                strength = strength * self._vector_strength
             if stack.maximise:  # it goes up the gradient: the pull has to turn round
                 strength = -strength
             stack.act(strength, scale)
@@ -490,7 +492,7 @@ class _Stack:
         labels, shares = _on_device(np.concatenate(parts), parameter)
         return _Stack([(p, tie.axis) for p, tie in members], labels, shares, vectors, maximise)
 
-    def act(self, strength: float, scale: Tensor | None) -> None:
+    def act(self, strength: float | Tensor, scale: Tensor | None) -> None:
         """Replace the gradients; ``scale`` is the loss scale they still carry."""
         gradients = [
             p.grad.movedim(axis, 0)  # type: ignore[union-attr]

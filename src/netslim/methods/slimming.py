@@ -18,7 +18,7 @@ fused optimizers, is told in `netslim.methods.hooks`.
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -34,6 +34,7 @@ from torch.optim import ASGD, LBFGS, SGD, Optimizer
 from netslim._support import brief, checks_calls, is_number, nearest
 from netslim.errors import ArgumentError
 from netslim.graph.modules.unwrapping import bare, gathered
+from netslim.methods.adjustable import Adjustable
 from netslim.methods.hooks import Attachments, after_step, before_step, loss_scale
 
 Penalty = Literal["l1", "smooth_l1", "proximal"]
@@ -41,7 +42,7 @@ Penalty = Literal["l1", "smooth_l1", "proximal"]
 
 @checks_calls
 def slimming_penalty(
-    scales: Iterable[Tensor], strength: float, delta: float | None = None
+    scales: Iterable[Tensor], strength: float | Tensor, delta: float | None = None
 ) -> Tensor:
     """`strength` times the sum of |gamma|, the second term of Eq. 1, a differentiable scalar.
 
@@ -68,7 +69,7 @@ def slimming_penalty(
 def add_slimming_gradient(
     gradients: list[Tensor],
     scales: list[Tensor],
-    strength: float,
+    strength: float | Tensor,
     grad_scale: Tensor | None = None,
     delta: float | None = None,
 ) -> None:
@@ -80,7 +81,7 @@ def add_slimming_gradient(
     Args:
         gradients: changed in place, one for each of `scales` and of its shape.
         scales: the gammas, one 1-D tensor a BN layer.
-        strength: lambda of Eq. 1.
+        strength: lambda of Eq. 1; a tensor (0-D) where a CUDA graph is to follow its changes.
         grad_scale: a loss scale that `gradients` still carry (0-D).
         delta: width of the smooth part, above 0.
 
@@ -105,17 +106,25 @@ def add_slimming_gradient(
         slopes = _clipped(torch._foreach_mul(scales, 1 / delta), 1.0)
     if grad_scale is not None:  # so that the penalty has its true size once it is divided out
         torch._foreach_mul_(slopes, grad_scale)
-    torch._foreach_add_(gradients, slopes, alpha=strength)
+    if isinstance(strength, Tensor):
+        torch._foreach_mul_(slopes, strength)
+        torch._foreach_add_(gradients, slopes)
+    else:
+        torch._foreach_add_(gradients, slopes, alpha=strength)
 
 
 @checks_calls
 @torch.no_grad()
-def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
+def soft_threshold_(scales: Sequence[Tensor], threshold: float | Tensor) -> None:
     """gamma <- sign(gamma) * max(|gamma| - threshold, 0) in place.
 
     The proximal map of ``threshold * |gamma|``: the point that trades the distance to gamma against
     the penalty best. Made as ``gamma - clip(gamma, -threshold, threshold)``, which is 0 exactly and
     not nearly where gamma is within the threshold.
+
+    Args:
+        scales: changed in place.
+        threshold: 0 or more; a tensor (0-D) where a CUDA graph is to follow its changes.
 
     Raises:
         ArgumentError: `scales` are no tensors.
@@ -127,7 +136,13 @@ def soft_threshold_(scales: Sequence[Tensor], threshold: float) -> None:
         [tensor([ 0.2500,  0.0000, -1.7500])]
     """
     changed = _tensors(scales)
-    torch._foreach_sub_(changed, _clipped(torch._foreach_mul(changed, 1.0), threshold))
+    if isinstance(threshold, Tensor):  # which no operator over a list takes as a limit
+        joined = torch.cat([scale.flatten() for scale in changed])
+        within = joined.clamp(-threshold, threshold).split([scale.numel() for scale in changed])
+        clipped: Any = [part.view_as(scale) for part, scale in zip(within, changed, strict=True)]
+    else:
+        clipped = _clipped(torch._foreach_mul(changed, 1.0), threshold)
+    torch._foreach_sub_(changed, clipped)
 
 
 def _tensors(scales: Iterable[Tensor]) -> list[Tensor]:
@@ -224,7 +239,7 @@ class NetworkSlimming:
         delta: float | None = None,
     ) -> None:
         self.model = model
-        self._strength = 0.0
+        self._strength = Adjustable(0.0)
         self.strength = strength
         self._penalty, self._delta = _checked_penalty(penalty, delta)
         self._attached = Attachments(
@@ -240,7 +255,7 @@ class NetworkSlimming:
     @property
     def strength(self) -> float:
         """Lambda of Eq. 1."""
-        return self._strength
+        return self._strength.value
 
     @strength.setter
     def strength(self, value: float) -> None:
@@ -249,7 +264,7 @@ class NetworkSlimming:
                 f"the strength of Network Slimming must be 0 or more, not {brief(value)} (the "
                 "paper: 1e-4)"
             )
-        self._strength = float(value)
+        self._strength.value = float(value)
 
     def attach(self, optimizer: Optimizer) -> Self:
         """Act on every step of `optimizer` from now on; more than one optimizer may be attached.
@@ -291,7 +306,10 @@ class NetworkSlimming:
         A detached scalar tensor. Of the scales that the attached optimizers hold, for only there it
         acts; of all, before any is attached.
         """
-        terms = [slimming_penalty(alike, self.strength, self._delta) for alike in self._acted_on()]
+        terms = [
+            slimming_penalty(alike, self._strength.beside(alike[0]), self._delta)
+            for alike in self._acted_on()
+        ]
         return gathered(torch.stack([term.to(terms[0]) for term in terms]).sum())
 
     def threshold_(self) -> float:
@@ -402,22 +420,30 @@ class NetworkSlimming:
 
     def _pull(self, optimizer: Optimizer) -> None:
         """Add the penalty's gradient."""
-        if self.strength == 0:
-            return
         # Under a fused optimizer gradients are still multiplied by the loss scale, often 65536, and
         # the optimizer divides it out: a pull of true size would vanish in that.
         grad_scale = loss_scale(optimizer)
-        for _, scales in self._moving(optimizer):
+        for _, scales, strength in self._pulled(optimizer):
             here = None if grad_scale is None else grad_scale.to(scales[0].device)
             gradients: list[Any] = [scale.grad for scale in scales]
-            add_slimming_gradient(gradients, list(scales), self.strength, here, self._delta)
+            add_slimming_gradient(gradients, list(scales), strength, here, self._delta)
 
     def _shrink(self, optimizer: Optimizer) -> None:
         """Take the proximal step."""
-        if self.strength == 0:
-            return
+        for number, scales, strength in self._pulled(optimizer):
+            rate = optimizer.param_groups[number]["lr"]
+            if not isinstance(strength, Tensor):
+                rate = float(rate)
+            soft_threshold_(scales, rate * strength)
+
+    def _pulled(
+        self, optimizer: Optimizer
+    ) -> Iterator[tuple[int, list[nn.Parameter], float | Tensor]]:
+        """(parameter group, its scales that have a gradient, what pulls at them, if anything)."""
         for number, scales in self._moving(optimizer):
-            soft_threshold_(scales, float(optimizer.param_groups[number]["lr"]) * self.strength)
+            strength = self._strength.beside(scales[0])
+            if isinstance(strength, Tensor) or strength:
+                yield number, scales, strength
 
 
 @dataclass(slots=True)

@@ -39,7 +39,13 @@ class Method:
 
     Args:
         method: what hooks the optimizer, for instance `NetworkSlimming`.
+
+    Attributes:
+        steady: whether its hook does the same with the same tensors in every step, and what changes
+            between steps lies in tensors: then a CUDA graph can hold it.
     """
+
+    steady = False
 
     def __init__(self, method: Any) -> None:
         self.method = method
@@ -83,6 +89,7 @@ class _Resumable(Method):
     """A method with a state of its own."""
 
     method: SoftFilterPruning | CentripetalSGD
+    steady = True
 
     def state_dict(self) -> dict[str, Any]:
         return self.method.state_dict()
@@ -95,6 +102,7 @@ class _Slimming(Method):
     """Network Slimming, with `pace` times the learning rate for the scales."""
 
     method: NetworkSlimming
+    steady = True
 
     def __init__(self, method: NetworkSlimming, pace: float) -> None:
         super().__init__(method)
@@ -165,6 +173,10 @@ class Gradual(Method):
         self.epochs, self.other, self.epoch = epochs, other or _Nothing(None), 0
 
     @property
+    def steady(self) -> bool:  # type: ignore[override]
+        return self.other.steady
+
+    @property
     def has_final_size(self) -> bool:
         return self.method.done
 
@@ -205,6 +217,8 @@ class Gradual(Method):
 
 class _Nothing(Method):
     """Beside gradual pruning, where nothing else acts."""
+
+    steady = True
 
     def attach(self, optimizer: Optimizer) -> None:
         pass
@@ -295,4 +309,8 @@ def _centripetal(
 
 def held_by(plan: PruningPlan, network: nn.Module) -> Method:
     """Hold the channels that `plan` removes at zero: mask mode."""
-    return Method(Mask(network, plan))
+    return _Masked(Mask(network, plan))
+
+
+class _Masked(Method):
+    steady = True

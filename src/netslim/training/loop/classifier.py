@@ -4,6 +4,8 @@ What happens in an epoch, and who does it::
 
     seed torch from (seed, stage, epoch)              EpochRecord.on_train_epoch_start
     for images, labels in loader:                     its order depends on (seed, epoch) alone
+                                                      from here to the optimizer's step in one
+                                                      piece where steps are recorded, see `captured`
         loss = cross entropy, or beside a teacher's   Classifier.training_step
         loss.backward(), clip the gradients           Lightning
         gradients as the method wants them            a hook of the optimizer, see `adapters`
@@ -24,6 +26,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -36,8 +39,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import netslim.ranks as ranks
 from netslim.methods.decay import parameter_groups
+from netslim.methods.hooks import parameters_of
 from netslim.training.loop.adapters import Method
 from netslim.training.loop.agreement import average_statistics, shapes, wrapped_anew
+from netslim.training.loop.captured import Recorder, WholeStep
 from netslim.training.loop.divergence import Watch, blind
 from netslim.training.loop.synchronised import OverAllRanks
 from netslim.training.recipe.schedule import factor
@@ -71,15 +76,15 @@ class Tally(nn.Module):
     penalty: Tensor
     top1: Tensor
     top5: Tensor
+    count: Tensor
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.many = classes > TOP
-        for name in ("top1", "top5"):
+        for name in ("top1", "top5", "count"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("total", torch.zeros((), dtype=torch.float64), persistent=False)
         self.register_buffer("penalty", torch.zeros((), dtype=torch.float64), persistent=False)
-        self.count = 0
 
     def add(
         self, logits: Tensor, labels: Tensor, loss: Tensor, penalty: Tensor | None = None
@@ -97,7 +102,6 @@ class Tally(nn.Module):
         """Forget everything."""
         for buffer in self.buffers():
             buffer.zero_()
-        self.count = 0
 
     def means(self) -> Means:
         """Of the images that this rank has seen since `reset`."""
@@ -108,7 +112,7 @@ class Tally(nn.Module):
         return _means(ranks.summed(what, self._sums()))
 
     def _sums(self) -> dict[str, Tensor]:
-        found = {"loss": self.total, "penalty": self.penalty, "images": torch.tensor(self.count)}
+        found = {"loss": self.total, "penalty": self.penalty, "images": self.count}
         found["top1"] = self.top1
         if self.many:
             found[f"top{TOP}"] = self.top5
@@ -169,6 +173,13 @@ class Classifier(pl.LightningModule):
         self.weight: Callable[[int], float] = lambda number: 1.0  # of a batch, see `Loader.weight`
         self.sync_batchnorm = False
         self.checked = sys.maxsize  # batches of the validation split that are this rank's own
+        self.fused = False  # whether one kernel moves all weights, see `settle`
+        self.recorder: Recorder | None = None  # of whole steps, where they are recorded
+        self.unrecorded: Callable[[str], None] = lambda why: None  # told why they are not
+        # What a training batch is made of, and how: an image of it where the loader has made it.
+        self.batch: Callable[..., tuple[Tensor, Tensor]] = lambda images, labels: (images, labels)
+        self.whole: WholeStep | None = None
+        self._inputs: tuple[Tensor, ...] = ()
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
@@ -187,8 +198,76 @@ class Classifier(pl.LightningModule):
         for teacher in self.teachers:
             teacher.to(self.device)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+    def on_train_start(self) -> None:
+        optimizer = self._optimizer()
+        settle(optimizer, self.device, self.fused)
+        if self.recorder is not None:
+            state = partial(self._changed_by_steps, optimizer)
+            self.whole = WholeStep(self._whole_step, state, self.recorder, self.unrecorded)
+
+    def on_train_epoch_start(self) -> None:
+        if self.whole is not None:  # the network may have been cut since
+            self.whole.look_again()
+
+    def on_train_end(self) -> None:
+        if self.whole is not None:
+            self.whole.release()
+
+    def training_step(self, batch: tuple[Tensor, ...], number: int) -> Tensor | None:
+        if self.whole is not None:
+            self._inputs = batch  # for `optimizer_step`, where no autocast of Lightning's is around
+            return None
         images, labels = batch
+        loss = self._loss(images, labels)
+        self.recent.append(loss.detach())
+        weight = self.weight(number)
+        if weight != 1:
+            return loss * weight
+        return loss
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        if self.whole is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        optimizer_closure()
+        self.recent.append(self.whole(*self._inputs).clone())
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        if self.whole is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    @torch.enable_grad()
+    def _whole_step(self, *inputs: Tensor) -> Tensor:
+        """What Lightning does from a batch to the weights behind it, on one device."""
+        optimizer = self._optimizer()
+        images, labels = self.batch(*inputs)
+        with self.trainer.precision_plugin.train_step_context():
+            loss = self._loss(images, labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.stage.clip:
+            nn.utils.clip_grad_norm_(parameters_of(optimizer), self.stage.clip)
+        optimizer.step()
+        return loss.detach()
+
+    def _optimizer(self) -> Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return optimizer
+
+    def _changed_by_steps(self, optimizer: Optimizer) -> list[list[Tensor]]:
+        kept = [value for state in optimizer.state.values() for value in state.values()]
+        return [
+            list(self.network.parameters()),
+            list(self.network.buffers()),
+            [value for value in kept if isinstance(value, Tensor)],
+            list(self.train_tally.buffers()),
+        ]
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Of a batch, which is counted."""
         with self._together():
             logits = self.computing[0](images)
         loss = F.cross_entropy(logits, labels)
@@ -199,10 +278,6 @@ class Classifier(pl.LightningModule):
             loss = distilled(loss, logits, wanted, self.stage.distill)
         penalty = self.method.penalty() if self.method is not None else None
         self.train_tally.add(logits.detach(), labels, loss, penalty)
-        self.recent.append(loss.detach())
-        weight = self.weight(number)
-        if weight != 1:
-            return loss * weight
         return loss
 
     def _together(self) -> AbstractContextManager[Any]:
@@ -223,6 +298,12 @@ class Classifier(pl.LightningModule):
                 self.compile_network()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Rates as on any device, for the run may go on on another one.
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group["lr"] = float(group["lr"])
+        for state in checkpoint["lr_schedulers"]:
+            state["_last_lr"] = list(map(float, state["_last_lr"]))
         if self.method is not None:
             checkpoint["method"] = self.method.state_dict()
 
@@ -274,6 +355,25 @@ def optimizer_of(network: nn.Module, options: OptimizerOptions) -> Optimizer:
     if options.name == "adamw":
         return AdamW(groups, options.lr, betas=(options.momentum, 0.999))
     return SGD(groups, options.lr, momentum=options.momentum, nesterov=options.nesterov)
+
+
+def settle(optimizer: Optimizer, device: torch.device, fused: bool) -> None:
+    """Have an optimizer, maybe from a checkpoint of another device, step as is best on this one.
+
+    With `fused` one kernel moves all weights, at a rate that is a tensor: schedulers write it in
+    place, and a CUDA graph follows. Else rates are floats, and torch chooses.
+    """
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        group["fused"] = fused or None
+        group["lr"] = rate
+        if fused:
+            group["lr"] = torch.tensor(rate, dtype=torch.float32, device=device)
+        if "capturable" in group:
+            group["capturable"] = fused
+    for state in optimizer.state.values():
+        if "step" in state:  # of AdamW, which counts where it computes
+            state["step"] = state["step"].to(device if fused else "cpu")
 
 
 def distilled(loss: Tensor, logits: Tensor, wanted: Tensor, options: DistillOptions) -> Tensor:

@@ -66,17 +66,31 @@ def made_up(seed: int, shape: Sequence[int]) -> Tensor:
 
 
 class EpochLoader:
-    """A loader that asks for its epoch when it is iterated, and may stop early (a dry run)."""
+    """A loader that asks for its epoch when it is iterated, and may stop early (a dry run).
 
-    def __init__(self, loader: Loader, epoch: Callable[[], int], limit: int | None = None) -> None:
+    Args:
+        loader: gives the batches.
+        epoch: tells the epoch.
+        limit: most batches.
+        picks: give what the batches are made of, instead of them.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        epoch: Callable[[], int],
+        limit: int | None = None,
+        picks: bool = False,
+    ) -> None:
         self.loader, self.epoch, self.limit = loader, epoch, limit
+        self.batches = loader.picks if picks else loader.__iter__
 
     def __len__(self) -> int:
         return min(len(self.loader), self.limit or len(self.loader))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self.loader.set_epoch(self.epoch())
-        for _, batch in zip(range(len(self)), self.loader, strict=False):
+        for _, batch in zip(range(len(self)), self.batches(), strict=False):
             yield batch
 
 

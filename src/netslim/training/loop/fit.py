@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -29,6 +30,7 @@ from netslim.methods.slimming import NetworkSlimming
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.adapters import Gradual, Method, held_by, method_of
 from netslim.training.loop.agreement import same_weights
+from netslim.training.loop.captured import recorder
 from netslim.training.loop.checkpoints import UNREADABLE, SealedCheckpoints
 from netslim.training.loop.classifier import Classifier, Means, Tally
 from netslim.training.loop.epochs import (
@@ -46,6 +48,7 @@ from netslim.training.loop.room import check_room
 from netslim.training.recipe.schedule import cut_epochs
 from netslim.training.recipe.schema import Recipe, SlimmingOptions, Train
 from netslim.training.stages import prune as cutting
+from netslim.training.stages.environment import choose_layout
 from netslim.training.stages.folder import StageFolder
 
 _PRECISION: dict[str, Literal["16-mixed", "bf16-mixed"]] = {
@@ -57,7 +60,10 @@ _ONE_VALUE = "Expected more than 1 value per channel when training"
 _COMPILER = ("torch._dynamo", "torch._inductor")
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 _WARNING_MODULES = r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
-_WARNINGS = r".*(does not have many workers|GPU available|Checkpoint directory).*"
+_WARNINGS = (
+    r".*(does not have many workers|GPU available|Checkpoint directory|training_step` returned|"
+    r"does not have a deterministic implementation).*"
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,12 @@ class Bench:
     @property
     def memory_format(self) -> torch.memory_format:
         """The layout of images and weights."""
-        return torch.channels_last if self.recipe.trainer.channels_last else torch.contiguous_format
+        return choose_layout(self.recipe.trainer, self.device)
+
+    @property
+    def fused(self) -> bool:
+        """Whether one kernel moves all weights; scaled gradients it could not clip."""
+        return self.device.type == "cuda" and ranks.count() == 1 and self.precision != "fp16"
 
 
 def fit(
@@ -204,6 +215,8 @@ def fit(
     module.sync_batchnorm = bench.recipe.trainer.sync_batchnorm
     if bench.recipe.trainer.compile:
         module.compile_network()
+    module.fused = bench.fused
+    _record(bench, module, loader)
     with (
         _logbook(bench, folder) as book,
         bench.display.training(folder.label, stage.epochs) as shown,
@@ -259,6 +272,36 @@ def evaluate(
     return tally.of_all_ranks("what a network answers")
 
 
+def _record(bench: Bench, module: Classifier, loader: Loader) -> None:
+    """Have whole steps recorded where that is wanted and can be; say why where it cannot."""
+    wanted = bench.recipe.trainer.graph
+    if wanted is False or (wanted == "auto" and bench.device.type == "cpu"):
+        return
+
+    def refused(why: str) -> None:
+        bench.display.say_once(f"training steps are not captured as a CUDA graph: {why}")
+
+    why = _unsteady(bench, module)
+    if why is not None:
+        refused(why)
+        return
+    module.recorder, module.unrecorded = recorder(bench.device), refused
+    if loader.picks_suffice:
+        module.batch = loader.batch
+
+
+def _unsteady(bench: Bench, module: Classifier) -> str | None:
+    """Why steps cannot be captured, if that is known beforehand."""
+    method = module.method
+    reasons = {
+        "several processes exchange gradients": ranks.count() > 1,
+        "trainer.compile makes graphs of its own": bench.recipe.trainer.compile,
+        "the loss scale of fp16 changes from step to step": bench.precision == "fp16",
+        "its method does not say that it is steady": method is not None and not method.steady,
+    }
+    return next((why for why, holds in reasons.items() if holds), None)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the advertisements and the warnings of libraries about their own arrangements."""
@@ -284,9 +327,10 @@ def _run(
     resume: str | None,
 ) -> None:
     limit = bench.recipe.trainer.limit_batches
-    with quiet(), _interruptible(), _deterministic():
+    with quiet(), _interruptible(), _arithmetic(bench.recipe.trainer.deterministic):
         trainer = _trainer(bench, module, record)
-        training = EpochLoader(loader, lambda: trainer.current_epoch, limit)
+        picks = module.recorder is not None and loader.picks_suffice
+        training = EpochLoader(loader, lambda: trainer.current_epoch, limit, picks=picks)
         validation = None
         if len(bench.data.validation):
             validation = [EpochLoader(checking, lambda: 0, limit)]
@@ -343,14 +387,24 @@ def _trainer(bench: Bench, module: Classifier, record: EpochRecord) -> pl.Traine
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """Convolutions on a GPU that give the same bits each time; on a CPU they do anyway."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
+def _arithmetic(deterministic: bool) -> Iterator[None]:
+    """How a GPU computes: the same bits each time, or what is the fastest; on a CPU the bits are
+    the same anyway.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    strict = torch.are_deterministic_algorithms_enabled()
+    only_warning = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks for
+        # What torch has no fixed order for, such as pooling that overlaps, is done all the same.
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.backends.cudnn.deterministic = before
+        cudnn.deterministic, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(strict, warn_only=only_warning)
 
 
 @contextmanager

@@ -198,9 +198,14 @@ class TrainerOptions:
     """Where and how the arithmetic is done."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # auto: bf16 where the processor computes it; fp16 is for GPUs that do not
-    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
-    channels_last: bool = False
+    # auto: bf16 where the processor computes it; null: so on a GPU, float32 on a CPU; fp16 is for
+    # GPUs that do not compute bf16
+    precision: Literal["float32", "bf16", "fp16", "auto"] | None = None
+    channels_last: bool | None = None  # layout of images and weights; null: so on a GPU
+    # Whole training steps as a CUDA graph; auto: on a GPU; true: on a CPU as one function, too, to
+    # try it out
+    graph: bool | Literal["auto"] = "auto"
+    deterministic: bool = False  # on a GPU the same bits each time, and slower; on a CPU so anyway
     compile: bool = False  # training by torch.compile: minutes at first, and faster steps on a GPU
     threads: int | None = None  # CPU threads; null leaves torch's choice
     limit_batches: int | None = None  # only so many batches an epoch and split: for a dry run

@@ -76,18 +76,44 @@ def choose_device(options: TrainerOptions) -> torch.device:
         raise RecipeError(
             "trainer.device is cuda, but torch finds no CUDA GPU here; use --trainer.device cpu"
         )
+    return _found(options)
+
+
+def _found(options: TrainerOptions) -> torch.device:
     if options.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def choose_precision(options: TrainerOptions, device: torch.device) -> str:
-    """`float32` or `bf16`; `auto` takes bf16 where it is native, for elsewhere it is slow."""
-    if options.precision != "auto":
-        return options.precision
+    """`float32`, `bf16` or `fp16`; `auto` takes bf16 where it is native, for elsewhere it is slow,
+    and where nothing is said a GPU does.
+    """
+    if options.precision is None and device.type == "cpu":
+        return "float32"
+    if options.precision not in (None, "auto"):
+        return str(options.precision)
     if _native_bf16(device):
         return "bf16"
     return "float32"
+
+
+def choose_layout(options: TrainerOptions, device: torch.device) -> torch.memory_format:
+    """The layout of images and weights; where nothing is said, channels last on a GPU."""
+    last = options.channels_last
+    if last is None:
+        last = device.type == "cuda" and options.strategy != "fsdp"
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def settled(options: TrainerOptions) -> dict[str, Any]:
+    """Those options that nothing was said of, as they are on this machine."""
+    device = _found(options)
+    layout = choose_layout(options, device)
+    return {
+        "precision": choose_precision(options, device),
+        "channels_last": layout is torch.channels_last,
+    }
 
 
 def _native_bf16(device: torch.device) -> bool:
