@@ -39,6 +39,22 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()  # what is not looked at when Python ends counts as leaked with some libraries
 
 
+REHEARSED = "NETSLIM_REHEARSE_CUDA"  # set, tests for GPUs run on the CPU: it finds plain errors
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
+        return
+    if REHEARSED not in os.environ:
+        pytest.skip(f"needs a CUDA GPU; {REHEARSED}=1 tries it out on the CPU")
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """The device of tests that are marked with `cuda`."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @pytest.fixture
 def undrawn() -> Iterator[None]:
     """Figures are made but not drawn."""

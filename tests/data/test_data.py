@@ -34,10 +34,7 @@ from netslim.errors import ArgumentError, DataError
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def tensors(count: int = 20, channels: int = 3, size: int = 8, classes: int = 2) -> ImageTensors:

@@ -134,7 +134,7 @@ def test_another_device_times_a_copy(x):
     assert model.weight.device.type == "cpu"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_waits_for_the_kernels():
     model, x = nn.Linear(4096, 4096, bias=False).cuda(), torch.ones(4096, 4096, device="cuda")
     found = latency(model, x, repeats=5)

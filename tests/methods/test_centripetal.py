@@ -285,7 +285,7 @@ def test_members_get_the_same_mean_bit_for_bit():
         assert found.abs().max() < 1e-6
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("fused", [False, True])
 def test_cuda_with_grad_scaler(fused):
     model = chain().cuda()

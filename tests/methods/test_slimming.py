@@ -799,7 +799,7 @@ def test_lightning(tmp_path, accumulate, clip):
     torch.testing.assert_close(gammas(module.net), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("options", [{}, {"fused": True}])
 def test_cuda_with_grad_scaler(options):
     model = Scales().cuda()

@@ -138,8 +138,9 @@ def soft_threshold_(scales: Sequence[Tensor], threshold: float | Tensor) -> None
     changed = _tensors(scales)
     if isinstance(threshold, Tensor):  # which no operator over a list takes as a limit
         joined = torch.cat([scale.flatten() for scale in changed])
-        within = joined.clamp(-threshold, threshold).split([scale.numel() for scale in changed])
-        clipped: Any = [part.view_as(scale) for part, scale in zip(within, changed, strict=True)]
+        sizes = [scale.numel() for scale in changed]
+        parts = torch.split(joined.clamp(-threshold, threshold), sizes)
+        clipped: Any = [part.view_as(scale) for part, scale in zip(parts, changed, strict=True)]
     else:
         clipped = _clipped(torch._foreach_mul(changed, 1.0), threshold)
     torch._foreach_sub_(changed, clipped)

@@ -107,7 +107,7 @@ class CUDAGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -298,7 +298,8 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 def _drawn_on_cpu() -> tuple[Any, ...]:
     """What tells whether numbers were drawn on the CPU."""
-    _, keys, *rest = np.random.get_state()
+    numbers: Any = np.random.get_state()
+    _, keys, *rest = numbers
     return random.getstate(), bytes(keys), rest, bytes(torch.get_rng_state().numpy())
 
 
