@@ -50,7 +50,7 @@ def test_a_shipped_recipe_is_complete_and_survives_a_round_trip(name):
 
 def test_the_papers_settings_for_vgg19():
     recipe = load_recipe("vgg19-cifar10")
-    sparse, prune, tune, _ = recipe.stages
+    sparse, _, prune, tune, _ = recipe.stages
     assert isinstance(sparse, Train)
     assert isinstance(prune, Prune)
     assert isinstance(tune, Train)

@@ -33,6 +33,7 @@ from netslim.training.recipe.schema import (
 )
 from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.foresight import foresee
+from netslim.training.stages.measure import entries
 from netslim.training.stages.networks import Networks
 from shipped_recipes import recipe_of
 
@@ -107,6 +108,7 @@ def test_a_row_says_where_its_figures_come_from(name):
     for row in recipe.published:
         assert set(row) <= {
             "label",
+            "beside",
             "error",
             "top5_error",
             "params",
@@ -117,6 +119,20 @@ def test_a_row_says_where_its_figures_come_from(name):
         assert "(" in str(row["label"])
     first, *others = [row["params"] for row in recipe.published if "params" in row] or [0]
     assert all(params <= first * 1.05 for params in others)
+
+
+# Of which the paper's whole network is none that the recipe trains: it starts from its weights.
+GIVEN = ("resnet50-csgd-50", "resnet50-csgd-60", "resnet50-csgd-70", "resnet50-sfp-pretrained")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_published_figure_is_set_beside_a_network_that_is_measured(name):
+    recipe = recipe_of(name)
+    measured = {entry.key for entry in entries(recipe)}
+    named = [row.get("beside") for row in recipe.published]
+    assert set(named) <= measured | ({None} if name in GIVEN else set())
+    cut = {row["beside"] for row in recipe.published if {"params_cut", "macs_cut"} & row.keys()}
+    assert not cut & {"baseline", "before"}
 
 
 def test_the_rows_of_a_network_and_data_set_name_the_same_base():
@@ -387,7 +403,11 @@ def test_a_twin_takes_the_same_stages_as_its_row(name):
     row, twin = recipe_of(name), recipe_of(f"{name}-small")
     kinds = [(stage.kind, stage.name) for stage in row.stages]
     shorter = [(stage.kind, stage.name) for stage in twin.stages]
-    assert shorter == (kinds if "multipass" not in name else [*kinds[:6], kinds[-1]])
+    if name in GIVEN:
+        kinds = [("train", "train"), *kinds]
+    if "multipass" in name:
+        kinds = [*kinds[:6], kinds[-1]]
+    assert shorter == kinds
     assert twin.published == []
     assert "not a row of the paper" in twin.notes[0]
     assert all(stage.epochs <= 12 for stage in twin.stages if isinstance(stage, Train))

@@ -29,7 +29,8 @@ from netslim.cli.wording import check_once, in_words_of, said
 from netslim.errors import NetslimError
 from netslim.training.launched import for_one_process, place
 
-# Command -> what is said of it. Each is carried out by the module of its name in this package.
+# Command -> what is said of it. Each is carried out by the module of its name in this package; of
+# two words, with an underscore between them.
 COMMANDS = {
     "run": "carry out a recipe, from data to report",
     "recipes": "list the shipped recipes, a line each, or show one",
@@ -45,6 +46,7 @@ COMMANDS = {
     "search": "find the smallest network within an accuracy drop",
     "export": "write a network for another runtime",
     "bench": "time networks",
+    "bench paper": "run rows of the published tables",
 }
 
 _SHARED = ("run", "train", "finetune")  # which several processes carry out together
@@ -97,8 +99,9 @@ def _dispatch(given: list[str]) -> int:
         overview().read(given)
         overview().print_help()
         return 2
-    parser = parser_of(given[0])
-    tokens, overrides = split_overrides(given[1:])
+    command, rest = _split(given)
+    parser = parser_of(command)
+    tokens, overrides = split_overrides(rest)
     if overrides and not parser.dotted:
         raise parser.wrong(f"there is no option --{next(iter(overrides))}")
     options = parser.read(tokens)
@@ -113,6 +116,13 @@ def _dispatch(given: list[str]) -> int:
         return parser.command(options, weights_option(options, overrides))
 
 
+def _split(given: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two, and what stands behind it."""
+    if " ".join(given[:2]) in COMMANDS:
+        return " ".join(given[:2]), given[2:]
+    return given[0], given[1:]
+
+
 def parser_of(command: str) -> Parser:
     """The parser of a command.
 
@@ -122,7 +132,8 @@ def parser_of(command: str) -> Parser:
     if command not in COMMANDS:
         raise overview().wrong(f"there is no command {command!r}{nearest(command, COMMANDS)}")
     parser = Parser(f"netslim {command}", COMMANDS[command])
-    importlib.import_module(f"netslim.cli.{command}").register(parser)
+    module = command.replace(" ", "_")
+    importlib.import_module(f"netslim.cli.{module}").register(parser)
     return parser
 
 

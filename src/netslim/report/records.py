@@ -185,6 +185,42 @@ class Stage(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bite(Record):
+    """Whether a method did what the cut behind it relies on."""
+
+    stage: str
+    method: str
+    bites: bool
+    figure: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow(Record):
+    """A row of paper.json: one recipe, one seed."""
+
+    recipe: str
+    title: str
+    seed: int
+    twin: bool
+    settings: str
+    rows: tuple[Network, ...]
+    published: list[Mapping[str, str | int | float | None]]
+    conditions: list[str]
+    bites: tuple[Bite, ...]
+    seconds: float
+    copied: list[str]
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables(Record):
+    """paper.json."""
+
+    rows: tuple[TableRow, ...]
+    left: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Look(Record):
     """Accuracy on some images."""
 
@@ -254,4 +290,4 @@ class Search(Record):
             raise ValueError("rows.0: a network without parameters or MACs")
 
 
-__all__ = ["Candidate", "Network", "Record", "Results", "Search", "Stage"]
+__all__ = ["Candidate", "Network", "Record", "Results", "Search", "Stage", "Tables"]

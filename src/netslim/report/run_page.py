@@ -188,7 +188,9 @@ def _published_table(results: Mapping[str, Any]) -> str:
         return ""
     ours = [_as_published(row, reference(results["rows"])) for row in results["rows"]]
     named: set[str] = set().union(*published)
-    keys = [key for key in PUBLISHED if key in named] + sorted(named - {*PUBLISHED, "label"})
+    keys = [key for key in PUBLISHED if key in named] + sorted(
+        named - {*PUBLISHED, "label", "beside"}
+    )
     head = "".join(f"<th scope=col>{escape(PUBLISHED.get(key, key))}</th>" for key in keys)
     return (
         "<div class=scroll><table><thead><tr><th "

@@ -76,7 +76,7 @@ def status(path: str | os.PathLike[str]) -> Status:
         RecipeError: it is none, or its config.yaml is damaged.
     """
     folder = RunFolder(Path(path))
-    recipe, process = _recipe(folder), _worker(folder.path / ".lock")
+    recipe, process = recipe_in(folder), _worker(folder.path / ".lock")
     stages: list[StageStatus] = []
     for index, stage in enumerate(recipe.stages):
         first = all(done.state == "finished" for done in stages)
@@ -91,7 +91,12 @@ def status(path: str | os.PathLike[str]) -> Status:
     )
 
 
-def _recipe(folder: RunFolder) -> Recipe:
+def recipe_in(folder: RunFolder) -> Recipe:
+    """What a run folder was begun with.
+
+    Raises:
+        RecipeError: it is none, or its config.yaml is damaged.
+    """
     if not folder.config.is_file():
         raise RecipeError(
             f"{folder.path} is no run folder, for it has no config.yaml: give the --out of a run"

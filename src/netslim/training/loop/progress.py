@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from netslim.training.loop.deadline import Deadline
+
 if TYPE_CHECKING:
     from netslim.training.loop.classifier import Classifier
 
@@ -43,10 +45,16 @@ def in_words(seconds: float) -> str:
 
 
 class Display:
-    """Writes to a rich console; one that is not a terminal gets plain lines."""
+    """Writes to a rich console; one that is not a terminal gets plain lines.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        console: standard error when not given.
+        deadline: when the training that is shown has to stop; never when not given.
+    """
+
+    def __init__(self, console: Console | None = None, deadline: Deadline | None = None) -> None:
         self.console = console or Console(stderr=True)
+        self.deadline = deadline or Deadline()
         self._said: set[str] = set()
 
     def say(self, text: str) -> None:
@@ -67,7 +75,8 @@ class Display:
 
     @contextmanager
     def training(self, label: str, epochs: int) -> Iterator[StageBar]:
-        """Show one training stage."""
+        """Show one training stage, whose epochs and steps keep to the deadline."""
+        self.deadline.begin()
         shown = StageBar(self, label, epochs)
         with shown.bar:
             yield shown
@@ -100,6 +109,7 @@ class StageBar:
         self.row = row
         self.seconds.append(row["seconds"])
         self.tell()
+        self.display.deadline.epoch(self.epochs - row["epoch"])
 
     def tell(self) -> None:
         """Say what the last epoch has brought, where no bar is seen."""
@@ -124,6 +134,7 @@ class StageBar:
 
         The figures are read only as often as they are shown, for that makes a GPU wait.
         """
+        self.display.deadline.step()
         now = time.monotonic()
         if self.bar.disable or now - self.last < _REFRESH:
             return

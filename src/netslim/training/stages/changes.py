@@ -25,7 +25,7 @@ from netslim.training.recipe.schema import (
 from netslim.training.stages.environment import settled
 
 _TOLD = 5  # differences that a message names
-_ONLY_TOLD = ("title", "notes", "published")  # of a run, and no part of any result
+ONLY_TOLD = ("name", "title", "notes", "published")  # of a run, and no part of any result
 # A run goes on on as many processes as there are now, which share the same batches, and is watched
 # wherever one likes.
 _ANY = ("devices", "num_nodes", "strategy", "timeout", "tensorboard", "loggers", "graph")
@@ -33,7 +33,7 @@ _ANY = ("devices", "num_nodes", "strategy", "timeout", "tensorboard", "loggers",
 
 def basis(recipe: Recipe, count: int) -> dict[str, Any]:
     """All that the results of the first `count` stages depend on, as plain data."""
-    found = {key: value for key, value in recipe.to_dict().items() if key not in _ONLY_TOLD}
+    found = {key: value for key, value in recipe.to_dict().items() if key not in ONLY_TOLD}
     found["trainer"] = {key: found["trainer"][key] for key in found["trainer"] if key not in _ANY}
     found["trainer"] |= settled(recipe.trainer)
     pairs = zip(recipe.stages[:count], found["stages"], strict=False)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from netslim._support import brief, refusing, typed
 from netslim.errors import RecipeError
-from netslim.training.stages.changes import differing
+from netslim.training.stages.changes import ONLY_TOLD, differing
 
 Standing = dict[str, Any]
 _SPLITS = ("train", "validation", "test")
@@ -104,7 +104,7 @@ def _strange(then: Standing, now: Standing) -> Iterator[str]:
             yield f"{key} {then[key]}, not {now[key]}"
     # What this version knows besides was at its default then, as config.yaml is compared to tell.
     for where, old, new in differing(then["settings"], now["settings"]):
-        if old is not None:
+        if old is not None and where not in ONLY_TOLD:
             yield f"{where} {brief(old)}, not {brief(new)}"
 
 

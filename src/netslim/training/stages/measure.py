@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -47,12 +48,12 @@ def entries(recipe: Recipe) -> list[Entry]:
     `fine-tuned-1`, `pruned-2` and so on, and `before-2` where training went on between a
     fine-tuning and the next cut. A network that was masked is `masked` until it is `converted`. A
     training stage that cuts on the way leaves a `pruned` network. `scratch-e` and `scratch-b`
-    follow the baselines.
+    follow the baselines, of which plain training before that with a method is one.
     """
-    plain = [(i, stage) for i, stage in enumerate(recipe.stages) if isinstance(stage, Baseline)]
+    plain = _baselines(recipe)
     found = [
         Entry(_numbered("baseline", n, len(plain)), "baseline (no penalty)", i)
-        for n, (i, _) in enumerate(plain, 1)
+        for n, i in enumerate(plain, 1)
     ]
     found += [
         Entry(f"scratch-{stage.length.lower()}", f"from scratch ({stage.length})", i)
@@ -75,6 +76,18 @@ def entries(recipe: Recipe) -> list[Entry]:
             trained = []
             found.append(_of_pass("converted", "converted", index, turn, passes))
     return [*found, *_between(recipe, turn, passes, trained, last=True)]
+
+
+def _baselines(recipe: Recipe) -> list[int]:
+    """The stages that train the uncut network without a method, for comparison."""
+    made = [i for i, stage in enumerate(recipe.stages) if isinstance(stage, Baseline)]
+    if made:
+        return made
+    before = takewhile(lambda stage: not cuts(stage), recipe.stages)
+    trained = [(i, stage) for i, stage in enumerate(before) if isinstance(stage, Train)]
+    if not trained or trained[-1][1].sparsity is None:
+        return []
+    return [i for i, stage in trained if stage.sparsity is None][-1:]
 
 
 def _cut_names(stage: Train | Prune) -> tuple[str, str]:

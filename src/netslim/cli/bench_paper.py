@@ -1,0 +1,99 @@
+"""`bench paper`: rows of the published tables."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+
+from netslim.cli.common import add_changed_ok, going_on_by
+from netslim.cli.parser import Parser, UsageError
+
+_ABOUT = """\
+Run rows of the published tables from the shipped recipes: several rows, several seeds, within a
+given time. What is finished is never done again, and what two rows have in common is done once.
+
+Stopped, by itself when the time is up or in any other way, the same command goes on. OUT holds the
+results, paper.json and results.md, and beside them what unfinished rows go on from on another
+machine (carried-1.part ...): copy all of it there, and repeat the command.
+"""
+_MORE = """\
+any value of the recipes can be overridden by its dotted name, for all rows alike:
+  netslim bench paper --rows vgg19-cifar10 --minutes 9
+  netslim bench paper --rows resnet56-l1-a resnet56-l1-b --seeds 0 1 2 --data.name hf:cifar10
+  netslim bench paper --small --minutes 60
+"""
+
+
+def register(parser: Parser) -> None:
+    """Flags of the command."""
+    parser.carries_out(_paper, about=_ABOUT, more=_MORE, dotted=True)
+    parser.add_argument(
+        "--rows",
+        metavar="ROW",
+        nargs="+",
+        help="names of recipes (default: the published rows that say most for their time)",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="the small twins of the rows (default: of all rows)"
+    )
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="of weights, order and augmentation (default: 0)",
+    )
+    parser.add_argument(
+        "--minutes", metavar="M", type=float, help="stop by then (default: when all is finished)"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("paper"),
+        help="where the results go (default: paper)",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/paper"),
+        help="where the run folders lie (default: runs/paper)",
+    )
+    parser.add_argument(
+        "--page", metavar="FILE", type=Path, help="the page (default: results.md in OUT)"
+    )
+    add_changed_ok(parser)
+
+
+def _paper(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from netslim.training.commands.paper import carry_out, default_rows, recipes, told
+
+    if options.minutes is not None and options.minutes <= 0:
+        raise UsageError(f"--minutes {options.minutes:g}: give more than 0")
+    if "seed" in overrides:
+        raise UsageError("--seed: say it by --seeds")
+    asked = recipes(
+        options.rows or default_rows(options.small), options.seeds, overrides, small=options.small
+    )
+    again, begun = shlex.join(shlex.split(options.typed)), time.monotonic()
+    with going_on_by(again, options.runs):
+        done = carry_out(
+            asked,
+            options.out,
+            options.runs,
+            page=options.page,
+            minutes=options.minutes,
+            changed_ok=options.changed_ok,
+        )
+    print(told(done, options.minutes, time.monotonic() - begun))
+    print(f"results: {options.out / 'paper.json'}")
+    print(f"page: {options.page or options.out / 'results.md'}")
+    if done.stopped:
+        print(f"go on with: {again}")
+    for row, problem in done.failed.items():
+        print(f"{row} failed: {problem}")
+    return int(bool(done.failed))
