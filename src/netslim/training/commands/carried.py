@@ -2,9 +2,9 @@
 
 A finished stage is carried with its weights and its marker, an unfinished one with its last
 checkpoint; optimizer states of finished stages, pages and logs stay behind. All of it is one
-archive, cut into parts of 16 MiB that lie beside the results::
+archive, cut into parts that lie beside the results::
 
-    carried-1.part ... carried-6.part       with paper.json and results.md at most eight files
+    carried-1.part ... carried-4.part       of 15 MiB, with paper.json and results.md six files
 
 Rows that do not fit go on from their run folders alone, which is said.
 """
@@ -21,8 +21,9 @@ from pathlib import Path, PurePosixPath
 from netslim._support import write_atomic
 from netslim.errors import RecipeError
 
-PART = 16 * 2**20  # bytes
-PARTS = 6
+# So that all of it is less than 64 MiB, which is as much as some places let out.
+PART = 15 * 2**20  # bytes
+PARTS = 4
 _OF_STAGES = ("stage.json", "model.safetensors", "plan.json", "metrics.csv", "copied")
 _OF_RUNS = ("config.yaml", "environment.json")
 _UNFINISHED = ("last.ckpt", "best.safetensors", "metrics.csv")

@@ -33,7 +33,7 @@ from netslim.training.recipe.extends import SMALL
 from netslim.training.recipe.files import shipped
 from netslim.training.recipe.reading import load_recipe
 from netslim.training.recipe.schema import Recipe
-from netslim.training.stages.changes import ONLY_TOLD, basis, differing
+from netslim.training.stages.changes import basis, differing
 from netslim.training.stages.folder import FORMAT, RunFolder, read_json, write_json
 from netslim.training.stages.runner import run
 
@@ -48,6 +48,7 @@ ORDER = (
     *("vgg16-l1-a", "vgg19-cifar10-multipass", "resnet56-csgd"),
 )
 RESERVE = 20.0  # seconds for what stands behind the last epoch: a cut, its proof, the test images
+_NO_CONDITIONS = ("seed", "data.root", "data.download")
 Row = dict[str, Any]
 
 
@@ -252,14 +253,17 @@ def _row(recipe: Recipe, folder: RunFolder, results: Row, copied: Sequence[str])
 
 
 def conditions(recipe: Recipe) -> list[str]:
-    """In what a run differs from the recipe as it is shipped, if it is one of those."""
+    """In what that results depend on a run differs from the recipe as it is shipped, if it is one
+    of those.
+    """
     if recipe.name not in shipped():
         return []
-    plain = load_recipe(recipe.name).to_dict()
+    count = len(recipe.stages)
+    found = differing(basis(load_recipe(recipe.name), count), basis(recipe, count))
     return [
         f"{key}: {ours} in the place of {theirs}"
-        for key, theirs, ours in differing(plain, recipe.to_dict())
-        if key != "seed" and key.split(".")[0] not in ONLY_TOLD
+        for key, theirs, ours in found
+        if key not in _NO_CONDITIONS
     ]
 
 
