@@ -11,12 +11,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from netslim.errors import RecipeError
 from netslim.training.commands.status import recipe_in
 from netslim.training.recipe.schema import Recipe
 from netslim.training.stages.changes import kept
+from netslim.training.stages.environment import versions
 from netslim.training.stages.folder import RunFolder, StageFolder
 from netslim.training.stages.runner import claimed
 
@@ -69,10 +71,18 @@ def _finished_elsewhere(recipe: Recipe, folder: RunFolder, others: Path) -> list
         with suppress(RecipeError):  # of another version, or damaged: nothing to begin with
             other = recipe_in(RunFolder(config.parent))
             stages = list(_stages(other, RunFolder(config.parent)))
-            count = next((n for n, s in enumerate(stages) if not s.marker.exists()), len(stages))
+            count = len(list(takewhile(_of_these_versions, stages)))
             same = kept(other, recipe, count)
             found.append([(stage.label, stage.path) for stage in stages[:same]])
     return max(found, key=len)
+
+
+def _of_these_versions(stage: StageFolder) -> bool:
+    """Whether a stage is finished, and with the versions of packages that there are now: with
+    others it would be refused.
+    """
+    done = stage.results()
+    return done is not None and (done.get("stands_on") or {}).get("versions") == versions()
 
 
 __all__ = ["begin"]
