@@ -132,6 +132,12 @@ def things(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Made once: no call of the tests that share them gets as far as to change one."""
+    return things(tmp_path_factory.mktemp("arguments"))
+
+
 def misplaced() -> list[tuple[str, int, str]]:
     cases = []
     for name, arguments in CALLS.items():
@@ -146,10 +152,9 @@ def misplaced() -> list[tuple[str, int, str]]:
 
 
 @pytest.mark.parametrize(("name", "position", "thing"), misplaced())
-def test_an_argument_of_another_kind_is_refused(tmp_path, name, position, thing):
-    given = things(tmp_path)
-    arguments = [given[right] for right in CALLS[name]]
-    arguments[position] = given[thing]
+def test_an_argument_of_another_kind_is_refused(made, name, position, thing):
+    arguments = [made[right] for right in CALLS[name]]
+    arguments[position] = made[thing]
     with pytest.raises(NetslimError):
         public(name)(*arguments, **KEYWORDS.get(name, {}))
 
@@ -163,11 +168,10 @@ SWAPPED = [
 
 
 @pytest.mark.parametrize(("name", "first", "second"), SWAPPED)
-def test_swapped_arguments_are_refused(tmp_path, name, first, second):
+def test_swapped_arguments_are_refused(made, name, first, second):
     if (name, first, second) == ("verify", 0, 1):
         return  # both are networks; the plan says which is the smaller one
-    given = things(tmp_path)
-    arguments = [given[right] for right in CALLS[name]]
+    arguments = [made[right] for right in CALLS[name]]
     arguments[first], arguments[second] = arguments[second], arguments[first]
     with pytest.raises(NetslimError):
         public(name)(*arguments, **KEYWORDS.get(name, {}))
@@ -188,8 +192,8 @@ def _is_error(thing: Any) -> bool:
     return isinstance(thing, type) and issubclass(thing, BaseException)
 
 
-def test_the_message_shows_the_call(tmp_path):
-    t = things(tmp_path)
+def test_the_message_shows_the_call(made):
+    t = made
     cases: list[tuple[Callable[[], Any], str]] = [
         (
             lambda: netslim.verify(t["model"], t["model"], t["inputs"], t["inputs"]),
@@ -293,9 +297,9 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("said", REFUSED)
-def test_a_wrong_argument_is_one_whatever_it_is_given_to(tmp_path, said):
+def test_a_wrong_argument_is_one_whatever_it_is_given_to(made, said):
     with pytest.raises(ArgumentError) as caught:
-        REFUSED[said](things(tmp_path))
+        REFUSED[said](made)
     assert said in str(caught.value)
 
 

@@ -266,13 +266,15 @@ def _several(kinds: Sequence[Any], made: type, values: Any) -> Any:
     if not isinstance(values, list):
         raise _other("a list", values)
     if kinds[1:] == (...,) or made is list:
-        kinds = (kinds[0],) * len(values)
-    if len(values) != len(kinds):
-        raise MisfitError(f"{len(values)} values stand where {len(kinds)} should")
+        makers = [_maker(kinds[0])] * len(values)
+    else:
+        makers = [_maker(kind) for kind in kinds]
+    if len(values) != len(makers):
+        raise MisfitError(f"{len(values)} values stand where {len(makers)} should")
     found = []
-    for number, (kind, value) in enumerate(zip(kinds, values, strict=True)):
+    for number, (make, value) in enumerate(zip(makers, values, strict=True)):
         try:
-            found.append(_maker(kind)(value))
+            found.append(make(value))
         except MisfitError as error:
             raise error.within(number) from None
     return made(found)

@@ -211,16 +211,19 @@ def held_out(validation: float | int, total: int) -> int:
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation of every channel, 0..1; of a stream, those of a sample."""
-    total = torch.zeros(split.shape[0], dtype=torch.float64)
-    squares, pixels = torch.zeros_like(total), 0
+    """Mean and population deviation of every channel, 0..1; of a stream, those of a sample.
+
+    Pixels have 256 values: how often each occurs is counted, several times faster than sums of all
+    pixels are formed, and the sums that follow from the counts are exact.
+    """
+    counts = torch.zeros(split.shape[0], 256, dtype=torch.int64)
     for images in _chunks(split):
-        values = images.to(torch.float64)
-        total += values.sum((0, 2, 3))
-        squares += values.square().sum((0, 2, 3))
-        pixels += values.numel() // len(total)
-    mean = total / pixels
-    deviation = (squares / pixels - mean**2).clamp(min=0).sqrt()
+        for channel, row in enumerate(counts):
+            row += torch.bincount(images[:, channel].flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64)
+    pixels = counts[0].sum()
+    mean = (counts * values).sum(1) / pixels
+    deviation = ((counts * values**2).sum(1) / pixels - mean**2).clamp(min=0).sqrt()
     # A channel that is the same everywhere is divided by 1, not by 0.
     deviation = torch.where(deviation > 0, deviation, torch.full_like(deviation, 255.0))
     return tuple((mean / 255).tolist()), tuple((deviation / 255).tolist())

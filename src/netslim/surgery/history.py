@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 
 from torch import Tensor, nn
@@ -150,16 +151,22 @@ def add_notes(model: nn.Module, notes: Iterable[str]) -> None:
         vars(inner)[_WHOLE] = replace(whole, notes=(*whole.notes, *notes)).to_json()
 
 
+# A record is read again whenever a network is saved, loaded or cut, and is the same text in all of
+# its copies. Those of one module's tensors are many and short, those of a whole few and long.
+_read_own = lru_cache(maxsize=1024)(PruningPlan.from_json)
+_read_whole = lru_cache(maxsize=4)(PruningPlan.from_json)
+
+
 def _own(module: nn.Module) -> PruningPlan:
     if _OWN not in vars(module):
         return PruningPlan("", {}, ())
-    return PruningPlan.from_json(vars(module)[_OWN])
+    return _read_own(vars(module)[_OWN])
 
 
 def _whole(module: nn.Module) -> PruningPlan | None:
     held: PruningPlan | str | None = vars(module).get(_WHOLE)
     if isinstance(held, str):
-        return PruningPlan.from_json(held)
+        return _read_whole(held)
     return held
 
 
