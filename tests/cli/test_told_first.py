@@ -20,6 +20,9 @@ def here(tmp_path, monkeypatch):
         Path(name).write_bytes(b"")
     Path("run/01-train").mkdir(parents=True)
     Path("run/01-train/model.safetensors").write_bytes(b"")
+    Path("empty").mkdir()
+    Path("empty/results.json").write_bytes(b"")
+    Path("made_here.py").write_text("def small(width): return 1 + width\n")
 
 
 def told(capsys, *arguments: str) -> str:
@@ -36,6 +39,12 @@ FIRST = [
     (["prune", "gone.safetensors", *OUT], "cannot read gone.safetensors: No such file"),
     (["prune", "gone.safetensors", *OUT, "--counts", "1"], "cannot read gone.safetensors"),
     (["prune", "zoo:vgg99", *OUT], "there is no model 'zoo:vgg99'"),
+    (["inspect", "zoo:nonet"], "print(netslim.models.names('zoo:'))\" lists them."),
+    (["run", "nope"], "no file and no recipe is called 'nope'; netslim recipes lists those there are"),
+    (["inspect", "zoo:vgg11", "--model.num_classes", "9" * 9999], "999... is too large a number"),
+    (["inspect", "made_here:small", "--model.width", "wide"], "(it was given width='wide')"),
+    (["report", "empty"], "the results are damaged: it is empty."),
+    (["status", "run/02-prune"], "is not there; a run makes it some seconds after it was started"),
     (["prune", "zoo:vgg11", "--weights", "gone.pth", *OUT], "cannot read gone.pth: No such file"),
     (["prune", "zoo:vgg11", *OUT], "say how much goes"),
     (["prune", "zoo:vgg11", *OUT, "--cut-macs", "0.5"], "say what the network takes"),
@@ -61,6 +70,6 @@ FIRST = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "line"), FIRST, ids=[" ".join(one) for one, _ in FIRST])
+@pytest.mark.parametrize(("arguments", "line"), FIRST, ids=[" ".join(one)[:80] for one, _ in FIRST])
 def test_what_is_wrong_first_is_told_first(arguments, line, capsys):
     assert line in told(capsys, *arguments)

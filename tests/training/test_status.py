@@ -79,5 +79,14 @@ def test_what_is_no_run_folder_is_said(tmp_path, content):
         status(tmp_path)
 
 
+def test_a_run_that_has_only_just_begun(tmp_path):
+    """It holds the lock, and has written nothing yet."""
+    begun = RunFolder(tmp_path / "run")
+    with begun.lock(), pytest.raises(RecipeError, match=r"a run begins in .*ask again"):
+        status(begun.path)
+    with pytest.raises(RecipeError, match=r"is not there; a run makes it"):
+        status(tmp_path / "later")
+
+
 def test_times_in_words():
     assert [in_words(seconds) for seconds in (45, 720, 11100)] == ["45 s", "12 min", "3 h 5 min"]

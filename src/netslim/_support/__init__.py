@@ -16,6 +16,7 @@ from netslim._support.files import (
     write_atomic,
 )
 from netslim._support.names import current_directory_importable, from_module, listed, nearest
+from netslim._support.plurals import many
 from netslim._support.reading import (
     DEEPEST,
     LARGEST_TEXT,
@@ -49,6 +50,7 @@ __all__ = [
     "is_number",
     "is_whole",
     "listed",
+    "many",
     "named_file",
     "nearest",
     "opened",

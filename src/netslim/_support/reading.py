@@ -128,6 +128,8 @@ def parse_json(text: str | bytes | bytearray, *, nan: bool = False) -> Any:
     refused: dict[str, Any] = {}
     if not nan:
         refused = {"parse_constant": _refuse_constant, "parse_float": _finite}
+    if not text.strip():
+        raise ValueError("it is empty")
     try:
         found = json.loads(text, parse_int=_whole, object_pairs_hook=_once, **refused)
     except RecursionError:

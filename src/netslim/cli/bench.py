@@ -8,8 +8,10 @@ import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args
 
+from netslim._support import many
 from netslim.cli.common import (
     add_inputs,
     add_trust,
@@ -22,7 +24,7 @@ from netslim.cli.flags import MODELS, RUNTIMES
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.measure.backends import Backend
-from netslim.report.numbers import count
+from netslim.report import numbers
 
 _BENCH = """\
 Time networks side by side: one sample of each in turn, warmed up, in one process, so that a machine
@@ -112,7 +114,7 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         return 0
     print(_table(rows))
     print(
-        f"batches of {options.batch_size}, {device} ({where}), {threads} threads, torch "
+        f"batches of {options.batch_size}, {device} ({where}), {many(threads, 'thread')}, torch "
         f"{torch.__version__}"
     )
     return 0
@@ -160,7 +162,8 @@ def _measure(
 
     inputs = examples(options, options.batch_size)
     counts = {
-        label: _counts(network.eval(), examples(options)) for label, network in networks.items()
+        label: _counts(network.eval(), examples(options), name)
+        for name, (label, network) in zip(options.models, networks.items(), strict=True)
     }
     kinds = dict.fromkeys(options.backend)
     pairs = {(label, kind): f"{label} ({kind})" for kind, label in product(kinds, networks)}
@@ -190,16 +193,19 @@ def _measure(
     return rows
 
 
-def _counts(network: Any, one: Any) -> dict[str, int]:
+def _counts(network: Any, one: Any, name: str) -> dict[str, int]:
+    """What a network costs; its size is that of its file, or of its tensors if it has none."""
     import netslim
     from netslim.measure.count import size_on_disk
 
-    spent = netslim.cost(network, one)
+    spent, size = netslim.cost(network, one), size_on_disk(network)
+    if name.endswith(".safetensors"):
+        size = Path(name).stat().st_size
     return {
         "params": spent.params,
         "macs": spent.macs,
         "activations": spent.activations,
-        "size_bytes": size_on_disk(network),
+        "size_bytes": size,
     }
 
 
@@ -210,7 +216,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         "params",
         "MACs",
         "activations",
-        "size",
+        "size on disk",
         "ms (quartiles)",
         "examples/s",
         "of first",
@@ -218,8 +224,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     lines = [head]
     for row in rows:
         times = f"{row['median_ms']:.3g} ({row['low_ms']:.3g} to {row['high_ms']:.3g})"
-        counts = [count(row[key]).rstrip() for key in ("params", "macs", "activations")]
-        size = f"{count(row['size_bytes'])}B"
+        counts = [numbers.count(row[key]).rstrip() for key in ("params", "macs", "activations")]
+        size = numbers.size(row["size_bytes"])
         last = [f"{row['examples_per_second']:,.1f}", f"{row['of_first']:.2f}"]
         lines.append([row["model"], row["backend"], *counts, size, times, *last])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]

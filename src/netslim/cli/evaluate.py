@@ -15,6 +15,7 @@ from netslim.cli.flags import (
     settings,
 )
 from netslim.cli.parser import Parser
+from netslim.report import numbers
 
 _EVALUATE = """\
 Look at the test images with a network as it is: accuracy, loss, parameters, multiply-accumulates,
@@ -59,7 +60,7 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if found.top5 is not None:
         top5 = f"  top-5 {found.top5:.2%}"
     if found.size_bytes is not None:
-        size = f"  size {found.size_bytes / 1000:,.1f} kB"
+        size = f"  size on disk {numbers.size(found.size_bytes)}"
     print(f"{found.images:,} {found.split} images of {options.data}{crops}")
     print(f"top-1 {found.top1:.2%}{top5}  loss {found.loss:.4f}")
     print(f"parameters {found.params:,}  MACs {found.macs:,}{size}")

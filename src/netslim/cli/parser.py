@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from netslim._support import nearest
+from netslim._support import brief, nearest
 from netslim.cli.dotted import dotted
 from netslim.errors import NetslimError
 
@@ -131,7 +131,8 @@ class Parser(argparse.ArgumentParser):
 
 def _number(found: re.Match[str]) -> str:
     kind = {"int": "a whole number", "float": "a number"}[found[1]]
-    return f"give {kind}, not {found[2]}"
+    value = found[2].strip("'")
+    return f"give {kind}, not {brief(value)}"
 
 
 def typed(tokens: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

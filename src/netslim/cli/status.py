@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from netslim._support import many
 from netslim.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -52,4 +53,4 @@ def _lines(found: Status) -> list[str]:
 def _told(stage: StageStatus) -> str:
     if stage.epochs is None or stage.state == "waiting":
         return stage.state
-    return f"{stage.state}, {stage.done} of {stage.epochs} epochs"
+    return f"{stage.state}, {stage.done} of {many(stage.epochs, 'epoch')}"

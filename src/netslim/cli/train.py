@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from netslim._support import many
 from netslim.cli.common import add_changed_ok, going_on_by
 from netslim.cli.flags import (
     DATA,
@@ -105,7 +106,7 @@ def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> in
         )
     if place().rank:
         return 0
-    print(f"trained for {len(found['curves']['epoch'])} epochs in {found['seconds']:.1f} s")
+    print(f"trained for {many(len(found['curves']['epoch']), 'epoch')} in {found['seconds']:.1f} s")
     print(f"network: {options.out}")
     return 0
 

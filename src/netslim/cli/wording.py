@@ -44,6 +44,8 @@ _FIRST = re.compile(r"([a-z_]+(?:\.[\w*-]+)*)(?=:| must | of '| takes | names )"
 _ALONE = r"(?<![-\w.])"  # not within a longer word, and no flag already
 _VALUE = r"('[^']*'|[-+.\w]*\w)"
 _TWICE = re.compile(r"(--[\w-]+) \(\1\)")  # by its name in Python, and by its flag
+_LISTING = re.compile(r"netslim\.models\.names\(('\w+:')\) lists the \w+ models")
+_IN_A_SHELL = r'python -c "import netslim; print(netslim.models.names(\1))" lists them'
 _YAML = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -90,6 +92,7 @@ def in_words_of(parser: Parser, overrides: Mapping[str, str]) -> Iterator[None]:
 def said(text: str, parser: Parser, overrides: Collection[str] = ()) -> str:
     """A message of the library as the user of this command would say it."""
     flags = keys(parser)
+    text = _LISTING.sub(_IN_A_SHELL, text)
     if "recipe" in (action.dest for action in parser.positional()):
         return _as_in_recipes(text)
     if "limits" in flags:  # no other flag of a command sets limits layer by layer

@@ -251,7 +251,7 @@ def _parts(
     notes = raw.notes
     if raw.unreadable:
         left_out = f"{name}: {told(raw.unreadable)}"
-        warnings.warn(f"{left_out}; Data.unreadable lists all of them", stacklevel=3)
+        warnings.warn(left_out, stacklevel=3)
         notes = (*notes, f"{left_out}.")
     if subset is not None and subset < len(splits["train"]):
         whole = splits["train"]

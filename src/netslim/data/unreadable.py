@@ -38,5 +38,5 @@ def refuse_many(problems: Sequence[PictureError], count: int, allowed: float) ->
     if len(problems) > allowed * count:
         raise DataError(
             f"{named(problems, '; ')}; that is {len(problems):,} of {count:,} pictures: replace or "
-            "remove them, or raise `unreadable`, the share that may be left out"
+            "remove them, or raise data.unreadable, the share that may be left out"
         )

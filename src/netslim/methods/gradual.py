@@ -41,7 +41,15 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 import netslim.ranks as ranks
-from netslim._support import brief, check_batches, checks_calls, described, is_format, is_whole
+from netslim._support import (
+    brief,
+    check_batches,
+    checks_calls,
+    described,
+    is_format,
+    is_whole,
+    many,
+)
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
@@ -400,7 +408,8 @@ class GradualPruning:
             )
         if state["steps"] != self.steps:
             raise ArgumentError(
-                f"the state is of {state['steps']} steps, this GradualPruning of {self.steps}"
+                f"the state is of {many(state['steps'], 'step')}, this GradualPruning of "
+                f"{self.steps}"
             )
         with _ranks_of(self.model):
             told = json.dumps(dict(state), default=str)

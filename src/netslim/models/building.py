@@ -16,7 +16,14 @@ from typing import Any
 from torch import Tensor, nn
 
 import netslim.models.zoo as zoo
-from netslim._support import brief, checks_calls, current_directory_importable, from_module, nearest
+from netslim._support import (
+    brief,
+    checks_calls,
+    current_directory_importable,
+    from_module,
+    listed,
+    nearest,
+)
 from netslim.errors import ArgumentError, CheckpointError, NetslimError, RecipeError
 from netslim.graph.modules.ambient import holding_values
 from netslim.models.batch_norms import add_bn as insert_bn
@@ -310,10 +317,10 @@ def names(prefix: str = "") -> list[str]:
         ['zoo:resnet20']
     """
     found: list[str] = []
-    for source, listed in _LISTS.items():
+    for source, listing in _LISTS.items():
         # The others are not asked, as torchvision and timm are slow to import.
         if f"{source}:".startswith(prefix) or prefix.startswith(f"{source}:"):
-            found += [f"{source}:{name}" for name in listed()]
+            found += [f"{source}:{name}" for name in listing()]
     return sorted(name for name in found if name.startswith(prefix))
 
 
@@ -352,6 +359,14 @@ def _known_weights(name: str, kwargs: Mapping[str, Any]) -> str:
     return "" if asked in known else f"; its weights are called {', '.join(known)}"
 
 
+def _options_given(kwargs: Mapping[str, Any]) -> str:
+    """Which options a factory was given, for it may not say which of them it cannot take."""
+    if not kwargs:
+        return ""
+    given = [f"{option}={brief(value)}" for option, value in kwargs.items()]
+    return f" (it was given {listed(given)})"
+
+
 def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.Module:
     _check_arguments(name, factory, kwargs)
     try:
@@ -370,7 +385,8 @@ def _call(name: str, factory: Callable[..., Any], kwargs: dict[str, Any]) -> nn.
                     "beside it, needs its weights once, and its checkpoints open without them"
                 )
         raise RecipeError(
-            f"{name} could not be built: {type(error).__name__}: {error}{hint}"
+            f"{name} could not be built: {type(error).__name__}: {error}"
+            f"{_options_given(kwargs)}{hint}"
         ) from error
     if not isinstance(model, nn.Module):
         found = type(model).__name__

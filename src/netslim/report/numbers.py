@@ -17,6 +17,11 @@ def count(number: float) -> str:
     return f"{number:g} "
 
 
+def size(number: float) -> str:
+    """Bytes, as `count`: 6.632 kB."""
+    return f"{count(number)}B"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A share as a percentage."""
     if not math.isfinite(share):
@@ -67,4 +72,4 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-__all__ = ["MISSING", "count", "duration", "flat", "gone", "percent", "signed"]
+__all__ = ["MISSING", "count", "duration", "flat", "gone", "percent", "signed", "size"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netslim.report.numbers import MISSING, count, percent, signed
+from netslim.report.numbers import MISSING, count, percent, signed, size
 
 Row = Mapping[str, Any]
 METRICS = {  # key of a row: heading, what one may want to know about it
@@ -39,7 +39,7 @@ def value(row: Row, key: str) -> str:
             return MISSING
         return f"{ms:#.3g} ms"
     if key == "size_bytes":
-        return f"{count(row[key])}B"
+        return size(row[key])
     return count(row[key])
 
 

@@ -28,6 +28,7 @@ from netslim._support import (
     brief,
     checks_calls,
     is_format,
+    many,
     named_file,
     parse_json,
     read_text,
@@ -191,7 +192,9 @@ class LatencyTable:
         return resource.total(counts.kept(masks or {}))
 
     def __str__(self) -> str:
-        where = f"{self.device}, {self.threads} threads" if self.device == "cpu" else self.device
+        where = self.device
+        if where == "cpu":
+            where = f"cpu, {many(self.threads, 'thread')}"
         shapes = " ".join("x".join(map(str, shape)) for shape in self.inputs)
         lines = [
             f"{self.backend} on {where}, inputs {shapes}, {self.date}",

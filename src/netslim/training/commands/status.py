@@ -98,14 +98,21 @@ def recipe_in(folder: RunFolder) -> Recipe:
         RecipeError: it is none, or its config.yaml is damaged.
     """
     if not folder.config.is_file():
-        raise RecipeError(
-            f"{folder.path} is no run folder, for it has no config.yaml: give the --out of a run"
-        )
+        raise RecipeError(_nothing(folder.path))
     tree = read_settings(folder.config, "give the --out of another run")
     try:
         return parse_recipe(tree, whole=False)
     except NetslimError as error:
         raise RecipeError(f"{folder.config} is no recipe of this version ({error})") from None
+
+
+def _nothing(folder: Path) -> str:
+    """Why there is no config.yaml in a folder."""
+    if not folder.exists():
+        return f"{folder} is not there; a run makes it some seconds after it was started"
+    if (process := _worker(folder / ".lock")) is not None:
+        return f"a run begins in {folder} ({process}), and has written nothing yet: ask again"
+    return f"{folder} is no run folder, for it has no config.yaml: give the --out of a run"
 
 
 def _worker(lock: Path) -> str | None:

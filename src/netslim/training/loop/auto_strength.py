@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import netslim.ranks as ranks
+from netslim._support import many
 from netslim.graph.modules.duplicating import duplicate
 from netslim.methods.slimming import hardly_moved_by
 from netslim.methods.threshold import NEAR_ZERO
@@ -246,10 +247,11 @@ def sentence(choice: Mapping[str, Any]) -> str:
     runs = ", ".join(f"{trial['strength']:.2g}: {trial['share']:.0%}" for trial in choice["trials"])
     longer = choice.get("longer")
     if longer:
-        runs += f"; of {longer['epochs']} epochs, {longer['strength']:.2g}: {longer['share']:.0%}"
+        epochs = many(longer["epochs"], "epoch")
+        runs += f"; of {epochs}, {longer['strength']:.2g}: {longer['share']:.0%}"
     return (
         f"strength {choice['strength']:.3g} should leave {choice['share']:.0%} of the scales "
-        f"near zero, by short runs (of {choice['epochs']} epochs, {runs})"
+        f"near zero, by short runs (of {many(choice['epochs'], 'epoch')}, {runs})"
     )
 
 

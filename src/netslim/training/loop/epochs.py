@@ -48,6 +48,7 @@ COLUMNS = (
 )
 
 _NOT = " is not finite"
+_USUAL = {"sgd": 0.1, "adamw": 1e-3}  # learning rates that nothing is known to be too high for
 _FLOOR = 1e-4  # of the loss scale, which is halved after each step that overflows, from 65536
 
 Row = dict[str, Any]
@@ -322,7 +323,8 @@ class EpochRecord(pl.Callback):
     def _message(self, trainer: pl.Trainer, step: int, what: str) -> str:
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
-        name, rate = module.stage.name, module.stage.optimizer.lr
+        name, optimizer = module.stage.name, module.stage.optimizer
+        lower = min(optimizer.lr / 10, _USUAL[optimizer.name])
         if _loss_scale(trainer) is not None:
             what += ", in numbers that end at 65504: try --trainer.precision bf16 or float32, or"
         else:
@@ -330,7 +332,7 @@ class EpochRecord(pl.Callback):
         return (
             f"stage {self.folder.label}, epoch {trainer.current_epoch + 1}, step {step} of "
             f"{module.steps_per_epoch}: {what} a lower learning rate "
-            f"(--stages.{name}.optimizer.lr {rate / 10:g}), a warm-up "
+            f"(--stages.{name}.optimizer.lr {lower:g}), a warm-up "
             f"(--stages.{name}.schedule.warmup 1) or clipped gradients (--stages.{name}.clip "
             f"1), with a new --out; {self.kept()}"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from netslim._support import nearest
+from netslim._support import many, nearest
 from netslim.data.preprocessing import check_normalisation
 from netslim.errors import ArgumentError, DataError, RecipeError
 from netslim.models.other_files import WEIGHTS, no_checkpoint
@@ -298,9 +298,9 @@ def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
     falls = cut_epochs(replace(options, steps=min(options.steps, _MOST_STEPS)), stage.epochs)
     if len(set(falls)) < options.steps or falls[0] < 1:
         raise RecipeError(
-            f"{where}.steps: {options.steps} steps, each at an epoch's end, do not fit between "
-            f"{options.begin:g} and {options.end:g} of {stage.epochs} epochs; take fewer "
-            "steps, more epochs, or a larger part of them"
+            f"{where}.steps: {many(options.steps, 'step')}, each at an epoch's end, do not fit "
+            f"between {options.begin:g} and {options.end:g} of {many(stage.epochs, 'epoch')}; "
+            "take fewer steps, more epochs, or a larger part of them"
         )
     _check_amounts(options, where)
     _check_named(options.scoring, where)

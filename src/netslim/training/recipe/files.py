@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from netslim._support import checks_calls, nearest, read_text, reason, refusing
+from netslim._support import brief, checks_calls, nearest, read_text, reason, refusing
 from netslim.errors import RecipeError
 from netslim.training.recipe.extends import SMALL, resolved
 
 _LARGEST = 4 * 2**20  # bytes of a recipe
 _DEEPEST = 50
 _MOST_NODES = 100_000
+_DIGITS = 1000  # of a whole number; what it may be, the schema says
 
 
 @checks_calls
@@ -80,7 +81,7 @@ def _text(source: str) -> str:
     path = Path(source)
     try:
         if path.suffix not in (".yaml", ".yml") and not path.exists():
-            known = nearest(source, shipped())
+            known = nearest(source, shipped(), otherwise="; netslim recipes lists those there are")
             raise RecipeError(f"no file and no recipe is called {source!r}{known}")
         return read_text(path, _LARGEST)
     except UnicodeDecodeError:
@@ -126,7 +127,7 @@ def read_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(reason(error)) from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"a value cannot be read ({error})") from None
+        raise ValueError(f"a value cannot be read ({reason(error)})") from None
 
 
 def read_settings(path: Path, remedy: str) -> dict[str, Any]:
@@ -179,9 +180,16 @@ class _Loader(_Base):  # type: ignore[misc] # PyYAML has no types
     pass
 
 
+def _whole_number(loader: _Loader, node: Any) -> int:
+    if len(node.value) > _DIGITS:  # Python would say how many digits it takes at most
+        raise ValueError(f"{brief(node.value)} is too large a number")
+    return int(loader.construct_yaml_int(node))
+
+
 _Loader.yaml_implicit_resolvers = {
     key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netslim._support import many
 from netslim.training.recipe.schema import (
     Baseline,
     Convert,
@@ -33,12 +34,12 @@ def headline(stage: Stage) -> str:
         return f"{does}: {what}"
     if not isinstance(stage, Train):
         return _OTHERS[type(stage)]
-    parts = [f"train for {stage.epochs} epochs"]
+    parts = [f"train for {many(stage.epochs, 'epoch')}"]
     if stage.sparsity is not None:
         parts.append(_method(stage.sparsity))
     if stage.gradual is not None:
         what = ", ".join(_amounts(stage.gradual)[:2])
-        parts.append(f"cut in {stage.gradual.steps} steps: {what}")
+        parts.append(f"cut in {many(stage.gradual.steps, 'step')}: {what}")
     if stage.distill is not None:
         parts.append("with a teacher")
     return ", ".join(parts)

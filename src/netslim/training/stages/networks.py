@@ -52,6 +52,21 @@ from netslim.training.stages.teachers import as_trained
 Results = dict[str, Any]
 
 
+def check_shares(recipe: Recipe) -> None:
+    """Refuse batches that cannot be shared out among the ranks.
+
+    Raises:
+        RecipeError: says which sizes can.
+    """
+    count, batch = ranks.count(), recipe.data.batch_size
+    if batch % count:
+        lower = batch - batch % count
+        raise RecipeError(
+            f"data.batch_size: {batch} images are not the same number for each of {count} "
+            f"processes; say {max(lower, count)} or {lower + count}"
+        )
+
+
 class Networks:
     """The networks and the data of a run; the data is loaded when it is first needed."""
 
@@ -129,7 +144,7 @@ class Networks:
         """
         if ranks.count() == 1:
             return
-        ranks.everywhere("the batch size", self._check_shares)
+        ranks.everywhere("the batch size", partial(check_shares, self.recipe))
         recipe, own = self.recipe.to_dict(), "give all of them the same"
         ranks.agree("the recipe", json.dumps(recipe, sort_keys=True), f"{own} command and files")
         # What one process downloads, the others of its machine find.
@@ -138,15 +153,6 @@ class Networks:
         sizes = [len(split) for split in (self.data.train, self.data.validation, self.data.test)]
         told = json.dumps([sizes, self.data.preprocessing.to_json()])
         ranks.agree("the images", told, f"{own} data set")
-
-    def _check_shares(self) -> None:
-        count, batch = ranks.count(), self.recipe.data.batch_size
-        if batch % count:
-            lower = batch - batch % count
-            raise RecipeError(
-                f"data.batch_size: {batch} images are not the same number for each of {count} "
-                f"processes; say {max(lower, count)} or {lower + count}"
-            )
 
     def _load_data(self, first: bool) -> None:
         if first == (processes.place().local_rank == 0):

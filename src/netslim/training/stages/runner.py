@@ -68,7 +68,7 @@ from netslim.training.stages.folder import FORMAT, RunFolder, StageFolder, read_
 from netslim.training.stages.foresight import foresee
 from netslim.training.stages.headlines import headline
 from netslim.training.stages.measure import AS_BUILT, entries, timed
-from netslim.training.stages.networks import Networks, Results
+from netslim.training.stages.networks import Networks, Results, check_shares
 from netslim.training.stages.results import assemble
 
 _CURVES = ("epoch", "train_loss", "penalty", "val_loss", "val_accuracy", "near_zero")
@@ -131,6 +131,7 @@ def run(
     with processes.joined(recipe.trainer) as here, ExitStack() as held:
         if here.rank:
             display = silent()
+        ranks.everywhere("the batch size", partial(check_shares, recipe))
         notice = ranks.shared("the run folder", lambda: claimed(folder, recipe, held))
         if notice:
             display.say(notice)
