@@ -33,10 +33,9 @@ def test_bisection_by_hand():
     assert found.best == found.candidates[2]
     assert found.network == 0.3  # a drop of exactly what is allowed passes
     assert str(found).splitlines()[1].split() == ["40.0%", "0.5000", "+0.4000", "failed"]
-    assert (
-        found.verdict
-        == "a cut of 30.0% loses 0.3 of the 0.3 allowed; the next larger one that was tried, "
-        "40.0% loses 0.4"
+    assert found.verdict == (
+        "The largest cut within a drop of 0.3 that was found: 30.0% loses 0.3. The next larger one "
+        "that was tried, 40.0% loses 0.4."
     )
 
 
@@ -47,8 +46,9 @@ def test_where_everything_passes_the_largest_is_tried_last():
     assert shares(found) == [0.45, 0.675, 0.9]
     assert found.best is not None
     assert found.best.share == 0.9
-    assert found.verdict.startswith(
-        "every cut passed: the largest that was asked for, 90.0% loses 0;"
+    assert found.verdict == (
+        "Every cut passed. The largest cut within a drop of 0 that was found: 90.0% loses 0. The "
+        "network may be smaller still: give more max_tries, or a larger high."
     )
 
 
@@ -57,8 +57,10 @@ def test_where_nothing_passes_it_says_so():
         lambda share: share, lambda _: 0.1, max_drop=0.01, baseline=1.0, tolerance=0.3
     )
     assert (found.best, found.network) == (None, None)
-    assert found.verdict.startswith(
-        "no cut passed: even the smallest that was tried, 23.8% loses 0.9, and 0.01"
+    assert found.verdict == (
+        "No cut is within a drop of 0.01: even the smallest that was tried, 23.8% loses 0.9. Let "
+        "candidates recover for longer (in make), allow a larger drop, or look at smaller cuts (a "
+        "smaller tolerance)."
     )
 
 
@@ -84,7 +86,7 @@ def test_a_share_out_of_reach_counts_as_failed_and_is_no_try():
         (0.3, 1.0),
         (0.35, None),
     ]
-    assert found.verdict.endswith("the next larger one that was tried, 35.0% cannot be reached")
+    assert found.verdict.endswith("Larger cuts cannot be reached: min_channels=1 allows 30 %")
     with pytest.raises(PlanError, match=r"no share from 0 to 0\.3 can be reached: too small"):
         netslim.search(lambda _: raising("too small"), line, max_drop=0, baseline=1.0, high=0.3)
 

@@ -101,6 +101,8 @@ def check_batches(batches: Any) -> Iterable[Any]:
 
 def is_number(value: Any) -> bool:
     """Whether it is a number that can be computed with: no flag, no integer of too many digits."""
+    if type(value) is float:
+        return True
     return is_whole(value) or (isinstance(value, Real) and not isinstance(value, Integral))
 
 

@@ -52,7 +52,7 @@ def refusing(error: type[NetslimError], what: str, remedy: str) -> Iterator[None
 def first_line(problem: Exception) -> str:
     """What a library says of its error, in short."""
     lines = str(problem).strip().splitlines() or [type(problem).__name__]
-    return lines[0].rstrip(".")
+    return lines[0].rstrip(".")[:_LONGEST_SAID]
 
 
 def reason(problem: Exception) -> str:

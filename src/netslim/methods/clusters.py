@@ -1,4 +1,10 @@
-"""Which channels are to become equal: clusters of a group's units, and how many each group gets."""
+"""Which channels are to become equal: clusters of a group's units, and how many each group gets.
+
+Channels of one cluster end as copies of each other, at the mean of what they were (`centripetal`).
+So the less their kernels differ before, the less training has to move them, which is what k-means
+makes small; `even` and `imbalanced` ask nothing of the kernels, and are what the paper compares
+with. A group has as many channels in the end as it has clusters.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +76,8 @@ def canonical(labels: np.ndarray) -> Labels:
 def _filled(kernels: np.ndarray, labels: Labels, clusters: int) -> Labels:
     """Split clusters until there are as many as wanted."""
     labels = labels.copy()
+    # What is farthest from its mean costs its cluster most, so it is the best one to take out.
+    # Where all members are equal, any will do: the width that was asked for counts.
     for fresh in range(labels.max() + 1, clusters):
         sizes = np.bincount(labels)
         means = np.stack([kernels[labels == c].mean(0) for c in range(fresh)])

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,7 @@ class SearchResult(Generic[Network]):
             journal.
         baseline: the score of the uncut network.
         max_drop: what a candidate may lose of it.
-        verdict: the outcome in a sentence.
+        verdict: the outcome in a sentence or two.
 
     Example:
         >>> def make(share):
@@ -190,7 +190,7 @@ def search(
             f"no share from {low:g} to {high:g} can be reached: {trials.candidates[-1].note}"
         )
     best = max((item for item in reached if item.passed), key=lambda item: item.share, default=None)
-    verdict = _verdict(trials.candidates, best, baseline, max_drop, high)
+    verdict = outcome(trials.candidates, best, baseline, _terms(max_drop))
     return SearchResult(tuple(trials.candidates), best, trials.network, baseline, max_drop, verdict)
 
 
@@ -309,37 +309,59 @@ def _finite(score: Any, share: float) -> float:
     return float(score)
 
 
-def _verdict(
-    candidates: list[Candidate],
-    best: Candidate | None,
-    baseline: float,
-    max_drop: float,
-    high: float,
+@dataclass(frozen=True)
+class Terms:
+    """What a verdict speaks in: an option has another name in Python than at a command.
+
+    Attributes:
+        allowed: what may be lost.
+        loses: from a share and what its network lost to both in words.
+        longer, finer, larger: how candidates train longer, smaller cuts are tried, and larger ones.
+    """
+
+    allowed: str
+    loses: Callable[[float, float], str]
+    longer: str
+    finer: str
+    larger: str
+
+
+def outcome(
+    candidates: Sequence[Candidate], best: Candidate | None, baseline: float, terms: Terms
 ) -> str:
-    """The outcome in a sentence; some candidate has a score."""
-    in_order = sorted(candidates, key=lambda item: item.share)
+    """What a search found, in a sentence or two; some candidate has a score."""
+
+    def loses(item: Candidate) -> str:
+        assert item.score is not None
+        return terms.loses(item.share, baseline - item.score)
+
     if best is None:
-        smallest = next(item for item in in_order if item.score is not None)
+        smallest = min((item for item in candidates if item.score is not None), key=_share)
         return (
-            f"no cut passed: even the smallest that was tried, {_loses(smallest, baseline)}, and "
-            f"{max_drop:g} is allowed; recover for longer, allow more, or search more finely "
-            "(tolerance)"
+            f"No cut is within {terms.allowed}: even the smallest that was tried, "
+            f"{loses(smallest)}. Let candidates recover for longer ({terms.longer}), allow a "
+            f"larger drop, or look at smaller cuts ({terms.finer})."
         )
-    told = _loses(best, baseline)
-    beyond = [item for item in in_order if item.share > best.share]
-    if not beyond:
-        wanted = "asked for" if best.share >= round(high, _DIGITS) else "tried"
-        return (
-            f"every cut passed: the largest that was {wanted}, {told}; the network may be "
-            "smaller still"
-        )
-    return (
-        f"a cut of {told} of the {max_drop:g} allowed; the next larger one that was tried, "
-        f"{_loses(beyond[0], baseline)}"
+    larger = (item for item in candidates if item.share > best.share)
+    beyond = min(larger, key=_share, default=None)
+    text = f"The largest cut within {terms.allowed} that was found: {loses(best)}."
+    if beyond is None:
+        return f"Every cut passed. {text} The network may be smaller still: {terms.larger}."
+    if beyond.score is None:
+        return f"{text} Larger cuts cannot be reached: {beyond.note}"
+    return f"{text} The next larger one that was tried, {loses(beyond)}."
+
+
+def _share(item: Candidate) -> float:
+    return item.share
+
+
+def _terms(max_drop: float) -> Terms:
+    """Shares, and scores in whatever unit `evaluate` gives them."""
+    return Terms(
+        f"a drop of {max_drop:g}",
+        lambda share, drop: f"{share:.1%} loses {drop:z.4g}",
+        "in make",
+        "a smaller tolerance",
+        "give more max_tries, or a larger high",
     )
-
-
-def _loses(item: Candidate, baseline: float) -> str:
-    if item.score is None:
-        return f"{item.share:.1%} cannot be reached"
-    return f"{item.share:.1%} loses {baseline - item.score:z.4g}"

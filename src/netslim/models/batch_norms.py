@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -24,6 +25,7 @@ from netslim.errors import ArgumentError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.batches import inputs_of
+from netslim.graph.modules.moments import RunningMoments
 from netslim.graph.modules.walk import named_modules
 from netslim.models.inserting import (
     Model,
@@ -95,7 +97,7 @@ def add_bn(
     inputs = examples_for(model, example_inputs)
     lacking = _lacking(model, inputs, linear)
     refuse_taken({path: layer for path, (layer, _) in lacking.items()}, "norm")
-    moments: dict[Layer, _Moments] = {}
+    moments: dict[Layer, RunningMoments] = {}
     if measuring is not None:
         moments = _measured(model, lacking.values(), measuring)
     for layer, norm in lacking.values():
@@ -179,7 +181,7 @@ def _without_scale(graph: ChannelGraph, path: str, layer: Layer) -> bool:
     return any(not g.frozen for g in made) and not any(g.tensors("scale") for g in made)
 
 
-def _identity(kind: type[_BatchNorm], layer: Layer, measured: _Moments | None) -> _BatchNorm:
+def _identity(kind: type[_BatchNorm], layer: Layer, measured: RunningMoments | None) -> _BatchNorm:
     """A BN that hands on the outputs of the layer, on its device and in its dtype.
 
     It computes ``(x - mean) / sqrt(var + eps) * scale + shift``.
@@ -198,51 +200,32 @@ def _identity(kind: type[_BatchNorm], layer: Layer, measured: _Moments | None) -
             var.sub_(bn.eps)
             return bn
         mean.copy_(measured.mean)
-        var.copy_(measured.variance())
+        var.copy_(measured.spread / max(measured.count - 1, 1))  # as BN itself estimates it
         # Of the statistics as they were rounded to the layer's precision, for these it undoes.
         bn.weight.copy_((var.double().cpu() + bn.eps).sqrt())
         bn.bias.copy_(mean)
     return bn
 
 
-class _Moments:
-    """Mean and variance of each channel over all places of all batches, in float64.
-
-    Batches are merged by their means and their sums of squares about these (Chan et al. 1979): the
-    difference of large sums, which the textbook's formula takes, would lose the variance of a
-    channel whose mean is far from 0.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.squares = torch.zeros(())
-
-    def add(self, layer: nn.Module, args: Any, output: Tensor) -> None:
-        """A forward hook: take in outputs ``(N, C, ...)``."""
-        values = output.detach().transpose(0, 1).flatten(1)
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        var, mean = (t.double().cpu() for t in torch.var_mean(values, dim=1, correction=0))
-        new, total = values.shape[1], self.count + values.shape[1]
-        away = mean - self.mean
-        self.squares = self.squares + var * new + away**2 * (self.count * new / total)
-        self.mean, self.count = self.mean + away * (new / total), total
-
-    def variance(self) -> Tensor:
-        return self.squares / max(self.count - 1, 1)
-
-
 def _measured(
     model: nn.Module, lacking: Iterable[Lacking], examples: Iterable[Any]
-) -> dict[Layer, _Moments]:
+) -> dict[Layer, RunningMoments]:
     """The statistics of the outputs of the layers."""
-    found = {layer: _Moments() for layer, _ in lacking}
+    found = {layer: RunningMoments() for layer, _ in lacking}
     with ExitStack() as hooks:
         for layer, moments in found.items():
-            hooks.callback(layer.register_forward_hook(moments.add).remove)
+            hooks.callback(layer.register_forward_hook(partial(_take_in, moments)).remove)
         for inputs in examples:
             run(model, inputs)
     return found
+
+
+def _take_in(moments: RunningMoments, layer: nn.Module, args: Any, output: Tensor) -> None:
+    """With the moments before it, a forward hook for outputs (N, C, ...)."""
+    values = output.detach().transpose(0, 1).flatten(1)
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    var, mean = (t.double().cpu() for t in torch.var_mean(values, dim=1, correction=0))
+    moments.join(values.shape[1], mean, var * values.shape[1])
 
 
 def _each(batches: Iterable[Any]) -> Iterator[Any]:

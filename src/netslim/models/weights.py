@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from netslim._support import listed, nearest, opened, reason
+from netslim._support import first_line, listed, nearest, opened, reason
 from netslim.errors import CheckpointError
 from netslim.models.other_files import EXPORTS, no_checkpoint
 
@@ -90,9 +90,9 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]:
         raise _with_code(path, error) from None
     except Exception as error:  # what stands in a pickle is called, and may fail in any way
         raise CheckpointError(
-            f"{path} is no whole file of weights ({type(error).__name__}: {_first(error)}); it may "
-            "be truncated, or of another kind: take another copy, or write the state dict again "
-            "with torch.save(model.state_dict(), 'weights.pth')"
+            f"{path} is no whole file of weights ({type(error).__name__}: {first_line(error)}); it "
+            "may be truncated, or of another kind: take another copy, or write the state dict "
+            "again with torch.save(model.state_dict(), 'weights.pth')"
         ) from None
     state, key = _state_in(content, path)
     for name, tensor in state.items():
@@ -128,10 +128,6 @@ def check_file(path: str | os.PathLike[str]) -> None:
             file.read(1)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:120]
 
 
 def _with_code(path: Path, error: Exception) -> CheckpointError:
@@ -212,7 +208,9 @@ def fill(
             {name: tensor for name, tensor in found.items() if name not in other}, strict=False
         )
     except (RuntimeError, NotImplementedError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be put into the network: {_first(error)}") from None
+        raise CheckpointError(
+            f"{path} cannot be put into the network: {first_line(error)}"
+        ) from None
     missing = [
         name for name in result.missing_keys if name not in other and not name.endswith(_COUNTED)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from netslim.methods.search import Candidate, SearchResult
+from netslim.methods.search import SearchResult, Terms, outcome
 from netslim.report import figures
 from netslim.report.chance import chance, noise
 from netslim.report.numbers import MISSING, signed
@@ -32,34 +32,15 @@ _CAPTION = (
 
 
 def verdict(found: SearchResult[Any], resource: str, max_drop: float) -> str:
-    """The outcome in a sentence or two."""
-    what = NAMES[resource]
-
-    def loses(item: Candidate) -> str:
-        assert item.score is not None
-        return (
-            f"{100 * item.share:.1f} % of the {what} {_lost(100 * (found.baseline - item.score))}"
-        )
-
-    if found.best is None:
-        smallest = min((x for x in found.candidates if x.score is not None), key=_share)
-        return (
-            f"No cut is within {points(max_drop)}: even the smallest that was tried, "
-            f"{loses(smallest)}. Let candidates recover for longer (--epochs, --lr), allow a "
-            "larger drop, or look at smaller cuts (--tolerance)."
-        )
-    larger = (x for x in found.candidates if x.share > found.best.share)
-    beyond = min(larger, key=_share, default=None)
-    text = f"The largest cut within {points(max_drop)} that was found: {loses(found.best)}."
-    if beyond is None:
-        return f"Every cut passed. {text} The network may be smaller still: give more --tries."
-    if beyond.score is None:
-        return f"{text} Larger cuts cannot be reached: {beyond.note}"
-    return f"{text} The next larger one that was tried, {loses(beyond)}."
-
-
-def _share(item: Candidate) -> float:
-    return item.share
+    """The outcome in a sentence or two, in the terms of the command."""
+    terms = Terms(
+        points(max_drop),
+        lambda share, drop: f"{100 * share:.1f} % of the {NAMES[resource]} {_lost(100 * drop)}",
+        "--epochs, --lr",
+        "--tolerance",
+        "give more --tries",
+    )
+    return outcome(found.candidates, found.best, found.baseline, terms)
 
 
 def points(number: float) -> str:

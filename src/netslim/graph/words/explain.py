@@ -1,4 +1,10 @@
-"""Say in sentences what a tensor, layer or group is coupled to, and why it can or cannot be cut."""
+"""Say in sentences what a tensor, layer or group is coupled to, and why it can or cannot be cut.
+
+A layer has many axes and most of them share a fate: all four tensors of a batch norm go with the
+same channels. So the fate of each axis is put in words that name no axis (`_fates`), axes with the
+same words are put together, and each fate becomes one sentence with its axes in front (`_said`).
+Groups that the sentences name are told below: in detail where they are few, else in a line each.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from netslim.graph.layers import FUNCTIONS, channels_of
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs, singly, targets_of
 from netslim.graph.modules.calls import evaluating, output_tensors
+from netslim.graph.modules.moments import RunningMoments
 from netslim.graph.modules.walk import layer_of, named_modules, named_tensors
 
 Loss = Callable[[Any, Any], Tensor]  # of the model's output and the targets of a batch
@@ -46,34 +46,6 @@ PerChannel = Callable[[Tensor], Tensor]  # (channels, weights) -> (channels,)
 Take = Callable[[str, Tensor, int], None]
 # Roles that a criterion looks over.
 SLICES = {"producers": ("producer",), "all": ("producer", "scale", "consumer")}
-
-
-@dataclass
-class RunningMoments:
-    """Mean and population variance of rows that come in parts; float64 on the CPU.
-
-    Two parts are put together by their counts, means and sums of squares about the mean (Chan et
-    al. 1979): ``spread = spread_a + spread_b + (mean_b - mean_a)^2 n_a n_b / (n_a + n_b)``. Summing
-    plain squares would lose the variance of channels whose mean is large.
-    """
-
-    count: int = 0
-    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    spread: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-
-    @property
-    def variance(self) -> Tensor:
-        return self.spread / self.count
-
-    def add(self, rows: Tensor) -> None:
-        """Take in rows of shape (examples, channels)."""
-        rows = rows.detach().cpu().double()
-        mean = rows.mean(0)
-        step, total = mean - self.mean, self.count + len(rows)
-        apart = step.square() * (self.count * len(rows) / total)
-        self.spread = self.spread + (rows - mean).square().sum(0) + apart
-        self.mean = self.mean + step * (len(rows) / total)
-        self.count = total
 
 
 Moments = dict[Any, RunningMoments]
