@@ -372,7 +372,7 @@ def test_refuses_plans_that_do_not_fit():
     ):
         Mask(model, merge(graph, {"first.0": [0, 0, 1, 2, 3, 3]}))
     with pytest.raises(PlanError, match=r"the plan removes nothing"):
-        Mask(model, dataclasses.replace(plan, groups={}, tensors=(), patches=()))
+        Mask(model, dataclasses.replace(plan, groups={}, tensors=(), patches=(), counts=None))
     with pytest.raises(ArgumentError, match=r"needs a torch.nn.Module, got str"):
         Mask("model", plan)
 

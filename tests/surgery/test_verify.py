@@ -157,7 +157,7 @@ def test_a_group_that_does_not_verify_is_left_alone_and_named(caplog):
 
 
 def test_inexact_cuts_have_no_deviation():
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Softmax(1), nn.Conv2d(8, 2, 1)).eval()
     graph = trace(model, X)
     assert graph.prunable == ()
     from netslim import score, select
@@ -170,7 +170,7 @@ def test_inexact_cuts_have_no_deviation():
     )
     small = prune(model, plan)
     assert verify(model, small, plan, X).deviation is None
-    assert (small[1].num_channels, small[1].num_groups) == (4, 2)
+    assert small[0].out_channels == 4
 
 
 def test_a_model_that_casts_inside_is_verified_in_its_own_precision():

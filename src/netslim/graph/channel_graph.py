@@ -27,6 +27,7 @@ class ChannelGraph(TracedGraph):
         inventory: names and shapes of everything in the model, and why entries in no group stay.
         outputs: what the operators of the traced call put out, in order of execution.
         lifetimes: the memory that the inputs and these take, and from when to when.
+        norms: the normalisations over channels, which go on over as many when some are cut.
 
     Example:
         >>> graph = netslim.trace(model, images)

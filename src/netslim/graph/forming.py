@@ -16,7 +16,7 @@ come of a fixed seed: a model always gives the same groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from torch import nn
 
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
-from netslim.graph.groups import ChannelGroup, SizeRule, Slice
+from netslim.graph.groups import ChannelGroup, NormRule, SizeRule, Slice
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
@@ -257,7 +257,22 @@ def build(recorder: Recorder) -> ChannelGraph:
         inventory,
         outputs(recorder.outputs, count),
         lifetimes(recorder.storages.spans, count),
+        tuple(_norms(recorder, classes)),
     )
+
+
+def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:
+    """The normalisations that can go on over their width, each module once for each place."""
+    seen = set()
+    for norm in recorder.norms:
+        groups, units = classes.group_of.take(norm.vector), classes.unit_of.take(norm.vector)
+        key = norm.module, groups.tobytes(), units.tobytes()
+        if key not in seen and (groups >= 0).any():
+            seen.add(key)
+            known = norm.known
+            yield NormRule(
+                norm.module, known.kind, known.dim, norm.width, known.casts, groups, units
+            )
 
 
 def _remembering(count: Counter) -> Counter:

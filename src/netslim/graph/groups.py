@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from netslim._support import checks_calls
 from netslim.graph.counts import Count
@@ -111,6 +114,31 @@ class SizeRule:
     count: Count
 
 
+@dataclass(frozen=True)
+class NormRule:
+    """A normalisation over channels that goes on over ``width`` of them when some are cut.
+
+    ``casts`` says that it computes in float32 whatever it is given. Of the entries of its input
+    along ``dim``, ``groups`` and ``units`` are the numbers of the group and the unit, -1 for none.
+    """
+
+    module: str
+    kind: str
+    dim: int
+    width: int
+    casts: bool
+    groups: Vector
+    units: Vector
+
+    def gone(self, masks: Mapping[int, Vector]) -> Vector:
+        """The entries that go where group ``g`` keeps units ``masks[g]``, in order."""
+        gone = np.zeros(len(self.groups), dtype=bool)
+        for number, mask in masks.items():
+            own = self.groups == number
+            gone[own] = ~mask.take(self.units[own])
+        return np.flatnonzero(gone)
+
+
 def described(group: ChannelGroup) -> list[str]:
     """What is to be said about a group alone, a sentence each."""
     title = f"Group {group.name}: {amount(group.size, 'channel')}."
@@ -170,4 +198,4 @@ def per_unit(part: Slice, group: ChannelGroup) -> int:
     return len(part.positions) // group.size
 
 
-__all__ = ["ChannelGroup", "SizeRule", "Slice"]
+__all__ = ["ChannelGroup", "NormRule", "SizeRule", "Slice"]

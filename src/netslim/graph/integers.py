@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from netslim.graph.modules.padded_norms import PaddedNorm
 from netslim.graph.modules.walk import named_modules
 
 _FOREIGN = ("torch.", "builtins", "collections.", "typing", "enum")
@@ -107,7 +108,8 @@ def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tup
         remembered: (module, attribute) -> value, as the trace knows them.
     """
     modules = named_modules(model)
-    kinds = {path: type(module) for module, path in modules.items() if _own(type(module))}
+    own = {m: path for m, path in modules.items() if not isinstance(m, PaddedNorm)}
+    kinds = {path: type(module) for module, path in own.items() if _own(type(module))}
     codes = {kind: _code_of(kind) for kind in set(kinds.values())}
     run = frozenset[str]().union(*[code.forward for code in codes.values()])
     others = frozenset[str]().union(*[code.others for code in codes.values()])

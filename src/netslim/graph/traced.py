@@ -13,7 +13,7 @@ from torch import nn
 from netslim._support import brief, checks_calls, described, nearest
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.counts import Cost, without
-from netslim.graph.groups import ChannelGroup, SizeRule
+from netslim.graph.groups import ChannelGroup, NormRule, SizeRule
 from netslim.graph.inventory import Inventory
 from netslim.graph.memory import Lifetime, Memory, Output, memory
 from netslim.graph.modules.walk import fingerprint
@@ -38,6 +38,7 @@ class TracedGraph:
     inventory: Inventory = field(default_factory=Inventory)
     outputs: tuple[Output, ...] = ()
     lifetimes: tuple[Lifetime, ...] = ()
+    norms: tuple[NormRule, ...] = ()
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -80,6 +81,15 @@ class TracedGraph:
         if name not in self._index:
             raise ArgumentError(f"there is no group {name!r}{nearest(name, self._index)}")
         return self._index[name]
+
+    def normalising(self, name: str) -> tuple[str, ...]:
+        """Paths of the modules that normalise over the channels of the group of this name.
+
+        Raises:
+            ArgumentError: no group has this name; the nearest are given.
+        """
+        number = self.number(name)
+        return tuple(norm.module for norm in self.norms if number in norm.groups)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that is not, or no longer, the traced one.

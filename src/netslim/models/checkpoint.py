@@ -50,6 +50,7 @@ from netslim.graph.modules.walk import (
     fingerprint,
     lasting_tensors,
     layer_of,
+    named_modules,
     named_tensors,
 )
 from netslim.models.other_files import WEIGHTS, no_checkpoint
@@ -537,7 +538,9 @@ def _fitting(
         rows += found
     rows += [cuts[bias_of(bias), 0] for bias in biases if (bias_of(bias), 0) in cuts]
     patches = tuple(patch for patch in plan.patches if not _patched(model, patch))
-    plan = replace(plan, fingerprint=fingerprint(model))
+    modules = set(named_modules(model).values())
+    norms = tuple(norm for norm in plan.norms if norm.module in modules)
+    plan = replace(plan, fingerprint=fingerprint(model), norms=norms)
     if {*rows} == {*plan.tensors} and patches == plan.patches and biases == plan.biases:
         return plan
     plan = replace(plan, groups={}, tensors=tuple(rows), patches=patches, biases=biases)

@@ -39,8 +39,8 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
     Raises:
         ArgumentError: there is no such group (the nearest are named), or its clusters do not cover
             its units.
-        PlanError: a group cannot be cut exactly, nothing is to be merged at all, or tied weights
-            cannot be summed.
+        PlanError: a group cannot be cut exactly, its channels are normalised over, nothing is to be
+            merged at all, or tied weights cannot be summed.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -69,6 +69,12 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
     return plan_keeping(graph, masks, into=into)
 
 
+def counted_by(norms: Sequence[str]) -> str:
+    """Why channels are not merged that modules of these paths normalise over."""
+    # They would have to count a survivor as often as it stands for others.
+    return f"{norms[0]} normalises over its channels, and counts each"
+
+
 def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
     names = [g.name for g in graph.groups]
     if name not in names:
@@ -76,6 +82,9 @@ def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
     group = graph.groups[graph.number(name)]
     if not group.prunable:
         raise PlanError(f"group {name!r} cannot be merged: {group.reason}")
+    over = graph.normalising(name)
+    if over:
+        raise PlanError(f"group {name!r} cannot be merged: {counted_by(over)}")
     return group
 
 

@@ -25,6 +25,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from netslim.graph.modules.padded_norms import NormWidth, PaddedNorm
 from netslim.graph.modules.unwrapping import inside
 from netslim.graph.modules.walk import (
     digest_of,
@@ -48,6 +49,7 @@ class _Found:
     cuts: dict[tuple[str, int], TensorCut] = field(default_factory=dict)
     patches: dict[tuple[str, str], SizePatch] = field(default_factory=dict)
     biases: dict[str, None] = field(default_factory=dict)
+    norms: dict[str, NormWidth] = field(default_factory=dict)
     stale: list[TensorCut] = field(default_factory=list)
     wholes: dict[str, PruningPlan] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ def history(model: nn.Module) -> PruningPlan | None:
     """The composed plan of all cuts of netslim, on the original architecture; None without any."""
     model = inside(model)
     found = _read(model)
-    if not (found.cuts or found.patches or found.biases or found.wholes):
+    if not (found.cuts or found.patches or found.biases or found.norms or found.wholes):
         return None
     sizes = _before(model, found.cuts.values())
     added = {bias_of(path) for path in found.biases}
@@ -68,6 +70,7 @@ def history(model: nn.Module) -> PruningPlan | None:
         tuple(found.patches.values()),
         tuple(dict.fromkeys(chain.from_iterable(plan.notes for plan in found.wholes.values()))),
         tuple(found.biases),
+        tuple(found.norms.values()),
     )
     return counted(plan)
 
@@ -133,11 +136,12 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
         vars(module).pop(_BEFORE, None)
         patches = tuple(replace(p, module="") for p in whole.patches if p.module == path)
         biases = ("",) * (path in whole.biases)
+        norms = tuple(replace(n, module="") for n in whole.norms if n.module == path)
         # The new cuts last: they hold what the module's own record says already, as `whole` is
         # composed with the past. What it says of tensors that are not in `whole` stays.
         cuts = {(c.tensor, c.axis): c for c in (*_own(module).tensors, *own.get(path, ()))}
-        if cuts or patches or biases:
-            record = PruningPlan("", {}, tuple(cuts.values()), patches, biases=biases)
+        if cuts or patches or biases or norms:
+            record = PruningPlan("", {}, tuple(cuts.values()), patches, (), biases, norms)
             vars(module)[_OWN] = record.to_json()
     vars(model)[_WHOLE] = whole.to_json()
     vars(model)[_BEFORE] = json.dumps(_before(model, whole.tensors))
@@ -237,6 +241,10 @@ def _take(
     for bias in plan.biases:
         if _tensor(modules, bias_of(joined(path, bias))) is not None:
             found.biases.setdefault(joined(path, bias))
+    for norm in plan.norms:
+        where = joined(path, norm.module)
+        if isinstance(modules.get(where), PaddedNorm):
+            found.norms.setdefault(where, replace(norm, module=where))
     return stale
 
 

@@ -43,11 +43,11 @@ def patched(model: nn.Module, patches: Iterable[SizePatch]) -> list[tuple[nn.Mod
     """
     values: dict[tuple[str, str], Any] = {}
     for patch in patches:
-        module, (name, keys) = _submodule(model, patch.module), _path(patch.attribute)
+        module, (name, keys) = submodule(model, patch.module), _path(patch.attribute)
         if (patch.module, name) not in values:
             values[patch.module, name] = _readable(module, name, patch)
         values[patch.module, name] = _replaced(values[patch.module, name], keys, patch)
-    return [(_submodule(model, path), name, value) for (path, name), value in values.items()]
+    return [(submodule(model, path), name, value) for (path, name), value in values.items()]
 
 
 def put(module: nn.Module, name: str, value: Any) -> None:
@@ -91,7 +91,12 @@ def _update(module: nn.Module) -> None:
                     setattr(module, attribute, size)
 
 
-def _submodule(model: nn.Module, path: str) -> nn.Module:
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path that a plan names.
+
+    Raises:
+        SurgeryError: there is none.
+    """
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -208,7 +213,8 @@ def _convolution(module: Any) -> None:
 
 
 def _layer_norm(module: Any) -> None:
-    module.normalized_shape = _shape(module, "weight") or module.normalized_shape
+    if "normalized_shape" in vars(module):  # not of one that another library's has become
+        module.normalized_shape = _shape(module, "weight") or module.normalized_shape
 
 
 def _attention(module: Any) -> None:

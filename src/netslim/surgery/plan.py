@@ -22,6 +22,7 @@ from torch import nn
 
 from netslim._support import checks_calls, expect
 from netslim.errors import PlanError
+from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.plan_file import LARGEST, Fields, read, write
 from netslim.surgery.rows import (
@@ -34,7 +35,13 @@ from netslim.surgery.rows import (
     merging_rows,
     weight_of,
 )
-from netslim.surgery.soundness import check_fits, check_layers, check_rows, explained, linked
+from netslim.surgery.soundness import (
+    check_fits,
+    check_layers,
+    check_rows,
+    explained,
+    linked,
+)
 from netslim.surgery.why import Why
 
 sys.modules.setdefault("netslim.plan", sys.modules[__name__])  # where pickles of 0.1 look for plans
@@ -53,10 +60,11 @@ class PruningPlan:
         notes: sentences for people: what stayed and why.
         biases: paths of modules that are given a bias of zeros before the cut, see
             `netslim.surgery.compensate`.
+        norms: `NormWidth` rows, of normalisations over channels that go on over their old width.
         why: how the kept units were chosen; None where that is not known, as of several cuts. Plans
             that cut the same are equal without it.
-        counts: how many tensors and patches it was made with; None where nobody says that these are
-            all, as in plans of version 0.1.
+        counts: how many tensors, patches and norms it was made with; None where nobody says that
+            these are all, as in plans of version 0.1.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -74,8 +82,9 @@ class PruningPlan:
     patches: tuple[SizePatch, ...] = ()
     notes: tuple[str, ...] = field(default=())
     biases: tuple[str, ...] = ()
+    norms: tuple[NormWidth, ...] = ()
     why: Why | None = field(default=None, compare=False)
-    counts: tuple[int, int] | None = field(default=None, compare=False, repr=False)
+    counts: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.explain()
@@ -94,6 +103,7 @@ class PruningPlan:
             lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{said}")
         lines += [f"  {path}: is given a bias" for path in self.biases]
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
+        lines += [f"  {n.module}: normalises over {n.width} channels as before" for n in self.norms]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def _threshold(self, name: str, cut: GroupCut) -> str:
@@ -105,7 +115,7 @@ class PruningPlan:
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
         fields = (self.fingerprint, self.groups, self.tensors, self.patches, self.notes)
-        return write(Fields(*fields, self.biases, self.why, self.counts))
+        return write(Fields(*fields, self.biases, self.norms, self.why, self.counts))
 
     @staticmethod
     def from_json(text: str, *, most: int = LARGEST) -> PruningPlan:
@@ -120,7 +130,8 @@ class PruningPlan:
                 format.
         """
         fields = read(text, most)
-        check_rows(fields.groups, fields.tensors, fields.patches, fields.biases, fields.counts)
+        rows = (fields.groups, fields.tensors, fields.patches, fields.biases, fields.norms)
+        check_rows(*rows, fields.counts)
         return PruningPlan(**vars(fields))
 
     @cached_property
@@ -130,7 +141,8 @@ class PruningPlan:
         Raises:
             PlanError: the rows do not agree.
         """
-        check_rows(self.groups, self.tensors, self.patches, self.biases, self.counts)
+        rows = (self.groups, self.tensors, self.patches, self.biases, self.norms)
+        check_rows(*rows, self.counts)
         return True
 
     def check(self, model: nn.Module) -> None:
@@ -177,6 +189,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         original = patches.get((p.module, p.attribute), p)
         patches[p.module, p.attribute] = replace(p, old=original.old)
     groups = _compose_groups(first.groups, second.groups)
+    norms = {norm.module: norm for norm in (*second.norms, *first.norms)}
     both = PruningPlan(
         first.fingerprint,
         with_known_sizes(groups, patches.values()),
@@ -184,6 +197,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         tuple(patches.values()),
         notes=tuple(dict.fromkeys(first.notes + second.notes)),
         biases=tuple(dict.fromkeys(first.biases + second.biases)),
+        norms=tuple(norms.values()),
     )
     if first.counts is None or second.counts is None:
         return both
@@ -195,7 +209,7 @@ def counted(plan: PruningPlan) -> PruningPlan:
 
     Where groups do not say which entries they have, a row that was lost leaves no trace.
     """
-    return replace(plan, counts=(len(plan.tensors), len(plan.patches)))
+    return replace(plan, counts=(len(plan.tensors), len(plan.patches), len(plan.norms)))
 
 
 def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:

@@ -33,12 +33,14 @@ import numpy as np
 from netslim._support import brief, is_format, parse_json, refusing, typed
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
+from netslim.graph.modules.padded_norms import NormWidth
 from netslim.surgery.rows import GroupCut, SizeLoss, SizePatch, TensorCut
 from netslim.surgery.soundness import check_counts
 from netslim.surgery.why import Scores, Why
 
 FORMAT = 1
-MERGING_FORMAT = 2  # where channels are merged or biases added, which older versions cannot do
+# Where channels are merged, biases added or normalisations keep their width: older versions cannot.
+MERGING_FORMAT = 2
 LONGEST = 2**24  # entries of an axis that is cut
 LARGEST = 2**25  # indices in all that differ from row to row; more is no plan but an attack
 Blocks = tuple[tuple[int, int, int, int], ...]
@@ -55,13 +57,14 @@ class Fields:
     patches: tuple[SizePatch, ...]
     notes: tuple[str, ...]
     biases: tuple[str, ...]
+    norms: tuple[NormWidth, ...] = ()
     why: Why | None = None
-    counts: tuple[int, int] | None = None
+    counts: tuple[int, ...] | None = None
 
 
 def write(plan: Fields) -> str:
     """The text of a plan."""
-    newer = bool(plan.biases) or any(group.into for group in plan.groups.values())
+    newer = bool(plan.biases or plan.norms) or any(group.into for group in plan.groups.values())
     numbers = {(t.tensor, t.axis): number for number, t in enumerate(plan.tensors)}
     data = {
         "format": MERGING_FORMAT if newer else FORMAT,
@@ -73,6 +76,8 @@ def write(plan: Fields) -> str:
     }
     if plan.biases:
         data["biases"] = list(plan.biases)
+    if plan.norms:
+        data["norms"] = [vars(norm) for norm in plan.norms]
     if plan.why is not None:
         data["why"] = _why_data(plan.why, plan.groups)
     if plan.counts is not None:
@@ -102,7 +107,7 @@ def read(text: str, most: int = LARGEST) -> Fields:
         plan = _Reader(most).plan(typed(_Plan, data))
     digest = data.pop("digest", None)
     if digest is None:  # of version 0.1, or edited: it is looked at more closely
-        check_counts(plan.counts, plan.tensors, plan.patches)
+        check_counts(plan.counts, plan.tensors, plan.patches, plan.norms)
         return replace(plan, counts=None)
     if digest != _digest(data):
         raise PlanError(
@@ -249,8 +254,9 @@ class _Plan:
     patches: tuple[SizePatch, ...]
     notes: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
+    norms: tuple[NormWidth, ...] = ()
     why: _Why | None = None
-    counts: tuple[int, int] | None = None
+    counts: tuple[int, ...] | None = None
     digest: str | None = None
 
 
@@ -264,11 +270,11 @@ class _Reader:
     def plan(self, data: _Plan) -> Fields:
         tensors = tuple(map(self.tensor, data.tensors))
         groups = {name: self.group(found, tensors) for name, found in data.groups.items()}
-        fields = (data.fingerprint, groups, tensors, data.patches, data.notes, data.biases)
+        fields = (data.fingerprint, groups, tensors, data.patches, data.notes)
         why = None
         if data.why is not None:
             why = self.why(data.why, groups)
-        return Fields(*fields, why, data.counts)
+        return Fields(*fields, data.biases, data.norms, why, data.counts)
 
     def group(self, data: _Group, tensors: tuple[TensorCut, ...]) -> GroupCut:
         kept, slices = self.kept(data), tuple(self.slices(data.slices, tensors))

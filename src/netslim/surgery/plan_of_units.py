@@ -12,6 +12,7 @@ import numpy as np
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup, SizeRule
+from netslim.graph.modules.padded_norms import NormWidth
 from netslim.surgery.axes import rows_of
 from netslim.surgery.plan import PruningPlan, counted
 from netslim.surgery.rows import DROPPED, GroupCut, SizeLoss, SizePatch, merging_rows
@@ -57,7 +58,9 @@ def plan_keeping(
         notes = (*notes, told(left))
         logger.warning("%s", told(left))
     patches += tuple(stale.patch for stale in more if stale.patch is not None)
-    return counted(PruningPlan(graph.fingerprint, groups, tensors, patches, tuple(notes)))
+    norms = _norms(graph, masks)
+    plan = PruningPlan(graph.fingerprint, groups, tensors, patches, tuple(notes), norms=norms)
+    return counted(plan)
 
 
 def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[SizePatch, ...]:
@@ -68,6 +71,13 @@ def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[Size
         for rule, new in news
         if new != rule.old
     )
+
+
+def _norms(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[NormWidth, ...]:
+    """The normalisations over channels that lose some."""
+    norms = [norm for norm in graph.norms if len(norm.gone(masks))]
+    rows = [NormWidth(norm.module, norm.kind, norm.dim, norm.width) for norm in norms]
+    return tuple(dict.fromkeys(rows))
 
 
 def _size(rule: SizeRule, masks: Mapping[int, np.ndarray]) -> int:

@@ -33,11 +33,12 @@ from netslim._support import checks_calls
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.padded_norms import NormWidth, pad
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.history import history, remember
-from netslim.surgery.module_sizes import patched, put, update_sizes
+from netslim.surgery.module_sizes import patched, put, submodule, update_sizes
 from netslim.surgery.optimizers import all_optimizers, cut_state
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.pretrained import keep_config
@@ -90,6 +91,8 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
+    for module, norm in _norms(small, plan):
+        pad(module, norm)
     for module, name, value in patched(small, plan.patches):
         put(module, name, value)
     _finish(small, plan, past)
@@ -200,6 +203,7 @@ class _Change:
     states: list[tuple[dict[str, Any], dict[str, Tensor]]]  # of a parameter, its new entries
     attributes: list[tuple[nn.Module, str, Any]]
     biases: list[tuple[Layer, nn.Parameter]]
+    norms: list[tuple[nn.Module, NormWidth]]
     pasts: list[PruningPlan | None]  # of the models
 
     def carry_out(self) -> None:
@@ -212,6 +216,9 @@ class _Change:
                 state.update(values)
             for module in chain.from_iterable(model.modules() for model in self.models):
                 undo.callback(_restore, module, dict(vars(module)))
+            for module, norm in self.norms:
+                undo.callback(setattr, module, "__class__", type(module))
+                pad(module, norm)
             for module, name, value in self.attributes:
                 put(module, name, value)
             for module, bias in self.biases:
@@ -252,7 +259,17 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
     }
     tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
     pasts = [history(one) for one in models]
-    return _Change(plan, models, tensors, states, attributes, biases, pasts)
+    norms = [found for one in models for found in _norms(one, plan)]
+    return _Change(plan, models, tensors, states, attributes, biases, norms, pasts)
+
+
+def _norms(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, NormWidth]]:
+    """The normalisations that the plan lets keep their width.
+
+    Raises:
+        SurgeryError: the model lacks one.
+    """
+    return [(submodule(model, norm.module), norm) for norm in plan.norms]
 
 
 def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.Parameter]]:

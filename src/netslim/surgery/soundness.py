@@ -12,13 +12,14 @@ groups of a plan know their slices or none does.)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import nn
 
 from netslim._support import brief
 from netslim.errors import PlanError
+from netslim.graph.modules.padded_norms import KINDS, NormWidth
 from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.axes import rows_of
 from netslim.surgery.layer_rows import torn_layers
@@ -41,7 +42,8 @@ def check_rows(
     tensors: Iterable[TensorCut],
     patches: Iterable[SizePatch],
     biases: Iterable[str],
-    counts: tuple[int, int] | None,
+    norms: Sequence[NormWidth],
+    counts: tuple[int, ...] | None,
 ) -> None:
     """Refuse a plan that is at odds with itself.
 
@@ -66,11 +68,29 @@ def check_rows(
     _check_sizes(groups, patches)
     _check_groups(groups, rows)
     _check_biases(biases, rows)
-    check_counts(counts, rows, patches)
+    _check_norms(norms)
+    check_counts(counts, rows, patches, norms)
+
+
+def _check_norms(norms: Iterable[NormWidth]) -> None:
+    """Refuse normalisations that there cannot be."""
+    seen = set()
+    for norm in norms:
+        what = f"the normalisation {norm.module!r}"
+        if norm.module in seen:
+            raise _problem(what, "it is named twice")
+        if norm.kind not in KINDS or norm.dim not in (1, -1):
+            raise _problem(what, f"there is no kind {norm.kind!r} along dimension {norm.dim!r}")
+        if not _whole(norm.width) or norm.width < 1:
+            raise _problem(what, f"a width of {norm.width!r} is none")
+        seen.add(norm.module)
 
 
 def check_counts(
-    counts: tuple[int, int] | None, tensors: Collection[object], patches: Collection[object]
+    counts: tuple[int, ...] | None,
+    tensors: Collection[object],
+    patches: Collection[object],
+    norms: Collection[object],
 ) -> None:
     """Refuse a plan that has lost a row: where groups are silent, nothing else would tell.
 
@@ -78,12 +98,13 @@ def check_counts(
         counts: how many of each it was made with, if it says so.
         tensors: its rows.
         patches: its patches.
+        norms: its normalisations.
 
     Raises:
         PlanError: says how many are left.
     """
-    found = {"tensors": len(tensors), "patches": len(patches)}
-    for count, (what, number) in zip(counts or (0, 0), found.items(), strict=True):
+    found = {"tensors": len(tensors), "patches": len(patches), "norms": len(norms)}
+    for count, (what, number) in zip(counts or (), found.items(), strict=False):
         if number < count:
             raise _problem(f"{number} of {count} {what}", "the others are missing")
 

@@ -380,7 +380,7 @@ def transformer_layer(s, x):
 
 @tokens(
     {"layers.0.linear1": 12, "layers.1.linear1": 12, "b": 6},
-    {"a": (4, "layer normalisation")},
+    {"a": (4, PRODUCT)},
     layers=nn.ModuleList(
         nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True, activation="gelu")
         for _ in range(2)
@@ -583,8 +583,7 @@ def pooling_by_scores(s, x):
 
 
 @pattern(
-    {"b": 6},
-    {"embed": (8, "layer normalisation")},
+    {"embed": 8, "b": 6},
     b=nn.Linear(8, 6),
     embed=nn.Conv2d(3, 8, 4, 4),
     norm=nn.LayerNorm(8),

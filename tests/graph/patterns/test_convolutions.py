@@ -132,8 +132,7 @@ def inverted_residual(s, x):
 
 
 @pattern(
-    {"fc": 16, "b": 6},
-    {"a": (8, "layer normalisation")},
+    {"a": 8, "fc": 16, "b": 6},
     c=conv(8, 8, 7, groups=8),
     norm=nn.LayerNorm(8),
     fc=nn.Linear(8, 16),

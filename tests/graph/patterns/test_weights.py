@@ -496,18 +496,18 @@ def group_norm_of_one_channel_a_group(s, x):
     return tail(s, s.norm(s.a(x)))
 
 
-@pattern({"b": 6}, {"a": (8, "group normalisation")}, norm=nn.GroupNorm(1, 8))
+@pattern({"a": 8, "b": 6}, norm=nn.GroupNorm(1, 8))
 def group_norm_of_one_group(s, x):
     return tail(s, s.norm(s.a(x)))
 
 
-@pattern({"b": 6}, {"a": (4, "group normalisation")}, norm=nn.GroupNorm(2, 8))
+@pattern({"a": 4, "b": 6}, norm=nn.GroupNorm(2, 8))
 def group_norm_of_two_groups(s, x):
     """The groups stay two and equal, so channel i goes with channel i + 4."""
     return tail(s, s.norm(s.a(x)))
 
 
-@pattern({"b": 6}, {"a": (8, "layer normalisation")}, norm=nn.LayerNorm(8))
+@pattern({"a": 8, "b": 6}, norm=nn.LayerNorm(8))
 def layer_norm_over_channels(s, x):
     return tail(s, s.norm(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
@@ -529,8 +529,7 @@ def layer_norm_by_its_shape(s, x):
 
 
 @pattern(
-    {"b": 6},
-    {"a": (8, OVER)},
+    {"a": 8, "b": 6},
     inputs=TOKENS,
     a=nn.Linear(3, 8),
     b=nn.Linear(8, 6),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netslim.graph.modules.padded_norms import PaddedNorm
 from netslim.graph.modules.repeated_sizes import repeated
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.recorder import Recorder
@@ -33,6 +34,8 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
         simple = type(module).__module__.startswith("torch.nn.modules.")
         for key, value in {**_class_sizes(module), **module.__dict__}.items():
             if key in _OWN_KEYS or (simple and type(value) is not int and key not in _PLAIN_KEYS):
+                continue
+            if isinstance(module, PaddedNorm) and key not in _PLAIN_KEYS:
                 continue
             known = _remembered(recorder, value, path, key, 0)
             if known is not value:

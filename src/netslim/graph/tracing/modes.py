@@ -44,6 +44,8 @@ class Dispatch(OperatorMode):
         self.recorder, self.rules, self.fallback = recorder, rules, fallback
 
     def run(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
+        if self.recorder.unwatched:
+            return func(*args, **kwargs)
         rule = self.rules.get(func._schema.name.removeprefix("aten::"))
         # In inference mode PyTorch leaves it to us to take an operator apart into those it runs as.
         if rule is None and _made_of_others(func):
@@ -162,6 +164,8 @@ class Function(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self.recorder
+        if recorder.unwatched:
+            return func(*args, **kwargs)
         if func == _SHAPE:
             return recorder.shape(args[0], func(*args))
         if func == torch.Tensor.size:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from netslim.graph.counts import Call
 from netslim.graph.modules import watching
+from netslim.graph.modules.padded_norms import Known
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector
 from netslim.graph.tracing.checks import (
@@ -122,6 +123,16 @@ class OperatorCost:
     call: Call
 
 
+@dataclass(frozen=True)
+class RecordedNorm:
+    """A normalisation of a module over the channels of ``vector``, ``width`` of them at first."""
+
+    module: str
+    known: Known
+    width: int
+    vector: Vector
+
+
 @dataclass
 class Recorder:
     """Everything learnt from one run.
@@ -164,6 +175,8 @@ class Recorder:
     trace: int = field(default_factory=lambda: next(_TRACES))
     # Of a tensor that no operator made: a constant, as long as no activations left PyTorch's sight.
     unseen: Labels = NOTHING
+    norms: list[RecordedNorm] = field(default_factory=list)  # that a cut lets keep their width
+    unwatched: int = 0  # modules under way whose operators nobody looks at
     weight_norms: frozenset[WeightNorm] = field(init=False)
 
     def __post_init__(self) -> None:

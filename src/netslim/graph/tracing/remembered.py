@@ -292,7 +292,7 @@ class _Trial:
         longer, shorter = sorted((vector, sources[0]), key=len, reverse=True)
         if not len(shorter) or len(longer) % len(shorter):
             return False
-        fate = self._fate(sources[0])
+        fate, own = self._fate(sources[0]), self._fate(vector)
         apart = not np.isin(self.root[vector], self.root[sources[0]]).any()
         for row in self._rows(longer, len(shorter)):
             self.rec.atoms.tie(
@@ -301,8 +301,10 @@ class _Trial:
         self._refresh()
         roots = self._live_roots([vector])
         fits = not len(roots) or self._fits(constraint, roots)
-        if fits and apart and fate is not None:
-            fate(vector, f"{_REMEDY}{constraint.where}")
+        if fits and apart:
+            for share, other in ((fate, vector), (own, sources[0])):
+                if share is not None:
+                    share(other, f"{_REMEDY}{constraint.where}")
             self._refresh()
         return fits
 

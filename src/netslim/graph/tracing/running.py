@@ -25,10 +25,12 @@ from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
 from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
 from netslim.graph.tracing.modes import Dispatch, Function
+from netslim.graph.tracing.norms import Norms
 from netslim.graph.tracing.other_sizes import compare, resized, untouched
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.words.phrases import enumerated
 
+Watching = tuple[Function, Dispatch, Norms]
 # A trace puts sizes into the attributes of a model, and models may share their parts.
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -79,7 +81,7 @@ def _recorded(
     for tensor in tensors:
         recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     operators = Dispatch(recorder, rules, fallback)
-    watching = (Function(recorder, operators), operators)
+    watching = (Function(recorder, operators), operators, Norms(recorder, operators, rules))
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         _watch(recorder, example_inputs, watching)
     parameters = (tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
@@ -133,7 +135,7 @@ def _watch_other_sizes(
             return
 
 
-def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Dispatch]) -> None:
+def _watch(recorder: Recorder, example_inputs: Any, watching: Watching) -> None:
     args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
     for value in tree_flatten((args, kwargs))[0]:
         if isinstance(value, Tensor):
@@ -146,7 +148,7 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: tuple[Function, Di
         torch.no_grad(),
         remembered_attributes(recorder),
         watched_sizes(recorder),
-        _module_paths(recorder),
+        _module_paths(recorder, watching[2]),
         usual_operators(),
         watching[0],
         watching[1],
@@ -192,7 +194,7 @@ def _own(tensor: Tensor) -> Tensor:
 def _watch_training(
     recorder: Recorder,
     example_inputs: Any,
-    watching: tuple[Function, Dispatch],
+    watching: Watching,
     unused: list[nn.Parameter],
 ) -> None:
     """Learn what parts read that only training uses; their own channels stay.
@@ -219,7 +221,7 @@ def _watch_training(
 
 
 @contextlib.contextmanager
-def _module_paths(recorder: Recorder) -> Iterator[None]:
+def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
     """The recorder knows the path of the module that is running, by hooks of the model's own.
 
     Hooks for all modules of the process would be told of other models, and be seen by compiled
@@ -232,6 +234,7 @@ def _module_paths(recorder: Recorder) -> Iterator[None]:
         if threading.get_ident() != thread:
             return
         recorder.modules.append(paths[module])
+        norms.enter(module)
         if isinstance(module, nn.MultiheadAttention):
             _hold_width(recorder, module, args)
         elif isinstance(module, nn.LSTM) and module.proj_size:
@@ -239,7 +242,7 @@ def _module_paths(recorder: Recorder) -> Iterator[None]:
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            recorder.modules.pop()
+            norms.leave(module, recorder.modules.pop(), args, output)
 
     handles = []
     for module in paths:

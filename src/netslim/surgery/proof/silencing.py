@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from netslim._support import own_random_numbers
 from netslim.errors import VerificationError
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.graph.groups import NormRule
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, output_tensors
+from netslim.graph.modules.padded_norms import NormWidth, pad
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.plan import PruningPlan
@@ -66,7 +68,8 @@ def silenced(
     Args:
         model: the original.
         plan: what goes.
-        graph: of ``model``; only where the plan merges channels: it tells what makes them.
+        graph: of ``model``; where the plan merges channels it tells what makes them, and where
+            normalisations over channels go on over their width, which of these they read.
     """
     tensors = dict(named_tensors(model))
     norms = weight_norms(model)
@@ -89,7 +92,53 @@ def silenced(
                     before[norm].index_copy_(axis, places, before[norm].index_select(axis, source))
         for norm, old in before.items():
             changes.enter_context(_followed(norm, tensors, old))
+        for module, rule, places in _reading_norms(model, plan, graph):
+            changes.enter_context(_reading_zeros(module, rule, places))
         yield
+
+
+def _reading_norms(
+    model: nn.Module, plan: PruningPlan, graph: ChannelGraph | None
+) -> Iterator[tuple[nn.Module, NormRule, Tensor]]:
+    """(module, what it normalises over, the entries that go) of normalisations over channels.
+
+    They have no weight that could be zero where they read a channel, so they are given zeros.
+    """
+    rows = {norm.module for norm in plan.norms}
+    if graph is None or not rows:
+        return
+    masks = {}
+    for name, cut in plan.groups.items():
+        masks[graph.number(name)] = np.isin(np.arange(cut.size), cut.kept)
+    for rule in graph.norms:
+        gone = rule.gone(masks)
+        if rule.module in rows and len(gone):
+            yield model.get_submodule(rule.module), rule, torch.from_numpy(gone)
+
+
+@contextmanager
+def _reading_zeros(module: nn.Module, rule: NormRule, gone: Tensor) -> Iterator[None]:
+    """Inside, a module finds zeros in some entries of its input.
+
+    One that casts to float32 does not do so inside: what the cut one computes is told from rounding
+    no better than the casts allow. That the two compute the same was seen when it was traced.
+    """
+
+    def zeros(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        return (x.index_fill(rule.dim, gone.to(x.device), 0), *args[1:])
+
+    own, attributes = type(module), dict(vars(module))
+    handle = module.register_forward_pre_hook(zeros)
+    try:
+        if rule.casts:
+            pad(module, NormWidth(rule.module, rule.kind, rule.dim, rule.width))
+        yield
+    finally:
+        module.__class__ = own
+        vars(module).clear()
+        vars(module).update(attributes)
+        handle.remove()
 
 
 @contextmanager

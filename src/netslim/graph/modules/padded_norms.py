@@ -1,0 +1,367 @@
+"""Normalisations that go on over the width they had: channels that were cut away count as zeros.
+
+A layer normalisation takes mean and deviation over all channels, so without some of them it is
+another function of the others. What the network would compute if those were silent, zeros at its
+input, takes no more than to remember how many there were. Let k channels be left of C, with the
+mean m and the variance v of themselves. With C - k zeros beside them, and s = k / C::
+
+    mean      s m
+    variance  s v + s (1 - s) m^2       (nothing is taken from each other that may be as large)
+
+So are the root of the mean square, s times that of the k channels, and the statistics of a group
+of channels, where each group lost as many.
+
+A module is told by what it computes, not by its name, for every library has its own layer
+normalisation: on random numbers it must agree with one of these of full width (`recognised`). Then
+it becomes one by a change of its class, as `torch.nn.utils.parametrize` does it: it stays the same
+object with the same parameters, hooks and place.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.utils.parametrize import is_parametrized
+
+from netslim.errors import SurgeryError
+
+_EPS = ("eps", "variance_epsilon", "epsilon")  # what libraries call it
+_RESPONSE_EPS = 1e-6  # where a global response normalisation keeps it in its code
+_SAME = 1e-9  # relative, in float64: other formulas differ by far more
+_CLOSE = 1e-5  # where a module casts to float32
+_SCALES = (1.0, 1e-3)  # of the random numbers: at the second one eps matters
+
+
+@dataclass(frozen=True)
+class NormWidth:
+    """A normalisation that goes on over ``width`` channels, whatever is cut of them.
+
+    Attributes:
+        module: its path.
+        kind: ``"layer"``, ``"rms"``, ``"group"`` or ``"response"``, see `KINDS`.
+        dim: of its input, the one that the channels are along: 1 or -1.
+        width: how many there were at first.
+    """
+
+    module: str
+    kind: str
+    dim: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What normalisation a module is.
+
+    Attributes:
+        kind: as of `NormWidth`.
+        dim: as of `NormWidth`.
+        casts: whether it computes in float32, whatever it is given.
+    """
+
+    kind: str
+    dim: int
+    casts: bool = False
+
+
+class PaddedNorm(nn.Module):
+    """A normalisation as if its input had ``padded_width`` channels, of which the last are zeros.
+
+    ``(N, C, ...)`` or ``(..., C)``, as ``padded_dim`` says, with C up to that width, to the same
+    shape. Submodules, such as an activation, follow the normalisation.
+
+    Attributes:
+        padded_width: over how many channels it normalises.
+        padded_dim: 1 or -1, where the channels are.
+        padded_eps: is added to the variance; None for the least number of the data type.
+
+    Example:
+        >>> convnext = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+        >>> half = netslim.Budget(cut_channels=0.5)
+        >>> small = netslim.slim(convnext, torch.randn(1, 3), budget=half)
+        >>> isinstance(small[1], netslim.models.PaddedNorm), small[1]
+        (True, PaddedLayerNorm(width=8, dim=-1, eps=1e-05))
+    """
+
+    kind: ClassVar[str]
+    dims: ClassVar[tuple[int, ...]] = (-1, 1)  # that channels may be along
+    padded_width: int
+    padded_dim: int
+    padded_eps: float | None
+
+    @classmethod
+    def _of(cls, module: nn.Module, width: int, dim: int = -1) -> Any:
+        """Make this of a module that normalises, in place.
+
+        Raises:
+            SurgeryError: it cannot be made of that.
+        """
+        if not cls._fits(module) or dim not in cls.dims or width < 1:
+            raise SurgeryError(
+                f"a {type(module).__name__} cannot go on as a {cls.kind} normalisation over "
+                f"{width} channels: trace and select again"
+            )
+        eps = cls._eps(module)
+        try:
+            module.__class__ = cls
+        except TypeError as error:
+            raise SurgeryError(f"a {type(module).__name__} keeps its class: {error}") from error
+        vars(module).update(padded_width=width, padded_dim=dim, padded_eps=eps)
+        return module
+
+    @classmethod
+    def _fits(cls, module: nn.Module) -> bool:
+        """Whether a module has what this needs."""
+        return cls._eps(module) is not None
+
+    @classmethod
+    def _eps(cls, module: nn.Module) -> float | None:
+        known = (getattr(module, name, None) for name in _EPS)
+        return next((value for value in known if isinstance(value, float)), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; statistics are taken in float32 at least, as PyTorch's own do it."""
+        share = x.shape[self.padded_dim] / self.padded_width
+        given = self._dtype(x)
+        eps = self.padded_eps
+        if eps is None:
+            eps = torch.finfo(given).eps
+        out = self._normalised(x.to(torch.promote_types(given, torch.float32)), share, eps)
+        out = self._affine(out)
+        if not self._casts_up(x):
+            out = out.to(given)
+        for module in self.children():
+            out = module(out)
+        return out
+
+    def _casts_up(self, x: Tensor) -> bool:
+        """Whether the result is float32, as PyTorch's own are under autocast, but on CPUs."""
+        if isinstance(x, Proxy) or x.device.type == "cpu":
+            return False
+        return torch.is_autocast_enabled(x.device.type)
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """That of the input; where operators are written down for none, that of the weight."""
+        if not isinstance(x, Proxy):
+            return x.dtype
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
+        """Without weight and bias; ``share`` of the channels are given."""
+        raise NotImplementedError
+
+    def _affine(self, x: Tensor) -> Tensor:
+        """With weight and bias, as far as there are any."""
+        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        x = x.movedim(self.padded_dim, -1)
+        if weight is not None:
+            x = x * weight
+        if bias is not None:
+            x = x + bias
+        return x.movedim(-1, self.padded_dim)
+
+    def extra_repr(self) -> str:
+        return f"width={self.padded_width}, dim={self.padded_dim}, eps={self.padded_eps}"
+
+
+class PaddedLayerNorm(PaddedNorm, nn.LayerNorm):
+    """A layer normalisation over channels of which some are missing: `PaddedNorm`."""
+
+    kind = "layer"
+
+    def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
+        variance, mean = torch.var_mean(x, self.padded_dim, correction=0, keepdim=True)
+        return _standardised(x, variance, mean, share, eps)
+
+
+class PaddedGroupNorm(PaddedNorm, nn.GroupNorm):
+    """A group normalisation whose groups have all lost as many channels: `PaddedNorm`."""
+
+    kind = "group"
+    dims = (1,)
+
+    @classmethod
+    def _fits(cls, module: nn.Module) -> bool:
+        """Whether a module has what this needs."""
+        return super()._fits(module) and isinstance(module, nn.GroupNorm)
+
+    def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
+        grouped = x.reshape(x.shape[0], self.num_groups, -1)
+        variance, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
+        return _standardised(grouped, variance, mean, share, eps).reshape(x.shape)
+
+
+class PaddedRMSNorm(PaddedNorm, nn.RMSNorm):
+    """A normalisation by the root of the mean square, over more channels: `PaddedNorm`."""
+
+    kind = "rms"
+
+    @classmethod
+    def _fits(cls, module: nn.Module) -> bool:
+        """Whether a module has what this needs."""
+        return super()._fits(module) or isinstance(module, nn.RMSNorm)
+
+    def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
+        square = x.square().mean(self.padded_dim, keepdim=True)
+        return x * torch.rsqrt(square * share + eps)
+
+
+class PaddedResponseNorm(PaddedNorm):
+    """A global response normalisation (ConvNeXt V2) over more channels: `PaddedNorm`.
+
+    The length of each channel's map is divided by the mean length of all; a missing one has none.
+    """
+
+    kind = "response"
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def _fits(cls, module: nn.Module) -> bool:
+        """Whether a module has what this needs."""
+        tensors = [getattr(module, name, None) for name in ("weight", "bias")]
+        return all(isinstance(tensor, Tensor) for tensor in tensors)
+
+    @classmethod
+    def _eps(cls, module: nn.Module) -> float | None:
+        return super()._eps(module) or _RESPONSE_EPS
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh each channel by its share of the mean length."""
+        channels_last = x.movedim(self.padded_dim, -1)
+        length = torch.linalg.vector_norm(channels_last, dim=(1, 2), keepdim=True)
+        share = x.shape[self.padded_dim] / self.padded_width
+        response = length / (length.mean(-1, keepdim=True) * share + self.padded_eps)
+        weight, bias = self.weight.flatten(), self.bias.flatten()
+        out: Tensor = channels_last + bias + weight * (channels_last * response)
+        return out.movedim(-1, self.padded_dim)
+
+
+KINDS: dict[str, type[PaddedNorm]] = {
+    kind.kind: kind
+    for kind in (PaddedLayerNorm, PaddedRMSNorm, PaddedGroupNorm, PaddedResponseNorm)
+}
+
+
+def _standardised(x: Tensor, variance: Tensor, mean: Tensor, share: float, eps: float) -> Tensor:
+    """Without the mean and over the deviation; both as if the others were zeros."""
+    variance = share * (variance + (1 - share) * mean * mean)
+    return (x - share * mean) * torch.rsqrt(variance + eps)
+
+
+def pad(module: nn.Module, norm: NormWidth) -> None:
+    """Let a module go on as the row of a plan says; one that does so already is left alone.
+
+    Raises:
+        SurgeryError: it cannot.
+    """
+    if isinstance(module, PaddedNorm):
+        return
+    if norm.kind not in KINDS:
+        raise SurgeryError(f"there is no normalisation of the kind {norm.kind!r}")
+    KINDS[norm.kind]._of(module, norm.width, norm.dim)
+
+
+def known(module: nn.Module, x: Tensor, memo: dict[Any, Known | None]) -> Known | None:
+    """What normalisation over channels a module is; None for others.
+
+    Args:
+        module: as a trace finds it, with hooks and sizes that remember.
+        x: its input.
+        memo: what was found before, of modules that are made alike.
+    """
+    if isinstance(module, PaddedNorm):
+        return Known(module.kind, module.padded_dim)
+    if not _by_itself(module):
+        return None
+    settings = {k: _plain(v) for k, v in vars(module).items() if isinstance(v, _SETTINGS)}
+    key = (type(module), repr(settings), x.shape)
+    if key not in memo:
+        memo[key] = None
+        with suppress(Exception):  # it is code of anybody's, on inputs that it was not made for
+            memo[key] = _recognised(module, x)
+    return memo[key]
+
+
+_SETTINGS = (bool, int, float, str, tuple)
+
+
+def _by_itself(module: nn.Module) -> bool:
+    """Whether a module's own class computes all that its parameters take part in."""
+    if "forward" in vars(module) or is_parametrized(module) or module._buffers:
+        return False
+    if isinstance(module, torch.jit.ScriptModule) or type(module).__module__ == __name__:
+        return False
+    return not any(True for child in module.children() for _ in child.parameters())
+
+
+def _plain(value: Any) -> Any:
+    """Without the memory that sizes of a trace have."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__int__(value)
+    return value
+
+
+def _recognised(module: nn.Module, x: Tensor) -> Known | None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    for name, kind in KINDS.items():
+        for dim in kind.dims:
+            if kind._fits(module) and _as_many(module, x.shape[dim]):
+                apart = _apart(module, kind, dim, 2 * drawn + 1, generator)
+                if apart < _CLOSE:
+                    return Known(name, dim, casts=apart > _SAME)
+    return None
+
+
+def _as_many(module: nn.Module, channels: int) -> bool:
+    """Whether what a module holds are numbers for each of so many channels."""
+    held = (p for p in module._parameters.values() if p is not None)
+    return all(p.numel() == channels for p in held)
+
+
+def _apart(
+    module: nn.Module, kind: type[PaddedNorm], dim: int, x: Tensor, generator: torch.Generator
+) -> float:
+    """How far a module is from what one of this kind computes that has all of its channels."""
+    one = _double(module, generator)
+    other = kind._of(_double(one), x.shape[dim], dim)
+    worst = 0.0
+    for scale in _SCALES:
+        a = type(module).forward(one, scale * x)
+        try:
+            b = kind.forward(other, scale * x)
+        except (RuntimeError, IndexError):  # there are not as many channels along this dimension
+            return float("inf")
+        if a.shape != b.shape:
+            return float("inf")
+        worst = max(worst, float((a - b).abs().max() / a.abs().max()))
+    return worst
+
+
+def _double(module: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
+    """A copy without hooks in float64; with a generator, of random weights."""
+    result = copy.copy(module)
+    plain = nn.Module()
+    for name, value in vars(plain).items():
+        if name != "training":
+            vars(result)[name] = value
+    vars(result).update({k: _plain(v) for k, v in vars(result).items() if isinstance(v, _SETTINGS)})
+    result._modules = dict(module._modules)
+    for name, parameter in module._parameters.items():
+        value = parameter
+        if parameter is not None:
+            value = parameter.detach().double()
+            if generator is not None:
+                value = torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value)
+            value = nn.Parameter(value + 0.5 * (generator is not None), requires_grad=False)
+        result._parameters[name] = value
+    return result

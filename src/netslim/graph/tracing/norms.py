@@ -1,0 +1,102 @@
+"""Normalisations over channels: modules that can go on over the width they had couple nothing.
+
+A rule says of a layer normalisation that it couples its channels, and so it does of the mean that
+some code takes for one of its own. When the module is over, what was coupled in it is looked at
+once more: where the module is a normalisation that `padded_norms` knows, over just these channels,
+a cut lets it go on over their old number, and each channel may go without a change to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netslim.graph.modules.padded_norms import Known, PaddedGroupNorm, PaddedNorm, known
+from netslim.graph.tracing.atoms import Vector
+from netslim.graph.tracing.modes import Dispatch
+from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule
+
+
+class Norms:
+    """Told of every module that begins and ends."""
+
+    def __init__(self, recorder: Recorder, operators: Dispatch, rules: Mapping[str, Rule]) -> None:
+        self.recorder, self.operators, self.rules = recorder, operators, rules
+        self.began: list[tuple[int, int]] = []  # what was coupled before the modules under way
+        self.memo: dict[Any, Known | None] = {}
+
+    def enter(self, module: nn.Module) -> None:
+        recorder = self.recorder
+        self.began.append((len(recorder.atoms.coupled), len(recorder.norms)))
+        if isinstance(module, PaddedNorm):
+            recorder.unwatched += 1
+
+    def leave(self, module: nn.Module, path: str, args: tuple[Any, ...], output: Any) -> None:
+        began, norms = self.began.pop()
+        if isinstance(module, PaddedNorm):
+            self.recorder.unwatched -= 1
+            if isinstance(output, Tensor):
+                self._as_operator(module, args[0], output)
+        coupled = self.recorder.atoms.coupled
+        if len(coupled) == began or len(self.recorder.norms) > norms:
+            return
+        if len(args) != 1 or not isinstance(output, Tensor) or not isinstance(args[0], Tensor):
+            return
+        found = self._over(module, args[0], output, [vector for vector, _ in coupled[began:]])
+        if found is None:
+            return
+        vector, kind = found
+        del coupled[began:]
+        width = len(vector)
+        if isinstance(module, PaddedNorm):
+            width = module.padded_width
+        self.recorder.norms.append(RecordedNorm(path, kind, width, vector))
+
+    def _over(
+        self, module: nn.Module, x: Tensor, output: Tensor, coupled: list[Vector]
+    ) -> tuple[Vector, Known] | None:
+        """What a module normalises over, and how; None where it is no such normalisation."""
+        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+            kind = known(module, x, self.memo)
+            if kind is None:
+                return None
+            dim = kind.dim % x.dim()
+        vector = self.recorder.get(x).dims.get(dim)
+        made = self.recorder.get(output).dims.get(dim)
+        if vector is None or made is None:
+            return None
+        find = self.recorder.atoms.find
+        roots = find(vector)
+        same = np.array_equal(roots, find(made))
+        if same and all(np.isin(find(other), roots).all() for other in coupled):
+            return vector, kind
+        return None
+
+    def _as_operator(self, module: PaddedNorm, x: Tensor, output: Tensor) -> None:
+        """What ran unseen, told as the operator of PyTorch's that does the same to channels."""
+        weight, bias = (_flat(getattr(module, name, None)) for name in ("weight", "bias"))
+        shape = tuple(torch.Tensor.shape.__get__(x))  # type: ignore[attr-defined]
+        vector = self.recorder.get(x).dims.get(module.padded_dim % len(shape))
+        for size in getattr(module, "normalized_shape", ()):
+            self.recorder.constrain(size, vector, int.__int__(size))
+        if module.padded_dim == -1:
+            operator: Any = torch.ops.aten.native_layer_norm.default
+            args: tuple[Any, ...] = (x, shape[-1:], weight, bias, 0.0)
+        else:
+            operator, groups = torch.ops.aten.native_group_norm.default, 1
+            if isinstance(module, PaddedGroupNorm):
+                groups = module.num_groups
+            args = (x, weight, bias, *shape[:2], 0, groups, 0.0)
+        name = operator._schema.name.removeprefix("aten::")
+        self.operators.ran(self.rules[name], operator, output, args, {})
+
+
+def _flat(vector: Tensor | None) -> Tensor | None:
+    """In one dimension what ConvNeXt V2 keeps in four."""
+    if vector is None or vector.dim() == 1:
+        return vector
+    return vector.flatten()
