@@ -429,7 +429,7 @@ def test_what_cuts_a_slimmed_network_unasked_is_told(tmp_path, capsys):
     capsys.readouterr()
     go(*asked, tmp_path / "a.safetensors")
     (line,) = [text for text in capsys.readouterr().out.splitlines() if "Slimming" in text]
-    assert line.startswith("note: trained by Network Slimming and cut by l2")
+    assert line.startswith("note: trained by Network Slimming and cut by obs on noise,")
     assert "with --criterion bn_scale it is cut by its scales" in line
     go(*asked, tmp_path / "b.safetensors", "--criterion", "l1")
     assert "Slimming" not in capsys.readouterr().out

@@ -328,7 +328,8 @@ def test_one_step_is_one_cut(make):
     first, second = make(one.parameters()), make(two.parameters())
     train(one, first)
     train(two, second)
-    GradualPruning(one, X, Budget(cut_macs=0.4), steps=1, optimizer=first).step()
+    by = {"criterion": "l2", "allocation": "uniform"}
+    GradualPruning(one, X, Budget(cut_macs=0.4), steps=1, optimizer=first, **by).step()
     graph = netslim.trace(two, X)
     scores = netslim.score(graph, two, "l2")
     plan = netslim.select(graph, scores, Budget(cut_macs=0.4), allocation="uniform")

@@ -112,7 +112,7 @@ def test_a_network_keeps_the_sentence_and_not_every_score():
     past = history(small)
     assert past is not None
     assert past.why is None
-    assert past.notes[0].startswith("chosen: criterion l2, allocation uniform, compensation none")
+    assert past.notes[0].startswith("chosen: criterion obs on noise, allocation cost, comp")
 
 
 def test_in_steps_every_unit_has_the_score_that_it_went_or_stayed_with():
@@ -125,7 +125,7 @@ def test_in_steps_every_unit_has_the_score_that_it_went_or_stayed_with():
     why, plan = gradual.plan.why, gradual.plan
     assert why is not None
     assert first is not None
-    assert (why.criterion, why.allocation) == ("l2", "uniform")
+    assert (why.criterion, why.allocation) == ("obs on noise", "cost")
     assert why.budget == {"cut_macs": 0.5}
     assert {name: len(values) for name, values in why.scores.items()} == {
         "first": 8,

@@ -51,10 +51,11 @@ _MORE = (
 )
 
 _AUTO = {
-    "criterion": "l1 with --layers; obs with --data; else bn_scale for --cut-channels alone, or l2",
-    "allocation": "global; without --criterion, cost with --data, and uniform with l2",
-    "fold": "linear with criterion obs by itself, unless --recalibrate is given, else none; all "
-    "need --data",
+    "criterion": "l1 with --layers; obs with --data; else bn_scale for --cut-channels alone, or "
+    "obs on noise (l2 for a network without batch-norm statistics)",
+    "allocation": "global; without --criterion, cost with obs, and uniform with l2",
+    "fold": "linear with criterion obs by itself, unless --recalibrate is given, else none; to say "
+    "one needs --data",
     "recalibrate": "as many as --batches with criterion obs by itself, unless --fold is given, "
     "else 0",
 }

@@ -386,7 +386,7 @@ def _recalibrated(
     done = replace(done, network=network, mended=(*done.mended, mending))
     if not mending.kept:
         return done
-    note = f"batch-norm statistics were taken anew from {len(seen)} training batches"
+    note = f"batch-norm statistics were taken anew from {len(seen)} batches"
     return replace(done, notes=(*done.notes, note))
 
 

@@ -15,6 +15,7 @@ from netslim.graph import trace
 from netslim.graph.modules.batches import held_out
 from netslim.measure.table.measuring import latency_table
 from netslim.methods.cutting import by_scores, cut, log
+from netslim.methods.noise import carried_back, decided
 from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.resources import LatencySource
 from netslim.selection.criteria.registry import Criterion, reads_data
@@ -48,11 +49,15 @@ def slim(
     least for what it saves (allocation ``cost``); the others do make up for them (fold ``linear``),
     and the statistics of batch normalisation are taken anew, each of the two where it brings the
     outputs nearer to those of ``model`` on the last quarter of the batches, which nothing else
-    looks at (`netslim.selection.Compensation`). Without batches the same share of
-    every layer goes, the filters with the smallest norms first; or, where the budget is a share of
-    the channels alone, those with the smallest batch-norm scales. All of that is in
-    `netslim.selection.defaults`, and the same for every entrance: gradual pruning, recipes, the
-    command line.
+    looks at (`netslim.selection.Compensation`).
+
+    Without batches all of that is done on noise, through a copy of the network whose statistics of
+    batch normalisation are those of the noise, and carried back; that takes about as long as with
+    batches. Where the model has no such statistics, or its inputs are no numbers that noise could
+    be, the same share of every layer goes, the filters with the smallest norms first. And where
+    the budget is a share of the channels alone, those with the smallest batch-norm scales go. All
+    of that is in `netslim.selection.defaults`, and the same for every entrance: gradual pruning,
+    recipes, the command line.
 
     Args:
         model: any PyTorch module.
@@ -97,16 +102,19 @@ def slim(
     )
     _check(choose(), batches)
     graph = trace(model, example_inputs)
-    choice = choose(graph=graph)
+    choice, made = decided(partial(choose, graph=graph), model, example_inputs)
+    source: Model = model
     seen: list[Any] | None = None
     held: list[Any] = []
-    if batches is not None:
+    if made is not None:
+        source, seen, held = made.network, made.batches, made.held
+    elif batches is not None:
         seen = list(batches)
         if choice.mends:
             seen, held = held_out(seen)
     if latency is None and budget is not None and any("latency" in name for name in budget.given()):
         latency = latency_table(model, graph, example_inputs)
-    scores = score(graph, model, choice.scoring, batches=seen)
+    scores = score(graph, source, choice.scoring, batches=seen)
     plans = by_scores(
         graph,
         scores,
@@ -117,7 +125,7 @@ def slim(
         latency=latency,
     )
     done = cut(
-        model,
+        source,
         graph,
         plans,
         example_inputs,
@@ -126,6 +134,8 @@ def slim(
         held=held,
         strict=strict,
     )
+    if made is not None:
+        done = carried_back(done, model, made)
     log(done)
     return done.network
 

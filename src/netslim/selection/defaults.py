@@ -8,14 +8,18 @@ amounts by name alone                   l1                global      none
 batches of data                         obs               cost        linear, statistics taken anew
 no data; ``cut_channels`` alone         bn_scale          global      none
 the same, no batch-norm scale is there  l2                uniform     none
-no data; any other budget               l2                uniform     none
+no data; any other budget               obs, on noise     cost        linear, statistics taken anew
+the same, no batch-norm statistics      l2                uniform     none
 ======================================  ================  ==========  ==============================
 
 An allocation or compensation that is given is taken in every case. A percentage of all channels by
 the batch-norm scales is Network Slimming (Liu et al. 2017), amounts by name with the sums of kernel
 weights are Li et al. 2017. For costs, and with data, the criterion that judges what a layer loses
 when the others make up for a channel, spread to lose least for what is saved, measured best of all
-(benchmarks/accuracy_at_budget.py); without data, the same share of every layer is the safe choice.
+(benchmarks/accuracy_at_budget.py). Without data, noise that has the statistics of the batch
+normalisation takes the place of data (`netslim.methods.noise`): of the ways without data it lost
+least by far (benchmarks/without_data.py). Where a network has no such statistics, or takes no
+noise, the same share of every layer is the safe choice.
 Making up for what went by least squares with statistics taken anew lost least of the ways with one
 pass over the data; layer after layer (``sequential``) takes longer and was no better outside the
 spread of three seeds (benchmarks/compensation.py).
@@ -45,12 +49,16 @@ class Choice:
     Attributes:
         scoring, allocation, compensation: as everywhere.
         advice: what would be better, where nothing was said; or empty.
+        noise: whether noise takes the place of data.
+        blind: whether there is no data, and noise would be better where the network takes it.
     """
 
     scoring: Scoring
     allocation: str
     compensation: Compensation
     advice: str = field(default="", compare=False)
+    noise: bool = False
+    blind: bool = field(default=False, compare=False)
 
     @property
     def mends(self) -> bool:
@@ -62,9 +70,12 @@ class Choice:
 
         The allocation that the plan was made by counts: greedy choice has its own.
         """
+        criterion = _named(self.scoring)
+        if self.noise:
+            criterion += " on noise"
         return replace(
             known,
-            criterion=_named(self.scoring),
+            criterion=criterion,
             allocation=known.allocation or self.allocation,
             compensation=in_words(self.compensation),
         )
@@ -91,7 +102,7 @@ def chosen(
     budget: Budget | None,
     per_group: Mapping[str, float | int] | None,
     *,
-    data: bool,
+    data: bool | Literal["noise"],
     criterion: str | Callable[..., Any] | Scoring = AUTO,
     allocation: str = AUTO,
     compensation: Compensation | Literal["auto"] | None = AUTO,
@@ -102,7 +113,7 @@ def chosen(
     Args:
         budget: what to reach.
         per_group: name or pattern -> what goes there.
-        data: whether there are batches of training data.
+        data: whether there are batches of training data, or noise takes their place.
         criterion: ``"auto"``, a name, a function, or a `Scoring`, whose criterion may be
             ``"auto"``, too.
         allocation: ``"auto"``, or a name.
@@ -133,7 +144,7 @@ def _best(
     scoring: Scoring,
     budget: Budget | None,
     per_group: Mapping[str, float | int] | None,
-    data: bool,
+    data: bool | Literal["noise"],
     graph: ChannelGraph | None,
 ) -> Choice:
     asked = set() if budget is None else set(budget.given())
@@ -141,12 +152,16 @@ def _best(
         return Choice(replace(scoring, criterion="l1"), "global", Compensation())
     mended = Compensation("linear", recalibrate=True)
     looking = Choice(replace(scoring, criterion="obs"), "cost", mended)
-    if data:
+    if data is True:
         return looking
     advice = f"; better, with training data (--data, batches=): {looking.why(Why()).told()}"
     if asked == {"cut_channels"} and (graph is None or _scaled(graph)):
         return Choice(replace(scoring, criterion=BN_SCALE), "global", Compensation(), advice)
-    return Choice(replace(scoring, criterion=PLAIN), "uniform", Compensation(), advice)
+    if data == "noise":
+        advice = "; better, with training data (--data, batches=)"
+        return replace(looking, advice=advice, noise=True)
+    plain = replace(scoring, criterion=PLAIN)
+    return Choice(plain, "uniform", Compensation(), advice, blind=True)
 
 
 def _scaled(graph: ChannelGraph) -> bool:

@@ -249,7 +249,7 @@ def prune(
         return cutting.carry_out(stage, network, example, batches, clusters, recipe.seed, data=data)
 
     done = _cut(recipe, out, shape, work, look)
-    notice = cutting.notice(stage, done.cut.graph, data=shape is None)
+    notice = cutting.notice(stage, done.cut.plan)
     if notice and _was_slimmed(recipe):
         return replace(done, notices=(notice, *done.notices))
     return done

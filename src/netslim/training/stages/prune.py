@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from netslim.graph.modules.duplicating import duplicate
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared, with_choice
 from netslim.methods.gradual import GradualPruning
+from netslim.methods.noise import carried_back, decided
 from netslim.methods.soft_filter import plan_of_zeros, zeroed
 from netslim.selection.budget.limits import staying
 from netslim.selection.criteria.registry import Criterion, reads_data
@@ -66,13 +67,29 @@ def carry_out(
         return _merged(stage, network, graph, clusters, example, batches)
     if stage.by == "zeros":
         return _of_zeros(stage, network, graph, example, batches)
-    choice = choice_of(stage, graph, data=data, seed=seed)
-    looks = stage.by != "greedy" and reads_data(choice.scoring.criterion)
-    seen = _drawn(stage, choice.compensation, batches, looks=looks)
+    choose = partial(choice_of, stage, graph, seed=seed)
+    choice, made = decided(partial(choose, data=data), network, example[:1])
+    if made is not None:
+        noise = made.batches, made.held
+        done = _by_choice(stage, made.network, graph, choice, example, noise)
+        return carried_back(done, network, made)
+    seen = _drawn(stage, choice.compensation, batches, looks=_looks(stage, choice))
+    return _by_choice(stage, network, graph, choice, example, seen)
+
+
+def _by_choice(
+    stage: Prune,
+    network: nn.Module,
+    graph: ChannelGraph,
+    choice: Choice,
+    example: Tensor,
+    seen: Seen,
+) -> Cut[nn.Module]:
+    """Cut what scores say, or layer after layer."""
     if stage.by == "greedy":
         choose = _greedy(stage, network, graph, choice)
         return _cut(stage, network, graph, choose, example, choice.compensation, seen)
-    own = seen[0][: stage.batches] if looks else None
+    own = seen[0][: stage.batches] if _looks(stage, choice) else None
     scores = netslim.score(graph, network, choice.scoring, batches=own)
     choose = by_scores(
         graph,
@@ -86,16 +103,21 @@ def carry_out(
     return _cut(stage, network, graph, choose, example, choice.compensation, seen)
 
 
-def notice(stage: Prune, graph: ChannelGraph, *, data: bool) -> str | None:
+def _looks(stage: Prune, choice: Choice) -> bool:
+    """Whether the scores are of data."""
+    return stage.by != "greedy" and reads_data(choice.scoring.criterion)
+
+
+def notice(stage: Prune, plan: PruningPlan) -> str | None:
     """What to know where a network that Network Slimming has trained is cut by something else, and
     nobody asked for that: None where a criterion is named, or scales decide.
     """
-    if stage.scoring.criterion != AUTO or stage.by in ("zeros", "clusters"):
+    if stage.scoring.criterion != AUTO or stage.by in ("zeros", "clusters") or plan.why is None:
         return None
-    taken = choice_of(stage, graph, data=data, seed=0).scoring.criterion
+    taken = plan.why.criterion
     if taken == BN_SCALE:
         return None
-    return unnamed(str(taken))
+    return unnamed(taken)
 
 
 def unnamed(taken: str) -> str:
@@ -106,7 +128,9 @@ def unnamed(taken: str) -> str:
     )
 
 
-def choice_of(stage: Prune, graph: ChannelGraph, *, data: bool, seed: int) -> Choice:
+def choice_of(
+    stage: Prune, graph: ChannelGraph, *, data: bool | Literal["noise"], seed: int
+) -> Choice:
     """How a stage makes its cut, with what is taken where it says nothing."""
     masks = stage.mode == "mask" and stage.compensation == AUTO  # a mask cuts nothing yet
     return chosen(

@@ -435,7 +435,7 @@ class Runner(Networks):
             self._clusters(index),
             self.recipe.seed,
         )
-        notice = self._slimmed(index) and cutting.notice(stage, done.graph, data=True)
+        notice = self._slimmed(index) and cutting.notice(stage, done.plan)
         if notice:
             self.display.say_once(notice)
             done = replace(done, notes=(notice, *done.notes))

@@ -1,0 +1,155 @@
+"""What to do where there is neither data nor labels: validation accuracy right after the cut, and
+for some ways on the digits after two epochs of fine-tuning, too, alike for all.
+
+The networks are those of `compensation.py`. The default takes noise for data that has the
+statistics of the batch normalisation (`netslim.methods.noise`); beside it stand criteria of the
+weights alone, what each part of the default does, and the default with ten batches of training
+images, for what data is worth. The test set is not looked at.
+
+    python benchmarks/without_data.py                            # both data sets, three seeds
+    python benchmarks/without_data.py --data digits --seeds 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from _common import record, show
+from compensation import BATCHES, SPLITS, STUDIES, accuracy
+from torch import nn
+
+import netslim
+from netslim.selection import Compensation
+from netslim.training.commands.step import carry_out, step
+from netslim.training.loop.progress import Display
+from netslim.training.stages.folder import RunFolder, write_json
+from netslim.training.stages.runner import Runner
+
+CUTS = (0.5, 0.75)
+EPOCHS, RATE = 2, 0.02  # of fine-tuning
+WAYS: dict[str, dict[str, Any]] = {
+    "l2, uniform (the default before)": {"criterion": "l2", "allocation": "uniform"},
+    "bn_scale, uniform": {"criterion": "bn_scale", "allocation": "uniform"},
+    "lamp, global": {"criterion": "lamp", "allocation": "global"},
+    "noise, nothing made up for": {"compensation": None},
+    "noise, linear": {"compensation": Compensation("linear")},
+    "noise (the default)": {},
+    "with data": {},
+}
+TUNED = ("l2, uniform (the default before)", "noise (the default)", "with data")
+
+
+def trained(
+    data: str, work: Path, source: str, name: str, kwargs: dict[str, Any], training: dict[str, Any],
+    seed: int,
+) -> tuple[nn.Module, Runner]:  # fmt: skip
+    """A trained network, read from the work folder where it is there, and what reads its data."""
+    settings = {"seed": seed, "trainer": {"threads": 1, "tensorboard": False}, "data": SPLITS[data]}
+    overrides = {f"model.{key}": json.dumps(value) for key, value in kwargs.items()}
+    recipe = step("train", name, source, training, overrides, settings=settings)
+    out = work / f"{data}-{name}-{seed}.safetensors".replace(":", "-")
+    if not out.exists():
+        carry_out(recipe, out)
+    runner = Runner(recipe, RunFolder(Path()), Display(), "")
+    return netslim.models.build(out).eval(), runner
+
+
+def tuned(network: nn.Module, runner: Runner) -> nn.Module:
+    """After a short training, in the same order for all."""
+    optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
+    loader = runner.bench.loader("train", 0)
+    network.train()
+    for epoch in range(EPOCHS):
+        loader.set_epoch(epoch)
+        for images, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+    return network.eval()
+
+
+def row(network: nn.Module, runner: Runner, way: str, cut: float) -> dict[str, Any]:
+    batches = list(runner.bench.batches(BATCHES)) if way == "with data" else None
+    example = torch.zeros_like(runner.example()[:1])
+    small = netslim.slim(
+        network, example, budget=netslim.Budget(cut_macs=cut), batches=batches, **WAYS[way]
+    )
+    left = netslim.cost(small, example).macs / netslim.cost(network, example).macs
+    after = accuracy(small, runner)
+    found = {"way": way, "cut_macs": cut, "macs": left, "after_cut": after}
+    if way in TUNED and runner.recipe.data.name == "digits":
+        found["tuned"] = accuracy(tuned(small, runner), runner)
+    return found
+
+
+def rows_of(make: Callable[[], tuple[nn.Module, Runner]], files: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one seed of one network; those that are there are read."""
+    made = None
+    for cut in CUTS:
+        for way in WAYS:
+            path = files.with_name(f"{files.name}-{way}-{cut}.json".replace(" ", "-"))
+            if not path.exists():
+                made = made or make()
+                network, runner = made
+                whole = {"uncut": accuracy(network, runner)}
+                write_json(path, {**whole, **row(network, runner, way, cut)})
+            found = json.loads(path.read_text())
+            yield {key: value for key, value in found.items() if key != "digest"}
+
+
+def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Mean and standard deviation over seeds, a row for each way."""
+    table = []
+    names = dict.fromkeys((r["data"], r["network"], r["cut_macs"], r["way"]) for r in rows)
+    for key in names:
+        mine = [r for r in rows if (r["data"], r["network"], r["cut_macs"], r["way"]) == key]
+        cells = [
+            _cell([r[name] for r in mine if name in r]) for name in ("uncut", "after_cut", "tuned")
+        ]
+        data, network, cut, way = key
+        table.append([f"{data} {network}", f"{1 - cut:.0%}", way, *cells, str(len(mine))])
+    return table
+
+
+def _cell(figures: list[float]) -> str:
+    if len(figures) < 2:
+        return "".join(f"{figure:.1f}" for figure in figures)
+    return f"{mean(figures):.1f} ± {stdev(figures):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--cifar", default="hf:cifar10", help="where CIFAR-10 is")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("runs/without_data"))
+    options = parser.parse_args()
+    (options.work / "rows").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for data in options.data:
+        source = options.cifar if data == "CIFAR-10" else data
+        for name, kwargs, training in STUDIES[data]:
+            for seed in options.seeds:
+
+                def make(
+                    data=data, source=source, name=name, kwargs=kwargs, training=training, seed=seed
+                ):
+                    return trained(data, options.work, source, name, kwargs, training, seed)
+
+                files = options.work / "rows" / f"{data}-{name}-{seed}".replace(":", "-")
+                where = {"data": data, "network": name, "seed": seed}
+                rows += [{**where, **found} for found in rows_of(make, files)]
+    table = summary(rows)
+    columns = ["network", "MACs left", "way", "uncut", "after the cut", "fine-tuned", "seeds"]
+    show("Validation accuracy, percent", columns, table)
+    record("without_data", {"rows": rows, "table": table})
+
+
+if __name__ == "__main__":
+    main()
