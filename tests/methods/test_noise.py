@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import netslim
 from netslim import Budget, GradualPruning
-from netslim.methods.noise import _noise, stand_in
+from netslim.methods.noise import _examples, _noise, stand_in
 from netslim.surgery import recalibrate
 from netslim.surgery.history import history
 from netslim.training.recipe.schema import Prune
@@ -130,7 +130,12 @@ def test_where_it_does_not_help_the_same_share_of_every_layer_goes(model, exampl
 
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 7), (1, 3, 5, 8), (1, 2, 3, 4, 5)])
 def test_noise_has_the_shape_of_the_inputs(shape):
-    made = _noise(torch.zeros(shape), torch.Generator().manual_seed(0))
+    made = _noise(torch.zeros(shape), 32, torch.Generator().manual_seed(0))
     assert made.shape == (32, *shape[1:])
     assert abs(float(made.mean())) < 1e-6
     assert float(made.std()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 32), (224, 20), (2000, 4)])
+def test_of_large_inputs_there_are_fewer(side, size):
+    assert _examples([torch.zeros(1, 3), torch.zeros(1).expand(1, 3, side, side)]) == size

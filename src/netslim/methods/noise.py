@@ -16,6 +16,7 @@ The noise is rough and smooth at once, like images: as much of each octave of wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +38,8 @@ from netslim.surgery.compensation.batch_norm import recalibrate
 
 Model = TypeVar("Model", bound=nn.Module)
 _BATCHES = 4
-_EXAMPLES = 32  # of a batch
+_EXAMPLES = 32  # of a batch; of large inputs fewer, whose many places say as much
+_PLACES = 2**20  # of a batch, about
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}  # dimensions -> how maps are enlarged
 
 
@@ -79,10 +81,10 @@ def stand_in(model: Model, example_inputs: Any) -> StandIn[Model] | None:
     """None where the model has no statistics of batch normalisation, or does not take noise."""
     tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
     known = any(layer.running_mean is not None for layer in _norms(model).values())
-    if not known or not all(x.is_floating_point() and x.dim() > 1 for x in tensors):
+    if not (known and tensors) or not all(x.is_floating_point() and x.dim() > 1 for x in tensors):
         return None
     generator = torch.Generator().manual_seed(0)
-    noise = partial(_noise, generator=generator)
+    noise = partial(_noise, size=_examples(tensors), generator=generator)
     if isinstance(example_inputs, list):
         example_inputs = tuple(example_inputs)
     batches = [(tree_map_only(Tensor, noise, example_inputs),) for _ in range(_BATCHES)]
@@ -132,15 +134,21 @@ def _statistics(
     return found
 
 
-def _noise(example: Tensor, generator: torch.Generator) -> Tensor:
-    """A batch shaped as the example, of mean 0 and variance 1."""
-    shape = (_EXAMPLES, *example.shape[1:])
+def _examples(inputs: list[Tensor]) -> int:
+    """How many make up a batch of inputs like these."""
+    places = max(math.prod(x.shape[2:]) for x in inputs)
+    return min(_EXAMPLES, max(4, _PLACES // max(1, places)))
+
+
+def _noise(example: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A batch of this size, shaped as the example, of mean 0 and variance 1."""
+    shape = (size, *example.shape[1:])
     total = torch.randn(shape, generator=generator)
     mode = _MODES.get(len(shape))
     if mode is not None:
         for octave in range(max(shape[2:]).bit_length()):
-            size = [min(2**octave, whole) for whole in shape[2:]]
-            coarse = torch.randn(*shape[:2], *size, generator=generator)
+            places = [min(2**octave, whole) for whole in shape[2:]]
+            coarse = torch.randn(*shape[:2], *places, generator=generator)
             total = total + F.interpolate(coarse, shape[2:], mode=mode, align_corners=False)
     return ((total - total.mean()) / total.std()).to(example.dtype)
 
