@@ -160,7 +160,7 @@ def diverging(epochs, **data):
 def test_a_loss_that_explodes_and_stays_finite_stops_the_run(tmp_path):
     with pytest.raises(
         TrainingError,
-        match=r"epoch 14, step 3 of 4: the loss of 50 steps in a row was more than 10 times that of "
+        match=r"epoch 14, step 4 of 4: the loss of 51 steps in a row was more than 10 times that of "
         r"blind guessing \(2\.30\), so training has diverged; try a lower learning rate .*; epochs 1 "
         r"to 1 are kept in .*last\.ckpt",
     ):

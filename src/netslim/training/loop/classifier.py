@@ -90,13 +90,14 @@ class Tally(nn.Module):
         self, logits: Tensor, labels: Tensor, loss: Tensor, penalty: Tensor | None = None
     ) -> None:
         """Take in a batch: logits (B, classes), labels (B,), its mean loss, the step's penalty."""
-        self.top1 += (logits.argmax(1) == labels).sum()
+        # Not `+=`, which would also assign, and a module looks at length at what it is given.
+        self.top1.add_((logits.argmax(1) == labels).sum())
         if self.many:
-            self.top5 += (logits.topk(TOP, 1).indices == labels[:, None]).sum()
-        self.total += loss.detach() * len(labels)
+            self.top5.add_((logits.topk(TOP, 1).indices == labels[:, None]).sum())
+        self.total.add_(loss.detach() * len(labels))
         if penalty is not None:
-            self.penalty += penalty.detach() * len(labels)
-        self.count += len(labels)
+            self.penalty.add_(penalty.detach() * len(labels))
+        self.count.add_(len(labels))
 
     def reset(self) -> None:
         """Forget everything."""
@@ -180,6 +181,15 @@ class Classifier(pl.LightningModule):
         self.batch: Callable[..., tuple[Tensor, Tensor]] = lambda images, labels: (images, labels)
         self.whole: WholeStep | None = None
         self._inputs: tuple[Tensor, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes some forty times a step in which hook it is: that is neither a parameter
+        nor a module, and need not be looked at as if it were.
+        """
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)

@@ -198,9 +198,7 @@ class EpochRecord(pl.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, Classifier)
-        # Reading a loss makes a GPU wait, and several ranks for each other.
-        alone = pl_module.device.type == "cpu" and ranks.count() == 1
-        if alone or batch_idx % 50 == 49:
+        if (batch_idx + 1) % _look_every(pl_module) == 0:
             self._refuse_non_finite(trainer, pl_module, batch_idx + 1)
         if self.progress is not None:
             self.progress(pl_module, batch_idx + 1, pl_module.steps_per_epoch)
@@ -350,6 +348,15 @@ class EpochRecord(pl.Callback):
     def _log(self, row: Row, scales: Tensor) -> None:
         if self.book is not None:
             self.book.write(row, scales)
+
+
+def _look_every(module: Classifier) -> int:
+    """After how many steps the losses are looked at: that makes a GPU wait, and several ranks for
+    each other, and costs as much as a layer of a small network.
+    """
+    if module.device.type == "cpu" and ranks.count() == 1:
+        return 10
+    return 50
 
 
 def _loss_scale(trainer: pl.Trainer) -> float | None:
