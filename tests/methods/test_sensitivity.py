@@ -336,6 +336,12 @@ def test_files(tmp_path):
         path.write_text(text)
         with pytest.raises(PlanError, match=rf"sensitivity\.json: .*{message}"):
             Sensitivity.load(path)
+    changed = json.loads(found.to_json())
+    changed["rows"][0]["drop"] += 0.01
+    with pytest.raises(PlanError, match="it was changed after it was written"):
+        Sensitivity.from_json(json.dumps(changed))
+    del changed["digest"]  # as version 0.1 wrote it
+    assert Sensitivity.from_json(json.dumps(changed)).rows[1:] == found.rows[1:]
     damaged = json.loads(found.to_json())
     del damaged["rows"][0]["drop"]
     with pytest.raises(PlanError, match="damaged"):

@@ -79,6 +79,16 @@ def test_what_is_no_run_folder_is_said(tmp_path, content):
         status(tmp_path)
 
 
+def test_half_a_config_is_not_believed(folder):
+    text = folder.config.read_text()
+    assert len(status(folder.path).stages) == 4
+    folder.config.write_text(text[: text.index("- kind: prune")])
+    with pytest.raises(RecipeError, match=r"config\.yaml is damaged \(it was changed after"):
+        status(folder.path)
+    folder.config.write_text(text.partition("\n")[2])  # as version 0.1 wrote it
+    assert len(status(folder.path).stages) == 4
+
+
 def test_a_run_that_has_only_just_begun(tmp_path):
     """It holds the lock, and has written nothing yet."""
     begun = RunFolder(tmp_path / "run")

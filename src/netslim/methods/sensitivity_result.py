@@ -16,6 +16,7 @@ from torch import nn
 from netslim._support import (
     brief,
     checks_calls,
+    digest_of_plain,
     is_format,
     is_number,
     listed,
@@ -197,8 +198,10 @@ class Sensitivity:
         return {"format": FORMAT, "kind": "sensitivity", **plain, "notes": list(self.notes)}
 
     def to_json(self) -> str:
-        """Indented JSON."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        """Indented JSON, with a digest of it."""
+        content = self.to_dict()
+        sealed = {**content, "digest": digest_of_plain(content)}
+        return json.dumps(sealed, indent=1, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
         """The rows as comma-separated values."""
@@ -226,6 +229,7 @@ class Sensitivity:
             or not is_format(data["format"], FORMAT)
         ):
             raise PlanError(f"this is not a sensitivity of format {FORMAT}; {again}")
+        known = data.pop("digest", None)  # none in files of version 0.1
         given = {key: value for key, value in data.items() if key not in ours}
         with refusing(PlanError, "the sensitivity is damaged", again):
             found: Sensitivity = typed(Sensitivity, given)
@@ -238,6 +242,8 @@ class Sensitivity:
                     raise ValueError(
                         f"rows.{number} says that {row.removed} of {row.size} went, for {row.ratio}"
                     )
+            if known is not None and known != digest_of_plain(data):
+                raise ValueError("it was changed after it was written")
         return found
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -29,7 +29,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 import netslim
@@ -42,7 +41,7 @@ from netslim.report.records import Candidate
 from netslim.report.search_page import notes, page, points, verdict
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import teacher
-from netslim.training.recipe.files import read_settings
+from netslim.training.recipe.files import read_settings, write_settings
 from netslim.training.recipe.reading import of_command, override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, SearchOptions, Stage, Train
 from netslim.training.stages.changes import differences, differing, in_short
@@ -182,9 +181,7 @@ def _claim(folder: RunFolder, ours: Results) -> None:
                 f"{folder.path} was begun with other settings ({in_short(found)}); choose another "
                 f"--out, or go on as it was begun, with {_flags(theirs, ours)}"
             )
-    write_atomic(
-        folder.config, yaml.safe_dump(ours, sort_keys=False, allow_unicode=True, width=110)
-    )
+    write_settings(folder.config, ours)
 
 
 def _theirs(folder: RunFolder) -> Results:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -10,13 +12,14 @@ from typing import Any
 
 import yaml
 
-from netslim._support import brief, checks_calls, nearest, read_text, reason, refusing
+from netslim._support import brief, checks_calls, nearest, read_text, reason, refusing, write_atomic
 from netslim.errors import RecipeError
 from netslim.training.recipe.extends import SMALL, resolved
 
 _LARGEST = 4 * 2**20  # bytes of a recipe
 _DEEPEST = 50
 _MOST_NODES = 100_000
+_SEAL = "# SHA-256 of what follows: "
 _DIGITS = 1000  # of a whole number; what it may be, the schema says
 
 
@@ -130,17 +133,33 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"a value cannot be read ({reason(error)})") from None
 
 
+def write_settings(path: Path, tree: Mapping[str, Any]) -> None:
+    """The config.yaml of a folder: half of one is YAML, too, so its first line holds a digest."""
+    text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True, width=110)
+    write_atomic(path, f"{_SEAL}{_digest(text)}\n{text}")
+
+
 def read_settings(path: Path, remedy: str) -> dict[str, Any]:
     """The mapping in the config.yaml of a folder.
 
     Raises:
-        RecipeError: it cannot be read, or is none; the message ends in `remedy`.
+        RecipeError: it cannot be read, is none, or is not as it was written; the message ends in
+            `remedy`.
     """
     with refusing(RecipeError, f"{path} is damaged", remedy):
-        tree = read_yaml(read_text(path, _LARGEST))
+        text = read_text(path, _LARGEST)
+        seal, _, rest = text.partition("\n")
+        # Version 0.1 wrote none.
+        if seal.startswith(_SEAL) and seal.removeprefix(_SEAL) != _digest(rest):
+            raise ValueError("it was changed after it was written")
+        tree = read_yaml(text)
         if not isinstance(tree, dict):
             raise ValueError("it holds no mapping of settings")
     return tree
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_extent(text: str) -> None:

@@ -27,8 +27,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from netslim._support import (
     brief,
     digest_of_plain,
@@ -45,7 +43,7 @@ from netslim._support import (
 from netslim.errors import NetslimError, RecipeError
 from netslim.report import records
 from netslim.report.records import Record
-from netslim.training.recipe.files import read_settings
+from netslim.training.recipe.files import read_settings, write_settings
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Baseline, Measure, Recipe, Scratch, Stage
 from netslim.training.stages.changes import basis, differences, in_short, kept
@@ -234,8 +232,7 @@ class RunFolder:
             if not changed:
                 return None
             notice = self._give_way(theirs, recipe, changed)
-        text = yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=110)
-        write_atomic(self.config, text)
+        write_settings(self.config, recipe.to_dict())
         return notice
 
     def belongs_to(self, recipe: Recipe) -> bool:
