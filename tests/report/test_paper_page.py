@@ -100,11 +100,8 @@ def test_the_page_holds_both_tables_the_conditions_and_what_is_left():
     assert "`net`" not in twins
 
 
-def test_a_row_of_which_nothing_is_published_shows_its_own_figures():
-    found = published_lines([entry(10.5, published=[])])
-    assert [cells[0] for cells in found] == [
-        "`net`: baseline",
-        "`net`: before",
-        "`net`: fine-tuned",
-    ]
-    assert found[-1][2] == "10.50"
+def test_what_nobody_has_published_is_shown_by_itself():
+    found = published_lines([entry(10.5, published=PUBLISHED[:1])])
+    assert [cells[0] for cells in found] == ["`net`: Net (Paper)", "`net`: cut (not published)"]
+    assert found[-1][1:5] == ["–", "10.50", "–", "+0.50"]
+    assert len(published_lines([entry(10.5, published=[])])) == 2

@@ -89,12 +89,15 @@ def _full(groups: Sequence[Sequence[Row]]) -> str:
 
 
 def published_lines(group: Sequence[Row]) -> list[list[str]]:
-    """One line for each published figure of a row, whose runs differ in their seeds; where nothing
-    is published, for each of our networks.
+    """One line for each published figure of a row, whose runs differ in their seeds, and for our
+    whole and last networks where nothing is published of them.
     """
-    published = group[0]["published"] or [
-        {"label": network["label"], "beside": network["key"]} for network in group[0]["rows"]
-    ]
+    published = list(group[0]["published"])
+    named = {row.get("beside") for row in published}
+    ends = (_key_of_base(group[0]), group[0]["rows"][-1]["key"])
+    for key, label in zip(ends, ("whole", "cut"), strict=True):
+        if key not in named:
+            published.append({"label": f"{label} (not published)", "beside": key})
     return [_line(group, row, _base(row, published)) for row in published]
 
 
