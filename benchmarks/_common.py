@@ -34,13 +34,18 @@ def with_peer() -> bool:
     return False
 
 
-def record(name: str, results: Mapping[str, Any], device: str | torch.device = "cpu") -> Path:
+def record(
+    name: str,
+    results: Mapping[str, Any],
+    device: str | torch.device = "cpu",
+    folder: Path = RESULTS,
+) -> Path:
     """Write `results` with machine, versions and date to results/NAME.json; the file's path."""
     script = Path(sys.argv[0])
     command = shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
     environment = describe(torch.device(device), "float32", command)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     content = json.dumps({**results, "environment": environment}, indent=2, ensure_ascii=False)
     path.write_text(content + "\n", encoding="utf-8")
     return path

@@ -2,6 +2,14 @@
 usual script.
 
     python benchmarks/training_speed.py [--root FOLDER] [--rounds 5] [--steps 60]
+    python benchmarks/training_speed.py --device cuda [--minutes 4] [--networks resnet56 vgg19]
+
+    python benchmarks/training_speed.py --arithmetic [--networks resnet20]
+
+With --arithmetic it is what precision and layout cost on this CPU: `_arithmetic.py` tells. On a
+GPU, and wherever --networks are named, it is those networks that are trained, captured as a
+CUDA graph, step by step, and as the port does it: `_captured.py` tells. What follows is the other
+comparison, on a CPU.
 
 *netslim* is a training stage of the runner itself: Lightning, `Loader`, channels_last, bf16 where
 the processor computes it, the sparsity penalty, metrics and the journal. *float32* is the same with
@@ -30,8 +38,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import _arithmetic
 import torch
-from _common import record, show, spread
+from _arithmetic import compare_arithmetic
+from _captured import NETWORKS, compare_on
+from _captured import WARM_UP as STEPS_BEFORE
+from _common import RESULTS, record, show, spread
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
@@ -93,7 +105,10 @@ class TimedLoader:
     """A loader whose batches pass a clock."""
 
     def __init__(self, loader: Loader, clock: Clock) -> None:
-        self.loader, self.clock, self.set_epoch = loader, clock, loader.set_epoch
+        self.loader, self.clock = loader, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -292,12 +307,49 @@ def main() -> None:
     parser.add_argument(
         "--root", help="the folder that holds data sets; NETSLIM_DATA when not given"
     )
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, help="default: 128 on a CPU, 64 for --networks")
+    parser.add_argument("--steps", type=int, help="training steps of each way in a round")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--steps", type=int, default=60, help="training steps of each way in a round"
+        "--networks", nargs="+", metavar="NAME", help=f"default on a GPU: {' '.join(NETWORKS)}"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=float, default=1.0, help="of --networks")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="for --networks: begin nothing beyond"
+    )
+    parser.add_argument("--out", type=Path, help="for --networks: the JSON file")
+    parser.add_argument(
+        "--arithmetic", action="store_true", help="precision and layout on this CPU"
+    )
     options = parser.parse_args()
+    if options.arithmetic:
+        compare_arithmetic(
+            options.networks or _arithmetic.NETWORKS,
+            width=options.width,
+            batch=options.batch or 64,
+            steps=options.steps or 8,
+            rounds=options.rounds or 3,
+            out=options.out or RESULTS / "training_arithmetic.json",
+        )
+        return
+    if options.device == "cuda" or options.networks:
+        options.steps, options.rounds = options.steps or 200, options.rounds or 3
+        if options.steps <= STEPS_BEFORE + 1:
+            parser.error(f"give more than {STEPS_BEFORE + 1} --steps")
+        compare_on(
+            options.device,
+            options.networks or NETWORKS,
+            width=options.width,
+            batch=options.batch or 64,
+            steps=options.steps,
+            rounds=options.rounds,
+            minutes=options.minutes,
+            out=options.out or RESULTS / f"training_speed_{options.device}.json",
+        )
+        return
+    options.batch, options.steps = options.batch or 128, options.steps or 60
+    options.rounds = options.rounds or 5
     if options.steps <= WARM_UP + 1 or options.rounds < 2:
         parser.error(f"give more than {WARM_UP + 1} --steps and at least 2 --rounds")
     data = load(options.data, root=options.root)

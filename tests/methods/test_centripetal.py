@@ -16,7 +16,12 @@ from torch.nn.functional import cross_entropy
 from nets import Chain, DenseBlock, Residual
 from netslim import prune, prune_, trace, verify
 from netslim.errors import ArgumentError, PlanError, StaleGraphError
-from netslim.methods.centripetal import CentripetalSGD, centripetal_gradient
+from netslim.methods.centripetal import (
+    CentripetalSGD,
+    centripetal_gradient,
+    cluster_means,
+    members_of,
+)
 from netslim.models import zoo
 from netslim.surgery.proof.silencing import randomise
 
@@ -305,6 +310,16 @@ def test_cuda_with_grad_scaler(fused):
         scaler.update()
     for name, found in differences(model).items():
         torch.testing.assert_close(found, 0.95**3 * first[name], rtol=1e-9, atol=1e-12)
+
+
+def test_members_that_are_added_up_in_order_have_the_same_means():
+    labels = np.array([0, 0, 1, 0, 2])
+    members = members_of(labels)
+    assert members.tolist() == [[0, 1, 3], [2, 5, 5], [4, 5, 5]]
+    rows, shares = torch.randn(5, 7), torch.tensor([[1 / 3], [1.0], [1.0]])
+    found = cluster_means(rows, torch.from_numpy(labels), shares, torch.from_numpy(members))
+    torch.testing.assert_close(found, cluster_means(rows, torch.from_numpy(labels), shares))
+    assert torch.equal(found[0], found[3])
 
 
 # --- which entries --------------------------------------------------------------------------------

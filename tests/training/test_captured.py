@@ -17,7 +17,7 @@ from netslim.training.loop import fit as fitting
 from netslim.training.loop.adapters import Method
 from netslim.training.loop.captured import WARM_UP, Recording, Unrecorded, WholeStep
 from netslim.training.loop.checkpoints import SealedCheckpoints
-from netslim.training.loop.classifier import Classifier
+from netslim.training.loop.classifier import Classifier, settle
 from netslim.training.loop.fit import Bench, fit
 from netslim.training.loop.progress import Display
 from netslim.training.stages.folder import StageFolder
@@ -141,13 +141,15 @@ def test_one_that_is_interrupted_goes_on_to_the_same_bits(digits, tmp_path, meth
     same(trained(digits, tmp_path / "a", method, AsOnAGPU, graph=True), whole)
 
 
+@pytest.mark.parametrize("method", ["none", "adamw"])
 @pytest.mark.parametrize(("first", "then"), [(Bench, AsOnAGPU), (AsOnAGPU, Bench)])
-def test_one_goes_on_where_other_optimizers_are_the_best(digits, tmp_path, first, then):
+def test_one_goes_on_where_other_optimizers_are_the_best(digits, tmp_path, first, then, method):
     """As from a CPU to a GPU, and back."""
+    layout = {Bench: False, AsOnAGPU: True}
     with pytest.raises(KeyboardInterrupt):
-        trained(digits, tmp_path, "adamw", first, stop=True)
-    found = trained(digits, tmp_path, "adamw", then)[1]
-    expected = trained(digits, tmp_path / "whole", "adamw")[1]
+        trained(digits, tmp_path, method, first, stop=True, channels_last=layout[first])
+    found = trained(digits, tmp_path, method, then, channels_last=layout[then])[1]
+    expected = trained(digits, tmp_path / "whole", method)[1]
     for one, other in zip(found, expected, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
 
@@ -199,6 +201,17 @@ def test_a_method_of_somebody_else_says_whether_it_can_be(digits):
     module = Classifier(network(), made.stages[0], 10, BATCHES + 1, Method(None))
     fitting._record(bench, module, bench.loader("train"))
     assert "does not say that it is steady" in said.getvalue()
+
+
+def test_momentum_of_another_layout_is_laid_out_as_its_weights():
+    layer = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
+    buffer = torch.randn(4, 4, 3, 3)
+    optimizer.state[layer.weight]["momentum_buffer"] = buffer
+    settle(optimizer, torch.device("cpu"), fused=True)
+    found = optimizer.state[layer.weight]["momentum_buffer"]
+    assert found.stride() == layer.weight.stride()
+    assert torch.equal(found, buffer)
 
 
 # ---------------------------------------------------------------- the step alone

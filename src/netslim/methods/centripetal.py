@@ -66,7 +66,9 @@ from netslim.surgery.plan import PruningPlan
 from netslim.surgery.sharding import in_one_piece
 
 
-def cluster_means(rows: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+def cluster_means(
+    rows: Tensor, labels: Tensor, shares: Tensor, members: Tensor | None = None
+) -> Tensor:
     """Every row replaced by the mean of its cluster, the same for all its rows bit for bit.
 
     The mean is made once and copied to the members. Members that took the mean each by itself could
@@ -76,13 +78,24 @@ def cluster_means(rows: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
         rows: shape (rows, numbers).
         labels: cluster number of every row, int64, shape (rows,).
         shares: one over the members of every cluster, shape (clusters, 1).
+        members: the rows of every cluster, filled up with the number behind the last row, int64,
+            shape (clusters, most members): where they are to be added up in this order.
     """
-    sums = rows.new_zeros(len(shares), rows.shape[1]).index_add_(0, labels, rows)
+    if members is None:
+        sums = rows.new_zeros(len(shares), rows.shape[1]).index_add_(0, labels, rows)
+    else:
+        padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        sums = padded.index_select(0, members.flatten()).view(*members.shape, -1).sum(1)
     return sums.mul_(shares).index_select(0, labels)
 
 
 def centripetal_gradient(
-    gradient: Tensor, kernels: Tensor, labels: Tensor, shares: Tensor, strength: float | Tensor
+    gradient: Tensor,
+    kernels: Tensor,
+    labels: Tensor,
+    shares: Tensor,
+    strength: float | Tensor,
+    members: Tensor | None = None,
 ) -> Tensor:
     """The gradient that makes plain SGD with weight decay take the paper's step.
 
@@ -95,10 +108,11 @@ def centripetal_gradient(
         labels: as for `cluster_means`.
         shares: as for `cluster_means`.
         strength: epsilon.
+        members: as for `cluster_means`.
     """
     # Away from the mean, as a gradient is: the step goes down it, towards the mean.
-    pull = kernels - cluster_means(kernels, labels, shares)
-    return cluster_means(gradient, labels, shares).add_(pull.mul_(strength))
+    pull = kernels - cluster_means(kernels, labels, shares, members)
+    return cluster_means(gradient, labels, shares, members).add_(pull.mul_(strength))
 
 
 @dataclass(frozen=True)
@@ -480,6 +494,7 @@ class _Stack:
     members: list[tuple[Tensor, int]]  # parameter, axis
     labels: Tensor
     shares: Tensor
+    rows: Tensor | None
     vectors: bool
     maximise: bool
 
@@ -491,8 +506,14 @@ class _Stack:
             parts.append(tie.labels + total)
             total += int(tie.labels.max()) + 1
         parameter = members[0][0]
-        labels, shares = _on_device(np.concatenate(parts), parameter)
-        return _Stack([(p, tie.axis) for p, tie in members], labels, shares, vectors, maximise)
+        joined = np.concatenate(parts)
+        labels, shares = _on_device(joined, parameter)
+        rows = None
+        # A GPU adds up in any order, or, where that is forbidden, asks the host at each step.
+        if parameter.is_cuda and torch.are_deterministic_algorithms_enabled():
+            rows = torch.from_numpy(members_of(joined)).to(parameter.device)
+        ties = [(p, tie.axis) for p, tie in members]
+        return _Stack(ties, labels, shares, rows, vectors, maximise)
 
     def act(self, strength: float | Tensor, scale: Tensor | None) -> None:
         """Replace the gradients; ``scale`` is the loss scale they still carry."""
@@ -508,7 +529,7 @@ class _Stack:
         pull: float | Tensor = strength
         if scale is not None:
             pull = scale.to(kernels) * strength
-        new = centripetal_gradient(rows, kernels, self.labels, self.shares, pull)
+        new = centripetal_gradient(rows, kernels, self.labels, self.shares, pull, self.rows)
         parts = torch.split(new, [len(g) for g in gradients])
         shaped = [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
         torch._foreach_copy_(gradients, shaped)  # views of the gradients, so in place
@@ -579,6 +600,19 @@ def _on_device(labels: Labels, like: Tensor) -> tuple[Tensor, Tensor]:
     """Labels and shares for `cluster_means`, where and as precise as ``like``."""
     shares = 1 / torch.from_numpy(np.bincount(labels)).double()[:, None]
     return torch.from_numpy(labels).to(like.device), shares.to(like)
+
+
+def members_of(labels: Labels) -> np.ndarray:
+    """The entries of every cluster, in order, filled up with the number behind the last entry.
+
+    Of the clusters 0 0 1 0: 0 1 3 and 2 4 4.
+    """
+    counts = np.bincount(labels)
+    found = np.full((len(counts), counts.max()), len(labels))
+    order = np.argsort(labels, kind="stable")
+    places = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    found[labels[order], places] = order
+    return found
 
 
 def _average(tensor: Tensor, tie: _Tie) -> None:

@@ -155,7 +155,11 @@ class CUDAGraphs:
             graph.replay()
             return loss
 
-        return Recording(replay, graph.reset)
+        def release() -> None:
+            torch.cuda.synchronize(self.device)  # a replay may be under way
+            graph.reset()
+
+        return Recording(replay, release)
 
     def random_state(self) -> Any:
         return torch.cuda.get_rng_state(self.device)
@@ -203,6 +207,11 @@ class WholeStep:
     def recorded(self) -> bool:
         """Whether steps are replayed now."""
         return self._recording is not None
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """Where a replay finds its inputs."""
+        return self._buffers
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Take a step: its loss, which the next one overwrites."""

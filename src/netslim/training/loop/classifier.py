@@ -371,7 +371,8 @@ def settle(optimizer: Optimizer, device: torch.device, fused: bool) -> None:
     """Have an optimizer, maybe from a checkpoint of another device, step as is best on this one.
 
     With `fused` one kernel moves all weights, at a rate that is a tensor: schedulers write it in
-    place, and a CUDA graph follows. Else rates are floats, and torch chooses.
+    place, and a CUDA graph follows; momentum has to lie as its weights do. Else rates are floats,
+    and torch chooses.
     """
     for group in optimizer.param_groups:
         rate = float(group["lr"])
@@ -381,9 +382,12 @@ def settle(optimizer: Optimizer, device: torch.device, fused: bool) -> None:
             group["lr"] = torch.tensor(rate, dtype=torch.float32, device=device)
         if "capturable" in group:
             group["capturable"] = fused
-    for state in optimizer.state.values():
-        if "step" in state:  # of AdamW, which counts where it computes
-            state["step"] = state["step"].to(device if fused else "cpu")
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if key == "step":  # of AdamW, which counts where it computes
+                state[key] = value.to(device if fused else "cpu")
+            elif isinstance(value, Tensor) and fused and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter.detach()).copy_(value)
 
 
 def distilled(loss: Tensor, logits: Tensor, wanted: Tensor, options: DistillOptions) -> Tensor:
