@@ -20,6 +20,7 @@ from netslim.training.loop.checkpoints import SealedCheckpoints
 from netslim.training.loop.classifier import Classifier, settle
 from netslim.training.loop.fit import Bench, fit
 from netslim.training.loop.progress import Display
+from netslim.training.recipe.reading import load_recipe, parse_recipe
 from netslim.training.stages.folder import StageFolder
 from stage_runs import recipe
 from tape import REFUSED, Tape
@@ -78,10 +79,12 @@ def network():
     return models.build("zoo:vgg", layers=[8, "M", 8], in_channels=1)
 
 
-def trained(digits, folder, method, kind=Bench, net=None, stop=False, **trainer):
+def trained(
+    digits, folder, method, kind=Bench, net=None, stop=False, precision="float32", **trainer
+):
     """Weights, figures and what was said."""
     made, said = asked(method, **trainer), StringIO()
-    bench = kind(made, digits, torch.device("cpu"), "float32", Display(Console(file=said)))
+    bench = kind(made, digits, torch.device("cpu"), precision, Display(Console(file=said)))
     net, stage, mask = net or network(), made.stages[0], None
     if method == "mask":
         graph = netslim.trace(net, torch.randn(2, 1, 8, 8))
@@ -120,6 +123,15 @@ def test_a_replayed_tape_of_it_does_so_with_what_a_gpu_needs(digits, tmp_path, t
     assert tape.recorded == 1 + (method == "gradual")
     assert tape.replayed == 2 * BATCHES - WARM_UP * tape.recorded
     assert "not captured" not in found[2]
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_replayed_tape_of_it_does_so_in_bf16(digits, tmp_path, tape):
+    """The casts of weights, which autocast keeps for a step, are made anew in each replay."""
+    how = {"precision": "bf16", "channels_last": True}
+    loop = trained(digits, tmp_path / "loop", "l1", AsOnAGPU, graph=False, **how)
+    same(trained(digits, tmp_path / "whole", "l1", AsOnAGPU, graph=True, **how), loop)
+    assert tape.replayed
 
 
 def test_a_rate_that_is_a_float_is_not_followed_so_the_tape_would_tell(digits, tmp_path, tape):
@@ -212,6 +224,13 @@ def test_momentum_of_another_layout_is_laid_out_as_its_weights():
     found = optimizer.state[layer.weight]["momentum_buffer"]
     assert found.stride() == layer.weight.stride()
     assert torch.equal(found, buffer)
+
+
+@pytest.mark.parametrize(("said", "meant"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_a_command_says_it_as_a_recipe_does(said, meant):
+    found = load_recipe("digits", {"trainer.graph": said, "trainer.deterministic": "true"})
+    assert (found.trainer.graph, found.trainer.deterministic) == (meant, True)
+    assert parse_recipe(found.to_dict()) == found
 
 
 # ---------------------------------------------------------------- the step alone

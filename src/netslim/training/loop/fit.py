@@ -62,7 +62,7 @@ _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "light
 _WARNING_MODULES = r"pytorch_lightning|lightning_fabric|torchmetrics|tensorboard|torch\."
 _WARNINGS = (
     r".*(does not have many workers|GPU available|Checkpoint directory|training_step` returned|"
-    r"does not have a deterministic implementation).*"
+    r"does not have a deterministic implementation|not deterministic because it uses CuBLAS).*"
 )
 
 
