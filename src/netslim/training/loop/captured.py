@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,7 +99,7 @@ class Unrecorded:
 
 
 class CUDAGraphs:
-    """Captures steps on a stream of its own.
+    """Captures steps on a stream beside that of all else.
 
     Args:
         device: a GPU.
@@ -107,7 +107,7 @@ class CUDAGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream = _stream(device)
 
     @contextmanager
     def around(self) -> Iterator[None]:
@@ -175,6 +175,12 @@ class CUDAGraphs:
         index = self.device.index or 0
         generator = torch.cuda.default_generators[index]
         generator.graphsafe_set_state(generator.clone_state())
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The same for all stages: what libraries and the allocator keep for a stream stays of use."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def recorder(device: torch.device) -> Recorder:
