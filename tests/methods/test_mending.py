@@ -14,7 +14,7 @@ import netslim
 from netslim import Budget
 from netslim.graph.modules.batches import held_out
 from netslim.methods.cutting import Cut, by_scores, cut
-from netslim.methods.mending import Judge
+from netslim.methods.mending import Judge, nearest
 from netslim.selection import Compensation, Scoring
 from netslim.selection.defaults import Choice
 from netslim.surgery import recalibrate
@@ -116,7 +116,8 @@ def test_the_error_is_relative_and_the_mean_over_outputs():
     judge = Judge(Two(2.0), [(torch.tensor([[1.0], [2.0]]),), (torch.tensor([[3.0]]),)])
     assert judge.error(Two(3.0)) == pytest.approx(0.25 / 2)
     assert judge.error(Two(torch.nan)) == 1e9
-    assert Judge(Two(2.0), []).error(Two(3.0)) is None
+    assert judge.sees()
+    assert not Judge(Two(2.0), []).sees()
 
 
 def test_statistics_of_the_same_distribution_are_kept(network):
@@ -158,11 +159,38 @@ def test_a_fold_that_takes_outputs_away_is_left_out():
     assert torch.equal(done.network(probe), plain.network(probe))
 
 
-def test_each_step_is_judged_with_those_before_it_that_were_kept(network):
+def test_steps_are_judged_together():
+    """One alone takes the outputs away, and with the other brings them nearest of all."""
+
+    class Off(nn.Module):
+        def __init__(self, by: float) -> None:
+            super().__init__()
+            self.by = by
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.by
+
+    ways = {(): Off(3.0), ("a",): Off(4.0), ("b",): Off(2.0), ("a", "b"): Off(1.0)}
+    best, mended = nearest(ways, Judge(Off(0.0), [(torch.ones(4, 1),)]))
+    assert best == ("a", "b")
+    assert [(one.step, one.before, one.after, one.kept) for one in mended] == [
+        ("a", 4.0, 1.0, True),
+        ("b", 9.0, 1.0, True),
+    ]
+    del ways["a", "b"]
+    best, (one, two) = nearest(ways, Judge(Off(0.0), [(torch.ones(4, 1),)]))
+    assert best == ("b",)
+    assert (one.harmful, two.harmful) == (True, False)
+
+
+def test_both_steps_are_kept_where_both_help(network):
     done = halved(network, drawn(8, 2), BOTH)
-    first, second = done.mended
-    assert (first.step, first.kept) == ("linear", True)
-    assert second.before == first.after
+    one, two = done.mended
+    assert one.step == "linear"
+    assert two.step == "batch-norm statistics taken anew"
+    kept = [mending.after for mending in done.mended if mending.kept]
+    assert kept
+    assert len(set(kept)) == 1
 
 
 def test_what_was_held_out_changes_nothing_but_the_choice(network):

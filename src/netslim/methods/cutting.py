@@ -44,7 +44,7 @@ from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import meant
 from netslim.methods.masking import Mask
-from netslim.methods.mending import Judge, Mending
+from netslim.methods.mending import Judge, Mending, Steps, nearest
 from netslim.methods.threshold import threshold_warning
 from netslim.selection.budget.resources import LatencySource
 from netslim.selection.defaults import Choice, in_words
@@ -130,14 +130,14 @@ def cut(
     """
     if batches is None and compensation.fold is not None:
         batches, held = _of_examples(example_inputs)
-    seen, judge = list(batches or ()), Judge(model, held)
+    seen = list(batches or ())
     alone: tuple[str, ...] = ()
     failure: Exception | None = None
     while True:
         plan = _decided(partial(_plan_around, choose, alone, failure))
-        prove = partial(_proved, model, graph, plan, example_inputs, compensation, seen, judge)
+        prove = partial(_proved, model, graph, plan, example_inputs, compensation, seen)
         try:
-            done = ranks.everywhere("the cut and its proof", prove)
+            ways = ranks.everywhere("the cut and its proof", prove)
             break
         except (ArgumentError, DisagreementError):
             raise
@@ -152,15 +152,15 @@ def cut(
                 raise
             alone, failure = (*alone, *wrong), error
     if mode == "mask":
-        done = _masked(model, done)
-    if alone:
-        done = replace(done, left_alone=alone, warnings=(left_alone(alone),))
-    large = threshold_warning(done.plan)
-    if large is not None:
-        done = replace(done, warnings=(*done.warnings, large))
+        ways = {steps: _masked(model, way) for steps, way in ways.items()}
     if fresh is None and batches is not None:
         fresh = seen
-    done = _told(_recalibrated(done, compensation, fresh, judge))
+    done = _told(_mended(ways, compensation, fresh, Judge(model, held)))
+    large = threshold_warning(done.plan)
+    if large is not None:
+        done = replace(done, warnings=(large, *done.warnings))
+    if alone:
+        done = replace(done, left_alone=alone, warnings=(left_alone(alone), *done.warnings))
     _compare(done.network, values=compensation.fold is not None)
     return done
 
@@ -310,23 +310,20 @@ def _proved(
     example_inputs: Any,
     compensation: Compensation,
     batches: Sequence[Any],
-    judge: Judge,
-) -> Cut[Model]:
+) -> dict[Steps, Cut[Model]]:
+    """The cut as it is, and with a fold where one is asked for."""
     small = prune(model, plan)
+    check = verify(model, small, plan, example_inputs, graph=graph)
+    ways = {(): Cut(small, graph, plan, check)}
     if compensation.fold is None or not plan.groups:
-        return Cut(small, graph, plan, verify(model, small, plan, example_inputs, graph=graph))
+        return ways
     # A fold changes weights and may add biases, so that what is cut is another network than the one
     # that was traced: the proof compares with that, and traces it anew.
     folding = compensate(model, plan, batches, compensation.fold)
-    folded = prune(folding.model, folding.plan)
-    check = verify(folding.model, folded, folding.plan, example_inputs)
+    small = prune(folding.model, folding.plan)
+    check = verify(folding.model, small, folding.plan, example_inputs)
     step = in_words(Compensation(compensation.fold))
-    _, mending = judge.better(step, small, lambda: folded, unseen=True)
-    if mending.kept:
-        notes = tuple(_moved(folding))
-        return Cut(folded, graph, folding.plan, check, notes=notes, mended=(mending,))
-    check = verify(model, small, plan, example_inputs, graph=graph)
-    return Cut(small, graph, plan, check, mended=(mending,))
+    return ways | {(step,): Cut(small, graph, folding.plan, check, notes=tuple(_moved(folding)))}
 
 
 def _unproved(
@@ -364,30 +361,49 @@ def _of_examples(example_inputs: Any) -> tuple[list[Any], list[Any]]:
     return held_out([(example_inputs,)])
 
 
-def _recalibrated(
-    done: Cut[Model], compensation: Compensation, batches: Iterable[Any] | None, judge: Judge
+def _mended(
+    ways: dict[Steps, Cut[Model]],
+    compensation: Compensation,
+    batches: Iterable[Any] | None,
+    judge: Judge,
 ) -> Cut[Model]:
+    """The cut with the steps that bring its outputs nearest.
+
+    Args:
+        ways: the cut without steps, and with the fold where one is asked for.
+        compensation: what is asked for.
+        batches: for statistics of batch normalisation.
+        judge: of the outputs. One that sees nothing leaves the fold and no fresh statistics.
+    """
     count = compensation.recalibrate
-    layers = [m for m in done.network.modules() if isinstance(m, _BatchNorm)]
-    if not count or not any(layer.track_running_stats for layer in layers):
-        return done
-    if batches is None:
+    layers = [m for m in ways[()].network.modules() if isinstance(m, _BatchNorm)]
+    renews = bool(count) and any(layer.track_running_stats for layer in layers)
+    if renews and batches is None:
         raise ArgumentError(
             "recalibrate takes the statistics of batch normalisation from batches: give "
             "batches=, a data loader or a list"
         )
-    seen = list(batches if count is True else islice(batches, count))
-    network, mending = judge.better(
-        in_words(Compensation(recalibrate=count)),
-        done.network,
-        lambda: recalibrate(duplicate(done.network), seen),
-        unseen=False,
-    )
-    done = replace(done, network=network, mended=(*done.mended, mending))
-    if not mending.kept:
-        return done
-    note = f"batch-norm statistics were taken anew from {len(seen)} batches"
-    return replace(done, notes=(*done.notes, note))
+    if len(ways) == 1 and not renews:
+        return ways[()]
+    anew = in_words(Compensation(recalibrate=count))
+    if not judge.sees():
+        *_, (folds, done) = ways.items()
+        unseen = [Mending(step, None, None, kept=True) for step in folds]
+        unseen += [Mending(anew, None, None, kept=False)] * renews
+        return replace(done, mended=tuple(unseen))
+    if renews:
+        seen = list(islice(batches or (), None if count is True else count))
+        ways = ways | {(*steps, anew): _renewed(way, seen) for steps, way in ways.items()}
+    networks = {steps: way.network for steps, way in ways.items()}
+    best, mended = nearest(networks, judge)
+    return replace(ways[best], mended=mended)
+
+
+def _renewed(done: Cut[Model], batches: list[Any]) -> Cut[Model]:
+    """With statistics of batch normalisation that are of these batches."""
+    network = recalibrate(duplicate(done.network), batches)
+    note = f"batch-norm statistics were taken anew from {len(batches)} batches"
+    return replace(done, network=network, notes=(*done.notes, note))
 
 
 def _told(done: Cut[Model]) -> Cut[Model]:

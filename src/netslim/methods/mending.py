@@ -11,9 +11,10 @@ squares have seen (`netslim.graph.modules.batches.held_out`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 
-Model = TypeVar("Model", bound=nn.Module)
+Steps = tuple[str, ...]  # in words
 _ERROR, _SIZE = "error", "size"
 _MOST = 1e9  # an error beyond it, of outputs that are not finite, say, is told as this
 
@@ -35,7 +36,7 @@ class Mending:
     Attributes:
         step: in words.
         before, after: relative squared error of the outputs on what was held out, without the step
-            and with it; None where nothing could be held out.
+            and with it, the other steps as is best in each case; None where nothing was held out.
         kept: whether the network has it.
     """
 
@@ -79,32 +80,14 @@ class Judge:
     original: nn.Module
     held: Sequence[Any]
 
-    def better(
-        self, step: str, without: Model, make: Callable[[], Model], *, unseen: bool
-    ) -> tuple[Model, Mending]:
-        """The better of two networks, and what became of the step.
+    def sees(self) -> bool:
+        """Whether any rank has anything to judge by."""
+        return any(ranks.gathered("whether any batch is held out", bool(self.held)))
 
-        Args:
-            step: in words.
-            without: the network without it.
-            make: the network with it.
-            unseen: what becomes of it where no rank has anything to judge by.
-        """
-        before = self.error(without)
-        if before is None and not unseen:
-            return without, Mending(step, None, None, kept=False)
-        trial = make()
-        after = self.error(trial)
-        if before is None or after is None:
-            return trial, Mending(step, None, None, kept=True)
-        if after < before:
-            return trial, Mending(step, before, after, kept=True)
-        return without, Mending(step, before, after, kept=False)
-
-    def error(self, network: nn.Module) -> float | None:
+    def error(self, network: nn.Module) -> float:
         """Squared error of the outputs over their squares, mean over the output tensors.
 
-        Where an output is not finite it is `_MOST`; None where nothing was held out on any rank.
+        Where an output is not finite it is `_MOST`. The judge can see.
         """
         own = ranks.everywhere("outputs after the cut", lambda: self._sums(network))
         sums = ranks.summed("errors of the outputs", own)
@@ -113,8 +96,6 @@ class Judge:
             for (kind, number), total in sums.items()
             if kind == _ERROR
         ]
-        if not shares:
-            return None
         mean = sum(shares) / len(shares)
         if math.isnan(mean):
             return _MOST
@@ -133,6 +114,26 @@ class Judge:
         """The output tensors of a batch, before the cut and after."""
         for batch in self.held:
             yield _output(self.original, batch), _output(network, batch)
+
+
+def nearest(ways: Mapping[Steps, nn.Module], judge: Judge) -> tuple[Steps, tuple[Mending, ...]]:
+    """The steps whose network is nearest to the one before the cut, and what became of each.
+
+    All are tried together, for one may help only with another: a fold that is rough makes the next
+    layer's inputs too large, and with statistics of these it is the best of all.
+
+    Args:
+        ways: the steps that were taken -> the network they make; with each of them and without.
+        judge: compares; it can see.
+    """
+    errors = {taken: judge.error(network) for taken, network in ways.items()}
+    best = min(errors, key=lambda taken: (errors[taken], len(taken)))
+    mended = []
+    for step in dict.fromkeys(chain.from_iterable(ways)):
+        without = min(error for taken, error in errors.items() if step not in taken)
+        with_it = min(error for taken, error in errors.items() if step in taken)
+        mended.append(Mending(step, without, with_it, step in best))
+    return best, tuple(mended)
 
 
 def _share(error: float, size: float) -> float:
@@ -155,4 +156,4 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.double()
 
 
-__all__ = ["Judge", "Mending"]
+__all__ = ["Judge", "Mending", "Steps", "nearest"]
