@@ -106,7 +106,6 @@ def carry_out(
     runs: Path,
     *,
     page: Path | None = None,
-    minutes: float | None = None,
     changed_ok: bool = False,
     deadline: Deadline | None = None,
     display: Display | None = None,
@@ -118,9 +117,9 @@ def carry_out(
         out: the folder of paper.json.
         runs: the folder of the run folders.
         page: the file of the page; `results.md` in `out` when not given.
-        minutes: how long this call may take; as long as it does when not given.
         changed_ok: as for `run`.
-        deadline, display: in the place of those that follow from `minutes`.
+        deadline: from `deadline_in`; there is none when not given.
+        display: where progress is shown, which keeps to the deadline.
 
     Raises:
         RecipeError: a file in `out` is damaged, or several processes are asked for.
@@ -128,7 +127,7 @@ def carry_out(
     """
     for recipe in asked:
         processes.refuse_several(recipe.trainer)
-    deadline = deadline or _deadline(minutes)
+    deadline = deadline or Deadline()
     work = _Work(out, runs, page or out / "results.md", changed_ok)
     work.display = display or Display(deadline=deadline)
     out.mkdir(parents=True, exist_ok=True)
@@ -147,10 +146,11 @@ def carry_out(
     return outcome
 
 
-def _deadline(minutes: float | None) -> Deadline:
+def deadline_in(minutes: float | None, spent: float) -> Deadline:
+    """When training has to stop that may go on for so long, of which some seconds are `spent`."""
     if minutes is None:
         return Deadline()
-    return Deadline(60 * minutes, min(RESERVE, 15 * minutes))
+    return Deadline(60 * minutes - spent, min(RESERVE, 15 * minutes))
 
 
 def _one(work: _Work, recipe: Recipe, deadline: Deadline, outcome: Outcome) -> None:
@@ -275,4 +275,7 @@ def told(outcome: Outcome, minutes: float | None, seconds: float) -> str:
     return text
 
 
-__all__ = ["ORDER", "Outcome", "carry_out", "conditions", "default_rows", "recipes", "told"]
+__all__ = [
+    *("ORDER", "Outcome", "carry_out", "conditions", "deadline_in", "default_rows", "recipes"),
+    "told",
+]
