@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from netslim._support import described
 from netslim.errors import SurgeryError
-from netslim.graph.modules.calls import evaluating
+from netslim.graph.modules.calls import in_mode
 from netslim.graph.modules.repeated_sizes import REPEATED
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.rows import SizePatch
@@ -198,7 +198,7 @@ def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
             return tuple(parameter.shape)
     if not nn.utils.parametrize.is_parametrized(module, name):
         return tuple(getattr(getattr(module, name, None), "shape", ()))
-    with torch.no_grad(), evaluating(module):
+    with torch.no_grad(), in_mode(module, training=False):
         return tuple(getattr(module, name).shape)
 
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from netslim._support import checks_calls
 from netslim.errors import TraceError
+from netslim.graph.modules.state import state_kept
 from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.modules.walk import named_modules
 
@@ -124,8 +125,18 @@ def named_outputs(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Evaluation mode inside (or training mode); every module's own flag as it was afterwards.
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards the model is as it was, whatever its forward has written.
+
+    Everyone who runs a model to learn something does so within this.
+    """
+    with state_kept(model), in_mode(model, training=False):
+        yield
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode inside; every module's own flag as it was afterwards.
 
     The flags are set one by one: a module's own ``train()`` may change its weights, as merged
     adapters do.

@@ -23,10 +23,8 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from netslim._support import own_random_numbers
-from netslim.graph.modules.walk import named_modules
+from netslim.graph.modules.state import state_kept
 from netslim.graph.tracing.atoms import Atoms, Vector
 from netslim.graph.tracing.recorder import Recorder
 
@@ -45,7 +43,6 @@ _CHANGES: tuple[tuple[tuple[int, ...], bool], ...] = (
     *(((-2,), True), ((-1,), True), ((-2, -1), True), ((1,), True)),
     *(((-2,), False), ((-2, -1), False), ((1,), False)),
 )
-_CONTAINERS = (list, dict, set, deque)
 
 
 def resized(example_inputs: Any) -> Iterator[Any]:
@@ -105,50 +102,14 @@ def _classes(atoms: Atoms) -> Vector:
 def untouched(model: nn.Module) -> Iterator[None]:
     """A run inside leaves no trace: neither in the model, nor in random numbers, nor in words.
 
-    Attributes of modules are what they were, with the entries of lists and dicts among them, and so
-    are tensors that they hold; what is printed or warned of goes nowhere.
+    What is printed or warned of goes nowhere.
     """
-    attributes = [(vars(m), dict(vars(m))) for m in named_modules(model)]
-    held = list(chain.from_iterable(before.values() for _, before in attributes))
-    containers = [(c, c.copy()) for c in held if isinstance(c, _CONTAINERS)]
-    tensors = [(t, t.clone()) for t in _state(model, held)]
     with (
+        state_kept(model, training=True),
         own_random_numbers(),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for container, before in containers:
-                _refill(container, before)
-            for now, was in attributes:
-                _refill(now, was)
-            with torch.no_grad():
-                for tensor, value in tensors:
-                    tensor.copy_(value)
-
-
-def _state(model: nn.Module, held: list[Any]) -> list[Tensor]:
-    """The tensors that a run may write to: buffers, and what modules keep beside them."""
-    kept = [t for t in held if isinstance(t, Tensor) and not t.requires_grad]
-    return [t for t in (*model.buffers(), *kept) if not t.is_inference()]
-
-
-def _refill(container: Any, before: Any) -> None:
-    """Put back what was in a container, if anything in it is another one."""
-    if isinstance(container, dict):
-        same = container.keys() == before.keys() and all(
-            container[key] is value for key, value in before.items()
-        )
-    else:
-        same = [*map(id, container)] == [*map(id, before)]
-    if same:
-        return
-    container.clear()
-    if isinstance(container, (dict, set)):
-        container.update(before)
-    else:
-        container.extend(before)
+        yield

@@ -18,6 +18,7 @@ from netslim.graph.modules.calls import (
     as_call,
     check_entries,
     evaluating,
+    in_mode,
     named_outputs,
     refusing,
 )
@@ -47,8 +48,7 @@ def record(
     Where parts were not used, such as auxiliary heads, it is run once more in training mode if it
     can be: what they read must go with the channels they read it from. Where places were laid out
     with channels it is run at another size, too (other_sizes.py). The model is left as it was:
-    training flags, attributes, buffers and the state of the random numbers are restored, but for
-    what its forward pass writes by itself in evaluation mode.
+    training flags, attributes and buffers are put back, whatever its forward pass writes.
 
     Args:
         model: any module.
@@ -205,7 +205,7 @@ def _watch_training(
     model = recorder.model
     costs, touched = list(recorder.costs), set(recorder.touched)
     recorder.training = True
-    with contextlib.suppress(Exception), untouched(model), evaluating(model, training=True):
+    with contextlib.suppress(Exception), untouched(model), in_mode(model, training=True):
         _watch(recorder, example_inputs, watching)
     # Whatever ran, even up to an error, has tied what it ties; it costs an evaluation nothing.
     recorder.costs, recorder.touched = costs, touched

@@ -23,7 +23,8 @@ from netslim._support import checks_calls
 from netslim.errors import ArgumentError
 from netslim.graph.modules.ambient import by_itself, eagerly
 from netslim.graph.modules.batches import outputs
-from netslim.graph.modules.calls import evaluating
+from netslim.graph.modules.calls import in_mode
+from netslim.graph.modules.state import state_kept
 from netslim.graph.modules.unwrapping import bare
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,7 +72,13 @@ def recalibrate(model: Model, batches: Iterable[Any]) -> Model:
     ]
     reached: list[bool] = []
     try:
-        with torch.no_grad(), eagerly(), evaluating(inner), _locally(layers):
+        with (
+            torch.no_grad(),
+            eagerly(),
+            state_kept(inner, besides=layers),
+            in_mode(inner, training=False),
+            _locally(layers),
+        ):
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum, layer.training = None, True  # a cumulative average
