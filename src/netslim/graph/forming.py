@@ -239,7 +239,8 @@ def build(recorder: Recorder) -> ChannelGraph:
     classes = Classes(recorder.atoms)
     groups = classes.form()
     count = _remembering(classes.count)
-    unread = {key: value for key, value in recorder.attributes.items() if key not in bindings}
+    known = bindings.keys() | recorder.consulted
+    unread = {key: value for key, value in recorder.attributes.items() if key not in known}
     inventory = take(recorder.model, classes, recorder.touched, unread)
     costs = [
         Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)

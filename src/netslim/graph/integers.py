@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from functools import partial
+from itertools import chain, islice
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -40,6 +44,7 @@ _NO_WIDTH = re.compile(
 )
 # What nearly all attributes of modules are, none of which is a configuration.
 _COMMON = frozenset({bool, int, float, str, tuple, list, dict, set, type(None), OrderedDict})
+_DEEPEST, _LONGEST = 3, 256  # what leads to functions: how deep, and of how many entries
 _SHOWING = {"extra_repr", "__repr__", "__str__"}  # what only prints a size does not need it
 
 
@@ -105,13 +110,13 @@ def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tup
 
     Args:
         model: the traced one.
-        remembered: (module, attribute) -> value, as the trace knows them.
+        remembered: (module, attribute) -> value, of those that the trace saw nobody read.
     """
     modules = named_modules(model)
     own = {m: path for m, path in modules.items() if not isinstance(m, PaddedNorm)}
     kinds = {path: type(module) for module, path in own.items() if _own(type(module))}
     codes = {kind: _code_of(kind) for kind in set(kinds.values())}
-    run = frozenset[str]().union(*[code.forward for code in codes.values()])
+    run = _names_held(modules).union(*[code.forward for code in codes.values()])
     others = frozenset[str]().union(*[code.others for code in codes.values()])
     found = []
     for (path, attribute), value in remembered.items():
@@ -252,31 +257,84 @@ def _reached(kind: type, method: str) -> tuple[set[str], set[CodeType]]:
     return names, codes
 
 
-def _functions(value: Any) -> Iterator[FunctionType]:
-    """The functions of a method, a property or a decorated one, where they are the user's."""
+def _names_held(modules: Iterable[nn.Module]) -> set[str]:
+    """Names in code that runs with a forward and is none of its class: hooks, a ``forward`` that
+    took the place of the class's own, and functions among the attributes.
+    """
+    names: set[str] = set()
+    codes: set[CodeType] = set()
+    for module in modules:
+        held = [value for value in vars(module).values() if type(value) not in _COMMON]
+        held += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        for value in held:
+            for function in _functions(value):
+                _walk(function, type(module), names, codes)
+    return names
+
+
+def _functions(value: Any, depth: int = 0) -> Iterator[FunctionType]:
+    """The functions of the user's that a value leads to.
+
+    It may be a method, a property, a partial one, decorated, a registry of functions, a class, or
+    an object that can be called.
+    """
+    if isinstance(value, FunctionType):
+        if not value.__module__.startswith(_FOREIGN):
+            yield value
+    for inner in _parts(value):
+        if depth < _DEEPEST:
+            yield from _functions(inner, depth + 1)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What a value is made of that may lead to functions."""
     if isinstance(value, property):
-        for one in (value.fget, value.fset):
-            yield from _functions(one)
-        return
-    value = inspect.unwrap(getattr(value, "__func__", value))
-    if isinstance(value, FunctionType) and not value.__module__.startswith(_FOREIGN):
-        yield value
+        return value.fget, value.fset
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, dict):
+        return islice(value.values(), _LONGEST)
+    if isinstance(value, (list, tuple)):
+        return islice(value, _LONGEST)
+    wrapped = getattr(value, "__func__", None) or getattr(value, "__wrapped__", None)
+    if wrapped is not None:
+        return (wrapped,)
+    kind = value
+    if not isinstance(value, type):
+        kind = type(value)
+    if issubclass(kind, (nn.Module, ModuleType)) or not _own(kind) or kind.__module__ is None:
+        return ()
+    return [each for each in vars(kind).values() if isinstance(each, FunctionType)]
 
 
 def _walk(function: FunctionType, kind: type, names: set[str], codes: set[CodeType]) -> None:
-    """Collect the names of a function and of all that it may call: methods and global functions."""
-    waiting = [(function.__code__, function.__globals__)]
+    """Collect the names of a function and of all that it may call: methods, what its module and
+    its closure hold, and functions of the modules that it names.
+    """
+    waiting = [(function.__code__, function.__globals__, *_closure(function))]
     while waiting:
-        code, around = waiting.pop()
+        code, around, *enclosed = waiting.pop()
         if code in codes:
             continue
         codes.add(code)
         waiting += [(const, around) for const in code.co_consts if isinstance(const, CodeType)]
         words = {const for const in code.co_consts if isinstance(const, str)}  # as of `getattr`
-        for name in {*code.co_names, *words}:
-            names.add(name)
-            for found in (inspect.getattr_static(kind, name, None), around.get(name)):
-                waiting += [(each.__code__, each.__globals__) for each in _functions(found)]
+        called = {*code.co_names, *words}
+        names |= called
+        found = [inspect.getattr_static(kind, name, None) for name in called]
+        found += [around.get(name) for name in called]
+        libraries = [around.get(name) or sys.modules.get(name) for name in code.co_names]
+        for library in libraries:
+            if isinstance(library, ModuleType) and not library.__name__.startswith(_FOREIGN):
+                found += [vars(library).get(name) for name in called]
+        for each in chain.from_iterable(map(_functions, [*found, *enclosed])):
+            waiting.append((each.__code__, each.__globals__, *_closure(each)))
+
+
+def _closure(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            yield cell.cell_contents
 
 
 __all__ = ["Integer", "Width", "integers", "widths"]

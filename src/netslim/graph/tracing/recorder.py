@@ -154,6 +154,9 @@ class Recorder:
     constraints: list[Constraint] = field(default_factory=list)
     values: list[ValueUse] = field(default_factory=list)
     attributes: dict[tuple[str, str], int] = field(default_factory=dict)
+    consulted: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # those that somebody computed with
     # Those that a cut sets anew in any case, and the dimension that they are the size of.
     owned: dict[tuple[str, str], Vector] = field(default_factory=dict)
     costs: list[OperatorCost] = field(default_factory=list)
@@ -341,6 +344,7 @@ class Recorder:
             return None
         leaves = list(symbols(value.expression))
         known = all(s[0] == "attribute" or s[1] == self.trace for s in leaves)
+        self.consulted.update((s[1], s[2]) for s in leaves if s[0] == "attribute")
         if not leaves or not known:
             return None
         return value.expression
@@ -414,6 +418,7 @@ class Recorder:
         """The user's code passed a size where its value matters, not the width of some channels."""
         what = "the number of channels is used as a value"
         for expr in expressions_in(number):
+            self.consulted.update((s[1], s[2]) for s in symbols(expr) if s[0] == "attribute")
             if any(s[0] == "attribute" or s[1] == self.trace for s in symbols(expr)):
                 if not soft:
                     named = (".".join(filter(None, s[1:])) for s in symbols(expr) if s[0] != "size")
