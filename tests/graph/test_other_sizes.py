@@ -120,10 +120,10 @@ HARMLESS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_mixes_nothing_runs_once(name: str) -> None:
+def test_what_mixes_nothing_runs_at_one_size(name: str) -> None:
     RUNS.clear()
     graph = netslim.trace(Counted(HARMLESS[name]), torch.randn(2, 3, 4, 4))
-    assert RUNS == [(2, 3, 4, 4)]
+    assert {*RUNS} == {(2, 3, 4, 4)}
     assert graph["conv"].prunable
 
 

@@ -108,6 +108,11 @@ def test_slim_is_the_five_in_one():
     assert trace(small, X).macs() <= trace(model, X).macs() / 2
 
 
+def channels_in_memory(x):
+    """Their number, as no trace can see."""
+    return x.untyped_storage().nbytes() // (x.element_size() * len(x) * x.shape[2] * x.shape[3])
+
+
 def test_a_pruned_model_that_gives_nan_is_caught():
     class Fragile(nn.Module):
         """Not a number as soon as a channel is gone, in a way no trace can see."""
@@ -118,7 +123,7 @@ def test_a_pruned_model_that_gives_nan_is_caught():
 
         def forward(self, x):
             x = self.a(x)
-            return self.b(x) * (1.0 if len(range(x.shape[1])) == 8 else float("nan"))
+            return self.b(x) * (1.0 if channels_in_memory(x) == 8 else float("nan"))
 
     model, small, plan = pruned(Fragile().eval())
     with pytest.raises(VerificationError, match="differs from the silenced original by inf"):
@@ -134,7 +139,7 @@ class Sneaky(nn.Module):
 
     def forward(self, x):
         x = self.a(x)
-        if len(range(x.shape[1])) != 8:
+        if channels_in_memory(x) != 8:
             raise ValueError("eight channels expected")
         return self.c(self.b(x).relu())
 

@@ -18,6 +18,7 @@ from netslim.graph.modules.unwrapping import bare
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.running import record
+from netslim.graph.tracing.unseen import settle
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "pacesetter", "projections", "trace"]
 
@@ -50,4 +51,5 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """
     inner = bare(model, TraceError, call="trace(model, example_inputs)")
     with undisturbed(inner):
-        return build(record(inner, example_inputs, RULES, fallback))
+        recorder = record(inner, example_inputs, RULES, fallback)
+        return build(recorder, settle(recorder, example_inputs))

@@ -43,7 +43,7 @@ from netslim.graph.tracing.atoms import (
     numbered,
 )
 from netslim.graph.tracing.recorder import Recorder
-from netslim.graph.tracing.remembered import settle_sizes
+from netslim.graph.tracing.remembered import Bindings
 
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
 
@@ -232,9 +232,8 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def build(recorder: Recorder) -> ChannelGraph:
-    """Form the groups of a finished recording."""
-    bindings = settle_sizes(recorder)
+def build(recorder: Recorder, bindings: Bindings) -> ChannelGraph:
+    """Form the groups of a finished recording, whose sizes are settled: attributes follow cuts."""
     recorder.atoms.silence_gains()
     classes = Classes(recorder.atoms)
     groups = classes.form()

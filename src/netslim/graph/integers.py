@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
+import sysconfig
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +45,7 @@ _NO_WIDTH = re.compile(
 # What nearly all attributes of modules are, none of which is a configuration.
 _COMMON = frozenset({bool, int, float, str, tuple, list, dict, set, type(None), OrderedDict})
 _DEEPEST, _LONGEST = 3, 256  # what leads to functions: how deep, and of how many entries
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 _SHOWING = {"extra_repr", "__repr__", "__str__"}  # what only prints a size does not need it
 
 
@@ -116,7 +117,7 @@ def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tup
     own = {m: path for m, path in modules.items() if not isinstance(m, PaddedNorm)}
     kinds = {path: type(module) for module, path in own.items() if _own(type(module))}
     codes = {kind: _code_of(kind) for kind in set(kinds.values())}
-    run = _names_held(modules).union(*[code.forward for code in codes.values()])
+    run = names_read(model)
     others = frozenset[str]().union(*[code.others for code in codes.values()])
     found = []
     for (path, attribute), value in remembered.items():
@@ -132,6 +133,13 @@ def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tup
         if not _NO_WIDTH.search(_word(attribute)):
             found.append(Integer(path, attribute, value, follows, name in others))
     return (*found, *_of_objects(modules))
+
+
+def names_read(model: nn.Module) -> frozenset[str]:
+    """Names that any code of the user's reads, which running the model may reach."""
+    modules = named_modules(model)
+    kinds = {type(module) for module in modules if _own(type(module))}
+    return frozenset(_names_held(modules)).union(*[_code_of(kind).forward for kind in kinds])
 
 
 def widths(model: nn.Module, names: Mapping[int, str]) -> tuple[Width, ...]:
@@ -278,9 +286,8 @@ def _functions(value: Any, depth: int = 0) -> Iterator[FunctionType]:
     It may be a method, a property, a partial one, decorated, a registry of functions, a class, or
     an object that can be called.
     """
-    if isinstance(value, FunctionType):
-        if not value.__module__.startswith(_FOREIGN):
-            yield value
+    if isinstance(value, FunctionType) and not value.__module__.startswith(_FOREIGN):
+        yield value
     for inner in _parts(value):
         if depth < _DEEPEST:
             yield from _functions(inner, depth + 1)
@@ -302,16 +309,18 @@ def _parts(value: Any) -> Iterable[Any]:
     kind = value
     if not isinstance(value, type):
         kind = type(value)
-    if issubclass(kind, (nn.Module, ModuleType)) or not _own(kind) or kind.__module__ is None:
+    if issubclass(kind, (nn.Module, ModuleType)) or not _own(kind) or kind.__module__ == "torch":
         return ()
     return [each for each in vars(kind).values() if isinstance(each, FunctionType)]
 
 
 def _walk(function: FunctionType, kind: type, names: set[str], codes: set[CodeType]) -> None:
     """Collect the names of a function and of all that it may call: methods, what its module and
-    its closure hold, and functions of the modules that it names.
+    its closure hold, and functions of the modules that it names; not into other packages that
+    are installed, which know nothing of its attributes.
     """
     waiting = [(function.__code__, function.__globals__, *_closure(function))]
+    own = {_package(kind), _package(function)}
     while waiting:
         code, around, *enclosed = waiting.pop()
         if code in codes:
@@ -323,12 +332,16 @@ def _walk(function: FunctionType, kind: type, names: set[str], codes: set[CodeTy
         names |= called
         found = [inspect.getattr_static(kind, name, None) for name in called]
         found += [around.get(name) for name in called]
-        libraries = [around.get(name) or sys.modules.get(name) for name in code.co_names]
-        for library in libraries:
+        for library in [around.get(name) for name in code.co_names]:
             if isinstance(library, ModuleType) and not library.__name__.startswith(_FOREIGN):
                 found += [vars(library).get(name) for name in called]
         for each in chain.from_iterable(map(_functions, [*found, *enclosed])):
-            waiting.append((each.__code__, each.__globals__, *_closure(each)))
+            if _package(each) in own or not each.__code__.co_filename.startswith(_INSTALLED):
+                waiting.append((each.__code__, each.__globals__, *_closure(each)))
+
+
+def _package(thing: Any) -> str:
+    return str(thing.__module__).partition(".")[0]
 
 
 def _closure(function: FunctionType) -> Iterator[Any]:
@@ -337,4 +350,4 @@ def _closure(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
 
 
-__all__ = ["Integer", "Width", "integers", "widths"]
+__all__ = ["Integer", "Width", "integers", "names_read", "widths"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,9 +21,15 @@ _PLAIN_KEYS = ("unflattened_size", "normalized_shape")  # sizes in tuples of PyT
 _DEEPEST, _LONGEST = 2, 64  # containers of sizes that are looked into
 
 
+Make = Callable[[Size], int]  # what takes the place of an attribute
+
+
 @contextlib.contextmanager
-def remembered_attributes(recorder: Recorder) -> Iterator[None]:
-    """Integers in the attributes of modules know their own names while the model runs."""
+def remembered_attributes(recorder: Recorder, make: Make = Size.itself) -> Iterator[None]:
+    """Integers in the attributes of modules know their own names while the model runs.
+
+    Or they are whatever ``make`` makes of those that do.
+    """
     modules = {
         module: path
         for module, path in named_modules(recorder.model).items()
@@ -37,7 +43,7 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
                 continue
             if isinstance(module, PaddedNorm) and key not in _PLAIN_KEYS:
                 continue
-            known = _remembered(recorder, value, path, key, 0)
+            known = _remembered(recorder, value, path, key, 0, make)
             if known is not value:
                 _note_own(recorder, module, path, key)
                 replaced.append((module, key, known, module.__dict__.get(key)))
@@ -52,6 +58,11 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
                 _put_back(module, key, before)
         for module in modules:
             _forget(module)
+
+
+def plain_names(attributes: Iterable[tuple[str, str]]) -> set[str]:
+    """The names of attributes of modules, without what is in them."""
+    return {name.partition("[")[0] for _, name in attributes}
 
 
 def _note_own(recorder: Recorder, module: nn.Module, path: str, key: str) -> None:
@@ -96,7 +107,9 @@ def _class_sizes(module: nn.Module) -> dict[str, int]:
     return found
 
 
-def _remembered(recorder: Recorder, value: Any, module: str, name: str, depth: int) -> Any:
+def _remembered(
+    recorder: Recorder, value: Any, module: str, name: str, depth: int, make: Make
+) -> Any:
     """The value with its integers above 1, in short containers too, as sizes named after it.
 
     Sizes of 0 and 1 stay plain: no cut changes them, and code is full of them as numbers.
@@ -105,12 +118,12 @@ def _remembered(recorder: Recorder, value: Any, module: str, name: str, depth: i
         if value <= 1:
             return value
         recorder.attributes[module, name] = value
-        return Size(value, ("attribute", module, name))
+        return make(Size(value, ("attribute", module, name)))
     if type(value) not in (list, tuple, dict) or depth == _DEEPEST or len(value) > _LONGEST:
         return value
     items = dict(value) if isinstance(value, dict) else dict(enumerate(value))
     known = {
-        key: _remembered(recorder, item, module, f"{name}[{key!r}]", depth + 1)
+        key: _remembered(recorder, item, module, f"{name}[{key!r}]", depth + 1, make)
         for key, item in items.items()
     }
     if all(known[key] is item for key, item in items.items()):

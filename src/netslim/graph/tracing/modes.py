@@ -45,13 +45,16 @@ class Dispatch(OperatorMode):
 
     def run(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         if self.recorder.unwatched:
-            return func(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                return func(*args, **kwargs)
         rule = self.rules.get(func._schema.name.removeprefix("aten::"))
         # In inference mode PyTorch leaves it to us to take an operator apart into those it runs as.
         if rule is None and _made_of_others(func):
             with self:
                 return func.decompose(*args, **kwargs)
-        out = func(*args, **kwargs)
+        # What runs below is no call of the user's, who may have asked for something else.
+        with torch._C.DisableTorchFunction():
+            out = func(*args, **kwargs)
         self.ran(rule or self.fallback, func, out, args, kwargs)
         return out
 
@@ -162,7 +165,13 @@ class Function(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs, log = kwargs or {}, self.recorder.log
+        if log is None or self.recorder.training:
+            return self._answered(func, args, kwargs)
+        told = log.told(args, kwargs)  # before it writes into what it is given
+        return log.note(func, told, args, kwargs, self._answered(func, args, kwargs))
+
+    def _answered(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         recorder = self.recorder
         if recorder.unwatched:
             return func(*args, **kwargs)
@@ -198,7 +207,7 @@ class Function(TorchFunctionMode):
         return out
 
     def _again(self, func: Any, *args: Any) -> Any:
-        return self.__torch_function__(func, (), args)
+        return self._answered(func, args, {})
 
     def _shape(self, tensor: Tensor) -> torch.Size:
         return self.recorder.shape(tensor, _SHAPE(tensor))

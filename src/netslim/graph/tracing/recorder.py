@@ -12,12 +12,13 @@ call in the user's code.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -41,6 +42,7 @@ from netslim.graph.tracing.checks import (
     check_vector,
 )
 from netslim.graph.tracing.computed import Formula, Formulas, silencing
+from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.sizes import (
     Expression,
     Size,
@@ -180,10 +182,22 @@ class Recorder:
     unseen: Labels = NOTHING
     norms: list[RecordedNorm] = field(default_factory=list)  # that a cut lets keep their width
     unwatched: int = 0  # modules under way whose operators nobody looks at
+    # To find out who reads sizes unseen: names in the code, and the calls that it makes.
+    names_read: frozenset[str] = frozenset()
+    log: Log | None = None
     weight_norms: frozenset[WeightNorm] = field(init=False)
 
     def __post_init__(self) -> None:
         self.weight_norms = frozenset(weight_norms(self.model))
+
+    @contextlib.contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """What is called inside is no call of the model's code."""
+        log, self.log = self.log, None
+        try:
+            yield
+        finally:
+            self.log = log
 
     # --- labels -----------------------------------------------------------------------------------
 
@@ -483,7 +497,7 @@ class Recorder:
             name = frame.f_code.co_filename
             if name == _RUN:  # generated code has no file
                 break
-            if not name.startswith((_TORCH, _HERE, _MODE, "<")):
+            if of_user(frame):
                 return f" ({Path(name).name}:{frame.f_lineno})"
             frame = frame.f_back
         if not self.module:
@@ -567,6 +581,11 @@ class Recorder:
         return {
             d: dims[d + shift] for d, (n, m) in enumerate(pairs) if n == m and d + shift in dims
         }
+
+
+def of_user(frame: FrameType) -> bool:
+    """Whether the code of a frame is the user's, in a file."""
+    return not frame.f_code.co_filename.startswith((_TORCH, _HERE, _MODE, "<"))
 
 
 def _follows(frame: FrameType) -> bool:

@@ -32,7 +32,7 @@ import numpy as np
 
 from netslim.graph.tracing.atoms import ATOM, PRODUCER, Vector, distinct
 from netslim.graph.tracing.recorder import Constraint, Recorder
-from netslim.graph.tracing.sizes import Expression, Symbol, evaluate, symbols
+from netslim.graph.tracing.sizes import Expression, Size, Symbol, evaluate, symbols
 
 # (module, attribute) -> (value, the dimension it follows)
 Bindings = dict[tuple[str, str], tuple[int, Vector]]
@@ -45,25 +45,29 @@ _REMEDY = (
 )
 
 
-def settle_sizes(rec: Recorder) -> Bindings:
+def settle_sizes(rec: Recorder) -> Settled:
     """Bind attributes to the dimensions they describe; tie or freeze what could not follow.
 
     A size that does not follow is made to: by letting an attribute follow a dimension, else by
     cutting two dimensions alike; where neither helps, the channels stay.
     """
-    trial = _Trial(rec)
+    trial = Settled(rec)
     for _ in range(_ROUNDS):
         # The values are looked at when the widths have come to rest: what was frozen for a width
         # that cannot follow may be used as one likes. What they freeze starts another round.
         changed = [trial.settle(constraint) for constraint in rec.constraints]
         if not any(changed) and not trial.use_values():
-            return trial.bindings
+            return trial
     trial.freeze_unsettled()
-    return trial.bindings
+    return trial
 
 
-class _Trial:
-    """Remove some units in thought and see whether the sizes in the code still fit."""
+class Settled:
+    """Removes some units in thought, to see whether the sizes in the code still fit.
+
+    Attributes:
+        bindings: which attribute follows which dimension.
+    """
 
     def __init__(self, rec: Recorder) -> None:
         self.rec = rec
@@ -126,6 +130,25 @@ class _Trial:
             if len(roots) and not self._fits(constraint, roots):
                 self._freeze(constraint, vectors)
                 self._refresh()
+
+    def exact_among(self, size: Size) -> Vector:
+        """The classes among those that a size is computed of which may go, and exactly."""
+        roots = self._live_roots(self._vectors_in(size.expression))
+        if not len(roots):
+            return roots
+        exact: Vector = roots[~np.isin(roots, self._coupled())]
+        return exact
+
+    def _coupled(self) -> Vector:
+        coupled = self.rec.atoms.coupled
+        if not coupled:
+            return _NONE
+        found: Vector = self.root[distinct(np.concatenate([vector for vector, _ in coupled]))]
+        return found
+
+    def without(self, size: Size, gone: Vector) -> int:
+        """What a size is without these classes."""
+        return self._evaluated(size.expression, gone)
 
     # --- what there is ----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from netslim.errors import TraceError
+from netslim.graph.integers import names_read
 from netslim.graph.modules.ambient import usual_operators
 from netslim.graph.modules.calls import (
     as_call,
@@ -24,16 +25,18 @@ from netslim.graph.modules.calls import (
 )
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
-from netslim.graph.tracing.attributes import remembered_attributes, watched_sizes
+from netslim.graph.tracing.attributes import Make, plain_names, remembered_attributes, watched_sizes
+from netslim.graph.tracing.log import Log, tensors_among
 from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.norms import Norms
 from netslim.graph.tracing.other_sizes import compare, resized, untouched
 from netslim.graph.tracing.recorder import Recorder, Rule
+from netslim.graph.tracing.rerun import Rerun
 from netslim.graph.words.phrases import enumerated
 
 Watching = tuple[Function, Dispatch, Norms]
 # A trace puts sizes into the attributes of a model, and models may share their parts.
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 
 
 def record(
@@ -62,7 +65,7 @@ def record(
         TraceError: the model does not run on these inputs, or they hold no example.
     """
     check_entries(example_inputs)
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         recorder = _recorded(model, example_inputs, rules, fallback, unused)
         if recorder.mixes and unused:
             _watch_other_sizes(recorder, example_inputs, rules, fallback)
@@ -77,6 +80,8 @@ def _recorded(
     unused: bool,
 ) -> Recorder:
     recorder = Recorder(Atoms(model), model)
+    if unused:
+        recorder.names_read = names_read(model)
     tensors = recorder.atoms.tensors.values()
     for tensor in tensors:
         recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
@@ -153,9 +158,49 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: Watching) -> None:
         watching[0],
         watching[1],
     ):
-        outputs = named_outputs(recorder.model(*args, **kwargs))
+        if not recorder.training:
+            recorder.log = _log(recorder, args, kwargs)
+        answer = recorder.model(*args, **kwargs)
+    if recorder.log is not None and not recorder.training:
+        recorder.log.end = recorder.log.told(answer)
+    outputs = named_outputs(answer)
     recorder.used([tensor for _, tensor in outputs])
     _hold_outputs(recorder, outputs)
+
+
+_SIZES = frozenset({"shape", "size", "numel", "nelement"})  # what gives numbers of channels
+
+
+def _log(recorder: Recorder, args: Any, kwargs: Any) -> Log | None:
+    """A log, where the code may read numbers of channels; most networks' code reads none."""
+    read = recorder.names_read
+    if read.isdisjoint(_SIZES) and read.isdisjoint(plain_names(recorder.attributes)):
+        return None
+    log = Log(recorder.atoms.names, read)
+    for tensor in tensors_among((args, kwargs)):
+        log.add(tensor)
+    return log
+
+
+def run_again(recorder: Recorder, example_inputs: Any, rerun: Rerun, make: Make) -> None:
+    """Run the code of the model without its computations (rerun.py); attributes are ``make``'s.
+
+    Raises:
+        Parted: the code makes other calls than before.
+    """
+    args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
+    rerun.begin(args, kwargs)
+    with (
+        ONE_AT_A_TIME,
+        untouched(recorder.model),
+        in_mode(recorder.model, training=False),
+        torch.no_grad(),
+        remembered_attributes(recorder, make),
+        usual_operators(),
+        rerun,
+    ):
+        answer = recorder.model(*args, **kwargs)
+    rerun.finish(answer)
 
 
 def _hold_outputs(recorder: Recorder, outputs: list[tuple[str, Tensor]]) -> None:
@@ -234,15 +279,17 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
         if threading.get_ident() != thread:
             return
         recorder.modules.append(paths[module])
-        norms.enter(module)
-        if isinstance(module, nn.MultiheadAttention):
-            _hold_width(recorder, module, args)
-        elif isinstance(module, nn.LSTM) and module.proj_size:
-            _hold_projection(recorder, module)
+        with recorder.unlogged():
+            norms.enter(module)
+            if isinstance(module, nn.MultiheadAttention):
+                _hold_width(recorder, module, args)
+            elif isinstance(module, nn.LSTM) and module.proj_size:
+                _hold_projection(recorder, module)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            norms.leave(module, recorder.modules.pop(), args, output)
+            with recorder.unlogged():
+                norms.leave(module, recorder.modules.pop(), args, output)
 
     handles = []
     for module in paths:

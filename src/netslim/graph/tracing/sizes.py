@@ -55,6 +55,9 @@ class Size(int):
         self.expression = expression
         return self
 
+    def itself(self) -> Size:
+        return self
+
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         _tell("pickle", self, None)
         return int, (int.__int__(self),)

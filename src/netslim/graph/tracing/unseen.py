@@ -1,0 +1,126 @@
+"""Hold the channels whose number the code reads where nobody sees it; see rerun.py for how."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netslim.graph.tracing.atoms import ATOM, Vector, distinct
+from netslim.graph.tracing.log import Log
+from netslim.graph.tracing.pretended import Pretended
+from netslim.graph.tracing.recorder import Recorder, of_user
+from netslim.graph.tracing.remembered import Bindings, Settled, settle_sizes
+from netslim.graph.tracing.rerun import Parted, Rerun
+from netslim.graph.tracing.running import run_again
+from netslim.graph.tracing.sizes import Size
+
+_REASON = (
+    "the code reads their number where no trace can follow it, as range, math.log2, an index or a "
+    "hash do"
+)
+
+
+def settle(recorder: Recorder, example_inputs: Any) -> Bindings:
+    """Settle the sizes of a recording, and hold channels whose number is read unseen."""
+    settled = settle_sizes(recorder)
+    if recorder.log is None:
+        return settled.bindings
+    found = _Search(recorder, recorder.log, settled, example_inputs).found()
+    for roots, where in found:
+        recorder.atoms.freeze(roots, f"{_REASON}{where}")
+    if found:
+        settled = settle_sizes(recorder)
+    return settled.bindings
+
+
+class _Search:
+    """Which sizes are read unseen: by pretending that they were others."""
+
+    def __init__(self, recorder: Recorder, log: Log, settled: Settled, inputs: Any) -> None:
+        self._recorder, self._log, self._settled, self._inputs = recorder, log, settled, inputs
+        self._contents = True
+        suspects = {roots.tobytes(): roots for roots in self._suspects() if len(roots) > 1}
+        # Of each size a channel is left, for no cut leaves none.
+        self._left = np.array([roots[0] for roots in suspects.values()], dtype=ATOM)
+        self._suspected = list(suspects.values())
+
+    def _suspects(self) -> Iterator[Vector]:
+        """The classes that may go, exactly, of each size that the code may have read."""
+        recorder = self._recorder
+        once = {id(vector): number for number, vector in enumerate(recorder.sizes)}
+        for number in once.values():
+            length = len(recorder.sizes[number])
+            yield self._settled.exact_among(Size(length, ("size", recorder.trace, number)))
+        for (module, name), value in recorder.attributes.items():
+            if name.partition("[")[0] in self._log.read:
+                yield self._settled.exact_among(Size(value, ("attribute", module, name)))
+
+    def found(self) -> list[tuple[Vector, str]]:
+        """(classes, the line where the code goes another way without some of them)."""
+        if not self._suspected or self._parts(self._suspected) is None:
+            return []
+        if self._parts([]) is not None:
+            self._contents = False  # perhaps values of tensors alone, from code that nobody sees
+            if self._parts([]) is not None:
+                return []
+        return list(self._narrowed(self._suspected))
+
+    def _narrowed(self, suspected: Sequence[Vector]) -> Iterator[tuple[Vector, str]]:
+        line = self._parts(suspected)
+        if line is None:
+            return
+        fewer: list[tuple[Vector, str]] = []
+        if len(suspected) > 1:
+            half = len(suspected) // 2
+            fewer += [*self._narrowed(suspected[:half]), *self._narrowed(suspected[half:])]
+        yield from fewer or [(roots, line) for roots in suspected]
+
+    def _parts(self, suspected: Sequence[Vector]) -> str | None:
+        """Where the code goes another way without some of these; None if it does not."""
+        gone = distinct(np.concatenate([np.empty(0, ATOM), *suspected]))
+        for fewer in (gone[~np.isin(gone, self._left)], gone[::2]):
+            # Twice in a row, for what the first time puts into some table the second one finds.
+            line = self._run(fewer)
+            if line is not None:
+                line = self._run(fewer)
+            if line is not None:
+                return line
+        return None
+
+    def _run(self, gone: Vector) -> str | None:
+        pretend = partial(self._pretended, gone)
+        rerun = Rerun(self._log, pretend, self._recorder.where, self._contents)
+        try:
+            run_again(self._recorder, self._inputs, rerun, pretend)
+        except Parted as parted:
+            return str(parted)
+        except Exception as error:  # a list is too short for the number
+            return _line(error)
+        return None
+
+    def _pretended(self, gone: Vector, size: Size) -> int:
+        truth = int.__int__(size)
+        if not len(gone):
+            return truth
+        lie = self._settled.without(size, gone)
+        if lie == truth:
+            return truth
+        return Pretended(lie, truth)
+
+
+def _line(error: Exception) -> str:
+    """``" (file.py:12)"``: the last line of the user's code that an error came through."""
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}:{line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if of_user(frame)
+    ]
+    return next(reversed(lines), "")
+
+
+__all__ = ["settle"]
