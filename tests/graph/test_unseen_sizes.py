@@ -89,7 +89,7 @@ def _counted(m: Any, y: Tensor) -> Tensor:
 
 # Nothing here depends on the number of channels, whatever is done with it.
 SEEN: dict[str, Factor] = {
-    "unpacked": lambda m, y: [n for n, c, h, w in [y.shape]][0] / 2,
+    "unpacked": lambda m, y: next(n for n, c, h, w in [y.shape]) / 2,
     "view": lambda m, y: y.view(len(y), y.shape[1], -1).mean(2)[..., None, None],
     "heads": _as_heads,
     "new": lambda m, y: y.new_ones(y.shape[1]).view(1, -1, 1, 1),

@@ -13,8 +13,8 @@ Fractions are `Value`s: they cannot be widths, but they remember what they were 
 
 C code reads an integer without asking it: `range`, an index, `math.gcd`, NumPy and JSON see the
 number and nobody is told; nor of a hash, which tables of shapes ask for all the time, and so not of
-a table that lacks the number. What they make of it is a number in the code, which cannot shrink,
-and what a cut breaks there is found by its proof.
+a table that lacks the number. What they make of it is a number in the code, which cannot shrink.
+Who depends on such a number is found by running the code again (pretended.py).
 
 A trap: ``int(self)`` and ``float(self)`` are such moments too, so this file takes the plain numbers
 with ``int.__int__`` and ``float.__float__``.
