@@ -6,6 +6,7 @@ tell. What takes widths and values alike, as ``new_full``, is asked for each arg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
