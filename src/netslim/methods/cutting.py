@@ -314,7 +314,7 @@ def _proved(
     """The cut as it is, and with a fold where one is asked for."""
     small = prune(model, plan)
     check = verify(model, small, plan, example_inputs, graph=graph)
-    ways = {(): Cut(small, graph, plan, check)}
+    ways: dict[Steps, Cut[Model]] = {(): Cut(small, graph, plan, check)}
     if compensation.fold is None or not plan.groups:
         return ways
     # A fold changes weights and may add biases, so that what is cut is another network than the one

@@ -345,8 +345,9 @@ class Compensation(Checked):
     The last quarter of the batches, at least one, is held out; of a single batch the last quarter
     of its examples. Neither scores nor what is done here look at it, and each step is kept only
     where it brings the outputs nearer to those before the cut on it (relative squared error; both
-    are tried together and alone); what became of it is said. Of fewer than four examples none is held out: the fold is made
-    unseen, and the statistics stay. `netslim.surgery.recalibrate` asks nobody.
+    are tried together and alone); what became of it is said. Of fewer than four examples none is
+    held out: the fold is made unseen, and the statistics stay. `netslim.surgery.recalibrate` asks
+    nobody.
 
     Attributes:
         fold: ``"constant"`` moves what is constant of it into the layers behind; ``"linear"`` has
