@@ -41,6 +41,7 @@ Report = Callable[[Mapping[str, Any]], None]
 Removed = Mapping[
     tuple[str, int], list[int]
 ]  # (weight, axis) -> inputs that are gone, as the original counts them
+Normed = Mapping[str, tuple[int, np.ndarray]]  # module -> dimension of its input, what is gone
 
 
 @dataclass
@@ -99,7 +100,8 @@ class Netslim:
         """Trace and prune in place: what is measured."""
         self.graph = netslim.trace(subject.model, subject.inputs)
         report({"traced": "yes"})
-        self.plan = plan_keeping(self.graph, halves(self.graph))
+        self.masks = halves(self.graph)
+        self.plan = plan_keeping(self.graph, self.masks)
         netslim.prune_(subject.model, self.plan)
 
     def check(self, subject: Subject, report: Report) -> None:
@@ -107,10 +109,13 @@ class Netslim:
         report({"cut": self.plan.removed, **shares(self.graph)})
         report(proof(subject, self.graph, self.plan))
         report(inexact_cut(subject, self.graph))
+        normed = {n.module: (n.dim, n.gone(self.masks)) for n in self.graph.norms}
         gone = {
-            (t.tensor, t.axis): list(t.removed) for t in self.plan.tensors if "consumer" in t.role
+            (t.tensor, t.axis): list(t.removed)
+            for t in self.plan.tensors
+            if "consumer" in t.role and (t.tensor.removesuffix(".weight") not in normed)
         }
-        report(judge(subject, gone, mixes=False))
+        report(judge(subject, gone, mixes=False, normed=normed))
 
 
 def halves(graph: ChannelGraph, inexact: bool = False) -> dict[int, np.ndarray]:
@@ -326,8 +331,11 @@ def first_line(error: BaseException) -> str:
 # --- the judge ------------------------------------------------------------------------------------
 
 
-def judge(subject: Subject, removed: Removed, mixes: bool) -> dict[str, Any]:
-    """Compare the pruned network with the original whose weights do not read the removed channels.
+def judge(
+    subject: Subject, removed: Removed, mixes: bool, normed: Normed | None = None
+) -> dict[str, Any]:
+    """Compare the pruned network with the original whose weights do not read the removed channels,
+    and whose normalisations over channels find zeros in their places.
 
     Returns ``verdict`` (``exact``, ``inexact``: the values change because the cut goes into
     channels that are mixed; ``wrong``; ``broken``: it does not run; ``uncut``; ``unclear``: the
@@ -350,6 +358,8 @@ def judge(subject: Subject, removed: Removed, mixes: bool) -> dict[str, Any]:
     weights = dict(named_tensors(subject.original))
     for (name, axis), gone in removed.items():
         weights[name].data.index_fill_(axis, torch.tensor(gone, dtype=torch.long), 0)
+    for path, (dim, places) in (normed or {}).items():
+        subject.original.get_submodule(path).register_forward_pre_hook(_zeros(dim, places))
     wanted = _run(subject.original, inputs)
     try:
         found = _run(subject.model, inputs)
@@ -366,6 +376,11 @@ def judge(subject: Subject, removed: Removed, mixes: bool) -> dict[str, Any]:
         "deviation": worst,
         "precision": "float64" if precision == TOLERANCE else "own",
     }
+
+
+def _zeros(dim: int, places: np.ndarray) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+    """A hook that puts zeros into some entries of a module's input."""
+    return lambda module, args: (args[0].index_fill(dim, torch.from_numpy(places), 0), *args[1:])
 
 
 def _run(model: nn.Module, inputs: Any) -> list[Tensor]:

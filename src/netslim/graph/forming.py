@@ -29,6 +29,7 @@ from netslim.graph.groups import ChannelGroup, NormRule, SizeRule, Slice
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
+from netslim.graph.modules.computed_convolutions import KIND
 from netslim.graph.modules.walk import all_paths, fingerprint, joined, layer_of, named_tensors
 from netslim.graph.tracing.atoms import (
     ADDED,
@@ -245,7 +246,13 @@ def build(recorder: Recorder, bindings: Bindings) -> ChannelGraph:
         Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)
         for c in recorder.costs
     ]
-    rules = [SizeRule(m, a, old, count(vector)) for (m, a), (old, vector) in bindings.items()]
+    # A convolution that becomes a plain one is brought up to date as these are, and reads nothing.
+    plain = {norm.module for norm in recorder.norms if norm.known.kind == KIND}
+    rules = [
+        SizeRule(m, a, old, count(vector))
+        for (m, a), (old, vector) in bindings.items()
+        if m not in plain or (m, a) not in recorder.owned
+    ]
     return ChannelGraph(
         tuple(groups),
         fingerprint(recorder.model),

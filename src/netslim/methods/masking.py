@@ -46,7 +46,9 @@ class Mask(Generic[Model]):
     weight decay. So training masked and converting is training the converted network, to rounding,
     for optimizers that treat each entry alone. Statistics of BN layers are left to run. The
     direction of a weight-normalised producer keeps its values, as its length (`weight_g`) is zero
-    and that of a zero vector is undefined.
+    and that of a zero vector is undefined. A normalisation over channels (LayerNorm) has no weights
+    that read: it sees what a silent channel emits, which is the zero that the small network puts
+    there only where act(0) = 0.
 
     The model holds nothing of the mask: copies of it are not masked. Entries are found by name at
     every step, so the model may move to another device or get new parameters in between.

@@ -25,7 +25,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from netslim.graph.modules.padded_norms import NormWidth, PaddedNorm
+from netslim.graph.modules.padded_norms import NormWidth, keeps_width
 from netslim.graph.modules.unwrapping import inside
 from netslim.graph.modules.walk import (
     digest_of,
@@ -243,7 +243,7 @@ def _take(
             found.biases.setdefault(joined(path, bias))
     for norm in plan.norms:
         where = joined(path, norm.module)
-        if isinstance(modules.get(where), PaddedNorm):
+        if keeps_width(modules.get(where), norm):
             found.norms.setdefault(where, replace(norm, module=where))
     return stale
 

@@ -103,7 +103,7 @@ class PruningPlan:
             lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{said}")
         lines += [f"  {path}: is given a bias" for path in self.biases]
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
-        lines += [f"  {n.module}: normalises over {n.width} channels as before" for n in self.norms]
+        lines += [f"  {norm}" for norm in self.norms]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def _threshold(self, name: str, cut: GroupCut) -> str:

@@ -32,6 +32,7 @@ import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
+from netslim.graph.modules.computed_convolutions import KIND, computed_weight, plain_kind
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.padded_norms import NormWidth, pad
 from netslim.graph.modules.unwrapping import bare, reducing
@@ -87,7 +88,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     cuts = _cuts(plan)
     named = dict(named_tensors(inner))
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _gains(inner, cuts, named, smaller)
+    smaller |= _gains(inner, cuts, named, smaller) | _computed(inner, plan, cuts, named)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
@@ -240,7 +241,8 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
     cuts = _cuts(plan)
     smaller = _smaller(named, cuts)
     for own in (*map(named_tensors, models), *shadows):
-        smaller |= _gains(model, cuts, dict(own), smaller)
+        by_name = dict(own)
+        smaller |= _gains(model, cuts, by_name, smaller) | _computed(model, plan, cuts, by_name)
     _check_changeable(named, smaller)
     held = set(chain.from_iterable(one.parameters() for one in models))
     rows = {tensor: cuts.get(named[tensor], []) for tensor in smaller}
@@ -375,6 +377,32 @@ def _gains(
     return result
 
 
+def _computed(
+    model: nn.Module, plan: PruningPlan, cuts: Cuts, named: Mapping[str, Tensor]
+) -> dict[Tensor, Tensor]:
+    """What is left of the weights that convolutions compute, which is kept as it is by now.
+
+    Args:
+        model: its modules compute them.
+        plan: it says which.
+        cuts: as the plan says.
+        named: name -> tensor, of the model or of a copy of it.
+    """
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    result = {}
+    for norm in plan.norms:
+        module: Any = submodule(model, norm.module)
+        if norm.kind != KIND or plain_kind(module) is None:
+            continue
+        name = names[id(module.weight)]
+        if name in named:
+            made = computed_weight(module, named[name].detach())
+            if made is None:
+                raise SurgeryError(f"{norm.module} computes its weight otherwise than it did")
+            result[named[name]] = _keep(cuts.get(name, []), made)
+    return result
+
+
 def _normed(norm: WeightNorm, direction: Tensor, gain: Tensor, cuts: Cuts) -> tuple[Tensor, Tensor]:
     """New direction and gain of a weight whose direction is cut."""
     rows, own = cuts[norm.direction], cuts.get(norm.gain, [])
@@ -391,7 +419,7 @@ def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """What the plan makes of every parameter and buffer of a model, by name."""
     named, cuts = dict(named_tensors(model)), _cuts(plan)
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _gains(model, cuts, named, smaller)
+    smaller |= _gains(model, cuts, named, smaller) | _computed(model, plan, cuts, named)
     return {name: smaller.get(tensor, tensor).detach() for name, tensor in named.items()}
 
 

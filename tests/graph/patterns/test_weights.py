@@ -198,7 +198,7 @@ class StandardisedConv(nn.Conv2d):
         return self._conv_forward(x, (self.weight - mean) / (std + 1e-5), self.bias)
 
 
-@pattern({"c": 5, "b": 6}, {"a": (8, OVER)}, b=conv(5, 6), c=StandardisedConv(8, 5, 3))
+@pattern({"a": 8, "c": 5, "b": 6}, b=conv(5, 6), c=StandardisedConv(8, 5, 3))
 def weight_standardisation(s, x):
     return tail(s, s.c(s.a(x)))
 
@@ -211,7 +211,7 @@ class StandardisedByBatchNorm(nn.Conv2d):
         return self._conv_forward(x, w.reshape_as(self.weight), self.bias)
 
 
-@pattern({"c": 5, "b": 6}, {"a": (8, OVER)}, b=conv(5, 6), c=StandardisedByBatchNorm(8, 5, 3))
+@pattern({"a": 8, "c": 5, "b": 6}, b=conv(5, 6), c=StandardisedByBatchNorm(8, 5, 3))
 def weight_standardisation_by_batch_norm(s, x):
     return tail(s, s.c(s.a(x)))
 

@@ -30,6 +30,7 @@ from torch.fx import Proxy
 from torch.nn.utils.parametrize import is_parametrized
 
 from netslim.errors import SurgeryError
+from netslim.graph.modules.computed_convolutions import KIND, PLAIN, computes, plain_kind
 
 _EPS = ("eps", "variance_epsilon", "epsilon")  # what libraries call it
 _RESPONSE_EPS = 1e-6  # where a global response normalisation keeps it in its code
@@ -44,7 +45,8 @@ class NormWidth:
 
     Attributes:
         module: its path.
-        kind: ``"layer"``, ``"rms"``, ``"group"`` or ``"response"``, see `KINDS`.
+        kind: ``"layer"``, ``"rms"``, ``"group"`` or ``"response"``, see `KINDS`; or
+            ``"convolution"``, whose weight is normalised (computed_convolutions.py).
         dim: of its input, the one that the channels are along: 1 or -1.
         width: how many there were at first.
     """
@@ -53,6 +55,11 @@ class NormWidth:
     kind: str
     dim: int
     width: int
+
+    def __str__(self) -> str:
+        if self.kind == KIND:
+            return f"{self.module}: keeps the weight that it computes for {self.width} channels"
+        return f"{self.module}: normalises over {self.width} channels as before"
 
 
 @dataclass(frozen=True)
@@ -255,16 +262,24 @@ def _standardised(x: Tensor, variance: Tensor, mean: Tensor, share: float, eps: 
     return (x - share * mean) * torch.rsqrt(variance + eps)
 
 
+def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
+    """Whether a module goes on as the row of a plan says."""
+    return isinstance(module, PaddedNorm) or (norm.kind == KIND and type(module) in PLAIN)
+
+
 def pad(module: nn.Module, norm: NormWidth) -> None:
     """Let a module go on as the row of a plan says; one that does so already is left alone.
 
     Raises:
         SurgeryError: it cannot.
     """
-    if isinstance(module, PaddedNorm):
+    if keeps_width(module, norm):
+        return
+    if norm.kind == KIND and (plain := plain_kind(module)) is not None:
+        module.__class__ = plain
         return
     if norm.kind not in KINDS:
-        raise SurgeryError(f"there is no normalisation of the kind {norm.kind!r}")
+        raise SurgeryError(f"a {type(module).__name__} cannot go on as a {norm.kind}")
     KINDS[norm.kind]._of(module, norm.width, norm.dim)
 
 
@@ -286,6 +301,9 @@ def known(module: nn.Module, x: Tensor, memo: dict[Any, Known | None]) -> Known 
         memo[key] = None
         with suppress(Exception):  # it is code of anybody's, on inputs that it was not made for
             memo[key] = _recognised(module, x)
+        with suppress(Exception):
+            if computes(module):
+                memo[key] = Known(KIND, 1)
     return memo[key]
 
 

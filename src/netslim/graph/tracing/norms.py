@@ -15,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from netslim.graph.modules.computed_convolutions import KIND
 from netslim.graph.modules.padded_norms import Known, PaddedGroupNorm, PaddedNorm, known
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule
+
+_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
 
 
 class Norms:
@@ -60,13 +63,14 @@ class Norms:
         self, module: nn.Module, x: Tensor, output: Tensor, coupled: list[Vector]
     ) -> tuple[Vector, Known] | None:
         """What a module normalises over, and how; None where it is no such normalisation."""
-        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
-            kind = known(module, x, self.memo)
-            if kind is None:
-                return None
-            dim = kind.dim % x.dim()
+        kind = self._known(module, x)
+        if kind is None:
+            return None
+        dim = kind.dim % len(_SHAPE(x))
         vector = self.recorder.get(x).dims.get(dim)
         made = self.recorder.get(output).dims.get(dim)
+        if kind.kind == KIND:  # it makes others
+            made = vector
         if vector is None or made is None:
             return None
         find = self.recorder.atoms.find
@@ -76,10 +80,17 @@ class Norms:
             return vector, kind
         return None
 
+    def _known(self, module: nn.Module, x: Tensor) -> Known | None:
+        self.recorder.unwatched += 1
+        try:
+            return known(module, x, self.memo)
+        finally:
+            self.recorder.unwatched -= 1
+
     def _as_operator(self, module: PaddedNorm, x: Tensor, output: Tensor) -> None:
         """What ran unseen, told as the operator of PyTorch's that does the same to channels."""
         weight, bias = (_flat(getattr(module, name, None)) for name in ("weight", "bias"))
-        shape = tuple(torch.Tensor.shape.__get__(x))  # type: ignore[attr-defined]
+        shape = tuple(_SHAPE(x))
         vector = self.recorder.get(x).dims.get(module.padded_dim % len(shape))
         for size in getattr(module, "normalized_shape", ()):
             self.recorder.constrain(size, vector, int.__int__(size))

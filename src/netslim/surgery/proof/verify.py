@@ -27,6 +27,7 @@ from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
+from netslim.graph.modules.computed_convolutions import KIND
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
@@ -190,8 +191,9 @@ class _Pair:
             self.double, self.wanted = False, None
             self.original, self.inputs = duplicate(model), inputs
         self.small = _double(small) if self.double else duplicate(small)
-        # Sums and gains of weight norm in this precision: in the model's own they are rounded.
-        if any(group.merged for group in plan.groups.values()) or weight_norms(model):
+        # Sums and computed weights in this precision: in the model's own they are rounded.
+        computed = weight_norms(model) or any(norm.kind == KIND for norm in plan.norms)
+        if computed or any(group.merged for group in plan.groups.values()):
             self._fill()
 
     def _outputs_silenced(self) -> list[Tensor]:
