@@ -293,6 +293,7 @@ def test_what_computes_something_else_stays_inexact():
 def test_channels_that_are_normalised_over_are_not_merged():
     graph = netslim.trace(network("layer"), PICTURES)
     assert graph.normalising("0.0") == ("1.norm",)
+    assert "Normalised by 1.norm over as many as before, without them, too." in graph.explain("0.0")
     with pytest.raises(PlanError, match=r"1\.norm normalises over its channels, and counts each"):
         netslim.selection.merge(graph, {"0.0": [0, 0, 1, 1, 2, 2, 3, 3]})
     method = netslim.methods.CentripetalSGD(graph, network("layer"), target=0.5)

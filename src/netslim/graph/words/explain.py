@@ -150,6 +150,11 @@ def sentences(group: ChannelGroup, graph: TracedGraph) -> str:
             lines.append(
                 f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their number."
             )
+    over = list(dict.fromkeys(graph.normalising(group.name)))
+    if over:
+        lines.append(
+            f"Normalised by {enumerated(over, 8)} over as many as before, without them, too."
+        )
     return "\n  ".join(lines)
 
 
