@@ -25,7 +25,6 @@ from _common import RESULTS, record, show
 from torch import nn
 
 import netslim
-from netslim.selection import Compensation
 from netslim.selection.options import FoldWay
 from netslim.training.commands.step import carry_out, step
 from netslim.training.loop import fit
@@ -75,18 +74,25 @@ def rows_of(
     where = {"data": data, "network": name, "seed": seed}
     yield {**where, "fold": "uncut", "recalibrate": False, "accuracy": accuracy(network, runner)}
     batches = list(runner.bench.batches(BATCHES))
+    example = runner.example()[:1]
+    graph = netslim.trace(network, example)
+    scores = netslim.score(graph, network, "obs", batches=batches)
+    plan = netslim.select(graph, scores, netslim.Budget(cut_macs=0.5), allocation="cost")
+    # By the verbs: `slim` leaves out what does not bring outputs nearer.
     for fold, anew in product(FOLDS, (False, True)):
-        small = netslim.slim(
-            network,
-            runner.example()[:1],
-            budget=netslim.Budget(cut_macs=0.5),
-            batches=batches,
-            criterion="obs",
-            allocation="cost",
-            compensation=Compensation(fold, recalibrate=anew),
-        )
+        cut, whole = plan, network
+        if fold is not None:
+            folding = netslim.surgery.compensate(network, plan, batches, fold)
+            cut, whole = folding.plan, folding.model
+        small = netslim.prune(whole, cut)
+        if anew:
+            netslim.surgery.recalibrate(small, batches)
         figure = accuracy(small, runner)
         yield {**where, "fold": fold or "none", "recalibrate": anew, "accuracy": figure}
+    half = netslim.Budget(cut_macs=0.5)
+    judged = netslim.slim(network, example, budget=half, batches=batches)
+    figure = accuracy(judged, runner)
+    yield {**where, "fold": "as slim judges", "recalibrate": True, "accuracy": figure}
 
 
 def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
