@@ -8,6 +8,9 @@ images, for what data is worth. The test set is not looked at.
 
     python benchmarks/without_data.py                            # both data sets, three seeds
     python benchmarks/without_data.py --data digits --seeds 0
+    python benchmarks/without_data.py --table                    # of the rows that are there
+
+A run that was stopped goes on row by row.
 """
 
 from __future__ import annotations
@@ -88,12 +91,18 @@ def row(network: nn.Module, runner: Runner, way: str, cut: float) -> dict[str, A
     return found
 
 
-def rows_of(make: Callable[[], tuple[nn.Module, Runner]], files: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one seed of one network; those that are there are read."""
+def rows_of(
+    make: Callable[[], tuple[nn.Module, Runner]], files: Path, table: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows of one seed of one network; those that are there are read, and for a table no others
+    are made.
+    """
     made = None
     for cut in CUTS:
         for way in WAYS:
             path = files.with_name(f"{files.name}-{way}-{cut}.json".replace(" ", "-"))
+            if table and not path.exists():
+                continue
             if not path.exists():
                 made = made or make()
                 network, runner = made
@@ -129,6 +138,7 @@ def main() -> None:
     parser.add_argument("--cifar", default="hf:cifar10", help="where CIFAR-10 is")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/without_data"))
+    parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()
     (options.work / "rows").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -144,7 +154,7 @@ def main() -> None:
 
                 files = options.work / "rows" / f"{data}-{name}-{seed}".replace(":", "-")
                 where = {"data": data, "network": name, "seed": seed}
-                rows += [{**where, **found} for found in rows_of(make, files)]
+                rows += [{**where, **found} for found in rows_of(make, files, options.table)]
     table = summary(rows)
     columns = ["network", "MACs left", "way", "uncut", "after the cut", "fine-tuned", "seeds"]
     show("Validation accuracy, percent", columns, table)
