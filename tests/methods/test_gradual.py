@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 
 import netslim
-from nets import Chain, DenseBlock, Residual, conv, stays
+from nets import Chain, DenseBlock, Residual, channels_in_memory, conv, stays
 from netslim import Budget, GradualPruning, Limits
 from netslim.errors import ArgumentError, PlanError, SurgeryError, VerificationError
 from netslim.graph.counts import Count
@@ -462,7 +462,7 @@ class Sneaky(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        if len(range(x.shape[1])) != 8:
+        if channels_in_memory(x) != 8:
             raise ValueError("eight channels expected")
         return self.c(self.b(x).relu())
 

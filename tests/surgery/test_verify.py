@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import Chain, Residual, as_if_traced, cut_half
+from nets import Chain, Residual, as_if_traced, channels_in_memory, cut_half
 from netslim import Budget, Limits, prune, slim, trace, verify
 from netslim.errors import VerificationError
 from netslim.surgery.proof.silencing import randomise, silenced
@@ -106,11 +106,6 @@ def test_slim_is_the_five_in_one():
     model = randomise(Residual())
     small = slim(model, X, budget=Budget(cut_macs=0.5))
     assert trace(small, X).macs() <= trace(model, X).macs() / 2
-
-
-def channels_in_memory(x):
-    """Their number, as no trace can see."""
-    return x.untyped_storage().nbytes() // (x.element_size() * len(x) * x.shape[2] * x.shape[3])
 
 
 def test_a_pruned_model_that_gives_nan_is_caught():
