@@ -213,7 +213,8 @@ def _convolution(module: Any) -> None:
 
 
 def _layer_norm(module: Any) -> None:
-    if "normalized_shape" in vars(module):  # not of one that another library's has become
+    # Another library's that has become one may have none, or keep a number, which a plan sets.
+    if isinstance(vars(module).get("normalized_shape"), tuple):
         module.normalized_shape = _shape(module, "weight") or module.normalized_shape
 
 

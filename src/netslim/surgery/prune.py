@@ -17,7 +17,7 @@ how optimizers know them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -94,7 +94,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     small = duplicate(inner, memo)
     for module, norm in _norms(small, plan):
         pad(module, norm)
-    for module, name, value in patched(small, plan.patches):
+    for module, name, value in (*patched(small, plan.patches), *_by_calls(small, plan)):
         put(module, name, value)
     _finish(small, plan, past)
     return small
@@ -252,7 +252,7 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
         states += cut_state(stepping, followed, held)
     attributes: list[tuple[nn.Module, str, Any]] = []
     for one in models:
-        attributes += patched(one, plan.patches)
+        attributes += [*patched(one, plan.patches), *_by_calls(one, plan)]
         attributes += [(module, name, value) for module, name, _, value in _derived(one, cuts)]
     # No sums for gradients and momentum: where channels are merged they are equal, so what reads
     # them has equal gradients, and the weight that is their sum has that same gradient, once.
@@ -272,6 +272,24 @@ def _norms(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, NormWid
         SurgeryError: the model lacks one.
     """
     return [(submodule(model, norm.module), norm) for norm in plan.norms]
+
+
+def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, str, Any]]:
+    """(module, attribute, new value) with which encoder layers call these normalisations.
+
+    Without gradients PyTorch's own layer hands the weights of its normalisations to one fused
+    operator, which would take statistics over the channels that are left. It does so for ReLU and
+    GELU, and reads from an attribute which it has: 0 for neither. The encoder around it makes
+    nested tensors for that operator, and would make them for layers that cannot take any.
+    """
+    norms = {id(module) for module, _ in _norms(model, plan)}
+    for module in model.modules():
+        if norms.isdisjoint(map(id, module.modules())):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            yield module, "activation_relu_or_gelu", 0
+        elif isinstance(module, nn.TransformerEncoder):
+            yield module, "use_nested_tensor", False
 
 
 def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.Parameter]]:

@@ -54,6 +54,7 @@ class Norms:
             return
         vector, kind = found
         del coupled[began:]
+        self._repeating(module, vector)
         width = len(vector)
         if isinstance(module, PaddedNorm):
             width = module.padded_width
@@ -87,13 +88,26 @@ class Norms:
         finally:
             self.recorder.unwatched -= 1
 
+    def _repeating(self, module: nn.Module, vector: Vector) -> None:
+        """Ask that the width which a module has written down follows its channels.
+
+        Whether or not its own code reads that: once it is a `PaddedNorm` nobody does, and what a
+        second cut does to it must go on from what the first one did.
+        """
+        held = getattr(module, "normalized_shape", ())
+        if not isinstance(held, tuple | list):
+            held = (held,)
+        for size in held:
+            if self.recorder.mine(size) is not None and int.__int__(size) == len(vector):
+                self.recorder.constrain(size, vector, len(vector))
+
     def _as_operator(self, module: PaddedNorm, x: Tensor, output: Tensor) -> None:
         """What ran unseen, told as the operator of PyTorch's that does the same to channels."""
         weight, bias = (_flat(getattr(module, name, None)) for name in ("weight", "bias"))
         shape = tuple(_SHAPE(x))
         vector = self.recorder.get(x).dims.get(module.padded_dim % len(shape))
-        for size in getattr(module, "normalized_shape", ()):
-            self.recorder.constrain(size, vector, int.__int__(size))
+        if vector is not None:
+            self._repeating(module, vector)
         if module.padded_dim == -1:
             operator: Any = torch.ops.aten.native_layer_norm.default
             args: tuple[Any, ...] = (x, shape[-1:], weight, bias, 0.0)
