@@ -92,15 +92,50 @@ def _new(m: Any, y: Tensor) -> Tensor:
     return m.first + _mean(y)
 
 
+def _hooked(m: Any, y: Tensor) -> float:
+    """As libraries do that capture what layers give: the first run puts the hooks in."""
+    if not m.calls:
+        m.b.register_forward_hook(lambda layer, args, out: 2 * out)
+        m.fc.register_forward_pre_hook(lambda layer, args: 3 * args[0], prepend=True)
+        m.fc.register_full_backward_hook(lambda layer, grads, out: None)
+        m.register_load_state_dict_post_hook(lambda layer, keys: None)
+        m.calls = 1
+    return 1.0
+
+
+def _parted(m: Any, y: Tensor) -> Tensor:
+    if not m.calls:
+        m.part, m.calls = nn.Identity(), 1
+        m.register_buffer("passing", torch.zeros(1), persistent=False)
+    part: Tensor = m.part(y)
+    return part
+
+
 WRITES = [
     *(_assigned, _in_place, _data, _counted, _listed, _nested, _last, _recorded, _array, _new),
+    *(_hooked, _parted),
 ]
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def _state(m: Remembering) -> tuple[Any, ...]:
     lists = (len(m.seen), len(m.kept["all"]), m.array.tolist())
-    return m.calls, m.last, m.record.last, [*m._buffers], m.mean.flatten().tolist(), lists
+    parts = [type(part).__name__ for part in m.modules()], sorted(m._non_persistent_buffers_set)
+    hooks = [len(v) for part in m.modules() for name, v in vars(part).items() if "hooks" in name]
+    held = [*m._buffers], m.mean.flatten().tolist(), lists, parts, hooks
+    return m.calls, m.last, m.record.last, *held
+
+
+def test_hooks_of_the_first_run_are_there_once_after_a_trace() -> None:
+    model = Remembering(_hooked).eval()
+    kept = model.b.register_forward_hook(lambda layer, args, out: out)
+    table = model.b._forward_hooks
+    netslim.trace(model, X)
+    model(X)
+    assert model.b._forward_hooks is table
+    assert (len(table), len(model.fc._forward_pre_hooks)) == (2, 1)
+    kept.remove()
+    assert len(table) == 1
 
 
 @pytest.fixture(autouse=True)

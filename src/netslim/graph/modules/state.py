@@ -4,10 +4,10 @@ A model may count its calls, keep its last features, update estimates of its own
 learn something must leave none of that behind: the next run would begin elsewhere, and what is
 compared with it would seem to be wrong.
 
-Put back are attributes of modules, what is in their containers and plain objects, and the values of
-buffers and of other tensors that they hold; not those of parameters, of which a copy would cost as
-much memory as the model. Nothing is copied of PyTorch's own layers: in evaluation mode they write
-nothing.
+Put back are attributes of modules, their hooks, parts and other entries, what is in their
+containers and plain objects, and the values of buffers and of other tensors that they hold; not
+those of parameters, of which a copy would cost as much memory as the model. No value is copied of
+PyTorch's own layers: in evaluation mode they write none.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.modules.walk import named_modules
 
 _OWN_KEYS = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
+_TABLES = [name for name, held in vars(nn.Module()).items() if isinstance(held, (dict, set))]
 _PLAIN = frozenset({bool, int, float, str, bytes, type(None), torch.dtype, torch.device})
 _CONTAINERS = (list, dict, set, deque)
 _DEEPEST = 3  # containers and objects in each other
@@ -64,9 +65,10 @@ class _State:
     def _look_at_module(self, module: nn.Module) -> None:
         attributes = vars(module)
         self._containers.append((attributes, dict(attributes)))
-        for name in ("_parameters", "_buffers"):
-            if attributes[name]:
-                self._containers.append((attributes[name], dict(attributes[name])))
+        # Hooks, too: who puts some in at the first run and notes that it has, would do so again.
+        for name in _TABLES:
+            if isinstance(held := attributes.get(name), (dict, set)):
+                self._containers.append((held, held.copy()))
         own = type(module).__module__.startswith("torch.nn.")
         if self._training or not own:
             for buffer in module._buffers.values():
@@ -100,7 +102,8 @@ class _State:
     def put_back(self) -> None:
         """Each container, array and tensor has what it had; what holds it, too."""
         for container, before in self._containers:
-            _refill(container, before)
+            if container or before:
+                _refill(container, before)
         for array, entries in self._arrays:
             array[...] = entries
         with torch.no_grad():
