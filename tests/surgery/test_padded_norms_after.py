@@ -1,11 +1,15 @@
 """What is done with normalisations that go on over their old width: cut again, run, masked."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import netslim
+from netslim.errors import PlanError
 
 
 class Unread(nn.LayerNorm):
@@ -84,3 +88,87 @@ def test_encoder_layers_call_their_normalisations_without_gradients_too(norm_fir
             real = ~ignored  # what the fused operator makes of ignored tokens is another thing
             torch.testing.assert_close(found[real], wanted[real])
     assert model.encoder.layers[0].activation_relu_or_gelu == 1  # the original is as it was
+
+
+class Positions(nn.Module):
+    """What a silent channel emits is what is added to it, from a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("positions", torch.randn(5, 8))
+
+    def forward(self, x):
+        return x + self.positions
+
+
+class Standardised(nn.Conv1d):
+    """A convolution that normalises its weight over its inputs, as in BiT."""
+
+    def forward(self, x):
+        w = self.weight
+        mean, std = w.mean((1, 2), keepdim=True), w.std((1, 2), keepdim=True, unbiased=False)
+        return nn.functional.conv1d(x, (w - mean) / (std + 1e-5), self.bias)
+
+
+def emitting(kind):
+    torch.manual_seed(0)
+    emits, reads = {
+        "sigmoid": (nn.Sigmoid(), nn.LayerNorm(8)),
+        "positions": (Positions(), nn.LayerNorm(8)),
+        "rms": (nn.Softplus(), nn.RMSNorm(8)),
+        "groups": (nn.Sequential(nn.Sigmoid(), nn.Flatten(0, 1)), nn.GroupNorm(2, 8)),
+    }[kind]
+    return nn.Sequential(nn.Linear(6, 8), emits, reads, nn.Linear(8, 3)).double()
+
+
+TOKENS = torch.randn(2, 5, 6, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "positions", "rms", "groups"])
+def test_a_mask_gives_the_norm_what_the_cut_network_gives_it(kind):
+    model = emitting(kind)
+    plan = cut(model, TOKENS, "0", 2)
+    whole = model(TOKENS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    mask = netslim.Mask(model, plan).attach(optimizer)
+    small = mask.convert()
+    assert not small[2]._forward_pre_hooks
+    small_optimizer = torch.optim.SGD(small.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        torch.testing.assert_close(model(TOKENS), small(TOKENS), rtol=1e-12, atol=1e-12)
+        for one, steps in ((model, optimizer), (small, small_optimizer)):
+            steps.zero_grad()
+            one(TOKENS).square().sum().backward()
+            steps.step()
+    assert torch.equal(copy.deepcopy(model)(TOKENS), model(TOKENS))
+    assert torch.equal(pickle.loads(pickle.dumps(model))(TOKENS), model(TOKENS))
+    assert not torch.equal(whole, model(TOKENS))
+    assert cut(model, TOKENS, "0", 2) == plan  # a trace looks past the mask
+    assert torch.equal(netslim.prune(model, plan)(TOKENS), mask.convert()(TOKENS))
+    in_place = netslim.prune_(copy.deepcopy(model), plan)
+    assert not in_place[2]._forward_pre_hooks
+    mask.detach()
+    assert not model[2]._forward_pre_hooks
+
+
+def test_a_mask_over_convolutions_that_normalise_their_weights():
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv1d(3, 8, 1),
+        nn.Sigmoid(),
+        Standardised(8, 4, 1),
+        nn.ReLU(),
+        nn.Conv1d(4, 2, 1),
+    )
+    model, x = nn.Sequential(*layers).double(), torch.randn(2, 3, 5, dtype=torch.double)
+    plan = cut(model, x, "0", 4)
+    assert [norm.kind for norm in plan.norms] == ["convolution"]
+    mask = netslim.Mask(model, plan).apply()
+    torch.testing.assert_close(model(x), mask.convert()(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_mask_needs_weights_to_know_what_a_norm_loses():
+    bare = nn.LayerNorm(8, elementwise_affine=False)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), bare, nn.Linear(8, 3)).double()
+    with pytest.raises(PlanError, match="'2' normalises over channels, and has no weights"):
+        netslim.Mask(model, cut(model, TOKENS, "0", 4))

@@ -351,7 +351,13 @@ def _masked(model: Model, done: Cut[Model]) -> Cut[Model]:
         f"channels silenced and held at zero: {done.plan.removed}; a stage of kind convert "
         "cuts them, or netslim prune --by mask"
     )
-    return replace(done, network=masked, check=None, notes=(*done.notes, note))
+    notes = [note]
+    if done.plan.norms:
+        notes.append(
+            "normalisations are given zeros for them in memory alone: what a file of this network "
+            "computes is what is cut from it only where silent channels emit zeros"
+        )
+    return replace(done, network=masked, check=None, notes=(*done.notes, *notes))
 
 
 def _of_examples(example_inputs: Any) -> tuple[list[Any], list[Any]]:

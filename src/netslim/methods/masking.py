@@ -8,14 +8,17 @@ from typing import Any, Generic, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import ArgumentError, PlanError
+from netslim.graph.modules.computed_convolutions import KIND
 from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
+from netslim.surgery.norm_inputs import silent_inputs
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune, same_plan
 from netslim.surgery.rows import TensorCut
@@ -47,11 +50,12 @@ class Mask(Generic[Model]):
     for optimizers that treat each entry alone. Statistics of BN layers are left to run. The
     direction of a weight-normalised producer keeps its values, as its length (`weight_g`) is zero
     and that of a zero vector is undefined. A normalisation over channels (LayerNorm) has no weights
-    that read: it sees what a silent channel emits, which is the zero that the small network puts
-    there only where act(0) = 0.
+    that read: until `detach` a hook of its module hands it zeros in their place, as `verify` does,
+    whatever a silent channel emits. One without weights of its own is refused.
 
-    The model holds nothing of the mask: copies of it are not masked. Entries are found by name at
-    every step, so the model may move to another device or get new parameters in between.
+    But for these hooks, which copies of the model keep and saved tensors do not, the model holds
+    nothing of the mask: copies of it are trained freely. Entries are found by name at every step,
+    so the model may move to another device or get new parameters in between.
 
     Args:
         model: the network the plan was made for, wrapped or not; unchanged until `apply` or
@@ -61,7 +65,7 @@ class Mask(Generic[Model]):
 
     Raises:
         PlanError: the plan belongs to another architecture, merges units (the others would need
-            their values), or removes nothing.
+            their values), removes nothing, or cuts what a normalisation without weights reads.
         DisagreementError: ranks of a distributed run were given different plans.
 
     Example:
@@ -91,7 +95,9 @@ class Mask(Generic[Model]):
             raise PlanError(
                 "the plan removes nothing, so there is nothing to mask: select with a larger budget"
             )
+        list(silent_inputs(inner, plan))  # raises what there is to raise
         same_plan(plan, "the plan of a Mask")
+        self._hooks: list[RemovableHandle] = []  # of normalisations over channels
         self._indices: dict[tuple[str, int, torch.device], Tensor] = {}
         self._parts: dict[tuple[str, int, torch.device], Tensor] = {}  # of sharded tensors
         self._attached = Attachments("Mask", "once is enough: its entries are held at zero")
@@ -105,6 +111,9 @@ class Mask(Generic[Model]):
         """
         for tensor, row in self._entries():
             self._fill(tensor, row)
+        if self.plan.norms and not self._hooks:
+            for module, zeros in silent_inputs(inside(self.model), self.plan):
+                self._hooks.append(module.register_forward_pre_hook(zeros))
         return self
 
     def attach(self, optimizer: Optimizer) -> Self:
@@ -136,6 +145,10 @@ class Mask(Generic[Model]):
             ArgumentError: it is not attached to `optimizer`.
         """
         self._attached.remove(optimizer)
+        if not len(self._attached):
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
 
     def convert(self) -> Model:
         """A smaller copy with the outputs of the masked model, which stays as it is.
@@ -208,9 +221,14 @@ def _silenced(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
     rows = [row for row in plan.tensors if len(row.kept) < row.size]
     planned = {(row.tensor, row.axis) for row in plan.tensors}
     gains = {norm.direction: norm.gain for norm in weight_norms(model, shared=True)}
+    # A weight that is normalised before it is used has no zeros; its module is given some instead.
+    convolutions = (model.get_submodule(norm.module) for norm in plan.norms if norm.kind == KIND)
+    normed = {(id(module.weight), 1) for module in convolutions}
     found = []
     for row in rows:
         tensor = tensors[row.tensor]
+        if (id(tensor), row.axis) in normed:
+            continue
         reads = "consumer" in row.role and tensor.is_floating_point()
         is_direction = (gains.get(row.tensor), row.axis) in planned
         # Directions of weight norm stay: with all of them zero the weight would be 0 / 0. Their

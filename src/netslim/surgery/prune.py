@@ -40,6 +40,7 @@ from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.history import history, remember
 from netslim.surgery.module_sizes import patched, put, submodule, update_sizes
+from netslim.surgery.norm_inputs import drop
 from netslim.surgery.optimizers import all_optimizers, cut_state
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.pretrained import keep_config
@@ -97,6 +98,8 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     for module, name, value in (*patched(small, plan.patches), *_by_calls(small, plan)):
         put(module, name, value)
     _finish(small, plan, past)
+    for module, _ in _norms(small, plan):
+        drop(module)
     return small
 
 
@@ -228,6 +231,8 @@ class _Change:
             for model, past in zip(self.models, self.pasts, strict=True):
                 _finish(model, self.plan, past)
             undo.pop_all()
+        for module, _ in self.norms:
+            drop(module)
 
 
 def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:

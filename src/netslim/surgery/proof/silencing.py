@@ -26,6 +26,7 @@ from netslim.graph.modules.computed_convolutions import KIND
 from netslim.graph.modules.padded_norms import NormWidth, pad
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
+from netslim.surgery.norm_inputs import GivenZeros
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, destinations, partners
 
@@ -131,12 +132,8 @@ def _reading_zeros(module: nn.Module, rule: NormRule, gone: Tensor) -> Iterator[
     One that casts to float32 does not do so inside: what the cut one computes is told from rounding
     no better than the casts allow. That the two compute the same was seen when it was traced.
     """
-
-    def zeros(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        return (x.index_fill(rule.dim, gone.to(x.device), 0), *args[1:])
-
     own, attributes = type(module), dict(vars(module))
+    zeros = GivenZeros(rule.dim, len(rule.groups), gone)
     handle = module.register_forward_pre_hook(zeros)
     try:
         if rule.casts:

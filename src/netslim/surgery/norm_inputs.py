@@ -1,0 +1,88 @@
+"""Normalisations over channels find zeros where channels are silent.
+
+What else reads a channel has a weight that can be zero there. A normalisation has none: it takes
+its statistics over all that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from netslim.errors import PlanError
+from netslim.graph.modules.computed_convolutions import KIND
+from netslim.graph.modules.padded_norms import NormWidth
+from netslim.graph.modules.walk import named_tensors
+from netslim.graph.tracing.modes import Dispatch
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.rows import TensorCut
+
+
+class GivenZeros:
+    """A forward pre-hook: the module finds zeros in some entries of its input.
+
+    A trace looks past it, and so does a module that is no longer as wide: it has been cut.
+
+    Args:
+        dim: of the input.
+        width: of that dimension.
+        gone: shape (entries,), which of it are zeros.
+    """
+
+    def __init__(self, dim: int, width: int, gone: Tensor) -> None:
+        self.dim, self.width = dim, width
+        self._gone = {gone.device: gone}  # on each device: CUDA graphs can copy nothing to theirs
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        x = args[0]
+        if _traced() or x.shape[self.dim] != self.width:
+            return None
+        if x.device not in self._gone:
+            self._gone[x.device] = next(iter(self._gone.values())).to(x.device)
+        return (x.index_fill(self.dim, self._gone[x.device], 0), *args[1:])
+
+
+def _traced() -> bool:
+    """Whether `netslim.trace` looks, to which numbered channels would be ones that stay."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(isinstance(mode, Dispatch) for mode in _get_current_dispatch_mode_stack())
+
+
+def silent_inputs(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, GivenZeros]]:
+    """(module, hook) of the normalisations that lose channels by a plan, as far as it tells.
+
+    Raises:
+        PlanError: one has no weights, whose rows would tell which channels it loses.
+    """
+    tensors = dict(named_tensors(model))
+    for norm in plan.norms:
+        module = model.get_submodule(norm.module)
+        own = {id(tensor) for tensor in module._parameters.values() if tensor is not None}
+        rows = [row for row in plan.tensors if id(tensors[row.tensor]) in own]
+        row = next((row for row in rows if _along_input(module, norm, row)), None)
+        if row is None:
+            raise PlanError(
+                f"{norm.module!r} normalises over channels, and has no weights by which a mask "
+                "could tell which of them go: cut it with netslim.prune"
+            )
+        yield module, GivenZeros(norm.dim, row.size, torch.from_numpy(np.array(row.removed)))
+
+
+def drop(module: nn.Module) -> None:
+    """Take these hooks off a module that has been cut, where they do nothing any more."""
+    hooks = module._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if isinstance(hook, GivenZeros)]:
+        del hooks[key]
+
+
+def _along_input(module: nn.Module, norm: NormWidth, row: TensorCut) -> bool:
+    """Whether a row tells which channels of its input a module loses."""
+    if norm.kind == KIND:
+        return row.axis == 1 and getattr(module, "groups", 1) == 1
+    return len(row.kept) < row.size
