@@ -51,7 +51,8 @@ class Mask(Generic[Model]):
     direction of a weight-normalised producer keeps its values, as its length (`weight_g`) is zero
     and that of a zero vector is undefined. A normalisation over channels (LayerNorm) has no weights
     that read: until `detach` a hook of its module hands it zeros in their place, as `verify` does,
-    whatever a silent channel emits. One without weights of its own is refused.
+    whatever a silent channel emits. One without weights of its own is refused. Compile such a
+    network afterwards (`torch.compile`): code that was compiled before calls no new hooks.
 
     But for these hooks, which copies of the model keep and saved tensors do not, the model holds
     nothing of the mask: copies of it are trained freely. Entries are found by name at every step,
