@@ -207,6 +207,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # PyTorch's own
 @pytest.mark.parametrize(("kind", "make", "dim", "shape"), KINDS, ids=lambda value: "")
 def test_missing_channels_count_as_zeros_and_gradients_are_right(kind, make, dim, shape):
     """Against the norm of full width, on an input with zeros; values and gradients."""
@@ -223,10 +224,18 @@ def test_missing_channels_count_as_zeros_and_gradients_are_right(kind, make, dim
     weigh = torch.randn(shape, dtype=torch.float64)
     wanted = whole(wide).narrow(dim, 0, 3)
     found = padded(x)
-    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():  # another way to the same, where nobody takes a derivative
+        inferred = padded(x)
+    for out in (found, inferred):
+        assert torch.allclose(out, wanted, rtol=1e-12, atol=1e-12)
     a, b = (torch.autograd.grad((out * weigh).sum(), x)[0] for out in (found, wanted))
     assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
-    assert torch.autograd.gradcheck(padded, x)
+    assert torch.autograd.gradcheck(padded.requires_grad_(False), x, check_forward_ad=True)
+    along = torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        tangent = torch.func.jvp(padded, (x.detach(),), (along,))[1]
+    expected = (padded(x + 1e-6 * along) - padded(x - 1e-6 * along)) / 2e-6
+    assert torch.allclose(tangent, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_far_from_zero_the_variance_is_not_lost():
@@ -234,7 +243,10 @@ def test_far_from_zero_the_variance_is_not_lost():
     x = 1e4 + torch.randn(3, 4)
     wide = torch.cat([x, torch.zeros(3, 4)], 1).double()
     wanted = F.layer_norm(wide, (8,))[:, :4]
-    assert torch.allclose(padded(x).double(), wanted, atol=1e-5)
+    with torch.no_grad():
+        inferred = padded(x)
+    for out in (padded(x), inferred):
+        assert torch.allclose(out.double(), wanted, atol=1e-5)
 
 
 def test_data_types_are_those_of_pytorchs_own():
@@ -268,7 +280,7 @@ def test_it_is_exported_and_written_without_netslim(norm):
     plain = netslim.models.plain(small)
     kinds = {type(m).__module__.partition(".")[0] for m in plain.modules()}
     assert "netslim" not in kinds
-    assert torch.equal(outputs(plain), outputs(small))
+    assert torch.allclose(outputs(plain), outputs(small), atol=1e-6)
 
 
 class Doubled(nn.LayerNorm):
@@ -328,3 +340,143 @@ def test_rows_of_plans_that_cannot_be_are_refused():
     with pytest.raises(SurgeryError, match="a LayerNorm cannot go on as a group normalisation"):
         of_width(nn.LayerNorm(4), 8, "group")
     assert plan.norms == (NormWidth("1.norm", "layer", -1, 8),)
+
+
+class Odd(nn.LayerNorm):
+    """Layer normalisations that are more, or less, each in its own way."""
+
+    def __init__(self, way):
+        super().__init__(WIDE)
+        self.way = way
+
+    def forward(self, x):
+        if self.way == "noise":
+            return F.dropout(super().forward(x), 0.5, self.training)
+        if self.way == "no gradient":
+            return super().forward(x.detach())
+        if self.way == "clamp":
+            return super().forward(x.clamp(-30, 30))
+        if self.way == "in place":
+            return super().forward(x.add_(1))
+        self.mean = x.mean(-1, keepdim=True)
+        return super().forward(x)
+
+
+class Named(nn.LayerNorm):
+    def scaled(self, x):
+        return 2 * x
+
+
+class Scaled(nn.LayerNorm):
+    def forward(self, x, scale=1.0):
+        return scale * super().forward(x)
+
+
+class Between(nn.Module):
+    """Reads a norm by name, or twice."""
+
+    def __init__(self, norm, second=WIDE, **kwargs):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, WIDE), norm, nn.Linear(WIDE, second)
+        self.c, self.kwargs = nn.Linear(second, 2), kwargs
+
+    def forward(self, x):
+        x = F.gelu(self.a(x))
+        x = self.b(self.norm(x, **self.kwargs))
+        if not self.kwargs:
+            x = self.norm(x)
+        return self.c(x)
+
+
+class BareNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.eps = 1e-6
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+class Hooked(nn.LayerNorm):
+    def __init__(self):
+        super().__init__(WIDE)
+        self.register_forward_pre_hook(lambda module, inputs: (inputs[0].softmax(-1),))
+
+
+class Everywhere(nn.Module):
+    """Normalises over channels and places; where there is one place, over channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(WIDE)), 1e-5
+
+    def forward(self, x):
+        x = x - x.mean((1, 2), keepdim=True)
+        return self.weight[:, None] * x * (x.square().mean((1, 2), keepdim=True) + self.eps).rsqrt()
+
+
+ODD = {
+    **{way: Odd(way) for way in ("noise", "no gradient", "clamp", "in place", "side result")},
+    "method": Named(WIDE),
+    "hook": Hooked(),
+}
+
+
+@pytest.mark.parametrize("way", ODD)
+def test_a_norm_that_does_more_stays_whole(way):
+    model = nn.Sequential(nn.Linear(4, WIDE), nn.GELU(), ODD[way], nn.Linear(WIDE, 2))
+    graph = netslim.trace(model, torch.randn(2, 5, 4))
+    assert not graph["0"].prunable
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Between(Scaled(WIDE), scale=2.0), Between(BareNorm()), Between(BareNorm(), WIDE + 4)],
+    ids=["keyword", "two of a width", "two widths"],
+)
+def test_a_norm_that_is_called_in_other_ways_stays_whole(model):
+    graph = netslim.trace(model, torch.randn(2, 5, 4))
+    assert not graph["a"].prunable
+
+
+@pytest.mark.parametrize("norm", [Everywhere(), nn.GroupNorm(1, WIDE)], ids=["own", "group"])
+def test_one_place_is_not_taken_for_all(norm):
+    """Traced with one place, checked with five."""
+    model = nn.Sequential(nn.Conv1d(3, WIDE, 1), nn.GELU(), norm, nn.Conv1d(WIDE, 2, 1))
+    graph = netslim.trace(model, torch.randn(2, 3, 1))
+    if not graph["0"].prunable:
+        return
+    plan = cut(graph, lambda size: size // 2)
+    netslim.verify(model, netslim.prune(model, plan), plan, torch.randn(2, 3, 5))
+
+
+def test_norms_that_are_made_alike_but_for_a_function_are_looked_at_each():
+    class Given(nn.LayerNorm):
+        def __init__(self, function):
+            super().__init__(WIDE)
+            self.function = function
+
+        def forward(self, x):
+            return self.function(super().forward(x))
+
+    parts = (
+        nn.Linear(4, WIDE),
+        Given(lambda x: 1 * x),
+        nn.Linear(WIDE, WIDE),
+        Given(lambda x: 2 * x),
+    )
+    graph = netslim.trace(nn.Sequential(*parts, nn.Linear(WIDE, 2)), torch.randn(2, 4))
+    assert graph["0"].prunable
+    assert not graph["2"].prunable
+
+
+def test_data_types_layouts_and_empty_batches_are_as_pytorchs():
+    own, padded = nn.RMSNorm(4), of_width(nn.RMSNorm(4), 4, "rms")
+    for dtype in (torch.bfloat16, torch.float32):  # no eps: PyTorch takes one for the type
+        x = (0.01 * torch.randn(3, 4)).to(dtype)
+        expected = copy.deepcopy(own).to(dtype)(x)
+        assert torch.allclose(copy.deepcopy(padded).to(dtype)(x), expected, rtol=0.02)
+    turned = torch.randn(2, 4, 3).mT
+    layer = of_width(nn.LayerNorm(4), 8)
+    assert layer(turned).is_contiguous()
+    assert of_width(nn.GroupNorm(2, 4), 8, "group", 1)(torch.randn(0, 4, 3)).shape == (0, 4, 3)

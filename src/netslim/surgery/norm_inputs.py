@@ -34,6 +34,8 @@ class GivenZeros:
         gone: shape (entries,), which of it are zeros.
     """
 
+    gives_zeros = True  # and does nothing else, which a trace asks
+
     def __init__(self, dim: int, width: int, gone: Tensor) -> None:
         self.dim, self.width = dim, width
         self._gone = {gone.device: gone}  # on each device: CUDA graphs can copy nothing to theirs

@@ -146,7 +146,7 @@ def undisturbed(model: nn.Module | None) -> Iterator[None]:
     gradients = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
         for each in (
-            *(_transforms_off(), _dispatch_modes_off()),
+            *(_transforms_off(), dispatch_modes_off()),
             *(_function_modes_off({t.device.type for t in tensors}), torch.inference_mode(False)),
             *(torch.set_grad_enabled(gradients), _autocast_off({t.device.type for t in tensors})),
             *(_own_dtype({t.dtype for t in tensors}), eagerly()),
@@ -181,7 +181,7 @@ def holding_values() -> Iterator[None]:
     devices = {mode.device.type for mode in around if isinstance(mode, DeviceContext)}
     gradients = torch.is_grad_enabled()
     with (
-        _dispatch_modes_off(),
+        dispatch_modes_off(),
         _function_modes_off(devices - {"meta"}),
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),
@@ -221,7 +221,7 @@ def _transforms_off() -> contextlib.AbstractContextManager[Any]:
     return temporarily_clear_interpreter_stack()
 
 
-def _dispatch_modes_off() -> contextlib.AbstractContextManager[Any]:
+def dispatch_modes_off() -> contextlib.AbstractContextManager[Any]:
     """No `TorchDispatchMode` around: it would run before ours, on what ours computes, too."""
     if not _DISPATCH_MODES():
         return contextlib.nullcontext()  # else it imports much

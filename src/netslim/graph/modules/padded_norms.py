@@ -21,23 +21,41 @@ object with the same parameters, hooks and place.
 from __future__ import annotations
 
 import copy
+import itertools
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
+from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.utils.parametrize import is_parametrized
 
 from netslim.errors import SurgeryError
+from netslim.graph.modules.ambient import dispatch_modes_off
 from netslim.graph.modules.computed_convolutions import KIND, PLAIN, computes, plain_kind
 
 _EPS = ("eps", "variance_epsilon", "epsilon")  # what libraries call it
 _RESPONSE_EPS = 1e-6  # where a global response normalisation keeps it in its code
 _SAME = 1e-9  # relative, in float64: other formulas differ by far more
 _CLOSE = 1e-5  # where a module casts to float32
-_SCALES = (1.0, 1e-3)  # of the random numbers: at the second one eps matters
+_SCALES = (
+    1.0,
+    1e-3,
+    1e-6,
+    1e6,
+)  # of the random numbers: eps matters to small ones, a clamp to large
+
+
+def _least() -> torch.dtype:
+    """Of which data type at least the eps is that PyTorch takes where none is given."""
+    made = nn.functional.rms_norm(torch.tensor([1e-3], dtype=torch.bfloat16), (1,))
+    return torch.float32 if made > 0.5 else torch.bfloat16  # 1e-6 is much more, or less, than eps
+
+
+_LEAST = _least()  # newer versions of PyTorch compute in float32, eps and all
 
 
 @dataclass(frozen=True)
@@ -139,9 +157,8 @@ class PaddedNorm(nn.Module):
         given = self._dtype(x)
         eps = self.padded_eps
         if eps is None:
-            eps = torch.finfo(given).eps
-        out = self._normalised(x.to(torch.promote_types(given, torch.float32)), share, eps)
-        out = self._affine(out)
+            eps = torch.finfo(torch.promote_types(given, _LEAST)).eps
+        out = self._computed(x.to(torch.promote_types(given, torch.float32)), share, eps)
         if not self._casts_up(x):
             out = out.to(given)
         for module in self.children():
@@ -160,13 +177,39 @@ class PaddedNorm(nn.Module):
             return x.dtype
         return next((p.dtype for p in self.parameters()), torch.float32)
 
+    def _computed(self, x: Tensor, share: float, eps: float) -> Tensor:
+        """With weight and bias; ``share`` of the channels are given."""
+        if eps and not self._differentiated(x):
+            return self._inferred(x, share, eps)
+        return self._affine(self._normalised(x, share, eps))
+
+    def _differentiated(self, x: Tensor) -> bool:
+        """Whether derivatives are taken, or operators written down for whoever takes them."""
+        written_down = isinstance(x, Proxy) or torch._C._is_tracing()
+        if written_down or forward_ad._current_level >= 0:
+            return True
+        parameters = (p for p in self._parameters.values() if p is not None)
+        return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))
+
+    def _inferred(self, x: Tensor, share: float, eps: float) -> Tensor:
+        """`_computed` where nobody takes a derivative."""
+        return self._affine(self._normalised(x, share, eps))
+
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
-        """Without weight and bias; ``share`` of the channels are given."""
+        """Without weight and bias."""
         raise NotImplementedError
+
+    def _held(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias, as far as there are any, in the type that is computed in."""
+        held = [getattr(self, name, None) for name in ("weight", "bias")]
+        if not isinstance(x, Proxy):
+            held = [p if p is None else p.to(x.dtype) for p in held]
+        weight, bias = held
+        return weight, bias
 
     def _affine(self, x: Tensor) -> Tensor:
         """With weight and bias, as far as there are any."""
-        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        weight, bias = self._held(x)
         x = x.movedim(self.padded_dim, -1)
         if weight is not None:
             x = x * weight
@@ -184,7 +227,24 @@ class PaddedLayerNorm(PaddedNorm, nn.LayerNorm):
     kind = "layer"
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
-        return _standardised(x, self.padded_dim, share, eps)
+        out = _standardised(x, self.padded_dim, share, eps)
+        if self.padded_dim == -1:  # as PyTorch's own, whatever the layout of the input is
+            out = out.contiguous()
+        return out
+
+    def _inferred(self, x: Tensor, share: float, eps: float) -> Tensor:
+        """PyTorch's own kernel, corrected; weights lie in it, so that it is passed over less."""
+        weight, bias = self._held(x)
+        kernel = _Kernel(x.movedim(self.padded_dim, -1), share, eps, weight)
+        shift = kernel.scale * kernel.shift
+        out = kernel.out.mul_(kernel.scale)
+        if weight is None:
+            out = out.add_(shift)
+        else:
+            out = out.addcmul_(shift, weight)
+        if bias is not None:
+            out = out.add_(bias)
+        return out.movedim(-1, self.padded_dim)
 
 
 class PaddedGroupNorm(PaddedNorm, nn.GroupNorm):
@@ -199,8 +259,22 @@ class PaddedGroupNorm(PaddedNorm, nn.GroupNorm):
         return super()._fits(module) and isinstance(module, nn.GroupNorm)
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
-        grouped = x.reshape(x.shape[0], self.num_groups, -1)
+        grouped = torch.unflatten(x, 1, (self.num_groups, -1)).flatten(2)
         return _standardised(grouped, -1, share, eps).reshape(x.shape)
+
+    def _inferred(self, x: Tensor, share: float, eps: float) -> Tensor:
+        """PyTorch's own kernel, corrected; what is done to groups and channels is done at once."""
+        kernel = _Kernel(torch.unflatten(x, 1, (self.num_groups, -1)).flatten(2), share, eps)
+        each = x.shape[1] // self.num_groups
+        scale = kernel.scale.repeat_interleave(each, 1)
+        shift = scale * kernel.shift.repeat_interleave(each, 1)
+        weight, bias = self._held(x)
+        if weight is not None:
+            scale, shift = scale * weight[:, None], shift * weight[:, None]
+        if bias is not None:
+            shift = shift + bias[:, None]
+        out = kernel.out.view(*x.shape[:2], kernel.out.shape[2] // each)
+        return out.mul_(scale).add_(shift).view(x.shape)
 
 
 class PaddedRMSNorm(PaddedNorm, nn.RMSNorm):
@@ -264,6 +338,28 @@ def _standardised(x: Tensor, dim: int, share: float, eps: float) -> Tensor:
     return x * torch.rsqrt(variance + eps)
 
 
+class _Kernel:
+    """PyTorch's layer normalisation over the last dimension, and what makes it `_standardised`.
+
+    Its mean and deviation know no derivatives. With y = (x - mu) r its result and
+    r = (v + eps)^(-1/2), the mean over all channels is s mu, their variance s v + s (1 - s) mu^2.
+    As v r^2 = 1 - eps r^2, nothing is taken from anything large here::
+
+        (x - mean) / deviation = a (y + (1 - s) mu r),  a^-2 = s + (1 - s) r^2 (eps + s mu^2)
+
+    Attributes:
+        out: y, times the weight.
+        scale: a.
+        shift: (1 - s) mu r.
+    """
+
+    def __init__(self, x: Tensor, share: float, eps: float, weight: Tensor | None = None) -> None:
+        self.out, mean, over = torch.native_layer_norm(x, [x.shape[-1]], weight, None, eps)
+        lost = 1 - share
+        self.scale = torch.rsqrt(share + lost * over * over * (eps + share * mean * mean))
+        self.shift = lost * mean * over
+
+
 def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
     """Whether a module goes on as the row of a plan says."""
     return isinstance(module, PaddedNorm) or (norm.kind == KIND and type(module) in PLAIN)
@@ -289,7 +385,7 @@ def known(module: nn.Module, x: Tensor, memo: dict[Any, Known | None]) -> Known 
     """What normalisation over channels a module is; None for others.
 
     Args:
-        module: as a trace finds it, with hooks and sizes that remember.
+        module: as a trace finds it, with sizes that remember.
         x: its input.
         memo: what was found before, of modules that are made alike.
     """
@@ -297,11 +393,12 @@ def known(module: nn.Module, x: Tensor, memo: dict[Any, Known | None]) -> Known 
         return Known(module.kind, module.padded_dim)
     if not _by_itself(module):
         return None
-    settings = {k: _plain(v) for k, v in vars(module).items() if isinstance(v, _SETTINGS)}
-    key = (type(module), repr(settings), x.shape)
+    key = (_made_of(module), x.dim(), x.shape[1], x.shape[-1])
     if key not in memo:
         memo[key] = None
-        with suppress(Exception):  # it is code of anybody's, on inputs that it was not made for
+        # It is code of anybody's, on inputs that it was not made for. Nobody watches.
+        unwatched = DisableTorchFunction(), dispatch_modes_off(), torch.inference_mode(mode=False)
+        with suppress(Exception), unwatched[0], unwatched[1], unwatched[2]:
             memo[key] = _recognised(module, x)
         with suppress(Exception):
             if computes(module):
@@ -310,6 +407,19 @@ def known(module: nn.Module, x: Tensor, memo: dict[Any, Known | None]) -> Known 
 
 
 _SETTINGS = (bool, int, float, str, tuple)
+_ORDINARY = frozenset(vars(nn.Module()))  # attributes of every module
+_REPLACED = frozenset({"forward", "extra_repr", "reset_parameters"})  # of a class, and not missed
+
+
+def _made_of(module: nn.Module) -> tuple[Any, ...]:
+    """Equal for modules that are made alike; what cannot be compared is like nothing else."""
+    own = {k: _plain(v) for k, v in vars(module).items() if k not in _ORDINARY}
+    settings = {k: v for k, v in own.items() if v is None or isinstance(v, (*_SETTINGS, list))}
+    other = 0
+    if len(settings) < len(own) or module._parameters.keys() - {"weight", "bias"}:
+        other = id(module)
+    children = tuple(map(_made_of, module.children()))
+    return type(module), repr(settings), other, children
 
 
 def _by_itself(module: nn.Module) -> bool:
@@ -318,7 +428,19 @@ def _by_itself(module: nn.Module) -> bool:
         return False
     if isinstance(module, torch.jit.ScriptModule) or type(module).__module__ == __name__:
         return False
+    if _has_more(type(module)):
+        return False
     return not any(True for child in module.children() for _ in child.parameters())
+
+
+def _has_more(kind: type[nn.Module]) -> bool:
+    """Whether others may use of a class what is gone when it is another one."""
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] == "torch":
+            return False
+        if any(not name.startswith("_") and name not in _REPLACED for name in vars(base)):
+            return True
+    return False
 
 
 def _plain(value: Any) -> Any:
@@ -332,13 +454,18 @@ def _plain(value: Any) -> Any:
 
 def _recognised(module: nn.Module, x: Tensor) -> Known | None:
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
     for name, kind in KINDS.items():
         for dim in kind.dims:
-            if kind._fits(module) and _as_many(module, x.shape[dim]):
-                apart = _apart(module, kind, dim, 2 * drawn + 1, generator)
-                if apart < _CLOSE:
-                    return Known(name, dim, casts=apart > _SAME)
+            channels = x.shape[dim]
+            if not kind._fits(module) or not _as_many(module, channels):
+                continue
+            # No other size is one, for which a mean over places would be none.
+            shape = list(range(2, 2 + x.dim()))
+            shape[dim] = channels
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64).to(x.device)
+            apart = _apart(module, kind, dim, 2 * drawn + 1, generator)
+            if apart < _CLOSE:
+                return Known(name, dim, casts=apart > _SAME)
     return None
 
 
@@ -354,34 +481,74 @@ def _apart(
     """How far a module is from what one of this kind computes that has all of its channels."""
     one = _double(module, generator)
     other = kind._of(_double(one), x.shape[dim], dim)
+    before = {k: v for k, v in vars(one).items() if k != "training"}
     worst = 0.0
-    for scale in _SCALES:
-        a = type(module).forward(one, scale * x)
+    for scale, training in itertools.product(_SCALES, (False, True)):
         try:
-            b = kind.forward(other, scale * x)
+            worst = max(worst, _difference(one, other, scale * x, training))
         except (RuntimeError, IndexError):  # there are not as many channels along this dimension
             return float("inf")
-        if a.shape != b.shape:
-            return float("inf")
-        worst = max(worst, float((a - b).abs().max() / a.abs().max()))
+        if worst > _CLOSE:
+            return worst
+    after = {k: v for k, v in vars(one).items() if k != "training"}
+    if before.keys() != after.keys() or any(after[k] is not v for k, v in before.items()):
+        return float("inf")  # somebody may read what it leaves there
     return worst
+
+
+def _difference(one: nn.Module, other: PaddedNorm, x: Tensor, training: bool) -> float:
+    """The largest relative difference of what two modules make, and of its derivative."""
+    a, b = (_made(module, x, training) for module in (one, other))
+    if any(u.shape != v.shape for u, v in zip(a, b, strict=True)):
+        return float("inf")
+    return max(float((u - v).abs().max() / u.abs().max()) for u, v in zip(a, b, strict=True))
+
+
+def _made(module: nn.Module, x: Tensor, training: bool) -> list[Tensor]:
+    """What a module makes of an input; in training its derivative by the input, too.
+
+    Raises:
+        SurgeryError: it writes to its input.
+    """
+    module.train(training)
+    state = torch.default_generator.get_state()
+    x = x.clone().requires_grad_(training)
+    given = x * 1
+    try:
+        torch.default_generator.manual_seed(0)
+        with torch.set_grad_enabled(training):
+            out: Tensor = type(module).forward(module, given)
+    finally:
+        torch.default_generator.set_state(state)
+    if not torch.equal(given, x):
+        raise SurgeryError(f"{type(module).__name__} writes to its input")
+    if not training:
+        return [out]
+    weights = torch.arange(1.0, 1 + out.numel(), dtype=out.dtype).sin().view(out.shape).to(out)
+    return [out.detach(), torch.autograd.grad((out * weights).sum(), x)[0]]
 
 
 def _double(module: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """A copy without hooks in float64; with a generator, of random weights."""
     result = copy.copy(module)
-    plain = nn.Module()
-    for name, value in vars(plain).items():
-        if name != "training":
-            vars(result)[name] = value
+    _unhooked(result)
     vars(result).update({k: _plain(v) for k, v in vars(result).items() if isinstance(v, _SETTINGS)})
-    result._modules = dict(module._modules)
+    result._modules = copy.deepcopy(dict(module._modules))
+    for child in result.children():
+        child.apply(_unhooked)
+    result._parameters = {}
     for name, parameter in module._parameters.items():
-        value = parameter
+        result._parameters[name] = None
         if parameter is not None:
             value = parameter.detach().double()
             if generator is not None:
-                value = torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value)
-            value = nn.Parameter(value + 0.5 * (generator is not None), requires_grad=False)
-        result._parameters[name] = value
+                drawn = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+                value = 0.5 + drawn.to(value)
+            result._parameters[name] = nn.Parameter(value, requires_grad=False)
     return result
+
+
+def _unhooked(module: nn.Module) -> None:
+    """Let a copy forget its hooks."""
+    kept = "training", "_modules", "_parameters", "_buffers"
+    vars(module).update({k: v for k, v in vars(nn.Module()).items() if k not in kept})

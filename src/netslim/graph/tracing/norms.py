@@ -9,6 +9,7 @@ a cut lets it go on over their old number, and each channel may go without a cha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,14 @@ from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
 
 
+@dataclass
+class _Call:
+    """A module's: what it normalised over, if that was no obstacle, and what had been coupled."""
+
+    norm: RecordedNorm | None
+    coupled: list[tuple[Vector, str]]
+
+
 class Norms:
     """Told of every module that begins and ends."""
 
@@ -31,6 +40,8 @@ class Norms:
         self.recorder, self.operators, self.rules = recorder, operators, rules
         self.began: list[tuple[int, int]] = []  # what was coupled before the modules under way
         self.memo: dict[Any, Known | None] = {}
+        self.calls: dict[nn.Module, list[_Call]] = {}
+        self.hooked: set[nn.Module] = set()  # by others, who may do anything to what goes in
 
     def enter(self, module: nn.Module) -> None:
         recorder = self.recorder
@@ -45,6 +56,9 @@ class Norms:
             if isinstance(output, Tensor):
                 self._as_operator(module, args[0], output)
         coupled = self.recorder.atoms.coupled
+        call = _Call(None, [])
+        calls = self.calls.setdefault(module, [])
+        calls.append(call)
         if len(coupled) == began or len(self.recorder.norms) > norms:
             return
         if len(args) != 1 or not isinstance(output, Tensor) or not isinstance(args[0], Tensor):
@@ -53,18 +67,39 @@ class Norms:
         if found is None:
             return
         vector, kind = found
-        del coupled[began:]
         self._repeating(module, vector)
         width = len(vector)
         if isinstance(module, PaddedNorm):
             width = module.padded_width
-        self.recorder.norms.append(RecordedNorm(path, kind, width, vector))
+        call.norm, call.coupled = RecordedNorm(path, kind, width, vector), coupled[began:]
+        del coupled[began:]
+        self.recorder.norms.append(call.norm)
+        if len(calls) > 1 and not self._one_width(module, calls):
+            self._leave_coupled(calls)
+
+    def _one_width(self, module: nn.Module, calls: list[_Call]) -> bool:
+        """Whether all calls of a module normalise over as many channels, along one dimension.
+
+        Its weights see to the number: they are a channel's at every call.
+        """
+        kinds = {call.norm and call.norm.known for call in calls}
+        return len(kinds) == 1 and any(p is not None for p in module._parameters.values())
+
+    def _leave_coupled(self, calls: list[_Call]) -> None:
+        """What one module normalises over here and there, over other widths, stays as it was."""
+        recorder = self.recorder
+        for call in calls:
+            recorder.norms[:] = [norm for norm in recorder.norms if norm is not call.norm]
+            recorder.atoms.coupled.extend(call.coupled)
+            call.norm, call.coupled = None, []
 
     def _over(
         self, module: nn.Module, x: Tensor, output: Tensor, coupled: list[Vector]
     ) -> tuple[Vector, Known] | None:
         """What a module normalises over, and how; None where it is no such normalisation."""
-        kind = self._known(module, x)
+        kind = None
+        if module not in self.hooked:
+            kind = self._known(module, x)
         if kind is None:
             return None
         dim = kind.dim % len(_SHAPE(x))
@@ -72,7 +107,7 @@ class Norms:
         made = self.recorder.get(output).dims.get(dim)
         if kind.kind == KIND:  # it makes others
             made = vector
-        if vector is None or made is None:
+        if vector is None or made is None or output.dtype != x.dtype:
             return None
         find = self.recorder.atoms.find
         roots = find(vector)

@@ -274,6 +274,7 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
     """
     paths = {m: p for m, p in named_modules(recorder.model).items() if _takes_hooks(m)}
     thread = threading.get_ident()
+    norms.hooked = set(filter(_hooked, paths))
 
     def enter(module: nn.Module, args: Any) -> None:
         if threading.get_ident() != thread:
@@ -286,21 +287,29 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
             elif isinstance(module, nn.LSTM) and module.proj_size:
                 _hold_projection(recorder, module)
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, named: Any, output: Any) -> None:
         if threading.get_ident() == thread:
             with recorder.unlogged():
-                norms.leave(module, recorder.modules.pop(), args, output)
+                norms.leave(module, recorder.modules.pop(), (*args, *named.values()), output)
 
     handles = []
     for module in paths:
         before = nn.Module.register_forward_pre_hook(module, enter, prepend=True)
-        after = nn.Module.register_forward_hook(module, leave, prepend=True, always_call=True)
+        after = nn.Module.register_forward_hook(
+            module, leave, prepend=True, with_kwargs=True, always_call=True
+        )
         handles += [before, after]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody may do anything to what goes in or comes out; ours only gives zeros."""
+    hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+    return any(not getattr(hook, "gives_zeros", False) for hook in hooks)
 
 
 def _takes_hooks(module: nn.Module) -> bool:
