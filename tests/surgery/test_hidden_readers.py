@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import netslim
 from nets import cut_half
+from netslim.graph.integers import names_read
 from netslim.surgery.proof.silencing import randomise
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -157,3 +159,63 @@ def test_a_width_that_nobody_reads_while_it_runs_follows() -> None:
     model = Block().double().eval()
     _, plan = cut_half(model, X)
     assert [(patch.attribute, patch.new) for patch in plan.patches] == [("width", 4)]
+
+
+def wrapped(method: Any) -> Any:
+    """Decorated methods share its code, and differ in what it encloses."""
+    return lambda self, *args: method(self, *args)
+
+
+def test_each_of_several_methods_in_one_decorator_is_looked_through() -> None:
+    class Wrapped(Block):
+        @wrapped
+        def features(self, x: Tensor) -> Any:
+            return self.a(x) * self.unheard_of
+
+        @wrapped
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tail(self.features(x))
+
+    assert "unheard_of" in names_read(Wrapped())
+
+
+def helpers(count: int) -> dict[str, Any]:
+    """A module of functions each of which calls the next one."""
+    space: dict[str, Any] = {"__name__": "helpers"}
+    lines = [f"def f{i}(m):\n    return f{(i + 1) % count}(m)\n" for i in range(count)]
+    exec("".join(lines), space)
+    return space
+
+
+def calls_to_look_through(count: int) -> int:
+    """How many calls it takes where as many methods lead to the same functions."""
+    space = helpers(count)
+    lines = [f"def m{i}(self):\n    f{i}(self)\n    self.only{i}\n" for i in range(count)]
+    exec("".join(lines), space)
+    model = type("Methods", (Block,), {f"m{i}": space[f"m{i}"] for i in range(count)})()
+    calls = 0
+
+    def count_calls(frame: Any, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count_calls)
+    try:
+        names_read(model)
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_code_is_looked_through_once_and_not_once_for_each_method() -> None:
+    few, many = calls_to_look_through(20), calls_to_look_through(80)
+    assert many < 5 * few
+
+
+def test_code_without_a_module_is_looked_through() -> None:
+    space: dict[str, Any] = {}
+    exec("def forward(x):\n    return x.unheard_of", space)
+    model = Block()
+    model.forward = space["forward"]  # type: ignore[method-assign]
+    assert "unheard_of" in names_read(model)

@@ -241,7 +241,7 @@ def build(recorder: Recorder, bindings: Bindings) -> ChannelGraph:
     count = _remembering(classes.count)
     known = bindings.keys() | recorder.consulted
     unread = {key: value for key, value in recorder.attributes.items() if key not in known}
-    inventory = take(recorder.model, classes, recorder.touched, unread)
+    inventory = take(recorder.model, classes, recorder.touched, unread, recorder.names_read)
     costs = [
         Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)
         for c in recorder.costs
@@ -312,7 +312,11 @@ UNMADE = "no layer of the model makes channels along it"
 
 
 def take(
-    model: nn.Module, classes: Classes, used: set[int], remembered: Mapping[tuple[str, str], int]
+    model: nn.Module,
+    classes: Classes,
+    used: set[int],
+    remembered: Mapping[tuple[str, str], int],
+    read: frozenset[str],
 ) -> Inventory:
     """The inventory of a model whose groups have been formed.
 
@@ -321,6 +325,7 @@ def take(
         classes: the formed groups.
         used: ids of the used tensors.
         remembered: (module, attribute) -> integers that no operator was given.
+        read: names that running it may read.
     """
     named = dict(named_tensors(model))  # running it may have made buffers anew
     first = {id(tensor): name for name, tensor in named.items()}
@@ -337,7 +342,7 @@ def take(
         {path: type(module).__name__ for path, module in modules.items()},
         _rest(classes, set(unused)),
         unused,
-        integers(model, remembered),
+        integers(model, remembered, read),
         widths(model, first),
     )
 

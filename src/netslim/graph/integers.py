@@ -9,7 +9,6 @@ layers: a remembered size follows a cut where only one of these can be meant.
 
 from __future__ import annotations
 
-import inspect
 import re
 import sysconfig
 import weakref
@@ -106,40 +105,54 @@ class Width:
     each: int = 1
 
 
-def integers(model: nn.Module, remembered: Mapping[tuple[str, str], int]) -> tuple[Integer, ...]:
+def integers(
+    model: nn.Module, remembered: Mapping[tuple[str, str], int], read: frozenset[str]
+) -> tuple[Integer, ...]:
     """Those that no forward is known to follow.
 
     Args:
         model: the traced one.
         remembered: (module, attribute) -> value, of those that the trace saw nobody read.
+        read: names that running it may read (`names_read`).
     """
     modules = named_modules(model)
     own = {m: path for m, path in modules.items() if not isinstance(m, PaddedNorm)}
     kinds = {path: type(module) for module, path in own.items() if _own(type(module))}
-    codes = {kind: _code_of(kind) for kind in set(kinds.values())}
-    run = names_read(model)
+    asked = {
+        (path, attribute): value
+        for (path, attribute), value in remembered.items()
+        if value > 1 and path in kinds and not _NO_WIDTH.search(_word(attribute))
+    }
+    return (*_of_modules(asked, kinds, read), *_of_objects(modules))
+
+
+def _of_modules(
+    asked: Mapping[tuple[str, str], int], kinds: Mapping[str, type], read: frozenset[str]
+) -> Iterator[Integer]:
+    if not asked:  # and no code need be looked through
+        return
+    reach = _Reach()
+    codes = {kind: _code_of(kind, reach) for kind in set(kinds.values())}
     others = frozenset[str]().union(*[code.others for code in codes.values()])
-    found = []
-    for (path, attribute), value in remembered.items():
+    for (path, attribute), value in asked.items():
         # What a forward reads was a size in the trace and has been settled; what layers of
         # PyTorch's own set is rewritten with their weights.
-        kind, name = kinds.get(path), attribute.partition("[")[0]
-        if kind is None or value < 2 or name in codes[kind].forward | _of_torch(kind):
+        kind, name = kinds[path], attribute.partition("[")[0]
+        if name in codes[kind].forward | _of_torch(kind):
             continue
         # Nothing says what the others are the width of: by its name it must be one, and the module
         # itself must have made it.
-        follows = name in codes[kind].made and name not in run
+        follows = name in codes[kind].made and name not in read
         follows = follows and bool(_WIDTH.search(_word(attribute)))
-        if not _NO_WIDTH.search(_word(attribute)):
-            found.append(Integer(path, attribute, value, follows, name in others))
-    return (*found, *_of_objects(modules))
+        yield Integer(path, attribute, value, follows, name in others)
 
 
 def names_read(model: nn.Module) -> frozenset[str]:
     """Names that any code of the user's reads, which running the model may reach."""
-    modules = named_modules(model)
+    modules, reach = named_modules(model), _Reach()
     kinds = {type(module) for module in modules if _own(type(module))}
-    return frozenset(_names_held(modules)).union(*[_code_of(kind).forward for kind in kinds])
+    read = [_code_of(kind, reach).forward for kind in kinds]
+    return _names_held(modules, reach).union(*read)
 
 
 def widths(model: nn.Module, names: Mapping[int, str]) -> tuple[Width, ...]:
@@ -233,51 +246,143 @@ class _Code:
 _CODES: weakref.WeakKeyDictionary[type, tuple[tuple[int, ...], _Code]] = weakref.WeakKeyDictionary()
 
 
-def _code_of(kind: type) -> _Code:
+def _code_of(kind: type, reach: _Reach) -> _Code:
     """Of a class as it is now: notebooks give classes new methods."""
     state = tuple([id(each) for base in kind.__mro__ if _own(base) for each in vars(base).values()])
     before, code = _CODES.get(kind, ((), None))
     if code is None or before != state:
-        code = _read(kind)
+        code = _read(kind, reach)
         _CODES[kind] = state, code
     return code
 
 
-def _read(kind: type) -> _Code:
-    made, making = _reached(kind, "__init__")
-    run, running = _reached(kind, "forward")
-    others: set[str] = set()
+def _read(kind: type, reach: _Reach) -> _Code:
+    made, making = reach.of_methods(kind, ["__init__"])
+    run, running = reach.of_methods(kind, ["forward"])
     # Code that making or running a module reaches is accounted for; any other method that brings
     # code of its own, as `fuse` does, reads numbers behind the trace's back.
-    for name in set(dir(kind)) - _SHOWING:
-        own = {each.__code__ for each in _functions(inspect.getattr_static(kind, name))}
-        if own - making - running:
-            others |= _reached(kind, name)[0]
-    return _Code(frozenset(made), frozenset(run), frozenset(others))
+    others = [
+        name
+        for name, found in reach.methods(kind).items()
+        if name not in _SHOWING and not making.union(running).issuperset(found)
+    ]
+    return _Code(made, run, reach.of_methods(kind, others)[0])
 
 
-def _reached(kind: type, method: str) -> tuple[set[str], set[CodeType]]:
-    """Names in the code of a method and of what it calls, and that code."""
-    names: set[str] = set()
-    codes: set[CodeType] = set()
-    for function in _functions(inspect.getattr_static(kind, method, None)):
-        _walk(function, kind, names, codes)
-    return names, codes
-
-
-def _names_held(modules: Iterable[nn.Module]) -> set[str]:
+def _names_held(modules: Iterable[nn.Module], reach: _Reach) -> frozenset[str]:
     """Names in code that runs with a forward and is none of its class: hooks, a ``forward`` that
     took the place of the class's own, and functions among the attributes.
     """
-    names: set[str] = set()
-    codes: set[CodeType] = set()
+    found: dict[type, set[FunctionType]] = {}
     for module in modules:
         held = [value for value in vars(module).values() if type(value) not in _COMMON]
         held += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        own = {_package(type(module))}
         for value in held:
-            for function in _functions(value):
-                _walk(function, type(module), names, codes)
-    return names
+            functions = reach.functions(value)
+            if not callable(value):  # methods of a configuration: validation, serialisation
+                functions = [each for each in functions if _within(each, own)]
+            found.setdefault(type(module), set()).update(functions)
+    names = [reach.of(kind, functions)[0] for kind, functions in found.items()]
+    return frozenset[str]().union(*names)
+
+
+class _Reach:
+    """What code leads to. Many methods of many classes lead to the same: it is looked up once.
+
+    It is for one look at a model: what names stand for changes.
+    """
+
+    def __init__(self) -> None:
+        self._functions: dict[int, tuple[Any, list[FunctionType]]] = {}
+        self._methods: dict[type, dict[str, list[FunctionType]]] = {}
+        self._ahead: dict[FunctionType, tuple[set[str], list[FunctionType]]] = {}
+
+    def functions(self, value: Any) -> list[FunctionType]:
+        """The functions of the user's that a value leads to."""
+        if id(value) not in self._functions:
+            self._functions[id(value)] = value, [*_functions(value)]
+        return self._functions[id(value)][1]
+
+    def methods(self, kind: type) -> dict[str, list[FunctionType]]:
+        """Those that the attributes of a class lead to, inherited ones too, where there are any."""
+        if kind not in self._methods:
+            held = {name: each for base in kind.__mro__[::-1] for name, each in vars(base).items()}
+            found = {name: self.functions(each) for name, each in held.items()}
+            self._methods[kind] = {
+                name: functions for name, functions in found.items() if functions
+            }
+        return self._methods[kind]
+
+    def of_methods(
+        self, kind: type, names: Iterable[str]
+    ) -> tuple[frozenset[str], set[FunctionType]]:
+        """The same as `of`, of methods of a class."""
+        methods = self.methods(kind)
+        return self.of(kind, set(chain.from_iterable(methods.get(name, ()) for name in names)))
+
+    def of(
+        self, kind: type, functions: set[FunctionType]
+    ) -> tuple[frozenset[str], set[FunctionType]]:
+        """Names that functions read, and all that they may call; and what these are: methods, what
+        their modules and closures hold, and functions of the modules that they name; not those of
+        other packages that are installed, which know nothing of the class's attributes.
+        """
+        names: set[str] = set()
+        reached: set[FunctionType] = set()
+        methods = self.methods(kind)
+        for package in {*map(_package, functions)}:
+            own = {_package(kind), package}
+            waiting = [each for each in functions if _package(each) == package]
+            seen = set(waiting)
+            while waiting:
+                called, ahead = self._from(waiting.pop())
+                names |= called
+                for name in called & methods.keys():
+                    ahead = [*ahead, *methods[name]]
+                for each in ahead:
+                    if each not in seen and _within(each, own):
+                        seen.add(each)
+                        waiting.append(each)
+            reached |= seen
+        return frozenset(names), reached
+
+    def _from(self, function: FunctionType) -> tuple[set[str], list[FunctionType]]:
+        """Names that a function reads, and functions that it leads to, whatever its class is."""
+        if function not in self._ahead:
+            names: set[str] = set()
+            found = [*_closure(function)]
+            for code in _codes(function.__code__):
+                called = {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
+                names |= called
+                found += _named(function.__globals__, code.co_names, called)
+            ahead = dict.fromkeys(chain.from_iterable(map(self.functions, found)))
+            self._ahead[function] = names, [*ahead]
+        return self._ahead[function]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Code and what is defined in it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _codes(const)
+
+
+def _named(around: dict[str, Any], names: Iterable[str], called: set[str]) -> list[Any]:
+    """What names stand for: in the module of the code, and in the modules that it names. Strings
+    are among those called, as `getattr` takes them.
+    """
+    found = [around[name] for name in called & around.keys()]
+    for library in [around.get(name) for name in names]:
+        if isinstance(library, ModuleType) and not library.__name__.startswith(_FOREIGN):
+            found += [vars(library)[name] for name in called & vars(library).keys()]
+    return found
+
+
+def _within(function: FunctionType, own: set[str]) -> bool:
+    """Whether it is of these packages, or of none that is installed."""
+    return _package(function) in own or not function.__code__.co_filename.startswith(_INSTALLED)
 
 
 def _functions(value: Any, depth: int = 0) -> Iterator[FunctionType]:
@@ -286,7 +391,7 @@ def _functions(value: Any, depth: int = 0) -> Iterator[FunctionType]:
     It may be a method, a property, a partial one, decorated, a registry of functions, a class, or
     an object that can be called.
     """
-    if isinstance(value, FunctionType) and not value.__module__.startswith(_FOREIGN):
+    if isinstance(value, FunctionType) and not str(value.__module__).startswith(_FOREIGN):
         yield value
     for inner in _parts(value):
         if depth < _DEEPEST:
@@ -312,32 +417,6 @@ def _parts(value: Any) -> Iterable[Any]:
     if issubclass(kind, (nn.Module, ModuleType)) or not _own(kind) or kind.__module__ == "torch":
         return ()
     return [each for each in vars(kind).values() if isinstance(each, FunctionType)]
-
-
-def _walk(function: FunctionType, kind: type, names: set[str], codes: set[CodeType]) -> None:
-    """Collect the names of a function and of all that it may call: methods, what its module and
-    its closure hold, and functions of the modules that it names; not into other packages that
-    are installed, which know nothing of its attributes.
-    """
-    waiting = [(function.__code__, function.__globals__, *_closure(function))]
-    own = {_package(kind), _package(function)}
-    while waiting:
-        code, around, *enclosed = waiting.pop()
-        if code in codes:
-            continue
-        codes.add(code)
-        waiting += [(const, around) for const in code.co_consts if isinstance(const, CodeType)]
-        words = {const for const in code.co_consts if isinstance(const, str)}  # as of `getattr`
-        called = {*code.co_names, *words}
-        names |= called
-        found = [inspect.getattr_static(kind, name, None) for name in called]
-        found += [around.get(name) for name in called]
-        for library in [around.get(name) for name in code.co_names]:
-            if isinstance(library, ModuleType) and not library.__name__.startswith(_FOREIGN):
-                found += [vars(library).get(name) for name in called]
-        for each in chain.from_iterable(map(_functions, [*found, *enclosed])):
-            if _package(each) in own or not each.__code__.co_filename.startswith(_INSTALLED):
-                waiting.append((each.__code__, each.__globals__, *_closure(each)))
 
 
 def _package(thing: Any) -> str:
