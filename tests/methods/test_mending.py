@@ -137,7 +137,7 @@ def test_statistics_of_another_distribution_are_left_out(network):
     assert not mending.kept
     assert mending.after > mending.before
     assert done.warnings[-1].startswith(LEFT)
-    assert "distributed as what the network was trained on?" in done.warnings[-1]
+    assert "tell less of the data than what it replaces" in done.warnings[-1]
     assert done.plan.why.compensation == "none"
     plain = halved(network, None, Compensation())
     for ours, theirs in zip(statistics(done.network), statistics(plain.network), strict=True):

@@ -97,6 +97,30 @@ def test_one_that_fails_is_named_and_the_others_end(how, tmp_path, monkeypatch, 
     assert last.endswith(f"; go on with: netslim run {bad} --out runs/bad")
 
 
+FACTORY = """from torch import nn
+class Net(nn.Linear):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("boom")
+        return super().forward(x.flatten(1))
+def net(num_classes=10, in_channels=1):
+    return Net(64, num_classes)
+"""
+
+
+@pytest.mark.parametrize("how", [["--together"], []])
+def test_a_network_that_raises_is_told_in_a_line(how, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("explodes.py").write_text(FACTORY)
+    good = written(recipe(TRAIN, **SHORT), tmp_path / "good.yaml")
+    bad = written(recipe(TRAIN, **SHORT, model={"name": "explodes:net"}), tmp_path / "bad.yaml")
+    assert main(["run", bad, good, "--trust", *how]) == 1
+    assert (tmp_path / "runs" / "good" / "results.json").exists()
+    told = capfd.readouterr().err
+    assert "runs/bad failed: RuntimeError: boom (line 5 of " in told
+    assert "Traceback" not in told
+
+
 def test_interrupted_all_end_and_go_on(tmp_path, capfd):
     """By Ctrl-C and by SIGTERM, which this process alone gets."""
     path, out = written(ENDLESS, tmp_path / "long.yaml"), tmp_path / "runs"

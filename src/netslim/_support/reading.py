@@ -49,7 +49,7 @@ def refusing(error: type[NetslimError], what: str, remedy: str) -> Iterator[None
         raise error(f"{what} ({reason(problem)}); {remedy}") from None
 
 
-def first_line(problem: Exception) -> str:
+def first_line(problem: BaseException) -> str:
     """What a library says of its error, in short."""
     lines = str(problem).strip().splitlines() or [type(problem).__name__]
     return lines[0].rstrip(".")[:_LONGEST_SAID]

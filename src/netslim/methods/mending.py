@@ -64,7 +64,7 @@ class Mending:
             f"{self.after:.3g} with it and {self.before:.3g} without, of their size"
         )
         if self.harmful:
-            text += " (are the batches distributed as what the network was trained on?)"
+            text += ": so few or such batches tell less of the data than what it replaces"
         return text
 
 

@@ -42,9 +42,9 @@ _TWINS = f"""
 ## Small twins
 
 **These are not the published rows.** A twin takes the steps of its row with a small network on
-few, small pictures of CIFAR-10, so that CPU cores finish it in minutes, and says only that the
-whole way works and that the method does what the cut relies on. Twins of rows on CIFAR-100, SVHN
-and ImageNet take the same pictures, for those data are not at hand.
+few, small pictures of CIFAR-10 (MNIST for the MLP), so that CPU cores finish it in minutes, and
+says only that the whole way works and that the method does what the cut relies on. Twins of rows on
+CIFAR-100, SVHN and ImageNet take the same pictures, for those data are not at hand.
 
 *Bites*: for Network Slimming at least as many scales are near zero (below 0.01) as channels go;
 for Soft Filter Pruning the zero filters are those that stay zero, none came back in the last

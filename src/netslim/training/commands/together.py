@@ -17,6 +17,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from rich.console import Console
 
 import netslim.training.processes as processes
 from netslim._support.interrupts import as_interrupts
+from netslim._support.reading import first_line
 from netslim.errors import NetslimError, RecipeError, TrainingError
 from netslim.training.loop.progress import Display
 from netslim.training.loop.progress_table import Message, RunsTable, Sending
@@ -116,7 +118,8 @@ def in_turn(jobs: Sequence[Job], *, changed_ok: bool = False) -> list[Ended]:
         display.say(f"{job.folder}:")
         try:
             results = run(job.recipe, job.folder, command=job.command, changed_ok=changed_ok)
-        except (NetslimError, OSError) as error:
+        except (Exception, SystemExit) as problem:
+            error = _said(problem)
             display.warn(f"{job.folder}: {error}")
             found.append(Ended(job, error=error))
         else:
@@ -256,8 +259,17 @@ def _ended(job: Job, display: Display, changed_ok: bool) -> Ended:
     more: Any = {"command": job.command, "display": display, "changed_ok": changed_ok}
     try:
         return Ended(job, run(job.recipe, job.folder, **more))
-    except _TOLD as error:
-        return Ended(job, error=error)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return Ended(job, error=_said(error))
+
+
+def _said(error: BaseException) -> BaseException:
+    """What a run ended with, in a line: an error in the user's own code with its place."""
+    if isinstance(error, _TOLD):
+        return error
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return TrainingError(f"{what} (line {where.lineno} of {where.filename})")
 
 
 def _send(line: Connection, message: Message | Ended) -> None:
