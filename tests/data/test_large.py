@@ -119,7 +119,7 @@ def test_truncated_pictures_are_skipped_counted_and_named(
 def test_above_the_limit_the_epoch_stops(kind: str, workers: int, tmp_path: Path) -> None:
     data = opened(kind, written(kind, tmp_path, cut=(4, 20)), validation=0, unreadable=0.03)
     loader = Loader(data.train, 8, mean=data.mean, std=data.std, workers=workers)
-    with pytest.raises(DataError, match=r"2 of 36 pictures: .* raise `unreadable`"):
+    with pytest.raises(DataError, match=r"2 of 36 pictures: .* raise data.unreadable,"):
         list(loader)
 
 

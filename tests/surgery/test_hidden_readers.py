@@ -219,3 +219,21 @@ def test_code_without_a_module_is_looked_through() -> None:
     model = Block()
     model.forward = space["forward"]  # type: ignore[method-assign]
     assert "unheard_of" in names_read(model)
+
+
+class Elsewhere:
+    """As `torch.classes`: what its attributes are, another library decides."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"no class {name} is registered")
+
+
+ELSEWHERE = Elsewhere()
+
+
+def test_objects_that_raise_when_asked_are_passed_by() -> None:
+    space: dict[str, Any] = {"ELSEWHERE": ELSEWHERE}
+    exec("def forward(x):\n    return ELSEWHERE and x.unheard_of", space)
+    model = Block()
+    model.forward = space["forward"]  # type: ignore[method-assign]
+    assert "unheard_of" in names_read(model)

@@ -155,7 +155,7 @@ def test_gradients_that_always_overflow_are_told(tmp_path):
     with pytest.raises(
         TrainingError,
         match=r"gradients overflow float16 at every step, however small the loss is made \(its scale "
-        r"is 6\.1\d*e-05\), in numbers that end at 65504: try --trainer\.precision bf16 or float32",
+        r"is 1\.5\d*e-05\), in numbers that end at 65504: try --trainer\.precision bf16 or float32",
     ):
         run(parse_recipe(tree), tmp_path)
 

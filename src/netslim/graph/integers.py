@@ -408,9 +408,10 @@ def _parts(value: Any) -> Iterable[Any]:
         return islice(value.values(), _LONGEST)
     if isinstance(value, (list, tuple)):
         return islice(value, _LONGEST)
-    wrapped = getattr(value, "__func__", None) or getattr(value, "__wrapped__", None)
-    if wrapped is not None:
-        return (wrapped,)
+    for name in ("__func__", "__wrapped__"):
+        with suppress(Exception):  # anything may stand behind an attribute, as in torch.classes
+            if (wrapped := getattr(value, name)) is not None:
+                return (wrapped,)
     kind = value
     if not isinstance(value, type):
         kind = type(value)
