@@ -114,8 +114,9 @@ def test_the_error_is_relative_and_the_mean_over_outputs():
             return {"a": x * self.factor, "b": 1000 * x}
 
     judge = Judge(Two(2.0), [(torch.tensor([[1.0], [2.0]]),), (torch.tensor([[3.0]]),)])
-    assert judge.error(Two(3.0)) == pytest.approx(0.25 / 2)
-    assert judge.error(Two(torch.nan)) == 1e9
+    near, far = judge.errors([Two(3.0), Two(torch.nan)])
+    assert near == pytest.approx(0.25 / 2)
+    assert far == 1e9
     assert judge.sees()
     assert not Judge(Two(2.0), []).sees()
 
@@ -144,7 +145,8 @@ def test_statistics_of_another_distribution_are_left_out(network):
         assert torch.equal(ours, theirs)
     # What is left out would have been worse for images as in training, too.
     wanted, forced = Judge(network, drawn(2, 3)), recalibrate(plain.network, batches)
-    assert wanted.error(forced) > 2 * wanted.error(done.network)
+    with_it, without = wanted.errors([forced, done.network])
+    assert with_it > 2 * without
 
 
 def test_a_fold_that_takes_outputs_away_is_left_out():

@@ -59,7 +59,7 @@ from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import is_pattern, meant
 from netslim.methods.cutting import Cut, cut, log, with_choice
 from netslim.methods.hooks import Attachments, after_step
-from netslim.methods.noise import decided, stand_in
+from netslim.methods.noise import StandIn, decided, stand_in
 from netslim.selection.budget.allocation import allocation_of
 from netslim.selection.budget.choice import Masks
 from netslim.selection.budget.resources import Asked, LatencySource, Widths, kind_of
@@ -266,9 +266,10 @@ class GradualPruning:
         self.plan = plan_keeping(self.original, {})
         self._now = self.original.fingerprint
         self._origin = _OriginalUnits(self.original)
-        choice, _ = decided(partial(self._choice, graph=self.original), inner, self._inputs(inner))
+        choose = partial(self._choice, graph=self.original)
+        choice, made = decided(choose, inner, self._inputs(inner))
         self._take(choice)
-        scores = self._found(self.original, inner)
+        scores = self._found(self.original, inner, made)
         self._scored = set(scores)
         self._select(scores, self.budget, self.per_group)
 
@@ -455,18 +456,21 @@ class GradualPruning:
         device = next((tensor.device for _, tensor in named_tensors(inner)), torch.device("cpu"))
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), self.example_inputs)
 
-    def _found(self, graph: ChannelGraph, inner: nn.Module) -> dict[str, Tensor]:
-        """The scores of the model as it is now."""
+    def _found(
+        self, graph: ChannelGraph, inner: nn.Module, made: StandIn[nn.Module] | None
+    ) -> dict[str, Tensor]:
+        """The scores of the model as it is now, or of what stands in for it and its data."""
         batches = self.batches
-        if self._taken.noise:
-            made = stand_in(inner, self._inputs(inner))
-            if made is not None:
-                inner, batches = made.network, made.batches
+        if made is not None:
+            inner, batches = made.network, made.batches
         return score(graph, inner, self.scoring, batches=batches)
 
     def _next_cut(self, graph: ChannelGraph, inner: nn.Module) -> Cut[nn.Module]:
         """Made of a copy and proved; a group that cannot be proved is left alone from then on."""
-        found = self._found(graph, inner)
+        made = None
+        if self._taken.noise:
+            made = stand_in(inner, self._inputs(inner))
+        found = self._found(graph, inner, made)
         origins = [self._origin.of(group, self.plan) for group in graph.groups]
         scores, held = self._original_scores(graph, origins, found)
         judged = {name: tuple(values.double().tolist()) for name, values in found.items()}

@@ -13,12 +13,11 @@ from torch.utils.hooks import RemovableHandle
 import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import ArgumentError, PlanError
-from netslim.graph.modules.computed_convolutions import KIND
 from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
-from netslim.surgery.norm_inputs import silent_inputs
+from netslim.surgery.norm_inputs import normed_weights, silent_inputs
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune, same_plan
 from netslim.surgery.rows import TensorCut
@@ -222,9 +221,7 @@ def _silenced(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
     rows = [row for row in plan.tensors if len(row.kept) < row.size]
     planned = {(row.tensor, row.axis) for row in plan.tensors}
     gains = {norm.direction: norm.gain for norm in weight_norms(model, shared=True)}
-    # A weight that is normalised before it is used has no zeros; its module is given some instead.
-    convolutions = (model.get_submodule(norm.module) for norm in plan.norms if norm.kind == KIND)
-    normed = {(id(module.weight), 1) for module in convolutions}
+    normed = normed_weights(model, plan)
     found = []
     for row in rows:
         tensor = tensors[row.tensor]

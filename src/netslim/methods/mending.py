@@ -11,7 +11,7 @@ squares have seen (`netslim.graph.modules.batches.held_out`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -25,6 +25,7 @@ from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 
 Steps = tuple[str, ...]  # in words
+Sums = dict[tuple[int, str, int], Tensor]  # (place of the network, of what, number of the output)
 _ERROR, _SIZE = "error", "size"
 _MOST = 1e9  # an error beyond it, of outputs that are not finite, say, is told as this
 
@@ -84,36 +85,28 @@ class Judge:
         """Whether any rank has anything to judge by."""
         return any(ranks.gathered("whether any batch is held out", bool(self.held)))
 
-    def error(self, network: nn.Module) -> float:
-        """Squared error of the outputs over their squares, mean over the output tensors.
+    def errors(self, networks: Sequence[nn.Module]) -> list[float]:
+        """Of each network the squared error of the outputs over their squares, mean over the output
+        tensors.
 
         Where an output is not finite it is `_MOST`. The judge can see.
         """
-        own = ranks.everywhere("outputs after the cut", lambda: self._sums(network))
+        own = ranks.everywhere("outputs after the cut", lambda: self._sums(networks))
         sums = ranks.summed("errors of the outputs", own)
-        shares = [
-            _share(float(total), float(sums[_SIZE, number]))
-            for (kind, number), total in sums.items()
-            if kind == _ERROR
-        ]
-        mean = sum(shares) / len(shares)
-        if math.isnan(mean):
-            return _MOST
-        return min(mean, _MOST)
+        return [_mean(sums, place) for place in range(len(networks))]
 
-    def _sums(self, network: nn.Module) -> dict[tuple[str, int], Tensor]:
-        sums: dict[tuple[str, int], Tensor] = {}
-        for wanted, found in self._pairs(network):
-            for number, (right, now) in enumerate(zip(wanted, found, strict=True)):
-                for kind, tensor in ((_ERROR, now - right), (_SIZE, right)):
-                    square = torch.linalg.vector_norm(tensor).square()
-                    sums[kind, number] = sums.get((kind, number), torch.zeros(())) + square
-        return sums
-
-    def _pairs(self, network: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """The output tensors of a batch, before the cut and after."""
+    def _sums(self, networks: Sequence[nn.Module]) -> Sums:
+        sums: Sums = {}
         for batch in self.held:
-            yield _output(self.original, batch), _output(network, batch)
+            wanted = _output(self.original, batch)
+            for place, network in enumerate(networks):
+                found = _output(network, batch)
+                for number, (right, now) in enumerate(zip(wanted, found, strict=True)):
+                    for kind, tensor in ((_ERROR, now - right), (_SIZE, right)):
+                        key = (place, kind, number)
+                        square = torch.linalg.vector_norm(tensor).square()
+                        sums[key] = sums.get(key, torch.zeros(())) + square
+        return sums
 
 
 def nearest(ways: Mapping[Steps, nn.Module], judge: Judge) -> tuple[Steps, tuple[Mending, ...]]:
@@ -126,7 +119,7 @@ def nearest(ways: Mapping[Steps, nn.Module], judge: Judge) -> tuple[Steps, tuple
         ways: the steps that were taken -> the network they make; with each of them and without.
         judge: compares; it can see.
     """
-    errors = {taken: judge.error(network) for taken, network in ways.items()}
+    errors = dict(zip(ways, judge.errors([*ways.values()]), strict=True))
     best = min(errors, key=lambda taken: (errors[taken], len(taken)))
     mended = []
     for step in dict.fromkeys(chain.from_iterable(ways)):
@@ -134,6 +127,19 @@ def nearest(ways: Mapping[Steps, nn.Module], judge: Judge) -> tuple[Steps, tuple
         with_it = min(error for taken, error in errors.items() if step in taken)
         mended.append(Mending(step, without, with_it, step in best))
     return best, tuple(mended)
+
+
+def _mean(sums: Sums, place: int) -> float:
+    """Over the output tensors of the network of this place."""
+    shares = [
+        _share(float(total), float(sums[place, _SIZE, number]))
+        for (own, kind, number), total in sums.items()
+        if (own, kind) == (place, _ERROR)
+    ]
+    mean = sum(shares) / len(shares)
+    if math.isnan(mean):
+        return _MOST
+    return min(mean, _MOST)
 
 
 def _share(error: float, size: float) -> float:

@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from netslim.errors import ArgumentError
 from netslim.graph.modules.batches import held_out
+from netslim.graph.modules.calls import tensors_in
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import inside
 from netslim.methods.cutting import Cut
@@ -79,7 +80,7 @@ def decided(
 
 def stand_in(model: Model, example_inputs: Any) -> StandIn[Model] | None:
     """None where the model has no statistics of batch normalisation, or does not take noise."""
-    tensors = [leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)]
+    tensors = tensors_in(example_inputs)
     known = any(layer.running_mean is not None for layer in _norms(model).values())
     if not (known and tensors) or not all(x.is_floating_point() and x.dim() > 1 for x in tensors):
         return None

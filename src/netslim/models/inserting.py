@@ -24,12 +24,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from netslim._support import own_random_numbers
 from netslim.errors import ArgumentError, TraceError
-from netslim.graph.modules.calls import as_call, describe, evaluating, refusing
+from netslim.graph.modules.calls import as_call, describe, evaluating, refusing, tensors_in
 from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.watching import OperatorMode
 
@@ -68,20 +67,20 @@ class Flow(OperatorMode):
         super().__init__()
         self.layers = layers
         self.values = WeakTensorKeyDictionary()  # weak: activations are freed as in any other run
-        for tensor in _tensors(inputs):
+        for tensor in tensors_in(inputs):
             self.values[tensor] = Value()
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
         # An operator that writes into its input hands it out again: that is no reader of it.
-        written = {id(t) for t in _tensors(out)}
+        written = {id(t) for t in tensors_in(out)}
         read: dict[int, Value] = {}
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             if tensor in self.values and id(tensor) not in written:
                 read[id(tensor)] = self.values[tensor]
         for value in read.values():
             value.readers += 1
-        for tensor in _tensors(out) if read else ():
+        for tensor in tensors_in(out) if read else ():
             if tensor in self.values:
                 self.values[tensor].sources += read.values()
             else:
@@ -127,10 +126,6 @@ def hang(layer: nn.Module, name: str, child: nn.Module) -> None:
 def device_of(module: nn.Module) -> torch.device | None:
     """Where a module is, or None if it has no tensors."""
     return next((t.device for t in chain(module.parameters(), module.buffers())), None)
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
 def run(model: nn.Module, inputs: Any, flow: Flow | None = None) -> None:

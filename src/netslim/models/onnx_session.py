@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from netslim.errors import ExportError
-from netslim.graph.modules.calls import as_call
+from netslim.graph.modules.calls import as_call, tensors_in
 
 Outputs = Sequence[Tensor]
 
@@ -123,7 +122,7 @@ def _array(tensor: Tensor) -> Any:
 
 def tensors_of(inputs: Any) -> list[Tensor]:
     """The tensors among example inputs, in order."""
-    return [value for value in tree_leaves(as_call(inputs)) if isinstance(value, Tensor)]
+    return tensors_in(as_call(inputs))
 
 
 # ---------------------------------------------------------------- what exporters say

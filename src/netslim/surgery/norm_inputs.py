@@ -76,6 +76,14 @@ def silent_inputs(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Modu
         yield module, GivenZeros(norm.dim, row.size, torch.from_numpy(np.array(row.removed)))
 
 
+def normed_weights(model: nn.Module, plan: PruningPlan) -> set[tuple[int, int]]:
+    """(id of a weight that is normalised before it is used, the axis that reads): zeros in it would
+    not stay zeros, and its module is given some instead.
+    """
+    convolutions = (norm.module for norm in plan.norms if norm.kind == KIND)
+    return {(id(model.get_submodule(path).weight), 1) for path in convolutions}
+
+
 def drop(module: nn.Module) -> None:
     """Take these hooks off a module that has been cut, where they do nothing any more."""
     hooks = module._forward_pre_hooks

@@ -279,6 +279,12 @@ def _norms(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, NormWid
     return [(submodule(model, norm.module), norm) for norm in plan.norms]
 
 
+_FUSED = (
+    (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
+    (nn.TransformerEncoder, "use_nested_tensor", False),
+)
+
+
 def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, str, Any]]:
     """(module, attribute, new value) with which encoder layers call these normalisations.
 
@@ -289,12 +295,9 @@ def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, 
     """
     norms = {id(module) for module, _ in _norms(model, plan)}
     for module in model.modules():
-        if norms.isdisjoint(map(id, module.modules())):
-            continue
-        if isinstance(module, nn.TransformerEncoderLayer):
-            yield module, "activation_relu_or_gelu", 0
-        elif isinstance(module, nn.TransformerEncoder):
-            yield module, "use_nested_tensor", False
+        for kind, name, value in _FUSED:
+            if isinstance(module, kind) and not norms.isdisjoint(map(id, module.modules())):
+                yield module, name, value
 
 
 def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.Parameter]]:

@@ -397,8 +397,12 @@ def known(module: nn.Module, x: Tensor, memo: dict[Any, Known | None]) -> Known 
     if key not in memo:
         memo[key] = None
         # It is code of anybody's, on inputs that it was not made for. Nobody watches.
-        unwatched = DisableTorchFunction(), dispatch_modes_off(), torch.inference_mode(mode=False)
-        with suppress(Exception), unwatched[0], unwatched[1], unwatched[2]:
+        with (
+            suppress(Exception),
+            DisableTorchFunction(),
+            dispatch_modes_off(),
+            torch.inference_mode(mode=False),
+        ):
             memo[key] = _recognised(module, x)
         with suppress(Exception):
             if computes(module):

@@ -97,10 +97,7 @@ class Norms:
         self, module: nn.Module, x: Tensor, output: Tensor, coupled: list[Vector]
     ) -> tuple[Vector, Known] | None:
         """What a module normalises over, and how; None where it is no such normalisation."""
-        kind = None
-        if module not in self.hooked:
-            kind = self._known(module, x)
-        if kind is None:
+        if module in self.hooked or (kind := self._known(module, x)) is None:
             return None
         dim = kind.dim % len(_SHAPE(x))
         vector = self.recorder.get(x).dims.get(dim)

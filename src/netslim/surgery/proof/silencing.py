@@ -22,11 +22,10 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import NormRule
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, output_tensors
-from netslim.graph.modules.computed_convolutions import KIND
 from netslim.graph.modules.padded_norms import NormWidth, pad
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
-from netslim.surgery.norm_inputs import GivenZeros
+from netslim.surgery.norm_inputs import GivenZeros, normed_weights
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, destinations, partners
 
@@ -81,7 +80,7 @@ def silenced(
         # follow their directions. The stack takes them back in the reverse order, which matters
         # where two of them change the same entry.
         before = {norm: tensors[norm.direction].detach().clone() for norm in norms}
-        normed = _normed_weights(model, plan)
+        normed = normed_weights(model, plan)
         for c in plan.tensors:
             if "consumer" in c.role and (id(tensors[c.tensor]), c.axis) not in normed:
                 gone = _on(tensors[c.tensor], np.flatnonzero(destinations(c) == DROPPED))
@@ -98,12 +97,6 @@ def silenced(
         for module, rule, places in _reading_norms(model, plan, graph):
             changes.enter_context(_reading_zeros(module, rule, places))
         yield
-
-
-def _normed_weights(model: nn.Module, plan: PruningPlan) -> set[tuple[int, int]]:
-    """(id of a weight that is normalised, the axis that reads): its zeros would not stay zeros."""
-    convolutions = (norm.module for norm in plan.norms if norm.kind == KIND)
-    return {(id(model.get_submodule(path).weight), 1) for path in convolutions}
 
 
 def _reading_norms(
