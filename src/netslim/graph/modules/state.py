@@ -94,7 +94,7 @@ class _State:
                 self._containers.append((value, copy.copy(value)))
             for entry in list(_entries(value)):
                 self._look_at(entry, depth + 1)
-        elif _is_record(value):
+        elif is_record(value):
             self._containers.append((vars(value), dict(vars(value))))
             for entry in list(vars(value).values()):
                 self._look_at(entry, depth + 1)
@@ -123,7 +123,7 @@ def _entries(container: Any) -> Any:
     return container
 
 
-def _is_record(value: Any) -> bool:
+def is_record(value: Any) -> bool:
     """Whether it is a plain object that holds values, as a cache does: no code, no module."""
     return hasattr(value, "__dict__") and not (callable(value) or isinstance(value, type(torch)))
 
@@ -145,4 +145,4 @@ def _refill(container: Any, before: Any) -> None:
         container.extend(before)
 
 
-__all__ = ["state_kept"]
+__all__ = ["is_record", "state_kept"]

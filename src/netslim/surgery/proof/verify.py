@@ -33,6 +33,7 @@ from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.surgery.plan import PruningPlan
+from netslim.surgery.proof.caches import forget
 from netslim.surgery.proof.silencing import channels_felt, randomise, run, seeded, silenced
 from netslim.surgery.prune import kept_values
 
@@ -140,19 +141,18 @@ def _compared(
     seed: int,
     graph: ChannelGraph | None,
 ) -> Verification:
-    """Run both models, with their own weights and with random ones; as for `verify`."""
+    """Compare copies of both models, once more without what earlier runs have left in them."""
     _check_slices(model, small, plan)
-    exact = all(g.exact for g in plan.groups.values())
     with seeded(seed):
         seen = graph or trace(model, example_inputs)
-        pair = _Pair(model, small, plan, seen, example_inputs, exact)
-        deviation = pair.deviation()
-        pair.randomise(seed)
-        deviation = max(deviation, pair.deviation())
-        if exact:
-            _refuse_deviation(deviation, tolerance, pair.double)
-        changed, tried = channels_felt(pair.original, seen, plan, pair.inputs)
-    return Verification(deviation if exact else None, plan.removed, changed, pair.double, tried)
+        pair = _Pair(model, small, plan, seen, example_inputs)
+        try:
+            return pair.proved(tolerance, seed)
+        except VerificationError:
+            pair = _Pair(model, small, plan, seen, example_inputs, forgetting=True)
+            if not pair.forgotten:
+                raise
+        return pair.proved(tolerance, seed)
 
 
 def _refuse_deviation(deviation: float, tolerance: float, double: bool) -> None:
@@ -181,20 +181,42 @@ class _Pair:
         plan: PruningPlan,
         graph: ChannelGraph,
         inputs: Any,
-        exact: bool,
+        forgetting: bool = False,
     ) -> None:
-        self.plan, self.graph, self.exact, self.double = plan, graph, exact, True
-        self.original, self.inputs = _double(model), _doubled(inputs)
+        self.plan, self.graph, self.double, self.inputs = plan, graph, True, _doubled(inputs)
+        self.exact = all(group.exact for group in plan.groups.values())
+        self.forgetting, self.forgotten = forgetting, False
+        self.original = self._copy(model)
         try:
             self.wanted: list[Tensor] | None = self._outputs_silenced()
         except VerificationError:
-            self.double, self.wanted = False, None
-            self.original, self.inputs = duplicate(model), inputs
-        self.small = _double(small) if self.double else duplicate(small)
+            self.double, self.wanted, self.inputs = False, None, inputs
+            self.original = self._copy(model)
+        self.small = self._copy(small)
         # Sums and computed weights in this precision: in the model's own they are rounded.
         computed = weight_norms(model) or any(norm.kind == KIND for norm in plan.norms)
         if computed or any(group.merged for group in plan.groups.values()):
             self._fill()
+
+    def _copy(self, model: nn.Module) -> nn.Module:
+        if self.double:
+            made = _double(model)
+        else:
+            made = duplicate(model)
+        if self.forgetting:
+            self.forgotten |= forget(made, self.inputs)
+        return made
+
+    def proved(self, tolerance: float, seed: int) -> Verification:
+        """Run both, with their own weights and with random ones; as for `verify`."""
+        deviation = self.deviation()
+        self.randomise(seed)
+        deviation = max(deviation, self.deviation())
+        if self.exact:
+            _refuse_deviation(deviation, tolerance, self.double)
+        changed, tried = channels_felt(self.original, self.graph, self.plan, self.inputs)
+        shown = deviation if self.exact else None
+        return Verification(shown, self.plan.removed, changed, self.double, tried)
 
     def _outputs_silenced(self) -> list[Tensor]:
         with torch.no_grad(), silenced(self.original, self.plan, self.graph):
