@@ -58,8 +58,8 @@ _ELSEWHERE = {
         *("parameter_groups", "plan_of_zeros", "slimming_penalty", "soft_threshold_", "zeroed"),
     ),
     "models": (
-        *("ChannelSelect", "Exported", "PaddedNorm", "add_bn", "add_selection", "build"),
-        *("build_uncut", "constructor", "drop_idle_selections", "names", "plain"),
+        *("ChannelSelect", "Exported", "PaddedNorm", "SeparateHeads", "add_bn", "add_selection"),
+        *("build", "build_uncut", "constructor", "drop_idle_selections", "names", "plain"),
     ),
     "selection": ("Compensation", "Scoring", "greedy", "merge", "normalized"),
     "surgery": ("Folding", "Verification", "compensate", "recalibrate", "unsharded"),

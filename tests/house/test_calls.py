@@ -19,10 +19,11 @@ from netslim._support import call_checked, checks_calls
 from netslim.errors import ArgumentError, NetslimError, RecipeError
 from rooms import listing_rooms
 
-# What no user calls: the inside of recording and of spending a budget, made and called in numbers.
+# What no user calls: the inside of recording and of spending a budget, made and called in numbers,
+# and what a module becomes.
 INSIDE = {
     *("Asked", "Chooser", "Goal", "Ladder", "Labels", "Products", "Recorder", "Run", "Scorer"),
-    *("Slice", "Terms"),
+    *("SeparateHeads", "Slice", "Terms"),
 }
 # Ready-made rules take what an operator takes, in the operator's order.
 OPERATORS = {

@@ -264,7 +264,6 @@ def test_what_lies_within_a_layer_is_compared_where_a_plan_says_no_more() -> Non
     graph = trace(model, x)
     cut = [number for number, group in enumerate(graph.groups) if group.name != "head"]
     masks = {number: np.arange(graph.groups[number].size) % 3 > 0 for number in cut}
-    masks[graph.number("linear")] = np.array([False, True])
     plan = plan_keeping(graph, masks)
     old = PruningPlan.from_json(json.dumps(without_slices(plan, *plan.groups)))
     prune(model, old)

@@ -24,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from netslim.graph.modules.padded_norms import PaddedNorm
+from netslim.graph.modules.separate_heads import SeparateHeads
 from netslim.graph.modules.walk import named_modules
 
 _FOREIGN = ("torch.", "builtins", "collections.", "typing", "enum")
@@ -116,7 +117,8 @@ def integers(
         read: names that running it may read (`names_read`).
     """
     modules = named_modules(model)
-    own = {m: path for m, path in modules.items() if not isinstance(m, PaddedNorm)}
+    ours = PaddedNorm, SeparateHeads  # whose code reads what was settled in the trace
+    own = {m: path for m, path in modules.items() if not isinstance(m, ours)}
     kinds = {path: type(module) for module, path in own.items() if _own(type(module))}
     asked = {
         (path, attribute): value

@@ -23,6 +23,7 @@ from netslim._support import described
 from netslim.errors import SurgeryError
 from netslim.graph.modules.calls import in_mode
 from netslim.graph.modules.repeated_sizes import REPEATED
+from netslim.graph.modules.separate_heads import SeparateHeads
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.rows import SizePatch
 
@@ -187,6 +188,8 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     if nn.utils.parametrize.is_parametrized(module):
         for parametrised in module.parametrizations.children():  # type: ignore[union-attr]
             yield from (*parametrised.parameters(), *parametrised.buffers())
+    if isinstance(module, nn.MultiheadAttention):  # whose child is for its weight alone
+        yield from module.out_proj.parameters()
 
 
 def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
@@ -220,15 +223,22 @@ def _layer_norm(module: Any) -> None:
 
 def _attention(module: Any) -> None:
     """One stacked weight where queries, keys and values are as wide as each other, or one each."""
-    whole = _shape(module, "in_proj_weight")
-    key, value = _shape(module, "k_proj_weight"), _shape(module, "v_proj_weight")
-    if whole:
-        module.embed_dim = module.kdim = module.vdim = whole[1]
-    elif key and value:
-        module.embed_dim, module.kdim, module.vdim = key[0], key[1], value[1]
+    packed = _shape(module, "in_proj_weight")
+    if packed:
+        made, module.embed_dim = packed[0] // 3, packed[1]
+        module.kdim = module.vdim = packed[1]
     else:
-        return
-    module.head_dim = module.embed_dim // module.num_heads
+        queries, keys, values = (_shape(module, f"{name}_proj_weight") for name in "qkv")
+        made, module.embed_dim = queries
+        module.kdim, module.vdim = keys[1], values[1]
+    module.head_dim = made // module.num_heads
+    widths = {made, module.embed_dim, *_shape(module.out_proj, "weight")}
+    if type(module) in (nn.MultiheadAttention, SeparateHeads):
+        fits = len(widths) == 1
+        module.__class__ = nn.MultiheadAttention if fits else SeparateHeads
+        # PyTorch's encoder layers hand the weights of an attention of which this is true to an
+        # operator of their own, which takes heads to be as wide as the input says.
+        module._qkv_same_embed_dim = fits and bool(packed)
 
 
 def _recurrent(module: Any) -> None:

@@ -36,7 +36,7 @@ from netslim.graph.modules.computed_convolutions import KIND, computed_weight, p
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.padded_norms import NormWidth, pad
 from netslim.graph.modules.unwrapping import bare, reducing
-from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.walk import joined, layer_of, named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.history import history, remember
 from netslim.surgery.module_sizes import patched, put, submodule, update_sizes
@@ -219,9 +219,8 @@ class _Change:
                 undo.callback(state.update, {key: state[key] for key in values})
                 state.update(values)
             for module in chain.from_iterable(model.modules() for model in self.models):
-                undo.callback(_restore, module, dict(vars(module)))
+                undo.callback(_restore, module, type(module), dict(vars(module)))
             for module, norm in self.norms:
-                undo.callback(setattr, module, "__class__", type(module))
                 pad(module, norm)
             for module, name, value in self.attributes:
                 put(module, name, value)
@@ -279,25 +278,25 @@ def _norms(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, NormWid
     return [(submodule(model, norm.module), norm) for norm in plan.norms]
 
 
-_FUSED = (
-    (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
-    (nn.TransformerEncoder, "use_nested_tensor", False),
-)
-
-
 def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(module, attribute, new value) with which encoder layers call these normalisations.
+    """(module, attribute, new value) with which encoder layers call what they are made of.
 
     Without gradients PyTorch's own layer hands the weights of its normalisations to one fused
     operator, which would take statistics over the channels that are left. It does so for ReLU and
     GELU, and reads from an attribute which it has: 0 for neither. The encoder around it makes
-    nested tensors for that operator, and would make them for layers that cannot take any.
+    nested tensors for that operator, and would make them for layers that cannot take any: these,
+    and those whose attention has become `SeparateHeads`.
     """
     norms = {id(module) for module, _ in _norms(model, plan)}
-    for module in model.modules():
-        for kind, name, value in _FUSED:
-            if isinstance(module, kind) and not norms.isdisjoint(map(id, module.modules())):
-                yield module, name, value
+    cut = {layer_of(row.tensor) for row in plan.tensors}
+    for path, module in model.named_modules():
+        parts = {id(part) for part in module.modules()}
+        if isinstance(module, nn.TransformerEncoderLayer) and not norms.isdisjoint(parts):
+            yield module, "activation_relu_or_gelu", 0
+        if isinstance(module, nn.TransformerEncoder):
+            inner = {joined(path, name) for name, _ in module.named_modules()}
+            if not (norms.isdisjoint(parts) and cut.isdisjoint(inner)):
+                yield module, "use_nested_tensor", False
 
 
 def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.Parameter]]:
@@ -521,7 +520,8 @@ def _put(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         tensor.grad = gradient
 
 
-def _restore(module: nn.Module, attributes: dict[str, Any]) -> None:
+def _restore(module: nn.Module, kind: type[nn.Module], attributes: dict[str, Any]) -> None:
+    module.__class__ = kind
     vars(module).clear()
     vars(module).update(attributes)
 

@@ -263,30 +263,60 @@ def convolutional_lstm(s, x):
 # --- attention of PyTorch's own -------------------------------------------------------------------
 
 
-@tokens({"b": 6}, {"a": (4, PRODUCT)}, mha=nn.MultiheadAttention(8, 2, batch_first=True))
+@tokens(
+    {"a": 8, "mha": 2, "mha.out_proj": 8, "b": 6}, mha=nn.MultiheadAttention(8, 2, batch_first=True)
+)
 def multi_head_attention(s, x):
-    """Its width is that of its query, its values and its result: channel i of each of two heads."""
+    """What it reads, whole heads, and what it makes go by themselves; its shares of values are
+    returned, and nobody looks at their mean over the heads.
+    """
     h = s.a(x)
     return steps(s, s.mha(h, h, h)[0])
 
 
-@tokens({"b": 6}, {"a": (4, PRODUCT)}, mha=nn.MultiheadAttention(8, 2))
+@tokens({"a": 8, "mha": 2, "b": 6}, mha=nn.MultiheadAttention(8, 2))
 def residual_attention_without_weights(s, x):
     h = s.a(x).transpose(0, 1)
     h = h + s.mha(h, h, h, need_weights=False)[0]
     return steps(s, h.transpose(0, 1))
 
 
-@tokens({"b": 6}, {"a": (2, PRODUCT)}, mha=nn.MultiheadAttention(8, 4, batch_first=True))
+@tokens(
+    {"a": 8, "mha": 4, "mha.out_proj": 8, "b": 6}, mha=nn.MultiheadAttention(8, 4, batch_first=True)
+)
 def attention_with_more_heads_than_width(s, x):
-    """Four heads of two channels in a batch of two: the heads stay, and each gives up the same
-    channel.
-    """
+    """Four heads of two channels in a batch of two."""
     h = s.a(x)
     return steps(s, s.mha(h, h, h, need_weights=False)[0])
 
 
-@tokens({"b": 6}, {"a": (2, PRODUCT)}, mha=nn.MultiheadAttention(8, 4, batch_first=True))
+@tokens(
+    {"a": 8, "mha": 8, "b": 6},
+    mha=nn.MultiheadAttention(8, 8, batch_first=True, bias=False, add_bias_kv=True),
+)
+def attention_with_heads_of_one_channel(s, x):
+    """With a learnt key and value behind those of the tokens."""
+    h = s.a(x)
+    return steps(s, h + s.mha(h, h, h, need_weights=False)[0])
+
+
+@tokens(
+    {"a": 8, "mha.out_proj": 8, "b": 6},
+    {"mha": (4, "mean over the channels")},
+    mha=nn.MultiheadAttention(8, 4, batch_first=True, add_zero_attn=True),
+)
+def attention_whose_mean_is_used(s, x):
+    """Without a head the mean of the others is another one."""
+    h = s.a(x)
+    y, weights = s.mha(h, h, h)
+    return steps(s, y * weights.amax(-1, keepdim=True))
+
+
+@tokens(
+    {"a": 8, "mha.out_proj": 8, "b": 6},
+    outputs=("head", "mha"),
+    mha=nn.MultiheadAttention(8, 4, batch_first=True),
+)
 def attention_whose_weights_are_returned(s, x):
     h = s.a(x)
     y, weights = s.mha(h, h, h, average_attn_weights=False)
@@ -359,8 +389,40 @@ def attention_pooling_with_narrow_heads(s, x):
 
 
 @tokens(
-    {"c": 6, "d": 7, "b": 6},
-    {"a": (4, PRODUCT)},
+    {"a": 8, "mha": 2, "mha.out_proj": 8, "b": 6},
+    mha=nn.MultiheadAttention(8, 2, batch_first=True),
+)
+def attention_under_two_masks(s, x):
+    """One of places, one of tokens that are none."""
+    h, n = s.a(x), x.shape[1]
+    mask, padding = torch.ones(n, n).tril() < 1, torch.arange(n).expand(len(x), n) > 3
+    return steps(s, s.mha(h, h, h, attn_mask=mask, key_padding_mask=padding)[0])
+
+
+@tokens(
+    {"a": 8, "mha.out_proj": 8, "b": 6},
+    refused={"mha": "fixed size"},
+    mha=nn.MultiheadAttention(8, 4, batch_first=True),
+)
+def attention_under_a_mask_for_each_head(s, x):
+    h, n = s.a(x), x.shape[1]
+    mask = torch.linspace(0, 1, 8 * n * n, dtype=x.dtype).view(8, n, n)
+    return steps(s, s.mha(h, h, h, attn_mask=mask)[0])
+
+
+class Own(nn.MultiheadAttention):
+    """Others may do anything in a class of their own."""
+
+
+@tokens({"b": 6}, {"a": (4, PRODUCT)}, mha=Own(8, 2, batch_first=True))
+def attention_of_a_class_of_its_own(s, x):
+    """It stays what it is, as wide as its query: channel i of each of two heads."""
+    h = s.a(x)
+    return steps(s, s.mha(h, h, h)[0])
+
+
+@tokens(
+    {"a": 8, "c": 6, "d": 7, "mha": 2, "mha.out_proj": 8, "b": 6},
     c=nn.Linear(3, 6),
     d=nn.Linear(3, 7),
     mha=nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=7),
@@ -370,8 +432,7 @@ def cross_attention(s, x):
 
 
 @tokens(
-    {"layer.linear1": 12, "b": 6},
-    {"a": (4, PRODUCT)},
+    {"a": 8, "layer.self_attn": 2, "layer.linear1": 12, "b": 6},
     layer=nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
 )
 def transformer_layer(s, x):
@@ -379,8 +440,12 @@ def transformer_layer(s, x):
 
 
 @tokens(
-    {"layers.0.linear1": 12, "layers.1.linear1": 12, "b": 6},
-    {"a": (4, PRODUCT)},
+    {
+        "a": 8,
+        **{f"layers.{i}.self_attn": 2 for i in (0, 1)},
+        **{f"layers.{i}.linear1": 12 for i in (0, 1)},
+        "b": 6,
+    },
     layers=nn.ModuleList(
         nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True, activation="gelu")
         for _ in range(2)
@@ -395,8 +460,7 @@ def transformer_with_a_causal_mask(s, x):
 
 
 @tokens(
-    {"layer.linear1": 12, "b": 6},
-    {"a": (4, PRODUCT)},
+    {"a": 8, "layer.self_attn": 2, "layer.multihead_attn": 2, "layer.linear1": 12, "b": 6},
     c=nn.Linear(3, 8),
     layer=nn.TransformerDecoderLayer(8, 2, 12, batch_first=True),
 )

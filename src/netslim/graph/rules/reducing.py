@@ -133,17 +133,15 @@ def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs
     if isinstance(wanted, int):
         wanted = [wanted]
     reduced = {d % max(x.dim(), 1) for d in wanted or range(x.dim())}
-    for d, vector in labels.dims.items():
-        if d in reduced:
-            rec.couple(vector, f"{name_of(func)} over the channels")
     if given.get("keepdim", False):
         dims = {d: v for d, v in labels.dims.items() if d not in reduced}
     else:
         dims = without(dict(labels.dims), reduced)
     for t in tensors_in(out):
         rec.set(t, dims, labels.weight)
-        if not t.is_floating_point() and x.is_floating_point() and t.dtype != torch.bool:
-            for d in reduced & set(labels.dims):
+        for d in reduced & set(labels.dims):
+            rec.mixed(t, labels.dims[d], f"{name_of(func)} over the channels")
+            if not t.is_floating_point() and x.is_floating_point() and t.dtype != torch.bool:
                 rec.number(t, labels.dims[d], name_of(func))
 
 

@@ -77,7 +77,7 @@ class Dispatch(OperatorMode):
     def _follow(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
         """Apply the rule, and note what the operator used and put out."""
         recorder, inputs = self.recorder, tensors_in(args, kwargs)
-        if recorder.numbers:
+        if recorder.awaited:
             recorder.used([t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)])
         name, counted = func._schema.name.removeprefix("aten::"), len(recorder.costs)
         recorder.begin(name)
@@ -168,7 +168,7 @@ class Function(TorchFunctionMode):
         kwargs, log = kwargs or {}, self.recorder.log
         if log is None or self.recorder.training:
             return self._answered(func, args, kwargs)
-        told = log.told(args, kwargs)  # before it writes into what it is given
+        told = log.given(func, args, kwargs)  # before it writes into what it is given
         return log.note(func, told, args, kwargs, self._answered(func, args, kwargs))
 
     def _answered(self, func: Any, args: Args, kwargs: Kwargs) -> Any:

@@ -20,6 +20,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from types import FrameType, MappingProxyType
@@ -126,6 +127,14 @@ class OperatorCost:
 
 
 @dataclass(frozen=True)
+class Awaited:
+    """What is to be done about channels once somebody uses a tensor."""
+
+    tensor: weakref.ref[Tensor]
+    use: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class RecordedNorm:
     """A normalisation of a module over the channels of ``vector``, ``width`` of them at first."""
 
@@ -165,7 +174,7 @@ class Recorder:
     outputs: list[RecordedOutput] = field(default_factory=list)
     storages: Storages = field(default_factory=Storages)
     unsupported: dict[str, set[str]] = field(default_factory=dict)
-    numbers: dict[int, tuple[weakref.ref[Tensor], Vector, str]] = field(default_factory=dict)
+    awaited: dict[int, Awaited] = field(default_factory=dict)  # by id of a tensor, till it is used
     formulas: Formulas = field(default_factory=Formulas)
     merged: set[int] = field(default_factory=set)  # atoms of channels that were merged with places
     mixes: list[str] = field(default_factory=list)  # where places are laid out with channels
@@ -210,6 +219,7 @@ class Recorder:
 
     def hidden(self, tensor: Tensor, function: str) -> None:
         """The code takes the numbers of a tensor elsewhere, and may come back with others."""
+        self.used([tensor])
         labels = self.get(tensor)
         for vector in labels.dims.values():
             self.freeze(vector, f"{function} takes its numbers out")
@@ -517,14 +527,24 @@ class Recorder:
     def number(self, tensor: Tensor, vector: Vector, operator: str) -> None:
         """``tensor`` tells channels by their numbers: whoever uses it makes them stay."""
         reason = f"{operator} gives the numbers of channels{self.where()}"
-        self.numbers[id(tensor)] = (weakref.ref(tensor), vector, reason)
+        freeze = partial(self.atoms.freeze, vector, reason)
+        self.awaited[id(tensor)] = Awaited(weakref.ref(tensor), freeze)
+
+    def mixed(self, tensor: Tensor, vector: Vector, reason: str) -> None:
+        """``tensor`` is made of all these channels: whoever uses it makes them inexact.
+
+        Such as the mean of attention over its heads, which few of those look at to whom
+        `nn.MultiheadAttention` returns it.
+        """
+        couple = partial(self.atoms.couple, vector, f"{reason}{self.where()}")
+        self.awaited[id(tensor)] = Awaited(weakref.ref(tensor), couple)
 
     def used(self, tensors: list[Tensor]) -> None:
-        """Freeze the channels whose numbers are used."""
+        """Freeze or couple the channels that somebody now uses the numbers, or a mixture, of."""
         for tensor in tensors:
-            found = self.numbers.get(id(tensor))
-            if found is not None and found[0]() is tensor:
-                self.atoms.freeze(found[1], found[2])
+            found = self.awaited.pop(id(tensor), None)
+            if found is not None and found.tensor() is tensor:
+                found.use()
 
     def failed(self, error: Exception, inputs: list[Labels], out: list[Tensor]) -> None:
         """A rule broke off: its operator is listed, and what it touches stays as without a rule."""

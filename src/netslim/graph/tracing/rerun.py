@@ -62,7 +62,7 @@ class Rerun(TorchFunctionMode):
         if self._next == len(self._log.entries):
             raise Parted(self._where())
         entry = self._log.entries[self._next]
-        told = self.known.told(args, kwargs)
+        told = self.known.given(func, args, kwargs)
         if entry.function != func or not self._same(entry.told, told):
             raise Parted(self._where())
         self._next += 1

@@ -23,6 +23,7 @@ from netslim.graph.modules.calls import (
     named_outputs,
     refusing,
 )
+from netslim.graph.modules.separate_heads import by_heads, traced_by_heads
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
 from netslim.graph.tracing.attributes import Make, plain_names, remembered_attributes, watched_sizes
@@ -151,6 +152,7 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: Watching) -> None:
                 recorder.storages.begin(value)
     with (
         torch.no_grad(),
+        traced_by_heads(recorder.model),
         remembered_attributes(recorder),
         watched_sizes(recorder),
         _module_paths(recorder, watching[2]),
@@ -195,6 +197,7 @@ def run_again(recorder: Recorder, example_inputs: Any, rerun: Rerun, make: Make)
         untouched(recorder.model),
         in_mode(recorder.model, training=False),
         torch.no_grad(),
+        traced_by_heads(recorder.model),
         remembered_attributes(recorder, make),
         usual_operators(),
         rerun,
@@ -282,7 +285,7 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
         recorder.modules.append(paths[module])
         with recorder.unlogged():
             norms.enter(module)
-            if isinstance(module, nn.MultiheadAttention):
+            if isinstance(module, nn.MultiheadAttention) and not by_heads(module):
                 _hold_width(recorder, module, args)
             elif isinstance(module, nn.LSTM) and module.proj_size:
                 _hold_projection(recorder, module)
