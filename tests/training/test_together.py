@@ -25,7 +25,7 @@ from netslim.training.commands import together as side_by_side
 from netslim.training.commands.status import status
 from netslim.training.commands.together import Job, in_turn, together
 from netslim.training.loop.progress import epoch_line, silent
-from netslim.training.loop.progress_table import Figures, Line, RunsTable
+from netslim.training.loop.progress_table import Figures, Line, RunsTable, told_apart
 from netslim.training.recipe.schema import Recipe
 from stage_runs import HALF, TRAIN, recipe
 
@@ -226,11 +226,45 @@ def test_on_a_terminal_it_is_a_table():
         seen = Console(file=io.StringIO(), width=120)
         seen.print(shown.table())
     table = seen.file.getvalue()  # type: ignore[attr-defined]
-    assert "runs/a   01-train   3.0/9   0.5000     25.00%                       10 min" in table
-    assert "runs/b   failed" in table
+    assert "a   01-train 3.0/9 0.5000   25.00%            10 min" in table
+    assert "b   failed" in table
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert line not in printed
     assert "runs/b  warning: look" in printed
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["c1/digits-seed-0", "c1/digits-seed-1"], ["digits-seed-0", "digits-seed-1"]),
+        (
+            [f"runs/three/preresnet164-cifar10-40-small-seed-{seed}" for seed in (0, 11)],
+            ["preresnet164-cifar10-…0", "preresnet164-cifar10-…11"],
+        ),
+        (
+            ["runs/resnet56-sfp-pretrained-small", "runs/resnet56-l1-b-pretrained-small"],
+            ["resnet56-sfp…ned-small", "resnet56-l1-b…ned-small"],
+        ),
+        (["a/digits", "b/digits"], ["a/digits", "b/digits"]),
+    ],
+)
+def test_runs_are_told_apart_in_80_columns(names, shown):
+    """Alone the letters that all names share are left out."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    row = {"train_loss": 0.5, "train_accuracy": 0.25, "val_accuracy": 0.25}
+    with RunsTable(names, console) as runs:
+        for name in names:
+            runs.rows[name] = Figures("02-finetune", 3.0, 160, row, 600.0)
+        seen = Console(file=io.StringIO(), width=80)
+        seen.print(runs.table())
+    lines = seen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.split()[0] for line in lines[-3:-1]] == shown
+    assert all(line.rstrip().endswith("10 min") for line in lines[-3:-1])
+
+
+def test_what_differs_in_names_is_there_whatever_the_room():
+    names = [f"runs/{text}-small" for text in ("resnet56-sfp-pretrained", "densenet40")]
+    assert told_apart(names, 8) == [name.removeprefix("runs/") for name in names]
 
 
 def test_elsewhere_it_is_the_lines_of_each():

@@ -6,6 +6,7 @@ lines that each of them would print, behind its name.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 
 from netslim.training.loop.classifier import Classifier
 from netslim.training.loop.progress import Display, StageBar, in_words
 
 _REFRESH = 0.2  # seconds
-_COLUMNS = ("run", "stage", "epoch", "loss", "accuracy", "validation", "left in stage")
+_NAMED = "run"
+_COLUMNS = ("stage", "epoch", "loss", "accuracy", "validation", "left")
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,18 @@ class RunsTable:
         self._refresh()
 
     def table(self) -> Table:
-        """A line for each run."""
-        found = Table(box=box.SIMPLE)
-        for column in _COLUMNS[:2]:
-            found.add_column(column)
-        for column in _COLUMNS[2:]:
-            found.add_column(column, justify="right")
-        for name, figures in self.rows.items():
+        """A line for each run; names are as long as the terminal has room beside the figures."""
+        others = self._table([""] * len(self.rows))
+        used = Measurement.get(self.console, self.console.options, others).maximum - len(_NAMED)
+        return self._table(told_apart([*self.rows], self.console.width - used))
+
+    def _table(self, names: Sequence[str]) -> Table:
+        found = Table(box=box.SIMPLE, pad_edge=False, padding=0)
+        found.add_column(_NAMED, overflow="fold")  # all of a name that is too long, on more lines
+        found.add_column(_COLUMNS[0], no_wrap=True)
+        for column in _COLUMNS[1:]:
+            found.add_column(column, justify="right", no_wrap=True)
+        for name, figures in zip(names, self.rows.values(), strict=True):
             found.add_row(name, figures.stage, *_cells(figures))
         return found
 
@@ -166,6 +174,38 @@ class RunsTable:
         width = max(map(len, self.rows))
         text = f"{name:<{width}}  {line.text}"
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def told_apart(names: Sequence[str], room: int) -> list[str]:
+    """Names of runs, in `room` letters if that can be, without what does not tell them apart.
+
+    ::
+
+        runs/digits-seed-0, runs/digits-seed-1   without the folder they all lie in
+        digits-seed-0, digits-seed-1             in ten letters: digits-s…0, digits-s…1
+
+    Where what differs is longer than that by itself, it is all there.
+    """
+    folder = os.path.commonprefix(names).rfind(os.sep) + 1
+    names = [name[folder:] for name in names]
+    if max(map(len, names)) <= room:
+        return names
+    head = len(os.path.commonprefix(names))
+    tail = len(os.path.commonprefix([name[head:][::-1] for name in names]))
+    own = [name[head : len(name) - tail] for name in names]
+    spare = room - max(map(len, own))
+    if spare < (head > 0) + (tail > 0):
+        return names
+    behind = min(tail, spare // 2)
+    before = _beginning(names[0][:head], spare - behind)
+    after = _beginning(names[0][::-1][:tail], behind)[::-1]
+    return [f"{before}{text}{after}" for text in own]
+
+
+def _beginning(text: str, room: int) -> str:
+    if len(text) <= room:
+        return text
+    return f"{text[: room - 1]}…"
 
 
 def _cells(figures: Figures) -> Iterator[str]:
