@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -94,7 +95,18 @@ def test_one_that_fails_is_named_and_the_others_end(how, tmp_path, monkeypatch, 
     assert "network: runs/good/01-train/model.safetensors" in told.out
     last = told.err.splitlines()[-1]
     assert last.startswith("netslim: runs/bad failed: stage 01-train, epoch 1, step ")
-    assert last.endswith(f"; go on with: netslim run {bad} --out runs/bad")
+    assert "go on with" not in last  # it would fail again: the line says what to change
+
+
+def test_what_is_refused_says_the_command_that_is_not(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    good, other = (written(recipe(TRAIN, **SHORT), tmp_path / f"{n}.yaml") for n in "ab")
+    assert main(["run", good]) == 0
+    assert main(["run", good, other, "--seed", "3"]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "runs/a was begun with other settings (seed: 0 there, 3 here)" in last
+    command = last.partition("go on as it was begun: netslim ")[2]
+    assert main(shlex.split(command)) == 0  # which is all that stands behind it
 
 
 FACTORY = """from torch import nn
@@ -114,10 +126,12 @@ def test_a_network_that_raises_is_told_in_a_line(how, tmp_path, monkeypatch, cap
     Path("explodes.py").write_text(FACTORY)
     good = written(recipe(TRAIN, **SHORT), tmp_path / "good.yaml")
     bad = written(recipe(TRAIN, **SHORT, model={"name": "explodes:net"}), tmp_path / "bad.yaml")
-    assert main(["run", bad, good, "--trust", *how]) == 1
+    assert main(["run", bad, good, "--trust", "--changed-ok", *how]) == 1
     assert (tmp_path / "runs" / "good" / "results.json").exists()
     told = capfd.readouterr().err
     assert "runs/bad failed: RuntimeError: boom (line 5 of " in told
+    again = f"; go on with: netslim run {bad} --trust --changed-ok --out runs/bad"
+    assert told.splitlines()[-1].endswith(again)
     assert "Traceback" not in told
 
 

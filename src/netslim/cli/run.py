@@ -103,6 +103,8 @@ def _job(options: argparse.Namespace, source: str, overrides: dict[str, str], al
     if options.trust:
         recipe = replace(recipe, trust=True)
         typed.append("--trust")
+    if options.changed_ok:
+        typed.append("--changed-ok")
     name = recipe.name
     if options.seeds:
         name = f"{name}-seed-{recipe.seed}"
@@ -136,7 +138,9 @@ def _told_failure(ended: Ended) -> int:
     if ended.error is None:
         return 0
     line, _ = told(ended.error)
-    text = f"netslim: {ended.job.folder} failed: {line}; go on with: {ended.job.command}"
+    text = f"netslim: {ended.job.folder} failed: {line}"
+    if ended.goes_on:
+        text += f"; go on with: {ended.job.command}"
     print(text, file=sys.stderr)
     return 1
 

@@ -67,11 +67,14 @@ class Ended:
         job: what was to be done.
         results: the contents of results.json, where it has ended well.
         error: why not, otherwise.
+        goes_on: whether the same command goes on: what netslim refuses on purpose says itself what
+            to do, and would be refused again.
     """
 
     job: Job
     results: Results | None = None
     error: BaseException | None = None
+    goes_on: bool = False
 
     @property
     def how(self) -> str:
@@ -119,9 +122,9 @@ def in_turn(jobs: Sequence[Job], *, changed_ok: bool = False) -> list[Ended]:
         try:
             results = run(job.recipe, job.folder, command=job.command, changed_ok=changed_ok)
         except (Exception, SystemExit) as problem:
-            error = _said(problem)
-            display.warn(f"{job.folder}: {error}")
-            found.append(Ended(job, error=error))
+            ended = _failed(job, problem)
+            display.warn(f"{job.folder}: {ended.error}")
+            found.append(ended)
         else:
             found.append(Ended(job, results))
     return found
@@ -182,7 +185,7 @@ class _Work:
         self.process.join(processes.GRACE)
         how = processes.how_ended(self.process.exitcode or 0)
         text = f"its process was ended ({how}); what is finished is kept"
-        return Ended(self.job, error=TrainingError(text))
+        return Ended(self.job, error=TrainingError(text), goes_on=True)
 
 
 def _method() -> str:
@@ -260,16 +263,18 @@ def _ended(job: Job, display: Display, changed_ok: bool) -> Ended:
     try:
         return Ended(job, run(job.recipe, job.folder, **more))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        return Ended(job, error=_said(error))
+        return _failed(job, error)
 
 
-def _said(error: BaseException) -> BaseException:
-    """What a run ended with, in a line: an error in the user's own code with its place."""
+def _failed(job: Job, error: BaseException) -> Ended:
+    """With what a run has ended, in a line: an error in the user's own code with its place."""
+    goes_on = not isinstance(error, NetslimError)
     if isinstance(error, _TOLD):
-        return error
+        return Ended(job, error=error, goes_on=goes_on)
     where = traceback.extract_tb(error.__traceback__)[-1]
     what = f"{type(error).__name__}: {first_line(error)}"
-    return TrainingError(f"{what} (line {where.lineno} of {where.filename})")
+    told = TrainingError(f"{what} (line {where.lineno} of {where.filename})")
+    return Ended(job, error=told, goes_on=goes_on)
 
 
 def _send(line: Connection, message: Message | Ended) -> None:
