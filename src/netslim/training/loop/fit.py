@@ -30,7 +30,7 @@ from netslim.methods.slimming import NetworkSlimming
 from netslim.surgery.plan import PruningPlan
 from netslim.training.loop.adapters import Gradual, Method, held_by, method_of
 from netslim.training.loop.agreement import same_weights
-from netslim.training.loop.captured import recorder
+from netslim.training.loop.captured import Unrecorded, recorder
 from netslim.training.loop.checkpoints import UNREADABLE, SealedCheckpoints
 from netslim.training.loop.classifier import Classifier, Means, Tally
 from netslim.training.loop.epochs import (
@@ -286,6 +286,8 @@ def _record(bench: Bench, module: Classifier, loader: Loader) -> None:
         refused(why)
         return
     module.recorder, module.unrecorded = recorder(bench.device), refused
+    if type(module.recorder) is Unrecorded:
+        refused("there is no GPU at work; each is run as the one function that would be captured")
     if loader.picks_suffice:
         module.batch = loader.batch
 
