@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -27,7 +28,8 @@ from netslim.training.commands.status import status
 from netslim.training.commands.together import Job, in_turn, together
 from netslim.training.loop.progress import epoch_line, silent
 from netslim.training.loop.progress_table import Figures, Line, RunsTable, told_apart
-from netslim.training.recipe.schema import Recipe
+from netslim.training.recipe.schema import Measure, Recipe
+from netslim.training.stages.measure import timed
 from stage_runs import HALF, TRAIN, recipe
 
 SHORT: dict[str, Any] = {"data": {"name": "digits", "batch_size": 64, "subset": 128}}
@@ -79,9 +81,21 @@ def test_each_is_as_it_is_alone(tmp_path: Path):
         results = run(each.job.recipe, alone, display=silent())
         assert each.results is not None
         assert each.results["rows"] == results["rows"]
+        crowded = [note for note in each.results["notes"] if note not in results["notes"]]
+        assert [note.partition(" shared")[0] for note in crowded] == [
+            "its times were taken while up to 1 other run"
+        ]
+        assert crowded[0] in (each.job.folder / "report.html").read_text()
         assert rows(each.job.folder) == rows(alone)
         for name in ("01-train/model.safetensors", "02-prune/model.safetensors"):
             assert (each.job.folder / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.parametrize(("beside", "mark"), [(2, {"beside": 2}), (0, {})])
+def test_latencies_that_were_measured_beside_other_runs_have_a_mark(beside, mark):
+    networks = {"before": torch.nn.Flatten()}
+    found = timed(Measure("measure"), networks, (1, 2, 2), torch.device("cpu"), beside)["before"]
+    assert {key: found[key] for key in found if key not in ("median", "low", "high")} == mark
 
 
 @pytest.mark.parametrize("how", [["--together"], []])

@@ -32,6 +32,7 @@ class Latency(Record):
     median: float
     low: float = 0.0
     high: float = 0.0
+    beside: int = 0  # other runs that may have been at work on the machine
 
 
 @dataclass(frozen=True, kw_only=True)

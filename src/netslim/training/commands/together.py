@@ -159,12 +159,12 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 class _Work:
     """A run at work in another process."""
 
-    def __init__(self, job: Job, threads: int, changed_ok: bool) -> None:
+    def __init__(self, job: Job, threads: int, changed_ok: bool, others: int = 0) -> None:
         context: Any = multiprocessing.get_context(_method())
         self.job = job
         self.ended: Ended | None = None
         self.line, theirs = context.Pipe()
-        around = (str(Path.cwd()), dict(os.environ), threads)
+        around = (str(Path.cwd()), dict(os.environ), threads, others)
         self.process = context.Process(target=_carried_out, args=(theirs, job, around, changed_ok))
         self.process.start()
         theirs.close()
@@ -204,7 +204,7 @@ def _started(jobs: Sequence[Job], threads: int, changed_ok: bool) -> Iterator[li
     works: list[_Work] = []
     try:
         for job in jobs:
-            works.append(_Work(job, threads, changed_ok))
+            works.append(_Work(job, threads, changed_ok, len(jobs) - 1))
         yield works
     finally:
         for work in works:
@@ -241,10 +241,10 @@ def _attend(works: Sequence[_Work], shown: RunsTable) -> None:
 
 
 def _carried_out(
-    line: Connection, job: Job, around: tuple[str, dict[str, str], int], changed_ok: bool
+    line: Connection, job: Job, around: tuple[str, dict[str, str], int, int], changed_ok: bool
 ) -> None:
     """Carry out a job, and send what it shows and how it ends."""
-    directory, environment, threads = around
+    directory, environment, threads, others = around
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
@@ -254,14 +254,14 @@ def _carried_out(
     signal.signal(signal.SIGINT, lambda *_: None)
     with as_interrupts():
         threading.Thread(target=_heed, args=(line,), daemon=True).start()
-        ended = _ended(job, Sending(partial(_send, line)), changed_ok)
+        ended = _ended(job, Sending(partial(_send, line)), changed_ok, others)
         _send(line, ended)
 
 
-def _ended(job: Job, display: Display, changed_ok: bool) -> Ended:
-    more: Any = {"command": job.command, "display": display, "changed_ok": changed_ok}
+def _ended(job: Job, display: Display, changed_ok: bool, others: int) -> Ended:
+    carry_out = partial(run, job.recipe, job.folder, command=job.command, display=display)
     try:
-        return Ended(job, run(job.recipe, job.folder, **more))
+        return Ended(job, carry_out(changed_ok=changed_ok, beside=others))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return _failed(job, error)
 

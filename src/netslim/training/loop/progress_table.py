@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from rich import box
@@ -186,12 +187,12 @@ def told_apart(names: Sequence[str], room: int) -> list[str]:
 
     Where what differs is longer than that by itself, it is all there.
     """
-    folder = os.path.commonprefix(names).rfind(os.sep) + 1
+    folder = names[0][: _alike(names)].rfind(os.sep) + 1
     names = [name[folder:] for name in names]
     if max(map(len, names)) <= room:
         return names
-    head = len(os.path.commonprefix(names))
-    tail = len(os.path.commonprefix([name[head:][::-1] for name in names]))
+    head = _alike(names)
+    tail = _alike([name[head:][::-1] for name in names])
     own = [name[head : len(name) - tail] for name in names]
     spare = room - max(map(len, own))
     if spare < (head > 0) + (tail > 0):
@@ -200,6 +201,12 @@ def told_apart(names: Sequence[str], room: int) -> list[str]:
     before = _beginning(names[0][:head], spare - behind)
     after = _beginning(names[0][::-1][:tail], behind)[::-1]
     return [f"{before}{text}{after}" for text in own]
+
+
+def _alike(texts: Iterable[str]) -> int:
+    """How many letters all of them begin with."""
+    columns = zip(*texts, strict=False)
+    return sum(1 for _ in takewhile(lambda letters: len({*letters}) == 1, columns))
 
 
 def _beginning(text: str, room: int) -> str:

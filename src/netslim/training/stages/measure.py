@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netslim._support import many
 from netslim.training.recipe.checks import cuts
 from netslim.training.recipe.schema import (
     Baseline,
@@ -139,15 +140,29 @@ def timed(
     networks: dict[str, nn.Module],
     shape: tuple[int, int, int],
     device: torch.device,
+    beside: int = 0,
 ) -> dict[str, Any]:
-    """`latency_ms` of each network, measured in turn on the device; None where not asked for."""
+    """`latency_ms` of each network, measured in turn on the device, `beside` so many other runs;
+    None where not asked for.
+    """
     if not stage.latency:
         return dict.fromkeys(networks)
     from netslim.measure.latency import latency
 
     example = torch.zeros(stage.latency_batch, *shape)
     found = latency(networks, example, device=device)
+    known = {"beside": beside} if beside else {}
     return {
-        key: {"median": item.median_ms, "low": item.low_ms, "high": item.high_ms}
+        key: {"median": item.median_ms, "low": item.low_ms, "high": item.high_ms, **known}
         for key, item in found.items()
     }
+
+
+def crowded(beside: int) -> Iterator[str]:
+    """What is said of times that were not taken on a machine of its own."""
+    if beside:
+        yield (
+            f"its times were taken while up to {many(beside, 'other run')} shared the machine: "
+            "seconds and latencies are longer and less even than alone; netslim bench times "
+            "networks by themselves"
+        )

@@ -67,7 +67,7 @@ from netslim.training.stages.environment import describe, moved, told
 from netslim.training.stages.folder import FORMAT, RunFolder, StageFolder, read_json, write_json
 from netslim.training.stages.foresight import foresee
 from netslim.training.stages.headlines import headline
-from netslim.training.stages.measure import AS_BUILT, entries, timed
+from netslim.training.stages.measure import AS_BUILT, crowded, entries, timed
 from netslim.training.stages.networks import Networks, Results, check_shares
 from netslim.training.stages.results import assemble
 
@@ -96,6 +96,7 @@ def run(
     command: str | None = None,
     display: Display | None = None,
     changed_ok: bool = False,
+    beside: int = 0,
 ) -> Results:
     """Carry out a recipe, or what is left of it, and return the contents of results.json.
 
@@ -106,6 +107,7 @@ def run(
         display: where progress is shown; standard error when not given.
         changed_ok: go on, and note it, where the data or the versions of packages are no longer
             those that the run began with.
+        beside: how many other runs share the machine with it, which is noted with its times.
 
     Raises:
         NetslimError: whatever goes wrong; finished stages and epochs are kept.
@@ -125,7 +127,7 @@ def run(
     if processes.place().world == 1 and (shown := _shown(folder, recipe)) is not None:
         return shown
     if processes.to_start(recipe.trainer):
-        again = partial(run, command=command, changed_ok=changed_ok)
+        again = partial(run, command=command, changed_ok=changed_ok, beside=beside)
         processes.start(recipe.trainer, partial(again, recipe, folder.path))
         return read_json(folder.results, "it was written on the first machine")
     with processes.joined(recipe.trainer) as here, ExitStack() as held:
@@ -138,7 +140,7 @@ def run(
         results = ranks.shared("the results", lambda: finished(folder, recipe))
         if results is None:
             with using_threads(recipe.trainer.threads):
-                results = Runner(recipe, folder, display, command, changed_ok).go()
+                results = Runner(recipe, folder, display, command, changed_ok, beside).go()
         if ranks.first() and not (folder.path / "report.html").exists():
             _write_report(folder)
     return results
@@ -191,9 +193,10 @@ class Runner(Networks):
         display: Display,
         command: str,
         changed_ok: bool = False,
+        beside: int = 0,
     ) -> None:
         super().__init__(recipe, folder, display)
-        self.command, self.changed_ok = command, changed_ok
+        self.command, self.changed_ok, self.beside = command, changed_ok, beside
 
     def accepts(self, changed: list[str]) -> bool:
         """Whether what has changed under the run was accepted, now or once before; it is told then,
@@ -510,8 +513,9 @@ class Runner(Networks):
         started = time.perf_counter()
         found = entries(self.recipe)
         networks = {entry.key: self.network_of(entry.index).eval() for entry in found}
+        where = (self.data.shape, self.device)
         latencies = ranks.shared(
-            "the latencies", lambda: timed(stage, networks, self.data.shape, self.device)
+            "the latencies", lambda: timed(stage, networks, *where, self.beside)
         )
         rows, loader = [], self.bench.loader("test")
         for entry in found:
@@ -525,7 +529,12 @@ class Runner(Networks):
         return {
             "seconds": round(time.perf_counter() - started, 3),
             "rows": rows,
-            "notes": [*self.data.notes, *_left_out(unreadable), *self._by_chance(rows)],
+            "notes": [
+                *self.data.notes,
+                *_left_out(unreadable),
+                *self._by_chance(rows),
+                *crowded(self.beside),
+            ],
             "images": self.data.preprocessing.to_json(),
             "network": self._file_of(found[-1].index),
             "unreadable": [*self.data.unreadable, *unreadable],
