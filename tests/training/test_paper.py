@@ -88,19 +88,22 @@ def test_a_finished_stage_is_carried_without_its_optimizer(tmp_path, whole):
     own = tmp_path / "runs" / "digits" / "0"
     (own / "03-finetune" / "stage.json").unlink()
     assert carried.pack(tmp_path / "runs", [own], tmp_path) == ([own], [])
-    assert carried.unpack(tmp_path, tmp_path / "new") == ["digits/0"]
+    assert carried.unpack(tmp_path, tmp_path / "new") == (["digits/0"], ["digits/0"])
     new = tmp_path / "new" / "digits" / "0"
     names = {path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()}
     assert {"config.yaml", "01-sparse/model.safetensors", "03-finetune/last.ckpt"} <= names
     assert not {"01-sparse/last.ckpt", "03-finetune/model.safetensors", "report.html"} & names
-    assert carried.unpack(tmp_path, tmp_path / "new") == []  # what is there stays as it is
+    # What is there stays as it is.
+    assert carried.unpack(tmp_path, tmp_path / "new") == (["digits/0"], [])
 
 
 def test_what_is_too_large_is_not_carried(tmp_path, monkeypatch):
     for name, size in (("large", 3000), ("fits", 100)):
-        folder = tmp_path / "runs" / name / "0"
+        folder = tmp_path / "runs" / name / "0" / "01-train"
         folder.mkdir(parents=True)
-        (folder / "config.yaml").write_bytes(bytes(size))
+        (folder / "last.ckpt").write_bytes(bytes(size))
+    (tmp_path / "runs/not_begun/0").mkdir(parents=True)
+    (tmp_path / "runs/not_begun/0/config.yaml").touch()  # and nothing to go on from
     rows = [tmp_path / "runs" / name / "0" for name in ("large", "fits", "not_begun")]
     monkeypatch.setattr(carried, "PART", 100)
     taken, left = carried.pack(tmp_path / "runs", rows, tmp_path)
@@ -139,6 +142,20 @@ def test_a_row_that_fails_keeps_no_other_from_being_run(tmp_path, whole):
     done = within(tmp_path, lost, row())
     assert (done.finished, done.stopped) == (1, False)
     assert "nowhere" in done.failed["lost (seed 0)"]
+    page = tmp_path / "out" / "results.md"
+    assert "## Failed\n\n- `lost (seed 0)`: " in page.read_text()
+    within(tmp_path, row())  # which says nothing of the other
+    assert "- `lost (seed 0)`: " in page.read_text()
+
+
+def test_what_came_in_parts_stays_in_them_until_it_is_finished(tmp_path, whole):
+    within(tmp_path, row(), epochs=1)
+    parts, out = list((tmp_path / "out").glob("carried*")), tmp_path / "out"
+    within(tmp_path, row("lost", **{"data.name": "folder:nowhere"}))
+    assert list(out.glob("carried*")) == parts
+    shutil.copytree(whole / "out", out, dirs_exist_ok=True)
+    within(tmp_path, row())
+    assert not list(out.glob("carried*"))
 
 
 def test_the_row_says_its_settings_conditions_and_curves(whole):

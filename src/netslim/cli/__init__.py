@@ -2,8 +2,9 @@
 
 Whatever goes wrong on purpose (`NetslimError`) is one line on standard error and exit code 1;
 Ctrl-C is one line and 130; `--debug` shows the traceback instead. Wrong usage (no such command,
-option or choice, or one given twice) is one line, too, and 2. Only the module of the command that
-was typed is imported, so that `netslim --version` does not wait for torch.
+option or choice, or one given twice) is one line, too, and 2; 3 is that the time was up before all
+was done. Only the module of the command that was typed is imported, so that `netslim --version`
+does not wait for torch.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from netslim.cli.common import add_changed_ok, going_on_by
+from netslim.cli.common import add_changed_ok, as_arguments, going_on_by
 from netslim.cli.parser import Parser, UsageError
 
 _ABOUT = """\
@@ -15,8 +16,11 @@ given time. What is finished is never done again, and what two rows have in comm
 
 Stopped, by itself when the time is up or in any other way, the same command goes on. OUT holds the
 results, paper.json and results.md, and beside them what unfinished rows go on from on another
-machine (carried-1.part ...): copy all of it there, and repeat the command.
+machine (carried-1.part ...): copy all of it there, and repeat the command. Exit code 0 where all
+rows are finished, 1 where one has failed, 3 where the time was up before.
 """
+_TIME_UP = 3  # exit code
+_PLACES = {"out": Path("paper"), "runs": Path("runs/paper"), "page": None}  # where nothing is said
 _MORE = """\
 any value of the recipes can be overridden by its dotted name, for all rows alike:
   netslim bench paper --rows vgg19-cifar10 --minutes 9
@@ -52,14 +56,14 @@ def register(parser: Parser) -> None:
         "--out",
         metavar="DIR",
         type=Path,
-        default=Path("paper"),
+        default=_PLACES["out"],
         help="where the results go (default: paper)",
     )
     parser.add_argument(
         "--runs",
         metavar="DIR",
         type=Path,
-        default=Path("runs/paper"),
+        default=_PLACES["runs"],
         help="where the run folders lie (default: runs/paper)",
     )
     parser.add_argument(
@@ -85,6 +89,7 @@ def _paper(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             options.out,
             options.runs,
             page=options.page,
+            options=list(_same(options, overrides)),
             deadline=paper.deadline_in(options.minutes, time.monotonic() - begun),
             changed_ok=options.changed_ok,
         )
@@ -95,4 +100,17 @@ def _paper(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         print(f"go on with: {again}")
     for row, problem in done.failed.items():
         print(f"{row} failed: {problem}")
-    return int(bool(done.failed))
+    if done.failed:
+        return 1
+    if done.stopped:
+        return _TIME_UP
+    return 0
+
+
+def _same(options: argparse.Namespace, overrides: dict[str, str]) -> Iterator[str]:
+    """What adds further rows to the same results; where the data lie is no part of them."""
+    yield from ("--seeds", *map(str, options.seeds))
+    for name, usual in _PLACES.items():
+        if (place := getattr(options, name)) != usual:
+            yield from (f"--{name}", str(place))
+    yield from as_arguments({key: overrides[key] for key in overrides if key != "data.root"})

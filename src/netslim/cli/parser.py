@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from netslim._support import brief, nearest
@@ -74,6 +76,7 @@ class Parser(argparse.ArgumentParser):
             if names.count(flag) > 1 and not isinstance(known[flag], argparse._AppendAction):
                 raise self.wrong(f"{flag} is given twice: give it once, with all that it is to say")
             self._check_choices(flag, known[flag], values)
+            self._check_finite(flag, known[flag], values)
         return self.parse_args(tokens)
 
     def wrong(self, text: str) -> UsageError:
@@ -96,6 +99,15 @@ class Parser(argparse.ArgumentParser):
                 listed = f"; choose one of {', '.join(choices)}"
                 near = others or nearest(value, choices, otherwise=listed)
                 raise self.wrong(f"{flag} {value}: there is no such choice{near}")
+
+    def _check_finite(self, flag: str, action: argparse.Action, values: Sequence[str]) -> None:
+        """Numbers are numbers: none of the commands has a use for nan or for an infinite one."""
+        if action.type is not float:
+            return
+        for value in values:
+            with suppress(ValueError):  # which argparse tells
+                if not math.isfinite(float(value)):
+                    raise self.wrong(f"{flag} {value}: give a finite number")
 
     def _meant(self, flag: str, values: Sequence[str], tokens: Sequence[str]) -> str:
         """What may be meant by a flag that is not known; what follows it may tell."""

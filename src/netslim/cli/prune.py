@@ -191,10 +191,11 @@ def _check_input(options: argparse.Namespace) -> None:
             "say what the network takes: the shape of one example, such as --input 3 32 32, or a "
             "data set by --data"
         )
-    if options.limit_images is not None and (options.data is None or options.limit_images < 0):
-        raise RecipeError(
-            f"--limit-images {options.limit_images}: give 0 or more images of --data to look at"
-        )
+    look = options.limit_images
+    if look is not None and options.data is None:
+        raise RecipeError("--limit-images is of --data, which is not given: leave it out")
+    if look is not None and look < 0:
+        raise RecipeError(f"--limit-images {look}: give 0 or more images of --data to look at")
     if options.input is not None:
         check_sizes(options.input)
 

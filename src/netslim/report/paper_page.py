@@ -8,6 +8,7 @@ data at hand may make all errors larger.
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
@@ -66,7 +67,8 @@ def page(content: Row) -> str:
     groups = [list(found) for _, found in groupby(rows, key=itemgetter("recipe"))]
     full = [group for group in groups if not group[0]["twin"]]
     twins = [group for group in groups if group[0]["twin"]]
-    parts = [_HEAD, _PUBLISHED, _full(full), _TWINS, _small(twins), _left(content["left"])]
+    ends = [_failed(content.get("failed") or {}), _left(content)]
+    parts = [_HEAD, _PUBLISHED, _full(full), _TWINS, _small(twins), *ends]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
@@ -231,11 +233,21 @@ def _yes(good: bool) -> str:
     return "**no**"
 
 
-def _left(names: Sequence[str]) -> str:
-    """What has not been run, and the command for it, which may be stopped and goes on."""
-    if not names:
+def _failed(problems: Mapping[str, str]) -> str:
+    """What was begun, and why it has not ended."""
+    if not problems:
         return ""
-    command = " ".join(["netslim bench paper --minutes 9 --rows", *names])
+    told = (f"- `{row}`: {' '.join(why.split())}\n" for row, why in problems.items())
+    return f"## Failed\n\n{''.join(told)}"
+
+
+def _left(content: Row) -> str:
+    """What has not been run, and the command for it, which may be stopped and goes on."""
+    if not content["left"]:
+        return ""
+    options = shlex.join(content.get("options") or [])
+    given = filter(None, ["netslim bench paper --minutes 9", options, "--rows", *content["left"]])
+    command = " ".join(given)
     lines = textwrap.wrap(command, 96, subsequent_indent="  ", break_on_hyphens=False)
     return "## Not run yet\n\n```console\n" + " \\\n".join(lines) + "\n```\n"
 

@@ -219,6 +219,8 @@ class Tables(Record):
 
     rows: tuple[TableRow, ...]
     left: list[str]
+    failed: Mapping[str, str] | None = None  # row and seed -> what went wrong the last time
+    options: list[str] | None = None  # with which what is left is run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,8 +72,14 @@ def _write(runs: Path, rows: Iterable[Path], out: Path) -> None:
 
 
 def _needed(row: Path) -> Iterator[Path]:
-    """The files of a run folder that it goes on from."""
-    yield from filter(Path.exists, (row / name for name in _OF_RUNS))
+    """The files of a run folder that it goes on from; none where nothing is done yet."""
+    work = list(_of_stages(row))
+    if work:
+        yield from filter(Path.exists, (row / name for name in _OF_RUNS))
+    yield from work
+
+
+def _of_stages(row: Path) -> Iterator[Path]:
     for stage in sorted(path for path in row.glob("[0-9][0-9]-*") if path.is_dir()):
         names: tuple[str, ...] = _UNFINISHED
         if (stage / "stage.json").exists():
@@ -82,18 +88,18 @@ def _needed(row: Path) -> Iterator[Path]:
         yield from sorted(stage.glob("strength*/*.json"))
 
 
-def unpack(out: Path, runs: Path) -> list[str]:
+def unpack(out: Path, runs: Path) -> tuple[list[str], list[str]]:
     """Put what the parts hold where run folders lie; rows that are there already stay as they are.
 
     Returns:
-        The rows that were put there, as ROW/SEED.
+        The rows that the parts hold, as ROW/SEED, and those of them that were put there.
 
     Raises:
         RecipeError: a part is missing or damaged.
     """
     parts = _parts(out)
     if not parts:
-        return []
+        return [], []
     whole = io.BytesIO(b"".join(part.read_bytes() for part in parts))
     try:
         with zipfile.ZipFile(whole) as archive:
@@ -105,7 +111,7 @@ def unpack(out: Path, runs: Path) -> list[str]:
         ) from None
 
 
-def _extracted(archive: zipfile.ZipFile, runs: Path) -> list[str]:
+def _extracted(archive: zipfile.ZipFile, runs: Path) -> tuple[list[str], list[str]]:
     if archive.testzip() is not None:
         raise zipfile.BadZipFile("what they hold is not what was written")
     rows = {name: "/".join(PurePosixPath(name).parts[:2]) for name in archive.namelist()}
@@ -113,7 +119,7 @@ def _extracted(archive: zipfile.ZipFile, runs: Path) -> list[str]:
     for name, row in rows.items():
         if row in new:
             archive.extract(name, runs)  # which never leaves the folder
-    return sorted(new)
+    return list(dict.fromkeys(rows.values())), sorted(new)
 
 
 def _parts(out: Path) -> list[Path]:

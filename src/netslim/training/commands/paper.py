@@ -15,6 +15,7 @@ first time begins with what other rows have done already (`beginnings`).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import netslim.training.processes as processes
 from netslim._support import digest_of_plain, write_atomic
-from netslim.errors import NetslimError
+from netslim.errors import NetslimError, RecipeError
 from netslim.report import paper_page, records
 from netslim.training.commands.beginnings import begin
 from netslim.training.commands.bites import bites, said
@@ -75,11 +76,16 @@ def recipes(
         small: the twins of the rows, whether or not their names say so.
 
     Raises:
-        RecipeError: there is no such recipe, or one does not take an override.
+        RecipeError: there is no such recipe, one does not take an override, or a row or seed is
+            given twice.
     """
     found = list(names)
     if small:
         found = [f"{name.removesuffix(SMALL)}{SMALL}" for name in found]
+    seeds = list(seeds)
+    for what, given in (("the row", found), ("the seed", seeds)):
+        if twice := [item for item, times in Counter(given).items() if times > 1]:
+            raise RecipeError(f"{what} {twice[0]} is given twice: give it once")
     return [load_recipe(name, {**overrides, "seed": str(seed)}) for seed in seeds for name in found]
 
 
@@ -106,6 +112,7 @@ def carry_out(
     runs: Path,
     *,
     page: Path | None = None,
+    options: Sequence[str] = (),
     changed_ok: bool = False,
     deadline: Deadline | None = None,
     display: Display | None = None,
@@ -117,6 +124,7 @@ def carry_out(
         out: the folder of paper.json.
         runs: the folder of the run folders.
         page: the file of the page; `results.md` in `out` when not given.
+        options: of the command, for the one on the page that runs what is left.
         changed_ok: as for `run`.
         deadline: from `deadline_in`; there is none when not given.
         display: where progress is shown, which keeps to the deadline.
@@ -128,10 +136,11 @@ def carry_out(
     for recipe in asked:
         processes.refuse_several(recipe.trainer)
     deadline = deadline or Deadline()
-    work = _Work(out, runs, page or out / "results.md", changed_ok)
+    work = _Work(asked, out, runs, page or out / "results.md", options, changed_ok)
     work.display = display or Display(deadline=deadline)
     out.mkdir(parents=True, exist_ok=True)
-    for row in unpack(out, runs):
+    work.carried, new = unpack(out, runs)
+    for row in new:
         work.display.say(f"{row} goes on from what was carried here")
     outcome = Outcome(len(asked))
     try:
@@ -141,7 +150,7 @@ def carry_out(
         outcome.stopped = True
     finally:
         work.write()
-        work.carry(asked)
+        work.carry()
     outcome.finished = sum(work.has(recipe) for recipe in asked)
     return outcome
 
@@ -162,7 +171,7 @@ def _one(work: _Work, recipe: Recipe, deadline: Deadline, outcome: Outcome) -> N
     try:
         work.row(recipe)
     except NetslimError as error:
-        outcome.failed[_named(recipe)] = str(error)
+        outcome.failed[_named(recipe)] = work.failed[_named(recipe)] = str(error)
         work.display.warn(f"{_named(recipe)}: {error}")
 
 
@@ -173,19 +182,34 @@ def _named(recipe: Recipe) -> str:
 class _Work:
     """paper.json, and the runs that fill it."""
 
-    def __init__(self, out: Path, runs: Path, page: Path, changed_ok: bool) -> None:
-        self.out, self.runs, self.page, self.changed_ok = out, runs, page, changed_ok
+    def __init__(
+        self,
+        asked: Sequence[Recipe],
+        out: Path,
+        runs: Path,
+        page: Path,
+        options: Sequence[str],
+        changed_ok: bool,
+    ) -> None:
+        self.asked, self.out, self.runs, self.page = asked, out, runs, page
+        self.options, self.changed_ok = options, changed_ok
         self.file = out / "paper.json"
         self.display = Display()
+        self.carried: list[str] = []  # ROW/SEED, what was in the parts
         self.rows: list[Row] = []
+        self.failed: dict[str, str] = {}
         if self.file.exists():
             remedy = "move it away to have it written again from the run folders"
-            self.rows = list(read_json(self.file, remedy, records.Tables)["rows"])
+            found = read_json(self.file, remedy, records.Tables)
+            self.rows, self.failed = list(found["rows"]), dict(found.get("failed") or {})
 
     def has(self, recipe: Recipe) -> bool:
         """Whether this row is there with these settings."""
         known = (recipe.name, _settings(recipe))
         return any((row["recipe"], row["settings"]) == known for row in self.rows)
+
+    def _unfinished(self) -> list[Recipe]:
+        return [recipe for recipe in self.asked if not self.has(recipe)]
 
     def folder(self, recipe: Recipe) -> RunFolder:
         """Where a row is run."""
@@ -205,21 +229,25 @@ class _Work:
         key = ("recipe", "seed")
         self.rows = [row for row in self.rows if any(row[k] != found[k] for k in key)]
         self.rows.append(found)
+        self.failed.pop(_named(recipe), None)
         self.write()
 
     def write(self) -> None:
         """paper.json and its page."""
-        done = {row["recipe"] for row in self.rows}
+        done = {row["recipe"] for row in self.rows} - {recipe.name for recipe in self._unfinished()}
         known = [*default_rows(small=False), *default_rows(small=True)]
         left = [name for name in known if name not in done]
-        content = {"format": FORMAT, "rows": self.rows, "left": left}
+        content = {"format": FORMAT, "rows": self.rows, "left": left, "failed": self.failed}
+        content["options"] = list(self.options)
         write_json(self.file, content)
         write_atomic(self.page, paper_page.page(content))
 
-    def carry(self, asked: Iterable[Recipe]) -> None:
-        """The parts of what is not finished."""
-        begun = [self.folder(recipe).path for recipe in asked if not self.has(recipe)]
-        _, left = pack(self.runs, begun, self.out)
+    def carry(self) -> None:
+        """The parts of what is not finished: of what is asked for, and of what came in parts."""
+        done = {f"{row['recipe']}/{row['seed']}" for row in self.rows}
+        begun = [self.folder(recipe).path for recipe in self._unfinished()]
+        begun += [self.runs / row for row in self.carried if row not in done]
+        _, left = pack(self.runs, dict.fromkeys(begun), self.out)
         for row in left:
             name = row.relative_to(self.runs)
             self.display.say(f"{name} is too large to be carried: it goes on from {row} alone")
@@ -270,9 +298,12 @@ def conditions(recipe: Recipe) -> list[str]:
 def told(outcome: Outcome, minutes: float | None, seconds: float) -> str:
     """One line on what a call has done."""
     text = f"{outcome.finished} of {outcome.asked} rows are finished"
-    if outcome.stopped:
-        text += f"; stopped after {in_words(seconds)} of {in_words(60 * (minutes or 0.0))}"
-    return text
+    if not outcome.stopped:
+        return text
+    spent, given = in_words(seconds), in_words(60 * (minutes or 0.0))
+    if seconds <= 60 * (minutes or 0.0):
+        return f"{text}; stopped after {spent} of {given}"
+    return f"{text}; stopped after {spent}, as the {given} were over; only training can be stopped"
 
 
 __all__ = [
