@@ -62,6 +62,21 @@ def test_a_run_at_work(folder, capsys):
     assert told["stages"][0]["done"] == 2
 
 
+def test_of_several_runs_there_is_a_line_for_each(folder, capsys):
+    place = folder.path.parent
+    (place / "row" / "0").mkdir(parents=True)  # as bench paper has them
+    (place / "row" / "0" / "config.yaml").write_text("[")
+    assert main(["status", str(place)]) == 1
+    damaged, stopped = sorted(capsys.readouterr().out.splitlines(), key=lambda line: "far" in line)
+    assert stopped == f"{folder.path}: far, stopped, 01-a begun, 2 of 4 epochs"
+    assert "config.yaml is damaged" in damaged
+    (place / "row" / "0" / "config.yaml").unlink()
+    with folder.lock():
+        assert main(["status", str(place), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["state"], len(told["stages"])) == ("running", 4)
+
+
 def test_a_finished_run(folder):
     for index, stage in enumerate(parse_recipe(RECIPE).stages):
         place = folder.stage(index, stage)

@@ -91,6 +91,17 @@ def status(path: str | os.PathLike[str]) -> Status:
     )
 
 
+def runs_in(path: str | os.PathLike[str]) -> list[Path]:
+    """The run folders in a folder that is none itself: those of several runs, or of the rows and
+    seeds of `netslim bench paper`; empty where it is one, or holds none.
+    """
+    folder = Path(path)
+    if (folder / "config.yaml").exists():
+        return []
+    found = [*folder.glob("*/config.yaml"), *folder.glob("*/*/config.yaml")]
+    return sorted(config.parent for config in found)
+
+
 def recipe_in(folder: RunFolder) -> Recipe:
     """What a run folder was begun with.
 
@@ -112,7 +123,10 @@ def _nothing(folder: Path) -> str:
         return f"{folder} is not there; a run makes it some seconds after it was started"
     if (process := _worker(folder / ".lock")) is not None:
         return f"a run begins in {folder} ({process}), and has written nothing yet: ask again"
-    return f"{folder} is no run folder, for it has no config.yaml: give the --out of a run"
+    return (
+        f"{folder} is no run folder, for it has no config.yaml, and holds none: give the --out of a "
+        "run, or of several"
+    )
 
 
 def _worker(lock: Path) -> str | None:
@@ -202,4 +216,4 @@ def _pace(stage: StageStatus) -> float | None:
     return stage.seconds_left / (stage.epochs - (stage.done or 0))
 
 
-__all__ = ["StageStatus", "Status", "status"]
+__all__ = ["StageStatus", "Status", "runs_in", "status"]
