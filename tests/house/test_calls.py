@@ -124,12 +124,16 @@ class Both:
     ("call", "said"),
     [
         (lambda: Both(), "Both needs size: call it with (size)"),
-        (lambda: Both(1, 2), "Both takes 1 arguments in order, (size), got 2"),
+        (
+            lambda: Both(1, 2),
+            "takes 1 argument in order, (size), got 2: the int 1, the int 2; give the others by name",
+        ),
+        (lambda: Both(1, 2), "such as depth=..."),
         (lambda: Both(1, dept=2), "Both takes no 'dept'; did you mean 'depth'?"),
         (lambda: Both(1, size=2), "Both got size twice, by its place and by its name"),
         (lambda: Both.of(), "Both.of needs size: call it with (size)"),
         (lambda: Both.of(siz=1), "Both.of takes no 'siz'; did you mean 'size'?"),
-        (lambda: Both.twice(1, 2), "Both.twice takes 1 arguments in order, (size), got 2"),
+        (lambda: Both.twice(1, 2), "Both.twice takes 1 argument in order, (size), got 2"),
         (lambda: Both(1).less(at_leas=1), "takes no 'at_leas'; did you mean 'at_least'?"),
         (lambda: Both(1).less(), "Both.less needs by: call it with (by)"),
         (lambda: Both(1).less(1, 2, 3), "takes 2 arguments in order, (by, at_least), got 3"),
@@ -138,6 +142,29 @@ class Both:
 def test_what_does_not_fit_is_said_in_words(call, said):
     with pytest.raises(ArgumentError) as caught:
         call()
+    assert said in str(caught.value)
+
+
+MODEL, HALF = torch.nn.Linear(2, 2), netslim.Budget(cut_macs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "said"),
+    [
+        (
+            (torch.ones(1), MODEL, HALF),
+            {},
+            "(model, example_inputs), got 3: a Tensor, a Linear, a Budget; give the others by "
+            "name, such as budget=...",
+        ),
+        ((MODEL, HALF, torch.ones(1)), {}, "such as budget=..."),
+        ((torch.ones(1), MODEL), {"budget": HALF}, "got Tensor; call slim(model, example_inputs"),
+        ((MODEL, HALF), {}, "what the model takes, got a Budget: give that by name, budget=..."),
+    ],
+)
+def test_a_wrong_order_names_what_was_given_and_what_is_expected(given, named, said):
+    with pytest.raises(ArgumentError) as caught:
+        netslim.slim(*given, **named)
     assert said in str(caught.value)
 
 

@@ -86,6 +86,16 @@ def test_a_finished_run(folder):
     assert (found.state, found.seconds_left) == ("finished", 0.0)
 
 
+def test_settings_that_were_edited_say_how_settings_are_changed(folder):
+    edited = folder.config.read_text().replace("epochs: 4", "epochs: 5")
+    folder.config.write_text(edited)
+    told = r"it was edited.*changed by the command, as --seed 1.*; "
+    with pytest.raises(RecipeError, match=f"{told}choose another --out"):
+        folder.claim(parse_recipe(RECIPE))
+    with pytest.raises(RecipeError, match=f"{told}give the --out of another run"):
+        status(folder.path)
+
+
 @pytest.mark.parametrize("content", [None, "[", yaml.safe_dump({"search": {}}), "{}"])
 def test_what_is_no_run_folder_is_said(tmp_path, content):
     if content is not None:
@@ -98,7 +108,7 @@ def test_half_a_config_is_not_believed(folder):
     text = folder.config.read_text()
     assert len(status(folder.path).stages) == 4
     folder.config.write_text(text[: text.index("- kind: prune")])
-    with pytest.raises(RecipeError, match=r"config\.yaml is damaged \(it was changed after"):
+    with pytest.raises(RecipeError, match="it was edited, or half of it is lost"):
         status(folder.path)
     folder.config.write_text(text.partition("\n")[2])  # as version 0.1 wrote it
     assert len(status(folder.path).stages) == 4

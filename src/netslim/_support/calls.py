@@ -6,13 +6,14 @@ import functools
 import inspect
 import itertools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from netslim._support.arguments import described, is_number, is_whole, wording
 from netslim._support.names import nearest
+from netslim._support.plurals import many
 from netslim.errors import ArgumentError
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
@@ -79,7 +80,7 @@ def call_checked(
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            misfit = _misfit(signature, len(args), kwargs, remedy or nearest)
+            misfit = _misfit(signature, args, kwargs, remedy or nearest, looked_at())
             raise ArgumentError(f"{called} {misfit}") from None
         if check:
             check(given)
@@ -94,7 +95,11 @@ def call_checked(
 
 
 def _misfit(
-    signature: inspect.Signature, placed: int, keywords: Collection[str], remedy: Remedy
+    signature: inspect.Signature,
+    placed: Sequence[Any],
+    keywords: Collection[str],
+    remedy: Remedy,
+    fitting: Mapping[str, _Kind],
 ) -> str:
     """Why a call does not fit: a misspelt keyword comes before the missing one that it stands for.
 
@@ -103,6 +108,7 @@ def _misfit(
         placed: arguments that were given by their place, ``self`` among them.
         keywords: the names that were given.
         remedy: as of `call_checked`.
+        fitting: from `_kinds`.
     """
     parameters = list(signature.parameters.values())
     kinds = {one.kind for one in parameters}
@@ -114,16 +120,29 @@ def _misfit(
         for name in keywords:
             if name not in names:
                 return f"takes no {name!r}{remedy(name, names)}"
-    if placed > len(in_order) and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        order = ", ".join(in_order[own:])
-        return f"takes {len(in_order) - own} arguments in order, ({order}), got {placed - own}"
-    given = in_order[:placed]
+    if len(placed) > len(in_order) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        order, got = ", ".join(in_order[own:]), ", ".join(map(described, placed[own:]))
+        takes = many(len(in_order) - own, "argument")
+        others = [one.name for one in named if one.kind is one.KEYWORD_ONLY]
+        more = _by_name(placed[own:], others, fitting)
+        return f"takes {takes} in order, ({order}), got {len(placed) - own}: {got}{more}"
+    given = in_order[: len(placed)]
     twice = [name for name in given if name in keywords]
     if twice:
         return f"got {twice[0]} twice, by its place and by its name"
     needed = [one.name for one in named[own:] if one.default is one.empty]
     missing = [name for name in needed if name not in given and name not in keywords]
     return f"needs {' and '.join(missing)}: call it with ({', '.join(needed)})"
+
+
+def _by_name(given: Iterable[Any], names: Sequence[str], fitting: Mapping[str, _Kind]) -> str:
+    """How what has no place is given: by the name of its class, or by any."""
+    if not names:
+        return ""
+    kinds = {type(value).__name__ for value in given}
+    meant = [name for name in names if name in fitting and kinds & {*fitting[name][1].split()}]
+    shown = ", ".join(f"{name}=..." for name in meant or names[:1])
+    return f"; give the others by name, such as {shown}"
 
 
 def _usual(signature: inspect.Signature, shown: str) -> str:

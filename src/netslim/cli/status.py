@@ -25,7 +25,9 @@ folder in which the folders of several runs lie, a line for each.
 def register(parser: Parser) -> None:
     """Flags of the command."""
     parser.carries_out(_status, about=_STATUS)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the run folder, or one of several runs")
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, help="the run folder, or one of several runs"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
 
 

@@ -10,9 +10,10 @@ from torch import nn
 
 import netslim.ranks as ranks
 from netslim._support import check_batches
-from netslim.errors import ArgumentError
+from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.modules.batches import held_out
+from netslim.graph.modules.unwrapping import bare
 from netslim.measure.table.measuring import latency_table
 from netslim.methods.cutting import by_scores, cut, log
 from netslim.methods.noise import carried_back, decided
@@ -89,6 +90,7 @@ def slim(
         >>> small = netslim.slim(model, images, budget=half)
         >>> better = netslim.slim(model, images, budget=half, batches=loader)
     """
+    bare(model, TraceError, call="slim(model, example_inputs, budget=...)")
     if batches is not None:
         check_batches(batches)
     choose = partial(

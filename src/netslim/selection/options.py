@@ -20,7 +20,16 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from netslim._support import Thing, brief, call_checked, checks_calls, is_number, is_whole, nearest
+from netslim._support import (
+    Thing,
+    brief,
+    call_checked,
+    checks_calls,
+    described,
+    is_number,
+    is_whole,
+    nearest,
+)
 from netslim.errors import ArgumentError
 from netslim.surgery.compensation.linear import FoldWay
 
@@ -403,9 +412,15 @@ def takes_options(function: Thing) -> Thing:
 
 
 def _check_kinds(given: Mapping[str, Any]) -> None:
-    for name in given:
+    for name, value in given.items():
         if name in _HOMES:
-            _check_kind(name, given[name])
+            _check_kind(name, value)
+        elif name == "example_inputs" and isinstance(value, Checked):
+            home = next((key for key, (kind, *_) in _HOMES.items() if kind is type(value)), "")
+            raise ArgumentError(
+                f"example_inputs must be what the model takes, got {described(value)}: give that "
+                f"by name{home and f', {home}=...'}"
+            )
 
 
 def _remedy(name: str, parameters: list[str]) -> str:

@@ -148,13 +148,16 @@ def read_settings(path: Path, remedy: str) -> dict[str, Any]:
     """
     with refusing(RecipeError, f"{path} is damaged", remedy):
         text = read_text(path, _LARGEST)
-        seal, _, rest = text.partition("\n")
-        # Version 0.1 wrote none.
-        if seal.startswith(_SEAL) and seal.removeprefix(_SEAL) != _digest(rest):
-            raise ValueError("it was changed after it was written")
         tree = read_yaml(text)
         if not isinstance(tree, dict):
             raise ValueError("it holds no mapping of settings")
+    seal, _, rest = text.partition("\n")
+    if seal.startswith(_SEAL) and seal.removeprefix(_SEAL) != _digest(rest):  # none in version 0.1
+        raise RecipeError(
+            f"{path} is not as it was written: it was edited, or half of it is lost. Settings are "
+            "changed by the command, as --seed 1 or --stages.NAME.OPTION VALUE, and not in this "
+            f"file; {remedy}"
+        )
     return tree
 
 
