@@ -124,8 +124,8 @@ def _nothing(folder: Path) -> str:
     if (process := _worker(folder / ".lock")) is not None:
         return f"a run begins in {folder} ({process}), and has written nothing yet: ask again"
     return (
-        f"{folder} is no run folder, for it has no config.yaml, and holds none: give the --out of a "
-        "run, or of several"
+        f"{folder} is no run folder, for it has no config.yaml, and none is in it: give the --out "
+        "of a run, or of several"
     )
 
 
