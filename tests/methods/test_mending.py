@@ -140,6 +140,9 @@ def test_statistics_of_another_distribution_are_left_out(network):
     assert done.warnings[-1].startswith(LEFT)
     assert "tell less of the data than what it replaces" in done.warnings[-1]
     assert done.plan.why.compensation == "none"
+    for notes in (done.plan.notes, history(done.network).notes):
+        (told,) = [note for note in notes if note.startswith("chosen: ")]
+        assert told == "chosen: criterion l2, allocation uniform, compensation none"
     plain = halved(network, None, Compensation())
     for ours, theirs in zip(statistics(done.network), statistics(plain.network), strict=True):
         assert torch.equal(ours, theirs)
@@ -147,6 +150,14 @@ def test_statistics_of_another_distribution_are_left_out(network):
     wanted, forced = Judge(network, drawn(2, 3)), recalibrate(plain.network, batches)
     with_it, without = wanted.errors([forced, done.network])
     assert with_it > 2 * without
+
+
+def test_what_there_is_nothing_to_take_anew_for_is_not_told_as_done():
+    """A network without statistics of batch normalisation."""
+    bare = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+    done = halved(bare, drawn(8, 2), FRESH)
+    assert done.mended == ()
+    assert done.plan.why.compensation == "none"
 
 
 def test_a_fold_that_takes_outputs_away_is_left_out():

@@ -53,7 +53,7 @@ from netslim.selection.select import select
 from netslim.surgery.compensation.batch_norm import recalibrate
 from netslim.surgery.compensation.constants import Folding
 from netslim.surgery.compensation.linear import compensate
-from netslim.surgery.history import add_notes
+from netslim.surgery.history import Notes, retell
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.verify import Verification, verify
@@ -224,7 +224,7 @@ def by_scores(
 def with_choice(plan: PruningPlan, choice: Choice) -> PruningPlan:
     """The plan, which says how it was chosen."""
     why = choice.why(plan.why or Why())
-    told = f"chosen: {why.told()}{choice.advice}"
+    told = f"{why.chosen()}{choice.advice}"
     return replace(plan, why=why, notes=(told, *plan.notes))
 
 
@@ -414,13 +414,14 @@ def _renewed(done: Cut[Model], batches: list[Any]) -> Cut[Model]:
 
 def _told(done: Cut[Model]) -> Cut[Model]:
     """The cut, whose plan, notes, warnings and network tell what became of its compensation."""
-    if not done.mended:
-        return done
-    kept = [mending.step for mending in done.mended if mending.kept]
     plan = done.plan
     if plan.why is not None:
-        plan = replace(plan, why=replace(plan.why, compensation=" and ".join(kept) or "none"))
-    add_notes(done.network, map(str, done.mended))
+        kept = [mending.step for mending in done.mended if mending.kept]
+        why = replace(plan.why, compensation=" and ".join(kept) or "none")
+        chosen = partial(_chosen_so, plan.why, why)
+        plan = replace(plan, why=why, notes=chosen(plan.notes))
+        retell(done.network, chosen)
+    retell(done.network, lambda notes: (*notes, *map(str, done.mended)))
     notes = [str(mending) for mending in done.mended if not mending.harmful]
     warnings = [str(mending) for mending in done.mended if mending.harmful]
     return replace(
@@ -429,6 +430,17 @@ def _told(done: Cut[Model]) -> Cut[Model]:
         notes=(*done.notes, *notes),
         warnings=(*done.warnings, *warnings),
     )
+
+
+def _chosen_so(before: Why, now: Why, notes: Notes) -> Notes:
+    """The sentences of a plan; the last one on what was chosen says what came of it."""
+    found = list(notes)
+    for number in reversed(range(len(found))):
+        said, semicolon, advice = found[number].partition(";")
+        if said == before.chosen():
+            found[number] = f"{now.chosen()}{semicolon}{advice}"
+            break
+    return tuple(found)
 
 
 def _moved(folding: Folding[Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ with this layer and with that one can be brought to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
@@ -36,6 +36,8 @@ from netslim.graph.modules.walk import (
 )
 from netslim.surgery.plan import PruningPlan, compose, counted, with_known_sizes, without_slices
 from netslim.surgery.rows import GroupCut, SizePatch, TensorCut, bias_of
+
+Notes = tuple[str, ...]
 
 _WHOLE = "_netslim_plan"  # the plan of all that was cut below a module; until 0.2 an object
 _OWN = "_netslim_cuts"  # the cuts of a module's own tensors
@@ -147,12 +149,12 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
     vars(model)[_BEFORE] = json.dumps(_before(model, whole.tensors))
 
 
-def add_notes(model: nn.Module, notes: Iterable[str]) -> None:
-    """Add sentences to what the plan of the cuts of a model says; nothing where none was cut."""
+def retell(model: nn.Module, change: Callable[[Notes], Notes]) -> None:
+    """Change the sentences of the plan of all cuts of a model; nothing where none was cut."""
     inner = inside(model)
     whole = _whole(inner)
     if whole is not None:
-        vars(inner)[_WHOLE] = replace(whole, notes=(*whole.notes, *notes)).to_json()
+        vars(inner)[_WHOLE] = replace(whole, notes=change(whole.notes)).to_json()
 
 
 # A record is read again whenever a network is saved, loaded or cut, and is the same text in all of

@@ -44,6 +44,10 @@ class Why:
             f"compensation {self.compensation}"
         )
 
+    def chosen(self) -> str:
+        """The same as a sentence of a plan."""
+        return f"chosen: {self.told()}"
+
     def threshold(self, name: str, kept: Iterable[int]) -> tuple[float | None, float | None]:
         """(largest score removed, smallest score kept) of a group of which these units stay.
 

@@ -637,7 +637,7 @@ def _chosen(plan: PruningPlan) -> list[str]:
     """By what a cut was made, where a criterion decided."""
     if plan.why is None or not plan.why.criterion:
         return []
-    return [f"chosen: {plan.why.told()}"]
+    return [plan.why.chosen()]
 
 
 def _proof(check: Verification | None) -> Results:
