@@ -100,6 +100,7 @@ SEEN: dict[str, Factor] = {
     "numbers": lambda m, y: float(y.mean().tolist() > 0) + 1,
     "drawn": lambda m, y: torch.rand(()) + y.shape[1] // 100 + 1,
     "random": lambda m, y: random.random() + y.shape[1] // 100 + 1,
+    "not in training": lambda m, y: torch.rand(()) if m.training else y.shape[1] // 100 + 1,
     "printed": lambda m, y: (print(y.dtype), 1)[1],
     "asserted": lambda m, y: (torch._assert(y.dim() == 4, f"4 and not {y.shape}"), 1)[1],
     "in place": lambda m, y: y.clone().mul_(2).clamp_(0, 1),
@@ -121,8 +122,9 @@ def test_channels_whose_number_is_read_unseen_stay(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEEN)
 def test_no_channels_stay_for_sizes_that_are_followed(name: str, capsys: Any) -> None:
-    model = Scaled(SEEN[name]).double().eval()
-    for _ in range(2):  # tables of the process's are filled by then
+    model = Scaled(SEEN[name]).double()
+    for training in (False, True):  # the second time tables of the process's are filled
+        model.train(training)
         graph = netslim.trace(model, X)
         reasons = str([group.reasons for group in graph])
         assert "where no trace can follow" not in reasons, reasons

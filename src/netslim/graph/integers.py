@@ -45,6 +45,7 @@ _NO_WIDTH = re.compile(
 # What nearly all attributes of modules are, none of which is a configuration.
 _COMMON = frozenset({bool, int, float, str, tuple, list, dict, set, type(None), OrderedDict})
 _DEEPEST, _LONGEST = 3, 256  # what leads to functions: how deep, and of how many entries
+_WRAPPED = ("__func__", "__wrapped__")
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 _SHOWING = {"extra_repr", "__repr__", "__str__"}  # what only prints a size does not need it
 
@@ -297,7 +298,7 @@ class _Reach:
 
     def __init__(self) -> None:
         self._functions: dict[int, tuple[Any, list[FunctionType]]] = {}
-        self._methods: dict[type, dict[str, list[FunctionType]]] = {}
+        self._attributes: dict[type, dict[str, Any]] = {}
         self._ahead: dict[FunctionType, tuple[set[str], list[FunctionType]]] = {}
 
     def functions(self, value: Any) -> list[FunctionType]:
@@ -306,22 +307,25 @@ class _Reach:
             self._functions[id(value)] = value, [*_functions(value)]
         return self._functions[id(value)][1]
 
+    def attributes(self, kind: type) -> dict[str, Any]:
+        """Those of a class, inherited ones too."""
+        if kind not in self._attributes:
+            bases = kind.__mro__[::-1]
+            self._attributes[kind] = {k: v for base in bases for k, v in vars(base).items()}
+        return self._attributes[kind]
+
     def methods(self, kind: type) -> dict[str, list[FunctionType]]:
-        """Those that the attributes of a class lead to, inherited ones too, where there are any."""
-        if kind not in self._methods:
-            held = {name: each for base in kind.__mro__[::-1] for name, each in vars(base).items()}
-            found = {name: self.functions(each) for name, each in held.items()}
-            self._methods[kind] = {
-                name: functions for name, functions in found.items() if functions
-            }
-        return self._methods[kind]
+        """What the attributes of a class lead to, where it is anything."""
+        found = {name: self.functions(each) for name, each in self.attributes(kind).items()}
+        return {name: functions for name, functions in found.items() if functions}
 
     def of_methods(
         self, kind: type, names: Iterable[str]
     ) -> tuple[frozenset[str], set[FunctionType]]:
         """The same as `of`, of methods of a class."""
-        methods = self.methods(kind)
-        return self.of(kind, set(chain.from_iterable(methods.get(name, ()) for name in names)))
+        held = self.attributes(kind)
+        methods = [self.functions(held[name]) for name in names if name in held]
+        return self.of(kind, set(chain.from_iterable(methods)))
 
     def of(
         self, kind: type, functions: set[FunctionType]
@@ -332,7 +336,7 @@ class _Reach:
         """
         names: set[str] = set()
         reached: set[FunctionType] = set()
-        methods = self.methods(kind)
+        held = self.attributes(kind)
         for package in {*map(_package, functions)}:
             own = {_package(kind), package}
             waiting = [each for each in functions if _package(each) == package]
@@ -340,8 +344,8 @@ class _Reach:
             while waiting:
                 called, ahead = self._from(waiting.pop())
                 names |= called
-                for name in called & methods.keys():
-                    ahead = [*ahead, *methods[name]]
+                for name in called & held.keys():
+                    ahead = [*ahead, *self.functions(held[name])]
                 for each in ahead:
                     if each not in seen and _within(each, own):
                         seen.add(each)
@@ -402,6 +406,9 @@ def _functions(value: Any, depth: int = 0) -> Iterator[FunctionType]:
 
 def _parts(value: Any) -> Iterable[Any]:
     """What a value is made of that may lead to functions."""
+    if type(value) is FunctionType:  # most are, and to ask for what is not there takes long
+        held = vars(value)
+        return [held[name] for name in _WRAPPED if held.get(name) is not None][:1]
     if isinstance(value, property):
         return value.fget, value.fset
     if isinstance(value, partial):
@@ -410,7 +417,7 @@ def _parts(value: Any) -> Iterable[Any]:
         return islice(value.values(), _LONGEST)
     if isinstance(value, (list, tuple)):
         return islice(value, _LONGEST)
-    for name in ("__func__", "__wrapped__"):
+    for name in _WRAPPED:
         with suppress(Exception):  # anything may stand behind an attribute, as in torch.classes
             if (wrapped := getattr(value, name)) is not None:
                 return (wrapped,)

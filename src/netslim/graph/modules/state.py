@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,10 @@ _DEEPEST = 3  # containers and objects in each other
 @contextlib.contextmanager
 def state_kept(
     model: nn.Module, besides: Collection[nn.Module] = (), training: bool = False
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Whatever the model writes down inside, it is as it was afterwards.
+
+    What it gives puts all of that back, for who runs the model several times.
 
     Args:
         model: which runs inside.
@@ -45,7 +47,7 @@ def state_kept(
     """
     before = _State((module for module in named_modules(model) if module not in besides), training)
     try:
-        yield
+        yield before.put_back
     finally:
         before.put_back()
 
@@ -56,6 +58,7 @@ class _State:
     def __init__(self, modules: Iterable[nn.Module], training: bool) -> None:
         self._training = training
         self._containers: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # tables of modules, most of which have nothing in them
         self._tensors: list[tuple[Tensor, Tensor]] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._seen: set[int] = set()
@@ -67,8 +70,10 @@ class _State:
         self._containers.append((attributes, dict(attributes)))
         # Hooks, too: who puts some in at the first run and notes that it has, would do so again.
         for name in _TABLES:
-            if isinstance(held := attributes.get(name), (dict, set)):
+            if held := attributes.get(name):
                 self._containers.append((held, held.copy()))
+            elif held is not None:
+                self._empty.append(held)
         own = type(module).__module__.startswith("torch.nn.")
         if self._training or not own:
             for buffer in module._buffers.values():
@@ -101,6 +106,8 @@ class _State:
 
     def put_back(self) -> None:
         """Each container, array and tensor has what it had; what holds it, too."""
+        for table in filter(None, self._empty):
+            table.clear()
         for container, before in self._containers:
             if container or before:
                 _refill(container, before)

@@ -25,11 +25,8 @@ Make = Callable[[Size], int]  # what takes the place of an attribute
 
 
 @contextlib.contextmanager
-def remembered_attributes(recorder: Recorder, make: Make = Size.itself) -> Iterator[None]:
-    """Integers in the attributes of modules know their own names while the model runs.
-
-    Or they are whatever ``make`` makes of those that do.
-    """
+def remembered_attributes(recorder: Recorder) -> Iterator[None]:
+    """Integers in the attributes of modules know their own names while the model runs."""
     modules = {
         module: path
         for module, path in named_modules(recorder.model).items()
@@ -43,9 +40,10 @@ def remembered_attributes(recorder: Recorder, make: Make = Size.itself) -> Itera
                 continue
             if isinstance(module, PaddedNorm) and key not in _PLAIN_KEYS:
                 continue
-            known = _remembered(recorder, value, path, key, 0, make)
+            known = _remembered(recorder, value, path, key, 0, Size.itself)
             if known is not value:
                 _note_own(recorder, module, path, key)
+                recorder.holders[module, key] = path, value
                 replaced.append((module, key, known, module.__dict__.get(key)))
                 module.__dict__[key] = known
     try:
@@ -58,6 +56,12 @@ def remembered_attributes(recorder: Recorder, make: Make = Size.itself) -> Itera
                 _put_back(module, key, before)
         for module in modules:
             _forget(module)
+
+
+def make_attributes(recorder: Recorder, make: Make) -> None:
+    """Let the attributes that know their own names be whatever ``make`` makes of these."""
+    for (module, key), (path, value) in recorder.holders.items():
+        module.__dict__[key] = _remembered(recorder, value, path, key, 0, make)
 
 
 def plain_names(attributes: Iterable[tuple[str, str]]) -> set[str]:

@@ -10,7 +10,7 @@ Tensors are told apart by when they were made, parameters and buffers by their n
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,30 +110,35 @@ class Known:
     def told(self, *values: Any) -> Told:
         """Values as they can be compared between two runs."""
         contents: list[Any] = []
-        arguments = [self._told(value, contents) for value in values]
-        return Told(arguments, tuple(contents))
+        return Told(self._all_told(values, contents), tuple(contents))
+
+    def _all_told(self, values: Iterable[Any], contents: list[Any]) -> list[Any]:
+        told = []
+        for value in values:
+            if type(value) not in _AS_THEY_ARE:  # as most are
+                value = self._told(value, contents)
+            told.append(value)
+        return told
 
     def _told(self, value: Any, contents: list[Any]) -> Any:
         kind = type(value)
-        if kind in _AS_THEY_ARE:
-            return value
-        if kind is Size:
-            return int.__int__(value)
-        if kind is Pretended:
-            return value.truth
-        if isinstance(value, float):
-            return float.__repr__(value)  # NaN equals itself there
         if isinstance(value, Tensor):
             key = self.key(value)
             if key is None:
                 contents.append(_content(value))
-            return key, tuple(value.shape), value.dtype
+            return key, value.shape, value.dtype
+        if kind is Size:
+            return int.__int__(value)
+        if kind is Pretended:
+            return value.truth
         if isinstance(value, (list, tuple)):
-            return [self._told(entry, contents) for entry in value]
+            return self._all_told(value, contents)
         if isinstance(value, dict):
-            return [(k, self._told(entry, contents)) for k, entry in value.items()]
+            return list(value), self._all_told(value.values(), contents)
+        if isinstance(value, float):
+            return float.__repr__(value)  # NaN equals itself there
         if isinstance(value, slice):
-            return [self._told(end, contents) for end in (value.start, value.stop, value.step)]
+            return self._all_told((value.start, value.stop, value.step), contents)
         if isinstance(value, np.ndarray):
             contents.append(value.tolist() if value.size <= _SHORTEST else None)
             return value.shape, value.dtype
@@ -170,19 +175,20 @@ class Log(Known):
         """Note a call that was made; gives what came out, for whoever asked."""
         if isinstance(out, Iterator):  # of which nobody else could take
             return iter(self.note(function, told, args, kwargs, Iterated(out)))
-        given = [*tensors_among((args, kwargs))]
-        self.entries.append(Entry(function, told, self._without_values(out, given)))
+        self.entries.append(Entry(function, told, self._without_values(out, args, kwargs)))
         return out
 
-    def _without_values(self, out: Any, given: list[Tensor]) -> Any:
+    def _without_values(self, out: Any, args: Any, kwargs: Any) -> Any:
+        if type(out) in _AS_THEY_ARE or type(out) is Size:
+            return out
         if isinstance(out, Tensor):
-            for position, tensor in enumerate(given):
+            for position, tensor in enumerate(tensors_among(args, kwargs)):
                 if tensor is out:
                     return Given(position)
             return self._hollow(out)
         if isinstance(out, np.ndarray):
             return out.copy()
-        return rebuilt(out, lambda entry: self._without_values(entry, given))
+        return rebuilt(out, lambda entry: self._without_values(entry, args, kwargs))
 
     def _hollow(self, out: Tensor) -> Any:
         key = self.key(out)
@@ -199,15 +205,17 @@ class Log(Known):
         return self.count
 
 
-def tensors_among(value: Any) -> Iterator[Tensor]:
+def tensors_among(args: Iterable[Any], kwargs: Mapping[Any, Any]) -> list[Tensor]:
     """The tensors in arguments, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for entry in value:
-            yield from tensors_among(entry)
-    elif isinstance(value, dict):
-        yield from tensors_among(list(value.values()))
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += tensors_among(value, {})
+        elif isinstance(value, dict):
+            found += tensors_among((), value)
+    return found
 
 
 def rebuilt(value: Any, change: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.modules.computed_convolutions import KIND
-from netslim.graph.modules.padded_norms import Known, PaddedGroupNorm, PaddedNorm, known
+from netslim.graph.modules.padded_norms import Known, Memo, PaddedGroupNorm, PaddedNorm, known
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule
@@ -36,10 +36,11 @@ class _Call:
 class Norms:
     """Told of every module that begins and ends."""
 
-    def __init__(self, recorder: Recorder, operators: Dispatch, rules: Mapping[str, Rule]) -> None:
-        self.recorder, self.operators, self.rules = recorder, operators, rules
+    def __init__(
+        self, recorder: Recorder, operators: Dispatch, rules: Mapping[str, Rule], memo: Memo
+    ) -> None:
+        self.recorder, self.operators, self.rules, self.memo = recorder, operators, rules, memo
         self.began: list[tuple[int, int]] = []  # what was coupled before the modules under way
-        self.memo: dict[Any, Known | None] = {}
         self.calls: dict[nn.Module, list[_Call]] = {}
         self.hooked: set[nn.Module] = set()  # by others, who may do anything to what goes in
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -99,17 +99,21 @@ def _classes(atoms: Atoms) -> Vector:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, training: bool = True) -> Iterator[Callable[[], None]]:
     """A run inside leaves no trace: neither in the model, nor in random numbers, nor in words.
 
-    What is printed or warned of goes nowhere.
+    What is printed or warned of goes nowhere. What it gives puts back the model between two runs.
+
+    Args:
+        model: which runs inside.
+        training: whether it may compute in training mode.
     """
     with (
-        state_kept(model, training=True),
+        state_kept(model, training=training) as put_back,
         own_random_numbers(),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
-        yield
+        yield put_back

@@ -165,6 +165,8 @@ class Recorder:
     constraints: list[Constraint] = field(default_factory=list)
     values: list[ValueUse] = field(default_factory=list)
     attributes: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Where they are, the path of the module, and what is there when nobody traces.
+    holders: dict[tuple[nn.Module, str], tuple[str, Any]] = field(default_factory=dict)
     consulted: set[tuple[str, str]] = field(
         default_factory=set
     )  # those that somebody computed with

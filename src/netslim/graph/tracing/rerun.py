@@ -14,10 +14,9 @@ then without any pretence; where even that differs, nothing can be learnt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from netslim.graph.tracing.log import (
@@ -52,7 +51,7 @@ class Rerun(TorchFunctionMode):
 
     def begin(self, args: Any, kwargs: Any) -> None:
         """Number what the model is given."""
-        for number, tensor in enumerate(tensors_among((args, kwargs)), 1):
+        for number, tensor in enumerate(tensors_among(args, kwargs), 1):
             self.known.number(tensor, number)
 
     def __torch_function__(
@@ -66,7 +65,7 @@ class Rerun(TorchFunctionMode):
         if entry.function != func or not self._same(entry.told, told):
             raise Parted(self._where())
         self._next += 1
-        made = self._made(entry.out, [*tensors_among((args, kwargs))])
+        made = self._made(entry.out, args, kwargs)
         if isinstance(made, Iterated):
             return iter(made)
         return made
@@ -83,7 +82,7 @@ class Rerun(TorchFunctionMode):
             return False
         return not self._contents or one.contents == other.contents
 
-    def _made(self, out: Any, given: Sequence[Tensor]) -> Any:
+    def _made(self, out: Any, args: Any, kwargs: Any) -> Any:
         """What came out of the noted call, without values."""
         if isinstance(out, Hollow):
             known = self.known.numbered(out.number)
@@ -91,12 +90,12 @@ class Rerun(TorchFunctionMode):
                 known = self.known.number(out.made(), out.number)
             return known
         if isinstance(out, Given):
-            return given[out.position]
+            return tensors_among(args, kwargs)[out.position]
         if isinstance(out, Size):
             return self._pretend(out)
         if isinstance(out, Value):
             return float.__float__(out)
-        return rebuilt(out, lambda entry: self._made(entry, given))
+        return rebuilt(out, lambda entry: self._made(entry, args, kwargs))
 
 
-__all__ = ["Parted", "Rerun"]
+__all__ = ["Parted", "Pretend", "Rerun"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,17 @@ from netslim.graph.modules.calls import (
     named_outputs,
     refusing,
 )
+from netslim.graph.modules.padded_norms import Memo
 from netslim.graph.modules.separate_heads import by_heads, traced_by_heads
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
-from netslim.graph.tracing.attributes import Make, plain_names, remembered_attributes, watched_sizes
+from netslim.graph.tracing.attributes import (
+    Make,
+    make_attributes,
+    plain_names,
+    remembered_attributes,
+    watched_sizes,
+)
 from netslim.graph.tracing.log import Log, tensors_among
 from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.norms import Norms
@@ -67,9 +74,10 @@ def record(
     """
     check_entries(example_inputs)
     with ONE_AT_A_TIME:
-        recorder = _recorded(model, example_inputs, rules, fallback, unused)
+        memo: Memo = {}
+        recorder = _recorded(model, example_inputs, rules, fallback, memo, unused)
         if recorder.mixes and unused:
-            _watch_other_sizes(recorder, example_inputs, rules, fallback)
+            _watch_other_sizes(recorder, example_inputs, rules, fallback, memo)
         return recorder
 
 
@@ -78,6 +86,7 @@ def _recorded(
     example_inputs: Any,
     rules: Mapping[str, Rule],
     fallback: Rule,
+    memo: Memo,
     unused: bool,
 ) -> Recorder:
     recorder = Recorder(Atoms(model), model)
@@ -87,7 +96,7 @@ def _recorded(
     for tensor in tensors:
         recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     operators = Dispatch(recorder, rules, fallback)
-    watching = (Function(recorder, operators), operators, Norms(recorder, operators, rules))
+    watching = (Function(recorder, operators), operators, Norms(recorder, operators, rules, memo))
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         _watch(recorder, example_inputs, watching)
     parameters = (tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
@@ -129,13 +138,17 @@ def _runs(model: nn.Module, example_inputs: Any) -> bool:
 
 
 def _watch_other_sizes(
-    recorder: Recorder, example_inputs: Any, rules: Mapping[str, Rule], fallback: Rule
+    recorder: Recorder,
+    example_inputs: Any,
+    rules: Mapping[str, Rule],
+    fallback: Rule,
+    memo: Memo,
 ) -> None:
     """Trace the model at the first other size that it runs at; what differs stays."""
     for inputs in resized(example_inputs):
         other = None
         with contextlib.suppress(Exception), untouched(recorder.model):
-            other = _recorded(recorder.model, inputs, rules, fallback, unused=False)
+            other = _recorded(recorder.model, inputs, rules, fallback, memo, unused=False)
         if other is not None:
             compare(recorder, other)
             return
@@ -179,31 +192,39 @@ def _log(recorder: Recorder, args: Any, kwargs: Any) -> Log | None:
     if read.isdisjoint(_SIZES) and read.isdisjoint(plain_names(recorder.attributes)):
         return None
     log = Log(recorder.atoms.names, read)
-    for tensor in tensors_among((args, kwargs)):
+    for tensor in tensors_among(args, kwargs):
         log.add(tensor)
     return log
 
 
-def run_again(recorder: Recorder, example_inputs: Any, rerun: Rerun, make: Make) -> None:
-    """Run the code of the model without its computations (rerun.py); attributes are ``make``'s.
+@contextlib.contextmanager
+def run_again(recorder: Recorder, example_inputs: Any) -> Iterator[Callable[[Rerun, Make], None]]:
+    """Inside, runs of the model's code without its computations (rerun.py), one after the other.
 
-    Raises:
-        Parted: the code makes other calls than before.
+    What it gives runs the code with attributes that are ``make``'s, and raises `Parted` where it
+    makes other calls than before.
     """
-    args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
-    rerun.begin(args, kwargs)
+
+    def run(rerun: Rerun, make: Make) -> None:
+        args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
+        rerun.begin(args, kwargs)
+        try:
+            make_attributes(recorder, make)
+            with rerun:
+                answer = recorder.model(*args, **kwargs)
+            rerun.finish(answer)
+        finally:
+            put_back()
+
     with (
         ONE_AT_A_TIME,
-        untouched(recorder.model),
+        traced_by_heads(recorder.model),  # as it was before each run
         in_mode(recorder.model, training=False),
+        untouched(recorder.model, training=False) as put_back,
         torch.no_grad(),
-        traced_by_heads(recorder.model),
-        remembered_attributes(recorder, make),
         usual_operators(),
-        rerun,
     ):
-        answer = recorder.model(*args, **kwargs)
-    rerun.finish(answer)
+        yield run
 
 
 def _hold_outputs(recorder: Recorder, outputs: list[tuple[str, Tensor]]) -> None:

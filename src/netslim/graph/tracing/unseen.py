@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.pretended import Pretended
 from netslim.graph.tracing.recorder import Recorder, of_user
 from netslim.graph.tracing.remembered import Bindings, Settled, settle_sizes
-from netslim.graph.tracing.rerun import Parted, Rerun
+from netslim.graph.tracing.rerun import Parted, Pretend, Rerun
 from netslim.graph.tracing.running import run_again
 from netslim.graph.tracing.sizes import Size
 
@@ -41,6 +41,8 @@ def settle(recorder: Recorder, example_inputs: Any) -> Bindings:
 class _Search:
     """Which sizes are read unseen: by pretending that they were others."""
 
+    _again: Callable[[Rerun, Pretend], None]  # runs the code
+
     def __init__(self, recorder: Recorder, log: Log, settled: Settled, inputs: Any) -> None:
         self._recorder, self._log, self._settled, self._inputs = recorder, log, settled, inputs
         self._contents = True
@@ -62,7 +64,13 @@ class _Search:
 
     def found(self) -> list[tuple[Vector, str]]:
         """(classes, the line where the code goes another way without some of them)."""
-        if not self._suspected or self._parts(self._suspected) is None:
+        if not self._suspected:
+            return []
+        with run_again(self._recorder, self._inputs) as self._again:
+            return self._found()
+
+    def _found(self) -> list[tuple[Vector, str]]:
+        if self._parts(self._suspected) is None:
             return []
         if self._parts([]) is not None:
             self._contents = False  # perhaps values of tensors alone, from code that nobody sees
@@ -96,7 +104,7 @@ class _Search:
         pretend = partial(self._pretended, gone)
         rerun = Rerun(self._log, pretend, self._recorder.where, self._contents)
         try:
-            run_again(self._recorder, self._inputs, rerun, pretend)
+            self._again(rerun, pretend)
         except Parted as parted:
             return str(parted)
         except Exception as error:  # a list is too short for the number
