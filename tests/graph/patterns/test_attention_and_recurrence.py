@@ -72,27 +72,53 @@ def test_however_heads_are_split_whole_heads_go(query, key):
     assert small.q.out_features == 16
 
 
-def test_heads_split_by_the_width_of_a_normalised_input_say_what_would_let_them_go():
-    """As in timm's first transformers: the width of the stream cannot be cut exactly."""
+class Stream(nn.Module):
+    """A block of a transformer, as in many of timm: 4 heads, of a width that the stream tells."""
 
-    class Block(nn.Module):
-        def __init__(self, head_dim):
-            super().__init__()
-            self.conv, self.norm, self.heads = nn.Linear(3, 24), nn.LayerNorm(24), 4
-            self.qkv, self.out, self.head_dim = nn.Linear(24, 72), nn.Linear(24, 3), head_dim
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.norm, self.heads, self.way = nn.Linear(3, 24), nn.LayerNorm(24), 4, way
+        self.qkv, self.out, self.head = nn.Linear(24, 72), nn.Linear(24, 24), nn.Linear(24, 3)
+        self.head_dim = 6
 
-        def forward(self, x):
-            b, n, c = self.norm(self.conv(x)).shape
-            h = self.qkv(self.norm(self.conv(x)))
-            h = h.reshape(b, n, 3, self.heads, self.head_dim or c // self.heads)
-            h = F.scaled_dot_product_attention(*h.permute(2, 0, 3, 1, 4))
-            return self.out(h.transpose(1, 2).flatten(2))
+    def forward(self, x):
+        x = self.conv(x)
+        b, n, c = x.shape
+        heads = 4 if self.way == "written" else self.heads
+        width = self.head_dim if self.way == "attribute" else c // heads
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, heads, width).permute(2, 0, 3, 1, 4)
+        if self.way == "channels":  # attend to each other, as in XCiT
+            h = (F.normalize(q, dim=-2).transpose(2, 3) @ F.normalize(k, dim=-2)).softmax(-1)
+            h = v @ h
+        else:
+            h = (q * width**-0.5 @ k.transpose(2, 3)).softmax(-1) @ v
+        return self.head(x + self.out(h.transpose(1, 2).reshape(b, n, -1)))
 
+
+@pytest.mark.parametrize("way", ["stream", "channels"])
+def test_channels_that_tell_the_width_of_heads_go_with_them(way):
+    """A unit is a head and its quarter of the stream: the width of the others stays 6."""
     x = torch.randn(2, 5, 3)
-    tied, free = (netslim.trace(Block(width), x) for width in (None, 6))
-    assert "such as head_dim" in " ".join(tied["conv"].reasons)
-    assert free["qkv"].prunable
-    assert "such as head_dim" not in " ".join(free["conv"].reasons)
+    graph, _, small, _ = nets.prove(Stream(way).eval(), x)
+    assert {g.name: (g.size, g.verdict) for g in graph if not g.frozen} == {"conv": (4, "exact")}
+    assert (small.heads, small.qkv.out_features, small.conv.out_features) == (2, 36, 12)
+    small(x[:1, :3])
+    again = nets.prove(small, x)[0]
+    assert again["conv"].size == 2
+
+
+def test_heads_whose_number_is_written_stay_and_the_graph_says_what_would_let_channels_go():
+    """Channel i of every head goes with channel i of each quarter of the stream, inexactly."""
+    graph = netslim.trace(Stream("written"), torch.randn(2, 5, 3))
+    assert (graph["conv"].size, graph["conv"].verdict) == (6, "inexact")
+    assert "such as head_dim" in " ".join(graph["conv"].reasons)
+
+
+def test_heads_whose_width_is_an_attribute_go_by_themselves():
+    graph, _, small, _ = nets.prove(Stream("attribute").eval(), torch.randn(2, 5, 3))
+    sizes = {g.name: (g.size, g.verdict) for g in graph if not g.frozen}
+    assert sizes == {"conv": (24, "exact"), "qkv": (4, "exact")}
+    assert (small.heads, small.qkv.out_features, small.conv.out_features) == (2, 36, 12)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -523,8 +549,8 @@ def attention_with_a_scale_of_its_own(s, x):
 
 
 @tokens(
-    {"out": 8, "b": 6},
-    {"a": (4, PRODUCT)},
+    {"a": 2, "out": 8, "b": 6},
+    patched={"heads": 1},
     heads=2,
     scale=0.5,
     qkv=nn.Linear(8, 24),

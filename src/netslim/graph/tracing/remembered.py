@@ -26,7 +26,7 @@ nothing. That comes to an end, as bindings and ties are only added and live chan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -108,7 +108,8 @@ class Settled:
         froze = False
         for use in self.rec.values:
             vectors = self._vectors_in(use.expression)
-            if not len(self._live_roots(vectors)):
+            roots = self._live_roots(vectors)
+            if not len(roots) or self._stays_the_same(use.expression, roots):
                 continue
             for vector in vectors:
                 if use.soft:
@@ -236,18 +237,32 @@ class Settled:
         """Whether the constraint holds when some of the live units that it is about are gone."""
         if constraint.decision and constraint.expression[0] == "ne":
             return self._stay_unequal(constraint)
-        # The first and the last, since ends may be special, as in what was joined or padded; half
-        # of them, for what is off by a factor.
-        trials = [roots[:1], roots[-1:], roots[self._half(len(roots))]]
-        if constraint.decision:  # as ``width > 32``, which only a deep cut turns round
-            trials.append(roots[1:])
-        for gone in trials:
+        # As of ``width > 32``, which only a deep cut turns round.
+        for gone in self._trials(roots, deep=constraint.decision):
             wanted = constraint.size
             if constraint.vector is not None:
                 wanted = self._kept(constraint.vector, gone)
             if self._evaluated(constraint.expression, gone) != wanted:
                 return False
         return True
+
+    def _trials(self, roots: Vector, deep: bool) -> Iterator[Vector]:
+        """What is removed in thought; where it is ``deep``, in the end all but one."""
+        # The first and the last, since ends may be special, as in what was joined or padded; half
+        # of them, for what is off by a factor.
+        yield roots[:1]
+        yield roots[-1:]
+        yield roots[self._half(len(roots))]
+        if deep:
+            yield roots[1:]
+
+    def _stays_the_same(self, expr: Expression, roots: Vector) -> bool:
+        """Whether a value is what it was without some of the channels it is computed from.
+
+        As ``c // heads`` is, where so many of the channels go with each head.
+        """
+        value = self._evaluated(expr, _NONE)
+        return all(self._evaluated(expr, gone) == value for gone in self._trials(roots, deep=True))
 
     def _half(self, number: int) -> Vector:
         return self.rng.permutation(number)[: (number + 1) // 2]

@@ -16,7 +16,8 @@ shape before one it keeps in an attribute; the longest. A size written into the 
 Heads are what the last dimension of a sequence (batch, tokens, channels) is taken apart into first:
 ``view(b, n, heads, width)``. Code says the two sizes in many ways (-1, two attributes, ``embed //
 heads``), and queries, keys and values, which must agree, often in different ones. So that is not
-asked: whole heads go, which is exact, as the width of a head is not.
+asked: whole heads go, which is exact, as the width of a head is not. Where the width of a head is
+told by other channels (``c // heads``, with the ``c`` of the stream), these go with the heads.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 
 from netslim.graph.tracing.atoms import Vector, distinct
 from netslim.graph.tracing.recorder import Recorder
-from netslim.graph.tracing.sizes import symbols
+from netslim.graph.tracing.sizes import Symbol, evaluate, symbols
 
 _LAYOUTS = ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as")
 
@@ -153,6 +154,8 @@ def _block(
     axis = None
     if block_in == [len(before) - 1] and len(before) > 2 and block_out[-1] == len(after) - 1:
         axis = _heads(rec, cells, [asked[d] for d in block_out], dims[kept])
+        if axis is None:
+            axis = _heads_with_others(rec, cells, [asked[d] for d in block_out])
     if axis is None:
         axis = _shrinking(rec, cells, [asked[d] for d in block_out])
     if axis is None:
@@ -215,6 +218,52 @@ def _heads(rec: Recorder, cells: Vector, asked: list[Any], whole: Vector) -> int
     if len(free) < 2 or any(_tied(cells, axis) for axis in free):
         return None
     return free[0]
+
+
+def _heads_with_others(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
+    """The axis of the heads where the code works out their width from the number of other channels.
+
+    In ``c // self.heads`` with the ``c`` of what goes in, 12, and three heads, the width is 4 again
+    once a head and four of those channels are gone: these go together, and exactly, as the width of
+    all heads would not.
+    """
+    for axis, size in enumerate(asked):
+        others = {s for s in symbols(rec.mine(size) or 0) if s[0] == "size"}
+        for heads in range(axis):
+            number = rec.mine(asked[heads])
+            if len(others) == 1 and number is not None and number[0] == "attribute":
+                (other,) = others
+                tied = any(_tied(cells, one) for one in (axis, heads))
+                width = _without_a_head(rec, size, other, number, cells.shape[heads])
+                if not tied and width == cells.shape[axis]:
+                    first = np.moveaxis(cells, heads, 0).reshape(cells.shape[heads], -1)[:, 0]
+                    _tie_to_heads(rec, rec.sizes[other[2]], first)
+                    return heads
+    return None
+
+
+def _without_a_head(
+    rec: Recorder, size: Any, other: Symbol, number: Symbol, heads: int
+) -> int | None:
+    """What a size is once there is a head less, with its part of the other channels."""
+    channels = len(rec.sizes[other[2]])
+    if heads < 2 or channels % heads:
+        return None
+    known = {other: channels - channels // heads, number: heads - 1}
+
+    def value(symbol: Symbol) -> int:
+        if symbol in known:
+            return known[symbol]
+        return rec.attributes[symbol[1], symbol[2]]
+
+    return evaluate(rec.mine(size) or 0, value)
+
+
+def _tie_to_heads(rec: Recorder, channels: Vector, heads: Vector) -> None:
+    """Cut channels in as many neighbouring parts as there are heads, each with its head."""
+    shape = len(heads), len(channels) // len(heads)
+    part = split_vector(rec, channels, shape, keep=0, what="a width of heads")
+    rec.meet(part, heads, "a width of heads")
 
 
 def _own(rec: Recorder, asked: Any, whole: Vector) -> bool:
