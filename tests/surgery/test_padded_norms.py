@@ -71,6 +71,61 @@ class Response(nn.Module):
         return self.weight * (x * share) + self.bias + x
 
 
+class Gemma(nn.Module):
+    """1 is added to the weight."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), 1e-6
+
+    def _norm(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+    def forward(self, x):
+        return (self._norm(x.float()) * (1.0 + self.weight.float())).type_as(x)
+
+
+class Greek(nn.Module):
+    """As in many codes of diffusion: a buffer is what others train, eps stands in the code."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("beta", torch.zeros(width))
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return F.layer_norm(x, x.shape[-1:], self.gamma, self.beta)
+
+
+class Places(nn.Module):
+    """Channels first, with weights in the shape that broadcasts, and another name for eps."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.b = nn.Parameter(torch.zeros(1, width, 1, 1))
+        self.g = nn.Parameter(torch.ones(1, width, 1, 1))
+        self.least = 1e-3
+
+    def forward(self, x):
+        variance, mean = torch.var_mean(x, dim=1, unbiased=False, keepdim=True)
+        return (x - mean) * (variance + self.least).rsqrt() * self.g + self.b
+
+
+class GreekResponse(nn.Module):
+    """As in ConvNeXt V2's own code."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, width))
+
+    def forward(self, x):
+        length = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        return (
+            self.gamma * (x * (length / (length.mean(dim=-1, keepdim=True) + 1e-6))) + self.beta + x
+        )
+
+
 class WithActivation(nn.GroupNorm):
     def __init__(self, groups, width):
         super().__init__(groups, width)
@@ -104,6 +159,10 @@ NORMS = {
     "group and activation": lambda: WithActivation(2, WIDE),
     "groups without weights": lambda: nn.GroupNorm(4, WIDE, affine=False),
     "response": lambda: Last(Response(WIDE)),
+    "one added to the weight": lambda: Last(Gemma(WIDE)),
+    "a buffer": lambda: Last(Greek(WIDE)),
+    "weights of four dimensions": lambda: Places(WIDE),
+    "response of other names": lambda: Last(GreekResponse(WIDE)),
 }
 PICTURES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -126,7 +185,7 @@ def cut(graph, keep, seed=0):
 
 
 def of_width(norm, width, kind="layer", dim=-1):
-    pad(norm, NormWidth("norm", kind, dim, width))
+    pad(norm, NormWidth("norm", kind, dim, width, eps={"response": 1e-6}.get(kind)))
     return norm
 
 
@@ -159,7 +218,8 @@ def test_cuts_follow_each_other_and_are_saved(norm, tmp_path):
     again = cut(graph, lambda size: (size + 1) // 2, seed=1)
     small = netslim.prune(first, again)
     assert netslim.verify(first, small, again, PICTURES).deviation < 1e-13
-    assert history(small).norms == tuple(dict.fromkeys(again.norms + plan.norms))
+    rows = (row.lasting for row in again.norms + plan.norms)
+    assert history(small).norms == tuple(dict.fromkeys(rows))
     whole = history(small)
     assert torch.equal(outputs(netslim.prune(model, whole)), outputs(small))
     path = netslim.save(small, tmp_path / "small.safetensors")
@@ -397,6 +457,15 @@ class BareNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDE)
+
+    def forward(self, x):
+        return self.norm(input=x)
+
+
 class Hooked(nn.LayerNorm):
     def __init__(self):
         super().__init__(WIDE)
@@ -431,12 +500,17 @@ def test_a_norm_that_does_more_stays_whole(way):
 
 @pytest.mark.parametrize(
     "model",
-    [Between(Scaled(WIDE), scale=2.0), Between(BareNorm()), Between(BareNorm(), WIDE + 4)],
-    ids=["keyword", "two of a width", "two widths"],
+    [
+        Between(Scaled(WIDE), scale=2.0),
+        Between(BareNorm()),
+        Between(BareNorm(), WIDE + 4),
+        nn.Sequential(nn.Linear(4, WIDE), nn.GELU(), ByKeyword(), nn.Linear(WIDE, 2)),
+    ],
+    ids=["keyword", "two of a width", "two widths", "input by keyword"],
 )
 def test_a_norm_that_is_called_in_other_ways_stays_whole(model):
     graph = netslim.trace(model, torch.randn(2, 5, 4))
-    assert not graph["a"].prunable
+    assert not graph.groups[0].prunable
 
 
 @pytest.mark.parametrize("norm", [Everywhere(), nn.GroupNorm(1, WIDE)], ids=["own", "group"])

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,8 +168,13 @@ def test_a_mask_over_convolutions_that_normalise_their_weights():
     torch.testing.assert_close(model(x), mask.convert()(x), rtol=1e-12, atol=1e-12)
 
 
-def test_a_mask_needs_weights_to_know_what_a_norm_loses():
+def test_the_plan_tells_a_mask_what_a_norm_without_weights_loses():
     bare = nn.LayerNorm(8, elementwise_affine=False)
     model = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), bare, nn.Linear(8, 3)).double()
+    plan = cut(model, TOKENS, "0", 4)
+    assert netslim.PruningPlan.from_json(plan.to_json()) == plan
+    mask = netslim.Mask(model, plan).apply()
+    torch.testing.assert_close(model(TOKENS), mask.convert()(TOKENS), rtol=1e-12, atol=1e-12)
+    rows = tuple(norm.lasting for norm in plan.norms)
     with pytest.raises(PlanError, match="'2' normalises over channels, and has no weights"):
-        netslim.Mask(model, cut(model, TOKENS, "0", 4))
+        netslim.Mask(model, replace(plan, norms=rows))

@@ -17,6 +17,7 @@ come of a fixed seed: a model always gives the same groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from netslim.graph.groups import ChannelGroup, NormRule, SizeRule, Slice
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
-from netslim.graph.modules.computed_convolutions import KIND
+from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.walk import all_paths, fingerprint, joined, layer_of, named_tensors
 from netslim.graph.tracing.atoms import (
     ADDED,
@@ -247,7 +248,7 @@ def build(recorder: Recorder, bindings: Bindings) -> ChannelGraph:
         for c in recorder.costs
     ]
     # A convolution that becomes a plain one is brought up to date as these are, and reads nothing.
-    plain = {norm.module for norm in recorder.norms if norm.known.kind == KIND}
+    plain = {norm.module for norm in recorder.norms if norm.known.kind in CONVOLUTIONS}
     rules = [
         SizeRule(m, a, old, count(vector))
         for (m, a), (old, vector) in bindings.items()
@@ -277,9 +278,8 @@ def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:
         if key not in seen and (groups >= 0).any():
             seen.add(key)
             known = norm.known
-            yield NormRule(
-                norm.module, known.kind, known.dim, norm.width, known.casts, groups, units
-            )
+            row = replace(known.row, module=norm.module, width=norm.width)
+            yield NormRule(row, known.casts, known.bare, groups, units)
 
 
 def _remembering(count: Counter) -> Counter:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from netslim._support import checks_calls
 from netslim.graph.counts import Count
+from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.walk import layer_of
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import FAILED
@@ -116,19 +117,29 @@ class SizeRule:
 
 @dataclass(frozen=True)
 class NormRule:
-    """A normalisation over channels that goes on over ``width`` of them when some are cut.
+    """A normalisation over channels that goes on over as many of them when some are cut.
 
-    ``casts`` says that it computes in float32 whatever it is given. Of the entries of its input
-    along ``dim``, ``groups`` and ``units`` are the numbers of the group and the unit, -1 for none.
+    ``row`` is what a plan says of it. ``casts`` says that it computes in float32 whatever it is
+    given, ``bare`` that it has no weights. Of the entries of its input along the dimension of the
+    row, ``groups`` and ``units`` are the numbers of the group and the unit, -1 for none.
     """
 
-    module: str
-    kind: str
-    dim: int
-    width: int
+    row: NormWidth
     casts: bool
+    bare: bool
     groups: Vector
     units: Vector
+
+    @property
+    def module(self) -> str:
+        """The path of the module that normalises."""
+        return self.row.module
+
+    def planned(self, gone: Vector) -> NormWidth:
+        """The row of a plan that removes these entries."""
+        if not self.bare:
+            return self.row
+        return replace(self.row, size=len(self.groups), lost=tuple(gone.tolist()))
 
     def gone(self, masks: Mapping[int, Vector]) -> Vector:
         """The entries that go where group ``g`` keeps units ``masks[g]``, in order."""

@@ -67,6 +67,8 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         steps: Any = module.parametrizations.weight  # type: ignore[union-attr]
         if isinstance(steps[0], parametrizations._WeightNorm):
             own["weight"] = steps.original1
+        elif isinstance(steps[0], parametrizations._SpectralNorm):
+            own["weight"] = steps.original
     if isinstance(module, nn.MultiheadAttention):
         own["out_proj.weight"] = module.out_proj.weight
     yield from ((name, tensor) for name, tensor in own.items() if tensor is not None)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from netslim.errors import PlanError
-from netslim.graph.modules.computed_convolutions import KIND
+from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.tracing.modes import Dispatch
@@ -64,23 +64,31 @@ def silent_inputs(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Modu
     """
     tensors = dict(named_tensors(model))
     for norm in plan.norms:
-        module = model.get_submodule(norm.module)
+        module: Any = model.get_submodule(norm.module)
         own = {id(tensor) for tensor in module._parameters.values() if tensor is not None}
         rows = [row for row in plan.tensors if id(tensors[row.tensor]) in own]
+        if norm.lost:
+            yield module, GivenZeros(norm.dim, norm.size, torch.tensor(norm.lost))
+            continue
         row = next((row for row in rows if _along_input(module, norm, row)), None)
         if row is None:
             raise PlanError(
                 f"{norm.module!r} normalises over channels, and has no weights by which a mask "
                 "could tell which of them go: cut it with netslim.prune"
             )
-        yield module, GivenZeros(norm.dim, row.size, torch.from_numpy(np.array(row.removed)))
+        gone = np.array(row.removed)
+        groups = 1
+        if norm.kind in CONVOLUTIONS:  # its weight has the inputs of one group, which all lose them
+            groups = module.groups
+            gone = np.add.outer(row.size * np.arange(groups), gone).ravel()
+        yield module, GivenZeros(norm.dim, row.size * groups, torch.from_numpy(gone))
 
 
 def normed_weights(model: nn.Module, plan: PruningPlan) -> set[tuple[int, int]]:
     """(id of a weight that is normalised before it is used, the axis that reads): zeros in it would
     not stay zeros, and its module is given some instead.
     """
-    convolutions = (norm.module for norm in plan.norms if norm.kind == KIND)
+    convolutions = (norm.module for norm in plan.norms if norm.kind in CONVOLUTIONS)
     return {(id(model.get_submodule(path).weight), 1) for path in convolutions}
 
 
@@ -93,6 +101,6 @@ def drop(module: nn.Module) -> None:
 
 def _along_input(module: nn.Module, norm: NormWidth, row: TensorCut) -> bool:
     """Whether a row tells which channels of its input a module loses."""
-    if norm.kind == KIND:
-        return row.axis == 1 and getattr(module, "groups", 1) == 1
+    if norm.kind in CONVOLUTIONS:
+        return row.axis == 1
     return len(row.kept) < row.size

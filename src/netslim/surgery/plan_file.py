@@ -77,7 +77,7 @@ def write(plan: Fields) -> str:
     if plan.biases:
         data["biases"] = list(plan.biases)
     if plan.norms:
-        data["norms"] = [vars(norm) for norm in plan.norms]
+        data["norms"] = [_norm_data(norm) for norm in plan.norms]
     if plan.why is not None:
         data["why"] = _why_data(plan.why, plan.groups)
     if plan.counts is not None:
@@ -123,6 +123,13 @@ def _digest(data: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------- to plain data
+
+
+def _norm_data(norm: NormWidth) -> dict[str, Any]:
+    """Without what is as it is nearly always."""
+    usual = vars(NormWidth(norm.module, norm.kind, norm.dim, norm.width))
+    held = {"module", "kind", "dim", "width"}
+    return {k: v for k, v in vars(norm).items() if k in held or v != usual[k]}
 
 
 def _group_data(cut: GroupCut, rows: Mapping[tuple[str, int], int]) -> dict[str, Any]:

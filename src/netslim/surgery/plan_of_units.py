@@ -75,9 +75,8 @@ def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[Size
 
 def _norms(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[NormWidth, ...]:
     """The normalisations over channels that lose some."""
-    norms = [norm for norm in graph.norms if len(norm.gone(masks))]
-    rows = [NormWidth(norm.module, norm.kind, norm.dim, norm.width) for norm in norms]
-    return tuple(dict.fromkeys(rows))
+    gone = [(norm, norm.gone(masks)) for norm in graph.norms]
+    return tuple(dict.fromkeys(norm.planned(entries) for norm, entries in gone if len(entries)))
 
 
 def _size(rule: SizeRule, masks: Mapping[int, np.ndarray]) -> int:

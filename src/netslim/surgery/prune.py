@@ -32,9 +32,10 @@ import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
-from netslim.graph.modules.computed_convolutions import KIND, computed_weight, plain_kind
+from netslim.graph.modules.computed_convolutions import CONVOLUTIONS, computed_weight, may_compute
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.padded_norms import NormWidth, pad
+from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import joined, layer_of, named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
@@ -89,7 +90,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     cuts = _cuts(plan)
     named = dict(named_tensors(inner))
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _gains(inner, cuts, named, smaller) | _computed(inner, plan, cuts, named)
+    smaller |= _kept_weights(inner, plan, cuts, named, smaller)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
@@ -246,7 +247,7 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
     smaller = _smaller(named, cuts)
     for own in (*map(named_tensors, models), *shadows):
         by_name = dict(own)
-        smaller |= _gains(model, cuts, by_name, smaller) | _computed(model, plan, cuts, by_name)
+        smaller |= _kept_weights(model, plan, cuts, by_name, smaller)
     _check_changeable(named, smaller)
     held = set(chain.from_iterable(one.parameters() for one in models))
     rows = {tensor: cuts.get(named[tensor], []) for tensor in smaller}
@@ -378,6 +379,18 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
     return result
 
 
+def _kept_weights(
+    model: nn.Module,
+    plan: PruningPlan,
+    cuts: Cuts,
+    named: Mapping[str, Tensor],
+    smaller: Mapping[Tensor, Tensor],
+) -> dict[Tensor, Tensor]:
+    """All that keeps what is left of weights that are computed as it was; see the three below."""
+    result = _gains(model, cuts, named, smaller) | _sigmas(model, cuts, named, smaller)
+    return result | _computed(model, plan, cuts, named)
+
+
 def _gains(
     model: nn.Module, cuts: Cuts, named: Mapping[str, Tensor], smaller: Mapping[Tensor, Tensor]
 ) -> dict[Tensor, Tensor]:
@@ -402,6 +415,26 @@ def _gains(
     return result
 
 
+def _sigmas(
+    model: nn.Module, cuts: Cuts, named: Mapping[str, Tensor], smaller: Mapping[Tensor, Tensor]
+) -> dict[Tensor, Tensor]:
+    """The vectors of spectral norm with which what is left of each weight stays as it is.
+
+    Args:
+        model: it says what is normed.
+        cuts: as the plan says.
+        named: name -> tensor, of the model or of a copy of it.
+        smaller: the new values of the tensors that are cut.
+    """
+    result = {}
+    for norm in spectral_norms(model):
+        if norm.weight in cuts and all(name in named for name in norm.names):
+            weight, left, right = (named[name] for name in norm.names)
+            after = tuple(smaller.get(t, t) for t in (weight, left, right))
+            result[left], result[right] = norm.follow(norm.sigma((weight, left, right)), after)
+    return result
+
+
 def _computed(
     model: nn.Module, plan: PruningPlan, cuts: Cuts, named: Mapping[str, Tensor]
 ) -> dict[Tensor, Tensor]:
@@ -417,11 +450,13 @@ def _computed(
     result = {}
     for norm in plan.norms:
         module: Any = submodule(model, norm.module)
-        if norm.kind != KIND or plain_kind(module) is None:
+        if norm.kind not in CONVOLUTIONS or not may_compute(module):
             continue
-        name = names[id(module.weight)]
+        held = {local: names[id(p)] for local, p in module._parameters.items() if p is not None}
+        name = held["weight"]
         if name in named:
-            made = computed_weight(module, named[name].detach())
+            own = {local: named[n].detach() for local, n in held.items() if n in named}
+            made = computed_weight(module, own)
             if made is None:
                 raise SurgeryError(f"{norm.module} computes its weight otherwise than it did")
             result[named[name]] = _keep(cuts.get(name, []), made)
@@ -444,7 +479,7 @@ def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """What the plan makes of every parameter and buffer of a model, by name."""
     named, cuts = dict(named_tensors(model)), _cuts(plan)
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _gains(model, cuts, named, smaller) | _computed(model, plan, cuts, named)
+    smaller |= _kept_weights(model, plan, cuts, named, smaller)
     return {name: smaller.get(tensor, tensor).detach() for name, tensor in named.items()}
 
 

@@ -92,19 +92,17 @@ def weight_norm_of_what_makes_the_channels(s, x):
 
 
 @pattern(
-    {"b": 6},
-    {"a": (8, OVER), "c": (5, OVER)},
+    {"a": 8, "b": 6, "c": 5},
     b=conv(5, 6),
     c=old(nn.utils.spectral_norm, conv(8, 5)),
 )
 def old_spectral_norm(s, x):
-    """A matrix's norm is over all that it reads and makes."""
+    """A matrix's norm is over all that it reads and makes, and stays as it was."""
     return tail(s, s.c(s.a(x)))
 
 
 @pattern(
-    {"b": 6},
-    {"a": (8, OVER), "c": (5, OVER)},
+    {"a": 8, "b": 6, "c": 5},
     b=conv(5, 6),
     c=parametrizations.spectral_norm(conv(8, 5)),
 )

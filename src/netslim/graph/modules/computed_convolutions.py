@@ -5,12 +5,16 @@ without some of these the others would be read by other weights. What a cut leav
 where the weight is computed once, of the whole parameter, and kept: the module becomes the plain
 convolution that it runs, whose parameter is the computed weight.
 
-What it runs is seen in a call: the weight that PyTorch's convolution is given.
+What it runs is seen in a call: the weight that PyTorch's convolution is given. Two things may be
+left that a plain convolution does not do, and are done by one of netslim's (`KeptConvolution`): a
+gain for each channel, a parameter that the weight is multiplied with at last, goes on to be
+trained; and as many zeros around the input as TensorFlow's ``SAME`` asks of its size.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +22,64 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-KIND = "convolution"  # in the rows of plans
+KIND, SAME_KIND = "convolution", "same convolution"  # in the rows of plans
+CONVOLUTIONS = KIND, SAME_KIND
 PLAIN: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _SAME = 1e-9  # relative, in float64
+
+
+class KeptConvolution(_ConvNd):
+    """A convolution that has kept the weight which it had computed, up to a gain.
+
+    Attributes:
+        kept_gain: name of the parameter that the weight is multiplied with, one number a channel;
+            empty without.
+        kept_same: whether zeros go around the input as TensorFlow's ``SAME`` asks.
+    """
+
+    kept_gain: str
+    kept_same: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape (N, in_channels, ...) to (N, out_channels, ...)."""
+        weight = self.weight
+        if self.kept_gain:
+            gain = getattr(self, self.kept_gain)
+            weight = weight * gain.reshape(-1, *(1 for _ in self.kernel_size), 1)
+        if self.kept_same:
+            x = nn.functional.pad(x, self._around(x))
+        made: Tensor = self._conv_forward(x, weight, self.bias)
+        return made
+
+    def _around(self, x: Tensor) -> list[int]:
+        """How many zeros to put before and behind each dimension of space, the last one first."""
+        around: list[Any] = []
+        for dim, kernel in reversed(list(enumerate(self.kernel_size))):
+            size, stride = x.shape[2 + dim], self.stride[dim]
+            places = (-(-size // stride) - 1) * stride + (kernel - 1) * self.dilation[dim] + 1
+            lacking = torch.sym_max(places - size, 0)
+            around += [lacking // 2, lacking - lacking // 2]
+        return around
+
+    def extra_repr(self) -> str:
+        own: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{own}, gain={self.kept_gain!r}, same={self.kept_same}"
+
+
+class KeptConv1d(KeptConvolution, nn.Conv1d):
+    """A convolution over one dimension: `KeptConvolution`."""
+
+
+class KeptConv2d(KeptConvolution, nn.Conv2d):
+    """A convolution over two dimensions: `KeptConvolution`."""
+
+
+class KeptConv3d(KeptConvolution, nn.Conv3d):
+    """A convolution over three dimensions: `KeptConvolution`."""
+
+
+_KEPT: tuple[type[KeptConvolution], ...] = (KeptConv1d, KeptConv2d, KeptConv3d)
 
 
 class _Given(TorchFunctionMode):
@@ -40,17 +98,36 @@ class _Given(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def plain_kind(module: nn.Module) -> type[_ConvNd] | None:
-    """The plain convolution that a module is made from; None for others, and for a plain one."""
-    computed = isinstance(module, PLAIN) and type(module) not in PLAIN and module.groups == 1
-    if not computed or set(module._parameters) - {"weight", "bias"}:
-        return None
-    return next(kind for kind in PLAIN if isinstance(module, kind))
+def keeps_weight(module: nn.Module | None) -> bool:
+    """Whether a module is a convolution that computes no weight."""
+    return type(module) in (*PLAIN, *_KEPT)
 
 
-def computed_weight(module: nn.Module, weight: Tensor) -> Tensor | None:
-    """What a convolution makes of its parameter, were that ``weight``; None if nobody can tell."""
-    one = _with(module, weight)
+def may_compute(module: nn.Module | None) -> bool:
+    """Whether a module is another convolution, of a weight and at most a gain for each channel."""
+    if not isinstance(module, PLAIN) or keeps_weight(module):
+        return False
+    more = [module._parameters[name] for name in _more(module)]
+    filters = module.weight.shape[0]
+    return len(more) < 2 and all(p is not None and p.numel() == filters for p in more)
+
+
+def keep_weight(module: Any, kind: str) -> None:
+    """Let a convolution, whose parameter is the computed weight by now, compute none any more."""
+    number = next(number for number, plain in enumerate(PLAIN) if isinstance(module, plain))
+    gain, same = "".join(_more(module)), kind == SAME_KIND
+    if not gain and not same:
+        module.__class__ = PLAIN[number]
+        return
+    module.__class__ = _KEPT[number]
+    vars(module).update(kept_gain=gain, kept_same=same)
+
+
+def computed_weight(module: nn.Module, parameters: Mapping[str, Tensor]) -> Tensor | None:
+    """What a convolution makes of these parameters, up to the gain; None if nobody can tell."""
+    weight, held = parameters["weight"], dict(module.named_parameters(recurse=False))
+    ones = {name: torch.ones_like(held[name]) for name in _more(module)}
+    one = _with(module, {**parameters, **ones})
     given = _Given()
     with torch.no_grad(), given:
         type(module).forward(one, _input(one, weight, 0))
@@ -59,43 +136,64 @@ def computed_weight(module: nn.Module, weight: Tensor) -> Tensor | None:
     return given.weights[0].detach()
 
 
-def computes(module: nn.Module) -> bool:
-    """Whether a module is a plain convolution but for how it computes its weight."""
-    kind = plain_kind(module)
-    if kind is None:
-        return False
+def computes(module: nn.Module) -> str | None:
+    """The kind of row for a module that is a convolution but for how it computes its weight."""
+    if not may_compute(module):
+        return None
     generator = torch.Generator().manual_seed(0)
-    parameter: Any = module.weight
-    # Drawn in single precision, which is several times as fast.
-    weight = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-    weight = weight.to(parameter.device, torch.float64)
-    made = computed_weight(module, weight)
-    if made is None or made.shape != weight.shape:
-        return False
-    x = _input(module, weight, 2)
+    drawn = {}
+    for name, p in module._parameters.items():
+        if p is not None:  # drawn in single precision, which is several times as fast
+            random = torch.randn(p.shape, generator=generator, dtype=torch.float32)
+            drawn[name] = random.to(p.device, torch.float64)
+    made = computed_weight(module, drawn)
+    if made is None or made.shape != drawn["weight"].shape:
+        return None
+    one = _with(module, drawn)
+    for kind in CONVOLUTIONS:
+        other = _with(module, {**drawn, "weight": made})
+        keep_weight(other, kind)
+        if _alike(one, other, made, generator):
+            return kind
+    return None
+
+
+def _alike(one: nn.Module, other: nn.Module, weight: Tensor, generator: torch.Generator) -> bool:
+    """Whether two convolutions make the same of random numbers, odd and even in size."""
+    x = _input(one, weight, 3)
     x = x + torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
-    one = _with(module, weight)
     with torch.no_grad():
-        a, b = type(module).forward(one, x), kind.forward(_with(module, made), x)
+        a, b = type(one).forward(one, x), type(other).forward(other, x)
     return a.shape == b.shape and torch.allclose(a, b, rtol=_SAME, atol=_SAME)
 
 
-def _with(module: nn.Module, weight: Tensor) -> Any:
-    """A copy without hooks of which ``weight`` is the parameter, in its precision."""
+def _more(module: nn.Module) -> list[str]:
+    """The names of the parameters that a plain convolution does not have."""
+    return [name for name in module._parameters if name not in ("weight", "bias")]
+
+
+def _with(module: nn.Module, parameters: Mapping[str, Tensor]) -> Any:
+    """A copy without hooks that has these parameters, in the precision of the weight."""
     result: Any = copy.copy(module)
     vars(result).update({k: v for k, v in vars(nn.Module()).items() if k != "training"})
-    bias = module._parameters.get("bias")
-    if bias is not None:
-        bias = nn.Parameter(bias.detach().to(weight.dtype), requires_grad=False)
-    result._parameters = {"weight": nn.Parameter(weight, requires_grad=False), "bias": bias}
+    result._parameters = {}
+    for name, own in module._parameters.items():
+        value = parameters.get(name, own)
+        if value is not None:
+            value = value.detach().to(parameters["weight"].dtype)
+            value = nn.Parameter(value, requires_grad=False)
+        result._parameters[name] = value
     return result
 
 
 def _input(module: Any, weight: Tensor, more: int) -> Tensor:
-    """Zeros of as many places as the kernel needs, and ``more``."""
+    """Zeros of as many places as the kernel needs, and some more."""
     sizes = zip(module.kernel_size, module.dilation, strict=True)
-    places = [(int(k) - 1) * int(d) + 1 + more for k, d in sizes]
-    return weight.new_zeros(1, weight.shape[1], *places)
+    places = [(int(k) - 1) * int(d) + 1 + more * (1 + i) for i, (k, d) in enumerate(sizes)]
+    return weight.new_zeros(1, weight.shape[1] * int(module.groups), *places)
 
 
-__all__ = ["KIND", "PLAIN", "computed_weight", "computes", "plain_kind"]
+__all__ = [
+    "CONVOLUTIONS", "KIND", "KeptConvolution", "computed_weight", "computes", "keep_weight",
+    "keeps_weight", "may_compute",
+]  # fmt: skip

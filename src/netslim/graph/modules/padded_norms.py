@@ -21,8 +21,10 @@ object with the same parameters, hooks and place.
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -34,10 +36,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import dispatch_modes_off
-from netslim.graph.modules.computed_convolutions import KIND, PLAIN, computes, plain_kind
+from netslim.graph.modules.computed_convolutions import (
+    CONVOLUTIONS,
+    computes,
+    keep_weight,
+    keeps_weight,
+    may_compute,
+)
 
 _EPS = ("eps", "variance_epsilon", "epsilon")  # what libraries call it
-_RESPONSE_EPS = 1e-6  # where a global response normalisation keeps it in its code
+_LITERALS = (1e-5, 1e-6, 1e-8, 1e-12)  # where it stands in the code
 _SAME = 1e-9  # relative, in float64: other formulas differ by far more
 _CLOSE = 1e-5  # where a module casts to float32
 _SCALES = (1.0, 1e-3, 1e-6, 1e6)  # of random numbers: eps matters to small, a clamp to large ones
@@ -59,19 +67,36 @@ class NormWidth:
 
     Attributes:
         module: its path.
-        kind: ``"layer"``, ``"rms"``, ``"group"`` or ``"response"``, see `KINDS`; or
-            ``"convolution"``, whose weight is normalised (computed_convolutions.py).
+        kind: ``"layer"``, ``"rms"``, ``"group"`` or ``"response"``, see `KINDS`; or one of
+            `CONVOLUTIONS`, whose weight is normalised (computed_convolutions.py).
         dim: of its input, the one that the channels are along: 1 or -1.
         width: how many there were at first.
+        weight: name of the parameter or buffer that the result is multiplied with, of any shape.
+        bias: likewise, of what is added.
+        plus_one: whether 1 is added to the weight.
+        eps: what is added to the variance; None where an attribute of the module says it.
+        size: of its input along ``dim``, where the module has no weights whose rows tell it.
+        lost: likewise, which entries of the input go.
     """
 
     module: str
     kind: str
     dim: int
     width: int
+    weight: str = "weight"
+    bias: str = "bias"
+    plus_one: bool = False
+    eps: float | None = None
+    size: int = 0
+    lost: tuple[int, ...] = ()
+
+    @property
+    def lasting(self) -> NormWidth:
+        """Without what is true of one cut alone."""
+        return replace(self, size=0, lost=())
 
     def __str__(self) -> str:
-        if self.kind == KIND:
+        if self.kind in CONVOLUTIONS:
             return f"{self.module}: keeps the weight that it computes for {self.width} channels"
         return f"{self.module}: normalises over {self.width} channels as before"
 
@@ -81,14 +106,22 @@ class Known:
     """What normalisation a module is.
 
     Attributes:
-        kind: as of `NormWidth`.
-        dim: as of `NormWidth`.
+        row: of any module and width.
         casts: whether it computes in float32, whatever it is given.
+        bare: whether it has no weights.
     """
 
-    kind: str
-    dim: int
+    row: NormWidth
     casts: bool = False
+    bare: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.row.kind
+
+    @property
+    def dim(self) -> int:
+        return self.row.dim
 
 
 Memo = dict[Any, Known | None]
@@ -104,6 +137,9 @@ class PaddedNorm(nn.Module):
         padded_width: over how many channels it normalises.
         padded_dim: 1 or -1, where the channels are.
         padded_eps: is added to the variance; None for the least number of the data type.
+        padded_weight: name of the parameter or buffer that the result is multiplied with.
+        padded_bias: likewise, of what is added.
+        padded_plus_one: whether 1 is added to the weight.
 
     Example:
         >>> convnext = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2))
@@ -118,36 +154,52 @@ class PaddedNorm(nn.Module):
     padded_width: int
     padded_dim: int
     padded_eps: float | None
+    padded_weight: str = "weight"  # here, for those that were cut before there were others
+    padded_bias: str = "bias"
+    padded_plus_one: bool = False
 
     @classmethod
-    def _of(cls, module: nn.Module, width: int, dim: int = -1) -> Any:
+    def _of(cls, module: nn.Module, norm: NormWidth) -> Any:
         """Make this of a module that normalises, in place.
 
         Raises:
             SurgeryError: it cannot be made of that.
         """
-        if not cls._fits(module) or dim not in cls.dims or width < 1:
+        if not cls._fits(module, norm) or norm.dim not in cls.dims or norm.width < 1:
             raise SurgeryError(
                 f"a {type(module).__name__} cannot go on as a {cls.kind} normalisation over "
-                f"{width} channels: trace and select again"
+                f"{norm.width} channels: trace and select again"
             )
-        eps = cls._eps(module)
+        eps = norm.eps
+        if eps is None:
+            eps = _attribute(module)
         try:
             module.__class__ = cls
         except TypeError as error:
             raise SurgeryError(f"a {type(module).__name__} keeps its class: {error}") from error
-        vars(module).update(padded_width=width, padded_dim=dim, padded_eps=eps)
+        vars(module).update(
+            padded_width=norm.width,
+            padded_dim=norm.dim,
+            padded_eps=eps,
+            padded_weight=norm.weight,
+            padded_bias=norm.bias,
+            padded_plus_one=norm.plus_one,
+        )
         return module
 
-    @classmethod
-    def _fits(cls, module: nn.Module) -> bool:
-        """Whether a module has what this needs."""
-        return cls._eps(module) is not None
+    @property
+    def padded_row(self) -> NormWidth:
+        """What a plan says of it, but for its name."""
+        eps = self.padded_eps
+        if eps == _attribute(self):
+            eps = None
+        names = self.padded_weight, self.padded_bias, self.padded_plus_one
+        return NormWidth("", self.kind, self.padded_dim, self.padded_width, *names, eps)
 
     @classmethod
-    def _eps(cls, module: nn.Module) -> float | None:
-        known = (getattr(module, name, None) for name in _EPS)
-        return next((value for value in known if isinstance(value, float)), None)
+    def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:
+        """Whether a module has what this needs."""
+        return norm.eps is not None or _attribute(module) is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; statistics are taken in float32 at least, as PyTorch's own do it."""
@@ -199,10 +251,10 @@ class PaddedNorm(nn.Module):
 
     def _held(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias, as far as there are any, in the type that is computed in."""
-        held = [getattr(self, name, None) for name in ("weight", "bias")]
-        if not isinstance(x, Proxy):
-            held = [p if p is None else p.to(x.dtype) for p in held]
-        weight, bias = held
+        held = [getattr(self, name, None) for name in (self.padded_weight, self.padded_bias)]
+        weight, bias = [p if p is None else p.flatten().to(x.dtype) for p in held]
+        if self.padded_plus_one and weight is not None:
+            weight = weight + 1
         return weight, bias
 
     def _affine(self, x: Tensor) -> Tensor:
@@ -252,9 +304,9 @@ class PaddedGroupNorm(PaddedNorm, nn.GroupNorm):
     dims = (1,)
 
     @classmethod
-    def _fits(cls, module: nn.Module) -> bool:
+    def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:
         """Whether a module has what this needs."""
-        return super()._fits(module) and isinstance(module, nn.GroupNorm)
+        return super()._fits(module, norm) and isinstance(module, nn.GroupNorm)
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
         grouped = torch.unflatten(x, 1, (self.num_groups, -1)).flatten(2)
@@ -281,9 +333,9 @@ class PaddedRMSNorm(PaddedNorm, nn.RMSNorm):
     kind = "rms"
 
     @classmethod
-    def _fits(cls, module: nn.Module) -> bool:
+    def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:
         """Whether a module has what this needs."""
-        return super()._fits(module) or isinstance(module, nn.RMSNorm)
+        return super()._fits(module, norm) or isinstance(module, nn.RMSNorm)
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
         square = x.square().mean(self.padded_dim, keepdim=True)
@@ -297,18 +349,13 @@ class PaddedResponseNorm(PaddedNorm):
     """
 
     kind = "response"
-    weight: Tensor
-    bias: Tensor
 
     @classmethod
-    def _fits(cls, module: nn.Module) -> bool:
+    def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:
         """Whether a module has what this needs."""
-        tensors = [getattr(module, name, None) for name in ("weight", "bias")]
-        return all(isinstance(tensor, Tensor) for tensor in tensors)
-
-    @classmethod
-    def _eps(cls, module: nn.Module) -> float | None:
-        return super()._eps(module) or _RESPONSE_EPS
+        tensors = [getattr(module, name, None) for name in (norm.weight, norm.bias)]
+        held = all(isinstance(tensor, Tensor) for tensor in tensors)
+        return held and super()._fits(module, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh each channel by its share of the mean length."""
@@ -316,7 +363,9 @@ class PaddedResponseNorm(PaddedNorm):
         length = torch.linalg.vector_norm(channels_last, dim=(1, 2), keepdim=True)
         share = x.shape[self.padded_dim] / self.padded_width
         response = length / (length.mean(-1, keepdim=True) * share + self.padded_eps)
-        weight, bias = self.weight.flatten(), self.bias.flatten()
+        weight, bias = self._held(x)
+        assert weight is not None  # `_fits` has looked
+        assert bias is not None
         out: Tensor = channels_last + bias + weight * (channels_last * response)
         return out.movedim(-1, self.padded_dim)
 
@@ -325,6 +374,12 @@ KINDS: dict[str, type[PaddedNorm]] = {
     kind.kind: kind
     for kind in (PaddedLayerNorm, PaddedRMSNorm, PaddedGroupNorm, PaddedResponseNorm)
 }
+
+
+def _attribute(module: nn.Module) -> float | None:
+    """What a module says under one of the usual names that it adds to the variance."""
+    known = (getattr(module, name, None) for name in _EPS)
+    return next((value for value in known if isinstance(value, float)), None)
 
 
 def _standardised(x: Tensor, dim: int, share: float, eps: float) -> Tensor:
@@ -360,7 +415,9 @@ class _Kernel:
 
 def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
     """Whether a module goes on as the row of a plan says."""
-    return isinstance(module, PaddedNorm) or (norm.kind == KIND and type(module) in PLAIN)
+    if norm.kind in CONVOLUTIONS:
+        return keeps_weight(module)
+    return isinstance(module, PaddedNorm)
 
 
 def pad(module: nn.Module, norm: NormWidth) -> None:
@@ -371,12 +428,12 @@ def pad(module: nn.Module, norm: NormWidth) -> None:
     """
     if keeps_width(module, norm):
         return
-    if norm.kind == KIND and (plain := plain_kind(module)) is not None:
-        module.__class__ = plain
+    if norm.kind in CONVOLUTIONS and may_compute(module):
+        keep_weight(module, norm.kind)
         return
     if norm.kind not in KINDS:
         raise SurgeryError(f"a {type(module).__name__} cannot go on as a {norm.kind}")
-    KINDS[norm.kind]._of(module, norm.width, norm.dim)
+    KINDS[norm.kind]._of(module, norm)
 
 
 def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
@@ -388,10 +445,10 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
         memo: what was found before, of modules that are made alike.
     """
     if isinstance(module, PaddedNorm):
-        return Known(module.kind, module.padded_dim)
+        return Known(module.padded_row, bare=not _own_tensors(module))
     if x.dim() < 2 or not _by_itself(module):
         return None
-    convolution = plain_kind(module) is not None
+    convolution = may_compute(module)
     widths = tuple(x.shape[d] if _as_many(module, x.shape[d]) else None for d in _DIMS)
     if not convolution and not any(widths):
         return None
@@ -406,9 +463,19 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
             torch.inference_mode(mode=False),
         ):
             memo[key] = _recognised(module, x)
+    if convolution and memo[key] is None:
+        memo[key] = _convolution(module, memo)
+    return memo[key]
+
+
+def _convolution(module: nn.Module, memo: dict[Any, Known | None]) -> Known | None:
+    """A convolution that computes its weight, whatever its input is."""
+    key = _made_of(module)
+    if key not in memo:
+        memo[key] = None
         with suppress(Exception):
-            if convolution and computes(module):
-                memo[key] = Known(KIND, 1)
+            if (kind := computes(module)) is not None:
+                memo[key] = Known(NormWidth("", kind, 1, 0))
     return memo[key]
 
 
@@ -422,15 +489,17 @@ def _made_of(module: nn.Module) -> tuple[Any, ...]:
     own = {k: _plain(v) for k, v in vars(module).items() if k not in _ORDINARY}
     settings = {k: v for k, v in own.items() if v is None or isinstance(v, (*_SETTINGS, list))}
     other = 0
-    if len(settings) < len(own) or module._parameters.keys() - {"weight", "bias"}:
+    if len(settings) < len(own):
         other = id(module)
+    tensors = {**module._parameters, **module._buffers}
+    held = ((name, p is None or p.shape) for name, p in tensors.items())
     children = tuple(map(_made_of, module.children()))
-    return type(module), repr(settings), other, children
+    return type(module), repr(settings), other, tuple(held), children
 
 
 def _by_itself(module: nn.Module) -> bool:
     """Whether a module's own class computes all that its parameters take part in."""
-    if "forward" in vars(module) or is_parametrized(module) or module._buffers:
+    if "forward" in vars(module) or is_parametrized(module):
         return False
     if isinstance(module, torch.jit.ScriptModule) or type(module).__module__ == __name__:
         return False
@@ -460,61 +529,115 @@ def _plain(value: Any) -> Any:
 
 def _recognised(module: nn.Module, x: Tensor) -> Known | None:
     generator = torch.Generator().manual_seed(0)
+    trials: dict[int, _Trial] = {}
     # What PyTorch's own normalisations are made from is probably one.
     likely = sorted(KINDS.items(), key=lambda each: not isinstance(module, each[1].__bases__[-1]))
     for name, kind in likely:
         for dim in kind.dims:
             channels = x.shape[dim]
-            if not kind._fits(module) or not _as_many(module, channels):
+            if not _as_many(module, channels):
                 continue
-            # One example of each scale. No other size is one, for which a mean over places would
-            # be none. Drawn in single precision, which is several times as fast.
-            shape = [len(_SCALES), *range(2, x.dim())]
-            shape.insert(dim % x.dim(), channels)
-            drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
-            drawn = drawn.to(x.device, torch.float64).mul_(2).add_(1)
-            scales = torch.tensor(_SCALES).to(drawn).view(-1, *[1] * (x.dim() - 1))
-            apart = _apart(module, kind, dim, drawn * scales, generator)
-            if apart < _CLOSE:
-                return Known(name, dim, casts=apart > _SAME)
+            if dim not in trials:
+                trials[dim] = _Trial(_double(module, generator), _drawn(x, dim, generator))
+            for row in _rows(module, NormWidth("", name, dim, channels)):
+                apart = trials[dim].apart(kind, row)
+                if apart < _CLOSE:
+                    return Known(row, apart > _SAME, not _own_tensors(module))
     return None
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module itself."""
+    held = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in held.items() if tensor is not None}
 
 
 def _as_many(module: nn.Module, channels: int) -> bool:
     """Whether what a module holds are numbers for each of so many channels."""
-    held = (p for p in module._parameters.values() if p is not None)
-    return all(p.numel() == channels for p in held)
+    return all(t.numel() == channels for t in _own_tensors(module).values())
 
 
-def _apart(
-    module: nn.Module, kind: type[PaddedNorm], dim: int, x: Tensor, generator: torch.Generator
-) -> float:
-    """How far a module is from what one of this kind computes that has all of its channels."""
-    one = _double(module, generator)
-    other = kind._of(_double(one), x.shape[dim], dim)
-    before = {k: v for k, v in vars(one).items() if k != "training"}
-    worst = 0.0
-    for training in (False, True):
-        try:
-            apart = _difference(one, other, x, training)
-        except (RuntimeError, IndexError):  # there are not as many channels along this dimension
+def _rows(module: nn.Module, row: NormWidth) -> Iterator[NormWidth]:
+    """What a module may be: its tensors are weight and bias in either order, and where it has no
+    attribute of a usual name, eps is another number that it holds, or a usual one.
+    """
+    names = [*_own_tensors(module), "", ""]
+    pairs = [(names[0], names[1]), (names[1], names[0])]
+    if {"weight", "bias"} >= {*names[:-2]}:
+        pairs = [("weight", "bias")]
+    values: list[float | None] = [None]
+    if _attribute(module) is None and not isinstance(module, nn.RMSNorm):
+        held = [v for v in vars(module).values() if isinstance(v, float)]
+        values = list(dict.fromkeys([*held, *_LITERALS]))
+    for (weight, bias), eps in itertools.product(pairs, values):
+        for plus_one in (False, True)[: 1 + bool(names[0])]:
+            yield replace(row, weight=weight, bias=bias, plus_one=plus_one, eps=eps)
+
+
+def _drawn(x: Tensor, dim: int, generator: torch.Generator) -> Tensor:
+    """Random numbers, an example of each scale, with as many channels as ``x`` has along ``dim``.
+
+    No other size is one, for which a mean over places would be none. They are drawn in single
+    precision, which is several times as fast.
+    """
+    shape = [len(_SCALES), *range(2, x.dim())]
+    shape.insert(dim % x.dim(), x.shape[dim])
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
+    drawn = drawn.to(x.device, torch.float64).mul_(2).add_(1)
+    return drawn * torch.tensor(_SCALES).to(drawn).view(-1, *[1] * (x.dim() - 1))
+
+
+class _Trial:
+    """What a module makes of an input, compared with what normalisations do.
+
+    Args:
+        module: in float64, with random weights.
+        x: its input.
+    """
+
+    def __init__(self, module: nn.Module, x: Tensor) -> None:
+        self.module, self.x = module, x
+        self.made: dict[bool, list[Tensor] | None] = {}
+
+    def apart(self, kind: type[PaddedNorm], row: NormWidth) -> float:
+        """How far the module is from what one of this kind computes that has all its channels."""
+        if not kind._fits(self.module, row):
             return float("inf")
-        if not apart <= _CLOSE:
-            return float("inf")
-        worst = max(worst, apart)
-    after = {k: v for k, v in vars(one).items() if k != "training"}
-    if before.keys() != after.keys() or any(after[k] is not v for k, v in before.items()):
-        return float("inf")  # somebody may read what it leaves there
-    return worst
+        other = kind._of(_double(self.module), row)
+        worst = 0.0
+        for training in (False, True):
+            own = self._own(training)
+            if own is None:
+                return float("inf")
+            try:
+                apart = _difference(own, _made(other, self.x, training))
+            except (RuntimeError, IndexError):  # there are fewer channels along this dimension
+                return float("inf")
+            if not apart <= _CLOSE:
+                return float("inf")
+            worst = max(worst, apart)
+        return worst
+
+    def _own(self, training: bool) -> list[Tensor] | None:
+        """What the module makes; None if it fails, or if somebody may read what it leaves."""
+        if training not in self.made:
+            self.made[training] = None
+            before = {k: v for k, v in vars(self.module).items() if k != "training"}
+            with suppress(RuntimeError, IndexError):
+                self.made[training] = _made(self.module, self.x, training)
+            after = {k: v for k, v in vars(self.module).items() if k != "training"}
+            if before.keys() != after.keys() or any(after[k] is not v for k, v in before.items()):
+                self.made[training] = None
+        return self.made[training]
 
 
-def _difference(one: nn.Module, other: PaddedNorm, x: Tensor, training: bool) -> float:
+def _difference(one: list[Tensor], other: list[Tensor]) -> float:
     """The largest relative difference of what two modules make, and of its derivative.
 
     Relative to each example's own largest number, for they are of different scales.
     """
     worst = []
-    for u, v in zip(*(_made(module, x, training) for module in (one, other)), strict=True):
+    for u, v in zip(one, other, strict=True):
         if u.shape != v.shape:
             return float("inf")
         apart, scale = (t.abs().flatten(1).amax(1) for t in (u - v, u))
@@ -554,14 +677,15 @@ def _double(module: nn.Module, generator: torch.Generator | None = None) -> nn.M
     result._modules = copy.deepcopy(dict(module._modules))
     for child in result.children():
         child.apply(_unhooked)
-    result._parameters = {}
-    for name, parameter in module._parameters.items():
-        result._parameters[name] = None
-        if parameter is not None:
-            value = parameter.detach().double()
-            if generator is not None:
-                drawn = torch.rand(value.shape, generator=generator, dtype=value.dtype)
-                value = 0.5 + drawn.to(value)
+    result._parameters, result._buffers = dict(module._parameters), dict(module._buffers)
+    for name, tensor in _own_tensors(module).items():
+        value = tensor.detach().double()
+        if generator is not None:
+            drawn = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+            value = 0.5 + drawn.to(value)
+        if name in result._buffers:
+            result._buffers[name] = value
+        else:
             result._parameters[name] = nn.Parameter(value, requires_grad=False)
     return result
 

@@ -29,12 +29,15 @@ from netslim.graph.tracing.shapes import split_vector
 # --- what all of them do --------------------------------------------------------------------------
 
 
-def _contract(rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str) -> Vector | None:
+def _contract(
+    rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str, kept: bool = False
+) -> Vector | None:
     """Tie the two sides that are summed over; a weight's side consumes.
 
     A channel that an activation multiplies with a weight is silenced by zeros in either, so it can
     go exactly. In a product of two activations (queries and keys), or of two weights, a channel
-    that is missing changes every sum that the others are in: those are coupled.
+    that is missing changes every sum that the others are in: those are coupled, unless what it is
+    used for is ``kept`` as it was.
     """
     met = rec.meet(a.dims.get(da), b.dims.get(db), what)
     if met is None:
@@ -43,7 +46,8 @@ def _contract(rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str) 
         kind = "activations"
         if a.weight:
             kind = "weights"
-        rec.couple(met, f"a product of {kind} over the channels ({what})")
+        if not kept:
+            rec.couple(met, f"a product of {kind} over the channels ({what})")
     else:
         rec.mark(a, da, CONSUMER)
         rec.mark(b, db, CONSUMER)
@@ -137,7 +141,8 @@ def _vector_product(
     la, lb = rec.get(a), rec.get(b)
     dims: dict[int, Vector] = {}
     last = a.dim() - 1
-    met = _contract(rec, la, last, lb, 0, name_of(func))
+    kept = rec.within_spectral_norm(a, b)
+    met = _contract(rec, la, last, lb, 0, name_of(func), kept)
     for d in range(last):
         _free(rec, la, d, dims, d)
     _add_bias(rec, dims, out, bias)

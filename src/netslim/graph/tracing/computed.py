@@ -116,6 +116,11 @@ class Formula:
 UNKNOWN = Formula(None)
 
 
+def constant(tensor: Tensor) -> Formula:
+    """That of a tensor that stays as it is, whatever the parameters are."""
+    return Formula(torch.ops.aten.detach.default, (tensor.detach(),))
+
+
 class Formulas:
     """Those of a trace: how computed tensors were made, as long as nobody has written into them."""
 
@@ -294,4 +299,4 @@ def _memory(tensor: Tensor) -> int | None:
     return int(storage._cdata)
 
 
-__all__ = ["UNKNOWN", "Formula", "Formulas", "silencing"]
+__all__ = ["UNKNOWN", "Formula", "Formulas", "constant", "silencing"]

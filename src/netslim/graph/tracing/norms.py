@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim.graph.modules.computed_convolutions import KIND
+from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.padded_norms import Known, Memo, PaddedGroupNorm, PaddedNorm, known
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
@@ -50,7 +50,9 @@ class Norms:
         if isinstance(module, PaddedNorm):
             recorder.unwatched += 1
 
-    def leave(self, module: nn.Module, path: str, args: tuple[Any, ...], output: Any) -> None:
+    def leave(
+        self, module: nn.Module, path: str, args: tuple[Any, ...], named: Any, output: Any
+    ) -> None:
         began, norms = self.began.pop()
         if isinstance(module, PaddedNorm):
             self.recorder.unwatched -= 1
@@ -62,7 +64,10 @@ class Norms:
         calls.append(call)
         if len(coupled) == began or len(self.recorder.norms) > norms:
             return
-        if len(args) != 1 or not isinstance(output, Tensor) or not isinstance(args[0], Tensor):
+        # By keyword it would have to be called as the module's own code calls its input.
+        if named or len(args) != 1 or not isinstance(args[0], Tensor):
+            return
+        if not isinstance(output, Tensor):
             return
         found = self._over(module, args[0], output, [vector for vector, _ in coupled[began:]])
         if found is None:
@@ -83,8 +88,10 @@ class Norms:
 
         Its weights see to the number: they are a channel's at every call.
         """
-        kinds = {call.norm and call.norm.known for call in calls}
-        return len(kinds) == 1 and any(p is not None for p in module._parameters.values())
+        norms = [call.norm for call in calls if call.norm is not None]
+        kinds = {norm.known for norm in norms}
+        alike = len(norms) == len(calls) and len(kinds) == 1
+        return alike and not any(known.bare for known in kinds)
 
     def _leave_coupled(self, calls: list[_Call]) -> None:
         """What one module normalises over here and there, over other widths, stays as it was."""
@@ -103,7 +110,7 @@ class Norms:
         dim = kind.dim % len(_SHAPE(x))
         vector = self.recorder.get(x).dims.get(dim)
         made = self.recorder.get(output).dims.get(dim)
-        if kind.kind == KIND:  # it makes others
+        if kind.kind in CONVOLUTIONS:  # it makes others
             made = vector
         if vector is None or made is None or output.dtype != x.dtype:
             return None
@@ -136,7 +143,8 @@ class Norms:
 
     def _as_operator(self, module: PaddedNorm, x: Tensor, output: Tensor) -> None:
         """What ran unseen, told as the operator of PyTorch's that does the same to channels."""
-        weight, bias = (_flat(getattr(module, name, None)) for name in ("weight", "bias"))
+        names = module.padded_weight, module.padded_bias
+        weight, bias = (_flat(getattr(module, name, None)) for name in names)
         shape = tuple(_SHAPE(x))
         vector = self.recorder.get(x).dims.get(module.padded_dim % len(shape))
         if vector is not None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from netslim.graph.counts import Call
 from netslim.graph.modules import watching
 from netslim.graph.modules.padded_norms import Known
+from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector
 from netslim.graph.tracing.checks import (
@@ -42,7 +43,7 @@ from netslim.graph.tracing.checks import (
     check_role,
     check_vector,
 )
-from netslim.graph.tracing.computed import Formula, Formulas, silencing
+from netslim.graph.tracing.computed import Formula, Formulas, constant, silencing
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.sizes import (
     Expression,
@@ -197,9 +198,13 @@ class Recorder:
     names_read: frozenset[str] = frozenset()
     log: Log | None = None
     weight_norms: frozenset[WeightNorm] = field(init=False)
+    spectral: list[frozenset[int]] = field(init=False)  # ids of the tensors of spectral norms
 
     def __post_init__(self) -> None:
         self.weight_norms = frozenset(weight_norms(self.model))
+        named = self.atoms.tensors
+        norms = spectral_norms(self.model)
+        self.spectral = [frozenset(id(named[name]) for name in norm.names) for norm in norms]
 
     @contextlib.contextmanager
     def unlogged(self) -> Iterator[None]:
@@ -331,10 +336,24 @@ class Recorder:
         known = {key: self.formulas.current(formula) for key, formula in formulas.items()}
         self.formulas.note_writes(func, args, kwargs)
         made = self.formulas.made(func, args, kwargs, known, outs)
+        if self.operator[0] in ("dot", "vdot") and self.within_spectral_norm(*args):
+            made = [constant(out) for out in outs]  # a cut sees to it
         for tensor, found, own in zip(outs, weights, made, strict=True):
             if found is not None and found[1].weight:
                 labels = Labels(found[1].dims, weight=True, formula=own)
                 self.labels[id(tensor)] = found[0], labels
+
+    def within_spectral_norm(self, *tensors: Tensor) -> bool:
+        """Whether these are all computed from the tensors of one spectral norm, which a cut lets
+        have the value it had.
+        """
+        if not self.spectral:
+            return False
+        used: set[int] = set()
+        for tensor in tensors:
+            formula = self.get(tensor).formula
+            used |= {id(tensor)} if formula is None else formula.parameters().keys()
+        return any(used <= norm for norm in self.spectral)
 
     def _check(self, vector: Vector | None, call: str) -> None:
         """Refuse what are neither labels nor None."""

@@ -314,7 +314,7 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
     def leave(module: nn.Module, args: Any, named: Any, output: Any) -> None:
         if threading.get_ident() == thread:
             with recorder.unlogged():
-                norms.leave(module, recorder.modules.pop(), (*args, *named.values()), output)
+                norms.leave(module, recorder.modules.pop(), args, named, output)
 
     handles = []
     for module in paths:

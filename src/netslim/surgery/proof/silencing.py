@@ -22,7 +22,8 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import NormRule
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, output_tensors
-from netslim.graph.modules.padded_norms import NormWidth, pad
+from netslim.graph.modules.padded_norms import pad
+from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.norm_inputs import GivenZeros, normed_weights
@@ -80,6 +81,10 @@ def silenced(
         # follow their directions. The stack takes them back in the reverse order, which matters
         # where two of them change the same entry.
         before = {norm: tensors[norm.direction].detach().clone() for norm in norms}
+        spectral = [
+            (norm, [tensors[name] for name in norm.names]) for norm in spectral_norms(model)
+        ]
+        sigmas = [norm.sigma(parts) for norm, parts in spectral]
         normed = normed_weights(model, plan)
         for c in plan.tensors:
             if "consumer" in c.role and (id(tensors[c.tensor]), c.axis) not in normed:
@@ -94,6 +99,9 @@ def silenced(
                     before[norm].index_copy_(axis, places, before[norm].index_select(axis, source))
         for norm, old in before.items():
             changes.enter_context(_followed(norm, tensors, old))
+        for (one, parts), sigma in zip(spectral, sigmas, strict=True):
+            for tensor, values in zip(parts[1:], one.follow(sigma, parts), strict=True):
+                changes.enter_context(_all_replaced(tensor, values))
         for module, rule, places in _reading_norms(model, plan, graph):
             changes.enter_context(_reading_zeros(module, rule, places))
         yield
@@ -126,11 +134,11 @@ def _reading_zeros(module: nn.Module, rule: NormRule, gone: Tensor) -> Iterator[
     no better than the casts allow. That the two compute the same was seen when it was traced.
     """
     own, attributes = type(module), dict(vars(module))
-    zeros = GivenZeros(rule.dim, len(rule.groups), gone)
+    zeros = GivenZeros(rule.row.dim, len(rule.groups), gone)
     handle = module.register_forward_pre_hook(zeros)
     try:
         if rule.casts:
-            pad(module, NormWidth(rule.module, rule.kind, rule.dim, rule.width))
+            pad(module, rule.row)
         yield
     finally:
         module.__class__ = own

@@ -27,8 +27,9 @@ from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
-from netslim.graph.modules.computed_convolutions import KIND
+from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
@@ -194,7 +195,8 @@ class _Pair:
             self.original = self._copy(model)
         self.small = self._copy(small)
         # Sums and computed weights in this precision: in the model's own they are rounded.
-        computed = weight_norms(model) or any(norm.kind == KIND for norm in plan.norms)
+        computed = bool(weight_norms(model) or spectral_norms(model))
+        computed |= any(norm.kind in CONVOLUTIONS for norm in plan.norms)
         if computed or any(group.merged for group in plan.groups.values()):
             self._fill()
 
