@@ -111,6 +111,17 @@ class Places(nn.Module):
         return (x - mean) * (variance + self.least).rsqrt() * self.g + self.b
 
 
+class Bare(nn.Module):
+    """PyTorch's function without an eps."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return F.rms_norm(x, x.shape[-1:], self.scale)
+
+
 class GreekResponse(nn.Module):
     """As in ConvNeXt V2's own code."""
 
@@ -162,6 +173,7 @@ NORMS = {
     "one added to the weight": lambda: Last(Gemma(WIDE)),
     "a buffer": lambda: Last(Greek(WIDE)),
     "weights of four dimensions": lambda: Places(WIDE),
+    "rms by a function": lambda: Last(Bare(WIDE)),
     "response of other names": lambda: Last(GreekResponse(WIDE)),
 }
 PICTURES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -335,7 +335,7 @@ class PaddedRMSNorm(PaddedNorm, nn.RMSNorm):
     @classmethod
     def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:
         """Whether a module has what this needs."""
-        return super()._fits(module, norm) or isinstance(module, nn.RMSNorm)
+        return True  # PyTorch's own function has an eps where none is given
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
         square = x.square().mean(self.padded_dim, keepdim=True)
@@ -568,7 +568,7 @@ def _rows(module: nn.Module, row: NormWidth) -> Iterator[NormWidth]:
     values: list[float | None] = [None]
     if _attribute(module) is None and not isinstance(module, nn.RMSNorm):
         held = [v for v in vars(module).values() if isinstance(v, float)]
-        values = list(dict.fromkeys([*held, *_LITERALS]))
+        values = list(dict.fromkeys([*held, *_LITERALS, None]))
     for (weight, bias), eps in itertools.product(pairs, values):
         for plus_one in (False, True)[: 1 + bool(names[0])]:
             yield replace(row, weight=weight, bias=bias, plus_one=plus_one, eps=eps)
