@@ -116,10 +116,11 @@ def test_what_is_refused_says_the_command_that_is_not(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     good, other = (written(recipe(TRAIN, **SHORT), tmp_path / f"{n}.yaml") for n in "ab")
     assert main(["run", good]) == 0
-    assert main(["run", good, other, "--seed", "3"]) == 1
+    assert main(["run", good, other, "--seed", "3", "--trust"]) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert "runs/a was begun with other settings (seed: 0 there, 3 here)" in last
     command = last.partition("go on as it was begun: netslim ")[2]
+    assert command.endswith("--out runs/a --trust")
     assert main(shlex.split(command)) == 0  # which is all that stands behind it
 
 

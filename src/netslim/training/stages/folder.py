@@ -291,8 +291,9 @@ class RunFolder:
             return f"{text}, or repeat the old command"
         # What a recipe leaves to defaults may mean something else to another version; its own
         # config.yaml leaves nothing to them.
-        again = shlex.join(["netslim", "run", str(self.config), "--out", str(self.path)])
-        return f"{text}{remedy}, or go on as it was begun: {again}"
+        again = ["netslim", "run", str(self.config), "--out", str(self.path)]
+        again += ["--trust"] * recipe.trust  # which no file says for itself
+        return f"{text}{remedy}, or go on as it was begun: {shlex.join(again)}"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
