@@ -44,7 +44,7 @@ def test_without_time_nothing_is_run_and_it_is_said_how_to_go_on(capsys, tmp_pat
 def test_the_page_has_the_command_that_adds_what_is_left(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     where = ["--out", "results", "--page", "docs.md", "--trainer.threads", "1"]
-    typed = ["--rows", "vgg16-l1-a", "--seeds", "0", "1", "--data.root", "x", *where]
+    typed = ["--rows", "vgg16-l1-a", "--seeds", "0", "1", "--data.root", "x", "--runs", "y", *where]
     assert paper(*typed, "--minutes", "0.0001") == 3
     page = (tmp_path / "docs.md").read_text().replace(" \\\n ", "")
     again = ["netslim bench paper --minutes 9 --seeds 0 1", *where, "--rows vgg19-cifar10 "]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from argparse import Action
 import pytest
 
 from netslim import cli
-from netslim.cli import main
+from netslim.cli import main, registered
 from netslim.cli.parser import Parser
 from netslim.cli.wording import said
+from netslim.selection.budget.allocation import ALLOCATIONS
+from netslim.selection.criteria.registry import CRITERIA
 from netslim.selection.options import Budget, Compensation, Limits, Scoring, declared
 from netslim.training.recipe.schema import Exploration, SearchOptions
 
@@ -272,3 +275,15 @@ def test_a_file_in_the_current_directory_takes_no_library_s_place(tmp_path):
 
 def test_a_parser_knows_every_command():
     assert all(isinstance(cli.parser_of(name), Parser) for name in cli.COMMANDS)
+
+
+def test_help_knows_what_is_registered_before_it_is(monkeypatch):
+    """Read off the sources, where torch was not imported; other tests may have registered more."""
+    ours = {name for name, made in CRITERIA.items() if made.__module__.startswith("netslim.")}
+    known = registered.criteria()
+    ways = {name: inspect.getdoc(way) for name, way in ALLOCATIONS.items()}
+    monkeypatch.delitem(sys.modules, "torch")
+    assert registered.criteria() == {name: known[name] for name in ours}
+    read = registered.allocations()
+    assert read.items() <= ways.items()
+    assert {"global", "cost"} <= read.keys()

@@ -186,6 +186,16 @@ print(sorted(new & {heavy!r}), torch.cuda.is_initialized())
     assert fresh(code) == "[] False"
 
 
+def test_help_waits_for_no_torch():
+    code = """
+import sys
+from netslim.cli import COMMANDS, parser_of
+texts = [parser_of(command).format_help() for command in COMMANDS]
+print("geometric_median" in "".join(texts), "torch" in sys.modules, "numpy" in sys.modules)
+"""
+    assert fresh(code) == "True False False"
+
+
 def test_the_surface_is_what_it_says():
     assert netslim.__all__ == sorted(netslim.__all__) == sorted(SURFACE)
     for name in netslim.__all__:

@@ -23,7 +23,7 @@ from netslim.cli.common import (
 from netslim.cli.flags import MODELS, RUNTIMES
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
-from netslim.measure.backends import Backend
+from netslim.measure.runtimes import Backend
 from netslim.report import numbers
 
 _BENCH = """\

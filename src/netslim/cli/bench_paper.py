@@ -20,7 +20,7 @@ machine (carried-1.part ...): copy all of it there, and repeat the command. Exit
 rows are finished, 1 where one has failed, 3 where the time was up before.
 """
 _TIME_UP = 3  # exit code
-_PLACES = {"out": Path("paper"), "runs": Path("runs/paper"), "page": None}  # where nothing is said
+_RESULTS = {"out": Path("paper"), "page": None}  # where they go if nothing is said
 _MORE = """\
 any value of the recipes can be overridden by its dotted name, for all rows alike:
   netslim bench paper --rows vgg19-cifar10 --minutes 9
@@ -56,14 +56,14 @@ def register(parser: Parser) -> None:
         "--out",
         metavar="DIR",
         type=Path,
-        default=_PLACES["out"],
+        default=_RESULTS["out"],
         help="where the results go (default: paper)",
     )
     parser.add_argument(
         "--runs",
         metavar="DIR",
         type=Path,
-        default=_PLACES["runs"],
+        default=Path("runs/paper"),
         help="where the run folders lie (default: runs/paper)",
     )
     parser.add_argument(
@@ -108,9 +108,9 @@ def _paper(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _same(options: argparse.Namespace, overrides: dict[str, str]) -> Iterator[str]:
-    """What adds further rows to the same results; where the data lie is no part of them."""
+    """What adds further rows to the same results, on whatever machine."""
     yield from ("--seeds", *map(str, options.seeds))
-    for name, usual in _PLACES.items():
+    for name, usual in _RESULTS.items():
         if (place := getattr(options, name)) != usual:
             yield from (f"--{name}", str(place))
     yield from as_arguments({key: overrides[key] for key in overrides if key != "data.root"})

@@ -10,10 +10,9 @@ from itertools import chain
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from netslim.cli.registered import allocations, criteria
 from netslim.errors import ArgumentError, RecipeError
-from netslim.measure.backends import Backend
-from netslim.selection.budget.allocation import ALLOCATIONS
-from netslim.selection.criteria.registry import CRITERIA, reads_data
+from netslim.measure.runtimes import Backend
 from netslim.selection.options import Compensation, Limits, Scoring, declared
 from netslim.training.recipe.schema import assembled, option_types
 
@@ -127,7 +126,7 @@ def made(kind: type[Options], options: argparse.Namespace) -> Options:
 def add_choice(group: Any, told: Mapping[str, str]) -> None:
     """What decides which channels go; `told` as for `add_options`, and for ``allocation``."""
     add_scoring(group, told["criterion"])
-    ways = "; ".join(f"{name}: {_said(way)}" for name, way in ALLOCATIONS.items())
+    ways = "; ".join(f"{name}: {_said(text)}" for name, text in allocations().items())
     group.add_argument(
         "--allocation",
         metavar="NAME",
@@ -140,16 +139,17 @@ def add_choice(group: Any, told: Mapping[str, str]) -> None:
 
 def add_scoring(group: Any, default: str) -> None:
     """What makes a channel important; `default` is said of the criterion."""
+    known = criteria()
     plain, looking = (
-        ", ".join(name for name in CRITERIA if reads_data(name) is data) for data in (False, True)
+        ", ".join(name for name in known if known[name] is data) for data in (False, True)
     )
     names = f"{plain}; by --data too: {looking}; or your own, package.module:function"
     add_options(group, Scoring, told={"criterion": default}, more={"criterion": names})
 
 
-def _said(way: Any) -> str:
+def _said(docstring: str) -> str:
     """The first paragraph of what a way of allocation says about itself."""
-    text = " ".join((way.__doc__ or "your own").partition("\n\n")[0].split()).rstrip(".")
+    text = " ".join((docstring or "your own").partition("\n\n")[0].split()).rstrip(".")
     return text[:1].lower() + text[1:]
 
 

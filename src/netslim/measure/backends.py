@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from netslim._support import first_line
 from netslim.errors import ArgumentError, ExportError, TraceError
 from netslim.graph.modules.calls import advice, as_call, evaluating
 from netslim.graph.modules.unwrapping import inside, without_values
+from netslim.measure.runtimes import Backend
 from netslim.models.export import onnx_bytes
 from netslim.models.onnx_session import Session, quietly
 
-Backend = Literal["eager", "compile", "onnxruntime"]
 Call = Callable[[], object]
 
 

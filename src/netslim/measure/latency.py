@@ -24,7 +24,8 @@ from torch import nn
 from netslim._support import checks_calls, expect, using_threads
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph.modules.ambient import holding_values
-from netslim.measure.backends import Backend, Call, Ready, prepared, usable
+from netslim.measure.backends import Call, Ready, prepared, usable
+from netslim.measure.runtimes import Backend
 
 SAMPLE_SECONDS = 1e-3  # a shorter sample would measure the clock and the scheduler
 MIN_ROUNDS = 5  # fewer samples make quartiles meaningless

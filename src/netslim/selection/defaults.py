@@ -34,10 +34,9 @@ from typing import Any, Literal
 from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.criteria.scoring import as_scoring
-from netslim.selection.options import Budget, Compensation, Scoring, plain, said
+from netslim.selection.options import AUTO, Budget, Compensation, Scoring, plain, said
 from netslim.surgery.why import Why
 
-AUTO: Literal["auto"] = "auto"
 PLAIN = "l2"  # what scores filters where there is no data
 BN_SCALE = "bn_scale"  # Network Slimming's
 

@@ -31,8 +31,9 @@ from netslim._support import (
     nearest,
 )
 from netslim.errors import ArgumentError
-from netslim.surgery.compensation.linear import FoldWay
+from netslim.surgery.compensation.ways import FoldWay
 
+AUTO: Literal["auto"] = "auto"  # what is taken then says `netslim.selection.defaults`
 Shortcuts = Literal["include", "avoid"]
 Lead = Literal["mean", "pacesetter"]
 Reduction = Literal["mean", "sum", "max", "product", "first"]
@@ -461,6 +462,7 @@ def _check_kind(name: str, value: Any) -> None:
 
 
 __all__ = [
+    "AUTO",
     "Budget",
     "Checked",
     "Compensation",

@@ -38,8 +38,9 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
-from netslim.measure.backends import Backend, check_backend, home, moved, prepared, usable
+from netslim.measure.backends import check_backend, home, moved, prepared, usable
 from netslim.measure.latency import synchroniser, timed
+from netslim.measure.runtimes import Backend
 from netslim.measure.table.cache import cached
 from netslim.measure.table.curves import Vector, points, probes
 from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe, rate

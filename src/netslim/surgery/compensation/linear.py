@@ -22,7 +22,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -58,12 +58,12 @@ from netslim.surgery.compensation.constants import (
     watched,
 )
 from netslim.surgery.compensation.least_squares import Fit, Layout
+from netslim.surgery.compensation.ways import FoldWay
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import TensorCut, bias_of
 
 logger = logging.getLogger("netslim")
 
-FoldWay = Literal["constant", "linear", "sequential"]
 
 # A flattened map has an entry for each channel and place. They are fitted one by one up to LARGEST
 # entries and with SAMPLES examples for each; else the places of a channel share its fit.
@@ -408,4 +408,4 @@ def _move(model: nn.Module, fit: Flow, place: Place, ridge: float) -> Moved:
     return replace(row, explained=explained)
 
 
-__all__ = ["FoldWay", "compensate"]
+__all__ = ["compensate"]

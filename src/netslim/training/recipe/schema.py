@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from netslim._support import brief, checks_calls
-from netslim.data.augment import Augment, Augmentation, RandomResizedCrop
 from netslim.errors import ArgumentError
-from netslim.measure.backends import Backend
-from netslim.selection.defaults import AUTO
+from netslim.measure.runtimes import Backend
 from netslim.selection.options import (
+    AUTO,
     Budget,
     Checked,
     Compensation,
@@ -27,6 +26,9 @@ from netslim.selection.options import (
     declared,
     option,
 )
+
+if TYPE_CHECKING:
+    from netslim.data.augment import Augmentation
 
 Options = TypeVar("Options")
 
@@ -133,6 +135,8 @@ class AugmentOptions:
         Raises:
             DataError: a value is out of range.
         """
+        from netslim.data.augment import Augment, RandomResizedCrop
+
         if self.crop == "shift":
             return Augment(self.pad, self.flip)
         if self.scale is None:

@@ -1,0 +1,34 @@
+"""Rooms whose names are imported when they are asked for, so that help need not wait for torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+
+
+def imported_later(room: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """A `__getattr__` for a package: its names, and its modules, are imported when asked for.
+
+    Args:
+        room: the package, by its dotted name.
+        homes: name -> the module of the package that it is from, within the package.
+
+    Raises:
+        AttributeError: by what is returned, for any other name.
+    """
+
+    def found(name: str) -> object:
+        if name in homes:
+            value = getattr(importlib.import_module(f"{room}.{homes[name]}"), name)
+            setattr(sys.modules[room], name, value)
+            return value
+        if not name.startswith("_") and importlib.util.find_spec(f"{room}.{name}"):
+            return importlib.import_module(f"{room}.{name}")
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+
+    return found
+
+
+__all__ = ["imported_later"]

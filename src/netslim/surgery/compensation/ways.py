@@ -1,0 +1,7 @@
+"""How what removed channels emit is made up for, by name; nothing here waits for torch."""
+
+from typing import Literal
+
+FoldWay = Literal["constant", "linear", "sequential"]
+
+__all__ = ["FoldWay"]
