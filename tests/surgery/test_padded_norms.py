@@ -343,6 +343,7 @@ def test_a_mask_is_what_it_converts_to():
     assert torch.allclose(outputs(model), outputs(mask.convert()), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
 @pytest.mark.parametrize("norm", ["layer", "two groups", "rms", "response"])
 def test_it_is_exported_and_written_without_netslim(norm):
     model = network(norm)
@@ -352,7 +353,13 @@ def test_it_is_exported_and_written_without_netslim(norm):
     plain = netslim.models.plain(small)
     kinds = {type(m).__module__.partition(".")[0] for m in plain.modules()}
     assert "netslim" not in kinds
-    assert torch.allclose(outputs(plain), outputs(small), atol=1e-6)
+    with pytest.raises(SurgeryError, match=r"script netslim\.models\.plain\(model\), the same"):
+        torch.jit.script(small)
+    assert torch.equal(torch.jit.script(plain)(PICTURES), outputs(plain))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = PICTURES.to(dtype)
+        wanted = small.to(dtype)(x)
+        assert torch.allclose(plain.to(dtype)(x), wanted, atol=10 * torch.finfo(dtype).eps)
 
 
 class Doubled(nn.LayerNorm):

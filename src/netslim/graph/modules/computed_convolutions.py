@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from netslim.errors import SurgeryError
+
 KIND, SAME_KIND = "convolution", "same convolution"  # in the rows of plans
 CONVOLUTIONS = KIND, SAME_KIND
 PLAIN: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -29,7 +31,21 @@ _FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _SAME = 1e-9  # relative, in float64
 
 
-class KeptConvolution(_ConvNd):
+class NotScripted(nn.Module):
+    """A module of netslim's, whose code is not what `torch.jit.script` takes."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks for in place of this.
+
+        Not the operators that this runs, as PyTorch would put them into the user's model for good.
+        """
+        raise SurgeryError(
+            f"torch.jit.script does not take the code of {type(self).__name__}: script "
+            "netslim.models.plain(model), the same network in PyTorch's own operators"
+        )
+
+
+class KeptConvolution(NotScripted, _ConvNd):
     """A convolution that has kept the weight which it had computed, up to a gain.
 
     Attributes:
@@ -194,6 +210,6 @@ def _input(module: Any, weight: Tensor, more: int) -> Tensor:
 
 
 __all__ = [
-    "CONVOLUTIONS", "KIND", "KeptConvolution", "computed_weight", "computes", "keep_weight",
-    "keeps_weight", "may_compute",
+    "CONVOLUTIONS", "KIND", "KeptConvolution", "NotScripted", "computed_weight", "computes",
+    "keep_weight", "keeps_weight", "may_compute",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import dispatch_modes_off
 from netslim.graph.modules.computed_convolutions import (
     CONVOLUTIONS,
+    NotScripted,
     computes,
     keep_weight,
     keeps_weight,
@@ -127,7 +129,7 @@ class Known:
 Memo = dict[Any, Known | None]
 
 
-class PaddedNorm(nn.Module):
+class PaddedNorm(NotScripted):
     """A normalisation as if its input had ``padded_width`` channels, of which the last are zeros.
 
     ``(N, C, ...)`` or ``(..., C)``, as ``padded_dim`` says, with C up to that width, to the same
@@ -204,11 +206,11 @@ class PaddedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; statistics are taken in float32 at least, as PyTorch's own do it."""
         share = x.shape[self.padded_dim] / self.padded_width
-        given = self._dtype(x)
         eps = self.padded_eps
         if eps is None:
-            eps = torch.finfo(torch.promote_types(given, _LEAST)).eps
-        out = self._computed(x.to(torch.promote_types(given, torch.float32)), share, eps)
+            eps = _least_number(x)
+        given = x.dtype
+        out = self._computed(x.to(_at_least(x, torch.float32)), share, eps)
         if not self._casts_up(x):
             out = out.to(given)
         for module in self.children():
@@ -221,15 +223,9 @@ class PaddedNorm(nn.Module):
             return False
         return torch.is_autocast_enabled(x.device.type)
 
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        """That of the input; where operators are written down for none, that of the weight."""
-        if not isinstance(x, Proxy):
-            return x.dtype
-        return next((p.dtype for p in self.parameters()), torch.float32)
-
     def _computed(self, x: Tensor, share: float, eps: float) -> Tensor:
         """With weight and bias; ``share`` of the channels are given."""
-        if eps and not self._differentiated(x):
+        if not self._differentiated(x) and eps:
             return self._inferred(x, share, eps)
         return self._affine(self._normalised(x, share, eps))
 
@@ -285,9 +281,11 @@ class PaddedLayerNorm(PaddedNorm, nn.LayerNorm):
     def _inferred(self, x: Tensor, share: float, eps: float) -> Tensor:
         """PyTorch's own kernel, corrected; weights lie in it, so that it is passed over less."""
         weight, bias = self._held(x)
-        kernel = _Kernel(x.movedim(self.padded_dim, -1), share, eps, weight)
-        shift = kernel.scale * kernel.shift
-        out = kernel.out.mul_(kernel.scale)
+        x = x.movedim(self.padded_dim, -1)
+        out, mean, over = torch.native_layer_norm(x, [x.shape[-1]], weight, None, eps)
+        scale, shift = _correction(mean, over, share, eps)
+        shift = scale * shift
+        out = out.mul_(scale)
         if weight is None:
             out = out.add_(shift)
         else:
@@ -314,17 +312,19 @@ class PaddedGroupNorm(PaddedNorm, nn.GroupNorm):
 
     def _inferred(self, x: Tensor, share: float, eps: float) -> Tensor:
         """PyTorch's own kernel, corrected; what is done to groups and channels is done at once."""
-        kernel = _Kernel(torch.unflatten(x, 1, (self.num_groups, -1)).flatten(2), share, eps)
-        each = x.shape[1] // self.num_groups
-        scale = kernel.scale.repeat_interleave(each, 1)
-        shift = scale * kernel.shift.repeat_interleave(each, 1)
+        examples, channels = x.shape[:2]
+        sizes = examples, channels, math.prod(x.shape[2:]), self.num_groups
+        out, mean, over = torch.native_group_norm(x, None, None, *sizes, eps)
+        scale, shift = _correction(mean, over, share, eps)
+        each = channels // self.num_groups
+        scale, shift = scale.repeat_interleave(each, 1), (scale * shift).repeat_interleave(each, 1)
         weight, bias = self._held(x)
         if weight is not None:
-            scale, shift = scale * weight[:, None], shift * weight[:, None]
+            scale, shift = scale * weight, shift * weight
         if bias is not None:
-            shift = shift + bias[:, None]
-        out = kernel.out.view(*x.shape[:2], kernel.out.shape[2] // each)
-        return out.mul_(scale).add_(shift).view(x.shape)
+            shift = shift + bias
+        places = examples, channels, *(1 for _ in x.shape[2:])
+        return out.mul_(scale.view(places)).add_(shift.view(places))
 
 
 class PaddedRMSNorm(PaddedNorm, nn.RMSNorm):
@@ -376,6 +376,22 @@ KINDS: dict[str, type[PaddedNorm]] = {
 }
 
 
+def _at_least(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The data type of the input, if it is not smaller; operators are written down for any type."""
+    if isinstance(x, Proxy):
+        return torch.result_type(x, x.new_empty(1, dtype=dtype))
+    return torch.promote_types(x.dtype, dtype)
+
+
+def _least_number(x: Tensor) -> Any:
+    """What PyTorch adds for an input where no eps is given."""
+    dtype = _at_least(x, _LEAST)
+    if isinstance(x, Proxy):
+        one = x.new_ones((), dtype=dtype)
+        return torch.nextafter(one, 2 * one) - one
+    return torch.finfo(dtype).eps
+
+
 def _attribute(module: nn.Module) -> float | None:
     """What a module says under one of the usual names that it adds to the variance."""
     known = (getattr(module, name, None) for name in _EPS)
@@ -391,26 +407,24 @@ def _standardised(x: Tensor, dim: int, share: float, eps: float) -> Tensor:
     return x * torch.rsqrt(variance + eps)
 
 
-class _Kernel:
-    """PyTorch's layer normalisation over the last dimension, and what makes it `_standardised`.
+def _correction(mean: Tensor, over: Tensor, share: float, eps: float) -> tuple[Tensor, Tensor]:
+    """(scale, shift) that make what PyTorch's own kernels give `_standardised`.
 
-    Its mean and deviation know no derivatives. With y = (x - mu) r its result and
-    r = (v + eps)^(-1/2), the mean over all channels is s mu, their variance s v + s (1 - s) mu^2.
-    As v r^2 = 1 - eps r^2, nothing is taken from anything large here::
+    They give y = (x - mu) r with the mean mu and r = (v + eps)^(-1/2), of which they know no
+    derivatives. The mean over all channels is s mu, their variance s v + s (1 - s) mu^2. As
+    v r^2 = 1 - eps r^2, nothing is taken from anything large here::
 
         (x - mean) / deviation = a (y + (1 - s) mu r),  a^-2 = s + (1 - s) r^2 (eps + s mu^2)
 
-    Attributes:
-        out: y, times the weight.
-        scale: a.
-        shift: (1 - s) mu r.
+    Args:
+        mean: mu.
+        over: r.
+        share: s.
+        eps: as it was given to the kernel.
     """
-
-    def __init__(self, x: Tensor, share: float, eps: float, weight: Tensor | None = None) -> None:
-        self.out, mean, over = torch.native_layer_norm(x, [x.shape[-1]], weight, None, eps)
-        lost = 1 - share
-        self.scale = torch.rsqrt(share + lost * over * over * (eps + share * mean * mean))
-        self.shift = lost * mean * over
+    lost = 1 - share
+    scale = torch.rsqrt(share + lost * over * over * (eps + share * mean * mean))
+    return scale, lost * mean * over
 
 
 def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
