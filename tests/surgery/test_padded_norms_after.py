@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import netslim
-from netslim.errors import PlanError
+from netslim.errors import PlanError, SurgeryError
+from netslim.surgery.norm_inputs import give_zeros, zeros_given
 
 
 class Unread(nn.LayerNorm):
@@ -150,6 +151,17 @@ def test_a_mask_gives_the_norm_what_the_cut_network_gives_it(kind):
     assert not in_place[2]._forward_pre_hooks
     mask.detach()
     assert not model[2]._forward_pre_hooks
+
+
+def test_a_file_of_a_masked_network_holds_what_its_norms_are_given(tmp_path):
+    model = emitting("sigmoid")
+    netslim.Mask(model, cut(model, TOKENS, "0", 2)).apply()
+    path = netslim.save(model, tmp_path / "masked.safetensors")
+    loaded = netslim.load(emitting("sigmoid"), path)
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
+    assert not torch.equal(loaded(TOKENS), emitting("sigmoid")(TOKENS))
+    with pytest.raises(SurgeryError, match="zeros are given to '2', which cannot take them"):
+        give_zeros(nn.Sequential(*emitting("sigmoid")[:2]), zeros_given(model))
 
 
 def test_a_mask_over_convolutions_that_normalise_their_weights():

@@ -57,6 +57,7 @@ from netslim.models.other_files import WEIGHTS, no_checkpoint
 from netslim.models.stored_weights import storing
 from netslim.surgery.history import history, unexplained
 from netslim.surgery.module_sizes import patched, put
+from netslim.surgery.norm_inputs import Zeros, give_zeros, zeros_given
 from netslim.surgery.plan import PruningPlan, counted
 from netslim.surgery.prune import prune
 from netslim.surgery.rows import SizePatch, TensorCut, bias_of
@@ -120,6 +121,9 @@ def save(
         "shared": shared,
         "metadata": dict(metadata or {}),
     }
+    zeros = zeros_given(model)
+    if zeros:
+        header["zeros"] = [vars(row) for row in zeros]
     try:
         text = json.dumps(header, sort_keys=True)
         parse_json(text, nan=True)  # what is too deep or too large could not be read again
@@ -175,6 +179,7 @@ def restored(
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
         result = prune(model, _fitting(header["plan"], model, shapes, path))
+        give_zeros(result, header.get("zeros", ()))
     except (PlanError, SurgeryError) as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
     _check_kinds(result, tensors, path)
@@ -288,6 +293,7 @@ class _Header:
     plan: str | None = None
     constructor: Mapping[str, Any] | None = None
     unordered: str | None = None
+    zeros: tuple[Zeros, ...] = ()
 
 
 def _entry(payload: bytes, path: Any) -> tuple[str, _Header, str]:

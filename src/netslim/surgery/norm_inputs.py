@@ -6,7 +6,8 @@ its statistics over all that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from netslim.errors import PlanError
+from netslim.errors import PlanError, SurgeryError
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.padded_norms import NormWidth
-from netslim.graph.modules.walk import named_tensors
+from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.graph.tracing.modes import Dispatch
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import TensorCut
@@ -38,6 +39,7 @@ class GivenZeros:
 
     def __init__(self, dim: int, width: int, gone: Tensor) -> None:
         self.dim, self.width = dim, width
+        self.gone = tuple(gone.tolist())
         self._gone = {gone.device: gone}  # on each device: CUDA graphs can copy nothing to theirs
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -82,6 +84,47 @@ def silent_inputs(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Modu
             groups = module.groups
             gone = np.add.outer(row.size * np.arange(groups), gone).ravel()
         yield module, GivenZeros(norm.dim, row.size * groups, torch.from_numpy(gone))
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A `GivenZeros` as plain data.
+
+    Attributes:
+        module: its path.
+        dim: of the input.
+        width: of that dimension.
+        gone: which entries of it are zeros.
+    """
+
+    module: str
+    dim: int
+    width: int
+    gone: tuple[int, ...]
+
+
+def zeros_given(model: nn.Module) -> tuple[Zeros, ...]:
+    """What masks have hung on the modules of a bare model."""
+    found = []
+    for module, path in named_modules(model).items():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, GivenZeros):
+                found.append(Zeros(path, hook.dim, hook.width, hook.gone))
+    return tuple(found)
+
+
+def give_zeros(model: nn.Module, zeros: Iterable[Zeros]) -> None:
+    """Hang on the modules of a bare model what hung there.
+
+    Raises:
+        SurgeryError: there is no such module, or no such entry of its input.
+    """
+    modules = {path: module for module, path in named_modules(model).items()}
+    for row in zeros:
+        if row.module not in modules or not all(0 <= entry < row.width for entry in row.gone):
+            raise SurgeryError(f"zeros are given to {row.module!r}, which cannot take them")
+        hook = GivenZeros(row.dim, row.width, torch.tensor(row.gone, dtype=torch.long))
+        modules[row.module].register_forward_pre_hook(hook)
 
 
 def normed_weights(model: nn.Module, plan: PruningPlan) -> set[tuple[int, int]]:
