@@ -193,6 +193,8 @@ def test_round_to():
     ("options", "message"),
     [
         ({"cut_channels": 1.0}, "cut_channels must be a number at least 0 and below 1, got 1.0"),
+        ({"max_latency_ms": float("inf")}, "max_latency_ms must be a number above 0, got inf"),
+        ({"max_latency_ms": float("nan")}, "max_latency_ms must be a number above 0, got nan"),
         ({"cut_channels": -0.1}, "at least 0 and below 1"),
         ({"cut_macs": 70}, "at least 0 and below 1, got 70"),
         ({"max_params": 0}, "max_params must be a whole number above 0"),

@@ -145,7 +145,7 @@ def _check_number(
     if whole:
         fits = is_whole(value)
     least, above, below = (known.get(key) for key in ("least", "above", "below"))
-    fits = fits and not math.isnan(value)
+    fits = fits and math.isfinite(value)
     fits = fits and (least is None or value >= least) and (above is None or value > above)
     if fits and (below is None or value < below):
         return

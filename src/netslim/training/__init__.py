@@ -8,15 +8,18 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from netslim._support.rooms import imported_later
+
+# Training needs Lightning, recipes and their texts do not.
 _HOMES = {
-    "Recipe": "schema",
-    "load_recipe": "reading",
-    "parse_recipe": "reading",
-    "recipe_text": "files",
-    "shipped": "files",
+    "Recipe": "recipe.schema",
+    "load_recipe": "recipe.reading",
+    "parse_recipe": "recipe.reading",
+    "recipe_text": "recipe.files",
+    "run": "stages.runner",
+    "shipped": "recipe.files",
 }
 
 __all__ = ["Recipe", "load_recipe", "parse_recipe", "recipe_text", "run", "shipped"]
@@ -29,12 +32,4 @@ if TYPE_CHECKING:
     from netslim.training.recipe.schema import Recipe as Recipe
     from netslim.training.stages.runner import run as run
 else:
-
-    def __getattr__(name: str) -> object:
-        """Imported when asked for: training needs Lightning, recipes torch, their texts neither."""
-        if name == "run":
-            return importlib.import_module("netslim.training.stages.runner").run
-        if name in _HOMES:
-            home = importlib.import_module(f"netslim.training.recipe.{_HOMES[name]}")
-            return getattr(home, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__ = imported_later(__name__, _HOMES)
