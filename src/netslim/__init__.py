@@ -62,7 +62,7 @@ _ELSEWHERE = {
         *("build", "build_uncut", "constructor", "drop_idle_selections", "names", "plain"),
     ),
     "selection": ("Compensation", "Scoring", "greedy", "merge", "normalized"),
-    "surgery": ("Folding", "Verification", "compensate", "recalibrate", "unsharded"),
+    "surgery": ("Folding", "Verification", "compensate", "cut_inputs", "recalibrate", "unsharded"),
     "errors": tuple(errors.__all__),
 }
 

@@ -178,6 +178,13 @@ def test_inspect_explains_names(capsys):
     assert "did you mean 'conv1'" in told(capsys, *shape, "--explain", "conv11")
 
 
+def test_inspect_takes_outputs_that_may_shrink(capsys):
+    shape = ["inspect", "zoo:vgg11", "--input", "3", "32", "32", "--model.width", "0.1"]
+    assert main([*shape, "--free-output", "0"]) == 0
+    assert "Free to shrink: output." in capsys.readouterr().out
+    assert "there are output (1, 10)" in told(capsys, *shape, "--free-output", "state")
+
+
 TAGGER = """
 from torch import nn
 

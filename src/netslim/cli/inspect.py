@@ -40,6 +40,15 @@ def register(parser: Parser) -> None:
         help="tell what this layer, tensor or group is coupled to and why it can or cannot be "
         "cut; may be repeated",
     )
+    for kind in ("output", "input"):
+        parser.add_argument(
+            f"--free-{kind}",
+            metavar="NAME",
+            action="append",
+            default=[],
+            help=f"this {kind} may lose channels, by position or name, such as 1 or state.h; may "
+            "be repeated",
+        )
     parser.add_argument("--json", action="store_true", help="everything, machine-readable")
 
 
@@ -51,7 +60,9 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     model = models.build(options.model, trust=options.trust, say=note, **kwargs).eval()
     inputs = examples(options)
     try:
-        graph = netslim.trace(model, inputs)
+        graph = netslim.trace(
+            model, inputs, free_outputs=options.free_output, free_inputs=options.free_input
+        )
     except netslim.errors.TraceError as error:
         if "does not run on" not in str(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,9 +15,11 @@ from netslim.graph.forming import build
 from netslim.graph.groups import ChannelGroup, Slice
 from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.calls import as_call
+from netslim.graph.modules.ports import Free, PortName
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
+from netslim.graph.tracing.ports import Ports, apart
 from netslim.graph.tracing.running import record
 from netslim.graph.tracing.unseen import settle
 
@@ -24,7 +27,13 @@ __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "pacesetter", "pr
 
 
 @checks_calls
-def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    free_outputs: Sequence[PortName] = (),
+    free_inputs: Sequence[PortName] | Mapping[PortName, PortName | None] = (),
+) -> ChannelGraph:
     """Run ``model`` once and learn which channels must be cut together.
 
     Args:
@@ -33,6 +42,14 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
             average, the module inside is traced.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. Small
             ones do: only the channels matter, and the batch may be 1.
+        free_outputs: outputs whose channels may go; those of all others stay. By position (``1``)
+            or by name: ``"state.h"``, ``"features[2]"``, keys and attributes as they are. The name
+            of a container means all that is in it.
+        free_inputs: inputs that may lose channels, by position or name of the argument. A state
+            that is handed back is named in both, and loses the same in both: an input goes with the
+            output of its name, else with the first one of its shape; a mapping from inputs to
+            outputs (None where nothing is fed back) says it outright. The cut model takes and gives
+            the smaller ones (`netslim.surgery.cut_inputs`).
 
     Returns:
         The `ChannelGraph`. Operators netslim has no rule for freeze what they touch and are listed
@@ -42,7 +59,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         TraceError: ``model`` is not a module, cannot be worked on (scripted, exported, quantised,
             sharded, lazy, on the meta device), or does not run on these inputs; or they hold no
             example.
-        ArgumentError: the call is in code that `torch.compile` compiles.
+        ArgumentError: the call is in code that `torch.compile` compiles; or there is no such
+            output or input, and those there are are listed.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -50,6 +68,9 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         ['features.0', 'features.4']
     """
     inner = bare(model, TraceError, call="trace(model, example_inputs)")
+    free = Free.of(free_outputs, free_inputs)
+    example_inputs = apart(inner, example_inputs, free)
+    ports = Ports(free)
     with undisturbed(inner):
-        recorder = record(inner, example_inputs, RULES, fallback)
-        return build(recorder, settle(recorder, example_inputs))
+        recorder = record(inner, example_inputs, RULES, fallback, ports=ports)
+        return build(recorder, settle(recorder, example_inputs), ports)

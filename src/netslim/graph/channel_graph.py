@@ -28,6 +28,7 @@ class ChannelGraph(TracedGraph):
         outputs: what the operators of the traced call put out, in order of execution.
         lifetimes: the memory that the inputs and these take, and from when to when.
         norms: the normalisations over channels, which go on over as many when some are cut.
+        ports: the channels of inputs and outputs that may shrink.
 
     Example:
         >>> graph = netslim.trace(model, images)

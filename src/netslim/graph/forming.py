@@ -26,7 +26,7 @@ from torch import nn
 
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
-from netslim.graph.groups import ChannelGroup, NormRule, SizeRule, Slice
+from netslim.graph.groups import ChannelGroup, NormRule, Port, SizeRule, Slice
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
@@ -37,6 +37,7 @@ from netslim.graph.tracing.atoms import (
     ATOM,
     CHANNEL,
     CONSUMER,
+    LEAVES,
     PRODUCER,
     SCALE,
     Atoms,
@@ -44,6 +45,7 @@ from netslim.graph.tracing.atoms import (
     distinct,
     numbered,
 )
+from netslim.graph.tracing.ports import Ports
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.remembered import Bindings
 
@@ -187,8 +189,9 @@ class Classes:
         if not exact:
             return False, False, self.atoms.coupled[coupled][1]
         # A channel is removed where it is read. What nobody reads leaves the network, or is lost:
-        # there is no weight in which it could be silenced, so nothing could be proved.
-        if not self.role[root] & CONSUMER:
+        # there is no weight in which it could be silenced, so nothing could be proved; of a free
+        # output what is left is compared.
+        if not self.role[root] & (CONSUMER | LEAVES):
             return True, True, "no weights read it"
         return True, False, None
 
@@ -234,7 +237,7 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def build(recorder: Recorder, bindings: Bindings) -> ChannelGraph:
+def build(recorder: Recorder, bindings: Bindings, ports: Ports) -> ChannelGraph:
     """Form the groups of a finished recording, whose sizes are settled: attributes follow cuts."""
     recorder.atoms.silence_gains()
     classes = Classes(recorder.atoms)
@@ -266,7 +269,20 @@ def build(recorder: Recorder, bindings: Bindings) -> ChannelGraph:
         outputs(recorder.outputs, count),
         lifetimes(recorder.storages.spans, count),
         tuple(_norms(recorder, classes)),
+        tuple(_ports(ports, classes)),
     )
+
+
+def _ports(ports: Ports, classes: Classes) -> Iterator[Port]:
+    """Those inputs and outputs that hold channels of some group."""
+    for kind, vectors in (("input", ports.inputs), ("output", ports.outputs)):
+        for (name, dim), vector in vectors.items():
+            groups, units = classes.group_of.take(vector), classes.unit_of.take(vector)
+            if (groups >= 0).any():
+                fed_by = ""
+                if kind == "input":
+                    fed_by = ports.feeds.get(name, "")
+                yield Port(kind, name, dim, groups, units, fed_by)
 
 
 def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:

@@ -150,6 +150,40 @@ class NormRule:
         return np.flatnonzero(gone)
 
 
+@dataclass(frozen=True)
+class Port:
+    """An input or output that may shrink: what of it goes with which channels.
+
+    Attributes:
+        kind: ``"input"`` or ``"output"``.
+        name: ``h``, ``state.h``, ``output[1]``.
+        dim: the dimension that holds the channels.
+        groups: of each entry the number of its group, -1 for none.
+        units: and of the unit.
+        fed_by: of an input, the output that is fed back into it; ``""`` where none is.
+    """
+
+    kind: str
+    name: str
+    dim: int
+    groups: Vector
+    units: Vector
+    fed_by: str = ""
+
+    def __str__(self) -> str:
+        return port_in_words(self.kind, self.name, self.fed_by)
+
+
+def port_in_words(kind: str, name: str, fed_by: str) -> str:
+    """``output[1]``, ``input h (output[1], fed back)``."""
+    what = f"{kind} {name}"
+    if name.startswith(kind):
+        what = name
+    if fed_by:
+        what += f" ({fed_by}, fed back)"
+    return what
+
+
 def described(group: ChannelGroup) -> list[str]:
     """What is to be said about a group alone, a sentence each."""
     title = f"Group {group.name}: {amount(group.size, 'channel')}."
@@ -209,4 +243,4 @@ def per_unit(part: Slice, group: ChannelGroup) -> int:
     return len(part.positions) // group.size
 
 
-__all__ = ["ChannelGroup", "NormRule", "SizeRule", "Slice"]
+__all__ = ["ChannelGroup", "NormRule", "Port", "SizeRule", "Slice", "port_in_words"]

@@ -20,6 +20,7 @@ from netslim.graph.modules.unwrapping import inside, without_values
 from netslim.measure.runtimes import Backend
 from netslim.models.export import onnx_bytes
 from netslim.models.onnx_session import Session, quietly
+from netslim.surgery.ports import cut_inputs
 
 Call = Callable[[], object]
 
@@ -70,7 +71,7 @@ def prepared(
     if backend != "eager":  # which has no use for what is compiled already
         model = inside(model)
     model = _on(model, place)
-    inputs = moved(example_inputs, place)
+    inputs = moved(cut_inputs(model, example_inputs), place)
     with evaluating(model), torch.no_grad():
         _try(model, inputs, name)
         yield Ready(_BACKENDS[backend](model, inputs, place, name), place, backend)

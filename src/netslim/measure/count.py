@@ -34,6 +34,7 @@ from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.running import record
+from netslim.surgery.ports import cut_inputs
 
 __all__ = ["Cost", "ModuleCost", "cost", "size_on_disk"]
 
@@ -142,7 +143,7 @@ def cost(model: nn.Module, example_inputs: Any) -> Cost:
     """
     model = bare(model, TraceError, allow=("meta",), call="cost(model, example_inputs)")
     with undisturbed(model):
-        recorder = _recorded(model, example_inputs)
+        recorder = _recorded(model, cut_inputs(model, example_inputs))
     # The same recording that groups are formed of, with no cut in sight: all counts are whole.
     layers = [output for output in outputs(recorder.outputs, whole) if output.layer]
     rows = _by_module(recorder)

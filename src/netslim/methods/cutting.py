@@ -56,6 +56,7 @@ from netslim.surgery.compensation.linear import compensate
 from netslim.surgery.history import Notes, retell
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
+from netslim.surgery.ports import cut_batch
 from netslim.surgery.proof.verify import Verification, verify
 from netslim.surgery.prune import prune
 from netslim.surgery.why import Why
@@ -155,7 +156,8 @@ def cut(
         ways = {steps: _masked(model, way) for steps, way in ways.items()}
     if fresh is None and batches is not None:
         fresh = seen
-    done = _told(_mended(ways, compensation, fresh, Judge(model, held)))
+    smaller = plan if mode == "cut" and plan.ports else None
+    done = _told(_mended(ways, compensation, fresh, Judge(model, held, smaller)))
     large = threshold_warning(done.plan)
     if large is not None:
         done = replace(done, warnings=(large, *done.warnings))
@@ -399,6 +401,8 @@ def _mended(
         return replace(done, mended=tuple(unseen))
     if renews:
         seen = list(islice(batches or (), None if count is True else count))
+        if judge.plan is not None:
+            seen = [cut_batch(judge.original, batch, judge.plan) for batch in seen]
         ways = ways | {(*steps, anew): _renewed(way, seen) for steps, way in ways.items()}
     networks = {steps: way.network for steps, way in ways.items()}
     best, mended = nearest(networks, judge)

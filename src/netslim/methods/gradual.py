@@ -54,6 +54,7 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.ports import PortName
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import is_pattern, meant
@@ -71,6 +72,7 @@ from netslim.selection.select import select
 from netslim.surgery.optimizers import all_optimizers, cut_state
 from netslim.surgery.plan import PruningPlan, compose
 from netslim.surgery.plan_of_units import plan_keeping
+from netslim.surgery.ports import cut_inputs
 from netslim.surgery.proof.verify import Verification
 from netslim.surgery.prune import prune_
 from netslim.surgery.sharding import in_one_piece
@@ -169,6 +171,8 @@ class GradualPruning:
         allocation: how the budget is spread, see `netslim.select`.
         limits: what the cut must respect whatever it is to reach.
         latency: for budgets of latency, see `netslim.select`.
+        free_outputs, free_inputs: what may shrink of these, see `netslim.trace`; feed the model
+            `netslim.surgery.cut_inputs` then.
         optimizer: one or several whose state is cut with the parameters.
         companions: copies that are cut alike, such as weight averages, see `netslim.prune_`.
         strict: refuse a step when a group fails verification, instead of leaving that group alone.
@@ -216,6 +220,8 @@ class GradualPruning:
         allocation: str = AUTO,
         limits: Limits = Limits(),
         latency: LatencySource | None = None,
+        free_outputs: Sequence[PortName] = (),
+        free_inputs: Sequence[PortName] | Mapping[PortName, PortName | None] = (),
         optimizer: Optimizer | Iterable[Optimizer] = (),
         companions: Any = (),
         strict: bool = False,
@@ -224,6 +230,7 @@ class GradualPruning:
         call = "GradualPruning(model, example_inputs, budget)"
         bare(model, ArgumentError, allow=("sharded",), call=call)
         self.model, self.example_inputs = model, example_inputs
+        self._trace = partial(trace, free_outputs=free_outputs, free_inputs=free_inputs)
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict
         self.per_group, self.limits, self.latency = per_group or {}, limits, latency
         self.batches = batches
@@ -262,7 +269,7 @@ class GradualPruning:
     def _begin(self) -> None:
         """Look at the model as it was given, and whether it can reach the budget."""
         inner = bare(self.model, ArgumentError)
-        self.original = trace(inner, self._inputs(inner))
+        self.original = self._trace(inner, self._inputs(inner))
         self.plan = plan_keeping(self.original, {})
         self._now = self.original.fingerprint
         self._origin = _OriginalUnits(self.original)
@@ -329,7 +336,7 @@ class GradualPruning:
                 "was cut or changed by something else since; make a new GradualPruning for "
                 "what is still to go"
             )
-        graph = trace(inner, self._inputs(inner))
+        graph = self._trace(inner, self._inputs(inner))
         done = self._next_cut(graph, inner)
         log(done)
         plan = done.plan
@@ -454,7 +461,8 @@ class GradualPruning:
 
     def _inputs(self, inner: nn.Module) -> Any:
         device = next((tensor.device for _, tensor in named_tensors(inner)), torch.device("cpu"))
-        return tree_map_only(Tensor, lambda tensor: tensor.to(device), self.example_inputs)
+        inputs = cut_inputs(inner, self.example_inputs)
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
 
     def _found(
         self, graph: ChannelGraph, inner: nn.Module, made: StandIn[nn.Module] | None

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 import netslim.ranks as ranks
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
-from netslim.graph.modules.calls import evaluating, output_tensors
+from netslim.graph.modules.calls import evaluating, named_outputs
+from netslim.surgery.plan import PruningPlan
+from netslim.surgery.ports import cut_batch, kept_outputs
 
 Steps = tuple[str, ...]  # in words
 Sums = dict[tuple[int, str, int], Tensor]  # (place of the network, of what, number of the output)
@@ -76,10 +78,12 @@ class Judge:
     Attributes:
         original: before the cut.
         held: batches that nothing else has looked at; none where there are too few.
+        plan: of the cut, where inputs or outputs shrink with it.
     """
 
     original: nn.Module
     held: Sequence[Any]
+    plan: PruningPlan | None = None
 
     def sees(self) -> bool:
         """Whether any rank has anything to judge by."""
@@ -98,15 +102,24 @@ class Judge:
     def _sums(self, networks: Sequence[nn.Module]) -> Sums:
         sums: Sums = {}
         for batch in self.held:
-            wanted = _output(self.original, batch)
+            wanted = self._wanted(batch)
+            if self.plan is not None:
+                batch = cut_batch(self.original, batch, self.plan)
             for place, network in enumerate(networks):
-                found = _output(network, batch)
+                found = [_exact(tensor) for _, tensor in _outputs(network, batch)]
                 for number, (right, now) in enumerate(zip(wanted, found, strict=True)):
                     for kind, tensor in ((_ERROR, now - right), (_SIZE, right)):
                         key = (place, kind, number)
                         square = torch.linalg.vector_norm(tensor).square()
                         sums[key] = sums.get(key, torch.zeros(())) + square
         return sums
+
+    def _wanted(self, batch: Any) -> list[Tensor]:
+        """What the network before the cut puts out, as far as the cut one does, too."""
+        outputs = _outputs(self.original, batch)
+        if self.plan is None:
+            return [_exact(tensor) for _, tensor in outputs]
+        return [_exact(tensor) for tensor in kept_outputs(outputs, self.plan)]
 
 
 def nearest(ways: Mapping[Steps, nn.Module], judge: Judge) -> tuple[Steps, tuple[Mending, ...]]:
@@ -150,10 +163,10 @@ def _share(error: float, size: float) -> float:
     return error / size
 
 
-def _output(model: nn.Module, batch: Any) -> list[Tensor]:
+def _outputs(model: nn.Module, batch: Any) -> list[tuple[str, Tensor]]:
     with torch.no_grad(), eagerly(), evaluating(model):
         ((_, output),) = outputs(model, [batch])
-    return [_exact(tensor.detach().cpu()) for tensor in output_tensors(output)]
+    return [(name, tensor.detach().cpu()) for name, tensor in named_outputs(output)]
 
 
 def _exact(tensor: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from netslim.graph import trace
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.ports import PortName
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.words.naming import meant
@@ -69,6 +70,8 @@ def sensitivity(
     batches: Iterable[Any] | None = None,
     recalibrate: bool | int = False,
     limits: Limits = Limits(),
+    free_outputs: Sequence[PortName] = (),
+    free_inputs: Sequence[PortName] | Mapping[PortName, PortName | None] = (),
     unit: Unit = "share",
     journal: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -98,6 +101,7 @@ def sensitivity(
             what the cut alone does.
         limits: what every cut must respect; where they do not allow a ratio, the largest cut that
             they do is made.
+        free_outputs, free_inputs: what may shrink of these, see `netslim.trace`.
         unit: ``share`` if the values are shares from 0 to 1 such as accuracy, ``number`` for
             anything else, such as minus a loss.
         journal: a file that keeps each value as soon as it is measured: a run that was killed goes
@@ -127,7 +131,7 @@ def sensitivity(
     if batches is not None:
         seen = list(check_batches(batches))
     renewing = _renewing(seen, recalibrate)
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, free_outputs=free_outputs, free_inputs=free_inputs)
     scores = score(graph, model, criterion, batches=seen)
     names, notes = _groups_to_cut(graph, scores, groups, limits)
     about = {**_described(as_scoring(criterion)), "recalibrate": len(renewing or ())}

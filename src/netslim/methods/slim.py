@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from netslim._support import check_batches
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.modules.batches import held_out
+from netslim.graph.modules.ports import PortName
 from netslim.graph.modules.unwrapping import bare
 from netslim.measure.table.measuring import latency_table
 from netslim.methods.cutting import by_scores, cut, log
@@ -41,6 +42,8 @@ def slim(
     compensation: Compensation | Literal["auto"] | None = AUTO,
     limits: Limits = Limits(),
     latency: LatencySource | None = None,
+    free_outputs: Sequence[PortName] = (),
+    free_inputs: Sequence[PortName] | Mapping[PortName, PortName | None] = (),
     strict: bool = False,
 ) -> Model:
     """A smaller, verified copy of ``model``; ``model`` is not changed.
@@ -78,6 +81,9 @@ def slim(
         limits: what the cut must respect whatever it is to reach.
         latency: for budgets of latency, see `netslim.select`; without, a table is measured here, or
             taken from the cache, see `netslim.latency_table`.
+        free_outputs, free_inputs: what may shrink of these, as the state of a network that reads
+            step by step, see `netslim.trace`; what the smaller model takes,
+            `netslim.surgery.cut_inputs` says.
         strict: refuse the whole cut when a group fails verification, instead of leaving that group
             alone, with a warning that names it.
 
@@ -103,7 +109,7 @@ def slim(
         compensation=compensation,
     )
     _check(choose(), batches)
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, free_outputs=free_outputs, free_inputs=free_inputs)
     choice, made = decided(partial(choose, graph=graph), model, example_inputs)
     source: Model = model
     seen: list[Any] | None = None

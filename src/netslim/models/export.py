@@ -34,6 +34,7 @@ from netslim.graph.modules.unwrapping import bare
 from netslim.models.onnx_session import Session, innermost, need_onnx, quietly, tensors_of
 from netslim.models.other_files import EXPORTS, Format
 from netslim.models.parity import Computes, batch_size, batched, compare, run, with_batch
+from netslim.surgery.ports import cut_inputs
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 BATCH = "batch"  # what the first dimension is called in a file that takes batches of any size
@@ -125,6 +126,7 @@ def export(
             f"{path} exists already, and finished work is not overwritten; choose another name"
         )
     model = bare(model, ExportError, call="export(model, example_inputs, path)")
+    example_inputs = cut_inputs(model, example_inputs)
     if kind == "onnx":
         need_onnx()
         model, example_inputs = _on_cpu(model, example_inputs)

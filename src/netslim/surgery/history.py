@@ -35,7 +35,7 @@ from netslim.graph.modules.walk import (
     named_tensors,
 )
 from netslim.surgery.plan import PruningPlan, compose, counted, with_known_sizes, without_slices
-from netslim.surgery.rows import GroupCut, SizePatch, TensorCut, bias_of
+from netslim.surgery.rows import GroupCut, PortCut, SizePatch, TensorCut, bias_of
 
 Notes = tuple[str, ...]
 
@@ -53,6 +53,7 @@ class _Found:
     biases: dict[str, None] = field(default_factory=dict)
     norms: dict[str, NormWidth] = field(default_factory=dict)
     stale: list[TensorCut] = field(default_factory=list)
+    ports: tuple[PortCut, ...] = ()  # of the model as a whole, when it was cut
     wholes: dict[str, PruningPlan] = field(default_factory=dict)
 
 
@@ -73,6 +74,7 @@ def history(model: nn.Module) -> PruningPlan | None:
         tuple(dict.fromkeys(chain.from_iterable(plan.notes for plan in found.wholes.values()))),
         tuple(found.biases),
         tuple(found.norms.values()),
+        found.ports,
     )
     return counted(plan)
 
@@ -192,6 +194,8 @@ def _read(model: nn.Module) -> _Found:
         if whole is not None:
             found.wholes[path] = whole
             _take(found, whole, path, modules, first)
+            if not path:
+                found.ports = whole.ports
     for path, module in modules.items():
         for name, shape in json.loads(vars(module).get(_BEFORE, "{}")).items():
             _narrowed(found, joined(path, name), shape, modules, first)

@@ -28,6 +28,7 @@ from netslim.surgery.plan_file import LARGEST, Fields, read, write
 from netslim.surgery.rows import (
     DROPPED,
     GroupCut,
+    PortCut,
     SizePatch,
     TensorCut,
     bias_of,
@@ -44,6 +45,7 @@ from netslim.surgery.soundness import (
 )
 from netslim.surgery.why import Why
 
+_Cut = GroupCut | TensorCut | PortCut
 sys.modules.setdefault("netslim.plan", sys.modules[__name__])  # where pickles of 0.1 look for plans
 
 
@@ -61,10 +63,12 @@ class PruningPlan:
         biases: paths of modules that are given a bias of zeros before the cut, see
             `netslim.surgery.compensate`.
         norms: `NormWidth` rows, of normalisations over channels that go on over their old width.
+        ports: `PortCut` rows, of inputs and outputs that shrink, as ``free_inputs`` and
+            ``free_outputs`` of `netslim.trace` allow.
         why: how the kept units were chosen; None where that is not known, as of several cuts. Plans
             that cut the same are equal without it.
-        counts: how many tensors, patches and norms it was made with; None where nobody says that
-            these are all, as in plans of version 0.1.
+        counts: how many tensors, patches, norms and ports it was made with; None where nobody says
+            that these are all, as in plans of version 0.1.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -83,6 +87,7 @@ class PruningPlan:
     notes: tuple[str, ...] = field(default=())
     biases: tuple[str, ...] = ()
     norms: tuple[NormWidth, ...] = ()
+    ports: tuple[PortCut, ...] = ()
     why: Why | None = field(default=None, compare=False)
     counts: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
@@ -104,6 +109,7 @@ class PruningPlan:
         lines += [f"  {path}: is given a bias" for path in self.biases]
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
         lines += [f"  {norm}" for norm in self.norms]
+        lines += [f"  {port}" for port in self.ports]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def _threshold(self, name: str, cut: GroupCut) -> str:
@@ -115,7 +121,8 @@ class PruningPlan:
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
         fields = (self.fingerprint, self.groups, self.tensors, self.patches, self.notes)
-        return write(Fields(*fields, self.biases, self.norms, self.why, self.counts))
+        rest = (self.biases, self.norms, self.ports, self.why, self.counts)
+        return write(Fields(*fields, *rest))
 
     @staticmethod
     def from_json(text: str, *, most: int = LARGEST) -> PruningPlan:
@@ -131,7 +138,7 @@ class PruningPlan:
         """
         fields = read(text, most)
         rows = (fields.groups, fields.tensors, fields.patches, fields.biases, fields.norms)
-        check_rows(*rows, fields.counts)
+        check_rows(*rows, fields.ports, fields.counts)
         return PruningPlan(**vars(fields))
 
     @cached_property
@@ -142,7 +149,7 @@ class PruningPlan:
             PlanError: the rows do not agree.
         """
         rows = (self.groups, self.tensors, self.patches, self.biases, self.norms)
-        check_rows(*rows, self.counts)
+        check_rows(*rows, self.ports, self.counts)
         return True
 
     def check(self, model: nn.Module) -> None:
@@ -198,6 +205,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         notes=tuple(dict.fromkeys(first.notes + second.notes)),
         biases=tuple(dict.fromkeys(first.biases + second.biases)),
         norms=tuple(norms.values()),
+        ports=_ports_after(first.ports, second.ports),
     )
     if first.counts is None or second.counts is None:
         return both
@@ -209,7 +217,8 @@ def counted(plan: PruningPlan) -> PruningPlan:
 
     Where groups do not say which entries they have, a row that was lost leaves no trace.
     """
-    return replace(plan, counts=(len(plan.tensors), len(plan.patches), len(plan.norms)))
+    rows = (plan.tensors, plan.patches, plan.norms, plan.ports)
+    return replace(plan, counts=tuple(map(len, rows)))
 
 
 def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:
@@ -265,13 +274,31 @@ def _bare(groups: Mapping[str, GroupCut]) -> dict[str, GroupCut]:
 
 def _tensor_after(first: TensorCut, second: TensorCut) -> TensorCut:
     """Two cuts of one axis, one after the other, as one."""
+    kept = _kept_after(first, second, f"{second.tensor} axis {second.axis}")
+    return replace(first, kept=kept, into=_chained(first, second))
+
+
+def _kept_after(
+    first: TensorCut | PortCut, second: TensorCut | PortCut, what: str
+) -> tuple[int, ...]:
     if len(first.kept) != second.size:
         raise PlanError(
-            f"the plans do not follow each other: {second.tensor} axis {second.axis} has "
+            f"the plans do not follow each other: {what} has "
             f"{len(first.kept)} entries after the first and {second.size} before the second"
         )
-    kept = tuple(first.kept[i] for i in second.kept)
-    return replace(first, kept=kept, into=_chained(first, second))
+    return tuple(first.kept[i] for i in second.kept)
+
+
+def _ports_after(first: Iterable[PortCut], second: Iterable[PortCut]) -> tuple[PortCut, ...]:
+    """What two cuts, one after the other, leave of inputs and outputs."""
+    cuts = {(p.kind, p.name, p.dim): p for p in first}
+    for p in second:
+        before = cuts.get((p.kind, p.name, p.dim))
+        if before is not None:
+            kept = _kept_after(before, p, str(p))
+            p = replace(before, kept=kept, into=_chained(before, p))
+        cuts[p.kind, p.name, p.dim] = p
+    return tuple(cuts.values())
 
 
 def _compose_groups(
@@ -294,7 +321,7 @@ def _compose_groups(
     return groups
 
 
-def _chained(first: GroupCut | TensorCut, second: GroupCut | TensorCut) -> tuple[int, ...]:
+def _chained(first: _Cut, second: _Cut) -> tuple[int, ...]:
     """``into`` of the two cuts one after the other, in the numbers of the first.
 
     For instance first: 1 into 2, keeping (0, 2, 3); second: its 1 (the original's 2) into its 2

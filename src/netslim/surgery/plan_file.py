@@ -34,12 +34,13 @@ from netslim._support import brief, is_format, parse_json, refusing, typed
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
 from netslim.graph.modules.padded_norms import NormWidth
-from netslim.surgery.rows import GroupCut, SizeLoss, SizePatch, TensorCut
+from netslim.surgery.rows import GroupCut, PortCut, SizeLoss, SizePatch, TensorCut
 from netslim.surgery.soundness import check_counts
 from netslim.surgery.why import Scores, Why
 
 FORMAT = 1
-# Where channels are merged, biases added or normalisations keep their width: older versions cannot.
+# Where channels are merged, biases added, normalisations keep their width, or inputs and outputs
+# shrink: older versions cannot.
 MERGING_FORMAT = 2
 LONGEST = 2**24  # entries of an axis that is cut
 LARGEST = 2**25  # indices in all that differ from row to row; more is no plan but an attack
@@ -58,13 +59,15 @@ class Fields:
     notes: tuple[str, ...]
     biases: tuple[str, ...]
     norms: tuple[NormWidth, ...] = ()
+    ports: tuple[PortCut, ...] = ()
     why: Why | None = None
     counts: tuple[int, ...] | None = None
 
 
 def write(plan: Fields) -> str:
     """The text of a plan."""
-    newer = bool(plan.biases or plan.norms) or any(group.into for group in plan.groups.values())
+    newer = bool(plan.biases or plan.norms or plan.ports)
+    newer = newer or any(group.into for group in plan.groups.values())
     numbers = {(t.tensor, t.axis): number for number, t in enumerate(plan.tensors)}
     data = {
         "format": MERGING_FORMAT if newer else FORMAT,
@@ -78,6 +81,8 @@ def write(plan: Fields) -> str:
         data["biases"] = list(plan.biases)
     if plan.norms:
         data["norms"] = [_norm_data(norm) for norm in plan.norms]
+    if plan.ports:
+        data["ports"] = [_port_data(port) for port in plan.ports]
     if plan.why is not None:
         data["why"] = _why_data(plan.why, plan.groups)
     if plan.counts is not None:
@@ -107,7 +112,7 @@ def read(text: str, most: int = LARGEST) -> Fields:
         plan = _Reader(most).plan(typed(_Plan, data))
     digest = data.pop("digest", None)
     if digest is None:  # of version 0.1, or edited: it is looked at more closely
-        check_counts(plan.counts, plan.tensors, plan.patches, plan.norms)
+        check_counts(plan.counts, plan.tensors, plan.patches, plan.norms, plan.ports)
         return replace(plan, counts=None)
     if digest != _digest(data):
         raise PlanError(
@@ -146,6 +151,11 @@ def _tensor_data(cut: TensorCut) -> dict[str, Any]:
     return where | {"kept": _runs(cut.kept), "role": cut.role} | _merging(cut)
 
 
+def _port_data(cut: PortCut) -> dict[str, Any]:
+    where = {"kind": cut.kind, "name": cut.name, "dim": cut.dim, "size": cut.size}
+    return where | {"kept": _runs(cut.kept), "fed_by": cut.fed_by} | _merging(cut)
+
+
 def _why_data(why: Why, groups: Mapping[str, GroupCut]) -> dict[str, Any]:
     why = replace(why, scores={name: _rounded(values) for name, values in why.scores.items()})
     scores = {name: _scores_data(why, name, groups.get(name)) for name in why.scores}
@@ -171,7 +181,7 @@ def _short(value: float) -> float:
     return value
 
 
-def _merging(cut: GroupCut | TensorCut) -> dict[str, list[int]]:
+def _merging(cut: GroupCut | TensorCut | PortCut) -> dict[str, list[int]]:
     if not cut.into:
         return {}
     return {"into": list(cut.into)}
@@ -239,6 +249,14 @@ class _Group(_Kept):
     sizes: tuple[tuple[str, str, int], ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Port(_Kept):
+    kind: str
+    name: str
+    dim: int
+    fed_by: str = ""
+
+
 @dataclass(frozen=True)
 class _Why:
     criterion: str
@@ -262,6 +280,7 @@ class _Plan:
     notes: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
     norms: tuple[NormWidth, ...] = ()
+    ports: tuple[_Port, ...] = ()
     why: _Why | None = None
     counts: tuple[int, ...] | None = None
     digest: str | None = None
@@ -281,7 +300,8 @@ class _Reader:
         why = None
         if data.why is not None:
             why = self.why(data.why, groups)
-        return Fields(*fields, data.biases, data.norms, why, data.counts)
+        ports = tuple(map(self.port, data.ports))
+        return Fields(*fields, data.biases, data.norms, ports, why, data.counts)
 
     def group(self, data: _Group, tensors: tuple[TensorCut, ...]) -> GroupCut:
         kept, slices = self.kept(data), tuple(self.slices(data.slices, tensors))
@@ -301,6 +321,10 @@ class _Reader:
     def tensor(self, data: _Tensor) -> TensorCut:
         _refuse_less(0, data.axis)
         return TensorCut(data.tensor, data.axis, data.size, self.kept(data), data.role, data.into)
+
+    def port(self, data: _Port) -> PortCut:
+        kept = self.kept(data)
+        return PortCut(data.kind, data.name, data.dim, data.size, kept, data.into, data.fed_by)
 
     def kept(self, data: _Kept) -> tuple[int, ...]:
         _refuse_less(1, data.size)

@@ -15,6 +15,7 @@ from netslim.graph.groups import ChannelGroup, SizeRule
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.surgery.axes import rows_of
 from netslim.surgery.plan import PruningPlan, counted
+from netslim.surgery.ports import port_cuts
 from netslim.surgery.rows import DROPPED, GroupCut, SizeLoss, SizePatch, merging_rows
 from netslim.surgery.stale import Stale, followed, told
 
@@ -59,7 +60,9 @@ def plan_keeping(
         logger.warning("%s", told(left))
     patches += tuple(stale.patch for stale in more if stale.patch is not None)
     norms = _norms(graph, masks)
-    plan = PruningPlan(graph.fingerprint, groups, tensors, patches, tuple(notes), norms=norms)
+    ports = port_cuts(graph, groups)
+    rows = (graph.fingerprint, groups, tensors, patches, tuple(notes))
+    plan = PruningPlan(*rows, norms=norms, ports=ports)
     return counted(plan)
 
 

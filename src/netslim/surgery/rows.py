@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from netslim.graph.groups import Slice
+from netslim.graph.groups import Slice, port_in_words
 
 DROPPED = -1  # stands in ``into`` for what is merged into nothing
 
@@ -88,6 +88,33 @@ class TensorCut:
 
 
 @dataclass(frozen=True)
+class PortCut:
+    """What stays of an input or output that shrinks.
+
+    ``kind`` is ``input`` or ``output``, ``name`` what it goes by (``h``, ``output[1]``). Of
+    ``size`` entries along ``dim`` the cut model takes or gives those in ``kept``, in order;
+    ``into`` is as for `TensorCut`. ``fed_by`` is, of an input, the output that is fed back into it;
+    ``""`` where none is.
+    """
+
+    kind: str
+    name: str
+    dim: int
+    size: int
+    kept: tuple[int, ...]
+    into: tuple[int, ...] = ()
+    fed_by: str = ""
+
+    def __str__(self) -> str:
+        what = port_in_words(self.kind, self.name, self.fed_by)
+        return f"{what}: {self.size} -> {len(self.kept)} along dimension {self.dim}"
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        return complement(self.kept, self.size)
+
+
+@dataclass(frozen=True)
 class SizePatch:
     """An integer that the module's Python code remembers and that must follow the cut."""
 
@@ -116,7 +143,7 @@ def weight_of(path: str) -> str:
     return f"{path}.weight".removeprefix(".")
 
 
-def destinations(cut: GroupCut | TensorCut) -> np.ndarray:
+def destinations(cut: GroupCut | TensorCut | PortCut) -> np.ndarray:
     """Where each number ends, (size,): itself when kept, its survivor when merged, or `DROPPED`."""
     # Kept (0, 2) of 4 and into = (0, DROPPED): 0 -> 0, 1 -> 0, 2 -> 2, 3 goes.
     ends = np.arange(cut.size)

@@ -27,6 +27,7 @@ from netslim.surgery.layer_rows import torn_layers
 from netslim.surgery.rows import (
     DROPPED,
     GroupCut,
+    PortCut,
     SizePatch,
     TensorCut,
     bias_of,
@@ -44,6 +45,7 @@ def check_rows(
     patches: Iterable[SizePatch],
     biases: Iterable[str],
     norms: Sequence[NormWidth],
+    ports: Sequence[PortCut],
     counts: tuple[int, ...] | None,
 ) -> None:
     """Refuse a plan that is at odds with itself.
@@ -70,7 +72,21 @@ def check_rows(
     _check_groups(groups, rows)
     _check_biases(biases, rows)
     _check_norms(norms)
-    check_counts(counts, rows, patches, norms)
+    _check_ports(ports)
+    check_counts(counts, rows, patches, norms, ports)
+
+
+def _check_ports(ports: Iterable[PortCut]) -> None:
+    """Refuse inputs and outputs that there cannot be."""
+    seen = set()
+    for port in ports:
+        what = f"dimension {port.dim!r} of the {port.kind} {port.name!r}"
+        if port.kind not in ("input", "output") or not _whole(port.dim) or port.dim < 0:
+            raise _problem(what, "there is none such")
+        if (port.kind, port.name, port.dim) in seen:
+            raise _problem(what, "it has two rows")
+        seen.add((port.kind, port.name, port.dim))
+        _check_numbers(what, port)
 
 
 def _check_norms(norms: Iterable[NormWidth]) -> None:
@@ -92,6 +108,7 @@ def check_counts(
     tensors: Collection[object],
     patches: Collection[object],
     norms: Collection[object],
+    ports: Collection[object],
 ) -> None:
     """Refuse a plan that has lost a row: where groups are silent, nothing else would tell.
 
@@ -100,12 +117,14 @@ def check_counts(
         tensors: its rows.
         patches: its patches.
         norms: its normalisations.
+        ports: its inputs and outputs.
 
     Raises:
         PlanError: says how many are left.
     """
-    found = {"tensors": len(tensors), "patches": len(patches), "norms": len(norms)}
-    for count, (what, number) in zip(counts or (), found.items(), strict=False):
+    rows = {"tensors": tensors, "patches": patches, "norms": norms, "ports": ports}
+    found = [(what, len(there)) for what, there in rows.items()]
+    for count, (what, number) in zip(counts or (), found, strict=False):
         if number < count:
             raise _problem(f"{number} of {count} {what}", "the others are missing")
 
@@ -170,7 +189,7 @@ def _whole(*numbers: object) -> bool:
     return all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds)
 
 
-def _check_numbers(what: str, cut: GroupCut | TensorCut) -> None:
+def _check_numbers(what: str, cut: GroupCut | TensorCut | PortCut) -> None:
     if not _whole(cut.size) or cut.size < 1:
         raise _problem(what, f"a size of {cut.size!r} is none")
     if not isinstance(cut.kept, tuple) or not isinstance(cut.into, tuple):

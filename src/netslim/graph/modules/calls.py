@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -116,17 +116,20 @@ def named_outputs(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
     """The same, each with how to get at it: ``output[1]``, ``output['logits']``, ``output.h``."""
     if isinstance(value, Tensor):
         return [(name, value)]
-    inner: Iterable[tuple[str, Any]] = ()
-    if isinstance(value, Mapping):
-        inner = ((f"{name}[{key!r}]", item) for key, item in value.items())
-    elif isinstance(value, (tuple, list)):
-        inner = ((f"{name}[{number}]", item) for number, item in enumerate(value))
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-        inner = ((f"{name}.{key}", item) for key, item in vars(value).items())
     found = []
-    for path, item in inner:
+    for path, _, item in inner_values(value, name):
         found += named_outputs(item, path)
     return found
+
+
+def inner_values(value: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """(path, key, value) of what a container, dataclass or plain object holds; of others none."""
+    if isinstance(value, Mapping):
+        yield from ((f"{name}[{key!r}]", key, item) for key, item in value.items())
+    elif isinstance(value, (tuple, list)):
+        yield from ((f"{name}[{number}]", number, item) for number, item in enumerate(value))
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
+        yield from ((f"{name}.{key}", key, item) for key, item in vars(value).items())
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ Vector = np.ndarray
 ATOM = np.int32
 # What a weight does to channels, as bits: one axis of tied weights may make them and read them.
 PRODUCER, CONSUMER, SCALE, CHANNEL = 1, 2, 4, 8
-# No role: other channels are added to these.
-ADDED = 16
+# No roles: other channels are added to these; they leave the network by an output that may shrink.
+ADDED, LEAVES = 16, 32
 
 
 @dataclass(frozen=True)

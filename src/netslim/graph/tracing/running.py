@@ -20,13 +20,13 @@ from netslim.graph.modules.calls import (
     check_entries,
     evaluating,
     in_mode,
-    named_outputs,
+    output_tensors,
     refusing,
 )
 from netslim.graph.modules.padded_norms import Memo
 from netslim.graph.modules.separate_heads import by_heads, traced_by_heads
 from netslim.graph.modules.walk import named_modules
-from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, distinct
+from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
 from netslim.graph.tracing.attributes import (
     Make,
     make_attributes,
@@ -38,9 +38,9 @@ from netslim.graph.tracing.log import Log, tensors_among
 from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.norms import Norms
 from netslim.graph.tracing.other_sizes import compare, resized, untouched
+from netslim.graph.tracing.ports import Ports
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.tracing.rerun import Rerun
-from netslim.graph.words.phrases import enumerated
 
 Watching = tuple[Function, Dispatch, Norms]
 # A trace puts sizes into the attributes of a model, and models may share their parts.
@@ -53,6 +53,7 @@ def record(
     rules: Mapping[str, Rule],
     fallback: Rule,
     unused: bool = True,
+    ports: Ports | None = None,
 ) -> Recorder:
     """Run ``model`` once in evaluation mode, without gradients, and follow its channels.
 
@@ -68,16 +69,25 @@ def record(
         fallback: the rule of the others.
         unused: False leaves parts that were not used alone, and other sizes: nothing that the one
             call costs depends on them.
+        ports: free inputs and outputs; it is told their channels.
 
     Raises:
         TraceError: the model does not run on these inputs, or they hold no example.
+        ArgumentError: there is no free output of that name.
     """
     check_entries(example_inputs)
+    if ports is None:
+        ports = Ports()
     with ONE_AT_A_TIME:
         memo: Memo = {}
-        recorder = _recorded(model, example_inputs, rules, fallback, memo, unused)
+        if ports.free.inputs:
+            first = Ports(ports.free)
+            ports.dims = first.channels(
+                _recorded(model, example_inputs, rules, fallback, memo, False, first)
+            )
+        recorder = _recorded(model, example_inputs, rules, fallback, memo, unused, ports)
         if recorder.mixes and unused:
-            _watch_other_sizes(recorder, example_inputs, rules, fallback, memo)
+            _watch_other_sizes(recorder, example_inputs, rules, fallback, memo, ports)
         return recorder
 
 
@@ -88,6 +98,7 @@ def _recorded(
     fallback: Rule,
     memo: Memo,
     unused: bool,
+    ports: Ports,
 ) -> Recorder:
     recorder = Recorder(Atoms(model), model)
     if unused:
@@ -98,11 +109,12 @@ def _recorded(
     operators = Dispatch(recorder, rules, fallback)
     watching = (Function(recorder, operators), operators, Norms(recorder, operators, rules, memo))
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
-        _watch(recorder, example_inputs, watching)
+        answer = _watch(recorder, example_inputs, watching, ports)
+    ports.hold_outputs(recorder, example_inputs, answer)
     parameters = (tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
     idle = [p for p in parameters if id(p) not in recorder.touched]
     if unused and idle:
-        _watch_training(recorder, example_inputs, watching, idle)
+        _watch_training(recorder, example_inputs, watching, ports, idle)
     return recorder
 
 
@@ -143,26 +155,31 @@ def _watch_other_sizes(
     rules: Mapping[str, Rule],
     fallback: Rule,
     memo: Memo,
+    ports: Ports,
 ) -> None:
     """Trace the model at the first other size that it runs at; what differs stays."""
     for inputs in resized(example_inputs):
         other = None
         with contextlib.suppress(Exception), untouched(recorder.model):
-            other = _recorded(recorder.model, inputs, rules, fallback, memo, unused=False)
+            again = Ports(ports.free, ports.dims)
+            other = _recorded(recorder.model, inputs, rules, fallback, memo, False, again)
         if other is not None:
             compare(recorder, other)
             return
 
 
-def _watch(recorder: Recorder, example_inputs: Any, watching: Watching) -> None:
+def _watch(recorder: Recorder, example_inputs: Any, watching: Watching, ports: Ports) -> Any:
     args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
+    ports.open_inputs(recorder, kwargs or args)
     for value in tree_flatten((args, kwargs))[0]:
         if isinstance(value, Tensor):
-            recorder.set(value, {}, weight=False)
+            dims = recorder.get(value).dims
+            recorder.set(value, dims, weight=False)
             # The run in training mode is there for what it ties; what fills the memory is asked of
             # evaluation.
             if not recorder.training:
-                recorder.storages.begin(value)
+                sizes = tuple([dims.get(d, n) for d, n in enumerate(value.shape)])
+                recorder.storages.begin(value, sizes)
     with (
         torch.no_grad(),
         traced_by_heads(recorder.model),
@@ -178,9 +195,8 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: Watching) -> None:
         answer = recorder.model(*args, **kwargs)
     if recorder.log is not None and not recorder.training:
         recorder.log.end = recorder.log.told(answer)
-    outputs = named_outputs(answer)
-    recorder.used([tensor for _, tensor in outputs])
-    _hold_outputs(recorder, outputs)
+    recorder.used(output_tensors(answer))
+    return answer
 
 
 _SIZES = frozenset({"shape", "size", "numel", "nelement"})  # what gives numbers of channels
@@ -227,27 +243,6 @@ def run_again(recorder: Recorder, example_inputs: Any) -> Iterator[Callable[[Rer
         yield run
 
 
-def _hold_outputs(recorder: Recorder, outputs: list[tuple[str, Tensor]]) -> None:
-    """Channels that come out stay; of several outputs the reason names all that hold them.
-
-    A state that is handed back is one, and not what one thinks of.
-    """
-    atoms = recorder.atoms
-    holding: dict[bytes, list[str]] = {}
-    vectors: dict[bytes, Vector] = {}
-    for name, tensor in outputs:
-        for vector in recorder.get(tensor).dims.values():
-            # By class and not by atom: a state and the output before it hold the same channels.
-            key = distinct(atoms.find(vector)).tobytes()
-            vectors[key] = vector
-            holding.setdefault(key, []).append(name)
-    for key, names in holding.items():
-        reason = "it is an output of the network"
-        if len(outputs) > 1:
-            reason += f", {enumerated([*dict.fromkeys(names)], 4)}"
-        atoms.freeze(vectors[key], reason)
-
-
 def _own(tensor: Tensor) -> Tensor:
     """An input as the run may use it: what inference mode made cannot be written to outside it."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
@@ -264,6 +259,7 @@ def _watch_training(
     recorder: Recorder,
     example_inputs: Any,
     watching: Watching,
+    ports: Ports,
     unused: list[nn.Parameter],
 ) -> None:
     """Learn what parts read that only training uses; their own channels stay.
@@ -275,7 +271,8 @@ def _watch_training(
     costs, touched = list(recorder.costs), set(recorder.touched)
     recorder.training = True
     with contextlib.suppress(Exception), untouched(model), in_mode(model, training=True):
-        _watch(recorder, example_inputs, watching)
+        answer = _watch(recorder, example_inputs, watching, ports)
+        ports.hold_outputs(recorder, example_inputs, answer)
     # Whatever ran, even up to an error, has tied what it ties; it costs an evaluation nothing.
     recorder.costs, recorder.touched = costs, touched
     atoms = recorder.atoms

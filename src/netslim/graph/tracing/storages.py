@@ -70,12 +70,12 @@ class Storages:
         self._from_inputs: set[int] = set()  # what depends on the inputs of the model
         self._steps = 0
 
-    def begin(self, tensor: Tensor) -> None:
+    def begin(self, tensor: Tensor, factors: tuple[int | Vector, ...]) -> None:
         """An input of the model, which its caller holds until the end."""
         storage = storage_of(tensor)
         if storage is not None and storage._cdata not in self._known:
             size = min(storage.nbytes(), tensor.numel() * tensor.itemsize)
-            self._add(storage, Span(tuple(tensor.shape), size, 0))
+            self._add(storage, Span(factors, size, 0))
             self._from_inputs.add(storage._cdata)
 
     def depend_on_inputs(self, storages: set[int]) -> bool:

@@ -150,6 +150,9 @@ def sentences(group: ChannelGroup, graph: TracedGraph) -> str:
             lines.append(
                 f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their number."
             )
+    shrinking = [str(port) for port in graph.ports if (port.groups == number).any()]
+    if shrinking:
+        lines.append(f"Free to shrink with them: {enumerated(shrinking, 8)}.")
     over = list(dict.fromkeys(graph.normalising(group.name)))
     if over:
         lines.append(

@@ -6,10 +6,11 @@ from itertools import chain
 from math import floor
 from typing import Any
 
-from netslim.graph.groups import ChannelGroup, Slice, per_unit
+from netslim.graph.groups import ChannelGroup, Port, Slice, per_unit
 from netslim.graph.integers import Integer
 from netslim.graph.modules.walk import layer_of
 from netslim.graph.traced import TracedGraph
+from netslim.graph.tracing.atoms import distinct
 from netslim.graph.words.phrases import TEACH, enumerated
 
 _HEAD = ("group", "channels", "params", "MACs", "activations", "together with")
@@ -79,6 +80,9 @@ def _summary(graph: TracedGraph) -> list[str]:
         "A group's share counts every weight that shrinks with it: one between two groups "
         "counts in both.",
     ]
+    if graph.ports:
+        ports = dict.fromkeys(map(str, graph.ports))
+        lines.append(f"Free to shrink: {enumerated([*ports], 8)}.")
     lines += [*_told_of_widths(graph), *never_ran(graph)]
     for operator, modules in graph.unsupported.items():
         places = enumerated([m or "the top level" for m in modules], 4)
@@ -162,11 +166,18 @@ def as_dict(graph: TracedGraph) -> dict[str, Any]:
         "groups": [_group(g, *share[g.name]) for g in graph.groups],
         "axes": _axes(graph),
         "size_rules": size_rules,
+        "ports": [_port(graph, port) for port in graph.ports],
         "unread_sizes": [
             {"module": i.module, "attribute": i.attribute, "value": i.value} for i in _unread(graph)
         ],
         "unsupported": {op: list(paths) for op, paths in graph.unsupported.items()},
     }
+
+
+def _port(graph: TracedGraph, port: Port) -> dict[str, Any]:
+    groups = [graph.groups[n].name for n in distinct(port.groups[port.groups >= 0]).tolist()]
+    where = {"kind": port.kind, "name": port.name, "dim": port.dim, "size": len(port.groups)}
+    return where | {"fed_by": port.fed_by, "groups": groups}
 
 
 def _group(group: ChannelGroup, params: float, macs: float, activations: float) -> dict[str, Any]:

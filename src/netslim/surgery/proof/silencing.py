@@ -21,7 +21,7 @@ from netslim.errors import VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import NormRule
 from netslim.graph.modules.ambient import eagerly
-from netslim.graph.modules.calls import as_call, evaluating, output_tensors
+from netslim.graph.modules.calls import as_call, evaluating, named_outputs
 from netslim.graph.modules.padded_norms import pad
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.walk import named_tensors
@@ -44,8 +44,8 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def run(model: nn.Module, example_inputs: Any, what: str) -> list[Tensor]:
-    """The output tensors in evaluation mode; random numbers are the same in every run.
+def run(model: nn.Module, example_inputs: Any, what: str) -> list[tuple[str, Tensor]]:
+    """The named output tensors in evaluation mode; random numbers are the same in every run.
 
     Raises:
         VerificationError: the model, called ``what``, does not run.
@@ -53,7 +53,7 @@ def run(model: nn.Module, example_inputs: Any, what: str) -> list[Tensor]:
     args, kwargs = as_call(example_inputs)
     with eagerly(), evaluating(model), seeded(0):
         try:
-            return output_tensors(model(*args, **kwargs))
+            return named_outputs(model(*args, **kwargs))
         except Exception as error:
             raise VerificationError(
                 f"the {what} does not run: {type(error).__name__}: {error}"
@@ -284,7 +284,7 @@ def _first_order(
     if not wanted:
         return {}
     with torch.enable_grad(), _requiring(wanted):
-        outputs = [t for t in run(model, example_inputs, "original") if t.requires_grad]
+        outputs = [t for _, t in run(model, example_inputs, "original") if t.requires_grad]
         if not outputs:
             return None
         generator = torch.Generator().manual_seed(0)
@@ -325,6 +325,10 @@ def _count(
             felt = effects.get((s.tensor, s.axis))
             if felt is not None:
                 units += np.bincount(s.units, felt[s.positions], minlength=cut.size)
+        for port in graph.ports:  # what leaves the network is felt by all outside
+            if port.kind == "output":
+                own = port.units[port.groups == graph.number(name)]
+                units += np.bincount(own, minlength=cut.size)
         total += int((units[list(cut.removed)] > 0).sum())
     return total
 
@@ -348,5 +352,6 @@ def _one_by_one(
                     where = _on(tensor, s.positions[s.units == unit])
                     silence.enter_context(replaced(tensor, s.axis, where, 0))
                 without = run(model, example_inputs, "original")
-            changed += any(not torch.equal(a, b) for a, b in zip(whole, without, strict=True))
+            pairs = zip(whole, without, strict=True)
+            changed += any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
     return changed, len(removed)

@@ -9,6 +9,8 @@ was missed. Channels that are merged are made the same as their survivors there.
 * In float64, because in float32 the two sum in another order and differ by 1e-6 anyway, as much as
   a small mistake would. Here what is right agrees to 1e-15, and 1e-10 leaves no doubt.
 * With random weights as well, because at first a network may not depend on a channel at all.
+* Where an output is fed back into an input, over `STEPS` steps: the second and third see what the
+  one before has put out.
 * With a count of the removed channels that the outputs do depend on: for others agreement says
   nothing, and the reader should see how many these are.
 """
@@ -29,15 +31,18 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.ports import with_inputs
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.proof.caches import forget
+from netslim.surgery.ports import cut_inputs, equal_inputs, free_names, kept_outputs
 from netslim.surgery.proof.silencing import channels_felt, randomise, run, seeded, silenced
 from netslim.surgery.prune import kept_values
 
+STEPS = 3  # of a network whose state is fed back
 OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
 
 
@@ -91,7 +96,8 @@ def verify(
     ``model``, with what the plan merges summed; in float64 its outputs equal those of ``model``
     with the removed channels silenced, and the merged ones made the same as their survivors; and so
     they do when all parameters and normalisation statistics are randomised, so that no
-    zero-initialised branch hides a mistake. Neither model is changed.
+    zero-initialised branch hides a mistake. Neither model is changed. Of an output that shrinks
+    what stays is compared, and a state that is fed back is followed over several steps.
 
     Args:
         model: the original.
@@ -145,7 +151,8 @@ def _compared(
     """Compare copies of both models, once more without what earlier runs have left in them."""
     _check_slices(model, small, plan)
     with seeded(seed):
-        seen = graph or trace(model, example_inputs)
+        outputs, inputs = free_names(plan)
+        seen = graph or trace(model, example_inputs, free_outputs=outputs, free_inputs=inputs)
         pair = _Pair(model, small, plan, seen, example_inputs)
         try:
             return pair.proved(tolerance, seed)
@@ -184,29 +191,30 @@ class _Pair:
         inputs: Any,
         forgetting: bool = False,
     ) -> None:
+        inputs = equal_inputs(model, inputs, plan)
         self.plan, self.graph, self.double, self.inputs = plan, graph, True, _doubled(inputs)
         self.exact = all(group.exact for group in plan.groups.values())
         self.forgetting, self.forgotten = forgetting, False
-        self.original = self._copy(model)
+        self.original = self._copy(model, self.inputs)
         try:
             self.wanted: list[Tensor] | None = self._outputs_silenced()
         except VerificationError:
             self.double, self.wanted, self.inputs = False, None, inputs
-            self.original = self._copy(model)
-        self.small = self._copy(small)
+            self.original = self._copy(model, inputs)
+        self.small = self._copy(small, cut_inputs(model, self.inputs, plan))
         # Sums and computed weights in this precision: in the model's own they are rounded.
         computed = bool(weight_norms(model) or spectral_norms(model))
         computed |= any(norm.kind in CONVOLUTIONS for norm in plan.norms)
         if computed or any(group.merged for group in plan.groups.values()):
             self._fill()
 
-    def _copy(self, model: nn.Module) -> nn.Module:
+    def _copy(self, model: nn.Module, inputs: Any) -> nn.Module:
         if self.double:
             made = _double(model)
         else:
             made = duplicate(model)
         if self.forgetting:
-            self.forgotten |= forget(made, self.inputs)
+            self.forgotten |= forget(made, inputs)
         return made
 
     def proved(self, tolerance: float, seed: int) -> Verification:
@@ -222,7 +230,22 @@ class _Pair:
 
     def _outputs_silenced(self) -> list[Tensor]:
         with torch.no_grad(), silenced(self.original, self.plan, self.graph):
-            return run(self.original, self.inputs, "silenced original")
+            return self._steps(self.original, self.inputs, "silenced original")
+
+    def _steps(self, model: nn.Module, inputs: Any, what: str, cut: bool = False) -> list[Tensor]:
+        """All outputs that both networks have, step by step; one step where nothing is fed back."""
+        back = {p.name: p.fed_by for p in self.plan.ports if p.kind == "input" and p.fed_by}
+        found: list[Tensor] = []
+        for _ in range(STEPS if back else 1):
+            outputs = run(model, inputs, what)
+            if cut:
+                found += [tensor for _, tensor in outputs]
+            else:
+                found += kept_outputs(outputs, self.plan)
+            last = dict(outputs)
+            state = {name: last[source] for name, source in back.items()}
+            inputs = with_inputs(model, inputs, state)
+        return found
 
     def randomise(self, seed: int) -> None:
         """Random weights for the original, the planned slices of them for the pruned model."""
@@ -241,7 +264,8 @@ class _Pair:
         if wanted is None:
             wanted = self._outputs_silenced()
         with torch.no_grad():
-            found = run(self.small, self.inputs, "pruned model")
+            inputs = cut_inputs(self.original, self.inputs, self.plan)
+            found = self._steps(self.small, inputs, "pruned model", cut=True)
         if len(wanted) != len(found):
             raise VerificationError(
                 f"the pruned model returns {len(found)} tensors, the original {len(wanted)}"
