@@ -215,8 +215,8 @@ def weight_standardisation_by_batch_norm(s, x):
 
 
 @pattern(
-    {"b": 6},
-    {"a": (8, "product of activations"), "c": (2, "softmax over the channels")},
+    {"a": 8, "experts": 5, "b": 6},
+    {"c": (2, "softmax over the channels")},
     b=conv(5, 6),
     c=nn.Linear(3, 2),
     experts=weight(2, 5, 8, 1, 1),

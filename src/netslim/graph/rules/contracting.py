@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -35,22 +36,20 @@ def _contract(
     """Tie the two sides that are summed over; a weight's side consumes.
 
     A channel that an activation multiplies with a weight is silenced by zeros in either, so it can
-    go exactly. In a product of two activations (queries and keys), or of two weights, a channel
-    that is missing changes every sum that the others are in: those are coupled, unless what it is
-    used for is ``kept`` as it was.
+    go exactly; so is one whose activation is itself a product with a weight. In other products of
+    two activations (queries and keys), or of two weights, a channel that is missing changes every
+    sum that the others are in: those are coupled, unless what it is used for is ``kept`` as it was.
     """
     met = rec.meet(a.dims.get(da), b.dims.get(db), what)
     if met is None:
         return None
-    if a.weight == b.weight:
-        kind = "activations"
-        if a.weight:
-            kind = "weights"
+    if a.weight and b.weight:
         if not kept:
-            rec.couple(met, f"a product of {kind} over the channels ({what})")
-    else:
+            rec.couple(met, f"a product of weights over the channels ({what})")
+    elif a.weight:
         rec.mark(a, da, CONSUMER)
-        rec.mark(b, db, CONSUMER)
+    elif not (rec.mark_weight(b, db, CONSUMER) or rec.mark_weight(a, da, CONSUMER) or kept):
+        rec.couple(met, f"a product of activations over the channels ({what})")
     return met
 
 
@@ -236,7 +235,7 @@ def _plain(
     makes = int(transposed)
     reads = 1 - makes
     met = _contract(rec, lx, 1, lw, reads, "convolution")
-    rec.mark(lw, makes, PRODUCER)
+    rec.mark_weight(lw, makes, PRODUCER)
     return extent(met, x.shape[1]), lw.dims.get(makes)
 
 
@@ -259,22 +258,20 @@ def _grouped(
     if rec.mine(written) is not None:
         rec.constrain(written, None, groups)
     if transposed:
-        return _grouped_transposed(rec, source, per_group, lw, groups)
+        return _grouped_transposed(rec, lx, per_group, lw, groups)
     made = lw.dims.get(0)
     if made is not None:
-        rec.mark(lw, 0, PRODUCER)
+        rec.mark_weight(lw, 0, PRODUCER)
         # Eight outputs in two groups, 0 1 2 3 and 4 5 6 7: 0 goes with 4, 1 with 5, and so on, so
         # that both groups are as narrow as each other after any cut.
         split_vector(rec, made, (groups, len(made) // groups), keep=1, what="grouped convolution")
     met = None
     if source is not None:
         first = split_vector(rec, source, (groups, per_group), keep=1, what="grouped convolution")
-        met = rec.meet(first, lw.dims.get(1), "grouped convolution")
-        if lw.weight == lx.weight:
-            rec.couple(met, "a product of activations over the channels (convolution)")
+        met = _contract(rec, replace(lx, dims={1: first}), 1, lw, 1, "grouped convolution")
     elif 1 in lw.dims:
         rec.freeze(lw.dims[1], "it meets a fixed size in convolution")
-    rec.mark(lw, 1, CONSUMER)
+        rec.mark(lw, 1, CONSUMER)
     return extent(met, per_group), made
 
 
@@ -324,18 +321,17 @@ def _shrinking_groups(
 
 
 def _grouped_transposed(
-    rec: Recorder, source: Vector | None, per_group: int, lw: Labels, groups: int
+    rec: Recorder, lx: Labels, per_group: int, lw: Labels, groups: int
 ) -> tuple[int | Vector, Vector | None]:
     """Every group gives up the same of its channels, where the weight is (in, out / groups)."""
     what = "grouped transposed convolution"
-    met = rec.meet(source, lw.dims.get(0), what)
-    rec.mark(lw, 0, CONSUMER)
+    met = _contract(rec, lx, 1, lw, 0, what)
     read: int | Vector = per_group
     if met is not None:
         read = split_vector(rec, met, (groups, per_group), keep=1, what=what)
     if 1 not in lw.dims:
         return read, None
-    rec.mark(lw, 1, PRODUCER)
+    rec.mark_weight(lw, 1, PRODUCER)
     # The weight says the outputs of one group; those of the others are made by the same axis.
     return read, np.tile(lw.dims[1], groups)
 

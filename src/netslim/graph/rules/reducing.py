@@ -22,8 +22,8 @@ from netslim.graph.rules.registry import (
     tensors_in,
     without,
 )
-from netslim.graph.tracing.atoms import CHANNEL, SCALE, Vector
-from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, SCALE, Vector
+from netslim.graph.tracing.recorder import Labels, Recorder
 from netslim.graph.tracing.shapes import split_vector
 
 # The operators over 1, 2 and 3 dimensions of space.
@@ -133,16 +133,24 @@ def reduction(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs
     if isinstance(wanted, int):
         wanted = [wanted]
     reduced = {d % max(x.dim(), 1) for d in wanted or range(x.dim())}
+    mixed = [d for d in labels.dims if d in reduced and not _as_a_layer(rec, func, labels, d)]
     if given.get("keepdim", False):
         dims = {d: v for d, v in labels.dims.items() if d not in reduced}
     else:
         dims = without(dict(labels.dims), reduced)
     for t in tensors_in(out):
         rec.set(t, dims, labels.weight)
-        for d in reduced & set(labels.dims):
+        for d in mixed:
             rec.mixed(t, labels.dims[d], f"{name_of(func)} over the channels")
             if not t.is_floating_point() and x.is_floating_point() and t.dtype != torch.bool:
                 rec.number(t, labels.dims[d], name_of(func))
+
+
+def _as_a_layer(rec: Recorder, func: Op, labels: Labels, dim: int) -> bool:
+    """Whether it adds up products with a weight, ``(w * x[:, None]).sum(2)``, as a layer does."""
+    if name_of(func) != "sum" or labels.weight:
+        return False
+    return rec.mark_weight(labels, dim, CONSUMER)
 
 
 @rule(

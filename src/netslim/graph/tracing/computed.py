@@ -31,7 +31,7 @@ from netslim.graph.tracing.atoms import Atoms, Vector, distinct
 from netslim.graph.tracing.storages import storage_of, tensors_in
 
 # What moves entries about, or copies them, makes zeros of zeros.
-_MOVING = frozenset(
+MOVING = frozenset(
     """
     t transpose permute numpy_T view _unsafe_view reshape _reshape_alias squeeze unsqueeze detach
     alias clone contiguous _to_copy slice select split split_with_sizes chunk unbind flip
@@ -139,7 +139,7 @@ class Formulas:
     ) -> list[Formula]:  # fmt: skip
         """Those of the tensors that an operator has computed, given those of its arguments."""
         given = tensors_in(args, kwargs)
-        moved = bool(args) and func._schema.name.removeprefix("aten::") in _MOVING
+        moved = bool(args) and func._schema.name.removeprefix("aten::") in MOVING
         if moved:  # they take one tensor, and it comes first
             args = (known.get(id(args[0]), args[0]), *args[1:])
             moved = not known or next(iter(known.values())).moved
@@ -299,4 +299,4 @@ def _memory(tensor: Tensor) -> int | None:
     return int(storage._cdata)
 
 
-__all__ = ["UNKNOWN", "Formula", "Formulas", "constant", "silencing"]
+__all__ = ["MOVING", "UNKNOWN", "Formula", "Formulas", "constant", "silencing"]

@@ -19,7 +19,7 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
@@ -35,7 +35,7 @@ from netslim.graph.modules import watching
 from netslim.graph.modules.padded_norms import Known
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
-from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector
+from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, distinct
 from netslim.graph.tracing.checks import (
     check_dims,
     check_factor,
@@ -43,7 +43,7 @@ from netslim.graph.tracing.checks import (
     check_role,
     check_vector,
 )
-from netslim.graph.tracing.computed import Formula, Formulas, constant, silencing
+from netslim.graph.tracing.computed import MOVING, Formula, Formulas, constant, silencing
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.sizes import (
     Expression,
@@ -69,6 +69,11 @@ _SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
 _REMEDIES = dict.fromkeys(
     ("int", "round", "floor", "ceil", "trunc"), "; // or a -1 in the view would be followed"
 )
+# Operators whose result is 0 wherever their first argument is.
+_ZEROS_STAY = MOVING | {
+    *("mul", "div", "pow", "square", "abs", "neg", "sqrt", "relu", "leaky_relu"),
+    *("sum", "expand", "repeat"),
+}
 _ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")  # what holds of two sizes
 
 Rule = Callable[..., None]  # rule(recorder, func, out, *args, **kwargs)
@@ -79,7 +84,8 @@ UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
 class Labels:
     """A tensor's atoms by dimension, and whether it was computed from parameters alone.
 
-    ``formula`` says how, which netslim itself keeps; None for a parameter as it is.
+    ``formula`` says how, which netslim itself keeps; None for a parameter as it is. ``factors``, of
+    an activation, are the weights that it is a product with (see `Recorder.computed`).
 
     Example:
         >>> def mirrored(recorder, func, out, x):  # for what turns channels round
@@ -92,6 +98,7 @@ class Labels:
     dims: Mapping[int, Vector]
     weight: bool
     formula: Formula | None = None
+    factors: tuple[Labels, ...] = ()
 
 
 NOTHING = Labels({}, True)
@@ -331,6 +338,7 @@ class Recorder:
         weights = [self.labels.get(id(t)) for t in outs]
         if not any(found is not None and found[1].weight for found in weights):
             self.formulas.note_writes(func, args, kwargs)
+            self._keep_factors(func, args, outs, before)
             return
         formulas = {key: labels.formula for key, labels in before.items() if labels.formula}
         known = {key: self.formulas.current(formula) for key, formula in formulas.items()}
@@ -354,6 +362,50 @@ class Recorder:
             formula = self.get(tensor).formula
             used |= {id(tensor)} if formula is None else formula.parameters().keys()
         return any(used <= norm for norm in self.spectral)
+
+    def _keep_factors(
+        self, func: Any, args: Any, outs: list[Tensor], before: Mapping[int, Labels]
+    ) -> None:
+        """Note the weights that an activation is a product with: they silence its channels, too.
+
+        StyleGAN2 multiplies the weight of a convolution by a style for each picture, divides it by
+        a norm, and convolves with what comes out. That is no parameter, nor computed from
+        parameters alone; yet zeros in the parameter silence what it reads. So the factors of a
+        product are kept as long as zeros stay zeros: through more products, powers, sums over
+        something else, and whatever moves entries about.
+        """
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        first = before.get(id(next(iter(args), None)), NOTHING)
+        found = [*first.factors]
+        if name == "mul":
+            given = before.values()
+            found = [factor for labels in given for factor in (*labels.factors, labels)]
+            # What lies along one dimension is a scale, which makes and reads nothing.
+            found = [f for f in found if f.weight and len(f.dims) > 1]
+        if not found or name not in _ZEROS_STAY or (name == "pow" and not _positive(args[1])):
+            return
+        for tensor in outs:
+            entry = self.labels.get(id(tensor))
+            if entry is not None:
+                self.labels[id(tensor)] = entry[0], replace(entry[1], factors=tuple(found))
+
+    def mark_weight(self, labels: Labels, dim: int, role: int) -> bool:
+        """Note a role as `mark` does, or that of a weight which an activation is a product with.
+
+        Returns whether there is a weight with these channels.
+        """
+        if labels.weight:
+            self.mark(labels, dim, role)
+            return True
+        if dim not in labels.dims:
+            return False
+        classes = distinct(self.atoms.find(labels.dims[dim]))
+        for factor in labels.factors:
+            for own, vector in factor.dims.items():
+                if np.array_equal(distinct(self.atoms.find(vector)), classes):
+                    self.mark(factor, own, role)
+                    return True
+        return False
 
     def _check(self, vector: Vector | None, call: str) -> None:
         """Refuse what are neither labels nor None."""
@@ -622,6 +674,10 @@ class Recorder:
         return {
             d: dims[d + shift] for d, (n, m) in enumerate(pairs) if n == m and d + shift in dims
         }
+
+
+def _positive(exponent: Any) -> bool:
+    return isinstance(exponent, (int, float)) and exponent > 0
 
 
 def of_user(frame: FrameType) -> bool:

@@ -1,0 +1,138 @@
+"""Weights that depend on the input: modulated convolutions, mixtures of experts, dynamic filters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pattern import PICTURES, Patterns, conv, tail
+
+pattern = Patterns()
+STYLES = torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
+BOTH = (PICTURES, STYLES)
+
+
+@pytest.mark.parametrize("case", pattern, ids=str)
+def test_dynamic_weights(case):
+    case.check()
+
+
+def weight(*shape, seed=0):
+    return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+
+
+# --- a weight times an activation: zeros in the weight silence what it reads ----------------------
+
+
+class ModulatedConv(nn.Module):
+    """StyleGAN2's, as the usual implementation in PyTorch has it."""
+
+    def __init__(self, made, read, kernel, upsample=False):
+        super().__init__()
+        self.out_channel, self.kernel_size, self.upsample = made, kernel, upsample
+        self.scale = 1 / math.sqrt(read * kernel**2)
+        self.weight = nn.Parameter(torch.randn(1, made, read, kernel, kernel))
+        self.modulation = nn.Linear(5, read)
+
+    def forward(self, x, style):
+        batch, read, height, width = x.shape
+        style = self.modulation(style).view(batch, 1, read, 1, 1)
+        weight = self.scale * self.weight * style
+        norm = torch.rsqrt(weight.pow(2).sum([2, 3, 4]) + 1e-8)
+        weight = weight * norm.view(batch, self.out_channel, 1, 1, 1)
+        kernel, x = self.kernel_size, x.view(1, batch * read, height, width)
+        if self.upsample:
+            weight = weight.transpose(1, 2)
+            weight = weight.reshape(batch * read, self.out_channel, kernel, kernel)
+            out = F.conv_transpose2d(x, weight, stride=2, groups=batch)
+        else:
+            weight = weight.view(batch * self.out_channel, read, kernel, kernel)
+            out = F.conv2d(x, weight, padding=kernel // 2, groups=batch)
+        return out.view(batch, self.out_channel, *out.shape[2:])
+
+
+@pattern(
+    {"a": 8, "c": 6, "d": 6, "b": 6},
+    inputs=BOTH,
+    patched={"c.out_channel": 3, "d.out_channel": 3},
+    b=conv(6, 6),
+    c=ModulatedConv(6, 8, 3),
+    d=ModulatedConv(6, 6, 3, upsample=True),
+)
+def modulated_convolutions(s, x, style):
+    return tail(s, s.d(s.c(s.a(x), style).relu(), style))
+
+
+@pattern(
+    {"a": 8, "w": 6, "b": 6},
+    inputs=BOTH,
+    b=conv(6, 6),
+    w=weight(6, 8, 3, 3),
+    style=nn.Linear(5, 8),
+)
+def modulated_and_normalised_with_keepdim(s, x, style):
+    batch, h = len(x), s.a(x)
+    weights = s.w[None] * (s.style(style)[:, None, :, None, None] + 1)
+    weights = weights * torch.rsqrt((weights**2).sum((2, 3, 4), keepdim=True) + 1e-8)
+    _, _, *rest = weights.shape
+    weights = weights.reshape(batch * s.w.shape[0], *rest)
+    h = F.conv2d(h.reshape(1, -1, 8, 8), weights, padding=1, groups=batch)
+    return tail(s, h.reshape(-1, s.w.shape[0], 8, 8))
+
+
+@pattern(
+    {"style": 8, "w": 6, "b": 6},
+    inputs=BOTH,
+    b=conv(6, 6),
+    w=weight(6, 8, 3, 3),
+    style=nn.Linear(5, 8),
+)
+def activations_modulated_instead(s, x, style):
+    styles = s.style(style)
+    weights = s.w.unsqueeze(0) * styles.reshape(len(x), 1, -1, 1, 1)
+    norm = (weights.square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt()
+    h = F.conv2d(s.a(x) * styles.reshape(len(x), -1, 1, 1), s.w, padding=1)
+    return tail(s, h * norm.reshape(len(x), -1, 1, 1))
+
+
+@pattern({"a": 8}, w=weight(6, 8))
+def linear_layer_by_broadcasting(s, x):
+    h = s.a(x).relu().mean((2, 3))
+    return s.head((s.w * h[:, None]).sum(2).relu())
+
+
+@pattern({"a": 8}, w=weight(6, 8))
+def linear_layer_of_absolute_values(s, x):
+    h = s.a(x).mean((2, 3))
+    return s.head((s.w * h[:, None]).abs().sum(2))
+
+
+# --- where zeros do not stay zeros ----------------------------------------------------------------
+
+
+@pattern({}, {"a": (8, "sum over the channels")}, w=weight(6, 8))
+def one_more_before_the_sum(s, x):
+    h = s.a(x).relu().mean((2, 3))
+    return s.head((s.w * h[:, None] + 1).sum(2).relu())
+
+
+@pattern({}, {"a": (8, "mean over the channels")}, w=weight(6, 8))
+def the_mean_in_place_of_the_sum(s, x):
+    h = s.a(x).relu().mean((2, 3))
+    return s.head((s.w * h[:, None]).mean(2).relu())
+
+
+@pattern({}, {"a": (8, "sum over the channels")}, w=weight(6, 8))
+def divided_by_the_weight(s, x):
+    h = s.a(x).relu().mean((2, 3))
+    return s.head((h[:, None] / (s.w.abs() + 1)).sum(2).relu())
+
+
+@pattern({"b": 6}, {"a": (8, "sum over the channels")}, w=weight(8))
+def a_scale_reads_nothing(s, x):
+    h = s.a(x)
+    return tail(s, h + (h * s.w[:, None, None]).sum(1, keepdim=True))
