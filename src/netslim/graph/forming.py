@@ -16,6 +16,8 @@ come of a fixed seed: a model always gives the same groups.
 
 from __future__ import annotations
 
+import linecache
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +30,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, NormRule, Port, SizeRule, Slice
 from netslim.graph.integers import integers, widths
-from netslim.graph.inventory import Inventory, Rest
+from netslim.graph.inventory import Inventory, Literal, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.walk import all_paths, fingerprint, joined, layer_of, named_tensors
@@ -49,6 +51,7 @@ from netslim.graph.tracing.ports import Ports
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.remembered import Bindings
 
+_STATEMENT = 4  # lines that one may run over
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
 
 
@@ -246,6 +249,7 @@ def build(recorder: Recorder, bindings: Bindings, ports: Ports) -> ChannelGraph:
     known = bindings.keys() | recorder.consulted
     unread = {key: value for key, value in recorder.attributes.items() if key not in known}
     inventory = take(recorder.model, classes, recorder.touched, unread, recorder.names_read)
+    inventory = replace(inventory, literals=tuple(_literals(recorder, classes, groups)))
     costs = [
         Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)
         for c in recorder.costs
@@ -283,6 +287,29 @@ def _ports(ports: Ports, classes: Classes) -> Iterator[Port]:
                 if kind == "input":
                     fed_by = ports.feeds.get(name, "")
                 yield Port(kind, name, dim, groups, units, fed_by)
+
+
+def _literals(
+    recorder: Recorder, classes: Classes, groups: Sequence[ChannelGroup]
+) -> Iterator[Literal]:
+    """The lines that hold the number of channels which stay, each once."""
+    numbers: dict[tuple[str, int, str], dict[int, None]] = {}
+    names: dict[tuple[str, int, str], dict[str, None]] = {}
+    for written in recorder.literals:
+        held = distinct(classes.group_of.take(written.vector[written.vector > 0])).tolist()
+        frozen = [groups[n].name for n in held if n >= 0 and groups[n].frozen]
+        if frozen:
+            key = written.path, written.line, written.remedy
+            numbers.setdefault(key, {}).update(dict.fromkeys(written.numbers))
+            names.setdefault(key, {}).update(dict.fromkeys(frozen))
+    for key, known in numbers.items():
+        path, line, remedy = key
+        # A number that does not stand there was computed, or a module of PyTorch's own holds it.
+        code = "".join(linecache.getline(path, line + i) for i in range(_STATEMENT))
+        there = tuple(n for n in known if re.search(rf"\b{n}\b", code))
+        if there:
+            first = linecache.getline(path, line).strip()
+            yield Literal(path, line, first, there, remedy, tuple(names[key]))
 
 
 def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from netslim.graph.integers import Integer, Width
 from netslim.graph.modules.walk import layer_of
@@ -19,6 +20,31 @@ class Rest:
 
 
 @dataclass(frozen=True)
+class Literal:
+    """A line of code that holds the number of some channels in digits, so that they stay.
+
+    Attributes:
+        path: of the file.
+        line: of the file, from 1.
+        code: what stands there; ``""`` where the file cannot be read.
+        numbers: which.
+        remedy: what would follow a cut in place of them.
+        groups: names of the groups that stay for it.
+    """
+
+    path: str
+    line: int
+    code: str
+    numbers: tuple[int, ...]
+    remedy: str
+    groups: tuple[str, ...]
+
+    def __str__(self) -> str:
+        numbers = " and ".join(map(str, self.numbers))
+        return f"{Path(self.path).name}:{self.line}: {self.code}\n    for {numbers} write {self.remedy}"
+
+
+@dataclass(frozen=True)
 class Inventory:
     """Names and shapes of everything in a model, and the entries that are in no group.
 
@@ -30,6 +56,7 @@ class Inventory:
         unused: tensors that no operator touched when the model ran.
         integers: what modules remember and no forward is known to follow.
         widths: how wide layers are.
+        literals: lines of code for which channels stay.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -39,6 +66,7 @@ class Inventory:
     unused: tuple[str, ...] = ()
     integers: tuple[Integer, ...] = ()
     widths: tuple[Width, ...] = ()
+    literals: tuple[Literal, ...] = ()
 
     def owned(self, module: str) -> dict[str, str]:
         """Short name -> tensor, for what the module itself holds, parametrised weights included."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from netslim.graph.rules.indexing import hold, indexed, labels_of_numbers
 from netslim.graph.rules.registry import Op, derived, name_of, rule, tensors_in
 from netslim.graph.tracing.atoms import PRODUCER, Vector
-from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.recorder import AS_BOUNDARY, Labels, Recorder
 from netslim.graph.tracing.shapes import split_vector
 from netslim.graph.tracing.sizes import Size, symbols
 
@@ -95,7 +95,9 @@ def _hold_side(rec: Recorder, vector: Vector, position: int) -> None:
     fixed = vector[position:]
     if position > 0:
         fixed = vector[:position]
-    rec.freeze(fixed, f"a slice boundary ({int(position)}) is written into the code")
+    number = int(position)
+    reason = f"a slice boundary ({number}) is written into the code"
+    rec.written(fixed, reason, [abs(number)], AS_BOUNDARY)
 
 
 def _boundary(rec: Recorder, vector: Vector, given: Size, position: int) -> None:

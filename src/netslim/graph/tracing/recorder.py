@@ -18,7 +18,7 @@ import sys
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
@@ -65,6 +65,9 @@ _HERE = str(Path(__file__).parent) + os.sep
 _RUN, _SIZES, _MODE = _HERE + "running.py", _HERE + "sizes.py", watching.__file__
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
+# What to write in place of a number, so that it follows a cut.
+AS_BOUNDARY = "a size that is read there (x.shape[1]) or that the module keeps (self.width)"
+AS_SIZE = f"-1, {AS_BOUNDARY}"
 _SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
 _REMEDIES = dict.fromkeys(
     ("int", "round", "floor", "ceil", "trunc"), "; // or a -1 in the view would be followed"
@@ -113,6 +116,17 @@ class Constraint:
     size: int
     where: str
     decision: bool = False  # a comparison in the code, which must come out the same
+
+
+@dataclass(frozen=True)
+class Written:
+    """Channels for whose number a line of the user's code has ``numbers``; what it should have."""
+
+    vector: Vector
+    path: str
+    line: int
+    numbers: tuple[int, ...]
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,7 @@ class Recorder:
     # Of a tensor that no operator made: a constant, as long as no activations left PyTorch's sight.
     unseen: Labels = NOTHING
     norms: list[RecordedNorm] = field(default_factory=list)  # that a cut lets keep their width
+    literals: list[Written] = field(default_factory=list)  # where the code holds widths in digits
     unwatched: int = 0  # modules under way whose operators nobody looks at
     # To find out who reads sizes unseen: names in the code, and the calls that it makes.
     names_read: frozenset[str] = frozenset()
@@ -294,6 +309,13 @@ class Recorder:
         self._check(vector, "recorder.freeze")
         if vector is not None:
             self.atoms.freeze(vector, f"{reason}{self.where()}")
+
+    def written(self, vector: Vector, reason: str, numbers: Iterable[int], remedy: str) -> None:
+        """These stay for numbers in the code; the line that may be changed is noted."""
+        self.freeze(vector, reason)
+        place = self._place()
+        if place is not None:
+            self.literals.append(Written(vector, *place, tuple(numbers), remedy))
 
     def couple(self, vector: Vector | None, reason: str) -> None:
         """Removing some of these channels changes the values of the others: inexact."""
@@ -454,7 +476,8 @@ class Recorder:
         if expr is not None:
             self.constraints.append(Constraint(expr, vector, size, self.where()))
         elif vector is not None:
-            self.freeze(vector, f"the size {int(value)} is written into the code")
+            number = int(value)
+            self.written(vector, f"the size {number} is written into the code", [number], AS_SIZE)
 
     def follow(self, value: Any, size: int) -> Vector | None:
         """The labels of a dimension made as wide as ``value``; None for a number in the code."""
@@ -572,6 +595,15 @@ class Recorder:
 
     def where(self) -> str:
         """``" (file.py:12)"``: the line of the user's code that is running."""
+        place = self._place()
+        if place is not None:
+            return f" ({Path(place[0]).name}:{place[1]})"
+        if not self.module:
+            return ""
+        return f" (module {self.module})"
+
+    def _place(self) -> tuple[str, int] | None:
+        """The file and the line of the user's code that is running; generated code has none."""
         frame: FrameType | None = sys._getframe(1)
         if self.in_rule:  # past the rule: it may be one that was registered from outside
             while frame is not None and not _follows(frame):
@@ -581,11 +613,9 @@ class Recorder:
             if name == _RUN:  # generated code has no file
                 break
             if of_user(frame):
-                return f" ({Path(name).name}:{frame.f_lineno})"
+                return name, frame.f_lineno
             frame = frame.f_back
-        if not self.module:
-            return ""
-        return f" (module {self.module})"
+        return None
 
     def unknown(
         self, operator: str, inputs: list[Labels], why: str = "netslim has no rule for"

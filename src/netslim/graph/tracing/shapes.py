@@ -11,7 +11,8 @@ channel shuffle, attention heads, grouped convolutions, ``chunk`` and recurrent 
 
 Which one may shrink (`_shrinking`) is asked in this order: one that is tied so already, since
 nothing is lost then; heads; one whose size the code leaves open (-1) before one it read from a
-shape before one it keeps in an attribute; the longest. A size written into the code cannot shrink.
+shape before one it keeps in an attribute; the one that leaves most units. A size written into the
+code cannot shrink.
 
 Heads are what the last dimension of a sequence (batch, tokens, channels) is taken apart into first:
 ``view(b, n, heads, width)``. Code says the two sizes in many ways (-1, two attributes, ``embed //
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from netslim.graph.tracing.atoms import Vector, distinct
-from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.recorder import AS_SIZE, Recorder
 from netslim.graph.tracing.sizes import Symbol, evaluate, symbols
 
 _LAYOUTS = ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as")
@@ -159,7 +160,8 @@ def _block(
     if axis is None:
         axis = _shrinking(rec, cells, [asked[d] for d in block_out])
     if axis is None:
-        rec.freeze(dims[kept], "a reshape has its sizes written into the code")
+        sizes = [after[d] for d in block_out]
+        rec.written(dims[kept], "a reshape has its sizes written into the code", sizes, AS_SIZE)
         return {}
     for i, d in enumerate(block_out):
         if i != axis:
@@ -288,10 +290,27 @@ def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
         # What is alone in its block has to be the one, even with a number for its size: then
         # `constrain` freezes it, and says which number it was.
         if freedom or cells.ndim == 1:
-            candidates.append((_tied(cells, axis), freedom, cells.shape[axis], axis))
+            candidates.append((_tied(cells, axis), freedom, _units(cells, axis), axis))
     if not candidates:
         return None
     return max(candidates)[3]
+
+
+def _units(cells: Vector, axis: int) -> int:
+    """How many units are left when the others are tied across: at most as many as it is long.
+
+    Windows (``unfold``) hold every channel at each of their places: taken apart into channels and
+    places, the places would tie all channels to each other.
+    """
+    rows = np.moveaxis(cells, axis, 0).reshape(cells.shape[axis], -1)
+    if len(distinct(cells.reshape(-1))) == cells.size:  # as nearly always
+        return len(rows)
+    first: dict[int, int] = {}  # atom -> the first row that holds it
+    left = list(range(len(rows)))  # row -> a row that it goes with
+    for number, row in enumerate(rows):
+        for atom in distinct(row).tolist():
+            left[number] = min(left[number], left[first.setdefault(atom, number)])
+    return len(set(left))
 
 
 def _freedom(rec: Recorder, asked: Any) -> int:

@@ -150,6 +150,11 @@ def sentences(group: ChannelGroup, graph: TracedGraph) -> str:
             lines.append(
                 f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their number."
             )
+    lines += [
+        f"To change: {literal}."
+        for literal in graph.inventory.literals
+        if group.name in literal.groups
+    ]
     shrinking = [str(port) for port in graph.ports if (port.groups == number).any()]
     if shrinking:
         lines.append(f"Free to shrink with them: {enumerated(shrinking, 8)}.")

@@ -14,6 +14,7 @@ from netslim.graph.tracing.atoms import distinct
 from netslim.graph.words.phrases import TEACH, enumerated
 
 _HEAD = ("group", "channels", "params", "MACs", "activations", "together with")
+_MOST = 8
 _INEXACT = "inexact, cut only with allow_inexact=True"
 
 
@@ -84,6 +85,13 @@ def _summary(graph: TracedGraph) -> list[str]:
         ports = dict.fromkeys(map(str, graph.ports))
         lines.append(f"Free to shrink: {enumerated([*ports], 8)}.")
     lines += [*_told_of_widths(graph), *never_ran(graph)]
+    literals = graph.inventory.literals
+    if literals:
+        lines.append("Channels stay for a number that is written into a line of code:")
+    for literal in literals[:_MOST]:
+        lines.append(f"  {literal}; {enumerated(literal.groups, 4)} may then go")
+    if len(literals) > _MOST:
+        lines.append(f"  and {len(literals) - _MOST} more lines")
     for operator, modules in graph.unsupported.items():
         places = enumerated([m or "the top level" for m in modules], 4)
         lines.append(
@@ -166,6 +174,17 @@ def as_dict(graph: TracedGraph) -> dict[str, Any]:
         "groups": [_group(g, *share[g.name]) for g in graph.groups],
         "axes": _axes(graph),
         "size_rules": size_rules,
+        "literals": [
+            {
+                "file": literal.path,
+                "line": literal.line,
+                "code": literal.code,
+                "numbers": list(literal.numbers),
+                "write": literal.remedy,
+                "groups": list(literal.groups),
+            }
+            for literal in graph.inventory.literals
+        ],
         "ports": [_port(graph, port) for port in graph.ports],
         "unread_sizes": [
             {"module": i.module, "attribute": i.attribute, "value": i.value} for i in _unread(graph)

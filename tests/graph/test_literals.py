@@ -1,0 +1,62 @@
+"""Numbers in the code that hold channels: which line to change, and that the change helps."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import netslim
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Written(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 12, 1), nn.Linear(12, 2)
+
+    def forward(self, x):
+        h = self.a(x).flatten(2).view(2, 16, 8, 8)
+        return self.c(torch.cat([self.b(h)[:, :5], self.b(h)[:, 5:]], 1).mean((2, 3)))
+
+
+class Rewritten(Written):
+    def forward(self, x):
+        h = self.a(x).flatten(2).view(2, -1, 8, 8)
+        return self.c(self.b(h).mean((2, 3)))
+
+
+class Computed(Written):
+    def forward(self, x):
+        return self.c(self.b(self.a(x).flatten(2).view(2, 4 * 4, 8, 8)).mean((2, 3)))
+
+
+def test_the_line_that_holds_channels_is_told_with_what_to_write():
+    graph = netslim.trace(Written().eval(), X)
+    told = str(graph)
+    (view, *slices) = graph.inventory.literals
+    assert view.code == "h = self.a(x).flatten(2).view(2, 16, 8, 8)"
+    assert (view.numbers, view.groups) == ((16,), ("a",))
+    assert f"test_literals.py:{view.line}: {view.code}\n    for 16 write -1, a size" in told
+    assert all(s.numbers == (5,) and "-1" not in s.remedy for s in slices)
+    assert f"To change: test_literals.py:{view.line}" in graph.explain("a")
+    assert graph.to_dict()["literals"][0] == {
+        "file": __file__,
+        "line": view.line,
+        "code": view.code,
+        "numbers": [16],
+        "write": view.remedy,
+        "groups": ["a"],
+    }
+
+
+def test_after_the_change_they_may_go():
+    graph = netslim.trace(Rewritten().eval(), X)
+    assert [g.name for g in graph.prunable] == ["a", "b"]
+    assert not graph.inventory.literals
+
+
+def test_numbers_that_do_not_stand_there_are_no_line_to_change():
+    graph = netslim.trace(Computed().eval(), X)
+    assert "written into the code" in graph.frozen["a"]
+    assert not graph.inventory.literals
