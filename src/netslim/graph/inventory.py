@@ -41,7 +41,8 @@ class Literal:
 
     def __str__(self) -> str:
         numbers = " and ".join(map(str, self.numbers))
-        return f"{Path(self.path).name}:{self.line}: {self.code}\n    for {numbers} write {self.remedy}"
+        place = f"{Path(self.path).name}:{self.line}"
+        return f"{place}: {self.code}\n    for {numbers} write {self.remedy}"
 
 
 @dataclass(frozen=True)

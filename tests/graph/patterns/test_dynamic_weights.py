@@ -111,6 +111,36 @@ def linear_layer_of_absolute_values(s, x):
     return s.head((s.w * h[:, None]).abs().sum(2))
 
 
+# --- filters made of the activations --------------------------------------------------------------
+
+
+class Involution(nn.Module):
+    """A filter for each place and group of channels, all sizes kept in attributes."""
+
+    def __init__(self, width, groups, kernel=3):
+        super().__init__()
+        self.width, self.groups, self.each, self.kernel = width, groups, width // groups, kernel
+        self.reduce, self.span = conv(width, 4), conv(4, kernel**2 * groups)
+        self.unfold = nn.Unfold(kernel, padding=kernel // 2)
+
+    def forward(self, x):
+        weight = self.span(self.reduce(x).relu())
+        b, _, h, w = weight.shape
+        weight = weight.view(b, self.groups, self.kernel**2, h, w).unsqueeze(2)
+        windows = self.unfold(x).view(b, self.groups, self.each, self.kernel**2, h, w)
+        return (weight * windows).sum(dim=3).view(b, self.width, h, w)
+
+
+@pattern(
+    {"a": 4, "c.reduce": 4, "b": 6},
+    refused={"c.span": "it meets a fixed size in mul"},
+    patched={"c.each": 2, "c.width": 4},
+    c=Involution(8, 2),
+)
+def filters_for_each_place(s, x):
+    return tail(s, s.c(s.a(x)))
+
+
 # --- where zeros do not stay zeros ----------------------------------------------------------------
 
 

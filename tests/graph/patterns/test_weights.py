@@ -620,6 +620,23 @@ def largest_places_of_each_channel(s, x):
     return s.head(s.b(s.a(x).flatten(2).topk(4, dim=2)[0].flatten(1)).relu())
 
 
+@pattern({"a": 8, "b": 6})
+def running_extremes_over_space(s, x):
+    h = s.a(x)
+    return tail(s, h.cummax(2).values + h.cummin(3)[0] + h.flatten(2).sort(-1)[0].view_as(h))
+
+
+@pattern({"a": 8, "b": 6})
+def medians_and_counts_over_space(s, x):
+    h = s.a(x)
+    return tail(s, h.nanmedian(2, keepdim=True)[0] + h.count_nonzero((2, 3))[..., None, None])
+
+
+@pattern({"b": 6}, refused={"a": Line("cummax(1)", "cummax")})
+def running_extremes_over_channels(s, x):
+    return tail(s, s.a(x).cummax(1)[0])
+
+
 @pattern({"a": 8, "b": 6}, refused={"head": "max"}, outputs=())
 def classes_by_their_numbers(s, x):
     """A class that goes would renumber the others."""

@@ -114,7 +114,8 @@ def grid_sampler(rec: Recorder, func: Op, out: Tensor, x: Tensor, grid: Tensor, 
 
 
 @rule(
-    "mean", "sum", "nansum", "prod", "amax", "amin", "max", "min", "aminmax", "median", "any",
+    "mean", "sum", "nansum", "prod", "amax", "amin", "max", "min", "aminmax", "median", "nanmedian",
+    "count_nonzero", "any",
     "all", "argmax", "argmin", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
     "linalg_vector_norm", reads="self dim keepdim other",
 )  # fmt: skip
@@ -281,7 +282,7 @@ def _normalised_groups(rec: Recorder, vector: Vector, groups: int) -> None:
 
 
 @rule(
-    "sort", "argsort", "topk", "kthvalue", "mode",
+    "sort", "argsort", "topk", "kthvalue", "mode", "cummax", "cummin",
     reads="self dim",
     ignores="descending k largest keepdim",  # what is ranked stays; the result shows what is left
 )  # fmt: skip
