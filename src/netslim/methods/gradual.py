@@ -461,7 +461,9 @@ class GradualPruning:
 
     def _inputs(self, inner: nn.Module) -> Any:
         device = next((tensor.device for _, tensor in named_tensors(inner)), torch.device("cpu"))
-        inputs = cut_inputs(inner, self.example_inputs)
+        inputs = self.example_inputs
+        if self.taken:
+            inputs = cut_inputs(inner, inputs, self.plan)
         return tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs)
 
     def _found(

@@ -61,6 +61,7 @@ from netslim.selection.criteria.scoring import score
 from netslim.selection.options import Budget
 from netslim.selection.select import select
 from netslim.surgery.plan_of_units import plan_keeping
+from netslim.surgery.ports import cut_inputs
 from netslim.surgery.prune import prune
 
 Progress = Callable[[str, int, int], object]
@@ -257,16 +258,18 @@ class _Measurement:
 
     def whole(self, masks: Sequence[Masks]) -> tuple[list[Masks], Vector]:
         """The masks that could be cut, and the median milliseconds under each, side by side."""
-        models = {0: self.model}
+        models, inputs = {0: self.model}, {0: self.inputs}
         for number, cut in enumerate(masks[1:], 1):
+            plan = plan_keeping(self.graph, cut)
             try:
-                models[number] = prune(self.model, plan_keeping(self.graph, cut))
+                models[number] = prune(self.model, plan)
             except SurgeryError:
                 continue
+            inputs[number] = cut_inputs(self.model, self.inputs, plan)
         with ExitStack() as stack:
             calls = {}
             for number, copy in models.items():
-                call = prepared(copy, self.inputs, self.backend, self.place, f"copy {number}")
+                call = prepared(copy, inputs[number], self.backend, self.place, f"copy {number}")
                 calls[str(number)] = stack.enter_context(call)
             found = timed(calls, repeats=RUN_ROUNDS, budget_seconds=RUN_SECONDS, warmup=2)
         return [masks[n] for n in models], np.array([found[str(n)].median_ms for n in models])

@@ -37,8 +37,8 @@ from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.proof.caches import forget
 from netslim.surgery.ports import cut_inputs, equal_inputs, free_names, kept_outputs
+from netslim.surgery.proof.caches import forget
 from netslim.surgery.proof.silencing import channels_felt, randomise, run, seeded, silenced
 from netslim.surgery.prune import kept_values
 
