@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from netslim.graph.tracing.atoms import Vector, distinct
+from netslim.graph.tracing.atoms import Vector, distinct, numbered
 from netslim.graph.tracing.recorder import AS_SIZE, Recorder
 from netslim.graph.tracing.sizes import Symbol, evaluate, symbols
 
@@ -290,10 +290,14 @@ def _shrinking(rec: Recorder, cells: Vector, asked: list[Any]) -> int | None:
         # What is alone in its block has to be the one, even with a number for its size: then
         # `constrain` freezes it, and says which number it was.
         if freedom or cells.ndim == 1:
-            candidates.append((_tied(cells, axis), freedom, _units(cells, axis), axis))
+            candidates.append((_tied(cells, axis), freedom, axis))
     if not candidates:
         return None
-    return max(candidates)[3]
+    best = max(candidate[:2] for candidate in candidates)
+    left = [axis for *worth, axis in candidates if tuple(worth) == best]
+    if len(left) == 1:
+        return left[0]
+    return max(left, key=lambda axis: (_units(cells, axis), axis))
 
 
 def _units(cells: Vector, axis: int) -> int:
@@ -303,14 +307,18 @@ def _units(cells: Vector, axis: int) -> int:
     places, the places would tie all channels to each other.
     """
     rows = np.moveaxis(cells, axis, 0).reshape(cells.shape[axis], -1)
-    if len(distinct(cells.reshape(-1))) == cells.size:  # as nearly always
-        return len(rows)
-    first: dict[int, int] = {}  # atom -> the first row that holds it
-    left = list(range(len(rows)))  # row -> a row that it goes with
-    for number, row in enumerate(rows):
-        for atom in distinct(row).tolist():
-            left[number] = min(left[number], left[first.setdefault(atom, number)])
-    return len(set(left))
+    row = np.repeat(np.arange(len(rows)), rows.shape[1])
+    atoms, place = numbered(rows.reshape(-1))
+    # Rows that share an atom take the smallest number among them, until nothing changes.
+    number = np.arange(len(rows))
+    while True:
+        least = np.full(len(atoms), len(rows))
+        np.minimum.at(least, place, number[row])
+        after = number.copy()
+        np.minimum.at(after, row, least[place])
+        if np.array_equal(after, number):
+            return len(distinct(number))
+        number = after
 
 
 def _freedom(rec: Recorder, asked: Any) -> int:
