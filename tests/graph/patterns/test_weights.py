@@ -598,6 +598,12 @@ def softmax_over_space(s, x):
     return tail(s, h * h.flatten(2).softmax(-1).view_as(h))
 
 
+@pattern({"b": 6}, {"a": (8, f"mean {OVER}"), "c": (5, f"mean {OVER}")}, c=conv(3, 5))
+def mean_over_the_channels_of_two_layers(s, x):
+    pairs = s.a(x)[:, :, None] * s.c(x)[:, None]
+    return tail(s, s.a(x) + pairs.relu().mean((1, 2))[:, None])
+
+
 @pattern({"b": 6}, {"a": (8, f"cumsum {OVER}")})
 def cumulative_sum_over_channels(s, x):
     return tail(s, s.a(x).cumsum(1))

@@ -153,7 +153,7 @@ class Awaited:
     """What is to be done about channels once somebody uses a tensor."""
 
     tensor: weakref.ref[Tensor]
-    use: Callable[[], None]
+    uses: list[Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -630,8 +630,7 @@ class Recorder:
     def number(self, tensor: Tensor, vector: Vector, operator: str) -> None:
         """``tensor`` tells channels by their numbers: whoever uses it makes them stay."""
         reason = f"{operator} gives the numbers of channels{self.where()}"
-        freeze = partial(self.atoms.freeze, vector, reason)
-        self.awaited[id(tensor)] = Awaited(weakref.ref(tensor), freeze)
+        self._await(tensor, partial(self.atoms.freeze, vector, reason))
 
     def mixed(self, tensor: Tensor, vector: Vector, reason: str) -> None:
         """``tensor`` is made of all these channels: whoever uses it makes them inexact.
@@ -639,15 +638,22 @@ class Recorder:
         Such as the mean of attention over its heads, which few of those look at to whom
         `nn.MultiheadAttention` returns it.
         """
-        couple = partial(self.atoms.couple, vector, f"{reason}{self.where()}")
-        self.awaited[id(tensor)] = Awaited(weakref.ref(tensor), couple)
+        self._await(tensor, partial(self.atoms.couple, vector, f"{reason}{self.where()}"))
+
+    def _await(self, tensor: Tensor, use: Callable[[], None]) -> None:
+        """Have it done once the tensor is used, beside what else is, as of its other dimensions."""
+        known = self.awaited.get(id(tensor))
+        if known is None or known.tensor() is not tensor:
+            known = self.awaited[id(tensor)] = Awaited(weakref.ref(tensor), [])
+        known.uses.append(use)
 
     def used(self, tensors: list[Tensor]) -> None:
         """Freeze or couple the channels that somebody now uses the numbers, or a mixture, of."""
         for tensor in tensors:
             found = self.awaited.pop(id(tensor), None)
             if found is not None and found.tensor() is tensor:
-                found.use()
+                for use in found.uses:
+                    use()
 
     def failed(self, error: Exception, inputs: list[Labels], out: list[Tensor]) -> None:
         """A rule broke off: its operator is listed, and what it touches stays as without a rule."""
