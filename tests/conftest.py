@@ -75,7 +75,7 @@ def gpu() -> torch.device:
 
 @pytest.fixture
 def undrawn() -> Iterator[None]:
-    """Figures are made but not drawn."""
+    """Figures are not drawn."""
     with not_drawing():
         yield
 
