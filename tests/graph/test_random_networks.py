@@ -114,7 +114,7 @@ def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
     """
     tally = []
 
-    @budget(60)
+    @budget(48)
     @given(networks(), SEEDS)
     def check(spec: Spec, seed: int) -> None:
         model, inputs = spec.build()
@@ -135,7 +135,7 @@ def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
     assert felt > 0.7 * cut
 
 
-@budget(35)
+@budget(28)
 @given(networks(), SEEDS)
 def test_inexact_cuts_run_with_the_same_output_shapes(spec: Spec, seed: int) -> None:
     model, inputs = spec.build()
@@ -166,7 +166,7 @@ ONE_ENTRY_EACH = Spec(
 )
 
 
-@budget(20)
+@budget(16)
 @given(networks(), SEEDS)
 @example(ONE_ENTRY_EACH, 0)
 def test_mutated_weights_are_caught(spec: Spec, seed: int) -> None:
@@ -191,7 +191,7 @@ def test_wrong_indices_and_forgotten_sizes_are_caught() -> None:
     """
     tally = []
 
-    @budget(45)
+    @budget(36)
     @given(networks(), SEEDS)
     def check(spec: Spec, seed: int) -> None:
         model, inputs, plan, rng = cut_at_random(spec, seed)

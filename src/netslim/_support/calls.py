@@ -71,6 +71,7 @@ def call_checked(
     if hasattr(function, "_call_is_checked"):
         return function
     signature = inspect.signature(function)
+    bound = _binder(signature)
     called = function.__qualname__.removesuffix(".__init__")
     # At the first call, when all names of the annotations are known.
     looked_at = functools.cache(lambda: _kinds(function, signature) if kinds else {})
@@ -78,7 +79,7 @@ def call_checked(
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            given = bound(args, kwargs)
         except TypeError:
             misfit = _misfit(signature, args, kwargs, remedy or nearest, looked_at())
             raise ArgumentError(f"{called} {misfit}") from None
@@ -92,6 +93,34 @@ def call_checked(
 
     checked._call_is_checked = True  # type: ignore[attr-defined]
     return checked  # type: ignore[return-value]
+
+
+def _binder(
+    signature: inspect.Signature,
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], Mapping[str, Any]]:
+    """As ``signature.bind(...).arguments``, ten times faster where no argument is a rest of others.
+
+    What is called a hundred thousand times in a training should not notice that it is looked at.
+    """
+    parameters = signature.parameters.values()
+    in_order = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    by_name = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    needed = {one.name for one in parameters if one.default is one.empty}
+    known = {*in_order, *by_name}
+
+    def others(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return signature.bind(*args, **kwargs).arguments
+
+    def plain(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        given = dict(zip(in_order, args, strict=False)) | kwargs
+        fits = len(given) == len(args) + len(kwargs) and needed <= given.keys() <= known
+        if not fits:
+            return others(args, kwargs)
+        return given
+
+    if len(known) < len(signature.parameters):
+        return others
+    return plain
 
 
 def _misfit(
