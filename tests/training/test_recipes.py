@@ -381,22 +381,23 @@ def covered(name: str) -> bool:
     )
 
 
-def check_twin(name: str, results: dict[str, Any]) -> None:
+def check_twin(recipe: Recipe, results: dict[str, Any]) -> None:
     rows = {row["key"]: row for row in results["rows"]}
     whole, small = results["rows"][[*rows].index("before")], results["rows"][-1]
     assert small["params"] < whole["params"]
     assert small["macs"] < whole["macs"]
     assert len(results["verification"]) == sum(
         stage.kind == "convert" or (stage.kind == "prune" and stage.mode == "cut")
-        for stage in recipe_of(name).stages
+        for stage in recipe.stages
     )
 
 
 @pytest.mark.parametrize("name", [name for name in TWINS if not covered(name)])
 @pytest.mark.usefixtures("undrawn")
 def test_a_twin_runs_all_its_stages_and_ends_smaller(name, pictures, tmp_path):
+    recipe = shortened(name, pictures)
     with quiet():
-        check_twin(name, run(shortened(name, pictures), tmp_path / "run"))
+        check_twin(recipe, run(recipe, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", [name for name in TWINS if covered(name)])
