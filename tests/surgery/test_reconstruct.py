@@ -18,9 +18,11 @@ from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.selection import Compensation, Scoring
 from netslim.surgery import compensate
+from netslim.surgery.compensation.least_squares import Layout
 from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
+from netslim.surgery.rows import TensorCut
 from netslim.training.recipe.schema import Prune
 from netslim.training.stages.prune import carry_out
 
@@ -431,3 +433,13 @@ def test_slim_and_recipes_take_it():
         in done.notes[0]
     )
     assert done.check.deviation < 1e-10
+
+
+def test_of_many_places_as_many_as_say_enough_are_looked_at():
+    cut, weight = TensorCut("w", 1, 2, (0,), "consumer"), torch.zeros(6, 2, 1, 1)
+    layout = Layout(cut, np.array([1]), weight)
+    layout.groups = 3
+    x = torch.randn(4, 6, 70, 90)
+    rows = layout.rows(F.conv2d, x)
+    every = x.unflatten(1, (3, 2)).permute(1, 0, 3, 4, 2).flatten(1, 3)
+    assert torch.equal(rows, every[:, ::3].double())

@@ -191,8 +191,10 @@ def _runs(kept: tuple[int, ...]) -> list[list[int]]:
     if not kept:
         return []
     array = np.asarray(kept)
-    breaks = np.flatnonzero(np.diff(array) != 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(array, breaks)]
+    last = np.append(np.diff(array) != 1, True)  # of a run
+    first = np.roll(last, 1)
+    runs: list[list[int]] = np.stack([array[first], array[last] + 1], 1).tolist()
+    return runs
 
 
 def _slices_data(

@@ -39,8 +39,8 @@ from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import named_tensors
 from netslim.selection.criteria.observing import Loss, Measured, inputs
 from netslim.selection.criteria.registry import criterion
+from netslim.surgery.compensation.least_squares import stride
 
-ROWS = 8192  # places that are looked at of one layer and batch, about
 STEPS = 128  # rounds to take a group's channels out: those of wide groups go several at once
 WHOLE = ""  # in place of a group: everything that a layer reads
 
@@ -60,8 +60,7 @@ class _Reader:
 
     def add(self, rows: Tensor) -> None:
         """Take in what the layer reads, (samples, channels)."""
-        # An odd stride: an even one would meet only some of the columns of a map of even width.
-        rows = rows[:: len(rows) // ROWS | 1]
+        rows = rows[:: stride(len(rows))]
         rows = torch.unflatten(rows, 1, (-1, self.entries))
         units = rows[:, :, self.table.to(rows.device)]  # (samples, parts, units, entries)
         values = units.permute(1, 0, 3, 2).flatten(1, 2).double()  # (parts, samples, units)

@@ -35,6 +35,7 @@ from netslim.errors import ArgumentError
 from netslim.surgery.compensation.constants import Args, Flow, Kwargs
 from netslim.surgery.rows import TensorCut
 
+ROWS = 8192  # samples that are looked at of one layer and batch, about
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
@@ -91,17 +92,20 @@ class Layout:
         return weight
 
     def rows(self, func: Any, x: Tensor) -> Tensor:
-        """The input as (groups, samples, channels)."""
+        """The input as (groups, samples, channels), of many samples some."""
         if func is F.linear:
             flat = x.reshape(-1, x.shape[-1])
             if self.table is None:
-                return flat[None].double()
+                return flat[:: stride(len(flat))][None].double()
             places = flat[:, self.table.to(x.device)]  # (examples, channels, places)
-            return places.transpose(1, 2).flatten(0, 1)[None].double()
-        maps = self.maps(x)
-        each = maps.shape[1] // self.groups
-        grouped = maps.reshape(len(maps), self.groups, each, prod(maps.shape[2:]))
-        return grouped.permute(1, 0, 3, 2).flatten(1, 2).double()
+            samples = places.transpose(1, 2).flatten(0, 1)
+            return samples[:: stride(len(samples))][None].double()
+        maps = self.maps(x).flatten(2)
+        each = maps.shape[2]
+        every = len(maps) * each
+        chosen = torch.arange(0, every, stride(every), device=x.device)
+        samples = maps[chosen // each, :, chosen % each].double()
+        return torch.unflatten(samples, 1, (self.groups, -1)).transpose(0, 1)
 
     def maps(self, x: Tensor) -> Tensor:
         """A convolution's input with its batch dimension."""
@@ -127,8 +131,15 @@ class Layout:
             taps = taps.transpose(0, 1)
         args, kwargs = _ungrouped(args, kwargs)
         # Channels stand as examples of one channel, so that each is met by each tap alone.
-        met = func(maps.double().mean(0).unsqueeze(1), taps, None, *args, **kwargs).flatten(2)
+        mean = maps.mean(0, dtype=torch.float64)
+        met = func(mean.unsqueeze(1), taps, None, *args, **kwargs).flatten(2)
         return met.mean(2).unflatten(0, (self.groups, -1)), met.shape[2] * len(maps)
+
+
+def stride(samples: int) -> int:
+    """Every how-manieth sample of one layer and batch is looked at: of many about `ROWS`."""
+    # An odd stride: an even one would meet only some of the columns of a map of even width.
+    return samples // ROWS | 1
 
 
 # In a convolution's call input, weight and bias are followed by three arguments, then the groups.
