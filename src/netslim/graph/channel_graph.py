@@ -29,6 +29,7 @@ class ChannelGraph(TracedGraph):
         lifetimes: the memory that the inputs and these take, and from when to when.
         norms: the normalisations over channels, which go on over as many when some are cut.
         ports: the channels of inputs and outputs that may shrink.
+        orders: buffers that pick channels by their numbers, which a cut makes anew.
 
     Example:
         >>> graph = netslim.trace(model, images)

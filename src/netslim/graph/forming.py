@@ -28,7 +28,7 @@ from torch import nn
 
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
-from netslim.graph.groups import ChannelGroup, NormRule, Port, SizeRule, Slice
+from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule, Slice
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Literal, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
@@ -274,7 +274,16 @@ def build(recorder: Recorder, bindings: Bindings, ports: Ports) -> ChannelGraph:
         lifetimes(recorder.storages.spans, count),
         tuple(_norms(recorder, classes)),
         tuple(_ports(ports, classes)),
+        tuple(_orders(recorder, classes)),
     )
+
+
+def _orders(recorder: Recorder, classes: Classes) -> Iterator[Order]:
+    """The buffers whose numbers mean channels of some group."""
+    for name, vector in recorder.orders.items():
+        groups = classes.group_of.take(vector)
+        if (groups >= 0).any():
+            yield Order(name, groups, classes.unit_of.take(vector))
 
 
 def _ports(ports: Ports, classes: Classes) -> Iterator[Port]:

@@ -151,6 +151,15 @@ class NormRule:
 
 
 @dataclass(frozen=True)
+class Order:
+    """A buffer whose numbers mean channels; of each channel the numbers of its group and unit."""
+
+    tensor: str
+    groups: Vector
+    units: Vector
+
+
+@dataclass(frozen=True)
 class Port:
     """An input or output that may shrink: what of it goes with which channels.
 
@@ -243,4 +252,4 @@ def per_unit(part: Slice, group: ChannelGroup) -> int:
     return len(part.positions) // group.size
 
 
-__all__ = ["ChannelGroup", "NormRule", "Port", "SizeRule", "Slice", "port_in_words"]
+__all__ = ["ChannelGroup", "NormRule", "Order", "Port", "SizeRule", "Slice", "port_in_words"]

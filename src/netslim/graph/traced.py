@@ -13,7 +13,7 @@ from torch import nn
 from netslim._support import brief, checks_calls, described, nearest
 from netslim.errors import ArgumentError, StaleGraphError
 from netslim.graph.counts import Cost, without
-from netslim.graph.groups import ChannelGroup, NormRule, Port, SizeRule
+from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule
 from netslim.graph.inventory import Inventory
 from netslim.graph.memory import Lifetime, Memory, Output, memory
 from netslim.graph.modules.walk import fingerprint
@@ -40,6 +40,7 @@ class TracedGraph:
     lifetimes: tuple[Lifetime, ...] = ()
     norms: tuple[NormRule, ...] = ()
     ports: tuple[Port, ...] = ()
+    orders: tuple[Order, ...] = ()
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -35,7 +35,7 @@ from netslim.graph.modules.walk import (
     named_tensors,
 )
 from netslim.surgery.plan import PruningPlan, compose, counted, with_known_sizes, without_slices
-from netslim.surgery.rows import GroupCut, PortCut, SizePatch, TensorCut, bias_of
+from netslim.surgery.rows import GroupCut, OrderCut, PortCut, SizePatch, TensorCut, bias_of
 
 Notes = tuple[str, ...]
 
@@ -54,6 +54,7 @@ class _Found:
     norms: dict[str, NormWidth] = field(default_factory=dict)
     stale: list[TensorCut] = field(default_factory=list)
     ports: tuple[PortCut, ...] = ()  # of the model as a whole, when it was cut
+    orders: tuple[OrderCut, ...] = ()  # likewise
     wholes: dict[str, PruningPlan] = field(default_factory=dict)
 
 
@@ -75,6 +76,7 @@ def history(model: nn.Module) -> PruningPlan | None:
         tuple(found.biases),
         tuple(found.norms.values()),
         found.ports,
+        found.orders,
     )
     return counted(plan)
 
@@ -195,7 +197,7 @@ def _read(model: nn.Module) -> _Found:
             found.wholes[path] = whole
             _take(found, whole, path, modules, first)
             if not path:
-                found.ports = whole.ports
+                found.ports, found.orders = whole.ports, whole.orders
     for path, module in modules.items():
         for name, shape in json.loads(vars(module).get(_BEFORE, "{}")).items():
             _narrowed(found, joined(path, name), shape, modules, first)

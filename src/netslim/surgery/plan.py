@@ -28,6 +28,7 @@ from netslim.surgery.plan_file import LARGEST, Fields, read, write
 from netslim.surgery.rows import (
     DROPPED,
     GroupCut,
+    OrderCut,
     PortCut,
     SizePatch,
     TensorCut,
@@ -46,6 +47,7 @@ from netslim.surgery.soundness import (
 from netslim.surgery.why import Why
 
 _Cut = GroupCut | TensorCut | PortCut
+_Row = TensorCut | PortCut | OrderCut
 sys.modules.setdefault("netslim.plan", sys.modules[__name__])  # where pickles of 0.1 look for plans
 
 
@@ -63,12 +65,13 @@ class PruningPlan:
         biases: paths of modules that are given a bias of zeros before the cut, see
             `netslim.surgery.compensate`.
         norms: `NormWidth` rows, of normalisations over channels that go on over their old width.
+        orders: `OrderCut` rows, of buffers that pick channels by their numbers.
         ports: `PortCut` rows, of inputs and outputs that shrink, as ``free_inputs`` and
             ``free_outputs`` of `netslim.trace` allow.
         why: how the kept units were chosen; None where that is not known, as of several cuts. Plans
             that cut the same are equal without it.
-        counts: how many tensors, patches, norms and ports it was made with; None where nobody says
-            that these are all, as in plans of version 0.1.
+        counts: how many rows of each of these it was made with; None where nobody says that these
+            are all, as in plans of version 0.1.
 
     Example:
         >>> graph = netslim.trace(model, images)
@@ -88,6 +91,7 @@ class PruningPlan:
     biases: tuple[str, ...] = ()
     norms: tuple[NormWidth, ...] = ()
     ports: tuple[PortCut, ...] = ()
+    orders: tuple[OrderCut, ...] = ()
     why: Why | None = field(default=None, compare=False)
     counts: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
@@ -110,6 +114,7 @@ class PruningPlan:
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
         lines += [f"  {norm}" for norm in self.norms]
         lines += [f"  {port}" for port in self.ports]
+        lines += [f"  {order.tensor}: its numbers are made anew" for order in self.orders]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def _threshold(self, name: str, cut: GroupCut) -> str:
@@ -121,7 +126,7 @@ class PruningPlan:
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
         fields = (self.fingerprint, self.groups, self.tensors, self.patches, self.notes)
-        rest = (self.biases, self.norms, self.ports, self.why, self.counts)
+        rest = (self.biases, self.norms, self.ports, self.orders, self.why, self.counts)
         return write(Fields(*fields, *rest))
 
     @staticmethod
@@ -138,7 +143,7 @@ class PruningPlan:
         """
         fields = read(text, most)
         rows = (fields.groups, fields.tensors, fields.patches, fields.biases, fields.norms)
-        check_rows(*rows, fields.ports, fields.counts)
+        check_rows(*rows, fields.ports, fields.orders, fields.counts)
         return PruningPlan(**vars(fields))
 
     @cached_property
@@ -149,7 +154,7 @@ class PruningPlan:
             PlanError: the rows do not agree.
         """
         rows = (self.groups, self.tensors, self.patches, self.biases, self.norms)
-        check_rows(*rows, self.ports, self.counts)
+        check_rows(*rows, self.ports, self.orders, self.counts)
         return True
 
     def check(self, model: nn.Module) -> None:
@@ -206,6 +211,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         biases=tuple(dict.fromkeys(first.biases + second.biases)),
         norms=tuple(norms.values()),
         ports=_ports_after(first.ports, second.ports),
+        orders=_orders_after(first.orders, second.orders),
     )
     if first.counts is None or second.counts is None:
         return both
@@ -217,7 +223,7 @@ def counted(plan: PruningPlan) -> PruningPlan:
 
     Where groups do not say which entries they have, a row that was lost leaves no trace.
     """
-    rows = (plan.tensors, plan.patches, plan.norms, plan.ports)
+    rows = (plan.tensors, plan.patches, plan.norms, plan.ports, plan.orders)
     return replace(plan, counts=tuple(map(len, rows)))
 
 
@@ -278,9 +284,7 @@ def _tensor_after(first: TensorCut, second: TensorCut) -> TensorCut:
     return replace(first, kept=kept, into=_chained(first, second))
 
 
-def _kept_after(
-    first: TensorCut | PortCut, second: TensorCut | PortCut, what: str
-) -> tuple[int, ...]:
+def _kept_after(first: _Row, second: _Row, what: str) -> tuple[int, ...]:
     if len(first.kept) != second.size:
         raise PlanError(
             f"the plans do not follow each other: {what} has "
@@ -319,6 +323,17 @@ def _compose_groups(
         sizes = (*before.sizes, *cut.sizes)
         groups[name] = GroupCut(before.size, kept, exact, _chained(before, cut), sizes=sizes)
     return groups
+
+
+def _orders_after(first: Iterable[OrderCut], second: Iterable[OrderCut]) -> tuple[OrderCut, ...]:
+    """What two cuts, one after the other, make of numbers of channels."""
+    cuts = {order.tensor: order for order in first}
+    for order in second:
+        before = cuts.get(order.tensor)
+        if before is not None:
+            order = replace(before, kept=_kept_after(before, order, order.tensor))
+        cuts[order.tensor] = order
+    return tuple(cuts.values())
 
 
 def _chained(first: _Cut, second: _Cut) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ from netslim._support import brief, is_format, parse_json, refusing, typed
 from netslim.errors import PlanError
 from netslim.graph.groups import Slice
 from netslim.graph.modules.padded_norms import NormWidth
-from netslim.surgery.rows import GroupCut, PortCut, SizeLoss, SizePatch, TensorCut
+from netslim.surgery.rows import GroupCut, OrderCut, PortCut, SizeLoss, SizePatch, TensorCut
 from netslim.surgery.soundness import check_counts
 from netslim.surgery.why import Scores, Why
 
@@ -60,13 +60,14 @@ class Fields:
     biases: tuple[str, ...]
     norms: tuple[NormWidth, ...] = ()
     ports: tuple[PortCut, ...] = ()
+    orders: tuple[OrderCut, ...] = ()
     why: Why | None = None
     counts: tuple[int, ...] | None = None
 
 
 def write(plan: Fields) -> str:
     """The text of a plan."""
-    newer = bool(plan.biases or plan.norms or plan.ports)
+    newer = bool(plan.biases or plan.norms or plan.ports or plan.orders)
     newer = newer or any(group.into for group in plan.groups.values())
     numbers = {(t.tensor, t.axis): number for number, t in enumerate(plan.tensors)}
     data = {
@@ -83,6 +84,8 @@ def write(plan: Fields) -> str:
         data["norms"] = [_norm_data(norm) for norm in plan.norms]
     if plan.ports:
         data["ports"] = [_port_data(port) for port in plan.ports]
+    if plan.orders:
+        data["orders"] = [vars(order) | {"kept": _runs(order.kept)} for order in plan.orders]
     if plan.why is not None:
         data["why"] = _why_data(plan.why, plan.groups)
     if plan.counts is not None:
@@ -112,7 +115,7 @@ def read(text: str, most: int = LARGEST) -> Fields:
         plan = _Reader(most).plan(typed(_Plan, data))
     digest = data.pop("digest", None)
     if digest is None:  # of version 0.1, or edited: it is looked at more closely
-        check_counts(plan.counts, plan.tensors, plan.patches, plan.norms, plan.ports)
+        check_counts(plan.counts, plan.tensors, plan.patches, plan.norms, plan.ports, plan.orders)
         return replace(plan, counts=None)
     if digest != _digest(data):
         raise PlanError(
@@ -259,6 +262,11 @@ class _Port(_Kept):
     fed_by: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Order(_Kept):
+    tensor: str
+
+
 @dataclass(frozen=True)
 class _Why:
     criterion: str
@@ -283,6 +291,7 @@ class _Plan:
     biases: tuple[str, ...] = ()
     norms: tuple[NormWidth, ...] = ()
     ports: tuple[_Port, ...] = ()
+    orders: tuple[_Order, ...] = ()
     why: _Why | None = None
     counts: tuple[int, ...] | None = None
     digest: str | None = None
@@ -303,7 +312,8 @@ class _Reader:
         if data.why is not None:
             why = self.why(data.why, groups)
         ports = tuple(map(self.port, data.ports))
-        return Fields(*fields, data.biases, data.norms, ports, why, data.counts)
+        orders = tuple(OrderCut(o.tensor, o.size, self.kept(o), o.into) for o in data.orders)
+        return Fields(*fields, data.biases, data.norms, ports, orders, why, data.counts)
 
     def group(self, data: _Group, tensors: tuple[TensorCut, ...]) -> GroupCut:
         kept, slices = self.kept(data), tuple(self.slices(data.slices, tensors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from netslim.graph.modules.padded_norms import NormWidth
 from netslim.surgery.axes import rows_of
 from netslim.surgery.plan import PruningPlan, counted
 from netslim.surgery.ports import port_cuts
-from netslim.surgery.rows import DROPPED, GroupCut, SizeLoss, SizePatch, merging_rows
+from netslim.surgery.rows import DROPPED, GroupCut, OrderCut, SizeLoss, SizePatch, merging_rows
 from netslim.surgery.stale import Stale, followed, told
 
 logger = logging.getLogger("netslim")
@@ -62,8 +62,20 @@ def plan_keeping(
     norms = _norms(graph, masks)
     ports = port_cuts(graph, groups)
     rows = (graph.fingerprint, groups, tensors, patches, tuple(notes))
-    plan = PruningPlan(*rows, norms=norms, ports=ports)
+    orders = tuple(_orders(graph, masks))
+    plan = PruningPlan(*rows, norms=norms, ports=ports, orders=orders)
     return counted(plan)
+
+
+def _orders(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> Iterator[OrderCut]:
+    """The buffers whose numbers mean channels of which some go."""
+    for order in graph.orders:
+        kept = np.ones(len(order.groups), dtype=bool)
+        for number, mask in masks.items():
+            own = order.groups == number
+            kept[own] = mask.take(order.units[own])
+        if not kept.all():
+            yield OrderCut(order.tensor, len(kept), tuple(np.flatnonzero(kept).tolist()))
 
 
 def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[SizePatch, ...]:

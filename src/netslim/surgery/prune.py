@@ -91,6 +91,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     named = dict(named_tensors(inner))
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
     smaller |= _kept_weights(inner, plan, cuts, named, smaller)
+    smaller |= _renumbered(named, plan, smaller)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
@@ -248,6 +249,7 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
     for own in (*map(named_tensors, models), *shadows):
         by_name = dict(own)
         smaller |= _kept_weights(model, plan, cuts, by_name, smaller)
+        smaller |= _renumbered(by_name, plan, smaller)
     _check_changeable(named, smaller)
     held = set(chain.from_iterable(one.parameters() for one in models))
     rows = {tensor: cuts.get(named[tensor], []) for tensor in smaller}
@@ -480,7 +482,20 @@ def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     named, cuts = dict(named_tensors(model)), _cuts(plan)
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
     smaller |= _kept_weights(model, plan, cuts, named, smaller)
+    smaller |= _renumbered(named, plan, smaller)
     return {name: smaller.get(tensor, tensor).detach() for name, tensor in named.items()}
+
+
+def _renumbered(
+    named: Mapping[str, Tensor], plan: PruningPlan, smaller: Mapping[Tensor, Tensor]
+) -> dict[Tensor, Tensor]:
+    """The numbers of channels that buffers hold, once some channels are gone."""
+    result = {}
+    for order in plan.orders:
+        tensor = named.get(order.tensor)
+        if tensor is not None:
+            result[tensor] = order.renumbered(smaller.get(tensor, tensor.detach()))
+    return result
 
 
 def _memory(tensor: Tensor) -> Hashable:

@@ -115,6 +115,27 @@ class PortCut:
 
 
 @dataclass(frozen=True)
+class OrderCut:
+    """A buffer whose numbers mean channels: of ``size`` those in ``kept`` stay, numbered anew."""
+
+    tensor: str
+    size: int
+    kept: tuple[int, ...]
+    into: tuple[int, ...] = ()
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        return complement(self.kept, self.size)
+
+    def renumbered(self, numbers: Tensor) -> Tensor:
+        """The numbers of what is left; of what goes any will do, for nothing picks it any more."""
+        places = np.zeros(self.size, dtype=np.int64)
+        places[list(self.kept)] = np.arange(len(self.kept))
+        table = torch.from_numpy(places).to(numbers)
+        return table[numbers.long() % self.size]
+
+
+@dataclass(frozen=True)
 class SizePatch:
     """An integer that the module's Python code remembers and that must follow the cut."""
 

@@ -27,6 +27,7 @@ from netslim.surgery.layer_rows import torn_layers
 from netslim.surgery.rows import (
     DROPPED,
     GroupCut,
+    OrderCut,
     PortCut,
     SizePatch,
     TensorCut,
@@ -46,6 +47,7 @@ def check_rows(
     biases: Iterable[str],
     norms: Sequence[NormWidth],
     ports: Sequence[PortCut],
+    orders: Sequence[OrderCut],
     counts: tuple[int, ...] | None,
 ) -> None:
     """Refuse a plan that is at odds with itself.
@@ -73,7 +75,9 @@ def check_rows(
     _check_biases(biases, rows)
     _check_norms(norms)
     _check_ports(ports)
-    check_counts(counts, rows, patches, norms, ports)
+    for order in orders:
+        _check_numbers(f"the numbers in {order.tensor!r}", order)
+    check_counts(counts, rows, patches, norms, ports, orders)
 
 
 def _check_ports(ports: Iterable[PortCut]) -> None:
@@ -109,6 +113,7 @@ def check_counts(
     patches: Collection[object],
     norms: Collection[object],
     ports: Collection[object],
+    orders: Collection[object],
 ) -> None:
     """Refuse a plan that has lost a row: where groups are silent, nothing else would tell.
 
@@ -118,11 +123,13 @@ def check_counts(
         patches: its patches.
         norms: its normalisations.
         ports: its inputs and outputs.
+        orders: its buffers of numbers.
 
     Raises:
         PlanError: says how many are left.
     """
     rows = {"tensors": tensors, "patches": patches, "norms": norms, "ports": ports}
+    rows["orders"] = orders
     found = [(what, len(there)) for what, there in rows.items()]
     for count, (what, number) in zip(counts or (), found, strict=False):
         if number < count:
@@ -189,7 +196,7 @@ def _whole(*numbers: object) -> bool:
     return all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds)
 
 
-def _check_numbers(what: str, cut: GroupCut | TensorCut | PortCut) -> None:
+def _check_numbers(what: str, cut: GroupCut | TensorCut | PortCut | OrderCut) -> None:
     if not _whole(cut.size) or cut.size < 1:
         raise _problem(what, f"a size of {cut.size!r} is none")
     if not isinstance(cut.kept, tuple) or not isinstance(cut.into, tuple):

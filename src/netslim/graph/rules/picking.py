@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.rules.indexing import hold, indexed, labels_of_numbers
 from netslim.graph.rules.registry import Op, derived, name_of, rule, tensors_in
-from netslim.graph.tracing.atoms import PRODUCER, Vector
-from netslim.graph.tracing.recorder import AS_BOUNDARY, Labels, Recorder
+from netslim.graph.tracing.atoms import CHANNEL, PRODUCER, Vector
+from netslim.graph.tracing.recorder import AS_BOUNDARY, Labels, Recorder, is_order
 from netslim.graph.tracing.shapes import split_vector
 from netslim.graph.tracing.sizes import Size, symbols
 
@@ -307,6 +308,8 @@ def select(
         rec.set(t, dims, labels.weight)
 
 
+_REMEDY = "a list that is a buffer of the module, x[:, self.order], would be numbered anew"
+
 # --- indices and tables ---------------------------------------------------------------------------
 
 
@@ -370,12 +373,48 @@ def gather(
 
 @rule("index", reads="self indices")
 def index(rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any]) -> None:
-    """What is picked from must stay; the other dimensions keep their labels, see indexing.py."""
-    labels, seen = rec.get(x), indexed(rec, x, indices)
+    """What is picked from must stay, unless by a buffer, which can be numbered anew after a cut.
+
+    The other dimensions keep their labels, see indexing.py.
+    """
+    labels = rec.get(x)
+    dim = _by_an_order(rec, labels, indices)
+    if dim is not None:
+        rec.set(out, {**labels.dims, dim: _in_order(rec, labels.dims[dim], indices[dim])}, False)
+        return
+    seen = indexed(rec, x, indices)
     for d in seen.used:
-        rec.freeze(labels.dims.get(d), "channels are picked by their numbers")
+        rec.freeze(labels.dims.get(d), f"channels are picked by their numbers; {_REMEDY}")
     dims = {d: labels.dims[source] for d, source in seen.rest.items() if source in labels.dims}
     _picked(rec, out, labels, {**dims, **seen.labels}, indices)
+
+
+def _by_an_order(rec: Recorder, labels: Labels, indices: Sequence[Any]) -> int | None:
+    """The dimension of channels that a buffer alone picks from; None where anything else does."""
+    used = [d for d, numbers in enumerate(indices) if numbers is not None]
+    if len(used) != 1 or labels.weight or used[0] not in labels.dims:
+        return None
+    numbers, vector = indices[used[0]], labels.dims[used[0]]
+    own = _selection(rec, numbers)
+    if own is None or not is_order(numbers) or without_values(numbers):
+        return None
+    known = rec.orders.get(rec.atoms.names[id(numbers)])
+    if known is not None and len(known) != len(vector):
+        rec.freeze(known, "its numbers pick from others, too")
+        return None
+    return used[0]
+
+
+def _in_order(rec: Recorder, vector: Vector, numbers: Tensor) -> Vector:
+    """The labels of what a buffer picks: its entries go with the channels that they mean."""
+    name = rec.atoms.names[id(numbers)]
+    known = rec.orders.setdefault(name, vector)
+    rec.meet(vector, known, "an index")
+    labels = rec.get(numbers)
+    rec.mark(labels, 0, CHANNEL)
+    picked = vector[np.array(numbers.tolist()) % len(vector)]
+    rec.meet(picked, labels.dims[0], "an index")
+    return picked
 
 
 def _picked(

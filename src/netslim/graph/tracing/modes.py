@@ -83,6 +83,9 @@ class Dispatch(OperatorMode):
         recorder.begin(name)
         if name == "_local_scalar_dense":
             recorder.read(inputs[0], out)
+        if recorder.readers:
+            for tensor in inputs:
+                recorder.readers.get(id(tensor), set()).add(name)
         self._apply(rule, func, out, args, kwargs, inputs)
         if not recorder.training:
             recorder.put_out(name, inputs, out, layer=len(recorder.costs) > counted)

@@ -219,11 +219,16 @@ class Recorder:
     # To find out who reads sizes unseen: names in the code, and the calls that it makes.
     names_read: frozenset[str] = frozenset()
     log: Log | None = None
+    # Buffers that pick channels by their numbers, and what from; who reads each list of numbers.
+    orders: dict[str, Vector] = field(default_factory=dict)
+    readers: dict[int, set[str]] = field(init=False)
     weight_norms: frozenset[WeightNorm] = field(init=False)
     spectral: list[frozenset[int]] = field(init=False)  # ids of the tensors of spectral norms
 
     def __post_init__(self) -> None:
         self.weight_norms = frozenset(weight_norms(self.model))
+        lists = (t for t in self.atoms.tensors.values() if is_order(t))
+        self.readers = {id(t): set() for t in lists}
         named = self.atoms.tensors
         norms = spectral_norms(self.model)
         self.spectral = [frozenset(id(named[name]) for name in norm.names) for norm in norms]
@@ -647,6 +652,14 @@ class Recorder:
             known = self.awaited[id(tensor)] = Awaited(weakref.ref(tensor), [])
         known.uses.append(use)
 
+    def hold_orders(self) -> None:
+        """Hold the channels whose numbers are also read for something else, which would change."""
+        for name, vector in self.orders.items():
+            others = self.readers[id(self.atoms.tensors[name])] - {"index"}
+            if others:
+                reason = f"{name} picks from them by their numbers, which {min(others)} reads, too"
+                self.atoms.freeze(vector, reason)
+
     def used(self, tensors: list[Tensor]) -> None:
         """Freeze or couple the channels that somebody now uses the numbers, or a mixture, of."""
         for tensor in tensors:
@@ -714,6 +727,12 @@ class Recorder:
 
 def _positive(exponent: Any) -> bool:
     return isinstance(exponent, (int, float)) and exponent > 0
+
+
+def is_order(tensor: Tensor) -> bool:
+    """Whether this may be a list of numbers that a model holds."""
+    kinds = (torch.int64, torch.int32)
+    return tensor.dim() == 1 and tensor.dtype in kinds and not isinstance(tensor, nn.Parameter)
 
 
 def of_user(frame: FrameType) -> bool:

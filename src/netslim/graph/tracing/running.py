@@ -111,6 +111,7 @@ def _recorded(
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         answer = _watch(recorder, example_inputs, watching, ports)
     ports.hold_outputs(recorder, example_inputs, answer)
+    recorder.hold_orders()
     parameters = (tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
     idle = [p for p in parameters if id(p) not in recorder.touched]
     if unused and idle:
