@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -125,9 +125,7 @@ class PruningPlan:
 
     def to_json(self) -> str:
         """Write the plan as JSON; kept indices are runs ``[start, stop)``."""
-        fields = (self.fingerprint, self.groups, self.tensors, self.patches, self.notes)
-        rest = (self.biases, self.norms, self.ports, self.orders, self.why, self.counts)
-        return write(Fields(*fields, *rest))
+        return write(Fields(**{part.name: getattr(self, part.name) for part in fields(Fields)}))
 
     @staticmethod
     def from_json(text: str, *, most: int = LARGEST) -> PruningPlan:

@@ -412,7 +412,7 @@ def _in_order(rec: Recorder, vector: Vector, numbers: Tensor) -> Vector:
     rec.meet(vector, known, "an index")
     labels = rec.get(numbers)
     rec.mark(labels, 0, CHANNEL)
-    picked = vector[np.array(numbers.tolist()) % len(vector)]
+    picked: Vector = vector[np.array(numbers.tolist()) % len(vector)]
     rec.meet(picked, labels.dims[0], "an index")
     return picked
 
