@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,15 @@ _REASONS = 6
 _INEXACT = (
     "They can be cut only with allow_inexact=True, because that changes the values of those that "
     "remain"
+)
+# What is exact where a module computes nothing else.
+_OVER_CHANNELS = re.compile(
+    "(mean|sum|amax|max|norm|linalg_vector_norm|layer normalisation|group normalisation) over the"
+)
+_OF_ITS_OWN = (
+    "A normalisation, a mean, a sum or a maximum over channels is exact where a module of its own "
+    "computes it, and nothing else: nn.LayerNorm in place of F.layer_norm, or a class whose "
+    "forward is that line."
 )
 _VERBS = {"producer": "Made", "scale": "Scaled", "channel": "Carried", "consumer": "Read"}
 
@@ -215,6 +225,8 @@ def _fate(group: ChannelGroup) -> list[str]:
         lines.append(f"  - and {len(reasons) - _REASONS} more")
     if any("no rule for" in reason or reason.startswith(FAILED) for reason in reasons):
         lines.append(f"{TEACH}.")
+    if not group.frozen and any(map(_OVER_CHANNELS.match, reasons)):
+        lines.append(_OF_ITS_OWN)
     return lines
 
 

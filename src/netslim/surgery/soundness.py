@@ -20,7 +20,7 @@ from torch import nn
 from netslim._support import brief
 from netslim.errors import PlanError
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
-from netslim.graph.modules.padded_norms import KINDS, NormWidth
+from netslim.graph.modules.padded_norms import KINDS, ZEROS, NormWidth
 from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.axes import rows_of
 from netslim.surgery.layer_rows import torn_layers
@@ -100,7 +100,7 @@ def _check_norms(norms: Iterable[NormWidth]) -> None:
         what = f"the normalisation {norm.module!r}"
         if norm.module in seen:
             raise _problem(what, "it is named twice")
-        if norm.kind not in (*KINDS, *CONVOLUTIONS) or norm.dim not in (1, -1):
+        if norm.kind not in (*KINDS, *CONVOLUTIONS, ZEROS) or norm.dim not in (1, -1):
             raise _problem(what, f"there is no kind {norm.kind!r} along dimension {norm.dim!r}")
         if not _whole(norm.width) or norm.width < 1:
             raise _problem(what, f"a width of {norm.width!r} is none")

@@ -12,46 +12,35 @@ No two large numbers are taken from each other there, as in the difference of a 
 So are the root of the mean square, s times that of the k channels, and the statistics of a group
 of channels, where each group lost as many.
 
-A module is told by what it computes, not by its name, for every library has its own layer
-normalisation: on random numbers it must agree with one of these of full width (`recognised`). Then
-it becomes one by a change of its class, as `torch.nn.utils.parametrize` does it: it stays the same
-object with the same parameters, hooks and place.
+A module that computes one of these, whatever its name (known_norms.py), becomes one by a change of
+its class, as `torch.nn.utils.parametrize` does it: it stays the same object with the same
+parameters, hooks and place.
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import DisableTorchFunction
 from torch.autograd import forward_ad
 from torch.fx import Proxy
-from torch.nn.utils.parametrize import is_parametrized
 
 from netslim.errors import SurgeryError
-from netslim.graph.modules.ambient import dispatch_modes_off
 from netslim.graph.modules.computed_convolutions import (
     CONVOLUTIONS,
     NotScripted,
-    computes,
     keep_weight,
     keeps_weight,
     may_compute,
 )
 
+ZEROS = "zeros"  # in the rows of plans, for what stays as it is: zeros change nothing to it
+DIMS = (-1, 1)  # that channels may be along
+KINDS: dict[str, type[PaddedNorm]] = {}  # by their names in the rows of plans
 _EPS = ("eps", "variance_epsilon", "epsilon")  # what libraries call it
-_LITERALS = (1e-5, 1e-6, 1e-8, 1e-12)  # where it stands in the code
-_SAME = 1e-9  # relative, in float64: other formulas differ by far more
-_CLOSE = 1e-5  # where a module casts to float32
-_SCALES = (1.0, 1e-3, 1e-6, 1e6)  # of random numbers: eps matters to small, a clamp to large ones
-_DIMS = (-1, 1)  # that channels may be along
 
 
 def _least() -> torch.dtype:
@@ -69,8 +58,8 @@ class NormWidth:
 
     Attributes:
         module: its path.
-        kind: ``"layer"``, ``"rms"``, ``"group"`` or ``"response"``, see `KINDS`; or one of
-            `CONVOLUTIONS`, whose weight is normalised (computed_convolutions.py).
+        kind: one of `KINDS`, such as ``"layer"``; or of `CONVOLUTIONS`, whose weight is normalised
+            (computed_convolutions.py); or `ZEROS`.
         dim: of its input, the one that the channels are along: 1 or -1.
         width: how many there were at first.
         weight: name of the parameter or buffer that the result is multiplied with, of any shape.
@@ -100,33 +89,9 @@ class NormWidth:
     def __str__(self) -> str:
         if self.kind in CONVOLUTIONS:
             return f"{self.module}: keeps the weight that it computes for {self.width} channels"
-        return f"{self.module}: normalises over {self.width} channels as before"
-
-
-@dataclass(frozen=True)
-class Known:
-    """What normalisation a module is.
-
-    Attributes:
-        row: of any module and width.
-        casts: whether it computes in float32, whatever it is given.
-        bare: whether it has no weights.
-    """
-
-    row: NormWidth
-    casts: bool = False
-    bare: bool = False
-
-    @property
-    def kind(self) -> str:
-        return self.row.kind
-
-    @property
-    def dim(self) -> int:
-        return self.row.dim
-
-
-Memo = dict[Any, Known | None]
+        if self.kind == ZEROS:
+            return f"{self.module}: reads zeros of channels that are gone, as of silent ones"
+        return f"{self.module}: {KINDS[self.kind].does} over {self.width} channels as before"
 
 
 class PaddedNorm(NotScripted):
@@ -152,13 +117,19 @@ class PaddedNorm(NotScripted):
     """
 
     kind: ClassVar[str]
-    dims: ClassVar[tuple[int, ...]] = _DIMS
+    does: ClassVar[str] = "normalises"  # in words
+    has_eps: ClassVar[bool] = True
+    dims: ClassVar[tuple[int, ...]] = DIMS
     padded_width: int
     padded_dim: int
     padded_eps: float | None
     padded_weight: str = "weight"  # here, for those that were cut before there were others
     padded_bias: str = "bias"
     padded_plus_one: bool = False
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
 
     @classmethod
     def _of(cls, module: nn.Module, norm: NormWidth) -> Any:
@@ -174,7 +145,7 @@ class PaddedNorm(NotScripted):
             )
         eps = norm.eps
         if eps is None:
-            eps = _attribute(module)
+            eps = usual_eps(module)
         try:
             module.__class__ = cls
         except TypeError as error:
@@ -193,7 +164,7 @@ class PaddedNorm(NotScripted):
     def padded_row(self) -> NormWidth:
         """What a plan says of it, but for its name."""
         eps = self.padded_eps
-        if eps == _attribute(self):
+        if eps == usual_eps(self):
             eps = None
         names = self.padded_weight, self.padded_bias, self.padded_plus_one
         return NormWidth("", self.kind, self.padded_dim, self.padded_width, *names, eps)
@@ -201,7 +172,7 @@ class PaddedNorm(NotScripted):
     @classmethod
     def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:
         """Whether a module has what this needs."""
-        return norm.eps is not None or _attribute(module) is not None
+        return norm.eps is not None or usual_eps(module) is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; statistics are taken in float32 at least, as PyTorch's own do it."""
@@ -370,12 +341,6 @@ class PaddedResponseNorm(PaddedNorm):
         return out.movedim(-1, self.padded_dim)
 
 
-KINDS: dict[str, type[PaddedNorm]] = {
-    kind.kind: kind
-    for kind in (PaddedLayerNorm, PaddedRMSNorm, PaddedGroupNorm, PaddedResponseNorm)
-}
-
-
 def _at_least(x: Tensor, dtype: torch.dtype) -> torch.dtype:
     """The data type of the input, if it is not smaller; operators are written down for any type."""
     if isinstance(x, Proxy):
@@ -392,7 +357,13 @@ def _least_number(x: Tensor) -> Any:
     return torch.finfo(dtype).eps
 
 
-def _attribute(module: nn.Module) -> float | None:
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module itself."""
+    held = {**module._parameters, **module._buffers}
+    return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+
+def usual_eps(module: nn.Module) -> float | None:
     """What a module says under one of the usual names that it adds to the variance."""
     known = (getattr(module, name, None) for name in _EPS)
     return next((value for value in known if isinstance(value, float)), None)
@@ -431,7 +402,7 @@ def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
     """Whether a module goes on as the row of a plan says."""
     if norm.kind in CONVOLUTIONS:
         return keeps_weight(module)
-    return isinstance(module, PaddedNorm)
+    return isinstance(module, PaddedNorm) or (norm.kind == ZEROS and module is not None)
 
 
 def pad(module: nn.Module, norm: NormWidth) -> None:
@@ -448,263 +419,3 @@ def pad(module: nn.Module, norm: NormWidth) -> None:
     if norm.kind not in KINDS:
         raise SurgeryError(f"a {type(module).__name__} cannot go on as a {norm.kind}")
     KINDS[norm.kind]._of(module, norm)
-
-
-def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
-    """What normalisation over channels a module is; None for others.
-
-    Args:
-        module: as a trace finds it, with sizes that remember.
-        x: its input.
-        memo: what was found before, of modules that are made alike.
-    """
-    if isinstance(module, PaddedNorm):
-        return Known(module.padded_row, bare=not _own_tensors(module))
-    if x.dim() < 2 or not _by_itself(module):
-        return None
-    convolution = may_compute(module)
-    widths = tuple(x.shape[d] if _as_many(module, x.shape[d]) else None for d in _DIMS)
-    if not convolution and not any(widths):
-        return None
-    key = (_made_of(module), x.dim(), widths)
-    if key not in memo:
-        memo[key] = None
-        # It is code of anybody's, on inputs that it was not made for. Nobody watches.
-        with (
-            suppress(Exception),
-            DisableTorchFunction(),
-            dispatch_modes_off(),
-            torch.inference_mode(mode=False),
-        ):
-            memo[key] = _recognised(module, x)
-    if convolution and memo[key] is None:
-        memo[key] = _convolution(module, memo)
-    return memo[key]
-
-
-def _convolution(module: nn.Module, memo: dict[Any, Known | None]) -> Known | None:
-    """A convolution that computes its weight, whatever its input is."""
-    key = _made_of(module)
-    if key not in memo:
-        memo[key] = None
-        with suppress(Exception):
-            if (kind := computes(module)) is not None:
-                memo[key] = Known(NormWidth("", kind, 1, 0))
-    return memo[key]
-
-
-_SETTINGS = (bool, int, float, str, tuple)
-_ORDINARY = frozenset(vars(nn.Module()))  # attributes of every module
-_REPLACED = frozenset({"forward", "extra_repr", "reset_parameters"})  # of a class, and not missed
-
-
-def _made_of(module: nn.Module) -> tuple[Any, ...]:
-    """Equal for modules that are made alike; what cannot be compared is like nothing else."""
-    own = {k: _plain(v) for k, v in vars(module).items() if k not in _ORDINARY}
-    settings = {k: v for k, v in own.items() if v is None or isinstance(v, (*_SETTINGS, list))}
-    other = 0
-    if len(settings) < len(own):
-        other = id(module)
-    tensors = {**module._parameters, **module._buffers}
-    held = ((name, p is None or p.shape) for name, p in tensors.items())
-    children = tuple(map(_made_of, module.children()))
-    return type(module), repr(settings), other, tuple(held), children
-
-
-def _by_itself(module: nn.Module) -> bool:
-    """Whether a module's own class computes all that its parameters take part in."""
-    if "forward" in vars(module) or is_parametrized(module):
-        return False
-    if isinstance(module, torch.jit.ScriptModule) or type(module).__module__ == __name__:
-        return False
-    if _has_more(type(module)):
-        return False
-    return not any(True for child in module.children() for _ in child.parameters())
-
-
-def _has_more(kind: type[nn.Module]) -> bool:
-    """Whether others may use of a class what is gone when it is another one."""
-    for base in kind.__mro__:
-        if base.__module__.partition(".")[0] == "torch":
-            return False
-        if any(not name.startswith("_") and name not in _REPLACED for name in vars(base)):
-            return True
-    return False
-
-
-def _plain(value: Any) -> Any:
-    """Without the memory that sizes of a trace have."""
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return int.__int__(value)
-    return value
-
-
-def _recognised(module: nn.Module, x: Tensor) -> Known | None:
-    generator = torch.Generator().manual_seed(0)
-    trials: dict[int, _Trial] = {}
-    # What PyTorch's own normalisations are made from is probably one.
-    likely = sorted(KINDS.items(), key=lambda each: not isinstance(module, each[1].__bases__[-1]))
-    for name, kind in likely:
-        for dim in kind.dims:
-            channels = x.shape[dim]
-            if not _as_many(module, channels):
-                continue
-            if dim not in trials:
-                trials[dim] = _Trial(_double(module, generator), _drawn(x, dim, generator))
-            for row in _rows(module, NormWidth("", name, dim, channels)):
-                apart = trials[dim].apart(kind, row)
-                if apart < _CLOSE:
-                    return Known(row, apart > _SAME, not _own_tensors(module))
-    return None
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a module itself."""
-    held = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in held.items() if tensor is not None}
-
-
-def _as_many(module: nn.Module, channels: int) -> bool:
-    """Whether what a module holds are numbers for each of so many channels."""
-    return all(t.numel() == channels for t in _own_tensors(module).values())
-
-
-def _rows(module: nn.Module, row: NormWidth) -> Iterator[NormWidth]:
-    """What a module may be: its tensors are weight and bias in either order, and where it has no
-    attribute of a usual name, eps is another number that it holds, or a usual one.
-    """
-    names = [*_own_tensors(module), "", ""]
-    pairs = [(names[0], names[1]), (names[1], names[0])]
-    if {"weight", "bias"} >= {*names[:-2]}:
-        pairs = [("weight", "bias")]
-    values: list[float | None] = [None]
-    if _attribute(module) is None and not isinstance(module, nn.RMSNorm):
-        held = [v for v in vars(module).values() if isinstance(v, float)]
-        values = list(dict.fromkeys([*held, *_LITERALS, None]))
-    for (weight, bias), eps in itertools.product(pairs, values):
-        for plus_one in (False, True)[: 1 + bool(names[0])]:
-            yield replace(row, weight=weight, bias=bias, plus_one=plus_one, eps=eps)
-
-
-def _drawn(x: Tensor, dim: int, generator: torch.Generator) -> Tensor:
-    """Random numbers, an example of each scale, with as many channels as ``x`` has along ``dim``.
-
-    No other size is one, for which a mean over places would be none. They are drawn in single
-    precision, which is several times as fast.
-    """
-    shape = [len(_SCALES), *range(2, x.dim())]
-    shape.insert(dim % x.dim(), x.shape[dim])
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
-    drawn = drawn.to(x.device, torch.float64).mul_(2).add_(1)
-    return drawn * torch.tensor(_SCALES).to(drawn).view(-1, *[1] * (x.dim() - 1))
-
-
-class _Trial:
-    """What a module makes of an input, compared with what normalisations do.
-
-    Args:
-        module: in float64, with random weights.
-        x: its input.
-    """
-
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
-        self.module, self.x = module, x
-        self.made: dict[bool, list[Tensor] | None] = {}
-
-    def apart(self, kind: type[PaddedNorm], row: NormWidth) -> float:
-        """How far the module is from what one of this kind computes that has all its channels."""
-        if not kind._fits(self.module, row):
-            return float("inf")
-        other = kind._of(_double(self.module), row)
-        worst = 0.0
-        for training in (False, True):
-            own = self._own(training)
-            if own is None:
-                return float("inf")
-            try:
-                apart = _difference(own, _made(other, self.x, training))
-            except (RuntimeError, IndexError):  # there are fewer channels along this dimension
-                return float("inf")
-            if not apart <= _CLOSE:
-                return float("inf")
-            worst = max(worst, apart)
-        return worst
-
-    def _own(self, training: bool) -> list[Tensor] | None:
-        """What the module makes; None if it fails, or if somebody may read what it leaves."""
-        if training not in self.made:
-            self.made[training] = None
-            before = {k: v for k, v in vars(self.module).items() if k != "training"}
-            with suppress(RuntimeError, IndexError):
-                self.made[training] = _made(self.module, self.x, training)
-            after = {k: v for k, v in vars(self.module).items() if k != "training"}
-            if before.keys() != after.keys() or any(after[k] is not v for k, v in before.items()):
-                self.made[training] = None
-        return self.made[training]
-
-
-def _difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """The largest relative difference of what two modules make, and of its derivative.
-
-    Relative to each example's own largest number, for they are of different scales.
-    """
-    worst = []
-    for u, v in zip(one, other, strict=True):
-        if u.shape != v.shape:
-            return float("inf")
-        apart, scale = (t.abs().flatten(1).amax(1) for t in (u - v, u))
-        worst.append((apart / scale.clamp_min(torch.finfo(u.dtype).tiny)).max())
-    return float(torch.stack(worst).max())  # NaN where one is
-
-
-def _made(module: nn.Module, x: Tensor, training: bool) -> list[Tensor]:
-    """What a module makes of an input; in training its derivative by the input, too.
-
-    Raises:
-        SurgeryError: it writes to its input.
-    """
-    module.train(training)
-    state = torch.default_generator.get_state()
-    x = x.clone().requires_grad_(training)
-    given = x * 1
-    try:
-        torch.default_generator.manual_seed(0)
-        with torch.set_grad_enabled(training):
-            out: Tensor = type(module).forward(module, given)
-    finally:
-        torch.default_generator.set_state(state)
-    if not torch.equal(given, x):
-        raise SurgeryError(f"{type(module).__name__} writes to its input")
-    if not training:
-        return [out]
-    weights = torch.arange(1.0, 1 + out.numel(), dtype=out.dtype).sin().view(out.shape).to(out)
-    return [out.detach(), torch.autograd.grad((out * weights).sum(), x)[0]]
-
-
-def _double(module: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """A copy without hooks in float64; with a generator, of random weights."""
-    result = copy.copy(module)
-    _unhooked(result)
-    vars(result).update({k: _plain(v) for k, v in vars(result).items() if isinstance(v, _SETTINGS)})
-    result._modules = copy.deepcopy(dict(module._modules))
-    for child in result.children():
-        child.apply(_unhooked)
-    result._parameters, result._buffers = dict(module._parameters), dict(module._buffers)
-    for name, tensor in _own_tensors(module).items():
-        value = tensor.detach().double()
-        if generator is not None:
-            drawn = torch.rand(value.shape, generator=generator, dtype=value.dtype)
-            value = 0.5 + drawn.to(value)
-        if name in result._buffers:
-            result._buffers[name] = value
-        else:
-            result._parameters[name] = nn.Parameter(value, requires_grad=False)
-    return result
-
-
-def _unhooked(module: nn.Module) -> None:
-    """Let a copy forget its hooks."""
-    kept = "training", "_modules", "_parameters", "_buffers"
-    vars(module).update({k: v for k, v in vars(nn.Module()).items() if k not in kept})

@@ -2,7 +2,7 @@
 
 A rule says of a layer normalisation that it couples its channels, and so it does of the mean that
 some code takes for one of its own. When the module is over, what was coupled in it is looked at
-once more: where the module is a normalisation that `padded_norms` knows, over just these channels,
+once more: where the module is a normalisation that `known_norms` knows, over just these channels,
 a cut lets it go on over their old number, and each channel may go without a change to the others.
 """
 
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
-from netslim.graph.modules.padded_norms import Known, Memo, PaddedGroupNorm, PaddedNorm, known
+from netslim.graph.modules.known_norms import Known, Memo, known
+from netslim.graph.modules.padded_norms import KINDS, ZEROS, PaddedGroupNorm, PaddedNorm
+from netslim.graph.modules.padded_reductions import PaddedReduction
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule
@@ -58,6 +60,8 @@ class Norms:
             self.recorder.unwatched -= 1
             if isinstance(output, Tensor):
                 self._as_operator(module, args[0], output)
+        if isinstance(output, Tensor):  # what is made of all channels is looked at right here
+            self.recorder.used([output])
         coupled = self.recorder.atoms.coupled
         call = _Call(None, [])
         calls = self.calls.setdefault(module, [])
@@ -110,9 +114,11 @@ class Norms:
         dim = kind.dim % len(_SHAPE(x))
         vector = self.recorder.get(x).dims.get(dim)
         made = self.recorder.get(output).dims.get(dim)
-        if kind.kind in CONVOLUTIONS:  # it makes others
+        if vector is None:
+            return None
+        if kind.kind in CONVOLUTIONS or self._without(kind, vector, output):  # it makes others
             made = vector
-        if vector is None or made is None or output.dtype != x.dtype:
+        if made is None or output.dtype != x.dtype:
             return None
         find = self.recorder.atoms.find
         roots = find(vector)
@@ -120,6 +126,14 @@ class Norms:
         if same and all(np.isin(find(other), roots).all() for other in coupled):
             return vector, kind
         return None
+
+    def _without(self, kind: Known, vector: Vector, output: Tensor) -> bool:
+        """Whether a module of this kind makes what has no channels any more."""
+        if kind.kind != ZEROS and not issubclass(KINDS[kind.kind], PaddedReduction):
+            return False
+        find = self.recorder.atoms.find
+        left = self.recorder.get(output).dims.values()
+        return not any(np.isin(find(other), find(vector)).any() for other in left)
 
     def _known(self, module: nn.Module, x: Tensor) -> Known | None:
         self.recorder.unwatched += 1
@@ -149,9 +163,13 @@ class Norms:
         vector = self.recorder.get(x).dims.get(module.padded_dim % len(shape))
         if vector is not None:
             self._repeating(module, vector)
-        if module.padded_dim == -1:
-            operator: Any = torch.ops.aten.native_layer_norm.default
-            args: tuple[Any, ...] = (x, shape[-1:], weight, bias, 0.0)
+        operator: Any
+        args: tuple[Any, ...]
+        if isinstance(module, PaddedReduction):
+            operator, args = torch.ops.aten.mean.dim, (x, [module.padded_dim], module.keeps)
+        elif module.padded_dim == -1:
+            operator = torch.ops.aten.native_layer_norm.default
+            args = (x, shape[-1:], weight, bias, 0.0)
         else:
             operator, groups = torch.ops.aten.native_group_norm.default, 1
             if isinstance(module, PaddedGroupNorm):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from netslim.graph.counts import Call
 from netslim.graph.modules import watching
-from netslim.graph.modules.padded_norms import Known
+from netslim.graph.modules.known_norms import Known
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, distinct

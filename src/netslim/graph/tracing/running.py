@@ -23,7 +23,7 @@ from netslim.graph.modules.calls import (
     output_tensors,
     refusing,
 )
-from netslim.graph.modules.padded_norms import Memo
+from netslim.graph.modules.known_norms import Memo
 from netslim.graph.modules.separate_heads import by_heads, traced_by_heads
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
