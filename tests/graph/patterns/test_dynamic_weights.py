@@ -166,3 +166,69 @@ def divided_by_the_weight(s, x):
 def a_scale_reads_nothing(s, x):
     h = s.a(x)
     return tail(s, h + (h * s.w[:, None, None]).sum(1, keepdim=True))
+
+
+# --- experts --------------------------------------------------------------------------------------
+
+
+def mixed(s, x, weights):
+    """Convolve every picture with a mixture of its own of the experts' weights."""
+    batch, h = len(x), s.a(x)
+    shares = s.route(x.mean((2, 3))).sigmoid()
+    weight = weights(shares)
+    h = F.conv2d(h.reshape(1, -1, 8, 8), weight, groups=batch, padding=1)
+    return tail(s, h.view(batch, -1, 8, 8))
+
+
+EXPERTS = {"route": nn.Linear(3, 2), "b": conv(6, 6)}
+
+
+@pattern({"a": 8, "route": 2, "w": 6, "b": 6}, w=weight(2, 6, 8, 3, 3), **EXPERTS)
+def experts_in_the_shape_of_weights(s, x):
+    def weights(shares):
+        mixture = (shares[:, :, None, None, None, None] * s.w).sum(1)
+        return mixture.view(-1, *mixture.shape[2:])
+
+    return mixed(s, x, weights)
+
+
+def rows(s, x, shares):
+    return (shares @ s.w).view(len(x) * s.made, s.read, 3, 3)
+
+
+@pattern(
+    {"a": 8, "route": 2, "b": 6},
+    w=weight(2, 6 * 8 * 9),
+    made=6,
+    read=8,
+    patched={"read": 4},
+    **EXPERTS,
+)
+def experts_in_rows_lose_inputs(s, x):
+    """As conditionally parametrised convolutions have them: one axis cannot lose in two ways."""
+    return mixed(s, x, lambda shares: rows(s, x, shares))
+
+
+@pattern(
+    {"route": 2, "w": 12, "b": 6},
+    refused={"a": "keep the parameter in the shape of the weight"},
+    w=weight(2, 12 * 8 * 9),
+    made=12,
+    read=8,
+    patched={"made": 6},
+    **{**EXPERTS, "b": conv(12, 6)},
+)
+def experts_in_rows_lose_outputs(s, x):
+    return mixed(s, x, lambda shares: rows(s, x, shares))
+
+
+@pattern(
+    {"a": 8, "b": 6},
+    {"q": (5, "a product of activations")},
+    q=conv(8, 5, bias=False),
+    k=conv(8, 5, bias=False),
+)
+def what_a_layer_puts_out_is_no_weight(s, x):
+    """Though it is a mixture of the layer's weights: queries and keys are coupled as ever."""
+    q, k = (layer(s.a(x)).flatten(2) for layer in (s.q, s.k))
+    return tail(s, (q.mT @ k).mean(1).view(-1, 1, 8, 8) + s.a(x))

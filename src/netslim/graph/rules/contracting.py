@@ -31,14 +31,16 @@ from netslim.graph.tracing.shapes import split_vector
 
 
 def _contract(
-    rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str, kept: bool = False
-) -> Vector | None:
+    rec: Recorder, a: Labels, da: int, b: Labels, db: int, what: str, kept: bool = False,
+    mixed: bool = False,
+) -> Vector | None:  # fmt: skip
     """Tie the two sides that are summed over; a weight's side consumes.
 
     A channel that an activation multiplies with a weight is silenced by zeros in either, so it can
     go exactly; so is one whose activation is itself a product with a weight. In other products of
     two activations (queries and keys), or of two weights, a channel that is missing changes every
     sum that the others are in: those are coupled, unless what it is used for is ``kept`` as it was.
+    ``mixed`` says that ``b`` is used as a weight, and may be a mixture of several.
     """
     met = rec.meet(a.dims.get(da), b.dims.get(db), what)
     if met is None:
@@ -48,7 +50,7 @@ def _contract(
             rec.couple(met, f"a product of weights over the channels ({what})")
     elif a.weight:
         rec.mark(a, da, CONSUMER)
-    elif not (rec.mark_weight(b, db, CONSUMER) or rec.mark_weight(a, da, CONSUMER) or kept):
+    elif not (rec.mark_weight(b, db, CONSUMER, mixed) or rec.mark_weight(a, da, CONSUMER) or kept):
         rec.couple(met, f"a product of activations over the channels ({what})")
     return met
 
@@ -234,9 +236,20 @@ def _plain(
     """(what each output reads, labels of the outputs) of a convolution without groups."""
     makes = int(transposed)
     reads = 1 - makes
-    met = _contract(rec, lx, 1, lw, reads, "convolution")
+    met = _contract(rec, lx, 1, lw, reads, _told("convolution", lw, reads), mixed=True)
     rec.mark_weight(lw, makes, PRODUCER)
     return extent(met, x.shape[1]), lw.dims.get(makes)
+
+
+def _told(what: str, weight: Labels, reads: int) -> str:
+    """A convolution, with what to do where its weight cannot lose what it reads."""
+    if not weight.mixed or reads in weight.dims:
+        return what
+    return (
+        f"{what}, whose weight is laid out from one axis of a parameter, which can lose inputs or "
+        "outputs and not both; keep the parameter in the shape of the weight and mix by "
+        "(shares * weights).sum(1)"
+    )
 
 
 def _grouped(
@@ -268,7 +281,8 @@ def _grouped(
     met = None
     if source is not None:
         first = split_vector(rec, source, (groups, per_group), keep=1, what="grouped convolution")
-        met = _contract(rec, replace(lx, dims={1: first}), 1, lw, 1, "grouped convolution")
+        what = _told("grouped convolution", lw, 1)
+        met = _contract(rec, replace(lx, dims={1: first}), 1, lw, 1, what, mixed=True)
     elif 1 in lw.dims:
         rec.freeze(lw.dims[1], "it meets a fixed size in convolution")
         rec.mark(lw, 1, CONSUMER)

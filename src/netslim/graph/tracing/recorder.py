@@ -75,7 +75,7 @@ _REMEDIES = dict.fromkeys(
 # Operators whose result is 0 wherever their first argument is.
 _ZEROS_STAY = MOVING | {
     *("mul", "div", "pow", "square", "abs", "neg", "sqrt", "relu", "leaky_relu"),
-    *("sum", "expand", "repeat"),
+    *("sum", "expand", "repeat", "mm"),
 }
 _ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")  # what holds of two sizes
 
@@ -88,7 +88,8 @@ class Labels:
     """A tensor's atoms by dimension, and whether it was computed from parameters alone.
 
     ``formula`` says how, which netslim itself keeps; None for a parameter as it is. ``factors``, of
-    an activation, are the weights that it is a product with (see `Recorder.computed`).
+    an activation, are the weights that it is a product with (see `Recorder.computed`), ``mixed``
+    those whose rows it is a mixture of.
 
     Example:
         >>> def mirrored(recorder, func, out, x):  # for what turns channels round
@@ -102,6 +103,7 @@ class Labels:
     weight: bool
     formula: Formula | None = None
     factors: tuple[Labels, ...] = ()
+    mixed: tuple[Labels, ...] = ()
 
 
 NOTHING = Labels({}, True)
@@ -399,25 +401,35 @@ class Recorder:
         a norm, and convolves with what comes out. That is no parameter, nor computed from
         parameters alone; yet zeros in the parameter silence what it reads. So the factors of a
         product are kept as long as zeros stay zeros: through more products, powers, sums over
-        something else, and whatever moves entries about.
+        something else, and whatever moves entries about. So are the weights of experts, of which
+        every picture mixes a weight of its own, ``shares @ experts``.
         """
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         first = before.get(id(next(iter(args), None)), NOTHING)
-        found = [*first.factors]
+        found, mixed = [*first.factors], [*first.mixed]
+        if name == "mm":
+            mixed = [labels for labels in before.values() if labels.weight and len(labels.dims) > 1]
         if name == "mul":
             given = before.values()
             found = [factor for labels in given for factor in (*labels.factors, labels)]
             # What lies along one dimension is a scale, which makes and reads nothing.
             found = [f for f in found if f.weight and len(f.dims) > 1]
-        if not found or name not in _ZEROS_STAY or (name == "pow" and not _positive(args[1])):
+        stay = name in _ZEROS_STAY and (name != "pow" or _positive(args[1]))
+        if not (found or mixed) or not stay:
             return
         for tensor in outs:
             entry = self.labels.get(id(tensor))
             if entry is not None:
-                self.labels[id(tensor)] = entry[0], replace(entry[1], factors=tuple(found))
+                self.labels[id(tensor)] = (
+                    entry[0],
+                    replace(entry[1], factors=tuple(found), mixed=tuple(mixed)),
+                )
 
-    def mark_weight(self, labels: Labels, dim: int, role: int) -> bool:
+    def mark_weight(self, labels: Labels, dim: int, role: int, mixed: bool = False) -> bool:
         """Note a role as `mark` does, or that of a weight which an activation is a product with.
+
+        What a layer puts out is a mixture of its weights, too. So these count only where it is
+        ``mixed`` to be a weight.
 
         Returns whether there is a weight with these channels.
         """
@@ -427,9 +439,11 @@ class Recorder:
         if dim not in labels.dims:
             return False
         classes = distinct(self.atoms.find(labels.dims[dim]))
-        for factor in labels.factors:
+        for factor in (*labels.factors, *(labels.mixed if mixed else ())):
             for own, vector in factor.dims.items():
                 if np.array_equal(distinct(self.atoms.find(vector)), classes):
+                    if role == CONSUMER:  # the mixing took it for what is made
+                        self.atoms.roles[vector[vector > 0]] &= ~np.uint8(PRODUCER)
                     self.mark(factor, own, role)
                     return True
         return False
