@@ -14,8 +14,17 @@ from netslim.training.recipe.reading import parse_recipe
 from places import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# What is in its examples is run; those in Python go on from the one in README.md.
+PAGES = {
+    name: (REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in (
+        *("budgets", "recipes", "sensitivity", "shipping", "what-can-be-cut", "your-data"),
+        "your-loop",
+    )
+}
 DOCUMENTS = [
     "README.md",
+    *(f"docs/{name}.md" for name in PAGES),
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
@@ -27,44 +36,62 @@ DOCUMENTS = [
 ]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_python_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
+def run_blocks(text: str, names: dict[str, Any]) -> dict[str, Any]:
+    """What the examples of a page leave, one after another, where these names are known before."""
+    for number, block in enumerate(blocks("python", text)):
+        exec(compile(block, f"python block {number + 1}", "exec"), names)
+    return names
+
+
+def test_the_example_cuts_half_and_proves_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    names: dict[str, Any] = {}
-    for number, block in enumerate(blocks("python")):
-        exec(compile(block, f"README.md, python block {number + 1}", "exec"), names)
+    names = run_blocks(README, {})
     before, after = map(
-        int, re.findall(r"^(\d+) -> (\d+)$", capsys.readouterr().out, flags=re.MULTILINE)[0]
+        int, re.findall(r"^(\d+) -> (\d+)$", capsys.readouterr().out, re.MULTILINE)[0]
     )
     assert after <= 0.5 * before
     assert names["check"].deviation < 1e-10
     assert sum(p.numel() for p in names["again"].parameters()) < sum(
         p.numel() for p in names["model"].parameters()
     )
-    assert names["small"][0][0].out_channels == 8
 
 
-def test_the_library_example_has_at_most_fifteen_lines():
-    assert len([line for line in blocks("python")[0].splitlines() if line.strip()]) <= 15
+@pytest.mark.parametrize("name", [name for name, text in PAGES.items() if blocks("python", text)])
+def test_the_examples_of_a_page_go_on_from_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = run_blocks(PAGES[name], run_blocks(README, {}))
+    if name == "your-loop":
+        assert names["small"][0][0].out_channels == 8
+
+
+def test_the_example_has_at_most_twelve_lines():
+    assert len([line for line in blocks("python", README)[0].splitlines() if line.strip()]) <= 12
 
 
 def test_the_example_recipe_is_valid():
-    recipe = parse_recipe(read_yaml(blocks("yaml")[0]))
+    recipe = parse_recipe(read_yaml(blocks("yaml", PAGES["your-data"])[0]))
     assert [stage.kind for stage in recipe.stages] == ["train", "prune", "finetune", "measure"]
 
 
-def test_the_recipes_it_names_are_shipped():
-    rows = re.findall(r"^\| `([\w-]+)` \|", README, flags=re.MULTILINE)
+def test_the_recipes_that_are_named_are_shipped():
+    text = PAGES["recipes"]
+    rows = re.findall(r"^\| `([\w-]+)` \|", text, flags=re.MULTILINE)
     assert len(rows) == 4
-    assert {*rows, *re.findall(r"netslim run ([\w-]+) ", README)} <= set(shipped())
+    assert {*rows, *re.findall(r"netslim run ([\w-]+) ", text)} <= set(shipped())
+
+
+def test_every_page_is_reached_from_the_readme():
+    pages = {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")}
+    assert pages == set(re.findall(r"\]\((docs/[^)]+\.md)\)", README))
 
 
 def test_no_figure_is_missing():
-    assert "@@" not in README
+    assert not [name for name, text in PAGES.items() if "@@" in text]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -79,7 +106,10 @@ def test_links_lead_somewhere(document):
 
 def test_commands_and_their_options_exist(capsys):
     lines = [
-        line.split("#")[0].split() for block in blocks("console") for line in block.splitlines()
+        line.split("#")[0].split()
+        for text in (README, *PAGES.values())
+        for block in blocks("console", text)
+        for line in block.splitlines()
     ]
     commands = sorted({words[1] for words in lines if words and words[0] == "netslim"})
     expected = (
