@@ -381,6 +381,21 @@ def test_what_computes_something_else_stays_inexact():
         assert graph.norms == ()
 
 
+def test_a_class_is_looked_at_anew_where_its_code_is_another():
+    class Own(nn.LayerNorm):
+        pass
+
+    def exact():
+        model = nn.Sequential(nn.Linear(3, WIDE), Own(WIDE), nn.Linear(WIDE, 2))
+        return netslim.trace(model, torch.randn(2, 3))["0"].prunable
+
+    assert exact()
+    Own.forward = lambda self, x: changed(x)
+    assert not exact()
+    del Own.forward
+    assert exact()
+
+
 def test_channels_that_are_normalised_over_are_not_merged():
     graph = netslim.trace(network("layer"), PICTURES)
     assert graph.normalising("0.0") == ("1.norm",)

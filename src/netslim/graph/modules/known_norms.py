@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -82,7 +83,8 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
     widths = tuple(x.shape[d] if _as_many(module, x.shape[d]) else None for d in DIMS)
     if not convolution and not any(widths):
         return None
-    key = (_made_of(module), x.dim(), widths)
+    made, memo = _made_of(module), _found(module, memo)
+    key = (made, x.dim(), widths)
     if key not in memo:
         memo[key] = None
         # It is code of anybody's, on inputs that it was not made for. Nobody watches.
@@ -94,22 +96,50 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
         ):
             memo[key] = _recognised(module, x)
     if convolution and memo[key] is None:
-        memo[key] = _convolution(module, memo)
+        memo[key] = _convolution(module, made, memo)
     return memo[key]
 
 
-def _convolution(module: nn.Module, memo: dict[Any, Known | None]) -> Known | None:
+def _convolution(module: nn.Module, made: Any, memo: Memo) -> Known | None:
     """A convolution that computes its weight, whatever its input is."""
-    key = _made_of(module)
-    if key not in memo:
-        memo[key] = None
+    if made not in memo:
+        memo[made] = None
         with suppress(Exception):
             if (kind := computes(module)) is not None:
-                memo[key] = Known(NormWidth("", kind, 1, 0))
-    return memo[key]
+                memo[made] = Known(NormWidth("", kind, 1, 0))
+    return memo[made]
 
 
-_SETTINGS = (bool, int, float, str, tuple)
+# One cut traces a network several times. What modules of a class are is found once a process, as
+# long as the class has the code that it had.
+_FOUND: weakref.WeakKeyDictionary[type, tuple[list[int], Memo]] = weakref.WeakKeyDictionary()
+
+
+def _found(module: nn.Module, memo: Memo) -> Memo:
+    """Where to look for what was found of modules like this; ``memo`` for one like no other."""
+    if not all(map(_comparable, module.modules())):
+        return memo
+    bases = [base for part in module.modules() for base in type(part).__mro__]
+    own = [base for base in dict.fromkeys(bases) if base.__module__.partition(".")[0] != "torch"]
+    state = [id(each) for base in own for each in vars(base).values()]
+    before, found = _FOUND.get(type(module), ([], {}))
+    if before != state or type(module) not in _FOUND:
+        found = {}
+        _FOUND[type(module)] = state, found
+    return found
+
+
+def _comparable(module: nn.Module) -> bool:
+    """Whether all that a module holds beside tensors and parts is plain, whoever made it."""
+    for name, value in vars(module).items():
+        parts = value if isinstance(value, (tuple, list)) else (value,)
+        if name not in _ORDINARY and not all(p is None or isinstance(p, _SIMPLE) for p in parts):
+            return False
+    return True
+
+
+_SIMPLE = (bool, int, float, str)
+_SETTINGS = (*_SIMPLE, tuple)
 _ORDINARY = frozenset(vars(nn.Module()))  # attributes of every module
 _REPLACED = frozenset({"forward", "extra_repr", "reset_parameters"})  # of a class, and not missed
 
@@ -124,7 +154,8 @@ def _made_of(module: nn.Module) -> tuple[Any, ...]:
     tensors = {**module._parameters, **module._buffers}
     held = ((name, p is None or p.shape) for name, p in tensors.items())
     children = tuple(map(_made_of, module.children()))
-    return type(module), repr(settings), other, tuple(held), children
+    # The class itself would keep what is found of it alive.
+    return type(module).__qualname__, repr(settings), other, tuple(held), children
 
 
 def _by_itself(module: nn.Module) -> bool:
