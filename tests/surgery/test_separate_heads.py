@@ -154,6 +154,20 @@ def test_what_was_cut_is_cut_again(tmp_path):
     torch.testing.assert_close(loaded(X), again(X))
 
 
+def test_heads_and_their_width_go_and_the_scale_stays(tmp_path):
+    """Two of four heads, and one of two channels of each: products are still divided by root 2."""
+    model = Tokens(1).eval()
+    plan = keeping(model, **{"self_attn": [1, 2], "self_attn#2": [1], "stem": [0, 3]})
+    small = netslim.prune(model, plan)
+    layer = small.encoder.layers[0].self_attn
+    assert type(layer) is SeparateHeads  # though 2 heads of 1 are as wide as the 2 channels
+    assert (layer.num_heads, layer.head_dim, layer.head_scale) == (2, 1, 2**-0.5)
+    assert netslim.verify(model, small, plan, X).deviation < 1e-10
+    loaded = netslim.load(Tokens(1).eval(), netslim.save(small, tmp_path / "small.safetensors"))
+    torch.testing.assert_close(loaded(X), small(X))
+    assert netslim.prune_(Tokens(1).eval(), plan).encoder.layers[0].self_attn.head_scale == 2**-0.5
+
+
 def test_a_cut_that_fits_leaves_pytorchs_own():
     model = Tokens(1).eval()
     plan = keeping(model, self_attn=[0, 1], stem=[0, 1, 2, 3])

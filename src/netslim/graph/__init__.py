@@ -72,5 +72,10 @@ def trace(
     example_inputs = apart(inner, example_inputs, free)
     ports = Ports(free)
     with undisturbed(inner):
-        recorder = record(inner, example_inputs, RULES, fallback, ports=ports)
-        return build(recorder, settle(recorder, example_inputs), ports)
+        heads = record(inner, example_inputs, RULES, fallback, ports=ports)
+        settled = heads, settle(heads, example_inputs)
+        if not heads.may_narrow:
+            return build(settled, ports)
+        again = Ports(free)
+        narrower = record(inner, example_inputs, RULES, fallback, ports=again, heads=heads)
+        return build(settled, ports, (narrower, settle(narrower, example_inputs)), again)

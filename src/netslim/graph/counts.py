@@ -20,10 +20,14 @@ class Count:
     share is 49 entries. All that is told of a cut network before there is one, parameters, MACs,
     activations, memory, is made of products of these, so that a budget can be met exactly and
     without building anything.
+
+    Where a dimension is one of heads times their width, and both may be cut, it holds ``times`` as
+    many: of 3 heads of 4, ``Count(0, ((0, [1, 1, 1]),), Count(0, ((1, [1, 1, 1, 1]),)))``.
     """
 
     constant: int
     shares: tuple[tuple[int, Vector], ...]  # (group number, entries for each of its units)
+    times: Count | None = None
 
     def kept(self, masks: Mapping[int, Vector]) -> int:
         """Entries left when group ``g`` keeps the units of the boolean ``masks[g]``, if any."""
@@ -32,7 +36,21 @@ class Count:
             if group in masks:
                 entries = entries[masks[group]]
             total += int(entries.sum())
+        if self.times is not None:
+            total *= self.times.kept(masks)
         return total
+
+    @property
+    def linear(self) -> tuple[Count, ...]:
+        """The counts without ``times`` whose product it is: itself, nearly always."""
+        if self.times is None:
+            return (self,)
+        return (Count(self.constant, self.shares), *self.times.linear)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Numbers of the groups that it depends on."""
+        return tuple([group for part in self.linear for group, _ in part.shares])
 
 
 def length(factor: int | Vector) -> int:
@@ -82,7 +100,8 @@ def product(factors: tuple[Count, ...], masks: Mapping[int, Vector]) -> int:
 
 def without(factors: tuple[Count, ...]) -> dict[int, int]:
     """Group number -> how much of a product goes with all units of the group."""
-    sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in factors]
+    linear = chain.from_iterable(factor.linear for factor in factors)
+    sizes = [(factor.kept({}), {g: int(n.sum()) for g, n in factor.shares}) for factor in linear]
     gone = {}
     for group in set(chain.from_iterable(held for _, held in sizes)):
         # Of 9 x (16 of a and 8 of b) x 32 MACs, a takes 9 * 16 * 32 with it: without a the product

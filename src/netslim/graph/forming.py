@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -29,6 +29,7 @@ from torch import nn
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule, Slice
+from netslim.graph.head_widths import HeadWidths, Met, met, met_in_both
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Literal, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
@@ -74,6 +75,8 @@ class Classes:
         self.root[0] = 0
         self.frozen = self._first_reason(atoms.frozen)
         self.coupled = self._first_reason(atoms.coupled)
+        self.silent = np.zeros(len(self.root), dtype=bool)
+        self.silent[self.root[np.concatenate([np.empty(0, dtype=ATOM), *atoms.silent])]] = True
         self.role = np.zeros_like(atoms.roles)
         np.bitwise_or.at(self.role, self.root, atoms.roles)
         self.group_of = np.full(len(self.root), -1, dtype=ATOM)
@@ -123,11 +126,12 @@ class Classes:
         produced = (self.role.take(root) & PRODUCER) > 0
         produced[axis_of < 0] = False
         members = np.flatnonzero(produced)
-        # Two numbers more than axes: for being frozen, and for being coupled.
-        mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes) + 2)
+        # Numbers more than axes: for being silenced where they are made, frozen, and coupled.
+        mixer = np.random.default_rng(0).integers(1, 2**62, size=len(self.atoms.axes) + 3)
         roots, place = numbered(root.take(members))
         signature = np.zeros(len(roots), dtype=np.int64)
         np.add.at(signature, place, mixer.take(axis_of.take(members)))
+        signature[self.silent.take(roots)] += mixer[-3]
         signature[self.frozen.take(roots) < len(self.atoms.frozen)] += mixer[-2]
         signature[self.coupled.take(roots) < len(self.atoms.coupled)] += mixer[-1]
         family = numbered(signature)[1].take(place)
@@ -155,9 +159,10 @@ class Classes:
         for p in pieces:
             axis = axes[number[p.start]]
             role, mixed = self._role(roles[p])
-            slices.append(
-                Slice(axis.tensor, axis.axis, role, part[p] - axis.first, units[p], mixed)
-            )
+            own = Slice(axis.tensor, axis.axis, role, part[p] - axis.first, units[p], mixed)
+            slices.append(own)
+            if self.silent[self.root[part[p][0]]] and role != "consumer":
+                slices.append(replace(own, role="silenced"))
         first = axes[number[lead.start]].tensor
         exact, frozen, reason = self._verdict(int(roots[0]))
         producers = tuple(dict.fromkeys(axes[number[p.start]].tensor for p in makers))
@@ -194,7 +199,7 @@ class Classes:
         # A channel is removed where it is read. What nobody reads leaves the network, or is lost:
         # there is no weight in which it could be silenced, so nothing could be proved; of a free
         # output what is left is compared.
-        if not self.role[root] & (CONSUMER | LEAVES):
+        if not (self.role[root] & (CONSUMER | LEAVES) or self.silent[root]):
             return True, True, "no weights read it"
         return True, False, None
 
@@ -240,38 +245,45 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def build(recorder: Recorder, bindings: Bindings, ports: Ports) -> ChannelGraph:
-    """Form the groups of a finished recording, whose sizes are settled: attributes follow cuts."""
+Settled = tuple[Recorder, Bindings]  # a finished recording, in which attributes follow cuts
+
+
+def build(
+    heads: Settled, ports: Ports, narrower: Settled | None = None, again: Ports | None = None
+) -> ChannelGraph:
+    """Form the groups of a finished recording, and those of a second one that go beside them.
+
+    Args:
+        heads: the recording.
+        ports: its inputs and outputs.
+        narrower: one of the same call in which heads become narrower (head_widths.py).
+        again: the inputs and outputs of that.
+    """
+    recorder, bindings = heads
     recorder.atoms.silence_gains()
     classes = Classes(recorder.atoms)
     groups = classes.form()
-    count = _remembering(classes.count)
-    known = bindings.keys() | recorder.consulted
+    counted = None
+    if narrower is not None and again is not None:
+        counted = _with_widths(classes, heads, narrower, again)
+    if counted is None:
+        rules = [SizeRule(*key, old, classes.count(v)) for key, (old, v) in bindings.items()]
+        counted = _Counted(met(recorder), _remembering(classes.count), [], rules)
+    known = recorder.consulted | {(rule.module, rule.attribute) for rule in counted.rules}
     unread = {key: value for key, value in recorder.attributes.items() if key not in known}
     inventory = take(recorder.model, classes, recorder.touched, unread, recorder.names_read)
     inventory = replace(inventory, literals=tuple(_literals(recorder, classes, groups)))
-    costs = [
-        Cost(c.module, c.operator, tuple(count(f) for f in c.factors), c.call)
-        for c in recorder.costs
-    ]
-    # A convolution that becomes a plain one is brought up to date as these are, and reads nothing.
-    plain = {norm.module for norm in recorder.norms if norm.known.kind in CONVOLUTIONS}
-    rules = [
-        SizeRule(m, a, old, count(vector))
-        for (m, a), (old, vector) in bindings.items()
-        if m not in plain or (m, a) not in recorder.owned
-    ]
     return ChannelGraph(
-        tuple(groups),
+        (*groups, *_renamed(counted.widths, groups)),
         fingerprint(recorder.model),
         {op: tuple(sorted(paths)) for op, paths in sorted(recorder.unsupported.items())},
-        tuple(costs),
-        _parameters(recorder, count),
-        tuple(r for r in rules if r.count.shares),
+        counted.costs,
+        counted.parameters,
+        tuple(_followed(recorder, counted.rules)),
         {(a.tensor, a.axis): a.size for a in recorder.atoms.axes},
         inventory,
-        outputs(recorder.outputs, count),
-        lifetimes(recorder.storages.spans, count),
+        counted.outputs,
+        counted.lifetimes,
         tuple(_norms(recorder, classes)),
         tuple(_ports(ports, classes)),
         tuple(_orders(recorder, classes)),
@@ -321,6 +333,59 @@ def _literals(
             yield Literal(path, line, first, there, remedy, tuple(names[key]))
 
 
+def _followed(recorder: Recorder, rules: Sequence[SizeRule]) -> Iterator[SizeRule]:
+    """The rules of attributes that some cut changes, and that nothing else brings up to date."""
+    # A convolution that becomes a plain one is brought up to date as these are, and reads nothing.
+    plain = {norm.module for norm in recorder.norms if norm.known.kind in CONVOLUTIONS}
+    for rule in rules:
+        own = rule.module in plain and (rule.module, rule.attribute) in recorder.owned
+        if rule.count.groups and not own:
+            yield rule
+
+
+class _Counted:
+    """All that is counted of a recording, in products of what is kept."""
+
+    def __init__(
+        self, met: Met, count: Counter, widths: list[ChannelGroup], rules: list[SizeRule]
+    ) -> None:
+        self.widths, self.rules = widths, rules
+        self.costs = tuple(
+            [Cost(c.module, c.operator, tuple(map(count, c.factors)), c.call) for c in met.costs]
+        )
+        self.parameters = {
+            p.module: Cost(p.module.rpartition(".")[0], p.operator, tuple(map(count, p.factors)))
+            for p in met.parameters
+        }
+        self.outputs = outputs(met.outputs, count)
+        self.lifetimes = lifetimes(met.spans, count)
+
+
+def _with_widths(
+    classes: Classes, heads: Settled, narrower: Settled, ports: Ports
+) -> _Counted | None:
+    """All that is counted, where the width of heads goes, too; None where nothing of it can."""
+    (first, ours), (second, theirs) = heads, narrower
+    other = Classes(second.atoms)
+    known = [norm.vector for norm in second.norms]
+    known += [*second.orders.values(), *ports.inputs.values(), *ports.outputs.values()]
+    widths = HeadWidths(classes, other, other.form(), known)
+    both = met_in_both(first, second)
+    while both is not None and widths.groups:
+        found = _Counted(both, _remembering(widths.count), widths.groups, [])
+        if widths.settled():
+            found.rules = widths.rules(ours, theirs)
+            return found
+    return None
+
+
+def _renamed(widths: list[ChannelGroup], groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """The groups under names that no other has."""
+    bare = [group.name.partition("#")[0] for group in (*groups, *widths)]
+    names = _unique(bare)[len(groups) :]
+    return [replace(group, name=name) for group, name in zip(widths, names, strict=True)]
+
+
 def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:
     """The normalisations that can go on over their width, each module once for each place."""
     seen = set()
@@ -334,12 +399,12 @@ def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:
             yield NormRule(row, known.casts, known.bare, groups, units)
 
 
-def _remembering(count: Counter) -> Counter:
+def _remembering(count: Callable[[Any], Count]) -> Counter:
     """The same function; each vector is counted once (they live as long as the recording)."""
-    cache: dict[tuple[bool, int], Count] = {}
+    cache: dict[Any, Count] = {}
 
-    def remembered(factor: int | Vector) -> Count:
-        key = (True, id(factor)) if isinstance(factor, np.ndarray) else (False, int(factor))
+    def remembered(factor: Any) -> Count:
+        key = _identity(factor)
         found = cache.get(key)
         if found is None:
             found = cache[key] = count(factor)
@@ -348,15 +413,13 @@ def _remembering(count: Counter) -> Counter:
     return remembered
 
 
-def _parameters(recorder: Recorder, count: Counter) -> dict[str, Cost]:
-    """The number of entries of each parameter."""
-    found = {}
-    for name, tensor in recorder.atoms.tensors.items():
-        if isinstance(tensor, nn.Parameter):
-            axes = recorder.atoms.axes_of[id(tensor)]
-            factors = tuple([count(axes.get(d, n)) for d, n in enumerate(tensor.shape)])
-            found[name] = Cost(name.rpartition(".")[0], "parameters", factors)
-    return found
+def _identity(factor: Any) -> Any:
+    """Equal for a dimension that is met again; of two recordings it is a pair."""
+    if isinstance(factor, tuple):
+        return tuple([_identity(one) for one in factor])
+    if isinstance(factor, np.ndarray):
+        return True, id(factor)
+    return False, int(factor)
 
 
 UNUSED = "not used when the model ran on the example inputs"

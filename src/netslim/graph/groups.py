@@ -38,7 +38,8 @@ class Slice:
     """Where a group lives in one axis of one tensor: ``positions[i]`` belongs to ``units[i]``.
 
     ``mixed`` says that weights which read the units take part in making them as well (tied
-    weights).
+    weights). With the role ``silenced`` an axis that makes units stands here once more, where they
+    are silenced at that end: the product of queries and keys, which reads them, has no weights.
 
     Example:
         >>> first: netslim.graph.Slice = netslim.trace(model, images)["features.0"].slices[0]
@@ -71,6 +72,8 @@ class ChannelGroup:
         shortcut: whether the outputs of several layers are added in these channels, as along a
             residual shortcut (a padding counts; layers that scale them, depthwise or as a gate, do
             not).
+        of_heads: whether a unit is a channel of every head of attention. Whole heads are another
+            group then, with the same entries; where both are cut, what both keep stays.
 
     Example:
         >>> group: netslim.graph.ChannelGroup = netslim.trace(model, images)["features.0"]
@@ -89,6 +92,7 @@ class ChannelGroup:
     reasons: tuple[str, ...] = ()
     producers: tuple[str, ...] = ()
     shortcut: bool = False
+    of_heads: bool = False
 
     def __repr__(self) -> str:
         return f"<ChannelGroup {self.name!r}: {self.size} channels, {self.verdict}>"
@@ -111,8 +115,13 @@ class ChannelGroup:
         return self.exact and not self.frozen
 
     def tensors(self, role: str) -> list[Slice]:
-        """The slices with this role: producer, consumer, scale or channel."""
+        """The slices with this role: producer, consumer, scale, channel or silenced."""
         return [s for s in self.slices if s.role == role]
+
+    @property
+    def readers(self) -> list[Slice]:
+        """The slices where units are silenced: of what reads them, and of what no weights read."""
+        return [*self.tensors("consumer"), *self.tensors("silenced")]
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,8 @@ def port_in_words(kind: str, name: str, fed_by: str) -> str:
 def described(group: ChannelGroup) -> list[str]:
     """What is to be said about a group alone, a sentence each."""
     title = f"Group {group.name}: {amount(group.size, 'channel')}."
+    if group.of_heads:
+        title = f"Group {group.name}: {amount(group.size, 'channel')} of every head."
     return [title, *_fate(group), *_layers(group), *_rows(group)]
 
 
@@ -243,7 +254,9 @@ def _layers(group: ChannelGroup) -> list[str]:
             together = ", which therefore lose the same ones"
         if new:
             lines.append(f"{verb} by {enumerated(new, 8)}{together}.")
-    if not group.tensors("consumer"):
+    if group.tensors("silenced"):
+        lines.append("A product of queries and keys reads them.")
+    elif not group.tensors("consumer"):
         lines.append("No weights read them.")
     return lines
 
@@ -251,7 +264,7 @@ def _layers(group: ChannelGroup) -> list[str]:
 def _rows(group: ChannelGroup) -> list[str]:
     """How many entries go with each channel, where it is more than one."""
     many: dict[int, list[str]] = {}
-    for s in group.slices:
+    for s in [s for s in group.slices if s.role != "silenced"]:
         if per_unit(s, group) > 1:
             many.setdefault(per_unit(s, group), []).append(f"{s.tensor} (axis {s.axis})")
     return [

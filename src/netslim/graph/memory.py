@@ -135,7 +135,7 @@ def memory(lifetimes: Sequence[Lifetime]) -> Memory:
     blocks: dict[Any, tuple[int, Block]] = {(): (0, Block(Fraction(1), ()))}
     rows: dict[int, Vector] = {0: np.zeros(alive.shape[1], dtype=np.int64)}
     for lifetime, moments in zip(lifetimes, alive, strict=True):
-        live = tuple(sorted((c for c in lifetime.factors if c.shares), key=_key))
+        live = tuple(sorted((c for c in lifetime.factors if c.groups), key=_key))
         if not live:  # that many blocks of one byte
             rows[0] = rows[0] + moments * lifetime.size
             continue
@@ -153,7 +153,8 @@ def memory(lifetimes: Sequence[Lifetime]) -> Memory:
 
 def _key(count: Count) -> tuple[Any, ...]:
     """Equal for counts of the same."""
-    return count.constant, tuple((group, entries.tobytes()) for group, entries in count.shares)
+    held = [(p.constant, [(g, entries.tobytes()) for g, entries in p.shares]) for p in count.linear]
+    return tuple((constant, *shares) for constant, shares in held)
 
 
 def _alive(lifetimes: Sequence[Lifetime]) -> Vector:

@@ -60,7 +60,7 @@ from netslim.methods.clusters import (
 )
 from netslim.methods.hooks import Attachments, before_step, loss_scale, parameters_of
 from netslim.selection.budget.limits import staying
-from netslim.selection.merging import counted_by, merge
+from netslim.selection.merging import merge, unmerged
 from netslim.selection.options import Limits, Shortcuts
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.sharding import in_one_piece
@@ -226,8 +226,8 @@ class CentripetalSGD:
                 self._staying.setdefault(
                     group.name, "an index picks its channels, which differ whatever the weights"
                 )
-            if norms := graph.normalising(group.name):
-                self._staying.setdefault(group.name, counted_by(norms))
+            if reason := unmerged(graph, group):
+                self._staying.setdefault(group.name, reason)
         self._attached = Attachments(
             "CentripetalSGD", "twice would double its pull: change .strength"
         )

@@ -227,7 +227,7 @@ def _silenced(model: nn.Module, plan: PruningPlan) -> list[TensorCut]:
         tensor = tensors[row.tensor]
         if (id(tensor), row.axis) in normed:
             continue
-        reads = "consumer" in row.role and tensor.is_floating_point()
+        reads = row.silences and tensor.is_floating_point()
         is_direction = (gains.get(row.tensor), row.axis) in planned
         # Directions of weight norm stay: with all of them zero the weight would be 0 / 0. Their
         # lengths are cut along the same axis, and a length of zero silences as well.

@@ -87,7 +87,7 @@ def greedy(
 
 def _forget(group: ChannelGroup, mask: np.ndarray, tensors: dict[str, Tensor]) -> None:
     """Set to zero, in a copy, the kernels that read the units that go."""
-    for s in group.tensors("consumer"):
+    for s in group.readers:
         gone = torch.from_numpy(s.positions[~mask[s.units]])
         weight = tensors[s.tensor]
         tensors[s.tensor] = weight.index_fill(s.axis, gone.to(weight.device), 0)

@@ -69,10 +69,15 @@ def merge(graph: ChannelGraph, clusters: Mapping[str, Sequence[int] | Tensor]) -
     return plan_keeping(graph, masks, into=into)
 
 
-def counted_by(norms: Sequence[str]) -> str:
-    """Why channels are not merged that modules of these paths normalise over."""
-    # They would have to count a survivor as often as it stands for others.
-    return f"{norms[0]} normalises over its channels, and counts each"
+def unmerged(graph: ChannelGraph, group: ChannelGroup) -> str | None:
+    """Why channels are not merged although they can go; None where they can be merged."""
+    norms = graph.normalising(group.name)
+    if norms:
+        # They would have to count a survivor as often as it stands for others.
+        return f"{norms[0]} normalises over its channels, and counts each"
+    if group.of_heads:
+        return "a product of queries and keys has no weights that could be summed"
+    return None
 
 
 def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
@@ -82,9 +87,9 @@ def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
     group = graph.groups[graph.number(name)]
     if not group.prunable:
         raise PlanError(f"group {name!r} cannot be merged: {group.reason}")
-    over = graph.normalising(name)
-    if over:
-        raise PlanError(f"group {name!r} cannot be merged: {counted_by(over)}")
+    reason = unmerged(graph, group)
+    if reason is not None:
+        raise PlanError(f"group {name!r} cannot be merged: {reason}")
     return group
 
 

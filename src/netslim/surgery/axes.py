@@ -105,6 +105,8 @@ def _tensor_cuts(axes: Mapping[tuple[str, int], _Axis]) -> tuple[TensorCut, ...]
         kept, role = known[bits], "+".join(sorted(axis.roles))
         into: tuple[int, ...] = ()
         if axis.ends is not None:
+            # Of heads that are merged the channels go that go of every head.
+            axis.ends[~axis.kept[axis.ends]] = DROPPED
             into = merging_rows(axis.ends, kept)
         cuts.append(TensorCut(tensor, number, len(axis.kept), kept, role, into))
     return tuple(cuts)

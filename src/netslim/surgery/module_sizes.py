@@ -23,7 +23,7 @@ from netslim._support import described
 from netslim.errors import SurgeryError
 from netslim.graph.modules.calls import in_mode
 from netslim.graph.modules.repeated_sizes import REPEATED
-from netslim.graph.modules.separate_heads import SeparateHeads
+from netslim.graph.modules.separate_heads import SeparateHeads, head_scale, usual_scale
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.rows import SizePatch
 
@@ -234,8 +234,11 @@ def _attention(module: Any) -> None:
     module.head_dim = made // module.num_heads
     widths = {made, module.embed_dim, *_shape(module.out_proj, "weight")}
     if type(module) in (nn.MultiheadAttention, SeparateHeads):
-        fits = len(widths) == 1
-        module.__class__ = nn.MultiheadAttention if fits else SeparateHeads
+        fits = len(widths) == 1 and head_scale(module) == usual_scale(module)
+        module.__class__ = SeparateHeads
+        if fits:
+            module.__class__ = nn.MultiheadAttention
+            vars(module).pop("head_scale", None)
         # PyTorch's encoder layers hand the weights of an attention of which this is true to an
         # operator of their own, which takes heads to be as wide as the input says.
         module._qkv_same_embed_dim = fits and bool(packed)

@@ -35,6 +35,7 @@ from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS, computed_weight, may_compute
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.padded_norms import NormWidth, pad
+from netslim.graph.modules.separate_heads import SeparateHeads, head_scale
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import joined, layer_of, named_tensors
@@ -282,7 +283,9 @@ def _norms(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, NormWid
 
 
 def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(module, attribute, new value) with which encoder layers call what they are made of.
+    """(module, attribute, new value) with which attention and encoder layers go on as they did.
+
+    Attention divides by the root of the width of heads, at first.
 
     Without gradients PyTorch's own layer hands the weights of its normalisations to one fused
     operator, which would take statistics over the channels that are left. It does so for ReLU and
@@ -292,7 +295,10 @@ def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, 
     """
     norms = {id(module) for module, _ in _norms(model, plan)}
     cut = {layer_of(row.tensor) for row in plan.tensors}
+    narrower = {patch.module for patch in plan.patches if patch.attribute == "head_dim"}
     for path, module in model.named_modules():
+        if path in narrower and type(module) in (nn.MultiheadAttention, SeparateHeads):
+            yield module, "head_scale", head_scale(module)
         parts = {id(part) for part in module.modules()}
         if isinstance(module, nn.TransformerEncoderLayer) and not norms.isdisjoint(parts):
             yield module, "activation_relu_or_gelu", 0

@@ -67,8 +67,8 @@ class TensorCut:
     """The kept indices of one axis of one parameter or buffer.
 
     ``role`` says what the axis does for the removed channels: ``producer`` (computes them),
-    ``consumer`` (reads them), ``scale`` (multiplies them after a normalisation) or ``channel`` (any
-    other per-channel value).
+    ``consumer`` (reads them), ``scale`` (multiplies them after a normalisation), ``channel`` (any
+    other per-channel value) or ``silenced`` (is zero where they are silent, as what reads them).
 
     ``into``, where channels are merged and the axis reads them: entry ``removed[i]`` is added to
     entry ``into[i]`` (both numbers on the uncut axis), or goes for good (`DROPPED`); ``()`` where
@@ -81,6 +81,11 @@ class TensorCut:
     kept: tuple[int, ...]
     role: str
     into: tuple[int, ...] = ()
+
+    @property
+    def silences(self) -> bool:
+        """Whether removed channels are silent once the removed entries are zero."""
+        return "consumer" in self.role or "silenced" in self.role
 
     @property
     def removed(self) -> tuple[int, ...]:

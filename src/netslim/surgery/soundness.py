@@ -37,7 +37,7 @@ from netslim.surgery.rows import (
 )
 
 _AGAIN = "the plan is damaged, or was edited: make it again with netslim.select"
-_ROLES = {"producer", "consumer", "scale", "channel"}
+_ROLES = {"producer", "consumer", "scale", "channel", "silenced"}
 
 
 def check_rows(

@@ -61,12 +61,13 @@ WAYS = (
 @pytest.mark.parametrize("key", ["same", "n, -1, d", "n, h, -1"])
 def test_however_heads_are_split_whole_heads_go(query, key):
     """Whisper, BART, CvT and others say it differently for queries and for keys."""
-    model = Heads(query, query if key == "same" else key).eval()
+    ways = query, query if key == "same" else key
+    model = Heads(*ways).eval()
     graph, _, small, _ = nets.prove(model, torch.randn(1, 3, 6))
-    assert {g.name: (g.size, g.verdict) for g in graph if not g.frozen} == {
-        "conv": (32, "exact"),
-        "q": (4, "exact"),
-    }
+    wanted = {"conv": (32, "exact"), "q": (4, "exact")}
+    if ways[-1].endswith("-1"):
+        wanted["v"] = (8, "exact")  # nothing says that values are as wide as queries
+    assert {g.name: (g.size, g.verdict) for g in graph if not g.frozen} == wanted
     assert set(graph["q"].producers) == {"q.weight", "k.weight", "v.weight"}
     assert small.head_dim == 8
     assert small.q.out_features == 16
@@ -290,17 +291,18 @@ def convolutional_lstm(s, x):
 
 
 @tokens(
-    {"a": 8, "mha": 2, "mha.out_proj": 8, "b": 6}, mha=nn.MultiheadAttention(8, 2, batch_first=True)
+    {"a": 8, "mha": 2, "mha#2": 4, "mha.out_proj": 8, "b": 6},
+    mha=nn.MultiheadAttention(8, 2, batch_first=True),
 )
 def multi_head_attention(s, x):
-    """What it reads, whole heads, and what it makes go by themselves; its shares of values are
-    returned, and nobody looks at their mean over the heads.
+    """What it reads, whole heads, channel i of every head, and what it makes go by themselves; its
+    shares of values are returned, and nobody looks at their mean over the heads.
     """
     h = s.a(x)
     return steps(s, s.mha(h, h, h)[0])
 
 
-@tokens({"a": 8, "mha": 2, "b": 6}, mha=nn.MultiheadAttention(8, 2))
+@tokens({"a": 8, "mha": 2, "mha#2": 4, "b": 6}, mha=nn.MultiheadAttention(8, 2))
 def residual_attention_without_weights(s, x):
     h = s.a(x).transpose(0, 1)
     h = h + s.mha(h, h, h, need_weights=False)[0]
@@ -308,7 +310,8 @@ def residual_attention_without_weights(s, x):
 
 
 @tokens(
-    {"a": 8, "mha": 4, "mha.out_proj": 8, "b": 6}, mha=nn.MultiheadAttention(8, 4, batch_first=True)
+    {"a": 8, "mha": 4, "mha#2": 2, "mha.out_proj": 8, "b": 6},
+    mha=nn.MultiheadAttention(8, 4, batch_first=True),
 )
 def attention_with_more_heads_than_width(s, x):
     """Four heads of two channels in a batch of two."""
@@ -327,7 +330,7 @@ def attention_with_heads_of_one_channel(s, x):
 
 
 @tokens(
-    {"a": 8, "mha.out_proj": 8, "b": 6},
+    {"a": 8, "mha#2": 2, "mha.out_proj": 8, "b": 6},
     {"mha": (4, "mean over the channels")},
     mha=nn.MultiheadAttention(8, 4, batch_first=True, add_zero_attn=True),
 )
@@ -339,7 +342,7 @@ def attention_whose_mean_is_used(s, x):
 
 
 @tokens(
-    {"a": 8, "mha.out_proj": 8, "b": 6},
+    {"a": 8, "mha#2": 2, "mha.out_proj": 8, "b": 6},
     outputs=("head", "mha"),
     mha=nn.MultiheadAttention(8, 4, batch_first=True),
 )
@@ -415,7 +418,7 @@ def attention_pooling_with_narrow_heads(s, x):
 
 
 @tokens(
-    {"a": 8, "mha": 2, "mha.out_proj": 8, "b": 6},
+    {"a": 8, "mha": 2, "mha#2": 4, "mha.out_proj": 8, "b": 6},
     mha=nn.MultiheadAttention(8, 2, batch_first=True),
 )
 def attention_under_two_masks(s, x):
@@ -426,7 +429,7 @@ def attention_under_two_masks(s, x):
 
 
 @tokens(
-    {"a": 8, "mha.out_proj": 8, "b": 6},
+    {"a": 8, "mha#2": 2, "mha.out_proj": 8, "b": 6},
     refused={"mha": "fixed size"},
     mha=nn.MultiheadAttention(8, 4, batch_first=True),
 )
@@ -448,7 +451,7 @@ def attention_of_a_class_of_its_own(s, x):
 
 
 @tokens(
-    {"a": 8, "c": 6, "d": 7, "mha": 2, "mha.out_proj": 8, "b": 6},
+    {"a": 8, "c": 6, "d": 7, "mha": 2, "mha#2": 4, "mha.out_proj": 8, "b": 6},
     c=nn.Linear(3, 6),
     d=nn.Linear(3, 7),
     mha=nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=7),
@@ -458,7 +461,7 @@ def cross_attention(s, x):
 
 
 @tokens(
-    {"a": 8, "layer.self_attn": 2, "layer.linear1": 12, "b": 6},
+    {"a": 8, "layer.self_attn": 2, "layer.self_attn#2": 4, "layer.linear1": 12, "b": 6},
     layer=nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
 )
 def transformer_layer(s, x):
@@ -469,6 +472,7 @@ def transformer_layer(s, x):
     {
         "a": 8,
         **{f"layers.{i}.self_attn": 2 for i in (0, 1)},
+        **{f"layers.{i}.self_attn#2": 4 for i in (0, 1)},
         **{f"layers.{i}.linear1": 12 for i in (0, 1)},
         "b": 6,
     },
@@ -486,7 +490,13 @@ def transformer_with_a_causal_mask(s, x):
 
 
 @tokens(
-    {"a": 8, "layer.self_attn": 2, "layer.multihead_attn": 2, "layer.linear1": 12, "b": 6},
+    {
+        "a": 8,
+        **{f"layer.{kind}": 2 for kind in ("self_attn", "multihead_attn")},
+        **{f"layer.{kind}#2": 4 for kind in ("self_attn", "multihead_attn")},
+        "layer.linear1": 12,
+        "b": 6,
+    },
     c=nn.Linear(3, 8),
     layer=nn.TransformerDecoderLayer(8, 2, 12, batch_first=True),
 )
@@ -514,7 +524,7 @@ def attention_by_a_written_number_of_heads(s, x):
 
 
 @tokens(
-    {"q": 2, "b": 6},
+    {"q": 2, "v": 4, "b": 6},
     inputs=MEMORY,
     heads=2,
     patched={"heads": 1},
@@ -523,7 +533,10 @@ def attention_by_a_written_number_of_heads(s, x):
     v=nn.Linear(8, 8),
 )
 def attention_by_the_number_of_heads(s, x):
-    """Whole heads go, of queries, keys and values together."""
+    """Whole heads go, of queries, keys and values together; and channel i of every head's values.
+
+    Queries and keys keep theirs, as attention divides by the root of their number.
+    """
     n, steps_, _ = x.shape
     q, k, v = (f(x).view(n, steps_, s.heads, -1).transpose(1, 2) for f in (s.q, s.k, s.v))
     h = F.scaled_dot_product_attention(q, k, v)
@@ -534,7 +547,7 @@ def attention_by_the_number_of_heads(s, x):
 
 
 @tokens(
-    {"a": 8, "q": 2, "b": 6},
+    {"a": 8, "q": 2, "q#2": 4, "v": 4, "b": 6},
     heads=2,
     patched={"heads": 1},
     q=nn.Linear(8, 8),

@@ -27,7 +27,8 @@ class SeparateHeads(nn.MultiheadAttention):
     """An `nn.MultiheadAttention` of ``num_heads`` heads of ``head_dim``, however wide its input.
 
     What it takes and gives is as of `nn.MultiheadAttention`; ``embed_dim`` is the width of its
-    queries, which ``num_heads * head_dim`` need not be.
+    queries, which ``num_heads * head_dim`` need not be. Products of queries and keys are multiplied
+    with ``head_scale``, one by the root of the width that heads had at first.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
@@ -174,9 +175,10 @@ def _attended(
     p = 0.0
     if module.training:
         p = module.dropout
+    scale = head_scale(module)
     if not asked:
-        return F.scaled_dot_product_attention(q, k, v, mask, p, causal), None
-    shares = F.dropout(_shares(q, k, mask), p)
+        return F.scaled_dot_product_attention(q, k, v, mask, p, causal, scale=scale), None
+    shares = F.dropout(_shares(q * scale, k, mask), p)
     return shares @ v, shares
 
 
@@ -189,10 +191,23 @@ def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _shares(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """(N, heads, L, S): which part of each value each query takes."""
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
+    scores = torch.matmul(q, k.transpose(-2, -1))
     if mask is not None:
         scores = scores + mask
     return scores.softmax(-1)
+
+
+def head_scale(module: nn.MultiheadAttention) -> float:
+    """What products of queries and keys are multiplied with."""
+    kept: float | None = vars(module).get("head_scale")
+    if kept is None:
+        kept = usual_scale(module)
+    return kept
+
+
+def usual_scale(module: nn.MultiheadAttention) -> float:
+    """What PyTorch multiplies them with."""
+    return float(int(module.head_dim) ** -0.5)
 
 
 @contextmanager
@@ -202,11 +217,13 @@ def traced_by_heads(model: nn.Module) -> Iterator[None]:
     changed = [module for module in own if "forward" not in vars(module)]
     try:
         for module in changed:
+            vars(module)["head_scale"] = usual_scale(module)  # which no cut changes
             vars(module)["forward"] = MethodType(SeparateHeads.forward, module)
         yield
     finally:
         for module in changed:
             vars(module).pop("forward", None)
+            vars(module).pop("head_scale", None)
 
 
 def by_heads(module: nn.MultiheadAttention) -> bool:
@@ -214,4 +231,4 @@ def by_heads(module: nn.MultiheadAttention) -> bool:
     return getattr(module.forward, "__func__", None) is SeparateHeads.forward
 
 
-__all__ = ["SeparateHeads", "by_heads", "traced_by_heads"]
+__all__ = ["SeparateHeads", "by_heads", "head_scale", "traced_by_heads", "usual_scale"]

@@ -39,7 +39,8 @@ def _contract(
     A channel that an activation multiplies with a weight is silenced by zeros in either, so it can
     go exactly; so is one whose activation is itself a product with a weight. In other products of
     two activations (queries and keys), or of two weights, a channel that is missing changes every
-    sum that the others are in: those are coupled, unless what it is used for is ``kept`` as it was.
+    sum that the others are in: those are coupled, unless what it is used for is ``kept`` as it was,
+    or it is known what makes one side zero (zeros.py).
     ``mixed`` says that ``b`` is used as a weight, and may be a mixture of several.
     """
     met = rec.meet(a.dims.get(da), b.dims.get(db), what)
@@ -51,7 +52,10 @@ def _contract(
     elif a.weight:
         rec.mark(a, da, CONSUMER)
     elif not (rec.mark_weight(b, db, CONSUMER, mixed) or rec.mark_weight(a, da, CONSUMER) or kept):
-        rec.couple(met, f"a product of activations over the channels ({what})")
+        if rec.silent(a, met) or rec.silent(b, met):
+            rec.atoms.silent.append(met)
+        else:
+            rec.couple(met, f"a product of activations over the channels ({what})")
     return met
 
 
@@ -114,6 +118,7 @@ def _matmul(
         met = rec.meet(la.dims.get(d), lb.dims.get(d), name_of(func))
         if met is not None:
             dims[d] = met
+    rec.may_narrow |= bool(dims) and not la.weight and not lb.weight
     met = _contract(rec, la, columns, lb, rows, name_of(func))
     _free(rec, la, rows, dims, rows)
     _free(rec, lb, columns, dims, columns)
@@ -405,6 +410,7 @@ def attention(
     for mask in tensors_in(args, kwargs):
         _mask(rec, dims, mask, last)
     met = _contract(rec, lq, last, lk, last, "attention")
+    rec.may_narrow |= bool(dims) and kwargs.get("scale") is not None
     if kwargs.get("scale") is None:
         rec.couple(met, "attention divides by the root of their number")
     if last in lv.dims:

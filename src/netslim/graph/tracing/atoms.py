@@ -73,6 +73,7 @@ class Atoms:
         self.roles = np.zeros(first, dtype=np.uint8)
         self.frozen: list[tuple[Vector, str]] = []  # what must stay, and why
         self.coupled: list[tuple[Vector, str]] = []  # what changes the values of others, and how
+        self.silent: list[Vector] = []  # read where all parameters that have them are zero
         self.order: dict[int, int] = {}  # number of an axis -> when it was first met
         self.axis_of = np.full(first, -1, dtype=ATOM)
         for number, a in enumerate(self.axes):

@@ -113,6 +113,8 @@ class Dispatch(OperatorMode):
             recorder.failed(error, [*before.values()], tensors_in(out))
             return
         recorder.computed(func, args, kwargs, tensors_in(out), before)
+        if recorder.narrows_heads:
+            recorder.pass_zeros(recorder.operator[0], args, [*before.values()], tensors_in(out))
 
 
 @cache

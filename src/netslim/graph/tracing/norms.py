@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
-from netslim.graph.modules.known_norms import Known, Memo, known
+from netslim.graph.modules.known_norms import Known, known
 from netslim.graph.modules.padded_norms import KINDS, ZEROS, PaddedGroupNorm, PaddedNorm
 from netslim.graph.modules.padded_reductions import PaddedReduction
 from netslim.graph.tracing.atoms import Vector
@@ -38,10 +38,8 @@ class _Call:
 class Norms:
     """Told of every module that begins and ends."""
 
-    def __init__(
-        self, recorder: Recorder, operators: Dispatch, rules: Mapping[str, Rule], memo: Memo
-    ) -> None:
-        self.recorder, self.operators, self.rules, self.memo = recorder, operators, rules, memo
+    def __init__(self, recorder: Recorder, operators: Dispatch, rules: Mapping[str, Rule]) -> None:
+        self.recorder, self.operators, self.rules = recorder, operators, rules
         self.began: list[tuple[int, int]] = []  # what was coupled before the modules under way
         self.calls: dict[nn.Module, list[_Call]] = {}
         self.hooked: set[nn.Module] = set()  # by others, who may do anything to what goes in
@@ -138,7 +136,7 @@ class Norms:
     def _known(self, module: nn.Module, x: Tensor) -> Known | None:
         self.recorder.unwatched += 1
         try:
-            return known(module, x, self.memo)
+            return known(module, x, self.recorder.memo)
         finally:
             self.recorder.unwatched -= 1
 

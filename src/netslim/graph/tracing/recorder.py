@@ -18,7 +18,7 @@ import sys
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from netslim.graph.counts import Call
 from netslim.graph.modules import watching
-from netslim.graph.modules.known_norms import Known
+from netslim.graph.modules.known_norms import Known, Memo
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, distinct
@@ -59,6 +59,7 @@ from netslim.graph.tracing.storages import (
     storages_of,
     tensors_in,
 )
+from netslim.graph.tracing.zeros import zeros_made
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
@@ -89,7 +90,8 @@ class Labels:
 
     ``formula`` says how, which netslim itself keeps; None for a parameter as it is. ``factors``, of
     an activation, are the weights that it is a product with (see `Recorder.computed`), ``mixed``
-    those whose rows it is a mixture of.
+    those whose rows it is a mixture of, and ``zeros`` the atoms for which it is zero where their
+    parameters are (zeros.py).
 
     Example:
         >>> def mirrored(recorder, func, out, x):  # for what turns channels round
@@ -104,6 +106,7 @@ class Labels:
     formula: Formula | None = None
     factors: tuple[Labels, ...] = ()
     mixed: tuple[Labels, ...] = ()
+    zeros: Vector | None = None
 
 
 NOTHING = Labels({}, True)
@@ -202,6 +205,10 @@ class Recorder:
     unsupported: dict[str, set[str]] = field(default_factory=dict)
     awaited: dict[int, Awaited] = field(default_factory=dict)  # by id of a tensor, till it is used
     formulas: Formulas = field(default_factory=Formulas)
+    # Whether heads become narrower, in a second run, and whether they could exactly, as far as a
+    # first one tells (head_widths.py).
+    narrows_heads: bool = False
+    may_narrow: bool = False
     merged: set[int] = field(default_factory=set)  # atoms of channels that were merged with places
     mixes: list[str] = field(default_factory=list)  # where places are laid out with channels
     calls: list[UserCall] = field(default_factory=list)  # under way, the innermost last
@@ -215,6 +222,7 @@ class Recorder:
     trace: int = field(default_factory=lambda: next(_TRACES))
     # Of a tensor that no operator made: a constant, as long as no activations left PyTorch's sight.
     unseen: Labels = NOTHING
+    memo: Memo = field(default_factory=dict)  # which normalisations modules are
     norms: list[RecordedNorm] = field(default_factory=list)  # that a cut lets keep their width
     literals: list[Written] = field(default_factory=list)  # where the code holds widths in digits
     unwatched: int = 0  # modules under way whose operators nobody looks at
@@ -447,6 +455,21 @@ class Recorder:
                     self.mark(factor, own, role)
                     return True
         return False
+
+    def pass_zeros(
+        self, operator: str, args: Sequence[Any], inputs: Sequence[Labels], outs: list[Tensor]
+    ) -> None:
+        """Note for which channels tensors that an operator made are zero (zeros.py)."""
+        for tensor in outs:
+            found = self.labels.get(id(tensor))
+            if found is not None and not found[1].weight:
+                zeros = zeros_made(self.atoms, operator, args, inputs, found[1])
+                self.labels[id(tensor)] = found[0], replace(found[1], zeros=zeros)
+
+    def silent(self, labels: Labels, vector: Vector) -> bool:
+        """Whether a tensor is zero for these channels where the parameters that have them are."""
+        find = self.atoms.find
+        return labels.zeros is not None and bool(np.isin(find(vector), find(labels.zeros)).all())
 
     def _check(self, vector: Vector | None, call: str) -> None:
         """Refuse what are neither labels nor None."""

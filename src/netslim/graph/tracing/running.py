@@ -23,7 +23,6 @@ from netslim.graph.modules.calls import (
     output_tensors,
     refusing,
 )
-from netslim.graph.modules.known_norms import Memo
 from netslim.graph.modules.separate_heads import by_heads, traced_by_heads
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
@@ -54,6 +53,7 @@ def record(
     fallback: Rule,
     unused: bool = True,
     ports: Ports | None = None,
+    heads: Recorder | None = None,
 ) -> Recorder:
     """Run ``model`` once in evaluation mode, without gradients, and follow its channels.
 
@@ -70,6 +70,8 @@ def record(
         unused: False leaves parts that were not used alone, and other sizes: nothing that the one
             call costs depends on them.
         ports: free inputs and outputs; it is told their channels.
+        heads: a recording of the same call in which whole heads go: in this one they become
+            narrower.
 
     Raises:
         TraceError: the model does not run on these inputs, or they hold no example.
@@ -79,35 +81,44 @@ def record(
     if ports is None:
         ports = Ports()
     with ONE_AT_A_TIME:
-        memo: Memo = {}
+        recorder = Recorder(Atoms(model), model)
+        if heads is not None:
+            recorder.narrows_heads, recorder.memo = True, heads.memo
         if ports.free.inputs:
             first = Ports(ports.free)
-            ports.dims = first.channels(
-                _recorded(model, example_inputs, rules, fallback, memo, False, first)
-            )
-        recorder = _recorded(model, example_inputs, rules, fallback, memo, unused, ports)
+            begun = _like(recorder)
+            _fill(begun, example_inputs, rules, fallback, False, first)
+            ports.dims = first.channels(begun)
+        _fill(recorder, example_inputs, rules, fallback, unused, ports)
         if recorder.mixes and unused:
-            _watch_other_sizes(recorder, example_inputs, rules, fallback, memo, ports)
+            _watch_other_sizes(recorder, example_inputs, rules, fallback, ports)
         return recorder
 
 
-def _recorded(
-    model: nn.Module,
+def _like(recorder: Recorder) -> Recorder:
+    """An empty recorder for another run of the same kind."""
+    other = Recorder(Atoms(recorder.model), recorder.model)
+    other.narrows_heads, other.memo = recorder.narrows_heads, recorder.memo
+    return other
+
+
+def _fill(
+    recorder: Recorder,
     example_inputs: Any,
     rules: Mapping[str, Rule],
     fallback: Rule,
-    memo: Memo,
     unused: bool,
     ports: Ports,
-) -> Recorder:
-    recorder = Recorder(Atoms(model), model)
+) -> None:
+    """Record what a run of the recorder's model teaches."""
+    model = recorder.model
     if unused:
         recorder.names_read = names_read(model)
     tensors = recorder.atoms.tensors.values()
     for tensor in tensors:
         recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     operators = Dispatch(recorder, rules, fallback)
-    watching = (Function(recorder, operators), operators, Norms(recorder, operators, rules, memo))
+    watching = (Function(recorder, operators), operators, Norms(recorder, operators, rules))
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         answer = _watch(recorder, example_inputs, watching, ports)
     ports.hold_outputs(recorder, example_inputs, answer)
@@ -116,7 +127,6 @@ def _recorded(
     idle = [p for p in parameters if id(p) not in recorder.touched]
     if unused and idle:
         _watch_training(recorder, example_inputs, watching, ports, idle)
-    return recorder
 
 
 @contextlib.contextmanager
@@ -155,16 +165,16 @@ def _watch_other_sizes(
     example_inputs: Any,
     rules: Mapping[str, Rule],
     fallback: Rule,
-    memo: Memo,
     ports: Ports,
 ) -> None:
     """Trace the model at the first other size that it runs at; what differs stays."""
     for inputs in resized(example_inputs):
-        other = None
+        other, ran = _like(recorder), False
         with contextlib.suppress(Exception), untouched(recorder.model):
             again = Ports(ports.free, ports.dims)
-            other = _recorded(recorder.model, inputs, rules, fallback, memo, False, again)
-        if other is not None:
+            _fill(other, inputs, rules, fallback, False, again)
+            ran = True
+        if ran:
             compare(recorder, other)
             return
 

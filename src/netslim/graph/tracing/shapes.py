@@ -3,8 +3,9 @@
 A reshape may take a dimension of channels apart: 12 channels become 3 heads of 4, ``[[0 1 2 3]
 [4 5 6 7] [8 9 10 11]]``. After a cut the same code must run on what is left, and what is left must
 be such a matrix again, so single channels cannot go: either whole rows go (2 heads of 4) or whole
-columns (3 heads of 3). Both at once would be right too, but then a channel would belong to a row
-and to a column, and a class could not be told by one number. So one of the dimensions is chosen
+columns (3 heads of 3). Both at once are right too, but then a channel belongs to a row and to a
+column, and a class could not be told by one number: of attention a second run learns the other
+(head_widths.py). So one of the dimensions is chosen
 that may shrink, and the others are *tied across*: if columns may go, the labels become those of the
 first row, [0 1 2 3], and 0 is tied to 4 and 8, 1 to 5 and 9, and so on. `split_vector` does that;
 channel shuffle, attention heads, grouped convolutions, ``chunk`` and recurrent gates all end there.
@@ -213,12 +214,19 @@ def _remaining(rec: Recorder, dims: Mapping[int, Vector], live: list[int]) -> in
 
 
 def _heads(rec: Recorder, cells: Vector, asked: list[Any], whole: Vector) -> int | None:
-    """The first axis of several that may shrink, if sizes elsewhere have no say in any of them."""
+    """The first axis of several that may shrink, if sizes elsewhere have no say in any of them.
+
+    In a run in which heads become narrower it is the last.
+    """
     if not all(_own(rec, size, whole) for size in asked):
         return None
     free = [axis for axis, size in enumerate(asked) if _freedom(rec, size)]
     if len(free) < 2 or any(_tied(cells, axis) for axis in free):
         return None
+    # By -1 values may be of another width than queries and keys.
+    rec.may_narrow |= asked[free[-1]] is None
+    if rec.narrows_heads:
+        return free[-1]
     return free[0]
 
 

@@ -146,7 +146,7 @@ def sentences(group: ChannelGroup, graph: TracedGraph) -> str:
     held = f"{params:.1%} of the parameters, {macs:.1%} of the multiply-accumulates"
     lines.append(f"They hold {held} and {activations:.1%} of the activations.")
     for rule in graph.size_rules:
-        if any(g == number for g, _ in rule.count.shares):
+        if number in rule.count.groups:
             lines.append(
                 f"{rule.module or 'The model'}.{rule.attribute} ({rule.old}) follows their number."
             )

@@ -57,6 +57,8 @@ def _others_too(group: ChannelGroup) -> str:
     others = [layer for layer in layers if layer != group.name]
     rows = next((per_unit(s, group) for s in makers if layer_of(s.tensor) == group.name), 1)
     said = []
+    if group.of_heads:
+        said.append("of every head")
     if rows > 1:
         said.append(f"{rows} rows each")
     if others:
@@ -151,7 +153,7 @@ def as_dict(graph: TracedGraph) -> dict[str, Any]:
     share = graph.shares()
     size_rules = []
     for rule in graph.size_rules:
-        groups = [graph.groups[g].name for g, _ in rule.count.shares]
+        groups = [graph.groups[g].name for g in rule.count.groups]
         size_rules.append(
             {
                 "module": rule.module,

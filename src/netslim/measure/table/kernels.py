@@ -236,7 +236,7 @@ def kernels_of(graph: ChannelGraph, observed: Iterable[Observed]) -> list[Kernel
     free = {number for number, group in enumerate(graph.groups) if not group.frozen}
     found = []
     for cost in graph.costs:
-        live = [any(number in free for number, _ in factor.shares) for factor in cost.factors]
+        live = [not free.isdisjoint(factor.groups) for factor in cost.factors]
         found.append(_bound(cost, live, calls.get(cost.call), cost.module in follow))
     return found
 

@@ -79,24 +79,40 @@ class Widths:
         self._places: dict[tuple[int, bytes], int] = {}  # (group, entries) -> start of its table
         self._end = 0
         self._rows: list[tuple[int, int, int]] = []  # (count, group, start of its table)
+        self._products: list[tuple[int, int, int]] = []  # (count, the two that it is made of)
         self._arrays: tuple[Vector, ...] | None = None
 
     def index(self, count: Count) -> int:
         """Position of a count in the vector that `counts` gives."""
         key: object = id(count)
-        if not count.shares:
-            key = "constant", count.constant
+        if not count.groups:
+            key = "constant", count.kept({})
         if key not in self._numbers:
-            self._numbers[key] = len(self._constants)
             self._held.append(count)
-            self._constants.append(count.constant)
-            for group, entries in count.shares:
-                if group in self.orders:
-                    self._rows.append((self._numbers[key], group, self._table(group, entries)))
-                else:
-                    self._constants[-1] += int(entries.sum())
+            if count.times is None or not count.groups:
+                self._numbers[key] = self._linear(count)
+            else:
+                # Its factors stand before it, so that they are known when it is worked out.
+                one, other = (self.index(part) for part in (count.linear[0], count.times))
+                self._numbers[key] = len(self._constants)
+                self._constants.append(0)
+                self._products.append((self._numbers[key], one, other))
             self._arrays = None
         return self._numbers[key]
+
+    def _linear(self, count: Count) -> int:
+        """The position of a count that is a sum, at the end."""
+        number = len(self._constants)
+        if not count.groups:
+            self._constants.append(count.kept({}))
+            return number
+        self._constants.append(count.constant)
+        for group, entries in count.shares:
+            if group in self.orders:
+                self._rows.append((number, group, self._table(group, entries)))
+            else:
+                self._constants[number] += int(entries.sum())
+        return number
 
     def _table(self, group: int, entries: Vector) -> int:
         """Where the entries that are left lie, by the number of units that went."""
@@ -116,11 +132,15 @@ class Widths:
         # A row is one group's share in one count. Counts that depend on several groups, as behind a
         # concatenation, have several rows, which `bincount` adds up.
         left = flat[starts + removed[groups]]
-        return constants + np.bincount(rows, weights=left, minlength=len(constants))
+        found: Vector = constants + np.bincount(rows, weights=left, minlength=len(constants))
+        for number, one, other in self._products:
+            found[number] = found[one] * found[other]
+        return found
 
     def savings(self, slopes: Vector, removed: Vector) -> Vector:
         """What the next unit of each group saves, shape (groups,), from slopes by the counts."""
         _, rows, groups, starts, flat = self._built()
+        slopes = self._through_products(slopes, removed)
         # The chain rule: a unit takes ``flat[at] - flat[at + 1]`` entries off each count that its
         # group has a share in, and each entry saves the slope of its count.
         at = starts + removed[groups]
@@ -130,8 +150,21 @@ class Widths:
             minlength=len(self.graph.groups),
         )
 
+    def _through_products(self, slopes: Vector, removed: Vector) -> Vector:
+        """Slopes by the counts that are sums alone."""
+        if not self._products:
+            return slopes
+        slopes, counts = slopes.copy(), self.counts(removed)
+        for number, one, other in reversed(self._products):
+            slopes[one] += slopes[number] * counts[other]
+            slopes[other] += slopes[number] * counts[one]
+        return slopes
+
     def groups_of(self, number: int) -> list[int]:
         """The groups that a count depends on."""
+        for product, one, other in self._products:
+            if product == number:
+                return [*self.groups_of(one), *self.groups_of(other)]
         return [group for row, group, _ in self._rows if row == number]
 
     def _built(self) -> tuple[Vector, ...]:
@@ -206,8 +239,8 @@ class Products:
         merged: dict[tuple[int, ...], float] = {}
         live: dict[tuple[int, ...], list[Count]] = {}
         for factors, weight in zip(products, weights or [1.0] * len(products), strict=True):
-            moving = sorted((f for f in factors if f.shares), key=id)
-            fixed = prod(f.constant for f in factors if not f.shares)
+            moving = sorted((f for f in factors if f.groups), key=id)
+            fixed = prod(f.kept({}) for f in factors if not f.groups)
             # Sorted by identity, so that ``a * b`` and ``b * a`` are one product.
             key = tuple(map(id, moving))
             live[key] = moving

@@ -87,7 +87,7 @@ def silenced(
         sigmas = [norm.sigma(parts) for norm, parts in spectral]
         normed = normed_weights(model, plan)
         for c in plan.tensors:
-            if "consumer" in c.role and (id(tensors[c.tensor]), c.axis) not in normed:
+            if c.silences and (id(tensors[c.tensor]), c.axis) not in normed:
                 gone = _on(tensors[c.tensor], np.flatnonzero(destinations(c) == DROPPED))
                 changes.enter_context(replaced(tensors[c.tensor], c.axis, gone, 0))
         for name, axis, merged, survivors in _entries_to_equal(graph, plan, norms):
@@ -279,7 +279,7 @@ def _first_order(
 ) -> dict[tuple[str, int], np.ndarray] | None:
     """For each axis that reads channels, the entries felt; None if outputs have no gradient."""
     tensors = {n: t for n, t in named_tensors(model) if t.is_floating_point()}
-    reading = [c for c in plan.tensors if "consumer" in c.role and c.tensor in tensors]
+    reading = [c for c in plan.tensors if c.silences and c.tensor in tensors]
     wanted = list({id(tensors[c.tensor]): tensors[c.tensor] for c in reading}.values())
     if not wanted:
         return {}
@@ -321,7 +321,7 @@ def _count(
     total = 0
     for name, cut in plan.groups.items():
         units = np.zeros(cut.size)
-        for s in graph[name].tensors("consumer"):
+        for s in graph[name].readers:
             felt = effects.get((s.tensor, s.axis))
             if felt is not None:
                 units += np.bincount(s.units, felt[s.positions], minlength=cut.size)
@@ -345,7 +345,7 @@ def _one_by_one(
     with torch.no_grad():
         whole = run(model, example_inputs, "original")
         for name, unit in removed:
-            reading = [s for s in graph[name].tensors("consumer") if s.tensor in tensors]
+            reading = [s for s in graph[name].readers if s.tensor in tensors]
             with ExitStack() as silence:
                 for s in reading:
                     tensor = tensors[s.tensor]

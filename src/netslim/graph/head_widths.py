@@ -1,0 +1,237 @@
+"""Heads and the width of all heads in one graph: both may go, and a plan may cut both.
+
+Channels that code lays out as heads times width form a table, a row for each head. Whole rows may
+go, or whole columns, the same place of every head; what stays of both is a table again. But a class
+of tied channels is a row or it is a column (tracing/shapes.py), so one trace learns of one of them.
+So a model with heads is traced twice: as rows, which is what the graph is made of, and as columns.
+Of the second trace those groups are taken over that are columns of the first one's rows, and that
+can go exactly, as values can: what a query is multiplied with cannot.
+
+Everything that is counted was met in both traces, in the same order, as the code that ran is the
+same. So each dimension is known twice, and where both have a part in it, as many stay as heads stay
+times what stays of their width (`Count.times`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import gcd
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import nn
+
+from netslim.graph.counts import Count
+from netslim.graph.groups import ChannelGroup, SizeRule
+from netslim.graph.tracing.atoms import Atoms, Vector, distinct, numbered
+from netslim.graph.tracing.recorder import OperatorCost, Recorder
+from netslim.graph.tracing.remembered import Bindings
+from netslim.graph.tracing.storages import RecordedOutput, Span
+
+
+class Formed(Protocol):
+    """The classes of a trace, of which groups have been formed."""
+
+    atoms: Atoms
+    group_of: Vector
+    unit_of: Vector
+    sizes: list[int]
+
+    def count(self, factor: int | Vector) -> Count:
+        """The count of a dimension."""
+        ...
+
+
+class HeadWidths:
+    """The groups of a second trace that are the width of heads of the first.
+
+    Args:
+        first: of the trace in which whole heads go.
+        second: of the one in which all heads become narrower.
+        groups: of the second.
+        held: labels of what would have to know of both: normalisations, inputs and outputs, and
+            buffers whose numbers mean channels.
+
+    Attributes:
+        groups: those that can go beside the first trace's groups, which they are numbered after.
+    """
+
+    def __init__(
+        self,
+        first: Formed,
+        second: Formed,
+        groups: Sequence[ChannelGroup],
+        held: Iterable[Vector],
+    ) -> None:
+        self._first, self._second = first, second
+        other = {n for vector in held for n in distinct(second.group_of.take(vector)).tolist()}
+        starts = {(axis.tensor, axis.axis): axis.first for axis in first.atoms.axes}
+        self._chosen = [
+            number
+            for number, group in enumerate(groups)
+            if group.prunable
+            and group.size > 1
+            and number not in other
+            and self._is_width(group, starts)
+        ]
+        self._all = groups
+        self._refused: set[int] = set()
+        self._number()
+
+    def _number(self) -> None:
+        """Of each group of the second trace, which of the chosen ones it is; -1 for the others."""
+        self.groups = [replace(self._all[number], of_heads=True) for number in self._chosen]
+        self._numbers = np.full(len(self._all) + 1, -1)  # the last: entries in no group are -1
+        self._numbers[self._chosen] = np.arange(len(self._chosen))
+
+    def _is_width(self, group: ChannelGroup, starts: dict[tuple[str, int], int]) -> bool:
+        """Whether each unit has as many entries of every head as of the others."""
+        for part in group.slices:
+            atoms = starts[part.tensor, part.axis] + part.positions
+            number = int(self._first.group_of[atoms[0]])
+            if number < 0 or (self._first.group_of.take(atoms) != number).any():
+                return False
+            heads, size = self._first.unit_of.take(atoms), self._first.sizes[number]
+            if len(atoms) < size * group.size:
+                return False
+            table = np.bincount(heads * group.size + part.units, minlength=size * group.size)
+            if size < 2 or np.ptp(table) or not table[0]:
+                return False
+        return True
+
+    def settled(self) -> bool:
+        """Whether all counts so far could be told; else there are fewer groups from now on."""
+        done = not self._refused
+        if not done:
+            self._chosen = [number for number in self._chosen if number not in self._refused]
+            self._refused = set()
+            self._number()
+        return done
+
+    def count(self, factor: tuple[int | Vector, int | Vector]) -> Count:
+        """The count of a dimension, as both traces have it."""
+        one, other = factor
+        rows, columns = self._first.count(one), self._columns(other)
+        if columns is None:
+            return rows
+        if not rows.groups or not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray):
+            return columns
+        if not self._is_table(one, other):
+            self._refused.update(distinct(self._second.group_of.take(other)).tolist())
+            return rows
+        return _product(rows, columns, len(one))
+
+    def _columns(self, factor: int | Vector) -> Count | None:
+        """What the second trace's groups have in a dimension; None for nothing."""
+        if not isinstance(factor, np.ndarray):
+            return None
+        numbers = self._numbers.take(self._second.group_of.take(factor))
+        if not (numbers >= 0).any():
+            return None
+        units, shares = self._second.unit_of.take(factor), []
+        for number in distinct(numbers[numbers >= 0]).tolist():
+            size = self.groups[number].size
+            entries = np.bincount(units[numbers == number], minlength=size)
+            shares.append((len(self._first.sizes) + number, entries))
+        return Count(int((numbers < 0).sum()), tuple(shares))
+
+    def _is_table(self, one: Vector, other: Vector) -> bool:
+        """Whether as many entries belong to a row and a column as to any others."""
+        rows = _each(self._first.group_of.take(one), self._first.unit_of.take(one))
+        numbers = self._numbers.take(self._second.group_of.take(other))
+        columns = _each(numbers, np.where(numbers < 0, 0, self._second.unit_of.take(other)))
+        width = int(columns.max()) + 1
+        table = np.bincount(rows * width + columns, minlength=(int(rows.max()) + 1) * width)
+        table = table.reshape(-1, width)
+        return np.array_equal(table * table.sum(), np.outer(table.sum(1), table.sum(0)))
+
+    def rules(self, first: Bindings, second: Bindings) -> list[SizeRule]:
+        """The attributes that follow heads, their width, or both."""
+        found = []
+        for module, name in {**second, **first}:
+            key, count = (module, name), Count(1, ())
+            if key in first:
+                old, vector = first[key]
+                count = self._first.count(vector)
+            if key in second:
+                old, vector = second[key]
+                columns = self._columns(vector)
+                if columns is not None:  # how much of it is left is all that counts
+                    count = replace(count, times=columns)
+            found.append(SizeRule(module, name, old, count))
+        return found
+
+
+def _each(groups: Vector, units: Vector) -> Vector:
+    """A number from 0 on for each pair of a group and a unit."""
+    return numbered((groups.astype(np.int64) + 1) * (int(units.max()) + 2) + units + 1)[1]
+
+
+def _product(rows: Count, columns: Count, size: int) -> Count:
+    """``rows * columns / size``, in whole numbers."""
+    # Of 3 x 2 heads of 4, two heads' 12 entries each and four columns' 6: 24 = (1 + 1) x 4 x 3.
+    each, other = (
+        gcd(c.constant, *(int(n) for _, s in c.shares for n in s)) for c in (rows, columns)
+    )
+    return replace(_scaled(rows, 1, each), times=_scaled(columns, each * other // size, other))
+
+
+def _divisor(count: Count) -> int:
+    """The largest that divides all shares."""
+    return gcd(count.constant, *(int(n) for _, entries in count.shares for n in distinct(entries)))
+
+
+def _scaled(count: Count, times: int, by: int) -> Count:
+    shares = tuple((group, entries // by * times) for group, entries in count.shares)
+    return Count(count.constant // by * times, shares)
+
+
+class Met(NamedTuple):
+    """What a trace counts, in the order in which it was met; factors are sizes or labels."""
+
+    costs: list[OperatorCost]
+    outputs: list[RecordedOutput]
+    spans: list[Span]
+    parameters: list[OperatorCost]
+
+
+def met(recorder: Recorder) -> Met:
+    """All that a recording counts."""
+    parameters = []
+    for name, tensor in recorder.atoms.tensors.items():
+        if isinstance(tensor, nn.Parameter):
+            axes = recorder.atoms.axes_of[id(tensor)]
+            factors = tuple([axes.get(d, n) for d, n in enumerate(tensor.shape)])
+            parameters.append(OperatorCost(name, "parameters", factors, ("", 0)))
+    return Met(recorder.costs, recorder.outputs, recorder.storages.spans, parameters)
+
+
+def met_in_both(first: Recorder, second: Recorder) -> Met | None:
+    """What two recordings count, with the factors of both; None where they differ in what it is."""
+    (costs, outputs, spans, parameters), theirs = met(first), met(second)
+    pairs = (
+        _paired(costs, theirs.costs),
+        _paired(outputs, theirs.outputs),
+        _paired(spans, theirs.spans),
+        _paired(parameters, theirs.parameters),
+    )
+    if any(kind is None for kind in pairs):
+        return None
+    return Met(*[kind or [] for kind in pairs])
+
+
+def _paired(ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any] | None:
+    if len(ours) != len(theirs):
+        return None
+    pairs = []
+    for one, other in zip(ours, theirs, strict=True):
+        if replace(one, factors=()) != replace(other, factors=()):
+            return None
+        if len(one.factors) != len(other.factors):
+            return None
+        pairs.append(replace(one, factors=tuple(zip(one.factors, other.factors, strict=True))))
+    return pairs
+
+
+__all__ = ["HeadWidths", "Met", "met", "met_in_both"]
