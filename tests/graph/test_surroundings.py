@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,10 @@ def test_scores_and_proof_are_the_undisturbed_ones(
     graph = netslim.trace(model, x)
     with MODES[name]():
         found = netslim.score(graph, model, "taylor", batches=[(x, TARGETS)])
-        assert netslim.verify(model, small, plan, x) == proof
+        again = netslim.verify(model, small, plan, x)
+    # PyTorch's fused operators of a whole layer round otherwise than what they stand for.
+    assert replace(again, deviation=proof.deviation) == proof
+    assert again.deviation < 1e-14
     for group, values in found.items():
         torch.testing.assert_close(values, measured[group], rtol=1e-4, atol=1e-9)
     assert all(torch.equal(scores[g], v) for g, v in netslim.score(graph, model, "l2").items())
