@@ -200,10 +200,18 @@ class _Problem:
         """The widest groups that cannot be cut, and why."""
         frozen = [group for group in self.graph.groups if group.frozen]
         frozen.sort(key=lambda group: -group.size)
-        if not frozen:
-            return ""
-        told = [f"{group.name} ({group.reason})" for group in frozen]
-        return f", and all of what cannot be cut: {listed(told, most=3)}"
+        said = ""
+        if frozen:
+            told = [f"{group.name} ({group.reason})" for group in frozen]
+            said = f", and all of what cannot be cut: {listed(told, most=3)}"
+        unscored = [g.name for g in self.graph.prunable if g.name not in self.scores]
+        if unscored:
+            said += (
+                f". There are no scores of {listed(unscored, most=3)}, which could go: a criterion "
+                "that looks at what layers read says nothing of weights that are no layer's; "
+                "criterion='l2' does"
+            )
+        return said
 
     def _relaxed(self) -> Iterator[tuple[str, _Problem]]:
         """Each limit that was given, in words, and the problem as it were without that one."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from netslim import Budget, score, select, trace
+from netslim.errors import PlanError
 from pattern import PICTURES, Patterns, conv, tail
 
 pattern = Patterns()
@@ -232,3 +234,28 @@ def what_a_layer_puts_out_is_no_weight(s, x):
     """Though it is a mixture of the layer's weights: queries and keys are coupled as ever."""
     q, k = (layer(s.a(x)).flatten(2) for layer in (s.q, s.k))
     return tail(s, (q.mT @ k).mean(1).view(-1, 1, 8, 8) + s.a(x))
+
+
+def test_what_the_data_say_nothing_of_is_named_where_a_budget_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 9, 1), nn.Conv2d(9, 8, 1), Modulated())
+    batches = [(torch.randn(2, 3, 8, 8),) for _ in range(4)]
+    graph = trace(model.eval(), PICTURES)
+    scores = score(graph, model, "obs", batches=batches)
+    with pytest.raises(PlanError, match=r"no scores of 1, which could go: .* criterion='l2' does"):
+        select(graph, scores, Budget(cut_macs=0.7))
+    assert select(graph, score(graph, model, "l2"), Budget(cut_macs=0.7)).removed
+
+
+class Modulated(nn.Module):
+    """Reads with a weight that is a product with what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = weight(6, 8)
+
+    def forward(self, x):
+        batch, read, height, width = x.shape
+        kernel = self.weight * x.mean((2, 3))[:, None]
+        kernel = kernel.view(-1, read, 1, 1)
+        out = F.conv2d(x.reshape(1, -1, height, width), kernel, groups=batch)
+        return out.view(batch, -1, height, width)
