@@ -31,6 +31,14 @@ def in_order(s, h, x):
     return h[:, s.order]
 
 
+def selected_in_order(s, h, x):
+    return h.index_select(1, s.order)
+
+
+def in_order_and_selected(s, h, x):
+    return h[:, s.order] + torch.cat([s.c(x), h], 1).index_select(1, s.order)
+
+
 def in_order_twice(s, h, x):
     return h[:, s.order][:, s.order]
 
@@ -68,6 +76,7 @@ def halved(model, x=X):
     ("pick", "numbers", "read", "groups"),
     [
         (in_order, ORDER, 8, [8]),
+        (selected_in_order, ORDER, 8, [8]),
         (in_order_twice, (1, 0, 3, 2, 5, 4, 7, 6), 8, [4]),
         (both_in_order, ORDER, 8, [8]),
         (beside_the_rest, ORDER, 16, [8]),
@@ -95,7 +104,9 @@ def test_the_numbers_of_what_is_left_keep_their_order():
     assert small.order.tolist() == [sorted(left).index(n) for n in left]
 
 
-@pytest.mark.parametrize("pick", [also_ranked, also_a_factor], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "pick", [also_ranked, also_a_factor, in_order_and_selected], ids=lambda f: f.__name__
+)
 def test_numbers_that_are_read_for_something_else_hold_their_channels(pick):
     graph = netslim.trace(Net(pick).eval(), X)
     assert "a" in graph.frozen

@@ -320,14 +320,20 @@ def index_select(
     """A list of numbers that the model holds hands out its entries as channels.
 
     What they are picked from must stay. So the entries of the list (`netslim.models.ChannelSelect`)
-    can be cut like the filters of a layer that made what was picked.
+    can be cut like the filters of a layer that made what was picked. One that names all of them,
+    in another order, picks none: there both go together, as with ``x[:, self.order]``.
     """
     labels, dim = rec.get(x), dim % max(x.dim(), 1)
     dims = dict(labels.dims)
+    places = [*[None] * dim, numbers]
+    if _by_an_order(rec, labels, places) is not None and _only_reorders(numbers, dims[dim]):
+        rec.set(out, {**dims, dim: _in_order(rec, dims[dim], numbers)}, weight=False)
+        return
     chosen = None
     if dim in dims and not labels.weight:
         chosen = _selection(rec, numbers)
     if chosen is not None:
+        rec.readers[id(numbers)].add("a selection")
         reason = f"{rec.atoms.names[id(numbers)]} picks from them by their numbers"
         rec.atoms.freeze(dims[dim], reason)
         rec.atoms.mark(chosen, PRODUCER)
@@ -403,6 +409,12 @@ def _by_an_order(rec: Recorder, labels: Labels, indices: Sequence[Any]) -> int |
         rec.freeze(known, "its numbers pick from others, too")
         return None
     return used[0]
+
+
+def _only_reorders(numbers: Tensor, vector: Vector) -> bool:
+    """Whether these are all numbers of the channels, and not as they are."""
+    found = numbers.tolist()
+    return found != sorted(found) and sorted(found) == [*range(len(vector))]
 
 
 def _in_order(rec: Recorder, vector: Vector, numbers: Tensor) -> Vector:

@@ -692,7 +692,7 @@ class Recorder:
     def hold_orders(self) -> None:
         """Hold the channels whose numbers are also read for something else, which would change."""
         for name, vector in self.orders.items():
-            others = self.readers[id(self.atoms.tensors[name])] - {"index"}
+            others = self.readers[id(self.atoms.tensors[name])] - {"index", "index_select"}
             if others:
                 reason = f"{name} picks from them by their numbers, which {min(others)} reads, too"
                 self.atoms.freeze(vector, reason)
