@@ -416,11 +416,16 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in _HOMES:
             _check_kind(name, value)
-        elif name == "example_inputs" and isinstance(value, Checked):
-            home = next((key for key, (kind, *_) in _HOMES.items() if kind is type(value)), "")
+        elif name == "example_inputs":
+            _check_inputs(value)
+
+
+def _check_inputs(value: Any) -> None:
+    for name, (kind, *_) in _HOMES.items():
+        if isinstance(value, kind):
             raise ArgumentError(
                 f"example_inputs must be what the model takes, got {described(value)}: give that "
-                f"by name{home and f', {home}=...'}"
+                f"by name, {name}=..."
             )
 
 

@@ -151,11 +151,13 @@ def timed(
 
     example = torch.zeros(stage.latency_batch, *shape)
     found = latency(networks, example, device=device)
-    known = {"beside": beside} if beside else {}
-    return {
-        key: {"median": item.median_ms, "low": item.low_ms, "high": item.high_ms, **known}
+    times: dict[str, Any] = {
+        key: {"median": item.median_ms, "low": item.low_ms, "high": item.high_ms}
         for key, item in found.items()
     }
+    if beside:
+        times = {key: {**item, "beside": beside} for key, item in times.items()}
+    return times
 
 
 def crowded(beside: int) -> Iterator[str]:
