@@ -109,10 +109,11 @@ def _binder(
     known = {*in_order, *by_name}
 
     def others(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        return signature.bind(*args, **kwargs).arguments
+        found: Mapping[str, Any] = signature.bind(*args, **kwargs).arguments
+        return found
 
     def plain(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        given = dict(zip(in_order, args, strict=False)) | kwargs
+        given: Mapping[str, Any] = {**dict(zip(in_order, args, strict=False)), **kwargs}
         fits = len(given) == len(args) + len(kwargs) and needed <= given.keys() <= known
         if not fits:
             return others(args, kwargs)
