@@ -136,6 +136,6 @@ def test_noise_has_the_shape_of_the_inputs(shape):
     assert float(made.std()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("side", "size"), [(32, 32), (224, 20), (2000, 4)])
+@pytest.mark.parametrize(("side", "size"), [(32, 32), (224, 10), (2000, 4)])
 def test_of_large_inputs_there_are_fewer(side, size):
     assert _examples([torch.zeros(1, 3), torch.zeros(1).expand(1, 3, side, side)]) == size
