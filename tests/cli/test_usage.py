@@ -49,7 +49,7 @@ WRONG = [
     ([*CUT, "--round-to"], "--round-to: expected one argument", "netslim prune --help"),
     ([*CUT, "other"], "unrecognized arguments: other", "netslim prune --help"),
     ([*SEARCH, "--over", "macs"], "--over macs: there is no such choice; macs is for --resource", "netslim search --help"),
-    (["inspect", "zoo:vgg11", "--group", "a"], "no option --group; options of the model go by", "inspect --help"),
+    (["inspect", "zoo:vgg11", "--kind", "a"], "no option --kind; options of the model go by", "inspect --help"),
     ([*TRAIN, "--width", "8"], "no option --width; did you mean '--model.width'?", "netslim train --help"),
     ([*TRAIN, "--image-size", "8"], "did you mean '--data.image_size'?", "netslim train --help"),
     (["run", "digits", "--model", "zoo:vgg11"], "did you mean '--model.name'?", "netslim run --help"),
