@@ -299,13 +299,16 @@ def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, 
     for path, module in model.named_modules():
         if path in narrower and type(module) in (nn.MultiheadAttention, SeparateHeads):
             yield module, "head_scale", head_scale(module)
-        parts = {id(part) for part in module.modules()}
-        if isinstance(module, nn.TransformerEncoderLayer) and not norms.isdisjoint(parts):
+        if isinstance(module, nn.TransformerEncoderLayer) and _has_part(module, norms):
             yield module, "activation_relu_or_gelu", 0
         if isinstance(module, nn.TransformerEncoder):
             inner = {joined(path, name) for name, _ in module.named_modules()}
-            if not (norms.isdisjoint(parts) and cut.isdisjoint(inner)):
+            if _has_part(module, norms) or not cut.isdisjoint(inner):
                 yield module, "use_nested_tensor", False
+
+
+def _has_part(module: nn.Module, ids: set[int]) -> bool:
+    return not ids.isdisjoint(map(id, module.modules()))
 
 
 def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.Parameter]]:
