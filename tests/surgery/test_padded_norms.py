@@ -362,6 +362,36 @@ def test_it_is_exported_and_written_without_netslim(norm):
         assert torch.allclose(plain.to(dtype)(x), wanted, atol=10 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("places", [(WIDE, 4), (3, WIDE)])
+def test_a_norm_over_channels_and_places(places, affine, tmp_path):
+    """Channels first, or last; one of the places is as many as there are channels."""
+
+    def fresh():
+        torch.manual_seed(0)
+        norm = nn.LayerNorm((WIDE, *places), elementwise_affine=affine)
+        parts = nn.Conv2d(3, WIDE, 1), nn.Sigmoid(), norm, nn.Conv2d(WIDE, 2, 1)
+        if places[-1] == WIDE:
+            norm = nn.LayerNorm((5, WIDE), elementwise_affine=affine)
+            parts = nn.Linear(3, WIDE), nn.Sigmoid(), norm, nn.Linear(WIDE, 2)
+        return nn.Sequential(*parts).eval()
+
+    model, x = fresh(), torch.randn(2, 3, *places)
+    if places[-1] == WIDE:
+        x = torch.randn(2, 5, 3)
+    graph = netslim.trace(model, x)
+    plan = cut(graph, lambda size: 5)
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, x, graph=graph).deviation < 1e-13
+    again = cut(netslim.trace(small, x), lambda size: 2)
+    smaller = netslim.prune(small, again)
+    assert netslim.verify(small, smaller, again, x).deviation < 1e-13
+    assert smaller[2].normalized_shape.count(2) == 1
+    loaded = netslim.load(fresh(), netslim.save(smaller, tmp_path / "small.safetensors"))
+    for other in (loaded, netslim.models.plain(smaller)):
+        assert torch.equal(outputs(other, x), outputs(smaller, x))
+
+
 class Doubled(nn.LayerNorm):
     def forward(self, x):
         return 2 * super().forward(x)

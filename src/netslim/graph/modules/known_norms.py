@@ -31,6 +31,7 @@ from netslim.graph.modules.padded_norms import (
     ZEROS,
     NormWidth,
     PaddedNorm,
+    PaddedWholeNorm,
     own_tensors,
     usual_eps,
 )
@@ -79,6 +80,9 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
         return Known(module.padded_row, bare=not own_tensors(module))
     if x.dim() < 2 or not _by_itself(module):
         return None
+    whole = NormWidth("", PaddedWholeNorm.kind, 1, 0)
+    if PaddedWholeNorm._fits(module, whole):
+        return Known(whole, bare=not own_tensors(module))
     convolution = may_compute(module)
     widths = tuple(x.shape[d] if _as_many(module, x.shape[d]) else None for d in DIMS)
     if not convolution and not any(widths):

@@ -266,6 +266,30 @@ class PaddedLayerNorm(PaddedNorm, nn.LayerNorm):
         return out.movedim(-1, self.padded_dim)
 
 
+class PaddedWholeNorm(PaddedNorm, nn.LayerNorm):
+    """A layer normalisation over channels and places alike, with a weight for each: `PaddedNorm`.
+
+    As many of its last dimensions as PyTorch's own takes, of which one is that of the channels.
+    """
+
+    kind = "whole"
+
+    @classmethod
+    def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:
+        """Whether a module has what this needs."""
+        return type(module) is nn.LayerNorm and len(module.normalized_shape) > 1
+
+    def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
+        over = list(range(-len(self.normalized_shape), 0))
+        return _standardised(x, over, share, eps).contiguous()
+
+    def _affine(self, x: Tensor) -> Tensor:
+        for held, use in ((self.weight, torch.mul), (self.bias, torch.add)):
+            if held is not None:
+                x = use(x, held.to(x.dtype))
+        return x
+
+
 class PaddedGroupNorm(PaddedNorm, nn.GroupNorm):
     """A group normalisation whose groups have all lost as many channels: `PaddedNorm`."""
 
@@ -369,7 +393,7 @@ def usual_eps(module: nn.Module) -> float | None:
     return next((value for value in known if isinstance(value, float)), None)
 
 
-def _standardised(x: Tensor, dim: int, share: float, eps: float) -> Tensor:
+def _standardised(x: Tensor, dim: int | list[int], share: float, eps: float) -> Tensor:
     """Without the mean and over the deviation; both as if the others were zeros."""
     mean = share * x.mean(dim, keepdim=True)
     x = x - mean

@@ -249,7 +249,8 @@ def layer_norm(
     first = x.dim() - len(shape)
     for d in range(first, x.dim()):
         _affine(rec, dims, d, d - first, *params[:2])
-        rec.couple(dims.get(d), "layer normalisation over the channels")
+        # What the weights alone number, such as places, stays anyway.
+        rec.couple(labels.dims.get(d), "layer normalisation over the channels")
     for t in tensors_in(out):  # the result; means and deviations, of size 1 along the channels
         rec.set(t, {d: v for d, v in dims.items() if t.shape[d] == len(v)}, weight=False)
 

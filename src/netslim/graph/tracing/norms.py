@@ -9,7 +9,7 @@ a cut lets it go on over their old number, and each channel may go without a cha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.known_norms import Known, known
-from netslim.graph.modules.padded_norms import KINDS, ZEROS, PaddedGroupNorm, PaddedNorm
+from netslim.graph.modules.padded_norms import (
+    KINDS,
+    ZEROS,
+    PaddedGroupNorm,
+    PaddedNorm,
+    PaddedWholeNorm,
+)
 from netslim.graph.modules.padded_reductions import PaddedReduction
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
@@ -75,7 +81,7 @@ class Norms:
         if found is None:
             return
         vector, kind = found
-        self._repeating(module, vector)
+        self._repeating(module, vector, kind.dim)
         width = len(vector)
         if isinstance(module, PaddedNorm):
             width = module.padded_width
@@ -109,8 +115,11 @@ class Norms:
         """What a module normalises over, and how; None where it is no such normalisation."""
         if module in self.hooked or (kind := self._known(module, x)) is None:
             return None
+        labels = self.recorder.get(x).dims
+        if kind.kind == PaddedWholeNorm.kind and 1 not in labels:  # it may be any of several
+            kind = replace(kind, row=replace(kind.row, dim=-1))
         dim = kind.dim % len(_SHAPE(x))
-        vector = self.recorder.get(x).dims.get(dim)
+        vector = labels.get(dim)
         made = self.recorder.get(output).dims.get(dim)
         if vector is None:
             return None
@@ -140,7 +149,7 @@ class Norms:
         finally:
             self.recorder.unwatched -= 1
 
-    def _repeating(self, module: nn.Module, vector: Vector) -> None:
+    def _repeating(self, module: nn.Module, vector: Vector, dim: int) -> None:
         """Ask that the width which a module has written down follows its channels.
 
         Whether or not its own code reads that: once it is a `PaddedNorm` nobody does, and what a
@@ -149,32 +158,39 @@ class Norms:
         held = getattr(module, "normalized_shape", ())
         if not isinstance(held, tuple | list):
             held = (held,)
-        for size in held:
+        own = held[-1:]
+        if dim == 1:
+            own = held[:1]
+        for size in own:
             if self.recorder.mine(size) is not None and int.__int__(size) == len(vector):
                 self.recorder.constrain(size, vector, len(vector))
 
     def _as_operator(self, module: PaddedNorm, x: Tensor, output: Tensor) -> None:
         """What ran unseen, told as the operator of PyTorch's that does the same to channels."""
-        names = module.padded_weight, module.padded_bias
-        weight, bias = (_flat(getattr(module, name, None)) for name in names)
-        shape = tuple(_SHAPE(x))
-        vector = self.recorder.get(x).dims.get(module.padded_dim % len(shape))
+        vector = self.recorder.get(x).dims.get(module.padded_dim % len(_SHAPE(x)))
         if vector is not None:
-            self._repeating(module, vector)
-        operator: Any
-        args: tuple[Any, ...]
-        if isinstance(module, PaddedReduction):
-            operator, args = torch.ops.aten.mean.dim, (x, [module.padded_dim], module.keeps)
-        elif module.padded_dim == -1:
-            operator = torch.ops.aten.native_layer_norm.default
-            args = (x, shape[-1:], weight, bias, 0.0)
-        else:
-            operator, groups = torch.ops.aten.native_group_norm.default, 1
-            if isinstance(module, PaddedGroupNorm):
-                groups = module.num_groups
-            args = (x, weight, bias, *shape[:2], 0, groups, 0.0)
+            self._repeating(module, vector, module.padded_dim)
+        operator, *args = _like(module, x)
         name = operator._schema.name.removeprefix("aten::")
-        self.operators.ran(self.rules[name], operator, output, args, {})
+        self.operators.ran(self.rules[name], operator, output, tuple(args), {})
+
+
+def _like(module: PaddedNorm, x: Tensor) -> tuple[Any, ...]:
+    """(operator, its arguments), of PyTorch's, that does to channels what a module does."""
+    aten, shape = torch.ops.aten, tuple(_SHAPE(x))
+    if isinstance(module, PaddedReduction):
+        return aten.mean.dim, x, [module.padded_dim], module.keeps
+    if isinstance(module, PaddedWholeNorm):
+        over = shape[-len(module.normalized_shape) :]
+        return aten.native_layer_norm.default, x, over, module.weight, module.bias, 0.0
+    names = module.padded_weight, module.padded_bias
+    weight, bias = (_flat(getattr(module, name, None)) for name in names)
+    if module.padded_dim == -1:
+        return aten.native_layer_norm.default, x, shape[-1:], weight, bias, 0.0
+    groups = 1
+    if isinstance(module, PaddedGroupNorm):
+        groups = module.num_groups
+    return aten.native_group_norm.default, x, weight, bias, *shape[:2], 0, groups, 0.0
 
 
 def _flat(vector: Tensor | None) -> Tensor | None:
