@@ -510,7 +510,7 @@ def layer_norm_over_channels(s, x):
     return tail(s, s.norm(s.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
-@pattern({"b": 6}, {"a": (8, "layer normalisation")}, norm=nn.LayerNorm([8, 8, 8]))
+@pattern({"a": 8, "b": 6}, norm=nn.LayerNorm([8, 8, 8]))
 def layer_norm_over_everything(s, x):
     return tail(s, s.norm(s.a(x)))
 
