@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
@@ -69,11 +70,9 @@ class _State:
         attributes = vars(module)
         self._containers.append((attributes, dict(attributes)))
         # Hooks, too: who puts some in at the first run and notes that it has, would do so again.
-        for name in _TABLES:
-            if held := attributes.get(name):
-                self._containers.append((held, held.copy()))
-            elif held is not None:
-                self._empty.append(held)
+        tables = [attributes.get(name) for name in _TABLES]
+        self._containers += [(table, table.copy()) for table in tables if table]
+        self._empty += [table for table in tables if not table and table is not None]
         own = type(module).__module__.startswith("torch.nn.")
         if self._training or not own:
             for buffer in module._buffers.values():
@@ -141,6 +140,8 @@ def _refill(container: Any, before: Any) -> None:
     Nothing is taken out that stays: another thread may be running this very model.
     """
     if isinstance(container, dict) and [*container] == [*before]:
+        if all(map(operator.is_, container.values(), before.values())):
+            return
         for key, value in before.items():
             if container[key] is not value:
                 container[key] = value
