@@ -156,8 +156,10 @@ def cut(
         ways = {steps: _masked(model, way) for steps, way in ways.items()}
     if fresh is None and batches is not None:
         fresh = seen
-    smaller = plan if mode == "cut" and plan.ports else None
-    done = _told(_mended(ways, compensation, fresh, Judge(model, held, smaller)))
+    judge = Judge(model, held)
+    if mode == "cut" and plan.ports:
+        judge = replace(judge, plan=plan)
+    done = _told(_mended(ways, compensation, fresh, judge))
     large = threshold_warning(done.plan)
     if large is not None:
         done = replace(done, warnings=(large, *done.warnings))

@@ -447,7 +447,10 @@ class Recorder:
         if dim not in labels.dims:
             return False
         classes = distinct(self.atoms.find(labels.dims[dim]))
-        for factor in (*labels.factors, *(labels.mixed if mixed else ())):
+        factors = labels.factors
+        if mixed:
+            factors += labels.mixed
+        for factor in factors:
             for own, vector in factor.dims.items():
                 if np.array_equal(distinct(self.atoms.find(vector)), classes):
                     if role == CONSUMER:  # the mixing took it for what is made

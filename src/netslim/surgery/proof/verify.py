@@ -236,7 +236,10 @@ class _Pair:
         """All outputs that both networks have, step by step; one step where nothing is fed back."""
         back = {p.name: p.fed_by for p in self.plan.ports if p.kind == "input" and p.fed_by}
         found: list[Tensor] = []
-        for _ in range(STEPS if back else 1):
+        steps = 1
+        if back:
+            steps = STEPS
+        for _ in range(steps):
             outputs = run(model, inputs, what)
             if cut:
                 found += [tensor for _, tensor in outputs]
