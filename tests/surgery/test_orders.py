@@ -84,7 +84,6 @@ def halved(model, x=X):
         (in_order, (-5, 0, -3, 1, -1, 2, -2, 4), 8, [8]),
         (beside_the_rest, (2, 2, 5, 5), 12, [6, 2]),
     ],
-    ids=str,
 )
 def test_what_is_picked_goes_with_what_it_is_picked_from(pick, numbers, read, groups):
     model = Net(pick, numbers, read).eval()
