@@ -1,8 +1,9 @@
 """A network without any class of netslim, for where netslim is not installed.
 
-A network that netslim has cut is made of what it was made of before. Four things are netslim's
+A network that netslim has cut is made of what it was made of before. Five things are netslim's
 own: selections and batch normalisations that were put into it, which hang on hooks, normalisations
-over channels that have lost some, and the networks of the zoo. The hooks become what they stand
+over channels that have lost some, convolutions that have kept a weight which they had computed, up
+to a gain, and the networks of the zoo. The hooks become what they stand
 for, an `nn.Sequential`. A module of netslim's becomes the operators that it runs, a
 `torch.fx.GraphModule`, whose code is kept in its pickle.
 """
