@@ -174,3 +174,35 @@ def test_a_product_of_counts_is_counted_under_masks():
     some, none = np.array([True, False, True]), np.zeros(4, dtype=bool)
     assert count.groups == (0, 1)
     assert (count.kept({}), count.kept({0: some}), count.kept({0: some, 1: none})) == (30, 20, 4)
+
+
+def test_frequencies_that_all_layers_share_go_with_the_width_of_all():
+    """Rotary, as in LLaMA: a unit is a pair of channels of every head, and its frequency."""
+
+    class Rotary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.heads, self.head_dim, self.head = 4, 6, nn.Linear(24, 2)
+            self.layers = nn.ModuleList(nn.Linear(i, 72) for i in (3, 24))
+            self.frequencies = nn.Buffer(1 / 10 ** torch.linspace(0, 1, 3))
+
+        def turned(self, x):
+            angle = torch.arange(x.shape[2])[:, None] * self.frequencies
+            one, other = x.chunk(2, -1)
+            cos, sin = angle.cos(), angle.sin()
+            return torch.cat([one * cos - other * sin, other * cos + one * sin], -1)
+
+        def forward(self, h):
+            for layer in self.layers:
+                shape = (*h.shape[:2], self.heads, self.head_dim)
+                q, k, v = (part.view(shape).transpose(1, 2) for part in layer(h).chunk(3, -1))
+                h = F.scaled_dot_product_attention(self.turned(q), self.turned(k), v, scale=0.4)
+                h = h.transpose(1, 2).flatten(2)
+            return self.head(h.mean(1))
+
+    model = Rotary().double().eval()
+    graph = netslim.trace(model, X)
+    sizes = {g.name: g.size for g in graph.prunable}
+    assert sizes == {"layers.0": 4, "layers.0#2": 3}
+    nets.prove(model, X)

@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 
 from netslim.graph.counts import Count
-from netslim.graph.groups import ChannelGroup, SizeRule
+from netslim.graph.groups import ChannelGroup, SizeRule, Slice
 from netslim.graph.tracing.atoms import Atoms, Vector, distinct, numbered
 from netslim.graph.tracing.recorder import OperatorCost, Recorder
 from netslim.graph.tracing.remembered import Bindings
@@ -86,19 +86,28 @@ class HeadWidths:
         self._numbers[self._chosen] = np.arange(len(self._chosen))
 
     def _is_width(self, group: ChannelGroup, starts: dict[tuple[str, int], int]) -> bool:
-        """Whether each unit has as many entries of every head as of the others."""
-        for part in group.slices:
-            atoms = starts[part.tensor, part.axis] + part.positions
-            number = int(self._first.group_of[atoms[0]])
-            if number < 0 or (self._first.group_of.take(atoms) != number).any():
-                return False
-            heads, size = self._first.unit_of.take(atoms), self._first.sizes[number]
-            if len(atoms) < size * group.size:
-                return False
-            table = np.bincount(heads * group.size + part.units, minlength=size * group.size)
-            if size < 2 or np.ptp(table) or not table[0]:
-                return False
-        return True
+        """Whether each unit has as many entries of every head as of the others.
+
+        The frequencies of a rotary embedding, say, are of no head: they go by themselves.
+        """
+        tables = [self._table(group, part, starts) for part in group.slices]
+        found = [table for table in tables if table is not None]
+        return bool(found) and all(len(t) and t[0] and not np.ptp(t) for t in found)
+
+    def _table(
+        self, group: ChannelGroup, part: Slice, starts: dict[tuple[str, int], int]
+    ) -> Vector | None:
+        """How many entries each unit has of each head; None for no heads, empty for no table."""
+        atoms = starts[part.tensor, part.axis] + part.positions
+        numbers = self._first.group_of.take(atoms)
+        if (numbers < 0).all():
+            return None
+        number = int(numbers[0])
+        size = self._first.sizes[number]
+        if (numbers != number).any() or size < 2 or len(atoms) < size * group.size:
+            return np.empty(0, dtype=np.int64)
+        heads = self._first.unit_of.take(atoms)
+        return np.bincount(heads * group.size + part.units, minlength=size * group.size)
 
     def settled(self) -> bool:
         """Whether all counts so far could be told; else there are fewer groups from now on."""
