@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from netslim import cli
@@ -35,6 +37,10 @@ def test_without_time_nothing_is_run_and_it_is_said_how_to_go_on(capsys, tmp_pat
     said = capsys.readouterr().out
     assert "0 of 2 rows are finished; stopped after 0 s, as the 0 s were over; only" in said
     assert "go on with: netslim bench paper --rows digits --seeds 0 1 --minutes 0.0001" in said
+    assert paper("--rows", "digits", "--minutes", "0.0001", "--json") == 3
+    found = json.loads(capsys.readouterr().out)
+    assert (found["asked"], found["finished"], found["stopped"]) == (1, 0, True)
+    assert found["results"] == "paper/paper.json"
     assert sorted(path.name for path in (tmp_path / "paper").iterdir()) == [
         *("paper.json", "results.md")
     ]

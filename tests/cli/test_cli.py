@@ -72,6 +72,12 @@ def test_recipes(capsys):
     assert last.startswith("netslim recipes NAME shows")
     assert main(["recipes", "digits"]) == 0
     assert "cut_channels: 0.7" in capsys.readouterr().out
+    assert main(["recipes", "--json"]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(found) == shipped()
+    assert found["vgg19-cifar10"]["published"][0]["error"] == 6.34
+    assert main(["recipes", "digits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "digits"
 
 
 def test_a_run_and_its_report(tmp_path, capsys):
@@ -97,8 +103,12 @@ def test_a_run_and_its_report(tmp_path, capsys):
     assert f"report: {folder}/report.html" in out.replace("\n", "")
     results = json.loads((folder / "results.json").read_text())
     assert [row["key"] for row in results["rows"]] == ["before", "pruned", "fine-tuned"]
+    run = ["run", "digits", "--stages.sparse.epochs", "1", "--stages.finetune.epochs", "1", *QUICK]
+    assert main([*run, "--out", str(folder), "--json"]) == 0  # a finished run is only shown
+    assert json.loads(capsys.readouterr().out)["rows"] == results["rows"]
     (folder / "report.html").unlink()
-    assert main(["report", str(folder)]) == 0
+    assert main(["report", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(folder / "report.html")}
     assert (folder / "report.html").stat().st_size > 10_000
 
 

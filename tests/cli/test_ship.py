@@ -78,6 +78,19 @@ def test_export_to_onnx(tmp_path, capsys):
     assert "exists already" in told(capsys, "export", *NET, *INPUT, "--out", out)
 
 
+def test_export_for_programs(checkpoint, tmp_path, capsys):
+    out = tmp_path / "net.pt2"
+    typed = [str(checkpoint), *INPUT, "--out", str(out), "--batch", "1", "--json"]
+    assert main(["export", *typed]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["size_bytes"]) == (str(out), out.stat().st_size)
+    assert (found["format"], found["inputs"], found["outputs"]) == (
+        "torch.export",
+        ["x"],
+        ["output"],
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

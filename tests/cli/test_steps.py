@@ -134,8 +134,13 @@ def test_a_cut_says_that_what_is_left_knows_nothing(trained, tmp_path, capsys):
     said = capsys.readouterr().out
     assert " points, 40 images)" in said
     assert "may be chance: 10 classes, 40 pictures" in said
-    go(*asked, "--limit-images", 0, "--out", tmp_path / "b.safetensors")
-    assert "accuracy" not in capsys.readouterr().out
+    out = tmp_path / "b.safetensors"
+    go(*asked, "--limit-images", 0, "--out", out, "--json")
+    said = json.loads(capsys.readouterr().out)
+    assert "accuracy" not in said["after"]
+    assert (said["after"]["params"], said["network"]) == (params(out), str(out))
+    assert [(row["before"], row["after"]) for row in said["widths"]] == [(16, 1), (32, 2)]
+    assert said["deviation"] < 1e-5
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
@@ -145,7 +150,10 @@ def test_what_was_cut_is_trained_cut_and_looked_at_again(name, trained, tmp_path
     said = capsys.readouterr().out
     assert f"params: {params(trained[name]):,} -> {params(files[0]):,} (-" in said
     assert "verified: the outputs deviate by no more than " in said
-    go("finetune", files[0], *QUICK_TRAIN, "--teacher", trained[name], "--out", files[1])
+    tune = ["finetune", files[0], *QUICK_TRAIN, "--teacher", trained[name]]
+    go(*tune, "--out", files[1], "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["network"], told["curves"]["epoch"]) == (str(files[1]), [1])
     go(
         "prune",
         files[1],

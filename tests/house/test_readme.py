@@ -29,6 +29,7 @@ DOCUMENTS = [
     "SECURITY.md",
     "CHANGELOG.md",
     "docs/from-the-originals.md",
+    "docs/command-line.md",
     "docs/coverage.md",
     "docs/distributed.md",
     "docs/own-network.md",

@@ -140,6 +140,12 @@ def test_a_finished_search_only_shows(searched, trained, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "as given" in said
     assert "best" in said
+    assert go(*search(trained, searched), "--json") == 0
+    told, kept = (
+        json.loads(capsys.readouterr().out),
+        json.loads((searched / "search.json").read_text()),
+    )
+    assert told["best"] == kept["best"]
     assert "network: " in said
 
 

@@ -140,6 +140,11 @@ def test_a_finished_folder_shows_its_results_and_makes_missing_pictures_again(
     assert shown.startswith(Sensitivity.load(shop / "out" / "sensitivity.json").table(0.03))
     assert (shop / "out" / "sensitivity.png").exists()
     assert (shop / "out" / "sensitivity.json").read_bytes() == before
+    shown_again = [shop / "vgg.safetensors", *ARGUMENTS[:4], "--out", shop / "out", "--json"]
+    assert go(*shown_again, "--max-drop", 3) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["limits"] == Sensitivity.load(shop / "out" / "sensitivity.json").limits(0.03)
+    assert told["rows"] == json.loads(before)["rows"]
 
 
 def test_some_of_the_images(shop, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import shlex
 import signal
@@ -103,10 +104,13 @@ def test_one_that_fails_is_named_and_the_others_end(how, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     good = written(recipe(TRAIN, **SHORT), tmp_path / "good.yaml")
     bad = written(recipe(LOST, **SHORT), tmp_path / "bad.yaml")
-    assert main(["run", bad, good, *how]) == 1
+    assert main(["run", bad, good, *how, "--json"]) == 1
     assert (tmp_path / "runs" / "good" / "results.json").exists()
     told = capfd.readouterr()
-    assert "network: runs/good/01-train/model.safetensors" in told.out
+    failed, ended = json.loads(told.out)
+    assert failed["folder"] == "runs/bad"
+    assert "stage 01-train, epoch 1, step " in failed["error"]
+    assert ended["results"]["network"] == "01-train/model.safetensors"
     last = told.err.splitlines()[-1]
     assert last.startswith("netslim: runs/bad failed: stage 01-train, epoch 1, step ")
     assert "go on with" not in last  # it would fail again: the line says what to change

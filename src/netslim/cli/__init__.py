@@ -1,10 +1,9 @@
 """The command line: each command is one library call.
 
-Whatever goes wrong on purpose (`NetslimError`) is one line on standard error and exit code 1;
-Ctrl-C is one line and 130; `--debug` shows the traceback instead. Wrong usage (no such command,
-option or choice, or one given twice) is one line, too, and 2; 3 is that the time was up before all
-was done. Only the module of the command that was typed is imported, so that `netslim --version`
-does not wait for torch.
+Whatever goes wrong on purpose (`NetslimError`), Ctrl-C and wrong usage (no such command, option or
+choice, or one given twice) are one line on standard error and an exit code, see `EXIT_CODES`;
+`--debug` shows the traceback instead. Only the module of the command that was typed is imported, so
+that `netslim --version` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -50,6 +49,23 @@ COMMANDS = {
     "bench paper": "run rows of the published tables",
 }
 
+# What the shell is told -> what it means; docs/command-line.md says the same at more length.
+EXIT_CODES = {
+    0: "done, or shown",
+    1: "failed: one line on standard error says what, where and what to do",
+    2: "wrong usage: no such command, option or choice; nothing was begun",
+    3: "`bench paper`: the time was up before all rows were finished",
+    130: "interrupted, by Ctrl-C or SIGTERM; what is finished is kept",
+    141: "the reader of the output has left",
+}
+
+_MORE = """\
+each command has a --help of its own, with examples, and --json, which prints data and nothing else:
+  netslim run digits
+  netslim prune zoo:vgg16 --input 3 32 32 --cut-macs 0.5 --out small.safetensors
+  netslim evaluate small.safetensors --data torchvision:CIFAR10 --json
+
+"""
 _SHARED = ("run", "train", "finetune")  # which several processes carry out together
 
 
@@ -151,6 +167,8 @@ def overview() -> Parser:
     )
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text)
+    codes = "\n".join(f"  {code:<5} {text}" for code, text in EXIT_CODES.items())
+    parser.epilog = f"{_MORE}exit codes:\n{codes}\n"
     return parser
 
 

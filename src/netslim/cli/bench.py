@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,11 +13,13 @@ from typing import Any, get_args
 from netslim._support import many
 from netslim.cli.common import (
     add_inputs,
+    add_json,
     add_trust,
     add_weights,
     examples,
     model_options,
     note,
+    print_json,
 )
 from netslim.cli.flags import MODELS, RUNTIMES
 from netslim.cli.parser import Parser
@@ -76,9 +77,7 @@ def register(parser: Parser) -> None:
         default=20.0,
         help="no new round of samples after S (default: 20)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="machine-readable, milliseconds and counts"
-    )
+    add_json(parser, "milliseconds, counts and bytes")
 
 
 def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -108,9 +107,7 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             "threads": threads,
             "torch": torch.__version__,
         }
-        print(
-            json.dumps({**surroundings, "batch_size": options.batch_size, "rows": rows}, indent=1)
-        )
+        print_json({**surroundings, "batch_size": options.batch_size, "rows": rows})
         return 0
     print(_table(rows))
     print(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from netslim.cli.common import add_changed_ok, as_arguments, going_on_by
+from netslim.cli.common import add_changed_ok, add_json, as_arguments, going_on_by, print_json
 from netslim.cli.parser import Parser, UsageError
+
+if TYPE_CHECKING:
+    from netslim.training.commands.paper import Outcome
 
 _ABOUT = """\
 Run rows of the published tables from the shipped recipes: several rows, several seeds, within a
@@ -19,7 +24,7 @@ results, paper.json and results.md, and beside them what unfinished rows go on f
 machine (carried-1.part ...): copy all of it there, and repeat the command. Exit code 0 where all
 rows are finished, 1 where one has failed, 3 where the time was up before.
 """
-_TIME_UP = 3  # exit code
+_TIME_UP = 3  # see `netslim.cli.EXIT_CODES`
 _RESULTS = {"out": Path("paper"), "page": None}  # where they go if nothing is said
 _MORE = """\
 any value of the recipes can be overridden by its dotted name, for all rows alike:
@@ -70,6 +75,7 @@ def register(parser: Parser) -> None:
         "--page", metavar="FILE", type=Path, help="the page (default: results.md in OUT)"
     )
     add_changed_ok(parser)
+    add_json(parser, "what is finished, what has failed, and where the results are")
 
 
 def _paper(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -82,8 +88,7 @@ def _paper(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         )
     names = options.rows or paper.default_rows(options.small)
     asked = paper.recipes(names, options.seeds, overrides, small=options.small)
-    again = options.typed
-    with going_on_by(again, options.runs):
+    with going_on_by(options.typed, options.runs):
         done = paper.carry_out(
             asked,
             options.out,
@@ -93,18 +98,28 @@ def _paper(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             deadline=paper.deadline_in(options.minutes, time.monotonic() - begun),
             changed_ok=options.changed_ok,
         )
-    print(paper.told(done, options.minutes, time.monotonic() - begun))
-    print(f"results: {options.out / 'paper.json'}")
-    print(f"page: {options.page or options.out / 'results.md'}")
-    if done.stopped:
-        print(f"go on with: {again}")
-    for row, problem in done.failed.items():
-        print(f"{row} failed: {problem}")
+    _tell(done, options, time.monotonic() - begun)
     if done.failed:
         return 1
     if done.stopped:
         return _TIME_UP
     return 0
+
+
+def _tell(done: Outcome, options: argparse.Namespace, spent: float) -> None:
+    from netslim.training.commands import paper
+
+    results, page = options.out / "paper.json", options.page or options.out / "results.md"
+    if options.json:
+        print_json({**asdict(done), "results": results, "page": page})
+        return
+    print(paper.told(done, options.minutes, spent))
+    print(f"results: {results}")
+    print(f"page: {page}")
+    if done.stopped:
+        print(f"go on with: {options.typed}")
+    for row, problem in done.failed.items():
+        print(f"{row} failed: {problem}")
 
 
 def _same(options: argparse.Namespace, overrides: dict[str, str]) -> Iterator[str]:

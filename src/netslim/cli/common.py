@@ -207,6 +207,18 @@ def going_on_by(command: str, place: Path) -> Iterator[None]:
         ) from None
 
 
+def add_json(parser: argparse.ArgumentParser, what: str = "as in the files of results") -> None:
+    """--json; `print_json` answers it. `what` is said of the data."""
+    parser.add_argument(
+        "--json", action="store_true", help=f"print JSON and nothing else, for programs: {what}"
+    )
+
+
+def print_json(found: Any) -> None:
+    """What --json asks for."""
+    print(json.dumps(found, indent=1, default=str))  # str: of places of files
+
+
 def show(table: Any, lines: Iterable[str], width: int) -> None:
     """Print a table, and lines below it as they are; where there is no terminal, it is so wide."""
     from rich.console import Console

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 
+from netslim.cli.common import add_json, print_json
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -22,10 +22,21 @@ Look at the test images with a network as it is: accuracy, loss, parameters, mul
 size. Nothing is trained and nothing is written.
 """
 
+_MORE = (
+    MODELS
+    + DATA
+    + """
+  netslim evaluate small.safetensors --data torchvision:CIFAR10
+  netslim evaluate small.safetensors --data folder:birds --split validation --json
+  netslim evaluate torchvision:resnet50 --weights resnet50.pth --data folder:imagenet \\
+      --data.mean "[0.485, 0.456, 0.406]" --data.std "[0.229, 0.224, 0.225]"
+"""
+)
+
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_evaluate, about=_EVALUATE, more=MODELS + DATA, dotted=True)
+    parser.carries_out(_evaluate, about=_EVALUATE, more=_MORE, dotted=True)
     add_network(parser)
     parser.add_argument(
         "--split",
@@ -40,7 +51,7 @@ def register(parser: Parser) -> None:
         type=int,
         help="mean of the answers to ten squares of each image: corners and centre, also mirrored",
     )
-    parser.add_argument("--json", action="store_true", help="machine-readable, shares from 0 to 1")
+    add_json(parser, "accuracies as shares from 0 to 1")
     add_surroundings(parser)
 
 
@@ -52,7 +63,7 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     )
     found = step.evaluate(recipe, options.split, options.ten_crop)
     if options.json:
-        print(json.dumps(asdict(found), indent=1))
+        print_json(asdict(found))
         return 0
     crops = top5 = size = ""
     if options.ten_crop is not None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netslim.cli.common import add_inputs, examples, model_options, note
+from netslim.cli.common import add_inputs, add_json, examples, model_options, note, print_json
 from netslim.cli.flags import MODELS, RUNTIMES, add_network
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from netslim.models import Exported
 
 _EXPORT = """\
 Write a network to a file for another runtime: ONNX (.onnx) or torch.export (.pt2). The file is read
@@ -63,6 +67,7 @@ def register(parser: Parser) -> None:
         help="largest accepted deviation, relative to the largest output (default: 1e-4 in "
         "float32); or of single outputs, as boxes=1e-3 logits=1e-4",
     )
+    add_json(parser, "the file, its tensors, and how it was verified")
 
 
 def _prepared(network: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, dict[str, str]]:
@@ -112,6 +117,14 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         tolerance=_tolerance(options.tolerance),
         metadata=metadata,
     )
+    if options.json:
+        print_json({**asdict(done), "metadata": metadata})
+    else:
+        _tell(done, options.normalise, metadata)
+    return 0
+
+
+def _tell(done: Exported, normalised: bool, metadata: Mapping[str, str]) -> None:
     kind: str = done.format
     if done.opset is not None:
         kind = f"ONNX, opset {done.opset}"
@@ -125,9 +138,8 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         f"in batches of {sizes}"
     )
     if metadata:
-        print(_takes(options.normalise))
+        print(_takes(normalised))
     print(f"file: {done.path}")
-    return 0
 
 
 def _tolerance(words: list[str] | None) -> float | dict[str, float] | None:

@@ -15,6 +15,7 @@ network that was cut can teach it. What `prune --mask` silenced is held at zero.
 _MORE = (
     MORE
     + """\
+  netslim finetune small.safetensors --data torchvision:CIFAR10 --out tuned.safetensors
   netslim finetune small.safetensors --data torchvision:CIFAR10 --out tuned.safetensors \\
       --augment 4 --epochs 20 --lr 0.001 --teacher vgg.safetensors --distill.temperature 2
 """

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from netslim.cli.common import add_inputs, examples, model_options, note
+from netslim.cli.common import add_inputs, add_json, examples, model_options, note, print_json
 from netslim.cli.flags import MODELS, add_network
 from netslim.cli.parser import Parser
 
@@ -49,7 +48,7 @@ def register(parser: Parser) -> None:
             help=f"this {kind} may lose channels, by position or name, such as 1 or state.h; may "
             "be repeated",
         )
-    parser.add_argument("--json", action="store_true", help="everything, machine-readable")
+    add_json(parser, "the whole channel graph")
 
 
 def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -76,7 +75,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         found = graph.to_dict()
         if told:
             found["explain"] = told
-        print(json.dumps(found, indent=1))
+        print_json(found)
     else:
         print("\n\n".join(told.values()) or graph)
     return 0

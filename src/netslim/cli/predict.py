@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from netslim.cli.common import add_trust
+from netslim.cli.common import add_json, add_trust
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 
@@ -30,7 +30,7 @@ def register(parser: Parser) -> None:
         "pictures", metavar="PICTURE", nargs="+", help="files, and folders with pictures"
     )
     parser.add_argument("--top", metavar="N", type=int, default=1, help="classes (default: 1)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each picture")
+    add_json(parser, "a line for each picture")
     add_trust(parser)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netslim.cli.common import check_sizes
+from netslim.cli.common import add_json, check_sizes, print_json
 from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
@@ -101,6 +102,7 @@ def register(parser: Parser) -> None:
         help="silence the channels and cut nothing; --by mask cuts them later",
     )
     add_surroundings(parser)
+    add_json(parser, "costs before and after, the proof, accuracies, and the files")
 
 
 def _amounts(group: Any) -> None:
@@ -161,7 +163,10 @@ def _prune(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         found = _limited(options, stage)
         recipe = step.step("prune", options.model, name, stage, overrides, settings=around)
         done = step.prune(recipe, options.out, options.input, found, look)
-    _tell(done, options.out, options.say)
+    if options.json:
+        print_json(_data(done, options.out, options.say))
+    else:
+        _tell(done, options.out, options.say)
     return 0
 
 
@@ -244,6 +249,27 @@ def _named(options: argparse.Namespace) -> dict[str, int | float]:
     if twice is not None:
         raise RecipeError(f"--layers names {twice!r} twice: give it once, with all that goes of it")
     return dict(zip(layers, amounts, strict=True))
+
+
+def _data(done: Pruned, out: Path, say: Callable[[str], str]) -> dict[str, Any]:
+    """The keys are those that `results.json` has of networks and cuts."""
+    from netslim.training.stages.runner import widths
+
+    before, after = asdict(done.before), asdict(done.after)
+    if done.accuracies is not None:
+        before["accuracy"], after["accuracy"] = done.accuracies
+    check = done.cut.check
+    return {
+        "before": before,
+        "after": after,
+        "images": done.images,
+        "deviation": check and check.deviation,
+        "widths": widths(done.cut.graph.groups, done.cut.plan),
+        "notes": [say(text) for text in (*done.cut.notes, *done.notices)],
+        "warnings": [say(text) for text in done.warnings],
+        "plan": done.plan_file,
+        "network": out,
+    }
 
 
 def _tell(done: Pruned, out: Path, say: Callable[[str], str]) -> None:

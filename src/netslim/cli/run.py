@@ -10,7 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netslim.cli.common import add_changed_ok, add_trust, as_arguments, going_on_by, show, told
+from netslim.cli.common import (
+    add_changed_ok,
+    add_json,
+    add_trust,
+    as_arguments,
+    going_on_by,
+    print_json,
+    show,
+    told,
+)
 from netslim.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -65,6 +74,7 @@ def register(parser: Parser) -> None:
         help="several runs side by side, each in a process of its own (default: one after the "
         "other)",
     )
+    add_json(parser, "as in results.json; of several runs, a list with their folders")
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -77,7 +87,11 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     job = jobs[0]
     with going_on_by(job.command, job.folder):
         results = run(job.recipe, job.folder, command=job.command, changed_ok=options.changed_ok)
-    if place().rank == 0:
+    if place().rank:
+        return 0
+    if options.json:
+        print_json(results)
+    else:
         _show(results, job.folder)
     return 0
 
@@ -127,10 +141,20 @@ def _several(jobs: Sequence[Job], options: argparse.Namespace) -> int:
         carry_out = together
     with going_on_by(options.typed, _place(options)):
         found = carry_out(jobs, changed_ok=options.changed_ok)
+    if options.json:
+        print_json([_data(each) for each in found])
     for each in found:
-        if each.results is not None:
+        if each.results is not None and not options.json:
             _show(each.results, each.job.folder)
     return max(map(_told_failure, found))
+
+
+def _data(ended: Ended) -> dict[str, Any]:
+    """One of several runs; as of `netslim status`, what has failed says why."""
+    where = {"folder": ended.job.folder}
+    if ended.error is not None:
+        return {**where, "error": told(ended.error)[0]}
+    return {**where, "results": ended.results}
 
 
 def _told_failure(ended: Ended) -> int:

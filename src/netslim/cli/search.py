@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from netslim.cli.common import going_on_by, show
+from netslim.cli.common import add_json, going_on_by, print_json, show
 from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
@@ -88,6 +88,7 @@ def register(parser: Parser) -> None:
     add_limits(how)
     add_compensation(how, _AUTO)
     add_surroundings(parser)
+    add_json(parser, "as in search.json")
 
 
 def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -107,7 +108,10 @@ def _search(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     )
     with going_on_by(options.typed, options.out):
         found = search.carry_out(recipe, aim, options.out, command=options.typed)
-    _show(found, options.out)
+    if options.json:
+        print_json(found)
+    else:
+        _show(found, options.out)
     return int(found["best"] is None)
 
 

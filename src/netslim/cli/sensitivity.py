@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
-from netslim.cli.common import going_on_by
+from netslim.cli.common import add_json, going_on_by, print_json
 from netslim.cli.cut_flags import (
     add_limits,
     add_max_drop,
@@ -25,6 +26,9 @@ from netslim.cli.flags import (
 from netslim.cli.parser import Parser
 from netslim.training.recipe.schema import Exploration
 
+if TYPE_CHECKING:
+    from netslim.methods.sensitivity_result import Sensitivity
+
 _SENSITIVITY = """\
 Cut each group of channels alone, at several ratios, and look at what is left with images that were
 set apart from the training images. Nothing is trained, and the test images are not looked at.
@@ -41,6 +45,8 @@ there. --max-drop tells how far each group may be cut, which `netslim prune` res
   netslim sensitivity vgg.safetensors --data torchvision:CIFAR10 --out explored --recalibrate 10
   netslim prune vgg.safetensors --input 3 32 32 --cut-macs 0.4 --out small.safetensors \\
       --limits explored/sensitivity.json --max-drop 1
+  netslim sensitivity vgg.safetensors --data torchvision:CIFAR10 --out explored --recalibrate 10 \\
+      --max-drop 1 --json
 """
 )
 
@@ -62,6 +68,7 @@ def register(parser: Parser) -> None:
     add_validation(look, trained=True)
     add_max_drop(look, "tell how far each group may be cut for so many points")
     add_surroundings(parser)
+    add_json(parser, "as in sensitivity.json; with --max-drop, the limits too")
 
 
 def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -76,8 +83,17 @@ def _sensitivity(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         found = sensitivity.explore(recipe, options.out, how)
     if drop is not None:
         drop /= 100
+    if options.json:
+        print_json(_data(found, drop))
+        return 0
     print(found.table(drop))
     for text in noise_of(found.to_dict(), options.max_drop):
         print(f"note: {text}")
     print(f"results: {options.out / 'sensitivity.json'}\npage: {options.out / 'sensitivity.html'}")
     return 0
+
+
+def _data(found: Sensitivity, drop: float | None) -> dict[str, Any]:
+    if drop is None:
+        return found.to_dict()
+    return {**found.to_dict(), "limits": found.limits(drop)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netslim._support import many
+from netslim.cli.common import add_json, print_json
 from netslim.cli.parser import Parser
 from netslim.errors import NetslimError
 
@@ -22,13 +22,20 @@ folder in which the folders of several runs lie, a line for each.
 """
 
 
+_MORE = """\
+examples:
+  netslim status runs/digits
+  netslim status runs --json
+"""
+
+
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_status, about=_STATUS)
+    parser.carries_out(_status, about=_STATUS, more=_MORE)
     parser.add_argument(
         "folder", metavar="DIR", type=Path, help="the run folder, or one of several runs"
     )
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    add_json(parser, "a run, or a list of several")
 
 
 def _status(options: argparse.Namespace, _: dict[str, str]) -> int:
@@ -39,7 +46,7 @@ def _status(options: argparse.Namespace, _: dict[str, str]) -> int:
         return _several(several, options.json)
     found = status(options.folder)
     if options.json:
-        print(json.dumps(found.to_dict(), indent=1))
+        print_json(found.to_dict())
         return 0
     width = max(len(stage.stage) for stage in found.stages)
     print(_line(found))
@@ -65,7 +72,7 @@ def _several(folders: Iterable[Path], as_json: bool) -> int:
         if not as_json:
             print(line)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print_json(found)
     return int(any("error" in run for run in found))
 
 

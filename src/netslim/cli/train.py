@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from netslim._support import many
-from netslim.cli.common import add_changed_ok, going_on_by
+from netslim.cli.common import add_changed_ok, add_json, going_on_by, print_json
 from netslim.cli.flags import (
     DATA,
     MODELS,
@@ -86,6 +86,7 @@ def add_flags(parser: Parser, epochs: int, rate: float) -> None:
     )
     add_surroundings(parser)
     add_changed_ok(parser)
+    add_json(parser, "as in stage.json of the stage, and the network's file")
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -105,6 +106,9 @@ def fit(kind: str, options: argparse.Namespace, overrides: dict[str, str]) -> in
             recipe, options.out, command=options.typed, changed_ok=options.changed_ok
         )
     if place().rank:
+        return 0
+    if options.json:
+        print_json({**found, "network": options.out})
         return 0
     print(f"trained for {many(len(found['curves']['epoch']), 'epoch')} in {found['seconds']:.1f} s")
     print(f"network: {options.out}")

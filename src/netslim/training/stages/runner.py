@@ -466,7 +466,7 @@ class Runner(Networks):
         return {
             "seconds": round(time.perf_counter() - started, 3),
             **_proof(done.check),
-            "widths": [] if masked else _widths(done.graph.groups, done.plan),
+            "widths": [] if masked else widths(done.graph.groups, done.plan),
             "notes": list(done.plan.notes),
             "remarks": [*_chosen(done.plan), *done.notes],
             "warnings": list(done.warnings),
@@ -628,7 +628,7 @@ def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
         write_atomic(folder.plan, pruning.plan.to_json())
     return {
         **_proof(pruning.verification),
-        "widths": _widths(pruning.original.groups, pruning.plan),
+        "widths": widths(pruning.original.groups, pruning.plan),
         "notes": list(pruning.plan.notes),
     }
 
@@ -646,7 +646,7 @@ def _proof(check: Verification | None) -> Results:
     return {"verification": asdict(check)}
 
 
-def _widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
+def widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
     """Channels of every prunable layer before and after."""
     found = []
     for group in groups:

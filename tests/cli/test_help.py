@@ -1,0 +1,45 @@
+"""What every command has: examples in its help that can be typed as they stand, and JSON."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from netslim import cli
+from netslim.cli.common import split_overrides
+from places import REPOSITORY
+
+
+def examples(command: str) -> list[list[str]]:
+    """What stands behind `netslim` in the examples of a command's help."""
+    text = (cli.parser_of(command).epilog or "").replace("\\\n", " ")
+    return [
+        shlex.split(line.split(" > ")[0]) for line in re.findall(r"^  netslim (.*)", text, re.M)
+    ]
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_help_has_examples_that_can_be_typed(command):
+    found = examples(command)
+    own = [typed for typed in found if " ".join(typed).startswith(command)]
+    assert len(own) >= 2
+    for typed in found:
+        name, rest = cli._split(typed)
+        parser = cli.parser_of(name)
+        tokens, dotted = split_overrides(rest)
+        parser.read(tokens)
+        assert parser.dotted or not dotted
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_prints_json_for_programs(command):
+    assert "--json" in cli.parser_of(command).flags()
+
+
+def test_exit_codes_are_documented_once_and_alike():
+    page = (REPOSITORY / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)] == list(cli.EXIT_CODES)
+    told = cli.overview().format_help()
+    assert all(re.search(rf"^  {code} +\S", told, re.M) for code in cli.EXIT_CODES)
