@@ -450,7 +450,7 @@ TRAIN = ["train", *VGG, *QUICK_TRAIN, "--out", "x.safetensors"]
 TUNE = ["finetune", "resnet.safetensors", *QUICK_TRAIN, "--out", "x.safetensors"]
 MISTAKES = [
     (CUT, "--cut-channels 0.5"),
-    ([*CUT, "--cut-channels", "0.5", "--limit-images", "9"], "--limit-images 9: give 0 or more images of --data"),
+    ([*CUT, "--cut-channels", "0.5", "--limit-images", "9"], "--limit-images is of --data, which is not given"),
     ([*CUT, "--by", "greedy", "--cut-channels", "0.5"], "name --layers"),
     ([*CUT, "--by", "greedy", "--layers", "conv1", "--counts", "3", "--allocation", "cost"], "--allocation means nothing"),
     ([*CUT, "--by", "zeros", "--layers", "conv1", "--counts", "3"], "finds out itself"),
