@@ -71,7 +71,6 @@ def block(kind="sdpa", keys=4):
 
 
 BOTH = {
-    "sdpa": (block(), 4),
     "table": (block("table"), 4),
     "alibi": (block("alibi"), 4),
     "grouped": (block("grouped", keys=2), 2),
