@@ -140,6 +140,22 @@ def test_what_cannot_be_exact_is_left_to_heads():
         assert {g.name: g.size for g in graph.prunable if g.name != "a"} == {"q": 4}
 
 
+def test_a_model_that_runs_once_alone_is_traced_as_far_as_it_goes(capsys):
+    runs = []
+
+    class Once(Block):
+        def forward(self, x):
+            runs.append(1)
+            print("runs")
+            if len(runs) > 1:
+                raise RuntimeError("used up")
+            return super().forward(x)
+
+    graph = netslim.trace(Once("eager").double().eval(), X)
+    assert {g.name for g in graph.prunable} == {"a", "q"}
+    assert capsys.readouterr().out == "runs\n"
+
+
 def test_where_heads_stay_their_width_may_go():
     model = block("literal")
     graph, _, small, _ = nets.prove(model, X)

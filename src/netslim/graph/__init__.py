@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ from netslim.graph.modules.ports import Free, PortName
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
+from netslim.graph.tracing.other_sizes import untouched
 from netslim.graph.tracing.ports import Ports, apart
 from netslim.graph.tracing.running import record
 from netslim.graph.tracing.unseen import settle
@@ -76,6 +78,9 @@ def trace(
         settled = heads, settle(heads, example_inputs)
         if not heads.may_narrow:
             return build(settled, ports)
-        again = Ports(free)
-        narrower = record(inner, example_inputs, RULES, fallback, ports=again, heads=heads)
-        return build(settled, ports, (narrower, settle(narrower, example_inputs)), again)
+        again, narrower = Ports(free), None
+        # What comes of a second run is more that may go; a model that does not take one has less.
+        with suppress(Exception), untouched(inner):
+            found = record(inner, example_inputs, RULES, fallback, ports=again, heads=heads)
+            narrower = found, settle(found, example_inputs)
+        return build(settled, ports, narrower, again)
