@@ -34,6 +34,9 @@ from netslim.training.launched import for_one_process, place
 COMMANDS = {
     "run": "carry out a recipe, from data to report",
     "recipes": "list the shipped recipes, a line each, or show one",
+    "models": "list the networks that go by a name",
+    "data": "list the kinds of data sets",
+    "criteria": "list what scores channels, spreads a cut, or trains towards one",
     "status": "say how far a run is",
     "report": "make report.html of a finished run again",
     "train": "train a network once",

@@ -22,6 +22,16 @@ def criteria() -> dict[str, bool]:
     return {name: reads_data(name) for name in CRITERIA}
 
 
+def criterion_texts() -> dict[str, str]:
+    """Criterion -> its docstring."""
+    if "torch" not in sys.modules:
+        found = _decorated("criteria", "criterion")
+        return {node.name: ast.get_docstring(node) or "" for node, _ in found}
+    from netslim.selection.criteria.registry import CRITERIA
+
+    return {name: function.__doc__ or "" for name, function in CRITERIA.items()}
+
+
 def allocations() -> dict[str, str]:
     """Way of allocation -> its docstring."""
     if "torch" not in sys.modules:

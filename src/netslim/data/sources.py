@@ -25,13 +25,15 @@ from netslim.data.splits import Data, ImageTensors, Split, channel_statistics, h
 from netslim.data.unreadable import told
 from netslim.errors import DataError
 
-_FORMS = (
-    "digits",
-    *(f"torchvision:{name}" for name in builtin.TORCHVISION),
-    "folder:PATH",
-    "hf:ID-or-local-folder",
-    "wds:PATH",
-)
+_FETCHED = "as torchvision keeps it; download, or NETSLIM_DOWNLOAD=1, fetches it"
+# Form of a name -> what stands behind it.
+KINDS = {
+    "digits": "1,797 grey digits of 8 x 8 pixels, which come with scikit-learn",
+    **{f"torchvision:{name}": _FETCHED for name in builtin.TORCHVISION},
+    "folder:PATH": "pictures in a sub-folder for each class, in PATH or in PATH/train and PATH/test",
+    "hf:ID-or-local-folder": "a set of the Hugging Face hub, or train*.parquet and test*.parquet",
+    "wds:PATH": "WebDataset shards: train*.tar, and test*.tar or val*.tar",
+}
 
 
 @checks_calls
@@ -157,8 +159,8 @@ def _read(name: str, root: Path, wanted: Wanted, download: bool) -> Raw:
             return hub.read_hub(rest, wanted)
         return parquet.read_folder(local, name, wanted)
     raise DataError(
-        f"unknown data set '{name}'{nearest(name, _FORMS, otherwise=_or_folder(name))} "
-        f"Data sets are named {', '.join(_FORMS)}."
+        f"unknown data set '{name}'{nearest(name, KINDS, otherwise=_or_folder(name))} "
+        f"Data sets are named {', '.join(KINDS)}."
     )
 
 

@@ -1,0 +1,64 @@
+"""`netslim models`, `data`, `criteria`: what there is, in words and for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from netslim.cli import main
+from netslim.data import sources
+from netslim.selection.budget.allocation import ALLOCATIONS
+from netslim.selection.criteria.registry import CRITERIA
+from netslim.training.recipe.schema import METHODS
+
+
+def listed(capsys: Any, *arguments: str) -> Any:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_models_have_their_parameters(capsys):
+    found = {row["name"]: row for row in listed(capsys, "models", "zoo:vgg1")}
+    assert list(found) == [
+        f"zoo:vgg{rest}" for rest in ("11", "13", "16", "16_bn_4096", "16_fc512", "19")
+    ]
+    assert found["zoo:vgg16"] == {"name": "zoo:vgg16", "source": "netslim", "params": 14_724_042}
+    (family,) = (row for row in listed(capsys, "models", "zoo:resnet") if row["params"] is None)
+    assert family["needs"].startswith("depth: it takes depth, ")
+
+
+def test_models_by_a_part_of_the_name(capsys):
+    assert main(["models", "resnet18"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[0] == "zoo:resnet18"
+    assert "torchvision:resnet18" in names
+    assert all("resnet18" in name for name in names)
+    assert main(["models", "zoo:nothing"]) == 1
+    assert "no network has 'zoo:nothing' in its name" in capsys.readouterr().err
+
+
+def test_data(capsys):
+    found = listed(capsys, "data")
+    assert [row["name"] for row in found] == list(sources.KINDS)
+    assert main(["data"]) == 0
+    assert "folder:PATH            pictures in a sub-folder" in capsys.readouterr().out
+
+
+def test_criteria_name_their_papers(capsys):
+    found = {
+        kind: {row["name"]: row for row in rows}
+        for kind, rows in listed(capsys, "criteria").items()
+    }
+    assert found["criteria"].keys() == CRITERIA.keys()
+    assert found["allocations"].keys() == ALLOCATIONS.keys()
+    assert found["methods"].keys() == METHODS.keys()
+    assert found["criteria"]["geometric_median"]["paper"] == "FPGM, He et al. 2019"
+    assert found["criteria"]["obs"]["needs_data"]
+    assert not found["criteria"]["l1"]["needs_data"]
+    assert main(["criteria"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "Sum of Euclidean distances to all other filters of the layer. (FPGM, He et al. 2019)"
+        in said
+    )
+    assert said.count("Li et al. 2017, section 3.1") == 1
