@@ -20,7 +20,8 @@ examples:
   netslim criteria
   netslim criteria --json
 """
-_PAPER = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")  # Liu et al. 2017, section 3
+# Lee et al. (2021, Eq. 2); or, in brackets, Liu et al. 2017, section 3
+_PAPER = re.compile(r"(\w+ et al\.) \((\d{4}[^()]*)\)|\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 
 
 def register(parser: Parser) -> None:
@@ -56,8 +57,10 @@ def _criteria(options: argparse.Namespace, _: dict[str, str]) -> int:
 def _row(name: str, docstring: str | None) -> dict[str, Any]:
     """With the first paragraph of what it says of itself, and the first paper that it names."""
     text = " ".join((docstring or "").partition("\n\n")[0].split())
-    paper = _PAPER.search(" ".join((docstring or "").split()))
-    return {"name": name, "text": text, "paper": paper and paper[1]}
+    found, paper = _PAPER.search(" ".join((docstring or "").split())), None
+    if found is not None:
+        paper = " ".join(filter(None, found.groups()))
+    return {"name": name, "text": text, "paper": paper}
 
 
 def _told(row: dict[str, Any]) -> str:

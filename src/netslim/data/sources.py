@@ -30,7 +30,7 @@ _FETCHED = "as torchvision keeps it; download, or NETSLIM_DOWNLOAD=1, fetches it
 KINDS = {
     "digits": "1,797 grey digits of 8 x 8 pixels, which come with scikit-learn",
     **{f"torchvision:{name}": _FETCHED for name in builtin.TORCHVISION},
-    "folder:PATH": "pictures in a sub-folder for each class, in PATH or in PATH/train and PATH/test",
+    "folder:PATH": "pictures in a sub-folder for each class, in PATH, or PATH/train and PATH/test",
     "hf:ID-or-local-folder": "a set of the Hugging Face hub, or train*.parquet and test*.parquet",
     "wds:PATH": "WebDataset shards: train*.tar, and test*.tar or val*.tar",
 }

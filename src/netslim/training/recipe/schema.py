@@ -303,7 +303,7 @@ def sparsity_method(kind: Method) -> Method:
 @sparsity_method
 @dataclass(frozen=True)
 class SlimmingOptions(SparsityOptions):
-    """Network Slimming: a penalty that drives batch-norm scales to zero."""
+    """Network Slimming: a penalty that drives batch-norm scales to zero (Liu et al. 2017)."""
 
     told: ClassVar[str] = "strength"
     any_size: ClassVar[bool] = True
@@ -370,7 +370,9 @@ class SlimmingOptions(SparsityOptions):
 @sparsity_method
 @dataclass(frozen=True)
 class SoftFilterOptions(SparsityOptions):
-    """Soft Filter Pruning: the weakest filters are zeroed after each epoch, and may come back."""
+    """Soft Filter Pruning: the weakest filters are zeroed after each epoch, and may come back (He
+    et al. 2018).
+    """
 
     told: ClassVar[str] = "rate"
     method: Literal["soft_filter"] = "soft_filter"
@@ -402,7 +404,9 @@ class SoftFilterOptions(SparsityOptions):
 @sparsity_method
 @dataclass(frozen=True)
 class CentripetalOptions(SparsityOptions):
-    """Centripetal SGD: the filters of a cluster are drawn together until they are one."""
+    """Centripetal SGD: the filters of a cluster are drawn together until they are one (Ding et al.
+    2019).
+    """
 
     told: ClassVar[str] = "strength"
     any_optimizer: ClassVar[bool] = False
