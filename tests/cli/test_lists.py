@@ -1,15 +1,17 @@
-"""`netslim models`, `data`, `criteria`: what there is, in words and for programs."""
+"""`netslim models`, `data`, `criteria`, `options`: what there is, in words and for programs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from netslim.cli import main
 from netslim.data import sources
 from netslim.selection.budget.allocation import ALLOCATIONS
 from netslim.selection.criteria.registry import CRITERIA
-from netslim.training.recipe.schema import METHODS
+from netslim.training.recipe.reading import load_recipe
+from netslim.training.recipe.schema import KINDS, METHODS
 
 
 def listed(capsys: Any, *arguments: str) -> Any:
@@ -62,3 +64,44 @@ def test_criteria_name_their_papers(capsys):
         in said
     )
     assert said.count("Li et al. 2017, section 3.1") == 1
+
+
+def written(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Dotted keys of a recipe that is written out."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from written(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_options_know_every_key_of_a_recipe_that_is_written_out(capsys):
+    found = listed(capsys, "options")
+    assert all(row["help"] and row["type"] for row in found)
+    recipe = load_recipe("digits").to_dict()
+    stages = recipe.pop("stages")
+    known = {row["key"] for row in found if not row["stages"]}
+    sections = {"data.augment", "model.in_channels"}  # null; an option of the network
+    assert set(written(recipe, "")) - known <= sections | {
+        f"model.{name}" for name in recipe["model"]
+    }
+    for stage in stages:
+        kind = stage.pop("kind")
+        known = {row["key"] for row in found if kind in row["stages"]}
+        absent = {key for key in written(stage, "stages.NAME.") if key not in known}
+        assert absent <= {f"stages.NAME.{name}" for name in ("sparsity", "gradual", "distill")}
+    assert {kind for row in found for kind in row["stages"]} == set(KINDS)
+
+
+def test_options_have_type_default_and_meaning(capsys):
+    (found,) = listed(capsys, "options", "trainer.timeout")
+    assert (found["type"], found["default"], found["needed"]) == ("number", 30.0, False)
+    needed = {row["key"] for row in listed(capsys, "options", "name") if row["needed"]}
+    assert needed == {"name", "data.name", "model.name"}
+    assert main(["options", "optimizer.nesterov"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "stages train, finetune:",
+        "  stages.NAME.optimizer.nesterov  (true or false; default true)  Nesterov's correction, of sgd",
+    ]
+    assert main(["options", "nothing"]) == 1
+    assert "no key has 'nothing' in it" in capsys.readouterr().err

@@ -239,6 +239,8 @@ READ_REGISTRIES = {"prune", "search", "sensitivity", "bench"}
     [
         ["--version"],
         ["recipes"],
+        ["options"],
+        ["criteria"],
         ["serch"],
         ["--help"],
         *([name, "--help"] for name in cli.COMMANDS if name not in READ_REGISTRIES),

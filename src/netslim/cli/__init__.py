@@ -36,6 +36,7 @@ COMMANDS = {
     "recipes": "list the shipped recipes, a line each, or show one",
     "models": "list the networks that go by a name",
     "data": "list the kinds of data sets",
+    "options": "list the keys of a recipe, with types, defaults and meanings",
     "criteria": "list what scores channels, spreads a cut, or trains towards one",
     "status": "say how far a run is",
     "report": "make report.html of a finished run again",

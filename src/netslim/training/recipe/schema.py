@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 
 
+def _meaning(text: str) -> dict[str, Any]:
+    """What `option` notes of a field, for one that has no default, or makes it anew."""
+    return dict(option(None, text).metadata)
+
+
 def _flat(kind: type[Any], *, auto: bool = False, **defaults: Any) -> Any:
     """A field whose own options stand in the YAML beside those of the class that has it.
 
@@ -122,12 +127,17 @@ def _plain_options(options: Any) -> dict[str, Any]:
 class AugmentOptions:
     """Random crop and mirror of the training images."""
 
-    pad: int = 4  # pixels of zero padding before cropping back
-    flip: bool = True  # mirror half of the images
-    # shift: pad and crop back. random_resized: cut a part out of the whole picture and bring it to
-    # the size of the images; pictures are decoded in every epoch then
-    crop: Literal["shift", "random_resized"] = "shift"
-    scale: list[float] | None = None  # least and largest share of the area; null: 0.08 and 1
+    pad: int = option(4, "pixels of zero padding before cropping back")
+    flip: bool = option(True, "mirror half of the images")
+    crop: Literal["shift", "random_resized"] = option(
+        "shift",
+        "shift: pad and crop back; random_resized: cut a part out of the whole "
+        "picture and bring it to the size of the images; pictures are decoded in "
+        "every epoch then",
+    )
+    scale: list[float] | None = option(
+        None, "least and largest share of the area that is cut out; null: 0.08 and 1"
+    )
 
     def built(self) -> Augmentation:
         """What does it.
@@ -148,21 +158,41 @@ class AugmentOptions:
 class DataOptions:
     """Which images, and how they are served."""
 
-    name: str  # digits, torchvision:CIFAR10, folder:PATH, hf:ID-or-local-folder, wds:PATH
-    root: str | None = None  # the folder that holds data sets
-    batch_size: int = 128
-    validation: int | float = 0.1  # share or number of training images set apart; 0 for none
-    subset: int | None = None  # train on so many images, drawn by the seed; null takes all
-    augment: AugmentOptions | None = None
-    image_size: int | None = None  # resize to a square of this many pixels
-    resize_size: int | None = None  # pixels of the shorter side before that square is cut out
-    channels: Literal["rgb", "grey"] | None = None  # null: what the network takes
-    mean: list[float] | None = None  # of each channel, 0..1, to normalise by; null: what the
-    std: list[float] | None = None  # network was trained with, else those of the training images
-    unreadable: float = 0.01  # share of the pictures that may be left out, for they cannot be read
-    streaming: bool = False  # hf: read shard by shard, neither downloaded nor held in memory
-    download: bool = False
-    workers: int = 2  # processes that decode, for sets too large for memory
+    name: str = field(
+        metadata=_meaning(
+            "digits, torchvision:CIFAR10, folder:PATH, hf:ID-or-local-folder, wds:PATH"
+        )
+    )
+    root: str | None = option(
+        None, "the folder that holds data sets; null: $NETSLIM_DATA, else data"
+    )
+    batch_size: int = option(128, "images in a training step")
+    validation: int | float = option(
+        0.1, "share or number of training images set apart; 0 for none"
+    )
+    subset: int | None = option(None, "train on so many images, drawn by the seed; null takes all")
+    augment: AugmentOptions | None = option(
+        None, "random crop and mirror of the training images; null leaves them"
+    )
+    image_size: int | None = option(None, "resize to a square of this many pixels")
+    resize_size: int | None = option(
+        None, "pixels of the shorter side before that square is cut out"
+    )
+    channels: Literal["rgb", "grey"] | None = option(None, "null: what the network takes")
+    mean: list[float] | None = option(
+        None,
+        "of each channel, 0..1, to normalise by; null: what the network was trained "
+        "with, else that of the training images",
+    )
+    std: list[float] | None = option(None, "as mean: the standard deviation of each channel")
+    unreadable: float = option(
+        0.01, "share of the pictures that may be left out, for they cannot be read"
+    )
+    streaming: bool = option(
+        False, "hf: read shard by shard, neither downloaded nor held in memory"
+    )
+    download: bool = option(False, "let torchvision fetch what is missing")
+    workers: int = option(2, "processes that decode, for sets too large for memory")
 
 
 _TRAINED = ("weights_file", "weights", "pretrained")  # options of a model that was trained before
@@ -172,8 +202,15 @@ _TRAINED = ("weights_file", "weights", "pretrained")  # options of a model that 
 class ModelOptions:
     """A network by name; every other key of the section goes to `netslim.models.build`."""
 
-    name: str  # zoo:vgg16, torchvision:resnet18, timm:..., package.module:factory
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = field(
+        metadata=_meaning(
+            "zoo:vgg16, torchvision:resnet18, timm:..., package.module:factory, or a checkpoint"
+        )
+    )
+    kwargs: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_meaning("every other key of the section: an option of the network"),
+    )
 
     @property
     def is_file(self) -> bool:
@@ -201,43 +238,58 @@ class ModelOptions:
 class TrainerOptions:
     """Where and how the arithmetic is done."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    # auto: bf16 where the processor computes it; null: so on a GPU, float32 on a CPU; fp16 is for
-    # GPUs that do not compute bf16
-    precision: Literal["float32", "bf16", "fp16", "auto"] | None = None
-    channels_last: bool | None = None  # layout of images and weights; null: so on a GPU
-    # Whole training steps as a CUDA graph; auto: on a GPU; true: on a CPU as one function, too, to
-    # try it out
-    graph: bool | Literal["auto"] = "auto"
-    deterministic: bool = False  # on a GPU the same bits each time, and slower; on a CPU so anyway
-    compile: bool = False  # training by torch.compile: minutes at first, and faster steps on a GPU
-    threads: int | None = None  # CPU threads; null leaves torch's choice
-    limit_batches: int | None = None  # only so many batches an epoch and split: for a dry run
-    tensorboard: bool = True  # also write events for TensorBoard
-    loggers: list[Literal["wandb", "mlflow", "trackio"]] = field(
-        default_factory=list
-    )  # further ones that are told of each epoch
-    devices: int | None = (
-        None  # processes on each machine, one a GPU; null: one, or as many as a launcher started
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to compute")
+    precision: Literal["float32", "bf16", "fp16", "auto"] | None = option(
+        None,
+        "auto: bf16 where the processor computes it; null: so on a GPU, float32 on a "
+        "CPU; fp16 is for GPUs that do not compute bf16",
     )
-    num_nodes: int | None = None  # machines; null: one, or as many as a launcher started on
-    # ddp: each process holds the whole network; fsdp: a part of it, of gradients and of states
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    sync_batchnorm: bool = False  # batch norm over the images of all processes
-    timeout: float = 30.0  # minutes that a process waits for another in training; then it hangs
+    channels_last: bool | None = option(None, "layout of images and weights; null: so on a GPU")
+    graph: bool | Literal["auto"] = option(
+        "auto",
+        "whole training steps as a CUDA graph; auto: on a GPU; true: on a CPU as one "
+        "function, too, to try it out",
+    )
+    deterministic: bool = option(
+        False, "on a GPU the same bits each time, and slower; on a CPU so anyway"
+    )
+    compile: bool = option(
+        False, "training by torch.compile: minutes at first, and faster steps on a GPU"
+    )
+    threads: int | None = option(None, "CPU threads; null leaves torch's choice")
+    limit_batches: int | None = option(
+        None, "only so many batches an epoch and split: for a dry run"
+    )
+    tensorboard: bool = option(True, "also write events for TensorBoard")
+    loggers: list[Literal["wandb", "mlflow", "trackio"]] = field(
+        default_factory=list,
+        metadata=_meaning("further ones that are told of each epoch"),
+    )
+    devices: int | None = option(
+        None, "processes on each machine, one a GPU; null: one, or as many as a launcher started"
+    )
+    num_nodes: int | None = option(None, "machines; null: one, or as many as a launcher started on")
+    strategy: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "ddp: each process holds the whole network; fsdp: a part of it, of gradients and of states",
+    )
+    sync_batchnorm: bool = option(False, "batch norm over the images of all processes")
+    timeout: float = option(
+        30.0, "minutes that a process waits for another in training; then it hangs"
+    )
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
     """How weights follow their gradients."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1  # adamw: of the size 0.001, to be given
-    momentum: float = 0.9  # adamw: beta1
-    nesterov: bool = True  # of sgd
-    weight_decay: float = 1e-4
-    norm_decay: float | None = (
-        None  # weight decay of batch-norm scales and shifts; null: as of all weights, 0: none
+    name: Literal["sgd", "adamw"] = option("sgd", "what follows the gradients")
+    lr: float = option(0.1, "learning rate; adamw: of the size 0.001, to be given")
+    momentum: float = option(0.9, "adamw: beta1")
+    nesterov: bool = option(True, "Nesterov's correction, of sgd")
+    weight_decay: float = option(1e-4, "pull of weights to 0")
+    norm_decay: float | None = option(
+        None, "weight decay of batch-norm scales and shifts; null: as of all weights, 0: none"
     )
 
 
@@ -245,14 +297,19 @@ class OptimizerOptions:
 class ScheduleOptions:
     """How the learning rate moves, step by step, from `optimizer.lr`."""
 
-    name: Literal["constant", "multistep", "cosine", "onecycle"] = "constant"
+    name: Literal["constant", "multistep", "cosine", "onecycle"] = option(
+        "constant", "how the rate moves"
+    )
     milestones: list[float] = field(
-        default_factory=list
-    )  # multistep: epochs, or shares of all epochs when below 1
-    factor: float = 0.1  # multistep: what the rate is multiplied with at each milestone
-    warmup: float = 0.0  # epochs of linear rise from 0 (not onecycle, which rises by itself)
-    rise: float = 0.3  # onecycle: share of the steps spent rising
-    start: float = 0.04  # onecycle: the first rate as a share of the highest
+        default_factory=list,
+        metadata=_meaning("multistep: epochs, or shares of all epochs when below 1"),
+    )
+    factor: float = option(0.1, "multistep: what the rate is multiplied with at each milestone")
+    warmup: float = option(
+        0.0, "epochs of linear rise from 0 (not onecycle, which rises by itself)"
+    )
+    rise: float = option(0.3, "onecycle: share of the steps spent rising")
+    start: float = option(0.04, "onecycle: the first rate as a share of the highest")
 
 
 @dataclass(frozen=True)
@@ -424,7 +481,10 @@ class CentripetalOptions(SparsityOptions):
     shortcuts: Shortcuts = option(
         "include", "avoid: leave channels alone that several layers add up"
     )
-    protect: list[str] = field(default_factory=list)  # name patterns that are left alone
+    protect: list[str] = field(
+        default_factory=list,
+        metadata=_meaning("name patterns that are left alone"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -453,14 +513,19 @@ def _each(value: Any) -> list[tuple[str, Any]]:
 class DistillOptions:
     """Learn from the unpruned network beside the labels (Hinton et al. 2015)."""
 
-    teacher: str | None = (
-        None  # a stage, a checkpoint or a model; null: the last training stage before the first cut
+    teacher: str | None = option(
+        None, "a stage, a checkpoint or a model; null: the last training stage before the first cut"
     )
-    teacher_weights: str | None = None  # file with the weights of a teacher that is a model by name
-    teacher_mean: list[float] | None = None  # of each channel, 0..1, that these were trained with;
-    teacher_std: list[float] | None = None  # null: those of the student's images
-    temperature: float = 4.0
-    weight: float = 0.9  # share of the teacher's part in the loss
+    teacher_weights: str | None = option(
+        None, "file with the weights of a teacher that is a model by name"
+    )
+    teacher_mean: list[float] | None = option(
+        None,
+        "of each channel, 0..1, that these were trained with; null: that of the student's images",
+    )
+    teacher_std: list[float] | None = option(None, "as teacher_mean: the standard deviation")
+    temperature: float = option(4.0, "what the scores of both are divided by")
+    weight: float = option(0.9, "share of the teacher's part in the loss")
 
 
 @dataclass(frozen=True)
@@ -469,30 +534,43 @@ class LatencyOptions:
     measure one.
     """
 
-    # A file that netslim.measure.LatencyTable wrote; null measures here, once for a machine.
-    table: str | None = None
-    backend: Backend = "eager"
-    batch: int = 1  # images in a timed call
+    table: str | None = option(
+        None,
+        "a file that netslim.measure.LatencyTable wrote; null measures here, once for a machine",
+    )
+    backend: Backend = option("eager", "what the network will run with")
+    batch: int = option(1, "images in a timed call")
 
 
 @dataclass(frozen=True)
 class GradualOptions:
     """Cut the network in steps while it trains, each at an epoch's end: as `Prune` does at once."""
 
-    # What goes in the end, of the network that the stage starts from.
-    budget: Budget = field(default_factory=Budget)
-    steps: int = 5  # how many cuts
-    # How much of the budget each takes.
-    schedule: Literal["linear", "exponential", "cubic"] = "cubic"
-    # Share of the stage's epochs that lie before the steps; the first cut ends the first step.
-    begin: float = 0.0
-    end: float = 0.6  # share of the stage's epochs after which the last cut is made
+    budget: Budget = field(
+        default_factory=Budget,
+        metadata=_meaning("what goes in the end, of the network that the stage starts from"),
+    )
+    steps: int = option(5, "how many cuts")
+    schedule: Literal["linear", "exponential", "cubic"] = option(
+        "cubic", "how much of the budget each takes"
+    )
+    begin: float = option(
+        0.0,
+        "share of the stage's epochs that lie before the steps; the first cut ends the first step",
+    )
+    end: float = option(0.6, "share of the stage's epochs after which the last cut is made")
     scoring: Scoring = _flat(Scoring, criterion=AUTO)
-    batches: int = 10  # this and all below: as in a prune stage
-    allocation: str = AUTO
+    batches: int = option(10, "training batches for criteria that need data")
+    allocation: str = option(AUTO, "how the cut is spread over the groups, see netslim.select")
     limits: Limits = _flat(Limits)
-    latency: LatencyOptions = field(default_factory=LatencyOptions)
-    per_group: dict[str, int | float] = field(default_factory=dict)
+    latency: LatencyOptions = field(
+        default_factory=LatencyOptions,
+        metadata=_meaning("read by budgets of latency alone"),
+    )
+    per_group: dict[str, int | float] = field(
+        default_factory=dict,
+        metadata=_meaning("counts (3) or shares (0.3) to cut, by group name"),
+    )
 
 
 @dataclass(frozen=True)
@@ -502,16 +580,22 @@ class Train:
     """
 
     kind: ClassVar[str] = "train"
-    name: str
-    epochs: int
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    sparsity: SparsityOptions | None = None
-    gradual: GradualOptions | None = None
-    distill: DistillOptions | None = None
-    clip: float | None = None  # largest gradient norm
-    keep: Literal["last", "best"] = (
-        "last"  # weights of the last epoch, or of the best by validation after all cuts
+    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    epochs: int = field(metadata=_meaning("passes over the training images"))
+    optimizer: OptimizerOptions = field(
+        default_factory=OptimizerOptions,
+        metadata=_meaning("how weights follow their gradients"),
+    )
+    schedule: ScheduleOptions = field(
+        default_factory=ScheduleOptions,
+        metadata=_meaning("how the learning rate moves"),
+    )
+    sparsity: SparsityOptions | None = option(None, "what makes the network sparse; null: nothing")
+    gradual: GradualOptions | None = option(None, "cuts on the way; null: none")
+    distill: DistillOptions | None = option(None, "a teacher beside the labels; null: none")
+    clip: float | None = option(None, "largest gradient norm")
+    keep: Literal["last", "best"] = option(
+        "last", "weights of the last epoch, or of the best by validation after all cuts"
     )
 
 
@@ -529,8 +613,8 @@ class Baseline:
     """
 
     kind: ClassVar[str] = "baseline"
-    name: str
-    like: str | None = None  # the stage to imitate; null takes the first `train` stage
+    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    like: str | None = option(None, "the stage to imitate; null takes the first `train` stage")
 
 
 @dataclass(frozen=True)
@@ -541,12 +625,12 @@ class Scratch:
 
     kind: ClassVar[str] = "scratch"
     renamed: ClassVar[dict[str, str]] = {"budget": "length"}  # since version 0.1
-    name: str
-    like: str | None = (
-        None  # the stage to imitate, without its sparsity; null takes the first `train` stage
+    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    like: str | None = option(
+        None, "the stage to imitate, without its sparsity; null takes the first `train` stage"
     )
-    length: Literal["E", "B"] = (
-        "E"  # E: as many epochs; B: as many multiply-accumulates, so more epochs
+    length: Literal["E", "B"] = option(
+        "E", "E: as many epochs; B: as many multiply-accumulates, so more epochs"
     )
 
 
@@ -555,24 +639,31 @@ class Prune:
     """Trace, score, select, cut, verify."""
 
     kind: ClassVar[str] = "prune"
-    name: str
-    by: Literal["scores", "greedy", "zeros", "clusters"] = "scores"
-    # scores: what `budget` and `per_group` say; greedy: `per_group`, layer after layer, what was
-    # cut before left out of the scores; zeros: channels whose filters or scales are exactly zero;
-    # clusters: merge those of the C-SGD stage
-    budget: Budget = field(default_factory=Budget)
+    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    by: Literal["scores", "greedy", "zeros", "clusters"] = option(
+        "scores",
+        "scores: what `budget` and `per_group` say; greedy: `per_group`, layer after "
+        "layer, what was cut before left out of the scores; zeros: channels whose "
+        "filters or scales are exactly zero; clusters: merge those of the C-SGD stage",
+    )
+    budget: Budget = field(
+        default_factory=Budget,
+        metadata=_meaning("how much goes"),
+    )
     scoring: Scoring = _flat(Scoring, criterion=AUTO)
-    batches: int = 10  # training batches for criteria that need data
-    allocation: str = AUTO  # how the cut is spread over the groups, see netslim.select
+    batches: int = option(10, "training batches for criteria that need data")
+    allocation: str = option(AUTO, "how the cut is spread over the groups, see netslim.select")
     limits: Limits = _flat(Limits)
     latency: LatencyOptions = field(
-        default_factory=LatencyOptions
-    )  # read by budgets of latency alone
+        default_factory=LatencyOptions,
+        metadata=_meaning("read by budgets of latency alone"),
+    )
     per_group: dict[str, int | float] = field(
-        default_factory=dict
-    )  # counts (3) or shares (0.3) to cut, by group name
-    mode: Literal["cut", "mask"] = (
-        "cut"  # mask: silence the channels and hold them at zero; a `convert` stage cuts them
+        default_factory=dict,
+        metadata=_meaning("counts (3) or shares (0.3) to cut, by group name"),
+    )
+    mode: Literal["cut", "mask"] = option(
+        "cut", "mask: silence the channels and hold them at zero; a `convert` stage cuts them"
     )
     compensation: Compensation | Literal["auto"] = _flat(Compensation, auto=True)
 
@@ -582,7 +673,7 @@ class Convert:
     """Cut out what a `prune` stage with `mode: mask` has silenced."""
 
     kind: ClassVar[str] = "convert"
-    name: str
+    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
 
 
 @dataclass(frozen=True)
@@ -590,9 +681,9 @@ class Measure:
     """Look at the test set, once, for every network of the run; count and time them."""
 
     kind: ClassVar[str] = "measure"
-    name: str
-    latency: bool = True
-    latency_batch: int = 1  # images in a timed call
+    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    latency: bool = option(True, "time the networks, too")
+    latency_batch: int = option(1, "images in a timed call")
 
 
 Stage = Train | Finetune | Baseline | Scratch | Prune | Convert | Measure
@@ -666,18 +757,25 @@ class Recipe:
         ('digits', 'digits', 0)
     """
 
-    name: str
-    title: str
-    data: DataOptions
-    model: ModelOptions
-    stages: tuple[Stage, ...]
+    name: str = field(metadata=_meaning("what the recipe and its folder are called"))
+    title: str = field(metadata=_meaning("a line about it"))
+    data: DataOptions = field(metadata=_meaning("which images"))
+    model: ModelOptions = field(metadata=_meaning("which network"))
+    stages: tuple[Stage, ...] = field(metadata=_meaning("what is done, in this order"))
     published: list[dict[str, str | int | float]] = field(
-        default_factory=list
-    )  # rows of the paper: label, error in percent, ...
-    notes: list[str] = field(default_factory=list)
-    seed: int = 0
-    trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    trust: bool = False  # call whatever constructor a checkpoint names; see SECURITY.md
+        default_factory=list,
+        metadata=_meaning("rows of the paper: label, error in percent, ..."),
+    )
+    notes: list[str] = field(
+        default_factory=list,
+        metadata=_meaning("sentences for the report"),
+    )
+    seed: int = option(0, "of weights, order and augmentation")
+    trainer: TrainerOptions = field(
+        default_factory=TrainerOptions,
+        metadata=_meaning("where and how the arithmetic is done"),
+    )
+    trust: bool = option(False, "call whatever constructor a checkpoint names; see SECURITY.md")
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe as plain data, in the form of the YAML file, with nothing left to
