@@ -100,8 +100,17 @@ def plain(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("switch", SWITCHES)
-@pytest.mark.parametrize("method", METHODS)
+# The three penalties differ in what they do between two steps, which has to do with the precision
+# alone: one of them goes through the other switches for all.
+CASES = [
+    (method, switch)
+    for method in METHODS
+    for switch in SWITCHES
+    if method not in ("proximal", "smooth_l1") or switch in ("bf16", "fp16")
+]
+
+
+@pytest.mark.parametrize(("method", "switch"), CASES)
 def test_a_switch_hardly_changes_what_comes_out(plain, compiled, tmp_path, method, switch):
     asked = recipe(method, **SWITCHES[switch])
     run(asked, tmp_path / "a")
