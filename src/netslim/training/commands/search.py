@@ -462,7 +462,9 @@ class _Search:
             return None
         if not self.table_file.exists():
             self.display.say("measuring how long layers take at every width")
-            measured = latency_of(stage, self.runner.construct().eval(), self.runner.example())
+            network, example = self.runner.construct().eval(), self.runner.example()
+            with self.display.counting("layer times") as progress:
+                measured = latency_of(stage, network, example, progress)
             assert measured is not None
             measured.save(self.table_file)
         return netslim.measure.LatencyTable.load(self.table_file)

@@ -246,7 +246,17 @@ def prune(
                 "--sparsity.method centripetal, and merge the file which that leaves before it "
                 "is trained or cut any further"
             )
-        return cutting.carry_out(stage, network, example, batches, clusters, recipe.seed, data=data)
+        with runner.display.counting("layer times") as progress:
+            return cutting.carry_out(
+                stage,
+                network,
+                example,
+                batches,
+                clusters,
+                recipe.seed,
+                data=data,
+                progress=progress,
+            )
 
     done = _cut(recipe, out, shape, work, look)
     notice = cutting.notice(stage, done.cut.plan)

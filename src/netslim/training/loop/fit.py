@@ -250,9 +250,10 @@ def _acting(
         method = held_by(mask, network)
     if stage.gradual is None:
         return method, None
-    pruning = cutting.gradually(
-        stage.gradual, network, bench.example(), bench.batches, bench.recipe.seed
-    )
+    with bench.display.counting("layer times") as progress:
+        pruning = cutting.gradually(
+            stage.gradual, network, bench.example(), bench.batches, bench.recipe.seed, progress
+        )
     return Gradual(pruning, cut_epochs(stage.gradual, stage.epochs), method), pruning
 
 

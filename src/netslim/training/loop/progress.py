@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from netslim.training.loop.deadline import Deadline
 
@@ -82,6 +82,33 @@ class Display:
             yield shown
         if shown.row is not None and self.console.is_terminal:
             self.say(f"{label}  {epoch_line(shown.row, epochs)}")
+
+    @contextmanager
+    def counting(self, label: str) -> Iterator[Callable[[str, int, int], object]]:
+        """Show a count of what takes long, with the time that is left; nothing where there is no
+        terminal, or until it has begun.
+
+        Yields:
+            What is called with (what is at work, how many are done, how many there are).
+        """
+        columns = (TextColumn(f"{label}  {{task.description}}"), BarColumn(), TimeRemainingColumn())
+        live = self.console.is_terminal
+        # Drawn where something is counted alone: a thread that draws would disturb what is timed.
+        bar = Progress(
+            *columns, console=self.console, disable=not live, transient=True, auto_refresh=False
+        )
+        tasks: list[TaskID] = []
+
+        def show(what: str, done: int, total: int) -> None:
+            if not tasks:
+                bar.start()
+                tasks.append(bar.add_task(what, total=total))
+            bar.update(tasks[0], description=what, completed=done, total=total, refresh=True)
+
+        try:
+            yield show
+        finally:
+            bar.stop()
 
 
 def silent() -> Display:

@@ -16,6 +16,7 @@ from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.batches import held_out
 from netslim.graph.modules.duplicating import duplicate
+from netslim.measure.table.measuring import Progress
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared, with_choice
 from netslim.methods.gradual import GradualPruning
@@ -46,6 +47,7 @@ def carry_out(
     seed: int = 0,
     *,
     data: bool = True,
+    progress: Progress | None = None,
 ) -> Cut[nn.Module]:
     """Cut or mask `network` as `stage` says; it is not changed.
 
@@ -57,6 +59,7 @@ def carry_out(
         clusters: of the last centripetal stage, group -> cluster number of every channel.
         seed: of the criterion `random`.
         data: whether there are training images, for what is chosen where the stage says nothing.
+        progress: as for `netslim.latency_table`, where a budget of latency has one measured.
 
     Raises:
         PlanError: the stage asks for what this network cannot give.
@@ -71,10 +74,10 @@ def carry_out(
     choice, made = decided(partial(choose, data=data), network, example[:1])
     if made is not None:
         noise = made.batches, made.held
-        done = _by_choice(stage, made.network, graph, choice, example, noise)
+        done = _by_choice(stage, made.network, graph, choice, example, noise, progress)
         return carried_back(done, network, made)
     seen = _drawn(stage, choice.compensation, batches, looks=_looks(stage, choice))
-    return _by_choice(stage, network, graph, choice, example, seen)
+    return _by_choice(stage, network, graph, choice, example, seen, progress)
 
 
 def _by_choice(
@@ -84,6 +87,7 @@ def _by_choice(
     choice: Choice,
     example: Tensor,
     seen: Seen,
+    progress: Progress | None,
 ) -> Cut[nn.Module]:
     """Cut what scores say, or layer after layer."""
     if stage.by == "greedy":
@@ -98,7 +102,7 @@ def _by_choice(
         per_group=stage.per_group,
         choice=choice,
         limits=stage.limits,
-        latency=latency_of(stage, network, example),
+        latency=latency_of(stage, network, example, progress),
     )
     return _cut(stage, network, graph, choose, example, choice.compensation, seen)
 
@@ -152,7 +156,10 @@ def _seeded(scoring: Scoring, seed: int) -> Scoring:
 
 
 def latency_of(
-    stage: Prune | GradualOptions, network: nn.Module, example: Tensor
+    stage: Prune | GradualOptions,
+    network: nn.Module,
+    example: Tensor,
+    progress: Progress | None = None,
 ) -> netslim.measure.LatencyTable | None:
     """How long the layers of `network` take, where the stage's budget asks for it: read, or
     measured here.
@@ -163,7 +170,11 @@ def latency_of(
         return netslim.measure.LatencyTable.load(stage.latency.table)
     images = example[:1].expand(stage.latency.batch, *example.shape[1:]).contiguous()
     return netslim.latency_table(
-        network, netslim.trace(network, images), images, backend=stage.latency.backend
+        network,
+        netslim.trace(network, images),
+        images,
+        backend=stage.latency.backend,
+        progress=progress,
     )
 
 
@@ -336,14 +347,19 @@ def _merged(
 
 
 def gradually(
-    options: GradualOptions, network: nn.Module, example: Tensor, batches: Batches, seed: int = 0
+    options: GradualOptions,
+    network: nn.Module,
+    example: Tensor,
+    batches: Batches,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> GradualPruning:
     """What cuts `network` in steps, in place, as `options` say; it is not changed yet.
 
     Args:
         options: of the training stage.
         network: as the stage finds it.
-        example, batches, seed: as for `carry_out`.
+        example, batches, seed, progress: as for `carry_out`.
 
     Raises:
         PlanError: the options ask for what this network cannot give.
@@ -361,7 +377,7 @@ def gradually(
         batches=batches(options.batches) if looks else None,
         allocation=options.allocation,
         limits=options.limits,
-        latency=latency_of(options, network, example),
+        latency=latency_of(options, network, example, progress),
     )
 
 

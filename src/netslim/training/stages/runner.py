@@ -430,14 +430,16 @@ class Runner(Networks):
     def _prune(self, index: int, stage: Prune, folder: StageFolder) -> Results:
         started = time.perf_counter()
         network, example = self.network_before(index).eval(), self.example()
-        done = cutting.carry_out(
-            stage,
-            network,
-            example,
-            self.bench.batches,
-            self._clusters(index),
-            self.recipe.seed,
-        )
+        with self.display.counting(f"{folder.label}  layer times") as progress:
+            done = cutting.carry_out(
+                stage,
+                network,
+                example,
+                self.bench.batches,
+                self._clusters(index),
+                self.recipe.seed,
+                progress=progress,
+            )
         notice = self._slimmed(index) and cutting.notice(stage, done.plan)
         if notice:
             self.display.say_once(notice)
