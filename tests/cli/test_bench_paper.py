@@ -38,7 +38,7 @@ def test_without_time_nothing_is_run_and_it_is_said_how_to_go_on(capsys, tmp_pat
     assert "0 of 2 rows are finished; stopped after " in said  # as long as the imports take
     assert " s, as the 0 s were over; only" in said
     assert "go on with: netslim bench paper --rows digits --seeds 0 1 --minutes 0.0001" in said
-    assert paper("--rows", "digits", "--minutes", "0.0001", "--json") == 3
+    assert paper("--rows", "digits", "--minutes", "1e-9", "--json") == 3
     found = json.loads(capsys.readouterr().out)
     assert (found["asked"], found["finished"], found["stopped"]) == (1, 0, True)
     assert found["results"] == "paper/paper.json"
