@@ -182,7 +182,8 @@ def _of_layer(module: Any, path: str, name: str, shape: tuple[int, ...]) -> Iter
     groups = getattr(module, "groups", 1)
     if groups > 1 and shape[1] == 1:  # depthwise: each input has as many outputs
         yield Width(path, "out", shape[0], name, 0)
-        yield Width(path, "in groups", groups, name, 0, each=shape[0] // groups)
+        # Of one that is not called, ``groups`` may be as before a cut.
+        yield Width(path, "in groups", groups, name, 0, each=max(1, shape[0] // groups))
         return
     for side, axis in (("in", inner), ("out", outer)):
         times = 1

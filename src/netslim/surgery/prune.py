@@ -302,9 +302,13 @@ def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, 
         if isinstance(module, nn.TransformerEncoderLayer) and _has_part(module, norms):
             yield module, "activation_relu_or_gelu", 0
         if isinstance(module, nn.TransformerEncoder):
-            inner = {joined(path, name) for name, _ in module.named_modules()}
+            inner = {joined(path, name) for name, part in module.named_modules() if _heads(part)}
             if _has_part(module, norms) or not cut.isdisjoint(inner):
                 yield module, "use_nested_tensor", False
+
+
+def _heads(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention)
 
 
 def _has_part(module: nn.Module, ids: set[int]) -> bool:

@@ -9,6 +9,7 @@ them: a sum over channels, or a division by their length (`_Halved`).
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
@@ -168,9 +169,16 @@ def _by_itself(module: nn.Module) -> bool:
         return False
     if isinstance(module, torch.jit.ScriptModule | KeptConvolution):
         return False
-    if _has_more(type(module)):
+    if _has_more(type(module)) or not _takes_one(type(module).forward):
         return False
     return not any(True for child in module.children() for _ in child.parameters())
+
+
+def _takes_one(forward: Any) -> bool:
+    """Whether a ``forward`` can be given nothing but its input, as what takes its place."""
+    code = inspect.unwrap(forward).__code__
+    more = code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    return forward.__module__.startswith("torch.") or (code.co_argcount == 2 and not more)
 
 
 def _has_more(kind: type[nn.Module]) -> bool:
@@ -206,13 +214,25 @@ def _recognised(module: nn.Module, x: Tensor) -> Known | None:
                 trials[dim] = _Trial(_double(module, generator), _drawn(x, dim, generator))
             for row in _rows(module, kind, NormWidth("", name, dim, channels)):
                 apart = trials[dim].apart(kind, row)
-                if apart < _CLOSE:
+                if apart < _CLOSE and _elsewhere(trials[dim].module, x, kind, row):
                     return Known(row, apart > _SAME, not own_tensors(module))
     for dim in DIMS:
         if _as_many(module, x.shape[dim]) and _same_of_half(module, x, dim, generator):
             row = NormWidth("", ZEROS, dim, x.shape[dim])
             return Known(row, bare=not own_tensors(module))
     return None
+
+
+def _elsewhere(module: nn.Module, x: Tensor, kind: type[PaddedNorm], row: NormWidth) -> bool:
+    """Whether it is the same in a large batch and at many places, as code may ask for sizes."""
+    generator = torch.Generator().manual_seed(1)
+    for batch, places in ((65, 2), (2, 1030)):
+        shape = [batch, places, *[2] * (x.dim() - 3)][: x.dim() - 1]
+        shape.insert(row.dim % x.dim(), row.width)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
+        if not _Trial(module, drawn.to(x.device, torch.float64)).apart(kind, row) < _CLOSE:
+            return False
+    return True
 
 
 def _same_of_half(module: nn.Module, x: Tensor, dim: int, generator: torch.Generator) -> bool:

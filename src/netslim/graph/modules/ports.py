@@ -62,7 +62,7 @@ class Free:
 
 
 def _check_names(option: str, names: Any) -> None:
-    if isinstance(names, str) or not all(isinstance(n, str) or is_whole(n) for n in names):
+    if isinstance(names, str) or not all(n if isinstance(n, str) else is_whole(n) for n in names):
         raise ArgumentError(
             f"{option} is a list of names or positions, such as ['state.h'] or [1], got "
             f"{brief(names)}"

@@ -8,7 +8,8 @@ something else again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -131,20 +132,39 @@ def _reading_zeros(module: nn.Module, rule: NormRule, gone: Tensor) -> Iterator[
     """Inside, a module finds zeros in some entries of its input.
 
     One that casts to float32 does not do so inside: what the cut one computes is told from rounding
-    no better than the casts allow. That the two compute the same was seen when it was traced.
+    no better than the casts allow. That the two compute the same is looked at on what it is given,
+    as far as that can be told. Its class stays, for others may ask for it.
     """
-    own, attributes = type(module), dict(vars(module))
+    attributes = dict(vars(module))
     zeros = GivenZeros(rule.row.dim, len(rule.groups), gone)
     handle = module.register_forward_pre_hook(zeros)
     try:
         if rule.casts:
-            pad(module, rule.row)
+            vars(module)["forward"] = _without_casts(module, rule)
         yield
     finally:
-        module.__class__ = own
         vars(module).clear()
         vars(module).update(attributes)
         handle.remove()
+
+
+def _without_casts(module: nn.Module, rule: NormRule) -> Callable[..., Any]:
+    """A forward as of what a module becomes, which raises where its own computes something else."""
+    own, full = type(module).forward, copy.copy(module)
+    pad(full, rule.row)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        made, wanted = full.forward(*args, **kwargs), own(module, *args, **kwargs)
+        allowed = max(1e-3, 8 * torch.finfo(wanted.dtype).eps)
+        scale = float(wanted.abs().max())
+        if made.shape != wanted.shape or float((made - wanted).abs().max()) > allowed * scale:
+            raise VerificationError(
+                f"{rule.module} is taken for a normalisation over channels, and computes something "
+                "else of what it is given here: protect the groups that it reads"
+            )
+        return made
+
+    return forward
 
 
 @contextmanager

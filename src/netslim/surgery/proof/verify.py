@@ -213,6 +213,9 @@ class _Pair:
             made = _double(model)
         else:
             made = duplicate(model)
+        for module in made.modules():
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False  # of padded places it makes zeros, or nothing
         if self.forgetting:
             self.forgotten |= forget(made, inputs)
         return made
