@@ -63,7 +63,8 @@ from netslim.graph.tracing.zeros import zeros_made
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
-_RUN, _SIZES, _MODE = _HERE + "running.py", _HERE + "sizes.py", watching.__file__
+_RUN, _SIZES = _HERE + "running.py", _HERE + "sizes.py"
+_OURS = str(Path(watching.__file__).parent) + os.sep  # modules that we put in the place of others
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
 # What to write in place of a number, so that it follows a cut.
@@ -777,7 +778,7 @@ def is_order(tensor: Tensor) -> bool:
 
 def of_user(frame: FrameType) -> bool:
     """Whether the code of a frame is the user's, in a file."""
-    return not frame.f_code.co_filename.startswith((_TORCH, _HERE, _MODE, "<"))
+    return not frame.f_code.co_filename.startswith((_TORCH, _HERE, _OURS, "<"))
 
 
 def _follows(frame: FrameType) -> bool:
