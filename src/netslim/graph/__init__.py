@@ -22,7 +22,7 @@ from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.other_sizes import untouched
 from netslim.graph.tracing.ports import Ports, apart
-from netslim.graph.tracing.running import record
+from netslim.graph.tracing.running import ONE_AT_A_TIME, record
 from netslim.graph.tracing.unseen import settle
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Slice", "as_call", "pacesetter", "projections", "trace"]
@@ -80,7 +80,8 @@ def trace(
             return build(settled, ports)
         again, narrower = Ports(free), None
         # What comes of a second run is more that may go; a model that does not take one has less.
-        with suppress(Exception), untouched(inner):
+        # Where another thread traces the same model, it is not as it was before that has ended.
+        with suppress(Exception), ONE_AT_A_TIME, untouched(inner):
             found = record(inner, example_inputs, RULES, fallback, ports=again, heads=heads)
             narrower = found, settle(found, example_inputs)
         return build(settled, ports, narrower, again)
