@@ -55,6 +55,20 @@ class Gated(Rms):
         return super().forward(x)
 
 
+class Centring:
+    """A forward that is no function."""
+
+    def __call__(self, x):
+        return x - x.mean(-1, keepdim=True)
+
+
+class NoFunction(nn.Module):
+    forward = Centring()
+
+    def __init__(self, channels):
+        super().__init__()
+
+
 class Asking(nn.Module):
     """Others than its own class are no layers to it."""
 
@@ -74,6 +88,11 @@ def traced(kind, *sizes):
     model = randomise(Asking(kind)).eval()
     x = torch.randn(*sizes, 6, generator=torch.Generator().manual_seed(0))
     return model, x, netslim.trace(model, x)
+
+
+def test_a_forward_that_is_no_function_is_none():
+    *_, graph = traced(NoFunction, 2, 5)
+    assert not graph["first"].prunable
 
 
 @pytest.mark.parametrize("kind", [Clamped, OfLength, OfBatch, Gated])

@@ -3,7 +3,7 @@
 Not by its name, for every library has its own layer normalisation: on random numbers, of several
 scales, in evaluation and in training, a module must agree with one of these of full width
 (padded_norms.py, padded_reductions.py). Others need nothing to go on, as zeros change nothing to
-them: a sum over channels, or a division by their length (`_Halved`).
+them: a sum over channels, or a division by their length (`_same_of_half`).
 """
 
 from __future__ import annotations
@@ -176,9 +176,13 @@ def _by_itself(module: nn.Module) -> bool:
 
 def _takes_one(forward: Any) -> bool:
     """Whether a ``forward`` can be given nothing but its input, as what takes its place."""
-    code = inspect.unwrap(forward).__code__
-    more = code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
-    return forward.__module__.startswith("torch.") or (code.co_argcount == 2 and not more)
+    if (getattr(forward, "__module__", None) or "").startswith("torch."):
+        return True
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    if code is None:  # a callable of another kind
+        return False
+    rest = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    return bool(code.co_argcount == 2 and not code.co_kwonlyargcount and not rest)
 
 
 def _has_more(kind: type[nn.Module]) -> bool:
@@ -342,9 +346,8 @@ class _Trial:
             return float("inf")
         other = kind._of(_double(self.module), row)
         worst = 0.0
-        numbers = range(
-            2 - kind.has_eps
-        )  # to the largest of them it matters whether any is above 0
+        # To the largest of all it matters whether any is above 0.
+        numbers = range(2 - kind.has_eps)
         for number, training in itertools.product(numbers, (False, True)):
             own = self._own(number, training)
             if own is None:
