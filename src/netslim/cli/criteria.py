@@ -56,11 +56,11 @@ def _criteria(options: argparse.Namespace, _: dict[str, str]) -> int:
 
 def _row(name: str, docstring: str | None) -> dict[str, Any]:
     """With the first paragraph of what it says of itself, and the first paper that it names."""
-    text = " ".join((docstring or "").partition("\n\n")[0].split())
-    found, paper = _PAPER.search(" ".join((docstring or "").split())), None
+    docstring = docstring or ""
+    found, paper = _PAPER.search(" ".join(docstring.split())), None
     if found is not None:
         paper = " ".join(filter(None, found.groups()))
-    return {"name": name, "text": text, "paper": paper}
+    return {"name": name, "text": registered.first_paragraph(docstring), "paper": paper}
 
 
 def _told(row: dict[str, Any]) -> str:

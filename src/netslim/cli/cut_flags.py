@@ -10,7 +10,7 @@ from itertools import chain
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from netslim.cli.registered import allocations, criteria
+from netslim.cli.registered import allocations, criteria, first_paragraph
 from netslim.errors import ArgumentError, RecipeError
 from netslim.measure.runtimes import Backend
 from netslim.selection.options import Compensation, Limits, Scoring, declared
@@ -149,7 +149,7 @@ def add_scoring(group: Any, default: str) -> None:
 
 def _said(docstring: str) -> str:
     """The first paragraph of what a way of allocation says about itself."""
-    text = " ".join((docstring or "your own").partition("\n\n")[0].split()).rstrip(".")
+    text = first_paragraph(docstring or "your own").rstrip(".")
     return text[:1].lower() + text[1:]
 
 

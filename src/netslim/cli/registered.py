@@ -42,6 +42,11 @@ def allocations() -> dict[str, str]:
     return {name: way.__doc__ or "" for name, way in ALLOCATIONS.items()}
 
 
+def first_paragraph(docstring: str) -> str:
+    """The beginning of what something says of itself, in one line."""
+    return " ".join(docstring.partition("\n\n")[0].split())
+
+
 def _decorated(folder: str, decorator: str) -> Iterator[tuple[ast.FunctionDef, bool]]:
     """The functions of a folder that have a decorator, and whether that takes arguments there."""
     place = resources.files("netslim") / "selection" / folder

@@ -180,9 +180,7 @@ def _each(groups: Vector, units: Vector) -> Vector:
 def _product(rows: Count, columns: Count, size: int) -> Count:
     """``rows * columns / size``, in whole numbers."""
     # Of 3 x 2 heads of 4, two heads' 12 entries each and four columns' 6: 24 = (1 + 1) x 4 x 3.
-    each, other = (
-        gcd(c.constant, *(int(n) for _, s in c.shares for n in s)) for c in (rows, columns)
-    )
+    each, other = _divisor(rows), _divisor(columns)
     return replace(_scaled(rows, 1, each), times=_scaled(columns, each * other // size, other))
 
 

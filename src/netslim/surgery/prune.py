@@ -91,8 +91,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     cuts = _cuts(plan)
     named = dict(named_tensors(inner))
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _kept_weights(inner, plan, cuts, named, smaller)
-    smaller |= _renumbered(named, plan, smaller)
+    smaller |= _follow_suit(inner, plan, cuts, named, smaller)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
@@ -249,8 +248,7 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
     smaller = _smaller(named, cuts)
     for own in (*map(named_tensors, models), *shadows):
         by_name = dict(own)
-        smaller |= _kept_weights(model, plan, cuts, by_name, smaller)
-        smaller |= _renumbered(by_name, plan, smaller)
+        smaller |= _follow_suit(model, plan, cuts, by_name, smaller)
     _check_changeable(named, smaller)
     held = set(chain.from_iterable(one.parameters() for one in models))
     rows = {tensor: cuts.get(named[tensor], []) for tensor in smaller}
@@ -394,16 +392,18 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
     return result
 
 
-def _kept_weights(
+def _follow_suit(
     model: nn.Module,
     plan: PruningPlan,
     cuts: Cuts,
     named: Mapping[str, Tensor],
     smaller: Mapping[Tensor, Tensor],
 ) -> dict[Tensor, Tensor]:
-    """All that keeps what is left of weights that are computed as it was; see the three below."""
+    """What else is new than what is cut: all that keeps weights which are computed as they were,
+    and numbers of channels; see the four below.
+    """
     result = _gains(model, cuts, named, smaller) | _sigmas(model, cuts, named, smaller)
-    return result | _computed(model, plan, cuts, named)
+    return result | _computed(model, plan, cuts, named) | _renumbered(named, plan, smaller)
 
 
 def _gains(
@@ -494,8 +494,7 @@ def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """What the plan makes of every parameter and buffer of a model, by name."""
     named, cuts = dict(named_tensors(model)), _cuts(plan)
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _kept_weights(model, plan, cuts, named, smaller)
-    smaller |= _renumbered(named, plan, smaller)
+    smaller |= _follow_suit(model, plan, cuts, named, smaller)
     return {name: smaller.get(tensor, tensor).detach() for name, tensor in named.items()}
 
 

@@ -103,9 +103,7 @@ class Ports:
                 reason += f", {enumerated([*dict.fromkeys(names)], 4)}"
             atoms.freeze(vectors[key], reason)
         if self.free.inputs and not recorder.training:
-            inputs = input_tensors(recorder.model, example_inputs)
-            tops = [name for name, _ in inputs_by_name(recorder.model, example_inputs)]
-            known = {n: found(n, tops, inputs, "input") for n in self.free.inputs}
+            known, inputs = _asked_inputs(recorder.model, example_inputs, self.free)
             self.feeds = _fed(self.free, known, asked, inputs, dict(outputs))
             self._feed_back(recorder, inputs)
 
@@ -161,9 +159,17 @@ def apart(model: nn.Module, example_inputs: Any, free: Free) -> Any:
 def _free_inputs(model: nn.Module, example_inputs: Any, free: Free) -> dict[str, Tensor]:
     if not free.inputs:
         return {}
+    asked, tensors = _asked_inputs(model, example_inputs, free)
+    return {name: tensors[name] for names in asked.values() for name in names}
+
+
+def _asked_inputs(
+    model: nn.Module, example_inputs: Any, free: Free
+) -> tuple[dict[PortName, list[str]], Tensors]:
+    """What was asked for -> the full names of these inputs; and the tensors of all inputs."""
     tensors = input_tensors(model, example_inputs)
     tops = [name for name, _ in inputs_by_name(model, example_inputs)]
-    return {n: tensors[n] for asked in free.inputs for n in found(asked, tops, tensors, "input")}
+    return {name: found(name, tops, tensors, "input") for name in free.inputs}, tensors
 
 
 def _fed(

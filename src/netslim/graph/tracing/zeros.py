@@ -17,16 +17,10 @@ import numpy as np
 
 from netslim.graph.layers import ADDED_PRODUCTS, LINEAR
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
-from netslim.graph.tracing.computed import Formula
+from netslim.graph.tracing.computed import MOVING, Formula
 
 _LAYERS = frozenset({*LINEAR, *ADDED_PRODUCTS, "mm"})
-# fmt: off
-_MOVED = frozenset({  # the same entries, at other places or several times
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand",
-    "clone", "contiguous", "unsqueeze", "squeeze", "alias", "detach", "_to_copy", "select", "slice",
-    "unbind", "split", "split_with_sizes", "chunk", "repeat", "repeat_interleave", "flip",
-})
-# fmt: on
+_MOVED = MOVING | {"expand", "repeat", "repeat_interleave"}  # or the same entries several times
 _LEFT_ALONE = frozenset({"neg", "relu", "gelu", "silu", "tanh", "div"})  # of 0 they make 0
 _SUMS, _JOINED, _PRODUCTS = frozenset({"add", "sub"}), frozenset({"cat", "stack"}), {"mul"}
 _NONE = np.empty(0, dtype=ATOM)

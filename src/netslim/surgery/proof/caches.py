@@ -57,6 +57,11 @@ def forget(model: nn.Module, example_inputs: Any) -> bool:
     return any(forgotten)
 
 
+def keeps_something(model: nn.Module) -> bool:
+    """Whether there is anything in a model that `forget` could take out."""
+    return any(True for module in named_modules(model) for _ in _places(module))
+
+
 def _places(module: nn.Module) -> Iterator[tuple[str, _Place]]:
     """(attribute, where it holds tensors), of all that are no parameters or buffers."""
     for name, value in vars(module).items():

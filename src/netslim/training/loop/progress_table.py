@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any
 
 from rich import box
@@ -203,10 +202,9 @@ def told_apart(names: Sequence[str], room: int) -> list[str]:
     return [f"{before}{text}{after}" for text in own]
 
 
-def _alike(texts: Iterable[str]) -> int:
+def _alike(texts: Sequence[str]) -> int:
     """How many letters all of them begin with."""
-    columns = zip(*texts, strict=False)
-    return sum(1 for _ in takewhile(lambda letters: len({*letters}) == 1, columns))
+    return len(os.path.commonprefix(texts))  # noqa: RUF071 - letters are meant, not folders
 
 
 def _beginning(text: str, room: int) -> str:

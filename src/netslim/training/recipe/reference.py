@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -55,12 +55,8 @@ def keys() -> list[Key]:
         for one in _of(kind, f"{_STAGE}.", name):
             known = found.get((one.key, one.method, one.help), one)
             stages = tuple(dict.fromkeys([*known.stages, name]))
-            found[one.key, one.method, one.help] = _with_stages(one, stages)
+            found[one.key, one.method, one.help] = replace(one, stages=stages)
     return list(found.values())
-
-
-def _with_stages(one: Key, stages: tuple[str, ...]) -> Key:
-    return Key(one.key, stages, one.method, one.type, one.default, one.needed, one.help)
 
 
 def _of(kind: type[Any], prefix: str, stage: str, method: str = "") -> Iterator[Key]:

@@ -38,6 +38,9 @@ def _meaning(text: str) -> dict[str, Any]:
     return dict(option(None, text).metadata)
 
 
+_OF_STAGE = _meaning("of the stage; its kind when not given")
+
+
 def _flat(kind: type[Any], *, auto: bool = False, **defaults: Any) -> Any:
     """A field whose own options stand in the YAML beside those of the class that has it.
 
@@ -542,6 +545,30 @@ class LatencyOptions:
     batch: int = option(1, "images in a timed call")
 
 
+# What `GradualOptions` and `Prune` say alike. In a class that both have for a base these keys would
+# come before all others.
+def _batches() -> Any:
+    return option(10, "training batches for criteria that need data")
+
+
+def _allocation() -> Any:
+    return option(AUTO, "how the cut is spread over the groups, see netslim.select")
+
+
+def _latency() -> Any:
+    return field(
+        default_factory=LatencyOptions,
+        metadata=_meaning("read by budgets of latency alone"),
+    )
+
+
+def _per_group() -> Any:
+    return field(
+        default_factory=dict,
+        metadata=_meaning("counts (3) or shares (0.3) to cut, by group name"),
+    )
+
+
 @dataclass(frozen=True)
 class GradualOptions:
     """Cut the network in steps while it trains, each at an epoch's end: as `Prune` does at once."""
@@ -560,17 +587,11 @@ class GradualOptions:
     )
     end: float = option(0.6, "share of the stage's epochs after which the last cut is made")
     scoring: Scoring = _flat(Scoring, criterion=AUTO)
-    batches: int = option(10, "training batches for criteria that need data")
-    allocation: str = option(AUTO, "how the cut is spread over the groups, see netslim.select")
+    batches: int = _batches()
+    allocation: str = _allocation()
     limits: Limits = _flat(Limits)
-    latency: LatencyOptions = field(
-        default_factory=LatencyOptions,
-        metadata=_meaning("read by budgets of latency alone"),
-    )
-    per_group: dict[str, int | float] = field(
-        default_factory=dict,
-        metadata=_meaning("counts (3) or shares (0.3) to cut, by group name"),
-    )
+    latency: LatencyOptions = _latency()
+    per_group: dict[str, int | float] = _per_group()
 
 
 @dataclass(frozen=True)
@@ -580,7 +601,7 @@ class Train:
     """
 
     kind: ClassVar[str] = "train"
-    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    name: str = field(metadata=_OF_STAGE)
     epochs: int = field(metadata=_meaning("passes over the training images"))
     optimizer: OptimizerOptions = field(
         default_factory=OptimizerOptions,
@@ -613,7 +634,7 @@ class Baseline:
     """
 
     kind: ClassVar[str] = "baseline"
-    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    name: str = field(metadata=_OF_STAGE)
     like: str | None = option(None, "the stage to imitate; null takes the first `train` stage")
 
 
@@ -625,7 +646,7 @@ class Scratch:
 
     kind: ClassVar[str] = "scratch"
     renamed: ClassVar[dict[str, str]] = {"budget": "length"}  # since version 0.1
-    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    name: str = field(metadata=_OF_STAGE)
     like: str | None = option(
         None, "the stage to imitate, without its sparsity; null takes the first `train` stage"
     )
@@ -639,7 +660,7 @@ class Prune:
     """Trace, score, select, cut, verify."""
 
     kind: ClassVar[str] = "prune"
-    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    name: str = field(metadata=_OF_STAGE)
     by: Literal["scores", "greedy", "zeros", "clusters"] = option(
         "scores",
         "scores: what `budget` and `per_group` say; greedy: `per_group`, layer after "
@@ -651,17 +672,11 @@ class Prune:
         metadata=_meaning("how much goes"),
     )
     scoring: Scoring = _flat(Scoring, criterion=AUTO)
-    batches: int = option(10, "training batches for criteria that need data")
-    allocation: str = option(AUTO, "how the cut is spread over the groups, see netslim.select")
+    batches: int = _batches()
+    allocation: str = _allocation()
     limits: Limits = _flat(Limits)
-    latency: LatencyOptions = field(
-        default_factory=LatencyOptions,
-        metadata=_meaning("read by budgets of latency alone"),
-    )
-    per_group: dict[str, int | float] = field(
-        default_factory=dict,
-        metadata=_meaning("counts (3) or shares (0.3) to cut, by group name"),
-    )
+    latency: LatencyOptions = _latency()
+    per_group: dict[str, int | float] = _per_group()
     mode: Literal["cut", "mask"] = option(
         "cut", "mask: silence the channels and hold them at zero; a `convert` stage cuts them"
     )
@@ -673,7 +688,7 @@ class Convert:
     """Cut out what a `prune` stage with `mode: mask` has silenced."""
 
     kind: ClassVar[str] = "convert"
-    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    name: str = field(metadata=_OF_STAGE)
 
 
 @dataclass(frozen=True)
@@ -681,7 +696,7 @@ class Measure:
     """Look at the test set, once, for every network of the run; count and time them."""
 
     kind: ClassVar[str] = "measure"
-    name: str = field(metadata=_meaning("of the stage; its kind when not given"))
+    name: str = field(metadata=_OF_STAGE)
     latency: bool = option(True, "time the networks, too")
     latency_batch: int = option(1, "images in a timed call")
 
