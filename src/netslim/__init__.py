@@ -35,6 +35,7 @@ _HOMES = {
     "load": "netslim.models.checkpoint",
     "prune": "netslim.surgery.prune",
     "prune_": "netslim.surgery.prune",
+    "quantize": "netslim.methods.quantizing",
     "register_rule": "netslim.graph.rules.register",
     "save": "netslim.models.checkpoint",
     "score": "netslim.selection.criteria.scoring",
@@ -54,8 +55,9 @@ _ROOMS = (
 _ELSEWHERE = {
     "measure": ("Cost", "Latency", "LatencyTable", "size_on_disk"),
     "methods": (
-        *("SearchResult", "Sensitivity", "add_slimming_gradient", "cifar_resnet_cut"),
-        *("parameter_groups", "plan_of_zeros", "slimming_penalty", "soft_threshold_", "zeroed"),
+        *("Quantization", "Quantized", "SearchResult", "Sensitivity", "add_slimming_gradient"),
+        *("cifar_resnet_cut", "parameter_groups", "plan_of_zeros", "slimming_penalty"),
+        *("soft_threshold_", "zeroed"),
     ),
     "models": (
         *("ChannelSelect", "Exported", "PaddedNorm", "SeparateHeads", "add_bn", "add_selection"),
@@ -85,6 +87,7 @@ __all__ = [
     "load",
     "prune",
     "prune_",
+    "quantize",
     "register_rule",
     "save",
     "score",
@@ -116,6 +119,7 @@ if TYPE_CHECKING:  # for type checkers; a `__getattr__` would allow any name to 
     from netslim.methods.centripetal import CentripetalSGD as CentripetalSGD
     from netslim.methods.gradual import GradualPruning as GradualPruning
     from netslim.methods.masking import Mask as Mask
+    from netslim.methods.quantizing import quantize as quantize
     from netslim.methods.search import search as search
     from netslim.methods.sensitivity import sensitivity as sensitivity
     from netslim.methods.slim import slim as slim

@@ -114,8 +114,8 @@ def test_commands_and_their_options_exist(capsys):
     ]
     commands = sorted({words[1] for words in lines if words and words[0] == "netslim"})
     expected = (
-        "bench evaluate export finetune inspect predict prune recipes report run search sensitivity "
-        "status train"
+        "bench evaluate export finetune inspect predict prune quantize recipes report run search "
+        "sensitivity status train"
     )
     assert commands == expected.split()
     for command in commands:

@@ -52,7 +52,17 @@ SURFACE = [
     *("Budget", "CentripetalSGD", "ChannelGraph", "GradualPruning", "Limits", "Mask"),
     *("NetslimError", "NetworkSlimming", "PruningPlan", "SoftFilterPruning"),
     *("cost", "criterion", "export", "latency", "latency_table", "load", "prune", "prune_"),
-    *("register_rule", "save", "score", "search", "select", "sensitivity", "slim", "trace"),
+    *(
+        "quantize",
+        "register_rule",
+        "save",
+        "score",
+        "search",
+        "select",
+        "sensitivity",
+        "slim",
+        "trace",
+    ),
     "verify",
 ]
 

@@ -14,6 +14,7 @@ from netslim.cli import main
 from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.errors import RecipeError
 from netslim.training.commands.predict import predict
+from stage_runs import HALF, TRAIN, carry_out, recipe
 
 PREPARED = Preprocessing((0.3, 0.4, 0.5), (0.2, 0.3, 0.1), (8, 8), True, ("cat", "dog", "owl"))
 
@@ -104,3 +105,94 @@ def test_normalising_inside_needs_values(place, tmp_path, capsys):
     assert "does not say how its images are normalised" in capsys.readouterr().err
     assert main(["export", untold, "--out", out]) == 1
     assert "--input is needed" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- in int8
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    """A run that ends in int8, with a stage behind it that goes on from the network as it was."""
+    pytest.importorskip("onnxruntime")
+    stages = (
+        TRAIN,
+        {"kind": "quantize", "batches": 3, "scales": "tensor"},
+        {**HALF, "name": "cut"},
+    )
+    return carry_out(tmp_path_factory.mktemp("int8") / "run", *stages)
+
+
+def test_a_run_sets_int8_beside_float_in_the_same_runtime(quantized):
+    rows = quantized.rows
+    assert list(rows) == ["before", "pruned", "onnx", "int8"]
+    folder = quantized.folder / "02-quantize"
+    assert rows["onnx"]["size_bytes"] == (folder / "model.onnx").stat().st_size
+    assert rows["int8"]["size_bytes"] == (folder / "model.int8.onnx").stat().st_size
+    assert rows["onnx"]["accuracy"] == rows["before"]["accuracy"]
+    assert rows["int8"]["accuracy"] == pytest.approx(rows["before"]["accuracy"], abs=0.02)
+    assert {rows[key]["params"] for key in ("before", "onnx", "int8")} == {rows["before"]["params"]}
+    assert quantized.stage("02-quantize")["layers"] == [3, 3]
+    told = "02-quantize: 3 of 3 layers compute in int8 (training batches looked at: 3)"
+    assert any(note.startswith(told) for note in quantized.results["notes"])
+    assert quantized.results["network"] == "03-cut/model.safetensors"
+    assert sum(quantized.widths) == 12
+
+
+def test_a_finished_quantize_stage_is_not_done_again_and_vouches_for_its_files(quantized):
+    file = quantized.folder / "02-quantize" / "model.int8.onnx"
+    before = file.stat().st_mtime_ns
+    (quantized.folder / "results.json").unlink()
+    stages = (
+        TRAIN,
+        {"kind": "quantize", "batches": 3, "scales": "tensor"},
+        {**HALF, "name": "cut"},
+    )
+    carry_out(quantized.folder, *stages)
+    assert file.stat().st_mtime_ns == before
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(
+        RecipeError, match=r"model\.int8\.onnx was changed after the stage finished"
+    ):
+        carry_out(quantized.folder, *stages)
+    file.write_bytes(content)
+
+
+def test_quantize_sets_both_beside_each_other(quantized, tmp_path, capsys):
+    network = str(quantized.folder / "01-train" / "model.safetensors")
+    out = tmp_path / "new" / "small.int8.onnx"
+    typed = ["quantize", network, "--data", "digits", "--out", str(out), "--split", "test"]
+    assert main([*typed, "--batches", "3", "--trainer.threads", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["float"]["accuracy"] == quantized.rows["before"]["accuracy"]
+    assert found["float"]["size_bytes"] > found["int8"]["size_bytes"]
+    assert found["int8"]["size_bytes"] == out.stat().st_size
+    assert found["int8"]["latency_ms"]["backend"] == "onnxruntime"
+    assert (found["images"], found["layers"], found["batches"]) == (359, [3, 3], 3)
+    assert main(typed) == 1
+    assert "exists already" in capsys.readouterr().err
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(picture)
+    answers = [next(predict(file, [picture], top=10)).classes for file in (network, str(out))]
+    assert dict(answers[0]) == pytest.approx(dict(answers[1]), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "a.pt2"], "a network in int8 is written to an .onnx file"),
+        (["--out", "a.onnx", "--batches", "0"], "batches: is 0, must be 1 or more"),
+        (["--out", "a.onnx", "--latency-batch", "-1"], "give 0 or more images"),
+        (["--out", "a.onnx", "--limit-images", "0"], "give 1 or more"),
+    ],
+)
+def test_mistakes_in_quantize(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["quantize", "zoo:mlp", "--data", "digits", *flags]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_masked_network_is_not_quantized():
+    with pytest.raises(RecipeError, match="put a 'convert' stage before it"):
+        recipe(TRAIN, {**HALF, "mode": "mask"}, {"kind": "quantize"})

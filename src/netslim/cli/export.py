@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -72,9 +71,8 @@ def register(parser: Parser) -> None:
 
 def _prepared(network: nn.Module, options: argparse.Namespace) -> tuple[nn.Module, dict[str, str]]:
     """The network, which normalises by itself where that is asked for, and what its file says."""
-    from netslim.data.preprocessing import KEY
     from netslim.models.normalised import Normalised
-    from netslim.training.commands.predict import INSIDE, prepared_by
+    from netslim.training.commands.predict import prepared_by
 
     prepared = prepared_by(options.model)
     if options.normalise and prepared is None:
@@ -85,8 +83,7 @@ def _prepared(network: nn.Module, options: argparse.Namespace) -> tuple[nn.Modul
         return network, {}
     if options.normalise:
         network = Normalised(network, prepared.mean, prepared.std)
-    told = {KEY: prepared.to_json(), INSIDE: options.normalise}
-    return network, {name: json.dumps(value) for name, value in told.items()}
+    return network, prepared.for_files(options.normalise)
 
 
 def _takes(normalised_inside: bool) -> str:

@@ -6,6 +6,7 @@ was done to its images travels with it: in checkpoints, in exported files, in re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
@@ -20,6 +21,7 @@ from netslim.errors import DataError
 
 LARGEST = 2048  # pixels of a side, to which a file may have pictures brought
 KEY = "preprocessing"  # under which metadata of networks hold it
+INSIDE = "normalised_inside"  # the name of the metadata of files that normalise by themselves
 CHANNELS = {"grey": 1, "rgb": 3}  # what the channels of an image are called, and how many
 
 
@@ -69,6 +71,11 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` reads it."""
         return asdict(self)
+
+    def for_files(self, inside: bool = False) -> dict[str, str]:
+        """What an exported file says; `inside`: that it normalises by itself."""
+        told = {KEY: self.to_json(), INSIDE: inside}
+        return {name: json.dumps(value) for name, value in told.items()}
 
     @classmethod
     def noted(cls, metadata: Mapping[str, Any], where: str) -> Preprocessing | None:
@@ -136,4 +143,4 @@ def _are(values: Any, kind: type) -> bool:
     return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
-__all__ = ["CHANNELS", "KEY", "Preprocessing", "check_normalisation"]
+__all__ = ["CHANNELS", "INSIDE", "KEY", "Preprocessing", "check_normalisation"]

@@ -121,10 +121,7 @@ def export(
     _check_tolerance(tolerance)
     path = Path(path)
     kind = _format(path, format, opset)
-    if path.exists():
-        raise ExportError(
-            f"{path} exists already, and finished work is not overwritten; choose another name"
-        )
+    check_new(path)
     model = bare(model, ExportError, call="export(model, example_inputs, path)")
     example_inputs = cut_inputs(model, example_inputs)
     if kind == "onnx":
@@ -140,7 +137,7 @@ def export(
             content, written = _as_onnx(traced, opset, metadata or {})
         else:
             content = _as_program(traced, metadata or {})
-        with _beside(path) as temporary:
+        with beside(path) as temporary:
             temporary.write_bytes(content)
             loaded = _LOADERS[kind](temporary)
             deviation, sizes = compare(
@@ -163,6 +160,18 @@ def onnx_bytes(model: nn.Module, example_inputs: Any) -> bytes:
 
 
 # ---------------------------------------------------------------- what is asked for
+
+
+def check_new(path: Path) -> None:
+    """Refuse to write to a file that is there.
+
+    Raises:
+        ExportError: it is.
+    """
+    if path.exists():
+        raise ExportError(
+            f"{path} exists already, and finished work is not overwritten; choose another name"
+        )
 
 
 def _format(path: Path, given: str | None, opset: int | None) -> Format:
@@ -367,8 +376,12 @@ def _dimensions(values: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """`replacing`, in a folder that is made."""
+def beside(path: Path) -> Iterator[Path]:
+    """`replacing`, in a folder that is made.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -78,7 +78,7 @@ class Session:
         self.outputs = [item.name for item in self.session.get_outputs()]
 
     def __call__(self, inputs: Any) -> Outputs:
-        arrays = {name: _array(tensor) for name, tensor in self._named(inputs).items()}
+        arrays = self.arrays(inputs)
         return [torch.from_numpy(array) for array in self.session.run(None, arrays)]
 
     def bound(self, inputs: Any) -> Callable[[], object]:
@@ -90,7 +90,7 @@ class Session:
         from onnxruntime import OrtValue
 
         binding = self.session.io_binding()
-        arrays = {name: _array(tensor) for name, tensor in self._named(inputs).items()}
+        arrays = self.arrays(inputs)
         values = {}
         for name, array in arrays.items():
             values[name] = OrtValue.ortvalue_from_numpy(array, self.kind, self.index)
@@ -105,11 +105,16 @@ class Session:
 
         return call
 
-    def _named(self, inputs: Any) -> dict[str, Tensor]:
-        """The tensors by the file's names: keywords are these names, others come in order."""
+    def arrays(self, inputs: Any) -> dict[str, Any]:
+        """NumPy arrays by the file's names: keywords are these names, others come in order.
+
+        Raises:
+            ExportError: an input is bfloat16.
+        """
         if isinstance(inputs, Mapping) and set(self.inputs) <= set(inputs):
-            return {name: inputs[name] for name in self.inputs}
-        return dict(zip(self.inputs, tensors_of(inputs), strict=True))
+            return {name: _array(inputs[name]) for name in self.inputs}
+        pairs = zip(self.inputs, tensors_of(inputs), strict=True)
+        return {name: _array(tensor) for name, tensor in pairs}
 
 
 def _array(tensor: Tensor) -> Any:

@@ -13,15 +13,13 @@ from torch import Tensor
 from netslim import models
 from netslim._support import parse_json, read_bytes, refusing
 from netslim.data.pictures import ENDINGS, Files, Form, Pictures
-from netslim.data.preprocessing import KEY, Preprocessing
+from netslim.data.preprocessing import INSIDE, KEY, Preprocessing
 from netslim.data.unreadable import PictureError
 from netslim.errors import DataError, RecipeError
 from netslim.models import checkpoint
 from netslim.models.file_constructors import Trust
 from netslim.models.onnx_session import Session, need_onnx
 from netslim.models.other_files import no_checkpoint
-
-INSIDE = "normalised_inside"  # the name of the metadata of files that normalise by themselves
 
 
 @dataclass(frozen=True)
@@ -166,4 +164,4 @@ def _files(given: Sequence[str | os.PathLike[str]]) -> list[str]:
     return found
 
 
-__all__ = ["INSIDE", "Answer", "Classifier", "classifier", "predict", "prepared_by"]
+__all__ = ["Answer", "Classifier", "classifier", "predict", "prepared_by"]

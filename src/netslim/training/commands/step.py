@@ -34,7 +34,7 @@ from netslim.training.recipe.reading import of_command, override, parse_recipe
 from netslim.training.recipe.schema import Prune, Recipe, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import RunFolder, read_json
-from netslim.training.stages.networks import has_fresh_weights, noted_in
+from netslim.training.stages.networks import noted_in, told_if_fresh
 from netslim.training.stages.prune import Batches
 from netslim.training.stages.runner import Runner, claimed
 
@@ -433,10 +433,8 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
         labels = runner.bench.labels(runner.images_of(split))
         cost = netslim.cost(network.eval(), runner.example()[:1, :, :ten_crop, :ten_crop])
         means = runner.bench.means(looking, runner.bench.loader(split))
-    size, fresh = None, ""
-    if has_fresh_weights(recipe.model):
-        fresh = f"{recipe.model.name} has fresh weights; a checkpoint or --weights brings others"
-    notes = [fresh, *runner.data.notes, chance(means.accuracy, labels)]
+    size = None
+    notes = [told_if_fresh(recipe.model), *runner.data.notes, chance(means.accuracy, labels)]
     if recipe.model.files:
         size = Path(recipe.model.files[0]).stat().st_size
     return Evaluation(

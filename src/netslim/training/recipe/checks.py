@@ -26,6 +26,7 @@ from netslim.training.recipe.schema import (
     GradualOptions,
     OptimizerOptions,
     Prune,
+    Quantize,
     Recipe,
     Scratch,
     SlimmingOptions,
@@ -103,6 +104,8 @@ def check(recipe: Recipe, *, whole: bool = True) -> None:
             _check_prepared(stage, where, recipe)
         elif isinstance(stage, Baseline | Scratch):
             imitated(recipe, stage)
+        elif isinstance(stage, Quantize):
+            _need(stage.batches >= 1, f"{where}.batches", stage.batches, "1 or more")
 
 
 def _check_sharded(trainer: TrainerOptions) -> None:
@@ -196,7 +199,7 @@ def _check_masks(recipe: Recipe) -> None:
             raise RecipeError(
                 f"stages.{stage.name}: no prune stage with 'mode: mask' comes before it"
             )
-        if isinstance(stage, Prune | Scratch) and masked is not None:
+        if isinstance(stage, Prune | Scratch | Quantize) and masked is not None:
             raise RecipeError(
                 f"stages.{stage.name}: put a 'convert' stage before it, which cuts what "
                 f"{masked} masked"

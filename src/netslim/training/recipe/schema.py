@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError
 from netslim.measure.runtimes import Backend
+from netslim.methods.quantization import Quantization
 from netslim.selection.options import (
     AUTO,
     Budget,
@@ -545,10 +546,10 @@ class LatencyOptions:
     batch: int = option(1, "images in a timed call")
 
 
-# What `GradualOptions` and `Prune` say alike. In a class that both have for a base these keys would
-# come before all others.
-def _batches() -> Any:
-    return option(10, "training batches for criteria that need data")
+# What several kinds of stages say alike. In a class that they have for a base these keys would come
+# before all others.
+def _batches(what: str = "criteria that need data") -> Any:
+    return option(10, f"training batches for {what}")
 
 
 def _allocation() -> Any:
@@ -692,6 +693,18 @@ class Convert:
 
 
 @dataclass(frozen=True)
+class Quantize:
+    """Write the network in hand as ONNX files in float and in int8; stages behind it go on from the
+    network as it was.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    name: str = field(metadata=_OF_STAGE)
+    quantization: Quantization = _flat(Quantization)
+    batches: int = _batches("the ranges of int8")
+
+
+@dataclass(frozen=True)
 class Measure:
     """Look at the test set, once, for every network of the run; count and time them."""
 
@@ -701,10 +714,10 @@ class Measure:
     latency_batch: int = option(1, "images in a timed call")
 
 
-Stage = Train | Finetune | Baseline | Scratch | Prune | Convert | Measure
-KINDS: dict[str, type[Any]] = {
-    kind.kind: kind for kind in (Train, Finetune, Baseline, Scratch, Prune, Convert, Measure)
-}
+Stage = Train | Finetune | Baseline | Scratch | Prune | Convert | Quantize | Measure
+KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in get_args(Stage)}
+# Whose networks later stages do not start from.
+SIDE_BRANCHES = (Baseline, Scratch, Quantize)
 
 
 # ---------------------------------------------------------------- beside recipes

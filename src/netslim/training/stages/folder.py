@@ -5,6 +5,7 @@
     config.yaml        the recipe, overrides applied, nothing left to defaults
     environment.json   machine, versions, threads, command
     01-sparse/         one folder a stage: last.ckpt, metrics.csv, plan.json, model.safetensors,
+                       model.onnx and model.int8.onnx,
         stage.json     and, written last, the proof that the stage is finished, with its results
     results.json       all results, written when every stage is finished
     report.html        made from results.json
@@ -24,6 +25,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ from netslim.report import records
 from netslim.report.records import Record
 from netslim.training.recipe.files import read_settings, write_settings
 from netslim.training.recipe.reading import parse_recipe
-from netslim.training.recipe.schema import Baseline, Measure, Recipe, Scratch, Stage
+from netslim.training.recipe.schema import SIDE_BRANCHES, Measure, Recipe, Stage
 from netslim.training.stages.changes import basis, differences, in_short, kept
 from netslim.training.stages.ground import Ground
 
@@ -96,6 +98,14 @@ def stranger(folder: Path) -> str | None:
     return min((name for name in names if not name.startswith(".")), default=None)
 
 
+@dataclass(frozen=True)
+class Forms:
+    """A network as ONNX files: in float, and in int8."""
+
+    exact: Path
+    int8: Path
+
+
 class StageFolder:
     """One stage's part of the run folder."""
 
@@ -107,6 +117,7 @@ class StageFolder:
         self.metrics = self.path / "metrics.csv"
         self.model = self.path / "model.safetensors"
         self.plan = self.path / "plan.json"
+        self.forms = Forms(self.path / "model.onnx", self.path / "model.int8.onnx")
         self.marker = self.path / "stage.json"
         self.measures = isinstance(stage, Measure)
         self.ground: Ground | None = None  # what it stands on, where that is known
@@ -160,12 +171,16 @@ class StageFolder:
 
     def clear(self) -> None:
         """Remove what a stage left that was stopped before there was any work to lose."""
-        for path in (self.best, self.metrics, self.model, self.plan):
+        for path in (self.best, self.metrics, *self._made()):
             path.unlink(missing_ok=True)
+
+    def _made(self) -> tuple[Path, ...]:
+        """What later stages, or people, take from it."""
+        return self.model, self.plan, self.forms.exact, self.forms.int8
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Write the marker: from now on the stage is finished."""
-        written = [path for path in (self.model, self.plan, self.metrics) if path.exists()]
+        written = [path for path in (*self._made(), self.metrics) if path.exists()]
         files = {path.name: digest(path) for path in written}
         known = {"format": FORMAT, "stage": self.label, "stands_on": self.stands_on()}
         write_json(self.marker, {**known, **results, "files": files})
@@ -377,7 +392,7 @@ def _remedy(old: Recipe, folders: Sequence[StageFolder], begun: Sequence[int], s
         stale = ", ".join(str(folders[index].path) for index in begun if index >= same)
         return f", or move {stale} away to keep what is finished before"
     stages = zip(old.stages, folders, strict=True)
-    main = [folder for stage, folder in stages if not isinstance(stage, Baseline | Scratch)]
+    main = [folder for stage, folder in stages if not isinstance(stage, SIDE_BRANCHES)]
     made = [folder.model for folder in main if folder.marker.exists() and folder.model.exists()]
     if not made:
         return ""

@@ -29,6 +29,7 @@ import netslim
 from netslim._support import own_random_numbers
 from netslim.errors import NetslimError, RecipeError
 from netslim.graph.channel_graph import ChannelGraph
+from netslim.models.export import onnx_bytes
 from netslim.selection.budget.limits import caps, staying
 from netslim.selection.criteria.registry import reads_data
 from netslim.selection.defaults import chosen
@@ -40,6 +41,7 @@ from netslim.training.recipe.schema import (
     CentripetalOptions,
     GradualOptions,
     Prune,
+    Quantize,
     Scratch,
     SlimmingOptions,
     SparsityOptions,
@@ -84,6 +86,8 @@ def _trains(stage: Stage) -> bool:
 
 def _asks(stage: Stage) -> bool:
     """Whether a stage asks something of its network."""
+    if isinstance(stage, Quantize):
+        return True
     return cuts(stage) or (isinstance(stage, Train) and bool(stage.sparsity or stage.distill))
 
 
@@ -133,6 +137,8 @@ class _Walk:
         """What `stage` would cut of `network`; None where it cuts nothing, or nobody can say."""
         if isinstance(stage, Prune):
             return _planned(stage, network, self._example, stage.by)
+        if isinstance(stage, Quantize):
+            onnx_bytes(network, self._example)
         if not isinstance(stage, Train):
             return None
         self._try_teacher(stage)

@@ -9,6 +9,7 @@ from netslim.training.recipe.schema import (
     GradualOptions,
     Measure,
     Prune,
+    Quantize,
     Scratch,
     SparsityOptions,
     Stage,
@@ -19,6 +20,7 @@ _OTHERS: dict[type[Stage], str] = {
     Baseline: "train a fresh copy without the penalty",
     Scratch: "train the smaller architecture from fresh weights",
     Convert: "cut what the mask silences",
+    Quantize: "write it as ONNX, in float and in int8",
     Measure: "measure on the test set",
 }
 

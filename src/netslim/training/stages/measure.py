@@ -7,12 +7,13 @@ Their keys go into results.json and must not change; the labels are for people.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netslim._support import many
 from netslim.training.recipe.checks import cuts
@@ -22,24 +23,33 @@ from netslim.training.recipe.schema import (
     Finetune,
     Measure,
     Prune,
+    Quantize,
     Recipe,
     Scratch,
     Train,
 )
+from netslim.training.stages.quantize import InOnnxRuntime
+
+if TYPE_CHECKING:
+    from netslim.measure.latency import Latency
 
 AS_BUILT = -1
+Form = Literal["torch", "exact", "int8"]  # a module, or the files of a quantize stage
+_FILES: tuple[Form, Form] = ("exact", "int8")
 
 
 @dataclass(frozen=True)
 class Entry:
     """A network to be measured: its row's key and label, and what made it.
 
-    `index` is the stage, from 0, or `AS_BUILT` for the network that the run started from.
+    `index` is the stage, from 0, or `AS_BUILT` for the network that the run started from; `form`
+    what that left.
     """
 
     key: str
     label: str
     index: int
+    form: Form = "torch"
 
 
 def entries(recipe: Recipe) -> list[Entry]:
@@ -49,7 +59,8 @@ def entries(recipe: Recipe) -> list[Entry]:
     `fine-tuned-1`, `pruned-2` and so on, and `before-2` where training went on between a
     fine-tuning and the next cut. A network that was masked is `masked` until it is `converted`. A
     training stage that cuts on the way leaves a `pruned` network. `scratch-e` and `scratch-b`
-    follow the baselines, of which plain training before that with a method is one.
+    follow the baselines, of which plain training before that with a method is one. Last come `onnx`
+    and `int8`, the files of a quantize stage.
     """
     plain = _baselines(recipe)
     found = [
@@ -76,7 +87,16 @@ def entries(recipe: Recipe) -> list[Entry]:
                 found.append(replace(tuned, key=key, label=label))
             trained = []
             found.append(_of_pass("converted", "converted", index, turn, passes))
-    return [*found, *_between(recipe, turn, passes, trained, last=True)]
+    return [*found, *_between(recipe, turn, passes, trained, last=True), *_files(recipe)]
+
+
+def _files(recipe: Recipe) -> Iterator[Entry]:
+    """A pair of rows of each quantize stage: what int8 costs shows on one and the same runtime."""
+    made = [i for i, stage in enumerate(recipe.stages) if isinstance(stage, Quantize)]
+    for n, index in enumerate(made, 1):
+        names = (_numbered(name, n, len(made)) for name in ("onnx", "int8"))
+        for name, form in zip(names, _FILES, strict=True):
+            yield Entry(name, name, index, form)
 
 
 def _baselines(recipe: Recipe) -> list[int]:
@@ -142,15 +162,12 @@ def timed(
     device: torch.device,
     beside: int = 0,
 ) -> dict[str, Any]:
-    """`latency_ms` of each network, measured in turn on the device, `beside` so many other runs;
-    None where not asked for.
+    """`latency_ms` of each network, measured in turn, `beside` so many other runs: on the device,
+    and those in ONNX Runtime on the CPU; None where not asked for.
     """
     if not stage.latency:
         return dict.fromkeys(networks)
-    from netslim.measure.latency import latency
-
-    example = torch.zeros(stage.latency_batch, *shape)
-    found = latency(networks, example, device=device)
+    found = side_by_side(networks, torch.zeros(stage.latency_batch, *shape), device)
     times: dict[str, Any] = {
         key: {"median": item.median_ms, "low": item.low_ms, "high": item.high_ms}
         for key, item in found.items()
@@ -158,6 +175,24 @@ def timed(
     if beside:
         times = {key: {**item, "beside": beside} for key, item in times.items()}
     return times
+
+
+def side_by_side(
+    networks: dict[str, nn.Module], example: Tensor, device: torch.device
+) -> dict[str, Latency]:
+    """Modules as they are, and files as their runtime runs them, all timed in turn."""
+    from netslim.measure.backends import prepared
+    from netslim.measure.latency import timed as time_calls
+
+    with ExitStack() as stack:
+        calls = {}
+        for key, network in networks.items():
+            if isinstance(network, InOnnxRuntime):
+                calls[key] = network.ready(example)
+            else:
+                one = prepared(network, example, device=device, name=key)
+                calls[key] = stack.enter_context(one)
+        return time_calls(calls)
 
 
 def crowded(beside: int) -> Iterator[str]:

@@ -34,11 +34,11 @@ from netslim.training.loop.epochs import derive
 from netslim.training.loop.fit import Bench
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.schema import (
+    SIDE_BRANCHES,
     Baseline,
     DistillOptions,
     ModelOptions,
     Recipe,
-    Scratch,
     Train,
 )
 from netslim.training.stages.changes import basis
@@ -109,12 +109,12 @@ class Networks:
     def _position_before(self, index: int) -> int | None:
         """Of the stage whose network stage `index` starts from, if one does.
 
-        Baselines and networks from scratch are side branches, which are passed over.
+        Side branches are passed over: baselines, networks from scratch, files for other runtimes.
         """
         main = (
             position
             for position in reversed(range(index))
-            if not isinstance(self.recipe.stages[position], Baseline | Scratch)
+            if not isinstance(self.recipe.stages[position], SIDE_BRANCHES)
         )
         return next(main, None)
 
@@ -384,6 +384,13 @@ class Networks:
 def has_fresh_weights(model: ModelOptions) -> bool:
     """Whether the network that these options name knows nothing yet."""
     return takes_classes(model.name) and not model.trained
+
+
+def told_if_fresh(model: ModelOptions) -> str:
+    """What is said of a network that knows nothing yet; nothing of another."""
+    if not has_fresh_weights(model):
+        return ""
+    return f"{model.name} has fresh weights; a checkpoint or --weights brings others"
 
 
 def noted_in(model: ModelOptions) -> Results:

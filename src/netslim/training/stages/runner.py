@@ -7,7 +7,7 @@
     for stage in recipe.stages:
         if its stage.json is there: go on       finished work is never done twice
         network = a fresh one, filled from the stage before
-        train | prune | convert | measure       a training stage goes on from its last.ckpt
+        train | prune | quantize | measure      a training stage goes on from its last.ckpt
         write model.safetensors, then stage.json
     results.json, report.html
 """
@@ -30,7 +30,15 @@ from torch import nn
 import netslim
 import netslim.ranks as ranks
 import netslim.training.processes as processes
-from netslim._support import Thing, call_checked, expect, read_text, using_threads, write_atomic
+from netslim._support import (
+    Thing,
+    call_checked,
+    expect,
+    read_bytes,
+    read_text,
+    using_threads,
+    write_atomic,
+)
 from netslim.data.loader import Loader
 from netslim.data.unreadable import told as told_unreadable
 from netslim.errors import RecipeError
@@ -56,6 +64,7 @@ from netslim.training.recipe.schema import (
     Convert,
     Measure,
     Prune,
+    Quantize,
     Recipe,
     Scratch,
     SlimmingOptions,
@@ -63,12 +72,14 @@ from netslim.training.recipe.schema import (
     Train,
 )
 from netslim.training.stages import prune as cutting
+from netslim.training.stages import quantize as quantizing
 from netslim.training.stages.environment import describe, moved, told
 from netslim.training.stages.folder import FORMAT, RunFolder, StageFolder, read_json, write_json
 from netslim.training.stages.foresight import foresee
 from netslim.training.stages.headlines import headline
-from netslim.training.stages.measure import AS_BUILT, crowded, entries, timed
+from netslim.training.stages.measure import AS_BUILT, Entry, crowded, entries, timed
 from netslim.training.stages.networks import Networks, Results, check_shares
+from netslim.training.stages.quantize import InOnnxRuntime
 from netslim.training.stages.results import assemble
 
 _CURVES = ("epoch", "train_loss", "penalty", "val_loss", "val_accuracy", "near_zero")
@@ -260,6 +271,7 @@ class Runner(Networks):
         work: dict[type[Any], Callable[..., Results]] = {
             Prune: partial(_by_one, self._prune),
             Convert: partial(_by_one, self._convert),
+            Quantize: partial(_by_one, self._quantize),
             Baseline: self._baseline,
             Scratch: self._scratch,
             Measure: self._measure,
@@ -452,6 +464,25 @@ class Runner(Networks):
         network = self.network_before(index).eval()
         return self._left(cutting.convert(network, plan, self.example()), folder, started)
 
+    def _quantize(self, index: int, stage: Quantize, folder: StageFolder) -> Results:
+        started, network = time.perf_counter(), self.network_before(index)
+        done = quantizing.carry_out(
+            stage,
+            network,
+            self.example(),
+            self.bench.batches,
+            self.data.preprocessing,
+            folder.forms,
+        )
+        told = quantizing.told(done)
+        self.display.say(f"{folder.label}  {told}")
+        return {
+            "seconds": round(time.perf_counter() - started, 3),
+            "noise": done.noise,
+            "layers": [done.layers, done.of],
+            "remarks": [told],
+        }
+
     def _left(self, done: Cut[nn.Module], folder: StageFolder, started: float) -> Results:
         """What a cut left; a mask, which is not proved until it is cut, leaves its plan alone."""
         write_atomic(folder.plan, done.plan.to_json())
@@ -514,7 +545,7 @@ class Runner(Networks):
         """The only place where the test set is looked at."""
         started = time.perf_counter()
         found = entries(self.recipe)
-        networks = {entry.key: self.network_of(entry.index).eval() for entry in found}
+        networks = {entry.key: self._measured(entry).eval() for entry in found}
         where = (self.data.shape, self.device)
         latencies = ranks.shared(
             "the latencies", lambda: timed(stage, networks, *where, self.beside)
@@ -522,8 +553,9 @@ class Runner(Networks):
         rows, loader = [], self.bench.loader("test")
         for entry in found:
             row: Results = {"key": entry.key, "label": entry.label}
-            row |= self._figures(networks[entry.key], loader)
-            sized = partial(self._size, entry.index, networks[entry.key], folder)
+            row |= self._counts(entry, networks[entry.key])
+            row |= self._answers(networks[entry.key], loader)
+            sized = partial(self._size, entry, networks[entry.key], folder)
             row |= {"size_bytes": ranks.shared("the size of a file", sized)}
             rows.append(row | {"latency_ms": latencies[entry.key]})
         own = ranks.gathered("the test pictures that are left out", loader.unreadable)
@@ -535,10 +567,11 @@ class Runner(Networks):
                 *self.data.notes,
                 *_left_out(unreadable),
                 *self._by_chance(rows),
+                *quantizing.where(entry.form for entry in found),
                 *crowded(self.beside),
             ],
             "images": self.data.preprocessing.to_json(),
-            "network": self._file_of(found[-1].index),
+            "network": self._file_of([entry.index for entry in found if entry.form == "torch"][-1]),
             "unreadable": [*self.data.unreadable, *unreadable],
         }
 
@@ -549,12 +582,26 @@ class Runner(Networks):
             if said := chance(row["accuracy"], labels):
                 yield f"{row['label']}: {said}"
 
-    def _figures(self, network: nn.Module, loader: Loader) -> Results:
-        """Counted first: to evaluate it moves the network to the device of the run."""
+    def _measured(self, entry: Entry) -> nn.Module:
+        """What a row is about, ready to be asked."""
+        if entry.form == "torch":
+            return self.network_of(entry.index)
+        file = getattr(self.folders[entry.index].forms, entry.form)
+        return InOnnxRuntime(ranks.shared("the file of a stage", partial(read_bytes, file)))
+
+    def _counts(self, entry: Entry, network: nn.Module) -> Results:
+        """Parameters and MACs; those of a file are those of the network that it was made of.
+
+        Before it is evaluated, which moves the network to the device of the run.
+        """
+        if entry.form != "torch":
+            network = self.network_before(entry.index).eval()
         cost = netslim.cost(network, self.example()[:1])
+        return {"params": cost.params, "macs": cost.macs}
+
+    def _answers(self, network: nn.Module, loader: Loader) -> Results:
         means = self.bench.means(network, loader)
-        figures: Results = {"accuracy": means.accuracy, "top5": means.top5, "loss": means.loss}
-        return figures | {"params": cost.params, "macs": cost.macs}
+        return {"accuracy": means.accuracy, "top5": means.top5, "loss": means.loss}
 
     def _file_of(self, index: int) -> str | None:
         """The network that stage `index` left, within the run folder; None if none did."""
@@ -563,12 +610,14 @@ class Runner(Networks):
         model = self.folders[index].model
         return f"{model.parent.name}/{model.name}"
 
-    def _size(self, index: int, network: nn.Module, folder: StageFolder) -> int:
+    def _size(self, entry: Entry, network: nn.Module, folder: StageFolder) -> int:
         """Bytes of the network's file; one that no stage made is written beside the results."""
-        if index == AS_BUILT:
+        if entry.index == AS_BUILT:
             self.save(network, folder, {})
             return folder.model.stat().st_size
-        return self.folders[index].model.stat().st_size
+        made = self.folders[entry.index]
+        files = {"torch": made.model, "exact": made.forms.exact, "int8": made.forms.int8}
+        return files[entry.form].stat().st_size
 
 
 def _by_one(work: Callable[..., Results], *args: Any) -> Results:

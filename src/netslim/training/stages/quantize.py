@@ -1,0 +1,89 @@
+"""The network in hand as ONNX files, in float and in int8, and both of them as modules that run.
+
+The two lie beside each other, for only on one and the same runtime does it show what int8 costs and
+saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import netslim
+from netslim.data.preprocessing import Preprocessing
+from netslim.measure.backends import Ready
+from netslim.methods.quantizing import Quantized, examples_of, to_int8
+from netslim.models.onnx_session import Session
+from netslim.training.recipe.schema import Quantize
+from netslim.training.stages.folder import Forms
+
+Batches = Callable[[int], Iterable[Any]]  # how many -> so many training batches
+
+
+def carry_out(
+    stage: Quantize,
+    network: nn.Module,
+    example: Tensor,
+    batches: Batches,
+    prepared: Preprocessing,
+    forms: Forms,
+) -> Quantized:
+    """Write both files.
+
+    Args:
+        stage: how.
+        network: as it is in hand.
+        example: a batch of images (B, C, H, W).
+        batches: of training images, which ranges are taken from.
+        prepared: how the images were; the files say so.
+        forms: where to; what a killed run has left there is written anew.
+
+    Raises:
+        ExportError: as `netslim.quantize`.
+    """
+    for path in (forms.exact, forms.int8):
+        path.unlink(missing_ok=True)
+    netslim.export(network, example, forms.exact, metadata=prepared.for_files())
+    seen = examples_of(batches(stage.batches))
+    return to_int8(forms.exact, seen, forms.int8, stage.quantization)
+
+
+def told(done: Quantized) -> str:
+    """What was made, in a sentence."""
+    return (
+        f"{done.layers} of {done.of} layers compute in int8 (training batches looked at: "
+        f"{done.batches}); on the first the outputs are off by {done.noise:.1%} of their size"
+    )
+
+
+def where(forms: Iterable[str]) -> Iterator[str]:
+    """What is said of rows of files, if there are any among forms of networks."""
+    if {*forms} - {"torch"}:
+        yield "onnx and int8 are files that ONNX Runtime runs on the CPU, both timed in turn"
+
+
+class InOnnxRuntime(nn.Module):
+    """The network in an ONNX file, run on the CPU by ONNX Runtime.
+
+    Args:
+        content: of the file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.session = Session(content, torch.device("cpu"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        (scores,) = self.session(images)
+        return scores.to(images.device)
+
+    def ready(self, images: Tensor) -> Ready:
+        """A call on these images, to be timed."""
+        call = self.session.bound(images)
+        return Ready(call, torch.device("cpu"), "onnxruntime")
+
+
+__all__ = ["Batches", "InOnnxRuntime", "carry_out"]
