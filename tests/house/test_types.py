@@ -93,6 +93,8 @@ def step_by_step(model: Net, images: Tensor, loader: list[tuple[Tensor, Tensor]]
     assert_type(netslim.prune_(model, plan, optimizer=optimizer), Net)
     assert_type(netslim.verify(model, small, plan, images).deviation, float | None)
     assert_type(netslim.save(small, "small.safetensors"), Path)
+    done = netslim.quantize(small, loader, "small.onnx", netslim.methods.Quantization(scales="tensor"))
+    assert_type(done.noise, float)
     reveal_type(netslim.load(Net(), "small.safetensors"))  # load
     reveal_type(netslim.models.build("small.safetensors"))  # build
     assert_type(netslim.export(small, images, "small.onnx").size_bytes, int)

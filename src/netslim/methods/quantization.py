@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from netslim._support import checks_calls
 from netslim.selection.options import Checked, option
 
 Scales = Literal["channel", "tensor"]
 Activations = Literal["uint8", "int8"]
 
 
+@checks_calls
 @dataclass(frozen=True)
 class Quantization(Checked):
     """How `netslim.quantize` chooses the steps between whole numbers.

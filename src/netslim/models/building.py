@@ -31,6 +31,7 @@ from netslim.models.channel_select import add_selection as insert_selection
 from netslim.models.checkpoint import is_ours, load, noted, read, restored, uncut
 from netslim.models.fetched import NOTHING, classes_of, takes_classes, without_weights
 from netslim.models.file_constructors import INSERTIONS, Trust, check_constructor, within
+from netslim.models.hub import is_folder
 from netslim.models.other_files import no_checkpoint
 from netslim.models.weights import fill, read_state
 
@@ -62,7 +63,7 @@ def build(
     Args:
         name: `zoo:NAME`, `torchvision:NAME` (a classifier; weights only where `weights=` asks),
             `timm:NAME`, `package.module:factory` (the current directory is searched first) or a
-            path to `*.safetensors`.
+            path to `*.safetensors` or to a folder that `netslim.save(format="hub")` wrote.
         add_bn: give it the batch normalisations it lacks, with `netslim.models.add_bn`.
         add_selection: then give it selections, with `netslim.models.add_selection`. Both run the
             model on a guessed example; a model that needs inputs of its own is built first and
@@ -97,7 +98,7 @@ def build(
     wanted = {"add_bn": add_bn, "add_selection": add_selection}
     added = {key: value for key, value in wanted.items() if _flag(key, value)}
     _flag("new_head", new_head)
-    if name.endswith(".safetensors"):
+    if _is_checkpoint(name):
         if given := added | kwargs | dict.fromkeys(["weights_file"] * (weights_file is not None)):
             raise RecipeError(
                 f"the checkpoint {name} already says how its model is built: leave out "
@@ -134,6 +135,10 @@ def _completed(
     for told in fill(model, state, weights_file, new_head=new_head, key=key).told(weights_file):
         say(told)
     return _with(added, model)
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.endswith(".safetensors") or is_folder(name)
 
 
 def _silent(_: str) -> None:
@@ -248,7 +253,7 @@ def check_name(name: str) -> None:
     Raises:
         RecipeError, CheckpointError: as `build`, as far as a file's first bytes tell.
     """
-    if name.endswith(".safetensors"):
+    if _is_checkpoint(name):
         noted(name)
     else:
         _factory(name)
@@ -260,7 +265,7 @@ def arguments_of(name: str) -> list[str]:
     Raises:
         RecipeError: as `build`.
     """
-    if name.endswith(".safetensors"):
+    if _is_checkpoint(name):
         return []
     listed = [one.name for one in _parameters(_factory(name)) or () if one.kind in _NAMED]
     return [*listed, *_INSERTIONS, *["num_classes"] * takes_classes(name)]

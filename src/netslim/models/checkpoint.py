@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from safetensors.torch import load as decode
 from safetensors.torch import save as encode
 from torch import Tensor, nn
 
+import netslim.models.hub as hub
 from netslim._support import (
     checks_calls,
     is_format,
@@ -41,7 +42,7 @@ from netslim._support import (
     typed,
     write_atomic,
 )
-from netslim.errors import CheckpointError, PlanError, SurgeryError
+from netslim.errors import ArgumentError, CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
@@ -79,18 +80,28 @@ def save(
     *,
     constructor: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    format: Literal["file", "hub"] = "file",
+    card: str | None = None,
 ) -> Path:
     """Write the weights of ``model`` and how netslim cut it; the file is complete or not there.
 
+    With ``format="hub"`` it is a folder as the Hugging Face hub keeps them, with the weights, the
+    plan, `config.json` and a model card: `hf upload NAME FOLDER` takes it there, and `load` and
+    `netslim.models.build` open it. `from_pretrained` and timm's `local-dir:` open it where they can
+    build the network as it is, and find nothing to build where they cannot.
+
     Args:
         model: any module, cut or not.
-        path: of the ``.safetensors`` file.
+        path: of the ``.safetensors`` file, or of a folder that does not exist yet or is empty.
         constructor: ``{"name": "zoo:vgg16", "kwargs": {...}}``, so that the file can be loaded
             without a model.
         metadata: anything JSON can hold.
+        format: a file, or a folder for the hub.
+        card: the text of the folder's README.md, as `netslim.report.card.model_card` makes it of a
+            run; by default one that says how the folder is opened.
 
     Raises:
-        ArgumentError: ``path`` is empty or a folder.
+        ArgumentError: ``path`` is empty or a folder, or there is a card and no folder.
         CheckpointError: the state holds something that is not a tensor, the model was changed by
             other means after a cut so that no fresh one could be cut to it, or the file cannot be
             written.
@@ -100,7 +111,10 @@ def save(
         >>> netslim.save(small, "small.safetensors")
         PosixPath('small.safetensors')
     """
-    path = named_file(path, "path")
+    if format == "file":
+        path = named_file(path, "path")
+        if card is not None:
+            raise ArgumentError("card is written into a folder: say format='hub', or leave it out")
     model = bare(model, CheckpointError, call="save(model, path)")
     for cut in unexplained(model):
         raise CheckpointError(
@@ -135,7 +149,9 @@ def save(
     # give equal files.
     entry = json.dumps({"header": text, "digest": _digest(text, tensors)})
     payload = encode(tensors, {_ENTRY: entry})
-    return _write(path, payload)
+    if format == "hub":
+        return hub.write(Path(path), payload, header, model, card)
+    return _write(Path(path), payload)
 
 
 @checks_calls
@@ -148,7 +164,7 @@ def load(model: Model, path: str | os.PathLike[str]) -> Model:
             that were removed before the file was written are removed from the copy, too. Where the
             file says how its network is built, `netslim.models.build` makes and fills it without
             one.
-        path: of a file `save` wrote.
+        path: of a file or folder that `save` wrote.
 
     Raises:
         CheckpointError: the file is missing, damaged, changed since it was written, not ours, or
@@ -242,7 +258,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         CheckpointError: as `load`, apart from what concerns a model.
     """
     try:
-        payload = read_bytes(path)
+        payload = read_bytes(hub.weights_in(path))
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     return understood(payload, path)
@@ -350,7 +366,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 def _start(path: str | os.PathLike[str]) -> bytes:
     """All of a safetensors file but its tensors."""
     try:
-        with opened(path) as (file, size):
+        with opened(hub.weights_in(path)) as (file, size):
             head = file.read(8)
             return head + file.read(min(int.from_bytes(head, "little"), size, _LONGEST))
     except (OSError, ValueError) as error:

@@ -47,6 +47,18 @@ def keep_config(model: nn.Module) -> None:
             vars(writer)[_CUT] = True
 
 
+def writes_itself(model: nn.Module) -> bool:
+    """Whether a network is one that writes itself beside its configuration."""
+    return callable(getattr(type(model), _SAVES, None)) and hasattr(
+        getattr(model, "config", None), "to_dict"
+    )
+
+
+def config_builds(model: nn.Module) -> bool:
+    """Whether the configuration of a network that writes itself builds it as it is."""
+    return _built(type(model), getattr(model, "config", None)) == _facts(model)
+
+
 def _writers(model: nn.Module) -> Iterator[nn.Module]:
     inside: set[nn.Module] = set()
     for module in named_modules(model):
@@ -74,7 +86,7 @@ def _guard(kind: type) -> None:
 def _refuse_stale(model: Any) -> None:
     if not isinstance(model, nn.Module) or not any(_CUT in vars(one) for one in model.modules()):
         return
-    if _built(type(model), getattr(model, "config", None)) == _facts(model):
+    if config_builds(model):
         return
     name = type(model).__name__
     raise CheckpointError(
