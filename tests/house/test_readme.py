@@ -114,7 +114,7 @@ def test_commands_and_their_options_exist(capsys):
     ]
     commands = sorted({words[1] for words in lines if words and words[0] == "netslim"})
     expected = (
-        "bench evaluate export finetune inspect predict prune quantize recipes report run search "
+        "bench evaluate export finetune hub inspect predict prune quantize recipes report run search "
         "sensitivity status train"
     )
     assert commands == expected.split()

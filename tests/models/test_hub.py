@@ -76,7 +76,7 @@ def test_the_hub_reads_the_card(made):
 
 def test_a_card_of_ones_own(tmp_path):
     folder = netslim.save(Residual(), tmp_path / "net", format="hub", card="# Mine\n")
-    assert (folder / "README.md").read_text() == "# Mine\n"
+    assert (folder / "README.md").read_text().startswith("# Mine\n\n## How to open it\n")
     with pytest.raises(ArgumentError, match="card is written into a folder"):
         netslim.save(Residual(), tmp_path / "net.safetensors", card="# Mine\n")
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import netslim
@@ -191,6 +192,44 @@ def test_mistakes_in_quantize(flags, message, tmp_path, monkeypatch, capsys):
     assert main(["quantize", "zoo:mlp", "--data", "digits", *flags]) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- for the hub
+
+
+def test_a_run_becomes_a_folder_with_a_card_of_its_results(quantized, tmp_path, capsys):
+    out = tmp_path / "digits"
+    run = str(quantized.folder)
+    assert (
+        main(["hub", run, "--out", str(out), "--license", "mit", "--title", 'A "7": digits']) == 0
+    )
+    told = "README.md, config.json, model.safetensors, plan.json"
+    assert capsys.readouterr().out.startswith(f"{out}: {told}\n")
+    network = quantized.network("03-cut")
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(netslim.models.build(out).eval()(x), network(x))
+    text = (out / "README.md").read_text()
+    _, facts, body = text.split("---\n", 2)
+    known = yaml.safe_load(facts)
+    assert (known["license"], known["library_name"]) == ("mit", "netslim")
+    assert known["pipeline_tag"] == "image-classification"
+    (index,) = known["model-index"]
+    (result,) = index["results"]
+    assert index["name"] == 'A "7": digits'
+    assert result["dataset"]["name"] == "digits"
+    assert result["metrics"][0]["value"] == pytest.approx(quantized.rows["pruned"]["accuracy"])
+    for part in (
+        "| pruned | ",
+        "largest relative deviation",
+        "`digits`. Inputs: 8 × 8 pixels",
+        "mit",
+    ):
+        assert part in body
+    assert main(["hub", run, "--out", str(out)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["hub", str(tmp_path), "--out", str(tmp_path / "x")]) == 1
+    assert "no results.json here" in capsys.readouterr().err
 
 
 def test_a_masked_network_is_not_quantized():

@@ -49,6 +49,7 @@ COMMANDS = {
     "sensitivity": "cut each group of channels alone and look at what is lost",
     "search": "find the smallest network within an accuracy drop",
     "export": "write a network for another runtime",
+    "hub": "write a run's network as a folder for the Hugging Face hub",
     "quantize": "bring a network to int8, beside what it was",
     "bench": "time networks",
     "bench paper": "run rows of the published tables",

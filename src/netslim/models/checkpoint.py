@@ -98,7 +98,7 @@ def save(
         metadata: anything JSON can hold.
         format: a file, or a folder for the hub.
         card: the text of the folder's README.md, as `netslim.report.card.model_card` makes it of a
-            run; by default one that says how the folder is opened.
+            run; how the folder is opened is added.
 
     Raises:
         ArgumentError: ``path`` is empty or a folder, or there is a card and no folder.

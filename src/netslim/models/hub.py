@@ -62,7 +62,8 @@ def write(
         payload: the checkpoint.
         header: that of the checkpoint.
         model: of which it is.
-        card: the text of README.md; None has one made of the header.
+        card: the text of README.md, to which is added how the folder is opened; None has one made
+            of the header.
 
     Raises:
         CheckpointError: there is something in the folder, or it cannot be written.
@@ -76,7 +77,8 @@ def write(
         files[PLAN] = header["plan"].encode()
     config = _config(model, header, {name: _digest(content) for name, content in files.items()})
     files[CONFIG] = (json.dumps(config, indent=1) + "\n").encode()
-    files[CARD] = (card or _card(model, header, config)).encode()
+    text = f"{card or _card(model, header)}\n{_opened(header['constructor'], config)}"
+    files[CARD] = text.encode()
     try:
         _put(folder, files)
     except OSError as error:
@@ -155,8 +157,8 @@ def _of_timm(model: Any, constructor: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- the model card
 
 
-def _card(model: nn.Module, header: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """What can be said of a network without a run: what it is, and how it is opened."""
+def _card(model: nn.Module, header: Mapping[str, Any]) -> str:
+    """What can be said of a network without a run."""
     params = sum(parameter.numel() for parameter in model.parameters())
     name = (header["constructor"] or {}).get("name") or type(model).__name__
     cut = "Nothing was cut from it."
@@ -165,13 +167,12 @@ def _card(model: nn.Module, header: Mapping[str, Any], config: Mapping[str, Any]
     facts = {"library_name": "netslim", "tags": ["netslim", "pruning"]}
     return (
         front_matter(facts) + f"# {name}\n\n{cut} It has {params:,} parameters.\n\n"
-        f"## How to open it\n\n{usage(header['constructor'], config)}\n"
         "## Not said\n\nData, accuracy and licence: write them here.\n"
     )
 
 
-def usage(constructor: Mapping[str, Any] | None, config: Mapping[str, Any]) -> str:
-    """Markdown: the lines of code that open such a folder, with netslim and without."""
+def _opened(constructor: Mapping[str, Any] | None, config: Mapping[str, Any]) -> str:
+    """The section on how such a folder is opened, with netslim and without."""
     opened = "model = netslim.load(fresh_model, folder)  # fresh_model: the uncut architecture"
     if constructor:
         opened = "model = netslim.models.build(folder).eval()"
@@ -181,7 +182,7 @@ def usage(constructor: Mapping[str, Any] | None, config: Mapping[str, Any]) -> s
         others = "Its configuration says its widths: `from_pretrained` of its class opens it, too."
     elif config.get("architecture"):
         others = "It was not cut: timm opens it by `local-dir:FOLDER` with `pretrained=True`, too."
-    return f"```python\n{code}```\n\n{others}\n"
+    return f"## How to open it\n\n```python\n{code}```\n\n{others}\n"
 
 
 # ---------------------------------------------------------------- reading
@@ -229,4 +230,4 @@ def _check(path: Path, expected: str | None) -> None:
         raise ValueError(f"{path.name} was changed after it was written")
 
 
-__all__ = ["is_folder", "usage", "weights_in", "write"]
+__all__ = ["is_folder", "weights_in", "write"]

@@ -126,6 +126,7 @@ class Results(Record):
     rows: tuple[Network, ...]
     title: str | None = None
     recipe: str | None = None
+    data: str | None = None
     command: str | None = None
     seconds: float | None = None
     notes: list[str] | None = None

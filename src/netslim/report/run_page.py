@@ -296,7 +296,7 @@ def _provenance(results: Mapping[str, Any], config: str | None) -> str:
     if results.get("seconds") is not None:
         known["time taken"] = duration(results["seconds"])
     if results.get("images"):
-        known["images"] = _prepared(results["images"])
+        known["images"] = prepared(results["images"])
     known |= flat(results.get("environment") or {})
     known.pop("command", None)
     if config is None:
@@ -304,11 +304,11 @@ def _provenance(results: Mapping[str, Any], config: str | None) -> str:
     return f"<pre><code>{command}</code></pre>\n{facts(known)}\n{settings(config)}"
 
 
-def _prepared(images: Mapping[str, Any]) -> str:
+def prepared(images: Mapping[str, Any]) -> str:
     """How pictures become inputs of the network; whoever uses it has to do the same."""
     mean, std = (", ".join(f"{v:.4g}" for v in images[key]) for key in ("mean", "std"))
     size = " × ".join(map(str, images["size"]))
     return f"{size} pixels, scaled to 0..1, less the mean {mean}, divided by {std}"
 
 
-__all__ = ["page", "summary", "table", "write"]
+__all__ = ["page", "prepared", "summary", "table", "write"]

@@ -23,6 +23,7 @@ def assemble(
         "format": FORMAT,
         "recipe": recipe.name,
         "title": recipe.title,
+        "data": recipe.data.name,
         "command": command,
         "seconds": round(sum(stage["seconds"] for stage in done), 3),
         "notes": _notes(recipe, done),
