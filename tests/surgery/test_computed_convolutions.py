@@ -10,7 +10,8 @@ from torch import nn
 import netslim
 from netslim.errors import SurgeryError
 from netslim.graph.modules.computed_convolutions import KIND, KeptConv2d
-from netslim.graph.modules.padded_norms import NormWidth, pad
+from netslim.graph.modules.padded_norms import NormWidth
+from netslim.graph.modules.padding import pad
 from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
 

@@ -26,8 +26,11 @@ class Rms(nn.Module):
 
 
 class Clamped(Rms):
+    def _clamped(self, x):
+        return super()._norm(x.float()).clamp(-2.5, 2.5).type_as(x)
+
     def forward(self, x):
-        return self._norm(x.float()).clamp(-2.5, 2.5).type_as(x) * self.weight
+        return self._clamped(x) * self.weight
 
 
 class OfLength(Rms):

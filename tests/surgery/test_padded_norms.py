@@ -14,8 +14,8 @@ from netslim.errors import PlanError, SurgeryError
 from netslim.graph.modules.padded_norms import (
     NormWidth,
     PaddedNorm,
-    pad,
 )
+from netslim.graph.modules.padding import pad
 from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
 

@@ -391,7 +391,7 @@ def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:
     seen = set()
     for norm in recorder.norms:
         groups, units = classes.group_of.take(norm.vector), classes.unit_of.take(norm.vector)
-        key = norm.module, groups.tobytes(), units.tobytes()
+        key = norm.module, norm.known.row.call, groups.tobytes(), units.tobytes()
         if key not in seen and (groups >= 0).any():
             seen.add(key)
             known = norm.known

@@ -21,14 +21,15 @@ _INEXACT = (
     "They can be cut only with allow_inexact=True, because that changes the values of those that "
     "remain"
 )
-# What is exact where a module computes nothing else.
+# What is exact where its call can be found in the code of a module.
 _OVER_CHANNELS = re.compile(
-    "(mean|sum|amax|max|norm|linalg_vector_norm|layer normalisation|group normalisation) over the"
+    "(mean|sum|a?max|a?min|var|std|norm|linalg_vector_norm|layer normalisation|group normalisation)"
+    " over the"
 )
 _OF_ITS_OWN = (
     "A normalisation, a mean, a sum or a maximum over channels is exact where a module of its own "
-    "computes it, and nothing else: nn.LayerNorm in place of F.layer_norm, or a class whose "
-    "forward is that line."
+    "computes it, or a line in a method of one or in a function that this calls by its name: not "
+    "in a lambda, under a decorator, or where one line is run for layers of several widths."
 )
 _VERBS = {"producer": "Made", "scale": "Scaled", "channel": "Carried", "consumer": "Read"}
 

@@ -17,7 +17,7 @@ from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import weight_norms
 from netslim.methods.hooks import Attachments, after_step, before_step, parameters_of
-from netslim.surgery.norm_inputs import normed_weights, silent_inputs
+from netslim.surgery.norm_inputs import hang, normed_weights, silent_inputs
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.prune import prune, same_plan
 from netslim.surgery.rows import TensorCut
@@ -112,8 +112,8 @@ class Mask(Generic[Model]):
         for tensor, row in self._entries():
             self._fill(tensor, row)
         if self.plan.norms and not self._hooks:
-            for module, zeros in silent_inputs(inside(self.model), self.plan):
-                self._hooks.append(module.register_forward_pre_hook(zeros))
+            for found in silent_inputs(inside(self.model), self.plan):
+                self._hooks += hang(*found)
         return self
 
     def attach(self, optimizer: Optimizer) -> Self:

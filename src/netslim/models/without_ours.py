@@ -1,11 +1,11 @@
 """A network without any class of netslim, for where netslim is not installed.
 
-A network that netslim has cut is made of what it was made of before. Five things are netslim's
+A network that netslim has cut is made of what it was made of before. Six things are netslim's
 own: selections and batch normalisations that were put into it, which hang on hooks, normalisations
-over channels that have lost some, convolutions that have kept a weight which they had computed, up
-to a gain, and the networks of the zoo. The hooks become what they stand
-for, an `nn.Sequential`. A module of netslim's becomes the operators that it runs, a
-`torch.fx.GraphModule`, whose code is kept in its pickle.
+over channels that have lost some, be they modules or calls in the code of one, convolutions that
+have kept a weight which they had computed, up to a gain, and the networks of the zoo. The hooks
+become what they stand for, an `nn.Sequential`. A module of netslim's becomes the operators that it
+runs, a `torch.fx.GraphModule`, whose code is kept in its pickle.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 
 from netslim._support import checks_calls
 from netslim.errors import ArgumentError, SurgeryError
+from netslim.graph.modules.call_sites import replaced_calls
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_modules
@@ -61,7 +62,8 @@ def _replace(held: nn.Module, instead: Callable[[nn.Module], nn.Module | None]) 
 
 
 def _operators(module: nn.Module) -> nn.Module | None:
-    if type(module).__module__.partition(".")[0] != _OURS:
+    ours = type(module).__module__.partition(".")[0] == _OURS
+    if not ours and not replaced_calls(module):
         return None
     try:
         traced = torch.fx.symbolic_trace(module)

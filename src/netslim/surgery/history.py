@@ -25,7 +25,8 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from netslim.graph.modules.padded_norms import NormWidth, keeps_width
+from netslim.graph.modules.padded_norms import NormWidth
+from netslim.graph.modules.padding import keeps_width
 from netslim.graph.modules.unwrapping import inside
 from netslim.graph.modules.walk import (
     digest_of,
@@ -51,7 +52,7 @@ class _Found:
     cuts: dict[tuple[str, int], TensorCut] = field(default_factory=dict)
     patches: dict[tuple[str, str], SizePatch] = field(default_factory=dict)
     biases: dict[str, None] = field(default_factory=dict)
-    norms: dict[str, NormWidth] = field(default_factory=dict)
+    norms: dict[tuple[str, str], NormWidth] = field(default_factory=dict)
     stale: list[TensorCut] = field(default_factory=list)
     ports: tuple[PortCut, ...] = ()  # of the model as a whole, when it was cut
     orders: tuple[OrderCut, ...] = ()  # likewise
@@ -252,7 +253,8 @@ def _take(
     for norm in plan.norms:
         where = joined(path, norm.module)
         if keeps_width(modules.get(where), norm):
-            found.norms.setdefault(where, replace(norm, module=where))
+            placed = replace(norm, module=where)
+            found.norms.setdefault(placed.place, placed)
     return stale
 
 

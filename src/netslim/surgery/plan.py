@@ -199,7 +199,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         original = patches.get((p.module, p.attribute), p)
         patches[p.module, p.attribute] = replace(p, old=original.old)
     groups = _compose_groups(first.groups, second.groups)
-    norms = {norm.module: norm.lasting for norm in (*second.norms, *first.norms)}
+    norms = {norm.place: norm.lasting for norm in (*second.norms, *first.norms)}
     both = PruningPlan(
         first.fingerprint,
         with_known_sizes(groups, patches.values()),

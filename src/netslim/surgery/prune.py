@@ -34,7 +34,8 @@ from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS, computed_weight, may_compute
 from netslim.graph.modules.duplicating import duplicate
-from netslim.graph.modules.padded_norms import NormWidth, pad
+from netslim.graph.modules.padded_norms import NormWidth
+from netslim.graph.modules.padding import pad
 from netslim.graph.modules.separate_heads import SeparateHeads, head_scale
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare, reducing

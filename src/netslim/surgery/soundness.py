@@ -20,7 +20,8 @@ from torch import nn
 from netslim._support import brief
 from netslim.errors import PlanError
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
-from netslim.graph.modules.padded_norms import KINDS, ZEROS, NormWidth
+from netslim.graph.modules.padded_calls import REDUCTIONS
+from netslim.graph.modules.padded_norms import DIMS, KINDS, ZEROS, NormWidth
 from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.axes import rows_of
 from netslim.surgery.layer_rows import torn_layers
@@ -97,14 +98,21 @@ def _check_norms(norms: Iterable[NormWidth]) -> None:
     """Refuse normalisations that there cannot be."""
     seen = set()
     for norm in norms:
-        what = f"the normalisation {norm.module!r}"
-        if norm.module in seen:
+        what = f"the normalisation {norm.where!r}"
+        if norm.place in seen:
             raise _problem(what, "it is named twice")
-        if norm.kind not in (*KINDS, *CONVOLUTIONS, ZEROS) or norm.dim not in (1, -1):
+        if not _known_kind(norm):
             raise _problem(what, f"there is no kind {norm.kind!r} along dimension {norm.dim!r}")
         if not _whole(norm.width) or norm.width < 1:
             raise _problem(what, f"a width of {norm.width!r} is none")
-        seen.add(norm.module)
+        seen.add(norm.place)
+
+
+def _known_kind(norm: NormWidth) -> bool:
+    """Whether there is such a normalisation, along such a dimension."""
+    if norm.call:
+        return norm.kind in (*REDUCTIONS, ZEROS) and _whole(norm.dim) and norm.dim >= 0
+    return norm.kind in (*KINDS, *CONVOLUTIONS, ZEROS) and norm.dim in DIMS
 
 
 def check_counts(

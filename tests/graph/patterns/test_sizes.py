@@ -472,7 +472,7 @@ def test_the_shape_of_a_norm_follows(function):
     """RMS norm runs as a mean and other parts, which take no shape."""
     model = nn.Sequential(nn.Linear(3, 8), Normalised(function), nn.Linear(8, 2)).eval()
     graph = trace(model, TOKENS)
-    assert graph["0"].verdict == "inexact"
+    assert graph["0"].verdict == "exact"
     small = prune(model, plan_keeping(graph, {graph.number("0"): np.arange(8) % 2 == 0}))
     assert small[1].normalized_shape == (4,)
     assert small(TOKENS).shape == (2, 5, 2)

@@ -32,9 +32,6 @@ from netslim.errors import SurgeryError
 from netslim.graph.modules.computed_convolutions import (
     CONVOLUTIONS,
     NotScripted,
-    keep_weight,
-    keeps_weight,
-    may_compute,
 )
 
 ZEROS = "zeros"  # in the rows of plans, for what stays as it is: zeros change nothing to it
@@ -68,6 +65,9 @@ class NormWidth:
         eps: what is added to the variance; None where an attribute of the module says it.
         size: of its input along ``dim``, where the module has no weights whose rows tell it.
         lost: likewise, which entries of the input go.
+        call: where it is a call within the code of the module, its place there (call_sites.py); and
+            ``kind`` is of `padded_calls.REDUCTIONS`, or `ZEROS`, and ``dim`` any of the input's.
+        text: how that is written.
     """
 
     module: str
@@ -80,6 +80,20 @@ class NormWidth:
     eps: float | None = None
     size: int = 0
     lost: tuple[int, ...] = ()
+    call: str = ""
+    text: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The module, and the call in its code: no two rows of a plan have the same."""
+        return self.module, self.call
+
+    @property
+    def where(self) -> str:
+        """The place for people."""
+        if not self.call:
+            return self.module
+        return f"{self.text} in {self.module or 'the model itself'}"
 
     @property
     def lasting(self) -> NormWidth:
@@ -90,7 +104,9 @@ class NormWidth:
         if self.kind in CONVOLUTIONS:
             return f"{self.module}: keeps the weight that it computes for {self.width} channels"
         if self.kind == ZEROS:
-            return f"{self.module}: reads zeros of channels that are gone, as of silent ones"
+            return f"{self.where}: reads zeros of channels that are gone, as of silent ones"
+        if self.call:
+            return f"{self.where}: is taken over {self.width} channels as before"
         return f"{self.module}: {KINDS[self.kind].does} over {self.width} channels as before"
 
 
@@ -179,9 +195,9 @@ class PaddedNorm(NotScripted):
         share = x.shape[self.padded_dim] / self.padded_width
         eps = self.padded_eps
         if eps is None:
-            eps = _least_number(x)
+            eps = least_number(x)
         given = x.dtype
-        out = self._computed(x.to(_at_least(x, torch.float32)), share, eps)
+        out = self._computed(x.to(at_least(x, torch.float32)), share, eps)
         if not self._casts_up(x):
             out = out.to(given)
         for module in self.children():
@@ -244,7 +260,7 @@ class PaddedLayerNorm(PaddedNorm, nn.LayerNorm):
     kind = "layer"
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
-        out = _standardised(x, self.padded_dim, share, eps)
+        out = standardised(x, self.padded_dim, share, eps)
         if self.padded_dim == -1:  # as PyTorch's own, whatever the layout of the input is
             out = out.contiguous()
         return out
@@ -281,7 +297,7 @@ class PaddedWholeNorm(PaddedNorm, nn.LayerNorm):
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
         over = list(range(-len(self.normalized_shape), 0))
-        return _standardised(x, over, share, eps).contiguous()
+        return standardised(x, over, share, eps).contiguous()
 
     def _affine(self, x: Tensor) -> Tensor:
         for held, use in ((self.weight, torch.mul), (self.bias, torch.add)):
@@ -303,7 +319,7 @@ class PaddedGroupNorm(PaddedNorm, nn.GroupNorm):
 
     def _normalised(self, x: Tensor, share: float, eps: float) -> Tensor:
         grouped = torch.unflatten(x, 1, (self.num_groups, -1)).flatten(2)
-        return _standardised(grouped, -1, share, eps).reshape(x.shape)
+        return standardised(grouped, -1, share, eps).reshape(x.shape)
 
     def _inferred(self, x: Tensor, share: float, eps: float) -> Tensor:
         """PyTorch's own kernel, corrected; what is done to groups and channels is done at once."""
@@ -365,16 +381,16 @@ class PaddedResponseNorm(PaddedNorm):
         return out.movedim(-1, self.padded_dim)
 
 
-def _at_least(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+def at_least(x: Tensor, dtype: torch.dtype) -> torch.dtype:
     """The data type of the input, if it is not smaller; operators are written down for any type."""
     if isinstance(x, Proxy):
         return torch.result_type(x, x.new_empty(1, dtype=dtype))
     return torch.promote_types(x.dtype, dtype)
 
 
-def _least_number(x: Tensor) -> Any:
+def least_number(x: Tensor) -> Any:
     """What PyTorch adds for an input where no eps is given."""
-    dtype = _at_least(x, _LEAST)
+    dtype = at_least(x, _LEAST)
     if isinstance(x, Proxy):
         one = x.new_ones((), dtype=dtype)
         return torch.nextafter(one, 2 * one) - one
@@ -393,7 +409,7 @@ def usual_eps(module: nn.Module) -> float | None:
     return next((value for value in known if isinstance(value, float)), None)
 
 
-def _standardised(x: Tensor, dim: int | list[int], share: float, eps: float) -> Tensor:
+def standardised(x: Tensor, dim: int | list[int], share: float, eps: float) -> Tensor:
     """Without the mean and over the deviation; both as if the others were zeros."""
     mean = share * x.mean(dim, keepdim=True)
     x = x - mean
@@ -403,7 +419,7 @@ def _standardised(x: Tensor, dim: int | list[int], share: float, eps: float) -> 
 
 
 def _correction(mean: Tensor, over: Tensor, share: float, eps: float) -> tuple[Tensor, Tensor]:
-    """(scale, shift) that make what PyTorch's own kernels give `_standardised`.
+    """(scale, shift) that make what PyTorch's own kernels give `standardised`.
 
     They give y = (x - mu) r with the mean mu and r = (v + eps)^(-1/2), of which they know no
     derivatives. The mean over all channels is s mu, their variance s v + s (1 - s) mu^2. As
@@ -420,26 +436,3 @@ def _correction(mean: Tensor, over: Tensor, share: float, eps: float) -> tuple[T
     lost = 1 - share
     scale = torch.rsqrt(share + lost * over * over * (eps + share * mean * mean))
     return scale, lost * mean * over
-
-
-def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
-    """Whether a module goes on as the row of a plan says."""
-    if norm.kind in CONVOLUTIONS:
-        return keeps_weight(module)
-    return isinstance(module, PaddedNorm) or (norm.kind == ZEROS and module is not None)
-
-
-def pad(module: nn.Module, norm: NormWidth) -> None:
-    """Let a module go on as the row of a plan says; one that does so already is left alone.
-
-    Raises:
-        SurgeryError: it cannot.
-    """
-    if keeps_width(module, norm):
-        return
-    if norm.kind in CONVOLUTIONS and may_compute(module):
-        keep_weight(module, norm.kind)
-        return
-    if norm.kind not in KINDS:
-        raise SurgeryError(f"a {type(module).__name__} cannot go on as a {norm.kind}")
-    KINDS[norm.kind]._of(module, norm)

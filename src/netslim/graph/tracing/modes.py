@@ -14,7 +14,7 @@ the user's: the function mode is off while a rule runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from netslim.errors import TraceError
+from netslim.graph.modules.padded_calls import FUNCTIONS, REDUCTIONS, PaddedCall, padded_call
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
 from netslim.graph.tracing.by_another import BY_ANOTHER
@@ -161,11 +162,23 @@ def _tolist(tensor: Tensor) -> Any:
 
 
 class Function(TorchFunctionMode):
-    """Keeps what the user's code called, and answers with sizes that know where they came from."""
+    """Keeps what the user's code called, and answers with sizes that know where they came from.
 
-    def __init__(self, recorder: Recorder, operators: Dispatch) -> None:
+    Args:
+        recorder: of the run.
+        operators: the other mode.
+        within: told of each call that may mix channels in the midst of a module's code: the
+            function, its arguments, what came out, and how much had been coupled before.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        operators: Dispatch,
+        within: Callable[[Any, Args, Kwargs, Any, int], None],
+    ) -> None:
         super().__init__()
-        self.recorder, self.operators = recorder, operators
+        self.recorder, self.operators, self.within = recorder, operators, within
 
     def __torch_function__(
         self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
@@ -229,23 +242,46 @@ class Function(TorchFunctionMode):
         return out
 
     def _called(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
-        recorder = self.recorder
+        recorder, before = self.recorder, len(self.recorder.atoms.coupled)
         recorder.calls.append((func, args, kwargs))
         try:
             if func in _NORMALISATIONS:
                 _hold_shape(recorder, *args, **kwargs)
             if func is F.multi_head_attention_forward:
                 args, kwargs = (), hold_width(recorder, args, kwargs)
-            return self._run(func, args, kwargs)
+            out = self._run(func, args, kwargs)
         finally:
             recorder.calls.pop()
+        if not recorder.calls and (func in FUNCTIONS or func is padded_call):
+            self.within(func, args, kwargs, out, before)
+        return out
 
     def _run(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         if func is torch._weight_norm:
             # Along most dimensions it runs as a norm and a division, which nobody could tell from
             # others; as a whole it says which tensor holds the gains that can follow a cut.
             return self.operators.whole(torch.ops.aten._weight_norm.default, args, kwargs)
+        if func is padded_call:
+            return self._padded(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _padded(self, call: PaddedCall, *args: Any, **kwargs: Any) -> Any:
+        """A call over more channels than there are, told as the operator that it is otherwise."""
+        recorder, reduction = self.recorder, REDUCTIONS[call.row.kind]
+        recorder.unwatched += 1
+        try:
+            out = call(*args, **kwargs)
+        finally:
+            recorder.unwatched -= 1
+        given = reduction.given(args, kwargs)
+        assert given is not None  # it has been computed
+        if "normalized_shape" in given:
+            _hold_shape(recorder, given["x"], given["normalized_shape"])
+        with torch._C.DisableTorchFunction():
+            operator, *rest = reduction.told(given["x"], given)
+        rule = self.operators.rules[operator._schema.name.removeprefix("aten::")]
+        self.operators.ran(rule, operator, out, tuple(rest), {})
+        return out
 
 
 _NORMALISATIONS = (F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm)

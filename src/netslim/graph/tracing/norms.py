@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from netslim.graph.modules.call_sites import Site, base_class, caller, replaceable, site_of
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.known_norms import Known, known
+from netslim.graph.modules.padded_calls import Read, reading
 from netslim.graph.modules.padded_norms import (
     KINDS,
     ZEROS,
+    NormWidth,
     PaddedGroupNorm,
     PaddedNorm,
     PaddedWholeNorm,
@@ -28,17 +32,29 @@ from netslim.graph.modules.padded_norms import (
 from netslim.graph.modules.padded_reductions import PaddedReduction
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
-from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule
+from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule, Use
+from netslim.graph.tracing.storages import tensors_in
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
 
 
 @dataclass
 class _Call:
-    """A module's: what it normalised over, if that was no obstacle, and what had been coupled."""
+    """A module's, or one in its code: what it normalised over, if that was no obstacle, and what
+    had been coupled.
+    """
 
     norm: RecordedNorm | None
     coupled: list[tuple[Vector, str]]
+
+
+@dataclass
+class _Begun:
+    """What there was when a module began: coupled channels, normalisations, calls in its code."""
+
+    coupled: int
+    norms: int
+    calls: int
 
 
 class Norms:
@@ -46,20 +62,23 @@ class Norms:
 
     def __init__(self, recorder: Recorder, operators: Dispatch, rules: Mapping[str, Rule]) -> None:
         self.recorder, self.operators, self.rules = recorder, operators, rules
-        self.began: list[tuple[int, int]] = []  # what was coupled before the modules under way
+        self.began: list[_Begun] = []  # the modules under way
         self.calls: dict[nn.Module, list[_Call]] = {}
+        self.within: list[_Call] = []  # in the code of modules
+        self.places: dict[Any, list[_Call]] = {}  # the same, by where it is
         self.hooked: set[nn.Module] = set()  # by others, who may do anything to what goes in
 
     def enter(self, module: nn.Module) -> None:
         recorder = self.recorder
-        self.began.append((len(recorder.atoms.coupled), len(recorder.norms)))
+        there = len(recorder.atoms.coupled), len(recorder.norms), len(self.within)
+        self.began.append(_Begun(*there))
         if isinstance(module, PaddedNorm):
             recorder.unwatched += 1
 
     def leave(
         self, module: nn.Module, path: str, args: tuple[Any, ...], named: Any, output: Any
     ) -> None:
-        began, norms = self.began.pop()
+        began = self.began.pop()
         if isinstance(module, PaddedNorm):
             self.recorder.unwatched -= 1
             if isinstance(output, Tensor):
@@ -70,26 +89,123 @@ class Norms:
         call = _Call(None, [])
         calls = self.calls.setdefault(module, [])
         calls.append(call)
-        if len(coupled) == began or len(self.recorder.norms) > norms:
+        own = [c for c in self.within[began.calls :] if c.norm and c.norm.module == path]
+        nested = len(self.recorder.norms) - began.norms - len(own)
+        if nested or (len(coupled) == began.coupled and not own):
             return
         # By keyword it would have to be called as the module's own code calls its input.
         if named or len(args) != 1 or not isinstance(args[0], Tensor):
             return
         if not isinstance(output, Tensor):
             return
-        found = self._over(module, args[0], output, [vector for vector, _ in coupled[began:]])
+        mixed = coupled[began.coupled :] + [pair for each in own for pair in each.coupled]
+        found = self._over(module, args[0], output, [vector for vector, _ in mixed])
         if found is None:
             return
+        self._leave(own)  # it does so as a whole
         vector, kind = found
         self._repeating(module, vector, kind.dim)
         width = len(vector)
         if isinstance(module, PaddedNorm):
             width = module.padded_width
-        call.norm, call.coupled = RecordedNorm(path, kind, width, vector), coupled[began:]
-        del coupled[began:]
+        call.norm, call.coupled = RecordedNorm(path, kind, width, vector), mixed
+        del coupled[began.coupled :]
         self.recorder.norms.append(call.norm)
         if len(calls) > 1 and not self._one_width(module, calls):
             self._leave_coupled(calls)
+
+    def called(
+        self, function: Any, args: tuple[Any, ...], kwargs: Any, out: Any, began: int
+    ) -> None:
+        """A module's code has called a function of PyTorch's; ``began`` were coupled before.
+
+        What mixes channels there may go on over as many as there were, where the call can be found
+        in the code, and is the same one for the same channels whenever it is made.
+        """
+        frame = caller(function)
+        if frame is None:
+            return
+        held = self._mixed_by(out, began)
+        call = _Call(None, [])
+        same = self.places.setdefault((self.recorder.module, frame.f_code, frame.f_lasti), [])
+        same.append(call)
+        read = reading(function, args, kwargs)
+        if held and read is not None:
+            call.norm = self._in_code(read, frame, held)
+        if call.norm is not None:
+            call.coupled = held
+            self._release(out, began)
+            self.within.append(call)
+            self.recorder.norms.append(call.norm)
+        if not self._one_row(same):
+            self._leave_coupled(same)
+
+    def _mixed_by(self, out: Any, began: int) -> list[tuple[Vector, str]]:
+        """What a call has coupled, and what using its results would couple."""
+        atoms = self.recorder.atoms
+        waiting = [use.args for use in self._waiting(out) if use.func == atoms.couple]
+        return atoms.coupled[began:] + waiting
+
+    def _release(self, out: Any, began: int) -> None:
+        """Forget what `_mixed_by` gives."""
+        atoms = self.recorder.atoms
+        del atoms.coupled[began:]
+        for tensor in _floating(out):
+            found = self.recorder.awaited.get(id(tensor))
+            if found is not None:
+                found.uses[:] = [use for use in found.uses if use.func != atoms.couple]
+
+    def _waiting(self, out: Any) -> list[Use]:
+        """What is to be done once somebody uses the results of a call."""
+        found = (self.recorder.awaited.get(id(tensor)) for tensor in _floating(out))
+        return [use for each in found if each is not None for use in each.uses]
+
+    def _in_code(
+        self, read: Read, frame: FrameType, mixed: list[tuple[Vector, str]]
+    ) -> RecordedNorm | None:
+        """What a call in the code of the running module takes over channels, in whichever way.
+
+        None where that is not all that mixes them there, or not known.
+        """
+        labels, find = self.recorder.get(read.x), self.recorder.atoms.find
+        over = [d for d in read.dims if d in labels.dims]
+        if len(over) != 1 or labels.weight:
+            return None
+        vector = labels.dims[over[0]]
+        roots = find(vector)
+        if not all(np.isin(find(other), roots).all() for other, _ in mixed):
+            return None
+        site = self._site(frame, read.kind)
+        if site is None:
+            return None
+        row = NormWidth("", read.kind, over[0], 0, call=site.place, text=site.text)
+        width = read.width or len(vector)
+        return RecordedNorm(self.recorder.module, Known(row, bare=True), width, vector)
+
+    def _site(self, frame: FrameType, kind: str) -> Site | None:
+        """Where in the code of the running module a call is, if it can be replaced."""
+        found = site_of(frame)
+        if found is None:
+            return None
+        module, site = found
+        if self.recorder.model.get_submodule(self.recorder.module) is not module:
+            return None
+        base: Any = base_class(type(module))
+        if kind != ZEROS and not replaceable(base, site.place):
+            return None
+        return site
+
+    def _one_row(self, calls: list[_Call]) -> bool:
+        """Whether a place in the code does the same over the same channels at every call."""
+        norms = [call.norm for call in calls if call.norm is not None]
+        if len(calls) == 1 or not norms:
+            return True
+        find = self.recorder.atoms.find
+        first = norms[0]
+        return len(norms) == len(calls) and all(
+            norm.known == first.known and np.array_equal(find(norm.vector), find(first.vector))
+            for norm in norms
+        )
 
     def _one_width(self, module: nn.Module, calls: list[_Call]) -> bool:
         """Whether all calls of a module normalise over as many channels, along one dimension.
@@ -103,10 +219,15 @@ class Norms:
 
     def _leave_coupled(self, calls: list[_Call]) -> None:
         """What one module normalises over here and there, over other widths, stays as it was."""
+        for call in calls:
+            self.recorder.atoms.coupled.extend(call.coupled)
+        self._leave(calls)
+
+    def _leave(self, calls: list[_Call]) -> None:
+        """Forget that these normalise."""
         recorder = self.recorder
         for call in calls:
             recorder.norms[:] = [norm for norm in recorder.norms if norm is not call.norm]
-            recorder.atoms.coupled.extend(call.coupled)
             call.norm, call.coupled = None, []
 
     def _over(
@@ -173,6 +294,10 @@ class Norms:
         operator, *args = _like(module, x)
         name = operator._schema.name.removeprefix("aten::")
         self.operators.ran(self.rules[name], operator, output, tuple(args), {})
+
+
+def _floating(out: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(out) if tensor.is_floating_point()]
 
 
 def _like(module: PaddedNorm, x: Tensor) -> tuple[Any, ...]:

@@ -82,6 +82,7 @@ _ZEROS_STAY = MOVING | {
 _ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")  # what holds of two sizes
 
 Rule = Callable[..., None]  # rule(recorder, func, out, *args, **kwargs)
+Use = partial[None]  # what is done about channels once a tensor is used
 UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
 
 
@@ -159,7 +160,7 @@ class Awaited:
     """What is to be done about channels once somebody uses a tensor."""
 
     tensor: weakref.ref[Tensor]
-    uses: list[Callable[[], None]]
+    uses: list[Use]
 
 
 @dataclass(frozen=True)
@@ -686,7 +687,7 @@ class Recorder:
         """
         self._await(tensor, partial(self.atoms.couple, vector, f"{reason}{self.where()}"))
 
-    def _await(self, tensor: Tensor, use: Callable[[], None]) -> None:
+    def _await(self, tensor: Tensor, use: Use) -> None:
         """Have it done once the tensor is used, beside what else is, as of its other dimensions."""
         known = self.awaited.get(id(tensor))
         if known is None or known.tensor() is not tensor:

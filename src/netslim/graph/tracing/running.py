@@ -118,7 +118,8 @@ def _fill(
     for tensor in tensors:
         recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     operators = Dispatch(recorder, rules, fallback)
-    watching = (Function(recorder, operators), operators, Norms(recorder, operators, rules))
+    norms = Norms(recorder, operators, rules)
+    watching = (Function(recorder, operators, norms.called), operators, norms)
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         answer = _watch(recorder, example_inputs, watching, ports)
     ports.hold_outputs(recorder, example_inputs, answer)

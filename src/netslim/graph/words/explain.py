@@ -158,7 +158,7 @@ def sentences(group: ChannelGroup, graph: TracedGraph) -> str:
     shrinking = [str(port) for port in graph.ports if (port.groups == number).any()]
     if shrinking:
         lines.append(f"Free to shrink with them: {enumerated(shrinking, 8)}.")
-    over = list(dict.fromkeys(graph.normalising(group.name)))
+    over = [path or "the model itself" for path in dict.fromkeys(graph.normalising(group.name))]
     if over:
         lines.append(
             f"Normalised by {enumerated(over, 8)} over as many as before, without them, too."

@@ -23,11 +23,11 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import NormRule
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, named_outputs
-from netslim.graph.modules.padded_norms import pad
+from netslim.graph.modules.padding import pad
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
-from netslim.surgery.norm_inputs import GivenZeros, normed_weights
+from netslim.surgery.norm_inputs import CallsGivenZeros, GivenZeros, normed_weights
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.rows import DROPPED, destinations, partners
 
@@ -103,8 +103,15 @@ def silenced(
         for (one, parts), sigma in zip(spectral, sigmas, strict=True):
             for tensor, values in zip(parts[1:], one.follow(sigma, parts), strict=True):
                 changes.enter_context(_all_replaced(tensor, values))
+        within: dict[tuple[nn.Module, str], GivenZeros] = {}
         for module, rule, places in _reading_norms(model, plan, graph):
-            changes.enter_context(_reading_zeros(module, rule, places))
+            if rule.row.call:
+                zeros = GivenZeros(rule.row.dim, len(rule.groups), places)
+                within[module, rule.row.call] = zeros
+            else:
+                changes.enter_context(_reading_zeros(module, rule, places))
+        if within:
+            changes.enter_context(CallsGivenZeros(within))
         yield
 
 
@@ -115,7 +122,7 @@ def _reading_norms(
 
     They have no weight that could be zero where they read a channel, so they are given zeros.
     """
-    rows = {norm.module for norm in plan.norms}
+    rows = {norm.place for norm in plan.norms}
     if graph is None or not rows:
         return
     masks = {}
@@ -123,7 +130,7 @@ def _reading_norms(
         masks[graph.number(name)] = np.isin(np.arange(cut.size), cut.kept)
     for rule in graph.norms:
         gone = rule.gone(masks)
-        if rule.module in rows and len(gone):
+        if rule.row.place in rows and len(gone):
             yield model.get_submodule(rule.module), rule, torch.from_numpy(gone)
 
 

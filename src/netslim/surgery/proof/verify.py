@@ -17,11 +17,13 @@ was missed. Channels that are merged are made the same as their survivors there.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from netslim._support import brief, checks_calls
@@ -177,6 +179,23 @@ def _refuse_deviation(deviation: float, tolerance: float, double: bool) -> None:
         )
 
 
+class NoCasts(TorchFunctionMode):
+    """Inside, what is in float64 stays so where code asks for float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        wide = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float64
+        if wide and func is Tensor.float:
+            return args[0]
+        if wide and kwargs.get("dtype") == torch.float32:
+            kwargs["dtype"] = torch.float64
+        if wide and func is Tensor.to:
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **kwargs)
+
+
 class _Pair:
     """Copies of the original and the pruned model, in float64.
 
@@ -245,7 +264,8 @@ class _Pair:
         if back:
             steps = STEPS
         for _ in range(steps):
-            outputs = run(model, inputs, what)
+            with self._casting():
+                outputs = run(model, inputs, what)
             if cut:
                 found += [tensor for _, tensor in outputs]
             else:
@@ -254,6 +274,14 @@ class _Pair:
             state = {name: last[source] for name, source in back.items()}
             inputs = with_inputs(model, inputs, state)
         return found
+
+    def _casting(self) -> AbstractContextManager[object]:
+        """Where statistics are taken in the midst of code, it may cast to float32 before: both
+        networks do without that, or no comparison could tell a mistake from rounding.
+        """
+        if self.double and any(norm.call for norm in self.plan.norms):
+            return NoCasts()
+        return nullcontext()
 
     def randomise(self, seed: int) -> None:
         """Random weights for the original, the planned slices of them for the pruned model."""
