@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from drawing import not_drawing
 from places import REPOSITORY
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Networks this small only lose by sharing their work: a second thread waits, and burns its
     core meanwhile.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what ends in &
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")  # for the processes that tests start
+    if config.getvalue("numprocesses") and not hasattr(config, "workerinput"):
+        return  # this one only hands out tests to others, and needs no PyTorch
+    import torch
+
+    torch.set_num_threads(1)
     if not torch.accelerator.is_available():
         # For each device that is not there, `torch.manual_seed` notes from where it was called,
         # which takes milliseconds below all of pytest.
@@ -61,6 +64,8 @@ REHEARSED = "NETSLIM_REHEARSE_CUDA"  # set, tests with the fixture `gpu` run on 
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    import torch
+
     if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
         return
     if REHEARSED not in os.environ or "gpu" not in item.fixturenames:  # type: ignore[attr-defined]
@@ -68,8 +73,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def gpu() -> torch.device:
+def gpu() -> Any:
     """The device of tests that are marked with `cuda`."""
+    import torch
+
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -16,7 +16,9 @@ from torch import nn
 
 import netslim
 from netslim.cli import main
+from netslim.training.commands import step
 from netslim.training.recipe.files import shipped
+from netslim.training.recipe.schema import Recipe
 from places import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "from-the-originals.md"
@@ -174,6 +176,42 @@ class Bench:
         return {str(path): path.stat().st_mtime_ns for path in self.folder.rglob("*")}
 
 
+class Together:
+    """Commands that train the same network on the same data, and say different things about it,
+    become one that says all of them.
+    """
+
+    def __init__(self) -> None:
+        self.options: list[tuple[list[str], dict[str, list[str]]]] = []
+
+    def takes(self, command: str) -> bool:
+        """Whether it trains for a file that no other command reads; then it is among them."""
+        _, *words = shlex.split(command)
+        what, given = words[:2], dict[str, list[str]]()
+        for word in words[2:]:
+            if word.startswith("--"):
+                values = given.setdefault(word, [])
+            else:
+                values.append(word)
+        (out,) = given.get("--out", [""])
+        if what[0] not in ("train", "finetune") or not re.fullmatch(
+            r"(.*/)?[a-d]\.safetensors", out
+        ):
+            return False
+        what += given.pop("--data") + given.pop("--out")
+        for known, others in self.options:
+            if known == what and all(others.get(key, mine) == mine for key, mine in given.items()):
+                others.update(given)
+                return True
+        self.options.append((what, given))
+        return True
+
+    def commands(self) -> Iterator[str]:
+        for (verb, model, data, out), given in self.options:
+            flags = [word for flag, values in given.items() for word in (flag, *values)]
+            yield shlex.join(["netslim", verb, model, "--data", data, *flags, "--out", out])
+
+
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_flag_has_a_row_that_can_be_carried_out_or_says_why_not(name):
     text = sections()[name]
@@ -189,13 +227,31 @@ def test_every_flag_has_a_row_that_can_be_carried_out_or_says_why_not(name):
     assert not set(FLAGS[name].split()) - set(named)
 
 
+class UnderstoodError(Exception):
+    """What a command asks for has become a recipe."""
+
+
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_command_is_carried_out(name, tmp_path, monkeypatch, capsys):
+    """Those of rows, which differ in a flag or two, each as far as its recipe, and together."""
     monkeypatch.chdir(tmp_path)
-    bench = Bench(tmp_path)
+    bench, of_rows = Bench(tmp_path), Together()
     for command in commands(sections()[name]):
+        if not of_rows.takes(command):
+            bench.carry_out(command)
+            continue
+        arguments, _ = bench.small(command)
+        with monkeypatch.context() as patch:
+            patch.setattr(step, "carry_out", raising)
+            with pytest.raises(UnderstoodError):
+                main(arguments)
+    for command in of_rows.commands():
         bench.carry_out(command)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def raising(recipe: Recipe, *_: object, **__: object) -> None:
+    raise UnderstoodError(recipe.name)
 
 
 def test_the_recipes_it_names_exist():

@@ -881,7 +881,7 @@ def some_of_cifar10(netslim_data, tmp_path_factory) -> Path:
     return folder.parent
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist-mlp", "vgg16-cifar10-small", "vgg19-cifar10"])
+@pytest.mark.parametrize("name", ["digits", "mnist-mlp", "vgg19-cifar10"])
 def test_a_shipped_recipe_runs(name, tmp_path, request):
     overrides = {
         "trainer.limit_batches": "2",

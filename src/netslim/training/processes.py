@@ -12,11 +12,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,8 +36,11 @@ _TIMED_OUT = "Timed out|timed out|timeout"
 # Of the processes that train: in it they wait for each other no longer than `trainer.timeout`.
 _training: ContextVar[Any] = ContextVar("training", default=None)
 GRACE = 20.0  # seconds for others to end by themselves
+_IMPORTED_ONCE = "netslim.training.imported_once"
 _OWN = "netslim"  # id of the runs that are started here
 _LOST = "Connection|closed|reset by peer|Timed out|timed out|NCCL|Broken pipe"
+
+Surroundings = tuple[str, dict[str, str]]  # directory and environment
 
 
 class _LostError(TrainingError):
@@ -198,10 +202,12 @@ def start(options: TrainerOptions, job: Callable[[], Any]) -> None:
 
     devices, nodes = options.devices or 1, options.num_nodes or 1
     shared, store = _meeting_point(devices, nodes)
-    told = multiprocessing.get_context("spawn").SimpleQueue()
+    way = context()
+    told = way.SimpleQueue()
     threads = max(1, torch.get_num_threads() // devices)
     begin: Any = start_processes
-    children = begin(_worked, (job, told, shared, threads), devices, join=False)
+    handed = (job, told, shared, surroundings(), threads)
+    children = begin(_worked, handed, devices, join=False, start_method=way.get_start_method())
     try:
         while not children.join(grace_period=GRACE):
             pass
@@ -212,6 +218,31 @@ def start(options: TrainerOptions, job: Callable[[], Any]) -> None:
         raise
     finally:
         del store  # which the others need until now
+
+
+def context() -> Any:
+    """How processes are started: off one that has imported everything once, where the system can;
+    each then begins at once, and they share the memory of what was imported.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload([_IMPORTED_ONCE])
+    return found
+
+
+def surroundings() -> Surroundings:
+    """Where this process works, and its environment: the one that others are started off has those
+    of when it was started itself.
+    """
+    return str(Path.cwd()), dict(os.environ)
+
+
+def surround(directory: str, environment: Mapping[str, str]) -> None:
+    """Work there, in that environment."""
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def _meeting_point(devices: int, nodes: int) -> tuple[dict[str, Any], TCPStore | None]:
@@ -243,9 +274,15 @@ def _told_by_hand(nodes: int) -> tuple[str, int, int]:
 
 
 def _worked(
-    number: int, job: Callable[[], Any], told: Any, shared: dict[str, Any], threads: int
+    number: int,
+    job: Callable[[], Any],
+    told: Any,
+    shared: dict[str, Any],
+    around: Surroundings,
+    threads: int,
 ) -> None:
     """One of the processes, told its place as `torchrun` tells it."""
+    surround(*around)
     os.environ |= {
         "RANK": str(shared["first"] + number),
         "WORLD_SIZE": str(shared["world"]),

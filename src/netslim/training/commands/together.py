@@ -12,7 +12,6 @@ kept. So nothing goes on working for nobody.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -40,7 +39,6 @@ from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.networks import Results
 from netslim.training.stages.runner import run
 
-_IMPORTED_ONCE = "netslim.training.commands.imported_once"
 _TOLD = (NetslimError, OSError, KeyboardInterrupt)  # what a run ends with that is said in a line
 
 
@@ -160,11 +158,11 @@ class _Work:
     """A run at work in another process."""
 
     def __init__(self, job: Job, threads: int, changed_ok: bool, others: int = 0) -> None:
-        context: Any = multiprocessing.get_context(_method())
+        context: Any = processes.context()
         self.job = job
         self.ended: Ended | None = None
         self.line, theirs = context.Pipe()
-        around = (str(Path.cwd()), dict(os.environ), threads, others)
+        around = (*processes.surroundings(), threads, others)
         self.process = context.Process(target=_carried_out, args=(theirs, job, around, changed_ok))
         self.process.start()
         theirs.close()
@@ -186,16 +184,6 @@ class _Work:
         how = processes.how_ended(self.process.exitcode or 0)
         text = f"its process was ended ({how}); what is finished is kept"
         return Ended(self.job, error=TrainingError(text), goes_on=True)
-
-
-def _method() -> str:
-    """How processes are started: off one that has imported everything once, where the system can;
-    each then begins at once, and they share the memory of what was imported.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload([_IMPORTED_ONCE])
-    return "forkserver"
 
 
 @contextmanager
@@ -245,9 +233,7 @@ def _carried_out(
 ) -> None:
     """Carry out a job, and send what it shows and how it ends."""
     directory, environment, threads, others = around
-    os.chdir(directory)
-    os.environ.clear()
-    os.environ.update(environment)
+    processes.surround(directory, environment)
     torch.set_num_threads(threads)
     # Ctrl-C reaches all processes of a terminal at once, and is for the first of them to hear. Not
     # SIG_IGN, which the processes that this one starts would inherit.

@@ -1,4 +1,4 @@
-"""What every run of `together` needs, for the one process that the others are started off.
+"""What every run needs, for the one process that those of several are started off.
 
 That process reads no message while it imports, and would tell of Ctrl-C by a traceback; whoever has
 started it tells it already.
