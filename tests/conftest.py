@@ -87,6 +87,16 @@ def undrawn() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _drawn_where_someone_looks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of runs and of commands draw no figures, except in modules that say ``DRAWN = True``."""
+    if request.path.parent.name not in ("training", "cli") or hasattr(request.module, "DRAWN"):
+        yield
+        return
+    with not_drawing():
+        yield
+
+
 @pytest.fixture(scope="session")
 def netslim_data() -> Path:
     """The folder with MNIST and cifar10: NETSLIM_DATA, or `../shared/data` beside the repository."""

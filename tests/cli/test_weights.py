@@ -19,8 +19,6 @@ from netslim.cli import main
 from netslim.models import checkpoint
 from places import REPOSITORY
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 KWARGS = {"layers": [8, "M", 12], "in_channels": 1}
 NET = ["zoo:vgg", "--model.layers", "[8, M, 12]", "--model.in_channels", "1"]
 ONE = ["--trainer.threads", "1"]

@@ -119,7 +119,6 @@ def test_foresight_draws_nothing():
     assert drawn == (random.random(), np.random.rand(), torch.rand(1))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_run_is_the_same_without_foresight(tmp_path, monkeypatch):
     stages = (TRAIN, HALF, {**TRAIN, "kind": "finetune"})
     run(recipe(*stages), tmp_path / "with")
@@ -133,7 +132,6 @@ def test_a_run_is_the_same_without_foresight(tmp_path, monkeypatch):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_goes_on_is_tried_from_where_it_is(tmp_path):
     """The misspelt option stands behind a finished stage, and another training."""
     tune = {**TRAIN, "kind": "finetune"}

@@ -393,7 +393,6 @@ def check_twin(recipe: Recipe, results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TWINS if not covered(name)])
-@pytest.mark.usefixtures("undrawn")
 def test_a_twin_runs_all_its_stages_and_ends_smaller(name, pictures, tmp_path):
     recipe = shortened(name, pictures)
     with quiet():

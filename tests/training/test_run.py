@@ -266,7 +266,6 @@ def test_the_test_accuracy_is_right(finished):
     assert row["accuracy"] == pytest.approx(float(right), abs=1e-6)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_logged_loss_holds_the_penalty(tmp_path):
     """With a learning rate too small to move anything the penalty is strength * 0.5 * 8 scales,
     exactly.
@@ -284,7 +283,6 @@ def test_the_logged_loss_holds_the_penalty(tmp_path):
     assert first["near_zero"] == [0]
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_baseline_sees_what_its_model_sees(tmp_path):
     """Without a penalty to leave out, it ends in the very same weights; and the network in flow is
     not its own.
@@ -308,7 +306,6 @@ def test_a_baseline_sees_what_its_model_sees(tmp_path):
     assert [row["key"] for row in rows] == ["baseline", "before"]
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_without_validation_images_those_cells_are_empty(tmp_path):
     recipe = small(
         data={"name": "digits", "validation": 0}, stages=stages({"kind": "train", "epochs": 1})
@@ -318,7 +315,6 @@ def test_without_validation_images_those_cells_are_empty(tmp_path):
     assert row["val_loss"] == row["val_accuracy"] == ""
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_best_epoch_is_kept(tmp_path):
     """The second epoch's learning rate wrecks the network; the first one's weights must come out."""
     wrecking = {"name": "multistep", "milestones": [1], "factor": 40.0}
@@ -349,7 +345,6 @@ def test_the_best_epoch_is_kept(tmp_path):
     assert kept.state_dict()["features.1.num_batches_tracked"] == 21
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_multi_pass_cuts_twice(tmp_path):
     inner = [{"kind": "prune", "budget": {"cut_channels": 0.25}}, {"kind": "finetune", "epochs": 1}]
     recipe = small(
@@ -372,7 +367,6 @@ def test_multi_pass_cuts_twice(tmp_path):
     )
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_tensorboard_events_are_written(tmp_path):
     recipe = small(
         stages=stages({"kind": "train", "epochs": 1}),
@@ -382,7 +376,6 @@ def test_tensorboard_events_are_written(tmp_path):
     assert list((tmp_path / "a" / "tensorboard" / "01-train").glob("events.out.tfevents.*"))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_bf16_and_channels_last_run(tmp_path):
     recipe = small(
         stages=stages({"kind": "train", "epochs": 1}),
@@ -498,7 +491,6 @@ def test_killed_at_random_it_ends_with_the_same_files(finished, tmp_path):
     assert everything(tmp_path / "killed") == everything(finished)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(finished, tmp_path):
     short = stages({"kind": "train", "name": "sparse", "epochs": 1})
     first = run(small(stages=short), tmp_path / "a")["rows"]
@@ -522,7 +514,6 @@ def test_a_missing_report_is_made_again(copied):
     assert (copied / "report.html").exists()
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
 def test_damaged_results_are_made_again_from_the_stages(copied, finished, content):
     (copied / "results.json").write_text(content)
@@ -580,7 +571,6 @@ def test_a_damaged_checkpoint_is_named(copied, damage):
         run(small(), copied)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_stage_that_was_moved_away_is_run_again(copied, finished):
     shutil.rmtree(unfinished(copied) / "03-finetune")
     run(small(), copied)
@@ -629,7 +619,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_changed_later_stage_keeps_what_is_finished_before_it(copied, tmp_path):
     other = changed(1, budget={"cut_channels": 0.25})
     for name in ("02-prune", "03-finetune", "04-measure"):
@@ -652,7 +641,6 @@ def test_a_change_of_what_is_finished_says_what_can_be_kept(copied):
     assert str(copied / "03-finetune" / "model.safetensors") in str(refused.value)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_other_words_make_the_report_anew_and_nothing_else(copied):
     before = contents(copied / "03-finetune")
     assert run(small(title="Another title"), copied)["title"] == "Another title"
@@ -692,7 +680,6 @@ def test_a_baseline_is_kept_where_what_it_imitates_trains_as_long(tmp_path):
     assert "strength: 0.1 there, 0.2 here" in str(held.claim(recipe(2, 0.2)))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_finished_nothing_may_begin_anew_with_other_settings(tmp_path):
     lost = small(data={**SMALL["data"], "name": f"folder:{tmp_path / 'nowhere'}"})
     with pytest.raises(NetslimError, match="nowhere"):
@@ -785,7 +772,6 @@ def test_a_model_that_does_not_fit_the_data_is_refused_before_training(tmp_path)
         run(small(model={**SMALL["model"], "witdh": 1}, stages=train), tmp_path / "c")
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_own_model_by_its_factory(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(
         "from torch import nn\n"
@@ -803,7 +789,6 @@ def test_an_own_model_by_its_factory(tmp_path, monkeypatch):
     assert results["verification"][0]["cut"] == 6
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_ctrl_c_leaves_finished_epochs_and_the_signal_as_it_was(tmp_path, monkeypatch):
     from netslim.training.loop.epochs import EpochRecord
 
@@ -829,7 +814,6 @@ def test_ctrl_c_leaves_finished_epochs_and_the_signal_as_it_was(tmp_path, monkey
 # ---------------------------------------------------------------- what is shown
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_plain_output_has_a_line_an_epoch(tmp_path):
     from io import StringIO
 
@@ -848,7 +832,6 @@ def test_plain_output_has_a_line_an_epoch(tmp_path):
     assert "\x1b" not in text.getvalue()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_terminal_gets_a_bar_and_one_line_a_stage(tmp_path):
     from io import StringIO
 

@@ -30,6 +30,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+DRAWN = True  # figures are looked at
+
 
 class Slow(nn.Module):
     """Hangs, if it is told to, as soon as there are so many lines in a journal."""

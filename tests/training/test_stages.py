@@ -51,8 +51,6 @@ from stage_runs import (
     sparse,
 )
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 # ---------------------------------------------------------------- Network Slimming
 
 

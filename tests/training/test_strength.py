@@ -31,8 +31,6 @@ from netslim.training.recipe.schema import OptimizerOptions, ScheduleOptions, Sl
 from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.runner import Runner
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 VGG = ["zoo:vgg", "--model.layers", "[16, M, 32]", "--model.in_channels", "1"]
 QUICK = [
     "--data",

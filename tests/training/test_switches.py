@@ -40,8 +40,6 @@ SWITCHES = {
 }
 BOTH = {"both": {"precision": "bf16", "channels_last": True}}
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def recipe(method="slimming", workers=0, subset=256, **trainer):
     train = {"kind": "train", "epochs": 2, "optimizer": {"lr": 0.02}, **METHODS[method]}
