@@ -35,6 +35,7 @@ def trace(
     *,
     free_outputs: Sequence[PortName] = (),
     free_inputs: Sequence[PortName] | Mapping[PortName, PortName | None] = (),
+    blocks: bool = False,
 ) -> ChannelGraph:
     """Run ``model`` once and learn which channels must be cut together.
 
@@ -52,6 +53,8 @@ def trace(
             output of its name, else with the first one of its shape; a mapping from inputs to
             outputs (None where nothing is fed back) says it outright. The cut model takes and gives
             the smaller ones (`netslim.surgery.cut_inputs`).
+        blocks: find the residual branches that can go as a whole, too. Each is a group of one unit
+            (``group.block``), which `netslim.select` drops with ``Limits(blocks=True)`` alone.
 
     Returns:
         The `ChannelGraph`. Operators netslim has no rule for freeze what they touch and are listed
@@ -74,7 +77,7 @@ def trace(
     example_inputs = apart(inner, example_inputs, free)
     ports = Ports(free)
     with undisturbed(inner):
-        heads = record(inner, example_inputs, RULES, fallback, ports=ports)
+        heads = record(inner, example_inputs, RULES, fallback, ports=ports, blocks=blocks)
         settled = heads, settle(heads, example_inputs)
         if not heads.may_narrow:
             return build(settled, ports)

@@ -30,6 +30,8 @@ class ChannelGraph(TracedGraph):
         norms: the normalisations over channels, which go on over as many when some are cut.
         ports: the channels of inputs and outputs that may shrink.
         orders: buffers that pick channels by their numbers, which a cut makes anew.
+        blocks: the residual branches that can go as a whole; None where `netslim.trace` was not
+            asked for them.
 
     Example:
         >>> graph = netslim.trace(model, images)

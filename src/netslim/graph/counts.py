@@ -78,16 +78,23 @@ class Cost:
         operator: what its rule calls the work; one operator may do several pieces of work.
         factors: the numbers that are multiplied.
         call: which call of which operator it was.
+        gates: one for each block (`netslim.graph.blocks`) that it goes with: 1, or 0 without it.
     """
 
     module: str
     operator: str
     factors: tuple[Count, ...]
     call: Call = ("", 0)
+    gates: tuple[Count, ...] = ()
+
+    @property
+    def terms(self) -> tuple[Count, ...]:
+        """Factors and gates."""
+        return self.factors + self.gates
 
     def macs(self, masks: Mapping[int, Vector]) -> int:
         """Multiply-accumulates under the masks."""
-        return product(self.factors, masks)
+        return product(self.terms, masks)
 
 
 def product(factors: tuple[Count, ...], masks: Mapping[int, Vector]) -> int:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from netslim.graph.blocks import Blocks
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule, Slice
@@ -273,8 +274,14 @@ def build(
     unread = {key: value for key, value in recorder.attributes.items() if key not in known}
     inventory = take(recorder.model, classes, recorder.touched, unread, recorder.names_read)
     inventory = replace(inventory, literals=tuple(_literals(recorder, classes, groups)))
+    groups += _renamed(counted.widths, groups)
+    blocks = None
+    if recorder.flow is not None:
+        blocks = Blocks(recorder.flow, inventory.modules)
+        counted.gate(blocks, len(groups))
+        groups += _block_groups(blocks, groups)
     return ChannelGraph(
-        (*groups, *_renamed(counted.widths, groups)),
+        tuple(groups),
         fingerprint(recorder.model),
         {op: tuple(sorted(paths)) for op, paths in sorted(recorder.unsupported.items())},
         counted.costs,
@@ -287,7 +294,20 @@ def build(
         tuple(_norms(recorder, classes)),
         tuple(_ports(ports, classes)),
         tuple(_orders(recorder, classes)),
+        blocks,
     )
+
+
+def _block_groups(blocks: Blocks, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """A group for each block, under a name that no other has."""
+    taken = {group.name for group in groups}
+    found = []
+    for block in blocks.found:
+        name = block.name
+        if name in taken:
+            name += "#block"
+        found.append(ChannelGroup(name, 1, (), block=True))
+    return found
 
 
 def _orders(recorder: Recorder, classes: Classes) -> Iterator[Order]:
@@ -359,6 +379,25 @@ class _Counted:
         }
         self.outputs = outputs(met.outputs, count)
         self.lifetimes = lifetimes(met.spans, count)
+
+    def gate(self, blocks: Blocks, first: int) -> None:
+        """Have all that feeds a block alone go with it; its group is number ``first``, and so on.
+
+        Memory is left as it is: what a stream is kept in changes with what is added to it, so that
+        a peak without a block is only known not to be higher.
+        """
+        steps, costs, made = blocks.flow.steps, list(self.costs), list(self.outputs)
+        for number, block in enumerate(blocks.found, first):
+            gate = Count(0, ((number, np.ones(1, dtype=np.int64)),))
+            for step in block.steps:
+                for place in steps[step].costs:
+                    costs[place] = replace(costs[place], gates=(*costs[place].gates, gate))
+                for place in steps[step].outputs:
+                    made[place] = replace(made[place], gates=(*made[place].gates, gate))
+            for name in block.tensors & self.parameters.keys():
+                one = self.parameters[name]
+                self.parameters[name] = replace(one, gates=(*one.gates, gate))
+        self.costs, self.outputs = tuple(costs), tuple(made)
 
 
 def _with_widths(

@@ -75,6 +75,8 @@ class ChannelGroup:
             not).
         of_heads: whether a unit is a channel of every head of attention. Whole heads are another
             group then, with the same entries; where both are cut, what both keep stays.
+        block: whether it is no group of channels but a residual branch (`netslim.graph.blocks`): its
+            one unit may go, and with it all that feeds the branch.
 
     Example:
         >>> group: netslim.graph.ChannelGroup = netslim.trace(model, images)["features.0"]
@@ -94,8 +96,11 @@ class ChannelGroup:
     producers: tuple[str, ...] = ()
     shortcut: bool = False
     of_heads: bool = False
+    block: bool = False
 
     def __repr__(self) -> str:
+        if self.block:
+            return f"<ChannelGroup {self.name!r}: a block>"
         return f"<ChannelGroup {self.name!r}: {self.size} channels, {self.verdict}>"
 
     def __str__(self) -> str:
@@ -215,6 +220,8 @@ def port_in_words(kind: str, name: str, fed_by: str) -> str:
 
 def described(group: ChannelGroup) -> list[str]:
     """What is to be said about a group alone, a sentence each."""
+    if group.block:
+        return [f"Block {group.name}: a residual branch, which can go as a whole."]
     title = f"Group {group.name}: {amount(group.size, 'channel')}."
     if group.of_heads:
         title = f"Group {group.name}: {amount(group.size, 'channel')} of every head."

@@ -38,6 +38,7 @@ class Output:
         constant: whether it does not depend on the inputs of the model, as a standardised weight.
         kind: ``"new"`` memory, ``"in-place"`` in one of the operator's inputs, or a ``"view"`` of
             memory there was.
+        gates: as those of `netslim.graph.counts.Cost`.
     """
 
     module: str
@@ -47,10 +48,16 @@ class Output:
     layer: bool
     constant: bool
     kind: str
+    gates: tuple[Count, ...] = ()
+
+    @property
+    def terms(self) -> tuple[Count, ...]:
+        """Factors and gates."""
+        return self.factors + self.gates
 
     def elements(self, masks: Mapping[int, Vector]) -> int:
         """Number of elements under the masks."""
-        return product(self.factors, masks)
+        return product(self.terms, masks)
 
     def bytes(self, masks: Mapping[int, Vector]) -> int:
         """Bytes of its elements under the masks."""

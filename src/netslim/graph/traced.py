@@ -12,6 +12,7 @@ from torch import nn
 
 from netslim._support import brief, checks_calls, described, nearest
 from netslim.errors import ArgumentError, StaleGraphError
+from netslim.graph.blocks import Block, Blocks
 from netslim.graph.counts import Cost, without
 from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule
 from netslim.graph.inventory import Inventory
@@ -41,6 +42,7 @@ class TracedGraph:
     norms: tuple[NormRule, ...] = ()
     ports: tuple[Port, ...] = ()
     orders: tuple[Order, ...] = ()
+    blocks: Blocks | None = None
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -70,7 +72,7 @@ class TracedGraph:
         none = {
             i: np.zeros(g.size, dtype=bool)
             for i, g in enumerate(self.groups)
-            if g.prunable or (allow_inexact and not g.frozen)
+            if not g.block and (g.prunable or (allow_inexact and not g.frozen))
         }
         return 1 - self.params(none) / total
 
@@ -83,6 +85,17 @@ class TracedGraph:
         if name not in self._index:
             raise ArgumentError(f"there is no group {name!r}{nearest(name, self._index)}")
         return self._index[name]
+
+    def block(self, name: str) -> Block:
+        """The block of the group of this name.
+
+        Raises:
+            ArgumentError: there is no such block; the nearest names are given.
+        """
+        blocks = {group.name: n for n, group in enumerate(g for g in self.groups if g.block)}
+        if self.blocks is None or name not in blocks:
+            raise ArgumentError(f"there is no block {name!r}{nearest(name, blocks)}")
+        return self.blocks.found[blocks[name]]
 
     def normalising(self, name: str) -> tuple[str, ...]:
         """Paths of the modules that normalise over the channels of the group of this name.
@@ -169,7 +182,7 @@ class TracedGraph:
         kinds = [self.parameters.values(), self.costs, self._layers]
         for column, products in enumerate(kinds):
             for product in products:
-                for group, left in without(product.factors).items():
+                for group, left in without(product.terms).items():
                     gone[group, column] += left
         gone /= np.maximum([self.params(), self.macs(), self.activations()], 1)
         rows = zip(self.groups, gone.tolist(), strict=True)

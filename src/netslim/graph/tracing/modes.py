@@ -89,7 +89,12 @@ class Dispatch(OperatorMode):
                 recorder.readers.get(id(tensor), set()).add(name)
         self._apply(rule, func, out, args, kwargs, inputs)
         if not recorder.training:
+            put_out = len(recorder.outputs)
             recorder.put_out(name, inputs, out, layer=len(recorder.costs) > counted)
+            if recorder.flow is not None:
+                costs = range(counted, len(recorder.costs))
+                outputs = range(put_out, len(recorder.outputs))
+                recorder.flow.ran(name, inputs, args, kwargs, out, costs, outputs)
         recorder.touched.update(map(id, spread(args, kwargs)))
 
     def _apply(

@@ -44,6 +44,7 @@ from netslim.graph.tracing.checks import (
     check_vector,
 )
 from netslim.graph.tracing.computed import MOVING, Formula, Formulas, constant, silencing
+from netslim.graph.tracing.dataflow import Dataflow
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.sizes import (
     Expression,
@@ -231,6 +232,7 @@ class Recorder:
     # To find out who reads sizes unseen: names in the code, and the calls that it makes.
     names_read: frozenset[str] = frozenset()
     log: Log | None = None
+    flow: Dataflow | None = None  # where blocks are asked for
     # Buffers that pick channels by their numbers, and what from; who reads each list of numbers.
     orders: dict[str, Vector] = field(default_factory=dict)
     readers: dict[int, set[str]] = field(init=False)

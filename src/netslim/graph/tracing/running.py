@@ -33,6 +33,7 @@ from netslim.graph.tracing.attributes import (
     remembered_attributes,
     watched_sizes,
 )
+from netslim.graph.tracing.dataflow import Dataflow, watching_calls
 from netslim.graph.tracing.log import Log, tensors_among
 from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.norms import Norms
@@ -54,6 +55,7 @@ def record(
     unused: bool = True,
     ports: Ports | None = None,
     heads: Recorder | None = None,
+    blocks: bool = False,
 ) -> Recorder:
     """Run ``model`` once in evaluation mode, without gradients, and follow its channels.
 
@@ -72,6 +74,7 @@ def record(
         ports: free inputs and outputs; it is told their channels.
         heads: a recording of the same call in which whole heads go: in this one they become
             narrower.
+        blocks: note which operator reads what, too (dataflow.py).
 
     Raises:
         TraceError: the model does not run on these inputs, or they hold no example.
@@ -89,6 +92,8 @@ def record(
             begun = _like(recorder)
             _fill(begun, example_inputs, rules, fallback, False, first)
             ports.dims = first.channels(begun)
+        if blocks:
+            recorder.flow = Dataflow(recorder.atoms.names)
         _fill(recorder, example_inputs, rules, fallback, unused, ports)
         if recorder.mixes and unused:
             _watch_other_sizes(recorder, example_inputs, rules, fallback, ports)
@@ -183,6 +188,9 @@ def _watch_other_sizes(
 def _watch(recorder: Recorder, example_inputs: Any, watching: Watching, ports: Ports) -> Any:
     args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
     ports.open_inputs(recorder, kwargs or args)
+    flow = None if recorder.training else recorder.flow
+    if flow is not None:
+        flow.begin(tensors_among(args, kwargs))
     for value in tree_flatten((args, kwargs))[0]:
         if isinstance(value, Tensor):
             dims = recorder.get(value).dims
@@ -198,6 +206,7 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: Watching, ports: P
         remembered_attributes(recorder),
         watched_sizes(recorder),
         _module_paths(recorder, watching[2]),
+        watching_calls(flow, recorder.model),
         usual_operators(),
         watching[0],
         watching[1],
@@ -207,6 +216,8 @@ def _watch(recorder: Recorder, example_inputs: Any, watching: Watching, ports: P
         answer = recorder.model(*args, **kwargs)
     if recorder.log is not None and not recorder.training:
         recorder.log.end = recorder.log.told(answer)
+    if flow is not None:
+        flow.finish(answer)
     recorder.used(output_tensors(answer))
     return answer
 
