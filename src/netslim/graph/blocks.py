@@ -97,6 +97,7 @@ class Blocks:
     Args:
         flow: of the run.
         kinds: path of a module -> name of its class.
+        shapes: of the model's parameters and lasting buffers, in order.
 
     Attributes:
         found: in order of execution.
@@ -104,6 +105,7 @@ class Blocks:
 
     flow: Dataflow
     kinds: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
     found: tuple[Block, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -35,7 +35,14 @@ from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Literal, Rest
 from netslim.graph.memory import Counter, lifetimes, outputs
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
-from netslim.graph.modules.walk import all_paths, fingerprint, joined, layer_of, named_tensors
+from netslim.graph.modules.walk import (
+    all_paths,
+    fingerprint,
+    joined,
+    lasting_tensors,
+    layer_of,
+    named_tensors,
+)
 from netslim.graph.tracing.atoms import (
     ADDED,
     ATOM,
@@ -277,7 +284,8 @@ def build(
     groups += _renamed(counted.widths, groups)
     blocks = None
     if recorder.flow is not None:
-        blocks = Blocks(recorder.flow, inventory.modules)
+        lasting = {name: tuple(t.shape) for name, t in lasting_tensors(recorder.model)}
+        blocks = Blocks(recorder.flow, inventory.modules, lasting)
         counted.gate(blocks, len(groups))
         groups += _block_groups(blocks, groups)
     return ChannelGraph(

@@ -56,6 +56,7 @@ from netslim.graph.modules.walk import (
 )
 from netslim.models.other_files import WEIGHTS, no_checkpoint
 from netslim.models.stored_weights import storing
+from netslim.surgery.dropped import Dropped, gone_tensors
 from netslim.surgery.history import history, unexplained
 from netslim.surgery.module_sizes import patched, put
 from netslim.surgery.norm_inputs import Zeros, give_zeros, zeros_given
@@ -404,7 +405,8 @@ def uncut(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str,
     for cut in plan.tensors:
         if cut.tensor in sizes:
             sizes[cut.tensor][cut.axis] = cut.size
-    return {name: tuple(shape) for name, shape in sizes.items()}
+    gone = {one.tensor: one.shape for one in plan.dropped.tensors}
+    return {name: tuple(shape) for name, shape in sizes.items()} | gone
 
 
 def _whole(header: _Header, tensors: Mapping[str, Tensor], path: Any) -> dict[str, Any]:
@@ -491,8 +493,10 @@ def _write(path: Path, payload: bytes) -> Path:
 def _check_replay(model: nn.Module, plan: PruningPlan, path: Any) -> None:
     """Refuse to write what no fresh network could be cut to: try it with one, without its values.
 
-    A model that cannot be copied is not tried.
+    A model that cannot be copied is not tried, nor are blocks that it does not have any more.
     """
+    if plan.dropped:
+        plan = counted(replace(plan, dropped=Dropped()))
     try:
         fresh = duplicate(model, _larger(model, plan))
     except SurgeryError:
@@ -546,9 +550,12 @@ def _fitting(
     plan = plan or _NOTHING
     cuts = {(cut.tensor, cut.axis): cut for cut in plan.tensors}
     biases = tuple(bias for bias in plan.biases if _lacks_bias(model, bias))
-    _check_names(model, shapes, {bias_of(bias) for bias in biases}, path)
+    gone = {*gone_tensors(model, plan.dropped)}
+    _check_names(model, shapes, {bias_of(bias) for bias in biases}, gone, path)
     rows: list[TensorCut] = []
     for name, tensor in named_tensors(model):
+        if name in gone:
+            continue
         wanted = shapes.get(name, tensor.shape)  # what is not saved is cut as the plan says
         found = _rows(name, tensor.shape, wanted, cuts)
         if found is None:
@@ -570,9 +577,13 @@ def _fitting(
 
 
 def _check_names(
-    model: nn.Module, names: Collection[str], added: Collection[str], path: Any
+    model: nn.Module,
+    names: Collection[str],
+    added: Collection[str],
+    gone: Collection[str],
+    path: Any,
 ) -> None:
-    expected = {*model.state_dict(), *added}
+    expected = {*model.state_dict(), *added}.difference(gone)
     for name in sorted(expected ^ {*names}):
         side = "has an unexpected"
         if name in expected:

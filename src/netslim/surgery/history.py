@@ -35,6 +35,7 @@ from netslim.graph.modules.walk import (
     named_modules,
     named_tensors,
 )
+from netslim.surgery.dropped import Dropped, put_back
 from netslim.surgery.plan import PruningPlan, compose, counted, with_known_sizes, without_slices
 from netslim.surgery.rows import GroupCut, OrderCut, PortCut, SizePatch, TensorCut, bias_of
 
@@ -56,6 +57,7 @@ class _Found:
     stale: list[TensorCut] = field(default_factory=list)
     ports: tuple[PortCut, ...] = ()  # of the model as a whole, when it was cut
     orders: tuple[OrderCut, ...] = ()  # likewise
+    dropped: list[Dropped] = field(default_factory=list)
     wholes: dict[str, PruningPlan] = field(default_factory=dict)
 
 
@@ -68,8 +70,9 @@ def history(model: nn.Module) -> PruningPlan | None:
     sizes = _before(model, found.cuts.values())
     added = {bias_of(path) for path in found.biases}
     shapes = ((name, tuple(shape)) for name, shape in sizes.items() if name not in added)
+    dropped = _present(model, found.dropped)
     plan = PruningPlan(
-        digest_of(shapes),
+        digest_of(put_back(shapes, dropped.tensors)),
         with_known_sizes(_groups(found), found.patches.values()),
         tuple(_in_order(found)),
         tuple(found.patches.values()),
@@ -78,8 +81,27 @@ def history(model: nn.Module) -> PruningPlan | None:
         tuple(found.norms.values()),
         found.ports,
         found.orders,
+        dropped,
     )
     return counted(plan)
+
+
+def _present(model: nn.Module, dropped: Iterable[Dropped]) -> Dropped:
+    """What of the blocks that went is not in the model again."""
+    there = {path: module for module, path in named_modules(model).items()}
+    names = {name for name, _ in named_tensors(model)}
+    found = Dropped()
+    for one in dropped:
+        rows = [row for row in one.replaced if not _holds_tensors(there.get(row.module))]
+        gone = [tensor for tensor in one.tensors if tensor.tensor not in names]
+        found = Dropped(
+            (*found.blocks, *one.blocks), (*found.replaced, *rows), (*found.tensors, *gone)
+        )
+    return found
+
+
+def _holds_tensors(module: nn.Module | None) -> bool:
+    return module is not None and any(True for _ in named_tensors(module))
 
 
 def _before(model: nn.Module, cuts: Iterable[TensorCut]) -> dict[str, list[int]]:
@@ -196,6 +218,7 @@ def _read(model: nn.Module) -> _Found:
         whole = _whole(module)
         if whole is not None:
             found.wholes[path] = whole
+            found.dropped.append(whole.dropped.below(path))
             _take(found, whole, path, modules, first)
             if not path:
                 found.ports, found.orders = whole.ports, whole.orders

@@ -89,6 +89,23 @@ def cut_state(
     return result
 
 
+def without_parameters(optimizer: Optimizer, gone: Collection[int]) -> Callable[[], None]:
+    """Take parameters, by their ids, out of an optimizer; what is given puts them back."""
+    before = [group["params"] for group in optimizer.param_groups]
+    states = {one: optimizer.state[one] for one in [*optimizer.state] if id(one) in gone}
+    for group in optimizer.param_groups:
+        group["params"] = [one for one in group["params"] if id(one) not in gone]
+    for one in states:
+        del optimizer.state[one]
+
+    def put_back() -> None:
+        for group, params in zip(optimizer.param_groups, before, strict=True):
+            group["params"] = params
+        optimizer.state.update(states)
+
+    return put_back
+
+
 def _cut_entry(
     optimizer: Optimizer, key: str, value: Any, name: str, parameter: Tensor, keep: Keep
 ) -> Tensor | None:

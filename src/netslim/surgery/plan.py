@@ -13,17 +13,18 @@ several times is loaded into a fresh uncut one, with one cut.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
 from torch import nn
 
-from netslim._support import checks_calls, expect
+from netslim._support import checks_calls, expect, many
 from netslim.errors import PlanError
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.walk import fingerprint
+from netslim.surgery.dropped import Dropped, composed, fits
 from netslim.surgery.plan_file import LARGEST, Fields, read, write
 from netslim.surgery.rows import (
     DROPPED,
@@ -68,6 +69,7 @@ class PruningPlan:
         orders: `OrderCut` rows, of buffers that pick channels by their numbers.
         ports: `PortCut` rows, of inputs and outputs that shrink, as ``free_inputs`` and
             ``free_outputs`` of `netslim.trace` allow.
+        dropped: the blocks that go, as ``Limits(blocks=True)`` allows.
         why: how the kept units were chosen; None where that is not known, as of several cuts. Plans
             that cut the same are equal without it.
         counts: how many rows of each of these it was made with; None where nobody says that these
@@ -92,6 +94,7 @@ class PruningPlan:
     norms: tuple[NormWidth, ...] = ()
     ports: tuple[PortCut, ...] = ()
     orders: tuple[OrderCut, ...] = ()
+    dropped: Dropped = Dropped()
     why: Why | None = field(default=None, compare=False)
     counts: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
@@ -100,16 +103,21 @@ class PruningPlan:
 
     @property
     def removed(self) -> int:
-        """Number of units that go."""
+        """Number of channels that go; blocks, with all that is in them, aside."""
         return sum(g.size - len(g.kept) for g in self.groups.values())
 
     def explain(self) -> str:
         """Tell in words what goes, what stays and why."""
-        lines = [f"Plan for the architecture {self.fingerprint}: {self.removed} channels go."]
+        what = f"{self.removed} channels"
+        if self.dropped:
+            what += f" and {many(len(self.dropped.blocks), 'block')}"
+        lines = [f"Plan for the architecture {self.fingerprint}: {what} go."]
         width = max((len(n) for n in self.groups), default=0)
         for name, cut in self.groups.items():
             said = _remarks(cut) + self._threshold(name, cut)
             lines.append(f"  {name:<{width}}  keeps {len(cut.kept)} of {cut.size}{said}")
+        lines += [f"  {block.name}: the block goes" for block in self.dropped.blocks]
+        lines += [f"  {row}" for row in self.dropped.replaced]
         lines += [f"  {path}: is given a bias" for path in self.biases]
         lines += [f"  {p.module}.{p.attribute}: {p.old} -> {p.new}" for p in self.patches]
         lines += [f"  {norm}" for norm in self.norms]
@@ -141,7 +149,7 @@ class PruningPlan:
         """
         fields = read(text, most)
         rows = (fields.groups, fields.tensors, fields.patches, fields.biases, fields.norms)
-        check_rows(*rows, fields.ports, fields.orders, fields.counts)
+        check_rows(*rows, fields.ports, fields.orders, fields.counts, fields.dropped)
         return PruningPlan(**vars(fields))
 
     @cached_property
@@ -152,7 +160,7 @@ class PruningPlan:
             PlanError: the rows do not agree.
         """
         rows = (self.groups, self.tensors, self.patches, self.biases, self.norms)
-        check_rows(*rows, self.ports, self.orders, self.counts)
+        check_rows(*rows, self.ports, self.orders, self.counts, self.dropped)
         return True
 
     def check(self, model: nn.Module) -> None:
@@ -170,6 +178,9 @@ class PruningPlan:
             )
         if self._agrees:
             check_fits(self.tensors, self.biases, model)
+            problem = fits(model, self.dropped)
+            if problem is not None:
+                raise PlanError(f"{problem}: make the plan again with netslim.select")
             if self.counts is None and not linked(self.groups):
                 check_layers(self.tensors, self.patches, model)
 
@@ -200,9 +211,11 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         patches[p.module, p.attribute] = replace(p, old=original.old)
     groups = _compose_groups(first.groups, second.groups)
     norms = {norm.place: norm.lasting for norm in (*second.norms, *first.norms)}
+    added = [bias_of(path) for path in first.biases]
+    dropped = composed(first.dropped, second.dropped, first.tensors, added)
     both = PruningPlan(
         first.fingerprint,
-        with_known_sizes(groups, patches.values()),
+        groups,
         tuple(cuts.values()),
         tuple(patches.values()),
         notes=tuple(dict.fromkeys(first.notes + second.notes)),
@@ -210,7 +223,10 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         norms=tuple(norms.values()),
         ports=_ports_after(first.ports, second.ports),
         orders=_orders_after(first.orders, second.orders),
+        dropped=dropped,
     )
+    both = without_dropped_rows(both)
+    both = replace(both, groups=with_known_sizes(both.groups, both.patches))
     if first.counts is None or second.counts is None:
         return both
     return counted(both)
@@ -221,8 +237,32 @@ def counted(plan: PruningPlan) -> PruningPlan:
 
     Where groups do not say which entries they have, a row that was lost leaves no trace.
     """
-    rows = (plan.tensors, plan.patches, plan.norms, plan.ports, plan.orders)
+    rows: list[Sized] = [plan.tensors, plan.patches, plan.norms, plan.ports, plan.orders]
+    if plan.dropped:
+        rows += [plan.dropped.replaced, plan.dropped.tensors]
     return replace(plan, counts=tuple(map(len, rows)))
+
+
+def without_dropped_rows(plan: PruningPlan) -> PruningPlan:
+    """The plan without rows of what goes with its blocks, of which nothing is left to cut."""
+    gone = plan.dropped.holds
+    if not plan.dropped:
+        return plan
+    groups = {}
+    for name, cut in plan.groups.items():
+        slices = tuple(s for s in cut.slices if not gone(s.tensor))
+        sizes = tuple(size for size in cut.sizes if not gone(size.module))
+        if slices or not cut.slices:  # of several cuts none says what it holds
+            groups[name] = replace(cut, slices=slices, sizes=sizes)
+    return replace(
+        plan,
+        groups=groups,
+        tensors=tuple(cut for cut in plan.tensors if not gone(cut.tensor)),
+        patches=tuple(patch for patch in plan.patches if not gone(patch.module)),
+        biases=tuple(path for path in plan.biases if not gone(path)),
+        norms=tuple(norm for norm in plan.norms if not gone(norm.module)),
+        orders=tuple(order for order in plan.orders if not gone(order.tensor)),
+    )
 
 
 def bias_cuts(plan: PruningPlan, paths: Iterable[str]) -> list[TensorCut]:

@@ -32,8 +32,11 @@ import numpy as np
 
 from netslim._support import brief, is_format, parse_json, refusing, typed
 from netslim.errors import PlanError
+from netslim.graph.blocks import Addition
 from netslim.graph.groups import Slice
 from netslim.graph.modules.padded_norms import NormWidth
+from netslim.graph.modules.stand_ins import Replacement
+from netslim.surgery.dropped import BlockCut, Dropped, GoneTensor
 from netslim.surgery.rows import GroupCut, OrderCut, PortCut, SizeLoss, SizePatch, TensorCut
 from netslim.surgery.soundness import check_counts
 from netslim.surgery.why import Scores, Why
@@ -42,6 +45,7 @@ FORMAT = 1
 # Where channels are merged, biases added, normalisations keep their width, or inputs and outputs
 # shrink: older versions cannot.
 MERGING_FORMAT = 2
+BLOCKS_FORMAT = 3  # where blocks go
 LONGEST = 2**24  # entries of an axis that is cut
 LARGEST = 2**25  # indices in all that differ from row to row; more is no plan but an attack
 Blocks = tuple[tuple[int, int, int, int], ...]
@@ -61,6 +65,7 @@ class Fields:
     norms: tuple[NormWidth, ...] = ()
     ports: tuple[PortCut, ...] = ()
     orders: tuple[OrderCut, ...] = ()
+    dropped: Dropped = Dropped()
     why: Why | None = None
     counts: tuple[int, ...] | None = None
 
@@ -69,9 +74,12 @@ def write(plan: Fields) -> str:
     """The text of a plan."""
     newer = bool(plan.biases or plan.norms or plan.ports or plan.orders)
     newer = newer or any(group.into for group in plan.groups.values())
+    format = MERGING_FORMAT if newer else FORMAT
+    if plan.dropped:
+        format = BLOCKS_FORMAT
     numbers = {(t.tensor, t.axis): number for number, t in enumerate(plan.tensors)}
     data = {
-        "format": MERGING_FORMAT if newer else FORMAT,
+        "format": format,
         "fingerprint": plan.fingerprint,
         "groups": {name: _group_data(g, numbers) for name, g in plan.groups.items()},
         "tensors": [_tensor_data(t) for t in plan.tensors],
@@ -86,6 +94,8 @@ def write(plan: Fields) -> str:
         data["ports"] = [_port_data(port) for port in plan.ports]
     if plan.orders:
         data["orders"] = [vars(order) | {"kept": _runs(order.kept)} for order in plan.orders]
+    if plan.dropped:
+        data["dropped"] = _dropped_data(plan.dropped)
     if plan.why is not None:
         data["why"] = _why_data(plan.why, plan.groups)
     if plan.counts is not None:
@@ -106,16 +116,17 @@ def read(text: str, most: int = LARGEST) -> Fields:
     with refusing(PlanError, "this is not a plan: no valid JSON", "write one with plan.to_json()"):
         data = parse_json(text)
     found = isinstance(data, dict) and data.get("format")
-    if not is_format(found, FORMAT, MERGING_FORMAT):
+    if not is_format(found, FORMAT, MERGING_FORMAT, BLOCKS_FORMAT):
         raise PlanError(
-            f"this is not a plan of format {FORMAT} or {MERGING_FORMAT} (found {brief(found)}); "
+            f"this is not a plan of format {FORMAT} to {BLOCKS_FORMAT} (found {brief(found)}); "
             "make it again with this version"
         )
     with refusing(PlanError, "the plan is damaged", "make it again"):
         plan = _Reader(most).plan(typed(_Plan, data))
     digest = data.pop("digest", None)
     if digest is None:  # of version 0.1, or edited: it is looked at more closely
-        check_counts(plan.counts, plan.tensors, plan.patches, plan.norms, plan.ports, plan.orders)
+        rows = (plan.tensors, plan.patches, plan.norms, plan.ports, plan.orders, plan.dropped)
+        check_counts(plan.counts, *rows)
         return replace(plan, counts=None)
     if digest != _digest(data):
         raise PlanError(
@@ -152,6 +163,17 @@ def _group_data(cut: GroupCut, rows: Mapping[tuple[str, int], int]) -> dict[str,
 def _tensor_data(cut: TensorCut) -> dict[str, Any]:
     where = {"tensor": cut.tensor, "axis": cut.axis, "size": cut.size}
     return where | {"kept": _runs(cut.kept), "role": cut.role} | _merging(cut)
+
+
+def _dropped_data(dropped: Dropped) -> dict[str, Any]:
+    return {
+        "blocks": [
+            {"name": block.name, "sums": [list(vars(one).values()) for one in block.sums]}
+            for block in dropped.blocks
+        ],
+        "replaced": [{k: v for k, v in vars(row).items() if v} for row in dropped.replaced],
+        "tensors": [[gone.tensor, list(gone.shape), gone.after] for gone in dropped.tensors],
+    }
 
 
 def _port_data(cut: PortCut) -> dict[str, Any]:
@@ -267,6 +289,19 @@ class _Order(_Kept):
     tensor: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    name: str
+    sums: tuple[tuple[str, str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    blocks: tuple[_Block, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
+    tensors: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+
+
 @dataclass(frozen=True)
 class _Why:
     criterion: str
@@ -292,6 +327,7 @@ class _Plan:
     norms: tuple[NormWidth, ...] = ()
     ports: tuple[_Port, ...] = ()
     orders: tuple[_Order, ...] = ()
+    dropped: _Dropped = _Dropped()
     why: _Why | None = None
     counts: tuple[int, ...] | None = None
     digest: str | None = None
@@ -313,7 +349,10 @@ class _Reader:
             why = self.why(data.why, groups)
         ports = tuple(map(self.port, data.ports))
         orders = tuple(OrderCut(o.tensor, o.size, self.kept(o), o.into) for o in data.orders)
-        return Fields(*fields, data.biases, data.norms, ports, orders, why, data.counts)
+        blocks = [BlockCut(b.name, tuple(Addition(*one) for one in b.sums)) for b in data.dropped.blocks]
+        gone = tuple(GoneTensor(*row) for row in data.dropped.tensors)
+        dropped = Dropped(tuple(blocks), data.dropped.replaced, gone)
+        return Fields(*fields, data.biases, data.norms, ports, orders, dropped, why, data.counts)
 
     def group(self, data: _Group, tensors: tuple[TensorCut, ...]) -> GroupCut:
         kept, slices = self.kept(data), tuple(self.slices(data.slices, tensors))

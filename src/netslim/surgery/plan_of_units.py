@@ -14,7 +14,8 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup, SizeRule
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.surgery.axes import rows_of
-from netslim.surgery.plan import PruningPlan, counted
+from netslim.surgery.dropped import Dropped, dropped_from
+from netslim.surgery.plan import PruningPlan, counted, without_dropped_rows
 from netslim.surgery.ports import port_cuts
 from netslim.surgery.rows import DROPPED, GroupCut, OrderCut, SizeLoss, SizePatch, merging_rows
 from netslim.surgery.stale import Stale, followed, told
@@ -39,9 +40,11 @@ def plan_keeping(
 
     Raises:
         PlanError: a unit is merged into one that goes, or weights that read merged channels also
-            make them (tied weights), so that they cannot be summed.
+            make them (tied weights), so that they cannot be summed; or blocks cannot go together.
     """
     masks = {n: np.asarray(m, dtype=bool) for n, m in masks.items() if not np.all(m)}
+    dropped = _dropped(graph, [n for n in masks if graph.groups[n].block])
+    masks = {n: mask for n, mask in masks.items() if not graph.groups[n].block}
     groups: dict[str, GroupCut] = {}
     for number in sorted(masks):
         group, mask = graph.groups[number], masks[number]
@@ -63,8 +66,20 @@ def plan_keeping(
     ports = port_cuts(graph, groups)
     rows = (graph.fingerprint, groups, tensors, patches, tuple(notes))
     orders = tuple(_orders(graph, masks))
-    plan = PruningPlan(*rows, norms=norms, ports=ports, orders=orders)
-    return counted(plan)
+    plan = PruningPlan(*rows, norms=norms, ports=ports, orders=orders, dropped=dropped)
+    return counted(without_dropped_rows(plan))
+
+
+def _dropped(graph: ChannelGraph, numbers: Iterable[int]) -> Dropped:
+    """What is to be done for the blocks of these groups to go."""
+    names = [graph.groups[number].name for number in sorted(numbers)]
+    found = dropped_from(graph, names)
+    if found is None:
+        raise PlanError(
+            f"the blocks {', '.join(names)} can each go alone, and not all of them together: leave "
+            "some of them out"
+        )
+    return found
 
 
 def _orders(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> Iterator[OrderCut]:

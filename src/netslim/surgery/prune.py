@@ -17,7 +17,7 @@ how optimizers know them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,16 +41,17 @@ from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare, reducing
 from netslim.graph.modules.walk import joined, layer_of, named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
+from netslim.surgery.dropped import drop_blocks, gone_tensors
 from netslim.surgery.history import history, remember
 from netslim.surgery.module_sizes import patched, put, submodule, update_sizes
 from netslim.surgery.norm_inputs import drop
-from netslim.surgery.optimizers import all_optimizers, cut_state
+from netslim.surgery.optimizers import all_optimizers, cut_state, without_parameters
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.pretrained import keep_config
 from netslim.surgery.rewrapping import Rewrapping
 from netslim.surgery.rows import TensorCut, bias_of, reduced
 from netslim.surgery.sharding import in_one_piece, is_sharded
-from netslim.surgery.weight_averages import cut_alike
+from netslim.surgery.weight_averages import cut_alike, shadows_of, without_names
 
 Model = TypeVar("Model", bound=nn.Module)
 Cuts = dict[str, list[TensorCut]]  # tensor -> its cuts
@@ -96,6 +97,7 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
+    drop_blocks(small, plan.dropped)
     for module, norm in _norms(small, plan):
         pad(module, norm)
     for module, name, value in (*patched(small, plan.patches), *_by_calls(small, plan)):
@@ -212,6 +214,7 @@ class _Change:
     biases: list[tuple[Layer, nn.Parameter]]
     norms: list[tuple[nn.Module, NormWidth]]
     pasts: list[PruningPlan | None]  # of the models
+    forgotten: list[Callable[[], Callable[[], object]]]  # what leaves optimizers and shadows
 
     def carry_out(self) -> None:
         with ExitStack() as undo:  # runs backwards, unless `pop_all` is reached
@@ -230,6 +233,10 @@ class _Change:
             for module, bias in self.biases:
                 undo.callback(module._parameters.update, bias=None)
                 module.bias = bias
+            for model in self.models:
+                drop_blocks(model, self.plan.dropped, undo.callback)
+            for forget in self.forgotten:
+                undo.callback(forget())
             for model, past in zip(self.models, self.pasts, strict=True):
                 _finish(model, self.plan, past)
             undo.pop_all()
@@ -269,7 +276,22 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
     tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
     pasts = [history(one) for one in models]
     norms = [found for one in models for found in _norms(one, plan)]
-    return _Change(plan, models, tensors, states, attributes, biases, norms, pasts)
+    forgotten = _forgetting(models, plan, optimizer, companions)
+    return _Change(plan, models, tensors, states, attributes, biases, norms, pasts, forgotten)
+
+
+def _forgetting(
+    models: Iterable[nn.Module], plan: PruningPlan, optimizer: Any, companions: Any
+) -> list[Callable[[], Callable[[], object]]]:
+    """What takes the tensors of blocks that go out of optimizers and shadow tensors."""
+    if not plan.dropped:
+        return []
+    gone = [gone_tensors(one, plan.dropped) for one in models]
+    parameters = {id(tensor) for own in gone for tensor in own.values()}
+    return [
+        *(partial(without_parameters, one, parameters) for one in all_optimizers(optimizer)),
+        *(partial(without_names, one, plan.dropped.holds) for one in shadows_of(companions)),
+    ]
 
 
 def _norms(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, NormWidth]]:
@@ -496,7 +518,8 @@ def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     named, cuts = dict(named_tensors(model)), _cuts(plan)
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
     smaller |= _follow_suit(model, plan, cuts, named, smaller)
-    return {name: smaller.get(tensor, tensor).detach() for name, tensor in named.items()}
+    kept = {name: tensor for name, tensor in named.items() if not plan.dropped.holds(name)}
+    return {name: smaller.get(tensor, tensor).detach() for name, tensor in kept.items()}
 
 
 def _renumbered(

@@ -24,6 +24,7 @@ from netslim.graph.modules.padded_calls import REDUCTIONS
 from netslim.graph.modules.padded_norms import DIMS, KINDS, ZEROS, NormWidth
 from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.axes import rows_of
+from netslim.surgery.dropped import Dropped
 from netslim.surgery.layer_rows import torn_layers
 from netslim.surgery.rows import (
     DROPPED,
@@ -50,6 +51,7 @@ def check_rows(
     ports: Sequence[PortCut],
     orders: Sequence[OrderCut],
     counts: tuple[int, ...] | None,
+    dropped: Dropped = Dropped(),
 ) -> None:
     """Refuse a plan that is at odds with itself.
 
@@ -78,7 +80,10 @@ def check_rows(
     _check_ports(ports)
     for order in orders:
         _check_numbers(f"the numbers in {order.tensor!r}", order)
-    check_counts(counts, rows, patches, norms, ports, orders)
+    problem = dropped.problem()
+    if problem is not None:
+        raise _problem("what the plan does with blocks", problem)
+    check_counts(counts, rows, patches, norms, ports, orders, dropped)
 
 
 def _check_ports(ports: Iterable[PortCut]) -> None:
@@ -122,6 +127,7 @@ def check_counts(
     norms: Collection[object],
     ports: Collection[object],
     orders: Collection[object],
+    dropped: Dropped = Dropped(),
 ) -> None:
     """Refuse a plan that has lost a row: where groups are silent, nothing else would tell.
 
@@ -132,12 +138,13 @@ def check_counts(
         norms: its normalisations.
         ports: its inputs and outputs.
         orders: its buffers of numbers.
+        dropped: its blocks.
 
     Raises:
         PlanError: says how many are left.
     """
     rows = {"tensors": tensors, "patches": patches, "norms": norms, "ports": ports}
-    rows["orders"] = orders
+    rows |= {"orders": orders, "replaced modules": dropped.replaced, "gone": dropped.tensors}
     found = [(what, len(there)) for what, there in rows.items()]
     for count, (what, number) in zip(counts or (), found, strict=False):
         if number < count:

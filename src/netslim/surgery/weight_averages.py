@@ -8,7 +8,7 @@ under those names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +42,27 @@ def cut_alike(model: nn.Module, companions: Any) -> tuple[list[nn.Module], list[
         else:
             modules.append(_copy_of_model(model, one, what))
     return list({id(m): m for m in modules}.values()), shadows
+
+
+def shadows_of(companions: Any) -> list[MutableMapping[str, Any]]:
+    """The mappings among companions from which names can be taken."""
+    return [one for one in _listed(companions) if isinstance(one, MutableMapping)]
+
+
+def without_names(
+    shadows: MutableMapping[str, Any], gone: Callable[[str], bool]
+) -> Callable[[], None]:
+    """Take the tensors of these names out of a mapping; what is given puts them back."""
+    before = dict(shadows)
+    for name in before:
+        if gone(name):
+            del shadows[name]
+
+    def put_back() -> None:
+        shadows.clear()
+        shadows.update(before)
+
+    return put_back
 
 
 def _listed(companions: Any) -> list[Any]:

@@ -29,6 +29,7 @@ from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.norm_inputs import CallsGivenZeros, GivenZeros, normed_weights
 from netslim.surgery.plan import PruningPlan
+from netslim.surgery.proof.branches import branches_silenced
 from netslim.surgery.rows import DROPPED, destinations, partners
 
 ONE_BY_ONE = 256  # channels that are silenced one after the other where autograd cannot tell
@@ -112,6 +113,8 @@ def silenced(
                 changes.enter_context(_reading_zeros(module, rule, places))
         if within:
             changes.enter_context(CallsGivenZeros(within))
+        sums = [one for block in plan.dropped.blocks for one in block.sums]
+        changes.enter_context(branches_silenced(model, sums))
         yield
 
 
@@ -279,7 +282,7 @@ def _randomise_parameter(parameter: nn.Parameter, generator: torch.Generator) ->
 def channels_felt(
     original: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any
 ) -> tuple[int, int]:
-    """(how many removed channels the outputs depend on, how many were tried).
+    """(how many removed channels and blocks the outputs depend on, how many were tried).
 
     Two networks that do not depend on a channel agree whatever was done to it, so equal outputs
     prove something only for the channels counted here.
@@ -288,6 +291,8 @@ def channels_felt(
     them has a gradient by the weights w that read it, to first order ``gradient * w``. A model that
     cannot be differentiated has its channels silenced one by one, at most `ONE_BY_ONE` of them.
     """
+    blocks = len(plan.dropped.blocks)
+    felt = _branches_felt(original, plan, example_inputs)
     # In-place operations on what autograd has saved are an error, and allowed at the second try, at
     # the price of copies.
     for saving in (nullcontext, torch.autograd.graph.allow_mutation_on_saved_tensors):
@@ -297,8 +302,24 @@ def channels_felt(
         except (RuntimeError, VerificationError):
             continue
         if effects is not None:
-            return _count(graph, plan, effects), plan.removed
-    return _one_by_one(original, graph, plan, example_inputs)
+            return _count(graph, plan, effects) + felt, plan.removed + blocks
+    changed, tried = _one_by_one(original, graph, plan, example_inputs)
+    return changed + felt, tried + blocks
+
+
+def _branches_felt(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> int:
+    """How many blocks change an output when they are silent, each alone."""
+    if not plan.dropped:
+        return 0
+    felt = 0
+    with torch.no_grad():
+        whole = run(model, example_inputs, "original")
+        for block in plan.dropped.blocks:
+            with branches_silenced(model, block.sums):
+                without = run(model, example_inputs, "original")
+            pairs = zip(whole, without, strict=True)
+            felt += any(not torch.equal(a, b) for (_, a), (_, b) in pairs)
+    return felt
 
 
 def _first_order(

@@ -57,7 +57,7 @@ class Verification:
         deviation: largest difference of any output, relative to the largest output, in float64;
             None when the plan cuts groups whose removal is not equal to silencing, so only shapes
             were tried.
-        cut: number of removed channels.
+        cut: number of removed channels and blocks.
         changed: how many of them the outputs depend on, with randomised weights: silencing them is
             felt.
         double: whether it ran in float64; a model that casts inside runs in its own precision.
@@ -96,8 +96,8 @@ def verify(
 
     Three things are shown: every tensor of ``small`` is, bit for bit, the planned slice of
     ``model``, with what the plan merges summed; in float64 its outputs equal those of ``model``
-    with the removed channels silenced, and the merged ones made the same as their survivors; and so
-    they do when all parameters and normalisation statistics are randomised, so that no
+    with the removed channels and the branches of dropped blocks silenced, and the merged channels
+    made the same as their survivors; and so they do when all parameters and normalisation statistics are randomised, so that no
     zero-initialised branch hides a mistake. Neither model is changed. Of an output that shrinks
     what stays is compared, and a state that is fed back is followed over several steps.
 
@@ -250,7 +250,8 @@ class _Pair:
             _refuse_deviation(deviation, tolerance, self.double)
         changed, tried = channels_felt(self.original, self.graph, self.plan, self.inputs)
         shown = deviation if self.exact else None
-        return Verification(shown, self.plan.removed, changed, self.double, tried)
+        cut = self.plan.removed + len(self.plan.dropped.blocks)
+        return Verification(shown, cut, changed, self.double, tried)
 
     def _outputs_silenced(self) -> list[Tensor]:
         with torch.no_grad(), silenced(self.original, self.plan, self.graph):
