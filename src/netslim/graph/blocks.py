@@ -76,7 +76,8 @@ class Block:
     """Branches that go together.
 
     Attributes:
-        name: of the module that hands on what it is given without them, or of the largest that goes.
+        name: of the module that hands on what it is given without them, or of the largest that
+            goes.
         sums: where they are added.
         steps: operators that feed them alone, and the sums.
         tensors: the parameters and buffers that go.
@@ -234,9 +235,7 @@ def _found(blocks: Blocks) -> Iterator[Block]:
     for members, rows in units:
         steps = blocks.region(members) | {one.step for one in members}
         additions = tuple(_addition(blocks, one) for one in members)
-        yield Block(
-            _name(blocks, rows), members, steps, blocks.tensors_in(rows), additions
-        )
+        yield Block(_name(blocks, rows), members, steps, blocks.tensors_in(rows), additions)
 
 
 def _around(blocks: Blocks, one: _Sum, sums: Sequence[_Sum]) -> Iterator[tuple[_Sum, ...]]:
@@ -356,7 +355,9 @@ class _Removal:
         if (self.gone - self.blocks.idle).isdisjoint(steps):
             return
         row = self._passing(number)
-        if row is None and self.nothing.issuperset(steps):
+        if row is not None and self._parts_pass(number):
+            row = None
+        elif row is None and self.nothing.issuperset(steps):
             row = self._zero(call)
         if row is not None:
             self.rows[call.path] = row
@@ -381,6 +382,19 @@ class _Removal:
                 return
         self.rows[call.path] = Replacement(call.path)
 
+    def _parts_pass(self, number: int) -> bool:
+        """Whether all that goes of a call is in parts of it that hand on what they are given.
+
+        What else is in it, dropout between blocks for one, may do something in training.
+        """
+        call = self.flow.calls[number]
+        left = self.region.intersection(range(call.start, call.stop))
+        for part in self.blocks.parts_of.get(number, ()):
+            inner = self.flow.calls[part]
+            if self._passing(part) is not None:
+                left -= set(range(inner.start, inner.stop))
+        return not left
+
     def _passing(self, number: int) -> Replacement | None:
         """What takes the place of a module that then hands on what it is given."""
         call = self.flow.calls[number]
@@ -390,12 +404,10 @@ class _Removal:
             return None
         if own:
             return self._activation(number, own[0])
-        sources = {value: key for key, value in reversed(call.takes.items())}
-        source = next(
-            (sources[left] for value in _values(call.answer) if (left := self._left(value)) in sources),
-            None,
-        )  # fmt: skip
-        if source is None or not self._all_left(call.answer, call.takes[source]):
+        sources = {self._left(value): key for key, value in reversed(call.takes.items())}
+        left = map(self._left, _values(call.answer))
+        source = next((sources[value] for value in left if value in sources), None)
+        if source is None or not self._all_left(call.answer, self._left(call.takes[source])):
             return None
         if call.alone and isinstance(call.answer, Made):
             return Replacement(call.path)
@@ -411,7 +423,7 @@ class _Removal:
         if not call.alone or len(last.reads) != 1 or last.tensors:
             return None
         ends = isinstance(call.answer, Made) and call.answer.value in last.makes
-        if not ends or self._left(last.reads[0]) != call.takes[0]:
+        if not ends or self._left(last.reads[0]) != self._left(call.takes[0]):
             return None
         if last.operator.rstrip("_") == "relu" and self._positive(call.takes[0]):
             return Replacement(call.path)

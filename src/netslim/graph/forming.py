@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import linecache
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,14 +27,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from netslim.graph.blocks import Blocks
+from netslim.graph.blocks import Block, Blocks
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule, Slice
 from netslim.graph.head_widths import HeadWidths, Met, met, met_in_both
 from netslim.graph.integers import integers, widths
 from netslim.graph.inventory import Inventory, Literal, Rest
-from netslim.graph.memory import Counter, lifetimes, outputs
+from netslim.graph.memory import Counter as Counting
+from netslim.graph.memory import lifetimes, outputs
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.walk import (
     all_paths,
@@ -314,8 +316,19 @@ def _block_groups(blocks: Blocks, groups: Sequence[ChannelGroup]) -> list[Channe
         name = block.name
         if name in taken:
             name += "#block"
-        found.append(ChannelGroup(name, 1, (), block=True))
+        fewest = min(_made_in(groups, block).values(), default=1)
+        found.append(ChannelGroup(name, 1, (), block=True, stands_for=fewest))
     return found
+
+
+def _made_in(groups: Sequence[ChannelGroup], block: Block) -> Counter[str]:
+    """How many channels each layer of a block makes, by the names of their weights."""
+    made: Counter[str] = Counter()
+    for group in groups:
+        for s in group.tensors("producer"):
+            if s.tensor in block.tensors:
+                made[s.tensor] += len(distinct(s.units))
+    return made
 
 
 def _orders(recorder: Recorder, classes: Classes) -> Iterator[Order]:
@@ -375,7 +388,7 @@ class _Counted:
     """All that is counted of a recording, in products of what is kept."""
 
     def __init__(
-        self, met: Met, count: Counter, widths: list[ChannelGroup], rules: list[SizeRule]
+        self, met: Met, count: Counting, widths: list[ChannelGroup], rules: list[SizeRule]
     ) -> None:
         self.widths, self.rules = widths, rules
         self.costs = tuple(
@@ -446,7 +459,7 @@ def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:
             yield NormRule(row, known.casts, known.bare, groups, units)
 
 
-def _remembering(count: Callable[[Any], Count]) -> Counter:
+def _remembering(count: Callable[[Any], Count]) -> Counting:
     """The same function; each vector is counted once (they live as long as the recording)."""
     cache: dict[Any, Count] = {}
 

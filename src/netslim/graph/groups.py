@@ -75,8 +75,10 @@ class ChannelGroup:
             not).
         of_heads: whether a unit is a channel of every head of attention. Whole heads are another
             group then, with the same entries; where both are cut, what both keep stays.
-        block: whether it is no group of channels but a residual branch (`netslim.graph.blocks`): its
-            one unit may go, and with it all that feeds the branch.
+        block: whether it is no group of channels but a residual branch (`netslim.graph.blocks`):
+            its one unit may go, and with it all that feeds the branch.
+        stands_for: of a block, the fewest channels that a layer of it makes; without these, too,
+            the branch would be silent.
 
     Example:
         >>> group: netslim.graph.ChannelGroup = netslim.trace(model, images)["features.0"]
@@ -97,6 +99,7 @@ class ChannelGroup:
     shortcut: bool = False
     of_heads: bool = False
     block: bool = False
+    stands_for: int = 1
 
     def __repr__(self) -> str:
         if self.block:

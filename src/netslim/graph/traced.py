@@ -97,6 +97,15 @@ class TracedGraph:
             raise ArgumentError(f"there is no block {name!r}{nearest(name, blocks)}")
         return self.blocks.found[blocks[name]]
 
+    def blocks_around(self, number: int) -> list[int]:
+        """Numbers of the blocks within which all is that a group of channels has entries in."""
+        held = {s.tensor for s in self.groups[number].slices}
+        if self.blocks is None or not held:
+            return []
+        numbers = [n for n, group in enumerate(self.groups) if group.block]
+        pairs = zip(numbers, self.blocks.found, strict=True)
+        return [n for n, block in pairs if held <= block.tensors]
+
     def normalising(self, name: str) -> tuple[str, ...]:
         """Paths of the modules that normalise over the channels of the group of this name.
 

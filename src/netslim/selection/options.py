@@ -249,6 +249,9 @@ class Limits(Checked):
             added.
         allow_inexact: also cut groups whose removal changes values (normalisation over channels,
             attention).
+        blocks: also drop residual branches as a whole; ``min_channels``, ``round_to`` and a
+            ``max_cut`` for all are of channels, and do not hold them back. `netslim.select` takes
+            them from a graph that was asked for them, ``netslim.trace(..., blocks=True)``.
 
     Raises:
         ArgumentError: a limit is out of range.
@@ -276,6 +279,7 @@ class Limits(Checked):
     allow_inexact: bool = option(
         False, "also cut where removing a channel is not equal to silencing it"
     )
+    blocks: bool = option(False, "also drop residual branches as a whole")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -126,7 +126,8 @@ class _Problem:
 
     def _channels(self, ladder: Ladder, resource: Resource, value: float) -> Goal:
         """``floor(N * share)`` of the channels that no name settles."""
-        whole = sum(self.graph.groups[n].size for n in ladder.free)
+        groups = [self.graph.groups[n] for n in ladder.free]
+        whole = sum(group.size for group in groups if not group.block)
         wanted = floor(whole * value + 1e-9)
         if value and not whole:
             raise PlanError(
@@ -245,7 +246,8 @@ class _Problem:
 
     def thinned(self, ladder: Ladder, removed: np.ndarray) -> Iterator[str]:
         """Which groups keep less than a tenth, though no name asked for it."""
-        sizes = {self.graph.groups[n].name: (self.graph.groups[n].size, n) for n in ladder.free}
+        channels = [n for n in ladder.free if not self.graph.groups[n].block]
+        sizes = {self.graph.groups[n].name: (self.graph.groups[n].size, n) for n in channels}
         thin = [
             f"{name} keeps {size - removed[number]} of {size}"
             for name, (size, number) in sizes.items()

@@ -73,7 +73,9 @@ class Dropped:
             return "a module is replaced twice, or the model itself"
         if not all(is_answer(row.answer) for row in self.replaced):
             return "what stands in the place of a module cannot be read"
-        if len(set(names)) < len(names) or any(min(gone.shape, default=0) < 0 for gone in self.tensors):
+        if len(set(names)) < len(names) or any(
+            min(gone.shape, default=0) < 0 for gone in self.tensors
+        ):
             return "a tensor that goes is named twice, or has no shape"
         if any(one.operand not in (0, 1) or one.number < 0 for one in sums):
             return "there is no such sum"
@@ -87,10 +89,10 @@ class Dropped:
             block: tuple(replace(one, module=joined(path, one.module)) for one in block.sums)
             for block in self.blocks
         }
-        tensors = [
-            replace(gone, tensor=joined(path, gone.tensor), after=gone.after and joined(path, gone.after))
-            for gone in self.tensors
-        ]  # fmt: skip
+        tensors = []
+        for gone in self.tensors:
+            after = gone.after and joined(path, gone.after)
+            tensors.append(replace(gone, tensor=joined(path, gone.tensor), after=after))
         return Dropped(
             tuple(BlockCut(joined(path, block.name), sums[block]) for block in self.blocks),
             tuple(replace(row, module=joined(path, row.module)) for row in self.replaced),

@@ -349,9 +349,7 @@ class _Reader:
             why = self.why(data.why, groups)
         ports = tuple(map(self.port, data.ports))
         orders = tuple(OrderCut(o.tensor, o.size, self.kept(o), o.into) for o in data.orders)
-        blocks = [BlockCut(b.name, tuple(Addition(*one) for one in b.sums)) for b in data.dropped.blocks]
-        gone = tuple(GoneTensor(*row) for row in data.dropped.tensors)
-        dropped = Dropped(tuple(blocks), data.dropped.replaced, gone)
+        dropped = self.dropped(data.dropped)
         return Fields(*fields, data.biases, data.norms, ports, orders, dropped, why, data.counts)
 
     def group(self, data: _Group, tensors: tuple[TensorCut, ...]) -> GroupCut:
@@ -376,6 +374,11 @@ class _Reader:
     def port(self, data: _Port) -> PortCut:
         kept = self.kept(data)
         return PortCut(data.kind, data.name, data.dim, data.size, kept, data.into, data.fed_by)
+
+    def dropped(self, data: _Dropped) -> Dropped:
+        blocks = [BlockCut(b.name, tuple(Addition(*one) for one in b.sums)) for b in data.blocks]
+        gone = tuple(GoneTensor(*row) for row in data.tensors)
+        return Dropped(tuple(blocks), data.replaced, gone)
 
     def kept(self, data: _Kept) -> tuple[int, ...]:
         _refuse_less(1, data.size)

@@ -51,7 +51,7 @@ def check_rows(
     ports: Sequence[PortCut],
     orders: Sequence[OrderCut],
     counts: tuple[int, ...] | None,
-    dropped: Dropped = Dropped(),
+    dropped: Dropped,
 ) -> None:
     """Refuse a plan that is at odds with itself.
 
@@ -127,7 +127,7 @@ def check_counts(
     norms: Collection[object],
     ports: Collection[object],
     orders: Collection[object],
-    dropped: Dropped = Dropped(),
+    dropped: Dropped,
 ) -> None:
     """Refuse a plan that has lost a row: where groups are silent, nothing else would tell.
 

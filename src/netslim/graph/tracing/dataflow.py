@@ -173,11 +173,11 @@ class Dataflow:
     def enter(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A module begins."""
         takes: dict[int | str, int] = {}
-        for key, given in (*enumerate(args), *kwargs.items()):
-            value = self.value(given) if isinstance(given, Tensor) else None
-            if value is not None:
+        named: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        for key, given in named.items():
+            if isinstance(given, Tensor) and (value := self.value(given)) is not None:
                 takes[key] = value
-        parent = self._under_way[-1] if self._under_way else -1
+        parent = next(reversed(self._under_way), -1)
         self._under_way.append(len(self.calls))
         alone = len(args) == 1 and not kwargs and 0 in takes
         self.calls.append(ModuleCall(path, parent, len(self.steps), takes, alone))

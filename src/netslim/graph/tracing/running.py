@@ -188,7 +188,9 @@ def _watch_other_sizes(
 def _watch(recorder: Recorder, example_inputs: Any, watching: Watching, ports: Ports) -> Any:
     args, kwargs = tree_map_only(Tensor, _own, as_call(example_inputs))
     ports.open_inputs(recorder, kwargs or args)
-    flow = None if recorder.training else recorder.flow
+    flow = recorder.flow
+    if recorder.training:
+        flow = None
     if flow is not None:
         flow.begin(tensors_among(args, kwargs))
     for value in tree_flatten((args, kwargs))[0]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from math import floor
 from typing import Any
 
+from netslim._support import many
 from netslim.graph.groups import ChannelGroup, Port, Slice, per_unit
 from netslim.graph.integers import Integer
 from netslim.graph.modules.walk import layer_of
@@ -24,7 +26,10 @@ def text(graph: TracedGraph) -> str:
     sections: dict[str, list[tuple[str, ...]]] = {}
     for group in sorted(graph.groups, key=lambda g: ("exact", "inexact", "stays").index(g.verdict)):
         shares = [f"{part:.1%}" for part in share[group.name]]
-        row = (group.name, f"{group.size:,}", *shares, _others_too(group))
+        size = f"{group.size:,}"
+        if group.block:
+            size = "block"
+        row = (group.name, size, *shares, _others_too(group))
         sections.setdefault(_title(group), []).append(row)
     rows = [_HEAD, *chain.from_iterable(sections.values())]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -37,6 +42,8 @@ def text(graph: TracedGraph) -> str:
 
 
 def _title(group: ChannelGroup) -> str:
+    if group.block:
+        return "residual branches, which go as a whole with blocks=True"
     if group.prunable:
         return ""
     if group.frozen:
@@ -67,14 +74,15 @@ def _others_too(group: ChannelGroup) -> str:
 
 
 def _summary(graph: TracedGraph) -> list[str]:
-    free = graph.prunable
+    channels = [group for group in graph.groups if not group.block]
+    free = [group for group in channels if group.prunable]
     exact, relaxed = graph.prunable_share(), graph.prunable_share(allow_inexact=True)
     more = ""
     if relaxed > exact:
         more = f" ({_floor(relaxed)} with allow_inexact=True)"
-    cut, all_ = (sum(g.size for g in groups) for groups in (free, graph.groups))
+    cut, all_ = (sum(g.size for g in groups) for groups in (free, channels))
     lines = [
-        f"{len(free)} of {len(graph.groups)} groups can be cut exactly: {cut:,} of {all_:,} "
+        f"{len(free)} of {len(channels)} groups can be cut exactly: {cut:,} of {all_:,} "
         f"channels, which hold {_floor(exact)} of the parameters{more}.",
         f"{graph.params():,} parameters, {graph.macs():,} multiply-accumulates for the traced "
         "input.",
@@ -83,6 +91,9 @@ def _summary(graph: TracedGraph) -> list[str]:
         "A group's share counts every weight that shrinks with it: one between two groups "
         "counts in both.",
     ]
+    blocks = [group.name for group in graph.groups if group.block]
+    if blocks:
+        lines.append(f"{many(len(blocks), 'block')} can go as a whole: {enumerated(blocks, 8)}.")
     if graph.ports:
         ports = dict.fromkeys(map(str, graph.ports))
         lines.append(f"Free to shrink: {enumerated([*ports], 8)}.")
@@ -173,7 +184,8 @@ def as_dict(graph: TracedGraph) -> dict[str, Any]:
             "exact": graph.prunable_share(),
             "allow_inexact": graph.prunable_share(allow_inexact=True),
         },
-        "groups": [_group(g, *share[g.name]) for g in graph.groups],
+        "groups": [_group(g, *share[g.name]) for g in graph.groups if not g.block],
+        **_blocks(graph, share),
         "axes": _axes(graph),
         "size_rules": size_rules,
         "literals": [
@@ -193,6 +205,20 @@ def as_dict(graph: TracedGraph) -> dict[str, Any]:
         ],
         "unsupported": {op: list(paths) for op, paths in graph.unsupported.items()},
     }
+
+
+def _blocks(graph: TracedGraph, share: Mapping[str, tuple[float, float, float]]) -> dict[str, Any]:
+    """Where they were asked for."""
+    if graph.blocks is None:
+        return {}
+    keys = ("params_share", "macs_share", "activations_share")
+    found = []
+    for group in graph.groups:
+        if group.block:
+            tensors = sorted(graph.block(group.name).tensors)
+            shares = dict(zip(keys, share[group.name], strict=True))
+            found.append({"name": group.name, **shares, "tensors": tensors})
+    return {"blocks": found}
 
 
 def _port(graph: TracedGraph, port: Port) -> dict[str, Any]:

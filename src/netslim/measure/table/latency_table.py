@@ -342,8 +342,8 @@ class _Latency:
     def total(self, counts: Vector) -> float:
         """Milliseconds."""
         t = self.terms
-        layers, output, params = self.parts.amounts(counts)
-        return t.layers * layers + t.bytes * output + t.params * params + t.constant
+        layers, output, params, calls = self.parts.amounts(counts)
+        return t.layers * layers + t.bytes * output + t.params * params + t.constant * calls
 
     def slopes(self, counts: Vector) -> Vector:
         """Milliseconds saved by each entry of a count; steps are smoothed over some blocks."""
@@ -352,6 +352,8 @@ class _Latency:
             found += self.terms.bytes * self.parts.output.slopes(counts)
         if self.terms.params:
             found += self.terms.params * self.parts.params.slopes(counts)
+        if self.terms.constant and self.parts.gates.size:
+            found += self.terms.constant * self.parts.calls.slopes(counts)
         return found
 
 
@@ -370,35 +372,61 @@ class Parts:
         self.stack = stack
         one = widths.index(Count(1, ()))
         # A stack takes two widths for each surface; the constant 1 stands where there is no axis.
-        rows, rest, rates = [], [], []
+        rows, rest, rates, gates = [], [], [], []
         for site, cost in zip(sites, graph.costs, strict=True):
             if site.kernel is None:
-                rest.append(cost.factors)
+                rest.append(cost.terms)
                 rates.append(site.ms_per_mac)
             else:
                 found = [widths.index(cost.factors[axis]) for axis in site.axes]
                 rows.append([*found, one, one][:2])
+                gates.append([widths.index(gate) for gate in cost.gates])
         self.rows = np.array(rows, dtype=np.int64).reshape(len(rows), 2)
+        most = max(map(len, gates), default=0)
+        filled = [[*own, *[one] * (most - len(own))] for own in gates]
+        self.gates = np.array(filled, dtype=np.int64).reshape(len(rows), most)
         self.rest = Products(widths, rest, rates)
         # What is written takes time by its bytes. A view writes nothing, and what is computed from
         # parameters alone, as a standardised weight, goes by their number.
         put = [o for o in graph.outputs if o.kind != "view" and not o.constant]
-        self.output = Products(widths, [o.factors for o in put], [float(o.itemsize) for o in put])
-        self.params = Products(widths, [cost.factors for cost in graph.parameters.values()])
+        self.output = Products(widths, [o.terms for o in put], [float(o.itemsize) for o in put])
+        self.params = Products(widths, [cost.terms for cost in graph.parameters.values()])
+        # What each operator costs, however small it is, goes with the operators of a block.
+        self.calls = Products(widths, [o.gates for o in put], [1 / max(1, len(put))] * len(put))
 
-    def amounts(self, counts: Vector) -> tuple[float, float, float]:
-        """Milliseconds of the layers alone, bytes put out, and parameters."""
-        layers = float(self.stack.times(counts[self.rows]).sum()) + self.rest.total(counts)
-        return layers, self.output.total(counts), self.params.total(counts)
+    def amounts(self, counts: Vector) -> tuple[float, float, float, float]:
+        """Milliseconds of the layers alone, bytes put out, parameters, and the share of the
+        operators that run.
+        """
+        times = self.stack.times(counts[self.rows]) * counts[self.gates].prod(axis=1)
+        layers = float(times.sum()) + self.rest.total(counts)
+        return layers, self.output.total(counts), self.params.total(counts), self._running(counts)
+
+    def _running(self, counts: Vector) -> float:
+        if not self.gates.size:
+            return 1.0
+        return self.calls.total(counts)
 
     def layer_slopes(self, counts: Vector) -> Vector:
         """The derivative of the layers' milliseconds by each count."""
         rows = self.rows[:, : self.stack.axes]
-        slopes = self.stack.slopes(counts[self.rows])
+        open_ = counts[self.gates].prod(axis=1)
+        slopes = self.stack.slopes(counts[self.rows]) * open_[:, None]
         # One count may be the width of many sites, and their slopes add up.
         found = np.bincount(rows.ravel(), weights=slopes.ravel(), minlength=len(counts))
         rest: Vector = self.rest.slopes(counts)
-        return found + rest
+        return found + rest + self._gate_slopes(counts)
+
+    def _gate_slopes(self, counts: Vector) -> Vector:
+        """What layers take that go with a block, for each block."""
+        found = np.zeros(len(counts))
+        if not self.gates.size:
+            return found
+        times, values = self.stack.times(counts[self.rows]), counts[self.gates]
+        for column in range(values.shape[1]):
+            others = np.delete(values, column, axis=1).prod(axis=1) * times
+            found += np.bincount(self.gates[:, column], weights=others, minlength=len(counts))
+        return found
 
 
 def _check(sites: Sequence[Site], graph: ChannelGraph) -> None:

@@ -253,7 +253,7 @@ class _Measurement:
         for cut in masks:
             counts = Listing()
             parts = Parts(table.sites, table.stack, self.graph, counts)
-            rows.append((*parts.amounts(counts.kept(cut)), 1.0))
+            rows.append(parts.amounts(counts.kept(cut)))
         return np.array(rows)
 
     def whole(self, masks: Sequence[Masks]) -> tuple[list[Masks], Vector]:

@@ -38,7 +38,7 @@ class Goal:
         >>> graph = netslim.trace(model, images)
         >>> scores = netslim.score(graph, model, "l1")
         >>> ladder = Ladder(Chooser(graph, scores, netslim.Limits()), fixed={})
-        >>> macs = Products(ladder.widths, [cost.factors for cost in graph.costs])
+        >>> macs = Products(ladder.widths, [cost.terms for cost in graph.costs])
         >>> goal = Goal("cut_macs", macs, limit=0.5 * graph.macs(), whole=graph.macs())
         >>> macs.total(ladder.widths.counts(ladder.start)) <= goal.limit  # nothing went yet
         False
@@ -64,7 +64,8 @@ class Ladder:
             group went when it is done; shape (steps,).
         score: of each step: that of its most important unit, which a threshold must reach for all
             of the step to go.
-        lost: of each step: the sum of the scores of its units.
+        lost: of each step: the sum of the scores of its units; a block counts for as many as it
+            stands for.
 
     Example:
         >>> from netslim.selection.budget import Chooser, Ladder
@@ -101,7 +102,9 @@ class Ladder:
         sums = np.concatenate([[0.0], np.cumsum(rising)])
         group = np.full(len(levels) - 1, number)
         most_important = rising[levels[1:] - 1]
-        return np.stack([group, np.diff(levels), levels[1:], most_important, np.diff(sums[levels])])
+        # The score of a block is set against those of single channels, of which it costs several.
+        lost = np.diff(sums[levels]) * self.graph.groups[number].stands_for
+        return np.stack([group, np.diff(levels), levels[1:], most_important, lost])
 
     def removed(self, steps: Vector) -> Vector:
         """The state, shape (groups,), after these steps; those of a group are its first ones."""

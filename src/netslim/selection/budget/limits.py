@@ -8,6 +8,7 @@ from math import floor
 from numbers import Integral
 
 from netslim._support import checks_calls
+from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.words.naming import assigned, meant
@@ -31,12 +32,14 @@ def caps(limits: Limits, graph: ChannelGraph) -> list[int]:
         found = assigned(graph, limits.max_cut, "max_cut names no group")
         named = {group: cap for group, (_, cap) in found.items()}
     elif limits.max_cut is not None:
-        named = {group.name: limits.max_cut for group in graph.groups}
+        named = {group.name: limits.max_cut for group in graph.groups if not group.block}
     return [_cap(group, named.get(group.name), limits.min_channels) for group in graph.groups]
 
 
 def _cap(group: ChannelGroup, cap: float | int | None, least: int) -> int:
     most = group.size
+    if group.block:
+        least = 0
     if isinstance(cap, Integral):
         most = int(cap)
     elif cap is not None:
@@ -49,13 +52,19 @@ def staying(limits: Limits, graph: ChannelGraph) -> dict[str, str]:
     """Group name -> reason, for the groups that are left alone whatever their scores.
 
     Raises:
-        ArgumentError: ``protect`` names no group.
+        ArgumentError: ``protect`` names no group, or ``blocks`` asks for what the graph does not
+            know.
 
     Example:
         >>> graph = netslim.trace(model, images)
         >>> netslim.selection.budget.staying(netslim.Limits(protect=["features.0"]), graph)
         {'classifier.0': 'it is an output of the network', 'features.0': 'protected'}
     """
+    if limits.blocks and graph.blocks is None:
+        raise ArgumentError(
+            "blocks=True drops residual branches, and the graph was not asked for them: trace with "
+            "netslim.trace(model, example_inputs, blocks=True)"
+        )
     unknown = "protect names no group"
     named = chain.from_iterable(meant(graph, name, unknown) for name in limits.protect)
     guarded = {group.name for group in named}
@@ -65,7 +74,9 @@ def staying(limits: Limits, graph: ChannelGraph) -> dict[str, str]:
         if group.frozen or not (group.exact or limits.allow_inexact)
     }
     for group in graph.groups:
-        if group.name in guarded:
+        if group.block and not limits.blocks:
+            found[group.name] = "a block, and these go with blocks=True alone"
+        elif group.name in guarded:
             found.setdefault(group.name, "protected")
         elif group.shortcut and limits.shortcuts == "avoid":
             why = "the outputs of several layers are added in it (shortcuts='avoid')"

@@ -225,7 +225,7 @@ class Products:
         >>> graph = netslim.trace(model, images)
         >>> scores = netslim.score(graph, model, "l1")
         >>> ladder = Ladder(Chooser(graph, scores, netslim.Limits()), fixed={})
-        >>> macs = Products(ladder.widths, [cost.factors for cost in graph.costs])
+        >>> macs = Products(ladder.widths, [cost.terms for cost in graph.costs])
         >>> macs.total(ladder.widths.counts(ladder.start)) == graph.macs()
         True
     """
@@ -305,7 +305,7 @@ class Asked:
         >>> from netslim.selection.budget import Asked, Products, resource
         >>> @resource("operators' work", "work")  # what it is made of is asked of `asked`
         ... def made(asked: Asked) -> Products:
-        ...     return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
+        ...     return Products(asked.widths, [cost.terms for cost in asked.graph.costs])
     """
 
     field: str
@@ -342,7 +342,7 @@ def resource(
         >>> from netslim.selection.options import option
         >>> @resource("operators' work")
         ... def work(asked):
-        ...     return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
+        ...     return Products(asked.widths, [cost.terms for cost in asked.graph.costs])
         >>> @dataclass(frozen=True)
         ... class MyBudget(netslim.Budget):
         ...     cut_work: float | None = option(None, "share of the work", least=0, below=1)
@@ -376,27 +376,32 @@ def kind_of(field: str) -> Kind:
 def channels(asked: Asked) -> Resource:
     """Units of the groups that no name settles."""
     groups = asked.graph.groups
-    whole = [np.ones(groups[n].size, dtype=np.int64) for n in asked.free]
-    ones = [Count(0, ((n, one),)) for n, one in zip(asked.free, whole, strict=True)]
-    return Products(asked.widths, [(one,) for one in ones])
+    ones = {n: Count(0, ((n, np.ones(groups[n].size, dtype=np.int64)),)) for n in asked.free}
+    # The channels within a block go with it; the block itself is none.
+    found = [
+        (ones[n], *(ones[b] for b in asked.graph.blocks_around(n) if b in ones))
+        for n in asked.free
+        if not groups[n].block
+    ]
+    return Products(asked.widths, found)
 
 
 @resource("parameters")
 def params(asked: Asked) -> Resource:
     """Entries of parameters."""
-    return Products(asked.widths, [cost.factors for cost in asked.graph.parameters.values()])
+    return Products(asked.widths, [cost.terms for cost in asked.graph.parameters.values()])
 
 
 @resource("MACs")
 def macs(asked: Asked) -> Resource:
     """Multiply-accumulates of the traced call."""
-    return Products(asked.widths, [cost.factors for cost in asked.graph.costs])
+    return Products(asked.widths, [cost.terms for cost in asked.graph.costs])
 
 
 @resource("activations")
 def activations(asked: Asked) -> Resource:
     """Elements that layers put out."""
-    made = [output.factors for output in asked.graph.outputs if output.layer]
+    made = [output.terms for output in asked.graph.outputs if output.layer]
     return Products(asked.widths, made)
 
 
@@ -404,7 +409,7 @@ def activations(asked: Asked) -> Resource:
 def activation_bytes(asked: Asked) -> Resource:
     """Bytes that layers put out."""
     made = [output for output in asked.graph.outputs if output.layer]
-    return Products(asked.widths, [output.factors for output in made], [o.itemsize for o in made])
+    return Products(asked.widths, [output.terms for output in made], [o.itemsize for o in made])
 
 
 @resource("bytes of memory at the peak", "peak_memory", "peak_bytes")

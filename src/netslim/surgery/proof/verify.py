@@ -97,9 +97,10 @@ def verify(
     Three things are shown: every tensor of ``small`` is, bit for bit, the planned slice of
     ``model``, with what the plan merges summed; in float64 its outputs equal those of ``model``
     with the removed channels and the branches of dropped blocks silenced, and the merged channels
-    made the same as their survivors; and so they do when all parameters and normalisation statistics are randomised, so that no
-    zero-initialised branch hides a mistake. Neither model is changed. Of an output that shrinks
-    what stays is compared, and a state that is fed back is followed over several steps.
+    made the same as their survivors; and so they do when all parameters and normalisation
+    statistics are randomised, so that no zero-initialised branch hides a mistake. Neither model is
+    changed. Of an output that shrinks what stays is compared, and a state that is fed back is
+    followed over several steps.
 
     Args:
         model: the original.

@@ -1,0 +1,118 @@
+"""Which residual branches of a network can go as a whole, and what takes their place."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+import netslim
+from residual_nets import (
+    IMAGES,
+    Encoder,
+    Images,
+    Inverted,
+    Next,
+    Post,
+    Pre,
+    Shared,
+    Tokens,
+    Windows,
+)
+
+
+def blocks_of(model: nn.Module) -> netslim.ChannelGraph:
+    return netslim.trace(model.eval(), IMAGES, blocks=True)
+
+
+def names(graph: netslim.ChannelGraph) -> list[str]:
+    return [group.name for group in graph.groups if group.block]
+
+
+def told(graph: netslim.ChannelGraph, name: str) -> list[str]:
+    """What takes the place of a block's modules."""
+    assert graph.blocks is not None
+    rows = graph.blocks.replaced([graph.block(name)])
+    assert rows is not None
+    return [str(row) for row in rows]
+
+
+def test_a_residual_network():
+    """The first of a wider stage has a projection, without which nothing would be left."""
+    graph = blocks_of(Images(Post(6, 6), Post(6, 8, 2), Post(8, 8), Post(8, 8), width=8))
+    assert names(graph) == ["blocks.0", "blocks.2", "blocks.3"]
+    assert told(graph, "blocks.0") == ["blocks.0: hands on what it is given"]
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    held = [f"conv{n}.weight" for n in (1, 2)] + [f"bn{n}.{name}" for n in (1, 2) for name in norm]
+    assert graph.block("blocks.2").tensors == {f"blocks.2.{name}" for name in held}
+
+
+def test_an_activation_stays_where_it_changes_the_stream():
+    """SiLU of SiLU is no SiLU; a ReLU of a ReLU is one."""
+    graph = blocks_of(Images(Post(6, 6, act=nn.SiLU), Post(6, 6)))
+    assert told(graph, "blocks.0") == ["blocks.0: only its act stays"]
+    assert told(graph, "blocks.1") == ["blocks.1: only its act stays"]
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (Images(Pre(6), Pre(6)), ["blocks.0", "blocks.1"]),
+        (Images(Inverted(6, 6), Inverted(6, 8), Inverted(8, 8), width=8), ["blocks.0", "blocks.2"]),
+        (Images(Next(6), Next(6)), ["blocks.0", "blocks.1"]),
+        (Tokens(Encoder(8)), ["blocks.0.attn#block", "blocks.0.mlp"]),
+        (Tokens(Windows(8)), ["blocks.0"]),
+        (Images(Shared(6, "")), ["blocks.0"]),
+        (Images(Shared(6, "weights")), []),
+        (Images(Shared(6, "inner")), []),
+        (Images(Shared(6, "projection")), []),
+    ],
+    ids=["pre", "mobile", "next", "vit", "windows", "plain", "weights", "inner", "projection"],
+)
+def test_counted_by_hand(model, found):
+    assert names(blocks_of(model)) == found
+
+
+def test_branches_of_one_forward():
+    """Its modules give zeros; of both branches nothing is left, and the whole block goes."""
+    graph = blocks_of(Tokens(Encoder(8)))
+    assert told(graph, "blocks.0.attn#block") == [
+        "blocks.0.norm1: gives zeros in place of the branch",
+        "blocks.0.attn: gives zeros in place of the branch",
+        "blocks.0.drop: hands on what it is given",
+    ]
+    assert told(graph, "blocks.0.mlp") == [
+        "blocks.0.norm2: gives zeros in place of the branch",
+        "blocks.0.mlp: hands on what it is given",
+        "blocks.0.depth: hands on what it is given",
+    ]
+    assert graph.blocks is not None
+    both = graph.blocks.replaced(graph.blocks.found)
+    assert both is not None
+    assert [str(row) for row in both] == ["blocks.0: hands on what it is given"]
+
+
+def test_what_it_holds_is_counted():
+    graph = blocks_of(Images(Pre(6), Pre(6)))
+    params, macs, activations = graph.shares()["blocks.0"]
+    pixels, weights = 64, 2 * 9 * 6 * 6
+    assert params * graph.params() == pytest.approx(weights + 4 * 6)
+    assert macs * graph.macs() == pytest.approx(2 * pixels * weights)
+    assert activations * graph.activations() == pytest.approx(2 * 2 * pixels * 6)
+    assert graph["blocks.0"].stands_for == 6
+
+
+def test_nobody_asked():
+    """Then there is none, and all else is as it is with them."""
+    model = Images(Pre(6), Pre(6)).eval()
+    plain, asked = netslim.trace(model, IMAGES), blocks_of(model)
+    assert plain.blocks is None
+    assert [g.name for g in plain] == [g.name for g in asked if not g.block]
+    assert plain.macs() == asked.macs()
+    with pytest.raises(netslim.NetslimError, match="there is no block"):
+        plain.block("blocks.0")
+
+
+def test_said_in_words():
+    graph = blocks_of(Images(Pre(6), Pre(6)))
+    assert "Block blocks.0: a residual branch" in str(graph["blocks.0"])
+    assert "2 blocks can go as a whole: blocks.0 and blocks.1" in str(graph)
