@@ -109,7 +109,13 @@ def slim(
         compensation=compensation,
     )
     _check(choose(), batches)
-    graph = trace(model, example_inputs, free_outputs=free_outputs, free_inputs=free_inputs)
+    graph = trace(
+        model,
+        example_inputs,
+        free_outputs=free_outputs,
+        free_inputs=free_inputs,
+        blocks=limits.blocks,
+    )
     choice, made = decided(partial(choose, graph=graph), model, example_inputs)
     source: Model = model
     seen: list[Any] | None = None

@@ -173,8 +173,8 @@ class Dataflow:
     def enter(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A module begins."""
         takes: dict[int | str, int] = {}
-        named: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-        for key, given in named.items():
+        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        for key, given in named:
             if isinstance(given, Tensor) and (value := self.value(given)) is not None:
                 takes[key] = value
         parent = next(reversed(self._under_way), -1)

@@ -210,16 +210,16 @@ def _gradients(
     what = "batch"
     if alone:
         batches, what = singly(batches), "example"
-    with eagerly(), evaluating(model), _differentiable(weights.values()):
+    with eagerly(), evaluating(model), differentiable(weights.values()):
         for batch, output in outputs(model, batches, what):
-            value = _loss_of(output, batch, loss or cross_entropy)
+            value = loss_of(output, batch, loss or cross_entropy)
             found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
             named = zip(weights, found, strict=True)
             yield {name: gradient for name, gradient in named if gradient is not None}
 
 
 @contextlib.contextmanager
-def _differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
+def differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Inside, gradients reach these tensors, frozen or not."""
     flags = [(t, t.requires_grad) for t in tensors]
     try:
@@ -232,7 +232,12 @@ def _differentiable(tensors: Iterable[Tensor]) -> Iterator[None]:
             tensor.requires_grad_(flag)
 
 
-def _loss_of(output: Any, batch: Any, loss: Loss) -> Tensor:
+def loss_of(output: Any, batch: Any, loss: Loss) -> Tensor:
+    """The loss of a batch, a scalar tensor that depends on the weights.
+
+    Raises:
+        ArgumentError: it cannot be computed, or is no such tensor.
+    """
     remedy = (
         "pass loss= to netslim.score or netslim.selection.Scoring: a function of (output, targets) "
         "that returns a scalar tensor"
@@ -428,8 +433,10 @@ __all__ = [
     "activations",
     "contributions",
     "cross_entropy",
+    "differentiable",
     "gates",
     "inputs",
+    "loss_of",
     "over_ranks",
     "rows_of",
 ]

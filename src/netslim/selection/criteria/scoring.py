@@ -21,6 +21,7 @@ from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.words.table import never_ran
+from netslim.selection.criteria.blocks import output_errors, shut_gates, weakest_layers
 from netslim.selection.criteria.normalisation import normalize
 from netslim.selection.criteria.observing import Loss
 from netslim.selection.criteria.parts import reduced
@@ -29,6 +30,7 @@ from netslim.selection.options import Scoring, takes_options
 
 UNLED = ("bn_scale", "taylor_bn", "activation", "random")  # do not look at the producers
 _WHOLE = ("random",)  # do not look at any layer
+_GATED = ("taylor", "taylor_bn")  # say what the loss is with a gate shut
 
 
 @takes_options
@@ -63,7 +65,7 @@ def score(
 
     Returns:
         Group name -> 1-D float64 CPU tensor, one score a unit. Groups the criterion cannot score
-        are left out.
+        are left out. Blocks are scored as `netslim.selection.criteria.blocks` says.
 
     Raises:
         StaleGraphError: the model is not the traced one.
@@ -89,15 +91,43 @@ def _scores(
 ) -> dict[str, Tensor]:
     graph = scorer.graph
     graph.check(model)
+    if graph.blocks is not None and batches is not None:
+        batches = list(batches)  # they are read twice
+    channels = [group for group in graph.groups if not group.frozen and not group.block]
     with undisturbed(model):
         tensors = scorer.tensors(model, batches, loss)
-        found = {group.name: scorer(group, tensors) for group in graph.groups if not group.frozen}
-    scores = {name: values for name, values in found.items() if values is not None}
+        found = {group.name: scorer(group, tensors) for group in channels}
+        scores = {name: values for name, values in found.items() if values is not None}
+        if graph.blocks is not None and graph.blocks.found:
+            scores |= _of_blocks(scorer, model, batches, loss, tensors, scores)
     if not scores:
         raise ArgumentError(
             f"{scorer.name} can score no group of this model; {_remedy(graph, model, scorer.name)}"
         )
     return scores
+
+
+def _of_blocks(
+    scorer: Scorer,
+    model: nn.Module,
+    batches: Iterable[Any] | None,
+    loss: Loss | None,
+    tensors: Mapping[Any, Tensor],
+    scores: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Scores of blocks (blocks.py), from what the criterion looks at, and its scores of channels."""
+    graph, gated = scorer.graph, scorer.name in _GATED and scorer.options.normalize is None
+    if not scorer.reads_data or batches is None:
+        own = replace(scorer, options=replace(scorer.options, lead="mean"))
+        worth = weakest_layers(graph, lambda group: own(group, tensors))
+    elif gated:
+        worth = shut_gates(graph, model, batches, loss)
+    else:
+        worth = output_errors(graph, model, batches, scores)
+    return {
+        name: torch.tensor([value / graph[name].stands_for], dtype=torch.float64)
+        for name, value in worth.items()
+    }
 
 
 @checks_calls

@@ -1,4 +1,4 @@
-"""Silence whole branches: the sums that they end in are given zeros instead."""
+"""Sums that residual branches end in, found again in any run: to silence them, or look at them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,68 @@ from netslim.graph.blocks import Addition
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.modules.watching import OperatorMode
 
+Args = tuple[Any, ...]
 
-class _Silent(OperatorMode):
-    """Gives some sums zeros for one operand, and knows in which module an operator runs."""
+
+class AtSums(OperatorMode):
+    """Meets some sums of a run, as it knows in which module each operator runs.
+
+    Args:
+        sums: which.
+    """
 
     def __init__(self, sums: Iterable[Addition]) -> None:
         super().__init__()
-        self.operands = {(one.module, one.operator, one.number): one.operand for one in sums}
-        self.seen: set[tuple[str, str, int]] = set()
+        self.sums = {(one.module, one.operator, one.number): one for one in sums}
+        self.seen: set[Addition] = set()
         self.under_way: list[tuple[str, Counter[str]]] = []
 
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def met(self, one: Addition, args: Args) -> Args:
+        """What a sum is given in place of ``args``."""
+        raise NotImplementedError
+
+    def run(self, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
         if self.under_way:
             path, counts = self.under_way[-1]
             name = func._schema.name.removeprefix("aten::")
-            place = path, name, counts[name]
+            found = self.sums.get((path, name, counts[name]))
             counts[name] += 1
-            if place in self.operands:
-                self.seen.add(place)
-                args = _without(args, self.operands[place])
+            if found is not None:
+                self.seen.add(found)
+                args = self.met(found, args)
         return func(*args, **kwargs)
 
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Inside, it sees what the model runs."""
+        paths = {m: p for m, p in named_modules(model).items() if not _scripted(m)}
 
-def _without(args: tuple[Any, ...], operand: int) -> tuple[Any, ...]:
-    """The operands with one silent; where a sum is written into it, its memory is."""
-    branch: Tensor = args[operand]
-    if operand == 0:
-        return branch.zero_(), *args[1:]
-    return args[0], torch.zeros_like(branch), *args[2:]
+        def enter(module: nn.Module, args: Any) -> None:
+            self.under_way.append((paths[module], Counter()))
+
+        def leave(module: nn.Module, args: Any, answer: Any) -> None:
+            self.under_way.pop()
+
+        handles = []
+        for module in paths:
+            handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Silent(AtSums):
+    """Gives sums zeros in place of their branches."""
+
+    def met(self, one: Addition, args: Args) -> Args:
+        branch: Tensor = args[one.operand]
+        if one.operand == 0:  # what is written into it has its memory
+            return branch.zero_(), *args[1:]
+        return args[0], torch.zeros_like(branch), *args[2:]
 
 
 @contextmanager
@@ -53,33 +87,15 @@ def branches_silenced(model: nn.Module, sums: Iterable[Addition]) -> Iterator[No
         VerificationError: on leaving, a sum did not run.
     """
     silent = _Silent(sums)
-    if not silent.operands:
+    if not silent.sums:
         yield
         return
-    paths = {m: p for m, p in named_modules(model).items() if not _scripted(m)}
-
-    def enter(module: nn.Module, args: Any) -> None:
-        silent.under_way.append((paths[module], Counter()))
-
-    def leave(module: nn.Module, args: Any, answer: Any) -> None:
-        silent.under_way.pop()
-
-    handles = []
-    for module in paths:
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        with silent:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    missed = silent.operands.keys() - silent.seen
-    if missed:
-        path, operator, number = min(missed)
+    with silent.watching(model):
+        yield
+    for one in set(silent.sums.values()) - silent.seen:
         raise VerificationError(
-            f"the branch that {path!r} adds was to be silent, and its operator {operator} number "
-            f"{number} did not run: trace and select again"
+            f"the branch that {one.module!r} adds was to be silent, and its operator "
+            f"{one.operator} number {one.number} did not run: trace and select again"
         )
 
 
@@ -87,4 +103,4 @@ def _scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
-__all__ = ["branches_silenced"]
+__all__ = ["AtSums", "branches_silenced"]

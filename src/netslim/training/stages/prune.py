@@ -65,7 +65,7 @@ def carry_out(
         PlanError: the stage asks for what this network cannot give.
         SurgeryError, VerificationError: as the cut does.
     """
-    graph = netslim.trace(network, example[:1])  # budgets are for one image
+    graph = netslim.trace(network, example[:1], blocks=stage.limits.blocks)  # budgets: one image
     if stage.by == "clusters":
         return _merged(stage, network, graph, clusters, example, batches)
     if stage.by == "zeros":
