@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -109,3 +111,95 @@ def test_only_where_they_are_asked_for(network, graph):
     assert "blocks.0 stays: a block, and these go with blocks=True alone" in plan.notes
     with pytest.raises(ArgumentError, match=r"trace\(model, example_inputs, blocks=True\)"):
         netslim.select(plain, bare, budget, limits=BLOCKS)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def worth(graph, scores):
+    """Name of a block -> what all the channels that it stands for are worth."""
+    return {g.name: float(scores[g.name]) * g.stands_for for g in graph.groups if g.block}
+
+
+def test_the_norm_of_the_weakest_layer(network, graph):
+    """Of the two convolutions of each block that with the smaller sum of absolute weights."""
+    found = worth(graph, netslim.score(graph, network, "l1"))
+    for name, value in found.items():
+        block = network.get_submodule(name)
+        layers = (block.conv1.weight, block.conv2.weight)
+        assert value == pytest.approx(min(float(w.detach().abs().sum()) for w in layers))
+
+
+def test_batch_norm_scales_that_are_zero(network, graph):
+    """A branch that ends with scales of zero is worth nothing, and goes first."""
+    fresh = copy.deepcopy(network)
+    torch.nn.init.zeros_(fresh.blocks[1].bn2.weight)
+    scores = netslim.score(graph, fresh, "bn_scale")
+    assert worth(graph, scores) == {"blocks.0": 6, "blocks.1": 0, "blocks.3": 8}
+    budget = Budget(cut_channels=0.1)
+    assert gone(netslim.select(graph, scores, budget, limits=BLOCKS)) == ["blocks.1"]
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(8, 3, 8, 8, generator=generator), torch.randint(4, (8,), generator=generator))
+        for _ in range(3)
+    ]
+
+
+def test_taylor_is_of_a_gate(network, graph):
+    """The slope of the loss by a factor at the branch, from a finite difference."""
+    from netslim.surgery.proof.branches import AtSums
+
+    class Scaled(AtSums):
+        factor = 1.0
+
+        def met(self, one, args):
+            args[one.operand].mul_(self.factor)
+            return args
+
+    exact, slopes = copy.deepcopy(network).double(), []
+    data = [(images.double(), labels) for images, labels in batches()]
+    block = graph.block("blocks.3")
+    with torch.no_grad():
+        for images, labels in data:
+            losses = []
+            for factor in (1 - 1e-5, 1 + 1e-5):
+                watch = Scaled(block.additions)
+                watch.factor = factor
+                with watch.watching(exact):
+                    losses.append(torch.nn.functional.cross_entropy(exact(images), labels))
+            slopes.append(float(losses[1] - losses[0]) / 2e-5)
+    found = worth(graph, netslim.score(graph, exact, "taylor", batches=data))
+    assert found["blocks.3"] == pytest.approx(sum(s**2 for s in slopes) / 3, rel=1e-4)
+
+
+def test_errors_of_outputs_are_on_the_scale_of_channels(network, graph):
+    """Blocks compare by their errors, and all scores double with those of the channels."""
+
+    @netslim.criterion(measure=lambda graph, model, batches, loss: {"times": torch.tensor(1.0)})
+    def everything(group, measured, times=1.0):
+        return torch.full((group.size,), times, dtype=torch.float64)
+
+    one, two = (
+        worth(graph, netslim.score(graph, network, scoring, batches=batches()))
+        for scoring in (
+            netslim.selection.Scoring(everything, arguments={"times": t}) for t in (1.0, 2.0)
+        )
+    )
+    assert two == pytest.approx({name: 2 * value for name, value in one.items()})
+    whole = [network(images).detach() for images, _ in batches()]
+    errors = {}
+    for name in one:
+        plan = netslim.select(graph, scored(graph, network, **{name.replace(".", "_"): 0.0}),
+                              per_group={name: 1}, limits=BLOCKS)  # fmt: skip
+        small = netslim.prune(network, plan)
+        pairs = [
+            (small(images).detach(), right)
+            for (images, _), right in zip(batches(), whole, strict=True)
+        ]
+        errors[name] = float(sum((now - right).square().sum() for now, right in pairs))
+    assert one["blocks.0"] / one["blocks.3"] == pytest.approx(
+        errors["blocks.0"] / errors["blocks.3"], rel=1e-4
+    )

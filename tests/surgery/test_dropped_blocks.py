@@ -14,6 +14,7 @@ from torch import nn
 import netslim
 from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
+from netslim.surgery.proof.silencing import randomise
 from residual_nets import IMAGES, Encoder, Images, Inverted, Next, Post, Pre, Tokens, Windows
 
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -184,3 +185,58 @@ def test_said_in_words():
     assert "0 channels and 1 block go" in said
     assert "blocks.0: the block goes" in said
     assert partial(netslim.prune, model)(plan) is not model
+
+
+# ---------------------------------------------------------------- made up for, and in one call
+
+
+@pytest.mark.parametrize("kind", ["post", "vit"])
+def test_layers_behind_make_up_for_a_block(kind):
+    """Their inputs are fitted by what is left of them, which a stream of few channels allows."""
+    torch.manual_seed(0)
+    model = randomise(NETS[kind]().eval())
+    images = torch.randn(48, 3, 8, 8)
+    graph = netslim.trace(model, images[:1], blocks=True)
+    plan = planned(graph, blocks_in(graph)[:1], channels=False)
+    folding = netslim.surgery.compensate(model, plan, [images[:32]], "linear")
+    mended = netslim.prune(folding.model, folding.plan)
+    netslim.verify(folding.model, mended, folding.plan, images[:2])
+    right = model(images[32:])
+    errors = [
+        float((small(images[32:]) - right).square().sum().detach())
+        for small in (netslim.prune(model, plan), mended)
+    ]
+    assert errors[1] < 0.05 * errors[0]
+    assert "what a block was added to" in str(folding)
+
+
+def test_in_one_call():
+    """What is worth nothing goes first, and only if it is allowed to."""
+    torch.manual_seed(0)
+    model = NETS["post"]().eval()
+    nn.init.zeros_(model.blocks[0].bn2.weight)
+    batches = [(torch.randn(16, 3, 8, 8), None) for _ in range(4)]
+    half = netslim.Budget(cut_macs=0.3)
+    limits = netslim.Limits(blocks=True)
+    small = netslim.slim(model, IMAGES[:1], budget=half, batches=batches, limits=limits)
+    assert isinstance(small.blocks[0], nn.Identity)
+    small = netslim.slim(model, IMAGES[:1], budget=half, batches=batches)
+    assert isinstance(small.blocks[0], Post)
+
+
+def test_what_does_not_verify_is_left_alone(caplog):
+    """A forward that asks for a part of the block."""
+
+    class Asks(Images):
+        def forward(self, x):
+            assert hasattr(self.blocks[0], "conv1"), "no convolution"
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Asks(Pre(6), Pre(6)).eval()
+    wanted = {"blocks.0": 1, "blocks.1": 1}
+    limits = netslim.Limits(blocks=True)
+    small = netslim.slim(model, IMAGES[:1], per_group=wanted, limits=limits)
+    assert isinstance(small.blocks[0], Pre)
+    assert isinstance(small.blocks[1], nn.Identity)
+    assert "left alone, because the cut did not verify: blocks.0" in caplog.text

@@ -60,7 +60,11 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     inputs = examples(options)
     try:
         graph = netslim.trace(
-            model, inputs, free_outputs=options.free_output, free_inputs=options.free_input
+            model,
+            inputs,
+            free_outputs=options.free_output,
+            free_inputs=options.free_input,
+            blocks=True,
         )
     except netslim.errors.TraceError as error:
         if "does not run on" not in str(error):

@@ -65,8 +65,8 @@ _PLAIN = ("allocation", "batches", "mode")  # options of the stage, typed as the
 _WAYS = ("allocation", *(name for name in declared(Scoring) if name != "criterion"))
 _ALL = (*_PLAIN, *declared(Scoring), *declared(Limits), "limits", *declared(Compensation))
 _UNUSED = {
-    "greedy": ("allocation",),
-    "zeros": _WAYS,
+    "greedy": ("allocation", "blocks"),
+    "zeros": (*_WAYS, "blocks"),
     "clusters": tuple(name for name in _ALL if name != "recalibrate"),
     "mask": _ALL,
 }
@@ -286,7 +286,8 @@ def _tell(done: Pruned, out: Path, say: Callable[[str], str]) -> None:
             f"validation accuracy: {percent(was)} -> {percent(now)} "
             f"({signed(100 * (now - was))} points, {done.images:,} images)"
         )
-    if plan.groups and check is not None and check.deviation is not None:
+    cut = plan.groups or plan.dropped
+    if cut and check is not None and check.deviation is not None:
         print(f"verified: the outputs deviate by no more than {check.deviation:.1e} of the largest")
     for notice in (*done.cut.notes, *done.notices):
         print(f"note: {say(notice)}")

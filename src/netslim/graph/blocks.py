@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from netslim.graph.modules.stand_ins import STREAM, Replacement, within
+from netslim.graph.modules.placeholders import STREAM, Replacement, within
 from netslim.graph.tracing.dataflow import INPUT, Dataflow, Made, ModuleCall, Odd
 
 # Operators that a forward may run on one number in place of a branch, and still adds nothing.
@@ -204,6 +204,35 @@ class Blocks:
     def replacing(self, sums: Sequence[_Sum]) -> tuple[Replacement, ...] | None:
         """The same, of sums."""
         return _Removal(self, sums).replacements()
+
+    def layers_behind(self, sums: Collection[Addition]) -> set[str]:
+        """Names of the weights of layers that read these sums, with no layer between."""
+        waiting: list[int] = []
+        for block in self.found:
+            pairs = zip(block.additions, block.sums, strict=True)
+            waiting += [one.made for addition, one in pairs if addition in sums]
+        found: set[str] = set()
+        seen = set(waiting)
+        while waiting:
+            for number in self.readers[waiting.pop()]:
+                step = self.flow.steps[number]
+                if len(step.costs):
+                    found.update(self._weights(number))
+                    continue
+                new = [value for value in step.makes if value not in seen]
+                seen.update(new)
+                waiting += new
+        return found
+
+    def _weights(self, number: int) -> Iterator[str]:
+        """Of a layer's operator, those that reach it as they are or transposed."""
+        step = self.flow.steps[number]
+        yield from step.tensors
+        for value in step.reads:
+            if self.flow.maker[value] != INPUT:
+                maker = self.flow.steps[self.flow.maker[value]]
+                if not maker.reads:
+                    yield from maker.tensors
 
     def tensors_in(self, rows: Iterable[Replacement]) -> frozenset[str]:
         """The parameters and buffers of the modules that are replaced."""

@@ -319,14 +319,15 @@ def _proved(
     small = prune(model, plan)
     check = verify(model, small, plan, example_inputs, graph=graph)
     ways: dict[Steps, Cut[Model]] = {(): Cut(small, graph, plan, check)}
-    if compensation.fold is None or not plan.groups:
+    fold = compensation.fold
+    if fold is None or not (plan.groups or (plan.dropped and fold != "constant")):
         return ways
     # A fold changes weights and may add biases, so that what is cut is another network than the one
     # that was traced: the proof compares with that, and traces it anew.
-    folding = compensate(model, plan, batches, compensation.fold)
+    folding = compensate(model, plan, batches, fold)
     small = prune(folding.model, folding.plan)
     check = verify(folding.model, small, folding.plan, example_inputs)
-    step = in_words(Compensation(compensation.fold))
+    step = in_words(Compensation(fold))
     return ways | {(step,): Cut(small, graph, folding.plan, check, notes=tuple(_moved(folding)))}
 
 
@@ -345,6 +346,13 @@ def _unproved(
             verify(model, prune(model, alone), alone, example_inputs, graph=graph)
         except (NetslimError, RuntimeError):
             found.append(name)
+    for block in plan.dropped.blocks:
+        number = graph.number(block.name)
+        try:
+            alone = plan_keeping(graph, {number: np.zeros(1, dtype=bool)})
+            verify(model, prune(model, alone), alone, example_inputs, graph=graph)
+        except (NetslimError, RuntimeError):
+            found.append(block.name)
     return found
 
 

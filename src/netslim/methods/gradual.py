@@ -229,6 +229,11 @@ class GradualPruning:
         shares(steps, schedule, 0.0)
         call = "GradualPruning(model, example_inputs, budget)"
         bare(model, ArgumentError, allow=("sharded",), call=call)
+        if limits.blocks:
+            raise ArgumentError(
+                "gradual pruning cuts channels step by step, and drops no block: leave blocks=True "
+                "out; netslim.slim can"
+            )
         self.model, self.example_inputs = model, example_inputs
         self._trace = partial(trace, free_outputs=free_outputs, free_inputs=free_inputs)
         self.budget, self.steps, self.schedule, self.strict = budget, steps, schedule, strict

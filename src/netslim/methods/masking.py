@@ -90,6 +90,10 @@ class Mask(Generic[Model]):
                 f"the plan merges units of {merged[0]!r}, and a mask can only silence them: "
                 "cut it with netslim.prune"
             )
+        if plan.dropped:
+            raise PlanError(
+                "the plan drops blocks, and a mask silences channels: cut it with netslim.prune"
+            )
         self._rows = _silenced(inner, plan)
         if not self._rows:
             raise PlanError(

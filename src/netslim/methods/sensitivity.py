@@ -130,6 +130,11 @@ def sensitivity(
     seen: list[Any] | None = None
     if batches is not None:
         seen = list(check_batches(batches))
+    if limits.blocks:
+        raise ArgumentError(
+            "sensitivity cuts shares of groups of channels, and drops no block: leave blocks=True "
+            "out"
+        )
     renewing = _renewing(seen, recalibrate)
     graph = trace(model, example_inputs, free_outputs=free_outputs, free_inputs=free_inputs)
     scores = score(graph, model, criterion, batches=seen)

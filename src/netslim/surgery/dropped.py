@@ -16,7 +16,7 @@ from torch import nn
 
 from netslim.graph.blocks import Addition
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.modules.stand_ins import Replacement, is_answer, places_of, within
+from netslim.graph.modules.placeholders import Replacement, is_answer, places_of, within
 from netslim.graph.modules.walk import joined, lasting_tensors, named_tensors
 from netslim.surgery.rows import TensorCut
 

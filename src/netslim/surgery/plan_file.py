@@ -35,7 +35,7 @@ from netslim.errors import PlanError
 from netslim.graph.blocks import Addition
 from netslim.graph.groups import Slice
 from netslim.graph.modules.padded_norms import NormWidth
-from netslim.graph.modules.stand_ins import Replacement
+from netslim.graph.modules.placeholders import Replacement
 from netslim.surgery.dropped import BlockCut, Dropped, GoneTensor
 from netslim.surgery.rows import GroupCut, OrderCut, PortCut, SizeLoss, SizePatch, TensorCut
 from netslim.surgery.soundness import check_counts

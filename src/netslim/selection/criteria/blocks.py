@@ -55,9 +55,7 @@ def blocks_of(graph: ChannelGraph) -> dict[str, Block]:
     return {group.name: graph.block(group.name) for group in graph.groups if group.block}
 
 
-def weakest_layers(
-    graph: ChannelGraph, score: Callable[[ChannelGroup], Tensor | None]
-) -> Worth:
+def weakest_layers(graph: ChannelGraph, score: Callable[[ChannelGroup], Tensor | None]) -> Worth:
     """The least that all channels of one layer of each block are worth.
 
     Args:

@@ -115,7 +115,7 @@ def _of_blocks(
     tensors: Mapping[Any, Tensor],
     scores: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Scores of blocks (blocks.py), from what the criterion looks at, and its scores of channels."""
+    """Scores of blocks, by what the criterion looks at and its scores of channels (blocks.py)."""
     graph, gated = scorer.graph, scorer.name in _GATED and scorer.options.normalize is None
     if not scorer.reads_data or batches is None:
         own = replace(scorer, options=replace(scorer.options, lead="mean"))

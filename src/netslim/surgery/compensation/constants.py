@@ -62,7 +62,8 @@ class Moved:
         consumer: name of the weights that read them.
         target: name of the bias or running mean that took it; None where it could not be moved, or
             was zero.
-        channels: number of entries of the weights that read removed channels.
+        channels: number of entries of the weights that read removed channels; 0 where all is read
+            from behind a block that goes.
         spread: largest deviation of any output from the constant that was moved, relative to the
             largest constant; 0 where it is exact. Of the way ``"constant"`` only.
         reason: why nothing was moved; together with ``explained``, why no constant was.
@@ -79,7 +80,10 @@ class Moved:
     explained: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.consumer}: {self.channels} entries -> {self._where()}"
+        what = f"{self.channels} entries"
+        if not self.channels:
+            what = "what a block was added to"
+        return f"{self.consumer}: {what} -> {self._where()}"
 
     def _where(self) -> str:
         if self.explained is not None:

@@ -275,6 +275,8 @@ class Fit(Flow):
 
     @property
     def silent(self) -> bool:
+        if not len(self.gone):  # behind a block all that is read deviates
+            return False
         targets = slice(self._predictors, None)
         return not self.moments.second(centred=False)[:, targets, targets].any()
 

@@ -10,6 +10,9 @@ for the channels, W_R (M x_K + b) is the best for its outputs as well, exactly f
 That is why one pass over the data is enough, and why nothing of the size of the outputs is kept:
 the fit needs the means and covariances of what the layer reads, see `least_squares`.
 
+Behind a block that goes every layer reads something else than it did. What it read is fitted by
+what it reads without the branch, the deviation being what is missing, layer after layer.
+
 He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017 (eq. 3: least squares
 for the weights that stay) and Luo et al., "ThiNet", 2017 (section 3.2.3) fit the outputs of a
 layer; Kim et al., "Neuron Merging: Compensating for Pruned Neurons", 2020, and its successor LBYL
@@ -19,7 +22,7 @@ move a removed channel's filters into those that stay, without data.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, get_args
@@ -31,8 +34,9 @@ from torch.overrides import TorchFunctionMode
 
 import netslim.ranks as ranks
 from netslim._support import brief, checks_calls
-from netslim.errors import ArgumentError, TraceError
+from netslim.errors import ArgumentError, PlanError, TraceError
 from netslim.graph import trace
+from netslim.graph.blocks import Addition
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.layers import FUNCTIONS
 from netslim.graph.modules.ambient import by_itself, eagerly
@@ -40,7 +44,7 @@ from netslim.graph.modules.batches import inputs_of, outputs
 from netslim.graph.modules.calls import evaluating
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
-from netslim.graph.modules.walk import layer_of, named_tensors
+from netslim.graph.modules.walk import layer_of, named_modules, named_tensors
 from netslim.surgery.compensation.constants import (
     Args,
     Flow,
@@ -60,7 +64,8 @@ from netslim.surgery.compensation.constants import (
 from netslim.surgery.compensation.least_squares import Fit, Layout
 from netslim.surgery.compensation.ways import FoldWay
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.rows import TensorCut, bias_of
+from netslim.surgery.proof.branches import branches_silent
+from netslim.surgery.rows import TensorCut, bias_of, weight_of
 
 logger = logging.getLogger("netslim")
 
@@ -69,6 +74,8 @@ logger = logging.getLogger("netslim")
 # entries and with SAMPLES examples for each; else the places of a channel share its fit.
 LARGEST = 4096
 SAMPLES = 4
+_NONE = np.empty(0, dtype=np.int64)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 @checks_calls
@@ -100,6 +107,9 @@ def compensate(
       is fitted by what the layer reads after the layers before it were cut, so that deviations do
       not add up. The batches are run twice for each layer, as far as that layer. Weights that are
       used more than once are fitted as by ``"linear"``.
+
+    Layers that read what a dropped block was added to are fitted layer after layer by ``"linear"``,
+    too; ``"constant"`` moves nothing of blocks.
 
     Channels that are merged are left alone. What cannot be moved is told in `Folding.moved` and in
     a warning.
@@ -199,7 +209,9 @@ def _fitted(
     plan = extended(copy, replace(plan, biases=()), plan.biases)
     if isinstance(batches, Iterator):  # it is read several times
         batches = list(batches)
-    fits = _measure(copy, plan, batches)
+    sums = [one for block in plan.dropped.blocks for one in block.sums]
+    behind = _behind(copy, plan, batches)
+    fits = _measure(copy, plan, behind, batches)
     places = {fit: _place(copy, fit) for fit in fits}
     plan = extended(copy, plan, [place.new for place in places.values() if place.new is not None])
     rows: dict[Flow, Moved] = {}
@@ -207,11 +219,13 @@ def _fitted(
     # deviation is made up for by the next layer and not handed on to all that follow.
     for fit in sorted(fits, key=lambda fit: fit.turn):
         place = places[fit]
-        if sequential and isinstance(fit, Fit) and not _lost(fit) and fit.calls == 1:
+        anew = sequential or fit.cut.tensor in behind
+        if anew and isinstance(fit, Fit) and not _lost(fit) and fit.calls == 1:
             # By now `copy` holds the fits of all layers before this one.
-            again = _measure_again(inner, copy, fit, batches)
-            rows[fit] = _move(copy, again, place, ridge)
-        else:
+            again = _measure_again(inner, copy, fit, batches, sums)
+            if len(fit.gone) or again.moments.count >= SAMPLES * fit.cut.size:
+                rows[fit] = _move(copy, again, place, ridge)
+        elif len(fit.gone):
             rows[fit] = _move(copy, fit, place, ridge)
     for row in rows.values():
         if row.reason:
@@ -221,14 +235,43 @@ def _fitted(
             logger.warning(
                 "%s: %s of removed channels is not moved: %s", row.consumer, what, row.reason
             )
-    return Folding(copy, plan, tuple(rows[fit] for fit in fits))
+    return Folding(copy, plan, tuple(rows[fit] for fit in fits if fit in rows))
 
 
-def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
-    """What each layer reads that reads removed channels."""
+def _behind(model: nn.Module, plan: PruningPlan, batches: Any) -> dict[str, TensorCut]:
+    """The layers that read what a block that goes is added to: the axis of the weights that reads,
+    of which the plan need not cut anything.
+    """
+    call, _ = _first_call(batches)
+    if not plan.dropped or call is None:
+        return {}
+    try:
+        blocks = trace(model, call, blocks=True).blocks
+    except TraceError:  # whether the model runs on the batches is seen soon
+        return {}
+    assert blocks is not None
+    sums = {one for block in plan.dropped.blocks for one in block.sums}
+    layers = {path: module for module, path in named_modules(model).items()}
+    found = {}
+    for name in sorted(blocks.layers_behind(sums)):
+        layer = layers.get(layer_of(name))
+        if isinstance(layer, _LAYERS) and name == weight_of(layer_of(name)):
+            size = layer.weight.shape[1]
+            if size <= LARGEST and not plan.dropped.holds(name):
+                found[name] = TensorCut(name, 1, size, tuple(range(size)), "consumer")
+    return found
+
+
+def _measure(
+    model: nn.Module, plan: PruningPlan, behind: Mapping[str, TensorCut], batches: Any
+) -> list[Flow]:
+    """What each layer reads that reads removed channels, or what blocks were added to."""
     tensors = dict(named_tensors(model))
-    rows = [(cut, gone, tensors[cut.tensor]) for cut, gone in reading(plan)]
+    read = [*_reading(plan, bool(behind))]
+    known = {cut.tensor for cut, _ in read}
+    rows = [(cut, gone, tensors[cut.tensor]) for cut, gone in read]
     tables = _tables(model, rows, batches)
+    rows += [(cut, _NONE, tensors[name]) for name, cut in behind.items() if name not in known]
     flows = [_flow(cut, gone, weight, tables.get(cut)) for cut, gone, weight in rows]
     watched(model, flows, batches)
     for flow in flows:
@@ -241,6 +284,16 @@ def _measure(model: nn.Module, plan: PruningPlan, batches: Any) -> list[Flow]:
                 "nothing to fit"
             )
     return flows
+
+
+def _reading(plan: PruningPlan, blocks: bool) -> list[tuple[TensorCut, np.ndarray]]:
+    """As `reading`; where ``blocks`` go, there may be none."""
+    try:
+        return reading(plan)
+    except PlanError:
+        if not blocks:
+            raise
+        return []
 
 
 def _flow(cut: TensorCut, gone: np.ndarray, weight: Tensor, table: Tensor | None) -> Flow:
@@ -335,8 +388,10 @@ class _Inputs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _measure_again(model: nn.Module, copy: nn.Module, fit: Fit, batches: Any) -> Fit:
-    """The fit of what ``model`` reads by what ``copy`` reads now."""
+def _measure_again(
+    model: nn.Module, copy: nn.Module, fit: Fit, batches: Any, sums: Iterable[Addition]
+) -> Fit:
+    """The fit of what ``model`` reads by what ``copy`` reads now, without the branches of sums."""
     again = Fit(fit.cut, fit.gone.cpu().numpy(), fit.weight, fit.layout)
     weight = dict(named_tensors(model))[fit.cut.tensor]
 
@@ -344,7 +399,8 @@ def _measure_again(model: nn.Module, copy: nn.Module, fit: Fit, batches: Any) ->
         # Two runs a batch, ended at this layer: its inputs are never kept for longer than a batch.
         for batch in batches:
             func, x, args, kwargs = _input(model, weight, batch)
-            _, now, _, _ = _input(copy, fit.weight, batch)
+            with branches_silent(copy, sums):
+                _, now, _, _ = _input(copy, fit.weight, batch)
             with torch.no_grad():
                 again.compare(func, x, now, args, kwargs)
 

@@ -460,6 +460,11 @@ class _Search:
         assert isinstance(stage, Prune)
         if self.options.resource != "latency":
             return None
+        if stage.limits.blocks:
+            raise RecipeError(
+                "a search by latency drops no block, for its table is of all layers: leave "
+                "--blocks out, or search by another resource"
+            )
         if not self.table_file.exists():
             self.display.say("measuring how long layers take at every width")
             network, example = self.runner.construct().eval(), self.runner.example()

@@ -330,7 +330,7 @@ def _cut(
         _write_plan(plan_file, done.plan.to_json())
         netslim.save(done.network, out, constructor=origin or None, metadata=metadata)
     warnings = list(done.warnings)
-    if not done.plan.groups:
+    if not (done.plan.groups or done.plan.dropped):
         warnings.append("nothing was cut: the amounts come to no channel of any layer")
     found = Pruned(done, before, after, plan_file, tuple(warnings))
     if shape is not None or not look or not len(runner.data.validation):

@@ -305,6 +305,11 @@ def _check_gradual(stage: Train, options: GradualOptions, where: str) -> None:
             f"between {options.begin:g} and {options.end:g} of {many(stage.epochs, 'epoch')}; "
             "take fewer steps, more epochs, or a larger part of them"
         )
+    if options.limits.blocks:
+        raise RecipeError(
+            f"{where}.blocks: channels go step by step, and no block does: leave it out, or add a "
+            "prune stage"
+        )
     _check_amounts(options, where)
     _check_named(options.scoring, where)
 
@@ -432,6 +437,11 @@ def _check_prune(stage: Prune, where: str) -> None:
         if stage.mode == "mask":
             what = "a mask cuts nothing"
         raise RecipeError(f"{where}.fold: {what}, so there is nothing to fold; leave it out")
+    if stage.limits.blocks and (stage.by != "scores" or stage.mode == "mask"):
+        what = f"'by: {stage.by}' chooses channels"
+        if stage.mode == "mask":
+            what = "a mask silences channels"
+        raise RecipeError(f"{where}.blocks: {what}, and drops no block; leave it out")
     if stage.mode == "mask" and stage.by == "clusters":
         raise RecipeError(f"{where}.mode: merging cannot be done by a mask; use mode: cut")
     _check_amounts(stage, where)

@@ -210,7 +210,7 @@ def _planned(
     """What goes, by the weights as they are and in the same share everywhere; None where only
     trained weights tell.
     """
-    graph = netslim.trace(network, example)
+    graph = netslim.trace(network, example, blocks=amounts.limits.blocks)
     if by == "zeros" and amounts.scoring.criterion == "bn_scale":
         netslim.score(graph, network, amounts.scoring)
     table, budget = None, amounts.budget

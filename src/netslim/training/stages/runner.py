@@ -701,11 +701,13 @@ def widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
     """Channels of every prunable layer before and after."""
     found = []
     for group in groups:
-        if group.prunable:
+        if group.prunable and not group.block:
             cut = plan.groups.get(group.name)
             after = group.size
             if cut is not None:
                 after = len(cut.kept)
+            elif plan.dropped and all(plan.dropped.holds(s.tensor) for s in group.slices):
+                after = 0  # it went with a block
             found.append({"layer": group.name, "before": group.size, "after": after})
     return found
 

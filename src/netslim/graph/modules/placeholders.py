@@ -2,7 +2,8 @@
 
 Where a module without the block hands on what it is given, that is an `nn.Identity`, or the
 activation that it ends with. Where it has more arguments or another answer, as an attention that
-returns a pair, and where a sum in a larger forward still asks for the branch, it is a `StandIn`.
+returns a pair, and where a sum in a larger forward still asks for the branch, it is a
+`Placeholder`.
 """
 
 from __future__ import annotations
@@ -62,16 +63,16 @@ class Replacement:
         if self.child:
             return module.get_submodule(self.child)
         if self.answer:
-            new = StandIn(self.answer, self.source)
+            new = Placeholder(self.answer, self.source)
         return new.train(module.training)
 
 
-class StandIn(nn.Module):
+class Placeholder(nn.Module):
     """Gives one of its arguments on, or zeros that broadcast, as `Replacement.answer` says.
 
     Example:
-        >>> from netslim.graph.modules.stand_ins import StandIn
-        >>> StandIn('{"tuple": [3, null]}', "0")(torch.ones(2, 5, 8), need_weights=False)
+        >>> from netslim.graph.modules.placeholders import Placeholder
+        >>> Placeholder('{"tuple": [3, null]}', "0")(torch.ones(2, 5, 8), need_weights=False)
         (tensor([[[0.]]]), None)
     """
 
@@ -133,4 +134,4 @@ def within(name: str, path: str) -> bool:
     return name.startswith(f"{path}.")
 
 
-__all__ = ["STREAM", "Replacement", "StandIn", "is_answer", "places_of", "within"]
+__all__ = ["STREAM", "Placeholder", "Replacement", "is_answer", "places_of", "within"]
