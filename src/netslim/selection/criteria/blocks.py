@@ -20,7 +20,6 @@ up, it counts as often.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -64,7 +63,7 @@ def weakest_layers(graph: ChannelGraph, score: Callable[[ChannelGroup], Tensor |
     """
     found = {}
     for name, block in blocks_of(graph).items():
-        layers: Counter[str] = Counter()
+        layers: dict[str, float] = {}
         for group in graph.groups:
             slices = tuple(s for s in group.slices if s.tensor in block.tensors)
             made = dict.fromkeys(s.tensor for s in slices if s.role == "producer")
@@ -73,7 +72,7 @@ def weakest_layers(graph: ChannelGraph, score: Callable[[ChannelGroup], Tensor |
                 values = score(replace(group, slices=slices))
             if values is not None:
                 for tensor in made:
-                    layers[tensor] += float(values.sum())  # type: ignore[assignment]
+                    layers[tensor] = layers.get(tensor, 0.0) + float(values.sum())
         if layers:
             found[name] = min(layers.values())
     return found
