@@ -213,6 +213,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     norms = {norm.place: norm.lasting for norm in (*second.norms, *first.norms)}
     added = [bias_of(path) for path in first.biases]
     dropped = composed(first.dropped, second.dropped, first.tensors, added)
+    norms |= _norms_after(first.norms, second.norms)
     both = PruningPlan(
         first.fingerprint,
         groups,
@@ -230,6 +231,14 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
     if first.counts is None or second.counts is None:
         return both
     return counted(both)
+
+
+def _norms_after(
+    first: Iterable[NormWidth], second: Iterable[NormWidth]
+) -> dict[tuple[str, str], NormWidth]:
+    """The rows that both of two cuts have, as they are after both."""
+    later = {norm.place: norm for norm in second}
+    return {n.place: later[n.place].after(n) for n in first if n.place in later}
 
 
 def counted(plan: PruningPlan) -> PruningPlan:

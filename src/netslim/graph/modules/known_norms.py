@@ -78,7 +78,7 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
         memo: what was found before, of modules that are made alike.
     """
     if isinstance(module, PaddedNorm):
-        return Known(module.padded_row, bare=not own_tensors(module))
+        return Known(module.padded_row, bare=module.padded_bare)
     if x.dim() < 2 or not _by_itself(module):
         return None
     whole = NormWidth("", PaddedWholeNorm.kind, 1, 0)

@@ -34,6 +34,7 @@ from netslim.graph.modules.computed_convolutions import (
     NotScripted,
 )
 
+SLIDING = "sliding"  # `PaddedSliding`
 ZEROS = "zeros"  # in the rows of plans, for what stays as it is: zeros change nothing to it
 DIMS = (-1, 1)  # that channels may be along
 KINDS: dict[str, type[PaddedNorm]] = {}  # by their names in the rows of plans
@@ -64,7 +65,7 @@ class NormWidth:
         plus_one: whether 1 is added to the weight.
         eps: what is added to the variance; None where an attribute of the module says it.
         size: of its input along ``dim``, where the module has no weights whose rows tell it.
-        lost: likewise, which entries of the input go.
+        lost: likewise, which entries of the input go; of a `PaddedSliding`, of all cuts so far.
         call: where it is a call within the code of the module, its place there (call_sites.py); and
             ``kind`` is of `padded_calls.REDUCTIONS`, or `ZEROS`, and ``dim`` any of the input's.
         text: how that is written.
@@ -98,7 +99,17 @@ class NormWidth:
     @property
     def lasting(self) -> NormWidth:
         """Without what is true of one cut alone."""
+        if self.kind == SLIDING:
+            return replace(self, size=0)
         return replace(self, size=0, lost=())
+
+    def after(self, first: NormWidth) -> NormWidth:
+        """The row for both of two cuts, of which this one came second."""
+        if self.kind != SLIDING:
+            return first.lasting
+        left = [place for place in range(self.width) if place not in first.lost]
+        gone = sorted([*first.lost, *(left[place] for place in self.lost)])
+        return replace(first.lasting, lost=tuple(gone))
 
     def __str__(self) -> str:
         if self.kind in CONVOLUTIONS:
@@ -184,6 +195,11 @@ class PaddedNorm(NotScripted):
             eps = None
         names = self.padded_weight, self.padded_bias, self.padded_plus_one
         return NormWidth("", self.kind, self.padded_dim, self.padded_width, *names, eps)
+
+    @property
+    def padded_bare(self) -> bool:
+        """Whether it has no weights whose rows would tell which channels it loses."""
+        return not own_tensors(self)
 
     @classmethod
     def _fits(cls, module: nn.Module, norm: NormWidth) -> bool:

@@ -15,7 +15,7 @@ from netslim.graph.modules.computed_convolutions import (
     may_compute,
 )
 from netslim.graph.modules.padded_calls import REDUCTIONS, PaddedCall
-from netslim.graph.modules.padded_norms import KINDS, ZEROS, NormWidth, PaddedNorm
+from netslim.graph.modules.padded_norms import KINDS, SLIDING, ZEROS, NormWidth, PaddedNorm
 
 
 def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
@@ -35,7 +35,7 @@ def pad(module: nn.Module, norm: NormWidth) -> None:
     Raises:
         SurgeryError: it cannot.
     """
-    if keeps_width(module, norm):
+    if keeps_width(module, norm) and norm.kind != SLIDING:
         return
     if norm.kind in CONVOLUTIONS and may_compute(module):
         keep_weight(module, norm.kind)

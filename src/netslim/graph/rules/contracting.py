@@ -203,7 +203,8 @@ def convolution(
             rec.atoms.freeze(lw.dims[d], "it is an axis of the kernel")
     dims = {d: v for d, v in lx.dims.items() if d != 1}
     for d in [d for d in dims if d > 1]:
-        along_space(rec, dims, d, "a convolution", stays=out.shape[d] == x.shape[d])
+        if not _one_by_one(w, d, stride, padding):
+            along_space(rec, dims, d, "a convolution", stays=out.shape[d] == x.shape[d])
     read: int | Vector
     if groups == 1:
         read, made = _plain(rec, x, lx, lw, transposed)
@@ -220,6 +221,13 @@ def convolution(
     width = extent(dims.get(1), out.shape[1])
     rec.cost("convolution", prod(w.shape[2:]), *places, read, width)
     rec.set(out, dims, lx.weight and lw.weight)
+
+
+def _one_by_one(w: Tensor, dim: int, stride: Any, padding: Any) -> bool:
+    """Whether a window over a dimension takes each of its entries by itself."""
+    if w.shape[dim] != 1 or stride is None:
+        return False
+    return int(stride[dim - w.dim()]) == 1 and int(padding[dim - w.dim()]) == 0
 
 
 @rule(

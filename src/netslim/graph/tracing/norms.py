@@ -23,6 +23,7 @@ from netslim.graph.modules.known_norms import Known, known
 from netslim.graph.modules.padded_calls import Read, reading
 from netslim.graph.modules.padded_norms import (
     KINDS,
+    SLIDING,
     ZEROS,
     NormWidth,
     PaddedGroupNorm,
@@ -30,6 +31,7 @@ from netslim.graph.modules.padded_norms import (
     PaddedWholeNorm,
 )
 from netslim.graph.modules.padded_reductions import PaddedReduction
+from netslim.graph.modules.padded_sliding import PaddedSliding
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule, Use
@@ -234,7 +236,8 @@ class Norms:
         self, module: nn.Module, x: Tensor, output: Tensor, coupled: list[Vector]
     ) -> tuple[Vector, Known] | None:
         """What a module normalises over, and how; None where it is no such normalisation."""
-        if module in self.hooked or (kind := self._known(module, x)) is None:
+        kind = self._sliding(module, x) or self._known(module, x)
+        if module in self.hooked or kind is None:
             return None
         labels = self.recorder.get(x).dims
         if kind.kind == PaddedWholeNorm.kind and 1 not in labels:  # it may be any of several
@@ -262,6 +265,12 @@ class Norms:
         find = self.recorder.atoms.find
         left = self.recorder.get(output).dims.values()
         return not any(np.isin(find(other), find(vector)).any() for other in left)
+
+    def _sliding(self, module: nn.Module, x: Tensor) -> Known | None:
+        """What a convolution is whose input has channels in the place of space."""
+        if type(module) is not nn.Conv1d or len(_SHAPE(x)) - 1 not in self.recorder.get(x).dims:
+            return None
+        return Known(NormWidth("", SLIDING, -1, 0), bare=True)
 
     def _known(self, module: nn.Module, x: Tensor) -> Known | None:
         self.recorder.unwatched += 1
@@ -303,6 +312,9 @@ def _floating(out: Any) -> list[Tensor]:
 def _like(module: PaddedNorm, x: Tensor) -> tuple[Any, ...]:
     """(operator, its arguments), of PyTorch's, that does to channels what a module does."""
     aten, shape = torch.ops.aten, tuple(_SHAPE(x))
+    if isinstance(module, PaddedSliding):
+        window = module.stride, module.padding, module.dilation, False, (0,), module.groups
+        return aten.convolution.default, x, module.weight, module.bias, *window
     if isinstance(module, PaddedReduction):
         return aten.mean.dim, x, [module.padded_dim], module.keeps
     if isinstance(module, PaddedWholeNorm):
