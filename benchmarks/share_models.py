@@ -71,7 +71,7 @@ _WAVE = {"input_values": torch.linspace(-9, 9, 256).sin().reshape(1, 256)}
 TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Tensor]]] = {
     "bert": ("BertForSequenceClassification", "BertConfig", _TEXT, _WORDS),
     "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 64}, _WORDS),
-    "deberta-v2": ("DebertaV2ForSequenceClassification", "DebertaV2Config", {**_TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}, _WORDS),
+    "deberta-v2": ("DebertaV2ForSequenceClassification", "DebertaV2Config", {**_TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 8}, _WORDS),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", _GPT, _WORDS),
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", _DECODER, _WORDS),
     "opt": ("OPTForCausalLM", "OPTConfig", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "vocab_size": 64, "word_embed_proj_dim": 32, "pad_token_id": 0, "use_cache": False}, _WORDS),

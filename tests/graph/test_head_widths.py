@@ -54,6 +54,12 @@ class Block(nn.Module):
             q, k = q + 1, k + 1
         if self.kind == "root":
             y = F.scaled_dot_product_attention(q, k, v)
+        elif self.kind == "deep":  # in five dimensions it runs as products, which show no root
+            y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        elif self.kind == "unfound":
+            y = (lambda *given: F.scaled_dot_product_attention(*given))(
+                *(t[None] for t in (q, k, v))
+            )[0]
         elif self.kind in ("sdpa", "grouped"):
             y = F.scaled_dot_product_attention(q, k, v, scale=0.4, enable_gqa=self.grouped)
         else:
@@ -73,6 +79,8 @@ def block(kind="sdpa", keys=4):
 BOTH = {
     "table": (block("table"), 4),
     "alibi": (block("alibi"), 4),
+    "root": (block("root"), 4),
+    "deep": (block("deep"), 4),
     "grouped": (block("grouped", keys=2), 2),
     "repeated": (block("repeated", keys=2), 2),
 }
@@ -105,7 +113,11 @@ def test_heads_and_their_width_go_together_and_alone(kind, tmp_path):
 
 
 def test_what_was_cut_by_both_is_cut_again():
-    model = block("table")
+    for kind in ("table", "root"):
+        cut_again(block(kind))
+
+
+def cut_again(model):
     for left, width in ((3, 5), (2, 2)):
         graph = netslim.trace(model, X)
         masks = {
@@ -134,8 +146,10 @@ def test_a_budget_is_met_by_both():
 
 
 def test_what_cannot_be_exact_is_left_to_heads():
-    """A root of the width, numbers added to queries and keys, a normalisation over the width."""
-    for kind in ("root", "shifted", "normed"):
+    """A root of the width in code that cannot be read, numbers added to queries and keys, a
+    normalisation over the width.
+    """
+    for kind in ("unfound", "shifted", "normed"):
         graph = netslim.trace(block(kind), X)
         assert {g.name: g.size for g in graph.prunable if g.name != "a"} == {"q": 4}
 

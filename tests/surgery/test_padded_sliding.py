@@ -56,9 +56,7 @@ def outputs(model, x=PICTURES):
         return model(x)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"bias": False, "kernel": 3}]
-)
+@pytest.mark.parametrize("options", [{}, {"bias": False, "kernel": 3}])
 def test_channels_keep_the_places_that_they_slid_over(options, tmp_path):
     model = network(**options)
     graph = netslim.trace(model, PICTURES)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import linecache
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from netslim.graph.inventory import Inventory, Literal, Rest
 from netslim.graph.memory import Counter as Counting
 from netslim.graph.memory import lifetimes, outputs
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
+from netslim.graph.modules.padded_calls import ATTENTION
 from netslim.graph.modules.walk import (
     all_paths,
     fingerprint,
@@ -59,7 +60,7 @@ from netslim.graph.tracing.atoms import (
     numbered,
 )
 from netslim.graph.tracing.ports import Ports
-from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.recorder import RecordedNorm, Recorder
 from netslim.graph.tracing.remembered import Bindings
 
 _STATEMENT = 4  # lines that one may run over
@@ -213,6 +214,10 @@ class Classes:
             return True, True, "no weights read it"
         return True, False, None
 
+    def followed(self, vector: Vector) -> tuple[Vector, Vector]:
+        """(group, unit) of each entry of a dimension; -1 for no group."""
+        return self.group_of.take(vector), self.unit_of.take(vector)
+
     def count(self, factor: int | Vector) -> Count:
         """The count of a dimension: an integer, or a vector of atoms."""
         if isinstance(factor, (int, np.integer)):
@@ -301,7 +306,7 @@ def build(
         inventory,
         counted.outputs,
         counted.lifetimes,
-        tuple(_norms(recorder, classes)),
+        (*_norms(recorder.norms, classes.followed), *counted.norms),
         tuple(_ports(ports, classes)),
         tuple(_orders(recorder, classes)),
         blocks,
@@ -391,6 +396,7 @@ class _Counted:
         self, met: Met, count: Counting, widths: list[ChannelGroup], rules: list[SizeRule]
     ) -> None:
         self.widths, self.rules = widths, rules
+        self.norms: list[NormRule] = []  # that know the width of heads
         self.costs = tuple(
             [Cost(c.module, c.operator, tuple(map(count, c.factors)), c.call) for c in met.costs]
         )
@@ -427,7 +433,7 @@ def _with_widths(
     """All that is counted, where the width of heads goes, too; None where nothing of it can."""
     (first, ours), (second, theirs) = heads, narrower
     other = Classes(second.atoms)
-    known = [norm.vector for norm in second.norms]
+    known = [norm.vector for norm in second.norms if norm.known.kind != ATTENTION]
     known += [*second.orders.values(), *ports.inputs.values(), *ports.outputs.values()]
     widths = HeadWidths(classes, other, other.form(), known)
     both = met_in_both(first, second)
@@ -435,6 +441,8 @@ def _with_widths(
         found = _Counted(both, _remembering(widths.count), widths.groups, [])
         if widths.settled():
             found.rules = widths.rules(ours, theirs)
+            scaled = [norm for norm in second.norms if norm.known.kind == ATTENTION]
+            found.norms = list(_norms(scaled, widths.followed))
             return found
     return None
 
@@ -446,11 +454,13 @@ def _renamed(widths: list[ChannelGroup], groups: list[ChannelGroup]) -> list[Cha
     return [replace(group, name=name) for group, name in zip(widths, names, strict=True)]
 
 
-def _norms(recorder: Recorder, classes: Classes) -> Iterator[NormRule]:
+def _norms(
+    norms: Iterable[RecordedNorm], followed: Callable[[Vector], tuple[Vector, Vector]]
+) -> Iterator[NormRule]:
     """The normalisations that can go on over their width, each module once for each place."""
     seen = set()
-    for norm in recorder.norms:
-        groups, units = classes.group_of.take(norm.vector), classes.unit_of.take(norm.vector)
+    for norm in norms:
+        groups, units = followed(norm.vector)
         key = norm.module, norm.known.row.call, groups.tobytes(), units.tobytes()
         if key not in seen and (groups >= 0).any():
             seen.add(key)

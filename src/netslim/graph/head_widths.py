@@ -109,6 +109,12 @@ class HeadWidths:
         heads = self._first.unit_of.take(atoms)
         return np.bincount(heads * group.size + part.units, minlength=size * group.size)
 
+    def followed(self, vector: Vector) -> tuple[Vector, Vector]:
+        """(group, unit) of each entry of a dimension of the second trace; -1 for no group."""
+        numbers = self._numbers.take(self._second.group_of.take(vector))
+        groups = np.where(numbers < 0, -1, numbers + len(self._first.sizes))
+        return groups, self._second.unit_of.take(vector)
+
     def settled(self) -> bool:
         """Whether all counts so far could be told; else there are fewer groups from now on."""
         done = not self._refused

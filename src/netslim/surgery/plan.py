@@ -211,9 +211,9 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         patches[p.module, p.attribute] = replace(p, old=original.old)
     groups = _compose_groups(first.groups, second.groups)
     norms = {norm.place: norm.lasting for norm in (*second.norms, *first.norms)}
+    norms |= _norms_after(first.norms, second.norms)
     added = [bias_of(path) for path in first.biases]
     dropped = composed(first.dropped, second.dropped, first.tensors, added)
-    norms |= _norms_after(first.norms, second.norms)
     both = PruningPlan(
         first.fingerprint,
         groups,

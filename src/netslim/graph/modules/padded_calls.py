@@ -28,6 +28,7 @@ from netslim.graph.modules.padded_norms import (
     standardised,
 )
 
+ATTENTION = "scaled_dot_product_attention()"  # over the width of heads
 Told = tuple[Any, ...]  # an operator of PyTorch's and its arguments
 
 
@@ -189,6 +190,18 @@ def _group_norm(
     return _scaled(x.movedim(1, -1), out.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
+def _attention(
+    call: PaddedCall, x: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Divided by the root of the width that heads had."""
+    given = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal}
+    if enable_gqa:
+        given["enable_gqa"] = True
+    root = call.row.width**-0.5
+    return F.scaled_dot_product_attention(x, key, value, **given, scale=root)  # type: ignore[arg-type]
+
+
 def _scaled(like: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """With weight and bias, and of the data type of the input."""
     if weight is not None:
@@ -295,6 +308,15 @@ def _untold(x: Tensor, given: Mapping[str, Any]) -> Told:
     raise AssertionError("nothing takes its place")
 
 
+def _queries(x: Tensor, given: Mapping[str, Any]) -> tuple[int, ...]:
+    return (x.dim() - 1,)
+
+
+def _as_attention(x: Tensor, given: Mapping[str, Any]) -> Told:
+    operator = torch.ops.aten._scaled_dot_product_attention_math.default
+    return operator, x, given["key"], given["value"], given["attn_mask"]
+
+
 class Reduction(NamedTuple):
     """A function of PyTorch's over channels: how it is computed over more, over which dimensions it
     runs, and which operator does to channels what it does.
@@ -314,6 +336,8 @@ class Reduction(NamedTuple):
         given = dict(bound.arguments)
         if isinstance(given.get("dim"), (bool, Tensor)) or given.get("out") is not None:
             return None
+        if given.get("scale") is not None:  # one that is passed stays as it is
+            return None
         return given
 
 
@@ -330,6 +354,7 @@ REDUCTIONS: dict[str, Reduction] = {
     "layer_norm()": Reduction(_layer_norm, _last, _as_layer_norm),
     "rms_norm()": Reduction(_rms_norm, _last, _as_layer_norm),
     "group_norm()": Reduction(_group_norm, _second, _as_group_norm),
+    ATTENTION: Reduction(_attention, _queries, _as_attention),
 }
 _LENGTHS: dict[str, Any] = {
     "sum": _sum,
@@ -406,4 +431,4 @@ def _zeros_add_nothing(given: Mapping[str, Any]) -> bool:
     return power == "fro" or (isinstance(power, (int, float)) and power > 0)
 
 
-__all__ = ["FUNCTIONS", "REDUCTIONS", "PaddedCall", "Read", "padded_call", "reading"]
+__all__ = ["ATTENTION", "FUNCTIONS", "REDUCTIONS", "PaddedCall", "Read", "padded_call", "reading"]

@@ -24,7 +24,7 @@ from netslim.graph.rules.registry import (
     without,
 )
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Vector
-from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.recorder import BY_THE_ROOT, Labels, Recorder
 from netslim.graph.tracing.shapes import split_vector
 
 # --- what all of them do --------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def _contract(
     if met is None:
         return None
     if a.weight and b.weight:
-        if not kept:
+        if not kept and not _read_by_one(rec, a, da, b, db):
             rec.couple(met, f"a product of weights over the channels ({what})")
     elif a.weight:
         rec.mark(a, da, CONSUMER)
@@ -57,6 +57,23 @@ def _contract(
         else:
             rec.couple(met, f"a product of activations over the channels ({what})")
     return met
+
+
+def _read_by_one(rec: Recorder, a: Labels, da: int, b: Labels, db: int) -> bool:
+    """Whether one side of a product of weights is a parameter, in which zeros silence channels.
+
+    As the last layer is of a small network that computes weights, position biases say, from
+    constants. What makes the channels is then on the other side, which is no parameter as it is.
+    """
+    for side, dim, other in ((b, db, a), (a, da, b)):
+        if _is_parameter(side) and not _is_parameter(other):
+            rec.mark(side, dim, CONSUMER)
+            return True
+    return False
+
+
+def _is_parameter(labels: Labels) -> bool:
+    return labels.formula is None or labels.formula.moved
 
 
 def _free(rec: Recorder, source: Labels, dim: int, into: dict[int, Vector], at: int) -> None:
@@ -420,7 +437,7 @@ def attention(
     met = _contract(rec, lq, last, lk, last, "attention")
     rec.may_narrow |= bool(dims) and kwargs.get("scale") is not None
     if kwargs.get("scale") is None:
-        rec.couple(met, "attention divides by the root of their number")
+        rec.couple(met, BY_THE_ROOT)
     if last in lv.dims:
         dims[last] = lv.dims[last]
     batch = [dims.get(d, n) for d, n in enumerate(q.shape[:-1])]

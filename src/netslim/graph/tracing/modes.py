@@ -32,7 +32,7 @@ from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
 from netslim.graph.tracing.by_another import BY_ANOTHER
 from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, spread, widths_passed
-from netslim.graph.tracing.recorder import Recorder, Rule
+from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder, Rule
 from netslim.graph.tracing.sizes import Size
 from netslim.graph.tracing.storages import tensors_in
 
@@ -257,6 +257,8 @@ class Function(TorchFunctionMode):
             out = self._run(func, args, kwargs)
         finally:
             recorder.calls.pop()
+        if func is F.scaled_dot_product_attention:
+            _hold_root(recorder, *args, **kwargs)
         if not recorder.calls and (func in FUNCTIONS or func is padded_call):
             self.within(func, args, kwargs, out, before)
         return out
@@ -299,6 +301,12 @@ def _hold_shape(
     dims, first = recorder.get(input).dims, input.dim() - len(normalized_shape)
     for d, size in enumerate(normalized_shape, first):
         recorder.constrain(size, dims.get(d), int.__int__(size))
+
+
+def _hold_root(recorder: Recorder, query: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Without a scale attention divides by the root of a width, whatever operators it runs as."""
+    if kwargs.get("scale") is None:
+        recorder.couple(recorder.get(query).dims.get(query.dim() - 1), BY_THE_ROOT)
 
 
 def _size(shape: Any, dim: int | None = None) -> Any:

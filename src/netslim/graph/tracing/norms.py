@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from netslim.graph.modules.call_sites import Site, base_class, caller, replaceable, site_of
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.known_norms import Known, known
-from netslim.graph.modules.padded_calls import Read, reading
+from netslim.graph.modules.padded_calls import ATTENTION, Read, reading
 from netslim.graph.modules.padded_norms import (
     KINDS,
     SLIDING,
@@ -34,7 +34,7 @@ from netslim.graph.modules.padded_reductions import PaddedReduction
 from netslim.graph.modules.padded_sliding import PaddedSliding
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
-from netslim.graph.tracing.recorder import RecordedNorm, Recorder, Rule, Use
+from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Rule, Use
 from netslim.graph.tracing.storages import tensors_in
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
@@ -127,35 +127,48 @@ class Norms:
         frame = caller(function)
         if frame is None:
             return
-        held = self._mixed_by(out, began)
-        call = _Call(None, [])
+        read, call = reading(function, args, kwargs), _Call(None, [])
         same = self.places.setdefault((self.recorder.module, frame.f_code, frame.f_lasti), [])
         same.append(call)
-        read = reading(function, args, kwargs)
-        if held and read is not None:
-            call.norm = self._in_code(read, frame, held)
-        if call.norm is not None:
-            call.coupled = held
-            self._release(out, began)
-            self.within.append(call)
-            self.recorder.norms.append(call.norm)
+        if read is not None:
+            held = self._mixed_by(read, out, began)
+            if held:
+                call.norm = self._in_code(read, frame, held)
+            if call.norm is not None:
+                call.coupled = held
+                self._release(held, out)
+                self.within.append(call)
+                self.recorder.norms.append(call.norm)
+            elif read.kind == ATTENTION:
+                self._may_narrow(read, frame)
         if not self._one_row(same):
             self._leave_coupled(same)
 
-    def _mixed_by(self, out: Any, began: int) -> list[tuple[Vector, str]]:
-        """What a call has coupled, and what using its results would couple."""
+    def _mixed_by(self, read: Read, out: Any, began: int) -> list[tuple[Vector, str]]:
+        """What a call has coupled, and what using its results would couple.
+
+        Of attention what its scale does alone: its product and its shares are other things.
+        """
         atoms = self.recorder.atoms
         waiting = [use.args for use in self._waiting(out) if use.func == atoms.couple]
-        return atoms.coupled[began:] + waiting
+        held = atoms.coupled[began:] + waiting
+        if read.kind == ATTENTION:
+            held = [pair for pair in held if pair[1].startswith(BY_THE_ROOT)]
+        return held
 
-    def _release(self, out: Any, began: int) -> None:
-        """Forget what `_mixed_by` gives."""
-        atoms = self.recorder.atoms
-        del atoms.coupled[began:]
+    def _release(self, held: list[tuple[Vector, str]], out: Any) -> None:
+        """Forget that these are coupled, or will be."""
+        atoms, gone = self.recorder.atoms, set(map(id, held))
+        reasons = {(id(vector), reason) for vector, reason in held}
+        atoms.coupled[:] = [pair for pair in atoms.coupled if id(pair) not in gone]
         for tensor in _floating(out):
             found = self.recorder.awaited.get(id(tensor))
             if found is not None:
-                found.uses[:] = [use for use in found.uses if use.func != atoms.couple]
+                found.uses[:] = [
+                    use
+                    for use in found.uses
+                    if use.func != atoms.couple or (id(use.args[0]), use.args[1]) not in reasons
+                ]
 
     def _waiting(self, out: Any) -> list[Use]:
         """What is to be done once somebody uses the results of a call."""
@@ -183,6 +196,12 @@ class Norms:
         row = NormWidth("", read.kind, over[0], 0, call=site.place, text=site.text)
         width = read.width or len(vector)
         return RecordedNorm(self.recorder.module, Known(row, bare=True), width, vector)
+
+    def _may_narrow(self, read: Read, frame: FrameType) -> None:
+        """Note that the width of heads may go, in a second run, where a scale can be passed."""
+        heads = [d for d in self.recorder.get(read.x).dims if d not in read.dims]
+        if heads and self._site(frame, read.kind) is not None:
+            self.recorder.may_narrow = True
 
     def _site(self, frame: FrameType, kind: str) -> Site | None:
         """Where in the code of the running module a call is, if it can be replaced."""

@@ -66,6 +66,7 @@ _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
 _RUN, _SIZES = _HERE + "running.py", _HERE + "sizes.py"
 _OURS = str(Path(watching.__file__).parent) + os.sep  # modules that we put in the place of others
+BY_THE_ROOT = "attention divides by the root of their number"
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
 # What to write in place of a number, so that it follows a cut.
