@@ -1,0 +1,188 @@
+"""From cut to device: float, cut, int8, and cut and int8, of ten small networks on CIFAR-10.
+
+Each network is trained on a part of the training images, written as ONNX in float and in int8, cut
+to half of its multiply-accumulates in widths of eights, trained on, and written in both again: the
+stages of a recipe.
+The four files then run in ONNX Runtime on one thread: the same test images for each, and times
+taken in turn in one process, medians with quartiles. Training is short and the networks are small:
+the table shows what each step costs and saves, not how good the networks can become.
+
+    python benchmarks/devices.py [--networks resnet20 ...] [--work runs/devices] [--page docs/devices.md]
+
+What is finished in --work is not done again, down to the epoch, and a row that is in
+results/devices.json stays; --page writes the table there into the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import RESULTS, record, show
+
+from netslim.report.numbers import percent, signed
+from netslim.training.commands import looking
+from netslim.training.loop.progress import Display
+from netslim.training.recipe.reading import parse_recipe
+from netslim.training.recipe.schema import Recipe
+from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.measure import side_by_side
+from netslim.training.stages.quantize import InOnnxRuntime
+from netslim.training.stages.runner import Runner
+
+VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "VGG-16 / 4": {"name": "zoo:vgg16", "width": 0.25},
+    "ResNet-20": {"name": "zoo:resnet20"},
+    "ResNet-32 / 2": {"name": "zoo:resnet32", "width": 0.5},
+    "PreResNet-20": {"name": "zoo:preresnet", "depth": 20},
+    "DenseNet-16": {"name": "zoo:densenet", "depth": 16, "growth": 8},
+    "ResNet-18": {"name": "torchvision:resnet18"},
+    "MobileNetV2 / 2": {"name": "torchvision:mobilenet_v2", "width_mult": 0.5},
+    "ResNet-10-T": {"name": "timm:resnet10t"},
+    "RegNetX-200MF": {"name": "timm:regnetx_002"},
+    "ViT, 4 blocks": {"name": "timm:vit_tiny_patch16_224", **VIT},
+}
+FORMS = ("float", "int8", "cut", "cut and int8")
+STAGES = ("whole", "small")  # of quantize stages
+IMAGES, EPOCHS, TUNED, TESTED = 4000, 3, 1, 5000
+SEED = 0
+
+
+def recipe_of(model: dict[str, Any]) -> Recipe:
+    """From a fresh network to four files."""
+    schedule = {"name": "onecycle"}
+    optimizer: dict[str, Any] = {"lr": 0.05}
+    if "vit" in model["name"]:
+        optimizer = {"name": "adamw", "lr": 1e-3}
+    training = {"optimizer": optimizer, "schedule": schedule}
+    tuning = {"optimizer": {**optimizer, "lr": optimizer["lr"] / 5}, "schedule": schedule}
+    return parse_recipe(
+        {
+            "name": "devices",
+            "title": "From cut to device",
+            "seed": SEED,
+            "data": {
+                "name": "hf:cifar10",
+                "subset": IMAGES,
+                "batch_size": 64,
+                "augment": {"pad": 4, "flip": True},
+            },
+            "model": model,
+            "trainer": {"threads": 1, "device": "cpu", "tensorboard": False},
+            "stages": [
+                {"kind": "train", "epochs": EPOCHS, **training},
+                {"kind": "quantize", "name": STAGES[0]},
+                {"kind": "prune", "budget": {"cut_macs": 0.5}, "round_to": 8},
+                {"kind": "finetune", "epochs": TUNED, **tuning},
+                {"kind": "quantize", "name": STAGES[1]},
+            ],
+        },
+        whole=False,
+    )
+
+
+def row_of(label: str, work: Path) -> dict[str, Any]:
+    """One network: what each of its four files does."""
+    started, recipe = time.process_time(), recipe_of(NETWORKS[label])
+    folder = RunFolder(work / re.sub(r"\W+", "-", label.lower()).strip("-"))
+    with folder.lock():
+        folder.claim(recipe)
+        runner = Runner(recipe, folder, Display(), "")
+        for index, stage in enumerate(recipe.stages):
+            runner.stage(index, stage)
+    files = []
+    for place, stage in zip(runner.folders, recipe.stages, strict=True):
+        if stage.kind == "quantize":
+            files += [place.forms.exact, place.forms.int8]
+    running = {
+        name: InOnnxRuntime(path.read_bytes()) for name, path in zip(FORMS, files, strict=True)
+    }
+    accuracy, labels = looking.accuracy(runner, "test", TESTED)
+    found = {name: accuracy(one) for name, one in running.items()}
+    times = side_by_side(dict(running), torch.zeros(1, *runner.data.shape), torch.device("cpu"))
+    rows = {
+        name: {
+            "accuracy": found[name],
+            "bytes": path.stat().st_size,
+            "median_ms": times[name].median_ms,
+            "low_ms": times[name].low_ms,
+            "high_ms": times[name].high_ms,
+            "repeats": times[name].repeats,
+        }
+        for name, path in zip(FORMS, files, strict=True)
+    }
+    seconds = round(time.process_time() - started, 1)
+    return {"model": NETWORKS[label], "images": len(labels), "processor_seconds": seconds, **rows}
+
+
+def markdown(rows: dict[str, Any]) -> str:
+    """The table: accuracy with its difference, bytes, milliseconds with their quartiles."""
+    lines = [
+        f"| network | {' | '.join(FORMS)} | int8 is faster, whole and cut | all is faster | all is smaller |",
+        "|---" * (len(FORMS) + 4) + "|",
+    ]
+    for label, row in rows.items():
+        cells = [_cell(row, name) for name in FORMS]
+        ratios = [
+            f"{row['float']['median_ms'] / row['int8']['median_ms']:.2f} ×, "
+            f"{row['cut']['median_ms'] / row['cut and int8']['median_ms']:.2f} ×",
+            f"{row['float']['median_ms'] / row['cut and int8']['median_ms']:.1f} ×",
+            f"{row['float']['bytes'] / row['cut and int8']['bytes']:.1f} ×",
+        ]
+        lines.append(f"| {' | '.join([label, *cells, *ratios])} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    one, accuracy = row[name], percent(row[name]["accuracy"], 1)
+    if name != "float":
+        accuracy += f" ({signed(100 * (one['accuracy'] - row['float']['accuracy']))})"
+    return (
+        f"{accuracy}, {one['bytes'] / 1e6:.2f} MB, {one['median_ms']:.2f} ms "
+        f"({one['low_ms']:.2f} to {one['high_ms']:.2f})"
+    )
+
+
+def write_page(path: Path, table: str) -> None:
+    """Put the table between its two marks."""
+    text = path.read_text(encoding="utf-8")
+    marked = re.compile(r"(<!-- table -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+    path.write_text(marked.sub(lambda found: f"{found[1]}{table}{found[2]}", text), "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--work", type=Path, default=Path("runs/devices"))
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    path, rows = RESULTS / "devices.json", {}
+    if path.exists():
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    for label in options.networks:
+        if label in rows:
+            continue
+        rows[label] = row_of(label, options.work)
+        settings = {"images": IMAGES, "epochs": EPOCHS, "tuned": TUNED, "seed": SEED}
+        runtimes = {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript", "timm")}
+        rows = {name: rows[name] for name in NETWORKS if name in rows}
+        record("devices", {"settings": settings, "runtimes": runtimes, "rows": rows})
+    if options.page is not None:
+        write_page(options.page, markdown(rows))
+    show(
+        "From cut to device",
+        ["network", *FORMS],
+        [[label, *(_cell(row, name) for name in FORMS)] for label, row in rows.items()],
+    )
+
+
+if __name__ == "__main__":
+    main()
