@@ -1,7 +1,7 @@
 """From cut to device: float, cut, int8, and cut and int8, of ten small networks on CIFAR-10.
 
 Each network is trained on a part of the training images, written as ONNX in float and in int8, cut
-to half of its multiply-accumulates in widths of eights, trained on, and written in both again: the
+to half of its multiply-accumulates in widths of fours, trained on, and written in both again: the
 stages of a recipe.
 The four files then run in ONNX Runtime on one thread: the same test images for each, and times
 taken in turn in one process, medians with quartiles. Training is short and the networks are small:
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ def recipe_of(model: dict[str, Any]) -> Recipe:
             "stages": [
                 {"kind": "train", "epochs": EPOCHS, **training},
                 {"kind": "quantize", "name": STAGES[0]},
-                {"kind": "prune", "budget": {"cut_macs": 0.5}, "round_to": 8},
+                {"kind": "prune", "budget": {"cut_macs": 0.5}, "round_to": 4},
                 {"kind": "finetune", "epochs": TUNED, **tuning},
                 {"kind": "quantize", "name": STAGES[1]},
             ],
@@ -90,13 +89,13 @@ def recipe_of(model: dict[str, Any]) -> Recipe:
 
 def row_of(label: str, work: Path) -> dict[str, Any]:
     """One network: what each of its four files does."""
-    started, recipe = time.process_time(), recipe_of(NETWORKS[label])
+    recipe, seconds = recipe_of(NETWORKS[label]), 0.0
     folder = RunFolder(work / re.sub(r"\W+", "-", label.lower()).strip("-"))
     with folder.lock():
         folder.claim(recipe)
         runner = Runner(recipe, folder, Display(), "")
         for index, stage in enumerate(recipe.stages):
-            runner.stage(index, stage)
+            seconds += runner.stage(index, stage)["seconds"]
     files = []
     for place, stage in zip(runner.folders, recipe.stages, strict=True):
         if stage.kind == "quantize":
@@ -118,8 +117,8 @@ def row_of(label: str, work: Path) -> dict[str, Any]:
         }
         for name, path in zip(FORMS, files, strict=True)
     }
-    seconds = round(time.process_time() - started, 1)
-    return {"model": NETWORKS[label], "images": len(labels), "processor_seconds": seconds, **rows}
+    seconds = round(seconds, 1)
+    return {"model": NETWORKS[label], "images": len(labels), "seconds": seconds, **rows}
 
 
 def markdown(rows: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ def test_export_for_programs(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "net.tflite"], "write to a file that ends in .onnx or .pt2"),
+        (["--out", "net.tflite"], "write to a file that ends in .aoti.pt2, .onnx"),
         (
             ["--out", "net.pt2", "--batch", "0"],
             "--batch 0: give a number of examples, 1 or more, or dynamic",

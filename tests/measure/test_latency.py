@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import netslim
+from netslim._support import packages
 from netslim.errors import ArgumentError, TraceError
 from netslim.measure.backends import prepared
 from netslim.measure.latency import Latency, latency, timed
-from netslim.models import onnx_session
 from netslim.models.export import onnx_bytes
 from netslim.models.onnx_session import Session
 
@@ -260,7 +260,7 @@ def test_onnxruntime_takes_as_many_threads_as_torch(net, x, onnxruntime):
 
 
 def test_a_missing_package_is_named(net, x, monkeypatch):
-    monkeypatch.setattr(onnx_session, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match=r"pip install 'netslim\[onnx\]'"):
         latency({"net": net}, x, backend="onnxruntime")
     assert net.training

@@ -13,7 +13,8 @@ def imported_later(room: str, homes: Mapping[str, str]) -> Callable[[str], objec
 
     Args:
         room: the package, by its dotted name.
-        homes: name -> the module of the package that it is from, within the package.
+        homes: name -> the module that it is from: within the package, or with a dot before it,
+            from netslim down.
 
     Raises:
         AttributeError: by what is returned, for any other name.
@@ -21,7 +22,11 @@ def imported_later(room: str, homes: Mapping[str, str]) -> Callable[[str], objec
 
     def found(name: str) -> object:
         if name in homes:
-            value = getattr(importlib.import_module(f"{room}.{homes[name]}"), name)
+            home = homes[name]
+            module = f"{room}.{home}"
+            if home.startswith("."):
+                module = f"netslim{home}"
+            value = getattr(importlib.import_module(module), name)
             setattr(sys.modules[room], name, value)
             return value
         if not name.startswith("_") and importlib.util.find_spec(f"{room}.{name}"):

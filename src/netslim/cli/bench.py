@@ -59,7 +59,8 @@ def register(parser: Parser) -> None:
         choices=get_args(Backend),
         nargs="+",
         default=["eager"],
-        help="what runs them: the module as it is, torch.compile, ONNX Runtime (default: eager)",
+        help="what runs them: the module as it is, torch.compile, or another runtime (default: "
+        "eager)",
     )
     parser.add_argument(
         "--threads", metavar="N", type=int, help="CPU threads (default: as torch has them)"

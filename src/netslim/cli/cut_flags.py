@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from netslim.cli.registered import allocations, criteria, first_paragraph
 from netslim.errors import ArgumentError, RecipeError
-from netslim.measure.runtimes import Backend
+from netslim.measure.runtimes import TableBackend
 from netslim.selection.options import Compensation, Limits, Scoring, declared
 from netslim.training.recipe.schema import assembled, option_types
 
@@ -189,7 +189,7 @@ def add_latency(group: Any, what: str) -> None:
     )
     group.add_argument(
         "--backend",
-        choices=get_args(Backend),
+        choices=get_args(TableBackend),
         help=f"for {what}: what the network will run with (default: eager)",
     )
 

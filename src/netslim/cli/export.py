@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from netslim.cli.common import add_inputs, add_json, examples, model_options, note, print_json
 from netslim.cli.flags import MODELS, RUNTIMES, add_network
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
+from netslim.models.other_files import Format
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from netslim.models import Exported
 
 _EXPORT = """\
-Write a network to a file for another runtime: ONNX (.onnx) or torch.export (.pt2). The file is read
-back and run, on random inputs and on batches of several sizes, and is there only if its outputs
-equal those of the network. Nothing is overwritten.
+Write a network to a file for another runtime: ONNX (.onnx), torch.export (.pt2), OpenVINO (.xml,
+with a .bin beside it), ExecuTorch (.pte) or AOTInductor (.aoti.pt2: machine code for machines like
+this one). The file is read back and run, on random inputs and on batches of several sizes, and is
+there only if its outputs equal those of the network. Nothing is overwritten.
 """
 
 _MORE = (
@@ -30,6 +32,7 @@ _MORE = (
     + """
   netslim export small.safetensors --input 3 32 32 --out small.onnx
   netslim export small.safetensors --input 3 32 32 --out small.pt2 --batch 8
+  netslim export small.safetensors --input 3 32 32 --out small.pte --batch 1
   netslim export mypackage.models:tagger --input 32 --dtype int64 --out tagger.onnx --opset 18
 """
 )
@@ -45,7 +48,12 @@ def register(parser: Parser) -> None:
         metavar="FILE",
         type=Path,
         required=True,
-        help="the .onnx or .pt2 file to write; it must not exist yet",
+        help="the file to write; it must not exist yet, and its ending says the format",
+    )
+    parser.add_argument(
+        "--to",
+        choices=get_args(Format),
+        help="the format, for a file whose ending says none, or another one",
     )
     parser.add_argument(
         "--batch", metavar="N", default="dynamic", help="one batch size for good (default: dynamic)"
@@ -109,6 +117,7 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         network,
         inputs,
         options.out,
+        format=options.to,
         dynamic_batch=dynamic,
         opset=options.opset,
         tolerance=_tolerance(options.tolerance),

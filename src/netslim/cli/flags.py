@@ -12,6 +12,7 @@ from typing import Any
 
 from netslim.cli.common import add_trust, add_weights
 from netslim.errors import RecipeError
+from netslim.models.other_files import WEIGHTS, no_checkpoint
 
 MODELS = """\
 MODEL is a .safetensors file written by netslim, or zoo:NAME, torchvision:NAME, timm:NAME or
@@ -25,8 +26,9 @@ DATA is digits, torchvision:CIFAR10 (CIFAR100, SVHN, MNIST, ...), folder:PATH (p
 sub-folder for each class), hf:PATH or wds:PATH.
 """
 RUNTIMES = """\
-ONNX takes the packages that pip install 'netslim[onnx]' brings, the backend compile a C++ compiler
-(on a GPU: Triton).
+ONNX takes the packages that pip install 'netslim[onnx]' brings, OpenVINO and ExecuTorch those of
+'netslim[openvino]' and 'netslim[executorch]'; compile and AOTInductor a C++ compiler (on a GPU:
+Triton).
 """
 RATES = ("momentum", "weight_decay")  # of the optimizer, besides the learning rate
 
@@ -160,8 +162,6 @@ def add_training(group: Any, epochs: int, rate: float) -> None:
 
 def _check_teacher(teacher: str) -> None:
     """Refuse a folder, and an export, which cannot teach with whatever weights beside it."""
-    from netslim.models.other_files import WEIGHTS, no_checkpoint
-
     told = no_checkpoint(teacher)
     if told and not teacher.endswith(WEIGHTS):
         raise RecipeError(f"--teacher: {told}")

@@ -1,4 +1,4 @@
-"""A model on its inputs as one call: as it is, compiled, or in ONNX Runtime."""
+"""A model on its inputs as one call: as it is, compiled, or in another runtime."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
@@ -18,8 +20,9 @@ from netslim.errors import ArgumentError, ExportError, TraceError
 from netslim.graph.modules.calls import advice, as_call, evaluating
 from netslim.graph.modules.unwrapping import inside, without_values
 from netslim.measure.runtimes import Backend
-from netslim.models.export import onnx_bytes
+from netslim.models.export import onnx_bytes, program_of
 from netslim.models.onnx_session import Session, quietly
+from netslim.models.runtimes import aotinductor, executorch, openvino
 from netslim.surgery.ports import cut_inputs
 
 Call = Callable[[], object]
@@ -77,14 +80,14 @@ def prepared(
         yield Ready(_BACKENDS[backend](model, inputs, place, name), place, backend)
 
 
-def check_backend(backend: str) -> None:
-    """Refuse what is no backend.
+def check_backend(backend: str, among: Any = Backend) -> None:
+    """Refuse what is no backend, or none of those `among` which is to be chosen.
 
     Raises:
         ArgumentError: names those there are.
     """
-    if backend not in get_args(Backend):
-        known = ", ".join(get_args(Backend))
+    if backend not in get_args(among):
+        known = ", ".join(get_args(among))
         raise ArgumentError(f"latency: there is no backend {backend!r}; choose one of {known}")
 
 
@@ -176,8 +179,47 @@ def _onnxruntime(model: nn.Module, inputs: Any, device: torch.device, name: str)
     return running.bound(inputs)
 
 
+def _openvino(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
+    """The model as ONNX in OpenVINO."""
+    with _on_the_cpu(device, name, "OpenVINO"):
+        openvino.need()
+        return openvino.Network(onnx_bytes(model, inputs)).bound(inputs)
+
+
+def _executorch(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
+    """The model in ExecuTorch."""
+    with _on_the_cpu(device, name, "ExecuTorch"):
+        executorch.need()
+        return executorch.Network(executorch.content(program_of(model, inputs), {})).bound(inputs)
+
+
+def _aotinductor(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
+    """The model compiled ahead of time; the package may go once it is loaded."""
+    try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model.pt2"
+            path.write_bytes(aotinductor.content(program_of(model, inputs), {}))
+            return aotinductor.Network(str(path)).bound(inputs)
+    except ExportError as problem:
+        raise ArgumentError(f"latency: {name!r} cannot be compiled ahead: {problem}") from problem
+
+
+@contextmanager
+def _on_the_cpu(device: torch.device, name: str, runtime: str) -> Iterator[None]:
+    """For a runtime that is used on the CPU alone, and may not take a model."""
+    if device.type != "cpu":
+        raise ArgumentError(f"latency: {runtime} is timed on the CPU: give device='cpu'")
+    try:
+        yield
+    except ExportError as problem:
+        raise ArgumentError(f"latency: {name!r} cannot run in {runtime}: {problem}") from problem
+
+
 _BACKENDS: dict[Backend, Callable[[nn.Module, Any, torch.device, str], Call]] = {
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "executorch": _executorch,
+    "aotinductor": _aotinductor,
 }

@@ -112,14 +112,16 @@ def latency(
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs, timed
             whole.
         backend: `eager` calls the module as it is; `compile` passes it through `torch.compile`, for
-            these shapes alone; `onnxruntime` runs it as ONNX (`pip install netslim[onnx]`).
+            these shapes alone; `aotinductor` compiles it ahead of time, as a program of its own;
+            `onnxruntime` and `openvino` run it as ONNX, `executorch` in that runtime; the last two
+            are timed on the CPU alone (`pip install netslim[onnx]`, `[openvino]`, `[executorch]`).
             Compiling and exporting come before the first sample, and the modules stay as they are.
         repeats: rounds, and so samples a model, at most (at least 5).
         budget_seconds: no new round begins after this many seconds, once there are 5.
         warmup: calls of each model before the first sample.
         device: where to run; by default where each model's parameters are.
-        threads: CPU threads to use meanwhile (`torch.set_num_threads`, and the same number in ONNX
-            Runtime); by default as set.
+        threads: CPU threads to use meanwhile (`torch.set_num_threads`, and the same number in the
+            other runtimes); by default as set.
 
     Raises:
         ArgumentError: an option is out of range, a device or backend cannot be used here, the

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
-Backend = Literal["eager", "compile", "onnxruntime"]
+TableBackend = Literal["eager", "compile", "onnxruntime"]  # what times layers one by one, too
+Backend = Literal["eager", "compile", "onnxruntime", "openvino", "executorch", "aotinductor"]
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "TableBackend"]

@@ -1,4 +1,5 @@
-"""Networks written for other runtimes, as ONNX or by `torch.export`, and compared there.
+"""Networks written for other runtimes and compared there: ONNX, `torch.export`, OpenVINO,
+ExecuTorch, AOTInductor.
 
 A file gets its name only after it was read back, run, and found to compute what the module computes
 (`netslim.models.parity`): who finds a file can rely on it.
@@ -10,7 +11,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -32,10 +33,12 @@ from netslim.graph.modules.calls import (
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.models.onnx_session import Session, innermost, need_onnx, quietly, tensors_of
-from netslim.models.other_files import EXPORTS, Format
+from netslim.models.other_files import EXPORTS, Format, format_of
 from netslim.models.parity import Computes, batch_size, batched, compare, run, with_batch
+from netslim.models.runtimes import aotinductor, executorch, openvino
 from netslim.surgery.ports import cut_inputs
 
+Written = tuple[tuple[bytes, ...], int | None]  # what is in the files, and the opset of ONNX
 FORMATS: tuple[Format, ...] = get_args(Format)
 BATCH = "batch"  # what the first dimension is called in a file that takes batches of any size
 LARGEST = 2**31 - 1  # without a limit torch 2.6 refuses some models
@@ -47,8 +50,8 @@ class Exported:
     """A file that `export` has written.
 
     Attributes:
-        path, size_bytes: the file.
-        format: `onnx` or `torch.export`.
+        path, size_bytes: the file; of OpenVINO the bytes of both.
+        format: `onnx`, `torch.export`, `openvino`, `executorch` or `aotinductor`.
         deviation: largest difference between an output of the file and of the model, relative to
             the largest entry of that output, over all inputs that were tried; for outputs of
             integers the share of entries that differ.
@@ -87,31 +90,35 @@ def export(
 ) -> Exported:
     """Write a model to a file for another runtime, and prove that the file computes the same.
 
-    The file is read back and run, in ONNX Runtime or by `torch.export.load`, on the example inputs,
-    on random ones of the same shapes and, with ``dynamic_batch``, on batches of other sizes. It
-    gets its name only when all agree, so that a file by that name can be relied on. Where the model
-    orders rows by scores (topk, sort, nms), rows may change places whose scores are nearly equal.
+    The file is read back and run, in its runtime, on the example inputs, on random ones of the same
+    shapes and, with ``dynamic_batch``, on batches of other sizes. It gets its name only when all
+    agree, so that a file by that name can be relied on. Where the model orders rows by scores
+    (topk, sort, nms), rows may change places whose scores are nearly equal.
 
     Args:
-        model: any module; it is not changed, and exported in evaluation mode. To ONNX a copy on the
-            CPU is exported; a `torch.export` file belongs to the device where the model is.
+        model: any module; it is not changed, and exported in evaluation mode. A copy on the CPU is
+            exported, but to `torch.export` and `aotinductor`, whose files belong to the device
+            where the model is.
         example_inputs: a tensor, a tuple of positional inputs or a dict of keyword inputs. What is
             no tensor becomes a constant of the file.
         path: a file that does not exist yet.
-        format: `onnx` or `torch.export`; by default what the ending of ``path`` says, `.onnx` or
-            `.pt2`.
+        format: `onnx`, `torch.export`, `openvino`, `executorch` or `aotinductor` (machine code for
+            machines like this one); by default what the ending of ``path`` says: `.onnx`, `.pt2`,
+            `.xml` (with a `.bin` beside it), `.pte` or `.aoti.pt2`.
         dynamic_batch: let the first dimension of the inputs vary; without it the file takes the
-            shapes of the example.
+            shapes of the example, as every file of ExecuTorch does.
         opset: of ONNX; by default what this torch writes.
         tolerance: largest accepted relative deviation, or one for each output by its name; by
             default 1e-9 in float64, 1e-4 in float32, else 2e-2.
         metadata: texts by name that the file keeps, such as how its inputs are prepared: in
-            ``metadata_props`` of ONNX, in ``extra_files`` of `torch.export`.
+            ``metadata_props`` of ONNX, in ``extra_files`` of `torch.export`, in the metadata of
+            AOTInductor and the runtime information of OpenVINO; in ExecuTorch as methods.
 
     Raises:
         ArgumentError: the path's ending and ``format`` name no format, or ``opset`` is not its.
-        ExportError: the file exists, packages are missing (`pip install netslim[onnx]`), the model
-            cannot be exported, or the file deviates; nothing is left behind then.
+        ExportError: the file exists, packages are missing (`pip install netslim[onnx]`,
+            `[openvino]` or `[executorch]`), the model cannot be exported, or the file deviates;
+            nothing is left behind then.
         TraceError: the model does not run on the example inputs.
 
     Example:
@@ -121,30 +128,36 @@ def export(
     _check_tolerance(tolerance)
     path = Path(path)
     kind = _format(path, format, opset)
-    check_new(path)
+    beside_it = [path.with_suffix(end) for end in _BESIDE.get(kind, ())]
+    for file in (path, *beside_it):
+        check_new(file)
+    if kind == "executorch" and dynamic_batch:
+        raise ArgumentError(
+            f"{path}: ExecuTorch plans its memory for one batch size: say dynamic_batch=False"
+        )
     model = bare(model, ExportError, call="export(model, example_inputs, path)")
     example_inputs = cut_inputs(model, example_inputs)
-    if kind == "onnx":
-        need_onnx()
+    for need in _NEEDS.get(kind, ()):
+        need()
+    if kind not in _WHERE_IT_IS:
         model, example_inputs = _on_cpu(model, example_inputs)
     with evaluating(model), torch.no_grad():
         with refusing(example_inputs):
             run(model, example_inputs)
         traced = _trace(model, example_inputs, dynamic_batch)
         _check_names(tolerance, traced.output_names)
-        written: int | None = None
-        if kind == "onnx":
-            content, written = _as_onnx(traced, opset, metadata or {})
-        else:
-            content = _as_program(traced, metadata or {})
-        with beside(path) as temporary:
-            temporary.write_bytes(content)
-            loaded = _LOADERS[kind](temporary)
+        contents, written = _WRITERS[kind](traced, opset, metadata or {})
+        with ExitStack() as stack:
+            # What is named first is renamed last: who finds it finds the others, too.
+            places = [stack.enter_context(beside(file)) for file in (path, *beside_it)]
+            for place, content in zip(places, contents, strict=True):
+                place.write_bytes(content)
+            loaded = _LOADERS[kind](*places)
             deviation, sizes = compare(
                 model, loaded, example_inputs, dynamic_batch, tolerance, traced.output_names
             )
     names = traced.input_names, traced.output_names
-    return Exported(path, len(content), kind, deviation, sizes, *names, opset=written)
+    return Exported(path, sum(map(len, contents)), kind, deviation, sizes, *names, opset=written)
 
 
 def onnx_bytes(model: nn.Module, example_inputs: Any) -> bytes:
@@ -157,6 +170,17 @@ def onnx_bytes(model: nn.Module, example_inputs: Any) -> bytes:
     model = bare(model, ExportError)
     with evaluating(model), torch.no_grad():
         return _as_onnx(_trace(model, example_inputs, dynamic=False), None, {})[0]
+
+
+def program_of(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
+    """The model by `torch.export`, for the shapes and the device of the example inputs alone.
+
+    Raises:
+        ExportError: the model cannot be exported.
+    """
+    model = bare(model, ExportError)
+    with evaluating(model), torch.no_grad():
+        return _trace(model, example_inputs, dynamic=False).program
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -176,17 +200,17 @@ def check_new(path: Path) -> None:
 
 def _format(path: Path, given: str | None, opset: int | None) -> Format:
     if given is None:
-        kind, wrong = EXPORTS.get(path.suffix), f"{path}: its ending names no format"
+        kind, wrong = format_of(path.name), f"{path}: its ending names no format"
     else:
         kind, wrong = next((f for f in FORMATS if f == given), None), f"format={given!r}"
     if kind is None:
         raise ArgumentError(
-            f"{wrong}; write to a file that ends in .onnx or .pt2, or say format='onnx' or "
-            "'torch.export'"
+            f"{wrong}; write to a file that ends in {', '.join(sorted(EXPORTS))}, or say format= "
+            f"one of {', '.join(FORMATS)}"
         )
     if opset is not None and kind != "onnx":
         raise ArgumentError(
-            f"opset={opset} belongs to ONNX, and {path} is written by torch.export: leave it out"
+            f"opset={opset} belongs to ONNX, and {path} is a file of {kind}: leave it out"
         )
     return kind
 
@@ -283,6 +307,28 @@ def _as_program(traced: _Traced, metadata: Mapping[str, str]) -> bytes:
     with quietly():
         torch.export.save(traced.program, content, extra_files=dict(metadata))
     return content.getvalue()
+
+
+def _onnx_files(traced: _Traced, opset: int | None, metadata: Mapping[str, str]) -> Written:
+    content, written = _as_onnx(traced, opset, metadata)
+    return (content,), written
+
+
+def _openvino_files(traced: _Traced, _: int | None, metadata: Mapping[str, str]) -> Written:
+    made = openvino.files(_as_onnx(traced, None, {})[0], metadata)
+    return (made[".xml"], made[".bin"]), None
+
+
+def _program_file(traced: _Traced, _: int | None, metadata: Mapping[str, str]) -> Written:
+    return (_as_program(traced, metadata),), None
+
+
+def _executorch_file(traced: _Traced, _: int | None, metadata: Mapping[str, str]) -> Written:
+    return (executorch.content(traced.program, metadata),), None
+
+
+def _package(traced: _Traced, _: int | None, metadata: Mapping[str, str]) -> Written:
+    return (aotinductor.content(traced.program, metadata),), None
 
 
 def _as_onnx(traced: _Traced, opset: int | None, metadata: Mapping[str, str]) -> tuple[bytes, int]:
@@ -400,7 +446,36 @@ def _load_program(path: Path) -> Computes:
     return lambda inputs: run(module, inputs)
 
 
-_LOADERS: dict[Format, Callable[[Path], Computes]] = {
+def _load_openvino(path: Path, weights: Path) -> Computes:
+    return openvino.Network(path.read_bytes(), weights.read_bytes())
+
+
+def _load_executorch(path: Path) -> Computes:
+    return executorch.Network(path.read_bytes())
+
+
+def _load_package(path: Path) -> Computes:
+    return aotinductor.Network(str(path))
+
+
+_NEEDS: dict[Format, tuple[Callable[[], None], ...]] = {
+    "onnx": (need_onnx,),
+    "openvino": (openvino.need, need_onnx),
+    "executorch": (executorch.need,),
+}
+_WHERE_IT_IS: tuple[Format, ...] = ("torch.export", "aotinductor")  # and not on the CPU
+_BESIDE: dict[Format, tuple[str, ...]] = {"openvino": (".bin",)}  # endings of further files
+_WRITERS: dict[Format, Callable[[_Traced, int | None, Mapping[str, str]], Written]] = {
+    "onnx": _onnx_files,
+    "torch.export": _program_file,
+    "openvino": _openvino_files,
+    "executorch": _executorch_file,
+    "aotinductor": _package,
+}
+_LOADERS: dict[Format, Callable[..., Computes]] = {
     "onnx": _load_onnx,
     "torch.export": _load_program,
+    "openvino": _load_openvino,
+    "executorch": _load_executorch,
+    "aotinductor": _load_package,
 }

@@ -10,13 +10,13 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from netslim._support.packages import missing
 from netslim.errors import ExportError
 from netslim.graph.modules.calls import as_call, tensors_in
 
@@ -29,10 +29,9 @@ def need_onnx() -> None:
     Raises:
         ExportError: names what is not, and the command that installs it.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
+    if lacking := missing(("onnx", "onnxscript", "onnxruntime")):
         raise ExportError(
-            f"ONNX needs {', '.join(missing)}, not installed here: pip install 'netslim[onnx]'"
+            f"ONNX needs {', '.join(lacking)}, not installed here: pip install 'netslim[onnx]'"
         )
 
 
@@ -106,21 +105,26 @@ class Session:
         return call
 
     def arrays(self, inputs: Any) -> dict[str, Any]:
-        """NumPy arrays by the file's names: keywords are these names, others come in order.
+        """`named_arrays`, by the file's names."""
+        return named_arrays(self.inputs, inputs)
 
-        Raises:
-            ExportError: an input is bfloat16.
-        """
-        if isinstance(inputs, Mapping) and set(self.inputs) <= set(inputs):
-            return {name: _array(inputs[name]) for name in self.inputs}
-        pairs = zip(self.inputs, tensors_of(inputs), strict=True)
-        return {name: _array(tensor) for name, tensor in pairs}
+
+def named_arrays(names: Sequence[str], inputs: Any) -> dict[str, Any]:
+    """Inputs as NumPy arrays, by a file's names: keywords are these names, others come in order.
+
+    Raises:
+        ExportError: an input is bfloat16.
+    """
+    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
+        return {name: _array(inputs[name]) for name in names}
+    return {name: _array(one) for name, one in zip(names, tensors_of(inputs), strict=True)}
 
 
 def _array(tensor: Tensor) -> Any:
     if tensor.dtype is torch.bfloat16:
         raise ExportError(
-            "ONNX Runtime takes no bfloat16 from Python: convert the model with .float() or .half()"
+            "NumPy, whose arrays runtimes take, knows no bfloat16: convert the model with .float() "
+            "or .half()"
         )
     return tensor.detach().cpu().numpy()
 

@@ -9,10 +9,22 @@ import os
 from pathlib import Path
 from typing import Literal
 
-Format = Literal["onnx", "torch.export"]
-EXPORTS: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch.export"}  # of `netslim.export`
+Format = Literal["onnx", "torch.export", "openvino", "executorch", "aotinductor"]
+# What a file of each ends on; the longer endings first, for one may end as another does.
+EXPORTS: dict[str, Format] = {
+    ".aoti.pt2": "aotinductor",
+    ".onnx": "onnx",
+    ".pt2": "torch.export",
+    ".xml": "openvino",
+    ".pte": "executorch",
+}
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".th")  # what torch.save's files end on
 _SHOWN = 3  # files of a folder that a message names
+
+
+def format_of(path: str) -> Format | None:
+    """The format of an exported file, by its ending."""
+    return next((kind for end, kind in EXPORTS.items() if path.endswith(end)), None)
 
 
 def no_checkpoint(path: str) -> str | None:
@@ -41,4 +53,4 @@ def _inside(folder: Path) -> str:
     return f": name one in it, such as {', '.join(map(str, found[-_SHOWN:]))}"
 
 
-__all__ = ["EXPORTS", "WEIGHTS", "Format", "no_checkpoint"]
+__all__ = ["EXPORTS", "WEIGHTS", "Format", "format_of", "no_checkpoint"]

@@ -40,7 +40,7 @@ from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.measure.backends import check_backend, home, moved, prepared, usable
 from netslim.measure.latency import synchroniser, timed
-from netslim.measure.runtimes import Backend
+from netslim.measure.runtimes import TableBackend
 from netslim.measure.table.cache import cached
 from netslim.measure.table.curves import Vector, points, probes
 from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe, rate
@@ -91,7 +91,7 @@ def latency_table(
     graph: ChannelGraph,
     example_inputs: Any,
     *,
-    backend: Backend = "eager",
+    backend: TableBackend = "eager",
     device: torch.device | str | None = None,
     threads: int | None = None,
     cache: bool | str | Path = True,
@@ -127,7 +127,7 @@ def latency_table(
         >>> table = netslim.latency_table(model, graph, images)
         >>> path = table.save("this_machine.json")  # for select(..., latency=table)
     """
-    check_backend(backend)
+    check_backend(backend, TableBackend)
     model = bare(model, ArgumentError, call="latency_table(model, graph, example_inputs)")
     graph.check(model)
     place = home(model, example_inputs) if device is None else usable(device)
@@ -156,7 +156,7 @@ class _Measurement:
     """The measurement of one table."""
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, inputs: Any, backend: Backend,
+        self, model: nn.Module, graph: ChannelGraph, inputs: Any, backend: TableBackend,
         place: torch.device, progress: Progress,
     ) -> None:  # fmt: skip
         self.model, self.graph, self.inputs = model, graph, inputs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get
 
 from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError
-from netslim.measure.runtimes import Backend
+from netslim.measure.runtimes import TableBackend
 from netslim.methods.quantization import Quantization
 from netslim.selection.options import (
     AUTO,
@@ -542,7 +542,7 @@ class LatencyOptions:
         None,
         "a file that netslim.measure.LatencyTable wrote; null measures here, once for a machine",
     )
-    backend: Backend = option("eager", "what the network will run with")
+    backend: TableBackend = option("eager", "what the network will run with")
     batch: int = option(1, "images in a timed call")
 
 
