@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,19 @@ _IDX = (
 
 def read_digits() -> Raw:
     """scikit-learn's 1,797 handwritten digits, 8x8, grey levels 0..16 stretched to 0..255."""
+    images, labels = _digits()
+    train, test = split_off_test(ImageTensors(images.clone(), labels.clone()))
+    return Raw({"train": train, "test": test}, tuple(str(digit) for digit in range(10)))
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    """Images and labels; they are a text file, which takes a while to read."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = (torch.from_numpy(bunch.images) * (255 / 16)).round().to(torch.uint8)[:, None]
-    whole = ImageTensors(images, torch.from_numpy(bunch.target).long())
-    train, test = split_off_test(whole)
-    return Raw({"train": train, "test": test}, tuple(str(digit) for digit in range(10)))
+    return images, torch.from_numpy(bunch.target).long()
 
 
 def split_off_test(whole: Any) -> tuple[Any, Any]:

@@ -213,12 +213,13 @@ def _merging(cut: GroupCut | TensorCut | PortCut) -> dict[str, list[int]]:
 
 
 def _runs(kept: tuple[int, ...]) -> list[list[int]]:
-    if not kept:
-        return []
-    array = np.asarray(kept)
-    last = np.append(np.diff(array) != 1, True)  # of a run
-    first = np.roll(last, 1)
-    runs: list[list[int]] = np.stack([array[first], array[last] + 1], 1).tolist()
+    """First and end of each stretch of numbers that follow each other."""
+    runs: list[list[int]] = []
+    for number in kept:
+        if runs and runs[-1][1] == number:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, number + 1])
     return runs
 
 
