@@ -160,7 +160,7 @@ class Pattern:
         }
         plan = plan_keeping(graph, masks)
         small = prune(self.model, plan)
-        assert verify(self.model, small, plan, self.inputs).deviation is None
+        assert verify(self.model, small, plan, self.inputs, graph=graph).deviation is None
         args, kwargs = as_call(self.inputs)
         with torch.no_grad():
             before, after = (output_tensors(m(*args, **kwargs)) for m in (self.model, small))
@@ -209,7 +209,7 @@ def _cut(
     }
     plan = plan_keeping(graph, masks)
     small = prune(model, plan)
-    return plan, small, verify(model, small, plan, inputs)
+    return plan, small, verify(model, small, plan, inputs, graph=graph)
 
 
 def _mirrors_its_shapes(module: nn.Module) -> bool:

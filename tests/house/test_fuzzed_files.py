@@ -60,7 +60,7 @@ from netslim.training.stages.results import assemble
 from sensitivities import made as sensitivity_of
 from stage_runs import HALF, TRAIN, recipe
 
-TRIES = int(os.environ.get("NETSLIM_FUZZ", "300"))
+TRIES = int(os.environ.get("NETSLIM_FUZZ", "200"))
 SECONDS = 5
 MEBIBYTES = 96  # that no reading of files this small may take
 
@@ -86,7 +86,7 @@ class Kind:
 
 def drawn(path: Path) -> bool:
     """Figures take longer than all else: they are drawn of some."""
-    return TRIES > 300 or zlib.crc32(path.read_bytes()) % 20 == 0
+    return TRIES > 200 or zlib.crc32(path.read_bytes()) % 20 == 0
 
 
 # --- what is read ---------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from netslim.data.loader import Loader
 from netslim.data.unreadable import told as told_unreadable
 from netslim.errors import RecipeError
 from netslim.graph.groups import ChannelGroup
+from netslim.graph.modules.walk import fingerprint
 from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.slimming import hardly_moved_by
@@ -550,10 +551,10 @@ class Runner(Networks):
         latencies = ranks.shared(
             "the latencies", lambda: timed(stage, networks, *where, self.beside)
         )
-        rows, loader = [], self.bench.loader("test")
+        rows, loader, costs = [], self.bench.loader("test"), dict[str, netslim.measure.Cost]()
         for entry in found:
             row: Results = {"key": entry.key, "label": entry.label}
-            row |= self._counts(entry, networks[entry.key])
+            row |= self._counts(entry, networks[entry.key], costs)
             row |= self._answers(networks[entry.key], loader)
             sized = partial(self._size, entry, networks[entry.key], folder)
             row |= {"size_bytes": ranks.shared("the size of a file", sized)}
@@ -589,15 +590,20 @@ class Runner(Networks):
         file = getattr(self.folders[entry.index].forms, entry.form)
         return InOnnxRuntime(ranks.shared("the file of a stage", partial(read_bytes, file)))
 
-    def _counts(self, entry: Entry, network: nn.Module) -> Results:
-        """Parameters and MACs; those of a file are those of the network that it was made of.
+    def _counts(
+        self, entry: Entry, network: nn.Module, costs: dict[str, netslim.measure.Cost]
+    ) -> Results:
+        """Parameters and MACs; those of a file are those of the network that it was made of, and
+        those of a network are those of the others in the run that have its shapes.
 
         Before it is evaluated, which moves the network to the device of the run.
         """
         if entry.form != "torch":
             network = self.network_before(entry.index).eval()
-        cost = netslim.cost(network, self.example()[:1])
-        return {"params": cost.params, "macs": cost.macs}
+        made = fingerprint(network)
+        if made not in costs:
+            costs[made] = netslim.cost(network, self.example()[:1])
+        return {"params": costs[made].params, "macs": costs[made].macs}
 
     def _answers(self, network: nn.Module, loader: Loader) -> Results:
         means = self.bench.means(network, loader)
