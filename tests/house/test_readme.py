@@ -34,6 +34,7 @@ DOCUMENTS = [
     "docs/distributed.md",
     "docs/own-network.md",
     "docs/scaling.md",
+    "docs/yolo.md",
 ]
 
 

@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "data": set(),
     "report": {"methods"},
     "recipes": set(),
+    "integrations": {"ranks", "graph", "surgery", "selection", "models", "measure", "methods"},
     "training": {
         *("ranks", "graph", "surgery", "selection", "models", "measure", "methods"),
         *("data", "report", "recipes", "netslim"),
@@ -183,7 +184,7 @@ def fresh(code: str) -> str:
 def test_import_is_light_and_touches_no_gpu():
     heavy = {"torchvision", "lightning", "pytorch_lightning", "torchmetrics", "matplotlib", "onnx"}
     heavy |= {"onnxruntime", "sklearn", "pandas", "pyarrow", "tensorboard", "jsonargparse", "rich"}
-    heavy |= {"timm", "datasets", "yaml"}
+    heavy |= {"timm", "datasets", "yaml", "ultralytics"}
     code = f"""
 import sys, torch
 before = set(sys.modules)

@@ -111,17 +111,21 @@ class SGDW(torch.optim.Optimizer):
         super().__init__(params, {"lr": 0.1})
 
 
+class MuSGD(SGDW):
+    """Of ultralytics, which is plain descent for scales."""
+
+
 class Lamb(SGDW):
     """One that is not, by its name."""
 
 
 @pytest.mark.parametrize("penalty", ["l1", "smooth_l1", "proximal"])
 @pytest.mark.parametrize(
-    "kind", [torch.optim.ASGD, SGDW, torch.optim.RMSprop, torch.optim.Adamax, Lamb]
+    "kind", [torch.optim.ASGD, SGDW, MuSGD, torch.optim.RMSprop, torch.optim.Adamax, Lamb]
 )
 def test_where_the_pull_is_divided_away_attach_says_so(kind, penalty):
     model = Scales()
-    divides = kind not in (torch.optim.ASGD, SGDW) and penalty != "proximal"
+    divides = kind not in (torch.optim.ASGD, SGDW, MuSGD) and penalty != "proximal"
     with warned_of(kind) if divides else nullcontext():
         NetworkSlimming(model, 0.25, penalty=penalty).attach(kind(model.parameters()))
     NetworkSlimming(model, 0.0, penalty=penalty).attach(kind(model.parameters()))

@@ -220,3 +220,23 @@ def test_transformers_refuses(tmp_path: Path) -> None:
     again = netslim.load(type(model)(model.config), file).eval()
     torch.testing.assert_close(again(IMAGES).logits, small(IMAGES).logits)
     model.save_pretrained(tmp_path)
+
+
+class Rebuilt(nn.Sequential):
+    """Keeps the layout that a trainer would build it from, as the networks of ultralytics do."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        self.yaml = {"nc": 2, "backbone": [[-1, 1, "Conv", [8]]], "head": [[-1, 1, "Conv", [4]]]}
+
+
+def test_a_layout_of_the_widths_before_cannot_be_built_unseen():
+    model = Rebuilt().eval()
+    before = json.dumps(model.yaml)
+    x, third = torch.rand(1, 3, 8, 8), netslim.Budget(cut_channels=0.3)
+    small = netslim.slim(netslim.slim(model, x, budget=third), x, budget=third)
+    assert json.dumps(model.yaml) == before
+    first, *others = small.yaml["backbone"]
+    assert "cut by netslim" in first[2]
+    assert "trainer_of" in first[2]
+    assert {**small.yaml, "backbone": others} == model.yaml

@@ -10,6 +10,11 @@ What an entry means is found by trying: a network is built from the changed conf
 memory for its weights, and looked at. An entry is read as a width where everything that it changes
 comes out as in the cut network. The proof is that all changes together build the cut network: the
 same modules with the same shapes and numbers.
+
+The trainer of ultralytics builds a network anew, too, from the layout that it keeps as ``yaml``,
+and copies the weights that fit: it would train the uncut network without a word. Such a layout
+cannot say the widths of a cut, so it gets a first layer that no one can build, and whose name,
+which the error tells, says what to do.
 """
 
 from __future__ import annotations
@@ -31,6 +36,10 @@ _CUT = "_netslim_config_is_stale"  # plain data on the module: it is copied and 
 _SAVES = "save_pretrained"
 _GUARDED = "_netslim_guarded"
 _TRIALS = 48  # networks that are built at most to read one configuration
+_REBUILT = (
+    "this network was cut by netslim, and its YAML has the widths from before: train it by "
+    "yolo.train(trainer=trainer_of(yolo), ...), see netslim.integrations.ultralytics"
+)
 _Facts = dict[Hashable, Any]  # what a network consists of: types, shapes and numbers, by place
 _Change = tuple[tuple[Any, ...], int]  # where in a configuration, and what stands there then
 
@@ -38,8 +47,11 @@ _Change = tuple[tuple[Any, ...], int]  # where in a configuration, and what stan
 def keep_config(model: nn.Module) -> None:
     """Bring the configurations of a cut network up to date, or have `save_pretrained` refuse.
 
-    Concerns every part that has such a method and lies in no other such part.
+    Concerns every part that has such a method and lies in no other such part, and layouts that a
+    network is built from.
     """
+    for module in named_modules(model):
+        _spoil_layout(module)
     for writer in _writers(model):
         _guard(type(writer))
         vars(writer).pop(_CUT, None)
@@ -57,6 +69,13 @@ def writes_itself(model: nn.Module) -> bool:
 def config_builds(model: nn.Module) -> bool:
     """Whether the configuration of a network that writes itself builds it as it is."""
     return _built(type(model), getattr(model, "config", None)) == _facts(model)
+
+
+def _spoil_layout(module: nn.Module) -> None:
+    layout = vars(module).get("yaml")
+    if isinstance(layout, dict) and isinstance(layout.get("backbone"), list):
+        layers = [layer for layer in layout["backbone"] if _REBUILT not in layer]
+        vars(module)["yaml"] = {**layout, "backbone": [[-1, 1, _REBUILT, []], *layers]}
 
 
 def _writers(model: nn.Module) -> Iterator[nn.Module]:
