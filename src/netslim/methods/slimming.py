@@ -488,7 +488,7 @@ def hardly_moved_by(kind: type[Optimizer], penalty: str) -> str | None:
     """A sentence on an optimizer whose steps do not grow with the gradient, where `penalty` is a
     part of that; None for plain descent, known by its class or a name such as ``SGDW``.
     """
-    # MuSGD, which ultralytics trains long with, takes matrices apart, and moves scales by plain SGD.
+    # MuSGD, of ultralytics, is another method for matrices alone, and plain descent for scales.
     plain = issubclass(kind, (SGD, ASGD, LBFGS)) or kind.__name__.startswith(("SGD", "MuSGD"))
     if plain or penalty == "proximal":
         return None
