@@ -55,9 +55,9 @@ _ROOMS = (
 _ELSEWHERE = {
     "measure": ("Cost", "Latency", "LatencyTable", "size_on_disk"),
     "methods": (
-        *("Quantization", "Quantized", "SearchResult", "Sensitivity", "add_slimming_gradient"),
-        *("cifar_resnet_cut", "parameter_groups", "plan_of_zeros", "slimming_penalty"),
-        *("soft_threshold_", "zeroed"),
+        *("Distillation", "Quantization", "Quantized", "SearchResult", "Sensitivity"),
+        *("add_slimming_gradient", "cifar_resnet_cut", "parameter_groups", "plan_of_zeros"),
+        *("slimming_penalty", "soft_threshold_", "softened", "zeroed"),
     ),
     "models": (
         *("ChannelSelect", "Exported", "PaddedNorm", "SeparateHeads", "add_bn", "add_selection"),

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from netslim._support import checks_calls, is_whole
-from netslim.errors import ArgumentError, TrainingError
-from netslim.graph.modules.unwrapping import inside
+from netslim.errors import ArgumentError
+from netslim.integrations.in_training import InTraining, Make
 from netslim.surgery.history import history
 
 _EVENTS = ("on_train_start", "on_train_epoch_end", "on_train_end")
@@ -57,9 +57,8 @@ class SparseTraining:
         sparse.remove(yolo)
     """
 
-    def __init__(self, make: Callable[[nn.Module], Any]) -> None:
-        self._make = make
-        self._method: Any = None
+    def __init__(self, make: Make) -> None:
+        self._in_training = InTraining(make)
 
     @property
     def method(self) -> Any:
@@ -68,12 +67,7 @@ class SparseTraining:
         Raises:
             TrainingError: none has begun in this process.
         """
-        if self._method is None:
-            raise TrainingError(
-                "no sparse training has begun in this process: call .register(yolo), then "
-                "yolo.train(...) on one device"
-            )
-        return self._method
+        return self._in_training.method
 
     def register(self, yolo: Any) -> Self:
         """Act on the trainings of `yolo`, a ``YOLO`` or ``RTDETR``, from now on.
@@ -106,19 +100,13 @@ class SparseTraining:
         return self._start, self._end_epoch, self._stop
 
     def _start(self, trainer: Any) -> None:
-        self._method = self._make(inside(trainer.model))
-        self._method.attach(trainer.optimizer)
+        self._in_training.start(trainer.model, [trainer.optimizer])
 
     def _end_epoch(self, trainer: Any) -> None:
-        if hasattr(self._method, "end_epoch"):
-            self._method.end_epoch()
+        self._in_training.end_epoch()
 
     def _stop(self, trainer: Any) -> None:
-        self._method.detach()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For the processes of their trainer, which make methods of their own."""
-        return {**vars(self), "_method": None}
+        self._in_training.stop()
 
 
 def _callbacks(yolo: Any) -> Mapping[str, list[Callable[[Any], None]]]:

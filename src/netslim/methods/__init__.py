@@ -10,6 +10,7 @@ from netslim._support.rooms import imported_later
 
 _HOMES = {
     "CentripetalSGD": "centripetal",
+    "Distillation": "distillation",
     "GradualPruning": "gradual",
     "Mask": "masking",
     "NetworkSlimming": "slimming",
@@ -24,11 +25,13 @@ _HOMES = {
     "plan_of_zeros": "soft_filter",
     "slimming_penalty": "slimming",
     "soft_threshold_": "slimming",
+    "softened": "distillation",
     "zeroed": "soft_filter",
 }
 
 __all__ = [
     "CentripetalSGD",
+    "Distillation",
     "GradualPruning",
     "Mask",
     "NetworkSlimming",
@@ -43,12 +46,15 @@ __all__ = [
     "plan_of_zeros",
     "slimming_penalty",
     "soft_threshold_",
+    "softened",
     "zeroed",
 ]
 
 if TYPE_CHECKING:
     from netslim.methods.centripetal import CentripetalSGD as CentripetalSGD
     from netslim.methods.decay import parameter_groups as parameter_groups
+    from netslim.methods.distillation import Distillation as Distillation
+    from netslim.methods.distillation import softened as softened
     from netslim.methods.gradual import GradualPruning as GradualPruning
     from netslim.methods.masking import Mask as Mask
     from netslim.methods.quantization import Quantization as Quantization

@@ -39,6 +39,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import netslim.ranks as ranks
 from netslim.methods.decay import parameter_groups
+from netslim.methods.distillation import softened
 from netslim.methods.hooks import parameters_of
 from netslim.training.loop.adapters import Method
 from netslim.training.loop.agreement import average_statistics, shapes, wrapped_anew
@@ -391,17 +392,12 @@ def settle(optimizer: Optimizer, device: torch.device, fused: bool) -> None:
 
 
 def distilled(loss: Tensor, logits: Tensor, wanted: Tensor, options: DistillOptions) -> Tensor:
-    """The loss of the labels together with that of a teacher's softened answers.
-
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2. Softening
-    divides gradients by T^2, so the factor T^2 keeps the two parts in proportion whatever T is.
+    """The loss of the labels together with that of a teacher's softened answers, see `softened`.
 
     Args:
         loss: mean cross entropy with the labels.
         logits, wanted: (B, classes), the student's and the teacher's.
         options: temperature T and weight w: `(1 - w) * loss + w * T^2 * KL(teacher || student)`.
     """
-    heat = options.temperature
-    student, teacher = F.log_softmax(logits / heat, 1), F.log_softmax(wanted / heat, 1)
-    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return (1 - options.weight) * loss + options.weight * heat**2 * divergence
+    divergence = softened(logits, wanted, options.temperature)
+    return (1 - options.weight) * loss + options.weight * divergence

@@ -1,0 +1,45 @@
+"""Sparse training within Lightning, by a callback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from netslim._support import checks_calls
+from netslim.integrations.in_training import InTraining, Make
+
+
+@checks_calls
+class SparseTraining(pl.Callback):
+    """Has a Lightning trainer train sparsely: ``Trainer(callbacks=[SparseTraining(make)])``.
+
+    Args:
+        make: takes the Lightning module that is trained and gives a method of netslim's that hooks
+            an optimizer, as ``lambda module: netslim.NetworkSlimming(module.network, 1e-3)``. It is
+            attached to every optimizer, and its ``end_epoch()`` called, if it has one.
+    """
+
+    def __init__(self, make: Make) -> None:
+        self._in_training = InTraining(make)
+
+    @property
+    def method(self) -> Any:
+        """What `make` made for the last training.
+
+        Raises:
+            TrainingError: none has begun in this process.
+        """
+        return self._in_training.method
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._in_training.start(pl_module, trainer.optimizers)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._in_training.end_epoch()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._in_training.stop()
+
+
+__all__ = ["SparseTraining"]
