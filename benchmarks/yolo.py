@@ -108,7 +108,7 @@ def judged(path: Path, given: dict[str, Any]) -> dict[str, float]:
 
 
 def digits(name: str, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    data = write_scenes(folder / "scenes", arguments.pictures, 200, arguments.size)
+    data = write_scenes(folder / "scenes", arguments.pictures, 100, arguments.size)
     given = options(folder, data, arguments.size)
     first = training(16, arguments.epochs, seed)
     second = {**training(16, arguments.finetune, seed), "lr0": 0.01}
