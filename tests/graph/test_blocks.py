@@ -8,6 +8,7 @@ from torch import nn
 import netslim
 from residual_nets import (
     IMAGES,
+    DenseStage,
     Encoder,
     Images,
     Inverted,
@@ -61,12 +62,20 @@ def test_an_activation_stays_where_it_changes_the_stream():
         (Images(Next(6), Next(6)), ["blocks.0", "blocks.1"]),
         (Tokens(Encoder(8)), ["blocks.0.attn#block", "blocks.0.mlp"]),
         (Tokens(Windows(8)), ["blocks.0"]),
+        (Images(DenseStage(6, 3, 2), width=12), ["blocks.0.layers.0", "blocks.0.layers.1"]),
+        (netslim.zoo.densenet(7, growth=4), ["dense1.0", "dense2.0", "dense3.0"]),
         (Images(Shared(6, "")), ["blocks.0"]),
         (Images(Shared(6, "weights")), []),
         (Images(Shared(6, "inner")), []),
         (Images(Shared(6, "projection")), []),
     ],
-    ids=["pre", "mobile", "next", "vit", "windows", "plain", "weights", "inner", "projection"],
+    ids=[
+        *("pre", "mobile", "next", "vit", "windows", "dense", "zoo"),
+        "plain",
+        "weights",
+        "inner",
+        "projection",
+    ],
 )
 def test_counted_by_hand(model, found):
     assert names(blocks_of(model)) == found
@@ -89,6 +98,16 @@ def test_branches_of_one_forward():
     both = graph.blocks.replaced(graph.blocks.found)
     assert both is not None
     assert [str(row) for row in both] == ["blocks.0: hands on what it is given"]
+
+
+def test_layers_of_a_densenet():
+    """Where nothing else is put beside the stream, the layer hands it on."""
+    graph = blocks_of(Images(DenseStage(6, 3, 2), width=12))
+    assert told(graph, "blocks.0.layers.0") == ["blocks.0.layers.0: makes no channels"]
+    (number,) = graph.block("blocks.0.layers.0").channels
+    assert graph.groups[number].name == "blocks.0.layers.0.conv2"
+    graph = blocks_of(netslim.zoo.densenet(7, growth=4))
+    assert told(graph, "dense1.0") == ["dense1.0: hands on what it is given"]
 
 
 def test_what_it_holds_is_counted():

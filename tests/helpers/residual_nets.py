@@ -169,3 +169,30 @@ class Tokens(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).mean(1))
+
+
+class Dense(nn.Module):
+    """As of a DenseNet: a list of what was made so far, put side by side in each layer."""
+
+    def __init__(self, width: int, growth: int):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(width), conv(width, 2 * growth, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(2 * growth), conv(2 * growth, growth)
+
+    def forward(self, made):
+        x = self.conv1(F.relu(self.bn1(torch.cat(made, 1))))
+        return self.conv2(F.relu(self.bn2(x)))
+
+
+class DenseStage(nn.Module):
+    """Layers that all read each other."""
+
+    def __init__(self, width: int, growth: int, layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(Dense(width + growth * n, growth) for n in range(layers))
+
+    def forward(self, x):
+        made = [x]
+        for layer in self.layers:
+            made.append(layer(made))
+        return torch.cat(made, 1)

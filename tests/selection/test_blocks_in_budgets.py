@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 import netslim
 from netslim import Budget, Limits
 from netslim.errors import ArgumentError, PlanError
-from residual_nets import IMAGES, Images, Post
+from residual_nets import IMAGES, DenseStage, Images, Post
 
 BLOCKS = Limits(blocks=True)
 
@@ -203,3 +204,25 @@ def test_errors_of_outputs_are_on_the_scale_of_channels(network, graph):
     assert one["blocks.0"] / one["blocks.3"] == pytest.approx(
         errors["blocks.0"] / errors["blocks.3"], rel=1e-4
     )
+
+
+@pytest.mark.parametrize("allocation", ["cost", "knapsack"])
+def test_layers_of_a_densenet_in_budgets(allocation):
+    """One that is worth nothing goes with its channels, wherever these are read, and is counted."""
+    torch.manual_seed(0)
+    model = Images(DenseStage(6, 3, 2), width=12).eval()
+    graph = netslim.trace(model, IMAGES[:1], blocks=True)
+    scores = netslim.score(graph, model, "l1")
+    scores |= {"blocks.0.layers.0": torch.tensor([0.0]), "blocks.0.layers.1": torch.tensor([1e9])}
+    budget = Budget(cut_macs=0.3)
+    plan = netslim.select(graph, scores, budget, allocation=allocation, limits=BLOCKS)
+    assert gone(plan) == ["blocks.0.layers.0"]
+    assert plan.groups["blocks.0.layers.0.conv2"].kept == ()
+    small = netslim.prune(model, plan)
+    netslim.verify(model, small, plan, IMAGES[:1], graph=graph)
+    left = netslim.cost(small, IMAGES[:1]).macs
+    assert left <= 0.7 * graph.macs()
+    assert left == graph.macs({graph.number("blocks.0.layers.0"): np.zeros(1, dtype=bool)} | {
+        graph.number(name): np.isin(np.arange(cut.size), cut.kept)
+        for name, cut in plan.groups.items() if cut.kept
+    })  # fmt: skip

@@ -7,11 +7,15 @@ projection), there is no block: nothing would be left that says what the stream 
 
 A block goes by modules, since a model is made of modules. In ``relu(x + branch(x))`` the module
 around it hands on its input without the branch, and a ReLU of what is a ReLU's already is nothing.
-So the largest module that hands on what it is given is replaced as a whole (*passing*). In a larger
+So a module that hands on what it is given is replaced as a whole (*passing*). In a larger
 forward, ``x = x + self.attn(self.norm(x))``, the sum stays: modules all of whose operators are in
 the region give a zero that broadcasts, or hand that on; what the forward itself does between them
 it then does to one number. Where neither works for one branch, all branches of a module may still
 go together, and are one block.
+
+A layer of a DenseNet is a block, too. What it makes is put beside the stream, and concatenations
+alone read it: without the layer they have fewer channels, which go wherever these are read. Its
+modules then make none, or hand on the stream where nothing else is put beside it.
 """
 
 from __future__ import annotations
@@ -69,6 +73,7 @@ class _Sum:
     branch: int
     made: int
     call: int  # whose forward it is
+    joins: tuple[int, ...] = ()  # concatenations with the branch, in place of a sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +87,7 @@ class Block:
         steps: operators that feed them alone, and the sums.
         tensors: the parameters and buffers that go.
         additions: the sums, for whoever runs the model.
+        channels: numbers of the groups that go with a layer of a DenseNet.
     """
 
     name: str
@@ -89,6 +95,17 @@ class Block:
     steps: frozenset[int]
     tensors: frozenset[str]
     additions: tuple[Addition, ...]
+    channels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A value that is read by concatenations alone: the groups that its channels are, all of them,
+    and the weights that make these.
+    """
+
+    channels: tuple[int, ...]
+    tensors: frozenset[str]
 
 
 @dataclass(eq=False)
@@ -99,6 +116,7 @@ class Blocks:
         flow: of the run.
         kinds: path of a module -> name of its class.
         shapes: of the model's parameters and lasting buffers, in order.
+        joined: by value.
 
     Attributes:
         found: in order of execution.
@@ -107,6 +125,7 @@ class Blocks:
     flow: Dataflow
     kinds: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+    joined: Mapping[int, Joined]
     found: tuple[Block, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -166,7 +185,8 @@ class Blocks:
 
     def region(self, sums: Iterable[_Sum]) -> frozenset[int]:
         """The steps that feed nothing but the branches of these sums."""
-        flow, ends = self.flow, {(one.step, one.branch) for one in sums}
+        flow = self.flow
+        ends = {(step, one.branch) for one in sums for step in one.joins or (one.step,)}
         region: set[int] = set()
         waiting = [-flow.maker[branch] for _, branch in ends if flow.maker[branch] != INPUT]
         heapq.heapify(waiting)
@@ -259,12 +279,17 @@ def _found(blocks: Blocks) -> Iterator[Block]:
                     taken.update(together)
                     units.append((together, rows))
                     break
+    for one in _joins(blocks):
+        alone[one] = blocks.replacing([one])
     units += [((one,), rows) for one, rows in alone.items() if rows and one not in taken]
     units.sort(key=lambda unit: unit[0][0].step)
     for members, rows in units:
-        steps = blocks.region(members) | {one.step for one in members}
-        additions = tuple(_addition(blocks, one) for one in members)
-        yield Block(_name(blocks, rows), members, steps, blocks.tensors_in(rows), additions)
+        added = [one for one in members if not one.joins]
+        steps = blocks.region(members) | {one.step for one in added}
+        additions = tuple(_addition(blocks, one) for one in added)
+        channels = [n for one in members if one.joins for n in blocks.joined[one.branch].channels]
+        held = blocks.tensors_in(rows)
+        yield Block(_name(blocks, rows), members, steps, held, additions, tuple(channels))
 
 
 def _around(blocks: Blocks, one: _Sum, sums: Sequence[_Sum]) -> Iterator[tuple[_Sum, ...]]:
@@ -292,6 +317,21 @@ def _sums(blocks: Blocks) -> Iterator[_Sum]:
                 known[one.made] = one
                 yield one
                 break
+
+
+def _joins(blocks: Blocks) -> Iterator[_Sum]:
+    """What layers of a DenseNet put beside the stream that they read."""
+    flow = blocks.flow
+    for value, joined in blocks.joined.items():
+        joins = tuple(blocks.readers[value])
+        others = {one for step in joins for one in flow.steps[step].joined} - {value}
+        one = _Sum(joins[0], -1, value, -1, blocks.innermost[joins[0]], joins)
+        region = blocks.region([one])
+        reads = {read for number in region for read in flow.steps[number].reads}
+        used = {name for number in region for name in flow.steps[number].tensors}
+        alone = all(blocks.users[name] <= region for name in used)
+        if alone and not others.isdisjoint(reads) and joined.tensors <= used:
+            yield one
 
 
 def _path(blocks: Blocks, step: int) -> str:
@@ -351,14 +391,32 @@ class _Removal:
 
     def __init__(self, blocks: Blocks, sums: Sequence[_Sum]) -> None:
         self.blocks, self.flow, self.sums = blocks, blocks.flow, sums
+        self.possible = True
         self.region = blocks.region(sums)
         self.nothing = self.region | blocks.idle
-        self.gone = self.nothing | {one.step for one in sums}
-        self.streams = {one.made: one.stream for one in sums}  # what is left of each sum
+        # What is left of each sum, and of a concatenation with one other value.
+        self.streams = {one.made: one.stream for one in sums if not one.joins}
+        self.ends = {one.step for one in sums if not one.joins}
+        self.joined = [one for one in sums if one.joins]
+        self._join()
+        self.gone = self.nothing | self.ends
+        # What makes channels of which there are none.
+        self.empty = blocks.region(self.joined) | blocks.idle
         self.rows: dict[str, Replacement] = {}
         self.covered: set[int] = set()  # steps of modules that are replaced
         self.zeros: set[int] = set()  # values that are zero by then
-        self.possible = True
+
+    def _join(self) -> None:
+        """Note the concatenations of which one value is left."""
+        branches = {one.branch for one in self.joined}
+        for step in {step for one in self.joined for step in one.joins}:
+            joined = self.flow.steps[step]
+            left = [value for value in joined.joined if value not in branches]
+            if not left:
+                self.possible = False
+            elif len(left) == 1:
+                self.streams[joined.makes[0]] = left[0]
+                self.ends.add(step)
 
     def replacements(self) -> tuple[Replacement, ...] | None:
         """None where operators or weights of the branches would stay."""
@@ -406,7 +464,7 @@ class _Removal:
             return
         for one in self._calls(call):
             makers = {self.flow.maker[value] for value in one.takes.values()}
-            same = isinstance(one.answer, Made) and one.answer.value == one.takes.get(0)
+            same = isinstance(one.answer, Made) and one.answer.value == one.takes.get("0")
             if not (one.alone and same and makers <= self.region) or one.start != one.stop:
                 return
         self.rows[call.path] = Replacement(call.path)
@@ -428,7 +486,7 @@ class _Removal:
         """What takes the place of a module that then hands on what it is given."""
         call = self.flow.calls[number]
         own = [step for step in range(call.start, call.stop) if step not in self.gone]
-        holds = any(call.start <= one.step < call.stop for one in self.sums)
+        holds = any(call.start <= step < call.stop for step in self.ends)
         if not holds or len(own) > 1 or len(self._calls(call)) > 1:
             return None
         if own:
@@ -440,7 +498,7 @@ class _Removal:
             return None
         if call.alone and isinstance(call.answer, Made):
             return Replacement(call.path)
-        return Replacement(call.path, json.dumps(_shown(call.answer, STREAM)), str(source))
+        return Replacement(call.path, json.dumps(_shown(call.answer, STREAM)), source)
 
     def _all_left(self, answer: Any, value: int) -> bool:
         """Whether every tensor in an answer is this one."""
@@ -452,9 +510,9 @@ class _Removal:
         if not call.alone or len(last.reads) != 1 or last.tensors:
             return None
         ends = isinstance(call.answer, Made) and call.answer.value in last.makes
-        if not ends or self._left(last.reads[0]) != self._left(call.takes[0]):
+        if not ends or self._left(last.reads[0]) != self._left(call.takes["0"]):
             return None
-        if last.operator.rstrip("_") == "relu" and self._positive(call.takes[0]):
+        if last.operator.rstrip("_") == "relu" and self._positive(call.takes["0"]):
             return Replacement(call.path)
         for part in self.blocks.parts_of.get(number, ()):
             inner = self.flow.calls[part]
@@ -490,12 +548,27 @@ class _Removal:
             return None
         if not sources or not real:
             return None
-        handed = all(one.alone and one.takes[0] in self.zeros for one in calls)
+        handed = all(one.alone and one.takes["0"] in self.zeros for one in calls)
         self.zeros.update(value for one in calls for value in _values(one.answer))
         if handed and isinstance(call.answer, Made):
             return Replacement(call.path)
+        if self.empty.issuperset(range(call.start, call.stop)):
+            return self._nothing_of(call)
         source = next(key for key in call.takes if key in sources)
-        return Replacement(call.path, answers.pop(), str(source))
+        return Replacement(call.path, answers.pop(), source)
+
+    def _nothing_of(self, call: ModuleCall) -> Replacement | None:
+        """What makes no channels in place of a module that is called once: what it is given, as far
+        as that has the size of what it made.
+        """
+        if not isinstance(call.answer, Made) or len(self._calls(call)) > 1:
+            return None
+        made = self.flow.shapes[call.answer.value]
+        for key, value in call.takes.items():
+            shape = self.flow.shapes[value]
+            if len(shape) == len(made) > 1 and (shape[:1], shape[2:]) == (made[:1], made[2:]):
+                return Replacement(call.path, json.dumps({"none": 1}), key)
+        return None
 
     def _rest_is_nothing(self) -> bool:
         """Whether what is left of the branches is done to single numbers, and adds nothing."""
@@ -506,13 +579,15 @@ class _Removal:
             known = step.operator.rstrip("_") in _BETWEEN and not step.tensors
             if not known or not makers <= self.region or not makers:
                 return False
-        ends = [one.branch for one in self.sums if one.step not in self.covered]
+        ends = [one.branch for one in self.sums if one.step not in self.covered or one.joins]
         return all(self._is_zero(value, rest) for value in ends)
 
     def _is_zero(self, value: int, rest: Collection[int]) -> bool:
         if value in self.zeros:
             return True
         maker = self.flow.maker[value]
+        if maker in self.covered:  # in a module that hands on what it is given
+            return True
         step = self.flow.steps[maker]
         name = step.operator.rstrip("_")
         if maker not in rest or name not in _LEAVE_ZERO | {"add", "sub"}:
@@ -563,4 +638,4 @@ def _shown(answer: Any, made: str | None) -> Any:
     return None
 
 
-__all__ = ["Addition", "Block", "Blocks"]
+__all__ = ["Addition", "Block", "Blocks", "Joined"]

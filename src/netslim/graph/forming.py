@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from netslim.graph.blocks import Block, Blocks
+from netslim.graph.blocks import Block, Blocks, Joined
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule, Slice
@@ -59,6 +59,7 @@ from netslim.graph.tracing.atoms import (
     distinct,
     numbered,
 )
+from netslim.graph.tracing.dataflow import INPUT, Dataflow, Step
 from netslim.graph.tracing.ports import Ports
 from netslim.graph.tracing.recorder import RecordedNorm, Recorder
 from netslim.graph.tracing.remembered import Bindings
@@ -292,7 +293,8 @@ def build(
     blocks = None
     if recorder.flow is not None:
         lasting = {name: tuple(t.shape) for name, t in lasting_tensors(recorder.model)}
-        blocks = Blocks(recorder.flow, inventory.modules, lasting)
+        joined = dict(_joined(recorder.flow, counted, groups))
+        blocks = Blocks(recorder.flow, inventory.modules, lasting, joined)
         counted.gate(blocks, len(groups))
         groups += _block_groups(blocks, groups)
     return ChannelGraph(
@@ -311,6 +313,29 @@ def build(
         tuple(_orders(recorder, classes)),
         blocks,
     )
+
+
+def _joined(
+    flow: Dataflow, counted: _Counted, groups: Sequence[ChannelGroup]
+) -> Iterator[tuple[int, Joined]]:
+    """The values that are read by concatenations alone, and are all of some groups that can go."""
+    readers: dict[int, list[Step]] = {}
+    for step in flow.steps:
+        for value in step.reads:
+            readers.setdefault(value, []).append(step)
+    for value, reading in readers.items():
+        if flow.maker[value] == INPUT or not all(step.joined for step in reading):
+            continue
+        maker = flow.steps[flow.maker[value]]
+        place = maker.makes.index(value)
+        if value in flow.results or place >= len(maker.outputs):
+            continue
+        count = counted.outputs[maker.outputs[place]].factors[1]
+        whole = not count.constant and count.times is None
+        if whole and all((n == 1).all() and groups[g].prunable for g, n in count.shares):
+            numbers = tuple(g for g, _ in count.shares)
+            made = [s.tensor for g in numbers for s in groups[g].tensors("producer")]
+            yield value, Joined(numbers, frozenset(made))
 
 
 def _block_groups(blocks: Blocks, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:

@@ -137,7 +137,24 @@ class TracedGraph:
                     "masks are boolean arrays, one entry a unit, by the number of the group "
                     f"(graph.number(name)), got {brief(group)}: {described(mask)}"
                 )
-        return masks or {}
+        return self.with_joined(masks or {})
+
+    @cached_property
+    def joined(self) -> dict[int, tuple[int, ...]]:
+        """Number of a block that is a layer of a DenseNet -> of the groups that go with it."""
+        if self.blocks is None:
+            return {}
+        numbers = [n for n, group in enumerate(self.groups) if group.block]
+        found = zip(numbers, self.blocks.found, strict=True)
+        return {n: block.channels for n, block in found if block.channels}
+
+    def with_joined(self, masks: Mapping[int, Vector]) -> dict[int, Vector]:
+        """The masks, in which the channels of layers that go as blocks go, too."""
+        found = dict(masks)
+        for block, numbers in self.joined.items():
+            if block in masks and not np.all(masks[block]):
+                found |= {n: np.zeros(self.groups[n].size, dtype=bool) for n in numbers}
+        return found
 
     def macs(self, masks: Mapping[int, Vector] | None = None) -> int:
         """Multiply-accumulates of the traced call where group ``g`` keeps units ``masks[g]``."""

@@ -340,6 +340,8 @@ def _unproved(
     # failure.
     found = []
     for name, group in plan.groups.items():
+        if not group.kept:  # it goes with a block
+            continue
         mask = np.isin(np.arange(group.size), group.kept)
         alone = plan_keeping(graph, {graph.number(name): mask})
         try:

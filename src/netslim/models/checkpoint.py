@@ -496,7 +496,8 @@ def _check_replay(model: nn.Module, plan: PruningPlan, path: Any) -> None:
     A model that cannot be copied is not tried, nor are blocks that it does not have any more.
     """
     if plan.dropped:
-        plan = counted(replace(plan, dropped=Dropped()))
+        groups = {name: cut for name, cut in plan.groups.items() if cut.kept}
+        plan = counted(replace(plan, groups=groups, dropped=Dropped()))
     try:
         fresh = duplicate(model, _larger(model, plan))
     except SurgeryError:

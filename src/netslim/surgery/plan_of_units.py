@@ -43,6 +43,7 @@ def plan_keeping(
             make them (tied weights), so that they cannot be summed; or blocks cannot go together.
     """
     masks = {n: np.asarray(m, dtype=bool) for n, m in masks.items() if not np.all(m)}
+    masks = graph.with_joined(masks)
     dropped = _dropped(graph, [n for n in masks if graph.groups[n].block])
     masks = {n: mask for n, mask in masks.items() if not graph.groups[n].block}
     groups: dict[str, GroupCut] = {}

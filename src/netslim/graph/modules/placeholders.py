@@ -27,9 +27,10 @@ class Replacement:
     Attributes:
         module: its path.
         answer: JSON of what it gives: ``"x"`` for the argument ``source``, a number for zeros of so
-            many dimensions that broadcast, null, or ``{"tuple": [...]}`` and ``{"list": [...]}`` of
-            these. Empty: it hands on its only argument.
-        source: position or name of an argument that is a tensor.
+            many dimensions that broadcast, ``{"none": 1}`` for that argument without any entry
+            along dimension 1, null, or ``{"tuple": [...]}`` and ``{"list": [...]}`` of these.
+            Empty: it hands on its only argument.
+        source: position or name of an argument that is a tensor, ``"0.1"`` of one in a list.
         child: the part of it, by its path within, that runs alone in its place; ``""`` for none.
     """
 
@@ -46,6 +47,8 @@ class Replacement:
             return f"only its {self.child} stays"
         if self.passes:
             return "hands on what it is given"
+        if '"none"' in self.answer:
+            return "makes no channels"
         return "gives zeros in place of the branch"
 
     @property
@@ -82,9 +85,15 @@ class Placeholder(nn.Module):
         self.parts = json.loads(answer)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.source.isdecimal():
-            return _filled(self.parts, args[int(self.source)])
-        return _filled(self.parts, kwargs[self.source])
+        key, *places = self.source.split(".")
+        given: Any
+        if key.isdecimal():
+            given = args[int(key)]
+        else:
+            given = kwargs[key]
+        for place in places:
+            given = given[int(place)]
+        return _filled(self.parts, given)
 
     def extra_repr(self) -> str:
         return self.answer
@@ -97,6 +106,8 @@ def _filled(parts: Any, given: Tensor) -> Any:
         return given.new_zeros((1,) * parts)
     if isinstance(parts, dict):
         ((kind, entries),) = parts.items()
+        if kind == "none":
+            return given.narrow(entries, 0, 0)
         filled = [_filled(entry, given) for entry in entries]
         return filled if kind == "list" else tuple(filled)
     return None
@@ -114,6 +125,8 @@ def is_answer(text: str) -> bool:
 
 def _known(parts: Any) -> bool:
     if isinstance(parts, dict):
+        if set(parts) == {"none"}:
+            return parts["none"] == 1
         entries = parts.get("tuple", parts.get("list"))
         return len(parts) == 1 and isinstance(entries, list) and all(map(_known, entries))
     if isinstance(parts, int) and not isinstance(parts, bool):

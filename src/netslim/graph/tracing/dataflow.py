@@ -47,6 +47,7 @@ class Step:
         tensors: names of the parameters and buffers that it was given.
         costs, outputs: which of those that the recorder counted are its own.
         added: of a sum.
+        joined: the values that a concatenation along dimension 1 puts side by side.
     """
 
     operator: str
@@ -56,6 +57,7 @@ class Step:
     costs: range
     outputs: range
     added: Sum | None = None
+    joined: tuple[int, ...] = ()
 
 
 @dataclass
@@ -65,7 +67,8 @@ class ModuleCall:
     Attributes:
         path: of the module.
         parent: number of the call around it; -1 for that of the model.
-        takes: position or name of each argument that is a tensor -> its value.
+        takes: position or name of each argument that is a tensor -> its value; of one in a list
+            ``"0.1"``, both positions.
         alone: whether one tensor by position is all that it takes.
         answer: what it gives, with `Made` for tensors; None where it holds something else, too.
     """
@@ -73,7 +76,7 @@ class ModuleCall:
     path: str
     parent: int
     start: int
-    takes: dict[int | str, int]
+    takes: dict[str, int]
     alone: bool
     stop: int = 0
     answer: Any = None
@@ -102,6 +105,7 @@ class Dataflow:
         steps: in order.
         calls: of modules, in the order in which they began.
         maker: of each value the step that made it, or `INPUT`.
+        shapes: of each value.
         results: values that the model gives.
         names: id of a parameter or buffer -> its name.
     """
@@ -110,6 +114,7 @@ class Dataflow:
     steps: list[Step] = field(default_factory=list)
     calls: list[ModuleCall] = field(default_factory=list)
     maker: list[int] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
     results: set[int] = field(default_factory=set)
     # Id of a tensor -> itself, its value, and when it was made; memory -> what was written last.
     _known: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
@@ -140,6 +145,10 @@ class Dataflow:
         added = None
         if operator in _SUMS:
             added = _sum(inputs, given, made[0], args, kwargs)
+        joined: tuple[int, ...] = ()
+        if operator == "cat" and _dim(args, kwargs) % made[0].dim() == 1:
+            joined = tuple(value for value in given if value is not None)
+            joined *= len(joined) == len(given)
         self._time += 1
         number, makes = len(self.steps), []
         for tensor in made:
@@ -148,7 +157,7 @@ class Dataflow:
             if memory is not None and any(tensor is one for one in inputs):
                 self._written[memory._cdata] = makes[-1], self._time
         reads = tuple(dict.fromkeys(value for value in given if value is not None))
-        step = Step(operator, reads, tuple(makes), own, costs, outputs, added)
+        step = Step(operator, reads, tuple(makes), own, costs, outputs, added, joined)
         self.steps.append(step)
 
     def value(self, tensor: Tensor) -> int | None:
@@ -167,19 +176,24 @@ class Dataflow:
     def _make(self, tensor: Tensor, step: int) -> int:
         value = len(self.maker)
         self.maker.append(step)
+        self.shapes.append(tuple(tensor.shape))
         self._known[id(tensor)] = weakref.ref(tensor), value, self._time
         return value
 
     def enter(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A module begins."""
-        takes: dict[int | str, int] = {}
-        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        for key, given in named:
-            if isinstance(given, Tensor) and (value := self.value(given)) is not None:
-                takes[key] = value
+        takes: dict[str, int] = {}
+        for key, given in ((str(k), v) for k, v in (*enumerate(args), *kwargs.items())):
+            if isinstance(given, (list, tuple)):
+                held = {f"{key}.{place}": one for place, one in enumerate(given)}
+            else:
+                held = {key: given}
+            for name, one in held.items():
+                if isinstance(one, Tensor) and (value := self.value(one)) is not None:
+                    takes[name] = value
         parent = next(reversed(self._under_way), -1)
         self._under_way.append(len(self.calls))
-        alone = len(args) == 1 and not kwargs and 0 in takes
+        alone = len(args) == 1 and not kwargs and "0" in takes
         self.calls.append(ModuleCall(path, parent, len(self.steps), takes, alone))
 
     def leave(self, answer: Any) -> None:
@@ -213,6 +227,14 @@ def _sum(
         alpha = args[2]
     alike = [one.shape == out.shape and one.dtype == out.dtype for one in inputs]
     return Sum((first, second), (alike[0], alike[1] and alpha == 1))
+
+
+def _dim(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Along which a concatenation puts tensors side by side."""
+    dim: int = kwargs.get("dim", 0)
+    if len(args) > 1:
+        dim = args[1]
+    return dim
 
 
 @contextlib.contextmanager

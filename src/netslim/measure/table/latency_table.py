@@ -189,7 +189,7 @@ class LatencyTable:
         """
         counts = Listing()
         resource = _Latency(self, graph, counts)
-        return resource.total(counts.kept(masks or {}))
+        return resource.total(counts.kept(graph.with_joined(masks or {})))
 
     def __str__(self) -> str:
         where = self.device

@@ -129,6 +129,7 @@ class Widths:
     def counts(self, removed: Vector) -> Vector:
         """All counts, shape (counts,), from how many units went of each group, shape (groups,)."""
         constants, rows, groups, starts, flat = self._built()
+        removed = self._with_joined(removed)
         # A row is one group's share in one count. Counts that depend on several groups, as behind a
         # concatenation, have several rows, which `bincount` adds up.
         left = flat[starts + removed[groups]]
@@ -141,14 +142,28 @@ class Widths:
         """What the next unit of each group saves, shape (groups,), from slopes by the counts."""
         _, rows, groups, starts, flat = self._built()
         slopes = self._through_products(slopes, removed)
+        removed = self._with_joined(removed)
         # The chain rule: a unit takes ``flat[at] - flat[at + 1]`` entries off each count that its
         # group has a share in, and each entry saves the slope of its count.
         at = starts + removed[groups]
-        return np.bincount(
+        left = flat[at]
+        saved: Vector = np.bincount(
             groups,
-            weights=slopes[rows] * (flat[at] - flat[at + 1]),
+            weights=slopes[rows] * (left - flat[at + 1]),
             minlength=len(self.graph.groups),
         )
+        for block, numbers in self.graph.joined.items():  # it takes all that is left of its own
+            own = np.isin(groups, numbers)
+            saved[block] += (slopes[rows[own]] * left[own]).sum()
+        return saved
+
+    def _with_joined(self, removed: Vector) -> Vector:
+        """How many went, where the channels of layers that went as blocks did, too."""
+        for block, numbers in self.graph.joined.items():
+            if removed[block]:
+                removed = removed.copy()
+                removed[list(numbers)] = [self.graph.groups[n].size for n in numbers]
+        return removed
 
     def _through_products(self, slopes: Vector, removed: Vector) -> Vector:
         """Slopes by the counts that are sums alone."""
@@ -165,7 +180,9 @@ class Widths:
         for product, one, other in self._products:
             if product == number:
                 return [*self.groups_of(one), *self.groups_of(other)]
-        return [group for row, group, _ in self._rows if row == number]
+        found = [group for row, group, _ in self._rows if row == number]
+        joined = self.graph.joined.items()
+        return found + [block for block, numbers in joined if not set(found).isdisjoint(numbers)]
 
     def _built(self) -> tuple[Vector, ...]:
         if self._arrays is None:

@@ -40,7 +40,7 @@ from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.selection.criteria.observing import Loss, cross_entropy, differentiable, loss_of
 from netslim.surgery.plan_of_units import plan_keeping
-from netslim.surgery.proof.branches import Args, AtSums, branches_silenced
+from netslim.surgery.proof.branches import Args, AtSums
 from netslim.surgery.proof.silencing import silenced
 
 Worth = dict[str, float]  # name of a block -> what goes with it
@@ -95,9 +95,14 @@ class _Branches(AtSums):
 
 
 def shut_gates(
-    graph: ChannelGraph, model: nn.Module, batches: Iterable[Any], loss: Loss | None
+    graph: ChannelGraph,
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss | None,
+    scores: Scores,
 ) -> Worth:
-    """``(sum over the branch of gradient * value) ** 2``, mean over batches, of each block.
+    """``(sum over the branch of gradient * value) ** 2``, mean over batches, of each block; a layer
+    of a DenseNet is worth what its channels are.
 
     Raises:
         ArgumentError: as `netslim.selection.criteria.observing.contributions`.
@@ -118,7 +123,12 @@ def shut_gates(
         return sums
 
     sums = ranks.summed("gates of blocks", ranks.everywhere("gates of blocks", measure))
-    return {name: float(total / count) for name, (total, count) in sums.items()}
+    worth = {name: float(total / count) for name, (total, count) in sums.items()}
+    for name, block in blocks.items():
+        own = [graph.groups[n].name for n in block.channels]
+        if own and scores.keys() >= {*own}:
+            worth[name] = sum(float(scores[one].sum()) for one in own)
+    return worth
 
 
 def _terms(watch: _Branches, value: Tensor) -> dict[Addition, float]:
@@ -158,10 +168,8 @@ def output_errors(
         with torch.no_grad(), eagerly(), evaluating(model):
             whole = _outputs(model, seen, nullcontext())
             found = {}
-            for name, block in blocks_of(graph).items():
-                own = _outputs(model, seen, branches_silenced(model, block.additions))
-                found[name] = _error(whole, own)
-            for name, mask in halves.items():
+            gone = {name: np.zeros(1, dtype=bool) for name in blocks_of(graph)}
+            for name, mask in (halves | gone).items():
                 plan = plan_keeping(graph, {graph.number(name): mask})
                 own = _outputs(model, seen, silenced(model, plan, graph))
                 found[name] = _error(whole, own)

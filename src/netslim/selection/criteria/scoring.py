@@ -121,7 +121,7 @@ def _of_blocks(
         own = replace(scorer, options=replace(scorer.options, lead="mean"))
         worth = weakest_layers(graph, lambda group: own(group, tensors))
     elif gated:
-        worth = shut_gates(graph, model, batches, loss)
+        worth = shut_gates(graph, model, batches, loss, scores)
     else:
         worth = output_errors(graph, model, batches, scores)
     return {

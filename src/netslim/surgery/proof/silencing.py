@@ -291,7 +291,7 @@ def channels_felt(
     them has a gradient by the weights w that read it, to first order ``gradient * w``. A model that
     cannot be differentiated has its channels silenced one by one, at most `ONE_BY_ONE` of them.
     """
-    blocks = len(plan.dropped.blocks)
+    blocks = sum(1 for block in plan.dropped.blocks if block.sums)  # of others channels tell
     felt = _branches_felt(original, plan, example_inputs)
     # In-place operations on what autograd has saved are an error, and allowed at the second try, at
     # the price of copies.
@@ -314,7 +314,7 @@ def _branches_felt(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> 
     felt = 0
     with torch.no_grad():
         whole = run(model, example_inputs, "original")
-        for block in plan.dropped.blocks:
+        for block in (one for one in plan.dropped.blocks if one.sums):
             with branches_silenced(model, block.sums):
                 without = run(model, example_inputs, "original")
             pairs = zip(whole, without, strict=True)

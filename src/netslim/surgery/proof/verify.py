@@ -57,7 +57,7 @@ class Verification:
         deviation: largest difference of any output, relative to the largest output, in float64;
             None when the plan cuts groups whose removal is not equal to silencing, so only shapes
             were tried.
-        cut: number of removed channels and blocks.
+        cut: number of removed channels and branches.
         changed: how many of them the outputs depend on, with randomised weights: silencing them is
             felt.
         double: whether it ran in float64; a model that casts inside runs in its own precision.
@@ -251,7 +251,7 @@ class _Pair:
             _refuse_deviation(deviation, tolerance, self.double)
         changed, tried = channels_felt(self.original, self.graph, self.plan, self.inputs)
         shown = deviation if self.exact else None
-        cut = self.plan.removed + len(self.plan.dropped.blocks)
+        cut = self.plan.removed + sum(1 for block in self.plan.dropped.blocks if block.sums)
         return Verification(shown, cut, changed, self.double, tried)
 
     def _outputs_silenced(self) -> list[Tensor]:
