@@ -126,7 +126,7 @@ def is_answer(text: str) -> bool:
 def _known(parts: Any) -> bool:
     if isinstance(parts, dict):
         if set(parts) == {"none"}:
-            return parts["none"] == 1
+            return bool(parts["none"] == 1)
         entries = parts.get("tuple", parts.get("list"))
         return len(parts) == 1 and isinstance(entries, list) and all(map(_known, entries))
     if isinstance(parts, int) and not isinstance(parts, bool):
