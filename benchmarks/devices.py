@@ -7,10 +7,12 @@ The four files then run in ONNX Runtime on one thread: the same test images for 
 taken in turn in one process, medians with quartiles. Training is short and the networks are small:
 the table shows what each step costs and saves, not how good the networks can become.
 
-    python benchmarks/devices.py [--networks resnet20 ...] [--work runs/devices] [--page docs/devices.md]
+    python benchmarks/devices.py [--networks ResNet-20 ...] [--work runs/devices] [--time-again]
+    [--page docs/devices.md]
 
 What is finished in --work is not done again, down to the epoch, and a row that is in
-results/devices.json stays; --page writes the table there into the page.
+results/devices.json stays. Times are taken last, network after network, and anew by --time-again;
+--page writes the table into the page.
 """
 
 from __future__ import annotations
@@ -87,8 +89,8 @@ def recipe_of(model: dict[str, Any]) -> Recipe:
     )
 
 
-def row_of(label: str, work: Path) -> dict[str, Any]:
-    """One network: what each of its four files does."""
+def made(label: str, work: Path) -> tuple[Runner, dict[str, Path], float]:
+    """What carries out the stages of a network, its four files, and the seconds that they took."""
     recipe, seconds = recipe_of(NETWORKS[label]), 0.0
     folder = RunFolder(work / re.sub(r"\W+", "-", label.lower()).strip("-"))
     with folder.lock():
@@ -96,29 +98,38 @@ def row_of(label: str, work: Path) -> dict[str, Any]:
         runner = Runner(recipe, folder, Display(), "")
         for index, stage in enumerate(recipe.stages):
             seconds += runner.stage(index, stage)["seconds"]
-    files = []
+    files: list[Path] = []
     for place, stage in zip(runner.folders, recipe.stages, strict=True):
         if stage.kind == "quantize":
             files += [place.forms.exact, place.forms.int8]
-    running = {
-        name: InOnnxRuntime(path.read_bytes()) for name, path in zip(FORMS, files, strict=True)
-    }
+    return runner, dict(zip(FORMS, files, strict=True)), round(seconds, 1)
+
+
+def running(files: dict[str, Path]) -> dict[str, InOnnxRuntime]:
+    """The four files, loaded."""
+    return {name: InOnnxRuntime(path.read_bytes()) for name, path in files.items()}
+
+
+def row_of(label: str, work: Path) -> dict[str, Any]:
+    """One network: what each of its four files knows, and its bytes."""
+    runner, files, seconds = made(label, work)
     accuracy, labels = looking.accuracy(runner, "test", TESTED)
-    found = {name: accuracy(one) for name, one in running.items()}
-    times = side_by_side(dict(running), torch.zeros(1, *runner.data.shape), torch.device("cpu"))
-    rows = {
-        name: {
-            "accuracy": found[name],
-            "bytes": path.stat().st_size,
-            "median_ms": times[name].median_ms,
-            "low_ms": times[name].low_ms,
-            "high_ms": times[name].high_ms,
-            "repeats": times[name].repeats,
-        }
-        for name, path in zip(FORMS, files, strict=True)
+    forms = {
+        name: {"accuracy": accuracy(one), "bytes": files[name].stat().st_size}
+        for name, one in running(files).items()
     }
-    seconds = round(seconds, 1)
-    return {"model": NETWORKS[label], "images": len(labels), "seconds": seconds, **rows}
+    return {"model": NETWORKS[label], "images": len(labels), "seconds": seconds, **forms}
+
+
+def times_of(label: str, work: Path) -> dict[str, dict[str, float]]:
+    """How long each of the four files takes for one image, in turn."""
+    runner, files, _ = made(label, work)
+    example = torch.zeros(1, *runner.data.shape)
+    times = side_by_side(dict(running(files)), example, torch.device("cpu"))
+    return {
+        name: {"median_ms": one.median_ms, "low_ms": one.low_ms, "high_ms": one.high_ms}
+        for name, one in times.items()
+    }
 
 
 def markdown(rows: dict[str, Any]) -> str:
@@ -156,10 +167,18 @@ def write_page(path: Path, table: str) -> None:
     path.write_text(marked.sub(lambda found: f"{found[1]}{table}{found[2]}", text), "utf-8")
 
 
+def keep(rows: dict[str, Any]) -> None:
+    """Write what is known so far."""
+    settings = {"images": IMAGES, "epochs": EPOCHS, "tuned": TUNED, "seed": SEED}
+    runtimes = {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript", "timm")}
+    record("devices", {"settings": settings, "runtimes": runtimes, "rows": rows})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--work", type=Path, default=Path("runs/devices"))
+    parser.add_argument("--time-again", action="store_true")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -167,13 +186,15 @@ def main() -> None:
     if path.exists():
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     for label in options.networks:
-        if label in rows:
-            continue
-        rows[label] = row_of(label, options.work)
-        settings = {"images": IMAGES, "epochs": EPOCHS, "tuned": TUNED, "seed": SEED}
-        runtimes = {name: version(name) for name in ("onnx", "onnxruntime", "onnxscript", "timm")}
-        rows = {name: rows[name] for name in NETWORKS if name in rows}
-        record("devices", {"settings": settings, "runtimes": runtimes, "rows": rows})
+        if label not in rows:
+            rows[label] = row_of(label, options.work)
+            keep(rows)
+    rows = {label: rows[label] for label in NETWORKS if label in rows}
+    for label in options.networks:
+        if options.time_again or "median_ms" not in rows[label]["float"]:
+            for name, times in times_of(label, options.work).items():
+                rows[label][name] |= times
+            keep(rows)
     if options.page is not None:
         write_page(options.page, markdown(rows))
     show(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim
+from netslim._support import packages
 from netslim.errors import ArgumentError, ExportError
 from netslim.methods import Quantization
 from netslim.methods.quantizing import examples_of, to_int8
@@ -173,7 +174,7 @@ def test_ranges_come_from_the_batches(exact, tmp_path):
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_written(exact, tmp_path):
-    with pytest.raises(ArgumentError, match=r"ends in \.onnx"):
+    with pytest.raises(ArgumentError, match=r"written to a \.onnx or \.pt2 file"):
         netslim.quantize(Net(), BATCHES, tmp_path / "net.pt")
     with pytest.raises(ArgumentError, match="batches= gives no batch"):
         netslim.quantize(Net(), [], tmp_path / "net.onnx")
@@ -195,3 +196,31 @@ def test_a_network_without_such_layers_is_refused(tmp_path):
     with pytest.raises(ExportError, match="no layer of the network can be brought to int8"):
         to_int8(file, [torch.randn(2, 3)], tmp_path / "x.onnx", Quantization())
     assert not (tmp_path / "x.onnx").exists()
+
+
+# ---------------------------------------------------------------- PT2E
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao
+def test_a_program_in_int8(tmp_path):
+    pytest.importorskip("torchao.quantization.pt2e")
+    path = tmp_path / "net.int8.pt2"
+    done = netslim.quantize(Net(), BATCHES, path, metadata={"made by": "a test"})
+    assert (done.size_bytes, done.layers, done.of) == (path.stat().st_size, 2, 2)
+    assert (done.batches, done.inputs, done.outputs) == (3, ("x",), ("output",))
+    told = {"made by": ""}
+    program = torch.export.load(path, extra_files=told)
+    assert told == {"made by": "a test"}
+    assert {t.dtype for t in program.state_dict.values() if t.dim() > 1} == {torch.int8}
+    found = program.module()(BATCHES[1][:5])
+    assert (found - expected(BATCHES[1][:5])).norm() < 0.05 * found.norm()
+    assert 0 < done.noise < 0.02
+
+
+def test_what_pt2e_cannot_do_is_said(tmp_path, monkeypatch):
+    with pytest.raises(ArgumentError, match=r"are for \.onnx files"):
+        netslim.quantize(Net(), BATCHES, tmp_path / "net.pt2", Quantization(scales="tensor"))
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r"needs torchao, .*: pip install 'netslim\[pt2e\]'"):
+        netslim.quantize(Net(), BATCHES, tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []

@@ -27,8 +27,15 @@ from netslim._support import check_batches, checks_calls, expect
 from netslim.errors import ArgumentError, ExportError
 from netslim.graph.modules.batches import inputs_of
 from netslim.methods.quantization import Quantization
-from netslim.models.export import beside, check_new, export
+from netslim.methods.quantizing_program import (
+    Examples,
+    check_plain,
+    need_pt2e,
+    quantized_program,
+)
+from netslim.models.export import beside, check_new, export, module_of
 from netslim.models.onnx_session import Outputs, Session, innermost, need_onnx, quietly
+from netslim.models.parity import run
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # whose weights are most of a network
 _DEQUANTIZED = "DequantizeLinear"
@@ -41,7 +48,7 @@ class Quantized:
 
     Attributes:
         path, size_bytes: the file.
-        float_bytes: of the same network as ONNX in float32.
+        float_bytes: of the same network in float32, in the same format.
         noise: by how much its outputs on the first batch differ from those in float: the root mean
             square of the differences, relative to that of the outputs.
         layers, of: how many convolutions, linear layers and products of matrices compute in int8,
@@ -76,25 +83,29 @@ def quantize(
     dynamic_batch: bool = True,
     metadata: Mapping[str, str] | None = None,
 ) -> Quantized:
-    """Write a trained model as an ONNX file that computes in int8 (QDQ, static, after training).
+    """Write a trained model as a file that computes in int8: static, after training.
 
-    The model is exported in float and proved as by `netslim.export`; the int8 file is read back and
-    run, and gets its name only then. It does not compute the same: `noise` says by how much, and
-    accuracy has to be measured.
+    To `.onnx` it is QDQ by ONNX Runtime; to `.pt2` a program of `torch.export`, quantised by
+    torchao's PT2E for x86, which `torch.export.load` reads once `torchao.quantization.pt2e` is
+    imported. The model is exported in float and proved as by `netslim.export`; the int8 file is
+    read back and run, and gets its name only then. It does not compute the same: `noise` says by
+    how much, and accuracy has to be measured.
 
     Args:
-        model: any module that `netslim.export` can write as ONNX; it is not changed.
+        model: any module that `netslim.export` can write in the format; it is not changed.
         batches: a data loader or list, some ten batches of training data (labels are not needed),
             prepared as in training; ranges are taken from them. Never the images that the result is
             judged by.
-        path: an `.onnx` file that does not exist yet.
-        options: how step sizes are chosen.
+        path: an `.onnx` or `.pt2` file that does not exist yet.
+        options: how step sizes are chosen; PT2E knows its own way alone.
         dynamic_batch, metadata: as for `netslim.export`.
 
     Raises:
-        ArgumentError: the path does not end in `.onnx`, or there is no batch.
-        ExportError: the file exists, packages are missing (`pip install netslim[onnx]`), the model
-            cannot be exported, or no layer of it can be brought to int8; nothing is left behind.
+        ArgumentError: the path's ending is neither, options are given for PT2E, or there is no
+            batch.
+        ExportError: the file exists, packages are missing (`pip install netslim[onnx]`, `[pt2e]`),
+            the model cannot be exported, or no layer of it can be brought to int8; nothing is left
+            behind.
         TraceError: the model does not run on the first batch.
 
     Example:
@@ -102,16 +113,30 @@ def quantize(
         Quantized(...)
     """
     path = Path(path)
-    if path.suffix != ".onnx":
-        raise ArgumentError(f"{path}: an int8 network is written to a file that ends in .onnx")
+    if path.suffix not in (".onnx", ".pt2"):
+        raise ArgumentError(f"{path}: a network in int8 is written to a .onnx or .pt2 file")
     check_new(path)
-    need_onnx()
     expect(options, Quantization, "options", "quantize(model, batches, path, Quantization())")
+    if path.suffix == ".pt2":
+        check_plain(path, options)
+        need_pt2e()
+    else:
+        need_onnx()
     first, rest = _first(examples_of(batches))
     with TemporaryDirectory() as folder:
-        exact = Path(folder) / "float.onnx"
-        export(model, first, exact, dynamic_batch=dynamic_batch, metadata=metadata)
-        return to_int8(exact, chain([first], rest), path, options)
+        exact = Path(folder) / f"float{path.suffix}"
+        done = export(model, first, exact, dynamic_batch=dynamic_batch, metadata=metadata)
+        if path.suffix == ".onnx":
+            return to_int8(exact, chain([first], rest), path, options)
+        examples = Examples(chain([first], rest))
+        made = quantized_program(exact, examples, dynamic_batch, metadata or {})
+        with beside(path) as temporary:
+            temporary.write_bytes(made.content)
+            expected, found = run(module_of(exact), first), run(module_of(temporary), first)
+            noise = _noise(expected, found)
+    size, names = done.size_bytes, (done.inputs, done.outputs)
+    counts = made.layers, made.of, examples.count
+    return Quantized(path, len(made.content), size, noise, *counts, *names)
 
 
 def examples_of(batches: Iterable[Any]) -> Iterator[Any]:
@@ -151,20 +176,16 @@ def to_int8(exact: Path, examples: Iterable[Any], path: Path, options: Quantizat
     return Quantized(path, len(content), size, noise, layers, of, seen.count, *names)
 
 
-class _Seen:
+class _Seen(Examples):
     """What ONNX Runtime's calibration reads: one batch after the other, by the file's names."""
 
     def __init__(self, session: Session, examples: Iterable[Any]) -> None:
-        self.session, self.examples = session, iter(examples)
-        self.first: Any = None
-        self.count = 0
+        super().__init__(examples)
+        self.session = session
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch as arrays; None after the last."""
-        for example in self.examples:
-            if not self.count:
-                self.first = example
-            self.count += 1
+        for example in self:
             return self.session.arrays(example)
         return None
 

@@ -172,6 +172,18 @@ def onnx_bytes(model: nn.Module, example_inputs: Any) -> bytes:
         return _as_onnx(_trace(model, example_inputs, dynamic=False), None, {})[0]
 
 
+def program_bytes(
+    module: nn.Module, example_inputs: Any, dynamic_batch: bool, metadata: Mapping[str, str]
+) -> bytes:
+    """A file of `torch.export`, of a module in evaluation mode; nothing is compared.
+
+    Raises:
+        ExportError: the module cannot be exported.
+    """
+    with torch.no_grad():
+        return _as_program(_trace(module, example_inputs, dynamic_batch), metadata)
+
+
 def program_of(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
     """The model by `torch.export`, for the shapes and the device of the example inputs alone.
 
@@ -440,9 +452,15 @@ def _load_onnx(path: Path) -> Computes:
     return Session(str(path), torch.device("cpu"))
 
 
-def _load_program(path: Path) -> Computes:
+def module_of(path: Path) -> nn.Module:
+    """What a file of `torch.export` computes, as a module."""
     with quietly():
-        module = torch.export.load(path).module()
+        found: nn.Module = torch.export.load(path).module()
+    return found
+
+
+def _load_program(path: Path) -> Computes:
+    module = module_of(path)
     return lambda inputs: run(module, inputs)
 
 

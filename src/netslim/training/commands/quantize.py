@@ -110,7 +110,10 @@ def quantize(
 
 def _refuse(out: Path) -> None:
     if out.suffix != ".onnx":
-        raise RecipeError(f"--out {out}: a network in int8 is written to an .onnx file")
+        raise RecipeError(
+            f"--out {out}: a network in int8 is written to an .onnx file here (netslim.quantize in "
+            "Python writes .pt2, too)"
+        )
     if out.exists():
         raise RecipeError(
             f"{out} exists already, and finished work is not overwritten; choose another --out"
