@@ -11,13 +11,14 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types wheel clean
+.PHONY: help demo test lint format types docs wheel clean
 
 help:
 	@echo "make demo     set up .venv, then slim a small network on handwritten digits (under 2 minutes)"
 	@echo "make test     the same environment plus the test tools, then the whole test suite"
 	@echo "make lint     ruff: mistakes and formatting          make format   let ruff repair them"
 	@echo "make types    mypy                                   make wheel    build dist/"
+	@echo "make docs     build the site of docs/ into docs/_build, warnings are errors"
 	@echo "make clean    remove .venv, caches and dist/ (never runs/)"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter; RECIPE=mnist-mlp another demo; ARGS='-k plots' a part of the tests."
@@ -40,11 +41,15 @@ format: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b dirhtml -d docs/_build/.doctrees docs docs/_build
+	@echo "open docs/_build/index.html"
+
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build docs/_build docs/project docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that already works is used as it is; the stamps say that the install went through to the end.
@@ -58,6 +63,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		{ echo "make: could not create $(VENV). On Debian and Ubuntu, install the package python3-venv first." >&2; exit 1; }
 	@echo "Installing netslim into $(VENV). The first time this takes some minutes and about 6 GB, most of it PyTorch."
 	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing Sphinx ..."
+	@$(PIP) --quiet -e '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -32,6 +32,7 @@ DOCUMENTS = [
     "docs/command-line.md",
     "docs/coverage.md",
     "docs/distributed.md",
+    "docs/index.md",
     "docs/own-network.md",
     "docs/scaling.md",
     "docs/yolo.md",
@@ -88,8 +89,11 @@ def test_the_recipes_that_are_named_are_shipped():
 
 
 def test_every_page_is_reached_from_the_readme():
-    pages = {f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")}
-    assert pages == set(re.findall(r"\]\((docs/[^)]+\.md)\)", README))
+    index = (REPOSITORY / "docs/index.md").read_text(encoding="utf-8")
+    reached = {*re.findall(r"\]\(docs/([^)]+\.md)\)", README)}
+    assert "index.md" in reached
+    reached.update(re.findall(r"\]\(([\w-]+\.md)\)", index))
+    assert {path.name for path in (REPOSITORY / "docs").glob("*.md")} <= reached
 
 
 def test_no_figure_is_missing():
