@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import nn
 
+from netslim.graph.modules.configurations import holding, name_read
 from netslim.graph.modules.padded_norms import PaddedNorm
 from netslim.graph.modules.separate_heads import SeparateHeads
 from netslim.graph.modules.walk import named_modules
@@ -125,6 +126,7 @@ def integers(
         (path, attribute): value
         for (path, attribute), value in remembered.items()
         if value > 1 and path in kinds and not _NO_WIDTH.search(_word(attribute))
+        if holding(attribute) == name_read(attribute)  # for configurations are looked at below
     }
     return (*_of_modules(asked, kinds, read), *_of_objects(modules))
 

@@ -25,6 +25,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from netslim.graph.modules.configurations import holding
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.padding import keeps_width
 from netslim.graph.modules.unwrapping import inside
@@ -268,7 +269,7 @@ def _take(
             stale.append(named)
     for patch in plan.patches:
         where = joined(path, patch.module)
-        if where in modules and hasattr(modules[where], patch.attribute.partition("[")[0]):
+        if where in modules and hasattr(modules[where], holding(patch.attribute)):
             found.patches.setdefault((where, patch.attribute), replace(patch, module=where))
     for bias in plan.biases:
         if _tensor(modules, bias_of(joined(path, bias))) is not None:

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from netslim._support import described
 from netslim.errors import SurgeryError
 from netslim.graph.modules.calls import in_mode
+from netslim.graph.modules.configurations import is_configuration, with_entries
 from netslim.graph.modules.repeated_sizes import REPEATED
 from netslim.graph.modules.separate_heads import SeparateHeads, head_scale, usual_scale
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.surgery.rows import SizePatch
 
-_PATH = re.compile(r"(\w+)((?:\[[^\[\]]*\])*)")
+_PATH = re.compile(r"(\w+)(?:\.(\w+))?((?:\[[^\[\]]*\])*)")
 _LONGEST = 80  # characters of a value that a message shows
 _CHANGED = "the model has changed since the plan was made: trace and select again"
 
@@ -36,18 +37,24 @@ def patched(model: nn.Module, patches: Iterable[SizePatch]) -> list[tuple[nn.Mod
     """(module, attribute, new value) for what the patches say; nothing is changed.
 
     ``SizePatch.attribute`` is a name, or a path into nested lists, tuples and dicts such as
-    ``splits[1]`` or ``sizes[stem][0]``. Containers are made anew, so one that other modules share
-    stays as it is for them.
+    ``splits[1]`` or ``sizes[stem][0]``, which may be those of a configuration,
+    ``config.widths[0]``. Containers and configurations are made anew, so one that other modules
+    share stays as it is for them.
 
     Raises:
         SurgeryError: an attribute is not there, cannot be set, or is not what the plan expects.
     """
     values: dict[tuple[str, str], Any] = {}
     for patch in patches:
-        module, (name, keys) = submodule(model, patch.module), _path(patch.attribute)
+        module, (name, entry, keys) = submodule(model, patch.module), _path(patch.attribute)
         if (patch.module, name) not in values:
             values[patch.module, name] = _readable(module, name, patch)
-        values[patch.module, name] = _replaced(values[patch.module, name], keys, patch)
+        held = values[patch.module, name]
+        if entry:
+            inner = _replaced(_entry(held, entry, patch), keys, patch)
+            values[patch.module, name] = with_entries(held, {entry: inner})
+        else:
+            values[patch.module, name] = _replaced(held, keys, patch)
     return [(submodule(model, path), name, value) for (path, name), value in values.items()]
 
 
@@ -106,14 +113,22 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
         ) from None
 
 
-def _path(attribute: str) -> tuple[str, list[str]]:
+def _entry(held: Any, name: str, patch: SizePatch) -> Any:
+    """The entry of this name in a configuration."""
+    if not is_configuration(held) or name not in vars(held):
+        raise SurgeryError(f"{_place(patch)} is not there; {_CHANGED}")
+    return vars(held)[name]
+
+
+def _path(attribute: str) -> tuple[str, str, list[str]]:
     match = _PATH.fullmatch(attribute)
     if match is None:
         raise SurgeryError(
             f"the plan patches {_short(attribute)}, which is no attribute such as 'width' or "
             "'splits[1]'"
         )
-    return match[1], [key.strip("'\"") for key in re.findall(r"\[([^\[\]]*)\]", match[2])]
+    keys = [key.strip("'\"") for key in re.findall(r"\[([^\[\]]*)\]", match[3])]
+    return match[1], match[2] or "", keys
 
 
 def _readable(module: nn.Module, name: str, patch: SizePatch) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netslim.graph.modules.configurations import is_configuration, name_read, with_entries
 from netslim.graph.modules.padded_norms import PaddedNorm
 from netslim.graph.modules.repeated_sizes import repeated
 from netslim.graph.modules.walk import named_modules
@@ -65,8 +66,8 @@ def make_attributes(recorder: Recorder, make: Make) -> None:
 
 
 def plain_names(attributes: Iterable[tuple[str, str]]) -> set[str]:
-    """The names of attributes of modules, without what is in them."""
-    return {name.partition("[")[0] for _, name in attributes}
+    """The names of attributes of modules and configurations, without what is in them."""
+    return {name_read(name) for _, name in attributes}
 
 
 def _note_own(recorder: Recorder, module: nn.Module, path: str, key: str) -> None:
@@ -123,6 +124,8 @@ def _remembered(
             return value
         recorder.attributes[module, name] = value
         return make(Size(value, ("attribute", module, name)))
+    if is_configuration(value) and not depth:
+        return _configured(recorder, value, module, name, make)
     if type(value) not in (list, tuple, dict) or depth == _DEEPEST or len(value) > _LONGEST:
         return value
     items = dict(value) if isinstance(value, dict) else dict(enumerate(value))
@@ -133,6 +136,20 @@ def _remembered(
     if all(known[key] is item for key, item in items.items()):
         return value
     return known if isinstance(value, dict) else type(value)(known.values())
+
+
+def _configured(recorder: Recorder, value: Any, module: str, name: str, make: Make) -> Any:
+    """A configuration with sizes that know their names, as far as the code reads such names.
+
+    A copy of this module's own: others may hold the same, and read it as something else.
+    """
+    known = {}
+    for key, entry in vars(value).items():
+        if key in recorder.names_read:
+            named = _remembered(recorder, entry, module, f"{name}.{key}", 1, make)
+            if named is not entry:
+                known[key] = named
+    return value if not known else with_entries(value, known)
 
 
 @contextlib.contextmanager

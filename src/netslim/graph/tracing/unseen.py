@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from netslim.graph.modules.configurations import name_read
 from netslim.graph.tracing.atoms import ATOM, Vector, distinct
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.pretended import Pretended
@@ -59,7 +60,7 @@ class _Search:
             length = len(recorder.sizes[number])
             yield self._settled.exact_among(Size(length, ("size", recorder.trace, number)))
         for (module, name), value in recorder.attributes.items():
-            if name.partition("[")[0] in self._log.read:
+            if name_read(name) in self._log.read:
                 yield self._settled.exact_among(Size(value, ("attribute", module, name)))
 
     def found(self) -> list[tuple[Vector, str]]:
