@@ -32,7 +32,7 @@ def with_entries(value: Any, entries: Mapping[str, Any]) -> Any:
 
 
 def holding(attribute: str) -> str:
-    """The attribute of a module that holds what a path names: ``config`` of ``config.widths[1]``."""
+    """The attribute that holds what a path names: ``config`` of ``config.widths[1]``."""
     return attribute.partition("[")[0].partition(".")[0]
 
 
