@@ -105,7 +105,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Tensor]]] = {
     "pvt-v2": ("PvtV2ForImageClassification", "PvtV2Config", {**_TWO, "image_size": 32}, _PICTURE),
     "levit": ("LevitForImageClassification", "LevitConfig", {"image_size": 64, "hidden_sizes": [64, 96, 128], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1], "key_dim": [16, 16, 16], "num_labels": 5}, {"pixel_values": torch.linspace(-3, 3, 12288).cos().reshape(1, 3, 64, 64)}),
     "mobilevit": ("MobileViTForImageClassification", "MobileViTConfig", {"image_size": 64, "hidden_sizes": [48, 64, 80], "neck_hidden_sizes": [16, 32, 64, 96, 128, 160, 640], "num_labels": 5}, {"pixel_values": torch.linspace(-3, 3, 12288).cos().reshape(1, 3, 64, 64)}),
-    "detr": ("DetrForObjectDetection", "DetrConfig", {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_queries": 6, "num_labels": 5}, {"pixel_values": torch.linspace(-3, 3, 12288).cos().reshape(1, 3, 64, 64)}),
+    "detr": ("DetrForObjectDetection", "DetrConfig", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_queries": 6, "num_labels": 5}, {"pixel_values": torch.linspace(-3, 3, 12288).cos().reshape(1, 3, 64, 64)}),
 }  # fmt: skip
 
 
@@ -336,7 +336,7 @@ def _torchvision_vit() -> Made:
 
 def _pytorch_transformer() -> Made:
     model = nn.Transformer(32, 4, 2, 2, 64, batch_first=True)
-    return model, (torch.randn(1, 7, 32), torch.randn(1, 5, 32))
+    return _Embedded(model), (torch.randn(1, 6, 7), torch.randn(1, 4, 5))
 
 
 def _encodec(norm: str) -> Callable[[], Made]:
@@ -384,6 +384,32 @@ def names() -> list[str]:
     return listed + [f"own:{name}" for name in OWN]
 
 
+class _First(nn.Module):
+    """Of what a model hands out the first alone: hidden states beside it would have to stay."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return getattr(self.model(**inputs), self.name)
+
+
+_FIRST = {"clip": "image_embeds", "siglip": "pooler_output", "t5": "logits", "whisper": "logits"}
+
+
+class _Embedded(nn.Module):
+    """A transformer of PyTorch's behind layers that make what it reads."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.source, self.target, self.model = nn.Linear(7, 32), nn.Linear(5, 32), model
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        return self.head(self.model(self.source(source), self.target(target)))
+
+
 def build(name: str) -> Made:
     """The network in evaluation mode with the weights that it begins with, and what it takes."""
     torch.manual_seed(0)
@@ -406,7 +432,7 @@ def _of_the_zoo(name: str, architecture: str) -> Made:
     settings = _LARGE.get(name, {"depth": 3, "img_size": 64})
     if "patch14" in architecture:
         settings = {**settings, "img_size": 56}
-    return timm.create_model(architecture, **settings).eval(), torch.randn(
+    return timm.create_model(architecture, num_classes=10, **settings).eval(), torch.randn(
         1, 3, settings["img_size"], settings["img_size"]
     )
 
@@ -417,4 +443,15 @@ def _of_a_configuration(name: str) -> Made:
     transformers.logging.set_verbosity_error()
     model, config, settings, inputs = TRANSFORMERS[name]
     made = getattr(transformers, config)(**settings)
-    return getattr(transformers, model)(made), dict(inputs)
+    if name == "detr":
+        narrow = {
+            "embedding_size": 16,
+            "hidden_sizes": [16, 32],
+            "depths": [1, 1],
+            "out_features": ["stage2"],
+        }
+        made.backbone_config = transformers.ResNetConfig(layer_type="basic", **narrow)
+    network = getattr(transformers, model)(made)
+    if name in _FIRST:
+        network = _First(network, _FIRST[name])
+    return network, dict(inputs)

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 import netslim
 from nets import Chain, DenseBlock, Residual
 from netslim._support import packages
-from netslim.errors import ArgumentError, ExportError, TraceError
+from netslim.errors import ArgumentError, ExportError, SurgeryError, TraceError
+from netslim.graph.modules.call_sites import replaced_calls
+from netslim.graph.modules.padded_calls import REDUCTIONS
+from netslim.graph.modules.padded_norms import KINDS
+from netslim.models import PaddedNorm, SeparateHeads, parity
 from netslim.models import export as module
-from netslim.models import parity
 from netslim.models.export import Exported, export
+from new_forms import PICTURES, cut_in_half
 
 SHAPES = {"Chain": (3, 8, 8), "Residual": (3, 6, 6), "DenseBlock": (3, 7, 7)}
 
@@ -293,3 +297,34 @@ def test_another_batch_size_repeats_the_examples():
     longer, same = parity.batched((x, other), 5)
     assert longer.flatten().tolist() == [1, 2, 1, 2, 1]
     assert same.tolist() == [7, 7, 7]
+
+
+# --- what a cut puts in the place of modules and of calls -----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def new_forms():
+    small, plan = cut_in_half()
+    assert {norm.kind for norm in plan.norms} >= REDUCTIONS.keys() - {
+        "std_mean()",
+        "min()",
+        "amax()",
+    }
+    found = {module.kind for module in small.modules() if isinstance(module, PaddedNorm)}
+    assert found >= KINDS.keys() - {"whole", "flat mean", "maximum", "maximum and mean"}
+    assert any(isinstance(module, SeparateHeads) for module in small.modules())
+    assert all(map(replaced_calls, small))
+    return small
+
+
+def test_new_forms_are_written_as_onnx_by_way_of_torch_export(new_forms, tmp_path, onnxruntime):
+    made = export(new_forms, PICTURES, tmp_path / "small.onnx", dynamic_batch=False)
+    assert made.path.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_what_runs_other_code_than_is_written_is_not_scripted(new_forms):
+    for part in (new_forms[0], new_forms[1], new_forms[1].heads):
+        with pytest.raises(SurgeryError, match=r"torch\.jit\.script does not take"):
+            torch.jit.script(part)

@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from netslim.errors import SurgeryError
+from netslim.graph.modules.computed_convolutions import NotScripted
 
 _MODULE_CALLS = nn.Module.__call__.__code__.co_filename  # whose frames call a forward
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -413,6 +414,7 @@ def replace_calls(module: nn.Module, instead: Replacements) -> None:
     body = {
         "forward": rewritten(module, forward, below),
         "__reduce_ex__": _reduced,
+        "__prepare_scriptable__": NotScripted.__prepare_scriptable__,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,

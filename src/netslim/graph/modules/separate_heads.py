@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netslim.graph.modules.computed_convolutions import NotScripted
 from netslim.graph.modules.walk import named_modules
 
 
-class SeparateHeads(nn.MultiheadAttention):
+class SeparateHeads(NotScripted, nn.MultiheadAttention):
     """An `nn.MultiheadAttention` of ``num_heads`` heads of ``head_dim``, however wide its input.
 
     What it takes and gives is as of `nn.MultiheadAttention`; ``embed_dim`` is the width of its
