@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from netslim.models import PaddedNorm, SeparateHeads, parity
 from netslim.models import export as module
 from netslim.models.export import Exported, export
 from new_forms import PICTURES, cut_in_half
+from netslim.surgery.plan_of_units import plan_keeping
+from residual_nets import DenseStage, Images
 
 SHAPES = {"Chain": (3, 8, 8), "Residual": (3, 6, 6), "DenseBlock": (3, 7, 7)}
 
@@ -88,11 +91,21 @@ def normalised(x: Tensor) -> nn.Module:
     return cut(random(netslim.models.add_bn(plain, x)), x)
 
 
+def shallower(model: nn.Module, x: Tensor) -> nn.Module:
+    """Without its last block."""
+    graph = netslim.trace(model.eval(), x, blocks=True)
+    last = max(number for number, group in enumerate(graph.groups) if group.block)
+    return netslim.prune(model, plan_keeping(graph, {last: np.zeros(1, dtype=bool)}))
+
+
 NETWORKS: dict[str, Callable[[Tensor], nn.Module]] = {
     "Chain": lambda x: cut(random(Chain()), x),
     "Residual": lambda x: cut(random(Residual()), x),
     "selection": selecting,
     "add_bn": normalised,
+    "dense layers without one": lambda x: shallower(
+        random(Images(DenseStage(6, 3, 2), width=12)), x
+    ),
 }
 
 

@@ -38,9 +38,14 @@ def gone(plan):
     return [block.name for block in plan.dropped.blocks]
 
 
-@pytest.mark.parametrize("allocation", ["global", "isomorphic", "cost", "knapsack"])
 @pytest.mark.parametrize(
-    "budget", [Budget(cut_macs=0.4), Budget(cut_params=0.5), Budget(cut_activations=0.3)], ids=str
+    ("allocation", "budget"),
+    [
+        ("global", Budget(cut_macs=0.4)),
+        ("isomorphic", Budget(cut_params=0.5)),
+        ("cost", Budget(cut_activations=0.3)),
+        ("knapsack", Budget(cut_macs=0.4)),
+    ],
 )
 def test_budgets_are_met_as_the_counter_counts(network, graph, budget, allocation):
     scores = scored(graph, network, blocks_0=2.0, blocks_1=3.0, blocks_3=2.5)

@@ -182,6 +182,10 @@ def _prune_sharded(
             "companions of a sharded model are not cut with it: cut them by themselves, within "
             "netslim.surgery.unsharded(companion)"
         )
+    if plan.dropped:
+        raise SurgeryError(
+            "blocks are not dropped from a sharded model: drop them before it is sharded"
+        )
     with in_one_piece(model, optimizer):
         same_plan(plan, "the plan of prune_")
         ranks.everywhere("prune_", lambda: prune_(model, plan, optimizer))
