@@ -24,8 +24,8 @@ from netslim.graph.modules.padded_norms import KINDS
 from netslim.models import PaddedNorm, SeparateHeads, parity
 from netslim.models import export as module
 from netslim.models.export import Exported, export
-from new_forms import PICTURES, cut_in_half
 from netslim.surgery.plan_of_units import plan_keeping
+from new_forms import PICTURES, cut_in_half
 from residual_nets import DenseStage, Images
 
 SHAPES = {"Chain": (3, 8, 8), "Residual": (3, 6, 6), "DenseBlock": (3, 7, 7)}
