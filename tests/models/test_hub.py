@@ -61,8 +61,8 @@ def test_what_is_in_it(made):
 
 
 def test_equal_networks_give_equal_folders(made, tmp_path):
-    _, folder = made
-    again = netslim.save(cut(), tmp_path / "again", format="hub", constructor=NET)
+    model, folder = made
+    again = netslim.save(model, tmp_path / "again", format="hub", constructor=NET)
     for path in folder.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
@@ -133,7 +133,7 @@ def test_nothing_is_overwritten(made, tmp_path):
 
 def test_timm_opens_what_was_not_cut_and_finds_nothing_else(tmp_path):
     timm = pytest.importorskip("timm")
-    origin = {"name": "timm:resnet10t", "kwargs": {"num_classes": 3}}
+    origin = {"name": "timm:test_resnet", "kwargs": {"num_classes": 3}}
     model = netslim.models.build(origin["name"], **origin["kwargs"]).eval()
     folder = netslim.save(model, tmp_path / "whole", format="hub", constructor=origin)
     opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
