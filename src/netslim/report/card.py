@@ -19,6 +19,7 @@ from netslim.report.rows import METRICS, Row, value
 from netslim.report.run_page import prepared, summary
 
 _TASK = "image-classification"
+_FILES = ("onnx", "int8")  # what keys of rows begin with that quantize stages leave
 
 
 def model_card(
@@ -42,7 +43,7 @@ def model_card(
 
 
 def _facts(results: Mapping[str, Any], name: str, license: str | None) -> dict[str, Any]:
-    last, data = _network(results), results.get("data")
+    last, data = _networks(results)[-1], results.get("data")
     found = {
         "task": {"type": _TASK},
         "dataset": {"name": data, "type": data},
@@ -58,15 +59,13 @@ def _facts(results: Mapping[str, Any], name: str, license: str | None) -> dict[s
     }
 
 
-def _network(results: Mapping[str, Any]) -> Row:
-    """The row of the network that is handed on: the last that is no file for other runtimes."""
-    rows: Sequence[Row] = results["rows"]
-    modules = [row for row in rows if not row["key"].startswith(("onnx", "int8"))]
-    return modules[-1] if modules else rows[-1]
+def _networks(results: Mapping[str, Any]) -> list[Row]:
+    """The rows without those of files for other runtimes: the last is the network handed on."""
+    return [row for row in results["rows"] if not row["key"].startswith(_FILES)]
 
 
 def _sections(results: Mapping[str, Any], name: str, license: str | None) -> Iterator[str]:
-    yield f"# {name}\n\n{summary(results)}"
+    yield f"# {name}\n\n{summary({**results, 'rows': _networks(results)})}"
     yield f"## Results\n\n{_table(results['rows'])}\n\n{_MEANING}"
     yield _proof(results.get("verification") or [])
     yield f"## Data\n\n{_data(results)}"
