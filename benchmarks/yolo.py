@@ -110,9 +110,9 @@ def judged(path: Path, given: dict[str, Any]) -> dict[str, float]:
 def digits(name: str, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = write_scenes(folder / "scenes", arguments.pictures, 100, arguments.size)
     given = options(folder, data, arguments.size)
-    first = training(16, arguments.epochs, seed)
-    second = {**training(16, arguments.finetune, seed), "lr0": 0.01}
-    shown = ("pictures", "size", "epochs", "finetune", "strength")
+    first = training(arguments.batch, arguments.epochs, seed)
+    second = {**training(arguments.batch, arguments.finetune, seed), "lr0": 0.01}
+    shown = ("pictures", "size", "batch", "epochs", "finetune", "strength")
     row: dict[str, Any] = {"network": name, "seed": seed}
     row["options"] = {option: getattr(arguments, option) for option in shown}
     if "images" in arguments.ways:
@@ -184,7 +184,7 @@ def told(found: dict[str, float]) -> list[str]:
 
 def family(name: str, task: str, share: float, folder: Path) -> dict[str, Any]:
     size = 64
-    data = write_scenes(folder / "scenes", 16, 8, size, task)
+    data = write_scenes(folder / "scenes", 16, 10, size, task)
     given = {**options(folder, data, size), **training(8, 2, 0)}
     yolo = opened(name, folder)
     slimming = SparseTraining(partial(netslim.NetworkSlimming, strength=1.0, penalty="proximal"))
@@ -270,6 +270,7 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--finetune", type=int, default=8)
     parser.add_argument("--strength", type=float, default=0.4)

@@ -29,7 +29,7 @@ PROGRAMS = {
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, classes = load_digits(return_X_y=True)
     monkeypatch.setattr(
-        "sklearn.datasets.load_digits", lambda return_X_y: (pictures[:192], classes[:192])
+        "sklearn.datasets.load_digits", lambda return_X_y: (pictures[:128], classes[:128])
     )
 
 
