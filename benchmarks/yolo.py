@@ -1,9 +1,9 @@
 """YOLO from end to end, in ultralytics' own trainer, on handwritten digits on coloured canvases.
 
 ``digits`` trains from scratch, cuts half of the multiply-accumulates, and fine-tunes with the cut
-kept, in two ways: sparsely, by Network Slimming, and cut by the scales of batch norm; or plainly,
-and cut by training images (what `netslim.slim` chooses where nothing is said). Beside it stands the
-uncut network, trained on for as long as the cut ones are fine-tuned. All figures are of ``best.pt``
+kept, in two ways: trained on sparsely, by Network Slimming, and cut by the scales of batch norm; or
+cut at once, by training images (what `netslim.slim` chooses where nothing is said). Beside it
+stands the uncut network, trained on for as long as the cut ones are fine-tuned. All figures are of ``best.pt``
 on the validation pictures, by ``YOLO(...).val``, which also chose that epoch.
 
 ``families`` takes every family and task through the same steps with two epochs and 16 pictures:
@@ -83,7 +83,7 @@ def options(folder: Path, data: Path, size: int) -> dict[str, Any]:
     return {**where, "imgsz": size, "workers": 0, "plots": False, "verbose": False}
 
 
-def training(batch: int, epochs: int, seed: int) -> dict[str, Any]:
+def training(batch: int, epochs: int, seed: int = 0) -> dict[str, Any]:
     how = {"optimizer": "SGD", "lr0": 0.02, "warmup_epochs": 1, "close_mosaic": 4, "nbs": batch}
     return {**how, "batch": batch, "epochs": epochs, "seed": seed, "amp": False, "fliplr": 0.0}
 
@@ -110,30 +110,30 @@ def judged(path: Path, given: dict[str, Any]) -> dict[str, float]:
 def digits(name: str, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = write_scenes(folder / "scenes", arguments.pictures, 100, arguments.size)
     given = options(folder, data, arguments.size)
-    first = training(arguments.batch, arguments.epochs, seed)
-    second = {**training(arguments.batch, arguments.finetune, seed), "lr0": 0.01}
-    shown = ("pictures", "size", "batch", "epochs", "finetune", "strength")
+    shown = ("pictures", "size", "batch", "epochs", "sparse", "finetune", "strength")
     row: dict[str, Any] = {"network": name, "seed": seed}
     row["options"] = {option: getattr(arguments, option) for option in shown}
+    learn = partial(training, arguments.batch, seed=seed)
+    tuning = {**learn(arguments.finetune), "lr0": 0.01}
+
+    plain = opened(name, folder)
+    plain.train(**given, **learn(arguments.epochs), name="plain")
+    base = plain.trainer.best
+    row["uncut"] = judged(base, given)
+    longer = YOLO(base)
+    longer.train(**given, **tuning, name="longer")
+    row["uncut, trained on"] = judged(longer.trainer.best, given)
     if "images" in arguments.ways:
-        plain = opened(name, folder)
-        plain.train(**given, **first, name="plain")
-        base = plain.trainer.best
-        row["uncut"] = judged(base, given)
-        again = YOLO(base)
-        again.train(**given, **second, name="longer")
-        row["uncut, trained on"] = judged(again.trainer.best, given)
-        row["cut by images"] = cut(base, data, given, second, "images", arguments.size)
+        row["cut by images"] = cut(base, data, given, tuning, "images", arguments.size)
     if "scales" in arguments.ways:
-        sparse = opened(name, folder)
+        sparse = YOLO(base)
         make = partial(netslim.NetworkSlimming, strength=arguments.strength, penalty="proximal")
         slimming = SparseTraining(make).register(sparse)
-        sparse.train(**given, **first, name="sparse")
-        slimming.remove(sparse)
+        sparse.train(**given, **learn(arguments.sparse), name="sparse")
         base = sparse.trainer.best
         row["sparse"] = judged(base, given)
         row["sparse"]["scales near zero"] = round(slimming.method.share_near_zero(), 3)
-        row["cut by scales"] = cut(base, data, given, second, "scales", arguments.size)
+        row["cut by scales"] = cut(base, data, given, tuning, "scales", arguments.size)
     return row
 
 
@@ -272,8 +272,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--finetune", type=int, default=8)
-    parser.add_argument("--strength", type=float, default=0.4)
+    parser.add_argument("--sparse", type=int, default=8)
+    parser.add_argument("--finetune", type=int, default=6)
+    parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
