@@ -109,6 +109,18 @@ class Encoder(nn.Module):
         return x + self.depth(self.mlp(self.norm2(x)))
 
 
+class OfPyTorch(nn.Module):
+    """PyTorch's own encoder, whose layers ask their parts for this and that."""
+
+    def __init__(self, width: int, first: bool):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, batch_first=True, norm_first=first)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 class Windows(nn.Module):
     """Rearranges places by hand, so that its branches can only go together."""
 

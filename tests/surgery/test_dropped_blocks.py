@@ -22,6 +22,7 @@ from residual_nets import (
     Images,
     Inverted,
     Next,
+    OfPyTorch,
     Post,
     Pre,
     Tokens,
@@ -36,6 +37,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "next": lambda: Images(Next(6), Next(6)),
     "vit": lambda: Tokens(Encoder(8), Encoder(8)),
     "windows": lambda: Tokens(Windows(8), Windows(8)),
+    "encoder": lambda: Tokens(OfPyTorch(8, first=True)),
+    "encoder, norms last": lambda: Tokens(OfPyTorch(8, first=False)),
     "dense": lambda: Images(DenseStage(6, 3, 2), width=12),
     "zoo": lambda: netslim.zoo.densenet(7, growth=4),
 }

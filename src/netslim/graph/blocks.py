@@ -487,7 +487,9 @@ class _Removal:
         call = self.flow.calls[number]
         own = [step for step in range(call.start, call.stop) if step not in self.gone]
         holds = any(call.start <= step < call.stop for step in self.ends)
-        if not holds or len(own) > 1 or len(self._calls(call)) > 1:
+        # The encoder around such a layer asks the layer for its attention.
+        asked = self.blocks.kinds.get(call.path) == "TransformerEncoderLayer"
+        if not holds or asked or len(own) > 1 or len(self._calls(call)) > 1:
             return None
         if own:
             return self._activation(number, own[0])

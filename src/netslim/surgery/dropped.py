@@ -190,6 +190,18 @@ def drop_blocks(
             if undo is not None:
                 undo(holder._modules.__setitem__, name, module)
             holder._modules[name] = new
+            if isinstance(holder, nn.TransformerEncoderLayer):
+                _by_its_parts(model, holder)
+
+
+def _by_its_parts(model: nn.Module, layer: nn.TransformerEncoderLayer) -> None:
+    """Have PyTorch's encoder layer run its parts: without gradients it hands their weights to a
+    fused operator, and the encoder around it makes nested tensors for that.
+    """
+    layer.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def gone_tensors(model: nn.Module, dropped: Dropped) -> dict[str, object]:

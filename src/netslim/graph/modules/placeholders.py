@@ -67,6 +67,10 @@ class Replacement:
             return module.get_submodule(self.child)
         if self.answer:
             new = Placeholder(self.answer, self.source)
+        if isinstance(
+            module, nn.MultiheadAttention
+        ):  # which PyTorch's encoder layers ask for these
+            vars(new).update(batch_first=module.batch_first, in_proj_bias=None)
         return new.train(module.training)
 
 
