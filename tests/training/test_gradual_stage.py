@@ -203,6 +203,7 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
     ),
     ([shrinking(end=0.5)], r"gradual\.steps: 2 steps, .* between 0 and 0\.5 of 3 epochs"),
     ([shrinking(begin=1.0)], r"gradual\.begin: is 1\.0, must be a share from 0 to below 1"),
+    ([shrinking(blocks=True)], r"gradual\.blocks: channels go step by step, and no block does"),
     ([shrinking(begin=0.5, end=0.4)], r"gradual\.end: is 0\.4, must be above begin, at most 1"),
     (
         [shrinking(schedule="cosine")],

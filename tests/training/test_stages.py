@@ -723,6 +723,15 @@ def test_interrupted_after_the_last_epoch_the_clusters_still_meet(tmp_path, monk
 
 SOFT = sparse(method="soft_filter")
 DRAWN = sparse(method="centripetal")
+def test_a_block_goes_and_the_file_is_built_without_it(tmp_path):
+    stage = {"kind": "prune", "criterion": "l1", "per_group": {"layer1.0": 1}, "blocks": True}
+    done = carry_out(tmp_path, stage, model=RESNET)
+    assert isinstance(done.network("01-prune").layer1[0], nn.Identity)
+    assert [block.name for block in done.plan("01-prune").dropped.blocks] == ["layer1.0"]
+    gone = [one for one in done.results["widths"] if not one["after"]]
+    assert [one["layer"] for one in gone] == ["layer1.0.conv1"]
+
+
 MASKED = {**HALF, "mode": "mask"}
 ZEROS = {"kind": "prune", "by": "zeros", "criterion": "l2"}
 MERGE = {"kind": "prune", "by": "clusters"}
@@ -761,6 +770,8 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
     ([{**HALF, "criterion": "bn_scale", "lead": "pacesetter"}], r"stages\.prune\.lead: "
                                                                 r"bn_scale does not look at"),
     ([{**MASKED, "fold": "constant"}], r"stages\.prune\.fold: a mask cuts nothing"),
+    ([{**MASKED, "blocks": True}], r"stages\.prune\.blocks: a mask silences channels"),
+    ([SOFT, {**ZEROS, "blocks": True}], r"stages\.prune\.blocks: 'by: zeros' chooses channels"),
     ([DRAWN, {**MERGE, "mode": "mask"}], r"stages\.prune\.mode: merging cannot be done by a mask"),
     ([sparse(method="soft_filter", rate=1.0)], r"stages\.sparse\.sparsity\.rate must be a "
                                                r"number .* below 1"),
