@@ -269,3 +269,15 @@ def model_options(overrides: dict[str, str], command: str) -> dict[str, Any]:
             )
     with refusing(RecipeError, "an option of the model is not valid YAML", "correct it"):
         return {key.removeprefix("model."): read_yaml(value) for key, value in overrides.items()}
+
+
+def add_free(group: Any, kind: str) -> None:
+    """--free-output NAME or --free-input NAME, as often as one likes."""
+    group.add_argument(
+        f"--free-{kind}",
+        dest=f"free_{kind}s",
+        metavar="NAME",
+        action="append",
+        help=f"this {kind} may lose channels, by position or name, such as 1 or state.h; may be "
+        "repeated",
+    )

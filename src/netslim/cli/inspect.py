@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from netslim.cli.common import add_inputs, add_json, examples, model_options, note, print_json
+from netslim.cli.common import (
+    add_free,
+    add_inputs,
+    add_json,
+    examples,
+    model_options,
+    note,
+    print_json,
+)
 from netslim.cli.flags import MODELS, add_network
 from netslim.cli.parser import Parser
 
@@ -39,15 +47,8 @@ def register(parser: Parser) -> None:
         help="tell what this layer, tensor or group is coupled to and why it can or cannot be "
         "cut; may be repeated",
     )
-    for kind in ("output", "input"):
-        parser.add_argument(
-            f"--free-{kind}",
-            metavar="NAME",
-            action="append",
-            default=[],
-            help=f"this {kind} may lose channels, by position or name, such as 1 or state.h; may "
-            "be repeated",
-        )
+    add_free(parser, "output")
+    add_free(parser, "input")
     add_json(parser, "the whole channel graph")
 
 
@@ -62,8 +63,8 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         graph = netslim.trace(
             model,
             inputs,
-            free_outputs=options.free_output,
-            free_inputs=options.free_input,
+            free_outputs=options.free_outputs or (),
+            free_inputs=options.free_inputs or (),
             blocks=True,
         )
     except netslim.errors.TraceError as error:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netslim.cli.common import add_json, check_sizes, print_json
+from netslim.cli.common import add_free, add_json, check_sizes, print_json
 from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
@@ -61,7 +61,7 @@ _AUTO = {
     "else 0",
 }
 _BY = ("scores", "greedy", "zeros", "clusters", "mask")
-_PLAIN = ("allocation", "batches", "mode")  # options of the stage, typed as they stand there
+_PLAIN = ("allocation", "batches", "mode", "free_outputs")  # options of the stage, typed as they stand there
 _WAYS = ("allocation", *(name for name in declared(Scoring) if name != "criterion"))
 _ALL = (*_PLAIN, *declared(Scoring), *declared(Limits), "limits", *declared(Compensation))
 _UNUSED = {
@@ -135,6 +135,7 @@ def _amounts(group: Any) -> None:
 
 def _limits(group: Any) -> None:
     add_limits(group)
+    add_free(group, "output")
     group.add_argument(
         "--limits",
         metavar="FILE",

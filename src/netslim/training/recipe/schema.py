@@ -678,6 +678,9 @@ class Prune:
     limits: Limits = _flat(Limits)
     latency: LatencyOptions = _latency()
     per_group: dict[str, int | float] = _per_group()
+    free_outputs: tuple[str, ...] = option(
+        (), "outputs that may lose channels, by position or name, such as 1 or state.h"
+    )
     mode: Literal["cut", "mask"] = option(
         "cut", "mask: silence the channels and hold them at zero; a `convert` stage cuts them"
     )

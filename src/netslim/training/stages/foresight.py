@@ -210,7 +210,8 @@ def _planned(
     """What goes, by the weights as they are and in the same share everywhere; None where only
     trained weights tell.
     """
-    graph = netslim.trace(network, example, blocks=amounts.limits.blocks)
+    free = getattr(amounts, "free_outputs", ())  # of a prune stage
+    graph = netslim.trace(network, example, free_outputs=free, blocks=amounts.limits.blocks)
     if by == "zeros" and amounts.scoring.criterion == "bn_scale":
         netslim.score(graph, network, amounts.scoring)
     table, budget = None, amounts.budget

@@ -65,7 +65,9 @@ def carry_out(
         PlanError: the stage asks for what this network cannot give.
         SurgeryError, VerificationError: as the cut does.
     """
-    graph = netslim.trace(network, example[:1], blocks=stage.limits.blocks)  # budgets: one image
+    graph = netslim.trace(  # budgets: one image
+        network, example[:1], free_outputs=stage.free_outputs, blocks=stage.limits.blocks
+    )
     if stage.by == "clusters":
         return _merged(stage, network, graph, clusters, example, batches)
     if stage.by == "zeros":
