@@ -186,3 +186,31 @@ def test_the_help_names_every_criterion(capsys):
         main(["prune", "--help"])
     words = capsys.readouterr().out.replace(",", " ").replace(";", " ").split()
     assert set(CRITERIA) <= set(words)
+
+
+TWO = """
+import torch
+
+class Two(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 2, 3)
+
+    def forward(self, x):
+        features = self.first(x)
+        return self.last(features.relu()).mean((2, 3)), features
+"""
+
+
+def test_a_stage_and_a_command_let_an_output_shrink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsed = recipe(free_outputs=["1"]).stages[0]
+    assert isinstance(parsed, Prune)
+    assert list(parsed.free_outputs) == ["1"]
+    (tmp_path / "two_outputs.py").write_text(TWO)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--trust", "--input", "3", "8", "8", "--cut-channels", "0.5", "--criterion", "l1"]
+    out = ["--out", str(tmp_path / "small.safetensors")]
+    assert main(["prune", "two_outputs:Two", *flags, "--free-output", "1", *out]) == 0
+    assert "output[1]: 8 -> 4 along dimension 1" in capsys.readouterr().out

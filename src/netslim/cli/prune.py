@@ -61,7 +61,12 @@ _AUTO = {
     "else 0",
 }
 _BY = ("scores", "greedy", "zeros", "clusters", "mask")
-_PLAIN = ("allocation", "batches", "mode", "free_outputs")  # options of the stage, typed as they stand there
+_PLAIN = (
+    "allocation",
+    "batches",
+    "mode",
+    "free_outputs",
+)  # options of the stage, typed as they stand there
 _WAYS = ("allocation", *(name for name in declared(Scoring) if name != "criterion"))
 _ALL = (*_PLAIN, *declared(Scoring), *declared(Limits), "limits", *declared(Compensation))
 _UNUSED = {
