@@ -723,11 +723,14 @@ def test_interrupted_after_the_last_epoch_the_clusters_still_meet(tmp_path, monk
 
 SOFT = sparse(method="soft_filter")
 DRAWN = sparse(method="centripetal")
+
+
 def test_a_block_goes_and_the_file_is_built_without_it(tmp_path):
     stage = {"kind": "prune", "criterion": "l1", "per_group": {"layer1.0": 1}, "blocks": True}
     done = carry_out(tmp_path, stage, model=RESNET)
     assert isinstance(done.network("01-prune").layer1[0], nn.Identity)
     assert [block.name for block in done.plan("01-prune").dropped.blocks] == ["layer1.0"]
+    assert "1 block gone as a whole: layer1.0" in done.stage("01-prune")["remarks"]
     gone = [one for one in done.results["widths"] if not one["after"]]
     assert [one["layer"] for one in gone] == ["layer1.0.conv1"]
 

@@ -34,6 +34,7 @@ from netslim._support import (
     Thing,
     call_checked,
     expect,
+    many,
     read_bytes,
     read_text,
     using_threads,
@@ -691,10 +692,14 @@ def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
 
 
 def _chosen(plan: PruningPlan) -> list[str]:
-    """By what a cut was made, where a criterion decided."""
-    if plan.why is None or not plan.why.criterion:
-        return []
-    return [plan.why.chosen()]
+    """By what a cut was made, where a criterion decided, and which blocks went."""
+    said = []
+    if plan.why is not None and plan.why.criterion:
+        said.append(plan.why.chosen())
+    if plan.dropped:
+        names = [block.name for block in plan.dropped.blocks]
+        said.append(f"{many(len(names), 'block')} gone as a whole: {', '.join(names)}")
+    return said
 
 
 def _proof(check: Verification | None) -> Results:
