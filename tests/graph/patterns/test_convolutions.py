@@ -300,9 +300,9 @@ def squeeze_and_excite_by_numbers(s, x):
     return tail(s, h * s.up(s.down(h.mean((2, 3))).relu()).sigmoid().view(2, 8, 1, 1))
 
 
-@pattern({"b": 6}, {"a": (8, "over the channels")}, c=nn.Conv1d(1, 1, 3, padding=1, bias=False))
+@pattern({"a": 8, "b": 6}, c=nn.Conv1d(1, 1, 3, padding=1, bias=False))
 def efficient_channel_attention(s, x):
-    """A convolution over the channels: neighbours change when one goes, sizes do not matter."""
+    """A convolution over the channels goes on over the places that they had."""
     h = s.a(x)
     y = F.adaptive_avg_pool2d(h, 1).squeeze(-1).transpose(-1, -2)
     return tail(s, h * s.c(y).transpose(-1, -2).unsqueeze(-1).sigmoid())
@@ -315,7 +315,7 @@ def efficient_channel_attention(s, x):
     fc=nn.Sequential(conv(8, 3), nn.ReLU(), conv(3, 8)),
 )
 def channel_then_spatial_attention(s, x):
-    """CBAM: the first half is exact, mean and maximum over channels are not."""
+    """CBAM: the first half is exact; mean and maximum over channels where a method has them."""
     h = s.a(x)
     h = h * (s.fc(h.mean((2, 3), keepdim=True)) + s.fc(h.amax((2, 3), keepdim=True))).sigmoid()
     y = torch.cat([h.mean(1, keepdim=True), h.max(1, keepdim=True)[0]], 1)
