@@ -231,3 +231,12 @@ def test_layers_of_a_densenet_in_budgets(allocation):
         graph.number(name): np.isin(np.arange(cut.size), cut.kept)
         for name, cut in plan.groups.items() if cut.kept
     })  # fmt: skip
+
+
+def test_layers_of_a_densenet_are_worth_their_channels_to_taylor():
+    torch.manual_seed(0)
+    model = Images(DenseStage(6, 3, 2), width=12).eval()
+    graph = netslim.trace(model, IMAGES[:1], blocks=True)
+    scores = netslim.score(graph, model, "taylor", batches=batches())
+    found = worth(graph, scores)["blocks.0.layers.0"]
+    assert found == pytest.approx(float(scores["blocks.0.layers.0.conv2"].sum()))

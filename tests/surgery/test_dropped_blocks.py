@@ -224,6 +224,19 @@ def test_layers_behind_make_up_for_a_block(kind):
     assert "what a block was added to" in str(folding)
 
 
+def test_layers_of_a_densenet_in_one_call():
+    torch.manual_seed(0)
+    model = NETS["zoo"]().eval()
+    batches = [(torch.randn(16, 3, 8, 8), None) for _ in range(4)]
+    wanted, limits = {"dense1.0": 1}, netslim.Limits(blocks=True)
+    small = netslim.slim(
+        model, IMAGES[:1], per_group=wanted, batches=batches, criterion="obs", limits=limits,
+        compensation=netslim.selection.Compensation("linear"),
+    )  # fmt: skip
+    assert isinstance(small.dense1[0], nn.Identity)
+    assert small.transition1.bn.num_features == model.transition1.bn.num_features - 4
+
+
 def test_in_one_call():
     """What is worth nothing goes first, and only if it is allowed to."""
     torch.manual_seed(0)

@@ -229,7 +229,8 @@ class Blocks:
         """Names of the weights of layers that read these sums, with no layer between."""
         waiting: list[int] = []
         for block in self.found:
-            pairs = zip(block.additions, block.sums, strict=True)
+            added = [one for one in block.sums if not one.joins]
+            pairs = zip(block.additions, added, strict=True)
             waiting += [one.made for addition, one in pairs if addition in sums]
         found: set[str] = set()
         seen = set(waiting)

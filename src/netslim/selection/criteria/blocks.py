@@ -135,6 +135,8 @@ def _terms(watch: _Branches, value: Tensor) -> dict[Addition, float]:
     """The derivative of a loss by a gate at each branch."""
     given = {one: pair for one, pair in watch.given.items() if pair[0].requires_grad}
     tensors = [tensor for tensor, _ in given.values()]
+    if not tensors:  # of layers of a DenseNet channels tell
+        return dict.fromkeys(watch.given, 0.0)
     found = torch.autograd.grad(value, tensors, allow_unused=True)
     terms = dict.fromkeys(watch.given, 0.0)
     for (one, (_, before)), gradient in zip(given.items(), found, strict=True):
