@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 import netslim
+from netslim.surgery.plan_of_units import plan_keeping
+from netslim.surgery.proof.silencing import randomise
 from residual_nets import (
     IMAGES,
     DenseStage,
@@ -135,3 +138,33 @@ def test_said_in_words():
     graph = blocks_of(Images(Pre(6), Pre(6)))
     assert "Block blocks.0: a residual branch" in str(graph["blocks.0"])
     assert "2 blocks can go as a whole: blocks.0 and blocks.1" in str(graph)
+
+
+class Around(nn.Module):
+    """A long skip around two blocks, as networks for super-resolution have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+        self.blocks = nn.ModuleList([Pre(6), Pre(6)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x + first)
+
+
+def test_a_branch_around_others_has_a_name_of_its_own():
+    model = randomise(Around())
+    graph = blocks_of(model)
+    assert names(graph) == ["blocks.0", "blocks.1", "blocks.0#2"]
+    whole = graph.macs()
+    for number, name in enumerate(names(graph), len(graph.groups) - 3):
+        masks = {number: np.zeros(1, dtype=bool)}
+        plan = plan_keeping(graph, masks)
+        small = netslim.prune(model, plan)
+        netslim.verify(model, small, plan, IMAGES)
+        assert graph.macs(masks) == netslim.cost(small, IMAGES).macs < whole
+        assert [block.name for block in plan.dropped.blocks] == [name]
+        assert isinstance(small.blocks[1], Pre) == (name == "blocks.0")

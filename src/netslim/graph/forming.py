@@ -341,11 +341,15 @@ def _joined(
 def _block_groups(blocks: Blocks, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     """A group for each block, under a name that no other has."""
     taken = {group.name for group in groups}
-    found = []
+    bare = []
     for block in blocks.found:
         name = block.name
         if name in taken:
             name += "#block"
+        bare.append(name)
+    found = []
+    # A branch around others may do most of its work in one of theirs.
+    for name, block in zip(_unique(bare), blocks.found, strict=True):
         fewest = min(_made_in(groups, block).values(), default=1)
         found.append(ChannelGroup(name, 1, (), block=True, stands_for=fewest))
     return found
