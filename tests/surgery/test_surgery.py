@@ -101,9 +101,11 @@ def test_tied_weights_stay_tied():
     model = Tied()
     x = torch.randn(5, 6)
     graph = trace(model, x)
-    assert not any(g.prunable for g in graph)
-    small = prune(model, PruningPlan(graph.fingerprint, {}, ()))
+    (group,) = (g for g in graph if g.prunable)
+    plan = plan_keeping(graph, {graph.number(group.name): np.arange(4) < 3})
+    small = prune(model, plan)
     assert small.encode.weight is small.decode.weight
+    assert verify(model, small, plan, x).deviation < 1e-12
 
 
 def test_in_place_keeps_parameters_and_slices_momentum():
@@ -703,7 +705,8 @@ BAD_PATCHES = {
     r"flag is True, the plan expects 1": ("", "flag", 1, 3),
     r"\.gone is not there, the plan sets it to 3; the model has changed": ("", "gone", 5, 3),
     r"the plan names the module 'outer', which": ("outer", "width", 5, 3),
-    r"the plan patches 'a.b', which is no attribute": ("", "a.b", 5, 3),
+    r"the plan patches 'a.b.c', which is no attribute": ("", "a.b.c", 5, 3),
+    r"\.a\.b is not there, the plan sets it to 3": ("", "a.b", 5, 3),
     r"fixed is a property that cannot be set, and has to become 3: give it a setter": (
         "",
         "fixed",
