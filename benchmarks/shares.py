@@ -92,6 +92,17 @@ def summary(rows: Mapping[str, Row]) -> dict[str, Any]:
     }
 
 
+def _earlier(rows: Mapping[str, Row]) -> list[str]:
+    """A word on rows that are not of this version."""
+    old = [name for name, row in rows.items() if row.get("earlier")]
+    if not old:
+        return []
+    return [
+        f"Measured with an earlier version, and not again since: {len(old)} networks, marked by a star.",
+        "",
+    ]
+
+
 def markdown(rows: Mapping[str, Row], found: Mapping[str, Any]) -> str:
     """The table, the worst first."""
     lines = [
@@ -101,6 +112,7 @@ def markdown(rows: Mapping[str, Row], found: Mapping[str, Any]) -> str:
         f"can go exactly is {found['median']:.4f}, {len(found['below'])} are below {LEAST}; half of every exact group was cut at random and",
         f"verified with random weights: the largest deviation is {found['largest_deviation']:.1e}, {len(found['failed'])} failed.",
         "",
+        *_earlier(rows),
         "| network | parameters | share | and inexactly | deviation | channels cut | felt | what holds the rest |",
         "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
@@ -109,7 +121,7 @@ def markdown(rows: Mapping[str, Row], found: Mapping[str, Any]) -> str:
         deviation = row.get("deviation")
         told = row.get("error", "") if deviation is None else f"{deviation:.1e}"
         lines.append(
-            f"| {name} | {row.get('params', 0):,} | {row.get('share', 0):.4f} | {row.get('with_inexact', 0):.4f} "
+            f"| {name}{'*' * bool(row.get('earlier'))} | {row.get('params', 0):,} | {row.get('share', 0):.4f} | {row.get('with_inexact', 0):.4f} "
             f"| {told} | {row.get('cut', 0)} | {row.get('felt', 0)} | {held[:160]} |"
         )
     return "\n".join(lines) + "\n"
