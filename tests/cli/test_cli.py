@@ -170,6 +170,16 @@ def test_inspect_prints_groups_and_json(capsys):
     }
 
 
+def test_inspect_draws_the_graph(capsys, tmp_path):
+    file = tmp_path / "vgg.svg"
+    shape = ["--input", "3", "32", "32", "--model.width", "0.1"]
+    assert main(["inspect", "zoo:vgg11", *shape, "--draw", str(file), "--json"]) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["groups"]
+    assert streams.err == f"note: the graph is drawn in {file}\n"
+    assert file.read_text().count("<title>") == len(json.loads(streams.out)["groups"])
+
+
 def test_inspect_explains_names(capsys):
     shape = ["inspect", "zoo:resnet20", "--input", "3", "32", "32"]
     assert main([*shape, "--explain", "layer1.0.conv1.weight", "--explain", "fc"]) == 0

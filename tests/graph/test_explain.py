@@ -450,3 +450,35 @@ def test_a_model_that_runs_elsewhere_is_forgotten(graph):
     for value in (*vars(graph).values(), *vars(graph.inventory).values()):
         assert not isinstance(value, (nn.Module, Tensor))
     assert all(isinstance(s, tuple) for s in graph.inventory.shapes.values())
+
+
+def lanes(picture: str) -> dict[str, float]:
+    """Title of a line on the picture -> how wide its last stroke is."""
+    groups = re.findall(r"<title>(.+?)</title>(.+?)</g>", picture, flags=re.DOTALL)
+    return {title: float(re.findall(r'stroke-width="(.+?)"', body)[-1]) for title, body in groups}
+
+
+def test_the_picture_has_a_row_a_layer_and_a_line_a_group_as_wide_as_its_channels():
+    graph = trace(Residual(), X)
+    picture = graph.to_svg()
+    widths = lanes(picture)
+    assert [title.split(":")[0] for title in widths] == [group.name for group in graph.groups]
+    stem = graph["stem.0"]
+    assert widths[f"stem.0: {stem.size} channels, exact"] == max(widths.values()) == 13
+    cut = graph.to_svg({"stem.0": stem.size // 2})
+    assert lanes(cut)[f"stem.0: {stem.size // 2} of {stem.size} channels stay"] == 6.5
+    assert re.findall(">([^<]+)</text>", picture) == [
+        "stem.0: makes 6",
+        "inner.0: reads 6, makes 5",
+        "outer: reads 5, makes 6",
+        "head: reads 6, makes 4",
+    ]
+
+
+def test_a_picture_of_what_cannot_be_is_refused():
+    graph = trace(Chain(), X)
+    name = graph.groups[0].name
+    with pytest.raises(ArgumentError, match=f"'{name}', which has 0 to"):
+        graph.to_svg({name: 1000})
+    with pytest.raises(ArgumentError, match="there is no group 'nowhere'"):
+        graph.to_svg({"nowhere": 1})

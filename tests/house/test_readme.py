@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from netslim.cli import main
+from netslim.selection.budget import ALLOCATIONS
+from netslim.selection.criteria import CRITERIA
 from netslim.training.recipe.files import read_yaml, shipped
 from netslim.training.recipe.reading import parse_recipe
 from places import REPOSITORY
@@ -18,8 +20,9 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = {
     name: (REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
     for name in (
-        *("budgets", "recipes", "sensitivity", "shipping", "what-can-be-cut", "your-data"),
-        "your-loop",
+        *("budgets", "coupling", "extending", "from-nncf", "from-torch-pruning", "methods"),
+        *("numbers", "quick-start", "recipes", "sensitivity", "shipping", "transformers"),
+        *("what-can-be-cut", "your-data", "your-loop"),
     )
 }
 DOCUMENTS = [
@@ -32,9 +35,11 @@ DOCUMENTS = [
     "docs/command-line.md",
     "docs/coverage.md",
     "docs/distributed.md",
+    "docs/faq.md",
     "docs/index.md",
     "docs/own-network.md",
     "docs/scaling.md",
+    "docs/verified.md",
     "docs/yolo.md",
 ]
 
@@ -63,13 +68,37 @@ def test_the_example_cuts_half_and_proves_it(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """What the example of README.md leaves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("readme"))
+        return run_blocks(README, {})
+
+
+@pytest.fixture
+def nothing_stays_taught():
+    """What a page registers is known to that page alone."""
+    before = [(known, dict(known)) for known in (CRITERIA, ALLOCATIONS)]
+    yield
+    for known, entries in before:
+        known.clear()
+        known.update(entries)
+
+
+@pytest.mark.usefixtures("nothing_stays_taught")
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if blocks("python", text)])
-def test_the_examples_of_a_page_go_on_from_it(name, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_go_on_from_it(name, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names = run_blocks(PAGES[name], run_blocks(README, {}))
+    names = run_blocks(PAGES[name], dict(start))
     if name == "your-loop":
         assert names["small"][0][0].out_channels == 8
+    if name == "quick-start":
+        assert names["accuracy"](names["small"]) > 0.9
+    for picture in tmp_path.glob("*.svg"):  # draw it again where this fails: pages show it
+        shown = REPOSITORY / "docs" / "pictures" / picture.name
+        assert picture.read_text() == shown.read_text(), picture.name
 
 
 def test_the_example_has_at_most_twelve_lines():
@@ -119,13 +148,22 @@ def test_commands_and_their_options_exist(capsys):
     ]
     commands = sorted({words[1] for words in lines if words and words[0] == "netslim"})
     expected = (
-        "bench evaluate export finetune hub inspect predict prune quantize recipes report run search "
-        "sensitivity status train"
+        "bench evaluate export finetune hub inspect models predict prune quantize recipes report "
+        "run search sensitivity status train"
     )
     assert commands == expected.split()
     for command in commands:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
+
+
+def test_what_verifies_a_claim_exists():
+    text = (REPOSITORY / "docs/verified.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 40
+    for path, name in named:
+        source = (REPOSITORY / path).read_text(encoding="utf-8")
+        assert not name or re.search(rf"^def {name}\(", source, flags=re.MULTILINE), name
 
 
 def test_make_targets_exist():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from netslim._support.files import write_atomic
 from netslim.cli.common import (
     add_free,
     add_inputs,
@@ -29,6 +31,7 @@ _MORE = (
   netslim inspect torchvision:resnet18 --input 3 224 224 --json
   netslim inspect torchvision:resnet18 --input 3 224 224 --explain layer3.0.conv2.weight \\
       --explain bn1
+  netslim inspect torchvision:resnet18 --input 3 224 224 --draw resnet18.svg
   netslim inspect mypackage.models:translator --input 32 --input 32 --dtype int64
 """
 )
@@ -46,6 +49,13 @@ def register(parser: Parser) -> None:
         default=[],
         help="tell what this layer, tensor or group is coupled to and why it can or cannot be "
         "cut; may be repeated",
+    )
+    parser.add_argument(
+        "--draw",
+        metavar="FILE.svg",
+        type=Path,
+        help="draw the graph as well: layers in rows, groups as lines as wide as their channels; a "
+        "file that is there is replaced",
     )
     add_free(parser, "output")
     add_free(parser, "input")
@@ -75,6 +85,9 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
             "tokens need --dtype int64"
         )
         raise netslim.errors.TraceError(f"{error} ({hint})") from error
+    if options.draw:
+        write_atomic(options.draw, graph.to_svg())
+        note(f"the graph is drawn in {options.draw}")
     told = {name: graph.explain(name) for name in options.explain}
     if options.json:
         found = graph.to_dict()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from netslim._support import checks_calls
 from netslim.graph.groups import ChannelGroup
 from netslim.graph.traced import TracedGraph
-from netslim.graph.words import explain, table
+from netslim.graph.words import drawing, explain, table
 
 
 @checks_calls
@@ -69,6 +70,30 @@ class ChannelGraph(TracedGraph):
 
     def __str__(self) -> str:
         return table.text(self)
+
+    def to_svg(self, kept: Mapping[str, int] | None = None) -> str:
+        """The graph as a picture: layers in rows, groups of channels as lines along them.
+
+        A line is as wide as its group has channels. A dot says that the layer makes them, a ring
+        that it reads them: all dots on one line lose the same channels. Grey and dashed is what
+        cannot be cut exactly.
+
+        Args:
+            kept: group -> how many of its channels stay, to show a cut: pale is what goes. Of a
+                plan these are ``{name: len(cut.kept) for name, cut in plan.groups.items()}``.
+
+        Returns:
+            An SVG image that stands for itself.
+
+        Raises:
+            ArgumentError: a group is unknown, or has fewer channels than are said to stay.
+
+        Example:
+            >>> picture = netslim.trace(model, images).to_svg({"features.0": 4})
+            >>> picture.count("features.0: 4 of 8 channels stay")
+            1
+        """
+        return drawing.svg(self, kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Groups, axes, shares, reasons, size rules and unknown operators as plain data."""
