@@ -4,10 +4,11 @@ A ResNet-20 (with projections) and a MobileNetV2 of half width are trained on a 
 and cut to a share of their measured milliseconds, by plans that may drop blocks and by plans that
 may not, all else alike: criterion obs on ten batches, allocation "cost" by a latency table, made up
 for by least squares with fresh statistics. For each way the least share of the table's latency is
-cut with which the measured time is reached, by bisection with both networks timed side by side. The
-validation split is not looked at; the test set once for each row.
+cut with which the measured time is reached, by bisection with both networks timed side by side.
+Choices look at training images alone; the test set is looked at once for each row. Times want a
+quiet machine.
 
-    python benchmarks/blocks.py                       # half an hour on two cores
+    python benchmarks/blocks.py
     python benchmarks/blocks.py --backends eager --networks resnet20 --seeds 0
 
 A run that was stopped goes on row by row. Where channels alone cannot reach the time, the row says
