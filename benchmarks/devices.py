@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from _common import RESULTS, record, show
 
+from netslim.measure.latency import timed
 from netslim.report.numbers import percent, signed
 from netslim.training.commands import looking
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Recipe
 from netslim.training.stages.folder import RunFolder
-from netslim.training.stages.measure import side_by_side
 from netslim.training.stages.quantize import InOnnxRuntime
 from netslim.training.stages.runner import Runner
 
@@ -89,20 +89,19 @@ def recipe_of(model: dict[str, Any]) -> Recipe:
     )
 
 
-def made(label: str, work: Path) -> tuple[Runner, dict[str, Path], float]:
-    """What carries out the stages of a network, its four files, and the seconds that they took."""
-    recipe, seconds = recipe_of(NETWORKS[label]), 0.0
-    folder = RunFolder(work / re.sub(r"\W+", "-", label.lower()).strip("-"))
-    with folder.lock():
-        folder.claim(recipe)
-        runner = Runner(recipe, folder, Display(), "")
-        for index, stage in enumerate(recipe.stages):
-            seconds += runner.stage(index, stage)["seconds"]
-    files: list[Path] = []
-    for place, stage in zip(runner.folders, recipe.stages, strict=True):
+def place_of(label: str, work: Path) -> RunFolder:
+    """The run folder of a network."""
+    return RunFolder(work / re.sub(r"\W+", "-", label.lower()).strip("-"))
+
+
+def files_of(label: str, work: Path) -> dict[str, Path]:
+    """Its four files."""
+    folder, files = place_of(label, work), list[Path]()
+    for index, stage in enumerate(recipe_of(NETWORKS[label]).stages):
         if stage.kind == "quantize":
-            files += [place.forms.exact, place.forms.int8]
-    return runner, dict(zip(FORMS, files, strict=True)), round(seconds, 1)
+            forms = folder.stage(index, stage).forms
+            files += [forms.exact, forms.int8]
+    return dict(zip(FORMS, files, strict=True))
 
 
 def running(files: dict[str, Path]) -> dict[str, InOnnxRuntime]:
@@ -111,21 +110,28 @@ def running(files: dict[str, Path]) -> dict[str, InOnnxRuntime]:
 
 
 def row_of(label: str, work: Path) -> dict[str, Any]:
-    """One network: what each of its four files knows, and its bytes."""
-    runner, files, seconds = made(label, work)
+    """One network, made where it is not yet: what each of its four files knows, and its bytes."""
+    recipe, folder, seconds = recipe_of(NETWORKS[label]), place_of(label, work), 0.0
+    with folder.lock():
+        folder.claim(recipe)
+        runner = Runner(recipe, folder, Display(), "")
+        for index, stage in enumerate(recipe.stages):
+            seconds += runner.stage(index, stage)["seconds"]
     accuracy, labels = looking.accuracy(runner, "test", TESTED)
+    files = files_of(label, work)
     forms = {
         name: {"accuracy": accuracy(one), "bytes": files[name].stat().st_size}
         for name, one in running(files).items()
     }
-    return {"model": NETWORKS[label], "images": len(labels), "seconds": seconds, **forms}
+    found = {"model": NETWORKS[label], "images": len(labels), "seconds": round(seconds, 1)}
+    return {**found, **forms}
 
 
 def times_of(label: str, work: Path) -> dict[str, dict[str, float]]:
     """How long each of the four files takes for one image, in turn."""
-    runner, files, _ = made(label, work)
-    example = torch.zeros(1, *runner.data.shape)
-    times = side_by_side(dict(running(files)), example, torch.device("cpu"))
+    image = torch.zeros(1, 3, 32, 32)
+    calls = {name: one.ready(image) for name, one in running(files_of(label, work)).items()}
+    times = timed(calls, repeats=200, budget_seconds=8)
     return {
         name: {"median_ms": one.median_ms, "low_ms": one.low_ms, "high_ms": one.high_ms}
         for name, one in times.items()

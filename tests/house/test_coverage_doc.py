@@ -24,7 +24,7 @@ ROWS = [row for row in ROWS if row[0].isdigit()]
 COMMANDS = [(row[0], command) for row in ROWS for command in re.findall(r"`([^`]+)`", row[3])]
 KNOWN = {
     "train", "prune", "finetune", "evaluate", "inspect", "run", "recipes", "status", "report", "sensitivity", "search", "export",
-    "bench",
+    "bench", "quantize",
 }  # fmt: skip
 
 
