@@ -25,6 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,14 @@ def shapes(yolo: Any) -> dict[str, torch.Size]:
 
 
 def judged(path: Path, given: dict[str, Any]) -> dict[str, float]:
-    """Of a file: mean average precision in percent, size and time."""
+    """Of a file: mean average precision in percent, and size, batch normalisation folded."""
     yolo = YOLO(path)
     found = yolo.val(**given, name="val", batch=16).results_dict
     example = torch.zeros(1, 3, given["imgsz"], given["imgsz"])
     network = yolo.model.eval().fuse(verbose=False)
     cost = netslim.cost(network, example)
     figures = {name: round(100 * float(found[key]), 2) for name, key in METRICS.items()}
-    time = netslim.latency(network, example).median_ms
-    return {**figures, "macs": cost.macs, "params": cost.params, "ms": round(time, 2)}
+    return {**figures, "macs": cost.macs, "params": cost.params}
 
 
 def digits(name: str, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -116,33 +116,47 @@ def digits(name: str, seed: int, arguments: argparse.Namespace, folder: Path) ->
     learn = partial(training, arguments.batch, seed=seed)
     tuning = {**learn(arguments.finetune), "lr0": 0.01}
 
-    plain = opened(name, folder)
-    plain.train(**given, **learn(arguments.epochs), name="plain")
-    base = plain.trainer.best
+    base = best(
+        folder, "plain", partial(opened, name, folder), {**given, **learn(arguments.epochs)}
+    )
     row["uncut"] = judged(base, given)
-    longer = YOLO(base)
-    longer.train(**given, **tuning, name="longer")
-    row["uncut, trained on"] = judged(longer.trainer.best, given)
+    longer = best(folder, "longer", partial(YOLO, base), {**given, **tuning})
+    row["uncut, trained on"] = judged(longer, given)
     if "images" in arguments.ways:
-        row["cut by images"] = cut(base, data, given, tuning, "images", arguments.size)
+        row["cut by images"] = cut(base, data, given, tuning, "images", folder)
     if "scales" in arguments.ways:
-        sparse = YOLO(base)
-        make = partial(netslim.NetworkSlimming, strength=arguments.strength, penalty="proximal")
-        slimming = SparseTraining(make).register(sparse)
-        sparse.train(**given, **learn(arguments.sparse), name="sparse")
-        base = sparse.trainer.best
-        row["sparse"] = judged(base, given)
-        row["sparse"]["scales near zero"] = round(slimming.method.share_near_zero(), 3)
-        row["cut by scales"] = cut(base, data, given, tuning, "scales", arguments.size)
+        begin = partial(slimmed, base, arguments.strength)
+        sparse = best(folder, "sparse", begin, {**given, **learn(arguments.sparse)})
+        row["sparse"] = judged(sparse, given)
+        scales = netslim.NetworkSlimming(YOLO(sparse).model)
+        row["sparse"]["scales near zero"] = round(scales.share_near_zero(), 3)
+        row["cut by scales"] = cut(sparse, data, given, tuning, "scales", folder)
     return row
 
 
+def best(
+    folder: Path, stage: str, begin: Callable[[], Any], given: dict[str, Any], **how: Any
+) -> Path:
+    """The best network of a training, which is not done again where it was finished."""
+    path = folder / stage / "weights" / "best.pt"
+    if not path.exists() or YOLO(path).ckpt["epoch"] >= 0:
+        begin().train(**given, **how, name=stage)
+    return path
+
+
+def slimmed(base: Path, strength: float) -> Any:
+    yolo = YOLO(base)
+    make = partial(netslim.NetworkSlimming, strength=strength, penalty="proximal")
+    SparseTraining(make).register(yolo)
+    return yolo
+
+
 def cut(
-    base: Path, data: Path, given: dict[str, Any], tuning: dict[str, Any], way: str, size: int
+    base: Path, data: Path, given: dict[str, Any], tuning: dict[str, Any], way: str, folder: Path
 ) -> dict[str, Any]:
     """Right after the cut, and after fine-tuning."""
     yolo = YOLO(base)
-    batches = images(yolo, data, size=size, batch=16, count=10)
+    batches = images(yolo, data, size=given["imgsz"], batch=16, count=10)
     if way == "images":
         small = netslim.slim(yolo.model, batches[0][:1], budget=HALF, batches=batches)
     else:
@@ -159,8 +173,10 @@ def cut(
     path = base.parent / f"cut-by-{way}.pt"
     yolo.save(path)
     at_once = judged(path, given)
-    yolo.train(trainer=trainer_of(yolo), **given, **tuning, name=f"tuned-{way}")
-    return {"at once": at_once, "fine-tuned": judged(yolo.trainer.best, given)}
+    tuned = best(
+        folder, f"tuned-{way}", lambda: yolo, {**given, **tuning}, trainer=trainer_of(yolo)
+    )
+    return {"at once": at_once, "fine-tuned": judged(tuned, given)}
 
 
 def digits_table(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -176,7 +192,7 @@ def digits_table(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 def told(found: dict[str, float]) -> list[str]:
     mega = [f"{found[name] / 1e6:.2f}" for name in ("macs", "params")]
-    return [f"{found['map']:.1f}", f"{found['map50']:.1f}", *mega, f"{found['ms']:.1f}"]
+    return [f"{found['map']:.1f}", f"{found['map50']:.1f}", *mega]
 
 
 # ---------------------------------------------------------------- families
@@ -268,13 +284,14 @@ def main() -> None:
     parser.add_argument(
         "--ways", nargs="+", choices=["images", "scales"], default=["images", "scales"]
     )
+    parser.add_argument("--work", help="where trainings are kept, to go on from; of one network")
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--sparse", type=int, default=8)
     parser.add_argument("--finetune", type=int, default=6)
-    parser.add_argument("--strength", type=float, default=0.5)
+    parser.add_argument("--strength", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -286,7 +303,7 @@ def main() -> None:
         steps = [partial(family, *row) for row in asked]
         table = families_table
     else:
-        columns = ("network", "seed", "stage", "mAP", "mAP50", "M MACs", "M params", "ms")
+        columns = ("network", "seed", "stage", "mAP", "mAP50", "M MACs", "M params")
         asked = [
             (one, seed)
             for one in arguments.networks or ["yolo11n", "yolov3"]
@@ -297,8 +314,8 @@ def main() -> None:
     known = RESULTS / f"{name}.json"
     rows = json.loads(known.read_text())["rows"] if known.exists() else []
     for step in steps:
-        with tempfile.TemporaryDirectory() as folder:
-            row = step(Path(folder))
+        with tempfile.TemporaryDirectory() as made:
+            row = step(Path(arguments.work or made).resolve())
         same = (row["network"], row.get("seed"))
         rows = [*(one for one in rows if (one["network"], one.get("seed")) != same), row]
         record(name, {"ultralytics": ultralytics.__version__, "rows": rows})
