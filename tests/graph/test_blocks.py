@@ -168,3 +168,31 @@ def test_a_branch_around_others_has_a_name_of_its_own():
         assert graph.macs(masks) == netslim.cost(small, IMAGES).macs < whole
         assert [block.name for block in plan.dropped.blocks] == [name]
         assert isinstance(small.blocks[1], Pre) == (name == "blocks.0")
+
+
+class Written(nn.Module):
+    """Someone writes into what a block gives."""
+
+    def __init__(self, writes) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(3, 6, 1), Pre(6), nn.Conv2d(6, 2, 1)
+        self.writes = writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x).sigmoid()
+        return self.head(first * self.writes(self.block(first)))
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [nn.ReLU(inplace=True), nn.Dropout(inplace=True), lambda x: x.flatten(2).mul_(2).view_as(x)],
+    ids=["activation", "dropout", "view"],
+)
+def test_what_is_written_into_is_no_other_s(writes):
+    """A module that hands on what it is given hands on the very tensor: there the sum is run."""
+    model = randomise(Written(writes))
+    graph = blocks_of(model)
+    assert names(graph) == ["block.bn1"]
+    masks = {len(graph.groups) - 1: np.zeros(1, dtype=bool)}
+    small = netslim.prune(model, plan_keeping(graph, masks)).train()
+    small(IMAGES).sum().backward()

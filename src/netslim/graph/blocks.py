@@ -47,6 +47,15 @@ _STAYS_POSITIVE = frozenset(
 )
 
 
+# Operators whose result may share the memory of what they are given.
+_VIEWS = frozenset(
+    """
+    view _unsafe_view reshape expand permute transpose t squeeze unsqueeze slice select narrow split
+    split_with_sizes chunk unbind as_strided detach alias contiguous _to_copy
+    """.split()  # noqa: SIM905
+)
+
+
 @dataclass(frozen=True)
 class Addition:
     """Where a branch is added: which sum of a module's own forward, and which of its operands.
@@ -115,6 +124,7 @@ class Blocks:
     Args:
         flow: of the run.
         kinds: path of a module -> name of its class.
+        writing: paths of the modules that are told to write into what they are given.
         shapes: of the model's parameters and lasting buffers, in order.
         joined: by value.
 
@@ -124,6 +134,7 @@ class Blocks:
 
     flow: Dataflow
     kinds: Mapping[str, str]
+    writing: Collection[str]
     shapes: Mapping[str, tuple[int, ...]]
     joined: Mapping[int, Joined]
     found: tuple[Block, ...] = field(init=False)
@@ -492,6 +503,8 @@ class _Removal:
         asked = self.blocks.kinds.get(call.path) == "TransformerEncoderLayer"
         if not holds or asked or len(own) > 1 or len(self._calls(call)) > 1:
             return None
+        if any(self._written_later(call, value) for value in _values(call.answer)):
+            return None
         if own:
             return self._activation(number, own[0])
         sources = {self._left(value): key for key, value in reversed(call.takes.items())}
@@ -502,6 +515,24 @@ class _Removal:
         if call.alone and isinstance(call.answer, Made):
             return Replacement(call.path)
         return Replacement(call.path, json.dumps(_shown(call.answer, STREAM)), source)
+
+    def _written_later(self, call: ModuleCall, value: int) -> bool:
+        """Whether someone writes into a module's answer: of a module that hands on what it is given
+        that is the very tensor that others hold.
+        """
+        shared = {value}
+        for step in self.flow.steps[call.stop :]:
+            first = step.reads[:1]
+            if first and first[0] in shared and step.operator.endswith("_"):
+                return True
+            if step.operator in _VIEWS and not shared.isdisjoint(step.reads):
+                shared.update(step.makes)
+        # Dropout writes in training alone.
+        later = (one for one in self.flow.calls if one.start >= call.stop)
+        return any(
+            one.path in self.blocks.writing and not shared.isdisjoint(one.takes.values())
+            for one in later
+        )
 
     def _all_left(self, answer: Any, value: int) -> bool:
         """Whether every tensor in an answer is this one."""

@@ -44,6 +44,7 @@ from netslim.graph.modules.walk import (
     joined,
     lasting_tensors,
     layer_of,
+    named_modules,
     named_tensors,
 )
 from netslim.graph.tracing.atoms import (
@@ -294,7 +295,9 @@ def build(
     if recorder.flow is not None:
         lasting = {name: tuple(t.shape) for name, t in lasting_tensors(recorder.model)}
         joined = dict(_joined(recorder.flow, counted, groups))
-        blocks = Blocks(recorder.flow, inventory.modules, lasting, joined)
+        parts = named_modules(recorder.model)
+        writing = {path for part, path in parts.items() if getattr(part, "inplace", None) is True}
+        blocks = Blocks(recorder.flow, inventory.modules, writing, lasting, joined)
         counted.gate(blocks, len(groups))
         groups += _block_groups(blocks, groups)
     return ChannelGraph(

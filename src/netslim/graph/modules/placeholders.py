@@ -64,7 +64,10 @@ class Replacement:
         """
         new: nn.Module = nn.Identity()
         if self.child:
-            return module.get_submodule(self.child)
+            part = module.get_submodule(self.child)
+            if getattr(part, "inplace", False):  # into a sum then, and into what others hold now
+                vars(part)["inplace"] = False
+            return part
         if self.answer:
             new = Placeholder(self.answer, self.source)
         if isinstance(
