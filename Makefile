@@ -11,7 +11,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types docs wheel clean
+.PHONY: help demo test lint format types docs wheel lowest py313 clean
 
 help:
 	@echo "make demo     set up .venv, then slim a small network on handwritten digits (under 2 minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint     ruff: mistakes and formatting          make format   let ruff repair them"
 	@echo "make types    mypy                                   make wheel    build dist/"
 	@echo "make docs     build the site of docs/ into docs/_build, warnings are errors"
+	@echo "make lowest   the tests with the lowest versions that pyproject.toml allows (Python 3.11); make py313 with Python 3.13"
 	@echo "make clean    remove .venv, caches and dist/ (never runs/)"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter; RECIPE=mnist-mlp another demo; ARGS='-k plots' a part of the tests."
@@ -48,8 +49,25 @@ docs: $(VENV)/.installed-docs
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build --wheel
 
+# What pyproject.toml allows at the least; the optional packages, which tests do without, are left out. Old packages are
+# deprecated by newer ones that they import, which is not ours to mend.
+LOWEST := .venv-lowest
+lowest:
+	$(MAKE) VENV=$(LOWEST) PYTHON=$(firstword $(shell command -v python3.11) python3) $(LOWEST)/.installed-lowest
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(strip $(WORKERS) -W default::DeprecationWarning $(ARGS))
+
+$(LOWEST)/.installed-lowest: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct -e .
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python -c constraints.txt pytest pytest-xdist hypothesis
+	@touch $@
+
+py313:
+	$(MAKE) VENV=.venv-py313 PYTHON=python3.13 test
+
 clean:
-	rm -rf $(VENV) dist build docs/_build docs/project docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-py313 dist build docs/_build docs/project docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that already works is used as it is; the stamps say that the install went through to the end.

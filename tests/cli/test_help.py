@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
 
 import pytest
 
@@ -43,3 +45,27 @@ def test_exit_codes_are_documented_once_and_alike():
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)] == list(cli.EXIT_CODES)
     told = cli.overview().format_help()
     assert all(re.search(rf"^  {code} +\S", told, re.M) for code in cli.EXIT_CODES)
+
+
+def test_the_tab_key_completes_commands_options_and_choices(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "netslim.bash"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(typed: str) -> set[str]:
+        words = " ".join(map(shlex.quote, shlex.split(typed))) + (" ''" * typed.endswith(" "))
+        number = len(shlex.split(typed)) - (not typed.endswith(" "))
+        line = (
+            f"source {script}; COMP_WORDS=({words}); COMP_CWORD={number}; "
+            "_shtab_netslim; echo ${COMPREPLY[@]}"
+        )
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    assert {"prune", "predict"} <= completed("netslim pr")
+    assert "sensitivity" not in completed("netslim pr")
+    assert "--cut-macs" in completed("netslim prune --cut-m")
+    assert "executorch" in completed("netslim export --to ")
+    assert cli.main(["completion", "zsh", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["script"].startswith("#compdef netslim")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from netslim.cli import main
 from netslim.errors import RecipeError
 from netslim.training import run
 from netslim.training.loop.progress import Display
 from netslim.training.stages import runner
 from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.foresight import foresee
+from netslim.training.stages.rehearsal import rehearse
 from netslim.training.stages.runner import Runner
 from stage_runs import FIRST, HALF, TRAIN, recipe
 
@@ -142,3 +145,49 @@ def test_a_run_that_goes_on_is_tried_from_where_it_is(tmp_path):
     with pytest.raises(RecipeError, match=r"stages\.again: protect names no group"):
         run(recipe(*first, tune, prune(name="again", protect=["nowhere"])), tmp_path)
     assert not (tmp_path / "03-finetune").exists()
+
+
+def test_a_rehearsal_tells_sizes_epochs_and_times_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = torch.random.get_rng_state()
+    stages = [TRAIN, HALF, {"kind": "finetune", "epochs": 3}]
+    others = [{"kind": "baseline"}, {"kind": "scratch", "length": "B"}]
+    rows = {row.stage: row for row in rehearse(recipe(*stages, *others))}
+    names = ["before", "train", "prune", "finetune", "baseline", "scratch", "measure"]
+    assert list(rows) == names
+    whole, small = rows["before"], rows["prune"]
+    assert small.params < whole.params
+    assert small.macs < 0.6 * whole.macs
+    for name in ("train", "baseline"):
+        assert (rows[name].params, rows[name].macs) == (whole.params, whole.macs)
+    for name in ("finetune", "scratch"):
+        assert (rows[name].params, rows[name].macs) == (small.params, small.macs)
+    trained = {row.stage: row.epochs for row in rows.values() if row.seconds is not None}
+    longer = round(TRAIN["epochs"] * whole.macs / small.macs)
+    assert trained == {
+        "train": TRAIN["epochs"], "finetune": 3, "baseline": TRAIN["epochs"], "scratch": longer,
+    }  # fmt: skip
+    assert all(row.seconds > 0 for row in rows.values() if row.stage in trained)
+    assert not [*tmp_path.iterdir()]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_rehearsal_refuses_what_the_run_would():
+    with pytest.raises(RecipeError, match="protect names no group"):
+        rehearse(recipe(TRAIN, prune(protect=["nowhere"])))
+
+
+def test_the_command_shows_a_rehearsal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["--data.subset", "64", "--model.layers", "[4,M,8]"]
+    assert main(["run", "digits", "--dry-run", *short]) == 0
+    out = capsys.readouterr().out
+    assert "nothing was trained or written" in out
+    assert "training takes about" in out
+    assert main(["run", "digits", "--dry-run", "--json", *short]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["folder"] == "runs/digits"
+    assert [row["stage"] for row in found["stages"]] == [
+        *("before", "sparse", "prune", "finetune", "measure"),
+    ]
+    assert not [*tmp_path.iterdir()]

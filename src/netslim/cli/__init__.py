@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -53,6 +53,7 @@ COMMANDS = {
     "quantize": "bring a network to int8, beside what it was",
     "bench": "time networks",
     "bench paper": "run rows of the published tables",
+    "completion": "print what makes a shell complete commands and options",
 }
 
 # What the shell is told -> what it means; docs/command-line.md says the same at more length.
@@ -160,8 +161,8 @@ def parser_of(command: str) -> Parser:
     return parser
 
 
-def overview() -> Parser:
-    """What `netslim` alone understands."""
+def overview(inside: Mapping[str, Parser] | None = None) -> Parser:
+    """What `netslim` alone understands; with what is inside of the commands that are named."""
     parser = Parser(
         "netslim",
         "Make a convolutional network smaller: sparse training, channel cuts that are proved, "
@@ -172,7 +173,10 @@ def overview() -> Parser:
         title="commands", metavar="COMMAND", parser_class=argparse.ArgumentParser
     )
     for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text)
+        if inside is None:
+            commands.add_parser(name, help=text)
+        elif name in inside:
+            commands.add_parser(name, help=text, parents=[inside[name]], add_help=False)
     codes = "\n".join(f"  {code:<5} {text}" for code, text in EXIT_CODES.items())
     parser.epilog = f"{_MORE}exit codes:\n{codes}\n"
     return parser

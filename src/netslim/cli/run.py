@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from netslim.cli.parser import Parser
 
 if TYPE_CHECKING:
     from netslim.training.commands.together import Ended, Job
+    from netslim.training.stages.rehearsal import Foreseen
 
 _RUN = """\
 Carry out a recipe: train with sparsity, cut, prove the cut, fine-tune, measure, report.
@@ -32,11 +33,15 @@ Everything lands in one folder. Killed at any time and started again with the sa
 goes on from the last finished epoch and ends with the same numbers; a finished one only shows its
 results.
 
+--dry-run shows the stages, what each is foreseen to leave of the network, and how long it is
+expected to take here; nothing is trained or written.
+
 Of several recipes, or seeds, each has a folder of its own. One that fails does not end the others.
 """
 
 _OVERRIDES = """\
 any value of the recipe can be overridden by its dotted name (`netslim recipes NAME` shows them):
+  netslim run digits --dry-run
   netslim run digits --seed 3
   netslim run vgg16-cifar10-small --data.root /data --model.width 0.5
   netslim run digits --stages.sparse.epochs 40 --stages.prune.budget.cut_channels 0.5
@@ -74,11 +79,18 @@ def register(parser: Parser) -> None:
         help="several runs side by side, each in a process of its own (default: one after the "
         "other)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show stages, costs and expected times; train and write nothing",
+    )
     add_json(parser, "as in results.json; of several runs, a list with their folders")
 
 
 def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     jobs = list(_jobs(options, overrides))
+    if options.dry_run:
+        return _rehearsed(jobs, options.json)
     if len(jobs) > 1:
         return _several(jobs, options)
     from netslim.training import run
@@ -94,6 +106,49 @@ def _run(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     else:
         _show(results, job.folder)
     return 0
+
+
+def _rehearsed(jobs: Sequence[Job], as_json: bool) -> int:
+    """Each run as it is foreseen."""
+    from netslim.training.stages.rehearsal import rehearse
+
+    found = {job.folder: rehearse(job.recipe) for job in jobs}
+    if as_json:
+        print_json(
+            [{"folder": place, "stages": list(map(asdict, rows))} for place, rows in found.items()]
+        )
+        return 0
+    for place, rows in found.items():
+        _show_foreseen(place, rows)
+    return 0
+
+
+def _show_foreseen(place: Path, rows: Sequence[Foreseen]) -> None:
+    from rich.table import Table
+
+    from netslim.training.loop.progress import in_words
+
+    table = Table("stage", "does", title=f"foreseen for {place}; nothing was trained or written")
+    for column in ("parameters", "MACs", "takes about"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        takes = ""
+        if row.seconds is not None:
+            takes = in_words(row.seconds)
+        table.add_row(row.stage, row.does, _counted(row.params), _counted(row.macs), takes)
+    whole = in_words(sum(row.seconds or 0 for row in rows))
+    lines = [
+        f"training takes about {whole} here, by a few steps of each network; measuring and proving "
+        "come on top",
+        "the widths are those that the weights as they are lead to",
+    ]
+    show(table, lines, width=100)
+
+
+def _counted(count: int | None) -> str:
+    if count is None:
+        return "?"
+    return f"{count:,}"
 
 
 def _jobs(options: argparse.Namespace, overrides: dict[str, str]) -> Iterator[Job]:

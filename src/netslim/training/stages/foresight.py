@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -71,6 +71,22 @@ def foresee(networks: Networks, first: int) -> None:
         _Walk(networks, uncut, uncut).over(stages[first:])
 
 
+def foretold(networks: Networks) -> list[nn.Module]:
+    """The network that a run begins with, then as each stage leaves it, by the weights as they are.
+
+    They are fewer than that where a cut is foretold to fail that trained weights may allow, which
+    is warned of.
+
+    Raises:
+        RecipeError: as of `foresee`, and where a cut before any training cannot be made.
+    """
+    with _as_if_nothing_happened():
+        uncut = _in_hand(networks, 0).eval()
+        walk = _Walk(networks, uncut, uncut)
+        walk.over(networks.recipe.stages)
+    return [uncut, *walk.left]
+
+
 def _in_hand(networks: Networks, first: int) -> nn.Module:
     """The network that stage `first` starts from; weights that are to be fetched are not needed."""
     if first > 0 or networks.from_file:
@@ -112,6 +128,7 @@ class _Walk:
         now: as far as it was cut.
         trained: whether a training stage lies before.
         guessed: whether the widths of `now` depend on weights.
+        left: what each stage that was tried has left.
     """
 
     networks: Networks
@@ -119,6 +136,7 @@ class _Walk:
     now: nn.Module
     trained: bool = False
     guessed: bool = False
+    left: list[nn.Module] = field(default_factory=list)
 
     def over(self, stages: tuple[Stage, ...]) -> None:
         """Try one after the other."""
@@ -132,6 +150,7 @@ class _Walk:
                 return
             self.guessed |= cuts(stage)
             self.trained |= _trains(stage)
+            self.left.append(self.now)
 
     def _tried(self, stage: Stage, network: nn.Module) -> PruningPlan | None:
         """What `stage` would cut of `network`; None where it cuts nothing, or nobody can say."""
