@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -238,7 +239,33 @@ class Replaced(Net):
         return x * self.mean(x, 1, True)
 
 
-@pytest.mark.parametrize("kind", [Shared, Fixed, Written, Smallest, Decorated, WeightsAlone])
+class Bound(Net):
+    """What the text calls is another thing than the function: it gets other arguments."""
+
+    def mixed(self, x):
+        mean = x.mean
+        return x * mean(1, keepdim=True)
+
+
+class Partial(Net):
+    def __init__(self):
+        super().__init__()
+        self.mean = functools.partial(torch.mean, dim=1, keepdim=True)
+
+    def mixed(self, x):
+        return x * self.mean(x)
+
+
+class Mapped(Partial):
+    def mixed(self, x):
+        (mean,) = map(self.mean, [x])
+        return x * mean
+
+
+NOT_THE_SAME = [Shared, Fixed, Written, Smallest, Decorated, WeightsAlone, Bound, Partial, Mapped]
+
+
+@pytest.mark.parametrize("kind", NOT_THE_SAME)
 def test_what_is_not_known_to_be_the_same_everywhere_stays_inexact(kind):
     graph = netslim.trace(network(kind), PICTURES)
     assert graph["stem"].verdict == "inexact"

@@ -82,10 +82,11 @@ def caller(function: Any) -> FrameType | None:
     return frame
 
 
-def site_of(frame: FrameType | None) -> tuple[nn.Module, Site] | None:
+def site_of(frame: FrameType | None, called: Any = None) -> tuple[nn.Module, Site] | None:
     """The module whose ``forward`` is running in a frame, or calls it, and the call it is in.
 
-    None where the code on the way is no plain function, or is not found as text.
+    None where the code on the way is no plain function, or is not found as text; and where the call
+    names another function than ``called``, which then calls that (a `functools.partial`, ``map``).
     """
     frames: list[FrameType] = []
     while frame is not None and len(frames) < _DEEPEST:
@@ -101,14 +102,14 @@ def site_of(frame: FrameType | None) -> tuple[nn.Module, Site] | None:
     module = outermost.f_locals.get(names[0]) if names else None
     if not isinstance(module, nn.Module):
         return None
-    found = _site(module, [(each.f_code, each.f_lasti) for each in reversed(frames)])
+    found = _site(module, [(each.f_code, each.f_lasti) for each in reversed(frames)], called)
     return (module, found) if found else None
 
 
-def _site(module: nn.Module, calls: list[tuple[CodeType, int]]) -> Site | None:
+def _site(module: nn.Module, calls: list[tuple[CodeType, int]], called: Any) -> Site | None:
     """The site of the last of some nested calls, of which the forward makes the first."""
     function = _method(module, "forward")
-    place, text = "forward", ""
+    place, text, names_it = "forward", "", True
     for code, instruction in calls:
         if function is None or not _is_of(code, function):
             return None
@@ -116,9 +117,25 @@ def _site(module: nn.Module, calls: list[tuple[CodeType, int]]) -> Site | None:
         number = written.number(code, instruction) if written else None
         if written is None or number is None:
             return None
-        place, text = f"{place}/{number}", ast.unparse(written.calls[number])
-        function = _called(module, function, written.calls[number])
-    return Site(place, text)
+        call = written.calls[number]
+        place, text = f"{place}/{number}", ast.unparse(call)
+        names_it = called is None or _names(module, function, call.func, called)
+        function = _called(module, function, call)
+    return Site(place, text) if names_it else None
+
+
+def _names(module: nn.Module, function: FunctionType, target: ast.expr, called: Any) -> bool:
+    """Whether what is called by its text is this function: by a name that it goes by in the file,
+    as what the module holds, or as a method of a tensor.
+    """
+    name = getattr(called, "__name__", None)
+    found = _named(target, function)
+    if found is None and isinstance(target, ast.Attribute):
+        if _names_self(target.value, function):
+            found = getattr(module, target.attr, None)
+        else:
+            return target.attr == name
+    return found is not None and getattr(found, "__name__", None) == name
 
 
 def _is_of(code: CodeType, function: FunctionType) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from netslim.graph.modules.call_sites import Site, base_class, caller, replaceable, site_of
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.known_norms import Known, known
-from netslim.graph.modules.padded_calls import ATTENTION, Read, reading
+from netslim.graph.modules.padded_calls import ATTENTION, Read, padded_call, reading
 from netslim.graph.modules.padded_norms import (
     KINDS,
     SLIDING,
@@ -133,14 +133,14 @@ class Norms:
         if read is not None:
             held = self._mixed_by(read, out, began)
             if held:
-                call.norm = self._in_code(read, frame, held)
+                call.norm = self._in_code(read, frame, function, held)
             if call.norm is not None:
                 call.coupled = held
                 self._release(held, out)
                 self.within.append(call)
                 self.recorder.norms.append(call.norm)
             elif read.kind == ATTENTION:
-                self._may_narrow(read, frame)
+                self._may_narrow(read, frame, function)
         if not self._one_row(same):
             self._leave_coupled(same)
 
@@ -176,7 +176,7 @@ class Norms:
         return [use for each in found if each is not None for use in each.uses]
 
     def _in_code(
-        self, read: Read, frame: FrameType, mixed: list[tuple[Vector, str]]
+        self, read: Read, frame: FrameType, function: Any, mixed: list[tuple[Vector, str]]
     ) -> RecordedNorm | None:
         """What a call in the code of the running module takes over channels, in whichever way.
 
@@ -190,22 +190,24 @@ class Norms:
         roots = find(vector)
         if not all(np.isin(find(other), roots).all() for other, _ in mixed):
             return None
-        site = self._site(frame, read.kind)
+        site = self._site(frame, function, read.kind)
         if site is None:
             return None
         row = NormWidth("", read.kind, over[0], 0, call=site.place, text=site.text)
         width = read.width or len(vector)
         return RecordedNorm(self.recorder.module, Known(row, bare=True), width, vector)
 
-    def _may_narrow(self, read: Read, frame: FrameType) -> None:
+    def _may_narrow(self, read: Read, frame: FrameType, function: Any) -> None:
         """Note that the width of heads may go, in a second run, where a scale can be passed."""
         heads = [d for d in self.recorder.get(read.x).dims if d not in read.dims]
-        if heads and self._site(frame, read.kind) is not None:
+        if heads and self._site(frame, function, read.kind) is not None:
             self.recorder.may_narrow = True
 
-    def _site(self, frame: FrameType, kind: str) -> Site | None:
-        """Where in the code of the running module a call is, if it can be replaced."""
-        found = site_of(frame)
+    def _site(self, frame: FrameType, function: Any, kind: str) -> Site | None:
+        """Where in the code of the running module a function is called, if that can be replaced."""
+        if function is padded_call:  # of which the text knows nothing
+            function = None
+        found = site_of(frame, function)
         if found is None:
             return None
         module, site = found
