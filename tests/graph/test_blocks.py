@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import netslim
 from netslim.surgery.plan_of_units import plan_keeping
@@ -196,3 +198,29 @@ def test_what_is_written_into_is_no_other_s(writes):
     masks = {len(graph.groups) - 1: np.zeros(1, dtype=bool)}
     small = netslim.prune(model, plan_keeping(graph, masks)).train()
     small(IMAGES).sum().backward()
+
+
+class Dropped(Pre):
+    """Dropout on the stream, which does nothing in evaluation."""
+
+    def __init__(self, by_module: bool) -> None:
+        super().__init__(6)
+        self.dropout = nn.Dropout(0.5) if by_module else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if self.dropout is not None:
+            return self.dropout(x)
+        return F.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("by_module", [True, False])
+def test_what_is_done_to_the_stream_in_training_stays(by_module):
+    model = randomise(Images(Dropped(by_module), Pre(6)))
+    graph = blocks_of(model)
+    assert names(graph) == ["blocks.0.bn1", "blocks.1"]
+    masks = {len(graph.groups) - 2: np.zeros(1, dtype=bool)}
+    small = netslim.prune(model, plan_keeping(graph, masks))
+    assert torch.equal(small(IMAGES), small(IMAGES))
+    small.train()
+    assert not torch.equal(small(IMAGES), small(IMAGES))

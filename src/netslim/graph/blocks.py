@@ -125,6 +125,7 @@ class Blocks:
         flow: of the run.
         kinds: path of a module -> name of its class.
         writing: paths of the modules that are told to write into what they are given.
+        drawing: paths of the modules whose code does something else in training.
         shapes: of the model's parameters and lasting buffers, in order.
         joined: by value.
 
@@ -135,6 +136,7 @@ class Blocks:
     flow: Dataflow
     kinds: Mapping[str, str]
     writing: Collection[str]
+    drawing: Collection[str]
     shapes: Mapping[str, tuple[int, ...]]
     joined: Mapping[int, Joined]
     found: tuple[Block, ...] = field(init=False)
@@ -505,6 +507,8 @@ class _Removal:
             return None
         if any(self._written_later(call, value) for value in _values(call.answer)):
             return None
+        if call.path in self.blocks.drawing or self._draws_on_stream(number):
+            return None
         if own:
             return self._activation(number, own[0])
         sources = {self._left(value): key for key, value in reversed(call.takes.items())}
@@ -515,6 +519,15 @@ class _Removal:
         if call.alone and isinstance(call.answer, Made):
             return Replacement(call.path)
         return Replacement(call.path, json.dumps(_shown(call.answer, STREAM)), source)
+
+    def _draws_on_stream(self, number: int) -> bool:
+        """Whether a part of a call does something to what is left of it in training alone."""
+        for part in self.blocks.parts_of.get(number, ()):
+            inner = self.flow.calls[part]
+            idle = inner.start == inner.stop and self.blocks.kinds.get(inner.path) != "Identity"
+            if idle and not self.streams.keys().isdisjoint(inner.takes.values()):
+                return True
+        return False
 
     def _written_later(self, call: ModuleCall, value: int) -> bool:
         """Whether someone writes into a module's answer: of a module that hands on what it is given

@@ -297,7 +297,8 @@ def build(
         joined = dict(_joined(recorder.flow, counted, groups))
         parts = named_modules(recorder.model)
         writing = {path for part, path in parts.items() if getattr(part, "inplace", None) is True}
-        blocks = Blocks(recorder.flow, inventory.modules, writing, lasting, joined)
+        drawing = {path for part, path in parts.items() if _draws(part)}
+        blocks = Blocks(recorder.flow, inventory.modules, writing, drawing, lasting, joined)
         counted.gate(blocks, len(groups))
         groups += _block_groups(blocks, groups)
     return ChannelGraph(
@@ -339,6 +340,13 @@ def _joined(
             numbers = tuple(g for g, _ in count.shares)
             made = [s.tensor for g in numbers for s in groups[g].tensors("producer")]
             yield value, Joined(numbers, frozenset(made))
+
+
+def _draws(part: nn.Module) -> bool:
+    """Whether the forward of a module asks whether it is trained, or calls a dropout."""
+    code = getattr(type(part).forward, "__code__", None)
+    names = getattr(code, "co_names", ())
+    return any(name == "training" or "dropout" in name for name in names)
 
 
 def _block_groups(blocks: Blocks, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
