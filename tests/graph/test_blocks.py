@@ -224,3 +224,39 @@ def test_what_is_done_to_the_stream_in_training_stays(by_module):
     assert torch.equal(small(IMAGES), small(IMAGES))
     small.train()
     assert not torch.equal(small(IMAGES), small(IMAGES))
+
+
+class Query(nn.Module):
+    """A learnt query, of one example, asks tokens of any number of examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.stem = nn.Parameter(torch.randn(1, 1, 6)), nn.Conv2d(3, 6, 1)
+        self.norm, self.keys, self.head = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, query = self.stem(x).flatten(2).transpose(1, 2), self.norm(self.query)
+        found = (query @ self.keys(tokens).transpose(1, 2)).softmax(-1) @ tokens
+        return self.head(query + found)
+
+
+def test_what_has_no_batch_is_no_stream():
+    assert not names(netslim.trace(Query().eval(), IMAGES[:1], blocks=True))
+
+
+class Into(nn.Module):
+    """Writes a sum into its branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.a(x).relu()
+        y += x
+        return self.head(y)
+
+
+def test_zeros_that_broadcast_are_not_written_into():
+    assert not names(blocks_of(Into()))

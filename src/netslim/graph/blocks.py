@@ -196,6 +196,15 @@ class Blocks:
             found.setdefault(call.parent, []).append(number)
         return found
 
+    @cached_property
+    def of_inputs(self) -> frozenset[int]:
+        """The values that are inputs of the model, or made of some."""
+        found = {value for value, step in enumerate(self.flow.maker) if step == INPUT}
+        for step in self.flow.steps:
+            if not found.isdisjoint(step.reads):
+                found.update(step.makes)
+        return frozenset(found)
+
     def region(self, sums: Iterable[_Sum]) -> frozenset[int]:
         """The steps that feed nothing but the branches of these sums."""
         flow = self.flow
@@ -326,6 +335,9 @@ def _sums(blocks: Blocks) -> Iterator[_Sum]:
             stream, branch = step.added.operands[1 - operand], step.added.operands[operand]
             if not step.added.alike[1 - operand] or stream == branch:
                 continue
+            # A learnt query has no batch: in an example of one it only looks as the sum does.
+            if stream not in blocks.of_inputs:
+                continue
             one = _Sum(number, stream, branch, step.makes[0], blocks.innermost[number])
             if _is_block(blocks, one, known):
                 known[one.made] = one
@@ -438,8 +450,18 @@ class _Removal:
             self._visit(number)
         rows = tuple(self.rows.values())
         if self.possible and rows and self._rest_is_nothing() and self._weights_go(rows):
-            return rows
+            return None if any(map(self._written_into_zeros, self.sums)) else rows
         return None
+
+    def _written_into_zeros(self, one: _Sum) -> bool:
+        """Whether a sum that is run still writes its result into the branch, ``y += x``: zeros that
+        broadcast have no room for it.
+        """
+        if one.joins or one.step in self.covered:
+            return False
+        step = self.flow.steps[one.step]
+        added = step.added
+        return step.operator == "add_" and added is not None and added.operands[0] == one.branch
 
     def _left(self, value: int) -> int:
         """What is in the place of a value without the branches."""
