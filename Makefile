@@ -17,7 +17,7 @@ help:
 	@echo "make demo     set up .venv, then slim a small network on handwritten digits (under 2 minutes)"
 	@echo "make test     the same environment plus the test tools, then the whole test suite"
 	@echo "make lint     ruff: mistakes and formatting          make format   let ruff repair them"
-	@echo "make types    mypy                                   make wheel    build dist/"
+	@echo "make types    mypy                                   make wheel    build dist/, and try it from outside"
 	@echo "make docs     build the site of docs/ into docs/_build, warnings are errors"
 	@echo "make lowest   the tests with the lowest versions that pyproject.toml allows (Python 3.11); make py313 with Python 3.13"
 	@echo "make clean    remove .venv, caches and dist/ (never runs/)"
@@ -47,7 +47,12 @@ docs: $(VENV)/.installed-docs
 	@echo "open docs/_build/index.html"
 
 wheel: $(VENV)/.installed-dev
+	rm -rf dist build/outside
 	$(BIN)/python -m build --wheel
+	$(PIP) --quiet --no-deps --target build/outside dist/*.whl
+	cd build && PYTHONPATH=outside ../$(BIN)/python -c 'import netslim; assert "outside" in netslim.__file__, netslim.__file__'
+	cd build && PYTHONPATH=outside ../$(BIN)/python -m netslim recipes digits >/dev/null
+	cd build && PYTHONPATH=outside ../$(BIN)/python -m netslim models zoo: >/dev/null
 
 # What pyproject.toml allows at the least; the optional packages, which tests do without, are left out. Old packages are
 # deprecated by newer ones that they import, which is not ours to mend.
