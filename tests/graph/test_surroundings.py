@@ -74,13 +74,19 @@ def _within(transform: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
+def _default_device(name: str | None) -> None:
+    torch.set_default_device(name)
+    if name is None:  # torch 2.6 keeps that, and asks it for its device
+        vars(torch._GLOBAL_DEVICE_CONTEXT).pop("device_context", None)
+
+
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "inference_mode": torch.inference_mode,
     "no_grad": torch.no_grad,
     "enable_grad": torch.enable_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "device": lambda: torch.device("meta"),
-    "set_default_device": lambda: _set(torch.set_default_device, "meta", None),
+    "set_default_device": lambda: _set(_default_device, "meta", None),
     "fake": FakeTensorMode,
     "dispatch mode": Seeing,
     "function mode": Doubling,

@@ -74,13 +74,22 @@ class KeptConvolution(NotScripted, _ConvNd):
         for dim, kernel in reversed(list(enumerate(self.kernel_size))):
             size, stride = x.shape[2 + dim], self.stride[dim]
             places = (-(-size // stride) - 1) * stride + (kernel - 1) * self.dilation[dim] + 1
-            lacking = torch.sym_max(places - size, 0)
+            lacking = _at_least_none(places - size)
             around += [lacking // 2, lacking - lacking // 2]
         return around
 
     def extra_repr(self) -> str:
         own: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{own}, gain={self.kept_gain!r}, same={self.kept_same}"
+
+
+def _at_least_none(size: Any) -> Any:
+    """The size, or 0 where it is negative, also where sizes are only written down: torch.compile
+    takes those for whole numbers and knows `max` alone, other exports have numbers of their own.
+    """
+    if isinstance(size, int):
+        return max(size, 0)
+    return torch.sym_max(size, 0)
 
 
 class KeptConv1d(KeptConvolution, nn.Conv1d):

@@ -234,7 +234,9 @@ class PaddedNorm(NotScripted):
 
     def _differentiated(self, x: Tensor) -> bool:
         """Whether derivatives are taken, or operators written down for whoever takes them."""
-        written_down = isinstance(x, Proxy) or torch.jit.is_tracing()
+        # torch.compile knows the public function alone; it is False there, as it folds it.
+        tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+        written_down = isinstance(x, Proxy) or tracing
         if written_down or forward_ad._current_level >= 0:
             return True
         parameters = (p for p in self._parameters.values() if p is not None)

@@ -144,7 +144,12 @@ def _measured(
             count = max(count, options.batches)
         looking, labels = accuracy(runner, options.split, options.limit_images)
         batches = list(runner.bench.batches(count))
-        with runner.folder.lock():
+        with runner.folder.lock(), display.counting("sensitivity") as shown:
+
+            def tell(row: Row, done: int, total: int) -> None:
+                display.say(f"{done}/{total}  {_told(row)}")
+                shown(row.group, done, total)
+
             found = netslim.sensitivity(
                 network,
                 runner.example()[:1].to(runner.device),
@@ -157,7 +162,7 @@ def _measured(
                 limits=options.limits,
                 journal=folder.journal,
                 settings=settings,
-                progress=lambda row, done, total: display.say(f"{done}/{total}  {_told(row)}"),
+                progress=tell,
             )
             found = replace(
                 found,

@@ -246,7 +246,7 @@ def prune(
                 "--sparsity.method centripetal, and merge the file which that leaves before it "
                 "is trained or cut any further"
             )
-        with runner.display.counting("layer times") as progress:
+        with runner.display.counting("prune") as progress:
             return cutting.carry_out(
                 stage,
                 network,

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -139,7 +139,8 @@ class Bench:
         and in evaluation mode.
         """
         limit = self.recipe.trainer.limit_batches
-        return evaluate(network, loader, len(self.data.classes), self.device, limit)
+        with self.display.counting("looking at images") as progress:
+            return evaluate(network, loader, len(self.data.classes), self.device, limit, progress)
 
     def labels(self, images: Split) -> list[int]:
         """The classes of those of the images that `means` looks at, which are not shuffled."""
@@ -258,18 +259,24 @@ def _acting(
 
 
 def evaluate(
-    network: nn.Module, loader: Loader, classes: int, device: torch.device, limit: int | None = None
+    network: nn.Module,
+    loader: Loader,
+    classes: int,
+    device: torch.device,
+    limit: int | None = None,
+    progress: Callable[[str, int, int], object] = lambda *_: None,
 ) -> Means:
     """Mean cross entropy and accuracies over a loader's images, in float32 and evaluation mode; of
-    several ranks each looks at its share.
+    several ranks each looks at its share. ``progress`` is told how many batches are done.
     """
     network = network.to(device).eval()
     tally = Tally(classes).to(device)
     own = min(limit or len(loader), loader.own_batches)
     with torch.inference_mode():
-        for _, (images, labels) in zip(range(own), loader, strict=False):
+        for done, (images, labels) in zip(range(own), loader, strict=False):
             logits = network(images)
             tally.add(logits, labels, F.cross_entropy(logits, labels))
+            progress("", done + 1, own)
     return tally.of_all_ranks("what a network answers")
 
 

@@ -56,6 +56,7 @@ class Display:
         self.console = console or Console(stderr=True)
         self.deadline = deadline or Deadline()
         self._said: set[str] = set()
+        self._live = False  # whether a bar is drawn; a second one would write over it
 
     def say(self, text: str) -> None:
         """One plain line."""
@@ -78,7 +79,7 @@ class Display:
         """Show one training stage, whose epochs and steps keep to the deadline."""
         self.deadline.begin()
         shown = StageBar(self, label, epochs)
-        with shown.bar:
+        with self._drawing(), shown.bar:
             yield shown
         if shown.row is not None and self.console.is_terminal:
             self.say(f"{label}  {epoch_line(shown.row, epochs)}")
@@ -86,13 +87,13 @@ class Display:
     @contextmanager
     def counting(self, label: str) -> Iterator[Callable[[str, int, int], object]]:
         """Show a count of what takes long, with the time that is left; nothing where there is no
-        terminal, or until it has begun.
+        terminal, until it has begun, or within another one.
 
         Yields:
             What is called with (what is at work, how many are done, how many there are).
         """
         columns = (TextColumn(f"{label}  {{task.description}}"), BarColumn(), TimeRemainingColumn())
-        live = self.console.is_terminal
+        live = self.console.is_terminal and not self._live
         # Drawn where something is counted alone: a thread that draws would disturb what is timed.
         bar = Progress(
             *columns, console=self.console, disable=not live, transient=True, auto_refresh=False
@@ -106,9 +107,18 @@ class Display:
             bar.update(tasks[0], description=what, completed=done, total=total, refresh=True)
 
         try:
-            yield show
+            with self._drawing():
+                yield show
         finally:
             bar.stop()
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        before, self._live = self._live, True
+        try:
+            yield
+        finally:
+            self._live = before
 
 
 def silent() -> Display:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -59,7 +59,8 @@ def carry_out(
         clusters: of the last centripetal stage, group -> cluster number of every channel.
         seed: of the criterion `random`.
         data: whether there are training images, for what is chosen where the stage says nothing.
-        progress: as for `netslim.latency_table`, where a budget of latency has one measured.
+        progress: told how many batches were scored, and as for `netslim.latency_table`, where a
+            budget of latency has one measured.
 
     Raises:
         PlanError: the stage asks for what this network cannot give.
@@ -95,7 +96,9 @@ def _by_choice(
     if stage.by == "greedy":
         choose = _greedy(stage, network, graph, choice)
         return _cut(stage, network, graph, choose, example, choice.compensation, seen)
-    own = seen[0][: stage.batches] if _looks(stage, choice) else None
+    own = None
+    if _looks(stage, choice):
+        own = _Counted(seen[0][: stage.batches], progress)
     scores = netslim.score(graph, network, choice.scoring, batches=own)
     choose = by_scores(
         graph,
@@ -104,9 +107,32 @@ def _by_choice(
         per_group=stage.per_group,
         choice=choice,
         limits=stage.limits,
-        latency=latency_of(stage, network, example, progress),
+        latency=latency_of(stage, network, example, _layers(progress)),
     )
     return _cut(stage, network, graph, choose, example, choice.compensation, seen)
+
+
+def _layers(progress: Progress | None) -> Progress | None:
+    """What is told of layers that are timed, as such."""
+    if progress is None:
+        return None
+    return lambda what, done, total: progress(f"layer times  {what}", done, total)
+
+
+class _Counted:
+    """Batches that tell how many of them were looked at, each time that they are."""
+
+    def __init__(self, batches: Sequence[Any], progress: Progress | None) -> None:
+        self.batches, self.progress = batches, progress
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for done, batch in enumerate(self.batches, 1):
+            yield batch
+            if self.progress is not None:
+                self.progress("scoring", done, len(self.batches))
 
 
 def _looks(stage: Prune, choice: Choice) -> bool:

@@ -444,7 +444,7 @@ class Runner(Networks):
     def _prune(self, index: int, stage: Prune, folder: StageFolder) -> Results:
         started = time.perf_counter()
         network, example = self.network_before(index).eval(), self.example()
-        with self.display.counting(f"{folder.label}  layer times") as progress:
+        with self.display.counting(folder.label) as progress:
             done = cutting.carry_out(
                 stage,
                 network,
