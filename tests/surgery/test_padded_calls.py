@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import netslim
-from netslim.errors import SurgeryError
+from netslim.errors import CheckpointError, SurgeryError
 from netslim.graph.modules.call_sites import replaced_calls
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
@@ -309,7 +309,7 @@ def test_a_cut_in_place_that_fails_leaves_the_class_as_it_was():
     wrong = norms[0].__class__(**{**vars(norms[0]), "call": "forward/99"})
     bad = netslim.PruningPlan.from_json(plan.to_json())
     bad = bad.__class__(**{**vars(bad), "norms": (*norms, wrong), "counts": None})
-    with pytest.raises(SurgeryError, match="no call"):
+    with pytest.raises(SurgeryError, match="not what it was"):
         netslim.prune_(model, bad)
     assert type(model) is Cbam
 
@@ -323,3 +323,34 @@ def test_a_masked_model_is_saved_with_its_zeros_and_traced_as_it_was(tmp_path):
     assert netslim.trace(model, PICTURES)["stem"].prunable
     assert torch.allclose(outputs(mask.convert()), outputs(model), atol=1e-6)
     assert not mask.convert()._forward_pre_hooks
+
+
+class Said(Net):
+    def mixed(self, x):
+        """What is said of a function is no part of what it does."""
+        return x * x.mean(1, keepdim=True)
+
+
+class Once(Said):
+    def mixed(self, x):
+        return x * x.mean(1, keepdim=True)
+
+
+class Edited(Said):
+    def mixed(self, x):
+        x = torch.clone(x)
+        return x * x.mean(1, keepdim=True)
+
+
+def test_a_cut_knows_the_code_that_it_was_planned_with(tmp_path):
+    """Of other code the call of that number may be another: nothing tells which is meant."""
+    model = network(Said)
+    plan = half(netslim.trace(model, PICTURES))
+    small = netslim.prune(model, plan)
+    file, out = netslim.save(small, tmp_path / "small.safetensors"), small(PICTURES)
+    assert torch.equal(netslim.load(network(Once), file)(PICTURES), out)
+    again = netslim.PruningPlan.from_json(plan.to_json())
+    with pytest.raises(SurgeryError, match="the code of Edited is not what it was"):
+        netslim.prune(network(Edited), again)
+    with pytest.raises(CheckpointError, match="the code of Edited is not what it was"):
+        netslim.load(network(Edited), file)

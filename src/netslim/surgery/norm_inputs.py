@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.hooks import RemovableHandle
 
 from netslim.errors import PlanError, SurgeryError
-from netslim.graph.modules.call_sites import caller, site_of
+from netslim.graph.modules.call_sites import caller, check_call, site_of
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.padded_calls import FUNCTIONS, PaddedCall, padded_call
 from netslim.graph.modules.padded_norms import NormWidth
@@ -205,6 +205,8 @@ def give_zeros(model: nn.Module, zeros: Iterable[Zeros]) -> None:
     for row in zeros:
         if row.module not in modules or not all(0 <= entry < row.width for entry in row.gone):
             raise SurgeryError(f"zeros are given to {row.module!r}, which cannot take them")
+        if row.call:
+            check_call(modules[row.module], row.call)
         gone = torch.tensor(row.gone, dtype=torch.long)
         hang(modules[row.module], row.call, GivenZeros(row.dim, row.width, gone))
 

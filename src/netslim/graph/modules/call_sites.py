@@ -2,9 +2,10 @@
 
 ``x.mean(1)`` in the middle of a ``forward`` has no module that could go on over its old width. So
 it is told by its place in the code: ``forward/3`` is the third call in the text of ``forward``, and
-``forward/2/1`` the first one in the function that the second one calls. While the code runs, the
-interpreter knows of each instruction which columns of which line it was made from, and so of each
-frame on the way from a module to PyTorch which call it is in.
+``forward/2/1`` the first one in the function that the second one calls. A digest of these texts is
+part of the place, ``forward/3#0f3a...``: of other code the third call would be another. While the
+code runs, the interpreter knows of each instruction which columns of which line it was made from,
+and so of each frame on the way from a module to PyTorch which call it is in.
 
 A module whose calls are replaced becomes one of a class of its own, below its own class, that has
 the changed ``forward``: compiled from the same text, in which the calls are calls of something
@@ -17,19 +18,20 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 import inspect
 import os
 import symtable
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -109,7 +111,7 @@ def site_of(frame: FrameType | None, called: Any = None) -> tuple[nn.Module, Sit
 def _site(module: nn.Module, calls: list[tuple[CodeType, int]], called: Any) -> Site | None:
     """The site of the last of some nested calls, of which the forward makes the first."""
     function = _method(module, "forward")
-    place, text, names_it = "forward", "", True
+    place, text, names_it, texts = "forward", "", True, list[_Text]()
     for code, instruction in calls:
         if function is None or not _is_of(code, function):
             return None
@@ -117,11 +119,12 @@ def _site(module: nn.Module, calls: list[tuple[CodeType, int]], called: Any) -> 
         number = written.number(code, instruction) if written else None
         if written is None or number is None:
             return None
+        texts.append(written)
         call = written.calls[number]
         place, text = f"{place}/{number}", ast.unparse(call)
         names_it = called is None or _names(module, function, call.func, called)
         function = _called(module, function, call)
-    return Site(place, text) if names_it else None
+    return Site(f"{place}#{_digest(texts)}", text) if names_it else None
 
 
 def _names(module: nn.Module, function: FunctionType, target: ast.expr, called: Any) -> bool:
@@ -216,6 +219,41 @@ class _Text:
             if spot == (line, end, start, stop):
                 return number
         return None
+
+
+def _digest(texts: Iterable[_Text]) -> str:
+    """A short digest of what functions do, whatever is said of it."""
+    digest = hashlib.sha256()
+    for text in texts:
+        definition: Any = text.tree.body[0]
+        body = definition.body
+        if ast.get_docstring(definition, clean=False) is not None:
+            body = body[1:]
+        for part in (definition.args, *body):
+            digest.update(ast.unparse(part).encode() + b"\n")
+    return digest.hexdigest()[:12]
+
+
+def check_call(module: nn.Module, place: str) -> None:
+    """Refuse a place in the code of a module of which the code is another than when it was found.
+
+    Raises:
+        SurgeryError: it is, or there is no such place.
+    """
+    way, _, digest = place.partition("#")
+    function, texts = _method(module, "forward"), list[_Text]()
+    for number in way.split("/")[1:]:
+        text = function and _text_of(function)
+        if text is None or not number.isdecimal() or int(number) not in text.calls:
+            break
+        texts.append(text)
+        function = _called(module, cast(FunctionType, function), text.calls[int(number)])
+    if len(texts) != way.count("/") or _digest(texts) != digest:
+        kind = base_class(type(module)).__name__
+        raise SurgeryError(
+            f"the code of {kind} is not what it was when the cut was planned, so that one of its "
+            "calls cannot be told from the others: take that code, or trace and cut anew"
+        )
 
 
 _TEXTS: weakref.WeakKeyDictionary[FunctionType, _Text | None] = weakref.WeakKeyDictionary()
@@ -427,7 +465,9 @@ def replace_calls(module: nn.Module, instead: Replacements) -> None:
     forward = _method(module, "forward")
     if forward is None:
         raise SurgeryError(f"the forward of {base.__name__} is no function of its class")
-    below = {place.removeprefix("forward/"): other for place, other in calls.items()}
+    for place in calls:
+        check_call(module, place)
+    below = {_within_forward(place): other for place, other in calls.items()}
     body = {
         "forward": rewritten(module, forward, below),
         "__reduce_ex__": _reduced,
@@ -444,6 +484,11 @@ def replace_calls(module: nn.Module, instead: Replacements) -> None:
         raise SurgeryError(f"a {base.__name__} keeps its class: {error}") from error
 
 
+def _within_forward(place: str) -> str:
+    """``2/1`` of ``forward/2/1#0f3a...``."""
+    return place.partition("#")[0].removeprefix("forward/")
+
+
 @cache
 def replaceable(kind: Any, place: str) -> bool:
     """Whether a call of the code of modules of a class can be replaced."""
@@ -451,7 +496,7 @@ def replaceable(kind: Any, place: str) -> bool:
     forward = _method(module, "forward")
     with suppress(SurgeryError):
         if forward is not None:
-            rewritten(module, forward, {place.removeprefix("forward/"): replaceable})
+            rewritten(module, forward, {_within_forward(place): replaceable})
             return True
     return False
 
@@ -473,6 +518,7 @@ __all__ = [
     "Site",
     "base_class",
     "caller",
+    "check_call",
     "replace_calls",
     "replaceable",
     "replaced_calls",
