@@ -89,8 +89,10 @@ def undrawn() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _drawn_where_someone_looks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests of runs and of commands draw no figures, except in modules that say ``DRAWN = True``."""
-    if request.path.parent.name not in ("training", "cli") or hasattr(request.module, "DRAWN"):
+    """Tests of runs and of commands draw no figures, except where a module says ``LOOKS_AT_FIGURES``."""
+    if request.path.parent.name not in ("training", "cli") or hasattr(
+        request.module, "LOOKS_AT_FIGURES"
+    ):
         yield
         return
     with not_drawing():

@@ -18,7 +18,7 @@ from netslim import models
 from netslim.cli import main
 from netslim.training.recipe.files import shipped
 
-DRAWN = True  # figures are looked at
+LOOKS_AT_FIGURES = True
 
 QUICK = ["--trainer.limit_batches", "2", "--trainer.threads", "1", "--trainer.tensorboard", "false"]
 

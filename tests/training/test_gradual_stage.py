@@ -21,7 +21,7 @@ from netslim.training.recipe.schema import GradualOptions
 from stage_runs import FIRST, HALF, SECOND, STILL, TRAIN, Done, outputs, recipe
 from stage_runs import carry_out as stages_of
 
-DRAWN = True  # figures are looked at
+LOOKS_AT_FIGURES = True
 
 SIZES = {FIRST: 8, SECOND: 16}
 SHORT = {"threads": 1, "device": "cpu", "tensorboard": False, "limit_batches": 5}

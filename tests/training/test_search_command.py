@@ -14,7 +14,7 @@ from netslim.data import sources
 from netslim.training.commands import search as searching
 from netslim.training.loop.fit import fit
 
-DRAWN = True  # figures are looked at
+LOOKS_AT_FIGURES = True
 
 VGG = ["zoo:vgg", "--model.layers", "[16, M, 32]", "--model.in_channels", "1"]
 DATA = ["--data", "digits", "--trainer.threads", "1", "--batch-size", "256"]

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-DRAWN = True  # figures are looked at
+LOOKS_AT_FIGURES = True
 
 
 class Slow(nn.Module):
