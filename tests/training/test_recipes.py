@@ -94,6 +94,7 @@ def test_every_published_row_is_shipped_with_its_twin():
             *(f"{name}-small" for name in ROWS),
             "digits",
             "digits-gradual",
+            "digits-int8",
             "vgg16-cifar10-small",
         ]
     )
