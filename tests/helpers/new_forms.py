@@ -29,6 +29,8 @@ class Response(nn.Module):
 
 
 class Over(nn.Module):
+    """A function of an input, in a module of its own."""
+
     def __init__(self, function):
         super().__init__()
         self.function = function

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import netslim
+from netslim.graph.modules.placeholders import Replacement
 from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
@@ -267,3 +268,11 @@ def test_what_does_not_verify_is_left_alone(caplog):
     assert isinstance(small.blocks[0], Pre)
     assert isinstance(small.blocks[1], nn.Identity)
     assert "left alone, because the cut did not verify: blocks.0" in caplog.text
+
+
+def test_the_activation_that_stays_is_a_copy_where_it_may_not_write():
+    """In a cut in place that fails the model's own goes on as it was."""
+    block = nn.Sequential(nn.Linear(2, 2), nn.SiLU(inplace=True))
+    made = Replacement("block", child="1").made(block)
+    assert isinstance(made, nn.SiLU)
+    assert (made.inplace, block[1].inplace) == (False, True)

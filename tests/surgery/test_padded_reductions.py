@@ -8,20 +8,10 @@ from torch import nn
 
 import netslim
 from netslim.surgery.plan_of_units import plan_keeping
+from new_forms import Over
 
 WIDE = 8
 PICTURES = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-
-
-class Over(nn.Module):
-    """A function of an input, in a module of its own."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 class ScaledLength(nn.Module):

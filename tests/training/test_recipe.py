@@ -319,7 +319,8 @@ def test_a_baseline_may_only_imitate_what_trains():
 
 def test_an_unknown_recipe_offers_the_nearest():
     with pytest.raises(
-        RecipeError, match=r"recipe is called 'digit'; did you mean 'digits' or 'digits-int8' or 'digits-gradual'\?"
+        RecipeError,
+        match=r"recipe is called 'digit'; did you mean 'digits' or 'digits-int8' or 'digits-gradual'\?",
     ):
         load_recipe("digit")
 

@@ -125,7 +125,7 @@ class Blocks:
         flow: of the run.
         kinds: path of a module -> name of its class.
         writing: paths of the modules that are told to write into what they are given.
-        drawing: paths of the modules whose code does something else in training.
+        training_aware: paths of the modules whose code does something else in training.
         shapes: of the model's parameters and lasting buffers, in order.
         joined: by value.
 
@@ -136,7 +136,7 @@ class Blocks:
     flow: Dataflow
     kinds: Mapping[str, str]
     writing: Collection[str]
-    drawing: Collection[str]
+    training_aware: Collection[str]
     shapes: Mapping[str, tuple[int, ...]]
     joined: Mapping[int, Joined]
     found: tuple[Block, ...] = field(init=False)
@@ -195,6 +195,18 @@ class Blocks:
         for number, call in enumerate(self.flow.calls):
             found.setdefault(call.parent, []).append(number)
         return found
+
+    @cached_property
+    def written(self) -> frozenset[int]:
+        """The values that someone writes into, by themselves or by what shares their memory."""
+        # Dropout writes in training alone, so what is told to write counts as if it did.
+        found = {v for c in self.flow.calls if c.path in self.writing for v in c.takes.values()}
+        for step in reversed(self.flow.steps):
+            if step.operator.endswith("_"):
+                found.update(step.reads[:1])
+            if step.operator in _VIEWS and not found.isdisjoint(step.makes):
+                found.update(step.reads)
+        return frozenset(found)
 
     @cached_property
     def of_inputs(self) -> frozenset[int]:
@@ -449,19 +461,19 @@ class _Removal:
         for number in self.blocks.parts_of.get(0, ()):
             self._visit(number)
         rows = tuple(self.rows.values())
-        if self.possible and rows and self._rest_is_nothing() and self._weights_go(rows):
-            return None if any(map(self._written_into_zeros, self.sums)) else rows
+        goes = self.possible and rows and self._rest_is_nothing() and self._weights_go(rows)
+        if goes and not any(map(self._written_into_zeros, self.sums)):
+            return rows
         return None
 
     def _written_into_zeros(self, one: _Sum) -> bool:
         """Whether a sum that is run still writes its result into the branch, ``y += x``: zeros that
         broadcast have no room for it.
         """
-        if one.joins or one.step in self.covered:
-            return False
         step = self.flow.steps[one.step]
-        added = step.added
-        return step.operator == "add_" and added is not None and added.operands[0] == one.branch
+        if one.step in self.covered or step.operator != "add_" or step.added is None:
+            return False
+        return step.added.operands[0] == one.branch
 
     def _left(self, value: int) -> int:
         """What is in the place of a value without the branches."""
@@ -527,9 +539,10 @@ class _Removal:
         asked = self.blocks.kinds.get(call.path) == "TransformerEncoderLayer"
         if not holds or asked or len(own) > 1 or len(self._calls(call)) > 1:
             return None
-        if any(self._written_later(call, value) for value in _values(call.answer)):
+        if call.path in self.blocks.training_aware or self._draws_on_stream(number):
             return None
-        if call.path in self.blocks.drawing or self._draws_on_stream(number):
+        # Of a module that hands on what it is given that would be the very tensor others hold.
+        if not self.blocks.written.isdisjoint(_values(call.answer)):
             return None
         if own:
             return self._activation(number, own[0])
@@ -550,24 +563,6 @@ class _Removal:
             if idle and not self.streams.keys().isdisjoint(inner.takes.values()):
                 return True
         return False
-
-    def _written_later(self, call: ModuleCall, value: int) -> bool:
-        """Whether someone writes into a module's answer: of a module that hands on what it is given
-        that is the very tensor that others hold.
-        """
-        shared = {value}
-        for step in self.flow.steps[call.stop :]:
-            first = step.reads[:1]
-            if first and first[0] in shared and step.operator.endswith("_"):
-                return True
-            if step.operator in _VIEWS and not shared.isdisjoint(step.reads):
-                shared.update(step.makes)
-        # Dropout writes in training alone.
-        later = (one for one in self.flow.calls if one.start >= call.stop)
-        return any(
-            one.path in self.blocks.writing and not shared.isdisjoint(one.takes.values())
-            for one in later
-        )
 
     def _all_left(self, answer: Any, value: int) -> bool:
         """Whether every tensor in an answer is this one."""

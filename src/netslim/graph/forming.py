@@ -297,8 +297,8 @@ def build(
         joined = dict(_joined(recorder.flow, counted, groups))
         parts = named_modules(recorder.model)
         writing = {path for part, path in parts.items() if getattr(part, "inplace", None) is True}
-        drawing = {path for part, path in parts.items() if _draws(part)}
-        blocks = Blocks(recorder.flow, inventory.modules, writing, drawing, lasting, joined)
+        aware = {path for part, path in parts.items() if _is_training_aware(part)}
+        blocks = Blocks(recorder.flow, inventory.modules, writing, aware, lasting, joined)
         counted.gate(blocks, len(groups))
         groups += _block_groups(blocks, groups)
     return ChannelGraph(
@@ -342,7 +342,7 @@ def _joined(
             yield value, Joined(numbers, frozenset(made))
 
 
-def _draws(part: nn.Module) -> bool:
+def _is_training_aware(part: nn.Module) -> bool:
     """Whether the forward of a module asks whether it is trained, or calls a dropout."""
     code = getattr(type(part).forward, "__code__", None)
     names = getattr(code, "co_names", ())

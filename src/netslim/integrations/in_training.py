@@ -58,4 +58,22 @@ class InTraining:
         return {**vars(self), "_method": None}
 
 
-__all__ = ["InTraining", "Make"]
+class SparseCallback:
+    """The part that the callbacks for every trainer share.
+
+    Each is made by an ``__init__`` of its own, so that a wrong call is told by its name.
+    """
+
+    _in_training: InTraining
+
+    @property
+    def method(self) -> Any:
+        """What `make` made for the last training.
+
+        Raises:
+            TrainingError: none has begun in this process.
+        """
+        return self._in_training.method
+
+
+__all__ = ["InTraining", "Make", "SparseCallback"]

@@ -7,11 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 
 from netslim._support import checks_calls
-from netslim.integrations.in_training import InTraining, Make
+from netslim.integrations.in_training import InTraining, Make, SparseCallback
 
 
 @checks_calls
-class SparseTraining(pl.Callback):
+class SparseTraining(SparseCallback, pl.Callback):
     """Has a Lightning trainer train sparsely: ``Trainer(callbacks=[SparseTraining(make)])``.
 
     Args:
@@ -22,15 +22,6 @@ class SparseTraining(pl.Callback):
 
     def __init__(self, make: Make) -> None:
         self._in_training = InTraining(make)
-
-    @property
-    def method(self) -> Any:
-        """What `make` made for the last training.
-
-        Raises:
-            TrainingError: none has begun in this process.
-        """
-        return self._in_training.method
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._in_training.start(pl_module, trainer.optimizers)

@@ -7,11 +7,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from netslim._support import checks_calls
-from netslim.integrations.in_training import InTraining, Make
+from netslim.integrations.in_training import InTraining, Make, SparseCallback
 
 
 @checks_calls
-class SparseTraining(TrainerCallback):  # type: ignore[misc]
+class SparseTraining(SparseCallback, TrainerCallback):  # type: ignore[misc]
     """Has a ``Trainer`` train sparsely: ``Trainer(..., callbacks=[SparseTraining(make)])``.
 
     Args:
@@ -23,15 +23,6 @@ class SparseTraining(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, make: Make) -> None:
         self._in_training = InTraining(make)
-
-    @property
-    def method(self) -> Any:
-        """What `make` made for the last training.
-
-        Raises:
-            TrainingError: none has begun in this process.
-        """
-        return self._in_training.method
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **there: Any) -> None:
         self._in_training.start(there["model"], [there["optimizer"]])

@@ -30,14 +30,14 @@ from torch import Tensor, nn
 
 from netslim._support import checks_calls, is_whole
 from netslim.errors import ArgumentError
-from netslim.integrations.in_training import InTraining, Make
+from netslim.integrations.in_training import InTraining, Make, SparseCallback
 from netslim.surgery.history import history
 
 _EVENTS = ("on_train_start", "on_train_epoch_end", "on_train_end")
 
 
 @checks_calls
-class SparseTraining:
+class SparseTraining(SparseCallback):
     """Has every ``yolo.train`` from now on train sparsely, through the callbacks of its trainer.
 
     Args:
@@ -59,15 +59,6 @@ class SparseTraining:
 
     def __init__(self, make: Make) -> None:
         self._in_training = InTraining(make)
-
-    @property
-    def method(self) -> Any:
-        """What `make` made for the last training.
-
-        Raises:
-            TrainingError: none has begun in this process.
-        """
-        return self._in_training.method
 
     def register(self, yolo: Any) -> Self:
         """Act on the trainings of `yolo`, a ``YOLO`` or ``RTDETR``, from now on.

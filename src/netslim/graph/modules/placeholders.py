@@ -8,6 +8,7 @@ returns a pair, and where a sum in a larger forward still asks for the branch, i
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Replacement:
         if self.child:
             part = module.get_submodule(self.child)
             if getattr(part, "inplace", False):  # into a sum then, and into what others hold now
+                part = copy.copy(part)
                 vars(part)["inplace"] = False
             return part
         if self.answer:
