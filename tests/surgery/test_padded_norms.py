@@ -230,16 +230,17 @@ def test_cuts_follow_each_other_and_are_saved(norm, tmp_path):
     again = cut(graph, lambda size: (size + 1) // 2, seed=1)
     small = netslim.prune(first, again)
     assert netslim.verify(first, small, again, PICTURES).deviation < 1e-13
-    rows = (row.lasting for row in again.norms + plan.norms)
-    assert history(small).norms == tuple(dict.fromkeys(rows))
     whole = history(small)
-    assert torch.equal(outputs(netslim.prune(model, whole)), outputs(small))
+    rows = {row.place: row.lasting for row in again.norms + plan.norms}
+    assert whole.norms == tuple(rows.values())
+    at_once = outputs(netslim.prune(model, whole))
+    assert torch.allclose(at_once, outputs(small), rtol=1e-6, atol=1e-6)  # two factors, or one
     path = netslim.save(small, tmp_path / "small.safetensors")
     assert torch.equal(outputs(netslim.load(network(norm), path)), outputs(small))
     assert torch.equal(outputs(copy.deepcopy(small)), outputs(small))
 
 
-@pytest.mark.parametrize("norm", ["channels first", "two groups", "rms that casts", "response"])
+@pytest.mark.parametrize("norm", ["channels first", "two groups", "response"])
 def test_a_cut_in_place_takes_companions_and_the_optimizer_along(norm):
     model = network(norm).train()
     average = torch.optim.swa_utils.AveragedModel(model)
@@ -344,7 +345,7 @@ def test_a_mask_is_what_it_converts_to():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
-@pytest.mark.parametrize("norm", ["layer", "two groups", "rms", "response"])
+@pytest.mark.parametrize("norm", ["layer", "two groups", "rms by a function", "response"])
 def test_it_is_exported_and_written_without_netslim(norm):
     model = network(norm)
     small = netslim.prune(model, cut(netslim.trace(model, PICTURES), lambda size: (size + 1) // 2))

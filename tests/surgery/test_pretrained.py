@@ -88,6 +88,29 @@ class Network(Pretrained):
         return self.head((self.blocks(self.stem(x)) + self.places).mean((2, 3)))
 
 
+class StreamConfig:
+    def __init__(self, width: int = 16, eps: float = 1e-5, dropout: float = 1e-5) -> None:
+        self.width, self.eps, self.dropout = width, eps, dropout
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+
+class Stream(Pretrained):
+    """Normalises as Llama does; a number that is the eps, and another that only looks like it."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        super().__init__()
+        self.config, width = config, config.width
+        self.embed, self.norm = nn.Linear(8, width), nn.RMSNorm(width, eps=config.eps)
+        self.drop, self.head = nn.Dropout(config.dropout), nn.Linear(width, 3)
+        self.last = nn.RMSNorm(width, eps=config.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(self.last(self.drop(x + self.norm(x))))
+
+
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -117,6 +140,20 @@ def test_the_configuration_follows(tmp_path: Path) -> None:
     assert (model.config.stem, model.config.widths, model.config.head.hidden) == (16, [16, 24], 20)
     small.save_pretrained(tmp_path)
     assert torch.equal(Network.from_pretrained(tmp_path)(IMAGES), small(IMAGES))
+
+
+def test_an_eps_that_was_scaled_is_in_the_configuration(tmp_path: Path) -> None:
+    """Wherever the stream is normalised it is the same one: its widths are."""
+    torch.manual_seed(1)
+    model = Stream(StreamConfig()).eval()
+    graph = netslim.trace(model, torch.randn(2, 8))
+    plan = netslim.select(graph, netslim.score(graph, model, "l1"), per_group={"embed": 0.5})
+    small = netslim.prune(model, plan)
+    assert (small.config.width, small.config.eps, small.config.dropout) == (8, 2e-5, 1e-5)
+    small.save_pretrained(tmp_path)
+    again = Stream(StreamConfig(**json.loads((tmp_path / "config.json").read_text())))
+    again.load_state_dict(torch.load(tmp_path / "weights.pt"))
+    assert torch.equal(again.eval()(torch.ones(1, 8)), small(torch.ones(1, 8)))
 
 
 def test_a_cut_in_place_and_a_second_one(tmp_path: Path) -> None:

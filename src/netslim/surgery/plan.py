@@ -22,7 +22,7 @@ from torch import nn
 
 from netslim._support import checks_calls, expect, many
 from netslim.errors import PlanError
-from netslim.graph.modules.padded_norms import NormWidth
+from netslim.graph.modules.padded_norms import SCALED, NormWidth
 from netslim.graph.modules.walk import fingerprint
 from netslim.surgery.dropped import Dropped, composed, fits
 from netslim.surgery.plan_file import LARGEST, Fields, read, write
@@ -236,9 +236,20 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
 def _norms_after(
     first: Iterable[NormWidth], second: Iterable[NormWidth]
 ) -> dict[tuple[str, str], NormWidth]:
-    """The rows that both of two cuts have, as they are after both."""
+    """The rows that both of two cuts have, as they are after both.
+
+    Raises:
+        PlanError: one has scaled a weight, and another has not.
+    """
     later = {norm.place: norm for norm in second}
-    return {n.place: later[n.place].after(n) for n in first if n.place in later}
+    both = [(norm, later[norm.place]) for norm in first if norm.place in later]
+    for one, other in both:
+        if (one.kind == SCALED) != (other.kind == SCALED):
+            raise PlanError(
+                f"one cut has scaled the weight of {one.where!r}, and the other leaves it, as it "
+                "does where others hold that weight: give each its own, trace and select again"
+            )
+    return {one.place: other.after(one) for one, other in both}
 
 
 def counted(plan: PruningPlan) -> PruningPlan:

@@ -41,7 +41,7 @@ _REBUILT = (
     "yolo.train(trainer=trainer_of(yolo), ...), see netslim.integrations.ultralytics"
 )
 _Facts = dict[Hashable, Any]  # what a network consists of: types, shapes and numbers, by place
-_Change = tuple[tuple[Any, ...], int]  # where in a configuration, and what stands there then
+_Change = tuple[tuple[Any, ...], float]  # where in a configuration, and what stands there then
 
 
 def keep_config(model: nn.Module) -> None:
@@ -137,18 +137,22 @@ def _update(model: nn.Module) -> bool:
 
 
 def _readings(model: nn.Module, config: Any, said: _Facts, wanted: _Facts) -> list[_Change]:
-    """Entries that can be read as widths that were cut, each in one way only."""
-    widths: dict[int, set[int]] = {}
+    """Entries that can be read as widths that were cut, each in one way only.
+
+    Or as what went with a width: the eps of a normalisation is scaled (graph/modules/scaled_norms).
+    """
+    widths: dict[float, set[float]] = {}
     for place, old in said.items():
         new = wanted.get(place)
-        if isinstance(old, int) and isinstance(new, int) and old != new:
+        numbers = isinstance(old, int | float) and isinstance(new, int | float)
+        if numbers and type(new) is type(old) and old != new:
             widths.setdefault(old, set()).add(new)
     found, trials = [], 0
     for path, value in _numbers(config):
         readings = []
         # A 64 in the configuration may stand for any width that was 64, or for none. Each reading
         # is tried by itself: the network is built, and must not differ anywhere it should not.
-        for width in sorted(widths.get(value, ())):
+        for width in sorted(w for w in widths.get(value, ()) if type(w) is type(value)):
             trials += 1
             if trials <= _TRIALS and _reads(model, config, (path, width), said, wanted):
                 readings.append((path, width))
@@ -171,9 +175,9 @@ def _reads(model: nn.Module, config: Any, change: _Change, said: _Facts, wanted:
     return bool(altered) and all(built[place] == wanted.get(place) for place in altered)
 
 
-def _numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
-    """Whole numbers in a configuration, within lists and further configurations too."""
-    if isinstance(value, int) and not isinstance(value, bool):
+def _numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], float]]:
+    """Numbers in a configuration, within lists and further configurations too."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
         yield path, value
         return
     for key, entry in _parts(value):
@@ -200,7 +204,7 @@ def _changed(config: Any, changes: Iterable[_Change]) -> dict[int, Any]:
     return {id(one): copies[id(one)] for one in (config, *within)}
 
 
-def _put(value: Any, path: tuple[Any, ...], number: int) -> Any:
+def _put(value: Any, path: tuple[Any, ...], number: float) -> Any:
     """The value with a number at a place in it; tuples are made anew."""
     if not path:
         return number

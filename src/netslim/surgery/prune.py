@@ -34,8 +34,9 @@ from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS, computed_weight, may_compute
 from netslim.graph.modules.duplicating import duplicate
-from netslim.graph.modules.padded_norms import NormWidth
+from netslim.graph.modules.padded_norms import SCALED, NormWidth
 from netslim.graph.modules.padding import pad
+from netslim.graph.modules.scaled_norms import scaled_weight
 from netslim.graph.modules.separate_heads import SeparateHeads, head_scale
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare, reducing
@@ -427,10 +428,39 @@ def _follow_suit(
     smaller: Mapping[Tensor, Tensor],
 ) -> dict[Tensor, Tensor]:
     """What else is new than what is cut: all that keeps weights which are computed as they were,
-    and numbers of channels; see the four below.
+    and numbers of channels; see the five below.
     """
+    _scale(model, plan, cuts, named, smaller)
     result = _gains(model, cuts, named, smaller) | _sigmas(model, cuts, named, smaller)
     return result | _computed(model, plan, cuts, named) | _renumbered(named, plan, smaller)
+
+
+def _scale(
+    model: nn.Module,
+    plan: PruningPlan,
+    cuts: Cuts,
+    named: Mapping[str, Tensor],
+    smaller: Mapping[Tensor, Tensor],
+) -> None:
+    """Scale the weights of normalisations whose numbers remember how many channels there were.
+
+    Args:
+        model: it says what their tensors are called.
+        plan: it says which.
+        cuts: as the plan says.
+        named: name -> tensor, of the model or of a copy of it.
+        smaller: the new values of the tensors that are cut; these weights among them are changed.
+    """
+    names = {id(tensor): name for name, tensor in named_tensors(model)}
+    for norm in plan.norms:
+        if norm.kind != SCALED:
+            continue
+        held = getattr(submodule(model, norm.module), norm.weight, None)
+        name = names.get(id(held), "")
+        if name in named and name in cuts:
+            weight = named[name].detach()
+            left = scaled_weight(_keep(cuts[name], weight), weight.numel(), norm.plus_one)
+            smaller[named[name]].copy_(left)  # it may share its memory
 
 
 def _gains(

@@ -21,7 +21,7 @@ from netslim._support import brief
 from netslim.errors import PlanError
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.padded_calls import REDUCTIONS
-from netslim.graph.modules.padded_norms import DIMS, KINDS, ZEROS, NormWidth
+from netslim.graph.modules.padded_norms import DIMS, KINDS, SCALED, ZEROS, NormWidth
 from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.axes import rows_of
 from netslim.surgery.dropped import Dropped
@@ -111,6 +111,8 @@ def _check_norms(norms: Iterable[NormWidth]) -> None:
             raise _problem(what, f"there is no kind {norm.kind!r} along dimension {norm.dim!r}")
         if not _whole(norm.width) or norm.width < 1:
             raise _problem(what, f"a width of {norm.width!r} is none")
+        if norm.kind == SCALED and not (norm.weight and _is_eps(norm.eps)):
+            raise _problem(what, f"nothing can be scaled: its eps is {norm.eps!r}")
         seen.add(norm.place)
 
 
@@ -118,7 +120,11 @@ def _known_kind(norm: NormWidth) -> bool:
     """Whether there is such a normalisation, along such a dimension."""
     if norm.call:
         return norm.kind in (*REDUCTIONS, ZEROS) and _whole(norm.dim) and norm.dim >= 0
-    return norm.kind in (*KINDS, *CONVOLUTIONS, ZEROS) and norm.dim in DIMS
+    return norm.kind in (*KINDS, *CONVOLUTIONS, ZEROS, SCALED) and norm.dim in DIMS
+
+
+def _is_eps(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value < float("inf")
 
 
 def check_counts(

@@ -29,13 +29,17 @@ from netslim.graph.modules.computed_convolutions import KeptConvolution, compute
 from netslim.graph.modules.padded_norms import (
     DIMS,
     KINDS,
+    SCALED,
     ZEROS,
     NormWidth,
     PaddedNorm,
+    PaddedRMSNorm,
     PaddedWholeNorm,
+    least_number,
     own_tensors,
     usual_eps,
 )
+from netslim.graph.modules.scaled_norms import eps_held, scale_eps, scaled_weight
 
 _LITERALS = (1e-5, 1e-6, 1e-8, 1e-12)  # where it stands in the code
 _SAME = 1e-9  # relative, in float64: other formulas differ by far more
@@ -219,6 +223,8 @@ def _recognised(module: nn.Module, x: Tensor) -> Known | None:
             for row in _rows(module, kind, NormWidth("", name, dim, channels)):
                 apart = trials[dim].apart(kind, row)
                 if apart < _CLOSE and _elsewhere(trials[dim].module, x, kind, row):
+                    if _scales(module, x, row, generator):
+                        row = replace(row, kind=SCALED)
                     return Known(row, apart > _SAME, not own_tensors(module))
     for dim in DIMS:
         if _as_many(module, x.shape[dim]) and _same_of_half(module, x, dim, generator):
@@ -247,36 +253,78 @@ def _same_of_half(module: nn.Module, x: Tensor, dim: int, generator: torch.Gener
     kept = torch.arange(0, x.shape[dim], 2, device=x.device)
     whole = _double(module, generator)
     before, half = dict(vars(whole)), _half(whole, x.shape[dim], kept)
-
-    def spread(of_kept: Tensor, like: Tensor) -> Tensor:
-        """With zeros between them, where there are channels."""
-        if of_kept.shape == like.shape:
-            return of_kept
-        return torch.zeros_like(like).index_copy(dim, kept, of_kept)
-
-    def chosen(of_all: Tensor, like: Tensor) -> Tensor:
-        if of_all.shape == like.shape:
-            return of_all
-        return of_all.index_select(dim, kept)
-
-    drawn = _drawn(x, dim, generator)
+    drawn, some = _drawn(x, dim, generator), _Some(dim, kept)
     # Of one sign, too: zeros are larger than all that is negative.
     for values, training in itertools.product((drawn, drawn.abs(), -drawn.abs()), (False, True)):
-        given = values.index_select(dim, kept)
-        try:
-            own = _made(half, given, training)
-            full = _made(whole, spread(given, values), training, partial(spread, _waves(own[0])))
-            apart = _difference(list(map(chosen, full, own)), own)
-        except (RuntimeError, IndexError, SurgeryError):
-            return False
-        if not apart <= _SAME:
+        if not some.apart(whole, half, values, training) <= _SAME:
             return False
     with suppress(RuntimeError, IndexError, SurgeryError):
         full = _made(whole, drawn, training=False)
         own = _made(half, drawn.index_select(dim, kept), training=False)
-        mixes = _difference(list(map(chosen, full, own)), own) > _CLOSE
+        mixes = _difference(list(map(some.chosen, full, own)), own) > _CLOSE
         return mixes and _unchanged(whole, before)
     return False
+
+
+def _scales(module: nn.Module, x: Tensor, row: NormWidth, generator: torch.Generator) -> bool:
+    """Whether a module with every other channel, and with the weight and the eps that go with
+    that, makes the same of these as with zeros between them; ``row`` says what it is.
+    """
+    if row.kind != PaddedRMSNorm.kind or row.weight not in own_tensors(module):
+        return False
+    if eps_held(module) is None:
+        return False
+    channels = x.shape[row.dim]
+    kept = torch.arange(0, channels, 2, device=x.device)
+    whole, values = _double(module, generator), _drawn(x, row.dim, generator)
+    half = _half(whole, channels, kept)
+    weight = own_tensors(half)[row.weight]
+    weight.copy_(scaled_weight(weight, channels, row.plus_one))
+    eps = usual_eps(whole)
+    if eps is None:
+        eps = least_number(values)
+    scale_eps(half, replace(row, width=channels, eps=eps))
+    if isinstance(half, nn.RMSNorm) or hasattr(half, "normalized_shape"):
+        half.normalized_shape = _narrowed(half.normalized_shape, channels, len(kept))
+    some = _Some(row.dim, kept)
+    return all(some.apart(whole, half, values, training) < _CLOSE for training in (False, True))
+
+
+def _narrowed(shape: Any, channels: int, kept: int) -> Any:
+    """A ``normalized_shape`` of fewer channels, which plans see to in every class."""
+    if isinstance(shape, int):
+        return kept
+    return tuple(kept if size == channels else size for size in shape)
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some of the channels along a dimension, and zeros where the others are."""
+
+    dim: int
+    kept: Tensor
+
+    def spread(self, of_kept: Tensor, like: Tensor) -> Tensor:
+        """With zeros between them, where there are channels."""
+        if of_kept.shape == like.shape:
+            return of_kept
+        return torch.zeros_like(like).index_copy(self.dim, self.kept, of_kept)
+
+    def chosen(self, of_all: Tensor, like: Tensor) -> Tensor:
+        if of_all.shape == like.shape:
+            return of_all
+        return of_all.index_select(self.dim, self.kept)
+
+    def apart(self, whole: nn.Module, half: nn.Module, values: Tensor, training: bool) -> float:
+        """How far what one makes of these channels alone is from what another makes of all."""
+        given = values.index_select(self.dim, self.kept)
+        try:
+            own = _made(half, given, training)
+            waves = partial(self.spread, _waves(own[0]))
+            full = _made(whole, self.spread(given, values), training, waves)
+            return _difference(list(map(self.chosen, full, own)), own)
+        except (RuntimeError, IndexError, SurgeryError):
+            return float("inf")
 
 
 def _half(module: nn.Module, channels: int, kept: Tensor) -> nn.Module:

@@ -36,6 +36,7 @@ from netslim.graph.modules.computed_convolutions import (
 
 SLIDING = "sliding"  # `PaddedSliding`
 ZEROS = "zeros"  # in the rows of plans, for what stays as it is: zeros change nothing to it
+SCALED = "scaled"  # likewise, for what stays and has other numbers (scaled_norms.py)
 DIMS = (-1, 1)  # that channels may be along
 KINDS: dict[str, type[PaddedNorm]] = {}  # by their names in the rows of plans
 _EPS = ("eps", "variance_epsilon", "epsilon")  # what libraries call it
@@ -57,13 +58,14 @@ class NormWidth:
     Attributes:
         module: its path.
         kind: one of `KINDS`, such as ``"layer"``; or of `CONVOLUTIONS`, whose weight is normalised
-            (computed_convolutions.py); or `ZEROS`.
+            (computed_convolutions.py); or `ZEROS`, or `SCALED`.
         dim: of its input, the one that the channels are along: 1 or -1.
         width: how many there were at first.
         weight: name of the parameter or buffer that the result is multiplied with, of any shape.
         bias: likewise, of what is added.
         plus_one: whether 1 is added to the weight.
-        eps: what is added to the variance; None where an attribute of the module says it.
+        eps: what is added to the variance; None where an attribute of the module says it. Where
+            that changes with the width (`SCALED`), what it was at first.
         size: of its input along ``dim``, where the module has no weights whose rows tell it.
         lost: likewise, which entries of the input go; of a `PaddedSliding`, of all cuts so far.
         call: where it is a call within the code of the module, its place there (call_sites.py); and
@@ -118,6 +120,8 @@ class NormWidth:
             return f"{self.where}: reads zeros of channels that are gone, as of silent ones"
         if self.call:
             return f"{self.where}: is taken over {self.width} channels as before"
+        if self.kind == SCALED:
+            return f"{self.module}: normalises over {self.width} channels as before, scaled to that"
         return f"{self.module}: {KINDS[self.kind].does} over {self.width} channels as before"
 
 
@@ -423,8 +427,17 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def usual_eps(module: nn.Module) -> float | None:
     """What a module says under one of the usual names that it adds to the variance."""
-    known = (getattr(module, name, None) for name in _EPS)
-    return next((value for value in known if isinstance(value, float)), None)
+    name = eps_name(module)
+    if name is None:
+        return None
+    value: float = getattr(module, name)
+    return value
+
+
+def eps_name(module: nn.Module) -> str | None:
+    """The attribute that says what a module adds to the variance; None without a usual one."""
+    known = (name for name in _EPS if isinstance(getattr(module, name, None), float))
+    return next(known, None)
 
 
 def standardised(x: Tensor, dim: int | list[int], share: float, eps: float) -> Tensor:

@@ -15,7 +15,15 @@ from netslim.graph.modules.computed_convolutions import (
     may_compute,
 )
 from netslim.graph.modules.padded_calls import REDUCTIONS, PaddedCall
-from netslim.graph.modules.padded_norms import KINDS, SLIDING, ZEROS, NormWidth, PaddedNorm
+from netslim.graph.modules.padded_norms import (
+    KINDS,
+    SCALED,
+    SLIDING,
+    ZEROS,
+    NormWidth,
+    PaddedNorm,
+)
+from netslim.graph.modules.scaled_norms import is_scaled, scale_eps
 
 
 def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
@@ -24,6 +32,8 @@ def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
         return keeps_weight(module)
     if norm.kind == ZEROS:
         return module is not None
+    if norm.kind == SCALED:
+        return is_scaled(module, norm)
     if norm.call:
         return norm.call in replaced_calls(module)
     return isinstance(module, PaddedNorm)
@@ -41,6 +51,8 @@ def pad(module: nn.Module, norm: NormWidth) -> None:
         keep_weight(module, norm.kind)
     elif norm.call and norm.kind in REDUCTIONS:
         replace_calls(module, {norm.call: PaddedCall(replace(norm.lasting, module=""))})
+    elif norm.kind == SCALED:
+        scale_eps(module, norm)
     elif norm.kind in KINDS:
         KINDS[norm.kind]._of(module, norm)
     else:

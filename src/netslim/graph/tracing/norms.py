@@ -23,15 +23,20 @@ from netslim.graph.modules.known_norms import Known, known
 from netslim.graph.modules.padded_calls import ATTENTION, Read, padded_call, reading
 from netslim.graph.modules.padded_norms import (
     KINDS,
+    SCALED,
     SLIDING,
     ZEROS,
     NormWidth,
     PaddedGroupNorm,
     PaddedNorm,
+    PaddedRMSNorm,
     PaddedWholeNorm,
+    least_number,
+    usual_eps,
 )
 from netslim.graph.modules.padded_reductions import PaddedReduction
 from netslim.graph.modules.padded_sliding import PaddedSliding
+from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Rule, Use
@@ -281,7 +286,8 @@ class Norms:
 
     def _without(self, kind: Known, vector: Vector, output: Tensor) -> bool:
         """Whether a module of this kind makes what has no channels any more."""
-        if kind.kind != ZEROS and not issubclass(KINDS[kind.kind], PaddedReduction):
+        reduces = kind.kind in KINDS and issubclass(KINDS[kind.kind], PaddedReduction)
+        if kind.kind != ZEROS and not reduces:
             return False
         find = self.recorder.atoms.find
         left = self.recorder.get(output).dims.values()
@@ -296,9 +302,25 @@ class Norms:
     def _known(self, module: nn.Module, x: Tensor) -> Known | None:
         self.recorder.unwatched += 1
         try:
-            return known(module, x, self.recorder.memo)
+            found = known(module, x, self.recorder.memo)
+            if found is None or found.kind != SCALED:
+                return found
+            return replace(found, row=self._scaled(module, x, found.row))
         finally:
             self.recorder.unwatched -= 1
+
+    def _scaled(self, module: nn.Module, x: Tensor, row: NormWidth) -> NormWidth:
+        """With the eps in numbers; and as a `PaddedRMSNorm` where others hold its weight, too, who
+        would find it scaled.
+        """
+        weight = getattr(module, row.weight)
+        holders = [one for one in named_modules(self.recorder.model) if _holds(one, weight)]
+        if len(holders) > 1:
+            return replace(row, kind=PaddedRMSNorm.kind)
+        eps = usual_eps(module)
+        if eps is None:
+            eps = float(least_number(x))
+        return replace(row, eps=eps)
 
     def _repeating(self, module: nn.Module, vector: Vector, dim: int) -> None:
         """Ask that the width which a module has written down follows its channels.
@@ -324,6 +346,10 @@ class Norms:
         operator, *args = _like(module, x)
         name = operator._schema.name.removeprefix("aten::")
         self.operators.ran(self.rules[name], operator, output, tuple(args), {})
+
+
+def _holds(module: nn.Module, tensor: Tensor) -> bool:
+    return any(tensor is own for own in (*module._parameters.values(), *module._buffers.values()))
 
 
 def _floating(out: Any) -> list[Tensor]:

@@ -23,7 +23,9 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.groups import NormRule
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, named_outputs
+from netslim.graph.modules.padded_norms import SCALED
 from netslim.graph.modules.padding import pad
+from netslim.graph.modules.scaled_norms import eps_held
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
@@ -143,13 +145,17 @@ def _reading_zeros(module: nn.Module, rule: NormRule, gone: Tensor) -> Iterator[
 
     One that casts to float32 does not do so inside: what the cut one computes is told from rounding
     no better than the casts allow. That the two compute the same is looked at on what it is given,
-    as far as that can be told. Its class stays, for others may ask for it.
+    as far as that can be told. Its class stays, for others may ask for it. (Where the cut one is of
+    that class, too, neither casts: verify.py.)
     """
     attributes = dict(vars(module))
     zeros = GivenZeros(rule.row.dim, len(rule.groups), gone)
     handle = module.register_forward_pre_hook(zeros)
     try:
-        if rule.casts:
+        if rule.row.kind == SCALED:
+            # In numbers, as they are in the cut network: with none, it depends on the data type.
+            vars(module)[eps_held(module) or "eps"] = rule.row.eps
+        elif rule.casts:
             vars(module)["forward"] = _without_casts(module, rule)
         yield
     finally:

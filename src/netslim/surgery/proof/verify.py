@@ -33,6 +33,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import undisturbed
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.padded_norms import SCALED
 from netslim.graph.modules.ports import with_inputs
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare
@@ -226,7 +227,7 @@ class _Pair:
         self.small = self._copy(small, cut_inputs(model, self.inputs, plan))
         # Sums and computed weights in this precision: in the model's own they are rounded.
         computed = bool(weight_norms(model) or spectral_norms(model))
-        computed |= any(norm.kind in CONVOLUTIONS for norm in plan.norms)
+        computed |= any(norm.kind in (*CONVOLUTIONS, SCALED) for norm in plan.norms)
         if computed or any(group.merged for group in plan.groups.values()):
             self._fill()
 
@@ -278,10 +279,12 @@ class _Pair:
         return found
 
     def _casting(self) -> AbstractContextManager[object]:
-        """Where statistics are taken in the midst of code, it may cast to float32 before: both
+        """Where statistics are taken in code that stays, it may cast to float32 before: both
         networks do without that, or no comparison could tell a mistake from rounding.
         """
-        if self.double and any(norm.call for norm in self.plan.norms):
+        casting = {norm.row.place for norm in self.graph.norms if norm.casts}
+        stays = (n.call or (n.kind == SCALED and n.place in casting) for n in self.plan.norms)
+        if self.double and any(stays):
             return NoCasts()
         return nullcontext()
 

@@ -1,0 +1,81 @@
+"""Normalisations that lose channels and stay what they are, with other numbers.
+
+The root of the mean square needs no memory of the channels that are gone (padded_norms.py): over C
+channels, of which all but k are zeros, the mean square is k / C times that over the k. So::
+
+    w x / sqrt(k/C mean(x^2) + eps)  =  (w sqrt(C/k)) x / sqrt(mean(x^2) + eps C/k)
+
+and the module of any library goes on under its own class, with that weight and that eps. Where the
+code adds 1 to the weight, what it holds is one less than that. Only the weight can take the factor,
+so a normalisation without one becomes a `PaddedRMSNorm`, as does one whose weight others hold, too,
+and one whose eps is no attribute.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from netslim.errors import SurgeryError
+from netslim.graph.modules.padded_norms import NormWidth, eps_name, own_tensors
+
+
+def eps_held(module: nn.Module) -> str | None:
+    """The attribute of a module that says its eps and can be set; None without one."""
+    name = eps_name(module)
+    if name is None and isinstance(module, nn.RMSNorm) and module.eps is None:
+        name = "eps"
+    if name is None or name not in vars(module):
+        return None
+    return name
+
+
+def is_scaled(module: nn.Module | None, norm: NormWidth) -> bool:
+    """Whether a module has the eps that it needs with as many channels as its weight has."""
+    if module is None or norm.weight not in own_tensors(module):
+        return False
+    name = eps_held(module)
+    if name is None or getattr(module, name) is None:
+        return False
+    return math.isclose(getattr(module, name), _eps(module, norm))
+
+
+def scale_eps(module: nn.Module, norm: NormWidth) -> None:
+    """Give a module, whose weight has been cut, the eps that goes with that.
+
+    Raises:
+        SurgeryError: it has no eps, or not this weight.
+    """
+    name = eps_held(module)
+    if name is None or norm.weight not in own_tensors(module):
+        raise SurgeryError(
+            f"a {type(module).__name__} has no eps, or no weight {norm.weight!r}, that could be "
+            "scaled: trace and select again"
+        )
+    setattr(module, name, _eps(module, norm))
+
+
+def scaled_weight(weight: Tensor, before: int, plus_one: bool) -> Tensor:
+    """What is left of a weight, with the factor that goes with as many channels as it has.
+
+    Args:
+        weight: of any shape, one number for each channel.
+        before: how many channels there were.
+        plus_one: whether 1 is added to it.
+    """
+    factor = math.sqrt(before / weight.numel())
+    if not plus_one:
+        return weight * factor
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return ((wide + 1) * factor - 1).to(weight.dtype)
+
+
+def _eps(module: nn.Module, norm: NormWidth) -> float:
+    """The eps of a module that had ``norm.width`` channels at first."""
+    assert norm.eps is not None  # a plan is refused without (surgery/soundness.py)
+    return norm.eps * norm.width / own_tensors(module)[norm.weight].numel()
+
+
+__all__ = ["eps_held", "is_scaled", "scale_eps", "scaled_weight"]

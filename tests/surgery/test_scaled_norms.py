@@ -1,0 +1,219 @@
+"""RMS normalisations keep their class: what they remember of the old width is in weight and eps."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import netslim
+from netslim.errors import PlanError
+from netslim.graph.modules.padded_norms import NormWidth, PaddedNorm
+from netslim.surgery.history import history
+
+WIDE = 8
+TINY = 1e-4 * torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))  # so eps matters
+
+
+class Llama(nn.Module):
+    """It casts to float32 whatever it is given."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(torch.float32)
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * y.to(x.dtype)
+
+
+class Gemma(nn.Module):
+    """1 is added to the weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (y * (1.0 + self.weight.float())).type_as(x)
+
+
+class OfItsWidth(nn.Module):
+    """Divides by a width that it has written down, and a cut would not know."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * (x.square().sum(-1, keepdim=True) / self.width + self.eps).rsqrt()
+
+
+NORMS = {
+    "of PyTorch": lambda: nn.RMSNorm(WIDE, eps=1e-6),
+    "without an eps": lambda: nn.RMSNorm(WIDE),
+    "Llama": lambda: Llama(WIDE),
+    "Gemma": lambda: Gemma(WIDE),
+}
+
+
+def network(norm: str = "of PyTorch") -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = nn.Linear(3, WIDE, bias=False), NORMS[norm](), nn.Linear(WIDE, 2)
+    with torch.no_grad():
+        parts[1].weight.copy_(torch.rand(WIDE))
+    return nn.Sequential(*parts).eval()
+
+
+def planned(model: nn.Module, keep: int, seed: int = 0) -> netslim.PruningPlan:
+    graph = netslim.trace(model, TINY)
+    assert graph["0"].prunable, graph["0"]
+    drawn = torch.rand(graph["0"].size, generator=torch.Generator().manual_seed(seed))
+    return netslim.select(graph, {"0": drawn}, per_group={"0": graph["0"].size - keep})
+
+
+def out(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(TINY)
+
+
+def silent(model: nn.Module, kept: tuple[int, ...]) -> Tensor:
+    """What a network makes where the other channels are zeros, in float64, eps as in float32."""
+    whole = copy.deepcopy(model).double()
+    if isinstance(whole[1], nn.RMSNorm) and whole[1].eps is None:
+        whole[1].eps = torch.finfo(torch.float32).eps
+    mask = torch.zeros(WIDE, dtype=torch.float64)
+    mask[list(kept)] = 1
+    with torch.no_grad():
+        whole[0].weight.mul_(mask[:, None])
+        return whole(TINY.double())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_class_stays_and_each_cut_is_exact(norm, tmp_path) -> None:
+    model = network(norm)
+    plan = planned(model, 5)
+    assert "1: normalises over 8 channels as before, scaled to that" in plan.explain()
+    assert netslim.PruningPlan.from_json(plan.to_json()) == plan
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
+    assert [type(part) for part in small] == [type(part) for part in model]
+    again = planned(small, 2, seed=1)
+    smaller = netslim.prune(small, again)
+    assert netslim.verify(small, smaller, again, TINY).deviation < 1e-14
+    whole = history(smaller)
+    assert [row.width for row in whole.norms] == [WIDE]
+    for other in (netslim.prune(model, whole), smaller):
+        assert torch.allclose(out(other), silent(model, whole.groups["0"].kept).float(), rtol=1e-5)
+    path = netslim.save(smaller, tmp_path / "small.safetensors")
+    for other in (netslim.load(network(norm), path), copy.deepcopy(smaller)):
+        assert torch.equal(out(other), out(smaller))
+        assert history(other).norms == whole.norms
+
+
+def test_in_place_it_is_scaled_once_whatever_shares_its_memory() -> None:
+    model = network()
+    shadow = dict(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(TINY).sum().backward()
+    optimizer.step()
+    plan = planned(model, 5)
+    small = netslim.prune(model, plan)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    netslim.prune_(model, plan, optimizer, [average, shadow])
+    for other in (model, average.module):
+        assert torch.equal(out(other), out(small))
+    assert torch.equal(shadow["1.weight"], small[1].weight)
+    assert model[1].normalized_shape == (5,)
+    optimizer.step()
+
+
+def test_a_cut_in_place_that_fails_leaves_eps_and_weight(monkeypatch) -> None:
+    model = network()
+    plan, before = planned(model, 5), out(model)
+    monkeypatch.setattr("netslim.surgery.prune.update_sizes", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        netslim.prune_(model, plan)
+    assert torch.equal(out(model), before)
+
+
+def test_what_was_written_before_opens_and_is_cut_again(tmp_path) -> None:
+    """Until 0.2 a `PaddedRMSNorm` took its place."""
+    model = network()
+    data = json.loads(planned(model, 5).to_json())
+    del data["digest"]
+    data["norms"] = [{"module": "1", "kind": "rms", "dim": -1, "width": 8}]
+    plan = netslim.PruningPlan.from_json(json.dumps(data))
+    small = netslim.prune(model, plan)
+    assert isinstance(small[1], PaddedNorm)
+    assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    small = netslim.load(network(), path)
+    again = planned(small, 2)
+    smaller = netslim.prune(small, again)
+    assert netslim.verify(small, smaller, again, TINY).deviation < 1e-14
+    assert smaller[1].padded_width == WIDE
+
+
+@pytest.mark.parametrize("way", ["tied", "no weight", "a width in its code"])
+def test_what_cannot_be_scaled_is_padded(way) -> None:
+    model = network()
+    if way == "no weight":
+        model[1] = nn.RMSNorm(WIDE, elementwise_affine=False)
+    if way == "a width in its code":
+        model[1] = OfItsWidth(WIDE)
+    if way == "tied":
+        model.insert(2, nn.RMSNorm(WIDE, eps=1e-3))
+        model[2].weight = model[1].weight
+    plan = planned(model, 5)
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
+    assert isinstance(small[1], PaddedNorm)
+
+
+def test_a_weight_that_is_tied_between_two_cuts_is_refused() -> None:
+    model = nn.Sequential(*network(), nn.RMSNorm(2), nn.Linear(2, 2))
+    small = netslim.prune(model, planned(model, 5))
+    small[3] = nn.Sequential(nn.Linear(2, 5), nn.RMSNorm(5), nn.Linear(5, 2))
+    small[3][1].weight = small[1].weight
+    with pytest.raises(PlanError, match="has scaled the weight of '1', and the other leaves it"):
+        netslim.prune(small, planned(small, 2))
+
+
+def test_a_norm_that_took_its_place_has_its_own_eps(tmp_path) -> None:
+    model = network()
+    small = netslim.prune(model, planned(model, 5))
+    small[1] = nn.RMSNorm(5, eps=1e-6)
+    assert history(small).norms == ()
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    assert torch.equal(out(netslim.load(network(), path)), out(small))
+
+
+def test_a_mask_is_what_it_converts_to() -> None:
+    model = network()
+    mask = netslim.Mask(model, planned(model, 5)).apply()
+    masked = out(model)
+    assert torch.allclose(masked, out(mask.convert()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [None, -1.0, "1e-6"])
+def test_a_plan_without_an_eps_is_refused(eps) -> None:
+    data = json.loads(planned(network(), 5).to_json())
+    del data["digest"]
+    data["norms"] = [{**data["norms"][0], "eps": eps}]
+    with pytest.raises(PlanError, match="eps"):
+        netslim.PruningPlan.from_json(json.dumps(data))
+
+
+def test_a_plan_for_a_norm_without_an_eps_is_refused() -> None:
+    model = network()
+    plan = planned(model, 5)
+    model[1].eps = "none"
+    with pytest.raises(netslim.errors.SurgeryError, match="RMSNorm has no eps"):
+        netslim.prune(model, plan)
+    assert plan.norms == (NormWidth("1", "scaled", -1, 8, eps=1e-6),)
