@@ -143,9 +143,8 @@ def _readings(model: nn.Module, config: Any, said: _Facts, wanted: _Facts) -> li
     """
     widths: dict[float, set[float]] = {}
     for place, old in said.items():
-        new = wanted.get(place)
-        numbers = isinstance(old, int | float) and isinstance(new, int | float)
-        if numbers and type(new) is type(old) and old != new:
+        new: Any = wanted.get(place)
+        if isinstance(old, int | float) and type(new) is type(old) and old != new:
             widths.setdefault(old, set()).add(new)
     found, trials = [], 0
     for path, value in _numbers(config):
