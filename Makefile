@@ -18,7 +18,7 @@ help:
 	@echo "make test     the same environment plus the test tools, then the whole test suite"
 	@echo "make lint     ruff: mistakes and formatting          make format   let ruff repair them"
 	@echo "make types    mypy                                   make wheel    build dist/, and try it from outside"
-	@echo "make docs     build the site of docs/ into docs/_build, warnings are errors"
+	@echo "make docs     build the site of docs/ into docs/_build, run its notebook; warnings are errors"
 	@echo "make lowest   the tests with the lowest versions that pyproject.toml allows (Python 3.11); make py313 with Python 3.13"
 	@echo "make clean    remove .venv, caches and dist/ (never runs/)"
 	@echo
@@ -72,7 +72,7 @@ py313:
 	$(MAKE) VENV=.venv-py313 PYTHON=python3.13 test
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-py313 dist build docs/_build docs/project docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-py313 dist build docs/_build docs/jupyter_execute docs/project docs/reference .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that already works is used as it is; the stamps say that the install went through to the end.
@@ -89,7 +89,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	@echo "Installing Sphinx ..."
+	@echo "Installing Sphinx and what runs notebooks ..."
 	@$(PIP) --quiet -e '.[docs]'
 	@touch $@
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-_LINK = re.compile(r"\]\(([\w/-]+)\.md\)")
+_LINK = re.compile(r"\]\(([\w/-]+)\.(?:md|ipynb)\)")
 
 
 def sections(index: str) -> dict[str, list[str]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
+from operator import attrgetter
 from types import ModuleType
 
 import netslim
@@ -14,6 +16,7 @@ from places import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 INDEX = (DOCS / "index.md").read_text(encoding="utf-8")
+NOTEBOOK = (DOCS / "notebook.ipynb").read_text(encoding="utf-8")
 
 
 def module(name: str) -> ModuleType:
@@ -26,15 +29,17 @@ def module(name: str) -> ModuleType:
 
 
 def test_the_index_links_pages_once():
-    linked = re.findall(r"\]\(([\w-]+)\.md\)", INDEX)
+    linked = re.findall(r"\]\(([\w-]+\.(?:md|ipynb))\)", INDEX)
     assert len(linked) == len({*linked})
-    assert {*linked} <= {page.stem for page in DOCS.glob("*.md")}
+    assert "notebook.ipynb" in linked
+    assert {*linked} <= {page.name for page in DOCS.iterdir()}
 
 
 def test_a_page_that_nothing_links_comes_last():
-    text = module("toctrees").with_toctrees(INDEX, ["index", "own-network", "new", "reference/a"])
+    pages = ["index", "own-network", "notebook", "new", "reference/a"]
+    text = module("toctrees").with_toctrees(INDEX, pages)
     trees = re.findall(r":caption: (.+)\n\n((?:.+\n)+)```", text)
-    assert trees[0][0] == "Begin"
+    assert trees[0] == ("Begin", "quick-start\nnotebook\nown-network\n")
     assert trees[-2:] == [("More", "new\n"), ("Reference, made from the code", "reference/a\n")]
 
 
@@ -65,3 +70,28 @@ def test_every_choice_is_listed():
         assert f"| `{name}` |" in choices, name
     for option in ("cut_macs", "round_to", "recalibrate", "reduction"):
         assert f"| `{option}` |" in choices, option
+
+
+def code() -> list[list[str]]:
+    """The lines of each cell of the notebook that is code."""
+    cells = json.loads(NOTEBOOK)["cells"]
+    return [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_kept_without_outputs():
+    cells = [cell for cell in json.loads(NOTEBOOK)["cells"] if cell["cell_type"] == "code"]
+    assert [(cell["outputs"], cell["execution_count"]) for cell in cells] == [([], None)] * len(
+        cells
+    )
+    assert len(NOTEBOOK) < 24_000
+    assert max(map(len, code())) <= 20
+
+
+def test_the_notebook_hides_nothing():
+    text = "\n".join(line for cell in code() for line in cell)
+    assert re.findall(r"^(?:import netslim|from netslim).*", text, re.MULTILINE) == [
+        "import netslim"
+    ]
+    for name in re.findall(r"\bnetslim((?:\.\w+)+)", text):
+        assert not re.search(r"\._", name), name
+        assert attrgetter(name.removeprefix("."))(netslim), name
