@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-FIGURES = ("scales", "widths", "curves", "sensitivity", "sensitivity_lines", "front")
+FIGURES = {
+    "figures": ("curves", "sensitivity", "sensitivity_lines", "front", "tradeoff"),
+    "channel_figures": ("network", "scores", "scales", "selection", "histograms"),
+}
 
 
 def empty(*_: Any, **__: Any) -> bytes:
@@ -19,6 +22,7 @@ def empty(*_: Any, **__: Any) -> bytes:
 def not_drawing() -> Iterator[None]:
     """Inside, every figure is an empty picture."""
     with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patched
-        for name in FIGURES:
-            patch.setattr(f"netslim.report.figures.{name}", empty)
+        for module, names in FIGURES.items():
+            for name in names:
+                patch.setattr(f"netslim.report.{module}.{name}", empty)
         yield

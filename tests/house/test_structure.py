@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "measure": {"ranks", "graph", "surgery", "selection", "models"},
     "methods": {"ranks", "graph", "surgery", "selection", "models", "measure"},
     "data": set(),
-    "report": {"methods"},
+    "report": {"graph", "methods"},
     "recipes": set(),
     "integrations": {"ranks", "graph", "surgery", "selection", "models", "measure", "methods"},
     "training": {

@@ -8,13 +8,18 @@ import copy
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from browser import CHROMIUM, tab
 from netslim.errors import RecipeError
-from netslim.report import figures, numbers, results_file, run_page
+from netslim.graph.words import drawing
+from netslim.graph.words.drawing import Line, Picture
+from netslim.report import channel_figures, figures, numbers, results_file, run_page, runs_page
+from sensitivities import made as measured
 
 VOID = {"meta", "path", "use", "br"}
 
@@ -29,6 +34,7 @@ def row(
         "label": key,
         "accuracy": accuracy,
         "loss": 0.1,
+        "peak_bytes": size // 10,
         **counted,
         "latency_ms": latency,
     }
@@ -47,13 +53,39 @@ def curve(stage: str, epochs: int, penalty: float, near_zero: float | None) -> d
     }
 
 
+LINES = [
+    {"name": "features.0", "size": 32, "verdict": "exact", "why": "", "made": [0], "read": [1]},
+    {"name": "features.3", "size": 64, "verdict": "exact", "why": "", "made": [1], "read": [2]},
+    {"name": "features.7", "size": 64, "verdict": "exact", "why": "", "made": [2], "read": [3]},
+    {
+        "name": "head",
+        "size": 10,
+        "verdict": "stays",
+        "why": "it is an output",
+        "made": [3],
+        "read": [],
+    },
+]
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
+    return made()
+
+
+def made() -> dict[str, Any]:
     """A run of a small VGG on handwritten digits; the ratios are round on purpose."""
     return {
         "format": 1,
         "recipe": "digits",
         "title": "Handwritten digits, small VGG",
+        "model": "zoo:vgg",
+        "data": "digits",
+        "seed": 0,
+        "stages": [{"stage": "01-sparse", "does": "train for 20 epochs"}],
+        "test_images": 400,
+        "network": "03-fine-tune/model.safetensors",
+        "constructor": "zoo:vgg",
         "command": "netslim run digits --out runs/digits",
         "seconds": 74.4,
         "notes": ["The pictures are 8 by 8 pixels."],
@@ -78,6 +110,17 @@ def results() -> dict[str, Any]:
             {"layer": "features.3", "before": 64, "after": 12},
             {"layer": "features.7", "before": 64, "after": 8},
         ],
+        "picture": {"layers": ["features.0", "features.3", "features.7", "head"], "lines": LINES},
+        "scores": [
+            {
+                "stage": "02-prune",
+                "criterion": "bn_scale",
+                "layers": [
+                    {"layer": "features.0", "gone": [0.0, 0.001, 0.01], "kept": [0.02, 0.1, 0.4]},
+                    {"layer": "features.3", "gone": [], "kept": [0.02, 0.1, 0.4]},
+                ],
+            }
+        ],
         "scales": {
             "threshold": 0.01,
             "edges": [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
@@ -85,6 +128,17 @@ def results() -> dict[str, Any]:
             "after": [4, 16, 50, 50, 8, 32],
             "share_near_zero_before": 0.0,
             "share_near_zero_after": 0.75,
+            "strength": 0.001,
+            "others": [
+                {
+                    "label": "strength 0.1",
+                    "counts": [90, 40, 20, 8, 2, 0],
+                    "share_near_zero": 0.9875,
+                }
+            ],
+            "layer": "features.4",
+            "levels": ["000401", "030401"],
+            "bins": [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1],
         },
         "curves": [curve("01-sparse", 20, 0.2, 0.75), curve("03-fine-tune", 10, 0.0, 0.0)],
         "verification": [{"stage": "02-prune", "deviation": 8.9e-16, "cut": 120, "changed": 120}],
@@ -95,9 +149,23 @@ def results() -> dict[str, Any]:
 @pytest.fixture
 def run(tmp_path, results):
     """A run folder as it lies on disk."""
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    (tmp_path / "config.yaml").write_text("name: digits\nseed: 0\n")
-    return tmp_path
+    return on_disk(tmp_path, results)
+
+
+def on_disk(folder: Path, results: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.yaml").write_text("name: digits\nseed: 0\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """A page with all of its figures, among them those of a sensitivity."""
+    folder = on_disk(tmp_path_factory.mktemp("drawn"), made())
+    (folder / "sensitivity").mkdir()
+    measured({"features.0": [0, 0.1, 0.5]}).save(folder / "sensitivity" / "sensitivity.json")
+    return run_page.write(folder)
 
 
 def printed(results: dict[str, Any], width: int = 100) -> str:
@@ -219,24 +287,115 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).replace("\xa0", " ").split())
 
 
-def test_write_makes_one_self_contained_file(run):
-    path = run_page.write(run)
-    assert path == run / "report.html"
-    assert sorted(item.name for item in run.iterdir()) == [
-        "config.yaml",
-        "report.html",
-        "results.json",
-    ]
-    found = Page(path.read_text(encoding="utf-8"))
-    assert all(link.startswith("#") for link in found.links)
+def test_the_page_is_one_self_contained_file(drawn):
+    html = drawn.read_text(encoding="utf-8")
+    found = Page(html)
+    assert drawn.name == "report.html"
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in found.links)
     assert len(found.ids) == len(set(found.ids))
-    assert {link[1:] for link in found.links} <= set(found.ids)
+    inside = {link[1:] for link in found.links if link.startswith("#")}
+    assert inside <= set(found.ids)
     assert not {"script", "link", "img", "iframe"} & set(found.tags)
     vocabularies = {
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
     }  # names, never loaded
-    assert set(re.findall(r"https?://[^\"' )]+", path.read_text())) <= vocabularies
+    assert set(re.findall(r"https?://[^\"' )]+", html)) <= vocabularies
+    assert "var(--ink, #22262b)" in html
+    assert "#1f6f8b, var(--ink)" in html.replace(" 78%", "")
+
+
+def test_the_page_tells_the_story_in_order(drawn):
+    html = drawn.read_text()
+    text = Page(html).text
+    headings = re.findall("<h2>(.+?)</h2>", html)
+    assert headings == [
+        "What was asked",
+        "What came out",
+        "Where the channels went",
+        "Why these channels",
+        "What it cost",
+        "How sure this is",
+        "How to use the network",
+        "How to repeat the run",
+    ]
+    assert re.findall('<svg role="img" aria-label="(.{9})', html) == [
+        *("A row is ", "The score", "Batch-nor", "The scale"),
+        *("Test accu", "Training,", "What each"),
+    ]
+    place = 0
+    for part in (
+        "Handwritten digits, small VGG",
+        "The network zoo:vgg on digits , stage by stage: 01-sparse train for 20 epochs",
+        "fine-tuned 98.50 % −0.25",
+        "12.30 kB ×0.150",
+        "0.300 ms ×0.750 (0.285 to 0.330)",
+        "VGGNet (70 % pruned) 6.20 % 2.300 M 88.5 %",
+        "fine-tuned 1.50 % 25.00 k 87.5 %",
+        "40 of 160 channels stay. The most went from features.7 (8 of 64 stay), the least from "
+        "features.0 (20 of 32 stay).",
+        "features.3: reads 20 of 32, makes 12 of 64",
+        "After training 75.0 % of them are below 0.01",
+        "The scales of one layer, features.4, over training",
+        "400 test images decide",
+        "one run, with seed 0",
+        "02-prune 120 120 8.9e-16",
+        "head it is an output",
+        "Note. The pictures are 8 by 8 pixels.",
+        'network = netslim.models.build("03-fine-tune/model.safetensors")',
+        "size 123.0 kB",
+        "netslim run digits --out runs/digits",
+        "time taken 1 min 14 s",
+        "versions torch 2.15.0",
+        "name: digits seed: 0",
+    ):
+        assert part in text[place:], part
+        place = text.index(part, place)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, to see how the page is laid out")
+def test_in_a_browser_the_page_fits_a_phone_and_nothing_complains(drawn, tmp_path):
+    clear = "getComputedStyle(document.body).backgroundColor"
+    with tab(tmp_path) as page:
+        for width, dark in ((1280, False), (390, True)):
+            page.open(drawn, width, dark)
+            assert page.ask("document.documentElement.scrollWidth") <= width
+            assert page.ask(clear) == ("rgb(255, 255, 255)", "rgb(21, 24, 28)")[dark]
+        page.call("Emulation.setEmulatedMedia", media="print", features=[])
+        assert page.ask(clear) == "rgb(255, 255, 255)"
+        assert page.printed().startswith(b"%PDF")
+        assert page.complaints == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_network_that_nobody_can_build_by_name_is_loaded_onto_the_users_own(results):
+    results["constructor"] = None
+    text = Page(run_page.page(results)).text
+    assert 'netslim.load(YourNetwork(), "03-fine-tune/model.safetensors")' in text
+
+
+# ---- several runs
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_side_by_side_with_what_differs_and_their_spread(tmp_path, results):
+    folders = []
+    for seed, accuracy in enumerate((0.975, 0.985)):
+        results["seed"], results["rows"][-1]["accuracy"] = seed, accuracy
+        folders.append(on_disk(tmp_path / f"seed{seed}", results))
+    page = runs_page.write(folders)
+    assert page == tmp_path / "side-by-side.html"
+    text = Page(page.read_text()).text
+    for part in (
+        "2 runs side by side The most accurate at the end is seed1;",
+        "What differs asked seed0 seed1 seed 0 1 What came out",
+        "seed0 97.50 % −1.25",
+        "digits, 2 seeds: accuracy 98.75 ± 0.00 % before the cut, 98.00 ± 0.71 % at the end, a "
+        "change of −0.75 ± 0.71 points",
+    ):
+        assert part in text
+    with pytest.raises(RecipeError, match="named twice"):
+        runs_page.write([folders[0], tmp_path / "." / "seed0"])
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -249,41 +408,14 @@ def test_page_says_what_was_done_with_the_numbers(run):
     ) in text
 
 
-def test_page_holds_every_part(run):
-    html = run_page.write(run).read_text()
-    text = Page(html).text
-    assert html.count("<svg") == 3
-    for part in (
-        "Handwritten digits, small VGG",
-        "Note. The pictures are 8 by 8 pixels.",
-        "fine-tuned 98.50 % −0.25",
-        "0.300 ms ×0.750 (0.285 to 0.330)",
-        "VGGNet (70 % pruned) 6.20 % 2.300 M 88.5 %",
-        "fine-tuned 1.50 % 25.00 k 87.5 %",
-        "After training 75.0 % of them are below 0.01",
-        "02-prune 120 120 8.9e-16",
-        "netslim run digits --out runs/digits",
-        "time taken 1 min 14 s",
-        "versions torch 2.15.0",
-        "name: digits seed: 0",
-    ):
-        assert part in text
-
-
-def test_page_adapts_to_dark_mode_and_phones(results):
-    html = run_page.page(results)
-    assert "prefers-color-scheme: dark" in html
-    assert 'name="viewport"' in html
-    assert "var(--ink, #22262b)" in html
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_warnings_come_before_the_results(results):
     results["warnings"] = ["the cut went through scales that are not small"]
     html = run_page.page(results)
-    assert html.index("went through scales") < html.index("<h2>Results")
+    assert html.index("went through scales") < html.index("<h2>What came out")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_everything_from_outside_is_escaped(results):
     attack = "<script>alert('x')</script> & \"quotes\""
     for key in ("title", "recipe", "command"):
@@ -296,9 +428,13 @@ def test_everything_from_outside_is_escaped(results):
         "stage"
     ] = attack
     results["environment"] = {attack: {attack: [attack]}}
-    found = Page(run_page.page(results, attack))
+    results["stages"][0]["does"] = results["model"] = results["picture"]["lines"][3]["why"] = attack
+    results["picture"]["layers"][0] = results["picture"]["lines"][0]["name"] = attack
+    lines = tuple(Line(**line) for line in results["picture"]["lines"])
+    drawn = drawing.drawn(Picture(tuple(results["picture"]["layers"]), lines), {attack: 3})
+    found = Page(run_page.page(results, attack) + drawn)
     assert "script" not in found.tags
-    assert found.text.count("<script>alert('x')</script> & \"quotes\"") >= 15
+    assert found.text.count("<script>alert('x')</script> & \"quotes\"") >= 20
 
 
 def test_a_run_with_nothing_but_rows_still_has_a_page(results):
@@ -312,9 +448,10 @@ def test_a_run_with_nothing_but_rows_still_has_a_page(results):
         "environment",
     ):
         results[key] = []
-    results["scales"] = None
+    results["scales"] = results["picture"] = results["stages"] = None
+    results["scores"] = []
     html = run_page.page(results)
-    assert "<svg" not in html
+    assert html.count("<svg") == 1  # accuracy against cost, which is in the rows
     assert "Proof of the cut" not in html
     assert "config.yaml was not in the run folder" in html
     assert "Cutting channels took the network" in html
@@ -350,11 +487,6 @@ def test_the_environment_is_read_from_its_own_file(run, results):
     (run / "environment.json").write_text('{"processor": "two cores", "command": "netslim"}')
     assert results_file.read(run)["environment"]["processor"] == "two cores"
     assert "processor two cores" in Page(run_page.write(run).read_text()).text
-
-
-def test_writing_again_gives_the_same_bytes(run):
-    first = run_page.write(run).read_bytes()
-    assert run_page.write(run).read_bytes() == first
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -412,6 +544,26 @@ def test_a_latency_without_a_median(results):
         results_file.check(results)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scores", [{"stage": "a", "criterion": "", "layers": [{"layer": "b", "gone": [1], "kept": []}]}], "three that rise"),
+        ("picture", {"layers": ["a"], "lines": [{**LINES[0], "read": [7]}]}, "at no layer"),
+        ("picture", {"layers": ["a"], "lines": [{**LINES[0], "size": -3}]}, "no channels"),
+        ("scales", {"levels": ["00", "0000"]}, "as many in each epoch"),
+        ("scales", {"levels": ["09"]}, "bins that there are not"),
+        ("scales", {"levels": ["0g"]}, "hexadecimal"),
+        ("scales", {"others": [{"label": "a", "counts": [1], "share_near_zero": 0.5}]}, "other lengths"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_damage(results, key, value, message):
+    results[key] = value
+    if key == "scales":
+        results[key] = {**made()[key], **value}
+    with pytest.raises(RecipeError, match=message):
+        results_file.check(results)
+
+
 @pytest.mark.parametrize("key", ["widths", "curves", "verification", "published"])
 def test_damage_deeper_down_is_an_error_of_ours_too(run, results, key):
     results[key] = [{"nonsense": True}] if key != "published" else 3
@@ -423,78 +575,62 @@ def test_damage_deeper_down_is_an_error_of_ours_too(run, results, key):
 # ---- the figures
 
 
-def drawings(results: dict[str, Any], format: str) -> list[bytes]:
-    scales, widths, curves = results["scales"], results["widths"], results["curves"]
-    return [
-        figures.scales(scales, format),
-        figures.widths(widths, format),
-        figures.curves(curves, format),
-    ]
-
-
-def test_figures_as_png_and_svg(results):
-    assert all(drawing.startswith(b"\x89PNG") for drawing in drawings(results, "png"))
-    assert all(b"<svg" in drawing and b"</svg>" in drawing for drawing in drawings(results, "svg"))
-
-
-def test_figures_are_the_same_bytes_each_time(results):
-    assert drawings(results, "svg") == drawings(results, "svg")
-
-
-def test_figures_leave_no_pyplot_state(results, monkeypatch):
+def test_figures_are_the_same_bytes_each_time_and_leave_no_pyplot_state(results):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    drawings(results, "svg")
+    for draw, data in (
+        (channel_figures.selection, results["scales"]),
+        (channel_figures.scores, results["scores"][0]),
+    ):
+        first = draw(data, "svg")
+        assert first == draw(data, "svg")
+        assert b"</svg>" in first
+    assert channel_figures.scores(results["scores"][0], "png").startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before
 
 
 def captured(monkeypatch, draw, *arguments):
     """The matplotlib figure that a plot function would have rendered."""
     seen: list[Any] = []
-    monkeypatch.setattr(figures, "_render", lambda figure, *_: seen.append(figure) or b"")
+    for module in (figures, channel_figures):
+        monkeypatch.setattr(module, "render", lambda figure, *_: seen.append(figure) or b"")
     draw(*arguments)
     return seen[0]
 
 
-def test_histogram_draws_shares_of_all_channels(monkeypatch, results):
-    below = captured(monkeypatch, figures.scales, results["scales"]).axes[1]
-    values, edges, _ = below.patches[0].get_data()
+def test_histograms_draw_shares_of_all_channels_of_each_strength(monkeypatch, results):
+    found = captured(monkeypatch, channel_figures.scales, results["scales"]).axes
+    values, edges, _ = found[-1].patches[0].get_data()
     assert values.tolist() == [2.5, 10.0, 31.25, 31.25, 5.0, 20.0]
     assert edges.tolist() == results["scales"]["edges"]
-    assert below.get_title(loc="left") == "after training: 75.0 % below 0.01 (dashed)"
-    assert [label.get_text() for label in below.get_xticklabels()] == [
-        "0",
-        "0.0001",
-        "0.001",
-        "0.01",
-        "0.1",
-        "1",
+    assert [axes.get_title(loc="left") for axes in found] == [
+        "before training: 0.0 % below 0.01 (dashed)",
+        "strength 0.1: 98.8 % below 0.01 (dashed)",
+        "after training, strength 0.001: 75.0 % below 0.01 (dashed)",
+    ]
+    names = [label.get_text() for label in found[-1].get_xticklabels()]
+    assert names == ["0", "0.0001", "0.001", "0.01", "0.1", "1"]
+    results["scales"] |= {"edges": [0.0, 1e-5], "before": [8], "after": [8], "others": []}
+    assert len(captured(monkeypatch, channel_figures.scales, results["scales"]).axes) == 2
+
+
+def test_the_heat_map_has_the_largest_channels_on_top(monkeypatch, results):
+    axes, bar = captured(monkeypatch, channel_figures.selection, results["scales"]).axes
+    assert axes.images[0].get_array().tolist() == [[4, 4], [0, 3], [1, 1]]
+    assert axes.get_ylabel() == "channels of features.4"
+    assert [label.get_text() for label in bar.get_yticklabels()] == [
+        *("1e-05", "0.0001", "0.001", "0.01"),
     ]
 
 
-def test_histogram_of_scales_that_are_all_zero(results):
-    results["scales"] |= {"edges": [0.0, 1e-5], "before": [8], "after": [8]}
-    assert figures.scales(results["scales"])
-
-
-def test_widths_draw_every_layer_and_name_them(monkeypatch, results):
-    axes = captured(monkeypatch, figures.widths, results["widths"]).axes[0]
-    assert [patch.get_width() for patch in axes.patches] == [32, 64, 64, 20, 12, 8]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "features.0",
-        "features.3",
-        "features.7",
-    ]
-    assert [text.get_text() for text in axes.texts] == ["20 of 32", "12 of 64", "8 of 64"]
-
-
-def test_widths_of_a_deep_network_name_some_layers(monkeypatch):
-    layers = [{"layer": f"layer.{index}", "before": 64, "after": 32} for index in range(164)]
-    axes = captured(monkeypatch, figures.widths, layers).axes[0]
-    assert len(axes.patches) == 2 * 164
-    assert len(axes.get_yticklabels()) <= 36
-    assert not axes.texts
+def test_scores_of_what_went_end_where_those_of_what_stays_begin(monkeypatch, results):
+    axes = captured(monkeypatch, channel_figures.scores, results["scores"][0]).axes[0]
+    ends = [line.get_xdata() for line in axes.lines]
+    assert [list(x) for x in ends] == [[0.0, 0.01], [0.001], [0.02, 0.4], [0.02, 0.4], [0.1, 0.1]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["features.0", "features.3"]
+    deep = {"criterion": "", "layers": results["scores"][0]["layers"] * 80}
+    assert len(captured(monkeypatch, channel_figures.scores, deep).axes[0].get_yticklabels()) <= 36
 
 
 def test_curves_put_stages_one_after_another(monkeypatch, results):

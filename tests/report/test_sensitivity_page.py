@@ -15,7 +15,7 @@ from sensitivities import made
 def captured(monkeypatch, draw: Any, *arguments: Any) -> Any:
     """The matplotlib figure that a plot function would have rendered."""
     seen: list[Any] = []
-    monkeypatch.setattr(figures, "_render", lambda figure, *_: seen.append(figure) or b"")
+    monkeypatch.setattr(figures, "render", lambda figure, *_: seen.append(figure) or b"")
     draw(*arguments)
     return seen[0]
 

@@ -39,7 +39,7 @@ COMMANDS = {
     "options": "list the keys of a recipe, with types, defaults and meanings",
     "criteria": "list what scores channels, spreads a cut, or trains towards one",
     "status": "say how far a run is",
-    "report": "make report.html of a finished run again",
+    "report": "the page of a finished run, or of several side by side",
     "train": "train a network once",
     "finetune": "train a network on after a cut",
     "prune": "cut channels out of a network",

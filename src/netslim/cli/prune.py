@@ -259,7 +259,7 @@ def _named(options: argparse.Namespace) -> dict[str, int | float]:
 
 def _data(done: Pruned, out: Path, say: Callable[[str], str]) -> dict[str, Any]:
     """The keys are those that `results.json` has of networks and cuts."""
-    from netslim.training.stages.runner import widths
+    from netslim.training.stages.outcome import widths
 
     before, after = asdict(done.before), asdict(done.after)
     if done.accuracies is not None:

@@ -15,11 +15,10 @@ from typing import Any
 from netslim._support.front_matter import front_matter
 from netslim.report.numbers import MISSING, flat
 from netslim.report.results_file import read
-from netslim.report.rows import METRICS, Row, value
+from netslim.report.rows import METRICS, Row, networks, value
 from netslim.report.run_page import prepared, summary
 
 _TASK = "image-classification"
-_FILES = ("onnx", "int8")  # what keys of rows begin with that quantize stages leave
 
 
 def model_card(
@@ -43,7 +42,7 @@ def model_card(
 
 
 def _facts(results: Mapping[str, Any], name: str, license: str | None) -> dict[str, Any]:
-    last, data = _networks(results)[-1], results.get("data")
+    last, data = networks(results["rows"])[-1], results.get("data")
     found = {
         "task": {"type": _TASK},
         "dataset": {"name": data, "type": data},
@@ -59,13 +58,8 @@ def _facts(results: Mapping[str, Any], name: str, license: str | None) -> dict[s
     }
 
 
-def _networks(results: Mapping[str, Any]) -> list[Row]:
-    """The rows without those of files for other runtimes: the last is the network handed on."""
-    return [row for row in results["rows"] if not row["key"].startswith(_FILES)]
-
-
 def _sections(results: Mapping[str, Any], name: str, license: str | None) -> Iterator[str]:
-    yield f"# {name}\n\n{summary({**results, 'rows': _networks(results)})}"
+    yield f"# {name}\n\n{summary({**results, 'rows': networks(results['rows'])})}"
     yield f"## Results\n\n{_table(results['rows'])}\n\n{_MEANING}"
     yield _proof(results.get("verification") or [])
     yield f"## Data\n\n{_data(results)}"

@@ -37,8 +37,9 @@ FEW_LINES = 16  # groups that are drawn as a line each; more are told apart in a
 # None to the largest: ever darker, so grey will do.
 DROPS = ("#f2f4f6", "#9cc3dd", "#2f7fb5", "#0b3a66", "#06182b")
 LINES = ("#06182b", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")  # first group to last
+RUNS = ("#0072b2", "#009e73", "#b8860b", "#d55e00", "#cc79a7")  # seen on light and on dark
 DASHES: Any = ("solid", (0, (4, 1.5)), (0, (1.2, 1.4)))
-MANY_LAYERS = 36  # beyond this, bars get thin and only some layers are named
+MANY_LAYERS = 36  # beyond this, rows get thin and only some layers are named
 STYLE: Any = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
@@ -58,52 +59,6 @@ STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
-
-
-def scales(data: Mapping[str, Any], format: str = "svg") -> bytes:
-    """Histogram of the BN scales' magnitudes before and after training.
-
-    Args:
-        data: `results["scales"]`: `edges` (n + 1 rising magnitudes from 0), `before` and `after` (n
-            counts each), `threshold`, and the two shares near zero.
-        format: "svg" or "png".
-    """
-    edges = np.asarray(data["edges"], dtype=float)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-        above, below = figure.subplots(2, sharex=True)
-        _scale_panel(above, edges, data, "before", ORANGE)
-        _scale_panel(below, edges, data, "after", BLUE)
-        below.set_xlabel("magnitude of the batch-norm scale |γ|  (logarithmic, from 0)")
-        figure.supylabel("share of all channels", fontsize=9.5)
-        return _render(figure, format, "scales")
-
-
-def widths(layers: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
-    """Channels of each layer before and after the cut, as bars, the first layer on top.
-
-    Args:
-        layers: `results["widths"]`: rows of `layer`, `before` and `after` (channels).
-        format: "svg" or "png".
-    """
-    count, many = len(layers), len(layers) > MANY_LAYERS
-    row = 0.235  # inches
-    if many:
-        row = 0.09
-    before = np.array([layer["before"] for layer in layers], dtype=float)
-    after = np.array([layer["after"] for layer in layers], dtype=float)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.0 + count * row), layout="constrained")
-        axes = figure.subplots()
-        rows = np.arange(count)
-        axes.barh(rows, before, 0.78, color=PALE, label="before")
-        axes.barh(rows, after, 0.78, color=BLUE, label="after")
-        _name_layers(axes, layers, every=-(-count // MANY_LAYERS))
-        if not many:
-            _label_bars(axes, before, after)
-        axes.set_xlabel("channels")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
-        return _render(figure, format, "widths")
 
 
 def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
@@ -130,7 +85,7 @@ def curves(stages: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
             axes.set(ylabel=OF_METHODS[key], ylim=(0, 103 if share else None))
         shares = [True, *(key not in _NO_SHARES for key in more)]
         _finish_curves(figure, stages, panels, percent=shares)
-        return _render(figure, format, "curves")
+        return render(figure, format, "curves")
 
 
 def _all(stages: Sequence[Mapping[str, Any]], key: str) -> Iterator[Any]:
@@ -185,7 +140,7 @@ def sensitivity(data: Mapping[str, Any], format: str = "svg") -> bytes:
         bar.set_ticks(_rounded_ticks(float(norm.vmax or 1)))
         bar.ax.minorticks_off()
         bar.outline.set_visible(False)
-        return _render(figure, format, "sensitivity")
+        return render(figure, format, "sensitivity")
 
 
 def sensitivity_lines(data: Mapping[str, Any], format: str = "svg") -> bytes | None:
@@ -219,11 +174,11 @@ def sensitivity_lines(data: Mapping[str, Any], format: str = "svg") -> bytes | N
             axes.plot(x, y, "o", markersize=3.2, label=name, color=colour, linestyle=dashes)
         axes.set(xlabel="channels of the group that go", ylabel=unit.quality, xlim=(0, None))
         axes.grid(axis="y")
-        axes.xaxis.set_major_formatter(_percent)
+        axes.xaxis.set_major_formatter(PERCENT)
         if unit is _SHARE:
-            axes.yaxis.set_major_formatter(_percent)
+            axes.yaxis.set_major_formatter(PERCENT)
         figure.legend(loc="outside right upper", fontsize=8.5, handlelength=2.6)
-        return _render(figure, format, "sensitivity-lines")
+        return render(figure, format, "sensitivity-lines")
 
 
 @dataclass(frozen=True)
@@ -344,49 +299,7 @@ def front(data: Mapping[str, Any], format: str = "svg") -> bytes:
         for x, y, number, row in points:
             _candidate(axes, x, y, number, row, row["share"] == data["best"], bottom)
         _finish_front(figure, axes, resource, bottom, min([100.0, *(x for x, *_ in points)]))
-        return _render(figure, format, "front")
-
-
-def _scale_panel(
-    axes: Axes, edges: np.ndarray, data: Mapping[str, Any], when: str, colour: str
-) -> None:
-    counts = np.asarray(data[when], dtype=float)
-    axes.stairs(100 * counts / max(counts.sum(), 1), edges, fill=True, color=colour)
-    _from_zero(axes, edges[edges > 0][0], max(edges[-1], 1.5 * data["threshold"]))
-    axes.axvline(data["threshold"], color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-    axes.yaxis.set_major_formatter(_percent)
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
-    axes.grid(axis="y")
-    share = 100 * data[f"share_near_zero_{when}"]
-    axes.set_title(f"{when} training: {share:.1f} % below {data['threshold']:g} (dashed)")
-
-
-def _from_zero(axes: Axes, first: float, last: float) -> None:
-    """A logarithmic axis to `last` on which the bin from 0 to `first` still has its place."""
-    axes.set_xscale("symlog", linthresh=first, linscale=0.25)
-    axes.set_xlim(0, last)
-    decades = 10.0 ** np.arange(np.ceil(np.log10(1.01 * first)), np.floor(np.log10(last)) + 1)
-    names = [f"{decade:g}".replace("e-0", "e-") for decade in decades]
-    axes.set_xticks([0, *decades], ["0", *names])
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _name_layers(axes: Axes, layers: Sequence[Mapping[str, Any]], every: int) -> None:
-    names = [str(layer["layer"]) for layer in layers[::every]]
-    axes.set_yticks(range(0, len(layers), every), names, fontsize=8.5)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x")
-
-
-def _label_bars(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
-    for row, (wide, narrow) in enumerate(zip(before, after, strict=True)):
-        axes.annotate(
-            f"{narrow:.0f} of {wide:.0f}", (wide, row), (4, 0), textcoords="offset points",
-            va="center", fontsize=8.5,
-        )  # fmt: skip
-    axes.set_xlim(0, before.max() * 1.2)
+        return render(figure, format, "front")
 
 
 def _line(
@@ -425,7 +338,7 @@ def _finish_curves(
             axes.axvline(boundary + 0.5, color=INK, linewidth=0.8, alpha=0.45)
     for axes, share in zip(panels[1:], percent, strict=True):
         if share:
-            axes.yaxis.set_major_formatter(_percent)
+            axes.yaxis.set_major_formatter(PERCENT)
     _name_stages(panels[0], stages)
     panels[-1].set_xlabel("epoch, counted through all stages")
     panels[-1].set_xlim(0.5, max(starts[-1], 1) + 0.5)
@@ -450,6 +363,62 @@ def _name_stages(axes: Axes, stages: Sequence[Mapping[str, Any]]) -> None:
 def _starts(stages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Epochs done before each stage, and in all: [0, n1, n1 + n2, ...]."""
     return [0, *np.cumsum([len(stage["epoch"]) for stage in stages], dtype=int).tolist()]
+
+
+def tradeoff(runs: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
+    """Accuracy against what is left of the MACs, a line a run from its whole network to the last.
+
+    Args:
+        runs: each with a `label` and `points` of `label`, `left` (a share of 1) and `accuracy`. Of
+            one run the points are named, of several the lines.
+        format: "svg" or "png".
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+        axes = figure.subplots()
+        colours = LinearSegmentedColormap.from_list("runs", RUNS)
+        for number, run in enumerate(runs):
+            x, y = ([100 * point[key] for point in run["points"]] for key in ("left", "accuracy"))
+            colour, dashes = BLUE, DASHES[number % len(DASHES)]
+            if len(runs) > 1:
+                colour = colours(number / (len(runs) - 1))
+            axes.plot(x, y, "o", color=colour, linestyle=dashes, markersize=5, label=run["label"])
+            axes.plot(x[-1:], y[-1:], "o", color=colour, markersize=9)
+        _finish_tradeoff(figure, axes, runs)
+        return render(figure, format, "tradeoff")
+
+
+def _finish_tradeoff(figure: Figure, axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
+    axes.set(xlabel="MACs left", ylabel="test accuracy")
+    axes.margins(y=0.15)
+    axes.set_xticks(range(0, 101, 25))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    _costs(axes, min(100 * point["left"] for run in runs for point in run["points"]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PERCENT)
+    axes.grid()
+    if len(runs) > 1:
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8.5)
+        return
+    for number, point in enumerate(runs[0]["points"]):
+        axes.annotate(
+            point["label"], (100 * point["left"], 100 * point["accuracy"]),
+            (6, (7, -13)[number % 2]), textcoords="offset points", fontsize=8.5,
+        )  # fmt: skip
+    first, last = axes.get_xlim()
+    axes.set_xlim(first, last * 1.4)
+
+
+def _costs(axes: Axes, least: float) -> None:
+    """An axis of costs in percent, logarithmic where they reach far down: small ones lie close."""
+    axes.set_xlim(0, 104)
+    if least >= _FAR:
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(0.8 * least, 125)
+    ticks = [step * 10.0**power for power, step in product(range(-4, 3), (1, 2, 5))]
+    axes.set_xticks([tick for tick in ticks if 0.8 * least <= tick <= 100])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _bottom(accuracies: Sequence[float], floor: float, drop: float) -> float:
@@ -496,33 +465,25 @@ def _candidate(
 
 
 def _finish_front(figure: Figure, axes: Axes, resource: str, bottom: float, least: float) -> None:
-    """The axes; costs are logarithmic where they reach far down, where small ones lie close."""
     names = {"macs": "MACs", "params": "parameters", "latency": "latency, by the table,"}
-    axes.set(
-        xlabel=f"{names.get(resource, resource)} left", ylabel="validation accuracy", xlim=(0, 104)
-    )
+    axes.set(xlabel=f"{names.get(resource, resource)} left", ylabel="validation accuracy")
     top = axes.dataLim.y1
     axes.set_ylim(bottom, top + 0.12 * (top - bottom))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
-    if least < _FAR:
-        axes.set_xscale("log")
-        axes.set_xlim(0.8 * least, 125)
-        ticks = [step * 10.0**power for power, step in product(range(-4, 3), (1, 2, 5))]
-        axes.set_xticks([tick for tick in ticks if 0.8 * least <= tick <= 100])
-        axes.xaxis.set_minor_locator(NullLocator())
+    _costs(axes, least)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(_percent)
+        axis.set_major_formatter(PERCENT)
     axes.grid()
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, columnspacing=1.2
     )
 
 
-_percent = FuncFormatter(lambda value, _: f"{value:g} %")
+PERCENT = FuncFormatter(lambda value, _: f"{value:g} %")
 
 
-def _render(figure: Figure, format: str, name: str) -> bytes:
+def render(figure: Figure, format: str, name: str) -> bytes:
     """The figure as bytes, the same each time; in SVG, colours are CSS variables.
 
     What makes SVG files differ from run to run, dates and random ids, is left out or fixed.

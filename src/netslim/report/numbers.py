@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 MISSING = "–"
@@ -46,6 +47,16 @@ def signed(points: float) -> str:
     return text
 
 
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation where there are several: 98.25 ± 0.31."""
+    if not values:
+        return MISSING
+    shown = f"{mean(values):z.2f}".replace("-", "−")
+    if len(values) == 1:
+        return shown
+    return f"{shown} ± {stdev(values):.2f}"
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds; from the largest that is not 0."""
     minutes, rest = divmod(round(seconds), 60)
@@ -72,4 +83,14 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-__all__ = ["MISSING", "count", "duration", "flat", "gone", "percent", "signed", "size"]
+__all__ = [
+    "MISSING",
+    "count",
+    "duration",
+    "flat",
+    "gone",
+    "mean_and_spread",
+    "percent",
+    "signed",
+    "size",
+]

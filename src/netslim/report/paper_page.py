@@ -13,10 +13,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from operator import itemgetter
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from netslim.report.numbers import MISSING, duration, signed
+from netslim.report.numbers import MISSING, duration, mean_and_spread, signed
 
 Row = Mapping[str, Any]
 _COSTS = ("params", "macs")
@@ -119,7 +119,7 @@ def _source(published: Row) -> str:
 def _line(group: Sequence[Row], published: Row, base: Row | None) -> list[str]:
     label = f"`{group[0]['recipe']}`: {published['label']}"
     found = _errors(group, str(published.get("beside")))
-    shown = [label, _percent(published.get("error")), _spread(found)]
+    shown = [label, _percent(published.get("error")), mean_and_spread(found)]
     cuts = [
         (published.get(f"{key}_cut"), _cut(group, published, key)) for key in ("params", "macs")
     ]
@@ -208,7 +208,8 @@ def twin_line(group: Sequence[Row]) -> list[str]:
     before, after = (_accuracies(group, key) for key in (_key_of_base(first), last))
     cuts = [_percent(_cut(group, {"beside": last}, key)) for key in _COSTS]
     own = f"`{first['recipe']}`"
-    accuracy = f"{_spread(before)} → {_spread(after)} ({signed(mean(after) - mean(before))})"
+    change = signed(mean(after) - mean(before))
+    accuracy = f"{mean_and_spread(before)} → {mean_and_spread(after)} ({change})"
     seconds = duration(mean(row["seconds"] for row in group))
     return [own, bites, figures, accuracy, _yes(_recovers(group)), *cuts, seconds]
 
@@ -280,14 +281,6 @@ def _cut(group: Sequence[Row], published: Row, key: str) -> float | None:
     if not after or after == before:
         return None
     return 100 * (1 - float(mean(after)) / float(mean(before)))
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return MISSING
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
 def _percent(value: float | None) -> str:

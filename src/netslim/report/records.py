@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
+from netslim.graph.words.drawing import Picture
+
 _LONGEST = 1e15  # seconds, parameters, points: larger numbers mean nothing and break figures
 
 
@@ -47,6 +49,7 @@ class Network(Record):
     size_bytes: float
     latency_ms: Latency | None = None
     top5: float | None = None
+    peak_bytes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,49 @@ class Images(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside(Record):
+    """A histogram of scales of another training."""
+
+    label: str
+    counts: tuple[int, ...]
+    share_near_zero: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerScores(Record):
+    """Least, middle and largest score of a layer's channels."""
+
+    layer: str
+    gone: tuple[float, ...]
+    kept: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for ends in (self.gone, self.kept):
+            if len(ends) not in (0, 3) or list(ends) != sorted(ends):
+                raise ValueError(f"the scores of {self.layer!r} are not three that rise")
+            if any(abs(score) > _LONGEST for score in ends):
+                raise ValueError(f"the scores of {self.layer!r} mean nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Record):
+    """By which scores a stage chose."""
+
+    stage: str
+    criterion: str
+    layers: tuple[LayerScores, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Record):
+    """What a stage was to do, in a line."""
+
+    stage: str
+    does: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scales(Record):
     """Histograms of scales."""
 
@@ -93,15 +139,31 @@ class Scales(Record):
     after: tuple[int, ...]
     share_near_zero_before: float | None = None
     share_near_zero_after: float | None = None
+    strength: float | None = None
+    others: tuple[Beside, ...] = ()
+    layer: str = ""
+    levels: tuple[str, ...] = ()
+    bins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not len(self.edges) - 1 == len(self.before) == len(self.after):
+        histograms = (self.before, self.after, *(one.counts for one in self.others))
+        if {*map(len, histograms)} != {len(self.edges) - 1}:
             raise ValueError("the histograms of scales have other lengths than their edges")
         if list(self.edges) != sorted(set(self.edges)) or self.edges[-1] > _LONGEST:
             raise ValueError("the edges of the histograms do not rise")
         if (self.share_near_zero_before is None) != (self.share_near_zero_after is None):
             raise ValueError("a share near zero is missing")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        numbers = [bytes.fromhex(text) for text in self.levels]
+        if len({*map(len, numbers)}) > 1 or numbers[:1] == [b""]:
+            raise ValueError("the scales of a layer are not as many in each epoch")
+        if max(map(max, numbers), default=-1) >= len(self.bins) - 1 and numbers:
+            raise ValueError("the scales of a layer are in bins that there are not")
+        if list(self.bins) != sorted({*self.bins}):
+            raise ValueError("the bins of the scales do not rise")
 
 
 Curve = Mapping[str, list[float | None] | str]
@@ -127,16 +189,24 @@ class Results(Record):
     title: str | None = None
     recipe: str | None = None
     data: str | None = None
+    model: str | None = None
+    seed: int | None = None
+    stages: list[Done] | None = None
     command: str | None = None
     seconds: float | None = None
     notes: list[str] | None = None
     warnings: list[str] | None = None
     published: list[Mapping[str, str | int | float | None]] | None = None
     widths: list[Width] | None = None
+    picture: Picture | None = None
+    scores: list[Scored] | None = None
     scales: Scales | None = None
     curves: list[Curve] | None = None
     verification: list[StageCheck] | None = None
     images: Images | None = None
+    test_images: int | None = None
+    network: str | None = None
+    constructor: str | None = None
     environment: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

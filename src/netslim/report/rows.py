@@ -16,17 +16,24 @@ METRICS = {  # key of a row: heading, what one may want to know about it
     "size_bytes": ("size on disk", ""),
     "latency_ms": ("latency", "median of one forward pass"),
 }
-ON_PAGE = {
-    "accuracy": METRICS["accuracy"],
+_ONLY_ON_PAGE = {
     "top5": ("top-5", "the class is among the first five"),
-    **METRICS,
+    "peak_bytes": ("peak memory", "bytes of inputs and intermediate tensors alive at once"),
 }
+_PLACES = ("accuracy", "top5", "params", "macs", "size_bytes", "peak_bytes", "latency_ms")
+ON_PAGE = {key: {**METRICS, **_ONLY_ON_PAGE}[key] for key in _PLACES}
 _SHARES = ("accuracy", "top5")
+_FILES = ("onnx", "int8")  # what keys of rows begin with that quantize stages leave
 
 
 def reference(rows: Sequence[Row]) -> Row:
     """The unpruned network that ratios refer to."""
     return next((row for row in rows if row["key"] == "before"), rows[0])
+
+
+def networks(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those of files for other runtimes: the last is the network handed on."""
+    return [row for row in rows if not row["key"].startswith(_FILES)]
 
 
 def value(row: Row, key: str) -> str:
@@ -38,7 +45,9 @@ def value(row: Row, key: str) -> str:
         if ms is None or math.isnan(ms):
             return MISSING
         return f"{ms:#.3g} ms"
-    if key == "size_bytes":
+    if row.get(key) is None:
+        return MISSING
+    if key in ("size_bytes", "peak_bytes"):
         return size(row[key])
     return count(row[key])
 
@@ -64,7 +73,7 @@ def part_left(row: Row, beside: Row, key: str) -> float | None:
     ours, theirs = row.get(key), beside.get(key)
     if key == "latency_ms":
         ours, theirs = median(row), median(beside)
-    if not theirs or not math.isfinite(ours / theirs):
+    if ours is None or not theirs or not math.isfinite(ours / theirs):
         return None
     return float(ours / theirs)
 
@@ -92,6 +101,7 @@ __all__ = [
     "ON_PAGE",
     "Row",
     "median",
+    "networks",
     "part_left",
     "ratio",
     "reference",

@@ -1,8 +1,11 @@
 """What a run found: a table for the terminal, and `report.html`, one self-contained page.
 
-Reads a run folder alone (`results.json`, `config.yaml`, `environment.json`), so a report can be
-made again at any time, on any machine. The page loads nothing, adapts to light and dark mode, and
-reads on a phone.
+Reads a run folder alone (`results.json`, `config.yaml`, `environment.json`, and what `netslim
+sensitivity` has left in the folder `sensitivity` of it), so a report can be made again at any time,
+on any machine. The page loads nothing, adapts to light and dark mode, and reads on a phone.
+
+It tells one story from top to bottom: what was asked, what came out, where the channels went and
+why, what that cost, how sure all of it is, and how the network is used.
 """
 
 from __future__ import annotations
@@ -13,15 +16,22 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netslim._support import write_atomic
-from netslim.report import figures
+from netslim._support import many, write_atomic
+from netslim._support.names import listed
+from netslim.graph.words.drawing import Line, Picture
+from netslim.methods.sensitivity_result import Sensitivity
+from netslim.report import channel_figures, figures
+from netslim.report.chance import noise
 from netslim.report.numbers import MISSING, count, duration, flat, gone, percent, signed
+from netslim.report.published import published_table
 from netslim.report.results_file import read, text_of
-from netslim.report.rows import METRICS, ON_PAGE, Row, part_left, ratio, reference, spread, value
+from netslim.report.results_table import results_table
+from netslim.report.rows import METRICS, Row, networks, part_left, ratio, reference, value
 from netslim.report.template import (
     document,
     facts,
     figure,
+    folded,
     header,
     remarks,
     section,
@@ -32,15 +42,6 @@ from netslim.report.template import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-PUBLISHED = {
-    "error": "test error",
-    "top5_error": "top-5 error",
-    "params": "parameters",
-    "params_cut": "cut",
-    "macs": "MACs",
-    "macs_cut": "cut",
-}
-
 
 def write(run_dir: str | os.PathLike[str]) -> Path:
     """Write `report.html` into a run folder, from the results in it; returns its path.
@@ -49,13 +50,22 @@ def write(run_dir: str | os.PathLike[str]) -> Path:
 
     Raises:
         RecipeError: there are no results, or the file is damaged.
+        PlanError: `sensitivity/sensitivity.json` is damaged.
     """
     folder = Path(run_dir)
     results = read(folder)
-    html = page(results, text_of(folder / "config.yaml"))
+    html = page(results, text_of(folder / "config.yaml"), _sensitivity(folder))
     target = folder / "report.html"
     write_atomic(target, html)
     return target
+
+
+def _sensitivity(folder: Path) -> Mapping[str, Any] | None:
+    """What `netslim sensitivity --out RUN/sensitivity` has measured, if it has."""
+    path = folder / "sensitivity" / "sensitivity.json"
+    if not path.exists():
+        return None
+    return Sensitivity.load(path).to_dict()
 
 
 # ---- For the terminal
@@ -96,26 +106,38 @@ def _aligned(rows: Sequence[Row], beside: Row, key: str) -> list[str]:
 # ---- What the page is made of, from top to bottom
 
 
-def page(results: Mapping[str, Any], config: str | None = None) -> str:
+def page(
+    results: Mapping[str, Any],
+    config: str | None = None,
+    sensitivity: Mapping[str, Any] | None = None,
+) -> str:
     """The whole report as one HTML document.
 
     Args:
         results: as `netslim.report.results_file.read` returns them.
         config: the run's `config.yaml`, shown as it is.
+        sensitivity: of `netslim.methods.Sensitivity.to_dict`, where it was measured.
     """
     title = str(results.get("title") or results.get("recipe") or "netslim run")
-    return document(title, _parts(results, title, config))
+    return document(title, _parts(results, title, config, sensitivity))
 
 
-def _parts(results: Mapping[str, Any], title: str, config: str | None) -> Iterator[str]:
+def _parts(
+    results: Mapping[str, Any],
+    title: str,
+    config: str | None,
+    sensitivity: Mapping[str, Any] | None,
+) -> Iterator[str]:
     yield header(title, unbroken(summary(results)))
     yield remarks("warning", "Warning", results.get("warnings") or [])
-    yield remarks("note", "Note", results.get("notes") or [])
-    yield section("Results", _results_table(results["rows"]))
-    yield section("Beside the published figures", _published_table(results))
-    yield section("What happened inside", _figures(results))
-    yield section("Proof of the cut", _verification(results.get("verification") or []))
-    yield section("How to repeat it", _provenance(results, config))
+    yield section("What was asked", _asked(results))
+    yield section("What came out", _came_out(results))
+    yield section("Where the channels went", _where(results))
+    yield section("Why these channels", _why(results))
+    yield section("What it cost", _cost(results, sensitivity))
+    yield section("How sure this is", _sure(results))
+    yield section("How to use the network", _use(results))
+    yield section("How to repeat the run", _provenance(results, config))
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -145,123 +167,179 @@ def _shrunk(row: Row, beside: Row, key: str, unit: str) -> str:
     return f"{count(before)} to {count(after)} {unit} (−{gone(after, before)})"
 
 
-def _results_table(rows: Sequence[Row]) -> str:
-    beside, keys = reference(rows), _on_page(rows)
-    headings = [ON_PAGE[key] for key in keys]
-    head = "".join(f'<th scope=col title="{hint}">{heading}</th>' for heading, hint in headings)
-    body = "\n".join(_results_row(row, beside, keys) for row in rows)
-    return (
-        f"<table class=cards><thead><tr><th scope=col>network</th>{head}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody></table>\n"
-        f"<p class=small>× is the ratio to “{escape(beside['label'])}”, for accuracy the "
-        "difference in percentage points. The test set was looked at once, after everything "
-        "was decided. MACs are the multiply-accumulates of one image; latency is the median of "
-        "one forward pass, its quartiles in brackets; kB and MB are powers of ten.</p>"
-    )
+# ---- What was asked, and what came out
 
 
-def _on_page(rows: Sequence[Row]) -> list[str]:
-    """The columns of the page: accuracy among the first five only where it was measured."""
-    keys = list(ON_PAGE)
-    if any(row.get("top5") is None for row in rows):
-        keys.remove("top5")
-    return keys
-
-
-def _results_row(row: Row, beside: Row, keys: Sequence[str]) -> str:
-    cells = [f"<th scope=row>{escape(row['label'])}</th>"]
-    for key in keys:
-        shown = f"<b>{value(row, key)}</b> <span>{ratio(row, beside, key)}</span>"
-        if key == "latency_ms":
-            shown += f" <small>{spread(row)}</small>"
-        part, bar = part_left(row, beside, key), ""
-        if part is not None:
-            bar = f'<i class=bar style="width:{100 * part:.1f}%"></i>'
-        cells.append(f'<td data-label="{ON_PAGE[key][0]}"><div>{shown}</div>{bar}</td>')
-    kind = "last" if row["key"].startswith("fine-tuned") else ""
-    return f'<tr class="{kind}">{"".join(cells)}</tr>'
-
-
-def _published_table(results: Mapping[str, Any]) -> str:
-    published = results.get("published") or []
-    if not published:
+def _asked(results: Mapping[str, Any]) -> str:
+    stages = results.get("stages") or []
+    if not stages:
         return ""
-    ours = [_as_published(row, reference(results["rows"])) for row in results["rows"]]
-    named: set[str] = set().union(*published)
-    keys = [key for key in PUBLISHED if key in named] + sorted(
-        named - {*PUBLISHED, "label", "beside"}
-    )
-    head = "".join(f"<th scope=col>{escape(PUBLISHED.get(key, key))}</th>" for key in keys)
-    return (
-        "<div class=scroll><table><thead><tr><th "
-        f"scope=col>network</th>{head}</tr></thead>\n<tbody>\n"
-        + _published_rows("published", published, keys)
-        + _published_rows("this run", ours, keys)
-        + "</tbody></table></div>"
-    )
+    model, data = (f"<code>{escape(str(results.get(key)))}</code>" for key in ("model", "data"))
+    lines = (f"<li><b>{escape(row['stage'])}</b> {escape(row['does'])}</li>" for row in stages)
+    return f"<p>The network {model} on {data}, stage by stage:</p><ol>{''.join(lines)}</ol>"
 
 
-def _published_rows(group: str, rows: Sequence[Row], keys: Sequence[str]) -> str:
-    lines = [f"<tr class=group><th colspan={len(keys) + 1} scope=rowgroup>{group}</th></tr>"]
-    for row in rows:
-        cells = "".join(f"<td>{escape(_figure_of(row, key))}</td>" for key in keys)
-        lines.append(f"<tr><th scope=row>{escape(str(row.get('label', '')))}</th>{cells}</tr>")
-    return "\n".join(lines) + "\n"
-
-
-def _as_published(row: Row, beside: Row) -> dict[str, Any]:
-    """One of our rows in the terms of a paper: error and cuts in percent."""
-    found = {
-        "label": row["label"],
-        "error": 100 * (1 - row["accuracy"]),
-        "top5_error": None,
-        "params": row["params"],
-        "macs": row["macs"],
-    }
-    if row.get("top5") is not None:
-        found["top5_error"] = 100 * (1 - row["top5"])
-    if row["params"] != beside["params"]:
-        for key in ("params", "macs"):
-            found[f"{key}_cut"] = 100 * (1 - row[key] / max(beside[key], 1))
+def _came_out(results: Mapping[str, Any]) -> str:
+    rows = results["rows"]
+    beside = reference(rows)
+    label = f"“{beside['label']}”"
+    found = results_table([(row, beside) for row in rows], label)
+    if published := published_table(results):
+        found += f"\n<h3>Beside the published figures</h3>\n{published}"
     return found
 
 
-def _figure_of(row: Row, key: str) -> str:
-    number = row.get(key)
-    if number is None or isinstance(number, str):
-        return number or MISSING
-    if key in ("params", "macs"):
-        return count(number)
-    unit = " %" if key in PUBLISHED else ""
-    if not isinstance(number, float):
-        return f"{number}{unit}"
-    if "error" in key:
-        return f"{number:.2f}{unit}"
-    return f"{number:.1f}{unit}"
+# ---- Where the channels went, and why
 
 
-def _figures(results: Mapping[str, Any]) -> str:
+_PICTURE = (
+    "A row is a layer, in the order in which they run. A line is a group of channels that can only "
+    "go together, as wide as it has channels: pale before the cut, full after it. A dot makes "
+    "these channels, a ring reads them. Grey and dashed is what cannot be cut exactly."
+)
+
+
+def _where(results: Mapping[str, Any]) -> str:
+    layers = results.get("widths") or []
+    if not layers:
+        return ""
+    shown = _picture(results)
+    most = {line.name: line.size for line in shown.lines}
+    stay = {row["layer"]: min(row["after"], most.get(row["layer"], 0)) for row in layers}
+    drawn = figure("network", channel_figures.network(shown, stay), _PICTURE, kind="graph")
+    return f"<p>{unbroken(_most_and_least(layers))}</p>\n{drawn}"
+
+
+def _picture(results: Mapping[str, Any]) -> Picture:
+    """The picture that was kept; of a run that kept none, its layers alone."""
+    if kept := results.get("picture"):
+        lines = tuple(Line(**line) for line in kept["lines"])
+        return Picture(tuple(kept["layers"]), lines)
+    widths = results["widths"]
+    lines = tuple(
+        Line(row["layer"], max(row["before"], row["after"]), made=(number,))
+        for number, row in enumerate(widths)
+    )
+    return Picture(tuple(row["layer"] for row in widths), lines)
+
+
+def _most_and_least(layers: Sequence[Mapping[str, Any]]) -> str:
+    before, after = (sum(row[key] for row in layers) for key in ("before", "after"))
+    told = f"{after:,} of {many(before, 'channel')} stay"
+    if before == after:
+        return f"{told}: nothing was cut."
+    by_share = sorted(layers, key=lambda row: row["after"] / max(row["before"], 1))
+    least, most = (
+        f"{row['layer']} ({row['after']:,} of {row['before']:,} stay)"
+        for row in (by_share[0], by_share[-1])
+    )
+    return f"{told}. The most went from {least}, the least from {most}."
+
+
+def _why(results: Mapping[str, Any]) -> str:
+    drawn = _scores(results) + _scales(results.get("scales") or {})
+    if not drawn:
+        return ""
+    return f"<div class=figures>{drawn}</div>"
+
+
+def _scores(results: Mapping[str, Any]) -> str:
+    """Of the first cut: the later ones choose among what that has left."""
+    found = results.get("scores") or []
+    if not found or not any(row["gone"] or row["kept"] for row in found[0]["layers"]):
+        return ""
+    text = (
+        "The scores by which channels were chosen, layer by layer, least to largest, with a dot in "
+        "the middle: a layer's threshold lies where those that went end and those that stay begin."
+    )
+    if len(found) > 1:
+        text += f" Shown is the first cut, {found[0]['stage']}."
+    return figure("scores", channel_figures.scores(found[0]), text)
+
+
+def _scales(scales: Mapping[str, Any]) -> str:
     drawn = ""
-    scales = results.get("scales") or {}
     if scales.get("share_near_zero_after") is not None:
         share = percent(scales["share_near_zero_after"], 1)
         text = (
             f"Batch-norm scales. After training {share} of them are below "
             f"{scales['threshold']:g}, where a channel hardly counts any more."
         )
-        drawn += figure("scales", figures.scales(scales), text)
-    if results.get("widths"):
-        text = "Width of every layer before and after the cut."
-        drawn += figure("widths", figures.widths(results["widths"]), text)
+        drawn += figure("scales", channel_figures.scales(scales), text)
+    if scales.get("levels"):
+        text = (
+            f"The scales of one layer, {scales['layer']}, over training: a row is a channel, "
+            "brighter is larger, and the largest at the end are on top. Channels that turn dark "
+            "are those that can go."
+        )
+        drawn += figure("selection", channel_figures.selection(scales), text)
+    return drawn
+
+
+# ---- What it cost
+
+
+def _cost(results: Mapping[str, Any], sensitivity: Mapping[str, Any] | None) -> str:
+    drawn = ""
+    if len(points := tradeoff_points(results["rows"])) > 1:
+        text = "Test accuracy against what is left of the multiply-accumulates."
+        runs = [{"label": "", "points": points}]
+        drawn += figure("tradeoff", figures.tradeoff(runs), text)
     if results.get("curves"):
         text = (
             "Training, stage by stage. The training loss is what is minimised: with a "
             "penalty, or a teacher's part."
         )
         drawn += figure("curves", figures.curves(results["curves"]), text)
+    if sensitivity is not None:
+        text = (
+            "What each group of channels alone costs, nothing trained after it: the darker, the "
+            "more accuracy is lost when that share of it goes."
+        )
+        drawn += figure("sensitivity", figures.sensitivity(sensitivity), text)
     if not drawn:
         return ""
     return f"<div class=figures>{drawn}</div>"
+
+
+def tradeoff_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What `figures.tradeoff` draws of a run, from its whole network on; nothing where nothing was
+    cut.
+    """
+    beside = reference(rows)
+    found = []
+    for row in networks(rows):
+        left = part_left(row, beside, "macs")
+        if left:
+            found.append({"label": row["label"], "left": left, "accuracy": row["accuracy"]})
+    if {point["left"] for point in found} == {1.0}:
+        return []
+    return sorted(found, key=lambda point: -point["left"])
+
+
+# ---- How sure it is
+
+
+def _sure(results: Mapping[str, Any]) -> str:
+    parts = [f"<p>{unbroken(text)}</p>" for text in _spread(results)]
+    parts += [_verification(results.get("verification") or []), _stays(results)]
+    if notes := remarks("note", "Note", results.get("notes") or []):
+        parts.append(f"<h3>What else to know</h3>\n{notes}")
+    return "\n".join(filter(None, parts))
+
+
+def _spread(results: Mapping[str, Any]) -> Iterator[str]:
+    """What one run leaves open."""
+    seed, images = results.get("seed"), results.get("test_images")
+    if images:
+        told = noise(networks(results["rows"])[-1]["accuracy"], images, "test")
+        yield f"The test set was looked at once, after everything was decided: {told}."
+    if seed is not None:
+        yield (
+            f"This is one run, with seed {seed}; how much another seed would change is not in it. "
+            "netslim run --seeds 0 1 2 makes several, and netslim report with their folders sets "
+            "them side by side, with their spread."
+        )
 
 
 def _verification(checks: Sequence[Row]) -> str:
@@ -273,9 +351,10 @@ def _verification(checks: Sequence[Row]) -> str:
         for check in checks
     )
     return (
-        "<p>Each time, the smaller network was compared with the one it was cut from, its "
-        "removed channels silenced, or made the same as those they are merged into: in "
-        "float64, with the trained weights and with random ones, the outputs must be equal.</p>\n"
+        "<h3>Proof of the cut</h3>\n<p>Each time, the smaller network was compared with the one "
+        "it was cut from, its removed channels silenced, or made the same as those they are "
+        "merged into: in float64, with the trained weights and with random ones, the outputs must "
+        "be equal.</p>\n"
         "<div class=scroll><table><thead><tr><th scope=col>stage</th><th scope=col>channels "
         "cut</th><th scope=col>of these, felt in the output</th>"
         "<th scope=col>largest relative "
@@ -290,18 +369,56 @@ def _deviation(check: Row) -> str:
     return f"{check['deviation']:.1e}"
 
 
+def _stays(results: Mapping[str, Any]) -> str:
+    """What was not cut, and why."""
+    reasons = dict[str, list[str]]()
+    for line in (results.get("picture") or {}).get("lines", []):
+        if line["verdict"] not in ("exact", ""):
+            why = line["why"] or "cutting it would change what the other channels compute"
+            reasons.setdefault(why, []).append(line["name"])
+    for row in results.get("widths") or []:
+        if row["before"] == row["after"]:
+            reasons.setdefault("none of its channels was chosen", []).append(row["layer"])
+    if not reasons:
+        return ""
+    told = {listed(names, most=6): why for why, names in reasons.items()}
+    return f"<h3>What stayed whole, and why</h3>\n{facts(told)}"
+
+
+# ---- How it is used, and made again
+
+
+def _use(results: Mapping[str, Any]) -> str:
+    file = results.get("network")
+    if not file:
+        return ""
+    build = f'network = netslim.models.build("{file}")'
+    if not results.get("constructor"):
+        build = f'network = netslim.load(YourNetwork(), "{file}")  # as it was before the cut'
+    lines = ("import netslim", build, "scores = network.eval()(images)")
+    known = {"file": f"{file}, in the folder of this page"}
+    last = networks(results["rows"])[-1]
+    known["size"] = value(last, "size_bytes")
+    if results.get("images"):
+        known["images"] = prepared(results["images"])
+    code = escape("\n".join(lines), quote=False)
+    return f"<pre><code>{code}</code></pre>\n{facts(known)}"
+
+
 def _provenance(results: Mapping[str, Any], config: str | None) -> str:
     command = escape(str(results.get("command") or MISSING))
     known: dict[str, str] = {}
     if results.get("seconds") is not None:
         known["time taken"] = duration(results["seconds"])
-    if results.get("images"):
-        known["images"] = prepared(results["images"])
     known |= flat(results.get("environment") or {})
     known.pop("command", None)
     if config is None:
         config = "config.yaml was not in the run folder."
-    return f"<pre><code>{command}</code></pre>\n{facts(known)}\n{settings(config)}"
+    return (
+        f"<pre><code>{command}</code></pre>\n"
+        + folded("Where it ran, and with which versions", facts(known))
+        + settings(config)
+    )
 
 
 def prepared(images: Mapping[str, Any]) -> str:
@@ -311,4 +428,4 @@ def prepared(images: Mapping[str, Any]) -> str:
     return f"{size} pixels, scaled to 0..1, less the mean {mean}, divided by {std}"
 
 
-__all__ = ["page", "prepared", "summary", "table", "write"]
+__all__ = ["page", "prepared", "summary", "table", "tradeoff_points", "write"]

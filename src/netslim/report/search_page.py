@@ -134,7 +134,7 @@ def _cells(found: Found) -> Iterator[tuple[Found, list[str]]]:
 
 def page(found: Found, config: str) -> str:
     """One self-contained HTML document: verdict, picture, table, how to repeat it."""
-    picture = f"<div style='max-width:44rem'>{_picture(found)}</div>"
+    picture = f"<div class=single>{_picture(found)}</div>"
     command = f"<pre><code>{escape(found['command'])}</code></pre>"
     parts = [
         header(found["title"], escape(found["verdict"])),

@@ -20,6 +20,7 @@ body { margin: 0; background: var(--paper); color: var(--ink);
   sans-serif; }
 main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; padding-bottom: .3rem;
   border-bottom: 1px solid var(--line); }
 .lead { font-size: 1.1rem; max-width: 46rem; margin: 0 0 1.2rem; }
@@ -45,9 +46,15 @@ tr.group th { padding-top: 1rem; font-size: .85rem; color: var(--soft); }
 .scroll { overflow-x: auto; }
 .scroll th { white-space: nowrap !important; }
 th:last-child, td:last-child { padding-right: 0; }
+.single { max-width: 44rem; }
 .figures { columns: 2; column-gap: 2rem; }
 figure { margin: 0 0 1.6rem; break-inside: avoid; }
 figure svg { display: block; width: 100%; height: auto; }
+figure image { image-rendering: pixelated; }
+.graph { overflow: auto; max-height: 36rem; border: 1px solid var(--line); border-radius: 4px; }
+.graph svg { width: auto; max-width: none; }
+ol { padding-left: 1.4rem; } li { margin: .2rem 0; }
+details { margin: .6rem 0; }
 figcaption { font-size: .85rem; color: var(--soft); margin-top: .4rem; }
 pre { background: var(--fill); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem;
   border-radius: 4px; }
@@ -55,21 +62,33 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; 
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
-@media (max-width: 46rem) {
+@media screen and (max-width: 46rem) {
   main { padding: 1.2rem 1rem 3rem; }
   .figures { columns: 1; }
   .cards thead { display: none; }
   .cards, .cards tbody, .cards tr, .cards th, .cards td { display: block; padding: 0; border: 0; }
   .cards tr { padding: .7rem 0; border-bottom: 1px solid var(--line); }
-  .cards td { display: grid; grid-template-columns: 8.5rem 1fr; padding: .12rem 0;
-    text-align: left; }
+  .cards td { display: grid; grid-template-columns: 8.5rem minmax(0, 1fr); padding: .12rem 0;
+    text-align: left; white-space: normal; }
   .cards td::before { content: attr(data-label); color: var(--soft); font-size: .9rem; }
-  .cards td span, .cards td small { display: inline; margin-left: .5rem; }
+  .cards td span, .cards td small { display: inline-block; margin-left: .5rem; }
   .cards .bar { grid-column: 2; margin: 0 0 .2rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .4rem; }
 }
-@media print { body { font-size: 11px; } .remark, pre { border: 1px solid var(--line); } }
+@media print {
+  :root { color-scheme: light; --ink: #22262b; --soft: #5d6570; --paper: #ffffff; --line: #dfe3e8;
+    --fill: #f5f6f8; --blue: #0072b2; --orange: #d55e00; --pale: #c3c9d1; --amber: #b35c00; }
+  body { font-size: 11px; }
+  th, td { padding: .35rem .4rem; }
+  main { max-width: none; padding: 0; }
+  .remark, pre { border: 1px solid var(--line); }
+  .graph { overflow: visible; max-height: none; border: 0; }
+  .graph svg { max-width: 100%; max-height: 22cm; }
+  pre { white-space: pre-wrap; }
+  h2, h3, thead { break-after: avoid; }
+  details::details-content { content-visibility: visible; display: block; }
+}
 """
 
 PAGE = """<!DOCTYPE html>
@@ -121,12 +140,21 @@ def section(heading: str, content: str) -> str:
     return f"<section><h2>{heading}</h2>\n{content}\n</section>"
 
 
-def figure(name: str, drawing: bytes, caption: str) -> str:
-    """An SVG drawing in the page; its ids are prefixed, as several drawings share one document."""
+def figure(name: str, drawing: bytes, caption: str, kind: str = "") -> str:
+    """An SVG drawing in the page; its ids are prefixed, as several drawings share one document.
+
+    Args:
+        name: of the drawing, within the page.
+        drawing: as it is drawn.
+        caption: what it shows, for those who do not see it, too.
+        kind: `graph` for one that is as large as it is, in a box of its own that scrolls.
+    """
     text = drawing.decode()
     svg = text[text.index("<svg") :]
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    if kind:
+        svg = f'<div class="{kind}" tabindex="0">{svg}</div>'
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>\n"
 
 
@@ -136,7 +164,11 @@ def facts(named: Mapping[str, str]) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
+def folded(summary: str, content: str) -> str:
+    """What few ask for, under a line that opens it."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
 def settings(config: str) -> str:
     """The settings of a run, folded up."""
-    shown = f"<pre><code>{escape(config)}</code></pre>"
-    return f"<details><summary>Every setting (config.yaml)</summary>{shown}</details>"
+    return folded("Every setting (config.yaml)", f"<pre><code>{escape(config)}</code></pre>")

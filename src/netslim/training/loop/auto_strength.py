@@ -41,7 +41,7 @@ from netslim.graph.modules.duplicating import duplicate
 from netslim.methods.slimming import hardly_moved_by
 from netslim.methods.threshold import NEAR_ZERO
 from netslim.training.loop.classifier import OPTIMIZERS
-from netslim.training.loop.gammas import scales_of, share_near_zero
+from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
 from netslim.training.recipe.schedule import factor, lengthened
 from netslim.training.recipe.schema import SlimmingOptions, Train
 from netslim.training.stages.folder import FORMAT, StageFolder, read_json, write_json
@@ -198,7 +198,8 @@ def find_strength(
     Returns:
         The fields of `StrengthChoice`, `strength` being that for the whole stage; `target`;
         `epochs` of each trial; `longer` with `epochs`, `strength` and `share`, where the stage has
-        room for it; and a `warning` or None.
+        room for it; `histograms` of the scales after each short run, with `strength` and `epochs`;
+        and a `warning` or None.
     """
     path, trials = folder.path / "strength.json", folder.path / "strength"
     remedy = f"move {folder.path} away to run this stage from its beginning"
@@ -210,14 +211,15 @@ def find_strength(
     asked = f"which strength leaves {target:.0%} of the scales near zero?"
     bench.display.say(f"{folder.label}  short runs: {asked}")
     trials.mkdir(parents=True, exist_ok=True)
-    numbers = count()
+    numbers, seen = count(), list[dict[str, Any]]()
 
     def run(strength: float, epochs: int = short) -> float:
         trial = shortened(stage, epochs, strength)
         place = StageFolder(trials, next(numbers), trial)
         place.ground = folder.ground
-        share = _share(bench, network, trial, place, seed, teacher)
-        return ranks.mean_number("the share near zero", share)
+        done = _tried(bench, network, trial, place, seed, teacher)
+        seen.append({"strength": strength, "epochs": epochs, "counts": done.get("counts", [])})
+        return ranks.mean_number("the share near zero", float(done["near_zero"]))
 
     found = choose(run, first_guess(stage, network, steps), target)
     content = {**asdict(found), "target": target, "epochs": short, "warning": None}
@@ -228,6 +230,7 @@ def find_strength(
         longer = run(found.strength, twice)
         content["longer"] = {"epochs": twice, "strength": found.strength, "share": longer}
         content["strength"] = carried(found, longer, target, stage.epochs / twice)
+    content["histograms"] = [one for one in seen if one["counts"]]
     if ranks.first():
         write_json(path, {"format": FORMAT, **content})
     bench.display.say(f"{folder.label}  {sentence(content)}")
@@ -318,24 +321,25 @@ def first_guess(stage: Train, network: nn.Module, steps: int) -> float:
     return 2 * way * (1 - kept) / (stage.optimizer.lr * options.pace * rates)
 
 
-def _share(
+def _tried(
     bench: Bench,
     network: nn.Module,
     trial: Train,
     folder: StageFolder,
     seed: int,
     teacher: nn.Module | None,
-) -> float:
-    """The share near zero after a short run, which is carried out if it is not finished."""
+) -> dict[str, Any]:
+    """What a short run left of the scales; it is carried out if it is not finished."""
     from netslim.training.loop.fit import fit
 
     done = ranks.shared("a short run", folder.results)
     if done is None:
         trained = duplicate(network)
         fit(bench, trained, trial, folder, seed, teacher=teacher)
-        found = {"kind": trial.kind, "near_zero": share_near_zero(scales_of(trained))}
-        done = ranks.shared("a short run", partial(folder.finish, found))
-    return float(done["near_zero"])
+        scales = scales_of(trained)
+        found = {"near_zero": share_near_zero(scales), "counts": histogram(scales)}
+        done = ranks.shared("a short run", partial(folder.finish, {"kind": trial.kind, **found}))
+    return done
 
 
 def _unreached(found: StrengthChoice, target: float) -> str:

@@ -37,7 +37,7 @@ from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.agreement import same_weights
 from netslim.training.loop.classifier import Classifier
 from netslim.training.loop.divergence import FAR
-from netslim.training.loop.gammas import histogram, scales_of, share_near_zero
+from netslim.training.loop.gammas import histogram, levels, scales_of, share_near_zero, widest
 from netslim.training.loop.logbook import Logbook
 from netslim.training.loop.sharded import whole
 from netslim.training.stages.folder import StageFolder
@@ -105,6 +105,8 @@ class Noted:
     best: Mapping[str, Any]
     unreadable: list[str] = field(default_factory=list)
     stands_on: Mapping[str, Any] | None = None
+    layer: str = ""
+    levels: list[str] = field(default_factory=list)
 
 
 class EpochRecord(pl.Callback):
@@ -123,6 +125,8 @@ class EpochRecord(pl.Callback):
 
     Attributes:
         unreadable: every picture that was left out, and why.
+        layer: a batch norm, if there is one, and
+        levels: its scales before the first epoch and after each, as `gammas.levels`.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class EpochRecord(pl.Callback):
         self.watch, self.progress = watch, progress
         self.rows: list[Row] = []
         self.histograms: list[list[int]] = []
+        self.layer, self.levels = "", list[str]()
         self.best: dict[str, Any] = {}
         self.saved = 0  # epochs in the checkpoint
         self.started = time.perf_counter()
@@ -156,6 +161,8 @@ class EpochRecord(pl.Callback):
             "best": self.best,
             "unreadable": self.unreadable,
             "stands_on": self.folder.stands_on(),
+            "layer": self.layer,
+            "levels": self.levels,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -163,6 +170,7 @@ class EpochRecord(pl.Callback):
         self.saved = len(self.rows)
         self.best = state_dict["best"]
         self.unreadable = state_dict.get("unreadable", [])  # version 0.1 kept none
+        self.layer, self.levels = state_dict.get("layer", ""), state_dict.get("levels", [])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -178,7 +186,8 @@ class EpochRecord(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         if not self.histograms:
-            self.histograms.append(histogram(scales_of(pl_module.network)))
+            self.layer = widest(pl_module.network)
+            self._look(pl_module, scales_of(pl_module.network))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -211,7 +220,7 @@ class EpochRecord(pl.Callback):
         row = self._row(trainer, pl_module, share_near_zero(scales))
         self._refuse_non_finite_weights(trainer, pl_module)
         self.rows.append(row)
-        self.histograms.append(histogram(scales))
+        self._look(pl_module, scales)
         best = self._best(pl_module, row)
         left_out = ranks.gathered("the pictures that are left out", list(self._left_out()))
         self.unreadable = sorted({*self.unreadable, *chain.from_iterable(left_out)})
@@ -226,6 +235,12 @@ class EpochRecord(pl.Callback):
         self._log(row, scales)
         if self.watch is not None:
             self.watch(row)
+
+    def _look(self, module: Classifier, scales: Tensor) -> None:
+        """Keep what is looked at of the scales."""
+        self.histograms.append(histogram(scales))
+        if self.layer:
+            self.levels.append(levels(module.network, self.layer))
 
     def _row(self, trainer: pl.Trainer, module: Classifier, near_zero: float | None) -> Row:
         trained = module.train_tally.of_all_ranks("the figures of the epoch")

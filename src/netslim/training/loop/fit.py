@@ -73,6 +73,7 @@ class History:
     Attributes:
         rows: of metrics.csv, one an epoch.
         histograms: of the scales, before the first epoch and after each.
+        layer, levels: the same of one layer; see `EpochRecord`.
         best: epoch and validation accuracy of the weights that were kept; empty for the last.
         left: what its method hands on to later stages.
         pruning: what cut the network on the way, if it was.
@@ -85,6 +86,8 @@ class History:
     left: dict[str, Any]
     pruning: GradualPruning | None = None
     unreadable: tuple[str, ...] = ()
+    layer: str = ""
+    levels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -493,4 +496,12 @@ def _finished(module: Classifier, record: EpochRecord) -> History:
         left = module.method.left()
     best = {key: value for key, value in record.best.items() if key != "sha256"}
     unreadable = tuple(record.unreadable)
-    return History(record.rows, record.histograms, best, left, unreadable=unreadable)
+    return History(
+        record.rows,
+        record.histograms,
+        best,
+        left,
+        unreadable=unreadable,
+        layer=record.layer,
+        levels=tuple(record.levels),
+    )

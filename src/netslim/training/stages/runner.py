@@ -43,7 +43,6 @@ from netslim._support import (
 from netslim.data.loader import Loader
 from netslim.data.unreadable import told as told_unreadable
 from netslim.errors import RecipeError
-from netslim.graph.groups import ChannelGroup
 from netslim.graph.modules.walk import fingerprint
 from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
@@ -73,6 +72,7 @@ from netslim.training.recipe.schema import (
     Stage,
     Train,
 )
+from netslim.training.stages import outcome
 from netslim.training.stages import prune as cutting
 from netslim.training.stages import quantize as quantizing
 from netslim.training.stages.environment import describe, moved, told
@@ -422,6 +422,7 @@ class Runner(Networks):
             "curves": _curves(rows),
             "histograms": trained.histograms,
             "sparse": _slims(stage),
+            **_scales_of_a_layer(stage, trained),
             "best": trained.best or None,
             "remarks": remarks,
             "unreadable": list(trained.unreadable),
@@ -501,7 +502,8 @@ class Runner(Networks):
         return {
             "seconds": round(time.perf_counter() - started, 3),
             **_proof(done.check),
-            "widths": [] if masked else widths(done.graph.groups, done.plan),
+            **outcome.where(done.graph, done.plan, masked),
+            **outcome.scored(done.plan),
             "notes": list(done.plan.notes),
             "remarks": [*_chosen(done.plan), *done.notes],
             "warnings": list(done.warnings),
@@ -574,6 +576,8 @@ class Runner(Networks):
             ],
             "images": self.data.preprocessing.to_json(),
             "network": self._file_of([entry.index for entry in found if entry.form == "torch"][-1]),
+            "constructor": self.origin.get("name"),
+            "test_images": len(self.bench.labels(self.data.test)),
             "unreadable": [*self.data.unreadable, *unreadable],
         }
 
@@ -599,12 +603,16 @@ class Runner(Networks):
 
         Before it is evaluated, which moves the network to the device of the run.
         """
-        if entry.form != "torch":
+        file = entry.form != "torch"
+        if file:
             network = self.network_before(entry.index).eval()
         made = fingerprint(network)
         if made not in costs:
             costs[made] = netslim.cost(network, self.example()[:1])
-        return {"params": costs[made].params, "macs": costs[made].macs}
+        found: Results = {"params": costs[made].params, "macs": costs[made].macs}
+        if not file:  # another runtime keeps other tensors
+            found["peak_bytes"] = costs[made].peak_bytes
+        return found
 
     def _answers(self, network: nn.Module, loader: Loader) -> Results:
         means = self.bench.means(network, loader)
@@ -686,7 +694,7 @@ def _shrunk(pruning: GradualPruning, folder: StageFolder) -> Results:
         write_atomic(folder.plan, pruning.plan.to_json())
     return {
         **_proof(pruning.verification),
-        "widths": widths(pruning.original.groups, pruning.plan),
+        **outcome.where(pruning.original, pruning.plan),
         "notes": list(pruning.plan.notes),
     }
 
@@ -708,19 +716,11 @@ def _proof(check: Verification | None) -> Results:
     return {"verification": asdict(check)}
 
 
-def widths(groups: Iterable[ChannelGroup], plan: PruningPlan) -> list[Results]:
-    """Channels of every prunable layer before and after."""
-    found = []
-    for group in groups:
-        if group.prunable and not group.block:
-            cut = plan.groups.get(group.name)
-            after = group.size
-            if cut is not None:
-                after = len(cut.kept)
-            elif plan.dropped and all(plan.dropped.holds(s.tensor) for s in group.slices):
-                after = 0  # it went with a block
-            found.append({"layer": group.name, "before": group.size, "after": after})
-    return found
+def _scales_of_a_layer(stage: Train, trained: fit.History) -> Results:
+    """Those of one layer by epoch, where a penalty moved them."""
+    if not _slims(stage) or not trained.layer:
+        return {}
+    return {"layer": trained.layer, "levels": list(trained.levels)}
 
 
 def _dropping(plan: PruningPlan) -> PruningPlan:
