@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,35 @@ def test_the_histograms_are_of_all_scales(finished):
     ]
     assert len(started) == 1
     assert started[0] < 0.5 < scales["edges"][scales["edges"].index(started[0]) + 1]
+
+
+def test_the_scales_of_one_layer_are_known_for_every_epoch(finished):
+    """Of three batch norms with 16 scales each, the one in the middle."""
+    scales = json.loads((finished / "results.json").read_text())["scales"]
+    trained = len(metrics(finished / "01-sparse" / "metrics.csv"))
+    network = netslim.models.build(finished / "01-sparse" / "model.safetensors")
+    norms = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    name, norm = norms[1]
+    assert scales["layer"] == name
+    assert len(scales["levels"]) == 1 + trained
+    ends = [[*bytes.fromhex(text)] for text in (scales["levels"][0], scales["levels"][-1])]
+    assert ends[0] == [bisect(scales["bins"], 0.5) - 1] * 16
+    assert ends[1] == [bisect(scales["bins"], abs(scale)) - 1 for scale in norm.weight.tolist()]
+
+
+def test_where_the_channels_went_and_by_which_scores(finished):
+    results = json.loads((finished / "results.json").read_text())
+    lines = {line["name"]: line for line in results["picture"]["lines"]}
+    assert {row["layer"]: row["before"] for row in results["widths"]}.items() <= {
+        name: line["size"] for name, line in lines.items()
+    }.items()
+    (scored,) = results["scores"]
+    assert (scored["stage"], scored["criterion"]) == ("02-prune", "obs")
+    assert len(scored["layers"]) == len(results["widths"])
+    for row in scored["layers"]:  # a threshold lies between
+        assert max(row["gone"], default=0.0) <= row["kept"][0] <= row["kept"][-1]
+    before, pruned, _ = results["rows"]
+    assert before["peak_bytes"] > pruned["peak_bytes"] > 4 * 64  # of an image of 8 x 8
 
 
 def test_the_networks_load_without_the_recipe(finished):

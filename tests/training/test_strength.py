@@ -248,6 +248,8 @@ def test_train_finds_a_strength_says_so_and_keeps_it(tmp_path, capsys):
     }
     runs = sorted((folder / "strength").glob("*/stage.json"))
     assert len(runs) == len(kept["trials"]) + ("longer" in kept)
+    assert len(kept["histograms"]) == len(runs)
+    assert {sum(one["counts"]) for one in kept["histograms"]} == {48}
     assert (
         next(json.loads(path.read_text())["near_zero"] for path in runs)
         == kept["trials"][0]["share"]
@@ -345,7 +347,7 @@ def test_what_adamw_divides_away_is_told(tmp_path):
     plain = adamw("l1", strength=1e-3)
     del plain["stages"][0]["sparsity"]["target"]
     results = netslim.training.run(parse_recipe(plain), tmp_path / "run")
-    (said,) = results["warnings"]
+    _, said = results["warnings"]  # the first is that it is a dry run
     assert said.startswith("01-sparse: AdamW divides gradients by their size, and the pull of the")
     assert results["scales"]["share_near_zero_after"] == 0
 
