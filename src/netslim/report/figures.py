@@ -379,7 +379,8 @@ def tradeoff(runs: Sequence[Mapping[str, Any]], format: str = "svg") -> bytes:
         colours = LinearSegmentedColormap.from_list("runs", RUNS)
         for number, run in enumerate(runs):
             x, y = ([100 * point[key] for point in run["points"]] for key in ("left", "accuracy"))
-            colour, dashes = BLUE, DASHES[number % len(DASHES)]
+            colour: Any = BLUE
+            dashes = DASHES[number % len(DASHES)]
             if len(runs) > 1:
                 colour = colours(number / (len(runs) - 1))
             axes.plot(x, y, "o", color=colour, linestyle=dashes, markersize=5, label=run["label"])
