@@ -15,15 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    [
-        "sklearn.datasets",
-        "torchvision",
-        "netslim.cli",
-        "netslim.report.run_page",
-        "netslim.training.stages.runner",
-    ]
-)
+_SERVER.set_forkserver_preload(["netslim.cli", "netslim.training.imported_once"])
 
 
 def start(function: Callable[..., Any], *arguments: Any, told: Path) -> ForkServerProcess:

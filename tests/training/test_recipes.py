@@ -174,7 +174,8 @@ def model_of(name: str) -> tuple[str, tuple[tuple[str, Any], ...], int, tuple[in
 def counted(
     name: str, options: tuple[tuple[str, Any], ...], outputs: int, shape: tuple[int, ...]
 ) -> Any:
-    with torch.device("meta"):
+    large = shape[-1] > 32  # without values operators cost more, but its weights are many
+    with torch.device("meta") if large else contextlib.nullcontext():
         model = models.build(name, num_classes=outputs, **dict(options))
         return netslim.cost(model.eval(), torch.empty(shape))
 
@@ -184,12 +185,21 @@ def test_a_network_has_the_published_size(name):
     """Within 1.2 %: some papers leave projections out, others count normalisations or selections as
     well.
     """
-    cost = counted(*model_of(name))
     base = recipe_of(name).published[:1]
+    params, macs = size_of(name)
     for row in base:
         assert "params_cut" not in row
-        assert cost.params == pytest.approx(row.get("params", cost.params), rel=0.012)
-        assert cost.macs == pytest.approx(row.get("macs", cost.macs), rel=0.012)
+        assert params == pytest.approx(row.get("params", params), rel=0.012)
+        assert macs == pytest.approx(row.get("macs", macs), rel=0.012)
+
+
+def size_of(name: str) -> tuple[float, float]:
+    """Parameters and MACs; of what is traced below in any case, as the graph counts them."""
+    if name in CUTS:
+        graph = traced(*model_of(name))[1]
+        return graph.params({}), graph.macs({})
+    cost = counted(*model_of(name))
+    return cost.params, cost.macs
 
 
 @cache

@@ -4,6 +4,7 @@ That process reads no message while it imports, and would tell of Ctrl-C by a tr
 started it tells it already.
 """
 
+import gc
 import importlib
 import signal
 
@@ -14,3 +15,5 @@ for _name in (
 ):
     importlib.import_module(_name)
 signal.signal(signal.SIGINT, _before)
+gc.collect()
+gc.freeze()  # a collection in a process that is forked off would make copies of all its pages

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -125,6 +126,11 @@ def _native_bf16(device: torch.device) -> bool:
 
 def versions() -> dict[str, str]:
     """Of the packages that figures depend on."""
+    return dict(_versions())
+
+
+@cache  # each stage of a run asks, and reading a package's metadata takes milliseconds
+def _versions() -> Mapping[str, str]:
     found = {"torch": str(torch.__version__)}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
