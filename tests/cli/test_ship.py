@@ -52,10 +52,13 @@ def checkpoint(tmp_path):
 # ---------------------------------------------------------------- export
 
 
-def test_export_of_a_cut_checkpoint(checkpoint, tmp_path, capsys):
+def test_export_of_a_cut_checkpoint(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal, where its steps are shown
     out = tmp_path / "new" / "net.pt2"
     assert main(["export", str(checkpoint), *INPUT, "--out", str(out), "--batch", "4"]) == 0
-    said = capsys.readouterr().out.splitlines()
+    shown, steps = capsys.readouterr()
+    assert "export  comparing" in steps
+    said = shown.splitlines()
     assert said[0] == f"torch.export, {out.stat().st_size / 1000:,.1f} kB: x -> output"
     assert said[1].startswith(
         "verified: the outputs deviate by no more than 0.0e+00 of the largest, in batches of 4"
@@ -155,7 +158,9 @@ def test_bench_as_a_table_with_a_row_for_each_backend(capsys):
     arguments = [*INPUT, "--repeats", "5", "--device", "cpu", "--backend", "eager", "onnxruntime"]
     before = torch.get_num_threads()
     assert main(["bench", *NET, *arguments]) == 0
-    head, eager, other, last = capsys.readouterr().out.splitlines()
+    shown, steps = capsys.readouterr()
+    assert not steps  # its rounds are counted on a terminal alone
+    head, eager, other, last = shown.splitlines()
     assert head.split()[:5] == ["model", "backend", "params", "MACs", "activations"]
     assert [row.split()[:2] for row in (eager, other)] == [
         ["zoo:vgg", "eager"],

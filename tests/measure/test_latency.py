@@ -89,7 +89,17 @@ def test_short_calls_are_batched_until_a_sample_lasts_a_millisecond(x):
 
 def test_the_time_budget_ends_the_rounds_but_not_below_five(x):
     assert latency(Sleeper(0.005), x, repeats=1000, budget_seconds=1e-6).repeats == 5
-    assert 5 < latency(Sleeper(0.005), x, repeats=1000, budget_seconds=0.1).repeats < 30
+    told: list[int] = []
+    found = timed(
+        {"sleep": lambda: time.sleep(0.005)},
+        repeats=1000,
+        budget_seconds=0.1,
+        progress=lambda what, done, total: told.append(done),
+    )
+    assert 5 < found["sleep"].repeats < 30
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert told[-1] > 900  # of 1000 rounds, as far as the time went
 
 
 def test_runs_in_evaluation_mode_without_gradients_and_restores_every_flag(x):

@@ -121,7 +121,9 @@ def agree(model: nn.Module, found: list[Tensor], *args: Tensor, **kwargs: Tensor
 def test_torch_export_takes_what_netslim_makes(name, tmp_path):
     x = torch.randn(2, *SHAPES.get(name, (3, 8, 8)))
     model = NETWORKS[name](x)
-    done = export(model, x, tmp_path / "net.pt2")
+    told: list[tuple[int, int]] = []
+    done = export(model, x, tmp_path / "net.pt2", progress=lambda _, n, of: told.append((n, of)))
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert done.format == "torch.export"
     assert done.deviation < 1e-6
     assert done.batch_sizes == (1, 2, 4)

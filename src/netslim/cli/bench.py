@@ -157,6 +157,7 @@ def _measure(
     from netslim._support import using_threads
     from netslim.measure.backends import prepared
     from netslim.measure.latency import timed
+    from netslim.training.loop.progress import Display
 
     inputs = examples(options, options.batch_size)
     counts = {
@@ -165,13 +166,16 @@ def _measure(
     }
     kinds = dict.fromkeys(options.backend)
     pairs = {(label, kind): f"{label} ({kind})" for kind, label in product(kinds, networks)}
-    with ExitStack() as stack:
+    with ExitStack() as stack, Display().counting("bench") as progress:
         stack.enter_context(using_threads(options.threads))
-        calls = {
-            key: stack.enter_context(prepared(networks[label], inputs, kind, device, label))
-            for (label, kind), key in pairs.items()
-        }
-        found = timed(calls, repeats=options.repeats, budget_seconds=options.seconds)
+        calls = dict[str, Any]()
+        for (label, kind), key in pairs.items():
+            progress(f"preparing {key}", len(calls), len(pairs))
+            one = prepared(networks[label], inputs, kind, device, label)
+            calls[key] = stack.enter_context(one)
+        found = timed(
+            calls, repeats=options.repeats, budget_seconds=options.seconds, progress=progress
+        )
     rows = []
     for (label, kind), key in pairs.items():
         time, first = found[key], found[pairs[next(iter(networks)), kind]]

@@ -104,6 +104,7 @@ def _takes(normalised_inside: bool) -> str:
 def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     import netslim
     from netslim import models
+    from netslim.training.loop.progress import Display
 
     kwargs, dynamic = model_options(overrides, "export"), options.batch == "dynamic"
     if not dynamic and not (options.batch.isdecimal() and int(options.batch)):
@@ -113,16 +114,18 @@ def _export(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     inputs = examples(options, 1 if dynamic else int(options.batch))
     network = models.build(options.model, trust=options.trust, say=note, **kwargs)
     network, metadata = _prepared(network, options)
-    done = netslim.export(
-        network,
-        inputs,
-        options.out,
-        format=options.to,
-        dynamic_batch=dynamic,
-        opset=options.opset,
-        tolerance=_tolerance(options.tolerance),
-        metadata=metadata,
-    )
+    with Display().counting("export") as progress:
+        done = netslim.export(
+            network,
+            inputs,
+            options.out,
+            format=options.to,
+            dynamic_batch=dynamic,
+            opset=options.opset,
+            tolerance=_tolerance(options.tolerance),
+            metadata=metadata,
+            progress=progress,
+        )
     if options.json:
         print_json({**asdict(done), "metadata": metadata})
     else:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from netslim._support import checks_calls, expect, using_threads
+from netslim._support.progress import Progress, untold
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph.modules.ambient import holding_values
 from netslim.measure.backends import Call, Ready, prepared, usable
@@ -160,6 +161,7 @@ def timed(
     warmup: int = 3,
     device: torch.device | str = "cpu",
     threads: int | None = None,
+    progress: Progress = untold,
 ) -> dict[str, Latency]:
     """Time calls without arguments, in turn: what `latency` does once its models are ready.
 
@@ -167,6 +169,7 @@ def timed(
         calls: by name; what `netslim.measure.backends.prepared` gives knows its device and backend.
         repeats, budget_seconds, warmup, threads: as for `latency`.
         device: where plain functions compute; an accelerator has finished before the clock is read.
+        progress: told how many rounds are done, between them.
 
     Raises:
         ArgumentError: an option is out of range, the device cannot be used, or there is no call.
@@ -182,9 +185,10 @@ def timed(
     _raise_mmap_threshold()
     with using_threads(threads), torch.no_grad():
         for run in runs:
+            progress(f"warming up {run.name}", 0, repeats)
             run.warm_up(warmup)
         with _no_collection():
-            _sample(runs, repeats, budget_seconds)
+            _sample(runs, repeats, budget_seconds, progress)
     return {run.name: run.result() for run in runs}
 
 
@@ -213,7 +217,9 @@ def _check(repeats: int, seconds: float, warmup: int) -> None:
         )
 
 
-def _sample(runs: list[_Run], repeats: int, budget_seconds: float) -> None:
+def _sample(
+    runs: list[_Run], repeats: int, budget_seconds: float, progress: Progress = untold
+) -> None:
     """One sample of every call a round, every other round backwards."""
     started = time.perf_counter()
     for done in range(repeats):
@@ -222,6 +228,9 @@ def _sample(runs: list[_Run], repeats: int, budget_seconds: float) -> None:
         # Backwards every other time, so that what slows down in the meantime is shared out alike.
         for run in runs[:: (-1) ** done]:
             run.sample()
+        # Whichever ends first, the rounds or the time for them.
+        spent = (time.perf_counter() - started) / budget_seconds
+        progress("timing", min(repeats, max(done + 1, round(repeats * spent))), repeats)
 
 
 class _Run:

@@ -10,6 +10,7 @@ from torch import nn
 
 import netslim.ranks as ranks
 from netslim._support import check_batches
+from netslim._support.progress import Counted, Progress, untold
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph import trace
 from netslim.graph.modules.batches import held_out
@@ -45,6 +46,7 @@ def slim(
     free_outputs: Sequence[PortName] = (),
     free_inputs: Sequence[PortName] | Mapping[PortName, PortName | None] = (),
     strict: bool = False,
+    progress: Progress = untold,
 ) -> Model:
     """A smaller, verified copy of ``model``; ``model`` is not changed.
 
@@ -86,6 +88,8 @@ def slim(
             `netslim.surgery.cut_inputs` says.
         strict: refuse the whole cut when a group fails verification, instead of leaving that group
             alone, with a warning that names it.
+        progress: called with what is at work, how many parts of it are done, and how many there
+            are, while batches are scored and layers are timed; nothing is printed by itself.
 
     Raises:
         ArgumentError: an option is misspelt, out of range, or of no use here.
@@ -127,8 +131,9 @@ def slim(
         if choice.mends:
             seen, held = held_out(seen)
     if latency is None and budget is not None and any("latency" in name for name in budget.given()):
-        latency = latency_table(model, graph, example_inputs)
-    scores = score(graph, source, choice.scoring, batches=seen)
+        latency = latency_table(model, graph, example_inputs, progress=progress)
+    looked = seen and Counted(seen, progress)
+    scores = score(graph, source, choice.scoring, batches=looked)
     plans = by_scores(
         graph,
         scores,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from netslim._support import brief, checks_calls, is_number, nearest, replacing
+from netslim._support.progress import Progress, untold
 from netslim.errors import ArgumentError, ExportError
 from netslim.graph.modules.ambient import FAST_PATH, by_itself
 from netslim.graph.modules.calls import (
@@ -87,6 +88,7 @@ def export(
     opset: int | None = None,
     tolerance: float | Mapping[str, float] | None = None,
     metadata: Mapping[str, str] | None = None,
+    progress: Progress = untold,
 ) -> Exported:
     """Write a model to a file for another runtime, and prove that the file computes the same.
 
@@ -113,6 +115,7 @@ def export(
         metadata: texts by name that the file keeps, such as how its inputs are prepared: in
             ``metadata_props`` of ONNX, in ``extra_files`` of `torch.export`, in the metadata of
             AOTInductor and the runtime information of OpenVINO; in ExecuTorch as methods.
+        progress: called with what is at work, how many steps are done, and how many there are.
 
     Raises:
         ArgumentError: the path's ending and ``format`` name no format, or ``opset`` is not its.
@@ -144,15 +147,19 @@ def export(
     with evaluating(model), torch.no_grad():
         with refusing(example_inputs):
             run(model, example_inputs)
+        progress("following the model", 0, 4)
         traced = _trace(model, example_inputs, dynamic_batch)
         _check_names(tolerance, traced.output_names)
+        progress(f"writing {kind}", 1, 4)
         contents, written = _WRITERS[kind](traced, opset, metadata or {})
         with ExitStack() as stack:
             # What is named first is renamed last: who finds it finds the others, too.
             places = [stack.enter_context(beside(file)) for file in (path, *beside_it)]
             for place, content in zip(places, contents, strict=True):
                 place.write_bytes(content)
+            progress("reading it back", 2, 4)
             loaded = _LOADERS[kind](*places)
+            progress("comparing", 3, 4)
             deviation, sizes = compare(
                 model, loaded, example_inputs, dynamic_batch, tolerance, traced.output_names
             )

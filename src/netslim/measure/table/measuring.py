@@ -33,6 +33,7 @@ from torch import nn
 
 import netslim.ranks as ranks
 from netslim._support import checks_calls, using_threads
+from netslim._support.progress import Progress, untold
 from netslim.errors import ArgumentError, PlanError, SurgeryError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.ambient import by_itself
@@ -63,8 +64,6 @@ from netslim.selection.select import select
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.ports import cut_inputs
 from netslim.surgery.prune import prune
-
-Progress = Callable[[str, int, int], object]
 
 KERNEL_ROUNDS, KERNEL_SECONDS = 7, 0.3
 RUN_ROUNDS, RUN_SECONDS = 21, 15.0
@@ -136,14 +135,10 @@ def latency_table(
 
         def measure() -> LatencyTable:
             there, inputs = _moved(model, example_inputs, place)
-            run = _Measurement(there, graph, inputs, backend, place, progress or _silent)
+            run = _Measurement(there, graph, inputs, backend, place, progress or untold)
             return run.table(about)
 
         return ranks.shared("the latency table", lambda: cached(about, cache, measure))
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 def _moved(model: nn.Module, inputs: Any, place: torch.device) -> tuple[nn.Module, Any]:

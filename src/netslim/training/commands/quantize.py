@@ -89,7 +89,9 @@ def quantize(
         forms = Forms(Path(folder) / "float.onnx", Path(folder) / "int8.onnx")
         runner.refuse_masked()
         network, prepared = runner.build(), runner.data.preprocessing
-        made = carry_out(stage, network, runner.example(), runner.bench.batches, prepared, forms)
+        work = (stage, network, runner.example(), runner.bench.batches, prepared, forms)
+        with runner.display.counting("quantize") as progress:
+            made = carry_out(*work, progress)
         running = {
             name: InOnnxRuntime(read_bytes(path))
             for name, path in zip(NAMES, (forms.exact, forms.int8), strict=True)
@@ -99,7 +101,8 @@ def quantize(
         times: dict[str, Latency] = {}
         if latency_batch:
             example = torch.zeros(latency_batch, *runner.data.shape)
-            times = side_by_side(dict(running), example, torch.device("cpu"))
+            with runner.display.counting("quantize") as progress:
+                times = side_by_side(dict(running), example, torch.device("cpu"), progress)
         sizes = dict(zip(NAMES, (made.float_bytes, made.size_bytes), strict=True))
         looks = {name: Look(found[name], sizes[name], times.get(name)) for name in NAMES}
         notes = (told_if_fresh(recipe.model), *runner.data.notes, chance(found["int8"], labels))

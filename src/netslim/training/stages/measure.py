@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim._support import many
+from netslim._support.progress import Progress, untold
 from netslim.training.recipe.checks import cuts
 from netslim.training.recipe.schema import (
     Baseline,
@@ -161,13 +162,15 @@ def timed(
     shape: tuple[int, int, int],
     device: torch.device,
     beside: int = 0,
+    progress: Progress = untold,
 ) -> dict[str, Any]:
     """`latency_ms` of each network, measured in turn, `beside` so many other runs: on the device,
     and those in ONNX Runtime on the CPU; None where not asked for.
     """
     if not stage.latency:
         return dict.fromkeys(networks)
-    found = side_by_side(networks, torch.zeros(stage.latency_batch, *shape), device)
+    example = torch.zeros(stage.latency_batch, *shape)
+    found = side_by_side(networks, example, device, progress)
     times: dict[str, Any] = {
         key: {"median": item.median_ms, "low": item.low_ms, "high": item.high_ms}
         for key, item in found.items()
@@ -178,7 +181,10 @@ def timed(
 
 
 def side_by_side(
-    networks: dict[str, nn.Module], example: Tensor, device: torch.device
+    networks: dict[str, nn.Module],
+    example: Tensor,
+    device: torch.device,
+    progress: Progress = untold,
 ) -> dict[str, Latency]:
     """Modules as they are, and files as their runtime runs them, all timed in turn."""
     from netslim.measure.backends import prepared
@@ -192,7 +198,7 @@ def side_by_side(
             else:
                 one = prepared(network, example, device=device, name=key)
                 calls[key] = stack.enter_context(one)
-        return time_calls(calls)
+        return time_calls(calls, progress=progress)
 
 
 def crowded(beside: int) -> Iterator[str]:

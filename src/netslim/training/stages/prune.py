@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -12,11 +12,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 import netslim
+from netslim._support.progress import Counted, Progress, untold
 from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.batches import held_out
 from netslim.graph.modules.duplicating import duplicate
-from netslim.measure.table.measuring import Progress
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared, with_choice
 from netslim.methods.gradual import GradualPruning
@@ -98,7 +98,7 @@ def _by_choice(
         return _cut(stage, network, graph, choose, example, choice.compensation, seen)
     own = None
     if _looks(stage, choice):
-        own = _Counted(seen[0][: stage.batches], progress)
+        own = Counted(seen[0][: stage.batches], progress or untold)
     scores = netslim.score(graph, network, choice.scoring, batches=own)
     choose = by_scores(
         graph,
@@ -117,22 +117,6 @@ def _layers(progress: Progress | None) -> Progress | None:
     if progress is None:
         return None
     return lambda what, done, total: progress(f"layer times  {what}", done, total)
-
-
-class _Counted:
-    """Batches that tell how many of them were looked at, each time that they are."""
-
-    def __init__(self, batches: Sequence[Any], progress: Progress | None) -> None:
-        self.batches, self.progress = batches, progress
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        for done, batch in enumerate(self.batches, 1):
-            yield batch
-            if self.progress is not None:
-                self.progress("scoring", done, len(self.batches))
 
 
 def _looks(stage: Prune, choice: Choice) -> bool:

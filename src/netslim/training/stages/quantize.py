@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim
+from netslim._support.progress import Progress, untold
 from netslim.data.preprocessing import Preprocessing
 from netslim.measure.backends import Ready
 from netslim.methods.quantizing import Quantized, examples_of, to_int8
@@ -30,6 +31,7 @@ def carry_out(
     batches: Batches,
     prepared: Preprocessing,
     forms: Forms,
+    progress: Progress = untold,
 ) -> Quantized:
     """Write both files.
 
@@ -40,15 +42,23 @@ def carry_out(
         batches: of training images, which ranges are taken from.
         prepared: how the images were; the files say so.
         forms: where to; what a killed run has left there is written anew.
+        progress: told of the export, and how many batches were looked at.
 
     Raises:
         ExportError: as `netslim.quantize`.
     """
     for path in (forms.exact, forms.int8):
         path.unlink(missing_ok=True)
-    netslim.export(network, example, forms.exact, metadata=prepared.for_files())
-    seen = examples_of(batches(stage.batches))
+    metadata = prepared.for_files()
+    netslim.export(network, example, forms.exact, metadata=metadata, progress=progress)
+    seen = examples_of(_counted(batches(stage.batches), stage.batches, progress))
     return to_int8(forms.exact, seen, forms.int8, stage.quantization)
+
+
+def _counted(batches: Iterable[Any], of: int, progress: Progress) -> Iterator[Any]:
+    for done, batch in enumerate(batches, 1):
+        yield batch
+        progress("taking ranges", min(done, of), of)
 
 
 def told(done: Quantized) -> str:

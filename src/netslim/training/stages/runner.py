@@ -469,14 +469,16 @@ class Runner(Networks):
 
     def _quantize(self, index: int, stage: Quantize, folder: StageFolder) -> Results:
         started, network = time.perf_counter(), self.network_before(index)
-        done = quantizing.carry_out(
-            stage,
-            network,
-            self.example(),
-            self.bench.batches,
-            self.data.preprocessing,
-            folder.forms,
-        )
+        with self.display.counting(folder.label) as progress:
+            done = quantizing.carry_out(
+                stage,
+                network,
+                self.example(),
+                self.bench.batches,
+                self.data.preprocessing,
+                folder.forms,
+                progress,
+            )
         told = quantizing.told(done)
         self.display.say(f"{folder.label}  {told}")
         return {
@@ -551,9 +553,10 @@ class Runner(Networks):
         found = entries(self.recipe)
         networks = {entry.key: self._measured(entry).eval() for entry in found}
         where = (self.data.shape, self.device)
-        latencies = ranks.shared(
-            "the latencies", lambda: timed(stage, networks, *where, self.beside)
-        )
+        with self.display.counting(folder.label) as progress:
+            latencies = ranks.shared(
+                "the latencies", lambda: timed(stage, networks, *where, self.beside, progress)
+            )
         rows, loader, costs = [], self.bench.loader("test"), dict[str, netslim.measure.Cost]()
         for entry in found:
             row: Results = {"key": entry.key, "label": entry.label}
