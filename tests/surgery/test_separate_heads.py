@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import netslim
+from elsewhere import Without
+from netslim.errors import ArgumentError
 from netslim.models import SeparateHeads
 from netslim.surgery.plan_of_units import plan_keeping
 
@@ -184,6 +186,54 @@ def test_a_cut_in_place_that_is_refused_leaves_the_class(monkeypatch):
         netslim.prune_(model, plan)
     assert type(model.encoder.layers[0].self_attn) is nn.MultiheadAttention
     model(X)
+
+
+class Asked(nn.Module):
+    """Attention whose shares are outputs, too."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.attention = attention(batch_first=True, **kwargs)
+
+    def forward(self, x, mask=None):
+        keys = x[..., : self.attention.kdim], x[..., : self.attention.vdim]
+        return self.attention(x, *keys, attn_mask=mask)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"add_bias_kv": True, "bias": False}, {"kdim": 5, "vdim": 6}], ids=str
+)
+def test_it_becomes_pytorchs_own_where_its_heads_fit(kwargs):
+    """2 heads of 1 or 2 channels in 8: heads of 4, with zeros, and shares of both as they were."""
+    model, x = Asked(**kwargs).eval(), torch.randn(2, 5, 8).double()
+    for kept in ({"attention": [0, 2]}, {"attention": [0, 2], "attention#2": [1]}):
+        small = netslim.prune(model, keeping(model, (x,), **kept))
+        assert type(small.attention) is SeparateHeads
+        again = Without.loads(pickle.dumps(netslim.models.plain(small)))
+        assert type(again.attention) is nn.MultiheadAttention
+        assert (again.attention.num_heads, again.attention.head_dim) == (2, 4)
+        for mask in (None, torch.randn(4, 5, 5).double()):
+            for found, wanted in zip(again(x, mask), small(x, mask), strict=True):
+                torch.testing.assert_close(found, wanted)
+        assert type(small.attention) is SeparateHeads
+
+
+def test_a_plain_encoder_gives_the_same_by_pytorchs_fused_operators():
+    model = Tokens().eval()
+    small = netslim.prune(model, keeping(model, **{"self_attn": [0, 3], "self_attn#2": [0]}))
+    again = Without.loads(pickle.dumps(netslim.models.plain(small)))
+    with torch.no_grad():
+        torch.testing.assert_close(again(X), small(X))
+        torch.testing.assert_close(again(X, IGNORED)[~IGNORED], small(X, IGNORED)[~IGNORED])
+
+
+@pytest.mark.parametrize("kept", [{"self_attn": [0, 1, 2]}, {"stem": [0, 1, 2, 3]}])
+def test_other_heads_cannot_be_pytorchs(kept):
+    """3 in 8 channels; 4 that are 8 channels wide in all, in 4."""
+    model = Tokens(1).eval()
+    small = netslim.prune(model, keeping(model, **kept))
+    with pytest.raises(ArgumentError, match=r"heads, 2 wide each, .* netslim\.export writes it"):
+        netslim.models.plain(small)
 
 
 def test_it_is_exported():

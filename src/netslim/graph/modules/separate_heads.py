@@ -198,6 +198,51 @@ def _shares(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
+def become_pytorchs(module: nn.MultiheadAttention) -> bool:
+    """Let attention become an `nn.MultiheadAttention` that gives the same, if there is one.
+
+    PyTorch's takes heads of ``embed_dim / num_heads`` channels. Where these are as many or more,
+    the heads get channels of zeros, which add nothing to any product; its scale goes into what
+    makes the queries. More heads would do, too, but shares averaged over heads would change.
+    """
+    heads, width = module.num_heads, module.embed_dim // module.num_heads
+    if module.embed_dim % heads or width < module.head_dim:
+        return False
+    for holder, name, value in list(_widened(module, head_scale(module) * width**0.5)):
+        trained = holder._parameters[name].requires_grad  # type: ignore[union-attr]
+        holder._parameters[name] = nn.Parameter(value.contiguous(), trained)
+    module.out_proj.in_features, module.head_dim = module.embed_dim, width
+    vars(module).pop("head_scale", None)
+    module._qkv_same_embed_dim = module.in_proj_weight is not None
+    module.__class__ = nn.MultiheadAttention
+    return True
+
+
+def _widened(
+    module: nn.MultiheadAttention, factor: float
+) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """(module, name, value) of its parameters for wider heads, queries times a factor."""
+    held = {name: p.detach() for name, p in module._parameters.items() if p is not None}
+    for name in {"in_proj_weight", "in_proj_bias"} & held.keys():
+        q, k, v = held[name].chunk(3)
+        yield module, name, torch.cat([_wider(module, part) for part in (q * factor, k, v)])
+    if "q_proj_weight" in held:
+        yield module, "q_proj_weight", _wider(module, held["q_proj_weight"] * factor)
+    for name in {"k_proj_weight", "v_proj_weight"} & held.keys():
+        yield module, name, _wider(module, held[name])
+    for name in {"bias_k", "bias_v"} & held.keys():
+        yield module, name, _wider(module, held[name].flatten()).view(1, 1, -1)
+    yield module.out_proj, "weight", _wider(module, module.out_proj.weight.detach().T).T
+
+
+def _wider(module: nn.MultiheadAttention, rows: Tensor) -> Tensor:
+    """(heads * head_dim, ...) with rows of zeros for each head, up to ``embed_dim`` in all."""
+    by_head = torch.unflatten(rows, 0, (module.num_heads, module.head_dim))
+    more = module.embed_dim // module.num_heads - module.head_dim
+    zeros = by_head.new_zeros(module.num_heads, more, *rows.shape[1:])
+    return torch.cat([by_head, zeros], 1).flatten(0, 1)
+
+
 def head_scale(module: nn.MultiheadAttention) -> float:
     """What products of queries and keys are multiplied with."""
     kept: float | None = vars(module).get("head_scale")
@@ -232,4 +277,11 @@ def by_heads(module: nn.MultiheadAttention) -> bool:
     return getattr(module.forward, "__func__", None) is SeparateHeads.forward
 
 
-__all__ = ["SeparateHeads", "by_heads", "head_scale", "traced_by_heads", "usual_scale"]
+__all__ = [
+    "SeparateHeads",
+    "become_pytorchs",
+    "by_heads",
+    "head_scale",
+    "traced_by_heads",
+    "usual_scale",
+]
