@@ -226,6 +226,49 @@ def test_what_is_done_to_the_stream_in_training_stays(by_module):
     assert not torch.equal(small(IMAGES), small(IMAGES))
 
 
+class DroppedBefore(Pre):
+    """The same before the branch, right in the block or in a part of it."""
+
+    def __init__(self, noise: nn.Module) -> None:
+        super().__init__(6)
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.noise(x))
+
+
+class Within(nn.Module):
+    """Hands on what a part makes of what it is given."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+BEFORE = {
+    "own": lambda: DroppedBefore(nn.Dropout(0.5)),
+    "in a part": lambda: DroppedBefore(nn.Sequential(nn.Dropout(0.5))),
+    "further within": lambda: Within(DroppedBefore(nn.Dropout(0.5))),
+    "after it, by a function": lambda: Within(Dropped(by_module=False)),
+}
+
+
+@pytest.mark.parametrize("where", BEFORE)
+def test_what_is_done_to_the_stream_before_a_branch_stays(where):
+    model = randomise(Images(BEFORE[where](), Pre(6)))
+    graph = blocks_of(model)
+    assert names(graph)[-1] == "blocks.1"
+    assert len(names(graph)) == 2
+    plan = plan_keeping(graph, {len(graph.groups) - 2: np.zeros(1, dtype=bool)})
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, IMAGES, graph=graph).deviation < 1e-12
+    small.train()
+    assert not torch.equal(small(IMAGES), small(IMAGES))
+
+
 class Query(nn.Module):
     """A learnt query, of one example, asks tokens of any number of examples."""
 

@@ -556,12 +556,19 @@ class _Removal:
         return Replacement(call.path, json.dumps(_shown(call.answer, STREAM)), source)
 
     def _draws_on_stream(self, number: int) -> bool:
-        """Whether a part of a call does something to what is left of it in training alone."""
+        """Whether a part of a call does something to the stream in training alone, before a branch
+        or after it: dropout, which in evaluation hands on what it is given.
+        """
+        stream = {*self.streams, *self.streams.values()}
         for part in self.blocks.parts_of.get(number, ()):
             inner = self.flow.calls[part]
-            idle = inner.start == inner.stop and self.blocks.kinds.get(inner.path) != "Identity"
-            if idle and not self.streams.keys().isdisjoint(inner.takes.values()):
-                return True
+            if inner.start == inner.stop:
+                idle = self.blocks.kinds.get(inner.path) != "Identity"
+                if idle and not stream.isdisjoint(inner.takes.values()):
+                    return True
+            elif not self.nothing.issuperset(range(inner.start, inner.stop)):
+                if inner.path in self.blocks.training_aware or self._draws_on_stream(part):
+                    return True
         return False
 
     def _all_left(self, answer: Any, value: int) -> bool:
