@@ -43,14 +43,17 @@ def with_entries(value: Any, entries: Mapping[str, Any]) -> Any:
 def sharing(value: Any, entries: Mapping[str, Any]) -> Any:
     """A configuration with other values, and everything else from then on as ``value`` has it.
 
-    A copy where the class has a ``__dict__`` that cannot be another one, as of `SimpleNamespace`.
+    A copy where the class has a ``__dict__`` that cannot be another one, as of `SimpleNamespace`,
+    or looks its attributes up in code of its own, as of Hugging Face, which `torch.compile` could
+    not follow then.
     """
     base, own = shared_by(value), {**own_entries(value), **entries}
-    kind = type(base)
+    kind: Any = type(base)
     dicts = [vars(each)["__dict__"] for each in kind.__mro__ if "__dict__" in vars(each)]
-    if not dicts or not isinstance(dicts[-1], GetSetDescriptorType):
+    own_code = kind.__getattribute__ is not object.__getattribute__
+    if own_code or not dicts or not isinstance(dicts[-1], GetSetDescriptorType):
         return with_entries(value, entries)
-    result = object.__new__(_sharing_class(kind, tuple(sorted(own))))
+    result: Any = object.__new__(_sharing_class(kind, tuple(sorted(own))))
     dicts[-1].__set__(result, vars(base))
     for name, entry in {**own, _BASE: base}.items():
         object.__setattr__(result, name, entry)
@@ -81,12 +84,12 @@ def _slots(value: Any) -> tuple[str, ...]:
 
 
 def _in_slot(value: Any, name: str) -> Any:
-    """Past a ``__getattribute__`` of the user's class, which may ask for ``__dict__``."""
+    """Past whatever the user's class does where an attribute is asked for."""
     return vars(type(value))[name].__get__(value)
 
 
 @lru_cache(maxsize=64)
-def _sharing_class(kind: type, names: tuple[str, ...]) -> type:
+def _sharing_class(kind: type[Any], names: tuple[str, ...]) -> type:
     """The class below one that has slots of these names; see the head of this file."""
 
     def listed(self: Any) -> dict[str, Any]:
