@@ -1,4 +1,5 @@
-"""Any model: netslim and torch-pruning 1.6.1 over the same 324 networks of torchvision and timm.
+"""Any model: netslim and torch-pruning 1.6.1 over the same 436 networks of torchvision, timm,
+transformers, segmentation_models_pytorch, MONAI and ultralytics (of those that are installed).
 
     python benchmarks/zoo.py [--only PATTERN ...] [--tools netslim torch-pruning] [--limit 60]
     [--out DIR] [--jobs 1]
@@ -40,7 +41,7 @@ import torch
 import torchvision  # noqa: F401
 import zoo_table
 from torch import nn
-from zoo_models import convolutional, names
+from zoo_families import convolutional, names
 from zoo_tools import TOOLS, Report, Subject, first_line, output_layers, parameters, prepare, use
 
 CHECK_LIMIT = 300.0  # seconds for the verification, which is not what is measured

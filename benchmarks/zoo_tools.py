@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from _common import PEER
 from torch import Tensor, nn
-from zoo_models import build
+from zoo_families import build
 
 import netslim
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.calls import as_call, output_tensors
 from netslim.graph.modules.walk import named_tensors
-from netslim.methods.cutting import by_scores, cut
+from netslim.graph.modules.weight_norms import weight_norms
+from netslim.methods.cutting import cut
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.proof.verify import OWN_PRECISION
@@ -107,15 +108,36 @@ class Netslim:
     def check(self, subject: Subject, report: Report) -> None:
         """Verify and judge; then see what may be cut inexactly."""
         report({"cut": self.plan.removed, **shares(self.graph)})
-        report(proof(subject, self.graph, self.plan))
+        _run(
+            subject.model, subject.inputs
+        )  # what is kept of a first run both have in one precision
+        proved = proof(subject, self.graph, self.plan)
+        report(proved)
         report(inexact_cut(subject, self.graph))
-        normed = {n.module: (n.dim, n.gone(self.masks)) for n in self.graph.norms}
+        if any(norm.call for norm in self.plan.norms) or weight_norms(subject.original):
+            report(by_verify(proved))
+            return
+        planned = {norm.module for norm in self.plan.norms}
+        normed = {
+            norm.module: (norm.row.dim, norm.gone(self.masks))
+            for norm in self.graph.norms
+            if norm.module in planned
+        }
         gone = {
             (t.tensor, t.axis): list(t.removed)
             for t in self.plan.tensors
-            if "consumer" in t.role and (t.tensor.removesuffix(".weight") not in normed)
+            if "silenced" in t.role  # no weight reads them: queries and keys
+            or ("consumer" in t.role and t.tensor.removesuffix(".weight") not in normed)
         }
         report(judge(subject, gone, mixes=False, normed=normed))
+
+
+def by_verify(proved: Mapping[str, Any]) -> dict[str, str]:
+    """The verdict on a network where the judge can put no zeros: it takes means over channels within
+    its code, or the norms of weights that read them.
+    """
+    verdict = "exact" if proved["verified"] == "yes" else "unclear"
+    return {"verdict": verdict, "precision": "verify's word"}
 
 
 def halves(graph: ChannelGraph, inexact: bool = False) -> dict[int, np.ndarray]:
@@ -170,8 +192,12 @@ def proof(subject: Subject, graph: ChannelGraph, plan: netslim.PruningPlan) -> d
     scores = {g.name: torch.rand(g.size) for g in graph.groups}
     logging.getLogger("netslim").setLevel(logging.ERROR)
     try:
-        budget = netslim.Budget(cut_channels=0.5)
-        choose = by_scores(graph, scores, budget, allocation="uniform")
+        half = netslim.Budget(cut_channels=0.5)
+
+        def choose(alone: frozenset[str]) -> netslim.PruningPlan:
+            left = {name: values for name, values in scores.items() if name not in alone}
+            return netslim.select(graph, left, half, allocation="uniform")
+
         done = cut(subject.original, graph, choose, subject.inputs)
     except Exception as error:
         return {"verified": "no", "why": f"{why}; then {first_line(error)}"}

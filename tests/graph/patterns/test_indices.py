@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from netslim import trace
 from pattern import TOKENS, Patterns, conv, steps, tail
 
 pattern = Patterns()
@@ -262,6 +263,34 @@ def a_slice_written_in_a_copy(s, h):
 @points({"b": 6}, refused={"a": WRITTEN})
 def a_channel_written_in_a_copy(s, h):
     return h.select_scatter(h.new_ones(2, 8, 8), 1, 3).flatten(2).transpose(1, 2)
+
+
+# --- numbers that are kept ------------------------------------------------------------------------
+
+
+class Biased(nn.Module):
+    """It makes numbers at its first run, in steps, and keeps them, as BEiT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.rand(5, 6))
+        self.first, self.last, self.numbers = nn.Linear(3, 6), nn.Linear(6, 2), None
+
+    def forward(self, x):
+        if self.numbers is None:
+            numbers = torch.zeros(4, dtype=torch.long)
+            numbers[1:] = torch.arange(3) + 2
+            self.numbers = numbers
+        return self.last(self.first(x) + self.table[self.numbers])
+
+
+def test_a_group_is_the_same_before_and_after_they_are_kept():
+    model, x = Biased(), torch.rand(2, 4, 3)
+    for _ in range(2):
+        group = trace(model, x)["first"]
+        roles = {(s.tensor, s.axis): s.role for s in group.slices}
+        assert roles["table", 1] == "channel"
+        assert group.exact
 
 
 # --- losses ---------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from netslim.graph.tracing.atoms import CHANNEL, PRODUCER, Vector
 from netslim.graph.tracing.recorder import AS_BOUNDARY, Labels, Recorder, is_order
 from netslim.graph.tracing.shapes import split_vector
 from netslim.graph.tracing.sizes import Size, symbols
+from netslim.graph.tracing.storages import storages_of
 
 # --- slices ---------------------------------------------------------------------------------------
 
@@ -432,8 +433,13 @@ def _in_order(rec: Recorder, vector: Vector, numbers: Tensor) -> Vector:
 def _picked(
     rec: Recorder, out: Tensor, source: Labels, dims: dict[int, Vector], indices: Any
 ) -> None:
-    """Rows of a parameter picked by an input are activations that the parameter produces."""
-    weight = source.weight and derived(rec, indices)
+    """Rows of a parameter picked by an input are activations that the parameter produces.
+
+    Numbers that the model makes of none are as good as a buffer, in whatever steps it makes them:
+    it may do so at its first run alone, and keep them.
+    """
+    by_input = rec.storages.depend_on_inputs(storages_of(tensors_in(indices)))
+    weight = source.weight and (derived(rec, indices) or not by_input)
     if source.weight and not weight:
         for vector in dims.values():
             rec.atoms.mark(vector, PRODUCER)
