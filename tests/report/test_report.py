@@ -369,6 +369,9 @@ def test_in_a_browser_the_page_fits_a_phone_and_nothing_complains(drawn, tmp_pat
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_network_that_nobody_can_build_by_name_is_loaded_onto_the_users_own(results):
+    results["trust"] = True
+    text = Page(run_page.page(results)).text
+    assert 'netslim.models.build("03-fine-tune/model.safetensors", trust=True)' in text
     results["constructor"] = None
     text = Page(run_page.page(results)).text
     assert 'netslim.load(YourNetwork(), "03-fine-tune/model.safetensors")' in text
@@ -549,6 +552,7 @@ def test_a_latency_without_a_median(results):
     [
         ("scores", [{"stage": "a", "criterion": "", "layers": [{"layer": "b", "gone": [1], "kept": []}]}], "three that rise"),
         ("picture", {"layers": ["a"], "lines": [{**LINES[0], "read": [7]}]}, "at no layer"),
+        ("widths", [{"layer": "a", "before": 0, "after": 0}], "0 of 0 channels"),
         ("picture", {"layers": ["a"], "lines": [{**LINES[0], "size": -3}]}, "no channels"),
         ("scales", {"levels": ["00", "0000"]}, "as many in each epoch"),
         ("scales", {"levels": ["09"]}, "bins that there are not"),

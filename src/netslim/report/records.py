@@ -60,6 +60,11 @@ class Width(Record):
     before: int
     after: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.before < 1 or self.after < 0:
+            raise ValueError(f"{self.layer!r} has {self.after} of {self.before} channels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Record):
@@ -207,6 +212,7 @@ class Results(Record):
     test_images: int | None = None
     network: str | None = None
     constructor: str | None = None
+    trust: bool | None = None
     environment: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

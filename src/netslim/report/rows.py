@@ -33,7 +33,7 @@ def reference(rows: Sequence[Row]) -> Row:
 
 def networks(rows: Sequence[Row]) -> list[Row]:
     """The rows without those of files for other runtimes: the last is the network handed on."""
-    return [row for row in rows if not row["key"].startswith(_FILES)]
+    return [row for row in rows if not row["key"].startswith(_FILES)] or list(rows)
 
 
 def value(row: Row, key: str) -> str:

@@ -42,6 +42,7 @@ def assemble(
         "test_images": done[-1].get("test_images"),
         "network": done[-1].get("network"),
         "constructor": done[-1].get("constructor"),
+        "trust": done[-1].get("trust"),
         "widths": widths(done),
         "picture": next(filter(None, (stage.get("picture") for stage in done)), None),
         "scores": _by_stage(done, "scores"),

@@ -47,6 +47,7 @@ from netslim.graph.modules.walk import fingerprint
 from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.slimming import hardly_moved_by
+from netslim.models.fetched import SOURCES
 from netslim.report.chance import chance
 from netslim.selection.defaults import AUTO
 from netslim.surgery import Verification
@@ -579,7 +580,7 @@ class Runner(Networks):
             ],
             "images": self.data.preprocessing.to_json(),
             "network": self._file_of([entry.index for entry in found if entry.form == "torch"][-1]),
-            "constructor": self.origin.get("name"),
+            **self._built_by(),
             "test_images": len(self.bench.labels(self.data.test)),
             "unreadable": [*self.data.unreadable, *unreadable],
         }
@@ -620,6 +621,12 @@ class Runner(Networks):
     def _answers(self, network: nn.Module, loader: Loader) -> Results:
         means = self.bench.means(network, loader)
         return {"accuracy": means.accuracy, "top5": means.top5, "loss": means.loss}
+
+    def _built_by(self) -> Results:
+        """What builds the network of a file, and whether that is to be trusted by who builds it."""
+        name = self.origin.get("name", "")
+        source, _, _ = name.partition(":")
+        return {"constructor": name or None, "trust": source not in SOURCES}
 
     def _file_of(self, index: int) -> str | None:
         """The network that stage `index` left, within the run folder; None if none did."""
