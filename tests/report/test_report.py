@@ -585,7 +585,7 @@ def test_figures_are_the_same_bytes_each_time_and_leave_no_pyplot_state(results)
     before = dict(matplotlib.rcParams)
     for draw, data in (
         (channel_figures.selection, results["scales"]),
-        (channel_figures.scores, results["scores"][0]),
+        (channel_figures.scores, {**results["scores"][0], "criterion": "$\\x$"}),  # no formula
     ):
         first = draw(data, "svg")
         assert first == draw(data, "svg")
@@ -631,6 +631,7 @@ def test_the_heat_map_has_the_largest_channels_on_top(monkeypatch, results):
 def test_scores_of_what_went_end_where_those_of_what_stays_begin(monkeypatch, results):
     axes = captured(monkeypatch, channel_figures.scores, results["scores"][0]).axes[0]
     ends = [line.get_xdata() for line in axes.lines]
+    assert not any("$" in label.get_text() for label in axes.get_xticklabels())
     assert [list(x) for x in ends] == [[0.0, 0.01], [0.001], [0.02, 0.4], [0.02, 0.4], [0.1, 0.1]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["features.0", "features.3"]
     deep = {"criterion": "", "layers": results["scores"][0]["layers"] * 80}

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from netslim.graph.words import drawing
 from netslim.report.figures import (
@@ -194,9 +194,10 @@ def _score_axis(axes: Axes, found: Sequence[float]) -> None:
         return
     if min(found) > 0:
         axes.set_xscale("log")
-        return
-    axes.set_xscale("symlog", linthresh=min(above), linscale=0.25)
+    else:
+        axes.set_xscale("symlog", linthresh=min(above), linscale=0.25)
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _name_layers(axes: Axes, layers: Sequence[Mapping[str, Any]], every: int) -> None:

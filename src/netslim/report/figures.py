@@ -56,6 +56,7 @@ STYLE: Any = {
     "lines.linewidth": 1.7,
     "lines.solid_capstyle": "round",
     "svg.fonttype": "path",
+    "text.parse_math": False,  # names may hold any sign
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
