@@ -30,6 +30,10 @@ class Block(nn.Module):
         self.table = nn.Parameter(torch.randn(9, 4))  # relative places of five tokens -> heads
         self.slopes = nn.Buffer(2.0 ** -torch.arange(4.0))
         self.norm = nn.LayerNorm(6)
+        if kind == "rms":
+            self.q_norm, self.k_norm = nn.RMSNorm(6, eps=1e-6), nn.RMSNorm(6, eps=1e-3)
+            for norm in (self.q_norm, self.k_norm):
+                nn.init.uniform_(norm.weight)
 
     def bias(self, n):
         """What is added to the scores of each head, by how far tokens are from each other."""
@@ -50,6 +54,8 @@ class Block(nn.Module):
         k, v = (f(h).view(b, n, self.keys, self.head_dim).transpose(1, 2) for f in (self.k, self.v))
         if self.kind == "normed":
             q, k = self.norm(q), self.norm(k)
+        if self.kind == "rms":
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.kind == "shifted":
             q, k = q + 1, k + 1
         if self.kind == "root":
@@ -60,7 +66,7 @@ class Block(nn.Module):
             y = (lambda *given: F.scaled_dot_product_attention(*given))(
                 *(t[None] for t in (q, k, v))
             )[0]
-        elif self.kind in ("sdpa", "grouped"):
+        elif self.kind in ("sdpa", "grouped", "rms"):
             y = F.scaled_dot_product_attention(q, k, v, scale=0.4, enable_gqa=self.grouped)
         else:
             if self.grouped:
@@ -83,6 +89,7 @@ BOTH = {
     "deep": (block("deep"), 4),
     "grouped": (block("grouped", keys=2), 2),
     "repeated": (block("repeated", keys=2), 2),
+    "rms": (block("rms"), 4),
 }
 
 
@@ -113,7 +120,7 @@ def test_heads_and_their_width_go_together_and_alone(kind, tmp_path):
 
 
 def test_what_was_cut_by_both_is_cut_again():
-    for kind in ("table", "root"):
+    for kind in ("table", "root", "rms"):
         cut_again(block(kind))
 
 
@@ -147,7 +154,7 @@ def test_a_budget_is_met_by_both():
 
 def test_what_cannot_be_exact_is_left_to_heads():
     """A root of the width in code that cannot be read, numbers added to queries and keys, a
-    normalisation over the width.
+    normalisation over the width that adds some, too.
     """
     for kind in ("unfound", "shifted", "normed"):
         graph = netslim.trace(block(kind), X)
@@ -186,9 +193,10 @@ def test_merging_is_refused_where_a_product_reads():
         netslim.selection.merge(graph, {"q#2": [0, 0, 1, 1, 2, 2]})
 
 
-def test_silent_widths_are_masked():
+@pytest.mark.parametrize("kind", ["sdpa", "rms"])
+def test_silent_widths_are_masked(kind):
     """A mask makes queries and keys zero there, so the masked network is the cut one."""
-    model = block()
+    model = block(kind)
     graph = netslim.trace(model, X)
     masks = {graph.number("q#2"): np.arange(6) > 1, graph.number("q"): np.arange(4) != 2}
     plan = plan_keeping(graph, masks)

@@ -473,7 +473,8 @@ def _with_widths(
     """All that is counted, where the width of heads goes, too; None where nothing of it can."""
     (first, ours), (second, theirs) = heads, narrower
     other = Classes(second.atoms)
-    known = [norm.vector for norm in second.norms if norm.known.kind != ATTENTION]
+    of_width = [norm for norm in second.norms if _of_width_alone(norm, classes)]
+    known = [norm.vector for norm in second.norms if not _of_width_alone(norm, classes)]
     known += [*second.orders.values(), *ports.inputs.values(), *ports.outputs.values()]
     widths = HeadWidths(classes, other, other.form(), known)
     both = met_in_both(first, second)
@@ -481,10 +482,27 @@ def _with_widths(
         found = _Counted(both, _remembering(widths.count), widths.groups, [])
         if widths.settled():
             found.rules = widths.rules(ours, theirs)
-            scaled = [norm for norm in second.norms if norm.known.kind == ATTENTION]
-            found.norms = list(_norms(scaled, widths.followed))
+            found.norms = list(_norms(of_width, widths.followed))
             return found
     return None
+
+
+def _of_width_alone(norm: RecordedNorm, heads: Classes) -> bool:
+    """Whether what a normalisation goes on over is the width of heads and nothing of the heads: a
+    scale of attention, or a module over one head at a time, of whose weight no head has a part.
+    """
+    row = norm.known.row
+    if norm.known.kind == ATTENTION:
+        return True
+    if norm.known.bare or row.call:
+        return False
+    names = [joined(norm.module, name) for name in (row.weight, row.bias) if name]
+    held = [
+        heads.group_of[axis.first : axis.first + axis.size]
+        for axis in heads.atoms.axes
+        if axis.tensor in names
+    ]
+    return bool(held) and all((groups < 0).all() for groups in held)
 
 
 def _renamed(widths: list[ChannelGroup], groups: list[ChannelGroup]) -> list[ChannelGroup]:
