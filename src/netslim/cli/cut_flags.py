@@ -194,7 +194,19 @@ def add_latency(group: Any, what: str) -> None:
     )
 
 
-def latency(options: argparse.Namespace, asked: bool, what: str) -> dict[str, str]:
+def add_latency_check(group: Any, what: str) -> None:
+    """Whether cuts are timed; `what` they are for."""
+    group.add_argument(
+        "--no-latency-check",
+        action="store_const",
+        const=False,
+        dest="latency_check",
+        help=f"for {what}: go by the table alone (default: cuts are timed until one takes what was "
+        "asked for)",
+    )
+
+
+def latency(options: argparse.Namespace, asked: bool, what: str) -> dict[str, Any]:
     """The section `latency` of a stage; empty where nothing was typed.
 
     Args:
@@ -205,11 +217,13 @@ def latency(options: argparse.Namespace, asked: bool, what: str) -> dict[str, st
     Raises:
         RecipeError: nothing is, and something was typed; or both were.
     """
-    found = {"table": options.latency_table, "backend": options.backend}
+    check = getattr(options, "latency_check", None)
+    found = {"table": options.latency_table, "backend": options.backend, "check": check}
     found = {key: value for key, value in found.items() if value is not None}
     if found and not asked:
-        raise RecipeError(f"--latency-table and --backend belong to {what}")
-    if len(found) == 2:
+        flags = {"table": "--latency-table", "backend": "--backend", "check": "--no-latency-check"}
+        raise RecipeError(f"{flags[next(iter(found))]} belongs to {what}")
+    if {"table", "backend"} <= found.keys():
         raise RecipeError(
             "--latency-table says itself what the network runs with: leave --backend out"
         )

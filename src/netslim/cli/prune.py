@@ -14,6 +14,7 @@ from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
     add_latency,
+    add_latency_check,
     add_limits,
     add_max_drop,
     add_options,
@@ -113,6 +114,7 @@ def register(parser: Parser) -> None:
 def _amounts(group: Any) -> None:
     add_options(group, Budget)
     add_latency(group, "budgets of latency")
+    add_latency_check(group, "budgets of latency")
     group.add_argument(
         "--layers", metavar="NAME", nargs="+", default=[], help="layers by name or pattern"
     )

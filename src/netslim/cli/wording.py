@@ -34,6 +34,7 @@ _KEYS = {
     "teacher_weights": "distill.teacher_weights",
     "latency_table": "latency.table",
     "backend": "latency.backend",
+    "latency_check": "latency.check",
     "seconds": "budget_seconds",
     "layers": "per_group",
 }

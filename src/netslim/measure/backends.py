@@ -22,7 +22,7 @@ from netslim.graph.modules.unwrapping import inside, without_values
 from netslim.measure.runtimes import Backend
 from netslim.models.export import onnx_bytes, program_of
 from netslim.models.onnx_session import Session, quietly
-from netslim.models.runtimes import aotinductor, executorch, openvino
+from netslim.models.runtimes import aotinductor, executorch, onnx_int8, openvino
 from netslim.surgery.ports import cut_inputs
 
 Call = Callable[[], object]
@@ -179,6 +179,35 @@ def _onnxruntime(model: nn.Module, inputs: Any, device: torch.device, name: str)
     return running.bound(inputs)
 
 
+def _onnxruntime_int8(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
+    """The model as an int8 file in ONNX Runtime. Ranges are taken from these inputs: what it computes
+    may be of no use, but the time that it takes does not depend on them.
+    """
+    try:
+        content = onnx_bytes(model, inputs)
+        with TemporaryDirectory() as folder:
+            exact, made = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+            exact.write_bytes(content)
+            onnx_int8.write(exact, made, _Once(Session(content, device).arrays(inputs)))
+            running = Session(made.read_bytes(), device)
+    except ExportError as problem:
+        raise ArgumentError(f"latency: {name!r} cannot run in int8: {problem}") from problem
+    return running.bound(inputs)
+
+
+class _Once:
+    """One batch, as calibration reads it."""
+
+    def __init__(self, arrays: dict[str, Any]) -> None:
+        self.left: list[dict[str, Any]] = [arrays]
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The batch, and then None."""
+        if not self.left:
+            return None
+        return self.left.pop()
+
+
 def _openvino(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
     """The model as ONNX in OpenVINO."""
     with _on_the_cpu(device, name, "OpenVINO"):
@@ -219,6 +248,7 @@ _BACKENDS: dict[Backend, Callable[[nn.Module, Any, torch.device, str], Call]] = 
     "eager": _eager,
     "compile": _compiled,
     "onnxruntime": _onnxruntime,
+    "onnxruntime-int8": _onnxruntime_int8,
     "openvino": _openvino,
     "executorch": _executorch,
     "aotinductor": _aotinductor,

@@ -114,8 +114,10 @@ def latency(
             whole.
         backend: `eager` calls the module as it is; `compile` passes it through `torch.compile`, for
             these shapes alone; `aotinductor` compiles it ahead of time, as a program of its own;
-            `onnxruntime` and `openvino` run it as ONNX, `executorch` in that runtime; the last two
-            are timed on the CPU alone (`pip install netslim[onnx]`, `[openvino]`, `[executorch]`).
+            `onnxruntime` and `openvino` run it as ONNX, `onnxruntime-int8` as `netslim.quantize`
+            writes it, with ranges of the example inputs, and `executorch` in that runtime; OpenVINO
+            and ExecuTorch are timed on the CPU alone (`pip install netslim[onnx]`, `[openvino]`,
+            `[executorch]`).
             Compiling and exporting come before the first sample, and the modules stay as they are.
         repeats: rounds, and so samples a model, at most (at least 5).
         budget_seconds: no new round begins after this many seconds, once there are 5.

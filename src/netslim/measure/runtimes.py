@@ -2,7 +2,16 @@
 
 from typing import Literal
 
-TableBackend = Literal["eager", "compile", "onnxruntime"]  # what times layers one by one, too
-Backend = Literal["eager", "compile", "onnxruntime", "openvino", "executorch", "aotinductor"]
+# What times layers one by one, too.
+TableBackend = Literal["eager", "compile", "onnxruntime", "onnxruntime-int8"]
+Backend = Literal[
+    "eager",
+    "compile",
+    "onnxruntime",
+    "onnxruntime-int8",
+    "openvino",
+    "executorch",
+    "aotinductor",
+]
 
 __all__ = ["Backend", "TableBackend"]

@@ -43,6 +43,7 @@ from netslim.graph.modules.batches import held_out
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.walk import fingerprint, named_tensors
 from netslim.graph.words.naming import meant
+from netslim.measure.table.promise import TimedTable
 from netslim.methods.masking import Mask
 from netslim.methods.mending import Judge, Mending, Steps, nearest
 from netslim.methods.threshold import threshold_warning
@@ -198,11 +199,14 @@ def by_scores(
     """Choose as `netslim.select` does, all as there; what one group cannot give, the others do.
 
     Args:
-        graph, scores, budget, per_group, limits, latency: as there.
+        graph, scores, budget, per_group, limits: as there.
+        latency: as there; or a `TimedTable`, by which cuts are timed until the clock says what the
+            budget asks for.
         choice: by what the scores are, and the allocation; the plan says so.
 
     Raises:
         VerificationError: by what is returned, where nothing is left to choose from.
+        PlanError: by what is returned, as selection does, and where no cut takes the time asked.
     """
 
     def choose(alone: frozenset[str]) -> PruningPlan:
@@ -211,18 +215,30 @@ def by_scores(
             raise VerificationError("no group of this model can be cut and verified")
         nothing_else = budget is None or not budget.given()
         wanted = spared(graph, per_group or {}, alone, only=nothing_else)
-        plan = select(
+        way = partial(
+            select,
             graph,
             free,
             budget,
             per_group=wanted,
             allocation=choice.allocation,
             limits=limits,
-            latency=latency,
         )
-        return with_choice(plan, choice)
+        return with_choice(_by_the_clock(way, budget, graph, latency), choice)
 
     return choose
+
+
+def _by_the_clock(
+    way: Callable[..., PruningPlan],
+    budget: Budget | None,
+    graph: ChannelGraph,
+    latency: LatencySource | None,
+) -> PruningPlan:
+    """The plan that ``way`` chooses; cut, timed and chosen anew where the source can do that."""
+    if budget is None or not budget.timed() or not isinstance(latency, TimedTable):
+        return way(latency=latency)
+    return latency.kept(lambda source: way(latency=source), budget, graph)
 
 
 def with_choice(plan: PruningPlan, choice: Choice) -> PruningPlan:

@@ -34,8 +34,9 @@ from netslim.methods.quantizing_program import (
     quantized_program,
 )
 from netslim.models.export import beside, check_new, export, module_of
-from netslim.models.onnx_session import Outputs, Session, innermost, need_onnx, quietly
+from netslim.models.onnx_session import Outputs, Session, need_onnx
 from netslim.models.parity import run
+from netslim.models.runtimes import onnx_int8
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # whose weights are most of a network
 _DEQUANTIZED = "DequantizeLinear"
@@ -162,7 +163,7 @@ def to_int8(exact: Path, examples: Iterable[Any], path: Path, options: Quantizat
     seen = _Seen(given, examples)
     with TemporaryDirectory() as folder:
         made = Path(folder) / "int8.onnx"
-        _write(exact, made, seen, options)
+        onnx_int8.write(exact, made, seen, **vars(options))
         layers, of = _counted(made)
         if not layers:
             raise ExportError("no layer of the network can be brought to int8: export it as it is")
@@ -188,36 +189,6 @@ class _Seen(Examples):
         for example in self:
             return self.session.arrays(example)
         return None
-
-
-def _write(exact: Path, made: Path, seen: _Seen, options: Quantization) -> None:
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    kinds = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
-    # Not by entropy: as ONNX Runtime calls that, it has one range to choose from, the largest.
-    method, more = CalibrationMethod.MinMax, {}
-    if options.percentile is not None:
-        method, more = CalibrationMethod.Percentile, {"CalibPercentile": options.percentile}
-    ready = made.with_name("ready.onnx")
-    try:
-        with quietly():
-            quant_pre_process(str(exact), str(ready))
-            quantize_static(
-                str(ready),
-                str(made),
-                seen,
-                quant_format=QuantFormat.QDQ,
-                per_channel=options.scales == "channel",
-                activation_type=kinds[options.activations],
-                weight_type=QuantType.QInt8,
-                calibrate_method=method,
-                extra_options=more,
-            )
-    except Exception as problem:
-        raise ExportError(
-            f"ONNX Runtime cannot bring the network to int8: {innermost(problem)}"
-        ) from problem
 
 
 def _counted(path: Path) -> tuple[int, int]:

@@ -187,12 +187,13 @@ class Budget(Checked):
             matrix products put out (the activations of Radosavovic et al. 2020, section 3.3).
         cut_peak_memory: least share to remove of the bytes that are alive at once in a forward
             pass, parameters aside.
-        cut_latency: least share to remove of the milliseconds that a `LatencyTable` foretells.
+        cut_latency: least share to remove of the milliseconds: by a `LatencyTable`, and where it is
+            of this machine by the clock.
         max_params: most parameters that may stay.
         max_macs: most multiply-accumulates that may stay.
         max_activation_bytes: most bytes of activations, as counted by ``cut_activations``.
         max_peak_bytes: most bytes alive at once.
-        max_latency_ms: most milliseconds that a `LatencyTable` may foretell.
+        max_latency_ms: most milliseconds that may stay, in the same way.
 
     Raises:
         ArgumentError: a share is below 0 or at 1 and above, or a maximum is not positive.
@@ -230,6 +231,10 @@ class Budget(Checked):
     def given(self) -> dict[str, float]:
         """The amounts that were set."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
+    def timed(self) -> tuple[str, ...]:
+        """The names of the amounts that were set and are of latency."""
+        return tuple(name for name in self.given() if "latency" in name)
 
 
 @checks_calls

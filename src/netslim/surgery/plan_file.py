@@ -24,7 +24,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -184,7 +184,10 @@ def _port_data(cut: PortCut) -> dict[str, Any]:
 def _why_data(why: Why, groups: Mapping[str, GroupCut]) -> dict[str, Any]:
     why = replace(why, scores={name: _rounded(values) for name, values in why.scores.items()})
     scores = {name: _scores_data(why, name, groups.get(name)) for name in why.scores}
-    return {**vars(why), "scores": scores}
+    data = {**vars(why), "scores": scores}
+    if not why.latency:
+        del data["latency"]
+    return data
 
 
 def _scores_data(why: Why, name: str, cut: GroupCut | None) -> dict[str, Any]:
@@ -312,6 +315,7 @@ class _Why:
     limits: Mapping[str, _Option]
     per_group: Mapping[str, int]
     scores: Mapping[str, Mapping[str, Any]]
+    latency: Mapping[str, _Option] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

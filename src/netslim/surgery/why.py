@@ -25,6 +25,8 @@ class Why:
         budget: what was to be reached, as in `netslim.Budget`.
         per_group: group name -> how many of its units were to go, where names said so.
         limits: those of `netslim.Limits` that were said.
+        latency: of a budget of latency that was met by the clock: the shares of the time that were
+            asked for, foretold by the table and measured; empty where nothing was timed.
         scores: group name -> one score a unit, for all groups that could be cut; larger is more
             important.
     """
@@ -35,6 +37,7 @@ class Why:
     budget: Mapping[str, Any] = field(default_factory=dict)
     per_group: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, Any] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Scores] = field(default_factory=dict)
 
     def told(self) -> str:

@@ -129,7 +129,7 @@ class LatencyTable:
     one measured.
 
     Attributes:
-        backend: ``"eager"``, ``"compile"`` or ``"onnxruntime"``.
+        backend: ``"eager"``, ``"compile"``, ``"onnxruntime"`` or ``"onnxruntime-int8"``.
         device: where it was measured.
         threads: CPU threads.
         inputs: shapes of the example inputs.

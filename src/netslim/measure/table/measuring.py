@@ -56,7 +56,7 @@ from netslim.measure.table.latency_table import (
     Terms,
     fixed_size,
 )
-from netslim.measure.table.onnx_kernels import onnx_kernel
+from netslim.measure.table.onnx_kernels import int8_kernel, onnx_kernel, whole_numbers
 from netslim.models.onnx_session import Session, tensors_of
 from netslim.selection.criteria.scoring import score
 from netslim.selection.options import Budget
@@ -210,13 +210,15 @@ class _Measurement:
 
     def call(self, kernel: Kernel, depth: int, width: int) -> Callable[[], object]:
         """The kernel at these widths on this backend, ready to be timed."""
-        if self.backend != "onnxruntime":
+        if not self.backend.startswith("onnxruntime"):
             return kernel.call(depth, width, self.values)
         shape, weight_shape, _ = kernel.shapes(depth, width)
         weight = self.values.take(weight_shape, kernel.dtype)
         bias = self.values.take((width,), kernel.dtype) if kernel.bias else None
-        session = Session(onnx_kernel(kernel, depth, width, weight, bias), self.place)
-        return session.bound(self.values.take(shape, kernel.dtype))
+        write, x = onnx_kernel, self.values.take(shape, kernel.dtype)
+        if self.backend == "onnxruntime-int8":
+            write, x = int8_kernel, whole_numbers(x)
+        return Session(write(kernel, depth, width, weight, bias), self.place).bound(x)
 
     def calibrated(self, table: LatencyTable) -> tuple[Terms, tuple[Run, ...], float]:
         """Time whole networks, cut by chance and then by choice, and fit the terms to them."""
@@ -360,7 +362,7 @@ def _least_squares(amounts: Vector, ms: Vector, weights: Vector) -> Vector:
 def _about(graph: ChannelGraph, inputs: Any, backend: str, place: torch.device) -> dict[str, Any]:
     """What a table holds for, and what it is kept under."""
     packages = ["netslim"]
-    if backend == "onnxruntime":
+    if backend.startswith("onnxruntime"):
         packages.append("onnxruntime")
     return {
         "backend": backend,

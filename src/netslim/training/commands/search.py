@@ -363,7 +363,12 @@ class _Search:
         assert isinstance(stage, Prune)
         amount: Results = {f"cut_{self.options.resource}": share}
         stages: tuple[Stage, ...] = (
-            replace(stage, budget=replace(stage.budget, **amount)),
+            # What it takes is asked of the same table for all, so that shares can be compared.
+            replace(
+                stage,
+                budget=replace(stage.budget, **amount),
+                latency=replace(stage.latency, check=False),
+            ),
             *self.recipe.stages[1:],
         )
         row = self.made(

@@ -544,6 +544,11 @@ class LatencyOptions:
     )
     backend: TableBackend = option("eager", "what the network will run with")
     batch: int = option(1, "images in a timed call")
+    check: bool = option(
+        True,
+        "time the cut network beside the whole one, and choose anew until it takes what was asked "
+        "for; false goes by the table alone, as cuts in steps do",
+    )
 
 
 # What several kinds of stages say alike. In a class that they have for a base these keys would come

@@ -234,7 +234,7 @@ def _planned(
     if by == "zeros" and amounts.scoring.criterion == "bn_scale":
         netslim.score(graph, network, amounts.scoring)
     table, budget = None, amounts.budget
-    timed = [name for name in budget.given() if "latency" in name]
+    timed = budget.timed()
     if timed and amounts.latency.table is not None:
         table = netslim.measure.LatencyTable.load(amounts.latency.table)
     elif timed:  # to measure a table takes minutes

@@ -17,12 +17,14 @@ from netslim.errors import ArgumentError, PlanError, VerificationError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.batches import held_out
 from netslim.graph.modules.duplicating import duplicate
+from netslim.measure.table.promise import timed_here
 from netslim.methods.centripetal import CentripetalSGD
 from netslim.methods.cutting import EXACT, Choose, Cut, by_scores, cut, spared, with_choice
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.noise import carried_back, decided
 from netslim.methods.soft_filter import plan_of_zeros, zeroed
 from netslim.selection.budget.limits import staying
+from netslim.selection.budget.resources import LatencySource
 from netslim.selection.criteria.registry import Criterion, reads_data
 from netslim.selection.defaults import AUTO, BN_SCALE, PLAIN, Choice, chosen
 from netslim.selection.options import Compensation, Limits, Scoring
@@ -107,7 +109,7 @@ def _by_choice(
         per_group=stage.per_group,
         choice=choice,
         limits=stage.limits,
-        latency=latency_of(stage, network, example, _layers(progress)),
+        latency=_timed(stage, network, example, progress),
     )
     return _cut(stage, network, graph, choose, example, choice.compensation, seen)
 
@@ -176,11 +178,11 @@ def latency_of(
     """How long the layers of `network` take, where the stage's budget asks for it: read, or
     measured here.
     """
-    if not any("latency" in key for key in stage.budget.given()):
+    if not stage.budget.timed():
         return None
     if stage.latency.table is not None:
         return netslim.measure.LatencyTable.load(stage.latency.table)
-    images = example[:1].expand(stage.latency.batch, *example.shape[1:]).contiguous()
+    images = _images(stage, example)
     return netslim.latency_table(
         network,
         netslim.trace(network, images),
@@ -188,6 +190,21 @@ def latency_of(
         backend=stage.latency.backend,
         progress=progress,
     )
+
+
+def _timed(
+    stage: Prune, network: nn.Module, example: Tensor, progress: Progress | None
+) -> LatencySource | None:
+    """The table, by which cuts are timed, too, unless the stage says otherwise."""
+    table = latency_of(stage, network, example, _layers(progress))
+    if table is None or not stage.latency.check:
+        return table
+    return timed_here(table, network, _images(stage, example), progress)
+
+
+def _images(stage: Prune | GradualOptions, example: Tensor) -> Tensor:
+    """What a timed call takes."""
+    return example[:1].expand(stage.latency.batch, *example.shape[1:]).contiguous()
 
 
 def _drawn(
