@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ import netslim
 from nets import Chain, Residual
 from netslim import Budget, latency_table, prune, select, trace
 from netslim.errors import ArgumentError, PlanError, StaleGraphError
-from netslim.measure import LatencyTable
+from netslim.measure import Latency, LatencyTable
+from netslim.measure.backends import Ready
 from netslim.measure.table import measuring as measuring_module
+from netslim.measure.table import promise as promise_module
 from netslim.measure.table.cache import folder
 from netslim.measure.table.curves import (
     Stack,
@@ -33,8 +37,12 @@ from netslim.measure.table.curves import (
 from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe
 from netslim.measure.table.latency_table import Measured, Terms
 from netslim.measure.table.measuring import fit, random_cuts
-from netslim.measure.table.onnx_kernels import onnx_kernel
+from netslim.measure.table.onnx_kernels import STEP, ZERO, int8_kernel, onnx_kernel, whole_numbers
+from netslim.measure.table.promise import TimedTable, timed_here
+from netslim.methods.cutting import by_scores
+from netslim.selection import Compensation, Scoring
 from netslim.selection.budget.resources import Products, Widths
+from netslim.selection.defaults import Choice
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 
@@ -219,6 +227,28 @@ def test_the_onnx_kernel_computes_the_same(zoo, number):
     torch.testing.assert_close(found, kernel.call(depth, width, values)())
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
+def test_the_int8_kernel_computes_nearly_the_same(zoo, number):
+    pytest.importorskip("onnxruntime")
+    from netslim.models.onnx_session import Session
+
+    kernel = zoo[1][number]
+    values = Values(CPU)
+    values.take((9999,), torch.float32)
+    depth, width = kernel.depth, 2 * kernel.step(1)
+    shape, weight_shape, _ = kernel.shapes(depth, width)
+    weight = values.take(weight_shape, torch.float32) / 4
+    bias = values.take((width,), torch.float32) if kernel.bias else None
+    x = values.take(shape, torch.float32)
+    (found,) = Session(int8_kernel(kernel, depth, width, weight, bias), CPU)(whole_numbers(x))
+    (exact,) = Session(onnx_kernel(kernel, depth, width, weight, bias), CPU)(x)
+    assert found.dtype is torch.uint8
+    least, most = -ZERO * STEP, (255 - ZERO) * STEP
+    torch.testing.assert_close(
+        (found.float() - ZERO) * STEP, exact.clamp(least, most), rtol=0, atol=0.2
+    )
+
+
 def test_observing_leaves_the_model_as_it_was():
     model = Residual().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -382,6 +412,177 @@ def test_select_keeps_the_promise(known_table, net):
         assert promised <= 0.6 * table.ms(graph)
         assert promised > 0.57 * table.ms(graph)
         assert promised == pytest.approx(whole_ms(small, x, {}), rel=0.03)
+
+
+class Clock:
+    """Stands in for the clock that times whole networks: what the formulas say, times `slower` for
+    one that was cut and `speed` for all.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.models: dict[int, nn.Module] = {}
+        self.timed, self.slower, self.least, self.speed, self.whole = 0, 1.0, 0.0, 1.0, 0.0
+        patch.setattr(promise_module, "prepared", self.prepared)
+        patch.setattr(promise_module, "timed", self.times)
+
+    @contextmanager
+    def prepared(self, model: nn.Module, *args: object) -> Iterator[Ready]:
+        ready = Ready(lambda: None, CPU)
+        self.models[id(ready.call)] = model
+        yield ready
+
+    def times(self, calls: Mapping[str, Ready], **_: object) -> dict[str, Latency]:
+        self.timed += 1
+        x, models = torch.zeros(2, 3, 8, 8), [self.models[id(c.call)] for c in calls.values()]
+        whole = self.whole = self.whole or whole_ms(models[0], x, {})
+        cut = max(self.slower * whole_ms(models[1], x, {}), self.least * whole)
+        return {
+            name: Latency(self.speed * ms, ms, ms, 5, "cpu")
+            for name, ms in (("whole", whole), ("cut", cut))
+        }
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def kept(net, table, budget: Budget, round_to: int | None = None):
+    """The plan that a timed table leads to, and what it says of itself."""
+    model, x, graph = net
+    scores = netslim.score(graph, model, "l2")
+    choice = Choice(Scoring("l2"), "cost", Compensation())
+    timed = TimedTable(table, model, x)
+    limits = netslim.Limits(round_to=round_to)
+    choose = by_scores(graph, scores, budget, choice=choice, limits=limits, latency=timed)
+    plan = choose(frozenset())
+    assert plan.why is not None
+    return plan, plan.why.latency
+
+
+def share_of(net, plan) -> float:
+    """What the cut takes by the formulas, as a share."""
+    return whole_ms(prune(net[0], plan), net[1], {}) / whole_ms(net[0], net[1], {})
+
+
+def test_a_cut_that_is_slower_than_foretold_is_made_anew(known_table, net, clock):
+    clock.slower = 1.3  # as where neighbours fall out of a blocked layout
+    plan, found = kept(net, known_table, Budget(cut_latency=0.4))
+    taken = clock.slower * share_of(net, plan)
+    assert taken == pytest.approx(0.6, rel=0.05)
+    assert found["asked"] == 0.6
+    assert found["measured"] == pytest.approx(taken, rel=1e-3)
+    assert found["foretold"] == pytest.approx(taken / clock.slower, rel=0.05)
+    assert found["cuts_timed"] == clock.timed > 1
+    assert f"timed: {taken:.1%} of the time" in plan.notes[-1]
+    again = netslim.PruningPlan.from_json(plan.to_json())
+    assert again.why is not None
+    assert again.why.latency == found
+
+
+def test_a_cut_that_is_faster_than_foretold_gets_channels_back(known_table, net, clock):
+    clock.slower = 0.7
+    plan, found = kept(net, known_table, Budget(cut_latency=0.4))
+    assert found["measured"] == pytest.approx(0.6, rel=0.05)
+    assert share_of(net, plan) > 0.8
+
+
+def test_milliseconds_are_those_of_the_clock(known_table, net, clock):
+    clock.speed = 0.5  # the machine is twice as fast as when the table was measured
+    limit = 0.4 * whole_ms(net[0], net[1], {})
+    plan, found = kept(net, known_table, Budget(max_latency_ms=limit))
+    assert found["measured"] == pytest.approx(0.8, rel=0.05)
+    assert share_of(net, plan) == pytest.approx(0.8, rel=0.05)
+
+
+def test_a_table_that_is_right_is_asked_once(known_table, net, clock):
+    _, found = kept(net, known_table, Budget(cut_latency=0.4))
+    assert clock.timed == found["cuts_timed"] == 1
+
+
+def test_what_another_budget_asks_for_is_no_reason_to_cut_less(known_table, net, clock):
+    plan, found = kept(net, known_table, Budget(cut_latency=0.1, cut_params=0.9))
+    assert clock.timed == 1
+    assert found["measured"] < 0.7
+    assert found["asked"] == 0.9
+    assert prune(net[0], plan) is not None
+
+
+def test_widths_that_come_in_steps_are_no_reason_to_go_on(known_table, net, clock):
+    _, found = kept(net, known_table, Budget(cut_latency=0.4), round_to=32)
+    assert found["measured"] <= 0.6 * 1.05
+    assert clock.timed < 7
+
+
+def test_a_promise_that_cannot_be_kept_is_refused(known_table, net, clock, monkeypatch):
+    clock.least = 0.8
+    monkeypatch.setattr(promise_module, "MOST_CUTS", 3)
+    said = (
+        "cut_latency=0.4 cannot be kept: 60.0% of the time, .* took 80.0% of the time, .* foretold"
+    )
+    with pytest.raises(PlanError, match=said):
+        kept(net, known_table, Budget(cut_latency=0.4))
+
+
+def test_where_only_time_counts_widths_are_those_that_the_runtime_likes(known_table, net):
+    graph, scores = net[2], netslim.score(net[2], net[0], "l2")
+    table = replace(known_table, backend="onnxruntime")
+    assert (known_table.steps, table.steps) == ((), (16, 8))
+
+    def left(budget: Budget, **options) -> set[int]:
+        plan = select(graph, scores, budget, latency=table, **options)
+        return {len(cut.kept) % 16 for cut in plan.groups.values()}
+
+    assert left(Budget(cut_latency=0.4)) == {0}
+    assert left(Budget(cut_latency=0.93)) == {0, 8}  # less than 16 channels are left then
+    assert left(Budget(cut_latency=0.97)) - {0, 8}
+    assert left(Budget(cut_latency=0.4), limits=netslim.Limits(round_to=1)) - {0}
+    assert left(Budget(cut_latency=0.4), per_group={"inner": 3}) - {0}
+    assert left(Budget(cut_macs=0.4)) - {0}
+
+
+def test_tables_of_other_machines_and_inputs_are_not_timed(known_table, net):
+    model, x, _ = net
+    assert isinstance(timed_here(known_table, model, x), TimedTable)
+    far = replace(known_table, machine={**known_table.machine, "cores": 10_000})
+    assert timed_here(far, model, x) is far
+    assert timed_here(known_table, model, x[:1]) is known_table
+    nowhere = replace(known_table, device="cuda:77")
+    assert timed_here(nowhere, model, x) is nowhere
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_slim_times_its_cut_unless_told_not_to(known_table, net, clock, check):
+    clock.slower = 1.3
+    model, x, _ = net
+    small = netslim.slim(
+        model,
+        x,
+        budget=Budget(cut_latency=0.4),
+        criterion="l2",
+        allocation="cost",
+        compensation=None,
+        latency=known_table,
+        check_latency=check,
+    )
+    taken = whole_ms(small, x, {}) / whole_ms(model, x, {})
+    assert (clock.timed > 1) == check
+    expected = 0.6
+    if check:
+        expected = 0.6 / clock.slower
+    assert taken == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime-int8"])
+def test_a_cut_is_timed_where_it_will_run(known_table, net, monkeypatch, backend):
+    if backend != "eager":
+        pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(promise_module, "FAR", 1e9)  # real times say nothing here
+    monkeypatch.setattr(promise_module, "MOST_CUTS", 1)
+    monkeypatch.setattr(importlib.import_module("netslim.measure.latency"), "SAMPLE_SECONDS", 1e-6)
+    _, found = kept(net, replace(known_table, backend=backend), Budget(cut_latency=0.4))
+    assert found["backend"] == backend
+    assert found["measured"] > 0
 
 
 def test_a_table_fits_the_network_that_was_cut(known_table, net):

@@ -275,7 +275,7 @@ def test_other_costs(trained, tmp_path, capsys, resource):
         (["--validation", "0"], "decides by validation images"),
         (["--teacher", "vgg"], "--teacher vgg: give a .safetensors file"),
         (["--stages.prune.budget.cut_params", "0.5"], "the search itself says how much is cut"),
-        (["--backend", "eager"], "--latency-table and --backend belong to --resource latency"),
+        (["--backend", "eager"], "--backend belongs to --resource latency"),
         (["--sparsity.strength", "1"], "--sparsity.strength: there is no such option"),
     ],
 )

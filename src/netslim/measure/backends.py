@@ -180,7 +180,7 @@ def _onnxruntime(model: nn.Module, inputs: Any, device: torch.device, name: str)
 
 
 def _onnxruntime_int8(model: nn.Module, inputs: Any, device: torch.device, name: str) -> Call:
-    """The model as an int8 file in ONNX Runtime. Ranges are taken from these inputs: what it computes
+    """The model as an int8 file in ONNX Runtime. Ranges are of these inputs alone: what it computes
     may be of no use, but the time that it takes does not depend on them.
     """
     try:

@@ -248,7 +248,8 @@ class Limits(Checked):
             pattern, a share (float below 1) or a count (int), as
             `netslim.methods.Sensitivity.limits` gives them.
         round_to: what stays in a touched group is a multiple of this; groups that have no more stay
-            whole.
+            whole. None is any number; but for a budget of latency alone it is what the table says
+            its runtime likes (`netslim.measure.LatencyTable.steps`), if the budget can be met so.
         protect: names, or patterns of group names, that are left alone (``"layer1.*"``).
         shortcuts: ``avoid`` leaves alone the groups in which the outputs of several layers are
             added.
@@ -274,7 +275,13 @@ class Limits(Checked):
     max_cut: float | Mapping[str, int | float] | None = option(
         None, "most that goes of one layer", metavar="SHARE", least=0, below=1
     )
-    round_to: int = option(1, "what stays of a layer is a multiple of N", metavar="N", least=1)
+    round_to: int | None = option(
+        None,
+        "what stays of a layer is a multiple of N (default: any number, or for a budget of latency "
+        "what the runtime likes)",
+        metavar="N",
+        least=1,
+    )
     protect: Iterable[str] = option(
         (), "layers that are left alone, by name or pattern", metavar="NAME"
     )

@@ -19,7 +19,7 @@ from netslim.selection.budget.allocation import allocate, allocation_of
 from netslim.selection.budget.choice import Chooser
 from netslim.selection.budget.ladder import Goal, Ladder
 from netslim.selection.budget.limits import shown_cap
-from netslim.selection.budget.resources import Asked, LatencySource, Resource, kind_of
+from netslim.selection.budget.resources import Asked, LatencySource, Resource, Stepped, kind_of
 from netslim.selection.options import Budget, Limits, takes_options
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
@@ -82,9 +82,7 @@ def select(
             "nothing to do: give a budget such as Budget(cut_channels=0.5), or per_group"
         )
     problem = _Problem(graph, scores, budget or Budget(), limits, per_group or {}, latency)
-    ladder = Ladder(problem.chooser, problem.fixed)
-    goals = problem.goals(ladder)
-    problem.check(ladder, goals)
+    problem, ladder, goals = problem.in_steps()
     removed = allocate(ladder, goals, way)
     notes = [*problem.chooser.notes, *problem.promises(ladder, goals, removed)]
     notes += problem.thinned(ladder, removed)
@@ -109,6 +107,37 @@ class _Problem:
         chooser = Chooser(self.graph, self.scores, self.limits)
         object.__setattr__(self, "chooser", chooser)
         object.__setattr__(self, "fixed", chooser.named_counts(self.per_group))
+
+    def in_steps(self) -> tuple[_Problem, Ladder, list[Goal]]:
+        """The problem in the widths that are fast, of those the best in which it can be solved.
+
+        Raises:
+            PlanError: it cannot be solved in any.
+        """
+        for step in self._steps():
+            stepped = dataclasses.replace(
+                self, limits=dataclasses.replace(self.limits, round_to=step)
+            )
+            ladder = Ladder(stepped.chooser, stepped.fixed)
+            goals = stepped.goals(ladder)
+            if stepped.refused(ladder, goals) is None:
+                stepped.chooser.notes.append(
+                    f"round_to={step}, as nothing else was said: what runs the network is fastest "
+                    "with such widths"
+                )
+                return stepped, ladder, goals
+        ladder = Ladder(self.chooser, self.fixed)
+        goals = self.goals(ladder)
+        if (refused := self.refused(ladder, goals)) is not None:
+            raise PlanError(self._refusal(ladder, *refused))
+        return self, ladder, goals
+
+    def _steps(self) -> tuple[int, ...]:
+        """What widths are to be multiples of, where only time counts and nobody said it."""
+        said = self.limits.round_to is not None or self.per_group or not self.budget.timed()
+        if said or not isinstance(self.latency, Stepped):
+            return ()
+        return self.latency.steps
 
     def goals(self, ladder: Ladder) -> list[Goal]:
         """What each given part of the budget limits, and to how much."""
@@ -144,16 +173,13 @@ class _Problem:
         asked = Asked(name, self.graph, ladder.widths, ladder.free, self.latency)
         return kind_of(name).make(asked)
 
-    def check(self, ladder: Ladder, goals: Iterable[Goal]) -> None:
-        """Refuse a goal that no allowed choice reaches.
-
-        Raises:
-            PlanError: names what binds and the best that can be reached.
-        """
+    def refused(self, ladder: Ladder, goals: Iterable[Goal]) -> tuple[Goal, float] | None:
+        """A goal that no allowed choice reaches, and the least that can be left; None without."""
         for goal in goals:
             best = ladder.left(goal.resource, ladder.furthest)
             if best > goal.limit:
-                raise PlanError(self._refusal(ladder, goal, best))
+                return goal, best
+        return None
 
     def _refusal(self, ladder: Ladder, goal: Goal, best: float) -> str:
         unit = kind_of(goal.name).unit
@@ -223,7 +249,7 @@ class _Problem:
         table: list[tuple[bool, str, dict[str, Any]]] = [
             (limits.min_channels > 1, f"min_channels={limits.min_channels}", {"min_channels": 1}),
             (limits.max_cut is not None, shown_cap(limits), {"max_cut": None}),
-            (limits.round_to > 1, f"round_to={limits.round_to}", {"round_to": 1}),
+            ((limits.round_to or 1) > 1, f"round_to={limits.round_to}", {"round_to": None}),
             (bool(limits.protect), "protect", {"protect": ()}),
             (limits.shortcuts == "avoid", "shortcuts='avoid'", {"shortcuts": "include"}),
             (barred, "allow_inexact=False", {"allow_inexact": True}),

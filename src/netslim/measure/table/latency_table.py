@@ -169,6 +169,18 @@ class LatencyTable:
 
     unit = "ms"
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """What widths are best a multiple of, where only time counts; the best first.
+
+        ONNX Runtime's blocked layout (NCHWc) takes 16 channels at a time with AVX-512, and 8 with
+        AVX2; a depthwise layer or a sum of another width falls out of it, and what goes in and out
+        is reordered. Timed alone each layer is reordered, so that its own curve does not tell.
+        """
+        if self.backend == "onnxruntime" and self.device == "cpu":
+            return (16, 8)
+        return ()
+
     def resource(self, graph: ChannelGraph, widths: Widths) -> Resource:
         """Milliseconds as a function of the counts, for `netslim.select`.
 

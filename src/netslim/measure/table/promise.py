@@ -61,19 +61,34 @@ class Timing:
     measured: float
 
 
+Point = tuple[float, float]  # milliseconds by the table, and by the clock
+
+
 class Bent:
     """A table whose milliseconds go through what was measured: a `LatencySource`.
 
+    The whole network is a point of its own, and no line leads to it: what the first channels that
+    go do to a runtime's layouts they do at once. Beyond the cut that took longest, time goes on in
+    proportion.
+
     Args:
         table: what is bent.
-        points: (milliseconds by the table, by the clock), none of them 0; without any, as it is.
+        whole: of the whole network; None where nothing was measured, and the table is as it is.
+        cuts: of cut ones.
     """
 
-    def __init__(self, table: LatencySource, points: Sequence[tuple[float, float]] = ()) -> None:
-        self.table = table
-        foretold, measured = np.array([(0.0, 0.0), *sorted(points)]).T
+    def __init__(
+        self, table: LatencyTable, whole: Point | None = None, cuts: Sequence[Point] = ()
+    ) -> None:
+        self.table, self.whole = table, whole
+        foretold, measured = np.array([(0.0, 0.0), *sorted(cuts)]).T
         # Two cuts of which the table foretells the wrong one to be faster count as their mean.
         self.foretold, self.measured = foretold, rising(measured)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The table's own."""
+        return self.table.steps
 
     def resource(self, graph: ChannelGraph, widths: Widths) -> Resource:
         """Milliseconds by the clock, as a function of the counts."""
@@ -81,8 +96,10 @@ class Bent:
 
     def at(self, foretold: float) -> float:
         """Milliseconds by the clock for those by the table."""
-        if len(self.foretold) == 1:
+        if self.whole is None:
             return foretold
+        if foretold >= self.whole[0] * (1 - 1e-9):
+            return self.whole[1]
         if foretold > self.foretold[-1]:
             return float(foretold * self.measured[-1] / self.foretold[-1])
         return float(np.interp(foretold, self.foretold, self.measured))
@@ -129,6 +146,11 @@ class TimedTable:
         self.table, self.model, self.inputs = table, model, example_inputs
         self.progress = progress
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The table's own."""
+        return self.table.steps
+
     def resource(self, graph: ChannelGraph, widths: Widths) -> Resource:
         """The table's own."""
         return self.table.resource(graph, widths)
@@ -152,7 +174,7 @@ class TimedTable:
 
     def _search(self, choose: Choose, budget: Budget, clock: _Clock) -> Timing:
         for number in range(MOST_CUTS):
-            bent = Bent(self.table, clock.points())
+            bent = clock.bent()
             try:
                 plan = choose(bent)
             except PlanError as refusal:  # by what was measured so much cannot go
@@ -199,12 +221,12 @@ class _Clock:
             for cut, share in zip(self.cuts, self.shares, strict=True)
         ]
 
-    def points(self) -> list[tuple[float, float]]:
-        """(milliseconds by the table, by the clock) of all that was timed, the whole one too."""
+    def bent(self) -> Bent:
+        """The table, through all that was timed."""
         if not self.cuts:
-            return []
+            return Bent(self.of.table)
         cuts = [(timing.foretold, timing.measured) for timing in self.timings]
-        return [(self.foretold, self.whole), *cuts]
+        return Bent(self.of.table, (self.foretold, self.whole), cuts)
 
     def time(self, plan: PruningPlan, bent: Bent) -> Timing:
         """Time what the plan leaves."""

@@ -89,7 +89,7 @@ class Chooser:
 
     def levels(self, number: int) -> np.ndarray:
         """How many units of a group may go: 0, and what leaves a multiple of ``round_to``."""
-        size, step = self.graph.groups[number].size, self.limits.round_to
+        size, step = self.graph.groups[number].size, self.limits.round_to or 1
         if self.graph.groups[number].block:
             return np.arange(self.caps[number] + 1)
         # Of 20 channels with ``round_to=8`` first 4 go, so that 16 stay, and then 12; of 16 first

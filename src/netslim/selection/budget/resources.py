@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -48,6 +48,16 @@ class Positions(Protocol):
 
     def index(self, count: Count) -> int:
         """Its position."""
+        ...
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A latency source that knows which widths are fast."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """What widths are best a multiple of, the best first; empty where all are alike."""
         ...
 
 
@@ -456,6 +466,7 @@ __all__ = [
     "Positions",
     "Products",
     "Resource",
+    "Stepped",
     "Widths",
     "kind_of",
     "resource",
