@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 import statistics
 import sys
@@ -49,6 +50,13 @@ def record(
     content = json.dumps({**results, "environment": environment}, indent=2, ensure_ascii=False)
     path.write_text(content + "\n", encoding="utf-8")
     return path
+
+
+def write_page(path: Path, table: str) -> None:
+    """Put the table between its two marks."""
+    text = path.read_text(encoding="utf-8")
+    marked = re.compile(r"(<!-- table -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+    path.write_text(marked.sub(lambda found: f"{found[1]}{table}{found[2]}", text), "utf-8")
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import RESULTS, record, show
+from _common import RESULTS, record, show, write_page
 
 from netslim.measure.latency import timed
 from netslim.report.numbers import percent, signed
@@ -164,13 +164,6 @@ def _cell(row: dict[str, Any], name: str) -> str:
         f"{accuracy}, {one['bytes'] / 1e6:.2f} MB, {one['median_ms']:.2f} ms "
         f"({one['low_ms']:.2f} to {one['high_ms']:.2f})"
     )
-
-
-def write_page(path: Path, table: str) -> None:
-    """Put the table between its two marks."""
-    text = path.read_text(encoding="utf-8")
-    marked = re.compile(r"(<!-- table -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
-    path.write_text(marked.sub(lambda found: f"{found[1]}{table}{found[2]}", text), "utf-8")
 
 
 def keep(rows: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def slim(
         latency: for budgets of latency, see `netslim.select`; without, a table is measured here, or
             taken from the cache, see `netslim.latency_table`.
         check_latency: with a budget of latency and a table of this machine, time the cut network in
-            turn with the whole one, and choose anew until it takes what was asked for, within 5 %;
+            turn with the whole one, and choose anew until it takes what was asked for, within 4 %;
             the plan says what was asked for, foretold and measured. That takes some seconds a cut,
             up to seven of them; False goes by the table alone.
         free_outputs, free_inputs: what may shrink of these, as the state of a network that reads

@@ -184,7 +184,7 @@ class _Problem:
     def _refusal(self, ladder: Ladder, goal: Goal, best: float) -> str:
         unit = kind_of(goal.name).unit
         value = getattr(self.budget, goal.name)
-        cut = 1 - best / goal.whole
+        cut = max(0.0, 1 - best / goal.whole)  # of time, all cuts may take more than the original
         reached = _figure(best, ceil)
         if goal.name.startswith("cut_"):
             reached = f"{goal.name}={floor(cut * 1000) / 1000}"

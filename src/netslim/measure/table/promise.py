@@ -39,7 +39,7 @@ from netslim.surgery.prune import prune
 
 Choose = Callable[[LatencySource], PruningPlan]
 
-NEAR, FAR = 0.05, 0.1  # of what was asked: good enough to stop, and too far to be sold as kept
+NEAR, FAR = 0.04, 0.1  # of what was asked: good enough to stop, and too far to be sold as kept
 MOST_CUTS = 7  # that are timed
 SECONDS = 6.0  # for each of them
 
