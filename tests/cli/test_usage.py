@@ -11,7 +11,7 @@ from argparse import Action
 import pytest
 
 from netslim import cli
-from netslim.cli import main, registered
+from netslim.cli import cut_flags, main, registered
 from netslim.cli.parser import Parser
 from netslim.cli.wording import said
 from netslim.selection.budget.allocation import ALLOCATIONS
@@ -195,6 +195,15 @@ def test_what_was_typed_by_its_dotted_name_is_told_by_that(capsys):
     )  # fmt: skip
     line = told(capsys, *TRAIN, "--gradual.budget.cut_macs", "1.5", code=1)
     assert line.startswith("netslim: --gradual.budget.cut_macs must be")
+
+
+def test_whether_cuts_are_timed_is_said_of_budgets_of_latency(capsys):
+    line = told(capsys, *CUT, "--cut-macs", "0.5", "--no-latency-check", code=1)
+    assert "--no-latency-check belongs to --cut-latency or --max-latency-ms" in line
+    options = cli.parser_of("prune").read([*CUT[1:], "--no-latency-check"])
+    assert cut_flags.latency(options, True, "--cut-latency") == {"check": False}
+    options = cli.parser_of("prune").read([*CUT[1:]])
+    assert cut_flags.latency(options, True, "--cut-latency") == {}
 
 
 def test_a_wish_that_cannot_be_met_is_told_by_flags(capsys, tmp_path, monkeypatch):

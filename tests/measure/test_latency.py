@@ -263,6 +263,15 @@ def test_onnxruntime_computes_the_same_with_inputs_that_are_bound(net, x, onnxru
     assert net.training
 
 
+def test_in_int8_it_computes_nearly_the_same_in_whole_numbers(net, x, onnxruntime):
+    with prepared(net, x, "onnxruntime-int8") as ready, torch.no_grad():
+        expected = net(x)
+        (found,) = ready()[0].copy_outputs_to_cpu()
+    assert (ready.device.type, ready.backend) == ("cpu", "onnxruntime-int8")
+    off = torch.from_numpy(found) - expected
+    assert 0 < off.abs().max() < 0.05 * expected.abs().max()
+
+
 def test_onnxruntime_takes_as_many_threads_as_torch(net, x, onnxruntime):
     with latency_module.using_threads(3):
         options = Session(onnx_bytes(net, x), torch.device("cpu")).session.get_session_options()

@@ -21,6 +21,7 @@ import netslim
 from netslim.data.preprocessing import Preprocessing
 from netslim.errors import PlanError, RecipeError
 from netslim.graph.modules.batches import held_out
+from netslim.selection.budget.resources import Products, Widths
 from netslim.selection.options import Compensation, Scoring
 from netslim.surgery.proof.silencing import randomise
 from netslim.training import run
@@ -28,7 +29,7 @@ from netslim.training.loop.classifier import distilled
 from netslim.training.loop.epochs import EpochRecord
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.reading import parse_recipe
-from netslim.training.recipe.schema import DistillOptions, Prune
+from netslim.training.recipe.schema import DistillOptions, LatencyOptions, Prune
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.runner import Runner
@@ -625,6 +626,36 @@ def test_clusters_that_are_not_equal_are_said_to_differ():
     done = cutting.carry_out(stage, network, images(2), lambda _: [], clusters)
     assert "channels merged: 4, though the members of a cluster differ by" in done.warnings[0]
     assert not done.notes
+
+
+class Milliseconds:
+    """Stands in for a latency table."""
+
+    def resource(self, graph: netslim.ChannelGraph, widths: Widths) -> Products:
+        return Products(widths, [cost.factors for cost in graph.costs])
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_stage_times_its_cuts_unless_told_not_to(monkeypatch, check):
+    seen = []
+
+    def timed_here(table: Any, network: nn.Module, example: Tensor, progress: Any) -> Any:
+        seen.append(tuple(example.shape))
+        return table
+
+    monkeypatch.setattr(netslim, "latency_table", lambda *_, **__: Milliseconds())
+    monkeypatch.setattr(cutting, "timed_here", timed_here)
+    stage = Prune(
+        "prune",
+        budget=netslim.Budget(cut_latency=0.3),
+        scoring=Scoring("l2"),
+        compensation=Compensation(),
+        latency=LatencyOptions(batch=3, check=check),
+    )
+    network = netslim.models.build("zoo:vgg", layers=[8, "M", 16], in_channels=1).eval()
+    done = cutting.carry_out(stage, network, images(2), lambda _: [])
+    assert done.plan.groups
+    assert seen == [(3, *images(1).shape[1:])] * check
 
 
 FACTORIES = """

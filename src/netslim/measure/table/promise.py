@@ -310,9 +310,9 @@ def _best(
         f"{_asked(budget)} cannot be kept: {_share(limit, clock.whole)} is asked for, and the "
         f"fastest of {many(len(clock.cuts), 'cut')} that were timed took "
         f"{_share(nearest.measured, clock.whole)} ({_where(table)}), where the table foretold "
-        f"{nearest.foretold / clock.foretold:.1%}. Ask for less; let the widths be those that the "
-        "runtime likes (round_to=16); or turn the timing off (check_latency=False) to go by the "
-        "table alone"
+        f"{nearest.foretold / clock.foretold:.1%}. Ask for less; or go by the table alone: "
+        "check_latency=False of netslim.slim, `check: false` of a stage's `latency`, or "
+        "--no-latency-check"
     ) from cause
 
 
