@@ -249,6 +249,21 @@ def test_the_int8_kernel_computes_nearly_the_same(zoo, number):
     )
 
 
+def test_sizes_of_a_kernel_that_do_not_fit_into_memory_together_are_timed_in_portions(monkeypatch):
+    monkeypatch.setattr(measuring_module, "_SIDE_BY_SIDE", 4 * 100)
+    kernel = Kernel("linear", (1,), 10, 20, (True, True))
+    widths = {(a, b): (a, b) for a, b in ((1, 4), (2, 20), (3, 20), (10, 20), (10, 1))}
+    run = measuring_module._Measurement(nn.Linear(1, 1), None, None, "onnxruntime", CPU, print)
+    assert list(run.portions(kernel, widths)) == [
+        [(1, 4), (2, 20)],
+        [(3, 20)],
+        [(10, 20)],
+        [(10, 1)],
+    ]
+    run.backend = "eager"  # where all are views of the same numbers
+    assert list(run.portions(kernel, widths)) == [list(widths)]
+
+
 def test_observing_leaves_the_model_as_it_was():
     model = Residual().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

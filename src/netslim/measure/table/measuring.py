@@ -24,6 +24,7 @@ from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ KERNEL_ROUNDS, KERNEL_SECONDS = 7, 0.3
 RUN_ROUNDS, RUN_SECONDS = 21, 15.0
 # Shares of latency are relative to the uncut network, so it counts for more in the fit.
 UNCUT_WEIGHT = 2.0
+_SIDE_BY_SIDE = 1 << 29  # bytes of weights of the sizes of a kernel that are timed in turn
 # Shares of the channels that go by chance, (least, most) for each group of a copy. There are fewer
 # where each copy is exported or compiled, which is slow.
 _CUTS = (
@@ -195,18 +197,39 @@ class _Measurement:
         full = (kernel.depth, kernel.width)
         live = [axis for axis in (0, 1) if kernel.live[axis]]
         axes = [probes(full[axis], kernel.step(axis)) for axis in live]
-        calls = {}
+        widths = {}
         for point in points(axes):
             at = dict(zip(live, point, strict=True))
-            calls[point] = self.call(kernel, at.get(0, full[0]), at.get(1, full[1]))
-        found = timed(
-            {str(point): call for point, call in calls.items()},
-            repeats=KERNEL_ROUNDS, budget_seconds=KERNEL_SECONDS, warmup=1, device=self.place,
-        )  # fmt: skip
-        # What disturbs so short a call only ever makes it longer: the lower quartile is the
-        # steadier figure.
-        ms = tuple((point, found[str(point)].low_ms) for point in calls)
-        return Measured(str(kernel), tuple(map(tuple, axes)), ms)
+            widths[point] = at.get(0, full[0]), at.get(1, full[1])
+        ms: list[tuple[tuple[int, ...], float]] = []
+        for some in self.portions(kernel, widths):
+            found = timed(
+                {str(point): self.call(kernel, *widths[point]) for point in some},
+                repeats=KERNEL_ROUNDS, budget_seconds=KERNEL_SECONDS, warmup=1, device=self.place,
+            )  # fmt: skip
+            # What disturbs so short a call only ever makes it longer: the lower quartile is the
+            # steadier figure.
+            ms += [(point, found[str(point)].low_ms) for point in some]
+        return Measured(str(kernel), tuple(map(tuple, axes)), tuple(ms))
+
+    def portions(
+        self, kernel: Kernel, widths: Mapping[tuple[int, ...], tuple[int, int]]
+    ) -> Iterator[list[tuple[int, ...]]]:
+        """The points that are timed side by side: all, or as many as fit into memory. In ONNX
+        Runtime each has weights of its own, and those of VGG's first linear layer are 400 MB.
+        """
+        some: list[tuple[int, ...]] = []
+        held = 0
+        for point, (depth, width) in widths.items():
+            size = 0
+            if self.backend.startswith("onnxruntime"):
+                size = 4 * prod(kernel.shapes(depth, width)[1])
+            if some and held + size > _SIDE_BY_SIDE:
+                yield some
+                some, held = [], 0
+            some.append(point)
+            held += size
+        yield some
 
     def call(self, kernel: Kernel, depth: int, width: int) -> Callable[[], object]:
         """The kernel at these widths on this backend, ready to be timed."""
