@@ -23,13 +23,14 @@ import numpy as np
 from torch import nn
 
 from netslim._support import many, using_threads
+from netslim._support.progress import Progress, untold
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.measure.backends import Ready, prepared, usable
 from netslim.measure.latency import timed
 from netslim.measure.table.curves import Vector, rising
 from netslim.measure.table.latency_table import LatencyTable, Masks
-from netslim.measure.table.measuring import RUN_ROUNDS, Progress, machine
+from netslim.measure.table.measuring import RUN_ROUNDS, machine
 from netslim.models.onnx_session import tensors_of
 from netslim.selection.budget.resources import LatencySource, Resource, Widths
 from netslim.selection.options import Budget
@@ -141,7 +142,7 @@ class TimedTable:
         table: LatencyTable,
         model: nn.Module,
         example_inputs: Any,
-        progress: Progress | None = None,
+        progress: Progress = untold,
     ) -> None:
         self.table, self.model, self.inputs = table, model, example_inputs
         self.progress = progress
@@ -183,8 +184,7 @@ class TimedTable:
                 return _best(clock, budget, self.table, refusal)
             if any(_alike(plan, cut.plan) for cut in clock.cuts):
                 break  # there is no width between this one and the next
-            if self.progress is not None:
-                self.progress("a cut network", number, MOST_CUTS)
+            self.progress("a cut network", number, MOST_CUTS)
             timing = clock.time(plan, bent)
             if _settled(timing, _limit(budget, clock.whole)):
                 return timing
@@ -246,7 +246,7 @@ def timed_here(
     table: LatencyTable,
     model: nn.Module,
     example_inputs: Any,
-    progress: Progress | None = None,
+    progress: Progress = untold,
 ) -> LatencyTable | TimedTable:
     """The table with cuts that are timed, if it is of this machine and of such inputs; else as it
     is, for then the clock here says nothing.

@@ -199,7 +199,7 @@ def _timed(
     table = latency_of(stage, network, example, _layers(progress))
     if table is None or not stage.latency.check:
         return table
-    return timed_here(table, network, _images(stage, example), progress)
+    return timed_here(table, network, _images(stage, example), progress or untold)
 
 
 def _images(stage: Prune | GradualOptions, example: Tensor) -> Tensor:
