@@ -14,10 +14,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import torch.distributed as dist
 
 import fresh
 
+IN_PARTS_ON_CPU = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"),
+    reason="FSDP2 of this PyTorch does not train on the CPU (torch.cpu.Stream has no events)",
+)
 PATIENCE = 120  # seconds, for all functions together
 Found = dict[str, tuple[Any, Any]]
 

@@ -15,7 +15,7 @@ from netslim.errors import RecipeError, TrainingError
 from netslim.training import run
 from netslim.training.loop.checkpoints import SealedCheckpoints
 from netslim.training.loop.progress import silent
-from netslim.training.loop.sharded import blocks
+from netslim.training.loop.sharded import blocks, check_parts
 from netslim.training.recipe.reading import parse_recipe
 
 METHODS = {
@@ -179,6 +179,16 @@ def test_gradients_that_always_overflow_are_told(tmp_path):
 def test_switches_that_exclude_each_other_are_refused(trainer, told):
     with pytest.raises(RecipeError, match=told):
         recipe(**trainer)
+
+
+def test_a_pytorch_that_cannot_train_in_parts_on_the_cpu_is_told(monkeypatch):
+    """As 2.6, whose streams of the CPU have no events."""
+    monkeypatch.setattr(torch.cpu, "Stream", object)
+    check_parts(torch.device("cuda"))
+    with pytest.raises(
+        TrainingError, match=r"trainer\.strategy: .* the strategy ddp, GPUs, or a new"
+    ):
+        check_parts(torch.device("cpu"))
 
 
 def test_blocks_are_the_innermost_that_are_large_enough():

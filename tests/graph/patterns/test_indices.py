@@ -140,6 +140,26 @@ def masked_with_a_constant_of_fixed_width(s, x):
     return steps(s, h)
 
 
+@points()
+def a_number_by_a_mask_over_channels(s, h):
+    """What ``h[h > 1] = 1`` is up to torch 2.6."""
+    return h.index_put((h > 1,), h.new_ones(())).flatten(2).transpose(1, 2)
+
+
+@points()
+def a_number_by_a_mask_over_places(s, h):
+    h = h.clone()
+    h[:, :, MASK[0]] = h.new_ones(1)
+    return h.flatten(2).transpose(1, 2)
+
+
+@points({"b": 6}, refused={"a": "it meets a fixed size in a mask"})
+def a_number_by_a_fixed_mask_over_channels(s, h):
+    h = h.clone()
+    h[:, torch.arange(8) < 5] = h.new_ones(1)
+    return h.flatten(2).transpose(1, 2)
+
+
 @tokens()
 def a_number_by_index(s, x):
     h = s.a(x).clone()

@@ -19,7 +19,7 @@ from netslim.graph.rules.elementwise import meeting
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import Recorder
 
-_MASKS = (torch.bool, torch.uint8)
+MASKS = (torch.bool, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def indexed(rec: Recorder, x: Tensor, indices: Sequence[Tensor | None]) -> Index
     masks, d = False, 0
     for index in indices:
         span = 1
-        if index is not None and index.dtype in _MASKS:
+        if index is not None and index.dtype in MASKS:
             span, masks = index.dim(), True
             hold(rec, index, "a mask picks by it")
             if not span:

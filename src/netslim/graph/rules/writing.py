@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from netslim.graph.rules.elementwise import meeting
-from netslim.graph.rules.indexing import Indexed, hold, indexed
+from netslim.graph.rules.indexing import MASKS, Indexed, hold, indexed
 from netslim.graph.rules.registry import Op, derived, labelled, name_of, rule, tensors_in
 from netslim.graph.tracing.atoms import CHANNEL, Vector
 from netslim.graph.tracing.recorder import Recorder
@@ -46,6 +46,10 @@ def index_put(
     *args: Any,
 ) -> None:  # fmt: skip
     """``x[:, places] = values``, where the values broadcast to what ``x[:, places]`` is."""
+    given = [(d, index) for d, index in enumerate(indices) if index is not None]
+    if values.numel() == 1 and len(given) == 1 and given[0][1].dtype in MASKS:
+        _fill(rec, out, x, *given[0], values)
+        return
     seen = indexed(rec, x, indices)
     for d in seen.used:
         rec.freeze(rec.get(x).dims.get(d), BY_NUMBER)
@@ -56,6 +60,21 @@ def index_put(
             met = _written(rec, seen, x, values, d, d + shift)
             dims |= met
     _write(rec, out, x, dims, values, indices)
+
+
+def _fill(rec: Recorder, out: Tensor, x: Tensor, first: int, mask: Tensor, value: Tensor) -> None:
+    """One value where a mask says so, which need not be the same for all channels.
+
+    Newer versions of PyTorch make `masked_fill` of ``x[x < 0] = 0`` themselves.
+    """
+    if not mask.dim():
+        hold(rec, x, "one truth picks all of it or nothing")
+    dims: dict[int, Vector] = {}
+    for d in range(mask.dim()):
+        met = _meet(rec, x, first + d, mask, d, "a mask")
+        if met is not None:
+            dims[first + d] = met
+    _write(rec, out, x, dims, mask, value)
 
 
 def _written(

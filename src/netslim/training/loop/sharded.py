@@ -25,17 +25,32 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import netslim.ranks as ranks
+from netslim.errors import TrainingError
 from netslim.graph.modules.unwrapping import gathered
 from netslim.surgery.sharding import part_like, unshard
 
 BLOCK = 500_000  # parameters, 2 MB
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
+def check_parts(device: torch.device) -> None:
+    """Refuse a device on which FSDP2 of this PyTorch cannot compute: with 2.6 it is the CPU.
+
+    Raises:
+        TrainingError: it is one.
+    """
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise TrainingError(
+            f"trainer.strategy: FSDP2 of torch {torch.__version__} does not train on the CPU: take "
+            "the strategy ddp, GPUs, or a newer torch"
+        )
 
 
 class Sharded(DDPStrategy):
@@ -46,6 +61,7 @@ class Sharded(DDPStrategy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        check_parts(self.root_device)
         put_on: Any = fully_shard
         mesh = init_device_mesh(self.root_device.type, (ranks.count(),))
         for block in blocks(self._network, BLOCK):
