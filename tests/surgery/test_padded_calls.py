@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import pickle
@@ -14,7 +15,7 @@ from torch import nn
 
 import netslim
 from netslim.errors import CheckpointError, SurgeryError
-from netslim.graph.modules.call_sites import replaced_calls
+from netslim.graph.modules.call_sites import _digest, _Text, replaced_calls
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 
@@ -354,3 +355,9 @@ def test_a_cut_knows_the_code_that_it_was_planned_with(tmp_path):
         netslim.prune(network(Edited), again)
     with pytest.raises(CheckpointError, match="the code of Edited is not what it was"):
         netslim.load(network(Edited), file)
+
+
+def test_a_place_is_the_same_with_every_version_of_python():
+    """Which write f-strings with other quotes, up to 3.11 and from 3.12 on."""
+    tree = ast.parse("def forward(self, x):\n    return f\"{x['a']:>{x['b']}}\\n\"\n")
+    assert _digest([_Text(tree, {}, "")]) == "b1eea6e65d65"
