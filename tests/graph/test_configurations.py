@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from argparse import Namespace
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -103,56 +101,6 @@ def test_heads_width_and_stream_go_and_the_configuration_stays_as_it_was(kind, t
     assert netslim.prune_(model, plan) is model
     assert model.blocks[0].config.n_head == 1
     assert (config.n_head, config.n_embd) == (4, 12)
-
-
-@pytest.mark.parametrize("kind", ["frozen", "plain", "arguments"])
-def test_what_is_set_later_reaches_every_module(kind):
-    config = KINDS[kind]()
-    model = made(config)
-    graph = netslim.trace(model, X)
-    plan = plan_keeping(graph, {graph.number("blocks.0.qkv"): np.arange(4) < 1})
-    small = netslim.prune(model, plan)
-    own = small.blocks[0].config
-    assert isinstance(own, type(config))
-    assert (own.n_head, small.blocks[1].config.n_head) == (1, 4)
-    assert vars(own) == {**vars(config), "n_head": 1, "n_embd": 3}
-    for one in (small, copy.deepcopy(small)):
-        object.__setattr__(one.config, "flag", one)
-        assert one.blocks[0].config.flag is one.blocks[1].config.flag is one
-        if kind != "frozen":  # from there it is set, too
-            one.blocks[0].config.other, one.blocks[0].config.n_head = 24, 2
-            assert (one.config.other, one.config.n_head, one.blocks[0].config.n_head) == (24, 4, 2)
-            one.blocks[0].config.n_head = 1
-            del one.config.other
-        object.__delattr__(one.config, "flag")
-    assert not hasattr(config, "flag")
-    written = pickle.dumps(small)
-    assert b"netslim.graph" not in written
-    for one in (pickle.loads(written).blocks[0].config, copy.copy(own)):
-        assert type(one) is type(config)
-        assert vars(one) == vars(own)
-    assert torch.equal(torch.export.export(small, (X,)).module()(X), small(X))
-    netslim.prune_(model, plan)
-    again = netslim.trace(model, X)
-    kept = {
-        again.number("blocks.1.qkv"): np.arange(4) < 2,
-        again.number("first"): np.arange(12) < 6,
-    }
-    smaller = netslim.prune(model, plan_keeping(again, kept))
-    object.__setattr__(smaller.config, "flag", 1)
-    assert [block.config.n_head for block in smaller.blocks] == [1, 2]
-    assert [block.config.n_embd for block in smaller.blocks] == [3, 6]
-    assert [block.config.flag for block in smaller.blocks] == [1, 1]
-
-
-@pytest.mark.skipif(not torch._dynamo.is_dynamo_supported(), reason="no compiler")
-def test_a_configuration_of_two_parts_is_compiled():
-    model = made(Config())
-    graph = netslim.trace(model, X)
-    plan = plan_keeping(graph, {graph.number("blocks.0.qkv"): np.arange(4) < 1})
-    small = netslim.prune(model, plan)
-    compiled = torch.compile(small, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(X), small(X))
 
 
 def test_what_is_no_configuration_is_not_looked_into():

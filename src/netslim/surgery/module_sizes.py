@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from netslim._support import described
 from netslim.errors import SurgeryError
 from netslim.graph.modules.calls import in_mode
-from netslim.graph.modules.configurations import is_configuration, sharing
+from netslim.graph.modules.configurations import is_configuration, with_entries
 from netslim.graph.modules.repeated_sizes import REPEATED
 from netslim.graph.modules.separate_heads import SeparateHeads, head_scale, usual_scale
 from netslim.graph.modules.walk import named_modules, named_tensors
@@ -39,7 +39,7 @@ def patched(model: nn.Module, patches: Iterable[SizePatch]) -> list[tuple[nn.Mod
     ``SizePatch.attribute`` is a name, or a path into nested lists, tuples and dicts such as
     ``splits[1]`` or ``sizes[stem][0]``, which may be those of a configuration,
     ``config.widths[0]``. Containers and configurations are made anew, so one that other modules
-    share stays as it is for them; what a configuration has else is shared on.
+    share stays as it is for them.
 
     Raises:
         SurgeryError: an attribute is not there, cannot be set, or is not what the plan expects.
@@ -52,7 +52,7 @@ def patched(model: nn.Module, patches: Iterable[SizePatch]) -> list[tuple[nn.Mod
         held = values[patch.module, name]
         if entry:
             inner = _replaced(_entry(held, entry, patch), keys, patch)
-            values[patch.module, name] = sharing(held, {entry: inner})
+            values[patch.module, name] = with_entries(held, {entry: inner})
         else:
             values[patch.module, name] = _replaced(held, keys, patch)
     return [(submodule(model, path), name, value) for (path, name), value in values.items()]

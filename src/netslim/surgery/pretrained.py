@@ -30,7 +30,6 @@ import torch
 from torch import nn
 
 from netslim.errors import CheckpointError
-from netslim.graph.modules.configurations import own_entries, shared_by, sharing
 from netslim.graph.modules.walk import named_modules
 
 _CUT = "_netslim_config_is_stale"  # plain data on the module: it is copied and pickled with it
@@ -132,12 +131,8 @@ def _update(model: nn.Module) -> bool:
     copies = _changed(config, changes)
     for module in model.modules():
         for name, value in vars(module).items():
-            if name in ("_modules", "_parameters", "_buffers"):
-                continue
-            if id(value) in copies:
+            if id(value) in copies and name not in ("_modules", "_parameters", "_buffers"):
                 setattr(module, name, copies[id(value)])
-            elif id(shared_by(value)) in copies:
-                setattr(module, name, sharing(copies[id(shared_by(value))], own_entries(value)))
     return True
 
 
@@ -205,7 +200,7 @@ def _changed(config: Any, changes: Iterable[_Change]) -> dict[int, Any]:
     for path, value in changes:
         _put(changed, path, value)
     within = [part for _, part in _parts(config) if hasattr(part, "to_dict")]
-    return {id(one): copies[id(one)] for one in (config, shared_by(config), *within)}
+    return {id(one): copies[id(one)] for one in (config, *within)}
 
 
 def _put(value: Any, path: tuple[Any, ...], number: float) -> Any:
