@@ -69,7 +69,10 @@ class Tokens(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer, self.root = nn.LayerNorm(WIDE), nn.RMSNorm(WIDE, eps=1e-5)
+        self.layer, self.root = (
+            nn.LayerNorm(WIDE),
+            nn.RMSNorm(WIDE, eps=1e-5, elementwise_affine=False),
+        )
         self.heads = nn.MultiheadAttention(WIDE, 3, batch_first=True)
         self.qkv, self.out, self.count = nn.Linear(WIDE, 3 * WIDE), nn.Linear(WIDE, 5), 3
 

@@ -160,20 +160,23 @@ def test_what_was_written_before_opens_and_is_cut_again(tmp_path) -> None:
     assert smaller[1].padded_width == WIDE
 
 
-@pytest.mark.parametrize("way", ["tied", "no weight", "a width in its code"])
+@pytest.mark.parametrize("way", ["tied", "in one memory", "no weight", "a width in its code"])
 def test_what_cannot_be_scaled_is_padded(way) -> None:
     model = network()
     if way == "no weight":
         model[1] = nn.RMSNorm(WIDE, elementwise_affine=False)
     if way == "a width in its code":
         model[1] = OfItsWidth(WIDE)
-    if way == "tied":
-        model.insert(2, nn.RMSNorm(WIDE, eps=1e-3))
-        model[2].weight = model[1].weight
+    if way in ("tied", "in one memory"):
+        model.insert(2, nn.LayerNorm(WIDE, eps=1e-3))
+        tied = way == "tied"
+        model[2].weight = model[1].weight if tied else nn.Parameter(model[1].weight.data)
     plan = planned(model, 5)
     small = netslim.prune(model, plan)
     assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
     assert isinstance(small[1], PaddedNorm)
+    if way in ("tied", "in one memory"):
+        assert torch.equal(small[2].weight, model[2].weight[list(plan.groups["0"].kept)])
 
 
 def test_a_weight_that_is_tied_between_two_cuts_is_refused() -> None:

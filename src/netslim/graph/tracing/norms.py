@@ -40,7 +40,7 @@ from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Rule, Use
-from netslim.graph.tracing.storages import tensors_in
+from netslim.graph.tracing.storages import overlap, tensors_in
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
 
@@ -348,8 +348,10 @@ class Norms:
         self.operators.ran(self.rules[name], operator, output, tuple(args), {})
 
 
-def _holds(module: nn.Module, tensor: Tensor) -> bool:
-    return any(tensor is own for own in (*module._parameters.values(), *module._buffers.values()))
+def _holds(module: nn.Module, weight: Tensor) -> bool:
+    """Whether a tensor of a module is this one, or in the same memory."""
+    own = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+    return any(tensor is weight or overlap(tensor, weight) for tensor in own)
 
 
 def _floating(out: Any) -> list[Tensor]:

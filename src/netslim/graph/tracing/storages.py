@@ -139,6 +139,24 @@ def storages_of(tensors: list[Tensor]) -> set[int]:
     return {storage._cdata for storage in map(storage_of, tensors) if storage is not None}
 
 
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether what is written to one tensor, which holds values, may change another."""
+    if one.device != other.device:
+        return False
+    (start, stop), (first, end) = _addresses(one), _addresses(other)
+    return start < end and first < stop
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """From where to where its numbers are."""
+    if not tensor.numel():
+        return 0, 0
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * step for size, step in steps)
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size()
+
+
 def tensors_in(*values: Any) -> list[Tensor]:
     """The tensors among nested arguments."""
     found: list[Tensor] = []
