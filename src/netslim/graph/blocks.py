@@ -560,16 +560,16 @@ class _Removal:
         or after it: dropout, which in evaluation hands on what it is given.
         """
         stream = {*self.streams, *self.streams.values()}
-        for part in self.blocks.parts_of.get(number, ()):
-            inner = self.flow.calls[part]
-            if inner.start == inner.stop:
-                idle = self.blocks.kinds.get(inner.path) != "Identity"
-                if idle and not stream.isdisjoint(inner.takes.values()):
-                    return True
-            elif not self.nothing.issuperset(range(inner.start, inner.stop)):
-                if inner.path in self.blocks.training_aware or self._draws_on_stream(part):
-                    return True
-        return False
+        return any(self._draws(part, stream) for part in self.blocks.parts_of.get(number, ()))
+
+    def _draws(self, number: int, stream: Collection[int]) -> bool:
+        call = self.flow.calls[number]
+        if call.start == call.stop:
+            idle = self.blocks.kinds.get(call.path) != "Identity"
+            return idle and not set(stream).isdisjoint(call.takes.values())
+        if self.nothing.issuperset(range(call.start, call.stop)):  # of the branch alone
+            return False
+        return call.path in self.blocks.training_aware or self._draws_on_stream(number)
 
     def _all_left(self, answer: Any, value: int) -> bool:
         """Whether every tensor in an answer is this one."""
