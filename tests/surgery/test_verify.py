@@ -9,6 +9,7 @@ from torch import nn
 from nets import Chain, Residual, as_if_traced, channels_in_memory, cut_half
 from netslim import Budget, Limits, prune, slim, trace, verify
 from netslim.errors import VerificationError
+from netslim.surgery.plan import without_slices
 from netslim.surgery.proof.silencing import randomise, silenced
 from netslim.surgery.rows import TensorCut
 
@@ -18,6 +19,22 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def pruned(model):
     _, plan = cut_half(model, X)
     return model, prune(model, plan), plan
+
+
+def test_a_plan_says_by_itself_what_reads_its_channels(monkeypatch):
+    model, small, plan = pruned(Residual().eval())
+    traced = verify(model, small, plan, X, graph=trace(model, X))
+    monkeypatch.delattr("netslim.surgery.proof.verify.trace")
+    assert verify(model, small, plan, X) == traced
+    with pytest.raises(NameError, match="trace"):
+        verify(model, small, without_slices(plan), X)
+
+
+def test_modules_hold_one_text_of_what_was_cut():
+    _, small, _ = pruned(Residual().eval())
+    held = [vars(module)["_netslim_cuts"] for module in (small.stem[0], small.head)]
+    assert held[0][0] is held[1][0]
+    assert [path for _, path in held] == ["stem.0", "head"]
 
 
 def swap_channels(small):

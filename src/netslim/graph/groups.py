@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,6 +54,11 @@ class Slice:
     positions: Vector
     units: Vector
     mixed: bool = False
+
+
+def reading(slices: Sequence[Slice]) -> list[Slice]:
+    """Those where units are silenced: of what reads them, and of what no weights read."""
+    return [s for role in ("consumer", "silenced") for s in slices if s.role == role]
 
 
 @checks_calls
@@ -130,7 +135,7 @@ class ChannelGroup:
     @property
     def readers(self) -> list[Slice]:
         """The slices where units are silenced: of what reads them, and of what no weights read."""
-        return [*self.tensors("consumer"), *self.tensors("silenced")]
+        return reading(self.slices)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ with this layer and with that one can be brought to it.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -42,8 +43,10 @@ from netslim.surgery.rows import GroupCut, OrderCut, PortCut, SizePatch, TensorC
 
 Notes = tuple[str, ...]
 
+_NOTHING = PruningPlan("", {}, ())
+
 _WHOLE = "_netslim_plan"  # the plan of all that was cut below a module; until 0.2 an object
-_OWN = "_netslim_cuts"  # the cuts of a module's own tensors
+_OWN = "_netslim_cuts"  # the cuts of a module's own tensors: a plan, or where they are in a whole
 _BEFORE = "_netslim_shapes"  # of all lasting tensors below a module, before anything was cut
 
 
@@ -157,24 +160,58 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
         whole = compose(past, plan)
     modules = {path: module for module, path in named_modules(model).items()}
     holders = _holders(model)
-    own: dict[str, list[TensorCut]] = {}
+    own: dict[str, list[tuple[str, TensorCut]]] = defaultdict(list)
     for cut in whole.tensors:
         for path, name in holders.get(id(_tensor(modules, cut.tensor)), ()):
-            own.setdefault(path, []).append(replace(cut, tensor=name))
+            own[path].append((name, cut))
+    text, others = whole.to_json(), _told_of(whole)
     for path, module in modules.items():
         vars(module).pop(_WHOLE, None)
         vars(module).pop(_BEFORE, None)
-        patches = tuple(replace(p, module="") for p in whole.patches if p.module == path)
-        biases = ("",) * (path in whole.biases)
-        norms = tuple(replace(n, module="") for n in whole.norms if n.module == path)
-        # The new cuts last: they hold what the module's own record says already, as `whole` is
-        # composed with the past. What it says of tensors that are not in `whole` stays.
-        cuts = {(c.tensor, c.axis): c for c in (*_own(module).tensors, *own.get(path, ()))}
-        if cuts or patches or biases or norms:
-            record = PruningPlan("", {}, tuple(cuts.values()), patches, (), biases, norms)
+        # `whole` is composed with the past, and so holds what the module's own record says already.
+        # What that says of tensors that are not in `whole` stays.
+        cuts = {(name, cut.axis): cut for name, cut in own[path]}
+        stays = [cut for cut in _own(module).tensors if (cut.tensor, cut.axis) not in cuts]
+        if not stays and all(joined(path, name) == cut.tensor for name, cut in own[path]):
+            if cuts or path in others:
+                vars(module)[_OWN] = (text, path)
+        else:
+            named = (replace(cut, tensor=name) for name, cut in own[path])
+            record = replace(_read_by_module(text).get(path, _NOTHING), tensors=(*stays, *named))
             vars(module)[_OWN] = record.to_json()
-    vars(model)[_WHOLE] = whole.to_json()
+    vars(model)[_WHOLE] = text
     vars(model)[_BEFORE] = json.dumps(_before(model, whole.tensors))
+
+
+def _told_of(plan: PruningPlan) -> set[str]:
+    """Paths of the modules of which a plan says more than that their tensors are cut."""
+    return {*plan.biases, *(p.module for p in plan.patches), *(n.module for n in plan.norms)}
+
+
+def _by_module(whole: PruningPlan) -> dict[str, PruningPlan]:
+    """Path -> what a plan says of this module's own tensors and attributes, under their names."""
+    tensors: dict[str, list[TensorCut]] = defaultdict(list)
+    patches: dict[str, list[SizePatch]] = defaultdict(list)
+    norms: dict[str, list[NormWidth]] = defaultdict(list)
+    for cut in whole.tensors:
+        path, _, name = cut.tensor.rpartition(".")
+        tensors[path].append(replace(cut, tensor=name))
+    for patch in whole.patches:
+        patches[patch.module].append(replace(patch, module=""))
+    for norm in whole.norms:
+        norms[norm.module].append(replace(norm, module=""))
+    paths = {*tensors, *_told_of(whole)}
+    return {
+        path: PruningPlan(
+            "",
+            {},
+            tuple(tensors[path]),
+            tuple(patches[path]),
+            biases=("",) * (path in whole.biases),
+            norms=tuple(norms[path]),
+        )
+        for path in paths
+    }
 
 
 def retell(model: nn.Module, change: Callable[[Notes], Notes]) -> None:
@@ -191,10 +228,19 @@ _read_own = lru_cache(maxsize=1024)(PruningPlan.from_json)
 _read_whole = lru_cache(maxsize=4)(PruningPlan.from_json)
 
 
+@lru_cache(maxsize=4)
+def _read_by_module(text: str) -> dict[str, PruningPlan]:
+    return _by_module(_read_whole(text))
+
+
 def _own(module: nn.Module) -> PruningPlan:
-    if _OWN not in vars(module):
-        return PruningPlan("", {}, ())
-    return _read_own(vars(module)[_OWN])
+    held: str | tuple[str, str] | None = vars(module).get(_OWN)
+    if held is None:
+        return _NOTHING
+    if isinstance(held, str):
+        return _read_own(held)
+    text, path = held
+    return _read_by_module(text)[path]
 
 
 def _whole(module: nn.Module) -> PruningPlan | None:

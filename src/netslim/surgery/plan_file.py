@@ -25,6 +25,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -215,15 +216,12 @@ def _merging(cut: GroupCut | TensorCut | PortCut) -> dict[str, list[int]]:
     return {"into": list(cut.into)}
 
 
-def _runs(kept: tuple[int, ...]) -> list[list[int]]:
+@lru_cache(maxsize=64)  # many rows of a plan keep the same
+def _runs(kept: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """First and end of each stretch of numbers that follow each other."""
-    runs: list[list[int]] = []
-    for number in kept:
-        if runs and runs[-1][1] == number:
-            runs[-1][1] += 1
-        else:
-            runs.append([number, number + 1])
-    return runs
+    starts = (n for n, before in zip(kept, (-2, *kept), strict=False) if n != before + 1)
+    stops = (n + 1 for n, after in zip(kept, (*kept[1:], -2), strict=False) if n + 1 != after)
+    return tuple(zip(starts, stops, strict=True))
 
 
 def _slices_data(

@@ -31,7 +31,7 @@ from netslim.graph.modules.padded_calls import FUNCTIONS, REDUCTIONS, PaddedCall
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
 from netslim.graph.tracing.by_another import BY_ANOTHER
-from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, spread, widths_passed
+from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, widths_passed
 from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder, Rule
 from netslim.graph.tracing.sizes import Size
 from netslim.graph.tracing.storages import tensors_in
@@ -95,7 +95,7 @@ class Dispatch(OperatorMode):
                 costs = range(counted, len(recorder.costs))
                 outputs = range(put_out, len(recorder.outputs))
                 recorder.flow.ran(name, inputs, args, kwargs, out, costs, outputs)
-        recorder.touched.update(map(id, spread(args, kwargs)))
+        recorder.touched.update(map(id, inputs))
 
     def _apply(
         self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs,

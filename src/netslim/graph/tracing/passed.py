@@ -85,12 +85,12 @@ def spread(args: Args, kwargs: Kwargs) -> list[Any]:
     left = [*args, *kwargs.values()]
     while left:
         value = left.pop()
-        if isinstance(value, slice):
-            left += (value.start, value.stop, value.step)
-        elif isinstance(value, (list, tuple)):
-            left += value
-        else:
+        if not isinstance(value, (list, tuple, slice)):  # as most are
             found.append(value)
+        elif isinstance(value, slice):
+            left += (value.start, value.stop, value.step)
+        else:
+            left += value
     return found
 
 

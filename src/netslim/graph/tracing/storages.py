@@ -165,6 +165,6 @@ def tensors_in(*values: Any) -> list[Tensor]:
             found.append(value)
         elif isinstance(value, (list, tuple)):
             found += tensors_in(*value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             found += tensors_in(*value.values())
     return found

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from netslim._support import own_random_numbers
 from netslim.errors import VerificationError
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.groups import NormRule
+from netslim.graph.groups import NormRule, Slice, reading
 from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, named_outputs
 from netslim.graph.modules.padded_norms import SCALED
@@ -32,7 +32,7 @@ from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.norm_inputs import CallsGivenZeros, GivenZeros, normed_weights
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.proof.branches import branches_silenced
-from netslim.surgery.rows import DROPPED, destinations, partners
+from netslim.surgery.rows import DROPPED, GroupCut, destinations, partners
 
 ONE_BY_ONE = 256  # channels that are silenced one after the other where autograd cannot tell
 
@@ -208,11 +208,11 @@ def _entries_to_equal(
     for name, cut in plan.groups.items():
         if not cut.merged:
             continue
-        reading = {(s.tensor, s.axis) for s in graph[name].tensors("consumer")}
+        reads = {(s.tensor, s.axis) for s in graph[name].tensors("consumer")}
         # With a gain for each channel that it reads, weight norm reads in the gains.
-        reading |= {(n.direction, n.dim) for n in norms if (n.gain, n.dim) in reading}
+        reads |= {(n.direction, n.dim) for n in norms if (n.gain, n.dim) in reads}
         for s in graph[name].slices:
-            if (s.tensor, s.axis) not in reading:
+            if (s.tensor, s.axis) not in reads:
                 yield (s.tensor, s.axis, *partners(s.positions, s.units, destinations(cut)))
 
 
@@ -286,7 +286,7 @@ def _randomise_parameter(parameter: nn.Parameter, generator: torch.Generator) ->
 
 
 def channels_felt(
-    original: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any
+    original: nn.Module, graph: ChannelGraph | None, plan: PruningPlan, example_inputs: Any
 ) -> tuple[int, int]:
     """(how many removed channels and blocks the outputs depend on, how many were tried).
 
@@ -296,6 +296,8 @@ def channels_felt(
     One backward pass tells it for all of them: the outputs feel a channel where a random sum of
     them has a gradient by the weights w that read it, to first order ``gradient * w``. A model that
     cannot be differentiated has its channels silenced one by one, at most `ONE_BY_ONE` of them.
+
+    Without a graph the plan's own groups say what reads channels.
     """
     blocks = sum(1 for block in plan.dropped.blocks if block.sums)  # of others channels tell
     felt = _branches_felt(original, plan, example_inputs)
@@ -333,8 +335,8 @@ def _first_order(
 ) -> dict[tuple[str, int], np.ndarray] | None:
     """For each axis that reads channels, the entries felt; None if outputs have no gradient."""
     tensors = {n: t for n, t in named_tensors(model) if t.is_floating_point()}
-    reading = [c for c in plan.tensors if c.silences and c.tensor in tensors]
-    wanted = list({id(tensors[c.tensor]): tensors[c.tensor] for c in reading}.values())
+    cuts = [c for c in plan.tensors if c.silences and c.tensor in tensors]
+    wanted = list({id(tensors[c.tensor]): tensors[c.tensor] for c in cuts}.values())
     if not wanted:
         return {}
     with torch.enable_grad(), _requiring(wanted):
@@ -348,7 +350,7 @@ def _first_order(
         found = torch.autograd.grad(total, wanted, allow_unused=True)  # type: ignore[arg-type]
     gradient = {id(t): g for t, g in zip(wanted, found, strict=True) if g is not None}
     effects = {}
-    for cut in reading:
+    for cut in cuts:
         weight = tensors[cut.tensor]
         if id(weight) in gradient:
             effect = (gradient[id(weight)] * weight.detach()).movedim(cut.axis, 0)
@@ -370,25 +372,38 @@ def _requiring(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _count(
-    graph: ChannelGraph, plan: PruningPlan, effects: dict[tuple[str, int], np.ndarray]
+    graph: ChannelGraph | None, plan: PruningPlan, effects: dict[tuple[str, int], np.ndarray]
 ) -> int:
     total = 0
     for name, cut in plan.groups.items():
         units = np.zeros(cut.size)
-        for s in graph[name].readers:
+        for s in _readers(graph, name, cut):
             felt = effects.get((s.tensor, s.axis))
             if felt is not None:
                 units += np.bincount(s.units, felt[s.positions], minlength=cut.size)
-        for port in graph.ports:  # what leaves the network is felt by all outside
-            if port.kind == "output":
-                own = port.units[port.groups == graph.number(name)]
-                units += np.bincount(own, minlength=cut.size)
+        for own in _leaving(graph, name):  # what leaves the network is felt by all outside
+            units += np.bincount(own, minlength=cut.size)
         total += int((units[list(cut.removed)] > 0).sum())
     return total
 
 
+def _readers(graph: ChannelGraph | None, name: str, cut: GroupCut) -> list[Slice]:
+    """Where the units of a group are silenced."""
+    if graph is None:
+        return reading(cut.slices)
+    return graph[name].readers
+
+
+def _leaving(graph: ChannelGraph | None, name: str) -> Iterator[np.ndarray]:
+    """The units of a group that are in each output which may shrink."""
+    if graph is not None:
+        for port in graph.ports:
+            if port.kind == "output":
+                yield port.units[port.groups == graph.number(name)]
+
+
 def _one_by_one(
-    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example_inputs: Any
+    model: nn.Module, graph: ChannelGraph | None, plan: PruningPlan, example_inputs: Any
 ) -> tuple[int, int]:
     tensors = dict(named_tensors(model))
     removed: list[tuple[str, int]] = []
@@ -399,9 +414,9 @@ def _one_by_one(
     with torch.no_grad():
         whole = run(model, example_inputs, "original")
         for name, unit in removed:
-            reading = [s for s in graph[name].readers if s.tensor in tensors]
+            readers = _readers(graph, name, plan.groups[name])
             with ExitStack() as silence:
-                for s in reading:
+                for s in (reader for reader in readers if reader.tensor in tensors):
                     tensor = tensors[s.tensor]
                     where = _on(tensor, s.positions[s.units == unit])
                     silence.enter_context(replaced(tensor, s.axis, where, 0))
