@@ -13,6 +13,7 @@ from torch import nn
 
 import netslim
 from netslim.errors import SurgeryError
+from netslim.graph.modules.configurations import with_entries
 from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise
 from netslim.surgery.rows import SizePatch
@@ -77,6 +78,18 @@ KINDS = {
 }
 
 
+class SlottedConfig(PlainConfig):
+    __slots__ = ("drop",)
+
+
+def test_a_copy_has_what_slots_hold():
+    config = SlottedConfig()
+    config.drop = 0.5
+    small = with_entries(with_entries(config, {"n_head": 1}), {"n_embd": 3})
+    assert (small.drop, small.n_head, small.n_embd) == (0.5, 1, 3)
+    assert (type(small), config.n_head) == (SlottedConfig, 4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_width_and_stream_go_and_the_configuration_stays_as_it_was(kind, tmp_path):
     config = KINDS[kind]()
@@ -101,6 +114,31 @@ def test_heads_width_and_stream_go_and_the_configuration_stays_as_it_was(kind, t
     assert netslim.prune_(model, plan) is model
     assert model.blocks[0].config.n_head == 1
     assert (config.n_head, config.n_embd) == (4, 12)
+
+
+class OneConfig(PlainConfig):
+    """All of its objects are the same one."""
+
+    one = None
+
+    def __new__(cls):
+        cls.one = cls.one or super().__new__(cls)
+        return cls.one
+
+
+class AskingConfig(PlainConfig):
+    def __new__(cls, wanted):
+        return super().__new__(cls)
+
+    def __init__(self, wanted):
+        super().__init__()
+
+
+@pytest.mark.parametrize("config", [OneConfig(), AskingConfig(1)], ids=["one", "arguments"])
+def test_what_cannot_be_copied_keeps_the_sizes_that_it_says(config):
+    first = netslim.trace(made(config), X)["first"]
+    assert first.frozen
+    assert "the size 12 is written into the code" in first.reason
 
 
 def test_what_is_no_configuration_is_not_looked_into():

@@ -106,6 +106,8 @@ def test_the_class_stays_and_each_cut_is_exact(norm, tmp_path) -> None:
     again = planned(small, 2, seed=1)
     smaller = netslim.prune(small, again)
     assert netslim.verify(small, smaller, again, TINY).deviation < 1e-14
+    last = planned(smaller, 1, seed=2)
+    assert netslim.verify(smaller, netslim.prune(smaller, last), last, TINY).deviation < 1e-14
     whole = history(smaller)
     assert [row.width for row in whole.norms] == [WIDE]
     for other in (netslim.prune(model, whole), smaller):

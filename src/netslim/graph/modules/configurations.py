@@ -21,7 +21,8 @@ def is_configuration(value: Any) -> bool:
     if isinstance(value, (SimpleNamespace, Namespace)):
         return True
     named = is_dataclass(kind) or _NAME.search(kind.__name__) is not None
-    return named and not any(hasattr(kind, name) for name in ("__copy__", "state_dict"))
+    own = any(hasattr(kind, name) for name in ("__copy__", "state_dict"))
+    return named and not own and _has_copies(value)
 
 
 def with_entries(value: Any, entries: Mapping[str, Any]) -> Any:
@@ -29,6 +30,14 @@ def with_entries(value: Any, entries: Mapping[str, Any]) -> Any:
     result = copy.copy(value)
     vars(result).update(entries)
     return result
+
+
+def _has_copies(value: Any) -> bool:
+    """Whether a copy is another object: a class may hand out one alone, or ask for arguments."""
+    try:
+        return vars(copy.copy(value)) is not vars(value)
+    except Exception:
+        return False
 
 
 def holding(attribute: str) -> str:

@@ -323,9 +323,11 @@ class _Some:
         """How far what one makes of these channels alone is from what another makes of all."""
         given = values.index_select(self.dim, self.kept)
         try:
-            own = _made(half, given, training)
+            # Of a single number divided by its own length the derivative is none but rounding.
+            derived = len(self.kept) > 1
+            own = _made(half, given, training, derived=derived)
             waves = partial(self.spread, _waves(own[0]))
-            full = _made(whole, self.spread(given, values), training, waves)
+            full = _made(whole, self.spread(given, values), training, waves, derived)
             return _difference(list(map(self.chosen, full, own)), own)
         except (RuntimeError, IndexError, SurgeryError):
             return float("inf")

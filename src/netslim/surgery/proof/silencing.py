@@ -60,7 +60,7 @@ def run(model: nn.Module, example_inputs: Any, what: str) -> list[tuple[str, Ten
             return named_outputs(model(*args, **kwargs))
         except Exception as error:
             raise VerificationError(
-                f"the {what} does not run: {type(error).__name__}: {error}"
+                f"the {what} does not run on example_inputs: {type(error).__name__}: {error}"
             ) from error
 
 
