@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from nets import Chain, Residual, as_if_traced, channels_in_memory, cut_half
 from netslim import Budget, Limits, prune, slim, trace, verify
 from netslim.errors import VerificationError
 from netslim.surgery.plan import without_slices
+from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.proof.silencing import randomise, silenced
 from netslim.surgery.rows import TensorCut
 
@@ -28,6 +30,53 @@ def test_a_plan_says_by_itself_what_reads_its_channels(monkeypatch):
     assert verify(model, small, plan, X) == traced
     with pytest.raises(NameError, match="trace"):
         verify(model, small, without_slices(plan), X)
+
+
+class Reading(nn.Module):
+    """Of seven channels it makes something else, and no trace can know."""
+
+    signs = (1.0,) * 7 + (-1.0, 1.0)
+
+    def __init__(self, put_out):
+        super().__init__()
+        self.first, self.last, self.put_out = nn.Linear(6, 8), nn.Linear(8, 5), put_out
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.put_out(self.last((h * self.signs[h.shape[-1]]).sigmoid()))
+
+
+PUT_OUT = {
+    "indices": lambda y: y.argmax(-1),
+    "flags": lambda y: y > 0,
+    "complex numbers": torch.fft.rfft,
+    "colours": lambda y: (y.sigmoid() * 255).round().to(torch.uint8),
+}
+
+
+@pytest.mark.parametrize("put_out", PUT_OUT)
+def test_outputs_of_every_kind_are_compared(put_out):
+    torch.manual_seed(0)
+    model, x = Reading(PUT_OUT[put_out]).eval(), torch.randn(3, 6)
+    graph = trace(model, x)
+    for fewer in (1, 2):
+        plan = plan_keeping(graph, {graph.number("first"): np.arange(8) >= fewer})
+        small = prune(model, plan)
+        if fewer == 2:
+            assert verify(model, small, plan, x).deviation < 1e-12
+            continue
+        with pytest.raises(VerificationError, match="not seen by the trace"):
+            verify(model, small, plan, x)
+
+
+@pytest.mark.parametrize("nothing", [X[:0], None])
+def test_nothing_is_no_proof(nothing):
+    model, small, plan = pruned(Residual().eval())
+    if nothing is None:
+        model.register_forward_hook(lambda *_: {})
+        small.register_forward_hook(lambda *_: {})
+    with pytest.raises(VerificationError, match="nothing can be compared"):
+        verify(model, small, plan, X if nothing is None else nothing)
 
 
 def test_modules_hold_one_text_of_what_was_cut():

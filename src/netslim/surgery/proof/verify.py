@@ -312,7 +312,12 @@ class _Pair:
             own[name].data = value
 
     def deviation(self) -> float:
-        """Largest relative difference of any output; 0 where only shapes can be compared."""
+        """Largest relative difference of any output; 0 where only shapes can be compared.
+
+        Raises:
+            VerificationError: there is nothing to compare, or outputs are of other shapes, or hold
+                other whole numbers or flags.
+        """
         wanted = self.wanted
         if wanted is None:
             wanted = self._outputs_silenced()
@@ -323,15 +328,35 @@ class _Pair:
             raise VerificationError(
                 f"the pruned model returns {len(found)} tensors, the original {len(wanted)}"
             )
+        if not any(tensor.numel() for tensor in wanted):
+            raise VerificationError(
+                "the model gives no tensor, or empty ones alone, of example_inputs: nothing can be "
+                "compared"
+            )
         worst = 0.0
         for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
             if a.shape != b.shape:
                 raise VerificationError(
                     f"output {i} has shape {tuple(b.shape)}, the original's is {tuple(a.shape)}"
                 )
-            if self.exact and a.is_floating_point() and a.numel():
-                worst = max(worst, _relative(a, b, i))
+            if self.exact and a.numel():
+                worst = max(worst, self._apart(a, b, i))
         return worst
+
+    def _apart(self, a: Tensor, b: Tensor, number: int) -> float:
+        """The relative difference of two outputs; whole numbers and flags are equal or not."""
+        if a.is_complex():
+            a, b = torch.view_as_real(a), torch.view_as_real(b)
+        if a.is_floating_point():
+            return _relative(a, b, number)
+        if self.double and not torch.equal(a, b):  # in low precision rounding may turn them over
+            count = int((a != b).sum())
+            raise VerificationError(
+                f"output {number} of the pruned model has {count} of {a.numel()} numbers that are "
+                "not the silenced original's: a size or index in the model's forward is not seen "
+                "by the trace; protect the groups concerned"
+            )
+        return 0.0
 
 
 def _check_slices(model: nn.Module, small: nn.Module, plan: PruningPlan) -> None:
