@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,8 @@ PUT_OUT = {
     "indices": lambda y: y.argmax(-1),
     "flags": lambda y: y > 0,
     "complex numbers": torch.fft.rfft,
+    "what a mask hides": lambda y: torch.cat([y, torch.full_like(y, -3.4e38)], 1),
+    "what is never chosen": lambda y: torch.cat([y, torch.full_like(y, -math.inf)], 1),
     "colours": lambda y: (y.sigmoid() * 255).round().to(torch.uint8),
 }
 
