@@ -227,7 +227,7 @@ class _Pair:
         inputs = equal_inputs(model, inputs, plan)
         self.plan, self.graph, self.double, self.inputs = plan, graph, True, _doubled(inputs)
         self.exact = all(group.exact for group in plan.groups.values())
-        self.forgetting, self.forgotten = forgetting, False
+        self.forgetting, self.forgotten, self.compared = forgetting, False, False
         self.original = self._copy(model, self.inputs)
         try:
             self.wanted: list[Tensor] | None = self._outputs_silenced()
@@ -258,6 +258,11 @@ class _Pair:
         deviation = self.deviation()
         self.randomise(seed)
         deviation = max(deviation, self.deviation())
+        if not self.compared:  # a detector may find nothing once
+            raise VerificationError(
+                "the model gives no tensor, or empty ones alone, of example_inputs, with its own "
+                "weights and with random ones: nothing can be compared"
+            )
         if self.exact:
             _refuse_deviation(deviation, tolerance, self.double)
         changed, tried = channels_felt(self.original, self.graph, self.plan, self.inputs)
@@ -315,8 +320,7 @@ class _Pair:
         """Largest relative difference of any output; 0 where only shapes can be compared.
 
         Raises:
-            VerificationError: there is nothing to compare, or outputs are of other shapes, or hold
-                other whole numbers or flags.
+            VerificationError: outputs are of other shapes, or hold other whole numbers or flags.
         """
         wanted = self.wanted
         if wanted is None:
@@ -328,11 +332,7 @@ class _Pair:
             raise VerificationError(
                 f"the pruned model returns {len(found)} tensors, the original {len(wanted)}"
             )
-        if not any(tensor.numel() for tensor in wanted):
-            raise VerificationError(
-                "the model gives no tensor, or empty ones alone, of example_inputs: nothing can be "
-                "compared"
-            )
+        self.compared |= any(tensor.numel() for tensor in wanted)
         worst = 0.0
         for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
             if a.shape != b.shape:
