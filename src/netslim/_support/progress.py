@@ -6,7 +6,7 @@ whether that is shown, and how, is for those who passed it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Progress = Callable[[str, int, int], object]
@@ -14,6 +14,13 @@ Progress = Callable[[str, int, int], object]
 
 def untold(what: str, done: int, total: int) -> None:
     """What is called where nobody asked to be told."""
+
+
+def counted(batches: Iterable[Any], of: int, what: str, progress: Progress) -> Iterator[Any]:
+    """The batches; each time that one was looked at, it is told how many of so many were."""
+    for done, batch in enumerate(batches, 1):
+        yield batch
+        progress(what, min(done, of), of)
 
 
 class Counted:
@@ -26,9 +33,7 @@ class Counted:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        for done, batch in enumerate(self.batches, 1):
-            yield batch
-            self.progress("scoring", done, len(self.batches))
+        return counted(self.batches, len(self.batches), "scoring", self.progress)
 
 
-__all__ = ["Counted", "Progress", "untold"]
+__all__ = ["Counted", "Progress", "counted", "untold"]

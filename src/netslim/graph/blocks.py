@@ -562,11 +562,11 @@ class _Removal:
         stream = {*self.streams, *self.streams.values()}
         return any(self._draws(part, stream) for part in self.blocks.parts_of.get(number, ()))
 
-    def _draws(self, number: int, stream: Collection[int]) -> bool:
+    def _draws(self, number: int, stream: set[int]) -> bool:
         call = self.flow.calls[number]
         if call.start == call.stop:
             idle = self.blocks.kinds.get(call.path) != "Identity"
-            return idle and not set(stream).isdisjoint(call.takes.values())
+            return idle and not stream.isdisjoint(call.takes.values())
         if self.nothing.issuperset(range(call.start, call.stop)):  # of the branch alone
             return False
         return call.path in self.blocks.training_aware or self._draws_on_stream(number)

@@ -14,4 +14,10 @@ Backend = Literal[
     "aotinductor",
 ]
 
-__all__ = ["Backend", "TableBackend"]
+
+def in_onnxruntime(backend: str) -> bool:
+    """Whether ONNX Runtime runs it, in whatever numbers."""
+    return backend.startswith("onnxruntime")
+
+
+__all__ = ["Backend", "TableBackend", "in_onnxruntime"]

@@ -451,10 +451,11 @@ def _scale(
         named: name -> tensor, of the model or of a copy of it.
         smaller: the new values of the tensors that are cut; these weights among them are changed.
     """
+    scaled = [norm for norm in plan.norms if norm.kind == SCALED]
+    if not scaled:
+        return
     names = {id(tensor): name for name, tensor in named_tensors(model)}
-    for norm in plan.norms:
-        if norm.kind != SCALED:
-            continue
+    for norm in scaled:
         held = getattr(submodule(model, norm.module), norm.weight, None)
         name = names.get(id(held), "")
         if name in named and name in cuts:

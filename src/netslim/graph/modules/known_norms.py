@@ -288,7 +288,7 @@ def _scales(module: nn.Module, x: Tensor, row: NormWidth, generator: torch.Gener
     if eps is None:
         eps = least_number(values)
     scale_eps(half, replace(row, width=channels, eps=eps))
-    if isinstance(half, nn.RMSNorm) or hasattr(half, "normalized_shape"):
+    if hasattr(half, "normalized_shape"):
         half.normalized_shape = _narrowed(half.normalized_shape, channels, len(kept))
     some = _Some(row.dim, kept)
     return all(some.apart(whole, half, values, training) < _CLOSE for training in (False, True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -40,7 +41,7 @@ from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Rule, Use
-from netslim.graph.tracing.storages import overlap, tensors_in
+from netslim.graph.tracing.storages import Extent, extent_of, tensors_in
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
 
@@ -313,14 +314,23 @@ class Norms:
         """With the eps in numbers; and as a `PaddedRMSNorm` where others hold its weight, too, who
         would find it scaled.
         """
-        weight = getattr(module, row.weight)
-        holders = [one for one in named_modules(self.recorder.model) if _holds(one, weight)]
-        if len(holders) > 1:
+        own = extent_of(getattr(module, row.weight))
+        if any(one is not module and own.overlaps(other) for one, other in self._held):
             return replace(row, kind=PaddedRMSNorm.kind)
         eps = usual_eps(module)
         if eps is None:
             eps = float(least_number(x))
         return replace(row, eps=eps)
+
+    @cached_property
+    def _held(self) -> list[tuple[nn.Module, Extent]]:
+        """Where the tensors of the model are, with the module that each is of."""
+        return [
+            (module, extent_of(tensor))
+            for module in named_modules(self.recorder.model)
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        ]
 
     def _repeating(self, module: nn.Module, vector: Vector, dim: int) -> None:
         """Ask that the width which a module has written down follows its channels.
@@ -346,12 +356,6 @@ class Norms:
         operator, *args = _like(module, x)
         name = operator._schema.name.removeprefix("aten::")
         self.operators.ran(self.rules[name], operator, output, tuple(args), {})
-
-
-def _holds(module: nn.Module, weight: Tensor) -> bool:
-    """Whether a tensor of a module is this one, or in the same memory."""
-    own = (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
-    return any(tensor is weight or overlap(tensor, weight) for tensor in own)
 
 
 def _floating(out: Any) -> list[Tensor]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,22 +139,27 @@ def storages_of(tensors: list[Tensor]) -> set[int]:
     return {storage._cdata for storage in map(storage_of, tensors) if storage is not None}
 
 
-def overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether what is written to one tensor, which holds values, may change another."""
-    if one.device != other.device:
-        return False
-    (start, stop), (first, end) = _addresses(one), _addresses(other)
-    return start < end and first < stop
+class Extent(NamedTuple):
+    """Where the numbers of a tensor are: the device, and the first byte and the end there."""
+
+    device: torch.device
+    start: int
+    stop: int
+
+    def overlaps(self, other: Extent) -> bool:
+        """Whether what is written to one may change the other."""
+        together = self.device == other.device
+        return together and self.start < other.stop and other.start < self.stop
 
 
-def _addresses(tensor: Tensor) -> tuple[int, int]:
-    """From where to where its numbers are."""
+def extent_of(tensor: Tensor) -> Extent:
+    """Where the numbers of a tensor are that holds values."""
     if not tensor.numel():
-        return 0, 0
+        return Extent(tensor.device, 0, 0)
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     last = sum((size - 1) * step for size, step in steps)
     start = tensor.data_ptr()
-    return start, start + (last + 1) * tensor.element_size()
+    return Extent(tensor.device, start, start + (last + 1) * tensor.element_size())
 
 
 def tensors_in(*values: Any) -> list[Tensor]:

@@ -39,6 +39,7 @@ from netslim._support import (
 from netslim.errors import PlanError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
+from netslim.measure.runtimes import in_onnxruntime
 from netslim.measure.table.curves import Stack, Surface, Vector, points, surface_of
 from netslim.selection.budget.resources import Positions, Products, Resource, Widths
 
@@ -179,7 +180,7 @@ class LatencyTable:
         In int8 vector instructions take as many. Of MobileNetV2 53 % of the multiply-accumulates
         stay at 60 % of the time in float, and 38 % in int8; in any widths 30 and 13 %.
         """
-        if self.backend.startswith("onnxruntime") and self.device == "cpu":
+        if in_onnxruntime(self.backend) and self.device == "cpu":
             return (16, 8)
         return ()
 

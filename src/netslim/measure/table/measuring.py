@@ -42,7 +42,7 @@ from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.measure.backends import check_backend, home, moved, prepared, usable
 from netslim.measure.latency import synchroniser, timed
-from netslim.measure.runtimes import TableBackend
+from netslim.measure.runtimes import TableBackend, in_onnxruntime
 from netslim.measure.table.cache import cached
 from netslim.measure.table.curves import Vector, points, probes
 from netslim.measure.table.kernels import Kernel, Values, kernels_of, observe, rate
@@ -222,7 +222,7 @@ class _Measurement:
         held = 0
         for point, (depth, width) in widths.items():
             size = 0
-            if self.backend.startswith("onnxruntime"):
+            if in_onnxruntime(self.backend):
                 size = 4 * prod(kernel.shapes(depth, width)[1])
             if some and held + size > _SIDE_BY_SIDE:
                 yield some
@@ -233,7 +233,7 @@ class _Measurement:
 
     def call(self, kernel: Kernel, depth: int, width: int) -> Callable[[], object]:
         """The kernel at these widths on this backend, ready to be timed."""
-        if not self.backend.startswith("onnxruntime"):
+        if not in_onnxruntime(self.backend):
             return kernel.call(depth, width, self.values)
         shape, weight_shape, _ = kernel.shapes(depth, width)
         weight = self.values.take(weight_shape, kernel.dtype)
@@ -385,7 +385,7 @@ def _least_squares(amounts: Vector, ms: Vector, weights: Vector) -> Vector:
 def _about(graph: ChannelGraph, inputs: Any, backend: str, place: torch.device) -> dict[str, Any]:
     """What a table holds for, and what it is kept under."""
     packages = ["netslim"]
-    if backend.startswith("onnxruntime"):
+    if in_onnxruntime(backend):
         packages.append("onnxruntime")
     return {
         "backend": backend,

@@ -46,6 +46,9 @@ from netslim.surgery.proof.silencing import channels_felt, randomise, run, seede
 from netslim.surgery.prune import kept_values
 
 STEPS = 3  # of a network whose state is fed back
+_UNSEEN = (
+    "a size or index in the model's forward is not seen by the trace; protect the groups concerned"
+)
 OWN_PRECISION = 5e-3  # tolerance where a model's own casts rule out float64
 
 
@@ -186,8 +189,7 @@ def _refuse_deviation(deviation: float, tolerance: float, double: bool) -> None:
     if not deviation <= allowed:  # so that NaN is refused, too
         raise VerificationError(
             f"the pruned model differs from the silenced original by {deviation:.3g} "
-            f"(relative, {where}; allowed {allowed:g}): a size or index in the model's forward is "
-            "not seen by the trace; protect the groups concerned"
+            f"(relative, {where}; allowed {allowed:g}): {_UNSEEN}"
         )
 
 
@@ -353,8 +355,7 @@ class _Pair:
             count = int((a != b).sum())
             raise VerificationError(
                 f"output {number} of the pruned model has {count} of {a.numel()} numbers that are "
-                "not the silenced original's: a size or index in the model's forward is not seen "
-                "by the trace; protect the groups concerned"
+                f"not the silenced original's: {_UNSEEN}"
             )
         return 0.0
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import netslim.ranks as ranks
 import netslim.training.processes as processes
 from netslim._support import reason, typed
+from netslim._support.progress import Progress, untold
 from netslim.data.loader import Loader
 from netslim.data.splits import Data, Split
 from netslim.errors import CheckpointError, TrainingError
@@ -267,7 +268,7 @@ def evaluate(
     classes: int,
     device: torch.device,
     limit: int | None = None,
-    progress: Callable[[str, int, int], object] = lambda *_: None,
+    progress: Progress = untold,
 ) -> Means:
     """Mean cross entropy and accuracies over a loader's images, in float32 and evaluation mode; of
     several ranks each looks at its share. ``progress`` is told how many batches are done.

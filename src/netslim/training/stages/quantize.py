@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import netslim
-from netslim._support.progress import Progress, untold
+from netslim._support.progress import Progress, counted, untold
 from netslim.data.preprocessing import Preprocessing
 from netslim.measure.backends import Ready
 from netslim.methods.quantizing import Quantized, examples_of, to_int8
@@ -51,14 +51,9 @@ def carry_out(
         path.unlink(missing_ok=True)
     metadata = prepared.for_files()
     netslim.export(network, example, forms.exact, metadata=metadata, progress=progress)
-    seen = examples_of(_counted(batches(stage.batches), stage.batches, progress))
+    looked = counted(batches(stage.batches), stage.batches, "taking ranges", progress)
+    seen = examples_of(looked)
     return to_int8(forms.exact, seen, forms.int8, stage.quantization)
-
-
-def _counted(batches: Iterable[Any], of: int, progress: Progress) -> Iterator[Any]:
-    for done, batch in enumerate(batches, 1):
-        yield batch
-        progress("taking ranges", min(done, of), of)
 
 
 def told(done: Quantized) -> str:
