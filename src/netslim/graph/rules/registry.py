@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import Recorder, Rule
-from netslim.graph.tracing.storages import tensors_in
+from netslim.graph.tracing.operators import operator, tensors_in
 
 Op = OpOverload  # an operator as it runs: ``aten::add.Tensor``
 RULES: dict[str, Rule] = {}
@@ -119,7 +119,7 @@ def extent(labels: Vector | None, size: int) -> int | Vector:
 
 def name_of(func: Op) -> str:
     """``aten::add`` -> ``add``; operators from elsewhere keep their namespace."""
-    return str(func._schema.name.removeprefix("aten::"))
+    return operator(func).name
 
 
 def named_arguments(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -57,16 +57,21 @@ class Atoms:
         self.only_axes: set[int] = set()  # numbers of the axes of tensors that have one
         # Of weight norm: the directions of an axis, and the gains that multiply them.
         self.gains: list[tuple[Vector, Vector]] = []
+        self._whole: dict[int, int] = {}  # id of the atoms of a whole axis -> its number
+        self._waiting: list[tuple[Vector, Vector]] = []  # to be tied before anybody asks
         first = 1
         kernels = _kernel_weights(model)
         for name, tensor in self.tensors.items():
             vectors: dict[int, Vector] = {}
-            for axis, size in enumerate(tensor.shape):
+            shape = tensor.shape
+            for axis, size in enumerate(shape):
                 if size > 1 and not (axis >= 2 and id(tensor) in kernels):
-                    if tensor.dim() == 1:
+                    if len(shape) == 1:
                         self.only_axes.add(len(self.axes))
-                    self.axes.append(Axis(name, axis, first, size))
                     vectors[axis] = np.arange(first, first + size, dtype=ATOM)
+                    vectors[axis].setflags(write=False)
+                    self._whole[id(vectors[axis])] = len(self.axes)
+                    self.axes.append(Axis(name, axis, first, size))
                     first += size
             self.axes_of[id(tensor)] = vectors
         self.parent = np.arange(first, dtype=ATOM)
@@ -75,9 +80,8 @@ class Atoms:
         self.coupled: list[tuple[Vector, str]] = []  # what changes the values of others, and how
         self.silent: list[Vector] = []  # read where all parameters that have them are zero
         self.order: dict[int, int] = {}  # number of an axis -> when it was first met
-        self.axis_of = np.full(first, -1, dtype=ATOM)
-        for number, a in enumerate(self.axes):
-            self.axis_of[a.first : a.first + a.size] = number
+        sizes = [axis.size for axis in self.axes]
+        self.axis_of = np.repeat(np.arange(-1, len(sizes), dtype=ATOM), [1, *sizes])
 
     def fresh(self, size: int) -> Vector:
         """Atoms for a dimension that no parameter has: what meets it is tied through them."""
@@ -124,8 +128,15 @@ class Atoms:
 
     def find(self, vector: Vector) -> Vector:
         """The class of each atom: the smallest atom it is tied to."""
-        # Most of a trace is spent here and in `tie`: `take` is twice as fast as brackets, and
-        # counting as `all`.
+        if self._waiting:
+            left, right = zip(*self._waiting, strict=True)
+            self._waiting.clear()
+            self._tie(np.concatenate(left), np.concatenate(right))
+        return self._found(vector)
+
+    def _found(self, vector: Vector) -> Vector:
+        """The same, of what has been tied by now."""
+        # `take` is twice as fast as brackets, and counting as `all`.
         parent = self.parent
         root: Vector = parent.take(vector)
         above = parent.take(root)
@@ -138,13 +149,24 @@ class Atoms:
         return root
 
     def tie(self, a: Vector, b: Vector, reason: Callable[[], str]) -> None:
-        """Say that entry i of ``a`` and of ``b`` go together; whatever meets atom 0 must stay."""
-        if np.count_nonzero(a) + np.count_nonzero(b) < len(a) + len(b):
+        """Say that entry i of ``a`` and of ``b`` go together; whatever meets atom 0 must stay.
+
+        It is done when somebody asks next: to tie a few long vectors costs less than many short
+        ones, and most of a network runs without a question.
+        """
+        if self._has_constants(a) or self._has_constants(b):
             constant = (a == 0) | (b == 0)
             self.freeze(np.concatenate([a[constant], b[constant]]), reason())
             a, b = a[~constant], b[~constant]
+        if len(a):
+            self._waiting.append((_lasting(a), _lasting(b)))
+
+    def _has_constants(self, vector: Vector) -> bool:
+        return id(vector) not in self._whole and np.count_nonzero(vector) < len(vector)
+
+    def _tie(self, a: Vector, b: Vector) -> None:
         while len(a):
-            a, b = self.find(a), self.find(b)
+            a, b = self._found(a), self._found(b)
             differ = a != b
             some = np.count_nonzero(differ)
             if not some:
@@ -173,10 +195,17 @@ class Atoms:
 
     def mark(self, vector: Vector, role: int) -> None:
         """Note the role of the atoms, and when their axis was first met: order of execution."""
-        live = _live(vector)
-        if len(live):
-            self.roles[live] |= role
-            self.order.setdefault(int(self.axis_of[live[0]]), len(self.order))
+        number = self._whole.get(id(vector))
+        if number is None:
+            vector = _live(vector)
+            if not len(vector):
+                return
+            self.roles[vector] |= role
+            number = int(self.axis_of[vector[0]])
+        else:  # as nearly always, and quicker
+            axis = self.axes[number]
+            self.roles[axis.first : axis.first + axis.size] |= role
+        self.order.setdefault(number, len(self.order))
 
 
 def _kernel_weights(model: nn.Module) -> set[int]:
@@ -185,6 +214,13 @@ def _kernel_weights(model: nn.Module) -> set[int]:
     return {
         id(m.weight) for m in convolutions if isinstance(getattr(m, "weight", None), torch.Tensor)
     }
+
+
+def _lasting(vector: Vector) -> Vector:
+    """The vector, or a copy if it may be written to meanwhile."""
+    if vector.flags.writeable:
+        return vector.copy()
+    return vector
 
 
 def _live(vector: Vector) -> Vector:

@@ -13,15 +13,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from netslim.graph.tracing.atoms import ATOM
+
 _FORM = "labels are a 1-D NumPy array of integers, as recorder.get(...).dims holds them"
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
-_ROLES = range(1, 16)  # `atoms.PRODUCER`, `CONSUMER`, `SCALE`, `CHANNEL` and their sums
+_ATOM = np.dtype(ATOM)
+_ROLES = frozenset(range(1, 16))  # `atoms.PRODUCER`, `CONSUMER`, `SCALE`, `CHANNEL` and their sums
 
 
 def check_vector(vector: Any, known: int, what: str) -> None:
     """Refuse what are no labels; there are ``known`` of them."""
     if not isinstance(vector, np.ndarray):
         raise TypeError(f"{what} is given {_told(vector)}; {_FORM}")
+    # What was looked at once is read-only from then on, and so is every part of it.
+    if vector.dtype == _ATOM and vector.ndim == 1 and not vector.flags.writeable:
+        return
     if vector.ndim != 1 or vector.dtype.kind != "i":
         raise TypeError(f"{what} is given a {vector.ndim}-D array of {vector.dtype}; {_FORM}")
     # As unsigned numbers those below 0 are the largest, so one look tells both.
@@ -37,11 +43,12 @@ def check_dims(tensor: Any, dims: Any, weight: Any, known: int) -> None:
         raise TypeError(f"recorder.set takes {{dimension: labels}}, got {_told(dims)}")
     if not isinstance(weight, (bool, np.bool_)):
         raise TypeError(f"recorder.set takes weight=True or False, got {_told(weight)}")
+    shape = tensor.shape
     for d, vector in dims.items():
         check_vector(vector, known, f"dimension {d} of the output")
-        if d not in range(tensor.dim()) or len(vector) != tensor.shape[d]:
+        if not 0 <= d < len(shape) or len(vector) != shape[d]:
             raise ValueError(
-                f"dimension {d} of the output, of shape {tuple(tensor.shape)}, is given "
+                f"dimension {d} of the output, of shape {tuple(shape)}, is given "
                 f"{len(vector)} labels; recorder.set takes one label for each entry, dimensions "
                 "counted from 0"
             )

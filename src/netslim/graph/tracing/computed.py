@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -28,7 +27,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.tracing.atoms import Atoms, Vector, distinct
-from netslim.graph.tracing.storages import storage_of, tensors_in
+from netslim.graph.tracing.operators import operator, tensors_in
+from netslim.graph.tracing.storages import storage_of
 
 # What moves entries about, or copies them, makes zeros of zeros.
 MOVING = frozenset(
@@ -86,7 +86,7 @@ class Formula:
         return done[id(self)]
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        if _written(self.func):
+        if operator(self.func).written:
             args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         if "_weight_norm" in self.func._schema.name:
             return _weight_norm(args)
@@ -139,7 +139,7 @@ class Formulas:
     ) -> list[Formula]:  # fmt: skip
         """Those of the tensors that an operator has computed, given those of its arguments."""
         given = tensors_in(args, kwargs)
-        moved = bool(args) and func._schema.name.removeprefix("aten::") in MOVING
+        moved = bool(args) and operator(func).name in MOVING
         if moved:  # they take one tensor, and it comes first
             args = (known.get(id(args[0]), args[0]), *args[1:])
             moved = not known or next(iter(known.values())).moved
@@ -157,7 +157,7 @@ class Formulas:
 
     def note_writes(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Count what an operator has written into."""
-        for position, name in _written(func):
+        for position, name in operator(func).written:
             into = kwargs.get(name)
             if position < len(args):
                 into = args[position]
@@ -281,15 +281,6 @@ def _weight_norm(args: Sequence[Any]) -> Tensor:
     """
     directions, gains = args[:2]
     return torch.where((directions == 0) | (gains == 0), 0.0, directions * gains)
-
-
-@cache
-def _written(func: Any) -> tuple[tuple[int, str], ...]:
-    """(position, name) of the arguments that an operator writes into."""
-    arguments = enumerate(func._schema.arguments)
-    return tuple(
-        (i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write
-    )
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -15,7 +15,6 @@ the user's: the function mode is off while a rule runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -24,17 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_leaves
 
 from netslim.errors import TraceError
 from netslim.graph.modules.padded_calls import FUNCTIONS, REDUCTIONS, PaddedCall, padded_call
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
 from netslim.graph.tracing.by_another import BY_ANOTHER
+from netslim.graph.tracing.operators import Operator, operator, tensors_in
 from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, widths_passed
 from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder, Rule
 from netslim.graph.tracing.sizes import Size
-from netslim.graph.tracing.storages import tensors_in
 
 
 class Dispatch(OperatorMode):
@@ -48,9 +47,10 @@ class Dispatch(OperatorMode):
         if self.recorder.unwatched:
             with torch._C.DisableTorchFunction():
                 return func(*args, **kwargs)
-        rule = self.rules.get(func._schema.name.removeprefix("aten::"))
+        known = operator(func)
+        rule = self.rules.get(known.name)
         # In inference mode PyTorch leaves it to us to take an operator apart into those it runs as.
-        if rule is None and _made_of_others(func):
+        if rule is None and known.composite:
             with self:
                 return func.decompose(*args, **kwargs)
         # What runs below is no call of the user's, who may have asked for something else.
@@ -63,8 +63,12 @@ class Dispatch(OperatorMode):
         """Run an operator that PyTorch takes apart as if it did not, for it has a rule."""
         with torch._C._DisableTorchDispatch():
             out = func(*args, **kwargs)
-        self.ran(self.rules[func._schema.name.removeprefix("aten::")], func, out, args, kwargs)
+        self.told(func, out, args, kwargs)
         return out
+
+    def told(self, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
+        """Follow what ran as an operator that has a rule, or did the same as it does."""
+        self.ran(self.rules[operator(func).name], func, out, args, kwargs)
 
     def ran(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
         """An operator has run: let its rule say what it did (`Recorder.where` looks for this)."""
@@ -77,20 +81,22 @@ class Dispatch(OperatorMode):
 
     def _follow(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
         """Apply the rule, and note what the operator used and put out."""
-        recorder, inputs = self.recorder, tensors_in(args, kwargs)
+        recorder, known = self.recorder, operator(func)
+        name, inputs = known.name, known.given(args, kwargs)
+        counted = len(recorder.costs)
         if recorder.awaited:
-            recorder.used([t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)])
-        name, counted = func._schema.name.removeprefix("aten::"), len(recorder.costs)
+            recorder.used(inputs)
         recorder.begin(name)
         if name == "_local_scalar_dense":
             recorder.read(inputs[0], out)
         if recorder.readers:
             for tensor in inputs:
                 recorder.readers.get(id(tensor), set()).add(name)
-        self._apply(rule, func, out, args, kwargs, inputs)
+        made = tensors_in(out)
+        self._apply(rule, func, out, args, kwargs, inputs, made)
         if not recorder.training:
             put_out = len(recorder.outputs)
-            recorder.put_out(name, inputs, out, layer=len(recorder.costs) > counted)
+            recorder.put_out(name, inputs, made, layer=len(recorder.costs) > counted)
             if recorder.flow is not None:
                 costs = range(counted, len(recorder.costs))
                 outputs = range(put_out, len(recorder.outputs))
@@ -99,7 +105,7 @@ class Dispatch(OperatorMode):
 
     def _apply(
         self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs,
-        inputs: list[Tensor],
+        inputs: list[Tensor], made: list[Tensor],
     ) -> None:  # fmt: skip
         """Call the rule; where one breaks off, what its operator touches stays and costs nothing.
 
@@ -107,34 +113,22 @@ class Dispatch(OperatorMode):
         or the model what to do. Any other error is an accident in the rule, ours or registered, and
         no reason to refuse the model.
         """
-        recorder, before = self.recorder, {id(t): self.recorder.get(t) for t in inputs}
-        counted = len(recorder.costs)
+        recorder, known = self.recorder, operator(func)
+        before = {id(t): recorder.get(t) for t in inputs}
+        counted, given = len(recorder.costs), kwargs
+        if known.results:
+            given = {k: v for k, v in kwargs.items() if k not in known.results}
         try:
-            given = {k: v for k, v in kwargs.items() if k not in _results(func)}
             rule(recorder, func, out, *args, **given)
         except TraceError:
             raise
         except Exception as error:
             del recorder.costs[counted:]
-            recorder.failed(error, [*before.values()], tensors_in(out))
+            recorder.failed(error, [*before.values()], made)
             return
-        recorder.computed(func, args, kwargs, tensors_in(out), before)
+        recorder.computed(func, args, kwargs, made, before)
         if recorder.narrows_heads:
-            recorder.pass_zeros(recorder.operator[0], args, [*before.values()], tensors_in(out))
-
-
-@cache
-def _results(func: OpOverload) -> frozenset[str]:
-    """The arguments that an operator writes its results into, as ``out``."""
-    return frozenset(a.name for a in func._schema.arguments if a.is_out)
-
-
-@cache
-def _made_of_others(func: Any) -> bool:
-    """Whether an operator runs as others, which is left to us to see to in inference mode."""
-    return bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    )
+            recorder.pass_zeros(known.name, args, [*before.values()], made)
 
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
@@ -285,9 +279,8 @@ class Function(TorchFunctionMode):
         if "normalized_shape" in given:
             _hold_shape(recorder, given["x"], given["normalized_shape"])
         with torch._C.DisableTorchFunction():
-            operator, *rest = reduction.told(given["x"], given)
-        rule = self.operators.rules[operator._schema.name.removeprefix("aten::")]
-        self.operators.ran(rule, operator, out, tuple(rest), {})
+            func, *rest = reduction.told(given["x"], given)
+        self.operators.told(func, out, tuple(rest), {})
         return out
 
 

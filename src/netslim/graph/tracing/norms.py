@@ -8,7 +8,6 @@ a cut lets it go on over their old number, and each channel may go without a cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import FrameType
@@ -40,8 +39,9 @@ from netslim.graph.modules.padded_sliding import PaddedSliding
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
-from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Rule, Use
-from netslim.graph.tracing.storages import Extent, extent_of, tensors_in
+from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Use
+from netslim.graph.tracing.operators import tensors_in
+from netslim.graph.tracing.storages import Extent, extent_of
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
 
@@ -68,8 +68,8 @@ class _Begun:
 class Norms:
     """Told of every module that begins and ends."""
 
-    def __init__(self, recorder: Recorder, operators: Dispatch, rules: Mapping[str, Rule]) -> None:
-        self.recorder, self.operators, self.rules = recorder, operators, rules
+    def __init__(self, recorder: Recorder, operators: Dispatch) -> None:
+        self.recorder, self.operators = recorder, operators
         self.began: list[_Begun] = []  # the modules under way
         self.calls: dict[nn.Module, list[_Call]] = {}
         self.within: list[_Call] = []  # in the code of modules
@@ -353,9 +353,8 @@ class Norms:
         vector = self.recorder.get(x).dims.get(module.padded_dim % len(_SHAPE(x)))
         if vector is not None:
             self._repeating(module, vector, module.padded_dim)
-        operator, *args = _like(module, x)
-        name = operator._schema.name.removeprefix("aten::")
-        self.operators.ran(self.rules[name], operator, output, tuple(args), {})
+        func, *args = _like(module, x)
+        self.operators.told(func, output, tuple(args), {})
 
 
 def _floating(out: Any) -> list[Tensor]:

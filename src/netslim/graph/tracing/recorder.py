@@ -58,7 +58,6 @@ from netslim.graph.tracing.storages import (
     RecordedOutput,
     Storages,
     storages_of,
-    tensors_in,
 )
 from netslim.graph.tracing.zeros import zeros_made
 
@@ -355,6 +354,9 @@ class Recorder:
         vector = labels.dims[dim]
         if role == PRODUCER and int(self.atoms.axis_of[vector[0]]) in self.atoms.only_axes:
             role = CHANNEL
+        if labels.formula is None:  # as nearly always
+            self.atoms.mark(vector, role)
+            return
         formula = self.formulas.current(labels.formula)
         computed = role & CONSUMER and formula is not None and not formula.moved
         if formula is not None and computed and not self.atoms.inexact(vector):
@@ -380,7 +382,7 @@ class Recorder:
         weights = [self.labels.get(id(t)) for t in outs]
         if not any(found is not None and found[1].weight for found in weights):
             self.formulas.note_writes(func, args, kwargs)
-            self._keep_factors(func, args, outs, before)
+            self._keep_factors(args, outs, before)
             return
         formulas = {key: labels.formula for key, labels in before.items() if labels.formula}
         known = {key: self.formulas.current(formula) for key, formula in formulas.items()}
@@ -405,9 +407,7 @@ class Recorder:
             used |= {id(tensor)} if formula is None else formula.parameters().keys()
         return any(used <= norm for norm in self.spectral)
 
-    def _keep_factors(
-        self, func: Any, args: Any, outs: list[Tensor], before: Mapping[int, Labels]
-    ) -> None:
+    def _keep_factors(self, args: Any, outs: list[Tensor], before: Mapping[int, Labels]) -> None:
         """Note the weights that an activation is a product with: they silence its channels, too.
 
         StyleGAN2 multiplies the weight of a convolution by a style for each picture, divides it by
@@ -417,7 +417,9 @@ class Recorder:
         something else, and whatever moves entries about. So are the weights of experts, of which
         every picture mixes a weight of its own, ``shares @ experts``.
         """
-        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        name = self.operator[0].rstrip("_")
+        if name not in _ZEROS_STAY:
+            return
         first = before.get(id(next(iter(args), None)), NOTHING)
         found, mixed = [*first.factors], [*first.mixed]
         if name == "mm":
@@ -427,8 +429,7 @@ class Recorder:
             found = [factor for labels in given for factor in (*labels.factors, labels)]
             # What lies along one dimension is a scale, which makes and reads nothing.
             found = [f for f in found if f.weight and len(f.dims) > 1]
-        stay = name in _ZEROS_STAY and (name != "pow" or _positive(args[1]))
-        if not (found or mixed) or not stay:
+        if not (found or mixed) or (name == "pow" and not _positive(args[1])):
             return
         for tensor in outs:
             entry = self.labels.get(id(tensor))
@@ -740,16 +741,18 @@ class Recorder:
             check_factor(factor, len(self.atoms.parent))
         self.costs.append(OperatorCost(self.module, operator, given, self.operator))
 
-    def put_out(self, operator: str, inputs: list[Tensor], out: Any, layer: bool) -> None:
+    def put_out(self, operator: str, inputs: list[Tensor], made: list[Tensor], layer: bool) -> None:
         """Note what an operator made of ``inputs``; a layer's first tensor is its activation."""
         read = storages_of(inputs)
         constant = not self.storages.depend_on_inputs(read)
-        made = [t for t in tensors_in(out) if t.numel()]
+        made = [t for t in made if t.numel()]
         for i, tensor in enumerate(made):
             dims = self.get(tensor).dims
             if i and not dims:
                 dims = self._statistics(made[0], tensor)
-            sizes = tuple([dims.get(d, n) for d, n in enumerate(tensor.shape)])
+            sizes: tuple[int | Vector, ...] = tuple(tensor.shape)
+            if dims:
+                sizes = tuple([dims.get(d, n) for d, n in enumerate(sizes)])
             kind = self.storages.note(tensor, sizes, read, step=not i)
             if any(tensor is given for given in inputs):
                 kind = IN_PLACE

@@ -123,7 +123,7 @@ def _fill(
     for tensor in tensors:
         recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
     operators = Dispatch(recorder, rules, fallback)
-    norms = Norms(recorder, operators, rules)
+    norms = Norms(recorder, operators)
     watching = (Function(recorder, operators, norms.called), operators, norms)
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         answer = _watch(recorder, example_inputs, watching, ports)

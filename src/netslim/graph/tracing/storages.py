@@ -160,16 +160,3 @@ def extent_of(tensor: Tensor) -> Extent:
     last = sum((size - 1) * step for size, step in steps)
     start = tensor.data_ptr()
     return Extent(tensor.device, start, start + (last + 1) * tensor.element_size())
-
-
-def tensors_in(*values: Any) -> list[Tensor]:
-    """The tensors among nested arguments."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += tensors_in(*value)
-        elif isinstance(value, dict) and value:
-            found += tensors_in(*value.values())
-    return found
