@@ -532,7 +532,9 @@ def _remembering(count: Callable[[Any], Count]) -> Counting:
     cache: dict[Any, Count] = {}
 
     def remembered(factor: Any) -> Count:
-        key = _identity(factor)
+        key = factor
+        if type(factor) is not int:
+            key = _identity(factor)
         found = cache.get(key)
         if found is None:
             found = cache[key] = count(factor)
@@ -546,8 +548,8 @@ def _identity(factor: Any) -> Any:
     if isinstance(factor, tuple):
         return tuple([_identity(one) for one in factor])
     if isinstance(factor, np.ndarray):
-        return True, id(factor)
-    return False, int(factor)
+        return None, id(factor)  # no pair of sizes
+    return int(factor)
 
 
 UNUSED = "not used when the model ran on the example inputs"

@@ -26,14 +26,17 @@ _CONVOLUTIONS: tuple[tuple[type[nn.Module], str, tuple[str, ...]], ...] = (
     (nn.modules.conv._ConvTransposeNd, "weight", ("in_channels", "out_channels")),
     (nn.modules.conv._ConvNd, "weight", ("out_channels", "in_channels")),
 )
+_REPEATING: dict[str, list[tuple[type[nn.Module], str, tuple[str, ...]]]] = {}
+for _row in (*_CONVOLUTIONS, *REPEATED):
+    for _name in filter(None, _row[2]):
+        _REPEATING.setdefault(_name, []).append(_row)
 
 
 def repeated(module: nn.Module, attribute: str) -> tuple[str, int] | None:
     """The tensor and the axis whose size an attribute is, or is a multiple of; None for others."""
-    for kind, tensor, names in (*_CONVOLUTIONS, *REPEATED):
-        known = attribute in names and isinstance(module, kind)
+    for kind, tensor, names in _REPEATING.get(attribute, ()):
         weight = getattr(module, tensor, None)
-        if known and weight is not None:
+        if isinstance(module, kind) and weight is not None:
             axis = names.index(attribute)
             # Depthwise: what would be on axis 1 is the number of groups, which is that on axis 0.
             if axis == 1 and weight.shape[1] == 1 and getattr(module, "groups", 1) > 1:

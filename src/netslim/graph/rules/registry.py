@@ -10,8 +10,8 @@ from typing import Any
 from torch._ops import OpOverload
 
 from netslim.graph.tracing.atoms import Vector
-from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.tracing.operators import operator, tensors_in
+from netslim.graph.tracing.recorder import Recorder, Rule
 
 Op = OpOverload  # an operator as it runs: ``aten::add.Tensor``
 RULES: dict[str, Rule] = {}

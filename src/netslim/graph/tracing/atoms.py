@@ -162,7 +162,7 @@ class Atoms:
             self._waiting.append((_lasting(a), _lasting(b)))
 
     def _has_constants(self, vector: Vector) -> bool:
-        return id(vector) not in self._whole and np.count_nonzero(vector) < len(vector)
+        return id(vector) not in self._whole and int(np.count_nonzero(vector)) < len(vector)
 
     def _tie(self, a: Vector, b: Vector) -> None:
         while len(a):

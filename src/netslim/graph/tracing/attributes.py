@@ -19,6 +19,7 @@ from netslim.graph.tracing.sizes import Size, Value, watchers
 
 _OWN_KEYS = frozenset(nn.Module().__dict__)
 _PLAIN_KEYS = ("unflattened_size", "normalized_shape")  # sizes in tuples of PyTorch's own modules
+_KNOWING = frozenset({Size, Value})
 _DEEPEST, _LONGEST = 2, 64  # containers of sizes that are looked into
 
 
@@ -35,12 +36,7 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
     }
     replaced = []
     for module, path in modules.items():
-        simple = type(module).__module__.startswith("torch.nn.modules.")
-        for key, value in {**_class_sizes(module), **module.__dict__}.items():
-            if key in _OWN_KEYS or (simple and type(value) is not int and key not in _PLAIN_KEYS):
-                continue
-            if isinstance(module, PaddedNorm) and key not in _PLAIN_KEYS:
-                continue
+        for key, value in _watched(module).items():
             known = _remembered(recorder, value, path, key, 0, Size.itself)
             if known is not value:
                 _note_own(recorder, module, path, key)
@@ -57,6 +53,17 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
                 _put_back(module, key, before)
         for module in modules:
             _forget(module)
+
+
+def _watched(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that may hold sizes: of PyTorch's own layers integers do."""
+    kind, held = type(module), module.__dict__
+    if issubclass(kind, PaddedNorm):
+        return {key: held[key] for key in _PLAIN_KEYS if key in held}
+    if kind.__module__.startswith("torch.nn.modules."):
+        return {k: v for k, v in held.items() if type(v) is int or k in _PLAIN_KEYS}
+    found = {**_class_sizes(kind), **held}
+    return {key: value for key, value in found.items() if key not in _OWN_KEYS}
 
 
 def make_attributes(recorder: Recorder, make: Make) -> None:
@@ -95,17 +102,20 @@ def _put_back(module: nn.Module, key: str, before: Any) -> None:
 
 def _forget(module: nn.Module) -> None:
     """Make plain numbers of what ``forward`` itself computed from sizes and kept."""
-    for key, value in module.__dict__.items():
+    attributes = module.__dict__
+    kept = [key for key, value in attributes.items() if type(value) in _KNOWING]
+    for key in kept:
+        value = attributes[key]
         if isinstance(value, Size):
-            module.__dict__[key] = int.__int__(value)
-        elif isinstance(value, Value):
-            module.__dict__[key] = float.__float__(value)
+            attributes[key] = int.__int__(value)
+        else:
+            attributes[key] = float.__float__(value)
 
 
-def _class_sizes(module: nn.Module) -> dict[str, int]:
+def _class_sizes(own: type) -> dict[str, int]:
     """Integers that the classes of a user's module keep for all instances."""
     found: dict[str, int] = {}
-    for kind in reversed(type(module).__mro__):
+    for kind in reversed(own.__mro__):
         if not kind.__module__.startswith(("torch.", "builtins")):
             sizes = {k: v for k, v in vars(kind).items() if type(v) is int}
             found.update({k: v for k, v in sizes.items() if not k.startswith("__")})

@@ -39,8 +39,8 @@ from netslim.graph.modules.padded_sliding import PaddedSliding
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
-from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Use
 from netslim.graph.tracing.operators import tensors_in
+from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Use
 from netslim.graph.tracing.storages import Extent, extent_of
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
@@ -86,17 +86,28 @@ class Norms:
     def leave(
         self, module: nn.Module, path: str, args: tuple[Any, ...], named: Any, output: Any
     ) -> None:
-        began = self.began.pop()
+        recorder, began = self.recorder, self.began.pop()
         if isinstance(module, PaddedNorm):
-            self.recorder.unwatched -= 1
+            recorder.unwatched -= 1
             if isinstance(output, Tensor):
-                self._as_operator(module, args[0], output)
+                with recorder.unlogged():
+                    self._as_operator(module, args[0], output)
         if isinstance(output, Tensor):  # what is made of all channels is looked at right here
-            self.recorder.used([output])
-        coupled = self.recorder.atoms.coupled
-        call = _Call(None, [])
+            recorder.used([output])
         calls = self.calls.setdefault(module, [])
-        calls.append(call)
+        calls.append(_Call(None, []))
+        # Few modules mix channels.
+        if len(recorder.atoms.coupled) > began.coupled or len(self.within) > began.calls:
+            with recorder.unlogged():
+                self._mixed(module, path, args, named, output, began)
+
+    def _mixed(
+        self, module: nn.Module, path: str, args: tuple[Any, ...], named: Any, output: Any,
+        began: _Begun,
+    ) -> None:  # fmt: skip
+        """Let a module whose code mixes channels go on over their old number, where it can."""
+        coupled, calls = self.recorder.atoms.coupled, self.calls[module]
+        call = calls[-1]
         own = [c for c in self.within[began.calls :] if c.norm and c.norm.module == path]
         nested = len(self.recorder.norms) - began.norms - len(own)
         if nested or (len(coupled) == began.coupled and not own):

@@ -1,4 +1,4 @@
-"""What the schema of an operator says, looked up once: asking PyTorch costs more than most rules."""
+"""What the schemas of operators say, looked up once: asking PyTorch costs more than a rule."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class Recorder:
     model: nn.Module
     # By id, since tensors are compared element by element; with a weak reference, so that nothing
     # lives longer for being watched, and a new tensor at an old address inherits nothing.
-    labels: dict[int, tuple[weakref.ref[Tensor], Labels]] = field(default_factory=dict)
+    labels: dict[int, tuple[weakref.KeyedRef[int, Tensor], Labels]] = field(default_factory=dict)
     sizes: list[Vector] = field(default_factory=list)  # the dimensions that sizes were read from
     constraints: list[Constraint] = field(default_factory=list)
     values: list[ValueUse] = field(default_factory=list)
@@ -236,10 +236,20 @@ class Recorder:
     # Buffers that pick channels by their numbers, and what from; who reads each list of numbers.
     orders: dict[str, Vector] = field(default_factory=dict)
     readers: dict[int, set[str]] = field(init=False)
+    _forget: Callable[[weakref.KeyedRef[int, Tensor]], None] = field(init=False)
     weight_norms: frozenset[WeightNorm] = field(init=False)
     spectral: list[frozenset[int]] = field(init=False)  # ids of the tensors of spectral norms
 
     def __post_init__(self) -> None:
+        labels = self.labels
+
+        # Called when a tensor goes. A new one may have its id by then: look whose entry it is.
+        def forget(reference: weakref.KeyedRef[int, Tensor]) -> None:
+            entry = labels.get(reference.key)
+            if entry is not None and entry[0] is reference:
+                del labels[reference.key]
+
+        self._forget = forget
         self.weight_norms = frozenset(weight_norms(self.model))
         lists = (t for t in self.atoms.tensors.values() if is_order(t))
         self.readers = {id(t): set() for t in lists}
@@ -285,30 +295,26 @@ class Recorder:
 
     def label(self, tensor: Tensor, dims: Mapping[int, Vector], weight: bool) -> None:
         """As `set`, of labels that need no look."""
-        key = id(tensor)
-        # Where a dimension of one entry stands for channels, they were taken apart, as by ``x[:,
-        # :1]``: broadcasting would hide that it meets anything, so what it came from stays.
-        for d in [d for d, vector in dims.items() if len(vector) == 1]:
-            self.freeze(dims[d], "a single channel is taken apart from the others")
-            dims = {other: v for other, v in dims.items() if other != d}
-        if not dims and weight:  # a constant, as `get` says of all that it does not know
+        key, kept = id(tensor), {}
+        for d, vector in dims.items():
+            # Where a dimension of one entry stands for channels, they were taken apart, as by
+            # ``x[:, :1]``: broadcasting would hide that it meets anything, so what it came from
+            # stays.
+            if len(vector) == 1:
+                self.freeze(vector, "a single channel is taken apart from the others")
+                continue
+            vector.setflags(write=False)  # it is shared by all that carry these labels
+            kept[d] = vector
+        if not kept and weight:  # a constant, as `get` says of all that it does not know
             self.labels.pop(key, None)
             return
-        labels = self.labels
-
-        # Called when the tensor goes. A new tensor may have its id by then: look whose entry it is.
-        def forget(reference: weakref.ref[Tensor]) -> None:
-            entry = labels.get(key)
-            if entry is not None and entry[0] is reference:
-                del labels[key]
-
-        for vector in dims.values():
-            vector.setflags(write=False)  # it is shared by all that carry these labels
-        own = Labels(MappingProxyType(dict(dims)), bool(weight))
-        labels[key] = (weakref.ref(tensor, forget), own)
+        own = Labels(MappingProxyType(kept), bool(weight))
+        self.labels[key] = weakref.KeyedRef(tensor, self._forget, key), own
 
     def meet(self, left: Vector | None, right: Vector | None, what: str) -> Vector | None:
         """Tie two dimensions that must keep equal sizes; one that meets an unlabelled one stays."""
+        if left is right:
+            return left
         self._check(left, "recorder.meet")
         self._check(right, "recorder.meet")
         if left is None:
@@ -316,7 +322,7 @@ class Recorder:
             return right
         if right is None:
             self.freeze(left, f"it meets a fixed size in {what}")
-        elif left is not right:
+        else:
             check_lengths(left, right, what)
             self.atoms.tie(
                 left, right, lambda: f"it meets constant channels in {what}{self.where()}"

@@ -326,17 +326,14 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
         if threading.get_ident() != thread:
             return
         recorder.modules.append(paths[module])
-        with recorder.unlogged():
-            norms.enter(module)
-            if isinstance(module, nn.MultiheadAttention) and not by_heads(module):
-                _hold_width(recorder, module, args)
-            elif isinstance(module, nn.LSTM) and module.proj_size:
-                _hold_projection(recorder, module)
+        norms.enter(module)
+        if isinstance(module, (nn.MultiheadAttention, nn.LSTM)):
+            with recorder.unlogged():
+                _hold_widths(recorder, module, args)
 
     def leave(module: nn.Module, args: Any, named: Any, output: Any) -> None:
         if threading.get_ident() == thread:
-            with recorder.unlogged():
-                norms.leave(module, recorder.modules.pop(), args, named, output)
+            norms.leave(module, recorder.modules.pop(), args, named, output)
 
     handles = []
     for module in paths:
@@ -361,6 +358,14 @@ def _hooked(module: nn.Module) -> bool:
 def _takes_hooks(module: nn.Module) -> bool:
     """Scripted code, of which only what holds no tensors is let in, takes none."""
     return not isinstance(module, torch.jit.ScriptModule)
+
+
+def _hold_widths(recorder: Recorder, module: nn.Module, args: tuple[Any, ...]) -> None:
+    """What layers of PyTorch's ask of widths beside what their operators do."""
+    if isinstance(module, nn.MultiheadAttention) and not by_heads(module):
+        _hold_width(recorder, module, args)
+    elif isinstance(module, nn.LSTM) and module.proj_size:
+        _hold_projection(recorder, module)
 
 
 def _hold_width(recorder: Recorder, module: nn.MultiheadAttention, args: tuple[Any, ...]) -> None:
