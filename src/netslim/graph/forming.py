@@ -56,6 +56,7 @@ from netslim.graph.tracing.atoms import (
     PRODUCER,
     SCALE,
     Atoms,
+    Axis,
     Vector,
     distinct,
     numbered,
@@ -65,6 +66,7 @@ from netslim.graph.tracing.ports import Ports
 from netslim.graph.tracing.recorder import RecordedNorm, Recorder
 from netslim.graph.tracing.remembered import Bindings
 
+_FEW = 2**16
 _STATEMENT = 4  # lines that one may run over
 _ROLES = {CONSUMER: "consumer", PRODUCER: "producer", SCALE: "scale", CHANNEL: "channel"}
 
@@ -77,6 +79,21 @@ class _Draft(NamedTuple):
     group: Callable[..., ChannelGroup]
     part: Vector  # its atoms
     units: Vector  # theirs
+
+
+class _Piece(NamedTuple):
+    """What a group has of one axis."""
+
+    axis: Axis
+    at: slice  # in the atoms of the group
+    order: int  # when the axis was first met
+    bits: int  # the roles of its atoms, all in one
+    silent: bool
+
+    def role(self) -> tuple[str, bool]:
+        """Its role, and whether it reads what it makes."""
+        role = next((name for bit, name in _ROLES.items() if self.bits & bit), "channel")
+        return role, bool(self.bits & CONSUMER and self.bits & PRODUCER)
 
 
 class Classes:
@@ -148,6 +165,8 @@ class Classes:
         signature[self.frozen.take(roots) < len(self.atoms.frozen)] += mixer[-2]
         signature[self.coupled.take(roots) < len(self.atoms.coupled)] += mixer[-1]
         family = numbered(signature)[1].take(place)
+        if len(roots) < _FEW:
+            family = family.astype(np.uint16)  # which NumPy sorts many times faster
         order = np.argsort(family, kind="stable")
         starts = np.flatnonzero(np.diff(family.take(order))) + 1
         return [part for part in np.split(members.take(order), starts) if len(part)]
@@ -155,33 +174,38 @@ class Classes:
     def _draft(self, part: Vector) -> _Draft:
         """The group of the atoms ``part``, which are in order: axis by axis, entry by entry."""
         atoms, axes = self.atoms, self.atoms.axes
-        roles = atoms.roles.take(part)
         axis_of = atoms.axis_of.take(part)
         roots, units = numbered(self.root.take(part))
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1, [len(part)]])
-        pieces = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-        number = {p.start: int(axis_of[p.start]) for p in pieces}
-        order = {p.start: atoms.order.get(number[p.start], len(axes)) for p in pieces}
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1])
+        bits = np.bitwise_or.reduceat(atoms.roles.take(part), starts).tolist()
+        silent = self.silent.take(self.root.take(part.take(starts))).tolist()
+        ends = [*starts[1:].tolist(), len(part)]
+        pieces = [
+            _Piece(axes[number], slice(start, end), atoms.order.get(number, len(axes)), *rest)
+            for number, start, end, *rest in zip(
+                axis_of.take(starts).tolist(), starts.tolist(), ends, bits, silent, strict=True
+            )
+        ]
         # The group is named after the layer that makes its channels first, and its units are
         # numbered as the filters of that layer are.
-        makers = [p for p in pieces if (roles[p] & PRODUCER).any()]
-        makers.sort(key=lambda p: order[p.start])
+        makers = [piece for piece in pieces if piece.bits & PRODUCER]
+        makers.sort(key=lambda piece: piece.order)
         lead = makers[0]
-        units = _renumber(units, units[lead], len(roots))
+        units = _renumber(units, units[lead.at], len(roots))
         slices = []
-        for p in pieces:
-            axis = axes[number[p.start]]
-            role, mixed = self._role(roles[p])
-            own = Slice(axis.tensor, axis.axis, role, part[p] - axis.first, units[p], mixed)
+        for piece in pieces:
+            axis, at = piece.axis, piece.at
+            role, mixed = piece.role()
+            own = Slice(axis.tensor, axis.axis, role, part[at] - axis.first, units[at], mixed)
             slices.append(own)
-            if self.silent[self.root[part[p][0]]] and role != "consumer":
+            if piece.silent and role != "consumer":
                 slices.append(replace(own, role="silenced"))
-        first = axes[number[lead.start]].tensor
+        first = lead.axis.tensor
         exact, frozen, reason = self._verdict(int(roots[0]))
-        producers = tuple(dict.fromkeys(axes[number[p.start]].tensor for p in makers))
+        producers = tuple(dict.fromkeys(piece.axis.tensor for piece in makers))
         # One layer with several outputs a unit may have had its own added to each other, as in
         # ``x[:, :8] + x[:, 8:]``: no shortcut, for there is no second layer.
-        to_itself = len(producers) == 1 and lead.stop - lead.start > len(roots)
+        to_itself = len(producers) == 1 and lead.at.stop - lead.at.start > len(roots)
         group = partial(
             ChannelGroup,
             size=len(roots),
@@ -192,13 +216,7 @@ class Classes:
             producers=producers,
             shortcut=not to_itself and bool((self.role.take(roots) & ADDED).any()),
         )
-        return _Draft(order[lead.start], layer_of(first) or first, group, part, units)
-
-    def _role(self, roles: Vector) -> tuple[str, bool]:
-        """The role of a piece of an axis, and whether it reads what it makes."""
-        bits = int(np.bitwise_or.reduce(roles))
-        role = next((name for bit, name in _ROLES.items() if bits & bit), "channel")
-        return role, bool(bits & CONSUMER and bits & PRODUCER)
+        return _Draft(lead.order, layer_of(first) or first, group, part, units)
 
     def _verdict(self, root: int) -> tuple[bool, bool, str | None]:
         """(exact, frozen, the first reason why not) of a class."""
