@@ -17,7 +17,7 @@ from torch import nn
 from netslim.graph.blocks import Addition
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.modules.placeholders import Replacement, is_answer, places_of, within
-from netslim.graph.modules.walk import joined, lasting_tensors, named_tensors
+from netslim.graph.modules.walk import Walked, joined, named_tensors
 from netslim.surgery.rows import TensorCut
 
 Shape = tuple[int, ...]
@@ -211,18 +211,19 @@ def gone_tensors(model: nn.Module, dropped: Dropped) -> dict[str, object]:
     return {name: tensor for name, tensor in named_tensors(model) if dropped.holds(name)}
 
 
-def fits(model: nn.Module, dropped: Dropped) -> str | None:
+def fits(walked: Walked, dropped: Dropped) -> str | None:
     """Why blocks cannot go from a model, if they cannot."""
-    modules = dict(model.named_modules())
-    shapes = {name: tuple(tensor.shape) for name, tensor in lasting_tensors(model)}
     for row in dropped.replaced:
-        if row.module not in modules:
+        if row.module not in walked.by_path:
             return f"the plan replaces the module {row.module!r}, which the model does not have"
     for gone in dropped.tensors:
-        if shapes.get(gone.tensor) != gone.shape:
+        shape = None
+        if gone.tensor in walked.lasting:
+            shape = tuple(walked.lasting[gone.tensor].shape)
+        if shape != gone.shape:
             return (
                 f"the plan drops {gone.tensor!r} of shape {gone.shape}, in the model it is "
-                f"{shapes.get(gone.tensor, 'not there')}"
+                f"{'not there' if shape is None else shape}"
             )
     return None
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
@@ -30,13 +30,7 @@ from netslim.graph.modules.configurations import holding
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.padding import keeps_width
 from netslim.graph.modules.unwrapping import inside
-from netslim.graph.modules.walk import (
-    digest_of,
-    joined,
-    lasting_tensors,
-    named_modules,
-    named_tensors,
-)
+from netslim.graph.modules.walk import Walked, digest_of, joined, named_tensors
 from netslim.surgery.dropped import Dropped, put_back
 from netslim.surgery.plan import PruningPlan, compose, counted, with_known_sizes, without_slices
 from netslim.surgery.rows import GroupCut, OrderCut, PortCut, SizePatch, TensorCut, bias_of
@@ -67,14 +61,20 @@ class _Found:
 
 def history(model: nn.Module) -> PruningPlan | None:
     """The composed plan of all cuts of netslim, on the original architecture; None without any."""
-    model = inside(model)
-    found = _read(model)
+    return history_of(Walked.of(inside(model)))
+
+
+def history_of(walked: Walked) -> PruningPlan | None:
+    """The `history` of a bare model that was walked through."""
+    if not any(_tells(module) for module in walked.modules):
+        return None
+    found = _read(walked)
     if not (found.cuts or found.patches or found.biases or found.norms or found.wholes):
         return None
-    sizes = _before(model, found.cuts.values())
+    sizes = _before(walked, found.cuts.values())
     added = {bias_of(path) for path in found.biases}
     shapes = ((name, tuple(shape)) for name, shape in sizes.items() if name not in added)
-    dropped = _present(model, found.dropped)
+    dropped = _present(walked, found.dropped)
     plan = PruningPlan(
         digest_of(put_back(shapes, dropped.tensors)),
         with_known_sizes(_groups(found), found.patches.values()),
@@ -90,10 +90,15 @@ def history(model: nn.Module) -> PruningPlan | None:
     return counted(plan)
 
 
-def _present(model: nn.Module, dropped: Iterable[Dropped]) -> Dropped:
+def _tells(module: nn.Module) -> bool:
+    """Whether a module holds a record of any kind."""
+    held = vars(module)
+    return _WHOLE in held or _OWN in held or _BEFORE in held
+
+
+def _present(walked: Walked, dropped: Iterable[Dropped]) -> Dropped:
     """What of the blocks that went is not in the model again."""
-    there = {path: module for module, path in named_modules(model).items()}
-    names = {name for name, _ in named_tensors(model)}
+    there, names = walked.by_path, walked.tensors
     found = Dropped()
     for one in dropped:
         rows = [row for row in one.replaced if not _holds_tensors(there.get(row.module))]
@@ -108,9 +113,9 @@ def _holds_tensors(module: nn.Module | None) -> bool:
     return module is not None and any(True for _ in named_tensors(module))
 
 
-def _before(model: nn.Module, cuts: Iterable[TensorCut]) -> dict[str, list[int]]:
+def _before(walked: Walked, cuts: Iterable[TensorCut]) -> dict[str, list[int]]:
     """Lasting tensor -> its shape before these cuts."""
-    sizes = {name: [*tensor.shape] for name, tensor in lasting_tensors(model)}
+    sizes = {name: [*tensor.shape] for name, tensor in walked.lasting.items()}
     for cut in cuts:
         if cut.tensor in sizes:
             sizes[cut.tensor][cut.axis] = cut.size
@@ -144,7 +149,7 @@ def _in_order(found: _Found) -> list[TensorCut]:
 
 def unexplained(model: nn.Module) -> list[TensorCut]:
     """The cuts of tensors that have another size by now than the cut left, which nothing tells."""
-    return _read(inside(model)).stale
+    return _read(Walked.of(inside(model))).stale
 
 
 def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> None:
@@ -158,29 +163,34 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
     whole = without_slices(plan)
     if past is not None:
         whole = compose(past, plan)
-    modules = {path: module for module, path in named_modules(model).items()}
-    holders = _holders(model)
-    own: dict[str, list[tuple[str, TensorCut]]] = defaultdict(list)
-    for cut in whole.tensors:
-        for path, name in holders.get(id(_tensor(modules, cut.tensor)), ()):
-            own[path].append((name, cut))
+    walked = Walked.of(model)
+    modules = walked.by_path
+    cut_there = [(_tensor(modules, cut.tensor), cut) for cut in whole.tensors]
+    holders = _holders(walked, {id(tensor) for tensor, _ in cut_there if tensor is not None})
+    own: dict[str, list[tuple[str, TensorCut]]] = {}
+    for tensor, cut in cut_there:
+        for path, name in holders.get(id(tensor), ()):
+            own.setdefault(path, []).append((name, cut))
     text, others = whole.to_json(), _told_of(whole)
     for path, module in modules.items():
         vars(module).pop(_WHOLE, None)
         vars(module).pop(_BEFORE, None)
+        mine = own.get(path, [])
+        if not mine and path not in others and _OWN not in vars(module):
+            continue
         # `whole` is composed with the past, and so holds what the module's own record says already.
         # What that says of tensors that are not in `whole` stays.
-        cuts = {(name, cut.axis): cut for name, cut in own[path]}
+        cuts = {(name, cut.axis) for name, cut in mine}
         stays = [cut for cut in _own(module).tensors if (cut.tensor, cut.axis) not in cuts]
-        if not stays and all(joined(path, name) == cut.tensor for name, cut in own[path]):
+        if not stays and all(joined(path, name) == cut.tensor for name, cut in mine):
             if cuts or path in others:
                 vars(module)[_OWN] = (text, path)
         else:
-            named = (replace(cut, tensor=name) for name, cut in own[path])
-            record = replace(_read_by_module(text).get(path, _NOTHING), tensors=(*stays, *named))
+            rows = (replace(cut, tensor=name) for name, cut in mine)
+            record = replace(_read_by_module(text).get(path, _NOTHING), tensors=(*stays, *rows))
             vars(module)[_OWN] = record.to_json()
     vars(model)[_WHOLE] = text
-    vars(model)[_BEFORE] = json.dumps(_before(model, whole.tensors))
+    vars(model)[_BEFORE] = json.dumps(_before(walked, whole.tensors))
 
 
 def _told_of(plan: PruningPlan) -> set[str]:
@@ -250,14 +260,13 @@ def _whole(module: nn.Module) -> PruningPlan | None:
     return held
 
 
-def _read(model: nn.Module) -> _Found:
+def _read(walked: Walked) -> _Found:
     """All that is recorded in a bare model, first by the modules themselves.
 
     A whole plan knows of layers that others have taken the place of since: of these what fits.
     """
     found = _Found()
-    modules = {path: module for module, path in named_modules(model).items()}
-    first = {id(tensor): name for name, tensor in named_tensors(model)}
+    modules, first = walked.by_path, walked.names
     for path, module in modules.items():
         if _OWN in vars(module):
             found.stale += _take(found, _own(module), path, modules, first)
@@ -336,16 +345,11 @@ def _tensor(modules: dict[str, nn.Module], name: str) -> Tensor | None:
     return module._parameters.get(local, module._buffers.get(local))
 
 
-def _holders(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
-    """Tensor, by id -> (path, name) of all that hold it: tied weights have several."""
+def _holders(walked: Walked, ids: Collection[int]) -> dict[int, list[tuple[str, str]]]:
+    """Tensor, of these ids -> (path, name) of all that hold it: tied weights have several."""
     found: dict[int, list[tuple[str, str]]] = {}
-    for module, path in named_modules(model).items():
-        for name, tensor in _held(module):
-            found.setdefault(id(tensor), []).append((path, name))
+    for module, path in walked.modules.items():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if id(tensor) in ids:
+                found.setdefault(id(tensor), []).append((path, name))
     return found
-
-
-def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None:
-            yield name, tensor

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from netslim.graph.modules.calls import in_mode
 from netslim.graph.modules.configurations import is_configuration, with_entries
 from netslim.graph.modules.repeated_sizes import REPEATED
 from netslim.graph.modules.separate_heads import SeparateHeads, head_scale, usual_scale
-from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.modules.walk import Walked, parametrized
 from netslim.surgery.rows import SizePatch
 
 _PATH = re.compile(r"(\w+)(?:\.(\w+))?((?:\[[^\[\]]*\])*)")
@@ -45,8 +46,11 @@ def patched(model: nn.Module, patches: Iterable[SizePatch]) -> list[tuple[nn.Mod
         SurgeryError: an attribute is not there, cannot be set, or is not what the plan expects.
     """
     values: dict[tuple[str, str], Any] = {}
+    modules: dict[str, nn.Module] = {}
     for patch in patches:
-        module, (name, entry, keys) = submodule(model, patch.module), _path(patch.attribute)
+        if patch.module not in modules:
+            modules[patch.module] = submodule(model, patch.module)
+        module, (name, entry, keys) = modules[patch.module], _path(patch.attribute)
         if (patch.module, name) not in values:
             values[patch.module, name] = _readable(module, name, patch)
         held = values[patch.module, name]
@@ -55,7 +59,7 @@ def patched(model: nn.Module, patches: Iterable[SizePatch]) -> list[tuple[nn.Mod
             values[patch.module, name] = with_entries(held, {entry: inner})
         else:
             values[patch.module, name] = _replaced(held, keys, patch)
-    return [(submodule(model, path), name, value) for (path, name), value in values.items()]
+    return [(modules[path], name, value) for (path, name), value in values.items()]
 
 
 def put(module: nn.Module, name: str, value: Any) -> None:
@@ -82,21 +86,39 @@ def update_sizes(model: nn.Module, changed: set[str]) -> None:
         model: whose tensors have been cut.
         changed: names of the tensors that were.
     """
-    cut = {id(t) for n, t in named_tensors(model) if n in changed}
-    for module in named_modules(model):
-        if any(id(t) in cut for t in _own_tensors(module)):
-            _update(module)
+    walked = Walked.of(model)
+    cut = {id(walked.tensors[name]) for name in changed if name in walked.tensors}
+    updates = {kind: _Updates.of(kind) for kind in set(map(type, walked.modules))}
+    for module in walked.modules:
+        known = updates[type(module)]
+        if known is not None and not cut.isdisjoint(map(id, _own_tensors(module))):
+            known.carry_out(module)
 
 
-def _update(module: nn.Module) -> None:
-    for kind, update in _COMPUTED:
-        if isinstance(module, kind):
+@dataclass(frozen=True)
+class _Updates:
+    """What is done for the modules of one class: functions, and attributes that repeat a shape."""
+
+    computed: list[Callable[[Any], None]]
+    repeated: list[tuple[str, tuple[str, ...]]]
+
+    @classmethod
+    def of(cls, kind: type[nn.Module]) -> _Updates | None:
+        """None where nothing is."""
+        computed = [update for known, update in _COMPUTED if issubclass(kind, known)]
+        repeated = [(tensor, names) for known, tensor, names in REPEATED if issubclass(kind, known)]
+        if not computed and not repeated:
+            return None
+        return cls(computed, repeated)
+
+    def carry_out(self, module: nn.Module) -> None:
+        for update in self.computed:
             update(module)
-    for kind, tensor, attributes in REPEATED:
-        if isinstance(module, kind) and len(shape := _shape(module, tensor)) == len(attributes):
-            for attribute, size in zip(attributes, shape, strict=True):
-                if attribute:
-                    setattr(module, attribute, size)
+        for tensor, attributes in self.repeated:
+            if len(shape := _shape(module, tensor)) == len(attributes):
+                for attribute, size in zip(attributes, shape, strict=True):
+                    if attribute:
+                        setattr(module, attribute, size)
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:
@@ -200,7 +222,7 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     """What the module holds itself, and what its parametrisations hold for it."""
     held = (*module._parameters.values(), *module._buffers.values())
     yield from (tensor for tensor in held if tensor is not None)
-    if nn.utils.parametrize.is_parametrized(module):
+    if parametrized(module):
         for parametrised in module.parametrizations.children():  # type: ignore[union-attr]
             yield from (*parametrised.parameters(), *parametrised.buffers())
     if isinstance(module, nn.MultiheadAttention):  # whose child is for its weight alone

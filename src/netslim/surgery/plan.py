@@ -23,7 +23,7 @@ from torch import nn
 from netslim._support import checks_calls, expect, many
 from netslim.errors import PlanError
 from netslim.graph.modules.padded_norms import SCALED, NormWidth
-from netslim.graph.modules.walk import fingerprint
+from netslim.graph.modules.walk import Walked
 from netslim.surgery.dropped import Dropped, composed, fits
 from netslim.surgery.plan_file import LARGEST, Fields, read, write
 from netslim.surgery.rows import (
@@ -170,19 +170,24 @@ class PruningPlan:
             PlanError: names both fingerprints, or the row and what is wrong with it.
         """
         expect(model, nn.Module, "model", "plan.check(model)")
-        found = fingerprint(model)
-        if found != self.fingerprint:
-            raise PlanError(
-                f"the plan was made for the architecture {self.fingerprint}, this model is "
-                f"{found}: apply it to the model it was made for, or trace and select again"
-            )
-        if self._agrees:
-            check_fits(self.tensors, self.biases, model)
-            problem = fits(model, self.dropped)
-            if problem is not None:
-                raise PlanError(f"{problem}: make the plan again with netslim.select")
-            if self.counts is None and not linked(self.groups):
-                check_layers(self.tensors, self.patches, model)
+        check_walked(self, Walked.of(model))
+
+
+def check_walked(plan: PruningPlan, walked: Walked) -> None:
+    """As `PruningPlan.check`, of a model that was walked through."""
+    found = walked.fingerprint
+    if found != plan.fingerprint:
+        raise PlanError(
+            f"the plan was made for the architecture {plan.fingerprint}, this model is "
+            f"{found}: apply it to the model it was made for, or trace and select again"
+        )
+    if plan._agrees:
+        check_fits(plan.tensors, plan.biases, walked.tensors)
+        problem = fits(walked, plan.dropped)
+        if problem is not None:
+            raise PlanError(f"{problem}: make the plan again with netslim.select")
+        if plan.counts is None and not linked(plan.groups):
+            check_layers(plan.tensors, plan.patches, walked.model)
 
 
 def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:

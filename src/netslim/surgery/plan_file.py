@@ -23,10 +23,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,9 @@ BLOCKS_FORMAT = 3  # where blocks go
 LONGEST = 2**24  # entries of an axis that is cut
 LARGEST = 2**25  # indices in all that differ from row to row; more is no plan but an attack
 Blocks = tuple[tuple[int, int, int, int], ...]
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
+_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+_HOLE = '"kept":null'
 _Option = bool | str | int | float | list[Any] | dict[str, Any]
 
 
@@ -79,7 +81,7 @@ def write(plan: Fields) -> str:
     if plan.dropped:
         format = BLOCKS_FORMAT
     numbers = {(t.tensor, t.axis): number for number, t in enumerate(plan.tensors)}
-    data = {
+    data: dict[str, Any] = {
         "format": format,
         "fingerprint": plan.fingerprint,
         "groups": {name: _group_data(g, numbers) for name, g in plan.groups.items()},
@@ -101,7 +103,9 @@ def write(plan: Fields) -> str:
         data["why"] = _why_data(plan.why, plan.groups)
     if plan.counts is not None:
         data["counts"] = list(plan.counts)
-    return json.dumps(data | {"digest": _digest(data)}, separators=(",", ":"))
+    kept = _Kepts(plan)
+    text, in_order = kept.text(data, _encoded), kept.text(data, _sorted, sort=True)
+    return f'{text[:-1]},"digest":"{_digest_of(in_order)}"}}'
 
 
 def read(text: str, most: int = LARGEST) -> Fields:
@@ -138,11 +142,55 @@ def read(text: str, most: int = LARGEST) -> Fields:
 
 
 def _digest(data: Mapping[str, Any]) -> str:
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return _digest_of(_sorted(data))
+
+
+def _digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------- to plain data
+
+
+class _Kepts:
+    """Writes what the groups and tensors of a plan keep: nearly all of it, and mostly the same.
+
+    So the rest is written with holes, in which the text of each list of indices is put, made once.
+
+    Args:
+        plan: whose rows they are.
+    """
+
+    def __init__(self, plan: Fields) -> None:
+        known: dict[tuple[int, ...], str] = {}
+        rows: Iterable[GroupCut | TensorCut] = chain(plan.groups.values(), plan.tensors)
+        for row in rows:
+            if row.kept not in known:
+                known[row.kept] = f'"kept":{_encoded(_runs(row.kept))}'
+        self.groups = {name: known[group.kept] for name, group in plan.groups.items()}
+        self.tensors = [known[row.kept] for row in plan.tensors]
+
+    def text(
+        self, data: Mapping[str, Any], encoded: Callable[[Any], str], sort: bool = False
+    ) -> str:
+        """What ``encoded`` would write if no row had holes; ``sort`` says that it sorts."""
+        names = list(self.groups)
+        if sort:
+            data, names = dict(sorted(data.items())), sorted(names)
+        texts = {key: encoded(value) for key, value in data.items()}
+        texts["groups"] = _filled(texts["groups"], [self.groups[name] for name in names])
+        texts["tensors"] = _filled(texts["tensors"], self.tensors)
+        return "{" + ",".join(f'"{key}":{text}' for key, text in texts.items()) + "}"
+
+
+def _filled(text: str, kept: Iterable[str]) -> str:
+    """The text of rows with what each of them keeps.
+
+    Nothing but a hole reads like one: a quotation mark within a string has a backslash before it,
+    and nothing else of a group or a tensor is null, whatever it is called.
+    """
+    first, *others = text.split(_HOLE)
+    return first + "".join(map("".join, zip(kept, others, strict=True)))
 
 
 def _norm_data(norm: NormWidth) -> dict[str, Any]:
@@ -153,7 +201,7 @@ def _norm_data(norm: NormWidth) -> dict[str, Any]:
 
 
 def _group_data(cut: GroupCut, rows: Mapping[tuple[str, int], int]) -> dict[str, Any]:
-    data = {"size": cut.size, "kept": _runs(cut.kept), "exact": cut.exact} | _merging(cut)
+    data: dict[str, Any] = {"size": cut.size, "kept": None, "exact": cut.exact} | _merging(cut)
     if cut.slices and all((s.tensor, s.axis) in rows for s in cut.slices):
         data["slices"] = _slices_data(cut.slices, rows)
     if cut.sizes:
@@ -163,7 +211,7 @@ def _group_data(cut: GroupCut, rows: Mapping[tuple[str, int], int]) -> dict[str,
 
 def _tensor_data(cut: TensorCut) -> dict[str, Any]:
     where = {"tensor": cut.tensor, "axis": cut.axis, "size": cut.size}
-    return where | {"kept": _runs(cut.kept), "role": cut.role} | _merging(cut)
+    return where | {"kept": None, "role": cut.role} | _merging(cut)
 
 
 def _dropped_data(dropped: Dropped) -> dict[str, Any]:
@@ -216,12 +264,13 @@ def _merging(cut: GroupCut | TensorCut | PortCut) -> dict[str, list[int]]:
     return {"into": list(cut.into)}
 
 
-@lru_cache(maxsize=64)  # many rows of a plan keep the same
-def _runs(kept: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _runs(kept: tuple[int, ...]) -> list[tuple[int, int]]:
     """First and end of each stretch of numbers that follow each other."""
-    starts = (n for n, before in zip(kept, (-2, *kept), strict=False) if n != before + 1)
-    stops = (n + 1 for n, after in zip(kept, (*kept[1:], -2), strict=False) if n + 1 != after)
-    return tuple(zip(starts, stops, strict=True))
+    if not kept:
+        return []
+    gaps = [(n + 1, after) for n, after in pairwise(kept) if after != n + 1]
+    edges = chain(kept[:1], chain.from_iterable(gaps), (kept[-1] + 1,))
+    return list(zip(edges, edges, strict=True))
 
 
 def _slices_data(

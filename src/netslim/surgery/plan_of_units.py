@@ -47,18 +47,19 @@ def plan_keeping(
     dropped = _dropped(graph, [n for n in masks if graph.groups[n].block])
     masks = {n: mask for n, mask in masks.items() if not graph.groups[n].block}
     groups: dict[str, GroupCut] = {}
+    losses = _losses(graph, masks)
     for number in sorted(masks):
         group, mask = graph.groups[number], masks[number]
-        ends = _ends(group, mask, (into or {}).get(number))
         kept = tuple(np.flatnonzero(mask).tolist())
-        into_rows = merging_rows(ends, kept)
-        sizes = _losses(graph, masks, number)
-        groups[group.name] = GroupCut(group.size, kept, group.exact, into_rows, group.slices, sizes)
+        merged: tuple[int, ...] = ()
+        if into is not None and number in into:
+            merged = merging_rows(_ends(group, mask, into[number]), kept)
+        sizes = tuple(losses.get(number, ()))
+        groups[group.name] = GroupCut(group.size, kept, group.exact, merged, group.slices, sizes)
     tensors = rows_of(groups, graph.axis_sizes)
     patches = _patches(graph, masks)
     more, left = followed(graph.inventory, tensors, patches)
-    for stale in more:
-        _lose(groups, stale)
+    _lose(groups, more)
     if left:
         notes = (*notes, told(left))
         logger.warning("%s", told(left))
@@ -96,7 +97,8 @@ def _orders(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> Iterator[Or
 
 def _patches(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> tuple[SizePatch, ...]:
     """The attributes whose dimension shrinks, in proportion: one may hold a multiple of it."""
-    news = [(rule, _size(rule, masks)) for rule in graph.size_rules]
+    rules = (rule for rule in graph.size_rules if not masks.keys().isdisjoint(rule.count.groups))
+    news = [(rule, _size(rule, masks)) for rule in rules]
     return tuple(
         SizePatch(rule.module, rule.attribute, rule.old, new)
         for rule, new in news
@@ -114,34 +116,43 @@ def _size(rule: SizeRule, masks: Mapping[int, np.ndarray]) -> int:
     return rule.old * rule.count.kept(masks) // rule.count.kept({})
 
 
-def _losses(
-    graph: ChannelGraph, masks: Mapping[int, np.ndarray], number: int
-) -> tuple[SizeLoss, ...]:
-    """What attributes lose with a group: what is left after those before it, less what after it.
+def _losses(graph: ChannelGraph, masks: Mapping[int, np.ndarray]) -> dict[int, list[SizeLoss]]:
+    """What attributes lose with each group: what is left before it, less what is left after it.
 
     So that the losses of all groups are what is lost in all, whatever is rounded.
     """
-    before = {n: mask for n, mask in masks.items() if n < number}
-    after = before | {number: masks[number]}
-    lost = [(rule, _size(rule, before) - _size(rule, after)) for rule in graph.size_rules]
-    return tuple(SizeLoss(rule.module, rule.attribute, less) for rule, less in lost if less)
+    losses: dict[int, list[SizeLoss]] = {}
+    for rule in graph.size_rules:
+        left, gone = rule.old, dict[int, np.ndarray]()
+        for number in sorted(masks.keys() & set(rule.count.groups)):
+            gone[number] = masks[number]
+            before, left = left, _size(rule, gone)
+            if left != before:
+                loss = SizeLoss(rule.module, rule.attribute, before - left)
+                losses.setdefault(number, []).append(loss)
+    return losses
 
 
-def _lose(groups: dict[str, GroupCut], stale: Stale) -> None:
-    """Note what a remembered integer loses by the first group that has entries where it counts."""
-    patch = stale.patch
-    for name, cut in groups.items():
-        if patch is not None and any((s.tensor, s.axis) in stale.axes for s in cut.slices):
+def _lose(groups: dict[str, GroupCut], more: Iterable[Stale]) -> None:
+    """Note what remembered integers lose by the first group that has entries where they count."""
+    patches = [(stale.patch, stale.axes) for stale in more]
+    if not patches:
+        return
+    names, first = list(groups), dict[tuple[str, int], int]()
+    for number, cut in enumerate(groups.values()):
+        for s in cut.slices:
+            first.setdefault((s.tensor, s.axis), number)
+    for patch, axes in patches:
+        held = [first[axis] for axis in axes if axis in first]
+        if patch is not None and held:
+            name = names[min(held)]
             loss = SizeLoss(patch.module, patch.attribute, patch.old - patch.new)
-            groups[name] = replace(cut, sizes=(*cut.sizes, loss))
-            return
+            groups[name] = replace(groups[name], sizes=(*groups[name].sizes, loss))
 
 
-def _ends(group: ChannelGroup, mask: np.ndarray, into: np.ndarray | None) -> np.ndarray:
+def _ends(group: ChannelGroup, mask: np.ndarray, into: np.ndarray) -> np.ndarray:
     """Where each unit ends: itself, the unit it is merged into, or `DROPPED`."""
     own = np.arange(group.size)
-    if into is None:
-        return np.where(mask, own, DROPPED)
     ends = np.asarray(into, dtype=np.int64).copy()
     if ends.shape != own.shape or not ((ends >= 0) & (ends < group.size)).all():
         raise PlanError(

@@ -79,9 +79,12 @@ def _spoil_layout(module: nn.Module) -> None:
 
 
 def _writers(model: nn.Module) -> Iterator[nn.Module]:
-    inside: set[nn.Module] = set()
-    for module in named_modules(model):
-        if module not in inside and callable(getattr(type(module), _SAVES, None)):
+    modules, inside = named_modules(model), set[nn.Module]()
+    kinds = {kind for kind in set(map(type, modules)) if callable(getattr(kind, _SAVES, None))}
+    if not kinds:
+        return
+    for module in modules:
+        if module not in inside and type(module) in kinds:
             inside.update(module.modules())
             yield module
 

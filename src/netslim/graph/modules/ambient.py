@@ -140,16 +140,18 @@ def undisturbed(model: nn.Module | None) -> Iterator[None]:
     that see operators or functions. A default device or data type stays where it is the model's;
     None is for what has no model, and computes on the CPU.
     """
-    tensors = []
+    devices, dtypes = set(), set()
     if model is not None:
         tensors = [tensor for _, tensor in named_tensors(model)]
+        devices = {device.type for device in {tensor.device for tensor in tensors}}
+        dtypes = {tensor.dtype for tensor in tensors}
     gradients = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
         for each in (
             *(_transforms_off(), dispatch_modes_off()),
-            *(_function_modes_off({t.device.type for t in tensors}), torch.inference_mode(False)),
-            *(torch.set_grad_enabled(gradients), _autocast_off({t.device.type for t in tensors})),
-            *(_own_dtype({t.dtype for t in tensors}), eagerly()),
+            *(_function_modes_off(devices), torch.inference_mode(False)),
+            *(torch.set_grad_enabled(gradients), _autocast_off(devices)),
+            *(_own_dtype(dtypes), eagerly()),
         ):
             stack.enter_context(each)
         yield

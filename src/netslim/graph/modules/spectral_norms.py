@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm as Hook
 
-from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.modules.walk import named_modules, named_tensors, parametrized
 
 Parts = Sequence[Tensor]  # W, u and v
 
@@ -88,7 +88,7 @@ def _exact(tensor: Tensor) -> Tensor:
 
 
 def _parametrised(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-    if not nn.utils.parametrize.is_parametrized(module):
+    if not parametrized(module):
         return
     for steps in module.parametrizations.values():  # type: ignore[operator]
         if len(steps) == 1 and isinstance(steps[0], parametrizations._SpectralNorm):

@@ -8,15 +8,16 @@ is bare: wrap or compile it again.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from netslim.errors import ArgumentError, NetslimError
-from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.modules.walk import Walked
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -102,7 +103,19 @@ def bare(
         error: it or a part of it is scripted, exported, quantised, sharded, lazy, or without
             values; the message names the part and the remedy.
     """
-    inner: Model = inside(model)
+    inner: Any = bare_walked(model, error, allow=allow, call=call).model
+    return cast(Model, inner)
+
+
+def bare_walked(
+    model: Any,
+    error: Callable[[str], NetslimError],
+    *,
+    allow: Collection[str] = (),
+    call: str = "",
+) -> Walked:
+    """What `bare` gives, as it was walked through for that; see there."""
+    inner = inside(model)
     if not isinstance(inner, nn.Module):
         known = next(
             (_REFUSED[name][1] for name in class_names(type(inner)) if name in _REFUSED), None
@@ -111,10 +124,11 @@ def bare(
         if known is None:
             raise ArgumentError(f"{said}; call {call}" if call else said)
         raise error(f"{said}; {known}")
-    for kind, path, what in _obstacles(inner):
+    walked = Walked.of(inner)
+    for kind, path, what in _obstacles(walked):
         if kind not in allow:
             raise error(f"{path or 'the model'} {what}")
-    return inner
+    return walked
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -139,22 +153,42 @@ def _layers(model: Any) -> Iterator[Any]:
         model = getattr(model, _INSIDE[wrapping[0]])
 
 
-def _obstacles(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+class _Suspicion(NamedTuple):
+    """What is to be looked at in the modules of one class."""
+
+    refused: tuple[str, ...]  # of its classes, those that `_REFUSED` holds
+    wrapping: bool
+    quantised: bool
+    graph: bool
+
+    @classmethod
+    def of(cls, kind: type) -> _Suspicion | None:
+        """None where nothing is, as nearly always."""
+        names = class_names(kind)
+        refused = tuple(name for name in names if name in _REFUSED)
+        wrapping, graph = bool(_ONLY_OUTSIDE.intersection(names)), issubclass(kind, GraphModule)
+        found = cls(refused, wrapping, _quantised(kind), graph)
+        return found if any(found) else None
+
+
+def _obstacles(walked: Walked) -> Iterator[tuple[str, str, str]]:
     """(kind, path, what is the matter and what to do) for every part that cannot be worked on."""
-    names: dict[type, tuple[str, ...]] = {}
-    for module, path in named_modules(model).items():
+    kinds = {kind: _Suspicion.of(kind) for kind in set(map(type, walked.modules))}
+    for module, path in walked.modules.items():
         kind = type(module)
-        found = names.setdefault(kind, class_names(kind))
-        for name in found:
+        found = kinds[kind]
+        if found is None:
+            continue
+        for name in found.refused:
             harmless = name == "torch.ScriptModule" and path and _stateless(module)
-            if name in _REFUSED and not harmless:
+            if not harmless:
                 yield _REFUSED[name][0], path, f"is {_a(module)}; {_REFUSED[name][1]}"
-        if path and _ONLY_OUTSIDE.intersection(found):
+        if path and found.wrapping:
             remedy = "put its .module in its place first"
             yield "wrapped", path, f"is {_a(module)} inside the model: {remedy}"
-        if _quantised(kind) or _quantising(module):
+        if found.quantised or _quantising(module):
             yield "quantised", path, f"is a {kind.__module__}.{kind.__name__}; {_QUANTISED}"
-    for name, tensor in named_tensors(model):
+    for name, tensor in walked.tensors.items():
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
         if plain and not (tensor.is_meta or tensor.is_quantized):
             continue
@@ -215,7 +249,7 @@ def _quantised(kind: type) -> bool:
 
 def _quantising(module: nn.Module) -> bool:
     """Whether a graph quantises what runs through it."""
-    if not isinstance(module, torch.fx.GraphModule):
+    if not isinstance(module, GraphModule):
         return False
     calls = [n for n in module.graph.nodes if n.op in ("call_function", "call_method")]
     targets = [str(node.target) for node in calls]

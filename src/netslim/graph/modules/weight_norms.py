@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.weight_norm import WeightNorm as Hook
 
-from netslim.graph.modules.walk import named_modules, named_tensors
+from netslim.graph.modules.walk import named_modules, named_tensors, parametrized
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def dimension(dim: int, dims: int) -> int:
 
 
 def _parametrised(module: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
-    if not nn.utils.parametrize.is_parametrized(module):
+    if not parametrized(module):
         return
     for steps in module.parametrizations.values():  # type: ignore[operator]
         if len(steps) == 1 and isinstance(steps[0], parametrizations._WeightNorm):
