@@ -152,18 +152,17 @@ def unexplained(model: nn.Module) -> list[TensorCut]:
     return _read(Walked.of(inside(model))).stale
 
 
-def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> None:
+def remember(walked: Walked, past: PruningPlan | None, plan: PruningPlan) -> None:
     """Add a cut to the history of a bare model.
 
     Args:
-        model: after the cut.
+        walked: of the model, after the cut.
         past: its `history` before.
         plan: what was cut.
     """
     whole = without_slices(plan)
     if past is not None:
         whole = compose(past, plan)
-    walked = Walked.of(model)
     modules = walked.by_path
     cut_there = [(_tensor(modules, cut.tensor), cut) for cut in whole.tensors]
     holders = _holders(walked, {id(tensor) for tensor, _ in cut_there if tensor is not None})
@@ -189,8 +188,8 @@ def remember(model: nn.Module, past: PruningPlan | None, plan: PruningPlan) -> N
             rows = (replace(cut, tensor=name) for name, cut in mine)
             record = replace(_read_by_module(text).get(path, _NOTHING), tensors=(*stays, *rows))
             vars(module)[_OWN] = record.to_json()
-    vars(model)[_WHOLE] = text
-    vars(model)[_BEFORE] = json.dumps(_before(walked, whole.tensors))
+    held = vars(walked.model)
+    held[_WHOLE], held[_BEFORE] = text, json.dumps(_before(walked, whole.tensors))
 
 
 def _told_of(plan: PruningPlan) -> set[str]:
@@ -349,7 +348,8 @@ def _holders(walked: Walked, ids: Collection[int]) -> dict[int, list[tuple[str, 
     """Tensor, of these ids -> (path, name) of all that hold it: tied weights have several."""
     found: dict[int, list[tuple[str, str]]] = {}
     for module, path in walked.modules.items():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if id(tensor) in ids:
-                found.setdefault(id(tensor), []).append((path, name))
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if id(tensor) in ids:
+                    found.setdefault(id(tensor), []).append((path, name))
     return found

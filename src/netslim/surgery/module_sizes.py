@@ -77,16 +77,15 @@ def put(module: nn.Module, name: str, value: Any) -> None:
         ) from error
 
 
-def update_sizes(model: nn.Module, changed: set[str]) -> None:
+def update_sizes(walked: Walked, changed: set[str]) -> None:
     """Bring what PyTorch's modules write down about the shapes of their tensors up to date.
 
     Only modules that hold a changed tensor: an attribute that someone set to something else stays.
 
     Args:
-        model: whose tensors have been cut.
+        walked: of a model whose tensors have been cut.
         changed: names of the tensors that were.
     """
-    walked = Walked.of(model)
     cut = {id(walked.tensors[name]) for name in changed if name in walked.tensors}
     updates = {kind: _Updates.of(kind) for kind in set(map(type, walked.modules))}
     for module in walked.modules:

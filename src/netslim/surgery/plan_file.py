@@ -162,13 +162,15 @@ class _Kepts:
     """
 
     def __init__(self, plan: Fields) -> None:
-        known: dict[tuple[int, ...], str] = {}
-        rows: Iterable[GroupCut | TensorCut] = chain(plan.groups.values(), plan.tensors)
-        for row in rows:
-            if row.kept not in known:
-                known[row.kept] = f'"kept":{_encoded(_runs(row.kept))}'
-        self.groups = {name: known[group.kept] for name, group in plan.groups.items()}
-        self.tensors = [known[row.kept] for row in plan.tensors]
+        self._known: dict[int, str] = {}  # by the ids of tuples, for most rows share theirs
+        self.groups = {name: self._of(group.kept) for name, group in plan.groups.items()}
+        self.tensors = [self._of(row.kept) for row in plan.tensors]
+
+    def _of(self, kept: tuple[int, ...]) -> str:
+        text = self._known.get(id(kept))
+        if text is None:
+            text = self._known[id(kept)] = f'"kept":{_runs_text(kept)}'
+        return text
 
     def text(
         self, data: Mapping[str, Any], encoded: Callable[[Any], str], sort: bool = False
@@ -271,6 +273,14 @@ def _runs(kept: tuple[int, ...]) -> list[tuple[int, int]]:
     gaps = [(n + 1, after) for n, after in pairwise(kept) if after != n + 1]
     edges = chain(kept[:1], chain.from_iterable(gaps), (kept[-1] + 1,))
     return list(zip(edges, edges, strict=True))
+
+
+def _runs_text(kept: tuple[int, ...]) -> str:
+    """The runs as JSON: all that is written of most plans, so it is put together by hand."""
+    if set(map(type, kept)) != {int}:
+        return _encoded(_runs(kept))
+    gaps = [f"{n + 1}],[{after}," for n, after in pairwise(kept) if after != n + 1]
+    return f"[[{kept[0]},{''.join(gaps)}{kept[-1] + 1}]]"
 
 
 def _slices_data(

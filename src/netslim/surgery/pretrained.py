@@ -44,15 +44,15 @@ _Facts = dict[Hashable, Any]  # what a network consists of: types, shapes and nu
 _Change = tuple[tuple[Any, ...], float]  # where in a configuration, and what stands there then
 
 
-def keep_config(model: nn.Module) -> None:
+def keep_config(modules: Iterable[nn.Module]) -> None:
     """Bring the configurations of a cut network up to date, or have `save_pretrained` refuse.
 
     Concerns every part that has such a method and lies in no other such part, and layouts that a
     network is built from.
     """
-    for module in named_modules(model):
+    for module in modules:
         _spoil_layout(module)
-    for writer in _writers(model):
+    for writer in _writers(modules):
         _guard(type(writer))
         vars(writer).pop(_CUT, None)
         if not _update(writer):
@@ -78,8 +78,8 @@ def _spoil_layout(module: nn.Module) -> None:
         vars(module)["yaml"] = {**layout, "backbone": [[-1, 1, _REBUILT, []], *layers]}
 
 
-def _writers(model: nn.Module) -> Iterator[nn.Module]:
-    modules, inside = named_modules(model), set[nn.Module]()
+def _writers(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    inside: set[nn.Module] = set()
     kinds = {kind for kind in set(map(type, modules)) if callable(getattr(kind, _SAVES, None))}
     if not kinds:
         return

@@ -267,12 +267,12 @@ def _prepare(walked: Walked, plan: PruningPlan, optimizer: Any, companions: Any)
     for by_name in (*tensors_of, *map(dict, shadows)):
         smaller |= _follow_suit(walked, plan, cuts, by_name, smaller)
     _check_changeable(named, smaller)
-    rows = {tensor: cuts.get(named[tensor], []) for tensor in smaller}
     states = []
     if stepping := all_optimizers(optimizer):
         held = set(chain.from_iterable(one.parameters() for one in models))
-        cutting = {t: partial(_keep, rows[t], sums=False) for t in smaller if t in held}
-        followed = {tensor: (named[tensor], keep) for tensor, keep in cutting.items()}
+        followed = {}
+        for tensor, name in ((t, named[t]) for t in smaller if t in held):
+            followed[tensor] = name, partial(_keep, cuts.get(name, []), sums=False)
         for each in stepping:
             states += cut_state(each, followed, held)
     attributes: list[tuple[nn.Module, str, Any]] = []
@@ -281,10 +281,12 @@ def _prepare(walked: Walked, plan: PruningPlan, optimizer: Any, companions: Any)
         attributes += [(module, name, value) for module, name, _, value in _derived(one, cuts)]
     # No sums for gradients and momentum: where channels are merged they are equal, so what reads
     # them has equal gradients, and the weight that is their sum has that same gradient, once.
-    gradients = {
-        t: _keep(rows[t], t.grad, sums=False) for t in smaller if t.is_leaf and t.grad is not None
-    }
-    tensors = {tensor: (value, gradients.get(tensor)) for tensor, value in smaller.items()}
+    tensors: dict[Tensor, tuple[Tensor, Tensor | None]] = {}
+    for tensor, value in smaller.items():
+        gradient = tensor.grad if tensor.is_leaf else None
+        if gradient is not None:
+            gradient = _keep(cuts.get(named[tensor], []), gradient, sums=False)
+        tensors[tensor] = value, gradient
     pasts = list(map(history_of, walks))
     norms = [found for one in models for found in _norms(one, plan)]
     forgotten = _forgetting(models, plan, optimizer, companions)
@@ -674,6 +676,7 @@ def _restore(before: Iterable[tuple[nn.Module, type[nn.Module], dict[str, Any]]]
 
 def _finish(model: nn.Module, plan: PruningPlan, past: PruningPlan | None) -> None:
     """Bring Python's sizes up to date and remember the cut."""
-    update_sizes(model, {cut.tensor for cut in plan.tensors})
-    keep_config(model)
-    remember(model, past, plan)
+    walked = Walked.of(model)
+    update_sizes(walked, {cut.tensor for cut in plan.tensors})
+    keep_config(walked.modules)
+    remember(walked, past, plan)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from netslim._support import brief
 from netslim.errors import PlanError
+from netslim.graph.groups import Slice
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.padded_calls import REDUCTIONS
 from netslim.graph.modules.padded_norms import DIMS, KINDS, SCALED, ZEROS, NormWidth
@@ -39,6 +40,7 @@ from netslim.surgery.rows import (
 
 _AGAIN = "the plan is damaged, or was edited: make it again with netslim.select"
 _ROLES = {"producer", "consumer", "scale", "channel", "silenced"}
+_Sound = set[tuple[int, int]]  # size and id of the kept entries that were looked at; many are one
 
 
 def check_rows(
@@ -57,9 +59,10 @@ def check_rows(
     Raises:
         PlanError: says which row, and what is wrong with it.
     """
+    sound: _Sound = set()
     for name, group in groups.items():
         if group.kept or not dropped:  # of a layer that goes as a block nothing is kept
-            _check_numbers(f"the group {name!r}", group)
+            _check_numbers(f"the group {name!r}", group, sound)
     rows: dict[tuple[str, int], TensorCut] = {}
     for cut in tensors:
         what = f"axis {cut.axis} of {cut.tensor!r}"
@@ -69,7 +72,7 @@ def check_rows(
             raise _problem(what, "it has two rows")
         if not set(cut.role.split("+")) <= _ROLES:
             raise _problem(what, f"there is no role {cut.role!r}")
-        _check_numbers(what, cut)
+        _check_numbers(what, cut, sound)
         rows[cut.tensor, cut.axis] = cut
     patches = tuple(patches)
     _check_patches(patches)
@@ -77,16 +80,16 @@ def check_rows(
     _check_groups(groups, rows)
     _check_biases(biases, rows)
     _check_norms(norms)
-    _check_ports(ports)
+    _check_ports(ports, sound)
     for order in orders:
-        _check_numbers(f"the numbers in {order.tensor!r}", order)
+        _check_numbers(f"the numbers in {order.tensor!r}", order, sound)
     problem = dropped.problem()
     if problem is not None:
         raise _problem("what the plan does with blocks", problem)
     check_counts(counts, rows, patches, norms, ports, orders, dropped)
 
 
-def _check_ports(ports: Iterable[PortCut]) -> None:
+def _check_ports(ports: Iterable[PortCut], sound: _Sound) -> None:
     """Refuse inputs and outputs that there cannot be."""
     seen = set()
     for port in ports:
@@ -96,7 +99,7 @@ def _check_ports(ports: Iterable[PortCut]) -> None:
         if (port.kind, port.name, port.dim) in seen:
             raise _problem(what, "it has two rows")
         seen.add((port.kind, port.name, port.dim))
-        _check_numbers(what, port)
+        _check_numbers(what, port, sound)
 
 
 def _check_norms(norms: Iterable[NormWidth]) -> None:
@@ -218,7 +221,19 @@ def _whole(*numbers: object) -> bool:
     return all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds)
 
 
-def _check_numbers(what: str, cut: GroupCut | TensorCut | PortCut | OrderCut) -> None:
+def _check_numbers(
+    what: str, cut: GroupCut | TensorCut | PortCut | OrderCut, sound: _Sound
+) -> None:
+    """Refuse a row whose numbers are not of entries that there can be.
+
+    Args:
+        what: for messages.
+        cut: the row.
+        sound: what need not be looked at again; grows.
+    """
+    plain = type(cut.size) is int and isinstance(cut.into, tuple) and not cut.into
+    if plain and (cut.size, id(cut.kept)) in sound:
+        return
     if not _whole(cut.size) or cut.size < 1:
         raise _problem(what, f"a size of {cut.size!r} is none")
     if not isinstance(cut.kept, tuple) or not isinstance(cut.into, tuple):
@@ -232,6 +247,8 @@ def _check_numbers(what: str, cut: GroupCut | TensorCut | PortCut | OrderCut) ->
         raise _problem(what, "kept entries must be in order, each once")
     if kept[0] < 0 or kept[-1] >= cut.size:
         raise _problem(what, f"kept entries must lie within 0 and {cut.size - 1}")
+    if plain:
+        sound.add((cut.size, id(cut.kept)))
     if not cut.into:
         return
     if len(cut.into) != cut.size - len(kept) or not np.isin(cut.into, [*kept, DROPPED]).all():
@@ -271,6 +288,37 @@ def _check_sizes(groups: Mapping[str, GroupCut], patches: Iterable[SizePatch]) -
             )
 
 
+class _Owning:
+    """Looks at the entries that the units of one group own; in most tensors they are the same.
+
+    Args:
+        size: units of the group.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._known: dict[tuple[bytes, bytes], tuple[int, bool, bool]] = {}
+
+    def problem(self, s: Slice, size: int) -> str | None:
+        """What is wrong with a slice of an axis of this size, if anything."""
+        last, within, even = self._entries(s)
+        if last >= size or not within:
+            return f"there are more of them than its size of {size}"
+        if not even:
+            return "some units have more of them than others"
+        return None
+
+    def _entries(self, s: Slice) -> tuple[int, bool, bool]:
+        """The last entry, whether there are such units, and whether each has as many."""
+        key = s.positions.tobytes(), s.units.tobytes()
+        found = self._known.get(key)
+        if found is None:
+            within = bool(s.units.max() < self._size)
+            even = within and not np.ptp(np.bincount(s.units, minlength=self._size))
+            found = self._known[key] = (int(s.positions.max()), within, even)
+        return found
+
+
 def _check_groups(
     groups: Mapping[str, GroupCut], rows: Mapping[tuple[str, int], TensorCut]
 ) -> None:
@@ -281,15 +329,13 @@ def _check_groups(
             raise _problem(
                 f"the group {name!r}", "it does not say which entries it has, as the others do"
             )
+        owning = _Owning(group.size)
         for s in group.slices:
             row = rows.get((s.tensor, s.axis))
-            what = f"axis {s.axis} of {s.tensor!r}, where the group {name!r} has entries"
-            if row is None:
-                raise _problem(what, "it has no row")
-            if s.positions.max() >= row.size or s.units.max() >= group.size:
-                raise _problem(what, f"there are more of them than its size of {row.size}")
-            if np.ptp(np.bincount(s.units, minlength=group.size)):
-                raise _problem(what, "some units have more of them than others")
+            problem = "it has no row" if row is None else owning.problem(s, row.size)
+            if problem is not None:
+                what = f"axis {s.axis} of {s.tensor!r}, where the group {name!r} has entries"
+                raise _problem(what, problem)
     # The same function makes the rows of a new plan, so there is one idea of what they must be.
     wanted = rows_of(groups, {key: row.size for key, row in rows.items()})
     found = {(row.tensor, row.axis): row for row in wanted}

@@ -42,7 +42,7 @@ from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.batches import outputs
 from netslim.graph.modules.calls import evaluating, output_tensors
 from netslim.graph.modules.duplicating import duplicate
-from netslim.graph.modules.walk import fingerprint, named_modules, named_tensors
+from netslim.graph.modules.walk import Walked, fingerprint, named_modules, named_tensors
 from netslim.surgery.history import history, remember
 from netslim.surgery.plan import PruningPlan, with_biases
 from netslim.surgery.prune import new_biases, takes_bias
@@ -152,7 +152,7 @@ def extended(model: nn.Module, plan: PruningPlan, paths: Sequence[str]) -> Pruni
     past, added = history(model), PruningPlan(fingerprint(model), {}, (), biases=tuple(paths))
     for module, bias in new_biases(model, paths):
         module.bias = bias
-    remember(model, past, added)
+    remember(Walked.of(model), past, added)
     return with_biases(plan, paths, fingerprint(model))
 
 
