@@ -63,7 +63,8 @@ from netslim.graph.tracing.atoms import (
 )
 from netslim.graph.tracing.dataflow import INPUT, Dataflow, Step
 from netslim.graph.tracing.ports import Ports
-from netslim.graph.tracing.recorder import RecordedNorm, Recorder
+from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.records import RecordedNorm
 from netslim.graph.tracing.remembered import Bindings
 
 _FEW = 2**16

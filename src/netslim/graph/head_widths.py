@@ -25,7 +25,8 @@ from torch import nn
 from netslim.graph.counts import Count
 from netslim.graph.groups import ChannelGroup, SizeRule, Slice
 from netslim.graph.tracing.atoms import Atoms, Vector, distinct, numbered
-from netslim.graph.tracing.recorder import OperatorCost, Recorder
+from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.records import OperatorCost
 from netslim.graph.tracing.remembered import Bindings
 from netslim.graph.tracing.storages import RecordedOutput, Span
 
@@ -239,12 +240,19 @@ def _paired(ours: Sequence[Any], theirs: Sequence[Any]) -> list[Any] | None:
         return None
     pairs = []
     for one, other in zip(ours, theirs, strict=True):
-        if replace(one, factors=()) != replace(other, factors=()):
+        if _with(one, ()) != _with(other, ()):
             return None
         if len(one.factors) != len(other.factors):
             return None
-        pairs.append(replace(one, factors=tuple(zip(one.factors, other.factors, strict=True))))
+        pairs.append(_with(one, tuple(zip(one.factors, other.factors, strict=True))))
     return pairs
+
+
+def _with(met: Any, factors: tuple[Any, ...]) -> Any:
+    """The same with other factors."""
+    if isinstance(met, Span):
+        return replace(met, factors=factors)
+    return met._replace(factors=factors)
 
 
 __all__ = ["HeadWidths", "Met", "met", "met_in_both"]

@@ -37,7 +37,8 @@ from netslim.graph.rules.reducing import batch_norm, group_norm, layer_norm, red
 from netslim.graph.rules.register import like, register_rule, spatial
 from netslim.graph.rules.registry import Rule
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, SCALE
-from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.labels import Labels
+from netslim.graph.tracing.recorder import Recorder
 
 __all__ = [
     "CHANNEL", "CONSUMER", "PRODUCER", "SCALE", "Labels", "Recorder", "Rule", "attention",

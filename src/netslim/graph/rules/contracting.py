@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -24,7 +23,8 @@ from netslim.graph.rules.registry import (
     without,
 )
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Vector
-from netslim.graph.tracing.recorder import BY_THE_ROOT, Labels, Recorder
+from netslim.graph.tracing.labels import Labels
+from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder
 from netslim.graph.tracing.shapes import split_vector
 
 # --- what all of them do --------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def _grouped(
     if source is not None:
         first = split_vector(rec, source, (groups, per_group), keep=1, what="grouped convolution")
         what = _told("grouped convolution", lw, 1)
-        met = _contract(rec, replace(lx, dims={1: first}), 1, lw, 1, what, mixed=True)
+        met = _contract(rec, lx._replace(dims={1: first}), 1, lw, 1, what, mixed=True)
     elif 1 in lw.dims:
         rec.freeze(lw.dims[1], "it meets a fixed size in convolution")
         rec.mark(lw, 1, CONSUMER)

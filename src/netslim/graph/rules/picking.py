@@ -27,7 +27,8 @@ from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.rules.indexing import hold, indexed, labels_of_numbers
 from netslim.graph.rules.registry import Op, derived, name_of, rule, tensors_in
 from netslim.graph.tracing.atoms import CHANNEL, PRODUCER, Vector
-from netslim.graph.tracing.recorder import AS_BOUNDARY, Labels, Recorder, is_order
+from netslim.graph.tracing.labels import Labels
+from netslim.graph.tracing.recorder import AS_BOUNDARY, Recorder, is_order
 from netslim.graph.tracing.shapes import split_vector
 from netslim.graph.tracing.sizes import Size, symbols
 from netslim.graph.tracing.storages import storages_of

@@ -23,7 +23,8 @@ from netslim.graph.rules.registry import (
     without,
 )
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, SCALE, Vector
-from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.labels import Labels
+from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.shapes import split_vector
 
 # The operators over 1, 2 and 3 dimensions of space.

@@ -16,7 +16,8 @@ from netslim.errors import ArgumentError, TraceError
 from netslim.graph.rules.elementwise import pointwise
 from netslim.graph.rules.registry import RULES, Known, Op, Rule, tensors_in
 from netslim.graph.tracing.atoms import ATOM
-from netslim.graph.tracing.recorder import Labels, Recorder
+from netslim.graph.tracing.labels import Labels
+from netslim.graph.tracing.recorder import Recorder
 
 Own = TypeVar("Own", bound=Rule)  # a decorated function stays what it is
 _FORMS = (

@@ -97,6 +97,13 @@ class Atoms:
         live = _live(vector)
         return bool(len(live)) and bool(self.axis_of[self.find(live[:1])[0]] >= 0)
 
+    def of_one_axis(self, vector: Vector) -> bool:
+        """Whether the first of these is of a tensor that has no other axis."""
+        number = self._whole.get(id(vector))
+        if number is None:
+            number = int(self.axis_of[vector[0]])
+        return number in self.only_axes
+
     def silence_gains(self) -> None:
         """What reads channels through weight norm is silenced in the gains.
 

@@ -39,7 +39,7 @@ def check_dims(tensor: Any, dims: Any, weight: Any, known: int) -> None:
     """Refuse labels of a result that do not fit it."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"recorder.set takes a tensor, got {_told(tensor)}")
-    if not isinstance(dims, Mapping):
+    if not isinstance(dims, (dict, Mapping)):
         raise TypeError(f"recorder.set takes {{dimension: labels}}, got {_told(dims)}")
     if not isinstance(weight, (bool, np.bool_)):
         raise TypeError(f"recorder.set takes weight=True or False, got {_told(weight)}")

@@ -40,7 +40,8 @@ from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.operators import tensors_in
-from netslim.graph.tracing.recorder import BY_THE_ROOT, RecordedNorm, Recorder, Use
+from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder
+from netslim.graph.tracing.records import RecordedNorm, Use
 from netslim.graph.tracing.storages import Extent, extent_of
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember

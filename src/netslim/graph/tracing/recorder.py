@@ -13,17 +13,14 @@ call in the user's code.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,8 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.counts import Call
-from netslim.graph.modules import watching
-from netslim.graph.modules.known_norms import Known, Memo
+from netslim.graph.modules.known_norms import Memo
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, distinct
@@ -45,7 +41,18 @@ from netslim.graph.tracing.checks import (
 )
 from netslim.graph.tracing.computed import MOVING, Formula, Formulas, constant, silencing
 from netslim.graph.tracing.dataflow import Dataflow
+from netslim.graph.tracing.labels import NOTHING, Labelled, Labels
 from netslim.graph.tracing.log import Log
+from netslim.graph.tracing.places import HERE, TORCH, asker, place, said
+from netslim.graph.tracing.records import (
+    Awaited,
+    Constraint,
+    OperatorCost,
+    RecordedNorm,
+    Use,
+    ValueUse,
+    Written,
+)
 from netslim.graph.tracing.sizes import (
     Expression,
     Size,
@@ -61,10 +68,6 @@ from netslim.graph.tracing.storages import (
 )
 from netslim.graph.tracing.zeros import zeros_made
 
-_TORCH = str(Path(torch.__file__).parent) + os.sep
-_HERE = str(Path(__file__).parent) + os.sep
-_RUN, _SIZES = _HERE + "running.py", _HERE + "sizes.py"
-_OURS = str(Path(watching.__file__).parent) + os.sep  # modules that we put in the place of others
 BY_THE_ROOT = "attention divides by the root of their number"
 FAILED = "the rule for"  # how the reason begins where a rule broke off
 _TRACES = count()
@@ -83,95 +86,7 @@ _ZEROS_STAY = MOVING | {
 _ORDERS = ("eq", "ne", "lt", "le", "gt", "ge")  # what holds of two sizes
 
 Rule = Callable[..., None]  # rule(recorder, func, out, *args, **kwargs)
-Use = partial[None]  # what is done about channels once a tensor is used
 UserCall = tuple[Any, tuple[Any, ...], dict[str, Any]]  # function, args, kwargs
-
-
-@dataclass(frozen=True)
-class Labels:
-    """A tensor's atoms by dimension, and whether it was computed from parameters alone.
-
-    ``formula`` says how, which netslim itself keeps; None for a parameter as it is. ``factors``, of
-    an activation, are the weights that it is a product with (see `Recorder.computed`), ``mixed``
-    those whose rows it is a mixture of, and ``zeros`` the atoms for which it is zero where their
-    parameters are (zeros.py).
-
-    Example:
-        >>> def mirrored(recorder, func, out, x):  # for what turns channels round
-        ...     labels: netslim.graph.rules.Labels = recorder.get(x)
-        ...     dims = {**labels.dims, 1: labels.dims[1][::-1]}
-        ...     recorder.set(out, dims, labels.weight)
-        >>> rule = netslim.register_rule("mylib::mirrored", mirrored)
-    """
-
-    dims: Mapping[int, Vector]
-    weight: bool
-    formula: Formula | None = None
-    factors: tuple[Labels, ...] = ()
-    mixed: tuple[Labels, ...] = ()
-    zeros: Vector | None = None
-
-
-NOTHING = Labels({}, True)
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """After a cut ``expression`` must equal the kept entries of ``vector``, or ``size``."""
-
-    expression: Symbol  # or an operator with its operands; a number alone asks for nothing
-    vector: Vector | None
-    size: int
-    where: str
-    decision: bool = False  # a comparison in the code, which must come out the same
-
-
-@dataclass(frozen=True)
-class Written:
-    """Channels for whose number a line of the user's code has ``numbers``; what it should have."""
-
-    vector: Vector
-    path: str
-    line: int
-    numbers: tuple[int, ...]
-    remedy: str
-
-
-@dataclass(frozen=True)
-class ValueUse:
-    """A size used as a number: ``soft`` where only values change with it."""
-
-    expression: Expression
-    soft: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class OperatorCost:
-    """Multiply-accumulates of one operator: the product of its factors, numbers or labels."""
-
-    module: str
-    operator: str
-    factors: tuple[int | Vector, ...]
-    call: Call
-
-
-@dataclass(frozen=True)
-class Awaited:
-    """What is to be done about channels once somebody uses a tensor."""
-
-    tensor: weakref.ref[Tensor]
-    uses: list[Use]
-
-
-@dataclass(frozen=True)
-class RecordedNorm:
-    """A normalisation of a module over the channels of ``vector``, ``width`` of them at first."""
-
-    module: str
-    known: Known
-    width: int
-    vector: Vector
 
 
 @dataclass
@@ -188,9 +103,7 @@ class Recorder:
 
     atoms: Atoms
     model: nn.Module
-    # By id, since tensors are compared element by element; with a weak reference, so that nothing
-    # lives longer for being watched, and a new tensor at an old address inherits nothing.
-    labels: dict[int, tuple[weakref.KeyedRef[int, Tensor], Labels]] = field(default_factory=dict)
+    labels: Labelled = field(default_factory=Labelled)
     sizes: list[Vector] = field(default_factory=list)  # the dimensions that sizes were read from
     constraints: list[Constraint] = field(default_factory=list)
     values: list[ValueUse] = field(default_factory=list)
@@ -236,20 +149,10 @@ class Recorder:
     # Buffers that pick channels by their numbers, and what from; who reads each list of numbers.
     orders: dict[str, Vector] = field(default_factory=dict)
     readers: dict[int, set[str]] = field(init=False)
-    _forget: Callable[[weakref.KeyedRef[int, Tensor]], None] = field(init=False)
     weight_norms: frozenset[WeightNorm] = field(init=False)
     spectral: list[frozenset[int]] = field(init=False)  # ids of the tensors of spectral norms
 
     def __post_init__(self) -> None:
-        labels = self.labels
-
-        # Called when a tensor goes. A new one may have its id by then: look whose entry it is.
-        def forget(reference: weakref.KeyedRef[int, Tensor]) -> None:
-            entry = labels.get(reference.key)
-            if entry is not None and entry[0] is reference:
-                del labels[reference.key]
-
-        self._forget = forget
         self.weight_norms = frozenset(weight_norms(self.model))
         lists = (t for t in self.atoms.tensors.values() if is_order(t))
         self.readers = {id(t): set() for t in lists}
@@ -270,10 +173,10 @@ class Recorder:
 
     def get(self, tensor: Any) -> Labels:
         """The labels of a tensor; a constant has none."""
-        found = self.labels.get(id(tensor))
+        found = self.labels.get(tensor)
         if found is None:
             return self.unseen
-        return found[1]
+        return found
 
     def hidden(self, tensor: Tensor, function: str) -> None:
         """The code takes the numbers of a tensor elsewhere, and may come back with others."""
@@ -295,7 +198,7 @@ class Recorder:
 
     def label(self, tensor: Tensor, dims: Mapping[int, Vector], weight: bool) -> None:
         """As `set`, of labels that need no look."""
-        key, kept = id(tensor), {}
+        kept = {}
         for d, vector in dims.items():
             # Where a dimension of one entry stands for channels, they were taken apart, as by
             # ``x[:, :1]``: broadcasting would hide that it meets anything, so what it came from
@@ -306,10 +209,9 @@ class Recorder:
             vector.setflags(write=False)  # it is shared by all that carry these labels
             kept[d] = vector
         if not kept and weight:  # a constant, as `get` says of all that it does not know
-            self.labels.pop(key, None)
+            self.labels.drop(tensor)
             return
-        own = Labels(MappingProxyType(kept), bool(weight))
-        self.labels[key] = weakref.KeyedRef(tensor, self._forget, key), own
+        self.labels.put(tensor, Labels(MappingProxyType(kept), bool(weight)))
 
     def meet(self, left: Vector | None, right: Vector | None, what: str) -> Vector | None:
         """Tie two dimensions that must keep equal sizes; one that meets an unlabelled one stays."""
@@ -338,9 +240,9 @@ class Recorder:
     def written(self, vector: Vector, reason: str, numbers: Iterable[int], remedy: str) -> None:
         """These stay for numbers in the code; the line that may be changed is noted."""
         self.freeze(vector, reason)
-        place = self._place()
-        if place is not None:
-            self.literals.append(Written(vector, *place, tuple(numbers), remedy))
+        found = place(self.in_rule)
+        if found is not None:
+            self.literals.append(Written(vector, *found, tuple(numbers), remedy))
 
     def couple(self, vector: Vector | None, reason: str) -> None:
         """Removing some of these channels changes the values of the others: inexact."""
@@ -358,7 +260,7 @@ class Recorder:
         if not labels.weight or dim not in labels.dims:
             return
         vector = labels.dims[dim]
-        if role == PRODUCER and int(self.atoms.axis_of[vector[0]]) in self.atoms.only_axes:
+        if role == PRODUCER and self.atoms.of_one_axis(vector):
             role = CHANNEL
         if labels.formula is None:  # as nearly always
             self.atoms.mark(vector, role)
@@ -385,8 +287,8 @@ class Recorder:
         self, func: Any, args: Any, kwargs: Any, outs: list[Tensor], before: Mapping[int, Labels]
     ) -> None:
         """Note how an operator computed tensors from parameters, or from what these made before."""
-        weights = [self.labels.get(id(t)) for t in outs]
-        if not any(found is not None and found[1].weight for found in weights):
+        weights = [self.labels.get(t) for t in outs]
+        if not any(found is not None and found.weight for found in weights):
             self.formulas.note_writes(func, args, kwargs)
             self._keep_factors(args, outs, before)
             return
@@ -397,9 +299,8 @@ class Recorder:
         if self.operator[0] in ("dot", "vdot") and self.within_spectral_norm(*args):
             made = [constant(out) for out in outs]  # a cut sees to it
         for tensor, found, own in zip(outs, weights, made, strict=True):
-            if found is not None and found[1].weight:
-                labels = Labels(found[1].dims, weight=True, formula=own)
-                self.labels[id(tensor)] = found[0], labels
+            if found is not None and found.weight:
+                self.labels.put(tensor, Labels(found.dims, weight=True, formula=own))
 
     def within_spectral_norm(self, *tensors: Tensor) -> bool:
         """Whether these are all computed from the tensors of one spectral norm, which a cut lets
@@ -438,12 +339,9 @@ class Recorder:
         if not (found or mixed) or (name == "pow" and not _positive(args[1])):
             return
         for tensor in outs:
-            entry = self.labels.get(id(tensor))
-            if entry is not None:
-                self.labels[id(tensor)] = (
-                    entry[0],
-                    replace(entry[1], factors=tuple(found), mixed=tuple(mixed)),
-                )
+            own = self.labels.get(tensor)
+            if own is not None:
+                self.labels.put(tensor, own._replace(factors=tuple(found), mixed=tuple(mixed)))
 
     def mark_weight(self, labels: Labels, dim: int, role: int, mixed: bool = False) -> bool:
         """Note a role as `mark` does, or that of a weight which an activation is a product with.
@@ -476,10 +374,10 @@ class Recorder:
     ) -> None:
         """Note for which channels tensors that an operator made are zero (zeros.py)."""
         for tensor in outs:
-            found = self.labels.get(id(tensor))
-            if found is not None and not found[1].weight:
-                zeros = zeros_made(self.atoms, operator, args, inputs, found[1])
-                self.labels[id(tensor)] = found[0], replace(found[1], zeros=zeros)
+            found = self.labels.get(tensor)
+            if found is not None and not found.weight:
+                zeros = zeros_made(self.atoms, operator, args, inputs, found)
+                self.labels.put(tensor, found._replace(zeros=zeros))
 
     def silent(self, labels: Labels, vector: Vector) -> bool:
         """Whether a tensor is zero for these channels where the parameters that have them are."""
@@ -557,9 +455,9 @@ class Recorder:
         if what == "float":
             self.value(left, "float", soft=True)
             return
-        asker = _asker()
+        who = asker()
         if what not in _ORDERS:
-            if not asker.startswith((_TORCH, _HERE)):
+            if not who.startswith((TORCH, HERE)):
                 self.value(left, _SAID.get(what, what), soft=False)
             return
         a, b = self._known(left), self._operand(right)
@@ -569,7 +467,7 @@ class Recorder:
             return
         if what == "eq":
             self._equal(a, b)
-        elif not asker.startswith(_TORCH):
+        elif not who.startswith(TORCH):
             self.constraints.append(Constraint((what, a, b), None, 1, self.where(), decision=True))
 
     def _operand(self, value: int) -> Expression:
@@ -652,27 +550,12 @@ class Recorder:
 
     def where(self) -> str:
         """``" (file.py:12)"``: the line of the user's code that is running."""
-        place = self._place()
-        if place is not None:
-            return f" ({Path(place[0]).name}:{place[1]})"
+        found = place(self.in_rule)
+        if found is not None:
+            return f" ({Path(found[0]).name}:{found[1]})"
         if not self.module:
             return ""
         return f" (module {self.module})"
-
-    def _place(self) -> tuple[str, int] | None:
-        """The file and the line of the user's code that is running; generated code has none."""
-        frame: FrameType | None = sys._getframe(1)
-        if self.in_rule:  # past the rule: it may be one that was registered from outside
-            while frame is not None and not _follows(frame):
-                frame = frame.f_back
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if name == _RUN:  # generated code has no file
-                break
-            if of_user(frame):
-                return name, frame.f_lineno
-            frame = frame.f_back
-        return None
 
     def unknown(
         self, operator: str, inputs: list[Labels], why: str = "netslim has no rule for"
@@ -723,7 +606,7 @@ class Recorder:
     def failed(self, error: Exception, inputs: list[Labels], out: list[Tensor]) -> None:
         """A rule broke off: its operator is listed, and what it touches stays as without a rule."""
         operator, where = self.operator[0], self.module or "the model itself"
-        reason = f"{FAILED} {operator} failed in {where} with {_said(error)}{self.where()}"
+        reason = f"{FAILED} {operator} failed in {where} with {said(error)}{self.where()}"
         self.unsupported.setdefault(operator, set()).add(self.module)
         for labels in [*inputs, *map(self.get, out)]:
             for vector in labels.dims.values():
@@ -742,9 +625,10 @@ class Recorder:
         Raises:
             TypeError, ValueError: a factor is neither a size nor labels.
         """
-        given = tuple(f for f in factors if f is not None)
+        given = tuple([f for f in factors if f is not None])
         for factor in given:
-            check_factor(factor, len(self.atoms.parent))
+            if type(factor) is not int or factor < 0:
+                check_factor(factor, len(self.atoms.parent))
         self.costs.append(OperatorCost(self.module, operator, given, self.operator))
 
     def put_out(self, operator: str, inputs: list[Tensor], made: list[Tensor], layer: bool) -> None:
@@ -789,41 +673,9 @@ def is_order(tensor: Tensor) -> bool:
     return tensor.dim() == 1 and tensor.dtype in kinds and not isinstance(tensor, nn.Parameter)
 
 
-def of_user(frame: FrameType) -> bool:
-    """Whether the code of a frame is the user's, in a file."""
-    return not frame.f_code.co_filename.startswith((_TORCH, _HERE, _OURS, "<"))
-
-
-def _follows(frame: FrameType) -> bool:
-    """Whether this is `Dispatch.ran`, which calls the rules."""
-    return frame.f_code.co_name == "ran" and frame.f_code.co_filename.startswith(_HERE)
-
-
-def _asker() -> str:
-    """The file of the code that did something with a size: the first frame out of sizes.py."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename == _SIZES:
-        frame = frame.f_back
-    if frame is None:
-        return ""
-    return frame.f_code.co_filename
-
-
 def _apart(difference: Symbol) -> tuple[Symbol | None, Expression]:
     """The two sides of a difference that was compared with 0."""
     _, left, right = difference
     if isinstance(left, tuple):
         return left, right
     return right, left
-
-
-def _said(error: Exception) -> str:
-    """``KeyError: 1 at rules.py:33``: an error on one line, and where it was raised.
-
-    An error that the recorder raised is told with the line of the rule that called it.
-    """
-    places = list(traceback.walk_tb(error.__traceback__))
-    outside = [p for p in places if not p[0].f_code.co_filename.startswith(_HERE)]
-    frame, line = (outside or places)[-1]
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first} at {Path(frame.f_code.co_filename).name}:{line}"

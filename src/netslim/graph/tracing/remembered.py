@@ -31,7 +31,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from netslim.graph.tracing.atoms import ATOM, PRODUCER, Vector, distinct
-from netslim.graph.tracing.recorder import Constraint, Recorder
+from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.records import Constraint
 from netslim.graph.tracing.sizes import Expression, Size, Symbol, evaluate, symbols
 
 # (module, attribute) -> (value, the dimension it follows)

@@ -31,8 +31,7 @@ from netslim.graph.tracing.atoms import Vector
 NEW, IN_PLACE, VIEW = "new", "in-place", "view"
 
 
-@dataclass(frozen=True)
-class RecordedOutput:
+class RecordedOutput(NamedTuple):
     """One tensor that an operator put out; `memory.Output` once its sizes are counts."""
 
     module: str

@@ -13,8 +13,9 @@ import numpy as np
 from netslim.graph.modules.configurations import name_read
 from netslim.graph.tracing.atoms import ATOM, Vector, distinct
 from netslim.graph.tracing.log import Log
+from netslim.graph.tracing.places import of_user
 from netslim.graph.tracing.pretended import Pretended
-from netslim.graph.tracing.recorder import Recorder, of_user
+from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.remembered import Bindings, Settled, settle_sizes
 from netslim.graph.tracing.rerun import Parted, Pretend, Rerun
 from netslim.graph.tracing.running import run_again
