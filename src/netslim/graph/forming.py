@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +56,6 @@ from netslim.graph.tracing.atoms import (
     PRODUCER,
     SCALE,
     Atoms,
-    Axis,
     Vector,
     distinct,
     numbered,
@@ -82,19 +81,11 @@ class _Draft(NamedTuple):
     units: Vector  # theirs
 
 
-class _Piece(NamedTuple):
-    """What a group has of one axis."""
-
-    axis: Axis
-    at: slice  # in the atoms of the group
-    order: int  # when the axis was first met
-    bits: int  # the roles of its atoms, all in one
-    silent: bool
-
-    def role(self) -> tuple[str, bool]:
-        """Its role, and whether it reads what it makes."""
-        role = next((name for bit, name in _ROLES.items() if self.bits & bit), "channel")
-        return role, bool(self.bits & CONSUMER and self.bits & PRODUCER)
+@cache
+def _role(bits: int) -> tuple[str, bool]:
+    """The role of atoms of one axis, by all of theirs, and whether they read what they make."""
+    role = next((name for bit, name in _ROLES.items() if bits & bit), "channel")
+    return role, bool(bits & CONSUMER and bits & PRODUCER)
 
 
 class Classes:
@@ -180,33 +171,30 @@ class Classes:
         starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1])
         bits = np.bitwise_or.reduceat(atoms.roles.take(part), starts).tolist()
         silent = self.silent.take(self.root.take(part.take(starts))).tolist()
-        ends = [*starts[1:].tolist(), len(part)]
-        pieces = [
-            _Piece(axes[number], slice(start, end), atoms.order.get(number, len(axes)), *rest)
-            for number, start, end, *rest in zip(
-                axis_of.take(starts).tolist(), starts.tolist(), ends, bits, silent, strict=True
-            )
-        ]
+        held = [axes[number] for number in axis_of.take(starts).tolist()]
+        sizes = np.diff(starts, append=len(part))
+        positions = part - np.repeat([axis.first for axis in held], sizes)
+        pieces = list(map(slice, starts.tolist(), (starts + sizes).tolist()))
         # The group is named after the layer that makes its channels first, and its units are
         # numbered as the filters of that layer are.
-        makers = [piece for piece in pieces if piece.bits & PRODUCER]
-        makers.sort(key=lambda piece: piece.order)
+        order = atoms.order
+        met = [order.get(number, len(axes)) for number in axis_of.take(starts).tolist()]
+        makers = [n for n, own in enumerate(bits) if own & PRODUCER]
+        makers.sort(key=met.__getitem__)
         lead = makers[0]
-        units = _renumber(units, units[lead.at], len(roots))
+        units = _renumber(units, units[pieces[lead]], len(roots))
         slices = []
-        for piece in pieces:
-            axis, at = piece.axis, piece.at
-            role, mixed = piece.role()
-            own = Slice(axis.tensor, axis.axis, role, part[at] - axis.first, units[at], mixed)
-            slices.append(own)
-            if piece.silent and role != "consumer":
-                slices.append(replace(own, role="silenced"))
-        first = lead.axis.tensor
+        for axis, at, own, quiet in zip(held, pieces, bits, silent, strict=True):
+            role, mixed = _role(own)
+            slices.append(Slice(axis.tensor, axis.axis, role, positions[at], units[at], mixed))
+            if quiet and role != "consumer":
+                slices.append(replace(slices[-1], role="silenced"))
+        first = held[lead].tensor
         exact, frozen, reason = self._verdict(int(roots[0]))
-        producers = tuple(dict.fromkeys(piece.axis.tensor for piece in makers))
+        producers = tuple(dict.fromkeys(held[n].tensor for n in makers))
         # One layer with several outputs a unit may have had its own added to each other, as in
         # ``x[:, :8] + x[:, 8:]``: no shortcut, for there is no second layer.
-        to_itself = len(producers) == 1 and lead.at.stop - lead.at.start > len(roots)
+        to_itself = len(producers) == 1 and int(sizes[lead]) > len(roots)
         group = partial(
             ChannelGroup,
             size=len(roots),
@@ -217,7 +205,7 @@ class Classes:
             producers=producers,
             shortcut=not to_itself and bool((self.role.take(roots) & ADDED).any()),
         )
-        return _Draft(lead.order, layer_of(first) or first, group, part, units)
+        return _Draft(met[lead], layer_of(first) or first, group, part, units)
 
     def _verdict(self, root: int) -> tuple[bool, bool, str | None]:
         """(exact, frozen, the first reason why not) of a class."""
@@ -250,10 +238,16 @@ class Classes:
             if first < 0:
                 return Count(len(groups), ())
             return Count(0, ((first, np.bincount(units, minlength=self.sizes[first])),))
-        shares = []
-        for g in distinct(groups[groups >= 0]).tolist():
-            shares.append((g, np.bincount(units[groups == g], minlength=self.sizes[g])))
-        return Count(int((groups < 0).sum()), tuple(shares))
+        order = np.argsort(groups, kind="stable")
+        groups, units = groups.take(order), units.take(order)
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(groups)) + 1]).tolist()
+        ends, held = [*starts[1:], len(groups)], groups.take(starts).tolist()
+        shares = [
+            (group, np.bincount(units[start:end], minlength=self.sizes[group]))
+            for group, start, end in zip(held, starts, ends, strict=True)
+            if group >= 0
+        ]
+        return Count(int(np.count_nonzero(groups < 0)), tuple(shares))
 
 
 def _renumber(units: Vector, lead: Vector, size: int) -> Vector:
