@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.unwrapping import Model, class_names
+from netslim.graph.modules.walk import named_modules, parametrized
 
 _COPY_THEMSELVES = {"torch.OptimizedModule", "torch.ScriptModule"}
 _CONTAINERS = {dict, OrderedDict, set, list}
+_PLAIN = {bool, int, float, str, type(None)}
 
 
 @by_itself
@@ -40,7 +41,7 @@ def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
     if memo is None:
         memo = {}
     forwards = _own_forwards(model)
-    for module in model.modules():
+    for module in named_modules(model):
         for tensor in _kept_tensors(module):
             if not tensor.is_leaf:
                 memo.setdefault(id(tensor), tensor.detach().clone())
@@ -49,7 +50,7 @@ def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
         result = copy.deepcopy(model, memo)
         for path, forward in forwards.items():
             vars(result.get_submodule(path))["forward"] = copy.deepcopy(forward, memo)
-        for module in result.modules():
+        for module in named_modules(result):
             _own_class(module)
     except Exception as error:
         raise SurgeryError(
@@ -61,9 +62,9 @@ def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
 
 def _own_forwards(model: nn.Module) -> dict[str, Any]:
     """Path -> the ``forward`` that took the place of a class's own, free of compilation."""
-    modules = {id(m) for m in model.modules()}
-    forwards = {}
-    for path, module in model.named_modules():
+    walked = named_modules(model)
+    modules, forwards = set(map(id, walked)), {}
+    for module, path in walked.items():
         forward = vars(module).get("forward")
         if forward is None or _COPY_THEMSELVES.intersection(class_names(type(module))):
             continue
@@ -86,7 +87,7 @@ def _own_class(module: nn.Module) -> None:
     same class, so that what is removed from the copy would be missing in the original.
     """
     made = type(module)
-    if not is_parametrized(module) or isinstance(module, torch.jit.ScriptModule):
+    if not parametrized(module) or isinstance(module, torch.jit.ScriptModule):
         return
     if set(module.parametrizations) <= vars(made).keys():  # type: ignore[arg-type]
         module.__class__ = type(made.__name__, made.__bases__, dict(vars(made)))
@@ -106,6 +107,9 @@ def _copy_what_is_empty(module: nn.Module, memo: dict[int, Any]) -> None:
 def _kept_tensors(module: nn.Module) -> Iterator[Tensor]:
     """The tensors among a module's attributes, and in their lists and dicts."""
     for value in vars(module).values():
+        kind = type(value)
+        if kind in _PLAIN or (kind in _CONTAINERS and not value):
+            continue  # as nearly all
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
