@@ -47,6 +47,7 @@ from netslim.graph.tracing.places import HERE, TORCH, asker, place, said
 from netslim.graph.tracing.records import (
     Awaited,
     Constraint,
+    Form,
     OperatorCost,
     RecordedNorm,
     Use,
@@ -62,6 +63,7 @@ from netslim.graph.tracing.sizes import (
 )
 from netslim.graph.tracing.storages import (
     IN_PLACE,
+    NEW,
     RecordedOutput,
     Storages,
     storages_of,
@@ -141,6 +143,11 @@ class Recorder:
     memo: Memo = field(default_factory=dict)  # which normalisations modules are
     norms: list[RecordedNorm] = field(default_factory=list)  # that a cut lets keep their width
     literals: list[Written] = field(default_factory=list)  # where the code holds widths in digits
+    # What layers computed from the inputs: a second run of the same call need not compute it again,
+    # as long as no number and no size of the first one came of values.
+    forms: dict[Call, Form] = field(default_factory=dict)
+    computed_before: Mapping[Call, Form] = field(default_factory=dict)
+    values_read: bool = False
     unwatched: int = 0  # modules under way whose operators nobody looks at
     # To find out who reads sizes unseen: names in the code, and the calls that it makes.
     names_read: frozenset[str] = frozenset()
@@ -180,6 +187,7 @@ class Recorder:
 
     def hidden(self, tensor: Tensor, function: str) -> None:
         """The code takes the numbers of a tensor elsewhere, and may come back with others."""
+        self.values_read = True
         self.used([tensor])
         labels = self.get(tensor)
         for vector in labels.dims.values():
@@ -614,9 +622,13 @@ class Recorder:
         for tensor in out:
             self.set(tensor, {}, all(labels.weight for labels in inputs))
 
+    def next_call(self, operator: str) -> Call:
+        """What the next call of an operator is told by."""
+        return operator, self.operators[operator]
+
     def begin(self, operator: str) -> None:
         """An operator has run, and its rule is next."""
-        self.operator = operator, self.operators[operator]
+        self.operator = self.next_call(operator)
         self.operators[operator] += 1
 
     def cost(self, operator: str, *factors: int | Vector | None) -> None:
@@ -647,6 +659,8 @@ class Recorder:
             if any(tensor is given for given in inputs):
                 kind = IN_PLACE
             active = layer and not constant and not i
+            if active and kind == NEW and len(made) == 1:
+                self.forms[self.operator] = Form.of(tensor)
             self.outputs.append(
                 RecordedOutput(
                     self.module, operator, sizes, tensor.itemsize, active, constant, kind
