@@ -346,6 +346,15 @@ def whole_ms(model: nn.Module, x: torch.Tensor, masks: dict) -> float:
 
 
 @pytest.fixture
+def one_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole networks are timed under one cut by chance and none by choice, where a test looks at
+    other things.
+    """
+    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+    monkeypatch.setattr(measuring_module, "_AIMS", ())
+
+
+@pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     known = Machine()
     known.install(monkeypatch)
@@ -384,8 +393,8 @@ def net() -> tuple[Net, torch.Tensor, netslim.ChannelGraph]:
     return model, x, trace(model, x)
 
 
-def test_alike_layers_are_measured_once(machine, net, monkeypatch):
-    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+@pytest.mark.usefixtures("one_cut")
+def test_alike_layers_are_measured_once(machine, net):
     model, x, graph = net
     table = latency_table(model, graph, x, cache=False)
     assert machine.measured == len(table.kernels) == 5
@@ -685,9 +694,9 @@ def test_files_that_are_no_tables(tmp_path):
         LatencyTable.load(tmp_path / "half.json")
 
 
+@pytest.mark.usefixtures("one_cut")
 def test_a_table_is_kept_and_found_again(machine, net, tmp_path, monkeypatch):
     model, x, graph = net
-    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
     monkeypatch.setenv("NETSLIM_CACHE", str(tmp_path))
     assert folder() == tmp_path / "latency"
     first = latency_table(model, graph, x, threads=1)
@@ -699,8 +708,8 @@ def test_a_table_is_kept_and_found_again(machine, net, tmp_path, monkeypatch):
     assert len(list(folder().iterdir())) == 3
 
 
-def test_a_damaged_table_in_the_cache_is_measured_anew(machine, net, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+@pytest.mark.usefixtures("one_cut")
+def test_a_damaged_table_in_the_cache_is_measured_anew(machine, net, tmp_path):
     model, x, graph = net
     first = latency_table(model, graph, x, cache=tmp_path)
     (path,) = tmp_path.iterdir()
@@ -711,16 +720,16 @@ def test_a_damaged_table_in_the_cache_is_measured_anew(machine, net, tmp_path, m
     assert LatencyTable.load(path).kernels == first.kernels
 
 
-def test_a_cache_that_cannot_be_written_warns(machine, net, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+@pytest.mark.usefixtures("one_cut")
+def test_a_cache_that_cannot_be_written_warns(machine, net, tmp_path):
     model, x, graph = net
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="could not be kept"):
         latency_table(model, graph, x, cache=tmp_path / "file")
 
 
-def test_layers_that_cannot_run_alone_count_by_their_macs(machine, zoo, monkeypatch):
-    monkeypatch.setattr(measuring_module, "_CUTS", ((0.4, 0.4),))
+@pytest.mark.usefixtures("one_cut")
+def test_layers_that_cannot_run_alone_count_by_their_macs(machine, zoo):
     model, _ = zoo
     x = torch.randn(2, 3, 12, 12)
     graph = trace(model, x)
