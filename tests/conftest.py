@@ -6,6 +6,7 @@ import functools
 import gc
 import importlib.metadata
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,13 +41,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files go to a worker, where what the tests of a file share is made once."""
+    """Whole files go to a worker, where what the tests of a file share is made once.
+
+    Those that start processes of their own go to one: what these are forked off (see `fresh`) takes
+    seconds to import everything.
+    """
     if config.getvalue("dist") != "load":
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "processes" if _starts_processes(config.rootpath / file) else file
+
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
+
+
+@functools.cache
+def _starts_processes(file: Path) -> bool:
+    helpers = r"^(?:from|import) (?:fresh|killed_runs|two_ranks)\b"
+    return re.search(helpers, file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
