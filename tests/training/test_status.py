@@ -77,13 +77,20 @@ def test_of_several_runs_there_is_a_line_for_each(folder, capsys):
     assert (told["state"], len(told["stages"])) == ("running", 4)
 
 
-def test_a_finished_run(folder):
+def test_a_finished_run_and_a_damaged_stage_of_it(folder, capsys):
+    row = {"key": "a", "accuracy": 0.5, "params": 1, "macs": 1, "size_bytes": 1}
     for index, stage in enumerate(parse_recipe(RECIPE).stages):
         place = folder.stage(index, stage)
         place.path.mkdir(exist_ok=True)
-        place.marker.write_text("{}")
+        place.finish({"seconds": 1.0, "rows": [{"label": "whole", **row}]})
     found = status(folder.path)
     assert (found.state, found.seconds_left) == ("finished", 0.0)
+    last = found.stages[-1].stage
+    (folder.path / last / "stage.json").write_text("{}")
+    damaged = status(folder.path)
+    assert (damaged.state, damaged.stages[-1].state) == ("stopped", "damaged")
+    assert main(["status", str(folder.path)]) == 0
+    assert f"{last}  damaged: " in capsys.readouterr().out
 
 
 def test_settings_that_were_edited_say_how_settings_are_changed(folder):

@@ -92,6 +92,8 @@ def _line(found: Status, *, whole: bool = True) -> str:
 
 
 def _told(stage: StageStatus) -> str:
+    if stage.damage is not None:
+        return f"{stage.state}: {stage.damage}"
     if stage.epochs is None or stage.state == "waiting":
         return stage.state
     return f"{stage.state}, {stage.done} of {many(stage.epochs, 'epoch')}"

@@ -21,7 +21,7 @@ from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage, Train
 from netslim.training.stages.folder import RunFolder, StageFolder
 
-State = Literal["finished", "running", "begun", "waiting"]
+State = Literal["finished", "damaged", "running", "begun", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class StageStatus:
     Attributes:
         stage: its folder.
         kind: as in the recipe.
-        state: `running` and `begun` differ in whether a process works in the run folder.
+        state: `running` and `begun` differ in whether a process works in the run folder; `damaged`
+            is one that was finished, and that a run would not go on from.
         epochs, done: how many a training stage has, and how many are finished; None of others.
         seconds_left: of a training stage that has finished an epoch, by the mean of its epochs.
+        damage: what is the matter with a damaged stage, and what to do.
     """
 
     stage: str
@@ -42,6 +44,7 @@ class StageStatus:
     epochs: int | None = None
     done: int | None = None
     seconds_left: float | None = None
+    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,21 +149,26 @@ def _worker(lock: Path) -> str | None:
 def _of_stage(recipe: Recipe, stage: Stage, folder: StageFolder, working: bool) -> StageStatus:
     epochs = _epochs(recipe, stage)
     state: State = "waiting"
+    damage = None
     if folder.marker.exists():
         state = "finished"
+        try:
+            folder.results()
+        except RecipeError as error:
+            state, damage = "damaged", str(error)
     elif working:
         state = "running"
     elif folder.begun:
         state = "begun"
     if epochs is None:
-        return StageStatus(folder.label, stage.kind, state)
+        return StageStatus(folder.label, stage.kind, state, damage=damage)
     seconds = _seconds(folder.metrics)
     left = None
-    if state == "finished":
+    if folder.marker.exists():
         left = 0.0
     elif seconds:
         left = round((epochs - len(seconds)) * sum(seconds) / len(seconds), 1)
-    return StageStatus(folder.label, stage.kind, state, epochs, len(seconds), left)
+    return StageStatus(folder.label, stage.kind, state, epochs, len(seconds), left, damage)
 
 
 def _epochs(recipe: Recipe, stage: Stage) -> int | None:
