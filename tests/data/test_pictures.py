@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from netslim.data.augment import Augment
 from netslim.data.loader import Loader
@@ -269,9 +269,23 @@ def test_above_the_limit_it_stops(tmp_path: Path) -> None:
         read(tmp_path, unreadable=0.09)
 
 
-def test_postscript_is_not_carried_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_postscript_is_not_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    """Nor where another library has replaced PIL's function by one that would try more formats."""
     spoilt(tmp_path, 20, [])
     filled("L", 0).save(tmp_path / "cat" / "0.png", "EPS")
+    known = Image.open
+
+    def trying_more(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return known(*args, **kwargs)
+        except UnidentifiedImageError:
+            raise ModuleNotFoundError("No module named 'more_formats'")  # noqa: B904
+
+    if replaced:
+        monkeypatch.setattr(Image, "open", trying_more)
     with pytest.raises(DataError, match=r"cat.0\.png: .*not an image format that is known"):
         read(tmp_path)
 

@@ -218,10 +218,12 @@ def open_picture(encoded: Encoded, position: int) -> Decoded:
 
 
 def _short(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    if text.startswith("cannot identify"):
+    from PIL import UnidentifiedImageError
+
+    # Who replaces `Image.open`, as ultralytics does, may fail at trying more formats.
+    if any(isinstance(one, UnidentifiedImageError) for one in (error, error.__context__)):
         return "not an image format that is known"
-    return text
+    return str(error) or type(error).__name__
 
 
 def _fit(picture: Any, size: int, shorter: int) -> Any:
