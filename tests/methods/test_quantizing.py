@@ -15,6 +15,8 @@ from netslim._support import packages
 from netslim.errors import ArgumentError, ExportError
 from netslim.methods import Quantization
 from netslim.methods.quantizing import examples_of, to_int8
+from netslim.models.runtimes import onnx_int8
+from netslim.training.stages import quantize as quantize_stage
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -150,8 +152,29 @@ def test_the_options_are_obeyed_and_metadata_kept(exact, tmp_path):
     assert scales(made("tensor.onnx", scales="tensor")) == {1}
     assert kinds(usual) == {"uint8", "int8", "int32"}
     assert kinds(made("int8.onnx", activations="int8")) == {"int8", "int32"}
+    assert (
+        max(abs(one.astype(int)).max() for one in weights(made("7.onnx", weight_type="int7"))) == 64
+    )
     props = onnx.load(usual).metadata_props
     assert {item.key: item.value for item in props} == {"made by": "a test"}
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_weights_have_seven_bits_where_the_processor_cuts_off_sums(
+    exact, tmp_path, monkeypatch, cut_off
+):
+    monkeypatch.setattr(onnx_int8, "cuts_off", lambda: cut_off)
+    done = to_int8(exact, BATCHES, tmp_path / "net.onnx", Quantization())
+    largest = max(abs(one.astype(int)).max() for one in weights(done.path))
+    assert (done.weight_bits, largest) == ((7, 64) if cut_off else (8, 127))
+    told = quantize_stage.told(done)
+    assert ("weights have 7 bits" in told) == cut_off
+
+
+def test_whether_a_processor_cuts_off_sums_is_what_its_files_compute(exact, tmp_path):
+    """With eight bits outputs are far off just where it does."""
+    done = to_int8(exact, BATCHES, tmp_path / "net.onnx", Quantization(weight_type="int8"))
+    assert (done.noise > 0.1) == onnx_int8.cuts_off()
 
 
 def test_a_percentile_leaves_one_wild_value_out_of_the_range(exact, tmp_path):

@@ -10,6 +10,7 @@ from netslim.selection.options import Checked, option
 
 Scales = Literal["channel", "tensor"]
 Activations = Literal["uint8", "int8"]
+WeightType = Literal["auto", "int8", "int7"]
 
 
 @checks_calls
@@ -23,8 +24,13 @@ class Quantization(Checked):
             values of all batches are held in memory for a percentile.
         scales: one step size for each output channel of a layer's weights, or one for all of them.
         activations: what layers put out as. On x86 ``uint8`` is the one that is fast (a ResNet-18
-            three times as fast as with ``int8``, which takes as long as float32); a processor
-            without VNNI may then cut off sums that are too large. Other devices may want ``int8``.
+            three times as fast as with ``int8``, which takes as long as float32). Other devices may
+            want ``int8``.
+        weight_type: how many bits the weights of layers have. An x86 processor without VNNI adds
+            two products of eight bits in sixteen, and cuts off what does not fit, so that outputs
+            may be off by a fifth; with seven bits (``reduce_range`` of ONNX Runtime) all sums fit.
+            ``auto`` takes seven where this processor is found to cut off, else eight: say it where
+            the file is for another one.
 
     Raises:
         ArgumentError: an option is out of range.
@@ -48,6 +54,11 @@ class Quantization(Checked):
     activations: Activations = option(
         "uint8", "what layers put out as: uint8 is the fast one on x86"
     )
+    weight_type: WeightType = option(
+        "auto",
+        "bits of weights; int7 is for x86 processors without VNNI, which cut off sums with int8 "
+        "(auto: as this processor needs)",
+    )
 
 
-__all__ = ["Activations", "Quantization", "Scales"]
+__all__ = ["Activations", "Quantization", "Scales", "WeightType"]

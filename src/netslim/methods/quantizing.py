@@ -56,6 +56,7 @@ class Quantized:
             of how many.
         batches: how many the ranges were taken from.
         inputs, outputs: names of the tensors in the file.
+        weight_bits: how many bits the weights have (`Quantization.weight_type`).
 
     Example:
         >>> found: netslim.methods.Quantized = netslim.quantize(model, loader, "small.int8.onnx")
@@ -72,6 +73,7 @@ class Quantized:
     batches: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    weight_bits: int = 8
 
 
 @checks_calls
@@ -163,7 +165,7 @@ def to_int8(exact: Path, examples: Iterable[Any], path: Path, options: Quantizat
     seen = _Seen(given, examples)
     with TemporaryDirectory() as folder:
         made = Path(folder) / "int8.onnx"
-        onnx_int8.write(exact, made, seen, **vars(options))
+        bits = onnx_int8.write(exact, made, seen, **vars(options))
         layers, of = _counted(made)
         if not layers:
             raise ExportError("no layer of the network can be brought to int8: export it as it is")
@@ -174,7 +176,7 @@ def to_int8(exact: Path, examples: Iterable[Any], path: Path, options: Quantizat
         noise = _noise(given(seen.first), found(seen.first))
     names = tuple(found.inputs), tuple(found.outputs)
     size = exact.stat().st_size
-    return Quantized(path, len(content), size, noise, layers, of, seen.count, *names)
+    return Quantized(path, len(content), size, noise, layers, of, seen.count, *names, bits)
 
 
 class _Seen(Examples):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from netslim.errors import ExportError
 from netslim.models.onnx_session import innermost, quietly
@@ -16,8 +19,9 @@ def write(
     *,
     scales: Literal["channel", "tensor"] = "channel",
     activations: Literal["uint8", "int8"] = "uint8",
+    weight_type: Literal["auto", "int8", "int7"] = "auto",
     percentile: float | None = None,
-) -> None:
+) -> int:
     """Write the network of the file `exact` as the int8 file `made`, in pairs of QuantizeLinear and
     DequantizeLinear (QDQ).
 
@@ -25,7 +29,10 @@ def write(
         exact, made: ONNX files in folders of their own: others are written beside `made`.
         readings: whose ``get_next()`` gives a dictionary of arrays by the file's names, and None
             after the last; ranges are taken from what layers put out on these.
-        scales, activations, percentile: as for `netslim.methods.Quantization`.
+        scales, activations, weight_type, percentile: as for `netslim.methods.Quantization`.
+
+    Returns:
+        How many bits the weights have.
 
     Raises:
         ExportError: ONNX Runtime cannot.
@@ -39,6 +46,7 @@ def write(
     if percentile is not None:
         method, more = CalibrationMethod.Percentile, {"CalibPercentile": percentile}
     ready = made.with_name("ready.onnx")
+    seven = weight_type == "int7" or (weight_type == "auto" and cuts_off())
     try:
         with quietly():
             quant_pre_process(str(exact), str(ready))
@@ -50,6 +58,7 @@ def write(
                 per_channel=scales == "channel",
                 activation_type=kinds[activations],
                 weight_type=QuantType.QInt8,
+                reduce_range=seven,
                 calibrate_method=method,
                 extra_options=more,
             )
@@ -57,6 +66,34 @@ def write(
         raise ExportError(
             f"ONNX Runtime cannot bring the network to int8: {innermost(problem)}"
         ) from problem
+    return 7 if seven else 8
 
 
-__all__ = ["write"]
+@cache
+def cuts_off() -> bool:
+    """Whether this processor cuts off sums of products with weights of eight bits, as those do that
+    add two of them in sixteen bits: the largest of all products, added up, tell.
+
+    ONNX Runtime computes on x86 with activations of ``uint8``, whatever the file says.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    largest = np.full((8, 64), 255, dtype=np.uint8)
+    weights = np.full((64, 16), 127, dtype=np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "weights"], ["sums"])],
+        "sums",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, largest.shape)],
+        [helper.make_tensor_value_info("sums", TensorProto.INT32, (8, 16))],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (sums,) = session.run(None, {"x": largest})
+    return bool((sums != largest.astype(np.int32) @ weights.astype(np.int32)).any())
+
+
+__all__ = ["cuts_off", "write"]

@@ -21,6 +21,8 @@ from netslim.models.onnx_session import Session
 from netslim.training.recipe.schema import Quantize
 from netslim.training.stages.folder import Forms
 
+_SHORT = 7  # bits of weights
+
 Batches = Callable[[int], Iterable[Any]]  # how many -> so many training batches
 
 
@@ -58,10 +60,13 @@ def carry_out(
 
 def told(done: Quantized) -> str:
     """What was made, in a sentence."""
-    return (
+    said = (
         f"{done.layers} of {done.of} layers compute in int8 (training batches looked at: "
         f"{done.batches}); on the first the outputs are off by {done.noise:.1%} of their size"
     )
+    if done.weight_bits == _SHORT:
+        said += "; weights have 7 bits, as processors without VNNI cut off sums with 8"
+    return said
 
 
 def where(forms: Iterable[str]) -> Iterator[str]:
