@@ -134,20 +134,21 @@ def integers(
 def _of_modules(
     asked: Mapping[tuple[str, str], int], kinds: Mapping[str, type], read: frozenset[str]
 ) -> Iterator[Integer]:
-    if not asked:  # and no code need be looked through
-        return
-    reach = _Reach()
-    codes = {kind: _code_of(kind, reach) for kind in set(kinds.values())}
-    others = frozenset[str]().union(*[code.others for code in codes.values()])
+    reach, left = _Reach(), []
     for (path, attribute), value in asked.items():
         # What a forward reads was a size in the trace and has been settled; what layers of
         # PyTorch's own set is rewritten with their weights.
         kind, name = kinds[path], attribute.partition("[")[0]
-        if name in codes[kind].forward | _of_torch(kind):
-            continue
-        # Nothing says what the others are the width of: by its name it must be one, and the module
+        if name not in _names_of_forward(kind, reach) and name not in _of_torch(kind):
+            left.append((path, attribute, name, value))
+    if not left:  # and no other code need be looked through
+        return
+    codes = {kind: _code_beside(kind, reach) for kind in set(kinds.values())}
+    others = frozenset[str]().union(*[code.others for code in codes.values()])
+    for path, attribute, name, value in left:
+        # Nothing says what these are the width of: by its name it must be one, and the module
         # itself must have made it.
-        follows = name in codes[kind].made and name not in read
+        follows = name in codes[kinds[path]].made and name not in read
         follows = follows and bool(_WIDTH.search(_word(attribute)))
         yield Integer(path, attribute, value, follows, name in others)
 
@@ -156,7 +157,7 @@ def names_read(model: nn.Module) -> frozenset[str]:
     """Names that any code of the user's reads, which running the model may reach."""
     modules, reach = named_modules(model), _Reach()
     kinds = {type(module) for module in modules if _own(type(module))}
-    read = [_code_of(kind, reach).forward for kind in kinds]
+    read = [_names_of_forward(kind, reach) for kind in kinds]
     return _names_held(modules, reach).union(*read)
 
 
@@ -240,31 +241,55 @@ def _entries(path: str, name: str, value: Any) -> Iterator[Integer]:
 
 
 @dataclass(frozen=True)
-class _Code:
-    """Which names the code of a class reads and sets, as far as its methods call each other."""
+class _Beside:
+    """Which names the code of a class reads and sets outside its forward."""
 
     made: frozenset[str]  # in what makes one
-    forward: frozenset[str]  # in what running one may read
     others: frozenset[str]  # in its other methods
 
 
-# Code is looked through once a class: a search traces one model many times.
-_CODES: weakref.WeakKeyDictionary[type, tuple[tuple[int, ...], _Code]] = weakref.WeakKeyDictionary()
+@dataclass
+class _Code:
+    """Which names the code of a class reads and sets, as far as its methods call each other."""
+
+    state: tuple[int, ...]  # of the class, when it was looked through
+    forward: frozenset[str] | None = None  # in what running one may read
+    beside: _Beside | None = None
 
 
-def _code_of(kind: type, reach: _Reach) -> _Code:
+# Code is looked through once a class: a search traces one model many times. What is beside the
+# forward may lead through a whole library, and few networks ask for it.
+_CODES: weakref.WeakKeyDictionary[type, _Code] = weakref.WeakKeyDictionary()
+
+
+def _code_of(kind: type) -> _Code:
     """Of a class as it is now: notebooks give classes new methods."""
     state = tuple([id(each) for base in kind.__mro__ if _own(base) for each in vars(base).values()])
-    before, code = _CODES.get(kind, ((), None))
-    if code is None or before != state:
-        code = _read(kind, reach)
-        _CODES[kind] = state, code
+    code = _CODES.get(kind)
+    if code is None or code.state != state:
+        code = _CODES[kind] = _Code(state)
     return code
 
 
-def _read(kind: type, reach: _Reach) -> _Code:
+def _names_of_forward(kind: type, reach: _Reach) -> frozenset[str]:
+    """Those that running a module of this class may read."""
+    code = _code_of(kind)
+    if code.forward is None:
+        code.forward = reach.of_methods(kind, ["forward"])[0]
+    return code.forward
+
+
+def _code_beside(kind: type, reach: _Reach) -> _Beside:
+    """What a class has beside its forward."""
+    code = _code_of(kind)
+    if code.beside is None:
+        code.beside = _read(kind, reach)
+    return code.beside
+
+
+def _read(kind: type, reach: _Reach) -> _Beside:
     made, making = reach.of_methods(kind, ["__init__"])
-    run, running = reach.of_methods(kind, ["forward"])
+    running = reach.of_methods(kind, ["forward"])[1]
     # Code that making or running a module reaches is accounted for; any other method that brings
     # code of its own, as `fuse` does, reads numbers behind the trace's back.
     others = [
@@ -272,7 +297,7 @@ def _read(kind: type, reach: _Reach) -> _Code:
         for name, found in reach.methods(kind).items()
         if name not in _SHOWING and not making.union(running).issuperset(found)
     ]
-    return _Code(made, run, reach.of_methods(kind, others)[0])
+    return _Beside(made, reach.of_methods(kind, others)[0])
 
 
 def _names_held(modules: Iterable[nn.Module], reach: _Reach) -> frozenset[str]:
