@@ -470,6 +470,13 @@ def from_the_end(recorder, func, out, x):
     recorder.set(out, {-3: recorder.get(x).dims[1]}, weight=False)
 
 
+def of_another_trace(labels):
+    """As a rule that keeps what it was given would have them, when it runs again."""
+    vector = labels.dims[1] + np.int32(10**6)
+    vector.setflags(write=False)
+    return vector
+
+
 LENGTHS = "TypeError: dimension 1 of the output is given {}; labels are a 1-D NumPy array"
 WRONG_VALUES = {
     "list": (giving(list), LENGTHS.format(".*")),
@@ -517,6 +524,14 @@ WRONG_VALUES = {
         calling(lambda rec, labels: rec.meet(labels.dims[1], [1] * 8, "list")),
         "TypeError: recorder.meet is given",
     ),
+    "meets what is nobody's and cannot be written to": (
+        calling(lambda rec, labels: rec.meet(labels.dims[1], of_another_trace(labels), "another")),
+        "ValueError: recorder.meet is given numbers that are nobody's labels",
+    ),
+    "meets a list that is itself": (
+        calling(lambda rec, labels: [rec.meet(one, one, "itself") for one in [[1] * 8]]),
+        "TypeError: recorder.meet is given",
+    ),
     "freezes a float": (
         calling(lambda rec, labels: rec.freeze(labels.dims[1] * 1.0, "float")),
         "TypeError: recorder.freeze is given a 1-D array of float64",
@@ -524,6 +539,10 @@ WRONG_VALUES = {
     "couples a number": (
         calling(lambda rec, labels: rec.couple(8, "eight")),
         "TypeError: recorder.couple is given 8",
+    ),
+    "a list of roles": (
+        calling(lambda rec, labels: rec.mark(labels, 1, [1])),
+        r"ValueError: recorder.mark takes the role PRODUCER, .* got \[1\]",
     ),
     "no role": (
         calling(lambda rec, labels: rec.mark(labels, 1, "producer")),

@@ -453,6 +453,39 @@ def scripted(model):
         return torch.jit.script(copy.deepcopy(model))
 
 
+class Locked(nn.Conv2d):
+    """A part of which nothing can be set any more."""
+
+    def __setattr__(self, name, value):
+        if self.__dict__.get("locked"):
+            raise AttributeError(f"{name} is locked")
+        super().__setattr__(name, value)
+
+
+class Widths(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+        self.conv = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        return self.conv(x).relu().view(len(x), self.width, *x.shape[2:])
+
+
+@pytest.mark.parametrize("locked", ["0", "1.conv", "3"])
+def test_a_part_that_cannot_be_set_keeps_no_other_from_being_as_it_was(locked):
+    model = nn.Sequential(Locked(3, 8, 1), Widths(8), nn.GroupNorm(1, 8), Locked(8, 4, 1)).eval()
+    model[1].conv = Locked(8, 8, 1)
+    before, graph = model(X), trace(model, X)
+    halves = {n: np.arange(g.size) % 2 == 0 for n, g in enumerate(graph.groups) if g.prunable}
+    vars(model.get_submodule(locked))["locked"] = True
+    with pytest.raises(AttributeError, match="is locked"):
+        prune_(model, plan_keeping(graph, halves))
+    assert model[1].width == 8
+    assert type(model[2]) is nn.GroupNorm
+    assert torch.equal(model(X), before)
+
+
 def test_a_change_that_fails_half_way_is_taken_back():
     class Stubborn(Residual):
         @property

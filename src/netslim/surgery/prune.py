@@ -223,17 +223,15 @@ class _Change:
 
     def carry_out(self) -> None:
         with ExitStack() as undo:  # runs backwards, unless `pop_all` is reached
-            put_before: list[tuple[Tensor, Tensor, Tensor | None]] = []
-            undo.callback(_put_back, put_before)
+            # Each by itself: where one cannot be put back, all others are.
             for tensor, (value, gradient) in self.tensors.items():
-                own = tensor.grad if tensor.is_leaf else None
-                put_before.append((tensor, tensor.data, own))
+                undo.callback(_put, tensor, tensor.data, tensor.grad if tensor.is_leaf else None)
                 _put(tensor, value, gradient)
             for state, values in self.states:
                 undo.callback(state.update, {key: state[key] for key in values})
                 state.update(values)
-            modules = chain.from_iterable(map(named_modules, self.models))
-            undo.callback(_restore, [(one, type(one), dict(vars(one))) for one in modules])
+            for module in chain.from_iterable(map(named_modules, self.models)):
+                undo.callback(_restore, module, type(module), dict(vars(module)))
             for module, norm in self.norms:
                 pad(module, norm)
             for module, name, value in self.attributes:
@@ -662,16 +660,10 @@ def _put(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
         tensor.grad = gradient
 
 
-def _put_back(before: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
-    for tensor, value, gradient in reversed(before):
-        _put(tensor, value, gradient)
-
-
-def _restore(before: Iterable[tuple[nn.Module, type[nn.Module], dict[str, Any]]]) -> None:
-    for module, kind, attributes in before:
-        module.__class__ = kind
-        vars(module).clear()
-        vars(module).update(attributes)
+def _restore(module: nn.Module, kind: type[nn.Module], attributes: dict[str, Any]) -> None:
+    object.__setattr__(module, "__class__", kind)  # its own way to set anything may refuse
+    vars(module).clear()
+    vars(module).update(attributes)
 
 
 def _finish(model: nn.Module, plan: PruningPlan, past: PruningPlan | None) -> None:

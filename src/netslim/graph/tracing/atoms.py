@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,7 +167,17 @@ class Atoms:
             self.freeze(np.concatenate([a[constant], b[constant]]), reason())
             a, b = a[~constant], b[~constant]
         if len(a):
-            self._waiting.append((_lasting(a), _lasting(b)))
+            self._waiting.append((self._lasting(a), self._lasting(b)))
+
+    def is_axis(self, vector: Any) -> bool:
+        """Whether these are the very atoms of a whole axis."""
+        return id(vector) in self._whole
+
+    def _lasting(self, vector: Vector) -> Vector:
+        """The vector, or a copy if it may be written to meanwhile."""
+        if self.is_axis(vector):
+            return vector
+        return vector.copy()
 
     def _has_constants(self, vector: Vector) -> bool:
         return id(vector) not in self._whole and int(np.count_nonzero(vector)) < len(vector)
@@ -221,13 +232,6 @@ def _kernel_weights(model: nn.Module) -> set[int]:
     return {
         id(m.weight) for m in convolutions if isinstance(getattr(m, "weight", None), torch.Tensor)
     }
-
-
-def _lasting(vector: Vector) -> Vector:
-    """The vector, or a copy if it may be written to meanwhile."""
-    if vector.flags.writeable:
-        return vector.copy()
-    return vector
 
 
 def _live(vector: Vector) -> Vector:

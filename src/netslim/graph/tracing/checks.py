@@ -13,29 +13,31 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from netslim.graph.tracing.atoms import ATOM
+from netslim.graph.tracing.atoms import Atoms
 
 _FORM = "labels are a 1-D NumPy array of integers, as recorder.get(...).dims holds them"
 _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
-_ATOM = np.dtype(ATOM)
-_ROLES = frozenset(range(1, 16))  # `atoms.PRODUCER`, `CONSUMER`, `SCALE`, `CHANNEL` and their sums
+_ROLES = range(1, 16)  # `atoms.PRODUCER`, `CONSUMER`, `SCALE`, `CHANNEL` and their sums
 
 
-def check_vector(vector: Any, known: int, what: str) -> None:
-    """Refuse what are no labels; there are ``known`` of them."""
+def check_vector(vector: Any, atoms: Atoms, what: str) -> None:
+    """Refuse what are no labels."""
+    if atoms.is_axis(vector):  # as most are
+        return
     if not isinstance(vector, np.ndarray):
         raise TypeError(f"{what} is given {_told(vector)}; {_FORM}")
-    # What was looked at once is read-only from then on, and so is every part of it.
-    if vector.dtype == _ATOM and vector.ndim == 1 and not vector.flags.writeable:
-        return
     if vector.ndim != 1 or vector.dtype.kind != "i":
         raise TypeError(f"{what} is given a {vector.ndim}-D array of {vector.dtype}; {_FORM}")
     # As unsigned numbers those below 0 are the largest, so one look tells both.
-    if len(vector) and np.maximum.reduce(vector.view(_UNSIGNED[vector.itemsize])) >= known:
+    if len(vector) and _largest(vector) >= len(atoms.parent):
         raise ValueError(f"{what} is given numbers that are nobody's labels; {_FORM}")
 
 
-def check_dims(tensor: Any, dims: Any, weight: Any, known: int) -> None:
+def _largest(vector: Any) -> Any:
+    return np.maximum.reduce(vector.view(_UNSIGNED[vector.itemsize]))
+
+
+def check_dims(tensor: Any, dims: Any, weight: Any, atoms: Atoms) -> None:
     """Refuse labels of a result that do not fit it."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"recorder.set takes a tensor, got {_told(tensor)}")
@@ -45,8 +47,8 @@ def check_dims(tensor: Any, dims: Any, weight: Any, known: int) -> None:
         raise TypeError(f"recorder.set takes weight=True or False, got {_told(weight)}")
     shape = tensor.shape
     for d, vector in dims.items():
-        check_vector(vector, known, f"dimension {d} of the output")
-        if not 0 <= d < len(shape) or len(vector) != shape[d]:
+        check_vector(vector, atoms, f"dimension {d} of the output")
+        if d not in range(len(shape)) or len(vector) != shape[d]:
             raise ValueError(
                 f"dimension {d} of the output, of shape {tuple(shape)}, is given "
                 f"{len(vector)} labels; recorder.set takes one label for each entry, dimensions "
@@ -54,10 +56,10 @@ def check_dims(tensor: Any, dims: Any, weight: Any, known: int) -> None:
             )
 
 
-def check_factor(factor: Any, known: int) -> None:
+def check_factor(factor: Any, atoms: Atoms) -> None:
     """Refuse a factor of a cost that is neither a number of things nor labels."""
     if isinstance(factor, np.ndarray):
-        check_vector(factor, known, "recorder.cost")
+        check_vector(factor, atoms, "recorder.cost")
     elif isinstance(factor, bool) or not isinstance(factor, (int, np.integer)):
         raise TypeError(f"recorder.cost takes whole numbers and labels, got {_told(factor)}")
     elif factor < 0:

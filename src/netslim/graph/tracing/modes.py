@@ -53,10 +53,9 @@ class Dispatch(OperatorMode):
         if rule is None and known.composite:
             with self:
                 return func.decompose(*args, **kwargs)
-        form = self.recorder.computed_before.get(self.recorder.next_call(known.name))
         # What runs below is no call of the user's, who may have asked for something else.
         with torch._C.DisableTorchFunction():
-            out = func(*args, **kwargs) if form is None else form.made()
+            out = func(*args, **kwargs)
         self.ran(rule or self.fallback, func, out, args, kwargs)
         return out
 
@@ -88,7 +87,6 @@ class Dispatch(OperatorMode):
         if recorder.awaited:
             recorder.used(inputs)
         recorder.begin(name)
-        recorder.values_read |= known.reads
         if name == "_local_scalar_dense":
             recorder.read(inputs[0], out)
         if recorder.readers:

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_READING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-
 
 class Operator(NamedTuple):
     """An operator's name, and what its arguments are for.
@@ -21,7 +19,6 @@ class Operator(NamedTuple):
         results: the names of those that it writes its results into, as ``out``.
         written: (position, name) of all that it writes into.
         composite: whether it runs as others, which in inference mode is left to us to see to.
-        reads: whether its result is a number, or as long, as the values say that it was given.
     """
 
     name: str
@@ -29,7 +26,6 @@ class Operator(NamedTuple):
     results: frozenset[str]
     written: tuple[tuple[int, str], ...]
     composite: bool
-    reads: bool
 
     def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors that it was given, in the order of its arguments."""
@@ -61,7 +57,6 @@ def operator(func: Any) -> Operator:
         bool(
             torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
         ),
-        not _READING.isdisjoint(func.tags),
     )
 
 

@@ -47,7 +47,6 @@ from netslim.graph.tracing.places import HERE, TORCH, asker, place, said
 from netslim.graph.tracing.records import (
     Awaited,
     Constraint,
-    Form,
     OperatorCost,
     RecordedNorm,
     Use,
@@ -63,7 +62,6 @@ from netslim.graph.tracing.sizes import (
 )
 from netslim.graph.tracing.storages import (
     IN_PLACE,
-    NEW,
     RecordedOutput,
     Storages,
     storages_of,
@@ -143,11 +141,6 @@ class Recorder:
     memo: Memo = field(default_factory=dict)  # which normalisations modules are
     norms: list[RecordedNorm] = field(default_factory=list)  # that a cut lets keep their width
     literals: list[Written] = field(default_factory=list)  # where the code holds widths in digits
-    # What layers computed from the inputs: a second run of the same call need not compute it again,
-    # as long as no number and no size of the first one came of values.
-    forms: dict[Call, Form] = field(default_factory=dict)
-    computed_before: Mapping[Call, Form] = field(default_factory=dict)
-    values_read: bool = False
     unwatched: int = 0  # modules under way whose operators nobody looks at
     # To find out who reads sizes unseen: names in the code, and the calls that it makes.
     names_read: frozenset[str] = frozenset()
@@ -187,7 +180,6 @@ class Recorder:
 
     def hidden(self, tensor: Tensor, function: str) -> None:
         """The code takes the numbers of a tensor elsewhere, and may come back with others."""
-        self.values_read = True
         self.used([tensor])
         labels = self.get(tensor)
         for vector in labels.dims.values():
@@ -201,7 +193,7 @@ class Recorder:
         Raises:
             TypeError, ValueError: these are no labels, or do not fit the tensor.
         """
-        check_dims(tensor, dims, weight, len(self.atoms.parent))
+        check_dims(tensor, dims, weight, self.atoms)
         self.label(tensor, dims, weight)
 
     def label(self, tensor: Tensor, dims: Mapping[int, Vector], weight: bool) -> None:
@@ -223,9 +215,9 @@ class Recorder:
 
     def meet(self, left: Vector | None, right: Vector | None, what: str) -> Vector | None:
         """Tie two dimensions that must keep equal sizes; one that meets an unlabelled one stays."""
+        self._check(left, "recorder.meet")
         if left is right:
             return left
-        self._check(left, "recorder.meet")
         self._check(right, "recorder.meet")
         if left is None:
             self.freeze(right, f"it meets a fixed size in {what}")
@@ -395,7 +387,7 @@ class Recorder:
     def _check(self, vector: Vector | None, call: str) -> None:
         """Refuse what are neither labels nor None."""
         if vector is not None:
-            check_vector(vector, len(self.atoms.parent), call)
+            check_vector(vector, self.atoms, call)
 
     # --- sizes ------------------------------------------------------------------------------------
 
@@ -622,13 +614,9 @@ class Recorder:
         for tensor in out:
             self.set(tensor, {}, all(labels.weight for labels in inputs))
 
-    def next_call(self, operator: str) -> Call:
-        """What the next call of an operator is told by."""
-        return operator, self.operators[operator]
-
     def begin(self, operator: str) -> None:
         """An operator has run, and its rule is next."""
-        self.operator = self.next_call(operator)
+        self.operator = operator, self.operators[operator]
         self.operators[operator] += 1
 
     def cost(self, operator: str, *factors: int | Vector | None) -> None:
@@ -640,7 +628,7 @@ class Recorder:
         given = tuple([f for f in factors if f is not None])
         for factor in given:
             if type(factor) is not int or factor < 0:
-                check_factor(factor, len(self.atoms.parent))
+                check_factor(factor, self.atoms)
         self.costs.append(OperatorCost(self.module, operator, given, self.operator))
 
     def put_out(self, operator: str, inputs: list[Tensor], made: list[Tensor], layer: bool) -> None:
@@ -659,8 +647,6 @@ class Recorder:
             if any(tensor is given for given in inputs):
                 kind = IN_PLACE
             active = layer and not constant and not i
-            if active and kind == NEW and len(made) == 1:
-                self.forms[self.operator] = Form.of(tensor)
             self.outputs.append(
                 RecordedOutput(
                     self.module, operator, sizes, tensor.itemsize, active, constant, kind

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from netslim.graph.counts import Call
@@ -49,24 +48,6 @@ class ValueUse:
     reason: str
 
 
-class Form(NamedTuple):
-    """A tensor without its values."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Form:
-        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-
-    def made(self) -> Tensor:
-        """A tensor of zeros in this form."""
-        made = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-        return made.zero_()
-
-
 class OperatorCost(NamedTuple):
     """Multiply-accumulates of one operator: the product of its factors, numbers or labels."""
 
@@ -95,5 +76,5 @@ class RecordedNorm:
 
 
 __all__ = [
-    "Awaited", "Constraint", "Form", "OperatorCost", "RecordedNorm", "Use", "ValueUse", "Written",
+    "Awaited", "Constraint", "OperatorCost", "RecordedNorm", "Use", "ValueUse", "Written",
 ]  # fmt: skip

@@ -87,8 +87,6 @@ def record(
         recorder = Recorder(Atoms(model), model)
         if heads is not None:
             recorder.narrows_heads, recorder.memo = True, heads.memo
-            if not heads.values_read:
-                recorder.computed_before = heads.forms
         if ports.free.inputs:
             first = Ports(ports.free)
             begun = _like(recorder)
