@@ -171,14 +171,14 @@ class Classes:
         starts = np.concatenate([[0], np.flatnonzero(np.diff(axis_of)) + 1])
         bits = np.bitwise_or.reduceat(atoms.roles.take(part), starts).tolist()
         silent = self.silent.take(self.root.take(part.take(starts))).tolist()
-        held = [axes[number] for number in axis_of.take(starts).tolist()]
+        numbers = axis_of.take(starts).tolist()
+        held = [axes[number] for number in numbers]
         sizes = np.diff(starts, append=len(part))
         positions = part - np.repeat([axis.first for axis in held], sizes)
         pieces = list(map(slice, starts.tolist(), (starts + sizes).tolist()))
         # The group is named after the layer that makes its channels first, and its units are
         # numbered as the filters of that layer are.
-        order = atoms.order
-        met = [order.get(number, len(axes)) for number in axis_of.take(starts).tolist()]
+        met = [atoms.order.get(number, len(axes)) for number in numbers]
         makers = [n for n, own in enumerate(bits) if own & PRODUCER]
         makers.sort(key=met.__getitem__)
         lead = makers[0]

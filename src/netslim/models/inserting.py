@@ -29,6 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from netslim._support import own_random_numbers
 from netslim.errors import ArgumentError, TraceError
 from netslim.graph.modules.calls import as_call, describe, evaluating, refusing, tensors_in
+from netslim.graph.modules.operators import operator
 from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.watching import OperatorMode
 
@@ -84,7 +85,7 @@ class Flow(OperatorMode):
             if tensor in self.values:
                 self.values[tensor].sources += read.values()
             else:
-                layer = func._schema.name.removeprefix("aten::") in self.layers
+                layer = operator(func).name in self.layers
                 self.values[tensor] = Value([*read.values()], layer)
         return out
 

@@ -9,7 +9,7 @@ A plan is made this way, and held against its groups in this way before it is ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,12 +100,6 @@ def _refuse_tied(axes: Mapping[tuple[str, int], _Axis]) -> None:
             )
 
 
-def _role(roles: Collection[str]) -> str:
-    if len(roles) == 1:  # as nearly always
-        return next(iter(roles))
-    return "+".join(sorted(roles))
-
-
 def _tensor_cuts(axes: Mapping[tuple[str, int], _Axis]) -> tuple[TensorCut, ...]:
     known: dict[bytes, tuple[int, ...]] = {}  # many tensors keep the same indices
     cuts = []
@@ -113,7 +107,7 @@ def _tensor_cuts(axes: Mapping[tuple[str, int], _Axis]) -> tuple[TensorCut, ...]
         bits = axis.kept.tobytes()
         if bits not in known:
             known[bits] = tuple(np.flatnonzero(axis.kept).tolist())
-        kept, role = known[bits], _role(axis.roles)
+        kept, role = known[bits], "+".join(sorted(axis.roles))
         into: tuple[int, ...] = ()
         if axis.ends is not None:
             # Of heads that are merged the channels go that go of every head.

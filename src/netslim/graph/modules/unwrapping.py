@@ -103,8 +103,7 @@ def bare(
         error: it or a part of it is scripted, exported, quantised, sharded, lazy, or without
             values; the message names the part and the remedy.
     """
-    inner: Any = bare_walked(model, error, allow=allow, call=call).model
-    return cast(Model, inner)
+    return cast(Model, bare_walked(model, error, allow=allow, call=call).model)
 
 
 def bare_walked(

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch._ops import OpOverload
 
+from netslim.graph.modules.operators import operator, tensors_in
 from netslim.graph.tracing.atoms import Vector
-from netslim.graph.tracing.operators import operator, tensors_in
 from netslim.graph.tracing.recorder import Recorder, Rule
 
 Op = OpOverload  # an operator as it runs: ``aten::add.Tensor``

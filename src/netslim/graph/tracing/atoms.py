@@ -180,7 +180,7 @@ class Atoms:
         return vector.copy()
 
     def _has_constants(self, vector: Vector) -> bool:
-        return id(vector) not in self._whole and int(np.count_nonzero(vector)) < len(vector)
+        return not self.is_axis(vector) and int(np.count_nonzero(vector)) < len(vector)
 
     def _tie(self, a: Vector, b: Vector) -> None:
         while len(a):

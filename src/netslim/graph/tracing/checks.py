@@ -29,19 +29,16 @@ def check_vector(vector: Any, atoms: Atoms, what: str) -> None:
     if vector.ndim != 1 or vector.dtype.kind != "i":
         raise TypeError(f"{what} is given a {vector.ndim}-D array of {vector.dtype}; {_FORM}")
     # As unsigned numbers those below 0 are the largest, so one look tells both.
-    if len(vector) and _largest(vector) >= len(atoms.parent):
+    unsigned = vector.view(_UNSIGNED[vector.itemsize])
+    if len(vector) and np.maximum.reduce(unsigned) >= len(atoms.parent):
         raise ValueError(f"{what} is given numbers that are nobody's labels; {_FORM}")
-
-
-def _largest(vector: Any) -> Any:
-    return np.maximum.reduce(vector.view(_UNSIGNED[vector.itemsize]))
 
 
 def check_dims(tensor: Any, dims: Any, weight: Any, atoms: Atoms) -> None:
     """Refuse labels of a result that do not fit it."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"recorder.set takes a tensor, got {_told(tensor)}")
-    if not isinstance(dims, (dict, Mapping)):
+    if not isinstance(dims, Mapping):
         raise TypeError(f"recorder.set takes {{dimension: labels}}, got {_told(dims)}")
     if not isinstance(weight, (bool, np.bool_)):
         raise TypeError(f"recorder.set takes weight=True or False, got {_told(weight)}")

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from netslim.graph.modules.operators import operator, tensors_in
 from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.tracing.atoms import Atoms, Vector, distinct
-from netslim.graph.tracing.operators import operator, tensors_in
 from netslim.graph.tracing.storages import storage_of
 
 # What moves entries about, or copies them, makes zeros of zeros.
@@ -88,7 +88,7 @@ class Formula:
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if operator(self.func).written:
             args, kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
-        if "_weight_norm" in self.func._schema.name:
+        if "_weight_norm" in operator(self.func).name:
             return _weight_norm(args)
         return tensors_in(self.func(*args, **kwargs))[self.number]
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from netslim.graph.modules.calls import output_tensors
+from netslim.graph.modules.operators import tensors_in
 from netslim.graph.modules.walk import named_modules
-from netslim.graph.tracing.operators import tensors_in
 from netslim.graph.tracing.storages import storage_of
 
 INPUT = -1  # the step that makes what nobody made: inputs of the model

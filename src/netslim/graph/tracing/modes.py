@@ -26,11 +26,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from netslim.errors import TraceError
+from netslim.graph.modules.operators import operator, tensors_in
 from netslim.graph.modules.padded_calls import FUNCTIONS, REDUCTIONS, PaddedCall, padded_call
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
 from netslim.graph.tracing.by_another import BY_ANOTHER
-from netslim.graph.tracing.operators import operator, tensors_in
 from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, widths_passed
 from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder, Rule
 from netslim.graph.tracing.sizes import Size

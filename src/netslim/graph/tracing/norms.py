@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from netslim.graph.modules.call_sites import Site, base_class, caller, replaceable, site_of
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.known_norms import Known, known
+from netslim.graph.modules.operators import tensors_in
 from netslim.graph.modules.padded_calls import ATTENTION, Read, padded_call, reading
 from netslim.graph.modules.padded_norms import (
     KINDS,
@@ -39,7 +40,6 @@ from netslim.graph.modules.padded_sliding import PaddedSliding
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.modes import Dispatch
-from netslim.graph.tracing.operators import tensors_in
 from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder
 from netslim.graph.tracing.records import RecordedNorm, Use
 from netslim.graph.tracing.storages import Extent, extent_of

@@ -22,6 +22,7 @@ from netslim.graph.counts import Call, Cost
 from netslim.graph.layers import ADDED_PRODUCTS, CONVOLUTIONS, PRODUCTS
 from netslim.graph.modules.ambient import FAST_PATH
 from netslim.graph.modules.calls import as_call, evaluating, refusing
+from netslim.graph.modules.operators import operator
 from netslim.graph.modules.watching import OperatorMode
 
 
@@ -154,7 +155,7 @@ class _Watch(OperatorMode):
         out = func(*args, **kwargs)
         self.synchronise()
         seconds = time.perf_counter() - started
-        name = func._schema.name.removeprefix("aten::")
+        name = operator(func).name
         observed = Observed(name, seconds=seconds)
         if name in CONVOLUTIONS and len(args) >= 9:
             observed.kernel, observed.macs = _convolution(out, *args[:9])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from netslim.errors import VerificationError
 from netslim.graph.blocks import Addition
+from netslim.graph.modules.operators import operator
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.modules.watching import OperatorMode
 
@@ -38,7 +39,7 @@ class AtSums(OperatorMode):
     def run(self, func: Any, args: Args, kwargs: dict[str, Any]) -> Any:
         if self.under_way:
             path, counts = self.under_way[-1]
-            name = func._schema.name.removeprefix("aten::")
+            name = operator(func).name
             found = self.sums.get((path, name, counts[name]))
             counts[name] += 1
             if found is not None:

@@ -164,7 +164,7 @@ def _of_stage(recipe: Recipe, stage: Stage, folder: StageFolder, working: bool) 
         return StageStatus(folder.label, stage.kind, state, damage=damage)
     seconds = _seconds(folder.metrics)
     left = None
-    if folder.marker.exists():
+    if state in ("finished", "damaged"):
         left = 0.0
     elif seconds:
         left = round((epochs - len(seconds)) * sum(seconds) / len(seconds), 1)
