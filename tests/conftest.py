@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # For each device that is not there, `torch.manual_seed` notes from where it was called,
         # which takes milliseconds below all of pytest.
         torch.manual_seed = torch.default_generator.manual_seed
+    # To find no driver takes a millisecond, and is asked for at each step of an export.
+    if hasattr(torch.cuda, "_raw_device_count_nvml"):
+        torch.cuda._raw_device_count_nvml = functools.cache(torch.cuda._raw_device_count_nvml)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -87,13 +91,25 @@ def pytest_unconfigure() -> None:
 REHEARSED = "NETSLIM_REHEARSE_CUDA"  # set, tests with the fixture `gpu` run on the CPU
 
 
+ONNX_OPERATORS = "torch.onnx._internal.exporter._registration"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     import torch
 
+    if ONNX_OPERATORS in sys.modules:
+        _look_up_onnx_operators_once(sys.modules[ONNX_OPERATORS])
     if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
         return
     if REHEARSED not in os.environ or "gpu" not in item.fixturenames:  # type: ignore[attr-defined]
         pytest.skip(f"needs a CUDA GPU; {REHEARSED}=1 tries it out on the CPU")
+
+
+def _look_up_onnx_operators_once(module: Any) -> None:
+    """PyTorch reads the source of all that it can write as ONNX again for each file: half a second."""
+    made = module.ONNXRegistry.from_torchlib
+    if not hasattr(made, "cache_info"):
+        module.ONNXRegistry.from_torchlib = staticmethod(functools.cache(made))
 
 
 @pytest.fixture

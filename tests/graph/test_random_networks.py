@@ -114,7 +114,7 @@ def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
     """
     tally = []
 
-    @budget(48)
+    @budget(32)
     @given(networks(), SEEDS)
     def check(spec: Spec, seed: int) -> None:
         model, inputs = spec.build()
@@ -135,7 +135,7 @@ def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
     assert felt > 0.7 * cut
 
 
-@budget(28)
+@budget(18)
 @given(networks(), SEEDS)
 def test_inexact_cuts_run_with_the_same_output_shapes(spec: Spec, seed: int) -> None:
     model, inputs = spec.build()
@@ -166,7 +166,7 @@ ONE_ENTRY_EACH = Spec(
 )
 
 
-@budget(16)
+@budget(10)
 @given(networks(), SEEDS)
 @example(ONE_ENTRY_EACH, 0)
 def test_mutated_weights_are_caught(spec: Spec, seed: int) -> None:
@@ -191,7 +191,7 @@ def test_wrong_indices_and_forgotten_sizes_are_caught() -> None:
     """
     tally = []
 
-    @budget(36)
+    @budget(24)
     @given(networks(), SEEDS)
     def check(spec: Spec, seed: int) -> None:
         model, inputs, plan, rng = cut_at_random(spec, seed)
@@ -259,7 +259,7 @@ def differ(wrong: nn.Module, right: nn.Module, inputs: Inputs) -> bool:
 def test_a_spec_prints_as_code_and_builds_the_same_network_again() -> None:
     from random_networks import node
 
-    @budget(20)
+    @budget(8)
     @given(networks())
     def check(spec: Spec) -> None:
         again = eval(repr(spec), {"Spec": Spec, "node": node})
@@ -271,13 +271,13 @@ def test_a_spec_prints_as_code_and_builds_the_same_network_again() -> None:
     check()
 
 
-def test_most_operators_are_drawn_within_a_few_hundred_networks() -> None:
+def test_most_operators_are_drawn_within_a_hundred_networks() -> None:
     drawn = set()
 
-    @budget(200)
+    @budget(100)
     @given(networks())
     def collect(spec: Spec) -> None:
         drawn.update(n.op for n in spec.nodes)
 
     collect()
-    assert len(drawn) > 0.8 * len(OPERATORS)
+    assert len(drawn) > 0.7 * len(OPERATORS), f"{len(drawn)} of {len(OPERATORS)}"

@@ -9,6 +9,7 @@ something else again.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -37,11 +38,17 @@ from netslim.surgery.rows import DROPPED, GroupCut, destinations, partners
 ONE_BY_ONE = 256  # channels that are silenced one after the other where autograd cannot tell
 
 
+@functools.cache
+def _accelerated() -> bool:
+    """Whether there is a GPU or the like; to find none takes as long as a small network runs."""
+    return torch.accelerator.is_available()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, random numbers follow from ``seed``; afterwards they go on as before."""
     with own_random_numbers():
-        if torch.accelerator.is_available():
+        if _accelerated():
             torch.manual_seed(seed)
         else:  # `torch.manual_seed` would keep a traceback for each device that is not there
             torch.default_generator.manual_seed(seed)
