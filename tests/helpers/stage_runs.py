@@ -25,6 +25,8 @@ from netslim.training.stages.runner import Runner
 
 VGG = {"name": "zoo:vgg", "layers": [8, "M", 16], "in_channels": 1}
 RESNET = {"name": "zoo:resnet", "depth": 8, "width": 0.5, "in_channels": 1}
+DIGITS = {"name": "digits", "batch_size": 64}  # 21 steps an epoch, where something is to be learnt
+FEW = {**DIGITS, "subset": 256}  # four steps, where it matters that there are some
 FIRST, SECOND = "features.0", "features.4"  # the groups of VGG, of 8 and 16 channels
 TRAIN: dict[str, Any] = {"kind": "train", "epochs": 1, "optimizer": {"lr": 0.05}}
 STILL: dict[str, Any] = {"lr": 1e-12, "momentum": 0, "nesterov": False, "weight_decay": 0}
@@ -36,7 +38,7 @@ def recipe(*stages: dict[str, Any], **changes: Any) -> Recipe:
         {
             "name": "small",
             "title": "A test",
-            "data": {"name": "digits", "batch_size": 64},
+            "data": FEW,
             "model": VGG,
             "trainer": {"threads": 1, "device": "cpu", "tensorboard": False},
             "stages": [*stages, {"kind": "measure", "latency": False}],

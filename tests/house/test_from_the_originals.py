@@ -49,9 +49,9 @@ FLAGS = {
 
 # What stands in for the networks, data, epochs and paths of the document.
 NETWORKS = {
-    "zoo:vgg19": "zoo:vgg19 --model.width 0.0625",
+    "zoo:vgg19": "zoo:vgg --model.layers '[8, M, 8, M, 8]'",
     "zoo:vgg16_bn_4096": "zoo:vgg16_bn_4096 --model.width 0.0625",
-    "zoo:densenet40": "zoo:densenet --model.depth 13",
+    "zoo:densenet40": "zoo:densenet --model.depth 7",
     "zoo:preresnet164": "zoo:preresnet --model.depth 11",
     "zoo:resnet32": "zoo:resnet --model.depth 8",
     "zoo:resnet56": "zoo:resnet --model.depth 8",
@@ -177,12 +177,14 @@ class Bench:
 
 
 class Together:
-    """Commands that train the same network on the same data, and say different things about it,
-    become one that says all of them.
+    """Commands that train the same network, all here on the same data, and say different things
+    about it, become one that says all of them; what says no more than one that leaves a file for
+    others is carried out with that.
     """
 
     def __init__(self) -> None:
         self.options: list[tuple[list[str], dict[str, list[str]]]] = []
+        self.alone: list[tuple[list[str], dict[str, list[str]]]] = []
 
     def takes(self, command: str) -> bool:
         """Whether it trains for a file that no other command reads; then it is among them."""
@@ -193,17 +195,19 @@ class Together:
                 values = given.setdefault(word, [])
             else:
                 values.append(word)
-        (out,) = given.get("--out", [""])
-        if what[0] not in ("train", "finetune") or not re.fullmatch(
-            r"(.*/)?[a-d]\.safetensors", out
-        ):
+        if what[0] not in ("train", "finetune"):
             return False
-        what += given.pop("--data") + given.pop("--out")
-        for known, others in self.options:
+        data, (out,) = given.pop("--data"), given.pop("--out")
+        if not re.fullmatch(r"(.*/)?[a-d]\.safetensors", out):
+            self.alone.append((what, given))
+            return False
+        if any(known == what and given.items() <= others.items() for known, others in self.alone):
+            return True
+        for (*known, _, _), others in self.options:
             if known == what and all(others.get(key, mine) == mine for key, mine in given.items()):
                 others.update(given)
                 return True
-        self.options.append((what, given))
+        self.options.append(([*what, *data, out], given))
         return True
 
     def commands(self) -> Iterator[str]:

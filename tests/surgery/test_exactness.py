@@ -14,10 +14,10 @@ from netslim import cost
 from netslim.models import zoo
 
 SMALL = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-LARGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+LARGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 ZOO = {
-    "vgg11": lambda: zoo.vgg11(),
+    "vgg11": lambda: zoo.vgg11(width=0.25),
     "vgg13": lambda: zoo.vgg13(width=0.25),
     "vgg16": lambda: zoo.vgg16(width=0.25),
     "vgg19": lambda: zoo.vgg19(width=0.25),

@@ -35,6 +35,8 @@ from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.runner import Runner
 from netslim.training.stages.teachers import as_trained
 from stage_runs import (
+    DIGITS,
+    FEW,
     FIRST,
     HALF,
     RESNET,
@@ -69,7 +71,8 @@ def test_the_penalties_are_logged_as_they_are(tmp_path, penalty, smaller):
 
 def test_proximal_training_leaves_zeros_and_exactly_these_go(tmp_path):
     stage = {**sparse(penalty="proximal", strength=0.065), "optimizer": {"lr": 0.2}}
-    done = carry_out(tmp_path / "run", stage, {"kind": "prune", "by": "zeros"})
+    cut = {"kind": "prune", "by": "zeros"}
+    done = carry_out(tmp_path / "run", stage, cut, data=DIGITS)
     trained, small = done.network("01-sparse"), done.network("02-prune")
     zeros = [int((m.weight == 0).sum()) for m in trained.modules() if isinstance(m, nn.BatchNorm2d)]
     assert 0 < sum(zeros) < 24
@@ -86,7 +89,7 @@ def test_zero_scales_with_folding_change_nothing_but_the_border(tmp_path):
         sparse(penalty="proximal", strength=0.25),
         {"kind": "prune", "by": "zeros", "fold": "constant", "protect": [FIRST]},
     )
-    done = carry_out(tmp_path / "run", *stages)
+    done = carry_out(tmp_path / "run", *stages, data=DIGITS)
     assert done.widths[1] < 16
     torch.testing.assert_close(
         outputs(done.network("02-prune")), outputs(done.network("01-sparse"))
@@ -211,9 +214,8 @@ def test_clusters_come_together_and_merging_them_changes_nothing(tmp_path):
         "sparsity": {**stage["sparsity"], "target": {SECOND: 3, FIRST: 0.5}},
     }
     merge = {"kind": "prune", "by": "clusters"}
-    done = carry_out(
-        tmp_path / "run", stage, {**merge, "name": "one"}, again, {**merge, "name": "two"}
-    )
+    stages = (stage, {**merge, "name": "one"}, again, {**merge, "name": "two"})
+    done = carry_out(tmp_path / "run", *stages, data=DIGITS)
     assert done.stage("02-one")["widths"] == [
         {"layer": FIRST, "before": 8, "after": 4},
         {"layer": SECOND, "before": 16, "after": 8},
@@ -340,9 +342,9 @@ def test_folding_is_chosen_by_the_recipe_and_told(tmp_path):
 
 
 def test_statistics_are_taken_anew_from_so_many_batches(tmp_path):
-    done = carry_out(tmp_path / "a", TRAIN, {**HALF, "recalibrate": 2})
-    plain = carry_out(tmp_path / "b", TRAIN, HALF).network("02-prune")
-    netslim.surgery.recalibrate(plain, batches_of(tmp_path, 2, TRAIN, HALF))
+    done = carry_out(tmp_path / "a", TRAIN, {**HALF, "recalibrate": 2}, data=DIGITS)
+    plain = carry_out(tmp_path / "b", TRAIN, HALF, data=DIGITS).network("02-prune")
+    netslim.surgery.recalibrate(plain, batches_of(tmp_path, 2, TRAIN, HALF, data=DIGITS))
     for name, buffer in done.network("02-prune").named_buffers():
         torch.testing.assert_close(buffer, plain.get_buffer(name))
     assert "02-prune: batch-norm statistics were taken anew from 2 batches" in done.results["notes"]
@@ -463,7 +465,7 @@ def test_a_teacher_by_default_by_stage_and_by_file(tmp_path):
         done = carry_out(tmp_path / f"taught-{number}", *stages, model=model)
         taught += done.column(f"0{len(stages)}-finetune", "train_loss")
     assert taught[0] == taught[2] == pytest.approx(0.25 * whole, rel=1e-2)
-    assert taught[1] != pytest.approx(taught[0], rel=1e-3)  # another student, the same teacher
+    assert taught[1] != pytest.approx(taught[0], rel=1e-4)  # another student, the same teacher
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
@@ -571,7 +573,7 @@ def test_a_subset_of_the_images(tmp_path):
 
 def test_the_first_five_of_ten_classes(tmp_path):
     done = carry_out(tmp_path / "run", TRAIN)
-    data = netslim.data.load("digits", validation=0.1, seed=0)
+    data = netslim.data.load("digits", validation=0.1, subset=FEW["subset"], seed=0)
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
     with torch.no_grad():
         five = done.network("01-train")((data.test.images / 255 - mean) / std).topk(5).indices

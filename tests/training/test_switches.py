@@ -41,7 +41,7 @@ SWITCHES = {
 BOTH = {"both": {"precision": "bf16", "channels_last": True}}
 
 
-def recipe(method="slimming", workers=0, subset=256, **trainer):
+def recipe(method="slimming", workers=0, subset=128, **trainer):
     train = {"kind": "train", "epochs": 2, "optimizer": {"lr": 0.02}, **METHODS[method]}
     return parse_recipe(
         {
@@ -156,7 +156,7 @@ class Rooted(nn.Module):
 
 def test_gradients_that_always_overflow_are_told(tmp_path):
     """In float16 such steps are left out, so that nothing would be learnt, without a word."""
-    tree = recipe(precision="fp16").to_dict()
+    tree = recipe(precision="fp16", subset=256).to_dict()
     tree["stages"][0] |= {"epochs": 20, "sparsity": None}
     tree["model"] = {"name": f"{__name__}:Rooted"}
     with pytest.raises(
