@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,26 @@ def test_a_cut_says_that_what_is_left_knows_nothing(trained, tmp_path, capsys):
     assert (said["after"]["params"], said["network"]) == (params(out), str(out))
     assert [(row["before"], row["after"]) for row in said["widths"]] == [(16, 1), (32, 2)]
     assert said["deviation"] < 1e-5
+
+
+def test_what_the_clock_said_of_a_cut_is_in_its_json(trained, tmp_path, capsys, monkeypatch):
+    """As a budget of latency leaves it; that of a cut which nobody timed has no such key."""
+    asked, cut = (
+        ["prune", trained["vgg"], *INPUT, "--cut-channels", 0.5, "--json"],
+        cutting.carry_out,
+    )
+    go(*asked, "--out", tmp_path / "a.safetensors")
+    assert "latency" not in json.loads(capsys.readouterr().out)
+
+    def timed(*given, **more):
+        done = cut(*given, **more)
+        why = replace(done.plan.why, latency={"asked": 0.6, "foretold": 0.5, "measured": 0.58})
+        return replace(done, plan=replace(done.plan, why=why))
+
+    monkeypatch.setattr(cutting, "carry_out", timed)
+    go(*asked, "--out", tmp_path / "b.safetensors")
+    said = json.loads(capsys.readouterr().out)
+    assert said["latency"] == {"asked": 0.6, "foretold": 0.5, "measured": 0.58}
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet"])

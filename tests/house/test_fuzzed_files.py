@@ -60,7 +60,8 @@ from netslim.training.stages.results import assemble
 from sensitivities import made as sensitivity_of
 from stage_runs import HALF, TRAIN, recipe
 
-TRIES = int(os.environ.get("NETSLIM_FUZZ", "200"))
+USUAL = 120
+TRIES = int(os.environ.get("NETSLIM_FUZZ", USUAL))
 SECONDS = 5
 MEBIBYTES = 96  # that no reading of files this small may take
 
@@ -86,7 +87,7 @@ class Kind:
 
 def drawn(path: Path) -> bool:
     """Figures take longer than all else: they are drawn of some."""
-    return TRIES > 200 or zlib.crc32(path.read_bytes()) % 20 == 0
+    return TRIES > USUAL or zlib.crc32(path.read_bytes()) % 20 == 0
 
 
 # --- what is read ---------------------------------------------------------------------------------

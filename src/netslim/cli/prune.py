@@ -266,13 +266,14 @@ def _data(done: Pruned, out: Path, say: Callable[[str], str]) -> dict[str, Any]:
     before, after = asdict(done.before), asdict(done.after)
     if done.accuracies is not None:
         before["accuracy"], after["accuracy"] = done.accuracies
-    check = done.cut.check
+    check, why = done.cut.check, done.cut.plan.why
     return {
         "before": before,
         "after": after,
         "images": done.images,
         "deviation": check and check.deviation,
         "widths": widths(done.cut.graph.groups, done.cut.plan),
+        **({"latency": dict(why.latency)} if why and why.latency else {}),
         "notes": [say(text) for text in (*done.cut.notes, *done.notices)],
         "warnings": [say(text) for text in done.warnings],
         "plan": done.plan_file,

@@ -262,10 +262,10 @@ class _Problem:
             yield "per_group", dataclasses.replace(self, per_group={})
 
     def promises(self, ladder: Ladder, goals: Iterable[Goal], removed: np.ndarray) -> list[str]:
-        """What the plan foretells of the latency."""
+        """What latency the plan is expected to have."""
         return [
             f"{goal.name}={getattr(self.budget, goal.name)}: "
-            f"{ladder.left(goal.resource, removed):.4g} ms are foretold, of {goal.whole:.4g} ms"
+            f"{ladder.left(goal.resource, removed):.4g} ms are expected, of {goal.whole:.4g} ms"
             for goal in goals
             if "latency" in goal.name
         ]
