@@ -445,9 +445,11 @@ def _parts(value: Any) -> Iterable[Any]:
         return islice(value.values(), _LONGEST)
     if isinstance(value, (list, tuple)):
         return islice(value, _LONGEST)
+    if type(value) in _COMMON:
+        return ()
     for name in _WRAPPED:
         with suppress(Exception):  # anything may stand behind an attribute, as in torch.classes
-            if (wrapped := getattr(value, name)) is not None:
+            if (wrapped := getattr(value, name, None)) is not None:
                 return (wrapped,)
     kind = value
     if not isinstance(value, type):

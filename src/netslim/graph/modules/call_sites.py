@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType
@@ -111,7 +111,7 @@ def site_of(frame: FrameType | None, called: Any = None) -> tuple[nn.Module, Sit
 def _site(module: nn.Module, calls: list[tuple[CodeType, int]], called: Any) -> Site | None:
     """The site of the last of some nested calls, of which the forward makes the first."""
     function = _method(module, "forward")
-    place, text, names_it, texts = "forward", "", True, list[_Text]()
+    place, call, names_it, texts = "forward", None, True, list[_Text]()
     for code, instruction in calls:
         if function is None or not _is_of(code, function):
             return None
@@ -121,10 +121,12 @@ def _site(module: nn.Module, calls: list[tuple[CodeType, int]], called: Any) -> 
             return None
         texts.append(written)
         call = written.calls[number]
-        place, text = f"{place}/{number}", ast.unparse(call)
+        place = f"{place}/{number}"
         names_it = called is None or _names(module, function, call.func, called)
         function = _called(module, function, call)
-    return Site(f"{place}#{_digest(texts)}", text) if names_it else None
+    if call is None or not names_it:
+        return None
+    return Site(f"{place}#{_digest(texts)}", ast.unparse(call))
 
 
 def _names(module: nn.Module, function: FunctionType, target: ast.expr, called: Any) -> bool:
@@ -210,6 +212,16 @@ class _Text:
     calls: dict[int, ast.Call]
     owner: str
 
+    @cached_property
+    def spelt(self) -> bytes:
+        """Its arguments and its code, without what is said of it."""
+        definition: Any = self.tree.body[0]
+        body = definition.body
+        if ast.get_docstring(definition, clean=False) is not None:
+            body = body[1:]
+        parts = [_Spelt().visit(copy.deepcopy(part)) for part in (definition.args, *body)]
+        return b"".join(ast.unparse(part).encode() + b"\n" for part in parts)
+
     def number(self, code: CodeType, instruction: int) -> int | None:
         """Which call an instruction of the function's code belongs to."""
         places = list(code.co_positions())
@@ -223,16 +235,7 @@ class _Text:
 
 def _digest(texts: Iterable[_Text]) -> str:
     """A short digest of what functions do, whatever is said of it."""
-    digest = hashlib.sha256()
-    for text in texts:
-        definition: Any = text.tree.body[0]
-        body = definition.body
-        if ast.get_docstring(definition, clean=False) is not None:
-            body = body[1:]
-        for part in (definition.args, *body):
-            spelt = _Spelt().visit(copy.deepcopy(part))
-            digest.update(ast.unparse(spelt).encode() + b"\n")
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(b"".join(text.spelt for text in texts)).hexdigest()[:12]
 
 
 class _Spelt(ast.NodeTransformer):
