@@ -155,9 +155,23 @@ def comparison(ours: Mapping[str, Row], theirs: Mapping[str, Row]) -> dict[str, 
         "median time ratio": _median(times.values()),
         "largest time ratio": max(times.values()),
         "slower than 1.2 times": sorted(m for m, ratio in times.items() if ratio > 1.2),
+        "where both are exact": _times([times[a["model"]] for a, b in both if _exact(a, b)]),
         "median difference of memory, MiB": _median(memory.values()),
         "more memory": sorted(m for m, more in memory.items() if more > NOISE_MIB),
         "densenet201, seconds": dense[0] if dense else None,
+    }
+
+
+def _exact(*rows: Row) -> bool:
+    return all(row["verdict"] == "exact" for row in rows)
+
+
+def _times(ratios: Sequence[float]) -> dict[str, Any]:
+    """Of so many networks, what a quarter, half and three quarters of the ratios lie below."""
+    return {
+        "networks": len(ratios),
+        "quarters of the time ratio": statistics.quantiles(ratios) if len(ratios) > 1 else None,
+        "slower": sum(ratio > 1 for ratio in ratios),
     }
 
 
