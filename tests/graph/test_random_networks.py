@@ -271,13 +271,13 @@ def test_a_spec_prints_as_code_and_builds_the_same_network_again() -> None:
     check()
 
 
-def test_most_operators_are_drawn_within_a_hundred_networks() -> None:
+def test_most_operators_are_drawn_within_a_few_hundred_networks() -> None:
     drawn = set()
 
-    @budget(100)
+    @budget(200)
     @given(networks())
     def collect(spec: Spec) -> None:
         drawn.update(n.op for n in spec.nodes)
 
     collect()
-    assert len(drawn) > 0.7 * len(OPERATORS), f"{len(drawn)} of {len(OPERATORS)}"
+    assert len(drawn) > 0.8 * len(OPERATORS)

@@ -13,8 +13,7 @@ from nets import DenseBlock, prove
 from netslim import cost
 from netslim.models import zoo
 
-SMALL = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-LARGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+PICTURES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 ZOO = {
     "vgg11": lambda: zoo.vgg11(width=0.25),
@@ -32,9 +31,9 @@ ZOO = {
 
 @pytest.mark.parametrize("name", ZOO, ids=lambda n: n.replace(" ", "-"))
 def test_zoo(name):
-    _, _, small, check = prove(ZOO[name]().eval(), SMALL)
+    _, _, small, check = prove(ZOO[name]().eval(), PICTURES)
     with torch.no_grad():
-        assert small(SMALL).shape[0] == 2
+        assert small(PICTURES).shape[0] == 2
     assert check.cut > 0
 
 
@@ -62,14 +61,14 @@ def test_torchvision(name):
     ):  # with layers of 16 in place of 4,096: what is flattened, 512 maps of 7x7, stays as it is
         model.classifier[0], model.classifier[3] = nn.Linear(512 * 49, 16), nn.Linear(16, 16)
         model.classifier[6] = nn.Linear(16, 10)
-    graph, plan, small, _ = prove(model.eval(), LARGE)
+    graph, plan, small, _ = prove(model.eval(), PICTURES[:1])
     assert graph.unsupported == {}
     assert {g.name for g in graph.groups if not g.prunable} == {
         name for name, why in graph.frozen.items() if why == "it is an output of the network"
     }
     masks = {graph.number(n): _mask(cut) for n, cut in plan.groups.items()}
     assert graph.params(masks) == sum(p.numel() for p in small.parameters())
-    assert graph.macs(masks) == cost(small, LARGE).macs
+    assert graph.macs(masks) == cost(small, PICTURES[:1]).macs
 
 
 def _mask(cut):

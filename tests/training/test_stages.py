@@ -452,7 +452,8 @@ def test_a_teacher_by_default_by_stage_and_by_file(tmp_path):
     model = {"name": "zoo:mlp", "in_features": 64, "hidden": [8], "norm": False}
     still = {"epochs": 1, "optimizer": STILL}
     train = {**TRAIN, "name": "first"}
-    plain = carry_out(tmp_path / "a", train, {"kind": "train", **still}, model=model)
+    how = {"model": model, "data": DIGITS}
+    plain = carry_out(tmp_path / "a", train, {"kind": "train", **still}, **how)
     (whole,) = plain.column("02-train", "train_loss")
     taught: list[float] = []
     for number, teacher in enumerate(
@@ -462,10 +463,10 @@ def test_a_teacher_by_default_by_stage_and_by_file(tmp_path):
         stages = (
             (train, {**TRAIN, "name": "other"}, stage) if teacher == "first" else (train, stage)
         )
-        done = carry_out(tmp_path / f"taught-{number}", *stages, model=model)
+        done = carry_out(tmp_path / f"taught-{number}", *stages, **how)
         taught += done.column(f"0{len(stages)}-finetune", "train_loss")
     assert taught[0] == taught[2] == pytest.approx(0.25 * whole, rel=1e-2)
-    assert taught[1] != pytest.approx(taught[0], rel=1e-4)  # another student, the same teacher
+    assert taught[1] != pytest.approx(taught[0], rel=1e-3)  # another student, the same teacher
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
