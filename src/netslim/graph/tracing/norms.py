@@ -9,7 +9,7 @@ a cut lets it go on over their old number, and each channel may go without a cha
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from types import FrameType
 from typing import Any
 
@@ -75,7 +75,7 @@ class Norms:
         self.calls: dict[nn.Module, list[_Call]] = {}
         self.within: list[_Call] = []  # in the code of modules
         self.places: dict[Any, list[_Call]] = {}  # the same, by where it is
-        self.tried: dict[tuple[type, str], bool] = {}  # places in code: whether others can go there
+        self.replaceable = cache(replaceable)  # it compiles the code, and is asked at each call
         self.hooked: set[nn.Module] = set()  # by others, who may do anything to what goes in
 
     def enter(self, module: nn.Module) -> None:
@@ -233,15 +233,9 @@ class Norms:
         if self.recorder.model.get_submodule(self.recorder.module) is not module:
             return None
         base: Any = base_class(type(module))
-        if kind != ZEROS and not self._replaceable(base, site.place):
+        if kind != ZEROS and not self.replaceable(base, site.place):
             return None
         return site
-
-    def _replaceable(self, base: type, place: str) -> bool:
-        """The same as `replaceable`, which compiles the code, and is asked at each call of it."""
-        if (base, place) not in self.tried:
-            self.tried[base, place] = replaceable(base, place)
-        return self.tried[base, place]
 
     def _one_row(self, calls: list[_Call]) -> bool:
         """Whether a place in the code does the same over the same channels at every call."""
