@@ -35,6 +35,13 @@ def with_peer() -> bool:
     return False
 
 
+def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Machine, versions, date, and the command that was typed."""
+    script = Path(sys.argv[0])
+    command = shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
+    return describe(torch.device(device), "float32", command)
+
+
 def record(
     name: str,
     results: Mapping[str, Any],
@@ -42,13 +49,11 @@ def record(
     folder: Path = RESULTS,
 ) -> Path:
     """Write `results` with machine, versions and date to results/NAME.json; the file's path."""
-    script = Path(sys.argv[0])
-    command = shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]])
-    environment = describe(torch.device(device), "float32", command)
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
-    content = json.dumps({**results, "environment": environment}, indent=2, ensure_ascii=False)
-    path.write_text(content + "\n", encoding="utf-8")
+    content = {**results, "environment": environment(device)}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
     return path
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import RESULTS, record, show, write_page
+from _common import RESULTS, environment, record, show, write_page
 from torch import nn
 
 import netslim
@@ -221,6 +221,7 @@ def main() -> None:
                     rows[key] = measure(name, backend, options.rounds, options.pixels)
                 except PlanError as refusal:
                     rows[key] = {"refused": str(refusal)}
+                rows[key]["processor"] = environment()["processor"]
                 record("latency", {**settings, "rows": rows})
             print(key, *line("", rows[key])[1:], sep="  ", flush=True)
     show(
