@@ -22,6 +22,7 @@ from netslim.graph.rules.elementwise import fallback
 from netslim.graph.rules.registry import RULES
 from netslim.graph.tracing.other_sizes import untouched
 from netslim.graph.tracing.ports import Ports, apart
+from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.running import ONE_AT_A_TIME, record
 from netslim.graph.tracing.unseen import settle
 
@@ -75,9 +76,8 @@ def trace(
     inner = bare(model, TraceError, call="trace(model, example_inputs)")
     free = Free.of(free_outputs, free_inputs)
     example_inputs = apart(inner, example_inputs, free)
-    ports = Ports(free)
     with undisturbed(inner):
-        heads = record(inner, example_inputs, RULES, fallback, ports=ports, blocks=blocks)
+        heads, ports = _recorded(inner, example_inputs, free, blocks)
         settled = heads, settle(heads, example_inputs)
         if not heads.may_narrow:
             return build(settled, ports)
@@ -85,6 +85,24 @@ def trace(
         # What comes of a second run is more that may go; a model that does not take one has less.
         # Where another thread traces the same model, it is not as it was before that has ended.
         with suppress(Exception), ONE_AT_A_TIME, untouched(inner):
-            found = record(inner, example_inputs, RULES, fallback, ports=again, heads=heads)
+            found = record(
+                inner, example_inputs, RULES, fallback,
+                ports=again, heads=heads, no_heads=heads.no_heads,
+            )  # fmt: skip
             narrower = found, settle(found, example_inputs)
         return build(settled, ports, narrower, again)
+
+
+def _recorded(
+    model: nn.Module, example_inputs: Any, free: Free, blocks: bool
+) -> tuple[Recorder, Ports]:
+    """A recording in which no number is taken for one of heads that is none."""
+    no_heads: frozenset[tuple[str, str]] = frozenset()
+    while True:
+        ports = Ports(free)
+        found = record(
+            model, example_inputs, RULES, fallback, ports=ports, blocks=blocks, no_heads=no_heads
+        )
+        if found.spoiled <= no_heads:
+            return found, ports
+        no_heads |= found.spoiled

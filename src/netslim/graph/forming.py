@@ -293,9 +293,12 @@ def build(
     recorder.atoms.silence_gains()
     classes = Classes(recorder.atoms)
     groups = classes.form()
-    counted = None
+    counted, norms = None, [*_norms(recorder.norms, classes.followed)]
     if narrower is not None and again is not None:
-        counted = _with_widths(classes, heads, narrower, again)
+        other = Classes(narrower[0].atoms)
+        theirs = other.form()
+        _settle_by_width(narrower[0], (other, theirs), groups, norms)
+        counted = _with_widths(classes, heads, narrower, (other, theirs), again)
     if counted is None:
         rules = [SizeRule(*key, old, classes.count(v)) for key, (old, v) in bindings.items()]
         counted = _Counted(met(recorder), _remembering(classes.count), [], rules)
@@ -325,7 +328,7 @@ def build(
         inventory,
         counted.outputs,
         counted.lifetimes,
-        (*_norms(recorder.norms, classes.followed), *counted.norms),
+        (*norms, *counted.norms),
         tuple(_ports(ports, classes)),
         tuple(_orders(recorder, classes)),
         blocks,
@@ -480,16 +483,60 @@ class _Counted:
         self.costs, self.outputs = tuple(costs), tuple(made)
 
 
+def _settle_by_width(
+    second: Recorder,
+    formed: tuple[Classes, list[ChannelGroup]],
+    groups: list[ChannelGroup],
+    norms: list[NormRule],
+) -> None:
+    """Where the code has the number of heads as a literal, the width of heads goes alone, and the
+    first recording has it as it is; but only the second one tells that it can go exactly. Puts
+    these groups in the place of the first one's, and adds the scales of attention that keep them
+    exact.
+    """
+    other, theirs = formed
+    exact = {_lies(group): number for number, group in enumerate(theirs) if group.prunable}
+    found = np.full(len(theirs) + 1, -1)  # the last: entries in no group are -1
+    for number, group in enumerate(groups):
+        twin = exact.get(_lies(group))
+        if twin is not None and not group.frozen and not group.exact:
+            found[twin] = number
+            groups[number] = replace(theirs[twin], name=group.name)
+
+    def followed(vector: Vector) -> tuple[Vector, Vector]:
+        numbers, units = other.followed(vector)
+        return found.take(numbers), units
+
+    known = {(norm.module, norm.row.call) for norm in norms}
+    scales = [norm for norm in second.norms if norm.known.kind == ATTENTION]
+    found_too = _norms(scales, followed)
+    norms += [norm for norm in found_too if (norm.module, norm.row.call) not in known]
+
+
+def _lies(group: ChannelGroup) -> tuple[object, ...]:
+    """Where its units lie."""
+    return tuple(
+        sorted(
+            (s.tensor, s.axis, s.positions.tobytes(), s.units.tobytes())
+            for s in group.slices
+            if s.role != "silenced"
+        )
+    )
+
+
 def _with_widths(
-    classes: Classes, heads: Settled, narrower: Settled, ports: Ports
+    classes: Classes,
+    heads: Settled,
+    narrower: Settled,
+    formed: tuple[Classes, list[ChannelGroup]],
+    ports: Ports,
 ) -> _Counted | None:
     """All that is counted, where the width of heads goes, too; None where nothing of it can."""
-    (first, ours), (second, theirs) = heads, narrower
-    other = Classes(second.atoms)
+    (first, ours), (second, theirs), (other, groups) = heads, narrower, formed
     of_width = [norm for norm in second.norms if _of_width_alone(norm, classes)]
     known = [norm.vector for norm in second.norms if not _of_width_alone(norm, classes)]
     known += [*second.orders.values(), *ports.inputs.values(), *ports.outputs.values()]
-    widths = HeadWidths(classes, other, other.form(), known)
+    widths = HeadWidths(classes, other, groups, known)
     both = met_in_both(first, second)
     while both is not None and widths.groups:
         found = _Counted(both, _remembering(widths.count), widths.groups, [])

@@ -13,6 +13,7 @@ from pattern import TOKENS, Line, Patterns, conv, steps, tail
 
 pattern = Patterns()
 PRODUCT = "product of activations"
+ROOT = "attention divides by the root of their number"
 MEMORY = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -396,14 +397,14 @@ def pooling(exact, inexact=None, refused=None, heads=2, **more):
     )
 
 
-@pooling({"out": 5}, {"a": (4, PRODUCT)})
+@pooling({"out": 5}, {"a": (4, ROOT)})
 def attention_pooling(s, x):
     """Its projections are as wide as what they read; what it makes is free."""
     h = s.a(x)
     return s.head(pooled(s, h, h.shape[-1]))
 
 
-@pooling({"out": 5}, {"a": (2, PRODUCT)}, heads=4, width=8, patched={})
+@pooling({"out": 5}, {"a": (2, ROOT)}, heads=4, width=8, patched={})
 def attention_pooling_by_attribute(s, x):
     return s.head(pooled(s, s.a(x), s.width))
 
@@ -445,7 +446,7 @@ class Own(nn.MultiheadAttention):
     """Others may do anything in a class of their own."""
 
 
-@tokens({"b": 6}, {"a": (4, PRODUCT)}, mha=Own(8, 2, batch_first=True))
+@tokens({"b": 6}, {"a": (4, ROOT)}, mha=Own(8, 2, batch_first=True))
 def attention_of_a_class_of_its_own(s, x):
     """It stays what it is, as wide as its query: channel i of each of two heads."""
     h = s.a(x)
@@ -607,8 +608,7 @@ def values_of_heads_as_layers(s, x):
 
 
 @tokens(
-    {"a": 8, "v": 4, "b": 6},
-    {"q": (8, PRODUCT)},
+    {"a": 8, "q": 8, "v": 4, "b": 6},
     b=nn.Linear(4, 6),
     q=nn.Linear(8, 8),
     k=nn.Linear(8, 8),

@@ -468,8 +468,7 @@ def product_over_steps(s, x):
 
 
 @pattern(
-    {"b": 6},
-    {"a": (8, "product of activations")},
+    {"a": 8, "b": 6},
     inputs=TOKENS,
     a=nn.Linear(3, 8),
     b=nn.Linear(5, 6),

@@ -119,16 +119,35 @@ def _default_dtype() -> Iterator[torch.dtype]:
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def _computing_shapes() -> Iterator[None]:
+    """einops keeps the shapes that it once worked out for sizes; of those of a trace it would hand
+    out what it made of numbers, or of an earlier trace, which remember nothing or something else.
+    """
+    module: Any = sys.modules.get("einops.einops")
+    kept = getattr(module, "_reconstruct_from_shape", None)
+    computed = getattr(kept, "__wrapped__", None)
+    if computed is None:
+        yield
+        return
+    module._reconstruct_from_shape = computed
+    try:
+        yield
+    finally:
+        module._reconstruct_from_shape = kept
+
+
 _KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 FAST_PATH = Switch(_no_fast_path)
 _DETERMINISTIC, _FUSED, _DTYPE = map(Switch, (_undetermined, _any_attention, _default_dtype))
+_SHAPES = Switch(_computing_shapes)
 _STANCE = Switch(lambda: torch.compiler.set_stance("force_eager"))
 
 
 @contextlib.contextmanager
 def usual_operators() -> Iterator[None]:
     """Inside, a layer runs as the operators it runs as by default, and attention as its parts."""
-    with FAST_PATH.held(), _DETERMINISTIC.held(), _FUSED.held():
+    with FAST_PATH.held(), _DETERMINISTIC.held(), _FUSED.held(), _SHAPES.held():
         yield
 
 

@@ -1,4 +1,4 @@
-"""Attributes of PyTorch's own layers that repeat the shape of their weight.
+"""Attributes of layers that repeat the shape of their weight, or what another attribute says.
 
 A cut sets them anew, as they are read by whoever looks at a layer; and code that reads them in its
 forward sees what a cut makes of them.
@@ -43,3 +43,18 @@ def repeated(module: nn.Module, attribute: str) -> tuple[str, int] | None:
                 axis = 0
             return tensor, axis
     return None
+
+
+_TOLD, _READ = "axes_lengths", "_axes_lengths"  # of the layers of einops
+
+
+def said_again(module: nn.Module, attribute: str) -> str | None:
+    """The attribute that says the same as this one, and that copies are made from; None for none.
+
+    A layer of einops reads ``_axes_lengths[1][1]`` where it was told ``axes_lengths["h"]``: that is
+    all that it pickles or copies of itself.
+    """
+    if not type(module).__module__.startswith("einops.layers") or not attribute.startswith(_READ):
+        return None
+    number = int(attribute.removeprefix(f"{_READ}[").partition("]")[0])
+    return f"{_TOLD}[{list(getattr(module, _TOLD))[number]!r}]"

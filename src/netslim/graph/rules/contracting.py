@@ -135,8 +135,8 @@ def _matmul(
         met = rec.meet(la.dims.get(d), lb.dims.get(d), name_of(func))
         if met is not None:
             dims[d] = met
-    rec.may_narrow |= bool(dims) and not la.weight and not lb.weight
     met = _contract(rec, la, columns, lb, rows, name_of(func))
+    rec.may_narrow |= (bool(dims) or met is not None) and not la.weight and not lb.weight
     _free(rec, la, rows, dims, rows)
     _free(rec, lb, columns, dims, columns)
     _add_bias(rec, dims, out, bias)
@@ -435,7 +435,7 @@ def attention(
     for mask in tensors_in(args, kwargs):
         _mask(rec, dims, mask, last)
     met = _contract(rec, lq, last, lk, last, "attention")
-    rec.may_narrow |= bool(dims) and kwargs.get("scale") is not None
+    rec.may_narrow |= (bool(dims) or met is not None) and kwargs.get("scale") is not None
     if kwargs.get("scale") is None:
         rec.couple(met, BY_THE_ROOT)
     if last in lv.dims:

@@ -126,9 +126,16 @@ class Atoms:
 
     def held(self, vector: Vector) -> bool:
         """Whether some of these stay, as far as is known by now."""
+        return bool(self._staying(vector).any())
+
+    def all_held(self, vector: Vector) -> bool:
+        """Whether all of these stay, as far as is known by now."""
+        return bool(self._staying(vector).all())
+
+    def _staying(self, vector: Vector) -> np.ndarray:
         if not self.frozen:
-            return False
-        return bool(np.isin(self.find(vector), self._classes(self.frozen)).any())
+            return np.zeros(len(vector), dtype=bool)
+        return np.isin(self.find(vector), self._classes(self.frozen))
 
     def _classes(self, entries: Sequence[tuple[Vector, str]]) -> Vector:
         """Those of what was noted: they may have been tied since then."""

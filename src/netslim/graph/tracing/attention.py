@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from netslim.graph.tracing.atoms import Vector
-from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder
 
 _SIGNATURE = signature(F.multi_head_attention_forward)
 
@@ -29,6 +29,7 @@ def hold_width(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
     recorder.constrain(heads, None, int(heads))
     for projection in _projections(recorder, given, int(width)):
         recorder.meet(projection, vector, "multi-head attention, which is as wide as its query")
+    recorder.couple(vector, BY_THE_ROOT)  # of the width of a head, which is what a cut would change
     return {**given, "embed_dim_to_check": int(width), "num_heads": int(heads)}
 
 

@@ -158,7 +158,7 @@ class Norms:
                 self._release(held, out)
                 self.within.append(call)
                 self.recorder.norms.append(call.norm)
-            elif read.kind == ATTENTION:
+            if read.kind == ATTENTION:
                 self._may_narrow(read, frame, function)
         if not self._one_row(same):
             self._leave_coupled(same)
@@ -218,8 +218,8 @@ class Norms:
 
     def _may_narrow(self, read: Read, frame: FrameType, function: Any) -> None:
         """Note that the width of heads may go, in a second run, where a scale can be passed."""
-        heads = [d for d in self.recorder.get(read.x).dims if d not in read.dims]
-        if heads and self._site(frame, function, read.kind) is not None:
+        channels = self.recorder.get(read.x).dims  # of a width alone, too: heads may be literal
+        if channels and self._site(frame, function, read.kind) is not None:
             self.recorder.may_narrow = True
 
     def _site(self, frame: FrameType, function: Any, kind: str) -> Site | None:

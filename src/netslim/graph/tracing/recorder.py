@@ -125,6 +125,12 @@ class Recorder:
     # first one tells (head_widths.py).
     narrows_heads: bool = False
     may_narrow: bool = False
+    # Attributes that were taken for a number of heads where another axis may be that of heads, with
+    # their channels; of these, whose channels all stay, whatever is put out; and those that an
+    # earlier recording found to be no such number.
+    rows: dict[tuple[str, str], Vector] = field(default_factory=dict)
+    spoiled: frozenset[tuple[str, str]] = frozenset()
+    no_heads: frozenset[tuple[str, str]] = frozenset()
     merged: set[int] = field(default_factory=set)  # atoms of channels that were merged with places
     mixes: list[str] = field(default_factory=list)  # where places are laid out with channels
     calls: list[UserCall] = field(default_factory=list)  # under way, the innermost last
@@ -159,6 +165,14 @@ class Recorder:
         named = self.atoms.tensors
         norms = spectral_norms(self.model)
         self.spectral = [frozenset(id(named[name]) for name in norm.names) for norm in norms]
+
+    def without_heads(self) -> frozenset[tuple[str, str]]:
+        """Attributes that were taken for a number of heads, of which none can go after all.
+
+        As the 3 of ``"b n (qkv h d) -> qkv b h n d"``, where the first thing that is done is to
+        tell queries, keys and values apart.
+        """
+        return frozenset(key for key, rows in self.rows.items() if self.atoms.all_held(rows))
 
     @contextlib.contextmanager
     def unlogged(self) -> Iterator[None]:

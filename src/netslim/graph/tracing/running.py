@@ -56,6 +56,7 @@ def record(
     ports: Ports | None = None,
     heads: Recorder | None = None,
     blocks: bool = False,
+    no_heads: frozenset[tuple[str, str]] = frozenset(),
 ) -> Recorder:
     """Run ``model`` once in evaluation mode, without gradients, and follow its channels.
 
@@ -75,6 +76,8 @@ def record(
         heads: a recording of the same call in which whole heads go: in this one they become
             narrower.
         blocks: note which operator reads what, too (dataflow.py).
+        no_heads: attributes that are no number of heads, as an earlier recording found
+            (`Recorder.spoiled`).
 
     Raises:
         TraceError: the model does not run on these inputs, or they hold no example.
@@ -84,7 +87,7 @@ def record(
     if ports is None:
         ports = Ports()
     with ONE_AT_A_TIME:
-        recorder = Recorder(Atoms(model), model)
+        recorder = Recorder(Atoms(model), model, no_heads=no_heads)
         if heads is not None:
             recorder.narrows_heads, recorder.memo = True, heads.memo
         if ports.free.inputs:
@@ -102,7 +105,7 @@ def record(
 
 def _like(recorder: Recorder) -> Recorder:
     """An empty recorder for another run of the same kind."""
-    other = Recorder(Atoms(recorder.model), recorder.model)
+    other = Recorder(Atoms(recorder.model), recorder.model, no_heads=recorder.no_heads)
     other.narrows_heads, other.memo = recorder.narrows_heads, recorder.memo
     return other
 
@@ -127,6 +130,7 @@ def _fill(
     watching = (Function(recorder, operators, norms.called), operators, norms)
     with evaluating(model), refusing(example_inputs), _telling_of_sizes(model, example_inputs):
         answer = _watch(recorder, example_inputs, watching, ports)
+    recorder.spoiled = recorder.without_heads()
     ports.hold_outputs(recorder, example_inputs, answer)
     recorder.hold_orders()
     parameters = (tensor for tensor in tensors if isinstance(tensor, nn.Parameter))

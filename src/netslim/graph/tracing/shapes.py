@@ -227,6 +227,9 @@ def _heads(rec: Recorder, cells: Vector, asked: list[Any], whole: Vector) -> int
     rec.may_narrow |= asked[free[-1]] is None
     if rec.narrows_heads:
         return free[-1]
+    number = rec.mine(asked[free[0]])
+    if len(free) > 2 and number is not None and number[0] == "attribute":
+        rec.rows[number[1], number[2]] = distinct(cells.reshape(-1))
     return free[0]
 
 
@@ -334,7 +337,7 @@ def _freedom(rec: Recorder, asked: Any) -> int:
     if asked is None:
         return 3
     expr = rec.mine(asked)
-    if expr is None:
+    if expr is None or expr[1:] in rec.no_heads:
         return 0
     if any(s[0] == "size" for s in symbols(expr)):
         return 2

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from netslim.graph.modules.configurations import name_read
+from netslim.graph.modules.repeated_sizes import said_again
+from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Vector, distinct
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.places import of_user
@@ -31,13 +33,24 @@ def settle(recorder: Recorder, example_inputs: Any) -> Bindings:
     """Settle the sizes of a recording, and hold channels whose number is read unseen."""
     settled = settle_sizes(recorder)
     if recorder.log is None:
-        return settled.bindings
+        return _with_repetitions(recorder, settled.bindings)
     found = _Search(recorder, recorder.log, settled, example_inputs).found()
     for roots, where in found:
         recorder.atoms.freeze(roots, f"{_REASON}{where}")
     if found:
         settled = settle_sizes(recorder)
-    return settled.bindings
+    return _with_repetitions(recorder, settled.bindings)
+
+
+def _with_repetitions(recorder: Recorder, bindings: Bindings) -> Bindings:
+    """Attributes that say what another one says follow the same."""
+    parts = {path: module for module, path in named_modules(recorder.model).items()}
+    repeated = {
+        (path, other): bound
+        for (path, name), bound in bindings.items()
+        if (other := said_again(parts[path], name)) is not None
+    }
+    return {**bindings, **repeated}
 
 
 class _Search:
