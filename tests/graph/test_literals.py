@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -48,6 +49,33 @@ def test_the_line_that_holds_channels_is_told_with_what_to_write():
         "write": view.remedy,
         "groups": ["a"],
     }
+
+
+@pytest.mark.parametrize(
+    ("forward", "told", "mended"),
+    [
+        (
+            lambda s, h: h.reshape(-1, 16, 8, 8),
+            "for 16 write a size that is read there (x.shape[1]) or that the module keeps "
+            "(self.width), or -1 with a size that is read in the place of the -1 there",
+            lambda s, h: h.reshape(h.shape[0], -1, 8, 8),
+        ),
+        (
+            lambda s, h: torch.cat(torch.split(h, [8, 8], 1)[::-1], 1),
+            "for 8 write a part of the size that is read there (x.shape[1] // 2), or call chunk",
+            lambda s, h: torch.cat(torch.split(h, [h.shape[1] // 2] * 2, 1)[::-1], 1),
+        ),
+    ],
+)
+def test_what_is_told_can_be_written_there(forward, told, mended):
+    class Net(Written):
+        def forward(self, x):
+            return self.c(self.b(self.laid_out(self.a(x))).mean((2, 3)))
+
+    Net.laid_out = forward
+    assert told in str(netslim.trace(Net().eval(), X))
+    Net.laid_out = mended
+    assert [g.name for g in netslim.trace(Net().eval(), X).prunable] == ["a", "b"]
 
 
 def test_after_the_change_they_may_go():

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from netslim.graph.counts import Call
 from netslim.graph.modules.known_norms import Memo
@@ -74,6 +75,8 @@ _TRACES = count()
 # What to write in place of a number, so that it follows a cut.
 AS_BOUNDARY = "a size that is read there (x.shape[1]) or that the module keeps (self.width)"
 AS_SIZE = f"-1, {AS_BOUNDARY}"
+_AS_ONLY_SIZE = f"{AS_BOUNDARY}, or -1 with a size that is read in the place of the -1 there"
+_AS_PART = "a part of the size that is read there (x.shape[1] // 2), or call chunk"
 _SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
 _REMEDIES = dict.fromkeys(
     ("int", "round", "floor", "ceil", "trunc"), "; // or a -1 in the view would be followed"
@@ -446,7 +449,18 @@ class Recorder:
             self.constraints.append(Constraint(expr, vector, size, self.where()))
         elif vector is not None:
             number = int(value)
-            self.written(vector, f"the size {number} is written into the code", [number], AS_SIZE)
+            reason = f"the size {number} is written into the code"
+            self.written(vector, reason, [number], self.remedy())
+
+    def remedy(self) -> str:
+        """What to write in place of a size in digits that the user's call is given."""
+        _, args, kwargs = self.call
+        if "split" in self.calling:
+            return _AS_PART
+        numbers = [n for n in tree_leaves((args, kwargs)) if type(n) is int]
+        if -1 in numbers:  # which stands for one size alone
+            return _AS_ONLY_SIZE
+        return AS_SIZE
 
     def follow(self, value: Any, size: int) -> Vector | None:
         """The labels of a dimension made as wide as ``value``; None for a number in the code."""

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from netslim.graph.tracing.atoms import Vector, distinct, numbered
-from netslim.graph.tracing.recorder import AS_SIZE, Recorder
+from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.sizes import Symbol, evaluate, symbols
 
 _LAYOUTS = ("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as")
@@ -162,7 +162,9 @@ def _block(
         axis = _shrinking(rec, cells, [asked[d] for d in block_out])
     if axis is None:
         sizes = [after[d] for d in block_out]
-        rec.written(dims[kept], "a reshape has its sizes written into the code", sizes, AS_SIZE)
+        rec.written(
+            dims[kept], "a reshape has its sizes written into the code", sizes, rec.remedy()
+        )
         return {}
     for i, d in enumerate(block_out):
         if i != axis:
