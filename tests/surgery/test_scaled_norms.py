@@ -160,6 +160,38 @@ def test_what_was_written_before_opens_and_is_cut_again(tmp_path) -> None:
     assert smaller[1].padded_width == WIDE
 
 
+class Penalised(nn.Module):
+    """In training it adds a penalty on the weights of its normalisation."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.parts, self.way = network(), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.parts(x)
+        if self.training and self.way == "of one":
+            made = made + self.parts[1].weight.abs().sum()
+        if self.training and self.way == "of all":
+            made = made + sum(p.square().sum() for p in self.parameters())
+        return made
+
+
+@pytest.mark.parametrize(("way", "kept"), [("none", False), ("of one", True), ("of all", True)])
+def test_a_weight_that_is_read_elsewhere_in_training_is_not_scaled(way, kept) -> None:
+    model = Penalised(way).eval()
+    graph = netslim.trace(model, TINY)
+    drawn = torch.rand(WIDE, generator=torch.Generator().manual_seed(0))
+    plan = netslim.select(graph, {"parts.0": drawn}, per_group={"parts.0": 3})
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, TINY, graph=graph).deviation < 1e-14
+    assert isinstance(small.parts[1], PaddedNorm) is kept
+    gone = [n for n in range(WIDE) if n not in plan.groups["parts.0"].kept]
+    with torch.no_grad():
+        for tensor in (model.parts[0].weight, model.parts[1].weight, model.parts[2].weight.T):
+            tensor[gone] = 0
+        assert torch.allclose(small.train()(TINY), model.train()(TINY), rtol=1e-5)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_plan_goes_on_from_the_eps_of_the_network_that_is_cut(norm, tmp_path) -> None:
     plan, model = planned(network(norm), 5), network(norm)

@@ -7,9 +7,9 @@ channels, of which all but k are zeros, the mean square is k / C times that over
 
 and the module of any library goes on under its own class, with that weight and that eps. Where the
 code adds 1 to the weight, what it holds is one less than that. Only the weight can take the factor,
-so a normalisation without one becomes a `PaddedRMSNorm`, as does one whose weight others hold, too,
-and one whose eps is no attribute, or none: PyTorch then takes what goes with the data type of each
-input, which no number in the module could follow.
+so a normalisation without one becomes a `PaddedRMSNorm`, as does one whose weight others hold or
+read, too, and one whose eps is no attribute, or none: PyTorch then takes what goes with the data
+type of each input, which no number in the module could follow.
 
 What a module has at first is its own: a plan goes on from the eps of the network that is cut, not
 of the one that it was made for, and what is set after a cut is what a later one goes on from.
