@@ -248,7 +248,41 @@ class Within(nn.Module):
         return self.part(x)
 
 
+def noisy(module: nn.Module, x: Tensor) -> Tensor:
+    return F.dropout(x, 0.5, module.training)
+
+
+class DroppedBy(Pre):
+    """The same by code that is not in the forward."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(6)
+        self.way = way
+        self.noise = nn.Dropout(0.5) if way == "found" else None
+        self.held = noisy if way == "held" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "function":
+            return super().forward(noisy(self, x))
+        if self.way == "method":
+            return super().forward(self.noised(x))
+        if self.held is not None:
+            return super().forward(self.held(self, x))
+        if self.noise is not None:
+            return super().forward(getattr(self, "no" + "ise")(x))
+        drop = getattr(F, "dropout")  # noqa: B009
+        return super().forward(drop(x, 0.5, getattr(self, "training")))  # noqa: B009
+
+    def noised(self, x: Tensor) -> Tensor:
+        return noisy(self, x)
+
+
 BEFORE = {
+    "by a function elsewhere": lambda: DroppedBy("function"),
+    "by a method": lambda: DroppedBy("method"),
+    "by a function that is held": lambda: DroppedBy("held"),
+    "by a module that is found": lambda: DroppedBy("found"),
+    "by names in strings": lambda: DroppedBy("strings"),
     "own": lambda: DroppedBefore(nn.Dropout(0.5)),
     "in a part": lambda: DroppedBefore(nn.Sequential(nn.Dropout(0.5))),
     "further within": lambda: Within(DroppedBefore(nn.Dropout(0.5))),

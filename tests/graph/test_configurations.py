@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from argparse import Namespace
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -88,6 +89,41 @@ def test_a_copy_has_what_slots_hold():
     small = with_entries(with_entries(config, {"n_head": 1}), {"n_embd": 3})
     assert (small.drop, small.n_head, small.n_embd) == (0.5, 1, 3)
     assert (type(small), config.n_head) == (SlottedConfig, 4)
+
+
+class MadeAnewConfig(PlainConfig):
+    """A copy is made as the class makes one, without what was set since."""
+
+    def __reduce__(self):
+        return MadeAnewConfig, ()
+
+
+class ForgettingConfig(PlainConfig):
+    """What cannot be pickled is left out, and more than that."""
+
+    def __getstate__(self):
+        return {"n_head": self.n_head, "n_embd": self.n_embd}
+
+
+@pytest.mark.parametrize("kind", [MadeAnewConfig, ForgettingConfig])
+def test_a_copy_has_what_its_class_leaves_out_of_copies(kind):
+    config, inner = kind(), kind()
+    config.n_head, config.drop, config.text, inner.rate = 3, {"rate": 0.5}, inner, 0.1
+    config.sizes, config.lock = [12, 4], threading.Lock()
+    model = made(config)
+    graph = netslim.trace(model, X)
+    heads = graph["blocks.0.qkv"]
+    assert (heads.size, heads.prunable) == (3, True)
+    plan = plan_keeping(graph, {graph.number("blocks.0.qkv"): np.arange(3) < 1})
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, X, graph=graph).deviation < 1e-12
+    assert (small.blocks[0].config.n_head, small.config.n_head) == (1, 3)
+    for copied in (small.config, small.blocks[0].config):
+        assert type(copied) is kind
+        assert (copied.drop, copied.text.rate, copied.sizes) == ({"rate": 0.5}, 0.1, [12, 4])
+        assert copied.drop is not config.drop
+        assert copied.text is not inner
+    assert (config.n_head, model.config) == (3, config)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -293,6 +293,32 @@ def test_a_rule_can_freeze_and_couple_and_names_the_line_of_the_model():
     )
 
 
+@pytest.mark.parametrize("whose", ["of its input", "of its own input", "of a weight"])
+def test_a_rule_that_writes_into_labels_breaks_off_and_the_others_keep_theirs(whose):
+    def called(x):
+        if whose == "of its own input":  # labels that are no weight's
+            return double(x.flatten(1)).view_as(x)
+        return double(x)
+
+    op = Net(called)
+
+    @register_rule(double)
+    def writing(recorder, func, out, x):
+        labels = recorder.get(x)
+        vector = labels.dims[1]
+        if whose == "of a weight":
+            vector = recorder.get(op.body.weight).dims[0]
+        vector.setflags(write=True)
+        vector[:] = vector[::-1].copy()
+        vector.setflags(write=False)
+        recorder.set(out, labels.dims, labels.weight)
+
+    graph = trace(op, X)
+    assert "nstest::double" in graph.unsupported
+    assert "the rule for nstest::double failed" in graph["stem"].reason
+    assert graph["body"].prunable
+
+
 def test_a_known_operator_can_be_given_another_rule():
     def operator(x):
         return torch.flip(x, (2,))

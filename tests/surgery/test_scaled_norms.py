@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import netslim
 from netslim.errors import PlanError
 from netslim.graph.modules.padded_norms import NormWidth, PaddedNorm
+from netslim.graph.modules.scaled_norms import eps_held
 from netslim.surgery.history import history
 
 WIDE = 8
@@ -56,7 +57,6 @@ class OfItsWidth(nn.Module):
 
 NORMS = {
     "of PyTorch": lambda: nn.RMSNorm(WIDE, eps=1e-6),
-    "without an eps": lambda: nn.RMSNorm(WIDE),
     "Llama": lambda: Llama(WIDE),
     "Gemma": lambda: Gemma(WIDE),
 }
@@ -83,10 +83,8 @@ def out(model: nn.Module) -> Tensor:
 
 
 def silent(model: nn.Module, kept: tuple[int, ...]) -> Tensor:
-    """What a network makes where the other channels are zeros, in float64, eps as in float32."""
+    """What a network makes where the other channels are zeros, in float64."""
     whole = copy.deepcopy(model).double()
-    if isinstance(whole[1], nn.RMSNorm) and whole[1].eps is None:
-        whole[1].eps = torch.finfo(torch.float32).eps
     mask = torch.zeros(WIDE, dtype=torch.float64)
     mask[list(kept)] = 1
     with torch.no_grad():
@@ -160,6 +158,90 @@ def test_what_was_written_before_opens_and_is_cut_again(tmp_path) -> None:
     smaller = netslim.prune(small, again)
     assert netslim.verify(small, smaller, again, TINY).deviation < 1e-14
     assert smaller[1].padded_width == WIDE
+
+
+class Penalised(nn.Module):
+    """In training it adds a penalty on the weights of its normalisation."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.parts, self.way = network(), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.parts(x)
+        if self.training and self.way == "of one":
+            made = made + self.parts[1].weight.abs().sum()
+        if self.training and self.way == "of all":
+            made = made + sum(p.square().sum() for p in self.parameters())
+        return made
+
+
+@pytest.mark.parametrize(("way", "kept"), [("none", False), ("of one", True), ("of all", True)])
+def test_a_weight_that_is_read_elsewhere_in_training_is_not_scaled(way, kept) -> None:
+    model = Penalised(way).eval()
+    graph = netslim.trace(model, TINY)
+    drawn = torch.rand(WIDE, generator=torch.Generator().manual_seed(0))
+    plan = netslim.select(graph, {"parts.0": drawn}, per_group={"parts.0": 3})
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, TINY, graph=graph).deviation < 1e-14
+    assert isinstance(small.parts[1], PaddedNorm) is kept
+    gone = [n for n in range(WIDE) if n not in plan.groups["parts.0"].kept]
+    with torch.no_grad():
+        for tensor in (model.parts[0].weight, model.parts[1].weight, model.parts[2].weight.T):
+            tensor[gone] = 0
+        assert torch.allclose(small.train()(TINY), model.train()(TINY), rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_plan_goes_on_from_the_eps_of_the_network_that_is_cut(norm, tmp_path) -> None:
+    plan, model = planned(network(norm), 5), network(norm)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    name = eps_held(model[1])
+    setattr(model[1], name, 1e-3)
+    small = netslim.prune(model, plan)
+    assert getattr(small[1], name) == pytest.approx(1e-3 * WIDE / 5)
+    assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
+    again = planned(small, 2, seed=1)
+    smaller = netslim.prune(small, again)
+    assert netslim.verify(small, smaller, again, TINY).deviation < 1e-14
+    kept = history(smaller).groups["0"].kept
+    assert torch.allclose(out(smaller), silent(model, kept).float(), rtol=1e-5)
+    path = netslim.save(smaller, tmp_path / "small.safetensors")
+    for fresh in (network(norm), model):
+        assert torch.equal(out(netslim.load(fresh, path)), out(smaller))
+    # In place each copy goes on from its own.
+    netslim.prune_(model, plan, companions=average)
+    assert torch.equal(out(model), out(small))
+    assert getattr(average.module[1], name) == pytest.approx(1e-6 * WIDE / 5)
+
+
+def test_what_is_set_after_a_cut_stays(tmp_path) -> None:
+    model = network()
+    small = netslim.prune(model, planned(model, 5))
+    small[1].eps = 1e-3
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    loaded = netslim.load(network(), path)
+    assert torch.equal(out(loaded), out(small))
+    again = planned(loaded, 2, seed=1)
+    smaller = netslim.prune(loaded, again)
+    assert netslim.verify(loaded, smaller, again, TINY).deviation < 1e-14
+    path = netslim.save(smaller, tmp_path / "smaller.safetensors")
+    assert torch.equal(out(netslim.load(network(), path)), out(smaller))
+
+
+def test_no_eps_is_that_of_the_data_type_after_a_cut_as_before() -> None:
+    model, tiny = network(), 1e-4 * TINY
+    model[1] = nn.RMSNorm(WIDE)
+    plan = planned(model, 5)
+    small = netslim.prune(model, plan)
+    assert isinstance(small[1], PaddedNorm)
+    assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
+    gone = [n for n in range(WIDE) if n not in plan.groups["0"].kept]
+    with torch.no_grad():
+        model[0].weight[gone] = 0
+        for kind in (torch.float32, torch.float64):
+            wanted = model.to(kind)(tiny.to(kind))
+            assert torch.allclose(small.to(kind)(tiny.to(kind)), wanted, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("way", ["tied", "in one memory", "no weight", "a width in its code"])

@@ -34,6 +34,47 @@ def test_a_plan_says_by_itself_what_reads_its_channels(monkeypatch):
         verify(model, small, without_slices(plan), X)
 
 
+class Hinging(nn.Module):
+    """What a fresh layer normalisation makes sums up to zero, and rounding has its sign."""
+
+    signs = (1.0,) * 7 + (-1.0, 1.0)
+
+    def __init__(self, blind: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.norm, self.last = nn.LayerNorm(5), nn.Linear(5, 4)
+        self.blind = blind
+
+    def forward(self, x):
+        h = self.first(x)
+        if self.blind:
+            h = (h * self.signs[h.shape[-1]]).sigmoid()
+        y = self.norm(self.second(h.relu()))
+        return self.last(y * (y.mean(-1, keepdim=True) > 0))
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_what_hinges_on_rounding_is_compared_close_by(blind, caplog):
+    torch.manual_seed(0)
+    model, inputs = Hinging(blind).eval(), torch.randn(64, 6)
+    graph = trace(model, inputs)
+    plan = plan_keeping(graph, {graph.number("first"): np.arange(8) < 7})
+    small = prune(model, plan)
+    if blind:
+        with pytest.raises(VerificationError, match="differs from the silenced original"):
+            verify(model, small, plan, inputs)
+    else:
+        found = verify(model, small, plan, inputs)
+        assert (found.deviation < 1e-12, found.changed) == (True, 1)
+    assert "hinge on rounding" in caplog.text
+    caplog.clear()
+    randomise(model)
+    small = prune(model, plan)
+    if not blind:
+        assert verify(model, small, plan, inputs).deviation < 1e-12
+        assert not caplog.text
+
+
 class Reading(nn.Module):
     """Of seven channels it makes something else, and no trace can know."""
 

@@ -32,7 +32,7 @@ from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule, Slice
 from netslim.graph.head_widths import HeadWidths, Met, met, met_in_both
-from netslim.graph.integers import integers, widths
+from netslim.graph.integers import integers, names_by_part, widths
 from netslim.graph.inventory import Inventory, Literal, Rest
 from netslim.graph.memory import Counter as Counting
 from netslim.graph.memory import lifetimes, outputs
@@ -313,7 +313,9 @@ def build(
         joined = dict(_joined(recorder.flow, counted, groups))
         parts = named_modules(recorder.model)
         writing = {path for part, path in parts.items() if getattr(part, "inplace", None) is True}
-        aware = {path for part, path in parts.items() if _is_training_aware(part)}
+        aware = {path for part, path in parts.items() if _told_of_training(_names_in(part))}
+        # Functions that it calls may ask for it, too.
+        aware |= {path for path, names in names_by_part(recorder.model) if _told_of_training(names)}
         blocks = Blocks(recorder.flow, inventory.modules, writing, aware, lasting, joined)
         counted.gate(blocks, len(groups))
         groups += _block_groups(blocks, groups)
@@ -358,11 +360,16 @@ def _joined(
             yield value, Joined(numbers, frozenset(made))
 
 
-def _is_training_aware(part: nn.Module) -> bool:
-    """Whether the forward of a module asks whether it is trained, or calls a dropout."""
+def _names_in(part: nn.Module) -> Iterable[str]:
+    """Those that the forward of a module reads itself, be it PyTorch's."""
     code = getattr(type(part).forward, "__code__", None)
-    names = getattr(code, "co_names", ())
-    return any(name == "training" or "dropout" in name for name in names)
+    names: tuple[str, ...] = getattr(code, "co_names", ())
+    return names
+
+
+def _told_of_training(names: Iterable[str]) -> bool:
+    """Whether code that reads these asks whether it is trained, or calls a dropout."""
+    return any(n == "training" or ("dropout" in n and n.isidentifier()) for n in names)
 
 
 def _block_groups(blocks: Blocks, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:

@@ -161,6 +161,16 @@ def names_read(model: nn.Module) -> frozenset[str]:
     return _names_held(modules, reach).union(*read)
 
 
+def names_by_part(model: nn.Module) -> Iterator[tuple[str, frozenset[str]]]:
+    """(path of a module, names that its own code reads, and code which that leads to)."""
+    reach = _Reach()
+    for module, path in named_modules(model).items():
+        names = _names_held([module], reach)
+        if _own(type(module)):
+            names |= _names_of_forward(type(module), reach)
+        yield path, names
+
+
 def widths(model: nn.Module, names: Mapping[int, str]) -> tuple[Width, ...]:
     """Of every layer, and of all else that holds tensors, by the names of these (by their ids)."""
     found: list[Width] = []

@@ -45,6 +45,8 @@ from netslim._support import (
 from netslim.errors import ArgumentError, CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
+from netslim.graph.modules.padded_norms import SCALED
+from netslim.graph.modules.scaled_norms import scale_eps
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import (
     digest_of,
@@ -195,7 +197,9 @@ def restored(
     model = storing(model, tensors.keys())
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
-        result = prune(model, _fitting(header["plan"], model, shapes, path))
+        plan = _fitting(header["plan"], model, shapes, path)
+        result = prune(model, plan)
+        _as_saved(result, plan)
         give_zeros(result, header.get("zeros", ()))
     except (PlanError, SurgeryError) as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
@@ -207,6 +211,13 @@ def restored(
             f"{path} was saved from another architecture than this one{_tied(header, result)}"
         )
     return result
+
+
+def _as_saved(model: nn.Module, plan: PruningPlan) -> None:
+    """Set what normalisations added when they were saved, which a fresh network need not do."""
+    for norm in plan.norms:
+        if norm.kind == SCALED:
+            scale_eps(model.get_submodule(norm.module), norm)
 
 
 def _tied(header: Mapping[str, Any], model: nn.Module) -> str:

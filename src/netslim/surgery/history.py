@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from netslim.graph.modules.configurations import holding
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.padding import keeps_width
+from netslim.graph.modules.scaled_norms import with_own_eps
 from netslim.graph.modules.unwrapping import inside
 from netslim.graph.modules.walk import Walked, digest_of, joined, named_tensors
 from netslim.surgery.dropped import Dropped, put_back
@@ -247,9 +248,13 @@ def _own(module: nn.Module) -> PruningPlan:
     if held is None:
         return _NOTHING
     if isinstance(held, str):
-        return _read_own(held)
-    text, path = held
-    return _read_by_module(text)[path]
+        own = _read_own(held)
+    else:
+        text, path = held
+        own = _read_by_module(text)[path]
+    if not own.norms:
+        return own
+    return replace(own, norms=tuple(with_own_eps(module, norm) for norm in own.norms))
 
 
 def _whole(module: nn.Module) -> PruningPlan | None:

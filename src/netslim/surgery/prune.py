@@ -36,7 +36,7 @@ from netslim.graph.modules.computed_convolutions import CONVOLUTIONS, computed_w
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.padded_norms import SCALED, NormWidth
 from netslim.graph.modules.padding import pad
-from netslim.graph.modules.scaled_norms import scaled_weight
+from netslim.graph.modules.scaled_norms import scaled_weight, with_own_eps
 from netslim.graph.modules.separate_heads import SeparateHeads, head_scale
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.unwrapping import bare_walked, reducing
@@ -99,8 +99,8 @@ def prune(model: Model, plan: PruningPlan) -> Model:
     memo |= {id(tensor): _of_its_class(tensor, value) for tensor, value in smaller.items()}
     small = duplicate(inner, memo)
     drop_blocks(small, plan.dropped)
-    for module, norm in _norms(small, plan):
-        pad(module, norm)
+    for _, norm in _norms(inner, plan):
+        pad(submodule(small, norm.module), norm)
     for module, name, value in (*patched(small, plan.patches), *_by_calls(small, plan)):
         put(module, name, value)
     _finish(small, plan, past)
@@ -306,12 +306,17 @@ def _forgetting(
 
 
 def _norms(model: nn.Module, plan: PruningPlan) -> list[tuple[nn.Module, NormWidth]]:
-    """The normalisations that the plan lets keep their width.
+    """The normalisations that the plan lets keep their width, and what becomes of them.
+
+    Args:
+        model: as it is before the cut.
+        plan: it may have been made for a network whose normalisations add another eps.
 
     Raises:
         SurgeryError: the model lacks one.
     """
-    return [(submodule(model, norm.module), norm) for norm in plan.norms]
+    modules = ((submodule(model, norm.module), norm) for norm in plan.norms)
+    return [(module, with_own_eps(module, norm)) for module, norm in modules]
 
 
 def _by_calls(model: nn.Module, plan: PruningPlan) -> Iterator[tuple[nn.Module, str, Any]]:

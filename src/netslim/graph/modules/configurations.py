@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +26,55 @@ def is_configuration(value: Any) -> bool:
 
 
 def with_entries(value: Any, entries: Mapping[str, Any]) -> Any:
-    """A copy of a configuration with other values, be it frozen or not."""
+    """A copy of a configuration with other values, be it frozen or not.
+
+    Its class may say what copies are made of (``__reduce__``), and leave out what was set later.
+    """
     result = copy.copy(value)
-    vars(result).update(entries)
+    held = {**vars(value), **entries}
+    vars(result).clear()
+    vars(result).update(held)
     return result
+
+
+def complete(values: Iterable[Any], memo: dict[int, Any]) -> None:
+    """Give the deep copies of configurations, and of those in them, what their classes leave out.
+
+    Args:
+        values: what was copied, configurations and others.
+        memo: of `copy.deepcopy`: the copies, by id.
+    """
+    waiting, seen = list(values), set()
+    while waiting:
+        value = waiting.pop()
+        if not hasattr(value, "__dict__") or id(value) in seen:
+            continue
+        seen.add(id(value))
+        own = memo.get(id(value))
+        if own is None or own is value or not is_configuration(value):
+            continue
+        if _says_what_copies_hold(type(value)):
+            held = {name: _copied(entry, memo) for name, entry in vars(value).items()}
+            vars(own).update({k: v for k, v in held.items() if v is not _NOT_COPIED})
+        waiting += vars(value).values()
+
+
+_NOT_COPIED = object()
+
+
+def _copied(entry: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(entry, memo)
+    except Exception:  # as of a lock, which is why the class leaves it out
+        return _NOT_COPIED
+
+
+def _says_what_copies_hold(kind: type) -> bool:
+    """Whether a class says what pickles are made of, which is what copies are made of, too."""
+    if hasattr(kind, "__deepcopy__"):
+        return False
+    names = ("__reduce__", "__reduce_ex__", "__getstate__")
+    return any(getattr(kind, name) is not getattr(object, name) for name in names)
 
 
 def _has_copies(value: Any) -> bool:
@@ -50,4 +95,4 @@ def name_read(attribute: str) -> str:
     return attribute.partition("[")[0].rpartition(".")[2]
 
 
-__all__ = ["holding", "is_configuration", "name_read", "with_entries"]
+__all__ = ["complete", "holding", "is_configuration", "name_read", "with_entries"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import by_itself
+from netslim.graph.modules.configurations import complete
 from netslim.graph.modules.unwrapping import Model, class_names
 from netslim.graph.modules.walk import named_modules, parametrized
 
@@ -48,6 +49,7 @@ def duplicate(model: Model, memo: dict[int, Any] | None = None) -> Model:
         _copy_what_is_empty(module, memo)
     try:
         result = copy.deepcopy(model, memo)
+        complete((v for module in named_modules(model) for v in vars(module).values()), memo)
         for path, forward in forwards.items():
             vars(result.get_submodule(path))["forward"] = copy.deepcopy(forward, memo)
         for module in named_modules(result):

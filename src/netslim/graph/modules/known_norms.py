@@ -35,7 +35,6 @@ from netslim.graph.modules.padded_norms import (
     PaddedNorm,
     PaddedRMSNorm,
     PaddedWholeNorm,
-    least_number,
     own_tensors,
     usual_eps,
 )
@@ -284,10 +283,7 @@ def _scales(module: nn.Module, x: Tensor, row: NormWidth, generator: torch.Gener
     half = _half(whole, channels, kept)
     weight = own_tensors(half)[row.weight]
     weight.copy_(scaled_weight(weight, channels, row.plus_one))
-    eps = usual_eps(whole)
-    if eps is None:
-        eps = least_number(values)
-    scale_eps(half, replace(row, width=channels, eps=eps))
+    scale_eps(half, replace(row, width=channels, eps=usual_eps(whole)))
     if hasattr(half, "normalized_shape"):
         half.normalized_shape = _narrowed(half.normalized_shape, channels, len(kept))
     some = _Some(row.dim, kept)

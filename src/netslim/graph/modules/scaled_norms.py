@@ -7,29 +7,46 @@ channels, of which all but k are zeros, the mean square is k / C times that over
 
 and the module of any library goes on under its own class, with that weight and that eps. Where the
 code adds 1 to the weight, what it holds is one less than that. Only the weight can take the factor,
-so a normalisation without one becomes a `PaddedRMSNorm`, as does one whose weight others hold, too,
-and one whose eps is no attribute.
+so a normalisation without one becomes a `PaddedRMSNorm`, as does one whose weight others hold or
+read, too, and one whose eps is no attribute, or none: PyTorch then takes what goes with the data
+type of each input, which no number in the module could follow.
+
+What a module has at first is its own: a plan goes on from the eps of the network that is cut, not
+of the one that it was made for, and what is set after a cut is what a later one goes on from.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from netslim.errors import SurgeryError
-from netslim.graph.modules.padded_norms import NormWidth, eps_name, own_tensors
+from netslim.graph.modules.padded_norms import SCALED, NormWidth, eps_name, own_tensors
 
 
 def eps_held(module: nn.Module) -> str | None:
     """The attribute of a module that says its eps and can be set; None without one."""
     name = eps_name(module)
-    if name is None and isinstance(module, nn.RMSNorm) and module.eps is None:
-        name = "eps"
     if name is None or name not in vars(module):
         return None
     return name
+
+
+def with_own_eps(module: nn.Module, norm: NormWidth) -> NormWidth:
+    """The row of a plan with the eps that a module has itself, or had before it was cut."""
+    if norm.kind != SCALED:
+        return norm
+    name = eps_held(module)
+    if name is None or norm.weight not in own_tensors(module):
+        return norm  # `scale_eps` refuses it
+    own: float = getattr(module, name)
+    channels = own_tensors(module)[norm.weight].numel()
+    if channels != norm.width:
+        own *= channels / norm.width
+    return replace(norm, eps=own)
 
 
 def is_scaled(module: nn.Module | None, norm: NormWidth) -> bool:
@@ -37,7 +54,7 @@ def is_scaled(module: nn.Module | None, norm: NormWidth) -> bool:
     if module is None or norm.weight not in own_tensors(module):
         return False
     name = eps_held(module)
-    if name is None or getattr(module, name) is None:
+    if name is None:
         return False
     return math.isclose(getattr(module, name), _eps(module, norm))
 
@@ -78,4 +95,4 @@ def _eps(module: nn.Module, norm: NormWidth) -> float:
     return norm.eps * norm.width / own_tensors(module)[norm.weight].numel()
 
 
-__all__ = ["eps_held", "is_scaled", "scale_eps", "scaled_weight"]
+__all__ = ["eps_held", "is_scaled", "scale_eps", "scaled_weight", "with_own_eps"]

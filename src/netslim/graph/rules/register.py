@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar, overload
 
@@ -174,11 +175,32 @@ def _checked(name: str, rule: Rule) -> Rule:
     def apply(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
         inputs = [rec.get(t) for t in tensors_in(args, kwargs)]
         made = len(rec.atoms.parent)
-        rule(rec, func, out, *args, **kwargs)
+        with _unwritten(name, inputs):
+            rule(rec, func, out, *args, **kwargs)
         for tensor in tensors_in(out):
             _check_labels(name, inputs, rec.get(tensor), made)
 
     return apply
+
+
+@contextmanager
+def _unwritten(name: str, inputs: Sequence[Labels]) -> Iterator[None]:
+    """Refuse a rule that writes into the labels of an input, which other tensors share."""
+    vectors = list(chain.from_iterable(labels.dims.values() for labels in inputs))
+    before = [vector.copy() for vector in vectors]
+    try:
+        yield
+    finally:
+        written = [pair for pair in zip(vectors, before, strict=True) if (pair[0] != pair[1]).any()]
+        for vector, numbers in written:
+            vector.setflags(write=True)
+            vector[:] = numbers
+            vector.setflags(write=False)
+    if written:
+        raise ValueError(
+            f"the rule registered for {name} wrote into the labels of its input, which other "
+            "tensors share; let it write into a copy"
+        )
 
 
 def _check_labels(name: str, inputs: Sequence[Labels], made: Labels, first_new: int) -> None:

@@ -63,18 +63,13 @@ class Atoms:
         first = 1
         kernels = _kernel_weights(model)
         for name, tensor in self.tensors.items():
-            vectors: dict[int, Vector] = {}
-            shape = tensor.shape
-            for axis, size in enumerate(shape):
+            for axis, size in enumerate(tensor.shape):
                 if size > 1 and not (axis >= 2 and id(tensor) in kernels):
-                    if len(shape) == 1:
+                    if tensor.dim() == 1:
                         self.only_axes.add(len(self.axes))
-                    vectors[axis] = np.arange(first, first + size, dtype=ATOM)
-                    vectors[axis].setflags(write=False)
-                    self._whole[id(vectors[axis])] = len(self.axes)
                     self.axes.append(Axis(name, axis, first, size))
                     first += size
-            self.axes_of[id(tensor)] = vectors
+        self._hand_out(first)
         self.parent = np.arange(first, dtype=ATOM)
         self.roles = np.zeros(first, dtype=np.uint8)
         self.frozen: list[tuple[Vector, str]] = []  # what must stay, and why
@@ -83,6 +78,15 @@ class Atoms:
         self.order: dict[int, int] = {}  # number of an axis -> when it was first met
         sizes = [axis.size for axis in self.axes]
         self.axis_of = np.repeat(np.arange(-1, len(sizes), dtype=ATOM), [1, *sizes])
+
+    def _hand_out(self, count: int) -> None:
+        """Give each axis its atoms, in memory that no rule can make writable: all share them."""
+        numbers = np.frombuffer(np.arange(count, dtype=ATOM).tobytes(), dtype=ATOM)
+        self.axes_of.update((id(tensor), {}) for tensor in self.tensors.values())
+        for number, axis in enumerate(self.axes):
+            vector = numbers[axis.first : axis.first + axis.size]
+            self.axes_of[id(self.tensors[axis.tensor])][axis.axis] = vector
+            self._whole[id(vector)] = number
 
     def fresh(self, size: int) -> Vector:
         """Atoms for a dimension that no parameter has: what meets it is tied through them."""

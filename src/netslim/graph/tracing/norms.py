@@ -32,7 +32,6 @@ from netslim.graph.modules.padded_norms import (
     PaddedNorm,
     PaddedRMSNorm,
     PaddedWholeNorm,
-    least_number,
     usual_eps,
 )
 from netslim.graph.modules.padded_reductions import PaddedReduction
@@ -319,21 +318,18 @@ class Norms:
             found = known(module, x, self.recorder.memo)
             if found is None or found.kind != SCALED:
                 return found
-            return replace(found, row=self._scaled(module, x, found.row))
+            return replace(found, row=self._scaled(module, found.row))
         finally:
             self.recorder.unwatched -= 1
 
-    def _scaled(self, module: nn.Module, x: Tensor, row: NormWidth) -> NormWidth:
+    def _scaled(self, module: nn.Module, row: NormWidth) -> NormWidth:
         """With the eps in numbers; and as a `PaddedRMSNorm` where others hold its weight, too, who
         would find it scaled.
         """
         own = extent_of(getattr(module, row.weight))
         if any(one is not module and own.overlaps(other) for one, other in self._held):
             return replace(row, kind=PaddedRMSNorm.kind)
-        eps = usual_eps(module)
-        if eps is None:
-            eps = float(least_number(x))
-        return replace(row, eps=eps)
+        return replace(row, eps=usual_eps(module))
 
     @cached_property
     def _held(self) -> list[tuple[nn.Module, Extent]]:

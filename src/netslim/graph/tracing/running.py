@@ -39,6 +39,7 @@ from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.norms import Norms
 from netslim.graph.tracing.other_sizes import compare, resized, untouched
 from netslim.graph.tracing.ports import Ports
+from netslim.graph.tracing.read_by_others import leave_unscaled
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.tracing.rerun import Rerun
 
@@ -137,6 +138,8 @@ def _fill(
     idle = [p for p in parameters if id(p) not in recorder.touched]
     if unused and idle:
         _watch_training(recorder, example_inputs, watching, ports, idle)
+    if unused:
+        leave_unscaled(recorder, example_inputs)
 
 
 @contextlib.contextmanager

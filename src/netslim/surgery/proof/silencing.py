@@ -26,7 +26,6 @@ from netslim.graph.modules.ambient import eagerly
 from netslim.graph.modules.calls import as_call, evaluating, named_outputs
 from netslim.graph.modules.padded_norms import SCALED
 from netslim.graph.modules.padding import pad
-from netslim.graph.modules.scaled_norms import eps_held
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.walk import named_tensors
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
@@ -159,10 +158,7 @@ def _reading_zeros(module: nn.Module, rule: NormRule, gone: Tensor) -> Iterator[
     zeros = GivenZeros(rule.row.dim, len(rule.groups), gone)
     handle = module.register_forward_pre_hook(zeros)
     try:
-        if rule.row.kind == SCALED:
-            # In numbers, as they are in the cut network: with none, it depends on the data type.
-            vars(module)[eps_held(module) or "eps"] = rule.row.eps
-        elif rule.casts:
+        if rule.casts and rule.row.kind != SCALED:
             vars(module)["forward"] = _without_casts(module, rule)
         yield
     finally:
