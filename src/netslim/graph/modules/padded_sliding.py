@@ -52,7 +52,7 @@ class PaddedSliding(PaddedNorm, nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., C) to the same, as if the others stood between them."""
-        # Moved there: with torch 2.6, fx does not follow a tensor that is made on a device it learns.
+        # Moved there: fx of torch 2.6 cannot follow a tensor that is made on a device it traces.
         places = torch.tensor(self.padded_places).to(x.device)
         zeros = x.new_zeros(x.shape[:-1] + (self.padded_width,))  # noqa: RUF005  # fx follows this
         full = zeros.index_copy(-1, places, x)
