@@ -434,6 +434,8 @@ def _noted_changed(inner: str, content: bytes, draw: random.Random) -> str:
 
 
 def onnx_file(place: Path) -> Path:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
     from onnx import TensorProto, helper, save
 
     float_, shapes = TensorProto.FLOAT, (("x", [1, 1, 2, 2]), ("y", [1, 4]))

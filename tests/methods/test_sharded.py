@@ -24,7 +24,7 @@ import netslim.ranks as ranks
 from netslim.surgery import unsharded
 from netslim.surgery.history import history
 from netslim.surgery.sharding import is_sharded
-from two_ranks import Found, on_two_ranks
+from two_ranks import IN_PARTS_ON_CPU, Found, on_two_ranks
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch has no gloo"
@@ -185,6 +185,20 @@ def rank_accelerate(rank: int) -> dict[str, list[float]]:
     return _ways(Accelerator(cpu=True).prepare)
 
 
+def rank_half_sharded(rank: int) -> dict[str, Any]:
+    """Only the second block is shared out; the rest is as it was on every rank."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    alone, model = net(), net()
+    fully_shard(model[1], mesh=init_device_mesh("cpu", (2,)))
+    plan = half(alone)
+    netslim.prune_(alone, plan)
+    netslim.prune_(model, plan)
+    parts = [hasattr(one, "placements") for one in model.parameters()]
+    return {"apart": apart(model, alone), "parts": parts}
+
+
 def rank_other_plans(rank: int) -> list[Any]:
     model = sharded(net())
     plan = half(net(rank))
@@ -248,6 +262,7 @@ def found(folder: Path) -> Found:
     return on_two_ranks(__file__, folder)
 
 
+@IN_PARTS_ON_CPU
 def test_a_sharded_model_is_cut_in_one_call(found: Found):
     for rank in found["cut"]:
         assert rank["same"]
@@ -259,11 +274,19 @@ def test_a_sharded_model_is_cut_in_one_call(found: Found):
     assert mine[0] + other[0] == mine[1]
 
 
+def test_a_model_of_which_a_part_is_sharded_is_cut(found: Found):
+    for rank in found["half_sharded"]:
+        assert max(rank["apart"]) == 0
+        assert rank["parts"] == [False] * 4 + [True] * 4 + [False] * 2
+
+
 METHODS = ("slimming", "soft", "drawn", "mask")
 
 
 @pytest.mark.parametrize("name", [*METHODS, *(f"{name}_before" for name in METHODS), "gradual"])
-@pytest.mark.parametrize("wrapper", ["methods", "distributed", "accelerate"])
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param("methods", marks=IN_PARTS_ON_CPU), "distributed", "accelerate"]
+)
 def test_methods_act_as_on_one_process(found: Found, wrapper: str, name: str):
     for rank in found[wrapper]:
         if not rank:
@@ -287,12 +310,13 @@ def test_a_checkpoint_of_a_cut_model_opens_on_other_numbers_of_ranks(found: Foun
     alone = netslim.prune(net(1), plan)
     state = alone.state_dict()
     with pytest.warns(UserWarning, match="single process"):
-        dcp.load(state, checkpoint_id=folder / "cut", no_dist=True)
+        dcp.load(state, checkpoint_id=folder / "cut")
     alone.load_state_dict(state)
     for one, two in zip(whole(alone), torch.load(folder / "cut.pt"), strict=True):
         assert torch.equal(one, two)
 
 
+@IN_PARTS_ON_CPU
 def test_settings_stay(found: Found):
     for rank in found["settings"]:
         assert rank == [["Parameter"], True, True, False]

@@ -37,7 +37,7 @@ from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import Exploration, Recipe, SearchOptions, TrainerOptions
 from netslim.training.stages.environment import describe
 from stage_runs import TRAIN
-from two_ranks import Found, on_two_ranks
+from two_ranks import IN_PARTS_ON_CPU, Found, on_two_ranks
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch has no gloo"
@@ -315,6 +315,7 @@ def test_two_processes_do_what_one_does(found: Found, alone: Path, folder: Path)
     assert flat(two) == pytest.approx(flat(one), rel=1e-4, abs=1e-6)
 
 
+@IN_PARTS_ON_CPU
 def test_a_network_in_parts_is_trained_as_a_whole_one(found: Found, alone: Path, folder: Path):
     one, two = figures(alone), figures(folder / "sharded")
     assert one.pop("kept") == two.pop("kept")
@@ -325,6 +326,7 @@ def test_a_network_in_parts_is_trained_as_a_whole_one(found: Found, alone: Path,
     assert one["blocks"] == [2, 2]
 
 
+@IN_PARTS_ON_CPU
 def test_methods_act_on_parts_as_on_the_whole(found: Found):
     for rank in found["methods"]:
         assert rank["blocks"] == [1, 1]
@@ -345,13 +347,16 @@ def flat(value: Any, where: str = "") -> dict[str, float]:
     }
 
 
-def test_ranks_find_the_same(found: Found):
-    for name in ("whole", "methods", "goes_on"):
-        one, two = found[name]
-        assert one == two, name
-        assert "error" not in one
+@pytest.mark.parametrize(
+    "name", ["whole", *(pytest.param(one, marks=IN_PARTS_ON_CPU) for one in ("methods", "goes_on"))]
+)
+def test_ranks_find_the_same(found: Found, name: str):
+    one, two = found[name]
+    assert one == two
+    assert "error" not in one
 
 
+@IN_PARTS_ON_CPU
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on(
     killed: str, found: Found, alone: Path, folder: Path
 ):

@@ -197,7 +197,9 @@ class _Layout:
         extra: dict[str, Any] = {}
         if self.dims:
             extra["shard_placement_fn"] = self.dims.get
-        if self.ignored:
+        within = chain.from_iterable(call.modules for call in self.calls)
+        # Where no call holds any of them, as always with torch 2.6, which knows no such option.
+        if not self.ignored.isdisjoint(one for module in within for one in module.parameters()):
             extra["ignored_params"] = self.ignored
         put_on: Any = fully_shard
         exchange: Any = swap_tensors

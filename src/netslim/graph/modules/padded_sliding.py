@@ -52,7 +52,8 @@ class PaddedSliding(PaddedNorm, nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (..., C) to the same, as if the others stood between them."""
-        places = torch.tensor(self.padded_places, device=x.device)
+        # Moved there: fx of torch 2.6 cannot follow a tensor that is made on a device it traces.
+        places = torch.tensor(self.padded_places).to(x.device)
         zeros = x.new_zeros(x.shape[:-1] + (self.padded_width,))  # noqa: RUF005  # fx follows this
         full = zeros.index_copy(-1, places, x)
         out: Tensor = self._conv_forward(full, self.weight, self.bias)

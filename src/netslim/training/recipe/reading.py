@@ -279,9 +279,17 @@ def _parsed(hint: Any, value: Any, where: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return parser.parse_object({"value": value}).value
+            found = parser.parse_object({"value": value}).value
     except (jsonargparse.ArgumentError, ValueError, TypeError):
-        raise RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}") from None
+        raise _unexpected(hint, value, where) from None
+    functions = any(get_origin(kind) is Callable for kind in _kinds(hint))
+    if functions and not (found is None or isinstance(found, str) or callable(found)):
+        raise _unexpected(hint, value, where)  # jsonargparse 4.35 takes a number for a function
+    return found
+
+
+def _unexpected(hint: Any, value: Any, where: str) -> RecipeError:
+    return RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
