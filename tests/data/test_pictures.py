@@ -296,6 +296,8 @@ def test_impossible_share(share: float) -> None:
         load("digits", unreadable=share)
 
 
+# Of Python 3.12 and newer, about workers of PyTorch where other tests have left a thread running.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_leaves_out_what_it_cannot_read(tmp_path: Path, workers: int) -> None:
     files = spoilt(tmp_path, 20, [])

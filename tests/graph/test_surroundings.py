@@ -326,6 +326,22 @@ def test_in_eight_threads_beside_other_models_and_the_same_one(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_hooks_let_another_thread_pass_that_met_them_while_they_were_removed() -> None:
+    """PyTorch then no longer knows that they take named arguments, and gives them none."""
+    hooks: list[Any] = []
+
+    class Looking(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            hooks.extend(self._forward_hooks.values())
+            return super().forward(x)
+
+    model, x = nn.Sequential(Looking(3, 4, 1), nn.ReLU()), torch.randn(1, 3, 4, 4)
+    netslim.trace(model, x)
+    assert hooks
+    with ThreadPoolExecutor(1) as beside:
+        assert not any(beside.map(lambda hook: hook(model[0], (x,), x), hooks))
+
+
 @pytest.mark.parametrize("name", ["inference_mode", "autocast"])
 def test_a_network_slimmed_in_a_mode_is_the_one_slimmed_without(name, tmp_path):
     """It can be trained, and has the same weights."""

@@ -54,7 +54,8 @@ def methods(name: str, kind: type[Any]) -> Iterator[tuple[str, Callable[..., Any
     yield name, kind
     for method in dir(kind):
         function = getattr(kind, method)
-        ours = str(getattr(function, "__module__", "")).startswith("netslim")
+        # Properties that are kept say their module, too, from Python 3.13 on.
+        ours = callable(function) and str(getattr(function, "__module__", "")).startswith("netslim")
         if method.startswith("_") or method in ("forward", "extra_repr"):
             continue
         if ours and inspect.isroutine(function):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from netslim.graph.modules.calls import as_call, in_mode
-from netslim.graph.modules.operators import tensors_in
+from netslim.graph.modules.operators import operator
 from netslim.graph.modules.padded_norms import SCALED, PaddedRMSNorm
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.other_sizes import untouched
@@ -71,7 +71,7 @@ class _Seen(OperatorMode):
         self.elsewhere: set[str] = set()
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for tensor in tensors_in((args, kwargs)):
+        for tensor in operator(func).given(args, kwargs):
             path = self.weights.get(id(tensor))
             if path is not None and not self.running[path]:
                 self.elsewhere.add(path)

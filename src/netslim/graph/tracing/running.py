@@ -338,9 +338,10 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
             with recorder.unlogged():
                 _hold_widths(recorder, module, args)
 
-    def leave(module: nn.Module, args: Any, named: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, *named_and_output: Any) -> None:
+        # Another thread that runs the model while hooks are removed calls it with the output alone.
         if threading.get_ident() == thread:
-            norms.leave(module, recorder.modules.pop(), args, named, output)
+            norms.leave(module, recorder.modules.pop(), args, *named_and_output)
 
     handles = []
     for module in paths:
