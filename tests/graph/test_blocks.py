@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -123,6 +125,23 @@ def test_what_it_holds_is_counted():
     assert macs * graph.macs() == pytest.approx(2 * pixels * weights)
     assert activations * graph.activations() == pytest.approx(2 * 2 * pixels * 6)
     assert graph["blocks.0"].stands_for == 6
+
+
+def test_a_thread_that_runs_parts_meanwhile_is_not_listened_to():
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Around()
+
+        def forward(self, x: Tensor) -> Tensor:
+            beside = threading.Thread(target=self.net, args=(x,))
+            beside.start()
+            beside.join()
+            return self.net(x)
+
+    expected = [f"net.{name}" for name in names(blocks_of(Around()))]
+    assert names(blocks_of(Watched())) == expected
+    assert expected
 
 
 def test_nobody_asked():

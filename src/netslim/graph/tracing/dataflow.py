@@ -10,6 +10,7 @@ Only whoever asks for blocks has it recorded. No tensor is held.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -246,13 +247,19 @@ def watching_calls(flow: Dataflow | None, model: nn.Module) -> Iterator[None]:
         return
     paths = {m: p for m, p in named_modules(model).items() if not _scripted(m)}
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        with torch._C.DisableTorchFunction():
-            flow.enter(paths[module], args, kwargs)
+    thread = threading.get_ident()
+
+    # Another thread that runs the model has calls of its own, and none of the arguments by name
+    # where it runs while hooks are removed.
+    def enter(module: nn.Module, args: Any, *kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            with torch._C.DisableTorchFunction():
+                flow.enter(paths[module], args, *kwargs)
 
     def leave(module: nn.Module, args: Any, answer: Any) -> None:
-        with torch._C.DisableTorchFunction():
-            flow.leave(answer)
+        if threading.get_ident() == thread:
+            with torch._C.DisableTorchFunction():
+                flow.leave(answer)
 
     # Around whatever other hooks do, which belongs to the call.
     handles = []
