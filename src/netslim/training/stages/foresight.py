@@ -183,7 +183,7 @@ class _Walk:
         return self.networks.example()[:1]
 
     def _refused(self, stage: Stage, error: NetslimError) -> None:
-        """Tell of a stage that cannot do what it is asked; in a run the first tell it themselves."""
+        """Tell of a stage that cannot do as it is asked; in a run the first tell it themselves."""
         if not (self.trained or self.all_here):
             return
         text = f"stages.{stage.name}: {error}"
