@@ -145,12 +145,22 @@ def summary(results: Mapping[str, Any]) -> str:
     first, last = reference(results["rows"]), results["rows"][-1]
     accuracy = f"{percent(first['accuracy'])} to {percent(last['accuracy'])}"
     change = signed(100 * (last["accuracy"] - first["accuracy"]))
-    outcome = f"test accuracy went from {accuracy} ({change} points)."
+    blind = _by_chance(results, first, last)
+    outcome = f"test accuracy went from {accuracy} ({change} points){blind}."
     if last["params"] == first["params"]:
         return f"Nothing was cut from the network of {count(last['params'])} parameters; {outcome}"
     params = _shrunk(last, first, "params", "parameters")
     macs = _shrunk(last, first, "macs", "multiply-accumulates")
     return f"Cutting {_channels(results)} took the network from {params} and from {macs}; {outcome}"
+
+
+def _by_chance(results: Mapping[str, Any], first: Row, last: Row) -> str:
+    """How the sentence goes on where an accuracy in it is not to be told from chance."""
+    labels = results.get("by_chance") or []
+    found = [percent(row["accuracy"]) for row in (first, last) if row["label"] in labels]
+    if len(found) == 2:
+        return ", and both may be chance"
+    return f", and {found[0]} may be chance" if found else ""
 
 
 def _channels(results: Mapping[str, Any]) -> str:
