@@ -21,10 +21,10 @@ import netslim
 from netslim.data.preprocessing import Preprocessing
 from netslim.errors import PlanError, RecipeError
 from netslim.graph.modules.batches import held_out
+from netslim.report.run_page import summary
 from netslim.selection.budget.resources import Products, Widths
 from netslim.selection.options import Compensation, Scoring
 from netslim.surgery.proof.silencing import randomise
-from netslim.report.run_page import summary
 from netslim.training import run
 from netslim.training.loop.classifier import distilled
 from netslim.training.loop.epochs import EpochRecord
