@@ -47,6 +47,29 @@ def test_exit_codes_are_documented_once_and_alike():
     assert all(re.search(rf"^  {code} +\S", told, re.M) for code in cli.EXIT_CODES)
 
 
+@pytest.mark.parametrize(
+    ("code", "typed"),
+    [
+        (2, "nope"),
+        (2, "prune zoo:vgg11 --out x.safetensors --nope 1"),
+        (2, "prune zoo:vgg11 --out x.safetensors --by nope"),
+        (2, "prune zoo:vgg11"),
+        (2, "prune zoo:vgg11 --out x.safetensors --cut-macs much"),
+        (2, "run digits --model.width"),
+        (1, "run nope"),
+        (1, "run digits --stages.sparse.nope 1"),
+        (1, "run digits --seed x"),
+        (1, "prune zoo:vgg11 --out x.safetensors"),
+        (1, "prune zoo:vgg11 --out x.safetensors --input 3 32 32 --cut-macs 0.5 --criterion nope"),
+        (1, "inspect zoo:nope"),
+    ],
+)
+def test_the_parser_refuses_with_2_and_netslim_with_1(code, typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(typed.split()) == code
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_tab_key_completes_commands_options_and_choices(tmp_path, capsys):
     pytest.importorskip("shtab")
     assert cli.main(["completion", "bash"]) == 0

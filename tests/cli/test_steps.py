@@ -199,6 +199,15 @@ def test_what_was_cut_is_trained_cut_and_looked_at_again(name, trained, tmp_path
     assert json.loads(capsys.readouterr().out)["params"] == sizes[3]
 
 
+def test_prune_takes_the_images_that_the_file_was_trained_on(trained, tmp_path):
+    """As `inspect`, `export` and `bench` do; it cuts what it cuts where they are said."""
+    files = [tmp_path / "told.safetensors", tmp_path / "said.safetensors"]
+    for file, where in zip(files, (ONE, INPUT), strict=True):
+        go("prune", trained["vgg"], *where, "--cut-macs", 0.5, "--out", file)
+    told, said = (file.with_suffix(".plan.json").read_text() for file in files)
+    assert told == said
+
+
 def test_evaluate_says_that_a_name_alone_has_fresh_weights(capsys):
     go("evaluate", "zoo:vgg", *DATA, "--model.layers", "[4]", "--model.in_channels", "1")
     assert "note: zoo:vgg has fresh weights" in capsys.readouterr().out

@@ -133,7 +133,8 @@ def test_nothing_else_does(command, capsys):
         more = ["--out", "explored"]
     said = told(capsys, command, *NET, "--weights", "four.pth", *DATA, *more)
     assert "four.pth has a classifier of 4 classes (classifier" in said
-    assert "num_classes=4" in said
+    assert "build the network with --model.num_classes 4" in said
+    assert "(netslim train, or --model.new_head true)" in said
 
 
 def test_trained_scales_are_kept(capsys):

@@ -169,6 +169,18 @@ def test_errors_name_the_inputs():
         trace(Chain(), X)["third"]
 
 
+class _Conditioned(Chain):
+    def forward(self, x, *, cond):
+        return super().forward(x) * cond
+
+
+@pytest.mark.parametrize("inputs", [X, (X, torch.ones(1))])
+def test_inputs_that_go_by_name_alone_are_said_to_need_a_dict(inputs):
+    with pytest.raises(TraceError, match=r'a dict passes them by name, such as {"x": ..., "cond"'):
+        trace(_Conditioned(), inputs)
+    assert trace(_Conditioned(), {"x": X, "cond": torch.ones(1)}).groups
+
+
 def test_a_stale_graph_says_so():
     graph = trace(Chain(), X)
     with pytest.raises(StaleGraphError, match=graph.fingerprint):

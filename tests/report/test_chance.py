@@ -7,7 +7,7 @@ import math
 import pytest
 
 from netslim.report import sensitivity_page
-from netslim.report.chance import chance, is_chance, noise
+from netslim.report.chance import chance, chance_among, is_chance, noise
 from sensitivities import made
 
 
@@ -60,3 +60,13 @@ def test_a_sensitivity_tells_its_noise_where_its_pictures_were_counted():
     assert "standard error" not in sensitivity_page.page(data)
     data["settings"] |= {"images": 400, "split": "validation"}
     assert "an accuracy of 90.0 % is 1.50 points" in sensitivity_page.page(data)
+
+
+def test_several_accuracies_are_told_in_one_sentence():
+    labels = [*[0] * 50, *[1] * 50]
+    names, said = chance_among({"a": 0.5, "b": 0.95, "c": 0.48, "d": 0.5}, labels)
+    assert names == ["a", "c", "d"]
+    assert said.startswith("a, c, d: accuracies of 50.00 % and 48.00 % may be chance: 2 classes")
+    assert chance_among({"a": 0.5, "b": 0.5}, labels)[1].startswith("a, b: an accuracy of 50.00 %")
+    assert chance_among({"b": 0.95}, labels) == ([], "")
+    assert chance_among({"b": 0.95}, []) == ([], "")

@@ -19,6 +19,7 @@ from netslim.errors import RecipeError
 from netslim.graph.words import drawing
 from netslim.graph.words.drawing import Line, Picture
 from netslim.report import channel_figures, figures, numbers, results_file, run_page, runs_page
+from netslim.report.rows import reference
 from sensitivities import made as measured
 
 VOID = {"meta", "path", "use", "br"}
@@ -342,7 +343,7 @@ def test_the_page_tells_the_story_in_order(drawn):
         "02-prune 120 120 8.9e-16",
         "head it is an output",
         "Note. The pictures are 8 by 8 pixels.",
-        'network = netslim.models.build("03-fine-tune/model.safetensors")',
+        'network = netslim.models.build("runs/digits/03-fine-tune/model.safetensors")',
         "size 123.0 kB",
         "netslim run digits --out runs/digits",
         "time taken 1 min 14 s",
@@ -371,10 +372,10 @@ def test_in_a_browser_the_page_fits_a_phone_and_nothing_complains(drawn, tmp_pat
 def test_a_network_that_nobody_can_build_by_name_is_loaded_onto_the_users_own(results):
     results["trust"] = True
     text = Page(run_page.page(results)).text
-    assert 'netslim.models.build("03-fine-tune/model.safetensors", trust=True)' in text
+    assert 'netslim.models.build("runs/digits/03-fine-tune/model.safetensors", trust=True)' in text
     results["constructor"] = None
     text = Page(run_page.page(results)).text
-    assert 'netslim.load(YourNetwork(), "03-fine-tune/model.safetensors")' in text
+    assert 'netslim.load(YourNetwork(), "runs/digits/03-fine-tune/model.safetensors")' in text
 
 
 # ---- several runs
@@ -416,6 +417,35 @@ def test_warnings_come_before_the_results(results):
     results["warnings"] = ["the cut went through scales that are not small"]
     html = run_page.page(results)
     assert html.index("went through scales") < html.index("<h2>What came out")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("blind", "told"),
+    [
+        (["pruned"], "(−0.25 points)."),
+        (["fine-tuned"], "(−0.25 points), and 98.50 % may be chance."),
+        (["first", "fine-tuned"], "(−0.25 points), and both may be chance."),
+    ],
+)
+def test_the_headline_says_where_its_accuracies_may_be_chance(results, blind, told):
+    first = reference(results["rows"])["label"]
+    results["by_chance"] = [first if label == "first" else label for label in blind]
+    assert told in Page(run_page.page(results)).text
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("command", ["netslim run digits", "netslim run 'digits --out", None])
+def test_a_command_that_names_no_folder_leaves_the_path_within_it(results, command):
+    results["command"] = command
+    assert 'build("03-fine-tune/model.safetensors")' in Page(run_page.page(results)).text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_whose_module_builds_the_network_is_told_where_it_must_lie(results):
+    results |= {"constructor": "mine.nets:small", "trust": True}
+    text = Page(run_page.page(results)).text
+    assert "the folder with mine must be the current directory, or on PYTHONPATH" in text
 
 
 @pytest.mark.usefixtures("undrawn")

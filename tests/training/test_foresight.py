@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from netslim.cli import main
-from netslim.errors import RecipeError
+from netslim.errors import NetslimError, RecipeError
 from netslim.training import run
 from netslim.training.loop.progress import Display
 from netslim.training.stages import runner
@@ -175,6 +175,24 @@ def test_a_rehearsal_tells_sizes_epochs_and_times_and_leaves_nothing(tmp_path, m
 def test_a_rehearsal_refuses_what_the_run_would():
     with pytest.raises(RecipeError, match="protect names no group"):
         rehearse(recipe(TRAIN, prune(protect=["nowhere"])))
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [{**TRAIN, "sparsity": {"strength": 1e-3}}, prune(criterion="bn_scale")],
+        [prune(criterion="bn_scale"), TRAIN],
+        [prune(protect=["nowhere"]), TRAIN],
+    ],
+)
+def test_a_rehearsal_refuses_first_stages_in_the_words_of_the_run(stages, tmp_path):
+    """A run leaves it to them, as they are reached at once; nothing follows a rehearsal."""
+    asked = recipe(*stages, model=MLP)
+    with pytest.raises(NetslimError) as by_the_run:
+        run(asked, tmp_path)
+    with pytest.raises(type(by_the_run.value)) as foretold:
+        rehearse(asked)
+    assert str(foretold.value) == str(by_the_run.value)
 
 
 def test_the_command_shows_a_rehearsal(tmp_path, monkeypatch, capsys):

@@ -340,6 +340,34 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
         load_recipe(str(tmp_path / "odd.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nstages:\n  - epochs: 3\n    kind: train\n    epochs: 4\n",
+         r"odd\.yaml is not valid YAML: the key 'epochs' is given twice .*, in lines 3 and 5"),
+        ("name: a\n'name': b\n", "the key 'name' is given twice in one mapping, in lines 1 and 2"),
+        ("name: {a: 1, a: 1}\n", "the key 'a' is given twice in one mapping, in lines 1 and 1"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_given_twice_is_refused(text, message, tmp_path):
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(tmp_path / "odd.yaml"))
+
+
+def test_a_key_may_stand_in_several_mappings_and_be_a_value():
+    text = "a: &x {b: b, c: [b, b, {b: c}]}\nb: {<<: *x, b: 2}\nc: *x"
+    inner = {"b": "b", "c": ["b", "b", {"b": "c"}]}
+    assert read_yaml(text) == {"a": inner, "b": {**inner, "b": 2}, "c": inner}
+
+
+def test_a_recipe_without_a_title_goes_by_its_name():
+    tree = {**small(), "name": "mine"}
+    del tree["title"]
+    assert parse_recipe(tree).title == "mine"
+    assert parse_recipe({**tree, "title": None}).title == "mine"
+
+
 def test_invalid_yaml_says_where(tmp_path):
     (tmp_path / "odd.yaml").write_text("name: [1, 2\ntitle: x")
     with pytest.raises(RecipeError, match=r"is not valid YAML.*line 2"):

@@ -21,6 +21,7 @@ import netslim
 from netslim.data.preprocessing import Preprocessing
 from netslim.errors import PlanError, RecipeError
 from netslim.graph.modules.batches import held_out
+from netslim.report.run_page import summary
 from netslim.selection.budget.resources import Products, Widths
 from netslim.selection.options import Compensation, Scoring
 from netslim.surgery.proof.silencing import randomise
@@ -32,6 +33,7 @@ from netslim.training.recipe.reading import parse_recipe
 from netslim.training.recipe.schema import DistillOptions, LatencyOptions, Prune
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.results import _remarks
 from netslim.training.stages.runner import Runner
 from netslim.training.stages.teachers import as_trained
 from stage_runs import (
@@ -944,11 +946,31 @@ def test_scales_that_are_set_although_they_were_trained_are_told(tmp_path):
 def test_rows_and_stages_at_chance_are_said_to_be(tmp_path):
     gradual = {"steps": 1, "end": 1.0, "budget": {"cut_channels": 0.5}, "criterion": "l1"}
     done = carry_out(tmp_path, {**TRAIN, "optimizer": STILL, "gradual": gradual, "epochs": 2})
-    notes = done.results["notes"]
-    assert any(note.startswith("before pruning: an accuracy of ") for note in notes)
-    assert any(note.startswith("pruned while training: an accuracy of ") for note in notes)
-    (said,) = (note for note in notes if note.startswith("01-train: validation: an accuracy"))
-    assert "may be chance: 10 classes, 144 pictures" in said
+    (said,) = (note for note in done.results["notes"] if "may be chance" in note)
+    assert said.startswith("before pruning, pruned while training: a")
+    assert done.results["by_chance"] == ["before pruning", "pruned while training"]
+    assert "points), and both may be chance." in summary(done.results)
+    (own,) = (text for text in done.stage("01-train")["remarks"] if "may be chance" in text)
+    assert own.startswith("validation: an accuracy of ")
+    assert "may be chance: 10 classes, 144 pictures" in own
+
+
+def test_that_nothing_was_learnt_is_said_once_while_a_run_goes_on(tmp_path):
+    still, said = {**TRAIN, "optimizer": STILL}, io.StringIO()
+    asked = recipe(still, HALF, {**still, "kind": "finetune"})
+    run(asked, tmp_path, display=Display(Console(file=said, width=500)))
+    assert said.getvalue().count("may be chance") == 1
+
+
+def test_stages_that_remark_the_same_share_a_note():
+    done = [
+        {"stage": "01-a", "remarks": ["all", "learnt"], "learnt_nothing": "learnt"},
+        {"stage": "02-b", "remarks": ["learnt", "all"], "learnt_nothing": "learnt"},
+        {"stage": "03-measure"},
+    ]
+    assert list(_remarks(done)) == ["01-a, 02-b: all", "01-a, 02-b: learnt"]
+    done[-1] = {"stage": "03-measure", "by_chance": ["pruned"]}
+    assert list(_remarks(done)) == ["01-a, 02-b: all"]
 
 
 def test_a_training_stage_that_cuts_says_by_what(tmp_path):

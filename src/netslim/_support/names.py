@@ -93,8 +93,9 @@ def _module(module_name: str, name: str, error: type[NetslimError], hint: str) -
         if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
             raise error(f"{what} could not be imported: {missing}") from missing
         raise error(
-            f"there is no module {missing.name!r}, which {name} names: it must be installed, "
-            f"or lie in the current directory ({Path.cwd()}){hint}"
+            f"there is no module {missing.name!r}, which {name} names"
+            f"{_as_a_module(module_name, name)}: it must be installed, or the folder that it lies "
+            f"in must be the current directory ({Path.cwd()}) or on PYTHONPATH{hint}"
         ) from missing
     except Exception as failure:
         way = ""
@@ -103,6 +104,14 @@ def _module(module_name: str, name: str, error: type[NetslimError], hint: str) -
         raise error(
             f"{what} could not be imported: {type(failure).__name__}: {failure}{way}"
         ) from failure
+
+
+def _as_a_module(module_name: str, name: str) -> str:
+    """What is meant where a file stands in the place of a module."""
+    if not module_name.endswith(".py"):
+        return ""
+    module = module_name.removesuffix(".py").replace("/", ".").replace("\\", ".").strip(".")
+    return f" (did you mean {module}{name.removeprefix(module_name)}?)"
 
 
 @contextmanager

@@ -59,8 +59,8 @@ COMMANDS = {
 # What the shell is told -> what it means; docs/command-line.md says the same at more length.
 EXIT_CODES = {
     0: "done, or shown",
-    1: "failed: one line on standard error says what, where and what to do",
-    2: "wrong usage: no such command, option or choice; nothing was begun",
+    1: "failed, or refused: one line on standard error says what, where and what to do",
+    2: "wrong usage: no such command, --option or choice in its help; nothing was begun",
     3: "`bench paper`: the time was up before all rows were finished",
     130: "interrupted, by Ctrl-C or SIGTERM; what is finished is kept",
     141: "the reader of the output has left",

@@ -146,7 +146,7 @@ def examples(options: argparse.Namespace, batch: int = 1) -> tuple[Any, ...]:
     """
     import torch
 
-    shapes, types = options.input or _told(options), options.dtype or ["float32"]
+    shapes, types = options.input or _shapes(options), options.dtype or ["float32"]
     for shape in shapes:
         check_sizes(shape)
     if len(types) not in (1, len(shapes)):
@@ -179,17 +179,24 @@ def check_sizes(shape: Sequence[int]) -> None:
         raise RecipeError(f"--input {' '.join(map(str, shape))}: every size must be 1 or more")
 
 
-def _told(options: argparse.Namespace) -> list[tuple[int, ...]]:
-    """The shape of the images that the networks' files were trained on."""
-    from netslim.training.commands.predict import prepared_by
-
-    for name in getattr(options, "models", None) or [options.model]:
-        if told := prepared_by(name):
-            return [(told.channels, *told.size)]
+def _shapes(options: argparse.Namespace) -> list[tuple[int, ...]]:
+    """What the networks take, where their files say it."""
+    if told := told_by_files(options):
+        return [told]
     raise RecipeError(
         "--input is needed: the shape of one example without the batch, for instance --input 3 "
         "224 224"
     )
+
+
+def told_by_files(options: argparse.Namespace) -> tuple[int, ...] | None:
+    """The shape of the images that the networks' files were trained on; None where no file says."""
+    from netslim.training.commands.predict import prepared_by
+
+    for name in getattr(options, "models", None) or [options.model]:
+        if told := prepared_by(name):
+            return (told.channels, *told.size)
+    return None
 
 
 @contextmanager

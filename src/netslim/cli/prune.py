@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netslim.cli.common import add_free, add_json, check_sizes, print_json
+from netslim.cli.common import add_free, add_json, check_sizes, print_json, told_by_files
 from netslim.cli.cut_flags import (
     add_choice,
     add_compensation,
@@ -83,9 +83,14 @@ def register(parser: Parser) -> None:
     parser.carries_out(_prune, about=_PRUNE, more=_MORE, dotted=True)
     add_network(parser, data=False)
     add_file(parser)
-    example = parser.add_argument_group("what the network takes (one of the two)")
+    example = parser.add_argument_group("what the network takes (one of the two at most)")
     example.add_argument(
-        "--input", metavar="N", type=int, nargs="+", help="shape of one example, such as 3 32 32"
+        "--input",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="shape of one example, such as 3 32 32 (default: the images that the network's file "
+        "was trained on)",
     )
     example.add_argument("--data", metavar="DATA", help="a data set: better scores, and accuracies")
     example.add_argument(
@@ -199,6 +204,9 @@ def _limited(options: argparse.Namespace, stage: dict[str, Any]) -> Sensitivity 
 
 
 def _check_input(options: argparse.Namespace) -> None:
+    """One of the two is given, or told by the network's file; and it makes sense."""
+    if options.data is None and options.input is None:
+        options.input = told_by_files(options)
     if (options.data is None) == (options.input is None):
         raise RecipeError(
             "say what the network takes: the shape of one example, such as --input 3 32 32, or a "

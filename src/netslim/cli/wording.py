@@ -45,8 +45,20 @@ _FIRST = re.compile(r"([a-z_]+(?:\.[\w*-]+)*)(?=:| must | of '| takes | names )"
 _ALONE = r"(?<![-\w.])"  # not within a longer word, and no flag already
 _VALUE = r"('[^']*'|[-+.\w]*\w)"
 _TWICE = re.compile(r"(--[\w-]+) \(\1\)")  # by its name in Python, and by its flag
-_LISTING = re.compile(r"netslim\.models\.names\(('\w+:')\) lists the \w+ models")
-_IN_A_SHELL = r'python -c "import netslim; print(netslim.models.names(\1))" lists them'
+_IN_A_SHELL = (  # what is said in Python -> how it is typed
+    (re.compile(r"netslim\.models\.names\('(\w+:)'\) lists"), r"netslim models \1 lists"),
+)
+_OF_MODEL = (
+    (re.compile(r"build the network with num_classes=(\d+)"),
+     r"build the network with --model.num_classes \1"),
+    (re.compile(r"\(netslim train, or new_head=True\)"),
+     "(netslim train, or --model.new_head true)"),
+)  # fmt: skip
+_OF_INPUT = (
+    (re.compile(r"is \([\d, ]+\) one picture, without the dimension of the batch\? .*\[None\]"),
+     "give all sizes of one example, of a picture its channels, height and width, such as --input "
+     "3 32 32"),
+)  # fmt: skip
 _YAML = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -93,7 +105,8 @@ def in_words_of(parser: Parser, overrides: Mapping[str, str]) -> Iterator[None]:
 def said(text: str, parser: Parser, overrides: Collection[str] = ()) -> str:
     """A message of the library as the user of this command would say it."""
     flags = keys(parser)
-    text = _LISTING.sub(_IN_A_SHELL, text)
+    for pattern, typed_so in _in_python(parser, flags):
+        text = pattern.sub(typed_so, text)
     if "recipe" in (action.dest for action in parser.positional()):
         return _as_in_recipes(text)
     if "limits" in flags:  # no other flag of a command sets limits layer by layer
@@ -102,6 +115,15 @@ def said(text: str, parser: Parser, overrides: Collection[str] = ()) -> str:
     for key, flag in flags.items():
         text = _within(text, key, flag, parser.flags()[flag].choices or _names(key))
     return _TWICE.sub(r"\1", text)
+
+
+def _in_python(parser: Parser, flags: Mapping[str, str]) -> Iterator[tuple[re.Pattern[str], str]]:
+    """What is otherwise typed than said in Python, and how this command has it."""
+    yield from _IN_A_SHELL
+    if parser.dotted:
+        yield from _OF_MODEL
+    if "input" in flags:
+        yield from _OF_INPUT
 
 
 def _names(key: str) -> Iterable[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from netslim.report.numbers import percent
 
@@ -67,17 +67,37 @@ def chance(accuracy: float, labels: Iterable[int]) -> str | None:
         labels: classes of the pictures that it was measured on.
     """
     counts = Counter(labels)
+    return _told([accuracy], counts) if _blind(accuracy, counts) else None
+
+
+def chance_among(accuracies: Mapping[str, float], labels: Iterable[int]) -> tuple[list[str], str]:
+    """The names of those that are chance, and a sentence on them all; it is empty without any.
+
+    Args:
+        accuracies: of networks by name, all measured on the same pictures.
+        labels: classes of these.
+    """
+    counts = Counter(labels)
+    found = [name for name, accuracy in accuracies.items() if _blind(accuracy, counts)]
+    if not found:
+        return [], ""
+    return found, f"{', '.join(found)}: {_told([accuracies[name] for name in found], counts)}"
+
+
+def _blind(accuracy: float, counts: Counter[int]) -> bool:
     images = counts.total()
-    if not images:
-        return None
-    largest = max(counts.values())
-    if not is_chance(round(accuracy * images), images, largest):
-        return None
+    return images > 0 and is_chance(round(accuracy * images), images, max(counts.values()))
+
+
+def _told(accuracies: Iterable[float], counts: Counter[int]) -> str:
+    images, shown = counts.total(), list(dict.fromkeys(map(percent, accuracies)))
+    what = f"an accuracy of {shown[0]}"
+    if len(shown) > 1:
+        what = f"accuracies of {', '.join(shown[:-1])} and {shown[-1]}"
     return (
-        f"an accuracy of {percent(accuracy)} may be chance: {len(counts)} classes, {images:,} "
-        f"pictures, and to name the most frequent class each time is right in "
-        f"{percent(largest / images)}"
+        f"{what} may be chance: {len(counts)} classes, {images:,} pictures, and to name the most "
+        f"frequent class each time is right in {percent(max(counts.values()) / images)}"
     )
 
 
-__all__ = ["chance", "is_chance", "noise"]
+__all__ = ["chance", "chance_among", "is_chance", "noise"]

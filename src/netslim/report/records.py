@@ -210,6 +210,7 @@ class Results(Record):
     verification: list[StageCheck] | None = None
     images: Images | None = None
     test_images: int | None = None
+    by_chance: list[str] | None = None  # labels of rows whose accuracy is not told from chance
     network: str | None = None
     constructor: str | None = None
     trust: bool | None = None
@@ -236,6 +237,8 @@ class Stage(Record):
     stands_on: Mapping[str, Any] | None = None
     notes: list[str] | None = None
     remarks: list[str] | None = None
+    learnt_nothing: str | None = None  # of the remarks, the one that says so
+    by_chance: list[str] | None = None
     warnings: list[str] | None = None
     rows: tuple[Network, ...] | None = None
     images: Images | None = None

@@ -11,9 +11,10 @@ why, what that cost, how sure all of it is, and how the network is used.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from netslim._support import many, write_atomic
@@ -145,12 +146,22 @@ def summary(results: Mapping[str, Any]) -> str:
     first, last = reference(results["rows"]), results["rows"][-1]
     accuracy = f"{percent(first['accuracy'])} to {percent(last['accuracy'])}"
     change = signed(100 * (last["accuracy"] - first["accuracy"]))
-    outcome = f"test accuracy went from {accuracy} ({change} points)."
+    blind = _by_chance(results, first, last)
+    outcome = f"test accuracy went from {accuracy} ({change} points){blind}."
     if last["params"] == first["params"]:
         return f"Nothing was cut from the network of {count(last['params'])} parameters; {outcome}"
     params = _shrunk(last, first, "params", "parameters")
     macs = _shrunk(last, first, "macs", "multiply-accumulates")
     return f"Cutting {_channels(results)} took the network from {params} and from {macs}; {outcome}"
+
+
+def _by_chance(results: Mapping[str, Any], first: Row, last: Row) -> str:
+    """How the sentence goes on where an accuracy in it is not to be told from chance."""
+    labels = results.get("by_chance") or []
+    found = [percent(row["accuracy"]) for row in (first, last) if row["label"] in labels]
+    if len(found) == 2:
+        return ", and both may be chance"
+    return f", and {found[0]} may be chance" if found else ""
 
 
 def _channels(results: Mapping[str, Any]) -> str:
@@ -393,19 +404,39 @@ def _use(results: Mapping[str, Any]) -> str:
     file = results.get("network")
     if not file:
         return ""
-    build = f'network = netslim.models.build("{file}")'
+    place = _placed(results, file)
+    build = f'network = netslim.models.build("{place}")'
     if results.get("trust"):  # its constructor is the user's own
-        build = f'network = netslim.models.build("{file}", trust=True)'
+        build = f'network = netslim.models.build("{place}", trust=True)'
     if not results.get("constructor"):
-        build = f'network = netslim.load(YourNetwork(), "{file}")  # as it was before the cut'
+        build = f'network = netslim.load(YourNetwork(), "{place}")  # as it was before the cut'
     lines = ("import netslim", build, "scores = network.eval()(images)")
     known = {"file": f"{file}, in the folder of this page"}
+    if place != file:
+        known["path"] = "as above from where the run was started"
+    if results.get("trust") and results.get("constructor"):
+        module = results["constructor"].partition(":")[0].partition(".")[0]
+        known["your module"] = (
+            f"the folder with {module} must be the current directory, or on PYTHONPATH: it builds "
+            "the network"
+        )
     last = networks(results["rows"])[-1]
     known["size"] = value(last, "size_bytes")
     if results.get("images"):
         known["images"] = prepared(results["images"])
     code = escape("\n".join(lines), quote=False)
     return f"<pre><code>{code}</code></pre>\n{facts(known)}"
+
+
+def _placed(results: Mapping[str, Any], file: str) -> str:
+    """A file of the run folder, from where the run was started, where its command says it."""
+    try:
+        typed = shlex.split(results.get("command") or "")
+    except ValueError:  # it is no line of a shell
+        return file
+    if "--out" not in typed[:-1]:
+        return file
+    return (PurePath(typed[typed.index("--out") + 1]) / file).as_posix()
 
 
 def _provenance(results: Mapping[str, Any], config: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from netslim.graph.modules.state import state_kept
 from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.modules.walk import named_modules
 
+# What Python says where an argument that goes by name alone is missing, or is given by its order.
+_BY_ORDER = re.compile(r"forward\(\) (missing .* keyword-only|takes .* positional argument)")
 _PICTURE = 3  # dimensions of one picture: channels, height, width
 
 
@@ -80,12 +83,12 @@ def refusing(example_inputs: Any) -> Iterator[None]:
     except Exception as error:
         raise TraceError(
             f"the model does not run on these example inputs ({describe(example_inputs)}): "
-            f"{type(error).__name__}: {error}; {advice(example_inputs)}"
+            f"{type(error).__name__}: {error}; {advice(example_inputs, error)}"
         ) from error
 
 
-def advice(example_inputs: Any) -> str:
-    """What to do where a model does not run on these, by what they look like."""
+def advice(example_inputs: Any, error: Exception | None = None) -> str:
+    """What to do where a model does not run on these, by what they look like and what it said."""
     tensors = tensors_in(as_call(example_inputs))
     if any(map(without_values, tensors)):
         return (
@@ -97,6 +100,11 @@ def advice(example_inputs: Any) -> str:
         return (
             f"a {type(example_inputs).__name__} is one argument each, here {len(tensors)}: pass "
             "examples that make up a batch as torch.stack(examples)"
+        )
+    if isinstance(error, TypeError) and _BY_ORDER.search(str(error)):
+        return (
+            "a tuple passes inputs by their order; a dict passes them by name, such as "
+            '{"x": ..., "cond": ...}'
         )
     for tensor in tensors:
         if tensor.dim() == _PICTURE and tensor.is_floating_point():

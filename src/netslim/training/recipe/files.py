@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -121,8 +121,9 @@ def read_yaml(text: str) -> Any:
     """YAML with numbers such as 1e-4, which YAML 1.1 takes for text; it may be anybody's.
 
     Raises:
-        ValueError: it is no YAML, names what cannot be built, such as the date 2001-99-99, is
-            nested too deeply, or comes to too much with its aliases written out.
+        ValueError: it is no YAML, gives a key of a mapping twice, names what cannot be built, such
+            as the date 2001-99-99, is nested too deeply, or comes to too much with its aliases
+            written out.
     """
     try:
         _check_extent(text)
@@ -174,7 +175,7 @@ def _check_extent(text: str) -> None:
     open_: list[tuple[str | None, int]] = []  # anchor and count of nodes where each began
     extents: dict[str | None, int] = {}
     count = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for event in _keys_once(yaml.parse(text, Loader=_Loader)):
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_.pop()
@@ -192,6 +193,40 @@ def _check_extent(text: str) -> None:
             raise yaml.YAMLError(f"it is nested more than {_DEEPEST} deep")
         if count > _MOST_NODES:
             raise yaml.YAMLError(f"it comes to more than {_MOST_NODES:,} values")
+
+
+def _keys_once(events: Iterable[yaml.Event]) -> Iterator[yaml.Event]:
+    """The same, of mappings that give each key once: of two, YAML would let the last one win."""
+    open_: list[_Keys | None] = []  # None of a list
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            open_.pop()
+        elif isinstance(event, yaml.NodeEvent):
+            if open_ and open_[-1] is not None:
+                open_[-1].meet(event)
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append(_Keys() if isinstance(event, yaml.MappingStartEvent) else None)
+        yield event
+
+
+class _Keys:
+    """The keys of a mapping that is being read, and the lines that they stand in."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, int] = {}
+        self.next_is_key = True
+
+    def meet(self, node: yaml.NodeEvent) -> None:
+        """Its next node: keys and values take turns."""
+        if self.next_is_key and isinstance(node, yaml.ScalarEvent):
+            line = node.start_mark.line + 1
+            if node.value in self.lines:
+                raise yaml.YAMLError(
+                    f"the key {brief(node.value)} is given twice in one mapping, in lines "
+                    f"{self.lines[node.value]} and {line}: give it once"
+                )
+            self.lines[node.value] = line
+        self.next_is_key = not self.next_is_key
 
 
 # The one written in C, ten times as fast, where PyYAML was built with it.

@@ -89,6 +89,8 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     if isinstance(model, dict):
         plain["model"] = {"name": model.pop("name", None), "kwargs": model}
         trained = ModelOptions(str(plain["model"]["name"]), model).trained
+    if plain.get("title") is None:
+        plain["title"] = plain.get("name")
     recipe: Recipe = _build(Recipe, plain, "", {"stages": tuple(_stages(stages, trained))})
     check(recipe, whole=whole)
     return recipe

@@ -95,7 +95,8 @@ def _default(item: Field[Any]) -> Any:
 
 def _key(item: Field[Any], hint: Any, default: Any, name: str, stage: str, method: str) -> Key:
     stages = tuple(filter(None, [stage]))
-    needed = default is MISSING and name != f"{_STAGE}.name"  # without one it has its kind's
+    named = name in (f"{_STAGE}.name", "title")  # without one it has its kind's, or the name
+    needed = default is MISSING and not named
     if default is MISSING:
         default = None
     if default is not None:

@@ -794,7 +794,7 @@ class Recipe:
     """
 
     name: str = field(metadata=_meaning("what the recipe and its folder are called"))
-    title: str = field(metadata=_meaning("a line about it"))
+    title: str = field(metadata=_meaning("a line about it; its name when not given"))
     data: DataOptions = field(metadata=_meaning("which images"))
     model: ModelOptions = field(metadata=_meaning("which network"))
     stages: tuple[Stage, ...] = field(metadata=_meaning("what is done, in this order"))

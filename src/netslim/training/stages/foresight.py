@@ -78,11 +78,12 @@ def foretold(networks: Networks) -> list[nn.Module]:
     is warned of.
 
     Raises:
-        RecipeError: as of `foresee`, and where a cut before any training cannot be made.
+        NetslimError: as of `foresee`, and whatever stages up to the first training would be
+            refused for, in the words in which they would say it.
     """
     with _as_if_nothing_happened():
         uncut = _in_hand(networks, 0).eval()
-        walk = _Walk(networks, uncut, uncut)
+        walk = _Walk(networks, uncut, uncut, all_here=True)
         walk.over(networks.recipe.stages)
     return [uncut, *walk.left]
 
@@ -126,6 +127,8 @@ class _Walk:
     Attributes:
         uncut: the network that it starts from.
         now: as far as it was cut.
+        all_here: whether the first stages are refused here, too, for no run follows in which they
+            say it themselves.
         trained: whether a training stage lies before.
         guessed: whether the widths of `now` depend on weights.
         left: what each stage that was tried has left.
@@ -134,6 +137,7 @@ class _Walk:
     networks: Networks
     uncut: nn.Module
     now: nn.Module
+    all_here: bool = False
     trained: bool = False
     guessed: bool = False
     left: list[nn.Module] = field(default_factory=list)
@@ -179,8 +183,8 @@ class _Walk:
         return self.networks.example()[:1]
 
     def _refused(self, stage: Stage, error: NetslimError) -> None:
-        """Tell of a stage that cannot do what it is asked; the first ones tell it themselves."""
-        if not self.trained:
+        """Tell of a stage that cannot do as it is asked; in a run the first tell it themselves."""
+        if not (self.trained or self.all_here):
             return
         text = f"stages.{stage.name}: {error}"
         if self.guessed and self._possible(stage):
@@ -189,6 +193,8 @@ class _Walk:
                 "channels may go, and it is tried again)"
             )
             return
+        if not self.trained:
+            raise error
         raise RecipeError(text) from error
 
     def _possible(self, stage: Stage) -> bool:

@@ -40,6 +40,7 @@ def assemble(
         "rows": done[-1]["rows"],
         "images": done[-1].get("images"),
         "test_images": done[-1].get("test_images"),
+        "by_chance": done[-1].get("by_chance"),
         "network": done[-1].get("network"),
         "constructor": done[-1].get("constructor"),
         "trust": done[-1].get("trust"),
@@ -58,9 +59,23 @@ def _notes(recipe: Recipe, done: Sequence[Done]) -> list[str]:
     said = [
         *recipe.notes,
         *(done[-1].get("notes") or []),
-        *_said(done, "remarks"),
+        *_remarks(done),
     ]
     return list(dict.fromkeys(said))
+
+
+def _remarks(done: Sequence[Done]) -> Iterator[str]:
+    """What stages remark, those of the same words together.
+
+    That a stage has learnt nothing is left to what is said of the measured networks, where that
+    comes to the same.
+    """
+    found = dict[str, list[str]]()
+    for stage in done:
+        for text in stage.get("remarks") or []:
+            if not (done[-1].get("by_chance") and text == stage.get("learnt_nothing")):
+                found.setdefault(text, []).append(stage["stage"])
+    return (f"{', '.join(stages)}: {text}" for text, stages in found.items())
 
 
 def _by_stage(done: Sequence[Done], key: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -48,7 +48,7 @@ from netslim.methods.cutting import Cut
 from netslim.methods.gradual import GradualPruning
 from netslim.methods.slimming import hardly_moved_by
 from netslim.models.fetched import SOURCES
-from netslim.report.chance import chance
+from netslim.report.chance import chance, chance_among
 from netslim.selection.defaults import AUTO
 from netslim.surgery import Verification
 from netslim.surgery.history import history
@@ -393,11 +393,17 @@ class Runner(Networks):
         seed = derive(self.recipe.seed, "stage", index)
         trained = fit.fit(self.bench, network, stage, folder, seed, mask=mask, teacher=teacher)
         shrunk = {}
-        remarks = [*self._learnt_nothing(trained), *_left_out(trained.unreadable)]
+        nothing = self._learnt_nothing(trained)
+        remarks = list(_left_out(trained.unreadable))
         if trained.pruning is not None:
             shrunk = _shrunk(trained.pruning, folder)
             remarks += _chosen(trained.pruning.plan)
-        for text in remarks:
+        shown = list(remarks)
+        if nothing:
+            remarks.insert(0, nothing)
+            if not self._learnt_nothing_before(index):
+                shown.insert(0, nothing)
+        for text in shown:
             self.display.say(f"{folder.label}  {text}")
         noted = dict(trained.left)
         if mask is not None:
@@ -426,20 +432,26 @@ class Runner(Networks):
             **_scales_of_a_layer(stage, trained),
             "best": trained.best or None,
             "remarks": remarks,
+            "learnt_nothing": nothing,
             "unreadable": list(trained.unreadable),
             **trained.left,
             **shrunk,
         }
 
-    def _learnt_nothing(self, trained: fit.History) -> Iterator[str]:
+    def _learnt_nothing(self, trained: fit.History) -> str | None:
         """That the weights which are kept are right no more often on validation images than blind
         answers.
         """
         accuracy = {**trained.rows[-1], **trained.best}["val_accuracy"]
         if accuracy is None:
-            return
-        if said := chance(accuracy, self.bench.labels(self.data.validation)):
-            yield f"validation: {said}"
+            return None
+        said = chance(accuracy, self.bench.labels(self.data.validation))
+        return said and f"validation: {said}"
+
+    def _learnt_nothing_before(self, index: int) -> bool:
+        """Whether a stage before this one has said so: once is enough while a run goes on."""
+        before = (folder.results() or {} for folder in self.folders[:index])
+        return any(found.get("learnt_nothing") for found in before)
 
     # ------------------------------------------------------------ cutting
 
@@ -566,6 +578,8 @@ class Runner(Networks):
             sized = partial(self._size, entry, networks[entry.key], folder)
             row |= {"size_bytes": ranks.shared("the size of a file", sized)}
             rows.append(row | {"latency_ms": latencies[entry.key]})
+        accuracies = {row["label"]: row["accuracy"] for row in rows}
+        by_chance, said = chance_among(accuracies, self.bench.labels(self.data.test))
         own = ranks.gathered("the test pictures that are left out", loader.unreadable)
         unreadable = [one for rank in own for one in rank]
         return {
@@ -574,23 +588,17 @@ class Runner(Networks):
             "notes": [
                 *self.data.notes,
                 *_left_out(unreadable),
-                *self._by_chance(rows),
+                *filter(None, [said]),
                 *quantizing.where(entry.form for entry in found),
                 *crowded(self.beside),
             ],
+            "by_chance": by_chance,
             "images": self.data.preprocessing.to_json(),
             "network": self._file_of([entry.index for entry in found if entry.form == "torch"][-1]),
             **self._built_by(),
             "test_images": len(self.bench.labels(self.data.test)),
             "unreadable": [*self.data.unreadable, *unreadable],
         }
-
-    def _by_chance(self, rows: Iterable[Results]) -> Iterator[str]:
-        """Of each row whose network knows nothing."""
-        labels = self.bench.labels(self.data.test)
-        for row in rows:
-            if said := chance(row["accuracy"], labels):
-                yield f"{row['label']}: {said}"
 
     def _measured(self, entry: Entry) -> nn.Module:
         """What a row is about, ready to be asked."""
