@@ -1,3 +1,31 @@
-"""`python -m netslim`, as `torchrun -m netslim` starts it; the same as `netslim`."""
+"""`netslim`, and `python -m netslim`, as `torchrun -m netslim` starts it.
 
-import netslim.cli.__main__  # noqa: F401
+From here on an interruption ends in one line and exit code 130, also while the command line itself
+is still being imported.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """The `netslim` command; returns the exit code."""
+    try:
+        from netslim.cli import main as carried_out
+
+        return carried_out()
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            raise
+        print("netslim: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    # `python -m` looks for modules in the current directory first, where a file `timm.py` or
+    # `yaml.py` would take the library's place. Names that the user types are looked up there all
+    # the same.
+    if not sys.flags.safe_path:
+        del sys.path[0]
+    sys.exit(main())

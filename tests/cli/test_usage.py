@@ -10,6 +10,7 @@ from argparse import Action
 
 import pytest
 
+import netslim.__main__
 from netslim import cli
 from netslim.cli import cut_flags, main, registered
 from netslim.cli.parser import Parser
@@ -298,3 +299,15 @@ def test_help_knows_what_is_registered_before_it_is(monkeypatch):
     read = registered.allocations()
     assert read.items() <= ways.items()
     assert {"global", "cost"} <= read.keys()
+
+
+def test_an_interruption_while_the_command_line_is_imported_is_told(capsys, monkeypatch):
+    """Ctrl-C within the first moments, before `netslim.cli` can answer it."""
+
+    class Interrupting:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "netslim.cli", Interrupting())
+    assert netslim.__main__.main() == 130
+    assert capsys.readouterr().err == "netslim: interrupted\n"
