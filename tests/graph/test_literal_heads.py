@@ -80,6 +80,21 @@ def test_an_attribute_of_what_is_told_apart_is_no_number_of_heads():
     assert (small.parts, small.heads, small.qkv.out_features) == (3, 2, 24)
 
 
+def test_a_model_that_runs_once_is_traced_as_far_as_that_goes():
+    class Once(Block):
+        runs = 0
+
+        def forward(self, x):
+            Once.runs += 1
+            if Once.runs > 1:
+                raise RuntimeError("used up")
+            return super().forward(x)
+
+    graph = netslim.trace(Once(told_apart).eval(), X)
+    assert {g.name for g in graph.prunable} == {"a"}
+    assert "picked by its number" in graph["qkv"].reason
+
+
 def test_the_root_of_a_width_holds_what_a_class_of_its_own_multiplies():
     """`F.multi_head_attention_forward` divides by it where nobody sees it."""
 
@@ -143,7 +158,7 @@ def test_what_einops_lays_out_goes_by_heads_and_width(split, ran, tmp_path):
     again = copy.deepcopy(small)
     assert torch.equal(again(X), small(X))
     graph, _, smaller, _ = nets.prove(again, X)
-    assert {g.name: g.size // 1 for g in graph.prunable} == {"a": 8, "qkv": 2, "qkv#2": 4}
+    assert {g.name: g.size for g in graph.prunable} == {"a": 8, "qkv": 2, "qkv#2": 4}
     assert smaller.qkv.out_features == 6
     netslim.trace(model, X)
     assert torch.equal(model(X), made_alike(model, made())(X))
