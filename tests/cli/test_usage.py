@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
+import signal
 import subprocess
 import sys
+import time
 from argparse import Action
 
 import pytest
 
 import netslim.__main__
 from netslim import cli
+from netslim._support.interrupts import as_interrupts
 from netslim.cli import cut_flags, main, registered
 from netslim.cli.parser import Parser
 from netslim.cli.wording import said
@@ -311,3 +315,21 @@ def test_an_interruption_while_the_command_line_is_imported_is_told(capsys, monk
     monkeypatch.setitem(sys.modules, "netslim.cli", Interrupting())
     assert netslim.__main__.main() == 130
     assert capsys.readouterr().err == "netslim: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_until_an_import_is_done(number, tmp_path, monkeypatch):
+    """A library that takes any exception in there for a missing module would go on with half."""
+    text = f"import os\nos.kill(os.getpid(), {number:d})\nfor _ in range(10**5): pass\nwhole = True"
+    (tmp_path / "slow_to_import.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_to_import", raising=False)
+
+    def imported_and_waited() -> None:
+        with as_interrupts():
+            importlib.import_module("slow_to_import")
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        imported_and_waited()
+    assert sys.modules["slow_to_import"].whole

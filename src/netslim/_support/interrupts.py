@@ -1,15 +1,22 @@
 """SIGTERM, which schedulers, containers and `kill` send, ends a command as Ctrl-C does: what is
 finished is kept, nothing half-written, and it is said how to go on.
+
+Either waits while a module is being imported: libraries take an exception in there for something
+that is missing, and go on with half of it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_IMPORTS = "<frozen importlib._bootstrap>"
+_SOON = 0.05  # seconds until a signal that came within an import is sent again
 
 
 @contextmanager
@@ -19,20 +26,36 @@ def as_interrupts() -> Iterator[None]:
     if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    owner = os.getpid()
+    owner, patient = os.getpid(), not _importing(sys._getframe())
 
-    def interrupt(number: int, _: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a worker process, which has taken the handler with it
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
             os.kill(os.getpid(), number)
-            return
-        raise KeyboardInterrupt
+        elif patient and _importing(frame):
+            again = threading.Timer(_SOON, os.kill, (owner, number))
+            again.daemon = True
+            again.start()
+        else:
+            raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    before = {signal.SIGTERM.value: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT.value] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether what runs here was begun by an import that is not done."""
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 __all__ = ["as_interrupts"]
