@@ -333,3 +333,22 @@ def test_an_interruption_waits_until_an_import_is_done(number, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         imported_and_waited()
     assert sys.modules["slow_to_import"].whole
+
+
+def test_a_second_interruption_does_not_wait_for_an_import(tmp_path):
+    text = "import pathlib, time\npathlib.Path('begun').touch()\nwhile True: time.sleep(0.01)"
+    (tmp_path / "without_end.py").write_text(text)
+    code = "import sys; sys.path.insert(0, '.')\nfrom netslim._support.interrupts import as_interrupts\n"
+    code += "with as_interrupts():\n    import without_end"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "begun").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)  # it is sent again meanwhile, several times, and still waits
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "netslim: interrupted\n"
+    assert process.returncode == 130

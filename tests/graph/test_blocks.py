@@ -144,6 +144,20 @@ def test_a_thread_that_runs_parts_meanwhile_is_not_listened_to():
     assert expected
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_beside_a_scripted_layer():
+    class Scripted(Pre):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels)
+            self.ends = torch.jit.script(nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.ends(super().forward(x))
+
+    graph = blocks_of(Images(Scripted(6), Pre(6)))
+    assert "blocks.1" in names(graph)
+
+
 def test_nobody_asked():
     """Then there is none, and all else is as it is with them."""
     model = Images(Pre(6), Pre(6)).eval()

@@ -229,6 +229,15 @@ def test_what_is_set_after_a_cut_stays(tmp_path) -> None:
     assert torch.equal(out(netslim.load(network(), path)), out(smaller))
 
 
+def test_an_eps_that_is_taken_away_after_a_cut_is_not_saved_as_another(tmp_path) -> None:
+    model = network()
+    small = netslim.prune(model, planned(model, 5))
+    small[1].eps = None
+    with pytest.raises(netslim.errors.CheckpointError, match="the eps of 1, which was cut, is no"):
+        netslim.save(small, tmp_path / "small.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_eps_is_that_of_the_data_type_after_a_cut_as_before() -> None:
     model, tiny = network(), 1e-4 * TINY
     model[1] = nn.RMSNorm(WIDE)

@@ -2,7 +2,8 @@
 finished is kept, nothing half-written, and it is said how to go on.
 
 Either waits while a module is being imported: libraries take an exception in there for something
-that is missing, and go on with half of it.
+that is missing, and go on with half of it. Whoever sends a second one meanwhile has it at once:
+nothing of a file is ever half-written, so the process can simply end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _IMPORTS = "<frozen importlib._bootstrap>"
+_INTERRUPTED = 130  # as a shell says it of Ctrl-C
 _SOON = 0.05  # seconds until a signal that came within an import is sent again
 
 
@@ -27,13 +29,24 @@ def as_interrupts() -> Iterator[None]:
         yield
         return
     owner, patient = os.getpid(), not _importing(sys._getframe())
+    waiting, sent_again = threading.Event(), threading.Event()
+
+    def send_again(number: int) -> None:
+        sent_again.set()
+        os.kill(owner, number)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        ours = sent_again.is_set()
+        sent_again.clear()
         if os.getpid() != owner:  # a worker process, which has taken the handler with it
             signal.signal(number, before[number])
             os.kill(os.getpid(), number)
         elif patient and _importing(frame):
-            again = threading.Timer(_SOON, os.kill, (owner, number))
+            if waiting.is_set() and not ours:
+                os.write(2, b"netslim: interrupted\n")
+                os._exit(_INTERRUPTED)
+            waiting.set()
+            again = threading.Timer(_SOON, send_again, (number,))
             again.daemon = True
             again.start()
         else:

@@ -362,7 +362,8 @@ def _joined(
 
 def _names_in(part: nn.Module) -> Iterable[str]:
     """Those that the forward of a module reads itself, be it PyTorch's."""
-    code = getattr(type(part).forward, "__code__", None)
+    forward = getattr(type(part), "forward", None)  # of a scripted module only it has one itself
+    code = getattr(forward, "__code__", None)
     names: tuple[str, ...] = getattr(code, "co_names", ())
     return names
 

@@ -46,7 +46,7 @@ from netslim.errors import ArgumentError, CheckpointError, PlanError, SurgeryErr
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.padded_norms import SCALED
-from netslim.graph.modules.scaled_norms import scale_eps
+from netslim.graph.modules.scaled_norms import eps_held, scale_eps
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import (
     digest_of,
@@ -128,6 +128,7 @@ def save(
     tensors, shared = _distinct(model)
     plan = history(model)
     if plan is not None:
+        _check_eps(model, plan)
         _check_replay(model, plan, path)
     header = {
         "format": FORMAT,
@@ -211,6 +212,16 @@ def restored(
             f"{path} was saved from another architecture than this one{_tied(header, result)}"
         )
     return result
+
+
+def _check_eps(model: nn.Module, plan: PruningPlan) -> None:
+    """Refuse a normalisation whose eps was taken away after a cut: a plan has a number for it."""
+    for norm in plan.norms:
+        if norm.kind == SCALED and eps_held(model.get_submodule(norm.module)) is None:
+            raise CheckpointError(
+                f"the eps of {norm.module}, which was cut, is no number any more, and a file could "
+                "not say so: set it to the number that is meant, or to None before the cut"
+            )
 
 
 def _as_saved(model: nn.Module, plan: PruningPlan) -> None:

@@ -209,6 +209,9 @@ def _keys_once(events: Iterable[yaml.Event]) -> Iterator[yaml.Event]:
         yield event
 
 
+_MERGED = "<<"  # the keys of another mapping, which may be said of several
+
+
 class _Keys:
     """The keys of a mapping that is being read, and the lines that they stand in."""
 
@@ -218,7 +221,7 @@ class _Keys:
 
     def meet(self, node: yaml.NodeEvent) -> None:
         """Its next node: keys and values take turns."""
-        if self.next_is_key and isinstance(node, yaml.ScalarEvent):
+        if self.next_is_key and isinstance(node, yaml.ScalarEvent) and node.value != _MERGED:
             line = node.start_mark.line + 1
             if node.value in self.lines:
                 raise yaml.YAMLError(
