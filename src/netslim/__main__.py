@@ -7,6 +7,7 @@ is still being imported.
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 
 def main() -> int:
@@ -22,10 +23,16 @@ def main() -> int:
         return 130
 
 
-if __name__ == "__main__":
-    # `python -m` looks for modules in the current directory first, where a file `timm.py` or
-    # `yaml.py` would take the library's place. Names that the user types are looked up there all
-    # the same.
+def started_by_name() -> NoReturn:
+    """The same, started by `python -m`.
+
+    That looks for modules in the current directory first, where a file `timm.py` or `yaml.py` would
+    take the library's place. Names that the user types are looked up there all the same.
+    """
     if not sys.flags.safe_path:
         del sys.path[0]
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    started_by_name()

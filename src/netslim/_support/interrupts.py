@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _IMPORTS = "<frozen importlib._bootstrap>"
-_INTERRUPTED = 130  # as a shell says it of Ctrl-C
+INTERRUPTED = 130  # as a shell says it of Ctrl-C
 _SOON = 0.05  # seconds until a signal that came within an import is sent again
 
 
@@ -44,7 +44,7 @@ def as_interrupts() -> Iterator[None]:
         elif patient and _importing(frame):
             if waiting.is_set() and not ours:
                 os.write(2, b"netslim: interrupted\n")
-                os._exit(_INTERRUPTED)
+                os._exit(INTERRUPTED)
             waiting.set()
             again = threading.Timer(_SOON, send_again, (number,))
             again.daemon = True
@@ -71,4 +71,4 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-__all__ = ["as_interrupts"]
+__all__ = ["INTERRUPTED", "as_interrupts"]

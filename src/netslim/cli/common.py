@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from netslim._support import refusing
+from netslim._support.interrupts import INTERRUPTED
 from netslim.cli.parser import UsageError
 from netslim.errors import RecipeError
 
@@ -242,7 +243,7 @@ def show(table: Any, lines: Iterable[str], width: int) -> None:
 def told(error: BaseException) -> tuple[str, int]:
     """What ends a command, in one line, and its exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return "; ".join(["interrupted", *map(str, error.args)]), 130
+        return "; ".join(["interrupted", *map(str, error.args)]), INTERRUPTED
     line = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return (

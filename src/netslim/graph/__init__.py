@@ -85,10 +85,7 @@ def trace(
         # What comes of a second run is more that may go; a model that does not take one has less.
         # Where another thread traces the same model, it is not as it was before that has ended.
         with suppress(Exception), ONE_AT_A_TIME, untouched(inner):
-            found = record(
-                inner, example_inputs, RULES, fallback,
-                ports=again, heads=heads, no_heads=heads.no_heads,
-            )  # fmt: skip
+            found = record(inner, example_inputs, RULES, fallback, ports=again, heads=heads)
             narrower = found, settle(found, example_inputs)
         return build(settled, ports, narrower, again)
 

@@ -502,14 +502,16 @@ def _settle_by_width(
     these groups in the place of the first one's, and adds the scales of attention that keep them
     exact.
     """
+    inexact = {_lies(g): n for n, g in enumerate(groups) if not (g.frozen or g.exact)}
+    if not inexact:
+        return
     other, theirs = formed
-    exact = {_lies(group): number for number, group in enumerate(theirs) if group.prunable}
     found = np.full(len(theirs) + 1, -1)  # the last: entries in no group are -1
-    for number, group in enumerate(groups):
-        twin = exact.get(_lies(group))
-        if twin is not None and not group.frozen and not group.exact:
+    for twin, group in enumerate(theirs):
+        number = inexact.get(_lies(group)) if group.prunable else None
+        if number is not None:
             found[twin] = number
-            groups[number] = replace(theirs[twin], name=group.name)
+            groups[number] = replace(group, name=groups[number].name)
 
     def followed(vector: Vector) -> tuple[Vector, Vector]:
         numbers, units = other.followed(vector)

@@ -78,7 +78,7 @@ def record(
             narrower.
         blocks: note which operator reads what, too (dataflow.py).
         no_heads: attributes that are no number of heads, as an earlier recording found
-            (`Recorder.spoiled`).
+            (`Recorder.spoiled`); with ``heads`` they are those of that recording.
 
     Raises:
         TraceError: the model does not run on these inputs, or they hold no example.
@@ -88,9 +88,11 @@ def record(
     if ports is None:
         ports = Ports()
     with ONE_AT_A_TIME:
-        recorder = Recorder(Atoms(model), model, no_heads=no_heads)
-        if heads is not None:
-            recorder.narrows_heads, recorder.memo = True, heads.memo
+        if heads is None:
+            recorder = Recorder(Atoms(model), model, no_heads=no_heads)
+        else:
+            recorder = _like(heads)
+            recorder.narrows_heads = True
         if ports.free.inputs:
             first = Ports(ports.free)
             begun = _like(recorder)

@@ -12,7 +12,6 @@ import numpy as np
 
 from netslim.graph.modules.configurations import name_read
 from netslim.graph.modules.repeated_sizes import said_again
-from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.atoms import ATOM, Vector, distinct
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.places import of_user
@@ -44,11 +43,10 @@ def settle(recorder: Recorder, example_inputs: Any) -> Bindings:
 
 def _with_repetitions(recorder: Recorder, bindings: Bindings) -> Bindings:
     """Attributes that say what another one says follow the same."""
-    parts = {path: module for module, path in named_modules(recorder.model).items()}
     repeated = {
         (path, other): bound
         for (path, name), bound in bindings.items()
-        if (other := said_again(parts[path], name)) is not None
+        if (other := said_again(recorder.model.get_submodule(path), name)) is not None
     }
     return {**bindings, **repeated}
 

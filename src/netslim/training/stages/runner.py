@@ -394,17 +394,13 @@ class Runner(Networks):
         trained = fit.fit(self.bench, network, stage, folder, seed, mask=mask, teacher=teacher)
         shrunk = {}
         nothing = self._learnt_nothing(trained)
-        remarks = list(_left_out(trained.unreadable))
+        remarks = [*filter(None, [nothing]), *_left_out(trained.unreadable)]
         if trained.pruning is not None:
             shrunk = _shrunk(trained.pruning, folder)
             remarks += _chosen(trained.pruning.plan)
-        shown = list(remarks)
-        if nothing:
-            remarks.insert(0, nothing)
-            if not self._learnt_nothing_before(index):
-                shown.insert(0, nothing)
-        for text in shown:
-            self.display.say(f"{folder.label}  {text}")
+        for text in remarks:
+            if text != nothing or not self._learnt_nothing_before(index):
+                self.display.say(f"{folder.label}  {text}")
         noted = dict(trained.left)
         if mask is not None:
             noted["mask"] = mask.to_json()
