@@ -25,6 +25,7 @@ import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from nets import as_if_traced
 from netslim import ChannelGraph, PruningPlan, load, prune, prune_, save, trace, verify
@@ -79,6 +80,15 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def nearly_same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.allclose(x, y, 1e-5, 1e-6) for x, y in zip(a, b, strict=True))
+
+
+def normed(model: nn.Module) -> bool:
+    """Whether a weight is normalised: its gains are rounded at each cut, and once where two are one."""
+    return any(parametrize.is_parametrized(module) for module in model.modules())
+
+
 def cut_and_verify(
     model: nn.Module, inputs: Inputs, rng: np.random.Generator
 ) -> tuple[nn.Module, int, int]:
@@ -108,6 +118,17 @@ def cut_inexactly(model: nn.Module, inputs: Inputs, rng: np.random.Generator) ->
     assert [t.shape for t in results(small, inputs)] == [t.shape for t in results(model, inputs)]
 
 
+WEIGHT_NORM = Spec(
+    inputs=((4, 7, 4),),
+    nodes=(
+        node("conv", 0, out=12, kernel=1, bias=True),
+        node("conv_parametrized", 1, out=4, kind="weight"),
+    ),
+    outputs=(2,),
+    container="single",
+)
+
+
 def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
     """Two cuts, one on the other, of random units; a checkpoint and a cut in place give the same
     network.
@@ -116,6 +137,7 @@ def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
 
     @budget(32)
     @given(networks(), SEEDS)
+    @example(WEIGHT_NORM, 0)
     def check(spec: Spec, seed: int) -> None:
         model, inputs = spec.build()
         before, rng = copy.deepcopy(inputs), np.random.default_rng(seed)
@@ -127,7 +149,8 @@ def test_every_cut_is_exact_or_refused(tmp_path: Path) -> None:
             expected = results(smaller, inputs)
             loaded = load(model, save(smaller, tmp_path / "model.safetensors"))
             assert same(results(loaded, inputs), expected)
-            assert same(results(prune_(model, history(smaller)), inputs), expected)
+            at_once = results(prune_(model, history(smaller)), inputs)
+            assert nearly_same(at_once, expected) if normed(model) else same(at_once, expected)
 
     check()
     cut, felt = np.array(tally).sum(0)
