@@ -53,6 +53,7 @@ from netslim.selection.defaults import AUTO
 from netslim.surgery import Verification
 from netslim.surgery.history import history
 from netslim.surgery.plan import PruningPlan
+from netslim.surgery.stale import told_in
 from netslim.training.loop import auto_strength, fit
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.classifier import OPTIMIZERS
@@ -505,8 +506,8 @@ class Runner(Networks):
         if masked:
             noted["mask"] = done.plan.to_json()
         self.save(done.network, folder, noted)
-        mended = [str(one) for one in done.mended if not one.harmful]
-        for text in (*_chosen(done.plan), *mended):
+        mended = map(str, done.mended)
+        for text in (*_chosen(done.plan), *told_in(done.plan.notes), *mended):
             self.display.say(f"{folder.label}  {text}")
         for warning in done.warnings:
             self.display.warn(warning)
