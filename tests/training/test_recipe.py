@@ -9,6 +9,7 @@ import yaml
 
 from netslim.errors import RecipeError
 from netslim.training.recipe.files import read_yaml, recipe_text, shipped
+from netslim.training.recipe.orders import wasted
 from netslim.training.recipe.reading import load_recipe, parse_recipe
 from netslim.training.recipe.reference import keys
 from netslim.training.recipe.schedule import factor
@@ -45,6 +46,7 @@ def recipe_file(tmp_path):
 def test_a_shipped_recipe_is_complete_and_survives_a_round_trip(name):
     recipe = recipe_of(name)
     assert recipe.name == name
+    assert not wasted(recipe)
     text = yaml.dump(recipe.to_dict(), Dumper=DUMPER)
     assert parse_recipe(yaml.load(text, Loader=LOADER)) == recipe
 

@@ -61,6 +61,7 @@ from netslim.training.loop.divergence import FAR, blind
 from netslim.training.loop.epochs import Row, derive
 from netslim.training.loop.progress import Display, silent
 from netslim.training.recipe.checks import cuts, imitated, teacher, wanted_share
+from netslim.training.recipe.orders import wasted
 from netslim.training.recipe.schedule import lengthened
 from netslim.training.recipe.schema import (
     Baseline,
@@ -234,6 +235,8 @@ class Runner(Networks):
         """All stages, the results and the report."""
         first = ranks.shared("what is finished", self._first_unfinished)
         self.agree()
+        for text in wasted(self.recipe):
+            self.display.say_once(text)
         ranks.everywhere("the stages ahead", lambda: foresee(self, first))
         ranks.shared("the environment", self.note_environment)
         done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
