@@ -11,7 +11,6 @@ from netslim.errors import RecipeError
 from netslim.training.recipe.files import read_yaml, recipe_text, shipped
 from netslim.training.recipe.orders import wasted
 from netslim.training.recipe.reading import load_recipe, parse_recipe
-from netslim.training.recipe.reference import keys
 from netslim.training.recipe.schedule import factor
 from netslim.training.recipe.schema import Baseline, Prune, Recipe, ScheduleOptions, Train
 from shipped_recipes import recipe_of
@@ -392,12 +391,6 @@ def test_a_year_is_a_text_and_what_reads_otherwise_than_it_is_written_is_not():
     for title in (1.10, True):
         with pytest.raises(RecipeError, match=r"title: expected a text, got .*in quotes"):
             parse_recipe(small(title=title))
-
-
-def test_the_list_of_keys_knows_what_has_to_be_said():
-    needed = {one.key for one in keys() if one.needed}
-    assert not {"name", "title", "stages.NAME.name"} & needed
-    assert {"data.name", "model.name", "stages.NAME.epochs"} <= needed
 
 
 def test_invalid_yaml_says_where(tmp_path):

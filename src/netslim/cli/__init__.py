@@ -24,7 +24,7 @@ import netslim
 from netslim._support import nearest
 from netslim._support.interrupts import as_interrupts
 from netslim.cli.common import check_networks, split_overrides, told, weights_option
-from netslim.cli.parser import Parser
+from netslim.cli.parser import Parser, with_heading
 from netslim.cli.wording import check_once, in_words_of, said
 from netslim.errors import NetslimError
 from netslim.training.launched import for_one_process, place
@@ -67,7 +67,10 @@ EXIT_CODES = {
 }
 
 _MORE = """\
-each command has a --help of its own, with examples, and --json, which prints data and nothing else:
+Each command has a --help of its own, with examples, and --json, which prints data and nothing else.
+
+"""
+_EXAMPLES = """\
   netslim run digits
   netslim prune zoo:vgg16 --input 3 32 32 --cut-macs 0.5 --out small.safetensors
   netslim evaluate small.safetensors --data torchvision:CIFAR10 --json
@@ -178,7 +181,7 @@ def overview(inside: Mapping[str, Parser] | None = None) -> Parser:
         elif name in inside:
             commands.add_parser(name, help=text, parents=[inside[name]], add_help=False)
     codes = "\n".join(f"  {code:<5} {text}" for code, text in EXIT_CODES.items())
-    parser.epilog = f"{_MORE}exit codes:\n{codes}\n"
+    parser.epilog = f"{_MORE}{with_heading(_EXAMPLES)}exit codes:\n{codes}\n"
     return parser
 
 
