@@ -26,7 +26,7 @@ from netslim._support.interrupts import as_interrupts
 from netslim.cli.common import check_networks, split_overrides, told, weights_option
 from netslim.cli.parser import Parser, with_heading
 from netslim.cli.wording import check_once, in_words_of, said
-from netslim.errors import NetslimError
+from netslim.errors import INTERRUPTED, NetslimError
 from netslim.training.launched import for_one_process, place
 
 # Command -> what is said of it. Each is carried out by the module of its name in this package; of
@@ -62,7 +62,7 @@ EXIT_CODES = {
     1: "failed, or refused: one line on standard error says what, where and what to do",
     2: "wrong usage: no such command, --option or choice in its help; nothing was begun",
     3: "`bench paper`: the time was up before all rows were finished",
-    130: "interrupted, by Ctrl-C or SIGTERM; what is finished is kept",
+    INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM; what is finished is kept",
     141: "the reader of the output has left",
 }
 
