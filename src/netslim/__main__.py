@@ -1,13 +1,15 @@
 """`netslim`, and `python -m netslim`, as `torchrun -m netslim` starts it.
 
-From here on an interruption ends in one line and exit code 130, also while the command line itself
-is still being imported.
+From here on an interruption ends in one line and an exit code of its own, also while the command
+line itself is still being imported.
 """
 
 from __future__ import annotations
 
 import sys
 from typing import NoReturn
+
+from netslim.errors import INTERRUPTED
 
 
 def main() -> int:
@@ -20,7 +22,7 @@ def main() -> int:
         if "--debug" in sys.argv:
             raise
         print("netslim: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def started_by_name() -> NoReturn:

@@ -18,6 +18,8 @@ on one line::
     └── TrainingError         training cannot go on (for example a loss that is not finite)
 """
 
+INTERRUPTED = 130  # the exit code of what a Ctrl-C has ended, as a shell says it
+
 
 class NetslimError(Exception):
     """Base class of every error netslim raises on purpose.

@@ -15,10 +15,13 @@ from places import REPOSITORY
 
 
 def examples(command: str) -> list[list[str]]:
-    """What stands behind `netslim` in the examples of a command's help."""
+    """What stands behind `netslim` in the examples of a command's help, under a heading."""
     text = (cli.parser_of(command).epilog or "").replace("\\\n", " ")
+    before, heading, after = f"\n{text}".partition("\nexamples:\n")
+    assert heading
+    assert "\n  netslim" not in before
     return [
-        shlex.split(line.split(" > ")[0]) for line in re.findall(r"^  netslim (.*)", text, re.M)
+        shlex.split(line.split(" > ")[0]) for line in re.findall(r"^  netslim (.*)", after, re.M)
     ]
 
 
@@ -33,6 +36,10 @@ def test_every_help_has_examples_that_can_be_typed(command):
         tokens, dotted = split_overrides(rest)
         parser.read(tokens)
         assert parser.dotted or not dotted
+
+
+def test_the_overview_has_examples_under_a_heading():
+    assert re.search(r"^examples:\n  netslim ", cli.overview().epilog or "", re.M)
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -97,7 +97,7 @@ def test_options_have_type_default_and_meaning(capsys):
     (found,) = listed(capsys, "options", "trainer.timeout")
     assert (found["type"], found["default"], found["needed"]) == ("number", 30.0, False)
     needed = {row["key"] for row in listed(capsys, "options", "name") if row["needed"]}
-    assert needed == {"name", "data.name", "model.name"}
+    assert needed == {"data.name", "model.name"}
     assert main(["options", "optimizer.nesterov"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "stages train, finetune:",

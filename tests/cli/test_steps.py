@@ -208,6 +208,28 @@ def test_prune_takes_the_images_that_the_file_was_trained_on(trained, tmp_path):
     assert told == said
 
 
+class TwoReadings(nn.Module):
+    """Both layers are as wide as `width`, which `forward` does not read, and lose different numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.a, self.b, self.c = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())
+
+    def other(self) -> int:
+        return self.width
+
+
+def test_what_stays_of_remembered_widths_is_told_once(tmp_path, capsys, caplog):
+    amounts = ["--layers", "a", "b", "--counts", 2, 4]
+    go("prune", f"{__name__}:TwoReadings", *INPUT, *amounts, "--out", tmp_path / "a.safetensors")
+    told = "".join(capsys.readouterr()) + caplog.text
+    assert told.count("width (8, now 4 or 6)") == 1
+
+
 def test_evaluate_says_that_a_name_alone_has_fresh_weights(capsys):
     go("evaluate", "zoo:vgg", *DATA, "--model.layers", "[4]", "--model.in_channels", "1")
     assert "note: zoo:vgg has fresh weights" in capsys.readouterr().out

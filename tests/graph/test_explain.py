@@ -221,6 +221,49 @@ def test_every_reason_is_told():
     ]
 
 
+class Used(nn.Module):
+    """A layer whose channels are used in some way, and read by another one."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.a, self.b, self.use = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), use
+        self.register_buffer("order", torch.arange(8).flip(0))
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.use(self, h, self.b(h))
+
+
+RANKED = "x.amax(1), x.mean(1) or a ranking of places would be followed"
+ALONE = "the last, x[:, -1], would hold itself alone"
+ORDER = "a list that is a buffer of the module, x[:, self.order], would be numbered anew"
+IN_TORCH = "functions of PyTorch in its place would be followed"
+INSTEAD = {
+    "topk": (lambda s, h, y: y * h.topk(1, 1).values, RANKED),
+    "amax": (lambda s, h, y: y * h.amax(1, True), None),
+    "mean": (lambda s, h, y: y * h.mean(1, True), None),
+    "ranked places": (lambda s, h, y: y * h.flatten(2).sort(2).values.mean(), None),
+    "third": (lambda s, h, y: y * h[:, 3].unsqueeze(1), ALONE),
+    "one in a list": (lambda s, h, y: y * h[:, [3]], ALONE),
+    "one by index_select": (lambda s, h, y: y * h.index_select(1, torch.tensor([3])), ALONE),
+    "last": (lambda s, h, y: y * h[:, -1].unsqueeze(1), None),
+    "several": (lambda s, h, y: y * h[:, [1, 3]].mean(1, True), ORDER),
+    "by a buffer": (lambda s, h, y: y * h[:, s.order].mean(1, True), None),
+    "numpy": (lambda s, h, y: y * torch.from_numpy(h.numpy()).mean(), IN_TORCH),
+    "torch": (lambda s, h, y: y * h.mean(), None),
+}
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_what_stays_says_what_would_follow_and_that_follows(name):
+    use, instead = INSTEAD[name]
+    graph = trace(Used(use).eval(), X)
+    if instead is None:
+        assert any(not g.frozen for g in graph.groups if g.name.startswith("a"))
+    else:
+        assert re.search(rf"; {re.escape(instead)} \(test_explain\.py:\d+\)", graph.explain("a"))
+
+
 def test_what_never_ran_says_so(graph):
     assert graph.explain("aux.0.weight").splitlines()[1] == (
         "  Axes 0 and 1 stay: not used when the model ran on the example inputs."

@@ -238,6 +238,17 @@ def test_an_eps_that_is_taken_away_after_a_cut_is_not_saved_as_another(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def test_an_eps_that_is_taken_away_before_a_cut_stays_away(tmp_path) -> None:
+    model = network()
+    model[1].eps = None
+    small = netslim.prune(model, planned(model, 5))
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    loaded = netslim.load(network(), path)
+    assert torch.equal(out(loaded), out(small))
+    again = netslim.save(loaded, tmp_path / "again.safetensors")
+    assert torch.equal(out(netslim.load(network(), again)), out(small))
+
+
 def test_no_eps_is_that_of_the_data_type_after_a_cut_as_before() -> None:
     model, tiny = network(), 1e-4 * TINY
     model[1] = nn.RMSNorm(WIDE)
@@ -313,3 +324,10 @@ def test_a_plan_for_a_norm_without_an_eps_is_refused() -> None:
     with pytest.raises(netslim.errors.SurgeryError, match="RMSNorm has no eps"):
         netslim.prune(model, plan)
     assert plan.norms == (NormWidth("1", "scaled", -1, 8, eps=1e-6),)
+    model[1].eps = None
+    wanted = (
+        "RMSNorm 1 has None for its eps, and the plan was made .* number, 1e-06: give it a number"
+    )
+    for cut in (netslim.prune, netslim.prune_):
+        with pytest.raises(netslim.errors.SurgeryError, match=wanted):
+            cut(model, plan)

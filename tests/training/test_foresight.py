@@ -18,12 +18,13 @@ from netslim.cli import main
 from netslim.errors import NetslimError, RecipeError
 from netslim.training import run
 from netslim.training.loop.progress import Display
+from netslim.training.recipe.orders import wasted
 from netslim.training.stages import runner
 from netslim.training.stages.folder import RunFolder
 from netslim.training.stages.foresight import foresee
 from netslim.training.stages.rehearsal import rehearse
 from netslim.training.stages.runner import Runner
-from stage_runs import FIRST, HALF, TRAIN, recipe
+from stage_runs import FIRST, HALF, TRAIN, carry_out, recipe
 
 MLP = {"name": "zoo:mlp", "in_features": 64, "norm": False}
 HALVES = {"cut_channels": 0.5}
@@ -193,6 +194,40 @@ def test_a_rehearsal_refuses_first_stages_in_the_words_of_the_run(stages, tmp_pa
     with pytest.raises(type(by_the_run.value)) as foretold:
         rehearse(asked)
     assert str(foretold.value) == str(by_the_run.value)
+
+
+SPARSE = {**TRAIN, "name": "sparse", "sparsity": {"strength": 1e-3}}
+LAST = {**TRAIN, "kind": "finetune"}
+INT8 = {"kind": "quantize"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([SPARSE, HALF, LAST], None),
+        ([TRAIN, HALF, SPARSE], "stages.sparse.sparsity: nothing is cut behind it"),
+        ([SPARSE], None),  # to be looked at
+        ([TRAIN, HALF, {**SPARSE, "sparsity": {"strength": 0.0}}], None),
+        ([TRAIN, {**SPARSE, "gradual": {"budget": HALVES, "steps": 1, "end": 1.0}}], None),
+        ([TRAIN, HALF, LAST, INT8], None),
+        ([TRAIN, INT8, HALF], "stages.quantize: its files hold the network as it is before prune"),
+        ([TRAIN, HALF, INT8, LAST], "stages.quantize: its files hold the network as it is before"),
+        ([TRAIN, {**INT8, "name": "whole"}, HALF, INT8], None),
+        ([TRAIN, INT8, {"kind": "baseline"}], None),
+    ],
+)
+def test_an_order_that_wastes_work_is_told(stages, told):
+    found = wasted(recipe(*stages))
+    assert [text[: len(told or "")] for text in found] == [told] * (told is not None)
+
+
+def test_wasted_work_is_told_before_it_is_done_and_noted(tmp_path):
+    stages, few = [HALF, SPARSE], {"trainer": {"limit_batches": 1}}
+    (text,) = wasted(recipe(*stages))
+    told = io.StringIO()
+    rehearse(recipe(*stages, **few), Display(Console(file=told, width=500)))
+    assert told.getvalue().splitlines()[0] == f"note: {text}"
+    assert text in carry_out(tmp_path, *stages, **few).results["notes"]
 
 
 def test_the_command_shows_a_rehearsal(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import yaml
 
 from netslim.errors import RecipeError
 from netslim.training.recipe.files import read_yaml, recipe_text, shipped
+from netslim.training.recipe.orders import wasted
 from netslim.training.recipe.reading import load_recipe, parse_recipe
 from netslim.training.recipe.schedule import factor
 from netslim.training.recipe.schema import Baseline, Prune, Recipe, ScheduleOptions, Train
@@ -44,6 +45,7 @@ def recipe_file(tmp_path):
 def test_a_shipped_recipe_is_complete_and_survives_a_round_trip(name):
     recipe = recipe_of(name)
     assert recipe.name == name
+    assert not wasted(recipe)
     text = yaml.dump(recipe.to_dict(), Dumper=DUMPER)
     assert parse_recipe(yaml.load(text, Loader=LOADER)) == recipe
 
@@ -366,6 +368,29 @@ def test_a_recipe_without_a_title_goes_by_its_name():
     del tree["title"]
     assert parse_recipe(tree).title == "mine"
     assert parse_recipe({**tree, "title": None}).title == "mine"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("flowers.yaml", "flowers"), ("my flowers (2).yml", "my-flowers-2")]
+)
+def test_a_recipe_without_a_name_goes_by_its_file(tmp_path, file, name):
+    path = tmp_path / file
+    path.write_text(SMALL.replace("name: small\ntitle: A test\n", "small: {seed: 1}\n"))
+    recipe = load_recipe(str(path))
+    assert (recipe.name, recipe.title) == (name, name)
+    twin = load_recipe(str(path.with_stem(f"{path.stem}-small")))
+    assert (twin.name, twin.title, twin.seed) == (f"{name}-small", f"{name}-small", 1)
+    (tmp_path / "more.yaml").write_text(f"extends: '{path}'\nseed: 2")
+    more = load_recipe(str(tmp_path / "more.yaml"))
+    assert (more.name, more.title, more.seed) == ("more", "more", 2)
+
+
+def test_a_year_is_a_text_and_what_reads_otherwise_than_it_is_written_is_not():
+    recipe = parse_recipe(small(name=2024, title=2025))
+    assert (recipe.name, recipe.title) == ("2024", "2025")
+    for title in (1.10, True):
+        with pytest.raises(RecipeError, match=r"title: expected a text, got .*in quotes"):
+            parse_recipe(small(title=title))
 
 
 def test_invalid_yaml_says_where(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from netslim.errors import RecipeError
 from netslim.training.commands.status import status
 from netslim.training.loop.progress import in_words
 from netslim.training.recipe.reading import parse_recipe
+from netslim.training.stages import folder as stage_folder
 from netslim.training.stages.folder import RunFolder
 
 RECIPE = {
@@ -91,6 +93,23 @@ def test_a_finished_run_and_a_damaged_stage_of_it(folder, capsys):
     assert (damaged.state, damaged.stages[-1].state) == ("stopped", "damaged")
     assert main(["status", str(folder.path)]) == 0
     assert f"{last}  damaged: " in capsys.readouterr().out
+
+
+def test_what_is_older_than_its_marker_is_believed_unread(folder, monkeypatch):
+    recipe = parse_recipe(RECIPE)
+    place = folder.stage(0, recipe.stages[0])
+    place.model.write_text("weights")
+    place.finish({"seconds": 1.0})
+    made = place.marker.stat().st_mtime_ns
+    for file in (place.model, place.metrics):
+        os.utime(file, ns=(made - 1, made - 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_folder, "digest", pytest.fail)
+        assert status(folder.path).stages[0].state == "finished"
+    place.model.write_text("others")
+    found = status(folder.path).stages[0]
+    assert found.state == "damaged"
+    assert "model.safetensors was changed after the stage finished" in str(found.damage)
 
 
 def test_settings_that_were_edited_say_how_settings_are_changed(folder):

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from netslim.errors import INTERRUPTED
+
 _IMPORTS = "<frozen importlib._bootstrap>"
-INTERRUPTED = 130  # as a shell says it of Ctrl-C
 _SOON = 0.05  # seconds until a signal that came within an import is sent again
 
 
@@ -71,4 +72,4 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-__all__ = ["INTERRUPTED", "as_interrupts"]
+__all__ = ["as_interrupts"]

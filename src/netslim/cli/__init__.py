@@ -24,9 +24,9 @@ import netslim
 from netslim._support import nearest
 from netslim._support.interrupts import as_interrupts
 from netslim.cli.common import check_networks, split_overrides, told, weights_option
-from netslim.cli.parser import Parser
+from netslim.cli.parser import Parser, with_heading
 from netslim.cli.wording import check_once, in_words_of, said
-from netslim.errors import NetslimError
+from netslim.errors import INTERRUPTED, NetslimError
 from netslim.training.launched import for_one_process, place
 
 # Command -> what is said of it. Each is carried out by the module of its name in this package; of
@@ -62,12 +62,15 @@ EXIT_CODES = {
     1: "failed, or refused: one line on standard error says what, where and what to do",
     2: "wrong usage: no such command, --option or choice in its help; nothing was begun",
     3: "`bench paper`: the time was up before all rows were finished",
-    130: "interrupted, by Ctrl-C or SIGTERM; what is finished is kept",
+    INTERRUPTED: "interrupted, by Ctrl-C or SIGTERM; what is finished is kept",
     141: "the reader of the output has left",
 }
 
 _MORE = """\
-each command has a --help of its own, with examples, and --json, which prints data and nothing else:
+Each command has a --help of its own, with examples, and --json, which prints data and nothing else.
+
+"""
+_EXAMPLES = """\
   netslim run digits
   netslim prune zoo:vgg16 --input 3 32 32 --cut-macs 0.5 --out small.safetensors
   netslim evaluate small.safetensors --data torchvision:CIFAR10 --json
@@ -178,7 +181,7 @@ def overview(inside: Mapping[str, Parser] | None = None) -> Parser:
         elif name in inside:
             commands.add_parser(name, help=text, parents=[inside[name]], add_help=False)
     codes = "\n".join(f"  {code:<5} {text}" for code, text in EXIT_CODES.items())
-    parser.epilog = f"{_MORE}exit codes:\n{codes}\n"
+    parser.epilog = f"{_MORE}{with_heading(_EXAMPLES)}exit codes:\n{codes}\n"
     return parser
 
 

@@ -33,20 +33,18 @@ that slows down does so for all. Medians with their quartiles, parameters, multi
 (MACs) and activations of one example, size, and time relative to the first network.
 """
 
-_MORE = (
-    MODELS
-    + RUNTIMES
-    + """
+_EXAMPLES = """\
   netslim bench vgg.safetensors small.safetensors --input 3 32 32 --batch-size 64
   netslim bench torchvision:resnet50 timm:resnet50d --input 3 224 224 --threads 1 \\
       --backend eager compile onnxruntime
 """
-)
 
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_bench, about=_BENCH, more=_MORE, dotted=True)
+    parser.carries_out(
+        _bench, about=_BENCH, more=MODELS + RUNTIMES, examples=_EXAMPLES, dotted=True
+    )
     parser.add_argument("models", metavar="MODEL", nargs="+", help="which networks")
     add_weights(parser, action="append", default=[])
     add_trust(parser)

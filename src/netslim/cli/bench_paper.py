@@ -26,8 +26,8 @@ rows are finished, 1 where one has failed, 3 where the time was up before.
 """
 _TIME_UP = 3  # see `netslim.cli.EXIT_CODES`
 _RESULTS = {"out": Path("paper"), "page": None}  # where they go if nothing is said
-_MORE = """\
-any value of the recipes can be overridden by its dotted name, for all rows alike:
+_MORE = "Any value of the recipes can be overridden by its dotted name, for all rows alike.\n"
+_EXAMPLES = """\
   netslim bench paper --rows vgg19-cifar10 --minutes 9
   netslim bench paper --rows resnet56-l1-a resnet56-l1-b --seeds 0 1 2 --data.name hf:cifar10
   netslim bench paper --small --minutes 60
@@ -36,7 +36,7 @@ any value of the recipes can be overridden by its dotted name, for all rows alik
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_paper, about=_ABOUT, more=_MORE, dotted=True)
+    parser.carries_out(_paper, about=_ABOUT, more=_MORE, examples=_EXAMPLES, dotted=True)
     parser.add_argument(
         "--rows",
         metavar="ROW",

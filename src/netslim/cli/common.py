@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from netslim._support import refusing
-from netslim._support.interrupts import INTERRUPTED
 from netslim.cli.parser import UsageError
-from netslim.errors import RecipeError
+from netslim.errors import INTERRUPTED, RecipeError
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 

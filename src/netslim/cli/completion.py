@@ -15,8 +15,7 @@ Print a script that makes a shell complete netslim's commands, their options and
 all of them, so that the Tab key waits for nothing; print it anew after an update. Options of a
 recipe by their dotted names are not in it: netslim options lists them.
 """
-_MORE = """\
-examples:
+_EXAMPLES = """\
   netslim completion bash > ~/.local/share/bash-completion/completions/netslim
   netslim completion zsh > ~/.zfunc/_netslim
 """
@@ -24,7 +23,7 @@ examples:
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_completion, about=_COMPLETION, more=_MORE)
+    parser.carries_out(_completion, about=_COMPLETION, examples=_EXAMPLES)
     parser.add_argument("shell", choices=("bash", "zsh"), help="whose script it is to be")
     add_json(parser, "the shell and the script")
 

@@ -15,8 +15,7 @@ List the criteria that score channels (--criterion), the ways in which a cut is 
 (--allocation) and the methods that train towards a cut (--sparsity.method), with what each says of
 itself and the paper that it comes from.
 """
-_MORE = """\
-examples:
+_EXAMPLES = """\
   netslim criteria
   netslim criteria --json
 """
@@ -26,7 +25,7 @@ _PAPER = re.compile(r"(\w+ et al\.) \((\d{4}[^()]*)\)|\(([^()]*\b(?:19|20)\d\d\b
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_criteria, about=_CRITERIA, more=_MORE)
+    parser.carries_out(_criteria, about=_CRITERIA, examples=_EXAMPLES)
     add_json(parser, "criteria, allocations and methods, with their texts")
 
 

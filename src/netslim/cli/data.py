@@ -11,8 +11,7 @@ _DATA = """\
 List the names that --data and the section `data` of a recipe understand, and what stands behind
 each. Nothing is read or fetched.
 """
-_MORE = """\
-examples:
+_EXAMPLES = """\
   netslim data
   netslim data --json
 """
@@ -20,7 +19,7 @@ examples:
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_data, about=_DATA, more=_MORE)
+    parser.carries_out(_data, about=_DATA, examples=_EXAMPLES)
     add_json(parser, "names and what they are")
 
 

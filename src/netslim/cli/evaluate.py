@@ -22,21 +22,19 @@ Look at the test images with a network as it is: accuracy, loss, parameters, mul
 size. Nothing is trained and nothing is written.
 """
 
-_MORE = (
-    MODELS
-    + DATA
-    + """
+_EXAMPLES = """\
   netslim evaluate small.safetensors --data torchvision:CIFAR10
   netslim evaluate small.safetensors --data folder:birds --split validation --json
   netslim evaluate torchvision:resnet50 --weights resnet50.pth --data folder:imagenet \\
       --data.mean "[0.485, 0.456, 0.406]" --data.std "[0.229, 0.224, 0.225]"
 """
-)
 
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_evaluate, about=_EVALUATE, more=_MORE, dotted=True)
+    parser.carries_out(
+        _evaluate, about=_EVALUATE, more=MODELS + DATA, examples=_EXAMPLES, dotted=True
+    )
     add_network(parser)
     parser.add_argument(
         "--split",

@@ -26,21 +26,19 @@ this one). The file is read back and run, on random inputs and on batches of sev
 there only if its outputs equal those of the network. Nothing is overwritten.
 """
 
-_MORE = (
-    MODELS
-    + RUNTIMES
-    + """
+_EXAMPLES = """\
   netslim export small.safetensors --input 3 32 32 --out small.onnx
   netslim export small.safetensors --input 3 32 32 --out small.pt2 --batch 8
   netslim export small.safetensors --input 3 32 32 --out small.pte --batch 1
   netslim export mypackage.models:tagger --input 32 --dtype int64 --out tagger.onnx --opset 18
 """
-)
 
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_export, about=_EXPORT, more=_MORE, dotted=True)
+    parser.carries_out(
+        _export, about=_EXPORT, more=MODELS + RUNTIMES, examples=_EXAMPLES, dotted=True
+    )
     add_network(parser, data=False)
     add_inputs(parser)
     parser.add_argument(

@@ -14,8 +14,8 @@ weights (safetensors), config.json, the plan of the cut, and a model card of the
 the data, the proof of the cut and how to repeat it. Nothing is sent: `hf upload` does that.
 """
 
-_MORE = """\
-netslim.models.build and netslim.load open such a folder:
+_MORE = "netslim.models.build and netslim.load open such a folder.\n"
+_EXAMPLES = """\
   netslim hub runs/digits --out digits-small --license apache-2.0
   netslim hub runs/digits --out digits-small --title "Digits, small" --json
 """
@@ -23,7 +23,7 @@ netslim.models.build and netslim.load open such a folder:
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_hub, about=_HUB, more=_MORE)
+    parser.carries_out(_hub, about=_HUB, more=_MORE, examples=_EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a finished run")
     parser.add_argument(
         "--out",

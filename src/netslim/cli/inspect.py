@@ -24,9 +24,7 @@ share of parameters, multiply-accumulates and activations (what layers put out),
 The inputs are random numbers, a batch of one; integers and booleans are 1.
 """
 
-_MORE = (
-    MODELS
-    + """
+_EXAMPLES = """\
   netslim inspect zoo:vgg16 --input 3 32 32 --model.width 0.25
   netslim inspect torchvision:resnet18 --input 3 224 224 --json
   netslim inspect torchvision:resnet18 --input 3 224 224 --explain layer3.0.conv2.weight \\
@@ -34,12 +32,11 @@ _MORE = (
   netslim inspect torchvision:resnet18 --input 3 224 224 --draw resnet18.svg
   netslim inspect mypackage.models:translator --input 32 --input 32 --dtype int64
 """
-)
 
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_inspect, about=_INSPECT, more=_MORE, dotted=True)
+    parser.carries_out(_inspect, about=_INSPECT, more=MODELS, examples=_EXAMPLES, dotted=True)
     add_network(parser, data=False)
     add_inputs(parser)
     parser.add_argument(

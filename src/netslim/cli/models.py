@@ -13,8 +13,8 @@ _MODELS = """\
 List the networks that go by a name: those of netslim (zoo:NAME), each with its parameters, those of
 torchvision, and those of timm where it is installed. Nothing is fetched.
 """
-_MORE = """\
-A network of your own goes by package.module:factory, and a trained one by its file.
+_MORE = "A network of your own goes by package.module:factory, and a trained one by its file.\n"
+_EXAMPLES = """\
   netslim models
   netslim models resnet
   netslim models zoo: --json
@@ -23,7 +23,7 @@ A network of your own goes by package.module:factory, and a trained one by its f
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_models, about=_MODELS, more=_MORE)
+    parser.carries_out(_models, about=_MODELS, more=_MORE, examples=_EXAMPLES)
     parser.add_argument(
         "part",
         metavar="PART",

@@ -20,8 +20,7 @@ _OPTIONS = """\
 List every key that a recipe may have: what it may be, its default, what it means. On the command
 line each goes by its dotted name, --KEY VALUE, where NAME is the name of a stage.
 """
-_MORE = """\
-examples:
+_EXAMPLES = """\
   netslim options
   netslim options optimizer
   netslim options stages.NAME.budget --json
@@ -30,7 +29,7 @@ examples:
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_options, about=_OPTIONS, more=_MORE)
+    parser.carries_out(_options, about=_OPTIONS, examples=_EXAMPLES)
     parser.add_argument(
         "part", metavar="PART", nargs="?", default="", help="only keys with this in them"
     )

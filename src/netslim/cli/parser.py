@@ -21,6 +21,11 @@ class UsageError(NetslimError):
     """What was typed is no command, option or choice."""
 
 
+def with_heading(examples: str) -> str:
+    """Lines that may be typed, under a line that says so."""
+    return f"examples:\n{examples}"
+
+
 class Parser(argparse.ArgumentParser):
     """Flags of one command, and what carries it out.
 
@@ -42,10 +47,17 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def carries_out(
-        self, command: Command, *, about: str = "", more: str = "", dotted: bool = False
+        self,
+        command: Command,
+        *,
+        examples: str,
+        about: str = "",
+        more: str = "",
+        dotted: bool = False,
     ) -> None:
-        """Say what the command does; `more` stands below its flags."""
-        self.command, self.epilog, self.dotted = command, more, dotted
+        """Say what the command does; `more` stands below its flags, and then the examples."""
+        self.command, self.dotted = command, dotted
+        self.epilog = "\n".join(filter(None, [more, with_heading(examples)]))
         self.description = about or self.description
 
     def flags(self) -> dict[str, argparse.Action]:

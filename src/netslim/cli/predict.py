@@ -16,7 +16,7 @@ Classify pictures. Each is decoded, resized and normalised as the network's file
 the images were that it was trained on.
 """
 
-_MORE = """
+_EXAMPLES = """\
   netslim predict small.safetensors cat.jpg dog.png
   netslim predict small.onnx holidays --top 3 --json
 """
@@ -24,7 +24,7 @@ _MORE = """
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_predict, about=_PREDICT, more=_MORE)
+    parser.carries_out(_predict, about=_PREDICT, examples=_EXAMPLES)
     parser.add_argument("network", metavar="NETWORK", help="a .safetensors or .onnx file")
     parser.add_argument(
         "pictures", metavar="PICTURE", nargs="+", help="files, and folders with pictures"

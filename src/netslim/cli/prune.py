@@ -39,10 +39,7 @@ plan beside it as .plan.json. Say how much goes by a share of the whole, or name
 inspect` shows their names): --layers with --counts or --shares, in any order.
 """
 
-_MORE = (
-    MODELS
-    + DATA
-    + """
+_EXAMPLES = """\
   netslim prune vgg.safetensors --input 3 32 32 --cut-channels 0.7 --out small.safetensors
   netslim prune vgg.safetensors --data torchvision:CIFAR10 --cut-macs 0.5 --criterion taylor \\
       --out small.safetensors
@@ -50,7 +47,6 @@ _MORE = (
       --layers features.0 features.24 --counts 32 256
   netslim prune soft.safetensors --input 3 32 32 --by zeros --out small.safetensors
 """
-)
 
 _AUTO = {
     "criterion": "l1 with --layers; obs with --data; else bn_scale for --cut-channels alone, or "
@@ -80,7 +76,7 @@ _UNUSED = {
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_prune, about=_PRUNE, more=_MORE, dotted=True)
+    parser.carries_out(_prune, about=_PRUNE, more=MODELS + DATA, examples=_EXAMPLES, dotted=True)
     add_network(parser, data=False)
     add_file(parser)
     example = parser.add_argument_group("what the network takes (one of the two at most)")

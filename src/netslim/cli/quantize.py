@@ -34,18 +34,20 @@ _MORE = (
     MODELS
     + DATA
     + """
-It takes the packages that pip install 'netslim[onnx]' brings:
+It takes the packages that pip install 'netslim[onnx]' brings.
+"""
+)
+_EXAMPLES = """\
   netslim quantize small.safetensors --data torchvision:CIFAR10 --out small.int8.onnx
   netslim quantize small.safetensors --data folder:birds --out small.int8.onnx \\
       --percentile 99.99 --batches 4 --split test --latency-batch 8
   netslim predict small.int8.onnx cat.jpg dog.png
 """
-)
 
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_quantize, about=_QUANTIZE, more=_MORE, dotted=True)
+    parser.carries_out(_quantize, about=_QUANTIZE, more=_MORE, examples=_EXAMPLES, dotted=True)
     add_network(parser)
     parser.add_argument(
         "--out",

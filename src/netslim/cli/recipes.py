@@ -9,8 +9,7 @@ from typing import Any
 from netslim.cli.common import add_json, print_json
 from netslim.cli.parser import Parser
 
-_MORE = """\
-examples:
+_EXAMPLES = """\
   netslim recipes
   netslim recipes vgg16-cifar10-small
   netslim recipes digits > my-recipe.yaml
@@ -19,7 +18,7 @@ examples:
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_recipes, more=_MORE)
+    parser.carries_out(_recipes, examples=_EXAMPLES)
     parser.add_argument(
         "recipe", metavar="NAME", nargs="?", help="show the YAML of this one instead"
     )

@@ -15,8 +15,7 @@ them side by side, with their spread where they differ in their seeds alone. Wha
 sensitivity --out RUN/sensitivity` has measured is shown on the page of that run.
 """
 
-_MORE = """\
-examples:
+_EXAMPLES = """\
   netslim report runs/digits
   netslim report runs/digits --json
   netslim report runs/digits runs/digits-strong --out compared.html
@@ -25,7 +24,7 @@ examples:
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_report, about=_REPORT, more=_MORE)
+    parser.carries_out(_report, about=_REPORT, examples=_EXAMPLES)
     parser.add_argument(
         "folders", metavar="DIR", type=Path, nargs="+", help="the run folder, or several"
     )

@@ -40,7 +40,9 @@ Of several recipes, or seeds, each has a folder of its own. One that fails does 
 """
 
 _OVERRIDES = """\
-any value of the recipe can be overridden by its dotted name (`netslim recipes NAME` shows them):
+Any value of the recipe can be overridden by its dotted name (`netslim recipes NAME` shows them).
+"""
+_EXAMPLES = """\
   netslim run digits --dry-run
   netslim run digits --seed 3
   netslim run vgg16-cifar10-small --data.root /data --model.width 0.5
@@ -53,7 +55,7 @@ any value of the recipe can be overridden by its dotted name (`netslim recipes N
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_run, about=_RUN, more=_OVERRIDES, dotted=True)
+    parser.carries_out(_run, about=_RUN, more=_OVERRIDES, examples=_EXAMPLES, dotted=True)
     parser.add_argument(
         "recipe", metavar="RECIPE", nargs="+", help="names of shipped recipes, or YAML files"
     )

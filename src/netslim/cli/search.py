@@ -59,12 +59,14 @@ alone raises its accuracy, a part of what the cuts lose is hidden. --reference t
 drop from there.
 
 Any option of a recipe goes by its dotted name: --optimizer.*, --schedule.*, --distill.*, --data.*,
---trainer.*, and --stages.prune.OPTION, --stages.recover.OPTION:
+--trainer.*, and --stages.prune.OPTION, --stages.recover.OPTION.
+"""
+)
+_EXAMPLES = """\
   netslim search vgg.safetensors --data torchvision:CIFAR10 --max-drop 0.5 --out small
   netslim search vgg.safetensors --data torchvision:CIFAR10 --max-drop 1 --resource params \\
       --out small --augment 4 --epochs 4 --lr 0.02 --teacher vgg.safetensors --round-to 8
 """
-)
 
 _AUTO = {
     "criterion": "obs",
@@ -76,7 +78,7 @@ _AUTO = {
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_search, about=_SEARCH, more=_MORE, dotted=True)
+    parser.carries_out(_search, about=_SEARCH, more=_MORE, examples=_EXAMPLES, dotted=True)
     add_network(parser)
     add_folder(parser, "the folder of the search")
     what = parser.add_argument_group("what is looked for")

@@ -41,14 +41,16 @@ _MORE = (
     + DATA
     + """
 The images are those that `netslim train` has set apart, if --seed, --validation and --data.* are as
-there. --max-drop tells how far each group may be cut, which `netslim prune` respects:
+there. --max-drop tells how far each group may be cut, which `netslim prune` respects.
+"""
+)
+_EXAMPLES = """\
   netslim sensitivity vgg.safetensors --data torchvision:CIFAR10 --out explored --recalibrate 10
   netslim prune vgg.safetensors --input 3 32 32 --cut-macs 0.4 --out small.safetensors \\
       --limits explored/sensitivity.json --max-drop 1
   netslim sensitivity vgg.safetensors --data torchvision:CIFAR10 --out explored --recalibrate 10 \\
       --max-drop 1 --json
 """
-)
 
 
 _CUT = ("ratios", "layers", "batches")  # options of what is cut; the others say what is looked at
@@ -56,7 +58,9 @@ _CUT = ("ratios", "layers", "batches")  # options of what is cut; the others say
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_sensitivity, about=_SENSITIVITY, more=_MORE, dotted=True)
+    parser.carries_out(
+        _sensitivity, about=_SENSITIVITY, more=_MORE, examples=_EXAMPLES, dotted=True
+    )
     add_network(parser)
     add_folder(parser, "the folder to write")
     what = parser.add_argument_group("what is cut")

@@ -22,8 +22,7 @@ folder in which the folders of several runs lie, a line for each.
 """
 
 
-_MORE = """\
-examples:
+_EXAMPLES = """\
   netslim status runs/digits
   netslim status runs --json
 """
@@ -31,7 +30,7 @@ examples:
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_status, about=_STATUS, more=_MORE)
+    parser.carries_out(_status, about=_STATUS, examples=_EXAMPLES)
     parser.add_argument(
         "folder", metavar="DIR", type=Path, help="the run folder, or one of several runs"
     )

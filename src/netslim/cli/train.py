@@ -34,13 +34,11 @@ MORE = (
 Any option of a recipe goes by its dotted name: --optimizer.*, --schedule.*, --sparsity.*,
 --gradual.* (cut in steps on the way; with --gradual.budget.*, and the options of `netslim prune`
 by their names in recipes), --distill.*, --data.*, --trainer.*, and what is left of the stage by
---stages.COMMAND.OPTION:
+--stages.COMMAND.OPTION.
 """
 )
 
-_TRAIN_MORE = (
-    MORE
-    + """\
+_EXAMPLES = """\
   netslim train zoo:vgg16 --data torchvision:CIFAR10 --out vgg.safetensors --augment 4 \\
       --milestones 0.5 0.75 --sparsity.method network_slimming --sparsity.strength 1e-4
   netslim train vgg.safetensors --data torchvision:CIFAR10 --out soft.safetensors --augment 4 \\
@@ -50,12 +48,11 @@ _TRAIN_MORE = (
   netslim train zoo:resnet56 --data hf:cifar10 --out drawn.safetensors --stages.train.clip 5 \\
       --sparsity.method centripetal --sparsity.target 0.625
 """
-)
 
 
 def register(parser: Parser) -> None:
     """Flags of the command."""
-    parser.carries_out(_train, about=_TRAIN, more=_TRAIN_MORE, dotted=True)
+    parser.carries_out(_train, about=_TRAIN, more=MORE, examples=_EXAMPLES, dotted=True)
     add_flags(parser, epochs=160, rate=0.1)
 
 

@@ -289,7 +289,7 @@ class Blocks:
                 if not maker.reads:
                     yield from maker.tensors
 
-    def tensors_in(self, rows: Iterable[Replacement]) -> frozenset[str]:
+    def tensors_replaced(self, rows: Iterable[Replacement]) -> frozenset[str]:
         """The parameters and buffers of the modules that are replaced."""
         paths = [row.module for row in rows]
         return frozenset(
@@ -323,7 +323,7 @@ def _found(blocks: Blocks) -> Iterator[Block]:
         steps = blocks.region(members) | {one.step for one in added}
         additions = tuple(_addition(blocks, one) for one in added)
         channels = [n for one in members if one.joins for n in blocks.joined[one.branch].channels]
-        held = blocks.tensors_in(rows)
+        held = blocks.tensors_replaced(rows)
         yield Block(_name(blocks, rows), members, steps, held, additions, tuple(channels))
 
 
@@ -672,7 +672,7 @@ class _Removal:
 
     def _weights_go(self, rows: Sequence[Replacement]) -> bool:
         """Whether the weights of the branches all go, and no others that something needs."""
-        held = self.blocks.tensors_in(rows)
+        held = self.blocks.tensors_replaced(rows)
         done = self.gone | self.covered
         if any(not self.blocks.users.get(name, set()) <= done for name in held):
             return False

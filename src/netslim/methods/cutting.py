@@ -60,6 +60,7 @@ from netslim.surgery.plan_of_units import plan_keeping
 from netslim.surgery.ports import cut_batch
 from netslim.surgery.proof.verify import Verification, verify
 from netslim.surgery.prune import prune
+from netslim.surgery.stale import told_in
 from netslim.surgery.why import Why
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -174,7 +175,7 @@ def log(done: Cut[Any]) -> None:
     """Log what is said of a cut, where whoever asked for it is handed none of it."""
     for note in done.notes:
         logger.info("%s", note)
-    for warning in done.warnings:
+    for warning in (*told_in(done.plan.notes), *done.warnings):
         logger.warning("%s", warning)
 
 
@@ -445,7 +446,7 @@ def _renewed(done: Cut[Model], batches: list[Any]) -> Cut[Model]:
 
 
 def _told(done: Cut[Model]) -> Cut[Model]:
-    """The cut, whose plan, notes, warnings and network tell what became of its compensation."""
+    """The cut, whose plan, notes and network tell what became of its compensation."""
     plan = done.plan
     if plan.why is not None:
         kept = [mending.step for mending in done.mended if mending.kept]
@@ -453,15 +454,10 @@ def _told(done: Cut[Model]) -> Cut[Model]:
         chosen = partial(_chosen_so, plan.why, why)
         plan = replace(plan, why=why, notes=chosen(plan.notes))
         retell(done.network, chosen)
-    retell(done.network, lambda notes: (*notes, *map(str, done.mended)))
-    notes = [str(mending) for mending in done.mended if not mending.harmful]
-    warnings = [str(mending) for mending in done.mended if mending.harmful]
-    return replace(
-        done,
-        plan=plan,
-        notes=(*done.notes, *notes),
-        warnings=(*done.warnings, *warnings),
-    )
+    # That a step is left out is the careful choice, and nothing to warn of.
+    said = tuple(map(str, done.mended))
+    retell(done.network, lambda notes: (*notes, *said))
+    return replace(done, plan=plan, notes=(*done.notes, *said))
 
 
 def _chosen_so(before: Why, now: Why, notes: Notes) -> Notes:

@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from netslim._support import brief, checks_calls, is_number, listed, nearest
 from netslim.errors import ArgumentError
-from netslim.graph.modules.calls import as_call, tensors_in
+from netslim.graph.modules.calls import as_call, tensor_leaves
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import named_modules
 
@@ -183,7 +183,7 @@ def _note(
 
 
 def _numbers(outputs: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(_plain(outputs)) if tensor.is_floating_point()]
+    return [tensor for tensor in tensor_leaves(_plain(outputs)) if tensor.is_floating_point()]
 
 
 def _plain(outputs: Any) -> Any:

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map_only
 
 from netslim.errors import ArgumentError
 from netslim.graph.modules.batches import held_out
-from netslim.graph.modules.calls import tensors_in
+from netslim.graph.modules.calls import tensor_leaves
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import inside
 from netslim.methods.cutting import Cut
@@ -80,7 +80,7 @@ def decided(
 
 def stand_in(model: Model, example_inputs: Any) -> StandIn[Model] | None:
     """None where the model has no statistics of batch normalisation, or does not take noise."""
-    tensors = tensors_in(example_inputs)
+    tensors = tensor_leaves(example_inputs)
     known = any(layer.running_mean is not None for layer in _norms(model).values())
     if not (known and tensors) or not all(x.is_floating_point() and x.dim() > 1 for x in tensors):
         return None

@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +45,7 @@ from netslim._support import (
 from netslim.errors import ArgumentError, CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
-from netslim.graph.modules.padded_norms import SCALED
+from netslim.graph.modules.padded_norms import SCALED, PaddedRMSNorm, leave_open, left_open
 from netslim.graph.modules.scaled_norms import eps_held, scale_eps
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import (
@@ -60,7 +60,7 @@ from netslim.models.other_files import WEIGHTS, no_checkpoint
 from netslim.models.stored_weights import storing
 from netslim.surgery.dropped import Dropped, gone_tensors
 from netslim.surgery.history import history, unexplained
-from netslim.surgery.module_sizes import patched, put
+from netslim.surgery.module_sizes import patched, put, submodule
 from netslim.surgery.norm_inputs import Zeros, give_zeros, zeros_given
 from netslim.surgery.plan import PruningPlan, counted
 from netslim.surgery.prune import prune
@@ -142,6 +142,8 @@ def save(
     zeros = zeros_given(model)
     if zeros:
         header["zeros"] = [vars(row) for row in zeros]
+    if plan is not None and (left := _left_open(model, plan)):
+        header["left_open"] = left
     try:
         text = json.dumps(header, sort_keys=True)
         parse_json(text, nan=True)  # what is too deep or too large could not be read again
@@ -200,7 +202,7 @@ def restored(
     try:
         plan = _fitting(header["plan"], model, shapes, path)
         result = prune(model, plan)
-        _as_saved(result, plan)
+        _as_saved(result, plan, header.get("left_open", ()))
         give_zeros(result, header.get("zeros", ()))
     except (PlanError, SurgeryError) as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
@@ -224,11 +226,25 @@ def _check_eps(model: nn.Module, plan: PruningPlan) -> None:
             )
 
 
-def _as_saved(model: nn.Module, plan: PruningPlan) -> None:
-    """Set what normalisations added when they were saved, which a fresh network need not do."""
+def _left_open(model: nn.Module, plan: PruningPlan) -> list[str]:
+    """The padded normalisations whose eps is None: their rows leave it to the network."""
+    padded = [norm.module for norm in plan.norms if norm.kind == PaddedRMSNorm.kind]
+    return [path for path in padded if left_open(model.get_submodule(path))]
+
+
+def _as_saved(model: nn.Module, plan: PruningPlan, left: Iterable[str]) -> None:
+    """Set what normalisations added when they were saved, which a fresh network need not do.
+
+    Args:
+        model: cut by the plan.
+        plan: of the file.
+        left: the normalisations that had no number for it (`_left_open`).
+    """
     for norm in plan.norms:
         if norm.kind == SCALED:
             scale_eps(model.get_submodule(norm.module), norm)
+    for path in left:
+        leave_open(submodule(model, path))
 
 
 def _tied(header: Mapping[str, Any], model: nn.Module) -> str:
@@ -333,6 +349,7 @@ class _Header:
     constructor: Mapping[str, Any] | None = None
     unordered: str | None = None
     zeros: tuple[Zeros, ...] = ()
+    left_open: tuple[str, ...] = ()
 
 
 def _entry(payload: bytes, path: Any) -> tuple[str, _Header, str]:

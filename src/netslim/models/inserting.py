@@ -28,7 +28,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from netslim._support import own_random_numbers
 from netslim.errors import ArgumentError, TraceError
-from netslim.graph.modules.calls import as_call, describe, evaluating, refusing, tensors_in
+from netslim.graph.modules.calls import as_call, describe, evaluating, refusing, tensor_leaves
 from netslim.graph.modules.operators import operator
 from netslim.graph.modules.unwrapping import bare, inside
 from netslim.graph.modules.watching import OperatorMode
@@ -68,20 +68,20 @@ class Flow(OperatorMode):
         super().__init__()
         self.layers = layers
         self.values = WeakTensorKeyDictionary()  # weak: activations are freed as in any other run
-        for tensor in tensors_in(inputs):
+        for tensor in tensor_leaves(inputs):
             self.values[tensor] = Value()
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
         # An operator that writes into its input hands it out again: that is no reader of it.
-        written = {id(t) for t in tensors_in(out)}
+        written = {id(t) for t in tensor_leaves(out)}
         read: dict[int, Value] = {}
-        for tensor in tensors_in((args, kwargs)):
+        for tensor in tensor_leaves((args, kwargs)):
             if tensor in self.values and id(tensor) not in written:
                 read[id(tensor)] = self.values[tensor]
         for value in read.values():
             value.readers += 1
-        for tensor in tensors_in(out) if read else ():
+        for tensor in tensor_leaves(out) if read else ():
             if tensor in self.values:
                 self.values[tensor].sources += read.values()
             else:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from netslim._support.packages import missing
 from netslim.errors import ExportError
-from netslim.graph.modules.calls import as_call, tensors_in
+from netslim.graph.modules.calls import as_call, tensor_leaves
 
 Outputs = Sequence[Tensor]
 
@@ -131,7 +131,7 @@ def _array(tensor: Tensor) -> Any:
 
 def tensors_of(inputs: Any) -> list[Tensor]:
     """The tensors among example inputs, in order."""
-    return tensors_in(as_call(inputs))
+    return tensor_leaves(as_call(inputs))
 
 
 # ---------------------------------------------------------------- what exporters say

@@ -112,7 +112,7 @@ def dropped_from(graph: ChannelGraph, names: Iterable[str]) -> Dropped | None:
     rows = graph.blocks.replaced(chosen.values())
     if rows is None:
         return None
-    held = graph.blocks.tensors_in(rows)
+    held = graph.blocks.tensors_replaced(rows)
     return Dropped(
         tuple(BlockCut(name, block.additions) for name, block in chosen.items()),
         rows,

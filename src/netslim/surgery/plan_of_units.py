@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,8 +18,6 @@ from netslim.surgery.plan import PruningPlan, counted, without_dropped_rows
 from netslim.surgery.ports import port_cuts
 from netslim.surgery.rows import DROPPED, GroupCut, OrderCut, SizeLoss, SizePatch, merging_rows
 from netslim.surgery.stale import Stale, followed, told
-
-logger = logging.getLogger("netslim")
 
 
 def plan_keeping(
@@ -62,7 +59,6 @@ def plan_keeping(
     _lose(groups, more)
     if left:
         notes = (*notes, told(left))
-        logger.warning("%s", told(left))
     patches += tuple(stale.patch for stale in more if stale.patch is not None)
     norms = _norms(graph, masks)
     ports = port_cuts(graph, groups)

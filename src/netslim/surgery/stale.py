@@ -122,12 +122,20 @@ def followed(
     return more, left
 
 
+_TOLD = "integers that no forward reads stay"
+
+
 def told(left: Iterable[Stale]) -> str:
     """A sentence on what is not set."""
     return (
-        "integers that no forward reads stay, though layers that were as wide are not any more, "
-        f"which other methods may trip over: {', '.join(map(str, left))}"
+        f"{_TOLD}, though layers that were as wide are not any more, which other methods may trip "
+        f"over: {', '.join(map(str, left))}"
     )
+
+
+def told_in(notes: Iterable[str]) -> list[str]:
+    """Those notes of a plan that are such sentences."""
+    return [note for note in notes if note.startswith(_TOLD)]
 
 
 def _new(width: Width, kept: Mapping[tuple[str, int], int]) -> int:
@@ -137,4 +145,4 @@ def _new(width: Width, kept: Mapping[tuple[str, int], int]) -> int:
     return left * width.times // width.each
 
 
-__all__ = ["Stale", "followed", "stale_sizes", "told"]
+__all__ = ["Stale", "followed", "stale_sizes", "told", "told_in"]

@@ -25,7 +25,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
 from netslim.errors import ArgumentError
-from netslim.graph.modules.walk import tensors_in
+from netslim.graph.modules.walk import tensors_held
 
 Of = TypeVar("Of", bound=Callable[..., Any])
 
@@ -161,7 +161,7 @@ def undisturbed(model: nn.Module | None) -> Iterator[None]:
     """
     devices, dtypes = set(), set()
     if model is not None:
-        tensors = tensors_in(model)
+        tensors = tensors_held(model)
         devices = {device.type for device in {tensor.device for tensor in tensors}}
         dtypes = {tensor.dtype for tensor in tensors}
     gradients = torch.is_grad_enabled()

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from netslim._support import check_batches
 from netslim.errors import ArgumentError
-from netslim.graph.modules.calls import as_call, describe, tensors_in
+from netslim.graph.modules.calls import as_call, describe, tensor_leaves
 from netslim.graph.modules.unwrapping import without_values
 from netslim.graph.modules.walk import named_tensors
 
@@ -71,7 +71,7 @@ def singly(batches: Iterable[Any]) -> Iterator[Any]:
         examples = batch
         if isinstance(batch, Mapping):  # of whatever class: it is taken apart as a dict
             examples = dict(batch)
-        held = [tensor for tensor in tensors_in(inputs_of(examples)) if tensor.dim()]
+        held = [tensor for tensor in tensor_leaves(inputs_of(examples)) if tensor.dim()]
         if not held:
             raise ArgumentError("a batch holds no tensor of examples, so it cannot be taken apart")
         size = len(held[0])
@@ -91,7 +91,7 @@ def held_out(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     batch = batches[0]
     if isinstance(batch, Mapping):
         batch = dict(batch)
-    sizes = {len(tensor) for tensor in tensors_in(inputs_of(batch)) if tensor.dim()}
+    sizes = {len(tensor) for tensor in tensor_leaves(inputs_of(batch)) if tensor.dim()}
     size = max(sizes, default=0)
     last = size - size // _PARTS
     if len(sizes) != 1 or last == size:
@@ -126,13 +126,13 @@ def outputs(
     number = 0
     for number, batch in enumerate(check_batches(batches), 1):
         place = f"{what} {number} of batches="
-        if any(map(without_values, tensors_in(batch))):
+        if any(map(without_values, tensor_leaves(batch))):
             raise ArgumentError(
                 f"{place} has no values: it was made on the meta device or in a FakeTensorMode; "
                 "make it on a real device"
             )
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs_of(batch))
-        if not all(tensor.numel() for tensor in tensors_in((args, kwargs))):
+        if not all(tensor.numel() for tensor in tensor_leaves((args, kwargs))):
             raise ArgumentError(
                 f"{place} has no examples ({describe(kwargs or args)}): leave it out"
             )

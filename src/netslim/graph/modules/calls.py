@@ -37,7 +37,7 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
-def tensors_in(values: Any) -> list[Tensor]:
+def tensor_leaves(values: Any) -> list[Tensor]:
     """The tensors in containers, in order."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
@@ -50,7 +50,7 @@ def check_entries(example_inputs: Any) -> None:
     Raises:
         TraceError: a batch is empty, or everything is.
     """
-    tensors = tensors_in(as_call(example_inputs))
+    tensors = tensor_leaves(as_call(example_inputs))
     batches = [tensor for tensor in tensors if tensor.dim() > 1]
     if any(not len(t) for t in batches) or (tensors and not any(t.numel() for t in tensors)):
         raise TraceError(
@@ -89,7 +89,7 @@ def refusing(example_inputs: Any) -> Iterator[None]:
 
 def advice(example_inputs: Any, error: Exception | None = None) -> str:
     """What to do where a model does not run on these, by what they look like and what it said."""
-    tensors = tensors_in(as_call(example_inputs))
+    tensors = tensor_leaves(as_call(example_inputs))
     if any(map(without_values, tensors)):
         return (
             "an example input has no values: it was made on the meta device or in a "

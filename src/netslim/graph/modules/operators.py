@@ -61,7 +61,9 @@ def operator(func: Any) -> Operator:
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
-    """The tensors among nested arguments."""
+    """The tensors among the arguments of an operator, which nest lists, tuples and dicts alone:
+    many times as fast as `calls.tensor_leaves`, which knows all that models take and give.
+    """
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):

@@ -440,6 +440,27 @@ def eps_name(module: nn.Module) -> str | None:
     return next(known, None)
 
 
+def left_open(module: nn.Module) -> bool:
+    """Whether a module says that it adds what goes with the data type of each input: its eps is
+    None.
+    """
+    if isinstance(module, PaddedNorm):
+        return module.has_eps and module.padded_eps is None
+    return any(vars(module).get(name, "") is None for name in _EPS)
+
+
+def leave_open(module: nn.Module) -> None:
+    """Let a padded normalisation add what goes with the data type of each input.
+
+    Raises:
+        SurgeryError: it is none, or adds nothing.
+    """
+    if not isinstance(module, PaddedRMSNorm):
+        raise SurgeryError(f"a {type(module).__name__} cannot do without a number for its eps")
+    module.padded_eps = None
+    vars(module).update((name, None) for name in _EPS if name in vars(module))
+
+
 def standardised(x: Tensor, dim: int | list[int], share: float, eps: float) -> Tensor:
     """Without the mean and over the deviation; both as if the others were zeros."""
     mean = share * x.mean(dim, keepdim=True)

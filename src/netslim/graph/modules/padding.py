@@ -23,7 +23,7 @@ from netslim.graph.modules.padded_norms import (
     NormWidth,
     PaddedNorm,
 )
-from netslim.graph.modules.scaled_norms import is_scaled, scale_eps
+from netslim.graph.modules.scaled_norms import is_scaled, scale_eps, was_scaled
 
 
 def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
@@ -33,7 +33,7 @@ def keeps_width(module: nn.Module | None, norm: NormWidth) -> bool:
     if norm.kind == ZEROS:
         return module is not None
     if norm.kind == SCALED:
-        return is_scaled(module, norm)
+        return is_scaled(module, norm) or was_scaled(module, norm)
     if norm.call:
         return norm.call in replaced_calls(module)
     return isinstance(module, PaddedNorm)
@@ -45,14 +45,16 @@ def pad(module: nn.Module, norm: NormWidth) -> None:
     Raises:
         SurgeryError: it cannot.
     """
+    if norm.kind == SCALED:
+        if not is_scaled(module, norm):
+            scale_eps(module, norm)
+        return
     if keeps_width(module, norm) and norm.kind != SLIDING:
         return
     if norm.kind in CONVOLUTIONS and may_compute(module):
         keep_weight(module, norm.kind)
     elif norm.call and norm.kind in REDUCTIONS:
         replace_calls(module, {norm.call: PaddedCall(replace(norm.lasting, module=""))})
-    elif norm.kind == SCALED:
-        scale_eps(module, norm)
     elif norm.kind in KINDS:
         KINDS[norm.kind]._of(module, norm)
     else:

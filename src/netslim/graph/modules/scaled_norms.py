@@ -24,7 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from netslim.errors import SurgeryError
-from netslim.graph.modules.padded_norms import SCALED, NormWidth, eps_name, own_tensors
+from netslim.graph.modules.padded_norms import (
+    SCALED,
+    NormWidth,
+    eps_name,
+    left_open,
+    own_tensors,
+)
 
 
 def eps_held(module: nn.Module) -> str | None:
@@ -54,10 +60,14 @@ def is_scaled(module: nn.Module | None, norm: NormWidth) -> bool:
     if module is None or norm.weight not in own_tensors(module):
         return False
     name = eps_held(module)
-    if name is None:  # taken away after a cut, perhaps: whoever saves it is told
-        cut = own_tensors(module)[norm.weight].numel() != norm.width
-        return cut and vars(module).get("eps", norm) is None
-    return math.isclose(getattr(module, name), _eps(module, norm))
+    return name is not None and math.isclose(getattr(module, name), _eps(module, norm))
+
+
+def was_scaled(module: nn.Module | None, norm: NormWidth) -> bool:
+    """Whether a module was, and its eps was taken away after the cut: whoever saves it is told."""
+    if module is None or norm.weight not in own_tensors(module) or not left_open(module):
+        return False
+    return own_tensors(module)[norm.weight].numel() != norm.width
 
 
 def scale_eps(module: nn.Module, norm: NormWidth) -> None:
@@ -66,6 +76,12 @@ def scale_eps(module: nn.Module, norm: NormWidth) -> None:
     Raises:
         SurgeryError: it has no eps, or not this weight.
     """
+    if left_open(module):
+        raise SurgeryError(
+            f"the {type(module).__name__} {norm.module} has None for its eps, and the plan was "
+            f"made for a network where that is a number, {norm.eps:g}: give it a number, or trace "
+            "and select again"
+        )
     name = eps_held(module)
     if name is None or norm.weight not in own_tensors(module):
         raise SurgeryError(
@@ -96,4 +112,4 @@ def _eps(module: nn.Module, norm: NormWidth) -> float:
     return norm.eps * norm.width / own_tensors(module)[norm.weight].numel()
 
 
-__all__ = ["eps_held", "is_scaled", "scale_eps", "scaled_weight", "with_own_eps"]
+__all__ = ["eps_held", "is_scaled", "scale_eps", "scaled_weight", "was_scaled", "with_own_eps"]

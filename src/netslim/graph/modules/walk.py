@@ -98,7 +98,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return iter(_tensors_of(named_modules(model)).items())
 
 
-def tensors_in(model: nn.Module) -> list[Any]:
+def tensors_held(model: nn.Module) -> list[Any]:
     """The tensors of a model, whatever their names; shared ones as often as they are held."""
     held = [part for one in named_modules(model) for part in (one._parameters, one._buffers)]
     return [tensor for part in held for tensor in part.values() if tensor is not None]

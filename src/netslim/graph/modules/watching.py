@@ -1,10 +1,30 @@
-"""The base of everything that watches the operators of a run."""
+"""The base of everything that watches a run: its operators, or the modules that it calls."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
+
+
+@contextmanager
+def hung(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Inside, hooks hang on modules; they go afterwards, also where one of them could not be hung.
+
+    Args:
+        hooks: hangs one after the other as it is gone through.
+    """
+    handles: list[RemovableHandle] = []
+    try:
+        for handle in hooks:
+            handles.append(handle)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

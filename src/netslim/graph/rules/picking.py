@@ -304,13 +304,25 @@ def select(
             if index >= 0:
                 side = slice(index + 1)
             vector = vector[side]
-        rec.freeze(vector, "a channel is picked by its number")
+        instead = ""
+        if len(vector) > 1 and rec.atoms.is_axis(labels.dims[dim]) and not labels.weight:
+            instead = _ALONE
+        rec.freeze(vector, f"a channel is picked by its number{instead}")
     dims = {d - (d > dim): v for d, v in labels.dims.items() if d != dim}
     for t in tensors_in(out):
         rec.set(t, dims, labels.weight)
 
 
-_REMEDY = "a list that is a buffer of the module, x[:, self.order], would be numbered anew"
+_ALONE = "; the last, x[:, -1], would hold itself alone"
+_AS_LIST = "; a list that is a buffer of the module, x[:, self.order], would be numbered anew"
+
+
+def _instead(indices: Sequence[Any]) -> str:
+    """What would follow a cut in the place of indices that pick channels."""
+    if all(numbers.numel() == 1 for numbers in indices if numbers is not None):
+        return _ALONE
+    return _AS_LIST
+
 
 # --- indices and tables ---------------------------------------------------------------------------
 
@@ -343,7 +355,8 @@ def index_select(
     else:
         rec.freeze(rec.get(numbers).dims.get(0), "its numbers pick what they are no channels of")
         if dim in dims:
-            rec.unknown(name_of(func), [labels], "channels are picked by")
+            why = "channels are picked by"
+            rec.unknown(name_of(func), [labels], why, _instead([numbers]))
             rec.set(out, {}, labels.weight)
             return
     _picked(rec, out, labels, dims, (numbers,))
@@ -392,7 +405,8 @@ def index(rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any
         return
     seen = indexed(rec, x, indices)
     for d in seen.used:
-        rec.freeze(labels.dims.get(d), f"channels are picked by their numbers; {_REMEDY}")
+        reason = f"channels are picked by their numbers{_instead(indices)}"
+        rec.freeze(labels.dims.get(d), reason)
     dims = {d: labels.dims[source] for d, source in seen.rest.items() if source in labels.dims}
     _picked(rec, out, labels, {**dims, **seen.labels}, indices)
 

@@ -283,6 +283,9 @@ def _normalised_groups(rec: Recorder, vector: Vector, groups: int) -> None:
     rec.couple(vector, "group normalisation over the channels")
 
 
+_UNRANKED = "; x.amax(1), x.mean(1) or a ranking of places would be followed"
+
+
 @rule(
     "sort", "argsort", "topk", "kthvalue", "mode", "cummax", "cummin",
     reads="self dim",
@@ -295,7 +298,7 @@ def ranking(rec: Recorder, func: Op, out: Any, x: Tensor, *args: Any, **kwargs: 
     given = named_arguments(func, args, kwargs)
     dim = int(given.get("dim", -1)) % max(x.dim(), 1)
     if dim in dims:
-        rec.freeze(dims.pop(dim), f"channels are ranked by {name_of(func)}")
+        rec.freeze(dims.pop(dim), f"channels are ranked by {name_of(func)}{_UNRANKED}")
     for t in tensors_in(out):
         gone = t.dim() < x.dim()
         rec.set(t, {d - (gone and d > dim): v for d, v in dims.items()}, labels.weight)

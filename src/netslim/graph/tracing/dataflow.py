@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from netslim.graph.modules.calls import output_tensors
 from netslim.graph.modules.operators import tensors_in
 from netslim.graph.modules.walk import named_modules
+from netslim.graph.modules.watching import hung
 from netslim.graph.tracing.storages import storage_of
 
 INPUT = -1  # the step that makes what nobody made: inputs of the model
@@ -261,18 +263,14 @@ def watching_calls(flow: Dataflow | None, model: nn.Module) -> Iterator[None]:
             with torch._C.DisableTorchFunction():
                 flow.leave(answer)
 
-    # Around whatever other hooks do, which belongs to the call.
-    handles = []
-    for module in paths:
-        handles += [
-            module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
-            module.register_forward_hook(leave),
-        ]
-    try:
+    def around() -> Iterator[RemovableHandle]:
+        # Around whatever other hooks do, which belongs to the call.
+        for module in paths:
+            yield module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+            yield module.register_forward_hook(leave)
+
+    with hung(around()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _scripted(module: nn.Module) -> bool:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from netslim.graph.modules.calls import as_call, in_mode
 from netslim.graph.modules.operators import operator
 from netslim.graph.modules.padded_norms import SCALED, PaddedRMSNorm
-from netslim.graph.modules.watching import OperatorMode
+from netslim.graph.modules.watching import OperatorMode, hung
 from netslim.graph.tracing.other_sizes import untouched
 from netslim.graph.tracing.recorder import Recorder
 
@@ -88,18 +89,14 @@ def _within(model: nn.Module, seen: _Seen) -> Iterator[None]:
     def leave(path: str) -> None:
         seen.running[path] -= 1
 
-    handles = []
-    for path in seen.weights.values():
-        module = model.get_submodule(path)
-        handles += [
-            module.register_forward_pre_hook(lambda *_, path=path: enter(path)),
-            module.register_forward_hook(lambda *_, path=path: leave(path), always_call=True),
-        ]
-    try:
+    def hooks() -> Iterator[RemovableHandle]:
+        for path in seen.weights.values():
+            module = model.get_submodule(path)
+            yield module.register_forward_pre_hook(lambda *_, path=path: enter(path))
+            yield module.register_forward_hook(lambda *_, path=path: leave(path), always_call=True)
+
+    with hung(hooks()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 __all__ = ["leave_unscaled"]

@@ -77,6 +77,7 @@ AS_BOUNDARY = "a size that is read there (x.shape[1]) or that the module keeps (
 AS_SIZE = f"-1, {AS_BOUNDARY}"
 _AS_ONLY_SIZE = f"{AS_BOUNDARY}, or -1 with a size that is read in the place of the -1 there"
 _AS_PART = "a part of the size that is read there (x.shape[1] // 2), or call chunk"
+_IN_TORCH = "; functions of PyTorch in its place would be followed"
 _SAID = {"comparison": "a comparison", "mul": "arithmetic with other numbers"}
 _REMEDIES = dict.fromkeys(
     ("int", "round", "floor", "ceil", "trunc"), "; // or a -1 in the view would be followed"
@@ -200,7 +201,7 @@ class Recorder:
         self.used([tensor])
         labels = self.get(tensor)
         for vector in labels.dims.values():
-            self.freeze(vector, f"{function} takes its numbers out")
+            self.freeze(vector, f"{function} takes its numbers out{_IN_TORCH}")
         if not labels.weight:
             self.unseen = Labels({}, weight=False)
 
@@ -586,14 +587,18 @@ class Recorder:
         return f" (module {self.module})"
 
     def unknown(
-        self, operator: str, inputs: list[Labels], why: str = "netslim has no rule for"
+        self,
+        operator: str,
+        inputs: list[Labels],
+        why: str = "netslim has no rule for",
+        remedy: str = "",
     ) -> None:
         """Freeze everything an operator without a rule touches, and list it."""
         touched = list(chain.from_iterable(labels.dims.values() for labels in inputs))
         if touched:
             self.unsupported.setdefault(operator, set()).add(self.module)
         for vector in touched:
-            self.freeze(vector, f"{why} {operator}")
+            self.freeze(vector, f"{why} {operator}{remedy}")
 
     def number(self, tensor: Tensor, vector: Vector, operator: str) -> None:
         """``tensor`` tells channels by their numbers: whoever uses it makes them stay."""

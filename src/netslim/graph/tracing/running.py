@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from netslim.errors import TraceError
 from netslim.graph.integers import names_read
@@ -25,6 +26,7 @@ from netslim.graph.modules.calls import (
 )
 from netslim.graph.modules.separate_heads import by_heads, traced_by_heads
 from netslim.graph.modules.walk import named_modules
+from netslim.graph.modules.watching import hung
 from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
 from netslim.graph.tracing.attributes import (
     Make,
@@ -345,18 +347,14 @@ def _module_paths(recorder: Recorder, norms: Norms) -> Iterator[None]:
         if threading.get_ident() == thread:
             norms.leave(module, recorder.modules.pop(), args, *named_and_output)
 
-    handles = []
-    for module in paths:
-        before = nn.Module.register_forward_pre_hook(module, enter, prepend=True)
-        after = nn.Module.register_forward_hook(
-            module, leave, prepend=True, with_kwargs=True, always_call=True
-        )
-        handles += [before, after]
-    try:
+    def within() -> Iterator[RemovableHandle]:
+        last = {"prepend": True, "with_kwargs": True, "always_call": True}
+        for module in paths:
+            yield nn.Module.register_forward_pre_hook(module, enter, prepend=True)
+            yield nn.Module.register_forward_hook(module, leave, **last)
+
+    with hung(within()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hooked(module: nn.Module) -> bool:

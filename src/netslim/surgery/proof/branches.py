@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from netslim.errors import VerificationError
 from netslim.graph.blocks import Addition
 from netslim.graph.modules.operators import operator
 from netslim.graph.modules.walk import named_modules
-from netslim.graph.modules.watching import OperatorMode
+from netslim.graph.modules.watching import OperatorMode, hung
 
 Args = tuple[Any, ...]
 
@@ -58,16 +59,13 @@ class AtSums(OperatorMode):
         def leave(module: nn.Module, args: Any, answer: Any) -> None:
             self.under_way.pop()
 
-        handles = []
-        for module in paths:
-            handles.append(module.register_forward_pre_hook(enter, prepend=True))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-        try:
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        def hooks() -> Iterator[RemovableHandle]:
+            for module in paths:
+                yield module.register_forward_pre_hook(enter, prepend=True)
+                yield module.register_forward_hook(leave, always_call=True)
+
+        with hung(hooks()), self:
+            yield
 
 
 class _Silent(AtSums):

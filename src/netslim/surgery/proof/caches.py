@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from netslim.graph.modules.ambient import eagerly
-from netslim.graph.modules.calls import as_call, in_mode, tensors_in
+from netslim.graph.modules.calls import as_call, in_mode, tensor_leaves
 from netslim.graph.modules.state import is_record, state_kept
 from netslim.graph.modules.walk import named_modules
 from netslim.surgery.proof.silencing import seeded
@@ -73,7 +73,7 @@ def _places(module: nn.Module) -> Iterator[tuple[str, _Place]]:
         if isinstance(value, dict):
             holder, keys = value, [*value]
         for key in keys:
-            if tensors_in(holder[key]):
+            if tensor_leaves(holder[key]):
                 yield name, _Place(holder, key, holder[key])
 
 

@@ -1,6 +1,7 @@
 """`status`: how far a run is, from its folder alone, while another process works in it or none.
 
-Nothing is written and nothing is waited for. What is told is as of the last finished epoch.
+Nothing is written and nothing is waited for. What is told is as of the last finished epoch. A file
+that is older than what vouches for it is believed without being read: a run that goes on reads it.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def _of_stage(recipe: Recipe, stage: Stage, folder: StageFolder, working: bool) 
     if folder.marker.exists():
         state = "finished"
         try:
-            folder.results()
+            folder.results(all_read=False)  # weights may be large, and whoever asks asks often
         except RecipeError as error:
             state, damage = "damaged", str(error)
     elif working:

@@ -13,6 +13,7 @@ from netslim.errors import RecipeError
 
 Tree = dict[str, Any]
 SMALL = "-small"
+_OWN = ("title", "published", "notes")  # of a recipe, and of none that builds on it
 
 
 def resolved(
@@ -39,10 +40,7 @@ def resolved(
     if base is None:
         return tree
     below = resolved(str(base), read, exists, (*seen, source))
-    own = {"title": tree.get("name", source), **tree}
-    return merged(
-        {key: value for key, value in below.items() if key not in ("published", "notes")}, own
-    )
+    return merged({key: value for key, value in below.items() if key not in _OWN}, tree)
 
 
 def _whole(source: str) -> str:
@@ -59,9 +57,11 @@ def _twin(name: str, tree: Tree) -> Tree:
         raise RecipeError(
             f"the recipe {name} has no small twin; its YAML would need a section 'small'"
         )
-    own = {key: value for key, value in tree.items() if key not in ("published", "notes")}
-    title = {"title": f"{tree.get('title', name)} (small twin)", "notes": _NOTES}
-    return merged(own, {"name": f"{tree.get('name', name)}{SMALL}", **title, **changes})
+    own = {key: value for key, value in tree.items() if key not in _OWN}
+    told: Tree = {"name": f"{tree['name']}{SMALL}", "notes": _NOTES}
+    if tree.get("title") is not None:
+        told["title"] = f"{tree['title']} (small twin)"
+    return merged(own, {**told, **changes})
 
 
 _NOTES = [

@@ -20,6 +20,7 @@ _LARGEST = 4 * 2**20  # bytes of a recipe
 _DEEPEST = 50
 _MOST_NODES = 100_000
 _SEAL = "# SHA-256 of what follows: "
+_FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")  # to names
 _DIGITS = 1000  # of a whole number; what it may be, the schema says
 
 
@@ -104,7 +105,14 @@ def _plain_tree(source: str) -> dict[str, Any]:
         raise RecipeError(f"the recipe {source} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"the recipe {source} is empty or not a mapping of keys to values")
+    if tree.get("name") is None:
+        return {**tree, "name": _as_name(Path(source).stem)}
     return dict(tree)
+
+
+def _as_name(stem: str) -> str:
+    """What a recipe is called after its file, which may have other letters than a name may."""
+    return _FOREIGN.sub("-", stem).strip("-._") or "recipe"
 
 
 def tree_of(source: str) -> dict[str, Any]:

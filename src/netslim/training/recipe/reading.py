@@ -27,6 +27,7 @@ from netslim.training.recipe.schema import (
     Train,
     assembled,
     option_types,
+    otherwise,
 )
 
 _MOST_STAGES = 1000
@@ -89,8 +90,6 @@ def parse_recipe(tree: Mapping[str, Any], *, whole: bool = True) -> Recipe:
     if isinstance(model, dict):
         plain["model"] = {"name": model.pop("name", None), "kwargs": model}
         trained = ModelOptions(str(plain["model"]["name"]), model).trained
-    if plain.get("title") is None:
-        plain["title"] = plain.get("name")
     recipe: Recipe = _build(Recipe, plain, "", {"stages": tuple(_stages(stages, trained))})
     check(recipe, whole=whole)
     return recipe
@@ -173,6 +172,7 @@ def _build(
     ready = ready or {}
     hints = option_types(kind)
     _check_names(kind, plain, where)
+    plain = _with_texts(kind, plain)
     for item in fields(kind):
         required = item.default is MISSING and item.default_factory is MISSING
         if required and item.name not in ready and plain.get(item.name) is None:
@@ -184,6 +184,16 @@ def _build(
         return assembled(kind, {**values, **ready})
     except ArgumentError as error:
         raise RecipeError(_join(where, str(error))) from None
+
+
+def _with_texts(kind: type[Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """With those texts that stand in for others that are not given."""
+    found = dict(plain)
+    for item in fields(kind):
+        given = found.get(otherwise(item))
+        if given is not None and found.get(item.name) is None:
+            found[item.name] = given
+    return found
 
 
 def _check_names(kind: type[Any], plain: Mapping[str, Any], where: str) -> None:
@@ -272,6 +282,11 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def _is_text(hint: Any) -> bool:
+    """Whether a text is wanted and nothing else, or null."""
+    return {*_kinds(hint)} - {types.NoneType} == {str}
+
+
 def _parsed(hint: Any, value: Any, where: str) -> Any:
     import jsonargparse
 
@@ -291,7 +306,10 @@ def _parsed(hint: Any, value: Any, where: str) -> Any:
 
 
 def _unexpected(hint: Any, value: Any, where: str) -> RecipeError:
-    return RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}")
+    quoted = ""
+    if _is_text(hint) and isinstance(value, bool | float):  # 1.10 and 1.1, yes and true are one
+        quoted = "; a text that looks like this goes in quotes"
+    return RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}{quoted}")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -305,8 +323,12 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _as_meant(hint: Any, value: Any) -> Any:
-    """What surely is meant: `none`, as commands have it, is null, and one item a list of one."""
+    """What surely is meant: `none`, as commands have it, is null, one item a list of one, and a
+    year for a title a text.
+    """
     kinds = _kinds(hint)
+    if type(value) is int and _is_text(hint):
+        return str(value)
     if value == "none" and types.NoneType in kinds and str not in kinds:
         return None
     alone = isinstance(value, str | int | float) and not isinstance(value, bool)

@@ -16,6 +16,7 @@ from netslim.training.recipe.schema import (
     SparsityOptions,
     flat,
     option_types,
+    otherwise,
 )
 
 _STAGE = "stages.NAME"
@@ -95,8 +96,7 @@ def _default(item: Field[Any]) -> Any:
 
 def _key(item: Field[Any], hint: Any, default: Any, name: str, stage: str, method: str) -> Key:
     stages = tuple(filter(None, [stage]))
-    named = name in (f"{_STAGE}.name", "title")  # without one it has its kind's, or the name
-    needed = default is MISSING and not named
+    needed = default is MISSING and not otherwise(item)
     if default is MISSING:
         default = None
     if default is not None:

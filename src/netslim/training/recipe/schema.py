@@ -34,12 +34,23 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 
 
-def _meaning(text: str) -> dict[str, Any]:
-    """What `option` notes of a field, for one that has no default, or makes it anew."""
-    return dict(option(None, text).metadata)
+def _meaning(text: str, otherwise: str = "") -> dict[str, Any]:
+    """What `option` notes of a field, for one that has no default, or makes it anew.
+
+    Args:
+        text: what it means.
+        otherwise: what stands in for a text that is not given: another key beside it, or `file`.
+    """
+    return {**option(None, text).metadata, "otherwise": otherwise}
 
 
-_OF_STAGE = _meaning("of the stage; its kind when not given")
+def otherwise(item: Field[Any]) -> str:
+    """The key whose text a field takes where none is given, or `file`; nothing of most."""
+    found: str = item.metadata.get("otherwise", "")
+    return found
+
+
+_OF_STAGE = _meaning("of the stage; its kind when not given", "kind")
 
 
 def _flat(kind: type[Any], *, auto: bool = False, **defaults: Any) -> Any:
@@ -793,8 +804,12 @@ class Recipe:
         ('digits', 'digits', 0)
     """
 
-    name: str = field(metadata=_meaning("what the recipe and its folder are called"))
-    title: str = field(metadata=_meaning("a line about it; its name when not given"))
+    name: str = field(
+        metadata=_meaning(
+            "what the recipe and its folder are called; as its file when not given", "file"
+        )
+    )
+    title: str = field(metadata=_meaning("a line about it; its name when not given", "name"))
     data: DataOptions = field(metadata=_meaning("which images"))
     model: ModelOptions = field(metadata=_meaning("which network"))
     stages: tuple[Stage, ...] = field(metadata=_meaning("what is done, in this order"))

@@ -24,6 +24,7 @@ from netslim._support import own_random_numbers, using_threads
 from netslim.training.loop.fit import Bench
 from netslim.training.loop.progress import Display
 from netslim.training.recipe.checks import imitated
+from netslim.training.recipe.orders import wasted
 from netslim.training.recipe.schedule import lengthened
 from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage, Train
 from netslim.training.stages.folder import RunFolder
@@ -61,12 +62,14 @@ def rehearse(recipe: Recipe, display: Display | None = None) -> list[Foreseen]:
 
     Args:
         recipe: from `load_recipe`.
-        display: where warnings are shown; standard error when not given.
+        display: where notes and warnings are shown; standard error when not given.
 
     Raises:
         NetslimError: whatever the run would be refused for.
     """
     networks = Networks(recipe, RunFolder(Path("runs") / recipe.name), display or Display())
+    for text in wasted(recipe):
+        networks.display.say_once(text)
     with using_threads(recipe.trainer.threads), own_random_numbers():
         left = foretold(networks)
         return [_before(networks, left[0]), *_stages(networks, left)]

@@ -9,6 +9,7 @@ from typing import Any
 from netslim._support import many
 from netslim.methods.threshold import NEAR_ZERO
 from netslim.training.loop.gammas import EDGES, trimmed
+from netslim.training.recipe.orders import wasted
 from netslim.training.recipe.schema import Baseline, Recipe, SlimmingOptions, Stage, Train
 from netslim.training.stages.folder import FORMAT
 from netslim.training.stages.headlines import headline
@@ -58,6 +59,7 @@ def _notes(recipe: Recipe, done: Sequence[Done]) -> list[str]:
     """Each sentence once, in the order in which they were said."""
     said = [
         *recipe.notes,
+        *wasted(recipe),
         *(done[-1].get("notes") or []),
         *_remarks(done),
     ]

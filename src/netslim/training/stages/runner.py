@@ -53,6 +53,7 @@ from netslim.selection.defaults import AUTO
 from netslim.surgery import Verification
 from netslim.surgery.history import history
 from netslim.surgery.plan import PruningPlan
+from netslim.surgery.stale import told_in
 from netslim.training.loop import auto_strength, fit
 from netslim.training.loop.adapters import LOGGED
 from netslim.training.loop.classifier import OPTIMIZERS
@@ -60,6 +61,7 @@ from netslim.training.loop.divergence import FAR, blind
 from netslim.training.loop.epochs import Row, derive
 from netslim.training.loop.progress import Display, silent
 from netslim.training.recipe.checks import cuts, imitated, teacher, wanted_share
+from netslim.training.recipe.orders import wasted
 from netslim.training.recipe.schedule import lengthened
 from netslim.training.recipe.schema import (
     Baseline,
@@ -233,6 +235,8 @@ class Runner(Networks):
         """All stages, the results and the report."""
         first = ranks.shared("what is finished", self._first_unfinished)
         self.agree()
+        for text in wasted(self.recipe):
+            self.display.say_once(text)
         ranks.everywhere("the stages ahead", lambda: foresee(self, first))
         ranks.shared("the environment", self.note_environment)
         done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
@@ -505,8 +509,8 @@ class Runner(Networks):
         if masked:
             noted["mask"] = done.plan.to_json()
         self.save(done.network, folder, noted)
-        mended = [str(one) for one in done.mended if not one.harmful]
-        for text in (*_chosen(done.plan), *mended):
+        mended = map(str, done.mended)
+        for text in (*_chosen(done.plan), *told_in(done.plan.notes), *mended):
             self.display.say(f"{folder.label}  {text}")
         for warning in done.warnings:
             self.display.warn(warning)
