@@ -149,6 +149,8 @@ class Known:
 def _content(tensor: Tensor) -> Any:
     if tensor.numel() > _SHORTEST or without_values(tensor) or tensor.layout is not torch.strided:
         return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of vmap
+        return None
     return repr(tensor.tolist())
 
 
