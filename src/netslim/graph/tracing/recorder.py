@@ -458,6 +458,8 @@ class Recorder:
 
     def _guessed(self, number: int, vector: Vector) -> Symbol | None:
         """The expression of a size of these channels that the code made this number of, if any."""
+        if not self.casts.made:  # as nearly always
+            return None
         roots, where = self.atoms.find(vector), self.where()
         for size in self.casts.of(number, where, self.training):
             expr = self._known(size)
