@@ -39,7 +39,8 @@ from netslim.graph.modules.walk import named_modules
 _CUT = "_netslim_config_is_stale"  # plain data on the module: it is copied and pickled with it
 _SAVES = "save_pretrained"
 _GUARDED = "_netslim_guarded"
-_TRIALS = 48  # networks that are built at most to read one configuration
+_TRIALS = 48  # networks that are built at most, for entries alone and again for pairs
+_SHARES = 6  # proportions in which widths were cut, at most, that entries are tried in
 _REBUILT = (
     "this network was cut by netslim, and its YAML has the widths from before: train it by "
     "yolo.train(trainer=trainer_of(yolo), ...), see netslim.integrations.ultralytics"
@@ -197,7 +198,10 @@ class _Reader:
         As the number of heads and that of their keys, whose ratio is what the network keeps.
         """
         trials = iter(range(_TRIALS))
-        for share in sorted({Fraction(int(n), int(o)) for o, n in self._cut()}):
+        shares = {Fraction(int(n), int(o)) for o, n in self._cut()}
+        if len(shares) > _SHARES:  # layers were cut apart, which no entry says
+            return []
+        for share in sorted(shares):
             likely = [
                 (path, int(value * share))
                 for path, value in self._numbers
