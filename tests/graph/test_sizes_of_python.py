@@ -331,6 +331,26 @@ def test_code_that_asks_for_the_type_itself_is_told_what_to_ask(
     assert graph["a"].prunable
 
 
+def test_attention_that_is_given_functions_is_told_what_to_call(monkeypatch: Any) -> None:
+    attention = pytest.importorskip("torch.nn.attention.flex_attention")
+    flag = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"  # else it is compiled, which warns
+    if not hasattr(attention, flag):
+        pytest.skip("this PyTorch compiles it in any case")
+    monkeypatch.setattr(attention, flag, True)
+
+    class Flexible(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)[:, None]
+            return self.b(attention.flex_attention(y, y, y))
+
+    with pytest.raises(TraceError, match=r"flex_attention does with .* F.scaled_dot_product"):
+        trace(Flexible(), torch.randn(2, 5, 3))
+
+
 class GoesAnotherWay(nn.Module):
     """Goes another way, without an error, where a size is not exactly an `int`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,148 @@ def test_an_eps_that_was_scaled_is_in_the_configuration(tmp_path: Path) -> None:
     assert torch.equal(again.eval()(torch.ones(1, 8)), small(torch.ones(1, 8)))
 
 
+class HeadsConfig:
+    """Refuses to be read back with a prime number of heads, as a library's validation may."""
+
+    def __init__(self, width: int = 16, heads: int = 4, keys: int = 2, inner: int = 20) -> None:
+        self.width, self.heads, self.keys, self.inner, self.each = width, heads, keys, inner, 4
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "each"}
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> HeadsConfig:
+        if said["heads"] == 3:
+            raise ValueError("no prime number of heads")
+        return cls(**said)
+
+
+class Grouped(nn.Module):
+    """Attention with grouped queries, which knows of them by their ratio alone, as Llama's."""
+
+    def __init__(self, config: HeadsConfig) -> None:
+        super().__init__()
+        self.each, self.groups = config.each, config.heads // config.keys
+        self.q = nn.Linear(config.width, config.heads * self.each)
+        self.k = nn.Linear(config.width, config.keys * self.each)
+        self.v = nn.Linear(config.width, config.keys * self.each)
+        self.o = nn.Linear(config.heads * self.each, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = (f(x).view(n, length, -1, self.each).mT for f in (self.q, self.k, self.v))
+        q, k, v = (y.permute(0, 3, 1, 2) for y in (q, k, v))
+        k, v = (y.repeat_interleave(self.groups, 1) for y in (k, v))
+        y = (q @ k.mT / 2).softmax(-1) @ v
+        return self.o(y.transpose(1, 2).reshape(n, length, -1))
+
+
+class Decoder(Pretrained):
+    """With integers that no forward reads; 16 may also be the width of all heads."""
+
+    def __init__(self, config: HeadsConfig) -> None:
+        super().__init__()
+        self.config, self.width = config, config.width
+        self.embed = nn.Linear(8, config.width)
+        self.attention, self.mlp = Grouped(config), MLP(config)
+        self.head = nn.Linear(config.width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.attention(x)
+        return self.head(x + self.mlp(x))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Pretrained:
+        model = cls(HeadsConfig.from_dict(json.loads((folder / "config.json").read_text())))
+        model.load_state_dict(torch.load(folder / "weights.pt"))
+        return model.eval()
+
+
+class MLP(nn.Module):
+    def __init__(self, config: HeadsConfig) -> None:
+        super().__init__()
+        self.width, self.inner = config.width, config.inner
+        self.up, self.down = nn.Linear(self.width, self.inner), nn.Linear(self.inner, self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu())
+
+
+TOKENS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+def cut_decoder(model: nn.Module, **counts: float) -> Any:
+    graph = netslim.trace(model, TOKENS)
+    names = {group.name: group.name for group in graph.prunable}
+    wanted = {names[name.replace("_", ".")]: count for name, count in counts.items()}
+    plan = netslim.select(graph, netslim.score(graph, model, "l1"), per_group=wanted)
+    small = netslim.prune(model, plan)
+    netslim.verify(model, small, plan, TOKENS)
+    return small
+
+
+def decoder(kind: type[Decoder] = Decoder, **given: int) -> Decoder:
+    torch.manual_seed(1)
+    return kind(HeadsConfig(**given)).eval()
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ({"mlp_up": 8}, {"inner": 12}),
+        ({"embed": 4}, {"width": 12}),
+        ({"attention_q": 1}, {"heads": 2, "keys": 1}),
+        ({"embed": 4, "attention_q": 1, "mlp_up": 5}, {"width": 12, "heads": 2, "keys": 1, "inner": 15}),
+    ],
+)  # fmt: skip
+def test_integers_that_nobody_reads_and_numbers_of_heads(
+    tmp_path: Path, cut: dict[str, float], said: dict[str, int]
+) -> None:
+    small = cut_decoder(decoder(), **cut)
+    assert small.config.to_dict() == {**HeadsConfig().to_dict(), **said}
+    small.save_pretrained(tmp_path)
+    assert torch.equal(Decoder.from_pretrained(tmp_path)(TOKENS), small(TOKENS))
+
+
+class Scaling(Decoder):
+    """Reads the width of its MLP, which is no width there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.mlp(x) * (1 + self.mlp.width % 2))
+
+
+class Multiplied(Decoder):
+    """Has a constant that its files do not hold."""
+
+    def __init__(self, config: HeadsConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("root", torch.tensor(config.width**0.5), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) * self.root
+        return self.head(x + self.mlp(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "cut"),
+    [
+        (decoder(Scaling), {"embed": 4}),
+        (decoder(Multiplied), {"embed": 4}),
+        (decoder(keys=4), {"attention_q": 1}),
+    ],
+)  # fmt: skip
+def test_what_would_be_built_otherwise_is_refused(
+    tmp_path: Path, model: Decoder, cut: dict[str, float]
+) -> None:
+    """By a number that is read, by a constant, and where the configuration is not a valid one."""
+    small = cut_decoder(model, **cut)
+    assert small.config.to_dict() == model.config.to_dict()
+    with pytest.raises(CheckpointError, match="configuration cannot say"):
+        small.save_pretrained(tmp_path)
+
+
 def test_a_cut_in_place_and_a_second_one(tmp_path: Path) -> None:
     model = network()
     for widths in ([8, 12], [4, 6]):
@@ -246,6 +389,31 @@ def test_transformers_configuration_follows(tmp_path: Path) -> None:
     small.save_pretrained(tmp_path)
     again = type(small).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(IMAGES).logits, small(IMAGES).logits)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [{"*mlp*": 0.5}, {"model.embed_tokens": 0.5}, {"*q_proj": 1}, {"*q_proj": 1, "*mlp*": 0.25}],
+)  # fmt: skip
+def test_llama_s_configuration_follows(tmp_path: Path, cut: dict[str, float]) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, vocab_size=64, pad_token_id=0, use_cache=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, words = (
+        transformers.LlamaForCausalLM(config).eval(),
+        {"input_ids": torch.ones(1, 4).int()},
+    )
+    graph = netslim.trace(model, words)
+    names = [group.name for group in graph.prunable]
+    wanted = {n: count for pattern, count in cut.items() for n in names if fnmatch(n, pattern)}
+    plan = netslim.select(graph, netslim.score(graph, model, "l1"), per_group=wanted)
+    small = netslim.prune(model, plan)
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**words).logits, small(**words).logits)
 
 
 def test_transformers_refuses(tmp_path: Path) -> None:

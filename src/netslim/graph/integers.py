@@ -171,6 +171,26 @@ def names_by_part(model: nn.Module) -> Iterator[tuple[str, frozenset[str]]]:
         yield path, names
 
 
+def unread(model: nn.Module) -> frozenset[tuple[str, str]]:
+    """(module, attribute) of integers that running the model does not read, as far as code tells.
+
+    Not by the forward of the module, with all that it leads to, and not by those of the modules
+    that it lies in, with their methods: these go on to code that knows of no module's attributes,
+    but of configurations with the same names.
+    """
+    reach, modules = _Reach(), {path: type(m) for m, path in named_modules(model).items()}
+    own = {path: kind for path, kind in modules.items() if _own(kind)}
+    methods = {kind: reach.of_methods(kind, ["forward"], inside=True)[0] for kind in own.values()}
+    found = set()
+    for path, kind in own.items():
+        parts = path.split(".") if path else []
+        around = {".".join(parts[:n]) for n in range(len(parts))} & own.keys()
+        read = _names_of_forward(kind, reach).union(*[methods[own[outer]] for outer in around])
+        held = vars(model.get_submodule(path)).items()
+        found |= {(path, name) for name, value in held if type(value) is int and name not in read}
+    return frozenset(found)
+
+
 def widths(model: nn.Module, names: Mapping[int, str]) -> tuple[Width, ...]:
     """Of every layer, and of all else that holds tensors, by the names of these (by their ids)."""
     found: list[Width] = []
@@ -358,19 +378,20 @@ class _Reach:
         return {name: functions for name, functions in found.items() if functions}
 
     def of_methods(
-        self, kind: type, names: Iterable[str]
+        self, kind: type, names: Iterable[str], inside: bool = False
     ) -> tuple[frozenset[str], set[FunctionType]]:
         """The same as `of`, of methods of a class."""
         held = self.attributes(kind)
         methods = [self.functions(held[name]) for name in names if name in held]
-        return self.of(kind, set(chain.from_iterable(methods)))
+        return self.of(kind, set(chain.from_iterable(methods)), inside)
 
     def of(
-        self, kind: type, functions: set[FunctionType]
+        self, kind: type, functions: set[FunctionType], inside: bool = False
     ) -> tuple[frozenset[str], set[FunctionType]]:
         """Names that functions read, and all that they may call; and what these are: methods, what
         their modules and closures hold, and functions of the modules that they name; not those of
-        other packages that are installed, which know nothing of the class's attributes.
+        other packages that are installed, which know nothing of the class's attributes. With
+        ``inside`` methods alone.
         """
         names: set[str] = set()
         reached: set[FunctionType] = set()
@@ -381,6 +402,8 @@ class _Reach:
             seen = set(waiting)
             while waiting:
                 called, ahead = self._from(waiting.pop())
+                if inside:
+                    ahead = []
                 names |= called
                 for name in called & held.keys():
                     ahead = [*ahead, *self.functions(held[name])]
@@ -479,4 +502,4 @@ def _closure(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
 
 
-__all__ = ["Integer", "Width", "integers", "names_read", "widths"]
+__all__ = ["Integer", "Width", "integers", "names_read", "unread", "widths"]

@@ -8,7 +8,8 @@ refuses and tells the way that works.
 
 What an entry means is found by trying: a network is built from the changed configuration, without
 memory for its weights, and looked at. An entry is read as a width where everything that it changes
-comes out as in the cut network. The proof is that all changes together build the cut network: the
+comes out as in the cut network; so are two together, as the numbers of heads and of their keys,
+that change in one proportion. The proof is that all changes together build the cut network: the
 same modules with the same shapes and numbers.
 
 The trainer of ultralytics builds a network anew, too, from the layout that it keeps as ``yaml``,
@@ -21,8 +22,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import wraps
+from itertools import combinations
 from types import FunctionType
 from typing import Any
 
@@ -30,12 +33,14 @@ import torch
 from torch import nn
 
 from netslim.errors import CheckpointError
+from netslim.graph.integers import unread
 from netslim.graph.modules.walk import named_modules
 
 _CUT = "_netslim_config_is_stale"  # plain data on the module: it is copied and pickled with it
 _SAVES = "save_pretrained"
 _GUARDED = "_netslim_guarded"
-_TRIALS = 48  # networks that are built at most to read one configuration
+_TRIALS = 48  # networks that are built at most, for entries alone and again for pairs
+_SHARES = 6  # proportions in which widths were cut, at most, that entries are tried in
 _REBUILT = (
     "this network was cut by netslim, and its YAML has the widths from before: train it by "
     "yolo.train(trainer=trainer_of(yolo), ...), see netslim.integrations.ultralytics"
@@ -128,10 +133,15 @@ def _update(model: nn.Module) -> bool:
     said = _built(type(model), config)
     if said is None or said == wanted:
         return said == wanted
-    changes = _readings(model, config, said, wanted)
+    reader = _Reader(model, config, said, wanted)
+    changes = reader.alone()
     if _built(type(model), config, changes) != wanted:
-        return False
+        changes += reader.in_pairs({path for path, _ in changes})
+        if _built(type(model), config, changes) != wanted:
+            return False
     copies = _changed(config, changes)
+    if not _is_valid(copies[id(config)]):
+        return False
     for module in model.modules():
         for name, value in vars(module).items():
             if id(value) in copies and name not in ("_modules", "_parameters", "_buffers"):
@@ -139,42 +149,94 @@ def _update(model: nn.Module) -> bool:
     return True
 
 
-def _readings(model: nn.Module, config: Any, said: _Facts, wanted: _Facts) -> list[_Change]:
-    """Entries that can be read as widths that were cut, each in one way only.
-
-    Or as what went with a width: the eps of a normalisation is scaled (graph/modules/scaled_norms).
-    """
-    widths: dict[float, set[float]] = {}
-    for place, old in said.items():
-        new: Any = wanted.get(place)
-        if isinstance(old, int | float) and type(new) is type(old) and old != new:
-            widths.setdefault(old, set()).add(new)
-    found, trials = [], 0
-    for path, value in _numbers(config):
-        readings = []
-        # A 64 in the configuration may stand for any width that was 64, or for none. Each reading
-        # is tried by itself: the network is built, and must not differ anywhere it should not.
-        for width in sorted(w for w in widths.get(value, ()) if type(w) is type(value)):
-            trials += 1
-            if trials <= _TRIALS and _reads(model, config, (path, width), said, wanted):
-                readings.append((path, width))
-        if len(readings) == 1:
-            found += readings
-    return found
-
-
-def _reads(model: nn.Module, config: Any, change: _Change, said: _Facts, wanted: _Facts) -> bool:
-    """Whether one change alone alters something, and nothing to other than what is wanted."""
-    built = _built(type(model), config, [change])
-    if built is None:
+def _is_valid(config: Any) -> bool:
+    """Whether a configuration can be read from what it writes of itself: there it is checked."""
+    if not hasattr(config, "from_dict"):
+        return True
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception:  # by whatever the library likes
         return False
-    # Types aside: two widths that must go together may change them, each alone.
-    altered = [
-        place
-        for place, old in said.items()
-        if not isinstance(old, str) and place in built and built[place] != old
-    ]
-    return bool(altered) and all(built[place] == wanted.get(place) for place in altered)
+    return True
+
+
+class _Reader:
+    """Reads entries of a configuration as widths that were cut, by trying."""
+
+    def __init__(self, model: nn.Module, config: Any, said: _Facts, wanted: _Facts) -> None:
+        self._kind, self._config, self._said, self._wanted = type(model), config, said, wanted
+        self._numbers = [*_numbers(config)]
+        self._widths: dict[float, set[float]] = {}
+        for place, old in said.items():
+            new: Any = wanted.get(place)
+            if isinstance(old, int | float) and type(new) is type(old) and old != new:
+                self._widths.setdefault(old, set()).add(new)
+
+    def alone(self) -> list[_Change]:
+        """Entries that can be read as widths that were cut, each in one way only.
+
+        Or as what went with a width: the eps of a normalisation is scaled
+        (graph/modules/scaled_norms).
+        """
+        found, trials = [], 0
+        for path, value in self._numbers:
+            readings = []
+            # A 64 in the configuration may stand for any width that was 64, or for none. Each
+            # reading is tried by itself: the network is built, and must not differ anywhere it
+            # should not.
+            for width in sorted(w for w in self._widths.get(value, ()) if type(w) is type(value)):
+                trials += 1
+                if trials <= _TRIALS and self._reads([(path, width)]):
+                    readings.append((path, width))
+            if len(readings) == 1:
+                found += readings
+        return found
+
+    def in_pairs(self, known: Collection[tuple[Any, ...]]) -> list[_Change]:
+        """Two entries that mean a width together, and change in its proportion, if any.
+
+        As the number of heads and that of their keys, whose ratio is what the network keeps.
+        """
+        trials = iter(range(_TRIALS))
+        shares = {Fraction(int(n), int(o)) for o, n in self._cut()}
+        if len(shares) > _SHARES:  # layers were cut apart, which no entry says
+            return []
+        for share in sorted(shares):
+            likely = [
+                (path, int(value * share))
+                for path, value in self._numbers
+                if path not in known and type(value) is int and value * share >= 1
+                if (value * share).denominator == 1 and next(trials, None) is not None
+                if self._partly([(path, int(value * share))])
+            ]
+            for pair in combinations(likely, 2):
+                if next(trials, None) is not None and self._reads(pair):
+                    return [*pair]
+        return []
+
+    def _cut(self) -> Iterator[tuple[float, float]]:
+        """Widths that were cut, and what is left of them."""
+        for old, news in self._widths.items():
+            yield from ((old, new) for new in news if type(new) is int and 0 < new < old)
+
+    def _reads(self, changes: Sequence[_Change]) -> bool:
+        """Whether changes alter something, and nothing to other than what is wanted."""
+        altered = self._altered(changes)
+        return bool(altered) and all(new == self._wanted.get(p) for p, new in altered.items())
+
+    def _partly(self, changes: Sequence[_Change]) -> bool:
+        """Whether changes alter something to what is wanted."""
+        return any(new == self._wanted.get(p) for p, new in self._altered(changes).items())
+
+    def _altered(self, changes: Sequence[_Change]) -> _Facts:
+        """What is other in the network that is built, and how."""
+        built = _built(self._kind, self._config, changes) or {}
+        # Types aside: two widths that must go together may change them, each alone.
+        return {
+            place: built[place]
+            for place, old in self._said.items()
+            if not isinstance(old, str) and place in built and built[place] != old
+        }
 
 
 def _numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], float]]:
@@ -238,17 +300,35 @@ def _built(kind: type[nn.Module], config: Any, changes: Iterable[_Change] = ()) 
 
 
 def _facts(model: nn.Module) -> _Facts:
-    """Types of the modules, lengths of the axes of all tensors, and numbers kept as attributes."""
+    """Types of the modules, lengths of the axes of all tensors, and numbers kept as attributes.
+
+    Not the integers that nobody reads when it runs: of several meanings of one none follows a cut.
+    """
     facts: _Facts = {}
+    idle = _idle(model)
     for module, path in named_modules(model).items():
         facts[path] = type(module).__name__
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 facts |= {(path, name, axis): size for axis, size in enumerate(tensor.shape)}
         for name, value in vars(module).items():
-            if not name.startswith("_") and _is_numeric(value):
+            if not name.startswith("_") and (path, name) not in idle and _is_numeric(value):
                 facts[path, name] = value
     return facts
+
+
+def _idle(model: nn.Module) -> frozenset[tuple[str, str]]:
+    """Integers that running the network does not read; none where a constant may stand for one.
+
+    A constant that no file holds, as the root of a width by which Gemma multiplies, is computed
+    anew where the network is built, and nothing else might tell that it came out otherwise.
+    """
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            held = module._buffers[name]
+            if held is not None and held.is_floating_point() and held.numel() == 1:
+                return frozenset()
+    return unread(model)
 
 
 def _is_numeric(value: Any) -> bool:

@@ -250,6 +250,15 @@ def vectorised_over_the_batch(s, x):
 
 
 @pattern({"a": 8, "b": 6})
+def constants_made_by_vmap(s, x):
+    """As libraries make masks of attention."""
+    h = s.a(x)
+    places = torch.arange(h.shape[2])
+    mask = torch.vmap(lambda i: (i >= places).to(h.dtype))(places)
+    return tail(s, h.view(*h.shape) @ mask)
+
+
+@pattern({"a": 8, "b": 6})
 def switched_off_gradients(s, x):
     with torch.no_grad():
         h = s.a(x).detach().clone()

@@ -177,6 +177,90 @@ def boundary_made_a_plain_number(s, x):
     return tail(s, torch.cat([q, p.relu()], 1))
 
 
+@pattern({"a": 8, "b": 6})
+def plain_number_in_a_view(s, x):
+    """It is followed; of two numbers that are equal, the one that stands for the channels."""
+    h = s.a(x)
+    c = int(h.shape[1])
+    return tail(s, h.view(-1, c, 64).view(-1, c, 8, 8))
+
+
+@pattern({"a": 8, "b": 8}, b=conv(8, 8), head=nn.Linear(8, 2))
+def plain_numbers_of_two_layers_as_wide(s, x):
+    h = s.a(x)
+    c = int(h.shape[1])
+    h = s.b(h.view(-1, c, 8, 8))
+    return s.head(h.view(-1, int(h.shape[1]), 64).relu().mean(2))
+
+
+@pattern(
+    {}, refused={"a": Line("c = int("), "b": Line("d = int(")}, b=conv(8, 8), head=nn.Linear(8, 2)
+)
+def plain_number_in_the_place_of_another(s, x):
+    h = s.a(x)
+    c = int(h.shape[1])
+    h = s.b(h)
+    d = int(h.shape[1])
+    return s.head(h.view(-1, c, 64).relu().mean(2) + d - d)
+
+
+class NormalisedByAPlainNumber(nn.Module):
+    """As SwinUNETR normalises."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.a(x)
+        c = int(h.shape[1])
+        h = F.layer_norm(h.permute(0, 2, 3, 1), [c]).permute(0, 3, 1, 2)
+        return tail(self, F.group_norm(h, int(h.size(1))))
+
+
+pattern({"a": 8, "b": 6})(NormalisedByAPlainNumber)
+
+
+@pattern({"a": 8}, width=8, patched={"width": 4}, **VECTOR)
+def attribute_made_a_plain_number(s, x):
+    return s.head(flat(s.a(x)).view(-1, int(s.width)))
+
+
+@pattern({"b": 6}, refused={"a": Line("c = int(", "int takes their number")})
+def plain_number_that_is_counted_to(s, x):
+    h = s.a(x)
+    c = int(h.shape[1])
+    return tail(s, h.view(-1, c, 64).view(-1, c, 8, 8) * sum(0.1 for _ in range(c)))
+
+
+@pattern({"b": 6}, refused={"a": Line("c = int(", "int takes their number")})
+def plain_number_that_decides(s, x):
+    h = s.a(x)
+    c = int(h.shape[1])
+    return tail(s, h * 2 if c > 5 else h)
+
+
+@pattern({"b": 6}, refused={"a": Line("c = int(", "int takes their number")})
+def plain_number_as_a_value(s, x):
+    h = s.a(x)
+    c = int(h.shape[1])
+    return tail(s, h.view(-1, c, 8, 8) * c**-0.5)
+
+
+@pattern({"b": 6}, refused={"a": Line("c = int(", "int takes their number")})
+def plain_number_beside_one_in_digits(s, x):
+    h = s.a(x)
+    c = int(h.shape[1])
+    return tail(s, h.view(-1, c, 64).view(-1, 8, 8, 8))
+
+
+@pattern({}, refused={"a": Line("c = int(", "int takes their number")}, head=nn.Linear(8, 2))
+def plain_number_of_what_is_not_exact(s, x):
+    h = s.a(x)
+    c = int(h.shape[1])
+    return s.head(h.softmax(1).view(-1, c, 64).mean(2))
+
+
 @pattern({"a": 4, "b": 6}, b=conv(4, 6))
 def half_by_a_shift(s, x):
     """Channel i of the first half goes with channel i of the second, as for ``// 2``."""

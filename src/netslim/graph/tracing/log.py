@@ -63,11 +63,12 @@ class Told:
 
 @dataclass(frozen=True)
 class Entry:
-    """One call."""
+    """One call; ``guessed`` are the sizes that plain numbers in it were taken for (casts.py)."""
 
     function: Any
     told: Told
     out: Any
+    guessed: tuple[Size, ...] = ()
 
 
 class Known:
@@ -148,6 +149,8 @@ class Known:
 def _content(tensor: Tensor) -> Any:
     if tensor.numel() > _SHORTEST or without_values(tensor) or tensor.layout is not torch.strided:
         return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # of vmap
+        return None
     return repr(tensor.tolist())
 
 
@@ -162,6 +165,7 @@ class Log(Known):
         read: names that the code may read (`names_read`).
         entries: the calls.
         end: what the model gave in the end.
+        guessed: sizes that plain numbers of the call under way were taken for.
     """
 
     def __init__(self, names: Mapping[int, str], read: frozenset[str]) -> None:
@@ -170,12 +174,15 @@ class Log(Known):
         self.entries: list[Entry] = []
         self.count = 0  # of tensors
         self.end: Told | None = None
+        self.guessed: list[Size] = []
 
     def note(self, function: Any, told: Told, args: Any, kwargs: Any, out: Any) -> Any:
         """Note a call that was made; gives what came out, for whoever asked."""
         if isinstance(out, Iterator):  # of which nobody else could take
             return iter(self.note(function, told, args, kwargs, Iterated(out)))
-        self.entries.append(Entry(function, told, self._without_values(out, args, kwargs)))
+        hollow, guessed = self._without_values(out, args, kwargs), tuple(self.guessed)
+        self.entries.append(Entry(function, told, hollow, guessed))
+        self.guessed.clear()
         return out
 
     def _without_values(self, out: Any, args: Any, kwargs: Any) -> Any:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from netslim.graph.tracing.places import HERE, TORCH, asker
+
 
 class Pretended(int):
     """An integer that is ``truth`` to whoever asks it, and another one to who reads it in C."""
@@ -39,6 +41,12 @@ class Pretended(int):
 
     def __ne__(self, other: object) -> bool:
         return not self == other
+
+    def __int__(self) -> int:
+        # A plain number of it: where that ends up is looked at (casts.py).
+        if asker().startswith((TORCH, HERE)):
+            return self.truth
+        return int.__int__(self)
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         return int, (self.truth,)
@@ -95,7 +103,7 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *("neg", "abs", "inve
     setattr(Pretended, f"__{_name}__", _arithmetic(f"__{_name}__"))
 # fmt: off
 _TRUE = (
-    "lt", "le", "gt", "ge", "bool", "int", "index", "float", "str", "repr", "format", "round",
+    "lt", "le", "gt", "ge", "bool", "index", "float", "str", "repr", "format", "round",
     "floor", "ceil", "trunc", "divmod", "rdivmod",
 )
 # fmt: on

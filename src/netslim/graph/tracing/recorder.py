@@ -33,6 +33,7 @@ from netslim.graph.modules.known_norms import Memo
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, distinct
+from netslim.graph.tracing.casts import Casts
 from netslim.graph.tracing.checks import (
     check_dims,
     check_factor,
@@ -111,6 +112,7 @@ class Recorder:
     sizes: list[Vector] = field(default_factory=list)  # the dimensions that sizes were read from
     constraints: list[Constraint] = field(default_factory=list)
     values: list[ValueUse] = field(default_factory=list)
+    casts: Casts = field(default_factory=Casts)  # sizes of which the code made plain integers
     attributes: dict[tuple[str, str], int] = field(default_factory=dict)
     # Where they are, the path of the module, and what is there when nobody traces.
     holders: dict[tuple[nn.Module, str], tuple[str, Any]] = field(default_factory=dict)
@@ -446,12 +448,35 @@ class Recorder:
         if value is None:
             return
         expr = self.mine(value)
+        if expr is None and vector is not None:
+            expr = self._guessed(value, vector)
         if expr is not None:
             self.constraints.append(Constraint(expr, vector, size, self.where()))
         elif vector is not None:
             number = int(value)
             reason = f"the size {number} is written into the code"
             self.written(vector, reason, [number], self.remedy())
+
+    def _guessed(self, number: int, vector: Vector) -> Symbol | None:
+        """The expression of a size of these channels that the code made this number of, if any."""
+        if not self.casts.made:  # as nearly always
+            return None
+        roots, where = self.atoms.find(vector), self.where()
+        for size in self.casts.of(number, where, self.training):
+            expr = self._known(size)
+            if expr is None or not all(self._among(symbol, roots) for symbol in symbols(expr)):
+                continue
+            self.casts.lines.add(where)
+            if self.log is not None and not self.training:
+                self.log.guessed.append(size)
+            return expr
+        return None
+
+    def _among(self, symbol: Symbol, roots: Vector) -> bool:
+        """Whether a size was read from these channels; of an attribute nobody knows yet."""
+        if symbol[0] != "size":
+            return True
+        return bool(np.isin(self.atoms.find(self.sizes[symbol[2]]), roots).any())
 
     def remedy(self) -> str:
         """What to write in place of a size in digits that the user's call is given."""
@@ -487,7 +512,7 @@ class Recorder:
         who = asker()
         if what not in _ORDERS:
             if not who.startswith((TORCH, HERE)):
-                self.value(left, _SAID.get(what, what), soft=False)
+                self._became(left, what)
             return
         a, b = self._known(left), self._operand(right)
         if a is not None and a[0] == "sub" and b == 0:  # ``if self.out - x.shape[1]:``
@@ -498,6 +523,14 @@ class Recorder:
             self._equal(a, b)
         elif not who.startswith(TORCH):
             self.constraints.append(Constraint((what, a, b), None, 1, self.where(), decision=True))
+
+    def _became(self, size: Size, what: str) -> None:
+        """The user's code made something of a size that no expression can follow."""
+        before = len(self.values)
+        self.value(size, _SAID.get(what, what), soft=False)
+        if what == "int" and type(size) is Size:
+            uses = self.values[before:]
+            self.values[before:] = self.casts.untold(size, uses, self.training)
 
     def _operand(self, value: int) -> Expression:
         """An expression that this trace can resolve, or the number."""

@@ -133,9 +133,13 @@ class Settled:
                 self._freeze(constraint, vectors)
                 self._refresh()
 
-    def exact_among(self, size: Size) -> Vector:
-        """The classes among those that a size is computed of which may go, and exactly."""
-        roots = self._live_roots(self._vectors_in(size.expression))
+    def live_among(self, expression: Expression) -> Vector:
+        """The classes among those that a size is computed of which may go."""
+        return self._live_roots(self._vectors_in(expression))
+
+    def exact_among(self, expression: Expression) -> Vector:
+        """Those of them that may go exactly."""
+        roots = self.live_among(expression)
         if not len(roots):
             return roots
         exact: Vector = roots[~np.isin(roots, self._coupled())]

@@ -14,11 +14,12 @@ then without any pretence; where even that differs, nothing can be learnt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
+from netslim.graph.tracing.casts import expected
 from netslim.graph.tracing.log import (
     Given,
     Hollow,
@@ -62,7 +63,7 @@ class Rerun(TorchFunctionMode):
             raise Parted(self._where())
         entry = self._log.entries[self._next]
         told = self.known.given(func, args, kwargs)
-        if entry.function != func or not self._same(entry.told, told):
+        if entry.function != func or not self._same(entry.told, told, entry.guessed):
             raise Parted(self._where())
         self._next += 1
         made = self._made(entry.out, args, kwargs)
@@ -77,8 +78,13 @@ class Rerun(TorchFunctionMode):
         ):
             raise Parted("")
 
-    def _same(self, one: Told | None, other: Told) -> bool:
-        if one is None or one.arguments != other.arguments:
+    def _same(self, one: Told | None, other: Told, guessed: Collection[Size] = ()) -> bool:
+        if one is None:
+            return False
+        if guessed:
+            if not expected(guessed, self._pretend).met_by(one.arguments, other.arguments):
+                return False
+        elif one.arguments != other.arguments:
             return False
         return not self._contents or one.contents == other.contents
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -45,6 +46,15 @@ from netslim.graph.tracing.read_by_others import leave_unscaled
 from netslim.graph.tracing.recorder import Recorder, Rule
 from netslim.graph.tracing.rerun import Rerun
 
+_AS_INTEGERS = (
+    "sizes are then a subclass of int; where the code asks type(size) is int, let it ask "
+    "isinstance(size, int)"
+)
+_WHOLE = re.compile(r"HigherOrderOperator (\w+)")
+_AS_MASK = (
+    "F.scaled_dot_product_attention, which takes what they do as a mask, is followed in the place "
+    "of flex_attention"
+)
 Watching = tuple[Function, Dispatch, Norms]
 # A trace puts sizes into the attributes of a model, and models may share their parts.
 ONE_AT_A_TIME = threading.RLock()
@@ -161,10 +171,12 @@ def _telling_of_sizes(model: nn.Module, example_inputs: Any) -> Iterator[None]:
     except Exception as error:
         if not _runs(model, example_inputs):
             raise
+        what = f"({type(error).__name__}: {error}): {_AS_INTEGERS}"
+        if (whole := _WHOLE.search(str(error))) is not None:
+            what = f"as no trace sees what {whole[1]} does with the functions that it is given: "
+            what += _AS_MASK
         raise TraceError(
-            f"the model runs on these inputs, but not while it is traced ({type(error).__name__}: "
-            f"{error}): sizes are then a subclass of int; where the code asks type(size) is int, "
-            "let it ask isinstance(size, int)"
+            f"the model runs on these inputs, but not while it is traced {what}"
         ) from error
 
 

@@ -17,6 +17,7 @@ from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.places import of_user
 from netslim.graph.tracing.pretended import Pretended
 from netslim.graph.tracing.recorder import Recorder
+from netslim.graph.tracing.records import ValueUse
 from netslim.graph.tracing.remembered import Bindings, Settled, settle_sizes
 from netslim.graph.tracing.rerun import Parted, Pretend, Rerun
 from netslim.graph.tracing.running import run_again
@@ -31,14 +32,31 @@ _REASON = (
 def settle(recorder: Recorder, example_inputs: Any) -> Bindings:
     """Settle the sizes of a recording, and hold channels whose number is read unseen."""
     settled = settle_sizes(recorder)
-    if recorder.log is None:
-        return _with_repetitions(recorder, settled.bindings)
-    found = _Search(recorder, recorder.log, settled, example_inputs).found()
+    found: list[tuple[Vector, str]] = []
+    unproven = recorder.casts.uses()
+    if recorder.log is not None:
+        search = _Search(recorder, recorder.log, settled, example_inputs)
+        found = search.found()
+        if search.learnt:
+            unproven = [use for use in unproven if not _proven(use, settled, found)]
+    if unproven:
+        recorder.values += unproven
+        settled = settle_sizes(recorder)
     for roots, where in found:
         recorder.atoms.freeze(roots, f"{_REASON}{where}")
     if found:
         settled = settle_sizes(recorder)
     return _with_repetitions(recorder, settled.bindings)
+
+
+def _proven(use: ValueUse, settled: Settled, found: Sequence[tuple[Vector, str]]) -> bool:
+    """Whether a plain number that was made of a size went where it was taken to go, and only there.
+
+    What may go, but not exactly, has not been looked at.
+    """
+    live = settled.live_among(use.expression)
+    held = [np.isin(live, roots).any() for roots, _ in found]
+    return len(live) == len(settled.exact_among(use.expression)) and not any(held)
 
 
 def _with_repetitions(recorder: Recorder, bindings: Bindings) -> Bindings:
@@ -52,13 +70,17 @@ def _with_repetitions(recorder: Recorder, bindings: Bindings) -> Bindings:
 
 
 class _Search:
-    """Which sizes are read unseen: by pretending that they were others."""
+    """Which sizes are read unseen: by pretending that they were others.
+
+    Attributes:
+        learnt: whether the runs could tell it of all that the code does.
+    """
 
     _again: Callable[[Rerun, Pretend], None]  # runs the code
 
     def __init__(self, recorder: Recorder, log: Log, settled: Settled, inputs: Any) -> None:
         self._recorder, self._log, self._settled, self._inputs = recorder, log, settled, inputs
-        self._contents = True
+        self._contents = self.learnt = True
         suspects = {roots.tobytes(): roots for roots in self._suspects() if len(roots) > 1}
         # Of each size a channel is left, for no cut leaves none.
         self._left = np.array([roots[0] for roots in suspects.values()], dtype=ATOM)
@@ -69,11 +91,10 @@ class _Search:
         recorder = self._recorder
         once = {id(vector): number for number, vector in enumerate(recorder.sizes)}
         for number in once.values():
-            length = len(recorder.sizes[number])
-            yield self._settled.exact_among(Size(length, ("size", recorder.trace, number)))
-        for (module, name), value in recorder.attributes.items():
+            yield self._settled.exact_among(("size", recorder.trace, number))
+        for module, name in recorder.attributes:
             if name_read(name) in self._log.read:
-                yield self._settled.exact_among(Size(value, ("attribute", module, name)))
+                yield self._settled.exact_among(("attribute", module, name))
 
     def found(self) -> list[tuple[Vector, str]]:
         """(classes, the line where the code goes another way without some of them)."""
@@ -86,7 +107,8 @@ class _Search:
         if self._parts(self._suspected) is None:
             return []
         if self._parts([]) is not None:
-            self._contents = False  # perhaps values of tensors alone, from code that nobody sees
+            # Perhaps values of tensors alone, from code that nobody sees.
+            self._contents = self.learnt = False
             if self._parts([]) is not None:
                 return []
         return list(self._narrowed(self._suspected))
@@ -104,7 +126,10 @@ class _Search:
     def _parts(self, suspected: Sequence[Vector]) -> str | None:
         """Where the code goes another way without some of these; None if it does not."""
         gone = distinct(np.concatenate([np.empty(0, ATOM), *suspected]))
-        for fewer in (gone[~np.isin(gone, self._left)], gone[::2]):
+        trials = [gone[~np.isin(gone, self._left)], gone[::2]]
+        if self._recorder.casts.made:  # one number may stand where another one should
+            trials.append(_unequal(suspected))
+        for fewer in trials:
             # Twice in a row, for what the first time puts into some table the second one finds.
             line = self._run(fewer)
             if line is not None:
@@ -132,6 +157,12 @@ class _Search:
         if lie == truth:
             return truth
         return Pretended(lie, truth)
+
+
+def _unequal(suspected: Sequence[Vector]) -> Vector:
+    """Of each of these another number of classes, as far as there are so many."""
+    parts = [roots[: 1 + i % (len(roots) - 1)] for i, roots in enumerate(suspected)]
+    return distinct(np.concatenate([np.empty(0, ATOM), *parts]))
 
 
 def _line(error: Exception) -> str:
