@@ -179,17 +179,24 @@ def boundary_made_a_plain_number(s, x):
 
 @pattern({"a": 8, "b": 6})
 def plain_number_in_a_view(s, x):
-    """It is followed; of two numbers that are equal, the one that stands for the channels."""
     h = s.a(x)
     c = int(h.shape[1])
-    return tail(s, h.view(-1, c, 64).view(-1, c, 8, 8))
+    return tail(s, h.view(-1, c, 64).view(-1, c, 4, 16))
+
+
+@pattern({"b": 6}, refused={"a": Line("c = int(", "int takes their number")})
+def plain_number_among_equal_ones(s, x):
+    """Nobody knows which of them stands for the channels: here it is the one in digits."""
+    h = s.a(x)
+    c = int(h.shape[1])
+    return tail(s, h.view(-1, 8, c, 8))
 
 
 @pattern({"a": 8, "b": 8}, b=conv(8, 8), head=nn.Linear(8, 2))
 def plain_numbers_of_two_layers_as_wide(s, x):
     h = s.a(x)
     c = int(h.shape[1])
-    h = s.b(h.view(-1, c, 8, 8))
+    h = s.b(h.view(-1, c, 4, 16))
     return s.head(h.view(-1, int(h.shape[1]), 64).relu().mean(2))
 
 

@@ -54,10 +54,12 @@ class Expected:
     Attributes:
         lies: what may stand in the place of a number.
         met: numbers in whose place such a one was found.
+        stayed: numbers that also stand elsewhere in the call: nobody knows which one was meant.
     """
 
     lies: dict[int, set[int]] = field(default_factory=dict)
     met: set[int] = field(default_factory=set)
+    stayed: set[int] = field(default_factory=set)
 
     def add(self, size: Size, pretended: int) -> None:
         """A size that was guessed in this call, and what `int` gives of it now."""
@@ -67,12 +69,15 @@ class Expected:
 
     def met_by(self, one: Any, other: Any) -> bool:
         """Whether what was told of the call is what it was, up to these, of which none lacks."""
-        return self._alike(one, other) and self.met == self.lies.keys()
+        alike = self._alike(one, other)
+        return alike and self.met == self.lies.keys() and not self.stayed
 
     def _alike(self, one: Any, other: Any) -> bool:
         if isinstance(one, list) and isinstance(other, list):
             return len(one) == len(other) and all(map(self._alike, one, other))
         if one == other:
+            if type(one) is int and one in self.lies:
+                self.stayed.add(one)
             return True
         found = type(one) is int and type(other) is int and other in self.lies.get(one, ())
         if found:
