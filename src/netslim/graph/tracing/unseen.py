@@ -12,7 +12,7 @@ import numpy as np
 
 from netslim.graph.modules.configurations import name_read
 from netslim.graph.modules.repeated_sizes import said_again
-from netslim.graph.tracing.atoms import ATOM, Vector, distinct
+from netslim.graph.tracing.atoms import ATOM, Vector, among, distinct
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.places import of_user
 from netslim.graph.tracing.pretended import Pretended
@@ -104,7 +104,7 @@ class _Search:
     def _parts(self, suspected: Sequence[Vector]) -> str | None:
         """Where the code goes another way without some of these; None if it does not."""
         gone = distinct(np.concatenate([np.empty(0, ATOM), *suspected]))
-        for fewer in (gone[~np.isin(gone, self._left)], gone[::2]):
+        for fewer in (gone[~among(gone, self._left)], gone[::2]):
             # Twice in a row, for what the first time puts into some table the second one finds.
             line = self._run(fewer)
             if line is not None:
