@@ -600,10 +600,17 @@ def _norms(
 def _remembering(count: Callable[[Any], Count]) -> Counting:
     """The same function; each vector is counted once (they live as long as the recording)."""
     cache: dict[Any, Count] = {}
+    vectors: dict[int, Count] = {}  # of those that are one, by id: most sizes are numbers or these
 
     def remembered(factor: Any) -> Count:
+        kind = type(factor)
+        if kind is np.ndarray:
+            found = vectors.get(id(factor))
+            if found is None:
+                found = vectors[id(factor)] = count(factor)
+            return found
         key = factor
-        if type(factor) is not int:
+        if kind is not int:
             key = _identity(factor)
         found = cache.get(key)
         if found is None:

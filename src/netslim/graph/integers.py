@@ -45,6 +45,7 @@ _NO_WIDTH = re.compile(
 )
 # What nearly all attributes of modules are, none of which is a configuration.
 _COMMON = frozenset({bool, int, float, str, tuple, list, dict, set, type(None), OrderedDict})
+_LEAVES = frozenset({bool, int, float, str, type(None)})  # what leads nowhere
 _DEEPEST, _LONGEST = 3, 256  # what leads to functions: how deep, and of how many entries
 _WRAPPED = ("__func__", "__wrapped__")
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
@@ -361,9 +362,10 @@ class _Reach:
 
     def functions(self, value: Any) -> list[FunctionType]:
         """The functions of the user's that a value leads to."""
-        if id(value) not in self._functions:
-            self._functions[id(value)] = value, [*_functions(value)]
-        return self._functions[id(value)][1]
+        found = self._functions.get(id(value))
+        if found is None:
+            found = self._functions[id(value)] = value, [*_functions(value)]
+        return found[1]
 
     def attributes(self, kind: type) -> dict[str, Any]:
         """Those of a class, inherited ones too."""
@@ -399,7 +401,7 @@ class _Reach:
         for package in {*map(_package, functions)}:
             own = {_package(kind), package}
             waiting = [each for each in functions if _package(each) == package]
-            seen = set(waiting)
+            seen, others = set(waiting), set[FunctionType]()
             while waiting:
                 called, ahead = self._from(waiting.pop())
                 if inside:
@@ -408,9 +410,13 @@ class _Reach:
                 for name in called & held.keys():
                     ahead = [*ahead, *self.functions(held[name])]
                 for each in ahead:
-                    if each not in seen and _within(each, own):
+                    if each in seen or each in others:
+                        continue
+                    if _within(each, own):
                         seen.add(each)
                         waiting.append(each)
+                    else:
+                        others.add(each)
             reached |= seen
         return frozenset(names), reached
 
@@ -420,7 +426,7 @@ class _Reach:
             names: set[str] = set()
             found = [*_closure(function)]
             for code in _codes(function.__code__):
-                called = {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
+                called = {*code.co_names, *[c for c in code.co_consts if type(c) is str]}
                 names |= called
                 found += _named(function.__globals__, code.co_names, called)
             ahead = dict.fromkeys(chain.from_iterable(map(self.functions, found)))
@@ -460,15 +466,22 @@ def _functions(value: Any, depth: int = 0) -> Iterator[FunctionType]:
     """
     if isinstance(value, FunctionType) and not str(value.__module__).startswith(_FOREIGN):
         yield value
+    if depth == _DEEPEST:
+        return
     for inner in _parts(value):
-        if depth < _DEEPEST:
+        if type(inner) is FunctionType and not inner.__dict__:  # as most are
+            if not str(inner.__module__).startswith(_FOREIGN):
+                yield inner
+        elif type(inner) not in _LEAVES:
             yield from _functions(inner, depth + 1)
 
 
 def _parts(value: Any) -> Iterable[Any]:
     """What a value is made of that may lead to functions."""
     if type(value) is FunctionType:  # most are, and to ask for what is not there takes long
-        held = vars(value)
+        held = value.__dict__
+        if not held:
+            return ()
         return [held[name] for name in _WRAPPED if held.get(name) is not None][:1]
     if isinstance(value, property):
         return value.fget, value.fset

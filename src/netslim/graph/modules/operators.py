@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ class Operator(NamedTuple):
 
     Attributes:
         name: without ``aten::``; operators from elsewhere keep their namespace.
+        arguments: the names of all of them.
         tensors: (position, name) of the arguments that may hold tensors.
         results: the names of those that it writes its results into, as ``out``.
         written: (position, name) of all that it writes into.
@@ -22,6 +22,7 @@ class Operator(NamedTuple):
     """
 
     name: str
+    arguments: tuple[str, ...]
     tensors: tuple[tuple[int, str], ...]
     results: frozenset[str]
     written: tuple[tuple[int, str], ...]
@@ -44,13 +45,24 @@ class Operator(NamedTuple):
         return found
 
 
-@cache
+# By id, with the operator, which so lives on: to ask one for its hash takes longer than the rest.
+_KNOWN: dict[int, tuple[Any, Operator]] = {}
+
+
 def operator(func: Any) -> Operator:
     """What the schema of an operator says."""
+    found = _KNOWN.get(id(func))
+    if found is None:
+        found = _KNOWN[id(func)] = func, _looked_up(func)
+    return found[1]
+
+
+def _looked_up(func: Any) -> Operator:
     schema = func._schema
     arguments = list(enumerate(schema.arguments))
     return Operator(
         schema.name.removeprefix("aten::"),
+        tuple(a.name for _, a in arguments),
         tuple((i, a.name) for i, a in arguments if "Tensor" in str(a.type)),
         frozenset(a.name for _, a in arguments if a.is_out),
         tuple((i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write),

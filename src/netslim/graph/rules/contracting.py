@@ -361,7 +361,9 @@ def _shrinking_groups(
     if transposed:
         filters = w.shape[1]
     # With two filters a channel the outputs are 0 0 1 1 2 2: both go with their channel.
-    return per_group, np.repeat(unit, filters)
+    if filters > 1:
+        unit = np.repeat(unit, filters)
+    return per_group, unit
 
 
 def _grouped_transposed(

@@ -55,13 +55,16 @@ def pointwise(rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> N
         for tensor in outs:
             rec.set(tensor, {}, weight)
         return
-    ndim, dims = outs[0].dim(), {}
+    ndim, dims = outs[0].dim(), dict[int, Vector]()
     if name_of(func).rstrip("_") in _SUMS:
         _note_sum(rec, inputs, ndim)
-    for d in range(ndim):
-        met = meeting(rec, inputs, d, ndim, name_of(func))
-        if met is not None:
-            dims[d] = met
+    if len(inputs) == 1 and inputs[0].dim() == ndim and not weight:  # an activation meets nothing
+        dims = dict(sorted(rec.get(inputs[0]).dims.items()))
+    else:
+        for d in range(ndim):
+            met = meeting(rec, inputs, d, ndim, name_of(func))
+            if met is not None:
+                dims[d] = met
     for tensor in outs:
         own = dims
         if tensor.shape != outs[0].shape:  # a buffer beside the result may be empty

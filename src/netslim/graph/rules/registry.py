@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch._ops import OpOverload
@@ -14,6 +13,7 @@ from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import Recorder, Rule
 
 Op = OpOverload  # an operator as it runs: ``aten::add.Tensor``
+_Others = tuple[tuple[int, str, Any], ...]
 RULES: dict[str, Rule] = {}
 
 # Arguments that change nothing for channels, whatever operator has them, and why.
@@ -46,6 +46,10 @@ class Known:
 
     rule: Rule
     arguments: frozenset[str]
+    # Of each operator by its id, with itself, which so lives on: what others of its arguments are.
+    others: dict[int, tuple[Op, _Others]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __call__(self, rec: Recorder, func: Op, out: Any, *args: Any, **kwargs: Any) -> None:
         self.rule(rec, func, out, *args, **kwargs)
@@ -56,7 +60,7 @@ class Known:
     def unknown(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
         """The names of passed arguments that nobody has thought of, and that are no defaults."""
         found = []
-        for position, name, default in _others(func, self.arguments):
+        for position, name, default in self._unthought(func):
             given = kwargs.get(name, default)
             if position < len(args):
                 given = args[position]
@@ -64,9 +68,14 @@ class Known:
                 found.append(name)
         return found
 
+    def _unthought(self, func: Op) -> _Others:
+        found = self.others.get(id(func))
+        if found is None:
+            found = self.others[id(func)] = func, _others(func, self.arguments)
+        return found[1]
 
-@cache
-def _others(func: Op, known: frozenset[str]) -> tuple[tuple[int, str, Any], ...]:
+
+def _others(func: Op, known: frozenset[str]) -> _Others:
     """(position, name, default) of the arguments of an operator that are not among the known."""
     arguments = enumerate(func._schema.arguments)
     inputs = [(i, a) for i, a in arguments if not a.is_out and a.name not in known]
@@ -124,12 +133,7 @@ def name_of(func: Op) -> str:
 
 def named_arguments(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments after the first that were passed, by their names in the operator's schema."""
-    return {**dict(zip(_names(func)[1:], args, strict=False)), **kwargs}
-
-
-@cache
-def _names(func: Op) -> tuple[str, ...]:
-    return tuple(a.name for a in func._schema.arguments)
+    return {**dict(zip(operator(func).arguments[1:], args, strict=False)), **kwargs}
 
 
 def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[Any] | None:

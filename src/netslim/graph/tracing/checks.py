@@ -22,7 +22,7 @@ _ROLES = range(1, 16)  # `atoms.PRODUCER`, `CONSUMER`, `SCALE`, `CHANNEL` and th
 
 def check_vector(vector: Any, atoms: Atoms, what: str) -> None:
     """Refuse what are no labels."""
-    if atoms.is_axis(vector):  # as most are
+    if atoms.is_axis(vector) or vector is atoms.looked_at:  # as most are
         return
     if not isinstance(vector, np.ndarray):
         raise TypeError(f"{what} is given {_told(vector)}; {_FORM}")
@@ -32,20 +32,24 @@ def check_vector(vector: Any, atoms: Atoms, what: str) -> None:
     unsigned = vector.view(_UNSIGNED[vector.itemsize])
     if len(vector) and np.maximum.reduce(unsigned) >= len(atoms.parent):
         raise ValueError(f"{what} is given numbers that are nobody's labels; {_FORM}")
+    if not vector.flags.writeable:  # several in a row ask about the same
+        atoms.looked_at = vector
 
 
 def check_dims(tensor: Any, dims: Any, weight: Any, atoms: Atoms) -> None:
     """Refuse labels of a result that do not fit it."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"recorder.set takes a tensor, got {_told(tensor)}")
-    if not isinstance(dims, Mapping):
+    if type(dims) is not dict and not isinstance(dims, Mapping):
         raise TypeError(f"recorder.set takes {{dimension: labels}}, got {_told(dims)}")
-    if not isinstance(weight, (bool, np.bool_)):
+    if weight is not True and weight is not False and not isinstance(weight, np.bool_):
         raise TypeError(f"recorder.set takes weight=True or False, got {_told(weight)}")
     shape = tensor.shape
+    places = range(len(shape))
     for d, vector in dims.items():
-        check_vector(vector, atoms, f"dimension {d} of the output")
-        if d not in range(len(shape)) or len(vector) != shape[d]:
+        if not atoms.is_axis(vector):
+            check_vector(vector, atoms, f"dimension {d} of the output")
+        if d not in places or len(vector) != shape[d]:
             raise ValueError(
                 f"dimension {d} of the output, of shape {tuple(shape)}, is given "
                 f"{len(vector)} labels; recorder.set takes one label for each entry, dimensions "

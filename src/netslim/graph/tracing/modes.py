@@ -14,7 +14,8 @@ the user's: the function mode is off while a rule runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -30,6 +31,7 @@ from netslim.graph.modules.operators import operator, tensors_in
 from netslim.graph.modules.padded_calls import FUNCTIONS, REDUCTIONS, PaddedCall, padded_call
 from netslim.graph.modules.watching import OperatorMode
 from netslim.graph.tracing.attention import hold_width
+from netslim.graph.tracing.batch_norms import EMPTY, NATIVE, BatchNorm, Seen, taken_apart
 from netslim.graph.tracing.by_another import BY_ANOTHER
 from netslim.graph.tracing.passed import Args, Kwargs, note_unseen, widths_passed
 from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder, Rule
@@ -42,6 +44,7 @@ class Dispatch(OperatorMode):
     def __init__(self, recorder: Recorder, rules: Mapping[str, Rule], fallback: Rule) -> None:
         super().__init__()
         self.recorder, self.rules, self.fallback = recorder, rules, fallback
+        self.seen: Seen | None = None  # what ran, where somebody wants to know
 
     def run(self, func: Any, args: Args, kwargs: Kwargs) -> Any:
         if self.recorder.unwatched:
@@ -56,6 +59,8 @@ class Dispatch(OperatorMode):
         # What runs below is no call of the user's, who may have asked for something else.
         with torch._C.DisableTorchFunction():
             out = func(*args, **kwargs)
+        if self.seen is not None:
+            self.seen.append((func, args, kwargs, out))
         self.ran(rule or self.fallback, func, out, args, kwargs)
         return out
 
@@ -69,6 +74,11 @@ class Dispatch(OperatorMode):
     def told(self, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
         """Follow what ran as an operator that has a rule, or did the same as it does."""
         self.ran(self.rules[operator(func).name], func, out, args, kwargs)
+
+    def batch_norm(self, call: BatchNorm, out: Any) -> None:
+        """Follow a batch normalisation that ran as the operators that it is taken apart into."""
+        self.recorder.begin(EMPTY)
+        self.told(NATIVE, (out,), call.told, {})
 
     def ran(self, rule: Rule, func: OpOverload, out: Any, args: Args, kwargs: Kwargs) -> None:
         """An operator has run: let its rule say what it did (`Recorder.where` looks for this)."""
@@ -116,7 +126,7 @@ class Dispatch(OperatorMode):
         recorder, known = self.recorder, operator(func)
         before = {id(t): recorder.get(t) for t in inputs}
         counted, given = len(recorder.costs), kwargs
-        if known.results:
+        if known.results and kwargs:
             given = {k: v for k, v in kwargs.items() if k not in known.results}
         try:
             rule(recorder, func, out, *args, **given)
@@ -178,6 +188,7 @@ class Function(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.recorder, self.operators, self.within = recorder, operators, within
+        self.apart: dict[Hashable, bool] = {}  # kinds of batch norms: whether that is as expected
 
     def __torch_function__(
         self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
@@ -264,7 +275,31 @@ class Function(TorchFunctionMode):
             return self.operators.whole(torch.ops.aten._weight_norm.default, args, kwargs)
         if func is padded_call:
             return self._padded(*args, **kwargs)
+        if func is F.batch_norm:
+            return self._batch_norm(args, kwargs)
         return func(*args, **kwargs)
+
+    def _batch_norm(self, args: Args, kwargs: Kwargs) -> Any:
+        """One below the other mode, where it is known what that would see (batch_norms.py)."""
+        call = kind = None
+        with suppress(TypeError):  # PyTorch says better what is wrong with a call
+            call = BatchNorm(*args, **kwargs)
+        if call is not None and self.recorder.flow is None:
+            kind = call.kind()
+        if call is None or kind is None or self.apart.get(kind) is False:
+            return F.batch_norm(*args, **kwargs)
+        if kind in self.apart:
+            with torch._C._DisableTorchDispatch():
+                out = F.batch_norm(*args, **kwargs)
+            self.operators.batch_norm(call, out)
+            return out
+        seen = self.operators.seen = []
+        try:
+            out = F.batch_norm(*args, **kwargs)
+        finally:
+            self.operators.seen = None
+        self.apart[kind] = taken_apart(call, out, seen)
+        return out
 
     def _padded(self, call: PaddedCall, *args: Any, **kwargs: Any) -> Any:
         """A call over more channels than there are, told as the operator that it is otherwise."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from netslim.graph.modules.padded_norms import (
 from netslim.graph.modules.padded_reductions import PaddedReduction
 from netslim.graph.modules.padded_sliding import PaddedSliding
 from netslim.graph.modules.walk import named_modules
-from netslim.graph.tracing.atoms import Vector
+from netslim.graph.tracing.atoms import Vector, among
 from netslim.graph.tracing.modes import Dispatch
 from netslim.graph.tracing.recorder import BY_THE_ROOT, Recorder
 from netslim.graph.tracing.records import RecordedNorm, Use
@@ -46,7 +46,7 @@ from netslim.graph.tracing.storages import Extent, extent_of
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # past the sizes that remember
 
 
-@dataclass
+@dataclass(slots=True)
 class _Call:
     """A module's, or one in its code: what it normalised over, if that was no obstacle, and what
     had been coupled.
@@ -56,8 +56,7 @@ class _Call:
     coupled: list[tuple[Vector, str]]
 
 
-@dataclass
-class _Begun:
+class _Begun(NamedTuple):
     """What there was when a module began: coupled channels, normalisations, calls in its code."""
 
     coupled: int
@@ -79,8 +78,8 @@ class Norms:
 
     def enter(self, module: nn.Module) -> None:
         recorder = self.recorder
-        there = len(recorder.atoms.coupled), len(recorder.norms), len(self.within)
-        self.began.append(_Begun(*there))
+        there = _Begun(len(recorder.atoms.coupled), len(recorder.norms), len(self.within))
+        self.began.append(there)
         if isinstance(module, PaddedNorm):
             recorder.unwatched += 1
 
@@ -93,10 +92,10 @@ class Norms:
             if isinstance(output, Tensor):
                 with recorder.unlogged():
                     self._as_operator(module, args[0], output)
-        if isinstance(output, Tensor):  # what is made of all channels is looked at right here
+        # What is made of all channels is looked at right here.
+        if recorder.awaited and isinstance(output, Tensor):
             recorder.used([output])
-        calls = self.calls.setdefault(module, [])
-        calls.append(_Call(None, []))
+        self.calls.setdefault(module, []).append(_Call(None, []))
         # Few modules mix channels.
         if len(recorder.atoms.coupled) > began.coupled or len(self.within) > began.calls:
             with recorder.unlogged():
@@ -206,7 +205,7 @@ class Norms:
             return None
         vector = labels.dims[over[0]]
         roots = find(vector)
-        if not all(np.isin(find(other), roots).all() for other, _ in mixed):
+        if not all(among(find(other), roots).all() for other, _ in mixed):
             return None
         site = self._site(frame, function, read.kind)
         if site is None:
@@ -293,7 +292,7 @@ class Norms:
         find = self.recorder.atoms.find
         roots = find(vector)
         same = np.array_equal(roots, find(made))
-        if same and all(np.isin(find(other), roots).all() for other in coupled):
+        if same and all(among(find(other), roots).all() for other in coupled):
             return vector, kind
         return None
 
@@ -304,7 +303,7 @@ class Norms:
             return False
         find = self.recorder.atoms.find
         left = self.recorder.get(output).dims.values()
-        return not any(np.isin(find(other), find(vector)).any() for other in left)
+        return not any(among(find(other), find(vector)).any() for other in left)
 
     def _sliding(self, module: nn.Module, x: Tensor) -> Known | None:
         """What a convolution is whose input has channels in the place of space."""

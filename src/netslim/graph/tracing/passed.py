@@ -43,6 +43,7 @@ _ARITHMETIC = frozenset(
     addcdiv lerp tensor as_tensor
     """.split()  # noqa: SIM905
 )
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, str, type(None)})
 _INDEXING = ("__getitem__", "__setitem__")
 
 
@@ -52,7 +53,7 @@ def widths_passed(recorder: Recorder, func: Any, args: Args, kwargs: Kwargs) -> 
     A cut changes such a value, as in ``q * self.width ** -0.5``. In arithmetic that is all right
     where inexact cuts are; elsewhere, as in a kernel size, nobody knows what would become of it.
     """
-    numbers = [n for n in spread(args, kwargs) if type(n) is Size or type(n) is Value]
+    numbers = _sizes_among(args, kwargs)
     if not numbers:
         return []
     name = getattr(func, "__name__", "")
@@ -79,17 +80,20 @@ def note_unseen(
             recorder.value(size, name, soft=False)
 
 
-def spread(args: Args, kwargs: Kwargs) -> list[Any]:
-    """The arguments, with lists, tuples and slices taken apart."""
+def _sizes_among(args: Args, kwargs: Kwargs) -> list[Any]:
+    """The sizes and values in arguments, with lists, tuples and slices taken apart."""
     found: list[Any] = []
     left = [*args, *kwargs.values()]
     while left:
         value = left.pop()
-        if not isinstance(value, (list, tuple, slice)):  # as most are
+        kind = type(value)
+        if kind in _PLAIN:  # as most are
+            continue
+        if kind is Size or kind is Value:
             found.append(value)
         elif isinstance(value, slice):
             left += (value.start, value.stop, value.step)
-        else:
+        elif isinstance(value, (list, tuple)):
             left += value
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -40,7 +41,12 @@ def place(in_rule: bool) -> tuple[str, int] | None:
 
 def of_user(frame: FrameType) -> bool:
     """Whether the code of a frame is the user's, in a file."""
-    return not frame.f_code.co_filename.startswith((TORCH, HERE, _OURS, "<"))
+    return _is_users(frame.f_code.co_filename)
+
+
+@cache
+def _is_users(file: str) -> bool:
+    return not file.startswith((TORCH, HERE, _OURS, "<"))
 
 
 def _follows(frame: FrameType) -> bool:

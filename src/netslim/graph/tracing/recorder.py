@@ -13,13 +13,13 @@ call in the user's code.
 from __future__ import annotations
 
 import contextlib
+import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, count
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -32,7 +32,7 @@ from netslim.graph.counts import Call
 from netslim.graph.modules.known_norms import Memo
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
-from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, distinct
+from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, among, distinct
 from netslim.graph.tracing.casts import Casts
 from netslim.graph.tracing.checks import (
     check_dims,
@@ -308,7 +308,7 @@ class Recorder:
     ) -> None:
         """Note how an operator computed tensors from parameters, or from what these made before."""
         weights = [self.labels.get(t) for t in outs]
-        if not any(found is not None and found.weight for found in weights):
+        if not [found for found in weights if found is not None and found.weight]:
             self.formulas.note_writes(func, args, kwargs)
             self._keep_factors(args, outs, before)
             return
@@ -345,7 +345,7 @@ class Recorder:
         every picture mixes a weight of its own, ``shares @ experts``.
         """
         name = self.operator[0].rstrip("_")
-        if name not in _ZEROS_STAY:
+        if name not in _ZEROS_STAY:  # as of most layers
             return
         first = before.get(id(next(iter(args), None)), NOTHING)
         found, mixed = [*first.factors], [*first.mixed]
@@ -402,7 +402,7 @@ class Recorder:
     def silent(self, labels: Labels, vector: Vector) -> bool:
         """Whether a tensor is zero for these channels where the parameters that have them are."""
         find = self.atoms.find
-        return labels.zeros is not None and bool(np.isin(find(vector), find(labels.zeros)).all())
+        return labels.zeros is not None and bool(among(find(vector), find(labels.zeros)).all())
 
     def _check(self, vector: Vector | None, call: str) -> None:
         """Refuse what are neither labels nor None."""
@@ -476,7 +476,7 @@ class Recorder:
         """Whether a size was read from these channels; of an attribute nobody knows yet."""
         if symbol[0] != "size":
             return True
-        return bool(np.isin(self.atoms.find(self.sizes[symbol[2]]), roots).any())
+        return bool(among(self.atoms.find(self.sizes[symbol[2]]), roots).any())
 
     def remedy(self) -> str:
         """What to write in place of a size in digits that the user's call is given."""
@@ -614,7 +614,7 @@ class Recorder:
         """``" (file.py:12)"``: the line of the user's code that is running."""
         found = place(self.in_rule)
         if found is not None:
-            return f" ({Path(found[0]).name}:{found[1]})"
+            return f" ({os.path.basename(found[0])}:{found[1]})"
         if not self.module:
             return ""
         return f" (module {self.module})"
@@ -701,7 +701,7 @@ class Recorder:
         """Note what an operator made of ``inputs``; a layer's first tensor is its activation."""
         read = storages_of(inputs)
         constant = not self.storages.depend_on_inputs(read)
-        made = [t for t in made if t.numel()]
+        made, given = [t for t in made if t.numel()], set(map(id, inputs))
         for i, tensor in enumerate(made):
             dims = self.get(tensor).dims
             if i and not dims:
@@ -710,7 +710,7 @@ class Recorder:
             if dims:
                 sizes = tuple([dims.get(d, n) for d, n in enumerate(sizes)])
             kind = self.storages.note(tensor, sizes, read, step=not i)
-            if any(tensor is given for given in inputs):
+            if id(tensor) in given:
                 kind = IN_PLACE
             active = layer and not constant and not i
             self.outputs.append(

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from netslim.graph.tracing.atoms import ATOM, PRODUCER, Vector, distinct
+from netslim.graph.tracing.atoms import ATOM, PRODUCER, Vector, among, distinct
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.records import Constraint
 from netslim.graph.tracing.sizes import Expression, Size, Symbol, evaluate, symbols
@@ -142,7 +142,7 @@ class Settled:
         roots = self.live_among(expression)
         if not len(roots):
             return roots
-        exact: Vector = roots[~np.isin(roots, self._coupled())]
+        exact: Vector = roots[~among(roots, self._coupled())]
         return exact
 
     def _coupled(self) -> Vector:
@@ -341,7 +341,7 @@ class Settled:
         if not len(shorter) or len(longer) % len(shorter):
             return False
         fate, own = self._fate(sources[0]), self._fate(vector)
-        apart = not np.isin(self.root[vector], self.root[sources[0]]).any()
+        apart = not among(self.root[vector], self.root[sources[0]]).any()
         for row in self._rows(longer, len(shorter)):
             self.rec.atoms.tie(
                 row, shorter, lambda: f"it must stay as wide as constant channels{constraint.where}"

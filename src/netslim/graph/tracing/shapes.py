@@ -43,17 +43,18 @@ def split_vector(
 
     The other axes are tied across.
     """
+    if shape[keep] == len(vector):  # as nearly always in depthwise convolutions
+        return vector
     # One row for each entry of the axis that may shrink: the whole row goes with its first entry.
-    matrix = np.moveaxis(vector.reshape(shape), keep, 0).reshape(shape[keep], -1)
-    first = matrix[:, 0]
-    if matrix.shape[1] > 1:
-        others = matrix[:, 1:]
-        spread = np.broadcast_to(first[:, None], others.shape).reshape(-1)
-        rec.atoms.tie(
-            spread,
-            others.reshape(-1),
-            lambda: f"it is tied to constant channels by {what}{rec.where()}",
-        )
+    order = [keep, *(axis for axis in range(len(shape)) if axis != keep)]
+    matrix = vector.reshape(shape).transpose(order).reshape(shape[keep], -1)
+    first, others = matrix[:, 0], matrix[:, 1:]
+    spread = np.broadcast_to(first[:, None], others.shape).reshape(-1)
+    rec.atoms.tie(
+        spread,
+        others.reshape(-1),
+        lambda: f"it is tied to constant channels by {what}{rec.where()}",
+    )
     return first
 
 

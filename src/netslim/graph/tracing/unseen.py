@@ -12,7 +12,7 @@ import numpy as np
 
 from netslim.graph.modules.configurations import name_read
 from netslim.graph.modules.repeated_sizes import said_again
-from netslim.graph.tracing.atoms import ATOM, Vector, distinct
+from netslim.graph.tracing.atoms import ATOM, Vector, among, distinct
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.places import of_user
 from netslim.graph.tracing.pretended import Pretended
@@ -55,7 +55,7 @@ def _proven(use: ValueUse, settled: Settled, found: Sequence[tuple[Vector, str]]
     What may go, but not exactly, has not been looked at.
     """
     live = settled.live_among(use.expression)
-    held = [np.isin(live, roots).any() for roots, _ in found]
+    held = [among(live, roots).any() for roots, _ in found]
     return len(live) == len(settled.exact_among(use.expression)) and not any(held)
 
 
@@ -126,7 +126,7 @@ class _Search:
     def _parts(self, suspected: Sequence[Vector]) -> str | None:
         """Where the code goes another way without some of these; None if it does not."""
         gone = distinct(np.concatenate([np.empty(0, ATOM), *suspected]))
-        trials = [gone[~np.isin(gone, self._left)], gone[::2]]
+        trials = [gone[~among(gone, self._left)], gone[::2]]
         if self._recorder.casts.made:  # one number may stand where another one should
             trials.append(_unequal(suspected))
         for fewer in trials:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from netslim.graph.layers import ADDED_PRODUCTS, LINEAR
-from netslim.graph.tracing.atoms import ATOM, Atoms, Vector
+from netslim.graph.tracing.atoms import ATOM, Atoms, Vector, among
 from netslim.graph.tracing.computed import MOVING, Formula
 
 _LAYERS = frozenset({*LINEAR, *ADDED_PRODUCTS, "mm"})
@@ -74,14 +74,15 @@ def _in_no_other(atoms: Atoms, inputs: Sequence[Known], known: Sequence[Vector])
     found = np.concatenate([_NONE, *known])
     for labels, zeros in zip(inputs, known, strict=True):
         own = _all(labels)
-        other = own[~np.isin(atoms.find(own), atoms.find(zeros))]
-        found = found[~np.isin(atoms.find(found), atoms.find(other))]
+        other = own[~among(atoms.find(own), atoms.find(zeros))]
+        found = found[~among(atoms.find(found), atoms.find(other))]
     return found
 
 
 def _among(atoms: Atoms, vector: Vector, others: Vector) -> Vector:
     """Those that are tied to some of the others."""
-    return vector[np.isin(atoms.find(vector), atoms.find(others))]
+    found: Vector = vector[among(atoms.find(vector), atoms.find(others))]
+    return found
 
 
 def _all(labels: Known) -> Vector:
