@@ -54,7 +54,7 @@ class SparseTraining(SparseCallback):
         sparse = SparseTraining(partial(netslim.NetworkSlimming, strength=1e-3)).register(yolo)
         yolo.train(data="data.yaml", epochs=30, optimizer="SGD")
         print(sparse.method.share_near_zero())
-        sparse.remove(yolo)
+        yolo = YOLO(yolo.trainer.last)  # their yolo.model is best.pt now, of an earlier epoch
     """
 
     def __init__(self, make: Make) -> None:
