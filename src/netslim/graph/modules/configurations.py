@@ -7,22 +7,30 @@ import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
+_NAMESPACES = (SimpleNamespace, Namespace)
 _NAME = re.compile("(config|cfg|args|params|options|settings)", re.IGNORECASE)
 
 
 def is_configuration(value: Any) -> bool:
     """Whether an object holds settings and nothing else: by its class, or what that is called."""
-    kind = type(value)
-    if not hasattr(value, "__dict__") or callable(value) or isinstance(value, type):
+    kind: Any = type(value)
+    if not _for_settings(kind) or not hasattr(value, "__dict__"):
         return False
-    if isinstance(value, (SimpleNamespace, Namespace)):
+    return issubclass(kind, _NAMESPACES) or _has_copies(value)
+
+
+@lru_cache(maxsize=1024)  # asked about all that all modules hold
+def _for_settings(kind: type) -> bool:
+    if issubclass(kind, type) or any("__call__" in vars(one) for one in kind.__mro__):
+        return False  # the class itself may be called, of course
+    if issubclass(kind, _NAMESPACES):
         return True
     named = is_dataclass(kind) or _NAME.search(kind.__name__) is not None
-    own = any(hasattr(kind, name) for name in ("__copy__", "state_dict"))
-    return named and not own and _has_copies(value)
+    return named and not any(hasattr(kind, name) for name in ("__copy__", "state_dict"))
 
 
 def with_entries(value: Any, entries: Mapping[str, Any]) -> Any:
@@ -47,13 +55,14 @@ def complete(values: Iterable[Any], memo: dict[int, Any]) -> None:
     waiting, seen = list(values), set()
     while waiting:
         value = waiting.pop()
-        if not hasattr(value, "__dict__") or id(value) in seen:
+        kind: Any = type(value)
+        if not _for_settings(kind) or id(value) in seen:  # as nearly all
             continue
         seen.add(id(value))
         own = memo.get(id(value))
         if own is None or own is value or not is_configuration(value):
             continue
-        if _says_what_copies_hold(type(value)):
+        if _says_what_copies_hold(kind):
             held = {name: _copied(entry, memo) for name, entry in vars(value).items()}
             vars(own).update({k: v for k, v in held.items() if v is not _NOT_COPIED})
         waiting += vars(value).values()

@@ -239,15 +239,17 @@ def _all_replaced(tensor: Tensor, values: Tensor) -> Iterator[None]:
 @contextmanager
 def replaced(tensor: Tensor, axis: int, where: Tensor, values: Tensor | int) -> Iterator[None]:
     """Inside, the entries ``where`` of one axis of a tensor have other values."""
-    at = (slice(None),) * axis + (where,)
-    before = tensor.detach()[at]
+    before = tensor.detach().index_select(axis, where)
     try:
         with torch.no_grad():
-            tensor[at] = values
+            if isinstance(values, Tensor):
+                tensor.index_copy_(axis, where, values)
+            else:
+                tensor.index_fill_(axis, where, values)
         yield
     finally:
         with torch.no_grad():
-            tensor[at] = before
+            tensor.index_copy_(axis, where, before)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
