@@ -233,6 +233,63 @@ def attribute_made_a_plain_number(s, x):
     return s.head(flat(s.a(x)).view(-1, int(s.width)))
 
 
+@pattern(
+    {},
+    refused={"a": Line("c, d = int("), "b": Line("c, d = int(")},
+    b=conv(3, 8),
+    head=nn.Linear(8, 2),
+    other=nn.Linear(8, 2),
+)
+def plain_numbers_that_change_places(s, x):
+    p, q = s.a(x), s.b(x)
+    c, d = int(p.shape[1]), int(q.shape[1])
+    h = (q.unsqueeze(2) * p.unsqueeze(1)).view(-1, c, d, 64)  # it is (n, d, c)
+    h = (h * h.mean((2, 3), keepdim=True)).view(-1, d, c, 64).mean(3)
+    return s.head(h.sum(1)) + s.other(h.sum(2))
+
+
+class EachTheNumberOfAnother(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.ModuleList([conv(3, 4) for _ in range(6)])
+        self.then = nn.ModuleList([conv(4, 2) for _ in range(6)])
+
+    def forward(self, x):
+        found = [layer(x) for layer in self.first]
+        numbers = [int(h.shape[1]) for h in found]
+        return sum(
+            layer(h.view(-1, numbers[(i + 3) % 6], 64).softmax(-1).view_as(h))
+            for i, (layer, h) in enumerate(zip(self.then, found, strict=True))
+        )
+
+
+pattern({}, refused={f"first.{i}": Line("int(") for i in range(6)}, outputs=("then.0",))(
+    EachTheNumberOfAnother
+)
+
+
+@pattern({"b": 6}, refused={"a": Line("view(8, -1)", WRITTEN)})
+def number_within_a_mapped_function(s, x):
+    h = s.a(x)
+    return tail(s, torch.vmap(lambda t: t.view(8, -1).softmax(-1).view_as(t))(h))
+
+
+@pattern({"b": 6}, refused={"a": Line("expand(8", WRITTEN)})
+def number_of_copies_within_a_mapped_function(s, x):
+    return tail(s, torch.vmap(lambda t: t.expand(8, 8, 8) * 2)(s.a(x)))
+
+
+@pattern({"a": 8, "b": 6})
+def sizes_of_places_within_mapped_functions(s, x):
+    h = torch.vmap(lambda t: t.view(-1, 64).softmax(-1).view(-1, 8, 8))(s.a(x))
+    return tail(s, torch.vmap(torch.vmap(lambda t: t.expand(8, 8) * 2))(h))
+
+
+@pattern({"b": 6}, refused={"a": Line("as_strided(", "as_strided takes sizes and strides")})
+def the_same_sizes_and_strides(s, x):
+    return tail(s, s.a(x).as_strided((len(x), 8, 8, 8), (512, 64, 8, 1)))
+
+
 @pattern({"b": 6}, refused={"a": Line("c = int(", "int takes their number")})
 def plain_number_that_is_counted_to(s, x):
     h = s.a(x)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from netslim.graph.rules.registry import Op, asked_sizes, name_of, rule
+from netslim.graph.rules.registry import Op, asked_sizes, for_each, name_of, rule
 from netslim.graph.tracing.atoms import Vector
 from netslim.graph.tracing.recorder import Recorder
 
@@ -53,8 +53,8 @@ def expand(
     """Copies of one entry follow the channels whose size the code asks for, or that they meet."""
     labels, shift = rec.get(x), out.dim() - x.dim()
     dims = {d + shift: v for d, v in labels.dims.items()}
-    asked = asked_sizes(rec, ("expand", "broadcast_to"), 1)
-    if asked is None or len(asked) != out.dim():
+    asked = for_each(rec, asked_sizes(rec, ("expand", "broadcast_to"), 1), out)
+    if asked is None:
         asked = [None] * out.dim()
     counted = rec.calling == "repeat_interleave"  # by a number in the user's code
     if counted and isinstance(rec.passed(1, "repeats"), int):
@@ -75,8 +75,8 @@ def repeat(rec: Recorder, func: Op, out: Tensor, x: Tensor, times: Sequence[int]
     """Repeated channels go in all their copies; copies of one entry as for `expand`."""
     labels, shift = rec.get(x), out.dim() - x.dim()
     dims = {d + shift: np.tile(v, times[d + shift]) for d, v in labels.dims.items()}
-    asked = asked_sizes(rec, ("repeat", "tile"), 1)
-    if asked is not None and len(asked) == out.dim():
+    asked = for_each(rec, asked_sizes(rec, ("repeat", "tile"), 1), out)
+    if asked is not None:
         for d, given in enumerate(asked):
             if d not in dims and (d < shift or x.shape[d - shift] == 1):
                 _put(dims, d, rec.follow(given, out.shape[d]))

@@ -214,8 +214,14 @@ def squeeze(rec: Recorder, func: Op, out: Tensor, x: Tensor, dim: Any = None) ->
 def as_strided(
     rec: Recorder, func: Op, out: Tensor, x: Tensor, size: Any, stride: Any, offset: Any = None
 ) -> None:
-    """Only what leaves all as it is is understood: the same sizes and strides, from the start."""
+    """Only what leaves all as it is is understood: the same sizes and strides, from the start.
+
+    Called by the user's code it is given them, and no cut would change the strides.
+    """
     if (out.shape, out.stride(), out.storage_offset()) == (x.shape, x.stride(), x.storage_offset()):
         same(rec, func, out, x)
+        if rec.calling == "as_strided":
+            for vector in rec.get(x).dims.values():
+                rec.freeze(vector, "as_strided takes sizes and strides as they are")
     else:
         fallback(rec, func, out, x)

@@ -19,6 +19,7 @@ from netslim.graph.rules.registry import (
     Op,
     asked_sizes,
     derived,
+    for_each,
     name_of,
     rule,
     tensors_in,
@@ -45,8 +46,7 @@ def view(rec: Recorder, func: Op, out: Tensor, x: Tensor, sizes: Any = None, *ar
     asked = asked or _unflattened(rec, x) or _headed(rec, x, out)
     if not rec.calls:  # compiled code called it, with numbers of its own
         asked = list(sizes)
-    if asked is not None and len(asked) != out.dim():
-        asked = None
+    asked = for_each(rec, asked, out)
     rec.set(out, reshape(rec, labels.dims, tuple(x.shape), tuple(out.shape), asked), labels.weight)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 from netslim.graph.modules.operators import operator, tensors_in
@@ -153,7 +155,21 @@ def asked_sizes(rec: Recorder, functions: tuple[str, ...], first: int) -> list[A
     return given or None
 
 
+def for_each(rec: Recorder, asked: list[Any] | None, out: Tensor) -> list[Any] | None:
+    """Sizes that the user's code passed, for each dimension of a result; None: they are of another.
+
+    Within `torch.vmap` it has dimensions in front that the code does not see.
+    """
+    if asked is None or len(asked) == out.dim():
+        return asked
+    hidden = out.dim() - len(asked)
+    mapped = [t for t in tensors_in(rec.call[1]) if torch._C._functorch.is_batchedtensor(t)]
+    if hidden < 0 or not mapped:
+        return None
+    return [None] * hidden + asked
+
+
 __all__ = [
     "IRRELEVANT", "RULES", "Known", "Op", "Rule", "asked_sizes", "derived", "extent",
-    "labelled", "name_of", "named_arguments", "rule", "tensors_in", "without",
+    "for_each", "labelled", "name_of", "named_arguments", "rule", "tensors_in", "without",
 ]  # fmt: skip

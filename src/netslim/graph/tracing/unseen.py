@@ -126,10 +126,7 @@ class _Search:
     def _parts(self, suspected: Sequence[Vector]) -> str | None:
         """Where the code goes another way without some of these; None if it does not."""
         gone = distinct(np.concatenate([np.empty(0, ATOM), *suspected]))
-        trials = [gone[~among(gone, self._left)], gone[::2]]
-        if self._recorder.casts.made:  # one number may stand where another one should
-            trials.append(_unequal(suspected))
-        for fewer in trials:
+        for fewer in (gone[~among(gone, self._left)], gone[::2], *self._apart(suspected)):
             # Twice in a row, for what the first time puts into some table the second one finds.
             line = self._run(fewer)
             if line is not None:
@@ -137,6 +134,19 @@ class _Search:
             if line is not None:
                 return line
         return None
+
+    def _apart(self, suspected: Sequence[Vector]) -> Iterator[Vector]:
+        """Trials among which any two of these differ: one is there without all but one of its
+        channels, and the other is whole.
+
+        One plain number may stand where another one should (casts.py), which shows where they are
+        not alike. It is enough to take one binary digit after the other of the numbers of these.
+        """
+        if self._recorder.casts.made and suspected:
+            for digit in range((len(suspected) - 1).bit_length()):
+                some = [roots for i, roots in enumerate(suspected) if i >> digit & 1]
+                gone = distinct(np.concatenate(some))
+                yield gone[~among(gone, self._left)]
 
     def _run(self, gone: Vector) -> str | None:
         pretend = partial(self._pretended, gone)
@@ -157,12 +167,6 @@ class _Search:
         if lie == truth:
             return truth
         return Pretended(lie, truth)
-
-
-def _unequal(suspected: Sequence[Vector]) -> Vector:
-    """Of each of these another number of classes, as far as there are so many."""
-    parts = [roots[: 1 + i % (len(roots) - 1)] for i, roots in enumerate(suspected)]
-    return distinct(np.concatenate([np.empty(0, ATOM), *parts]))
 
 
 def _line(error: Exception) -> str:
