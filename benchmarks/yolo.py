@@ -3,8 +3,10 @@
 ``digits`` trains from scratch, cuts half of the multiply-accumulates, and fine-tunes with the cut
 kept, in two ways: trained on sparsely, by Network Slimming, and cut by the scales of batch norm; or
 cut at once, by training images (what `netslim.slim` chooses where nothing is said). Beside it
-stands the uncut network, trained on for as long as the cut ones are fine-tuned. All figures are of ``best.pt``
-on the validation pictures, by ``YOLO(...).val``, which also chose that epoch.
+stands the uncut network, trained on for as long as the cut ones are fine-tuned, and as the sparse
+one is trained. All figures are of ``best.pt`` on the validation pictures, by ``YOLO(...).val``,
+which also chose that epoch; those of sparse training, and of as long a one without a penalty, of
+``last.pt``, for the best epoch may be one from before scales were small.
 
 ``families`` takes every family and task through the same steps with two epochs and 16 pictures:
 sparse training, half of the multiply-accumulates cut, training without `trainer_of` refused,
@@ -63,6 +65,7 @@ FAMILIES = [
     *((f"{name}-cls", "classify", 0.5) for name in WITH_TASKS),
     ("rtdetr-l", "detect", 0.3),  # at 64 pixels most of it is the decoder, whose widths are tied
 ]
+UNCUT = ("uncut", "uncut, trained on", "uncut, without a penalty")
 METRICS = {"map": "metrics/mAP50-95(B)", "map50": "metrics/mAP50(B)"}
 
 
@@ -125,8 +128,9 @@ def digits(name: str, seed: int, arguments: argparse.Namespace, folder: Path) ->
     if "images" in arguments.ways:
         row["cut by images"] = cut(base, data, given, tuning, "images", folder)
     if "scales" in arguments.ways:
-        begin = partial(slimmed, base, arguments.strength)
-        sparse = best(folder, "sparse", begin, {**given, **learn(arguments.sparse)})
+        alike = {**given, **learn(arguments.sparse)}
+        row["uncut, without a penalty"] = judged(last(folder, "unpenalised", base, alike), given)
+        sparse = last(folder, "sparse", base, alike, arguments.strength)
         row["sparse"] = judged(sparse, given)
         scales = netslim.NetworkSlimming(YOLO(sparse).model)
         row["sparse"]["scales near zero"] = round(scales.share_near_zero(), 3)
@@ -142,6 +146,14 @@ def best(
     if not path.exists() or YOLO(path).ckpt["epoch"] >= 0:
         begin().train(**given, **how, name=stage)
     return path
+
+
+def last(
+    folder: Path, stage: str, base: Path, given: dict[str, Any], strength: float = 0.0
+) -> Path:
+    """The last network of a training that may be sparse."""
+    begin = partial(slimmed, base, strength) if strength else partial(YOLO, base)
+    return best(folder, stage, begin, given).with_name("last.pt")
 
 
 def slimmed(base: Path, strength: float) -> Any:
@@ -182,7 +194,7 @@ def cut(
 def digits_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     table = []
     for row in rows:
-        for stage in row.keys() & {"uncut", "uncut, trained on", "sparse"}:
+        for stage in row.keys() & {*UNCUT, "sparse"}:
             table.append([row["network"], str(row["seed"]), stage, *told(row[stage])])
         for way in row.keys() & {"cut by images", "cut by scales"}:
             for stage, found in row[way].items():
