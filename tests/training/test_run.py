@@ -615,6 +615,66 @@ def test_a_stage_that_was_moved_away_is_run_again(copied, finished):
     assert figures(copied) == figures(finished)
 
 
+@pytest.mark.parametrize("name", ["02-prune", "04-measure"])
+def test_a_stage_of_a_finished_run_that_was_moved_away_is_run_again(
+    copied, finished, tmp_path, name, capsys
+):
+    (copied / name).rename(tmp_path / "away")
+    others = [path for path in copied.glob("*/*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in others}
+    (copied / "results.json").write_text("of before")
+    run(small(), copied)
+    assert f"were made with a {name} that is no longer there" in capsys.readouterr().err
+    assert everything(copied) == everything(finished)
+    assert before == {path: path.stat().st_mtime_ns for path in others}
+
+
+def flipped(path: Path) -> bytes:
+    """The content of a file with another bit near its end."""
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    return bytes(content)
+
+
+def test_results_of_before_do_not_outlive_a_stage_that_was_moved_away(copied, monkeypatch):
+    """Though what is made in its place does not fit to what builds on it."""
+    finetuned = contents(copied / "03-finetune")
+    shutil.rmtree(copied / "02-prune")
+    as_it_is = runner.Runner._prune
+
+    def another(self, index, stage, folder):
+        found = as_it_is(self, index, stage, folder)
+        folder.model.write_bytes(flipped(folder.model))
+        return found
+
+    monkeypatch.setattr(runner.Runner, "_prune", another)
+    with pytest.raises(RecipeError, match=r"03-finetune/stage\.json builds on another network"):
+        run(small(), copied)
+    assert not (copied / "results.json").exists()
+    assert not (copied / "report.html").exists()
+    assert contents(copied / "03-finetune") == finetuned
+
+
+def test_what_is_damaged_is_told_before_a_stage_that_is_missing_is_run(copied):
+    shutil.rmtree(copied / "02-prune")
+    path = copied / "03-finetune" / "model.safetensors"
+    path.write_bytes(flipped(path))
+    with pytest.raises(RecipeError, match=r"model\.safetensors was changed after"):
+        run(small(), copied)
+    assert not (copied / "02-prune").exists()
+    assert (copied / "results.json").exists()
+
+
+def test_a_folder_in_the_place_of_a_finished_file_is_named(copied):
+    path = copied / "03-finetune" / "model.safetensors"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(
+        RecipeError, match=r"model\.safetensors is damaged .*move .*03-finetune away"
+    ):
+        run(small(), copied)
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomic(path, "old")

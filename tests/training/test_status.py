@@ -14,7 +14,7 @@ from netslim.training.commands.status import status
 from netslim.training.loop.progress import in_words
 from netslim.training.recipe.reading import parse_recipe
 from netslim.training.stages import folder as stage_folder
-from netslim.training.stages.folder import RunFolder
+from netslim.training.stages.folder import RunFolder, write_json
 
 RECIPE = {
     "name": "far",
@@ -79,12 +79,21 @@ def test_of_several_runs_there_is_a_line_for_each(folder, capsys):
     assert (told["state"], len(told["stages"])) == ("running", 4)
 
 
-def test_a_finished_run_and_a_damaged_stage_of_it(folder, capsys):
+@pytest.fixture
+def whole(folder):
+    """The folder with every stage finished, and results."""
     row = {"key": "a", "accuracy": 0.5, "params": 1, "macs": 1, "size_bytes": 1}
+    rows = [{"label": "whole", **row}]
     for index, stage in enumerate(parse_recipe(RECIPE).stages):
         place = folder.stage(index, stage)
         place.path.mkdir(exist_ok=True)
-        place.finish({"seconds": 1.0, "rows": [{"label": "whole", **row}]})
+        place.finish({"seconds": 1.0, "rows": rows})
+    write_json(folder.results, {"format": 1, "rows": rows})
+    return folder
+
+
+def test_a_finished_run_and_a_damaged_stage_of_it(whole, capsys):
+    folder = whole
     found = status(folder.path)
     assert (found.state, found.seconds_left) == ("finished", 0.0)
     last = found.stages[-1].stage
@@ -93,6 +102,43 @@ def test_a_finished_run_and_a_damaged_stage_of_it(folder, capsys):
     assert (damaged.state, damaged.stages[-1].state) == ("stopped", "damaged")
     assert main(["status", str(folder.path)]) == 0
     assert f"{last}  damaged: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "", "junk", "{", "[1,2]", "null", "a folder"])
+def test_a_run_without_its_results_is_not_finished(whole, content, capsys):
+    text = whole.results.read_text()
+    whole.results.unlink()
+    if content == "a folder":
+        whole.results.mkdir()
+    elif content is not None:
+        whole.results.write_text(content.replace("{", text[: len(text) // 2]))
+    assert status(whole.path).state == "stopped"
+    assert main(["status", str(whole.path)]) == 0
+    first, *stages, last = capsys.readouterr().out.splitlines()
+    assert first.endswith(": far, stopped")
+    assert [line.split()[1].rstrip(",") for line in stages] == ["finished"] * 4
+    assert last.startswith(f"results.json  damaged: {whole.results} is ")
+    assert ("is missing though every stage is finished" in last) == (content is None)
+    assert ("move it away and give" in last) == (content == "a folder")
+    assert "give its 'netslim run' command again" in last
+    assert main(["status", str(whole.path.parent)]) == 0
+    assert f": far, stopped, results.json damaged: {whole.results}" in capsys.readouterr().out
+    with whole.lock():  # whoever works there makes them
+        found = status(whole.path)
+    assert (found.state, found.damage) == ("running", None)
+
+
+def test_a_folder_in_the_place_of_a_stages_file_is_told_of_the_stage(whole, capsys):
+    place = whole.stage(0, parse_recipe(RECIPE).stages[0])
+    place.metrics.unlink()
+    place.metrics.mkdir()
+    made = place.marker.stat().st_mtime_ns
+    os.utime(place.metrics, ns=(made - 1, made - 1))
+    assert main(["status", str(whole.path)]) == 0
+    _, line, *others = capsys.readouterr().out.splitlines()
+    assert "damaged: " in line
+    assert "metrics.csv is damaged (Is a directory); move " in line
+    assert len(others) == 3
 
 
 def test_what_is_older_than_its_marker_is_believed_unread(folder, monkeypatch):

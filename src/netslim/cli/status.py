@@ -26,6 +26,7 @@ _EXAMPLES = """\
   netslim status runs/digits
   netslim status runs --json
 """
+_RESULTS = "results.json"
 
 
 def register(parser: Parser) -> None:
@@ -51,6 +52,8 @@ def _status(options: argparse.Namespace, _: dict[str, str]) -> int:
     print(_line(found))
     for stage in found.stages:
         print(f"{stage.stage:<{width}}  {_told(stage)}")
+    if found.damage is not None:
+        print(f"{_RESULTS:<{width}}  damaged: {found.damage}")
     return 0
 
 
@@ -85,6 +88,8 @@ def _line(found: Status, *, whole: bool = True) -> str:
     current = [stage for stage in found.stages if stage.state != "finished"]
     if current and not whole:
         text += f", {current[0].stage} {_told(current[0])}"
+    if found.damage is not None and not whole:
+        text += f", {_RESULTS} damaged: {found.damage}"
     if found.seconds_left and found.state == "running":
         text += f", about {in_words(found.seconds_left)} of training left"
     return text

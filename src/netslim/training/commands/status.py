@@ -19,7 +19,7 @@ from netslim.errors import NetslimError, RecipeError
 from netslim.training.recipe.checks import imitated
 from netslim.training.recipe.files import read_settings
 from netslim.training.recipe.reading import parse_recipe
-from netslim.training.recipe.schema import Baseline, Recipe, Scratch, Stage, Train
+from netslim.training.recipe.schema import Baseline, Measure, Recipe, Scratch, Stage, Train
 from netslim.training.stages.folder import RunFolder, StageFolder
 
 State = Literal["finished", "damaged", "running", "begun", "waiting"]
@@ -59,6 +59,8 @@ class Status:
         process: what works in it, such as ``process 12 on host``; None where nothing does.
         stages: one after the other.
         seconds_left: of all training, where the epochs so far tell; None where they do not.
+        damage: what is the matter with the results of a run that has stopped though every stage is
+            finished, and what to do.
     """
 
     folder: str
@@ -67,6 +69,7 @@ class Status:
     process: str | None
     stages: tuple[StageStatus, ...]
     seconds_left: float | None
+    damage: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -85,13 +88,17 @@ def status(path: str | os.PathLike[str]) -> Status:
     for index, stage in enumerate(recipe.stages):
         first = all(done.state == "finished" for done in stages)
         stages.append(_of_stage(recipe, stage, folder.stage(index, stage), first and bool(process)))
+    damage = None
+    if all(stage.state == "finished" for stage in stages):
+        damage = _damage(folder, recipe)
     return Status(
         str(folder.path),
         recipe.name,
-        _state(stages, process),
+        _state(stages, process, damage),
         process,
         tuple(stages),
         _left(stages),
+        damage if process is None else None,  # whoever works there makes them
     )
 
 
@@ -172,6 +179,17 @@ def _of_stage(recipe: Recipe, stage: Stage, folder: StageFolder, working: bool) 
     return StageStatus(folder.label, stage.kind, state, epochs, len(seconds), left, damage)
 
 
+def _damage(folder: RunFolder, recipe: Recipe) -> str | None:
+    """What is the matter with the results; `netslim train` leaves none, and measures nothing."""
+    if not isinstance(recipe.stages[-1], Measure):
+        return None
+    try:
+        folder.read_results()
+    except RecipeError as error:
+        return str(error)
+    return None
+
+
 def _epochs(recipe: Recipe, stage: Stage) -> int | None:
     if isinstance(stage, Baseline | Scratch):
         return imitated(recipe, stage)[1].epochs
@@ -193,9 +211,9 @@ def _seconds(metrics: Path) -> list[float]:
 
 
 def _state(
-    stages: Sequence[StageStatus], process: str | None
+    stages: Sequence[StageStatus], process: str | None, damage: str | None
 ) -> Literal["finished", "running", "stopped"]:
-    if all(stage.state == "finished" for stage in stages):
+    if damage is None and all(stage.state == "finished" for stage in stages):
         return "finished"
     if process is not None:
         return "running"

@@ -145,17 +145,20 @@ class StageFolder:
         if self.measures and not content.get("rows"):
             raise RecipeError(f"{self.marker} holds no rows of a measurement; {remedy}")
         for name, expected in content["files"].items():
-            if not (self.path / name).exists():
-                raise RecipeError(
-                    f"{self.path / name} is missing though the stage is finished; {remedy}"
-                )
-            read = all_read or _younger(self.path / name, self.marker)
-            if read and digest(self.path / name) != expected:
-                raise RecipeError(
-                    f"{self.path / name} was changed after the stage finished; {remedy}"
-                )
+            self._check_file(self.path / name, expected, remedy, all_read)
         self.check_ground(content.get("stands_on"), self.marker)
         return content
+
+    def _check_file(self, file: Path, expected: str, remedy: str, always_read: bool) -> None:
+        """See to it that a file is the one that the marker vouches for."""
+        if not file.exists():
+            raise RecipeError(f"{file} is missing though the stage is finished; {remedy}")
+        with refusing(RecipeError, f"{file} is damaged", remedy):
+            # What is no file has no content that its age could vouch for.
+            read = always_read or not file.is_file() or _younger(file, self.marker)
+            changed = read and digest(file) != expected
+        if changed:
+            raise RecipeError(f"{file} was changed after the stage finished; {remedy}")
 
     def stands_on(self) -> dict[str, Any]:
         """What the stage stands on now, as plain data; empty where that is not known."""
@@ -207,6 +210,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
         self.results = path / "results.json"
+        self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
 
     def noted_environment(self) -> dict[str, Any]:
@@ -218,6 +222,32 @@ class RunFolder:
         if not self.environment.exists():
             return {}
         return read_json(self.environment, "move it away to have it written again")
+
+    def read_results(self) -> dict[str, Any]:
+        """The results of a run, all of whose stages are finished.
+
+        Raises:
+            RecipeError: they are missing or damaged.
+        """
+        remedy = "give its 'netslim run' command again, which makes it from the finished stages"
+        if not self.results.exists():
+            raise RecipeError(f"{self.results} is missing though every stage is finished; {remedy}")
+        if not self.results.is_file():
+            remedy = f"move it away and {remedy}"  # a file takes the place of files alone
+        return read_json(self.results, remedy, records.Results)
+
+    def forget_results(self) -> bool:
+        """Remove the results and the report, which are made from the stages; whether they were
+        there.
+
+        Raises:
+            RecipeError: one cannot be removed, as where a folder is in its place.
+        """
+        made = [path for path in (self.results, self.report) if path.exists()]
+        for path in made:
+            with refusing(RecipeError, f"{path} cannot be removed", "move it away"):
+                path.unlink()
+        return bool(made)
 
     def stage(self, index: int, stage: Stage) -> StageFolder:
         """The part of stage number `index` (from 0)."""
@@ -297,8 +327,7 @@ class RunFolder:
         if same < count or not begun:
             conflicts = list(differences(basis(old, count), basis(recipe, count))) or changed
             raise RecipeError(self._refusal(recipe, conflicts, _remedy(old, folders, begun, same)))
-        for made in (self.results, self.path / "report.html"):
-            made.unlink(missing_ok=True)
+        self.forget_results()
         for index, stage in enumerate(recipe.stages[count:], count):
             self.stage(index, stage).clear()
         labels = ", ".join(folders[index].label for index in begun)

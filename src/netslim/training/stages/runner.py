@@ -157,7 +157,7 @@ def run(
         if results is None:
             with using_threads(recipe.trainer.threads):
                 results = Runner(recipe, folder, display, command, changed_ok, beside).go()
-        if ranks.first() and not (folder.path / "report.html").exists():
+        if ranks.first() and not folder.report.exists():
             _write_report(folder)
     return results
 
@@ -166,7 +166,7 @@ def _shown(folder: RunFolder, recipe: Recipe) -> Results | None:
     """The results of a finished run, for which nothing needs to be written: the disk may be
     read-only.
     """
-    if not (folder.path / "report.html").exists() or not folder.belongs_to(recipe):
+    if not folder.report.exists() or not folder.belongs_to(recipe):
         return None
     return finished(folder, recipe)
 
@@ -178,17 +178,19 @@ def claimed(folder: RunFolder, recipe: Recipe, held: ExitStack) -> str | None:
 
 
 def finished(folder: RunFolder, recipe: Recipe) -> Results | None:
-    """The results of a finished run; damaged ones count as missing, for they can be made again.
+    """The results of a finished run; damaged ones count as missing, for they can be made again, and
+    so do those of a run of which a stage was moved away.
 
     Raises:
         RecipeError: what a stage has left is no longer what it wrote.
     """
     if not folder.results.exists():
         return None
-    for index, stage in enumerate(recipe.stages):
-        folder.stage(index, stage).results()
+    done = [folder.stage(index, stage).results() for index, stage in enumerate(recipe.stages)]
+    if None in done:
+        return None
     try:
-        return read_json(folder.results, "")
+        return folder.read_results()
     except RecipeError:
         return None
 
@@ -239,6 +241,7 @@ class Runner(Networks):
             self.display.say_once(text)
         ranks.everywhere("the stages ahead", lambda: foresee(self, first))
         ranks.shared("the environment", self.note_environment)
+        ranks.shared("the results of before", lambda: self._let_go(first))
         done = [self.stage(index, stage) for index, stage in enumerate(self.recipe.stages)]
         return ranks.shared("the results", lambda: self._written(done))
 
@@ -248,6 +251,15 @@ class Runner(Networks):
             if folder.results() is None:
                 return index
         return len(self.folders)
+
+    def _let_go(self, first: int) -> None:
+        """Remove what was made with stage `first`, which has to be carried out once more."""
+        if first < len(self.folders) and self.folder.forget_results():
+            self.display.say(
+                f"note: the results and the report of before were made with a "
+                f"{self.folders[first].label} that is no longer there; they are removed, and made "
+                "anew from the stages"
+            )
 
     def _written(self, done: Sequence[Results]) -> Results:
         results = assemble(self.recipe, done, self.folder.noted_environment(), self.command)
