@@ -268,6 +268,17 @@ pattern({}, refused={f"first.{i}": Line("int(") for i in range(6)}, outputs=("th
 )
 
 
+@pattern({"b": 6}, refused={"a": Line("split([8]", WRITTEN)})
+def list_of_one_part(s, x):
+    return tail(s, s.a(x).split([8], 1)[0])
+
+
+@pattern({"a": 8, "b": 6})
+def list_of_one_part_that_is_read(s, x):
+    h = s.a(x)
+    return tail(s, h.split(8, 1)[0] + h.split([h.shape[1]], 1)[0])
+
+
 @pattern({"b": 6}, refused={"a": Line("view(8, -1)", WRITTEN)})
 def number_within_a_mapped_function(s, x):
     h = s.a(x)

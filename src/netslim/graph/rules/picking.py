@@ -222,13 +222,21 @@ def split_with_sizes(
     given = rec.passed(1, *_SIZES)
     if rec.calling in ("split", "split_with_sizes") and isinstance(given, (tuple, list)):
         written = list(given)
-    _parts(rec, out, x, dim, written)
+    _parts(rec, out, x, dim, written, listed=True)
 
 
 def _parts(
-    rec: Recorder, out: Sequence[Tensor], x: Tensor, dim: int, written: list[Any] | None
+    rec: Recorder,
+    out: Sequence[Tensor],
+    x: Tensor,
+    dim: int,
+    written: list[Any] | None,
+    listed: bool = False,
 ) -> None:
-    """Labels of the parts; ``written``: sizes in the user's code, None: PyTorch computed them."""
+    """Labels of the parts; ``written``: sizes in the user's code, None: PyTorch computed them.
+
+    ``listed``: each part has its size, also one that is the whole; else that may be too long.
+    """
     labels, dim = rec.get(x), dim % x.dim()
     sizes = [t.shape[dim] for t in out]
     if not rec.calls:
@@ -242,7 +250,7 @@ def _parts(
             rec.set(t, dims, labels.weight)
         return
     pieces = np.split(vector, np.cumsum(sizes)[:-1])
-    if len(out) > 1:
+    if len(out) > 1 or listed:
         _constrain_parts(rec, vector, pieces, sizes, written)
     for t, piece in zip(out, pieces, strict=True):
         own = dict(dims)
