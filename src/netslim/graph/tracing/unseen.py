@@ -126,7 +126,7 @@ class _Search:
     def _parts(self, suspected: Sequence[Vector]) -> str | None:
         """Where the code goes another way without some of these; None if it does not."""
         gone = distinct(np.concatenate([np.empty(0, ATOM), *suspected]))
-        for fewer in (gone[~among(gone, self._left)], gone[::2], *self._apart(suspected)):
+        for fewer in (gone[~among(gone, self._left)], gone[::2], *self._by_digits(suspected)):
             # Twice in a row, for what the first time puts into some table the second one finds.
             line = self._run(fewer)
             if line is not None:
@@ -135,7 +135,7 @@ class _Search:
                 return line
         return None
 
-    def _apart(self, suspected: Sequence[Vector]) -> Iterator[Vector]:
+    def _by_digits(self, suspected: Sequence[Vector]) -> Iterator[Vector]:
         """Trials among which any two of these differ: one is there without all but one of its
         channels, and the other is whole.
 
