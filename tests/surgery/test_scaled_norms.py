@@ -215,6 +215,21 @@ def test_a_plan_goes_on_from_the_eps_of_the_network_that_is_cut(norm, tmp_path) 
     assert getattr(average.module[1], name) == pytest.approx(1e-6 * WIDE / 5)
 
 
+@pytest.mark.parametrize("kind", [nn.RMSNorm, nn.LayerNorm])
+def test_an_eps_may_be_a_whole_number(kind, tmp_path) -> None:
+    model = network()
+    model[1] = kind(WIDE, eps=1)
+    plan = planned(model, 5)
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    assert torch.equal(out(netslim.load(model, path)), out(small))
+    model[1].eps = 1.0
+    assert planned(model, 5) == plan
+    model[1].eps = True
+    assert not netslim.trace(model, TINY)["0"].exact
+
+
 def test_what_is_set_after_a_cut_stays(tmp_path) -> None:
     model = network()
     small = netslim.prune(model, planned(model, 5))

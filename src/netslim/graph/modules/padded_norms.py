@@ -430,14 +430,16 @@ def usual_eps(module: nn.Module) -> float | None:
     name = eps_name(module)
     if name is None:
         return None
-    value: float = getattr(module, name)
-    return value
+    return float(getattr(module, name))
 
 
 def eps_name(module: nn.Module) -> str | None:
     """The attribute that says what a module adds to the variance; None without a usual one."""
-    known = (name for name in _EPS if isinstance(getattr(module, name, None), float))
-    return next(known, None)
+    return next((name for name in _EPS if _is_number(getattr(module, name, None))), None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (float, int)) and not isinstance(value, bool)
 
 
 def left_open(module: nn.Module) -> bool:
