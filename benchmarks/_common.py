@@ -47,11 +47,21 @@ def record(
     results: Mapping[str, Any],
     device: str | torch.device = "cpu",
     folder: Path = RESULTS,
+    *,
+    partly: bool = False,
 ) -> Path:
-    """Write `results` with machine, versions and date to results/NAME.json; the file's path."""
+    """Write `results` with machine, versions and date to results/NAME.json; the file's path.
+
+    Where they were renewed `partly`, those of the others stay, and when that was is said beside.
+    """
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
-    content = {**results, "environment": environment(device)}
+    here = environment(device)
+    content = {**results, "environment": here}
+    if partly and path.exists():
+        renewed = {key: here[key] for key in ("date", "command")}
+        known = json.loads(path.read_text(encoding="utf-8"))
+        content = {**results, "renewed": renewed, "environment": known["environment"]}
     text = json.dumps(content, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
     return path

@@ -14,7 +14,8 @@ shared machine do not count, and memory is the peak above the level before.
 
 Without torch-pruning netslim runs alone. Rows are appended to DIR/zoo.csv as soon as they are known, and what stands there is not run again,
 so an interrupted run goes on where it was. At the end DIR/zoo.md holds a table and a summary;
-without --out all goes to results/, with the summary as results/zoo.json.
+without --out all goes to results/, with the summary as results/zoo.json, which says when --only has
+renewed some rows.
 """
 
 from __future__ import annotations
@@ -236,7 +237,9 @@ def main() -> None:
     (folder / "zoo.md").write_text(zoo_table.markdown(rows, found), encoding="utf-8")
     print(json.dumps(found, indent=2))
     if options.out is None:
-        print(_common.record("zoo", {"limit_seconds": options.limit, **found}))
+        partly = options.only != ["*"]
+        content = {"limit_seconds": options.limit, **found}
+        print(_common.record("zoo", content, partly=partly))
 
 
 if __name__ == "__main__":

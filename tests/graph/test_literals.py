@@ -88,3 +88,38 @@ def test_numbers_that_do_not_stand_there_are_no_line_to_change():
     graph = netslim.trace(Computed().eval(), X)
     assert "written into the code" in graph.frozen["a"]
     assert not graph.inventory.literals
+
+
+ATEN = torch.ops.aten
+BY_HAND = {
+    "_unsafe_view": lambda h: ATEN._unsafe_view(h, [-1, 16, 8, 8]),
+    "_reshape_alias": lambda h: ATEN._reshape_alias(h, [2, 16, 8, 8], [1024, 64, 8, 1]),
+    "an overload": lambda h: ATEN.view.default(h, [-1, 16, 8, 8]),
+    "unsafe_split": lambda h: torch.cat(ATEN.unsafe_split(h, 8, 1)[::-1], 1),
+    "unsafe_split_with_sizes": lambda h: torch.cat(ATEN.unsafe_split_with_sizes(h, [4, 12], 1), 1),
+    "slice": lambda h: torch.cat([ATEN.slice(h, 1, 8, 16), ATEN.slice(h, 1, 0, 8)], 1),
+}
+
+
+@pytest.mark.parametrize("way", BY_HAND)
+def test_operators_that_are_called_by_hand_hold_as_functions_do(way):
+    class Net(Written):
+        def forward(self, x):
+            return self.c(self.b(BY_HAND[way](self.a(x))).mean((2, 3)))
+
+    graph = netslim.trace(Net().eval(), X)
+    assert not graph["a"].prunable
+    assert graph["b"].prunable
+    (line,) = graph.inventory.literals
+    assert "BY_HAND" in line.code or "ATEN" in line.code
+
+
+def test_a_size_that_is_read_follows_an_operator_that_is_called_by_hand():
+    class Net(Written):
+        def forward(self, x):
+            h = self.a(x)
+            h = ATEN._unsafe_view(h, [h.shape[0], -1, 8, 8])
+            h = ATEN.view.default(h, [-1, h.shape[1], 8, 8])
+            return self.c(self.b(h).mean((2, 3)))
+
+    assert [g.name for g in netslim.trace(Net().eval(), X).prunable] == ["a", "b"]

@@ -5,6 +5,7 @@ in time.
 from __future__ import annotations
 
 import copy
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -236,6 +237,23 @@ def test_rows_come_back_and_add_up(tmp_path: Path) -> None:
     assert found["against_peer"]["median time ratio"] == 0.5
     assert found["against_peer"]["more memory"] == ["timm:a"]
     assert "| timm:a |" in table.markdown(rows, found)
+
+
+def test_what_is_renewed_partly_says_so(tmp_path: Path) -> None:
+    common = load("_common")
+    path = common.record("zoo", {"networks": 1}, folder=tmp_path, partly=True)
+    whole = json.loads(path.read_text())
+    assert list(whole) == ["networks", "environment"]
+    common.record("zoo", {"networks": 2}, folder=tmp_path, partly=True)
+    found = json.loads(path.read_text())
+    assert list(found["renewed"]) == ["date", "command"]
+    assert found == {
+        "networks": 2,
+        "renewed": found["renewed"],
+        "environment": whole["environment"],
+    }
+    common.record("zoo", {"networks": 3}, folder=tmp_path)
+    assert "renewed" not in json.loads(path.read_text())
 
 
 def test_without_the_peer_a_benchmark_runs_alone_and_says_so(

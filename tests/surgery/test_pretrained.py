@@ -299,6 +299,13 @@ def test_what_would_be_built_otherwise_is_refused(
         small.save_pretrained(tmp_path)
 
 
+def test_a_constant_that_stays_is_written(tmp_path: Path) -> None:
+    small = cut_decoder(decoder(Multiplied), mlp_up=8)
+    assert small.config.inner == 12
+    small.save_pretrained(tmp_path)
+    assert torch.equal(Multiplied.from_pretrained(tmp_path)(TOKENS), small(TOKENS))
+
+
 def test_a_cut_in_place_and_a_second_one(tmp_path: Path) -> None:
     model = network()
     for widths in ([8, 12], [4, 6]):
@@ -391,6 +398,17 @@ def test_transformers_configuration_follows(tmp_path: Path) -> None:
     torch.testing.assert_close(again(IMAGES).logits, small(IMAGES).logits)
 
 
+def cut_words(kind: Any, config: Any, cut: dict[str, float]) -> tuple[Any, dict[str, Tensor]]:
+    """A small network for words and what it takes, cut in the groups whose names match."""
+    torch.manual_seed(0)
+    model, words = kind(config).eval(), {"input_ids": torch.ones(1, 4).int()}
+    graph = netslim.trace(model, words)
+    names = [group.name for group in graph.prunable]
+    wanted = {n: count for pattern, count in cut.items() for n in names if fnmatch(n, pattern)}
+    plan = netslim.select(graph, netslim.score(graph, model, "l1"), per_group=wanted)
+    return netslim.prune(model, plan), words
+
+
 @pytest.mark.parametrize(
     "cut",
     [{"*mlp*": 0.5}, {"model.embed_tokens": 0.5}, {"*q_proj": 1}, {"*q_proj": 1, "*mlp*": 0.25}],
@@ -401,16 +419,29 @@ def test_llama_s_configuration_follows(tmp_path: Path, cut: dict[str, float]) ->
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=48, vocab_size=64, pad_token_id=0, use_cache=False,
     )  # fmt: skip
-    torch.manual_seed(0)
-    model, words = (
-        transformers.LlamaForCausalLM(config).eval(),
-        {"input_ids": torch.ones(1, 4).int()},
-    )
-    graph = netslim.trace(model, words)
-    names = [group.name for group in graph.prunable]
-    wanted = {n: count for pattern, count in cut.items() for n in names if fnmatch(n, pattern)}
-    plan = netslim.select(graph, netslim.score(graph, model, "l1"), per_group=wanted)
-    small = netslim.prune(model, plan)
+    small, words = cut_words(transformers.LlamaForCausalLM, config, cut)
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**words).logits, small(**words).logits)
+
+
+@pytest.mark.parametrize(
+    ("cut", "right"),
+    [({"*mlp*": 0.5}, True), ({"*q_proj": 1}, True), ({"model.embed_tokens": 0.5}, False)],
+)
+def test_gemma_s_configuration_follows_where_its_constant_stays(
+    tmp_path: Path, cut: dict[str, float], right: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GemmaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=48, vocab_size=64, pad_token_id=0, use_cache=False,
+    )  # fmt: skip
+    small, words = cut_words(transformers.GemmaForCausalLM, config, cut)
+    if not right:
+        with pytest.raises(CheckpointError, match="configuration cannot say"):
+            small.save_pretrained(tmp_path)
+        return
     small.save_pretrained(tmp_path)
     again = type(small).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(**words).logits, small(**words).logits)

@@ -215,6 +215,21 @@ def test_a_plan_goes_on_from_the_eps_of_the_network_that_is_cut(norm, tmp_path) 
     assert getattr(average.module[1], name) == pytest.approx(1e-6 * WIDE / 5)
 
 
+@pytest.mark.parametrize("kind", [nn.RMSNorm, nn.LayerNorm])
+def test_an_eps_may_be_a_whole_number(kind, tmp_path) -> None:
+    model = network()
+    model[1] = kind(WIDE, eps=1)
+    plan = planned(model, 5)
+    small = netslim.prune(model, plan)
+    assert netslim.verify(model, small, plan, TINY).deviation < 1e-14
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    assert torch.equal(out(netslim.load(model, path)), out(small))
+    model[1].eps = 1.0
+    assert planned(model, 5) == plan
+    model[1].eps = True
+    assert not netslim.trace(model, TINY)["0"].exact
+
+
 def test_what_is_set_after_a_cut_stays(tmp_path) -> None:
     model = network()
     small = netslim.prune(model, planned(model, 5))
@@ -247,6 +262,23 @@ def test_an_eps_that_is_taken_away_before_a_cut_stays_away(tmp_path) -> None:
     assert torch.equal(out(loaded), out(small))
     again = netslim.save(loaded, tmp_path / "again.safetensors")
     assert torch.equal(out(netslim.load(network(), again)), out(small))
+
+
+@pytest.mark.parametrize("kind", [nn.RMSNorm, nn.LayerNorm])
+def test_a_file_brings_the_eps_of_the_network_that_was_cut(kind, tmp_path) -> None:
+    """A padded normalisation has it from the network, and its row of the plan says nothing."""
+    made = None if kind is nn.RMSNorm else 1e-6
+    model, fresh = network(), network()
+    model[1], fresh[1] = kind(WIDE, eps=made), kind(WIDE, eps=1e-6)
+    plan = planned(model, 5)
+    model[1].eps = 0.1
+    small = netslim.prune(model, plan)
+    assert isinstance(small[1], PaddedNorm)
+    loaded = netslim.load(fresh, netslim.save(small, tmp_path / "small.safetensors"))
+    assert torch.equal(out(loaded), out(small))
+    assert loaded[1].eps == 0.1
+    assert history(loaded).norms == history(small).norms
+    assert fresh[1].eps == 1e-6
 
 
 def test_no_eps_is_that_of_the_data_type_after_a_cut_as_before() -> None:

@@ -385,12 +385,17 @@ def test_a_recipe_without_a_name_goes_by_its_file(tmp_path, file, name):
     assert (more.name, more.title, more.seed) == ("more", "more", 2)
 
 
-def test_a_year_is_a_text_and_what_reads_otherwise_than_it_is_written_is_not():
-    recipe = parse_recipe(small(name=2024, title=2025))
-    assert (recipe.name, recipe.title) == ("2024", "2025")
-    for title in (1.10, True):
-        with pytest.raises(RecipeError, match=r"title: expected a text, got .*in quotes"):
-            parse_recipe(small(title=title))
+def test_numbers_are_texts_and_yes_or_true_is_not():
+    recipe = parse_recipe(small(name=2024, title=3.5))
+    assert (recipe.name, recipe.title) == ("2024", "3.5")
+    with pytest.raises(RecipeError, match=r"title: expected a text, got True; .*in quotes"):
+        parse_recipe(small(title=True))
+
+
+@pytest.mark.parametrize("name", [5, 0, 3.5, True, ["zoo:vgg"]])
+def test_a_network_is_not_named_by_a_number(name):
+    with pytest.raises(RecipeError, match=r"model\.name: expected a text, got "):
+        parse_recipe(small(model={"name": name}))
 
 
 def test_invalid_yaml_says_where(tmp_path):

@@ -72,6 +72,19 @@ def test_a_run_that_was_moved_and_copied_goes_on(copied, tmp_path):
     assert first == second
 
 
+@pytest.mark.parametrize("name", ["results.json", "01-train/metrics.csv"])
+def test_a_folder_in_the_place_of_a_file_is_to_be_moved_away(copied, name):
+    if name == "results.json":
+        (copied / name).unlink()
+    else:
+        shutil.rmtree(copied / "01-train")
+    (copied / name).mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="a folder is in its place: move that away"):
+        run(recipe(), copied)
+    (copied / name).rmdir()
+    run(recipe(), copied)
+
+
 def test_one_that_goes_on_with_other_arithmetic_says_so(copied, capsys):
     noted = json.loads((copied / "environment.json").read_text())
     assert noted["threads"] == 1

@@ -43,7 +43,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         # A full disk is told without a name, and the temporary one means nothing to anyone.
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        why = error.strerror
+        if error.errno == errno.EISDIR:
+            why = "a folder is in its place: move that away"
+        raise OSError(error.errno, why, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -227,10 +227,15 @@ def _told_failure(ended: Ended) -> int:
 
 
 def _show(results: dict[str, Any], folder: Path) -> None:
+    from netslim.report import results_file
     from netslim.report.run_page import table
 
     lines = [f"note: {text}" for text in results["notes"]]
     lines += [f"warning: {text}" for text in results["warnings"]]
-    files = {"network": results.get("network"), "results": "results.json", "report": "report.html"}
+    files = {
+        "network": results.get("network"),
+        "results": results_file.NAME,
+        "report": "report.html",
+    }
     lines += [f"{what}: {folder / name}" for what, name in files.items() if name is not None]
     show(table(results), lines, width=100)

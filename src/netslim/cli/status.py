@@ -11,6 +11,7 @@ from netslim._support import many
 from netslim.cli.common import add_json, print_json
 from netslim.cli.parser import Parser
 from netslim.errors import NetslimError
+from netslim.report import results_file
 
 if TYPE_CHECKING:
     from netslim.training.commands.status import StageStatus, Status
@@ -26,7 +27,6 @@ _EXAMPLES = """\
   netslim status runs/digits
   netslim status runs --json
 """
-_RESULTS = "results.json"
 
 
 def register(parser: Parser) -> None:
@@ -53,7 +53,7 @@ def _status(options: argparse.Namespace, _: dict[str, str]) -> int:
     for stage in found.stages:
         print(f"{stage.stage:<{width}}  {_told(stage)}")
     if found.damage is not None:
-        print(f"{_RESULTS:<{width}}  damaged: {found.damage}")
+        print(f"{results_file.NAME:<{width}}  damaged: {found.damage}")
     return 0
 
 
@@ -89,7 +89,7 @@ def _line(found: Status, *, whole: bool = True) -> str:
     if current and not whole:
         text += f", {current[0].stage} {_told(current[0])}"
     if found.damage is not None and not whole:
-        text += f", {_RESULTS} damaged: {found.damage}"
+        text += f", {results_file.NAME} damaged: {found.damage}"
     if found.seconds_left and found.state == "running":
         text += f", about {in_words(found.seconds_left)} of training left"
     return text

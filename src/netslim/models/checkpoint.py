@@ -17,9 +17,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -45,7 +45,7 @@ from netslim._support import (
 from netslim.errors import ArgumentError, CheckpointError, PlanError, SurgeryError
 from netslim.graph.modules.ambient import by_itself
 from netslim.graph.modules.duplicating import duplicate
-from netslim.graph.modules.padded_norms import SCALED, PaddedRMSNorm, leave_open, left_open
+from netslim.graph.modules.padded_norms import SCALED, PaddedNorm, add_eps
 from netslim.graph.modules.scaled_norms import eps_held, scale_eps
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import (
@@ -142,8 +142,8 @@ def save(
     zeros = zeros_given(model)
     if zeros:
         header["zeros"] = [vars(row) for row in zeros]
-    if plan is not None and (left := _left_open(model, plan)):
-        header["left_open"] = left
+    if plan is not None and (eps := _own_eps(model, plan)):
+        header["eps"] = eps
     try:
         text = json.dumps(header, sort_keys=True)
         parse_json(text, nan=True)  # what is too deep or too large could not be read again
@@ -202,7 +202,7 @@ def restored(
     try:
         plan = _fitting(header["plan"], model, shapes, path)
         result = prune(model, plan)
-        _as_saved(result, plan, header.get("left_open", ()))
+        _as_saved(result, plan, header.get("eps", {}))
         give_zeros(result, header.get("zeros", ()))
     except (PlanError, SurgeryError) as error:
         raise CheckpointError(f"{path} was not saved from this architecture: {error}") from None
@@ -226,25 +226,30 @@ def _check_eps(model: nn.Module, plan: PruningPlan) -> None:
             )
 
 
-def _left_open(model: nn.Module, plan: PruningPlan) -> list[str]:
-    """The padded normalisations whose eps is None: their rows leave it to the network."""
-    padded = [norm.module for norm in plan.norms if norm.kind == PaddedRMSNorm.kind]
-    return [path for path in padded if left_open(model.get_submodule(path))]
+def _own_eps(model: nn.Module, plan: PruningPlan) -> dict[str, float | None]:
+    """What the padded normalisations add whose rows leave it to the network that is cut."""
+    left = {norm.module for norm in plan.norms if norm.eps is None and not norm.call}
+    found = ((path, model.get_submodule(path)) for path in sorted(left))
+    return {
+        path: module.padded_eps
+        for path, module in found
+        if isinstance(module, PaddedNorm) and module.has_eps
+    }
 
 
-def _as_saved(model: nn.Module, plan: PruningPlan, left: Iterable[str]) -> None:
+def _as_saved(model: nn.Module, plan: PruningPlan, eps: Mapping[str, float | None]) -> None:
     """Set what normalisations added when they were saved, which a fresh network need not do.
 
     Args:
         model: cut by the plan.
         plan: of the file.
-        left: the normalisations that had no number for it (`_left_open`).
+        eps: of what the plan leaves it to (`_own_eps`).
     """
     for norm in plan.norms:
         if norm.kind == SCALED:
             scale_eps(model.get_submodule(norm.module), norm)
-    for path in left:
-        leave_open(submodule(model, path))
+    for path, value in eps.items():
+        add_eps(submodule(model, path), value)
 
 
 def _tied(header: Mapping[str, Any], model: nn.Module) -> str:
@@ -349,7 +354,7 @@ class _Header:
     constructor: Mapping[str, Any] | None = None
     unordered: str | None = None
     zeros: tuple[Zeros, ...] = ()
-    left_open: tuple[str, ...] = ()
+    eps: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def _entry(payload: bytes, path: Any) -> tuple[str, _Header, str]:

@@ -19,6 +19,7 @@ from netslim._support import (
 from netslim.errors import RecipeError
 from netslim.report.records import Results
 
+NAME = "results.json"  # in a run folder
 FORMAT = 1
 
 
@@ -29,10 +30,10 @@ def read(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
         RecipeError: the file is missing, damaged, or written by a newer netslim.
     """
     folder = Path(run_dir)
-    path = folder / "results.json"
+    path = folder / NAME
     if not path.is_file():
         raise RecipeError(
-            f"{folder}: no results.json here, so nothing to report. Give the folder of a "
+            f"{folder}: no {NAME} here, so nothing to report. Give the folder of a "
             "finished run; for an unfinished one, give its 'netslim run' command again and it "
             "goes on where it was"
         )

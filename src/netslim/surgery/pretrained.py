@@ -30,7 +30,8 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from netslim.errors import CheckpointError
 from netslim.graph.integers import unread
@@ -291,7 +292,8 @@ def _built(kind: type[nn.Module], config: Any, changes: Iterable[_Change] = ()) 
     if config is None:
         return None
     try:
-        with torch.random.fork_rng(devices=()), torch.device("meta"), warnings.catch_warnings():
+        rest = torch.device("meta")
+        with torch.random.fork_rng(devices=()), rest, _Numbers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _facts(kind(_changed(config, changes)[id(config)]))
     # Constructors and configurations refuse a value by whatever they like.
@@ -299,12 +301,27 @@ def _built(kind: type[nn.Module], config: Any, changes: Iterable[_Change] = ()) 
         return None
 
 
+class _Numbers(TorchFunctionMode):
+    """Inside, a tensor of a single number that code writes down has that number on any device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.tensor and args and isinstance(args[0], int | float):
+            given["device"] = "cpu"
+        return func(*args, **given)
+
+
 def _facts(model: nn.Module) -> _Facts:
-    """Types of the modules, lengths of the axes of all tensors, and numbers kept as attributes.
+    """Types of the modules, lengths of the axes of all tensors, and numbers kept as attributes or
+    as constants.
 
     Not the integers that nobody reads when it runs: of several meanings of one none follows a cut.
     """
-    facts: _Facts = {}
+    facts: _Facts = {
+        (*place, "value"): held.item() for place, held in _constants(model) if not held.is_meta
+    }
     idle = _idle(model)
     for module, path in named_modules(model).items():
         facts[path] = type(module).__name__
@@ -317,17 +334,23 @@ def _facts(model: nn.Module) -> _Facts:
     return facts
 
 
-def _idle(model: nn.Module) -> frozenset[tuple[str, str]]:
-    """Integers that running the network does not read; none where a constant may stand for one.
-
-    A constant that no file holds, as the root of a width by which Gemma multiplies, is computed
-    anew where the network is built, and nothing else might tell that it came out otherwise.
+def _constants(model: nn.Module) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """The constants of a network that no file holds, as the root of a width by which Gemma
+    multiplies: they are computed anew where it is built. On the meta device they have no value.
     """
-    for module in model.modules():
+    for module, path in named_modules(model).items():
         for name in module._non_persistent_buffers_set:
             held = module._buffers[name]
             if held is not None and held.is_floating_point() and held.numel() == 1:
-                return frozenset()
+                yield (path, name), held
+
+
+def _idle(model: nn.Module) -> frozenset[tuple[str, str]]:
+    """Integers that running the network does not read; none where a constant may stand for one
+    whose value is not known: nothing else might tell that it came out otherwise.
+    """
+    if any(held.is_meta for _, held in _constants(model)):
+        return frozenset()
     return unread(model)
 
 

@@ -72,6 +72,12 @@ def _looked_up(func: Any) -> Operator:
     )
 
 
+def called_name(func: Any) -> str:
+    """The name of what code calls, ``""`` without one; `torch.ops.aten.view.default` is a view."""
+    name: str = getattr(func, "__name__", "")
+    return name.partition(".")[0]
+
+
 def tensors_in(*values: Any) -> list[Tensor]:
     """The tensors among the arguments of an operator, which nest lists, tuples and dicts alone:
     many times as fast as `calls.tensor_leaves`, which knows all that models take and give.
@@ -87,4 +93,4 @@ def tensors_in(*values: Any) -> list[Tensor]:
     return found
 
 
-__all__ = ["Operator", "operator", "tensors_in"]
+__all__ = ["Operator", "called_name", "operator", "tensors_in"]

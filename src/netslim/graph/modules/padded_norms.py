@@ -430,14 +430,16 @@ def usual_eps(module: nn.Module) -> float | None:
     name = eps_name(module)
     if name is None:
         return None
-    value: float = getattr(module, name)
-    return value
+    return float(getattr(module, name))
 
 
 def eps_name(module: nn.Module) -> str | None:
     """The attribute that says what a module adds to the variance; None without a usual one."""
-    known = (name for name in _EPS if isinstance(getattr(module, name, None), float))
-    return next(known, None)
+    return next((name for name in _EPS if _is_number(getattr(module, name, None))), None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (float, int)) and not isinstance(value, bool)
 
 
 def left_open(module: nn.Module) -> bool:
@@ -449,16 +451,18 @@ def left_open(module: nn.Module) -> bool:
     return any(vars(module).get(name, "") is None for name in _EPS)
 
 
-def leave_open(module: nn.Module) -> None:
-    """Let a padded normalisation add what goes with the data type of each input.
+def add_eps(module: nn.Module, eps: float | None) -> None:
+    """Let a padded normalisation add this; where it is None, what goes with the data type.
 
     Raises:
-        SurgeryError: it is none, or adds nothing.
+        SurgeryError: it is none, or cannot do without a number.
     """
-    if not isinstance(module, PaddedRMSNorm):
-        raise SurgeryError(f"a {type(module).__name__} cannot do without a number for its eps")
-    module.padded_eps = None
-    vars(module).update((name, None) for name in _EPS if name in vars(module))
+    if not isinstance(module, PaddedNorm) or (
+        eps is None and not isinstance(module, PaddedRMSNorm)
+    ):
+        raise SurgeryError(f"a {type(module).__name__} cannot have {eps} for its eps")
+    module.padded_eps = eps
+    vars(module).update((name, eps) for name in _EPS if name in vars(module))
 
 
 def standardised(x: Tensor, dim: int | list[int], share: float, eps: float) -> Tensor:

@@ -48,7 +48,7 @@ def with_own_eps(module: nn.Module, norm: NormWidth) -> NormWidth:
     name = eps_held(module)
     if name is None or norm.weight not in own_tensors(module):
         return norm  # `scale_eps` refuses it
-    own: float = getattr(module, name)
+    own = float(getattr(module, name))
     channels = own_tensors(module)[norm.weight].numel()
     if channels != norm.width:
         own *= channels / norm.width

@@ -138,6 +138,8 @@ def _written_slice(rec: Recorder, start: int | None, end: int | None) -> tuple[A
         return begin, stop
     if rec.calling == "narrow":
         return rec.passed(2, "start"), end
+    if rec.calling == "slice":
+        return _bounds(rec.passed(2, "start"), rec.passed(3, "end"))
     if rec.calling not in ("__getitem__", "__setitem__"):
         return None, None
     index = rec.passed(1)
@@ -199,6 +201,7 @@ def _written_shifts(rec: Recorder, length: int) -> Sequence[Any] | None:
 # --- splits ---------------------------------------------------------------------------------------
 
 _SIZES = ("split_size", "split_sizes", "split_size_or_sections")
+_SPLITS = ("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes")
 
 
 @rule("split", "unsafe_split", "chunk", reads="self split_size chunks dim")
@@ -206,7 +209,7 @@ def split(
     rec: Recorder, func: Op, out: Sequence[Tensor], x: Tensor, size: int, dim: int = 0
 ) -> None:
     written: list[Any] | None = None
-    if rec.calling == "split":
+    if rec.calling in ("split", "unsafe_split"):
         given = rec.passed(1, *_SIZES, default=size)
         if isinstance(given, int):
             given = [given] * len(out)
@@ -220,7 +223,7 @@ def split_with_sizes(
 ) -> None:
     written: list[Any] | None = None
     given = rec.passed(1, *_SIZES)
-    if rec.calling in ("split", "split_with_sizes") and isinstance(given, (tuple, list)):
+    if rec.calling in _SPLITS and isinstance(given, (tuple, list)):
         written = list(given)
     _parts(rec, out, x, dim, written, listed=True)
 

@@ -32,17 +32,18 @@ from netslim.graph.tracing.shapes import reshape, split_vector
 # --- changes of shape -----------------------------------------------------------------------------
 
 
-@rule(
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy",
-    reads="self size shape dtype", ignores="stride",  # of the result, as it must be
-)  # fmt: skip
+_RESHAPES = "view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy"
+
+
+# The strides of the result are ignored: they are as they must be.
+@rule(*_RESHAPES, reads="self size shape dtype", ignores="stride")
 def view(rec: Recorder, func: Op, out: Tensor, x: Tensor, sizes: Any = None, *args: Any) -> None:
     """Follow the channels through a change of shape; see `shapes.reshape`."""
     labels = rec.get(x)
     if isinstance(sizes, torch.dtype):
         _read_as(rec, out, x)
         return
-    asked = asked_sizes(rec, ("view", "reshape"), 1)
+    asked = asked_sizes(rec, _RESHAPES, 1)
     asked = asked or _unflattened(rec, x) or _headed(rec, x, out)
     if not rec.calls:  # compiled code called it, with numbers of its own
         asked = list(sizes)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netslim.graph.modules.operators import called_name
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.sizes import Size, Value
 
@@ -56,7 +57,7 @@ def widths_passed(recorder: Recorder, func: Any, args: Args, kwargs: Kwargs) -> 
     numbers = _sizes_among(args, kwargs)
     if not numbers:
         return []
-    name = getattr(func, "__name__", "")
+    name = called_name(func)
     if name in _WIDTHS:
         return [n for n in numbers if type(n) is Size]
     if name in _SEEN_TO:
@@ -72,7 +73,7 @@ def note_unseen(
     recorder: Recorder, func: Any, args: Args, widths: Sequence[Size], asked: set[int]
 ) -> None:
     """The sizes passed as widths of which the rules ``asked`` for others alone are values."""
-    name = func.__name__
+    name = called_name(func)
     for dim, size in _ends(name, args):
         asked |= {id(n) for n in _at_an_end(recorder, args[0], dim, size)}
     for size in widths:

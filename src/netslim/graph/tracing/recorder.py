@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from netslim.graph.counts import Call
 from netslim.graph.modules.known_norms import Memo
+from netslim.graph.modules.operators import called_name
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
 from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, among, distinct
@@ -594,7 +595,7 @@ class Recorder:
     @property
     def calling(self) -> str:
         """The name of that function, ``""`` where there is none."""
-        return getattr(self.call[0], "__name__", "")
+        return called_name(self.call[0])
 
     def passed(self, position: int, *names: str, default: Any = None) -> Any:
         """What the user's code passed to that function, at a position or by one of the names."""

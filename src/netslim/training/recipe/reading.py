@@ -235,8 +235,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise RecipeError(f"{where}: expected a mapping of options, got {brief(value)}")
         if nested is SparsityOptions:
             nested = _method(value, where)
-        if nested is ModelOptions and value["name"]:
-            return ModelOptions(**value)
+        if nested is ModelOptions and value["name"] is not None:
+            return ModelOptions(_leaf(str, value["name"], f"{where}.name"), value["kwargs"])
         return _build(nested, value, where)
     return _leaf(hint, value, where)
 
@@ -307,7 +307,7 @@ def _parsed(hint: Any, value: Any, where: str) -> Any:
 
 def _unexpected(hint: Any, value: Any, where: str) -> RecipeError:
     quoted = ""
-    if _is_text(hint) and isinstance(value, bool | float):  # 1.10 and 1.1, yes and true are one
+    if _is_text(hint) and isinstance(value, bool):  # yes and true are one
         quoted = "; a text that looks like this goes in quotes"
     return RecipeError(f"{where}: expected {_words(hint)}, got {brief(value)}{quoted}")
 
@@ -324,10 +324,10 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 def _as_meant(hint: Any, value: Any) -> Any:
     """What surely is meant: `none`, as commands have it, is null, one item a list of one, and a
-    year for a title a text.
+    number for a title a text.
     """
     kinds = _kinds(hint)
-    if type(value) is int and _is_text(hint):
+    if type(value) in (int, float) and _is_text(hint):
         return str(value)
     if value == "none" and types.NoneType in kinds and str not in kinds:
         return None

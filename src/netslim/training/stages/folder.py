@@ -43,7 +43,7 @@ from netslim._support import (
     write_atomic,
 )
 from netslim.errors import NetslimError, RecipeError
-from netslim.report import records
+from netslim.report import records, results_file
 from netslim.report.records import Record
 from netslim.training.recipe.files import read_settings, write_settings
 from netslim.training.recipe.reading import parse_recipe
@@ -209,7 +209,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.environment = path / "environment.json"
-        self.results = path / "results.json"
+        self.results = path / results_file.NAME
         self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
 
