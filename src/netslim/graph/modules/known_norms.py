@@ -167,8 +167,13 @@ _REPLACED = frozenset({"forward", "extra_repr", "reset_parameters"})  # of a cla
 
 
 def _alike(module: nn.Module, dims: int, widths: tuple[int | None, ...]) -> tuple[Any, ...]:
-    """Equal for modules that are made alike but for their widths, whatever holds these."""
+    """Equal for modules that are made alike but for their widths, whatever holds these.
+
+    And but for the number of groups, which often goes with the width.
+    """
     of_width = {width: f"width {widths.index(width)}" for width in widths if width is not None}
+    if isinstance(module, nn.GroupNorm) and plain(module.num_groups) > 1:
+        of_width.setdefault(plain(module.num_groups), "groups")
     places = tuple(None if width is None else of_width[width] for width in widths)
     return "of any width", _made_of(module, of_width), dims, places
 
