@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from netslim.errors import SurgeryError
 
@@ -29,6 +31,7 @@ CONVOLUTIONS = KIND, SAME_KIND
 PLAIN: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _SAME = 1e-9  # relative, in float64
+_PRIME = 4099  # more than most filters have numbers, so that no two of these begin alike
 
 
 class NotScripted(nn.Module):
@@ -107,20 +110,56 @@ class KeptConv3d(KeptConvolution, nn.Conv3d):
 _KEPT: tuple[type[KeptConvolution], ...] = (KeptConv1d, KeptConv2d, KeptConv3d)
 
 
-class _Given(TorchFunctionMode):
-    """Sees the weight that a convolution is given."""
+_GIVEN = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
-    def __init__(self) -> None:
+
+class _Given(TorchFunctionMode):
+    """Sees what a convolution is given, and who else asks for the input or for what is made.
+
+    Args:
+        x: the input of the module.
+    """
+
+    def __init__(self, x: Tensor) -> None:
         super().__init__()
-        self.weights: list[Tensor] = []
+        self.ends, self.others = [x], 0
+        self.calls: list[dict[str, Any]] = []
+        self.versions: list[int] = []  # of the input, the weight and the result at a call
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _FUNCTIONS:
-            self.weights.append(kwargs.get("weight", args[1:2] and args[1]))
-        return func(*args, **kwargs)
+        if func not in _FUNCTIONS:
+            held = tree_leaves((args, kwargs))
+            self.others += any(each is end for each in held for end in self.ends)
+            return func(*args, **kwargs)
+        call = {**dict(zip(_GIVEN, args, strict=False)), **kwargs}
+        made = func(*args, **kwargs)
+        self.calls.append({**call, "function": func})
+        self.ends.append(made)
+        self.versions = _versions([*self.ends, call["weight"]])
+        return made
+
+    def is_all(self, module: Any, out: Any) -> bool:
+        """Whether a module does no more than to call the convolution that it says it is.
+
+        Then it makes what that makes of the weight, whatever its input is: it has not looked at
+        that, or it would have asked for it.
+        """
+        if len(self.calls) != 1 or self.others or out is not self.ends[-1]:
+            return False
+        call = self.calls[0]
+        own = {"input": self.ends[0], "function": _FUNCTIONS[len(module.kernel_size) - 1]}
+        own |= {name: getattr(module, name) for name in _GIVEN[2:]}
+        alike = all(call.get(name) is value for name, value in own.items())
+        unwritten = self.versions == _versions([*self.ends, call["weight"]])
+        return alike and unwritten and module.padding_mode == "zeros"
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    """How often each has been written to."""
+    return [tensor._version for tensor in tensors]
 
 
 def keeps_weight(module: nn.Module | None) -> bool:
@@ -152,19 +191,29 @@ def computed_weight(module: nn.Module, parameters: Mapping[str, Tensor]) -> Tens
     """What a convolution makes of these parameters, up to the gain; None if nobody can tell."""
     weight, held = parameters["weight"], dict(module.named_parameters(recurse=False))
     ones = {name: torch.ones_like(held[name]) for name in _more(module)}
-    one = _with(module, {**parameters, **ones})
-    given = _Given()
-    with torch.no_grad(), given:
-        type(module).forward(one, _input(one, weight, 0))
-    if len(given.weights) != 1:
+    given, _ = _run(_with(module, {**parameters, **ones}), weight)
+    if len(given.calls) != 1:
         return None
-    return given.weights[0].detach()
+    made: Tensor = given.calls[0]["weight"].detach()
+    return made
+
+
+def _run(module: nn.Module, weight: Tensor, filled: float = 0.0) -> tuple[_Given, Tensor]:
+    """What a module gives a convolution, and what it makes of an input of one number."""
+    x = _input(module, weight, 0).fill_(filled)
+    given = _Given(x)
+    with torch.no_grad(), given:
+        out = type(module).forward(module, x)
+    return given, out
 
 
 def computes(module: nn.Module) -> str | None:
     """The kind of row for a module that is a convolution but for how it computes its weight."""
     if not may_compute(module):
         return None
+    with suppress(Exception):  # what fails in its own precision may do in float64
+        if _is_plain(module):
+            return KIND
     generator = torch.Generator().manual_seed(0)
     drawn = {}
     for name, p in module._parameters.items():
@@ -183,12 +232,50 @@ def computes(module: nn.Module) -> str | None:
     return None
 
 
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is seen to be the plain convolution of the weight that it computes.
+
+    With a gain the weight must be what it is without, times that, to the bit: the gains are powers
+    of two, which round nothing. What else a module may do, as to put zeros around its input, is not
+    seen here but tried out.
+    """
+    numbers = {name: _uneven(p) for name, p in module._parameters.items() if p is not None}
+    gains = {name: _powers(numbers[name]) for name in _more(module)}
+    ones = {name: torch.ones_like(gain) for name, gain in gains.items()}
+    one, same = (_with(module, {**numbers, **more}) for more in (gains, ones))
+    weight = numbers["weight"]
+    given, out = _run(one, weight)
+    if not given.is_all(one, out):
+        return False
+    # No two weights are drawn, and none is made of what comes in on a way that is not seen here.
+    again, _ = _run(same, weight, filled=1.0)
+    made, other = (call["weight"] for call in (*given.calls, *again.calls))
+    if not made.shape == other.shape == weight.shape:
+        return False
+    for gain in gains.values():
+        other = other * gain.reshape(-1, *(1 for _ in weight.shape[1:]))
+    return torch.equal(made, other)
+
+
+def _uneven(p: Tensor) -> Tensor:
+    """Numbers in the place of a parameter's: a prime number of them, time and again."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(_PRIME, generator=generator, dtype=torch.float32).to(p)
+    return few.repeat(-(-p.numel() // _PRIME))[: p.numel()].view(p.shape)
+
+
+def _powers(numbers: Tensor) -> Tensor:
+    """Powers of two in their place, from an eighth to 8 and of either sign."""
+    places = torch.arange(numbers.numel(), device=numbers.device).view(numbers.shape)
+    return torch.exp2(places % 7 - 3.0).to(numbers).copysign(numbers)
+
+
 def _alike(one: nn.Module, other: nn.Module, weight: Tensor, generator: torch.Generator) -> bool:
     """Whether two convolutions make the same of random numbers, odd and even in size."""
     x = _input(one, weight, 3)
     x = x + torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
     with torch.no_grad():
-        a, b = type(one).forward(one, x), type(other).forward(other, x)
+        a, b = type(one).forward(one, x.clone()), type(other).forward(other, x)
     return a.shape == b.shape and torch.allclose(a, b, rtol=_SAME, atol=_SAME)
 
 

@@ -8,11 +8,10 @@ them: a sum over channels, or a division by their length (`_same_of_half`).
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,18 @@ from torch.nn.utils.parametrize import is_parametrized
 from netslim.errors import SurgeryError
 from netslim.graph.modules.ambient import dispatch_modes_off
 from netslim.graph.modules.computed_convolutions import KeptConvolution, computes, may_compute
+from netslim.graph.modules.norm_trials import (
+    CLOSE,
+    SAME,
+    Trial,
+    difference,
+    double,
+    drawn,
+    made,
+    plain,
+    unchanged,
+    waves,
+)
 from netslim.graph.modules.padded_norms import (
     DIMS,
     KINDS,
@@ -38,12 +49,10 @@ from netslim.graph.modules.padded_norms import (
     own_tensors,
     usual_eps,
 )
+from netslim.graph.modules.pytorchs_norms import pytorchs
 from netslim.graph.modules.scaled_norms import eps_held, scale_eps, scaled_weight
 
 _LITERALS = (1e-5, 1e-6, 1e-8, 1e-12)  # where it stands in the code
-_SAME = 1e-9  # relative, in float64: other formulas differ by far more
-_CLOSE = 1e-5  # where a module casts to float32
-_SCALES = (1.0, 1e-3, 1e-6, 1e6)  # of random numbers: eps matters to small, a clamp to large ones
 
 
 @dataclass(frozen=True)
@@ -87,14 +96,17 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
     whole = NormWidth("", PaddedWholeNorm.kind, 1, 0)
     if PaddedWholeNorm._fits(module, whole):
         return Known(whole, bare=not own_tensors(module))
+    if (row := pytorchs(module, x)) is not None:
+        return Known(row, bare=not own_tensors(module))
     convolution = may_compute(module)
     widths = tuple(x.shape[d] if _as_many(module, x.shape[d]) else None for d in DIMS)
     if not convolution and not any(widths):
         return None
-    made, memo = _made_of(module), _found(module, memo)
-    key = (made, x.dim(), widths)
+    like, memo = _made_of(module), _found(module, memo)
+    key = (like, x.dim(), widths)
     if key not in memo:
         memo[key] = None
+        family = _alike(module, x.dim(), widths)
         # It is code of anybody's, on inputs that it was not made for. Nobody watches.
         with (
             suppress(Exception),
@@ -102,20 +114,22 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
             dispatch_modes_off(),
             torch.inference_mode(mode=False),
         ):
-            memo[key] = _recognised(module, x)
+            before = memo.get(family)
+            memo[key] = (before and _again(module, x, before)) or _recognised(module, x)
+            memo[family] = memo[key] or before
     if convolution and memo[key] is None:
-        memo[key] = _convolution(module, made, memo)
+        memo[key] = _convolution(module, like, memo)
     return memo[key]
 
 
-def _convolution(module: nn.Module, made: Any, memo: Memo) -> Known | None:
+def _convolution(module: nn.Module, like: Any, memo: Memo) -> Known | None:
     """A convolution that computes its weight, whatever its input is."""
-    if made not in memo:
-        memo[made] = None
+    if like not in memo:
+        memo[like] = None
         with suppress(Exception):
             if (kind := computes(module)) is not None:
-                memo[made] = Known(NormWidth("", kind, 1, 0))
-    return memo[made]
+                memo[like] = Known(NormWidth("", kind, 1, 0))
+    return memo[like]
 
 
 # One cut traces a network several times. What modules of a class are is found once a process, as
@@ -152,18 +166,45 @@ _ORDINARY = frozenset(vars(nn.Module()))  # attributes of every module
 _REPLACED = frozenset({"forward", "extra_repr", "reset_parameters"})  # of a class, and not missed
 
 
-def _made_of(module: nn.Module) -> tuple[Any, ...]:
-    """Equal for modules that are made alike; what cannot be compared is like nothing else."""
-    own = {k: _plain(v) for k, v in vars(module).items() if k not in _ORDINARY}
+def _alike(module: nn.Module, dims: int, widths: tuple[int | None, ...]) -> tuple[Any, ...]:
+    """Equal for modules that are made alike but for their widths, whatever holds these.
+
+    And but for the number of groups, which often goes with the width.
+    """
+    of_width = {width: f"width {widths.index(width)}" for width in widths if width is not None}
+    if isinstance(module, nn.GroupNorm) and plain(module.num_groups) > 1:
+        of_width.setdefault(plain(module.num_groups), "groups")
+    places = tuple(None if width is None else of_width[width] for width in widths)
+    return "of any width", _made_of(module, of_width), dims, places
+
+
+def _made_of(module: nn.Module, of_width: Mapping[int, str] | None = None) -> tuple[Any, ...]:
+    """Equal for modules that are made alike; what cannot be compared is like nothing else.
+
+    Args:
+        module: any.
+        of_width: what stands for sizes that do not matter.
+    """
+    of_width = of_width or {}
+    own = {k: _put(plain(v), of_width) for k, v in vars(module).items() if k not in _ORDINARY}
     settings = {k: v for k, v in own.items() if v is None or isinstance(v, (*_SETTINGS, list))}
     other = 0
     if len(settings) < len(own):
         other = id(module)
     tensors = {**module._parameters, **module._buffers}
-    held = ((name, p is None or p.shape) for name, p in tensors.items())
-    children = tuple(map(_made_of, module.children()))
+    held = ((name, p is None or _put(tuple(p.shape), of_width)) for name, p in tensors.items())
+    children = tuple(_made_of(child, of_width) for child in module.children())
     # The class itself would keep what is found of it alive.
     return type(module).__qualname__, repr(settings), other, tuple(held), children
+
+
+def _put(value: Any, of_width: Mapping[int, str]) -> Any:
+    """A setting with what stands for sizes in their place."""
+    if isinstance(value, tuple):
+        return tuple(_put(each, of_width) for each in value)
+    if type(value) is int:
+        return of_width.get(value, value)
+    return value
 
 
 def _by_itself(module: nn.Module) -> bool:
@@ -198,18 +239,32 @@ def _has_more(kind: type[nn.Module]) -> bool:
     return False
 
 
-def _plain(value: Any) -> Any:
-    """Without the memory that sizes of a trace have."""
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    if isinstance(value, int) and not isinstance(value, bool):
-        return int.__int__(value)
-    return value
+def _again(module: nn.Module, x: Tensor, before: Known) -> Known | None:
+    """What a module is, if that is what another one is that is made alike but for its width.
+
+    It must be that at this width, too. In a large batch and at many places it has been tried there:
+    code that asks for these sizes asks for them at any width.
+    """
+    generator = torch.Generator().manual_seed(0)
+    row = replace(before.row, width=x.shape[before.dim])
+    if row.kind == ZEROS:
+        same = _same_of_half(module, x, row.dim, generator)
+        return replace(before, row=row) if same else None
+    scaled = row.kind == SCALED
+    if scaled:
+        row = replace(row, kind=PaddedRMSNorm.kind)
+    trial = Trial(double(module, generator), drawn(x, row.dim, generator))
+    apart = trial.apart(KINDS[row.kind], row)
+    if not apart < CLOSE or (apart > SAME) != before.casts:
+        return None
+    if _scales(module, x, row, generator) != scaled:
+        return None
+    return replace(before, row=replace(row, kind=before.kind))
 
 
 def _recognised(module: nn.Module, x: Tensor) -> Known | None:
     generator = torch.Generator().manual_seed(0)
-    trials: dict[int, _Trial] = {}
+    trials: dict[int, Trial] = {}
     # What PyTorch's own normalisations are made from is probably one.
     likely = sorted(KINDS.items(), key=lambda each: not isinstance(module, each[1].__bases__[-1]))
     for name, kind in likely:
@@ -218,13 +273,13 @@ def _recognised(module: nn.Module, x: Tensor) -> Known | None:
             if not _as_many(module, channels):
                 continue
             if dim not in trials:
-                trials[dim] = _Trial(_double(module, generator), _drawn(x, dim, generator))
+                trials[dim] = Trial(double(module, generator), drawn(x, dim, generator))
             for row in _rows(module, kind, NormWidth("", name, dim, channels)):
                 apart = trials[dim].apart(kind, row)
-                if apart < _CLOSE and _elsewhere(trials[dim].module, x, kind, row):
+                if apart < CLOSE and _elsewhere(trials[dim].module, x, kind, row):
                     if _scales(module, x, row, generator):
                         row = replace(row, kind=SCALED)
-                    return Known(row, apart > _SAME, not own_tensors(module))
+                    return Known(row, apart > SAME, not own_tensors(module))
     for dim in DIMS:
         if _as_many(module, x.shape[dim]) and _same_of_half(module, x, dim, generator):
             row = NormWidth("", ZEROS, dim, x.shape[dim])
@@ -241,9 +296,9 @@ def _elsewhere(module: nn.Module, x: Tensor, kind: type[PaddedNorm], row: NormWi
     for batch, places in ((65, 2), (2, 1030)):
         shape = [batch, places, *[1] * (x.dim() - 3)][: x.dim() - 1]
         shape.insert(row.dim % x.dim(), row.width)
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
-        trial = _Trial(module, drawn.to(x.device, torch.float64), derived=places < batch)
-        if not trial.apart(kind, row) < _CLOSE:
+        numbers = torch.randn(shape, generator=generator, dtype=torch.float32)
+        trial = Trial(module, numbers.to(x.device, torch.float64), derived=places < batch)
+        if not trial.apart(kind, row) < CLOSE:
             return False
     return True
 
@@ -254,18 +309,18 @@ def _same_of_half(module: nn.Module, x: Tensor, dim: int, generator: torch.Gener
     And another thing where there are no zeros, or it would not be about this dimension.
     """
     kept = torch.arange(0, x.shape[dim], 2, device=x.device)
-    whole = _double(module, generator)
+    whole = double(module, generator)
     before, half = dict(vars(whole)), _half(whole, x.shape[dim], kept)
-    drawn, some = _drawn(x, dim, generator), _Some(dim, kept)
+    given, some = drawn(x, dim, generator), _Some(dim, kept)
     # Of one sign, too: zeros are larger than all that is negative.
-    for values, training in itertools.product((drawn, drawn.abs(), -drawn.abs()), (False, True)):
-        if not some.apart(whole, half, values, training) <= _SAME:
+    for values, training in itertools.product((given, given.abs(), -given.abs()), (False, True)):
+        if not some.apart(whole, half, values, training) <= SAME:
             return False
     with suppress(RuntimeError, IndexError, SurgeryError):
-        full = _made(whole, drawn, training=False)
-        own = _made(half, drawn.index_select(dim, kept), training=False)
-        mixes = _difference(list(map(some.chosen, full, own)), own) > _CLOSE
-        return mixes and _unchanged(whole, before)
+        full = made(whole, given, training=False)
+        own = made(half, given.index_select(dim, kept), training=False)
+        mixes = difference(list(map(some.chosen, full, own)), own) > CLOSE
+        return mixes and unchanged(whole, before)
     return False
 
 
@@ -279,7 +334,7 @@ def _scales(module: nn.Module, x: Tensor, row: NormWidth, generator: torch.Gener
         return False
     channels = x.shape[row.dim]
     kept = torch.arange(0, channels, 2, device=x.device)
-    whole, values = _double(module, generator), _drawn(x, row.dim, generator)
+    whole, values = double(module, generator), drawn(x, row.dim, generator)
     half = _half(whole, channels, kept)
     weight = own_tensors(half)[row.weight]
     weight.copy_(scaled_weight(weight, channels, row.plus_one))
@@ -287,7 +342,7 @@ def _scales(module: nn.Module, x: Tensor, row: NormWidth, generator: torch.Gener
     if hasattr(half, "normalized_shape"):
         half.normalized_shape = _narrowed(half.normalized_shape, channels, len(kept))
     some = _Some(row.dim, kept)
-    return all(some.apart(whole, half, values, training) < _CLOSE for training in (False, True))
+    return all(some.apart(whole, half, values, training) < CLOSE for training in (False, True))
 
 
 def _narrowed(shape: Any, channels: int, kept: int) -> Any:
@@ -321,17 +376,17 @@ class _Some:
         try:
             # Of a single number divided by its own length the derivative is none but rounding.
             derived = len(self.kept) > 1
-            own = _made(half, given, training, derived=derived)
-            waves = partial(self.spread, _waves(own[0]))
-            full = _made(whole, self.spread(given, values), training, waves, derived)
-            return _difference(list(map(self.chosen, full, own)), own)
+            own = made(half, given, training, derived=derived)
+            weights = partial(self.spread, waves(own[0]))
+            full = made(whole, self.spread(given, values), training, weights, derived)
+            return difference(list(map(self.chosen, full, own)), own)
         except (RuntimeError, IndexError, SurgeryError):
             return float("inf")
 
 
 def _half(module: nn.Module, channels: int, kept: Tensor) -> nn.Module:
     """A copy that holds the numbers of these channels alone."""
-    result = _double(module)
+    result = double(module)
     for name, tensor in own_tensors(result).items():
         part = tensor.detach().index_select(tensor.shape.index(channels), kept)
         if name in result._buffers:
@@ -363,156 +418,3 @@ def _rows(module: nn.Module, kind: type[PaddedNorm], row: NormWidth) -> Iterator
     for (weight, bias), eps in itertools.product(pairs, values):
         for plus_one in (False, True)[: 1 + bool(names[0])]:
             yield replace(row, weight=weight, bias=bias, plus_one=plus_one, eps=eps)
-
-
-def _drawn(x: Tensor, dim: int, generator: torch.Generator) -> Tensor:
-    """Random numbers, an example of each scale, with as many channels as ``x`` has along ``dim``.
-
-    No other size is one, for which a mean over places would be none. They are drawn in single
-    precision, which is several times as fast.
-    """
-    shape = [len(_SCALES), *range(2, x.dim())]
-    shape.insert(dim % x.dim(), x.shape[dim])
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
-    drawn = drawn.to(x.device, torch.float64).mul_(2).add_(1)
-    return drawn * torch.tensor(_SCALES).to(drawn).view(-1, *[1] * (x.dim() - 1))
-
-
-class _Trial:
-    """What a module makes of an input, compared with what normalisations do.
-
-    Args:
-        module: in float64, with random weights.
-        x: its input.
-        derived: whether derivatives are compared, too.
-    """
-
-    def __init__(self, module: nn.Module, x: Tensor, derived: bool = True) -> None:
-        self.module, self.inputs, self.derived = module, (x, -x.abs()), derived
-        self.made: dict[tuple[int, bool], list[Tensor] | None] = {}
-
-    def apart(self, kind: type[PaddedNorm], row: NormWidth) -> float:
-        """How far the module is from what one of this kind computes that has all its channels."""
-        if not kind._fits(self.module, row):
-            return float("inf")
-        other = kind._of(_double(self.module), row)
-        worst = 0.0
-        # To the largest of all it matters whether any is above 0.
-        numbers = range(2 - kind.has_eps)
-        for number, training in itertools.product(numbers, (False, True)):
-            own = self._own(number, training)
-            if own is None:
-                return float("inf")
-            try:
-                apart = _difference(own, self._of(other, number, training))
-            except (RuntimeError, IndexError):  # there are fewer channels along this dimension
-                return float("inf")
-            if not apart <= _CLOSE:
-                return float("inf")
-            worst = max(worst, apart)
-        return worst
-
-    def _own(self, number: int, training: bool) -> list[Tensor] | None:
-        """What the module makes; None if it fails, or if somebody may read what it leaves."""
-        key = number, training
-        if key not in self.made:
-            self.made[key] = None
-            before = dict(vars(self.module))
-            with suppress(RuntimeError, IndexError):
-                self.made[key] = self._of(self.module, number, training)
-            if not _unchanged(self.module, before):
-                self.made[key] = None
-        return self.made[key]
-
-    def _of(self, module: nn.Module, number: int, training: bool) -> list[Tensor]:
-        return _made(module, self.inputs[number], training, derived=self.derived)
-
-
-def _unchanged(module: nn.Module, before: dict[str, Any]) -> bool:
-    """Whether a module holds what it held, but for its mode."""
-    after = vars(module)
-    same = before.keys() == after.keys()
-    return same and all(after[k] is v for k, v in before.items() if k != "training")
-
-
-def _difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """The largest relative difference of what two modules make, and of its derivative.
-
-    Relative to each example's own largest number, for they are of different scales.
-    """
-    worst = []
-    for u, v in zip(one, other, strict=True):
-        if u.shape != v.shape:
-            return float("inf")
-        apart, scale = (t.abs().reshape(len(t), -1).amax(1) for t in (u - v, u))
-        worst.append((apart / scale.clamp_min(torch.finfo(u.dtype).tiny)).max())
-    return float(torch.stack(worst).max())  # NaN where one is
-
-
-def _waves(out: Tensor) -> Tensor:
-    """Weights of a sum over all that was made, each another."""
-    return torch.arange(1.0, 1 + out.numel(), dtype=out.dtype).sin().view(out.shape).to(out)
-
-
-def _made(
-    module: nn.Module,
-    x: Tensor,
-    training: bool,
-    weigh: Callable[[Tensor], Tensor] = _waves,
-    derived: bool = True,
-) -> list[Tensor]:
-    """What a module makes of an input; in training its derivative by the input, too.
-
-    Args:
-        module: in float64.
-        x: its input.
-        training: whether it is in training.
-        weigh: gives the weights of the sum whose derivative it is.
-        derived: whether there is that derivative.
-
-    Raises:
-        SurgeryError: it writes to its input.
-    """
-    module.train(training)
-    state = torch.default_generator.get_state()
-    derived &= training
-    x = x.clone().requires_grad_(derived)
-    given = x * 1
-    try:
-        torch.default_generator.manual_seed(0)
-        with torch.set_grad_enabled(derived):
-            out: Tensor = type(module).forward(module, given)
-    finally:
-        torch.default_generator.set_state(state)
-    if not torch.equal(given, x):
-        raise SurgeryError(f"{type(module).__name__} writes to its input")
-    if not derived:
-        return [out]
-    return [out.detach(), torch.autograd.grad((out * weigh(out)).sum(), x)[0]]
-
-
-def _double(module: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """A copy without hooks in float64; with a generator, of random weights."""
-    result = copy.copy(module)
-    _unhooked(result)
-    vars(result).update({k: _plain(v) for k, v in vars(result).items() if isinstance(v, _SETTINGS)})
-    result._modules = copy.deepcopy(dict(module._modules))
-    for child in result.children():
-        child.apply(_unhooked)
-    result._parameters, result._buffers = dict(module._parameters), dict(module._buffers)
-    for name, tensor in own_tensors(module).items():
-        value = tensor.detach().double()
-        if generator is not None:
-            drawn = torch.rand(value.shape, generator=generator, dtype=value.dtype)
-            value = 0.5 + drawn.to(value)
-        if name in result._buffers:
-            result._buffers[name] = value
-        else:
-            result._parameters[name] = nn.Parameter(value, requires_grad=False)
-    return result
-
-
-def _unhooked(module: nn.Module) -> None:
-    """Let a copy forget its hooks."""
-    kept = "training", "_modules", "_parameters", "_buffers"
-    vars(module).update({k: v for k, v in vars(nn.Module()).items() if k not in kept})
