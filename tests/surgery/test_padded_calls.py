@@ -191,6 +191,47 @@ class Shared(Net):
         return self.tail(wide) * sum(means)
 
 
+class Alike(nn.Module):
+    """How like two maps are, channel by channel: products over lengths, to which zeros add nothing."""
+
+    def __init__(self, pair=lambda x, y: (x, y)):
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, WIDE, 1), nn.Conv2d(3, WIDE, 1)
+        self.tail = nn.Conv2d(WIDE, 2, 1)
+        self.pair = pair
+
+    def forward(self, x):
+        x, y = self.stem(x), self.other(x)
+        return self.tail(x + y) * F.cosine_similarity(*self.pair(x, y), dim=1)[:, None]
+
+
+def test_a_cosine_over_channels_is_exact(tmp_path):
+    model = randomise(Alike()).double().eval()
+    pictures = PICTURES.double()
+    graph = netslim.trace(model, pictures)
+    assert {g.name: g.size for g in graph.prunable} == {"stem": WIDE}
+    plan = half(graph)
+    small = netslim.prune(model, plan)
+    assert small.other.out_channels == WIDE // 2
+    assert netslim.verify(model, small, plan, pictures, graph=graph).deviation < 1e-12
+    mask = netslim.Mask(randomise(Alike()).double().eval(), plan).apply()
+    silent = netslim.prune(mask.model, plan)
+    assert torch.allclose(outputs(mask.model, pictures), outputs(silent, pictures))
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    loaded = netslim.load(Alike().double().eval(), path)
+    assert torch.equal(outputs(loaded, pictures), outputs(small, pictures))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [lambda x, y: (x, y.mean(0, keepdim=True)), lambda x, y: (x, (y * 0 + 1).amax(1, True))],
+    ids=["copied along the batch", "copied along the channels"],
+)
+def test_a_cosine_with_copies_stays_inexact(pair):
+    graph = netslim.trace(randomise(Alike(pair)).eval(), PICTURES)
+    assert graph["stem"].verdict == "inexact"
+
+
 class TwoWays(nn.Module):
     """A line that two others of the forward lead to, for two widths, as in monai's Swin UNETR."""
 
