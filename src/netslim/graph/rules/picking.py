@@ -383,7 +383,10 @@ def gather(
 ) -> None:
     """Entries picked along one dimension; along others the places go with those of the index."""
     labels, numbers, dim = rec.get(x), rec.get(index), dim % max(x.dim(), 1)
-    rec.freeze(labels.dims.get(dim), "channels are picked by their numbers")
+    if dim in labels.dims:
+        constant = not rec.storages.depend_on_inputs(storages_of([index]))
+        instead = _AS_LIST if constant and _alike_along(index, dim) else ""
+        rec.freeze(labels.dims[dim], f"channels are picked by their numbers{instead}")
     dims: dict[int, Vector] = {}
     shorter = []
     for d in range(x.dim()):
@@ -398,6 +401,12 @@ def gather(
     for d in shorter:
         rec.freeze(labels.dims.get(d), "the first of them are picked by gather")
     rec.set(out, dims, labels.weight and numbers.weight)
+
+
+def _alike_along(index: Tensor, dim: int) -> bool:
+    """Whether an index is one list along a dimension, the same at all places of the others."""
+    lists = index.movedim(dim, 0).reshape(index.shape[dim], -1)
+    return not without_values(index) and bool((lists == lists[:, :1]).all())
 
 
 @rule("index", reads="self indices")
