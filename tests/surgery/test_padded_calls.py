@@ -173,7 +173,9 @@ def test_all_channels_go_exactly_again_and_from_a_file(kind, tmp_path):
     assert isinstance(small, kind)
     mask = netslim.Mask(network(kind), plan).apply()
     assert torch.allclose(outputs(mask.model), outputs(small), atol=1e-5)
-    again = half(netslim.trace(small, PICTURES))
+    after = netslim.trace(small, PICTURES)
+    assert after["stem"].prunable
+    again = half(after)
     smaller = netslim.prune(small, again)
     assert netslim.verify(small, smaller, again, larger).deviation < 1e-12
     path = netslim.save(smaller, tmp_path / "smaller.safetensors")
@@ -187,6 +189,87 @@ class Shared(Net):
         wide, narrow = self.stem(x), self.tail(self.stem(x))
         means = [each.mean(1, keepdim=True) for each in (wide, narrow)]
         return self.tail(wide) * sum(means)
+
+
+class Alike(nn.Module):
+    """How like two maps are, channel by channel: products over lengths, to which zeros add nothing."""
+
+    def __init__(self, pair=lambda x, y: (x, y)):
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, WIDE, 1), nn.Conv2d(3, WIDE, 1)
+        self.tail = nn.Conv2d(WIDE, 2, 1)
+        self.pair = pair
+
+    def forward(self, x):
+        x, y = self.stem(x), self.other(x)
+        return self.tail(x + y) * F.cosine_similarity(*self.pair(x, y), dim=1)[:, None]
+
+
+def test_a_cosine_over_channels_is_exact(tmp_path):
+    model = randomise(Alike()).double().eval()
+    pictures = PICTURES.double()
+    graph = netslim.trace(model, pictures)
+    assert {g.name: g.size for g in graph.prunable} == {"stem": WIDE}
+    plan = half(graph)
+    small = netslim.prune(model, plan)
+    assert small.other.out_channels == WIDE // 2
+    assert netslim.verify(model, small, plan, pictures, graph=graph).deviation < 1e-12
+    mask = netslim.Mask(randomise(Alike()).double().eval(), plan).apply()
+    silent = netslim.prune(mask.model, plan)
+    assert torch.allclose(outputs(mask.model, pictures), outputs(silent, pictures))
+    path = netslim.save(small, tmp_path / "small.safetensors")
+    loaded = netslim.load(Alike().double().eval(), path)
+    assert torch.equal(outputs(loaded, pictures), outputs(small, pictures))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [lambda x, y: (x, y.mean(0, keepdim=True)), lambda x, y: (x, (y * 0 + 1).amax(1, True))],
+    ids=["copied along the batch", "copied along the channels"],
+)
+def test_a_cosine_with_copies_stays_inexact(pair):
+    graph = netslim.trace(randomise(Alike(pair)).eval(), PICTURES)
+    assert graph["stem"].verdict == "inexact"
+
+
+class TwoWays(nn.Module):
+    """A line that two others of the forward lead to, for two widths, as in monai's Swin UNETR."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.more = nn.Conv2d(3, WIDE, 1), nn.Conv2d(WIDE, 2 * WIDE, 1)
+        self.wide, self.tail = nn.Conv2d(2 * WIDE, 2, 1), nn.Conv2d(WIDE, 2, 1)
+
+    def normed(self, x):
+        return F.layer_norm(x.movedim(1, -1), [x.shape[1]]).movedim(-1, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.more(x.relu())
+        return self.tail(self.normed(x)) + self.wide(self.normed(y)) * self.normed(y).amax(1, True)
+
+
+def test_a_line_on_two_ways_has_a_width_on_either(tmp_path):
+    model = randomise(TwoWays()).double().eval()
+    pictures = PICTURES.double()
+    graph = netslim.trace(model, pictures)
+    assert {g.name: g.size for g in graph.prunable} == {"stem": WIDE, "more": 2 * WIDE}
+    calls = {norm.row.call.partition("#")[0]: norm.row.width for norm in graph.norms}
+    assert sorted(calls.values()) == [WIDE, *3 * [2 * WIDE]]  # with the largest of all
+    for cut in (["stem"], ["more"], ["stem", "more"]):  # of the second alone both are as wide
+        masks = {graph.number(n): np.arange(graph[n].size) % 2 == 0 for n in cut}
+        plan = plan_keeping(graph, masks)
+        small = netslim.prune(model, plan)
+        assert netslim.verify(model, small, plan, pictures, graph=graph).deviation < 1e-12
+    again = netslim.trace(small, pictures)
+    assert {g.name: g.size for g in again.prunable} == {"stem": WIDE // 2, "more": WIDE}
+    masks = {again.number(n): np.arange(again[n].size) > 0 for n in ("stem", "more")}
+    plan = plan_keeping(again, masks)
+    smaller = netslim.prune(small, plan)
+    assert netslim.verify(small, smaller, plan, pictures).deviation < 1e-12
+    path = netslim.save(smaller, tmp_path / "smaller.safetensors")
+    loaded = netslim.load(TwoWays().double().eval(), path)
+    assert torch.equal(outputs(loaded, pictures), outputs(smaller, pictures))
 
 
 class Fixed(Net):

@@ -31,7 +31,7 @@ from netslim.graph.blocks import Block, Blocks, Joined
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.graph.counts import Cost, Count
 from netslim.graph.groups import ChannelGroup, NormRule, Order, Port, SizeRule, Slice
-from netslim.graph.head_widths import HeadWidths, Met, met, met_in_both
+from netslim.graph.head_widths import HeadWidths, Met, held_as_heads, met, met_in_both
 from netslim.graph.integers import integers, names_by_part, widths
 from netslim.graph.inventory import Inventory, Literal, Rest
 from netslim.graph.memory import Counter as Counting
@@ -275,6 +275,7 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
+_Formed = tuple[Classes, list[ChannelGroup]]
 Settled = tuple[Recorder, Bindings]  # a finished recording, in which attributes follow cuts
 
 
@@ -298,7 +299,8 @@ def build(
         other = Classes(narrower[0].atoms)
         theirs = other.form()
         _settle_by_width(narrower[0], (other, theirs), groups, norms)
-        counted = _with_widths(classes, heads, narrower, (other, theirs), again)
+        formed = (classes, groups), (other, theirs)
+        counted = _with_widths(formed, heads, narrower, again)
     if counted is None:
         rules = [SizeRule(*key, old, classes.count(v)) for key, (old, v) in bindings.items()]
         counted = _Counted(met(recorder), _remembering(classes.count), [], rules)
@@ -306,7 +308,8 @@ def build(
     unread = {key: value for key, value in recorder.attributes.items() if key not in known}
     inventory = take(recorder.model, classes, recorder.touched, unread, recorder.names_read)
     inventory = replace(inventory, literals=tuple(_literals(recorder, classes, groups)))
-    groups += _renamed(counted.widths, groups)
+    wider = _renamed(counted.widths, groups)
+    groups = [*held_as_heads(groups, wider), *wider]
     blocks = None
     if recorder.flow is not None:
         lasting = {name: tuple(t.shape) for name, t in lasting_tensors(recorder.model)}
@@ -493,7 +496,7 @@ class _Counted:
 
 def _settle_by_width(
     second: Recorder,
-    formed: tuple[Classes, list[ChannelGroup]],
+    formed: _Formed,
     groups: list[ChannelGroup],
     norms: list[NormRule],
 ) -> None:
@@ -535,18 +538,18 @@ def _lies(group: ChannelGroup) -> tuple[object, ...]:
 
 
 def _with_widths(
-    classes: Classes,
+    formed: tuple[_Formed, _Formed],
     heads: Settled,
     narrower: Settled,
-    formed: tuple[Classes, list[ChannelGroup]],
     ports: Ports,
 ) -> _Counted | None:
     """All that is counted, where the width of heads goes, too; None where nothing of it can."""
-    (first, ours), (second, theirs), (other, groups) = heads, narrower, formed
+    (first, ours), (second, theirs) = heads, narrower
+    (classes, whole), (other, groups) = formed
     of_width = [norm for norm in second.norms if _of_width_alone(norm, classes)]
     known = [norm.vector for norm in second.norms if not _of_width_alone(norm, classes)]
     known += [*second.orders.values(), *ports.inputs.values(), *ports.outputs.values()]
-    widths = HeadWidths(classes, other, groups, known)
+    widths = HeadWidths(classes, other, whole, groups, known)
     both = met_in_both(first, second)
     while both is not None and widths.groups:
         found = _Counted(both, _remembering(widths.count), widths.groups, [])

@@ -14,7 +14,7 @@ times what stays of their width (`Count.times`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +23,7 @@ import numpy as np
 from torch import nn
 
 from netslim.graph.counts import Count
-from netslim.graph.groups import ChannelGroup, SizeRule, Slice
+from netslim.graph.groups import ChannelGroup, SizeRule
 from netslim.graph.tracing.atoms import Atoms, Vector, distinct, numbered
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.records import OperatorCost
@@ -50,7 +50,8 @@ class HeadWidths:
     Args:
         first: of the trace in which whole heads go.
         second: of the one in which all heads become narrower.
-        groups: of the second.
+        heads: the first trace's groups.
+        groups: the second one's.
         held: labels of what would have to know of both: normalisations, inputs and outputs, and
             buffers whose numbers mean channels.
 
@@ -62,10 +63,15 @@ class HeadWidths:
         self,
         first: Formed,
         second: Formed,
+        heads: Sequence[ChannelGroup],
         groups: Sequence[ChannelGroup],
         held: Iterable[Vector],
     ) -> None:
         self._first, self._second = first, second
+        # What stays in the first trace is of no head that could go, whatever it is there: keys that
+        # all heads of multi-query attention share are the columns themselves.
+        numbers = [-1 if group.frozen else number for number, group in enumerate(heads)]
+        self._heads = np.array([*numbers, -1])  # the last: entries in no group are -1
         other = {n for vector in held for n in distinct(second.group_of.take(vector)).tolist()}
         starts = {(axis.tensor, axis.axis): axis.first for axis in first.atoms.axes}
         self._chosen = [
@@ -89,26 +95,45 @@ class HeadWidths:
     def _is_width(self, group: ChannelGroup, starts: dict[tuple[str, int], int]) -> bool:
         """Whether each unit has as many entries of every head as of the others.
 
-        The frequencies of a rotary embedding, say, are of no head: they go by themselves.
+        The frequencies of a rotary embedding, say, are of no head: they go by themselves. Heads
+        that stay show what a width is, and ask for nothing: what all heads share, as the keys of
+        multi-query attention, stays in the first trace as well, and is no head at all.
         """
-        tables = [self._table(group, part, starts) for part in group.slices]
-        found = [table for table in tables if table is not None]
-        return bool(found) and all(len(t) and t[0] and not np.ptp(t) for t in found)
+        shown = False
+        for part in group.slices:
+            atoms = starts[part.tensor, part.axis] + part.positions
+            may_go = self._head_groups(atoms) >= 0
+            if may_go.any():
+                if not self._is_table(atoms[may_go], part.units[may_go], group.size):
+                    return False
+                shown = True
+            shown = shown or self._is_table(atoms, part.units, group.size)
+        return shown
 
-    def _table(
-        self, group: ChannelGroup, part: Slice, starts: dict[tuple[str, int], int]
-    ) -> Vector | None:
-        """How many entries each unit has of each head; None for no heads, empty for no table."""
-        atoms = starts[part.tensor, part.axis] + part.positions
+    def _is_table(self, atoms: Vector, units: Vector, size: int) -> bool:
+        """Whether each unit has as many of these entries in each head of a group as the others."""
         numbers = self._first.group_of.take(atoms)
-        if (numbers < 0).all():
-            return None
         number = int(numbers[0])
-        size = self._first.sizes[number]
-        if (numbers != number).any() or size < 2 or len(atoms) < size * group.size:
-            return np.empty(0, dtype=np.int64)
-        heads = self._first.unit_of.take(atoms)
-        return np.bincount(heads * group.size + part.units, minlength=size * group.size)
+        heads = self._first.sizes[number]
+        if number < 0 or (numbers != number).any() or heads < 2 or len(atoms) < heads * size:
+            return False
+        rows = self._first.unit_of.take(atoms)
+        table = np.bincount(rows * size + units, minlength=heads * size)
+        return bool(table[0]) and not np.ptp(table)
+
+    def _head_groups(self, vector: Vector) -> Vector:
+        """The number of the first trace's group of each entry; -1 where that stays."""
+        numbers: Vector = self._heads.take(self._first.group_of.take(vector))
+        return numbers
+
+    def _rows(self, factor: int | Vector) -> Count:
+        """The count of a dimension as the first trace has it."""
+        count = self._first.count(factor)
+        held = [entries for group, entries in count.shares if self._heads[group] < 0]
+        if not held:
+            return count
+        shares = tuple(share for share in count.shares if self._heads[share[0]] >= 0)
+        return Count(count.constant + int(sum(map(np.sum, held))), shares)
 
     def followed(self, vector: Vector) -> tuple[Vector, Vector]:
         """(group, unit) of each entry of a dimension of the second trace; -1 for no group."""
@@ -128,12 +153,12 @@ class HeadWidths:
     def count(self, factor: tuple[int | Vector, int | Vector]) -> Count:
         """The count of a dimension, as both traces have it."""
         one, other = factor
-        rows, columns = self._first.count(one), self._columns(other)
+        rows, columns = self._rows(one), self._columns(other)
         if columns is None:
             return rows
         if not rows.groups or not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray):
             return columns
-        if not self._is_table(one, other):
+        if not self._make_table(one, other):
             self._refused.update(distinct(self._second.group_of.take(other)).tolist())
             return rows
         return _product(rows, columns, len(one))
@@ -152,9 +177,10 @@ class HeadWidths:
             shares.append((len(self._first.sizes) + number, entries))
         return Count(int((numbers < 0).sum()), tuple(shares))
 
-    def _is_table(self, one: Vector, other: Vector) -> bool:
+    def _make_table(self, one: Vector, other: Vector) -> bool:
         """Whether as many entries belong to a row and a column as to any others."""
-        rows = _each(self._first.group_of.take(one), self._first.unit_of.take(one))
+        groups = self._head_groups(one)
+        rows = _each(groups, np.where(groups < 0, 0, self._first.unit_of.take(one)))
         numbers = self._numbers.take(self._second.group_of.take(other))
         columns = _each(numbers, np.where(numbers < 0, 0, self._second.unit_of.take(other)))
         width = int(columns.max()) + 1
@@ -199,6 +225,41 @@ def _divisor(count: Count) -> int:
 def _scaled(count: Count, times: int, by: int) -> Count:
     shares = tuple((group, entries // by * times) for group, entries in count.shares)
     return Count(count.constant // by * times, shares)
+
+
+def held_as_heads(
+    groups: Sequence[ChannelGroup], widths: Sequence[ChannelGroup]
+) -> Iterator[ChannelGroup]:
+    """The groups of the first trace; those whose channels go in one of the second's say so.
+
+    As the keys and values do that all heads of multi-query attention share: they have columns and
+    no rows, so the first trace alone tells that they stay.
+    """
+    units = {
+        (width.name, part.tensor, part.axis): dict(zip(part.positions, part.units, strict=True))
+        for width in widths
+        for part in width.slices
+    }
+    for group in groups:
+        if group.frozen:
+            for width in widths:
+                if _are_columns(group, width.name, units):
+                    reason = f"as heads; as the width of all heads they go in {width.name}"
+                    group = replace(group, reason=reason, reasons=(reason,))
+        yield group
+
+
+def _are_columns(
+    group: ChannelGroup, width: str, units: Mapping[tuple[str, str, int], Mapping[int, int]]
+) -> bool:
+    """Whether each unit of a group lies in one of those of a width of heads."""
+    pairs: set[tuple[int, int]] = set()
+    for part in group.slices:
+        known = units.get((width, part.tensor, part.axis), {})
+        if not known.keys() >= set(part.positions.tolist()):
+            return False
+        pairs |= {(own, known[n]) for own, n in zip(part.units, part.positions, strict=True)}
+    return len(pairs) == group.size
 
 
 class Met(NamedTuple):
@@ -255,4 +316,4 @@ def _with(met: Any, factors: tuple[Any, ...]) -> Any:
     return met._replace(factors=factors)
 
 
-__all__ = ["HeadWidths", "Met", "met", "met_in_both"]
+__all__ = ["HeadWidths", "Met", "held_as_heads", "met", "met_in_both"]

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from netslim.errors import PlanError, SurgeryError
 from netslim.graph.modules.call_sites import caller, check_call, site_of
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
-from netslim.graph.modules.padded_calls import FUNCTIONS, PaddedCall, padded_call
+from netslim.graph.modules.padded_calls import FUNCTIONS, PAIRS, PaddedCall, padded_call
 from netslim.graph.modules.padded_norms import NormWidth
 from netslim.graph.modules.walk import named_modules, named_tensors
 from netslim.graph.tracing.modes import Dispatch
@@ -76,14 +76,18 @@ class CallsGivenZeros(TorchFunctionMode):
         if (func in FUNCTIONS or func is padded_call) and not _traced():
             found = site_of(caller(func))
             if found is not None and (found[0], found[1].place) in self.zeros:
-                args = self._given(self.zeros[found[0], found[1].place], args)
+                args = self._given(self.zeros[found[0], found[1].place], args, func in PAIRS)
         return func(*args, **(kwargs or {}))
 
-    def _given(self, zeros: GivenZeros, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments; the input is the first of a function, and the second of a `PaddedCall`."""
+    def _given(self, zeros: GivenZeros, args: tuple[Any, ...], pair: bool) -> tuple[Any, ...]:
+        """The arguments; the input is the first of a function, and the second of a `PaddedCall`.
+
+        Of a ``pair`` it is the first and the second.
+        """
         first = int(isinstance(args[0], PaddedCall))
-        given = zeros.filled(args[first])
-        return (*args[:first], given, *args[first + 1 :])
+        behind = first + 1 + pair
+        given = map(zeros.filled, args[first:behind])
+        return (*args[:first], *given, *args[behind:])
 
 
 class GivenZerosWithin:

@@ -105,6 +105,59 @@ def channels_and_places_by_numbers(s, x):
     return tail(s, s.a(x)[:, torch.tensor([0, 3, 5])[:, None], YS])
 
 
+@pattern({"a#2": 5, "b": 6}, refused={"a": PICKED})
+def channels_by_a_list_in_the_code(s, x):
+    """What stands before the last of them stays; the others may go."""
+    h = s.a(x)
+    return tail(s, h * h[:, [2, 0]].mean(1, keepdim=True))
+
+
+@pattern({"a": 6, "b": 6}, refused={"a#2": PICKED})
+def channels_by_a_list_from_the_end(s, x):
+    h = s.a(x)
+    return tail(s, h * h[:, [-2]] + h[..., [-1], :, :])
+
+
+@pattern({"a#2": 4, "b": 6}, refused={"a": PICKED})
+def channels_by_a_list_from_both_ends(s, x):
+    h = s.a(x)
+    return tail(s, h * h[:, [-1, 2, -1]].sum(1, keepdim=True))
+
+
+IN_A_BUFFER = "a list that is a buffer of the module"
+
+
+@pattern({"b": 6}, refused={"a": IN_A_BUFFER})
+def gathered_by_one_list(s, x):
+    """Python or the network holds the numbers: the same at all places."""
+    h = s.a(x)
+    numbers = torch.tensor([3, 1, 2, 0, 7, 5, 6, 4])[:, None, None]
+    return tail(s, torch.take_along_dim(h, numbers.expand_as(h), dim=1))
+
+
+@pattern({"b": 6}, refused={"a": PICKED}, b=conv(6, 6))
+def gathered_by_what_was_ranked(s, x):
+    h = s.a(x)
+    return tail(s, h.gather(1, x.argsort(1).repeat(1, 2, 1, 1)[:, :6] * 2))
+
+
+@pattern({"b": 6}, refused={"a": PICKED})
+def all_channels_by_a_list(s, x):
+    return tail(s, s.a(x)[:, [*range(7, -1, -1)]])
+
+
+@pattern({"b": 6}, refused={"a": PICKED})
+def channels_by_a_list_made_of_their_number(s, x):
+    h = s.a(x)
+    return tail(s, h * h[:, [h.shape[1] - 6]])
+
+
+@pattern({"b": 6}, refused={"a": PICKED})
+def channels_by_a_list_made_of_a_plain_number(s, x):
+    h = s.a(x)
+    return tail(s, h * h[:, [int(h.shape[1]) - 6]])
+
+
 @pattern({"b": 6}, refused={"a": PICKED}, b=nn.Linear(30, 6))
 def channels_by_a_mask(s, x):
     mask = torch.arange(8 * 64).view(8, 8, 8) % 17 == 0

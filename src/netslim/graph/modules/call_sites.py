@@ -84,20 +84,34 @@ def caller(function: Any) -> FrameType | None:
     return frame
 
 
+def way_to(frame: FrameType | None) -> tuple[tuple[CodeType, int], ...]:
+    """The code that leads from a module's ``forward`` to what runs in a frame, and how far each is.
+
+    Of what is further away, where no call is found, the last of it. A function that two lines of a
+    forward call is on two ways: its calls are replaced for either alone.
+    """
+    return tuple((each.f_code, each.f_lasti) for each in _way(frame)[0])
+
+
+def _way(frame: FrameType | None) -> tuple[list[FrameType], bool]:
+    """The frames from one to that of a module's forward, and whether this is among them."""
+    frames: list[FrameType] = []
+    while frame is not None and len(frames) < _DEEPEST:
+        frames.append(frame)
+        frame = frame.f_back
+        if frame is not None and frame.f_code.co_filename == _MODULE_CALLS:
+            return frames, True
+    return frames, False
+
+
 def site_of(frame: FrameType | None, called: Any = None) -> tuple[nn.Module, Site] | None:
     """The module whose ``forward`` is running in a frame, or calls it, and the call it is in.
 
     None where the code on the way is no plain function, or is not found as text; and where the call
     names another function than ``called``, which then calls that (a `functools.partial`, ``map``).
     """
-    frames: list[FrameType] = []
-    while frame is not None and len(frames) < _DEEPEST:
-        frames.append(frame)
-        back = frame.f_back
-        if back is not None and back.f_code.co_filename == _MODULE_CALLS:
-            break
-        frame = back
-    else:
+    frames, whole = _way(frame)
+    if not whole:
         return None
     outermost = frames[-1]
     names = outermost.f_code.co_varnames
@@ -546,4 +560,5 @@ __all__ = [
     "replaceable",
     "replaced_calls",
     "site_of",
+    "way_to",
 ]

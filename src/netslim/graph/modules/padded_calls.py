@@ -236,6 +236,11 @@ def _normalize(
 ) -> Any: ...
 
 
+def _cosine(
+    call: PaddedCall, x: Tensor, other: Tensor, /, dim: int = 1, eps: float = 1e-8
+) -> Any: ...
+
+
 # --- which are known ------------------------------------------------------------------------------
 
 
@@ -361,7 +366,10 @@ _LENGTHS: dict[str, Any] = {
     "norm": _norm,
     "vector_norm": _vector_norm,
     "normalize": _normalize,
+    "cosine_similarity": _cosine,
 }
+# Whose second input has the same channels as the first: both find zeros.
+PAIRS = frozenset({torch.cosine_similarity, F.cosine_similarity})
 
 
 class Function(NamedTuple):
@@ -422,6 +430,8 @@ def reading(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     given = reduction.given(args, kwargs)
     if given is None or not _zeros_add_nothing(given):
         return None
+    if function in PAIRS and given["x"].shape != given["other"].shape:  # one is copied
+        return None
     return Read(kind, given["x"], reduction.over(given["x"], given), width)
 
 
@@ -431,4 +441,13 @@ def _zeros_add_nothing(given: Mapping[str, Any]) -> bool:
     return power == "fro" or (isinstance(power, (int, float)) and power > 0)
 
 
-__all__ = ["ATTENTION", "FUNCTIONS", "REDUCTIONS", "PaddedCall", "Read", "padded_call", "reading"]
+__all__ = [
+    "ATTENTION",
+    "FUNCTIONS",
+    "PAIRS",
+    "REDUCTIONS",
+    "PaddedCall",
+    "Read",
+    "padded_call",
+    "reading",
+]

@@ -57,8 +57,15 @@ def expand(
     if asked is None:
         asked = [None] * out.dim()
     counted = rec.calling == "repeat_interleave"  # by a number in the user's code
-    if counted and isinstance(rec.passed(1, "repeats"), int):
-        rec.constrain(rec.passed(1, "repeats"), None, int(rec.passed(1, "repeats")))
+    times = rec.passed(1, "repeats")
+    if counted and isinstance(times, int):
+        # Each entry is copied in a dimension behind its own. Of a single one the copies are all
+        # there is, as of keys that all heads of queries share.
+        own = [d for d, n in enumerate(x.shape) if n != out.shape[d]]
+        if len(own) == 1 and own[0] and x.shape[own[0] - 1] == 1:
+            asked, counted = [times if d in own else None for d in range(out.dim())], False
+        else:
+            rec.constrain(times, None, int(times))
     for d, given in enumerate(asked):
         copied = d < shift or x.shape[d - shift] == 1
         if d in dims or counted or not copied or out.shape[d] <= 1:

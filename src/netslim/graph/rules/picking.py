@@ -386,7 +386,10 @@ def gather(
 ) -> None:
     """Entries picked along one dimension; along others the places go with those of the index."""
     labels, numbers, dim = rec.get(x), rec.get(index), dim % max(x.dim(), 1)
-    rec.freeze(labels.dims.get(dim), "channels are picked by their numbers")
+    if dim in labels.dims:
+        constant = not rec.storages.depend_on_inputs(storages_of([index]))
+        instead = _AS_LIST if constant and _alike_along(index, dim) else ""
+        rec.freeze(labels.dims[dim], f"channels are picked by their numbers{instead}")
     dims: dict[int, Vector] = {}
     shorter = []
     for d in range(x.dim()):
@@ -403,6 +406,12 @@ def gather(
     rec.set(out, dims, labels.weight and numbers.weight)
 
 
+def _alike_along(index: Tensor, dim: int) -> bool:
+    """Whether an index is one list along a dimension, the same at all places of the others."""
+    lists = index.movedim(dim, 0).reshape(index.shape[dim], -1)
+    return not without_values(index) and bool((lists == lists[:, :1]).all())
+
+
 @rule("index", reads="self indices")
 def index(rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any]) -> None:
     """What is picked from must stay, unless by a buffer, which can be numbered anew after a cut.
@@ -415,11 +424,36 @@ def index(rec: Recorder, func: Op, out: Tensor, x: Tensor, indices: Sequence[Any
         rec.set(out, {**labels.dims, dim: _in_order(rec, labels.dims[dim], indices[dim])}, False)
         return
     seen = indexed(rec, x, indices)
+    listed = _listed(rec, indices)
     for d in seen.used:
         reason = f"channels are picked by their numbers{_instead(indices)}"
-        rec.freeze(labels.dims.get(d), reason)
+        vector = labels.dims.get(d)
+        if vector is not None and listed:
+            # As of one that is picked, those on their side of the count stay.
+            vector = vector[_up_to(listed, len(vector))]
+        rec.freeze(vector, reason)
     dims = {d: labels.dims[source] for d, source in seen.rest.items() if source in labels.dims}
     _picked(rec, out, labels, {**dims, **seen.labels}, indices)
+
+
+def _listed(rec: Recorder, indices: Sequence[Any]) -> list[int] | None:
+    """The numbers of ``x[:, [2, -1]]``, as they stand in the code; None for any other index."""
+    given = [numbers for numbers in indices if numbers is not None]
+    if rec.calling != "__getitem__" or len(given) != 1:
+        return None
+    index = rec.passed(1)
+    if not isinstance(index, tuple):
+        index = (index,)
+    lists = [item for item in index if isinstance(item, list)]
+    if len(lists) != 1 or any(type(n) is not int for n in lists[0]):
+        return None
+    return lists[0]
+
+
+def _up_to(numbers: Sequence[int], size: int) -> np.ndarray:
+    """Whether each entry stands on the way from an end to one that is counted from there."""
+    places = np.arange(size)
+    return (places <= max(numbers)) | (places >= size + min(numbers))
 
 
 def _by_an_order(rec: Recorder, labels: Labels, indices: Sequence[Any]) -> int | None:

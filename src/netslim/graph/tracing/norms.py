@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netslim.graph.modules.call_sites import Site, base_class, caller, replaceable, site_of
+from netslim.graph.modules.call_sites import (
+    Site,
+    base_class,
+    caller,
+    replaceable,
+    site_of,
+    way_to,
+)
 from netslim.graph.modules.computed_convolutions import CONVOLUTIONS
 from netslim.graph.modules.known_norms import Known, known
 from netslim.graph.modules.operators import tensors_in
@@ -145,7 +152,7 @@ class Norms:
         if frame is None:
             return
         read, call = reading(function, args, kwargs), _Call(None, [])
-        same = self.places.setdefault((self.recorder.module, frame.f_code, frame.f_lasti), [])
+        same = self.places.setdefault((self.recorder.module, way_to(frame)), [])
         same.append(call)
         if read is not None:
             held = self._mixed_by(read, out, began)

@@ -28,6 +28,7 @@ _WIDTHS = frozenset(
     unflatten narrow roll pad zeros ones full empty new_zeros new_ones new_full new_empty randn
     rand conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm
     layer_norm rms_norm multi_head_attention_forward __getitem__ __setitem__ channel_shuffle
+    padded_call
     """.split()  # noqa: SIM905
 )
 # What takes the shape of its result and reads the places in it alone, or, from a library, sizes

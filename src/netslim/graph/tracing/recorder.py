@@ -33,7 +33,16 @@ from netslim.graph.modules.known_norms import Memo
 from netslim.graph.modules.operators import called_name
 from netslim.graph.modules.spectral_norms import spectral_norms
 from netslim.graph.modules.weight_norms import WeightNorm, weight_norms
-from netslim.graph.tracing.atoms import CHANNEL, CONSUMER, PRODUCER, Atoms, Vector, among, distinct
+from netslim.graph.tracing.atoms import (
+    ATOM,
+    CHANNEL,
+    CONSUMER,
+    PRODUCER,
+    Atoms,
+    Vector,
+    among,
+    distinct,
+)
 from netslim.graph.tracing.casts import Casts
 from netslim.graph.tracing.checks import (
     check_dims,
@@ -138,6 +147,7 @@ class Recorder:
     rows: dict[tuple[str, str], Vector] = field(default_factory=dict)
     spoiled: frozenset[tuple[str, str]] = frozenset()
     no_heads: frozenset[tuple[str, str]] = frozenset()
+    heads: Vector = field(default_factory=partial(np.empty, 0, ATOM))  # what was taken for heads
     merged: set[int] = field(default_factory=set)  # atoms of channels that were merged with places
     mixes: list[str] = field(default_factory=list)  # where places are laid out with channels
     calls: list[UserCall] = field(default_factory=list)  # under way, the innermost last

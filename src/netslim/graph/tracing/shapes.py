@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from netslim.graph.tracing.atoms import Vector, distinct, numbered
+from netslim.graph.tracing.atoms import Vector, among, distinct, numbered
 from netslim.graph.tracing.recorder import Recorder
 from netslim.graph.tracing.sizes import Symbol, evaluate, symbols
 
@@ -159,6 +159,7 @@ def _block(
         axis = _heads(rec, cells, [asked[d] for d in block_out], dims[kept])
         if axis is None:
             axis = _heads_with_others(rec, cells, [asked[d] for d in block_out])
+    heads = axis is not None and not rec.narrows_heads
     if axis is None:
         axis = _shrinking(rec, cells, [asked[d] for d in block_out])
     if axis is None:
@@ -172,6 +173,8 @@ def _block(
             rec.constrain(asked[d], None, after[d])
     _note_mixing(rec, cells, spread=any(d not in dims for d in block_in))
     vector = split_vector(rec, cells.reshape(-1), cells.shape, keep=axis, what="a reshape")
+    if heads:
+        rec.heads = np.concatenate([rec.heads, vector])
     d = block_out[axis]
     rec.constrain(asked[d], vector, after[d])
     return {d: vector}
@@ -205,13 +208,16 @@ def _remaining(rec: Recorder, dims: Mapping[int, Vector], live: list[int]) -> in
     """Which of several labelled dimensions that merge keeps its labels: one with most to cut.
 
     One of which something stays already, as the windows of a mask that the model holds, has least.
+    Heads go before what they may merge with: where all of them read the values of a single one, as
+    in multi-query attention, those are no heads and have their width, which a second run learns.
     """
     if len(live) == 1:
         return live[0]
 
-    def worth(d: int) -> tuple[bool, bool, int, int]:
-        size = len(distinct(rec.atoms.find(dims[d])))
-        return not rec.atoms.held(dims[d]), rec.atoms.owned(dims[d]), size, d
+    def worth(d: int) -> tuple[bool, bool, bool, int, int]:
+        roots = distinct(rec.atoms.find(dims[d]))
+        heads = bool(among(roots, rec.atoms.find(rec.heads)).any())
+        return not rec.atoms.held(dims[d]), rec.atoms.owned(dims[d]), heads, len(roots), d
 
     return max(live, key=worth)
 

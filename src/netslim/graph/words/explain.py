@@ -218,7 +218,8 @@ def _axes(
     held: dict[tuple[str, int], list[Part]] = {}
     for group in graph.groups:
         for s in group.slices:
-            held.setdefault((s.tensor, s.axis), []).append((group, s))
+            if s.role != "silenced":  # which stands there as what makes the channels, too
+                held.setdefault((s.tensor, s.axis), []).append((group, s))
     told: dict[Fate, dict[str, list[int]]] = {}
     named: dict[str, ChannelGroup] = {}
     for short, tensor in tensors.items():
