@@ -95,16 +95,16 @@ def _recorded(
 ) -> tuple[Recorder, Ports]:
     """A recording in which no number is taken for one of heads that is none."""
 
-    def recorded(no_heads: frozenset[tuple[str, str]]) -> tuple[Recorder, Ports]:
+    def recorded(before: Recorder | None) -> tuple[Recorder, Ports]:
         ports = Ports(free)
         found = record(
-            model, example_inputs, RULES, fallback, ports=ports, blocks=blocks, no_heads=no_heads
+            model, example_inputs, RULES, fallback, ports=ports, blocks=blocks, before=before
         )
         return found, ports
 
-    found, ports = recorded(frozenset())
+    found, ports = recorded(None)
     # As above: of a model that does not take another run less is known, and that is all.
     with suppress(Exception):
         while not found.spoiled <= found.no_heads:
-            found, ports = recorded(found.no_heads | found.spoiled)
+            found, ports = recorded(found)
     return found, ports

@@ -33,9 +33,12 @@ def leave_unscaled(recorder: Recorder, example_inputs: Any) -> None:
         return
     modules = {path: recorder.model.get_submodule(path) for path in rows}
     weights = {id(getattr(modules[path], row.weight)): path for path, row in rows.items()}
-    read = _read_elsewhere(recorder.model, example_inputs, weights)
+    elsewhere = recorder.facts.elsewhere
+    if not rows.keys() <= elsewhere.keys():
+        read = _read_elsewhere(recorder.model, example_inputs, weights)
+        elsewhere.update({path: path in read for path in rows})
     for number, norm in enumerate(recorder.norms):
-        if norm.module in read and norm.known.kind == SCALED:
+        if norm.known.kind == SCALED and elsewhere[norm.module]:
             row = replace(norm.known.row, kind=PaddedRMSNorm.kind)
             recorder.norms[number] = replace(norm, known=replace(norm.known, row=row))
 

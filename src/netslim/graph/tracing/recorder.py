@@ -53,6 +53,7 @@ from netslim.graph.tracing.checks import (
 )
 from netslim.graph.tracing.computed import MOVING, Formula, Formulas, constant, silencing
 from netslim.graph.tracing.dataflow import Dataflow
+from netslim.graph.tracing.facts import Facts
 from netslim.graph.tracing.labels import NOTHING, Labelled, Labels
 from netslim.graph.tracing.log import Log
 from netslim.graph.tracing.places import HERE, TORCH, asker, place, said
@@ -118,6 +119,7 @@ class Recorder:
 
     atoms: Atoms
     model: nn.Module
+    facts: Facts
     labels: Labelled = field(default_factory=Labelled)
     sizes: list[Vector] = field(default_factory=list)  # the dimensions that sizes were read from
     constraints: list[Constraint] = field(default_factory=list)

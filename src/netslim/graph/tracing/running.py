@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from netslim.errors import TraceError
-from netslim.graph.integers import names_read
 from netslim.graph.modules.ambient import usual_operators
 from netslim.graph.modules.calls import (
     as_call,
@@ -37,6 +36,7 @@ from netslim.graph.tracing.attributes import (
     watched_sizes,
 )
 from netslim.graph.tracing.dataflow import Dataflow, watching_calls
+from netslim.graph.tracing.facts import Facts
 from netslim.graph.tracing.log import Log, tensors_among
 from netslim.graph.tracing.modes import Dispatch, Function
 from netslim.graph.tracing.norms import Norms
@@ -69,7 +69,7 @@ def record(
     ports: Ports | None = None,
     heads: Recorder | None = None,
     blocks: bool = False,
-    no_heads: frozenset[tuple[str, str]] = frozenset(),
+    before: Recorder | None = None,
 ) -> Recorder:
     """Run ``model`` once in evaluation mode, without gradients, and follow its channels.
 
@@ -89,8 +89,8 @@ def record(
         heads: a recording of the same call in which whole heads go: in this one they become
             narrower.
         blocks: note which operator reads what, too (dataflow.py).
-        no_heads: attributes that are no number of heads, as an earlier recording found
-            (`Recorder.spoiled`); with ``heads`` they are those of that recording.
+        before: an earlier recording of the same call, which took numbers for those of heads that
+            are none (`Recorder.spoiled`): in this one they are not.
 
     Raises:
         TraceError: the model does not run on these inputs, or they hold no example.
@@ -100,11 +100,10 @@ def record(
     if ports is None:
         ports = Ports()
     with ONE_AT_A_TIME:
-        if heads is None:
-            recorder = Recorder(Atoms(model), model, no_heads=no_heads)
-        else:
-            recorder = _like(heads)
-            recorder.narrows_heads = True
+        recorder = _begun(model, heads or before)
+        recorder.narrows_heads = heads is not None
+        if before is not None:
+            recorder.no_heads = before.no_heads | before.spoiled
         if ports.free.inputs:
             first = Ports(ports.free)
             begun = _like(recorder)
@@ -118,9 +117,17 @@ def record(
         return recorder
 
 
+def _begun(model: nn.Module, before: Recorder | None) -> Recorder:
+    """An empty recorder, which knows of the model what an earlier one of the same trace did."""
+    if before is None:
+        return Recorder(Atoms(model), model, Facts(model))
+    return _like(before)
+
+
 def _like(recorder: Recorder) -> Recorder:
     """An empty recorder for another run of the same kind."""
-    other = Recorder(Atoms(recorder.model), recorder.model, no_heads=recorder.no_heads)
+    model, no_heads = recorder.model, recorder.no_heads
+    other = Recorder(Atoms(model), model, recorder.facts, no_heads=no_heads)
     other.narrows_heads, other.memo = recorder.narrows_heads, recorder.memo
     return other
 
@@ -136,7 +143,7 @@ def _fill(
     """Record what a run of the recorder's model teaches."""
     model = recorder.model
     if unused:
-        recorder.names_read = names_read(model)
+        recorder.names_read = recorder.facts.names_read
     tensors = recorder.atoms.tensors.values()
     for tensor in tensors:
         recorder.label(tensor, recorder.atoms.axes_of[id(tensor)], weight=True)
@@ -189,6 +196,11 @@ def _runs(model: nn.Module, example_inputs: Any) -> bool:
     return False
 
 
+def _evaluates(model: nn.Module, example_inputs: Any) -> bool:
+    with in_mode(model, training=False):
+        return _runs(model, example_inputs)
+
+
 def _watch_other_sizes(
     recorder: Recorder,
     example_inputs: Any,
@@ -196,10 +208,18 @@ def _watch_other_sizes(
     fallback: Rule,
     ports: Ports,
 ) -> None:
-    """Trace the model at the first other size that it runs at; what differs stays."""
-    for inputs in resized(example_inputs):
+    """Trace the model at the first other size that it runs at; what differs stays.
+
+    Whether it takes a size is found out unwatched, for many break off late.
+    """
+    model, takes = recorder.model, recorder.facts.takes
+    for number, inputs in enumerate(resized(example_inputs)):
+        if number not in takes:
+            takes[number] = _evaluates(model, inputs)
+        if not takes[number]:
+            continue
         other, ran = _like(recorder), False
-        with contextlib.suppress(Exception), untouched(recorder.model):
+        with contextlib.suppress(Exception), untouched(model):
             again = Ports(ports.free, ports.dims)
             _fill(other, inputs, rules, fallback, False, again)
             ran = True
