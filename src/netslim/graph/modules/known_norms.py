@@ -116,7 +116,9 @@ def known(module: nn.Module, x: Tensor, memo: Memo) -> Known | None:
         ):
             before = memo.get(family)
             memo[key] = (before and _again(module, x, before)) or _recognised(module, x)
-            memo[family] = memo[key] or before
+            # Of one or two numbers much is the same that is not of more.
+            if (found := memo[key]) is not None and found.row.width > 2:
+                memo[family] = found
     if convolution and memo[key] is None:
         memo[key] = _convolution(module, like, memo)
     return memo[key]
