@@ -71,6 +71,40 @@ def test_onnx_files_that_normalise_inside_or_not_answer_alike(place, tmp_path, c
             assert row["classes"][0][1] == pytest.approx(answer.classes[0][1], rel=1e-4)
 
 
+def test_evaluate_looks_at_an_onnx_file_as_at_what_it_was_made_of(place, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    for index, kind in enumerate(PREPARED.classes):
+        (tmp_path / "pictures" / kind).mkdir(parents=True)
+        generator = np.random.default_rng(index)
+        for name in range(8):
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / kind / f"{name}.png")
+    data = ["--data", f"folder:{tmp_path / 'pictures'}", "--device", "cpu", "--json"]
+
+    def evaluated(file):
+        assert main(["evaluate", str(file), *data]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    whole = evaluated(place / "net.safetensors")
+    for name, flags in {"plain": [], "inside": ["--normalise"]}.items():
+        file = tmp_path / f"{name}.onnx"
+        assert main(["export", str(place / "net.safetensors"), "--out", str(file), *flags]) == 0
+        capsys.readouterr()
+        found = evaluated(file)
+        assert found["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+        assert found["size_bytes"] == file.stat().st_size
+        told = ("split", "images", "top1", "top5")
+        assert [found[key] for key in told] == [whole[key] for key in told]
+        assert (found["params"], found["macs"]) == (None, None)
+    assert main(["evaluate", str(file), *data[:-1]]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("size on disk ")
+    weights = ["--weights", str(place / "net.safetensors")]
+    assert main(["evaluate", str(file), *data, *weights]) == 1
+    assert "inside.onnx is finished, and takes no --weights" in capsys.readouterr().err
+    assert main(["evaluate", str(file), "--data", "digits", "--device", "cpu"]) == 1
+    assert "inside.onnx" in capsys.readouterr().err
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(
     place, capsys, tmp_path
 ):

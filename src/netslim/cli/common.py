@@ -100,8 +100,10 @@ def check_networks(options: argparse.Namespace) -> None:
     from netslim.models.building import check_name
     from netslim.models.weights import check_file
 
+    finished = getattr(options, "finished", ())  # endings of files that this command takes, too
     for name in names:
-        check_name(name)
+        if not name.endswith(finished):
+            check_name(name)
     weights = getattr(options, "weights_file", None) or []
     if isinstance(weights, str):
         weights = [weights]

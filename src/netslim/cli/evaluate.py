@@ -19,12 +19,14 @@ from netslim.report import numbers
 
 _EVALUATE = """\
 Look at the test images with a network as it is: accuracy, loss, parameters, multiply-accumulates,
-size. Nothing is trained and nothing is written.
+size. Nothing is trained and nothing is written. An .onnx file is run by ONNX Runtime on the CPU, on
+images that are prepared as it says; its parameters and multiply-accumulates are not told.
 """
 
 _EXAMPLES = """\
   netslim evaluate small.safetensors --data torchvision:CIFAR10
   netslim evaluate small.safetensors --data folder:birds --split validation --json
+  netslim evaluate small.int8.onnx --data torchvision:CIFAR10
   netslim evaluate torchvision:resnet50 --weights resnet50.pth --data folder:imagenet \\
       --data.mean "[0.485, 0.456, 0.406]" --data.std "[0.229, 0.224, 0.225]"
 """
@@ -36,6 +38,7 @@ def register(parser: Parser) -> None:
         _evaluate, about=_EVALUATE, more=MODELS + DATA, examples=_EXAMPLES, dotted=True
     )
     add_network(parser)
+    parser.set_defaults(finished=(".onnx",))
     parser.add_argument(
         "--split",
         choices=["test", "validation"],
@@ -63,16 +66,19 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if options.json:
         print_json(asdict(found))
         return 0
-    crops = top5 = size = ""
+    crops = top5 = ""
+    size = []
     if options.ten_crop is not None:
         crops = f", ten crops of {options.ten_crop} pixels each"
     if found.top5 is not None:
         top5 = f"  top-5 {found.top5:.2%}"
+    if found.params is not None and found.macs is not None:
+        size.append(f"parameters {found.params:,}  MACs {found.macs:,}")
     if found.size_bytes is not None:
-        size = f"  size on disk {numbers.size(found.size_bytes)}"
+        size.append(f"size on disk {numbers.size(found.size_bytes)}")
     print(f"{found.images:,} {found.split} images of {options.data}{crops}")
     print(f"top-1 {found.top1:.2%}{top5}  loss {found.loss:.4f}")
-    print(f"parameters {found.params:,}  MACs {found.macs:,}{size}")
+    print("  ".join(size))
     for note in found.notes:
         print(f"note: {note}")
     return 0

@@ -37,8 +37,8 @@ def no_checkpoint(path: str) -> str | None:
     if path.endswith(tuple(EXPORTS)):
         return (
             f"{path} is an export, finished for other runtimes, and can be neither looked into nor "
-            "changed: name the .safetensors file that it was made of (netslim predict alone takes "
-            "an .onnx file, too)"
+            "changed: name the .safetensors file that it was made of (netslim evaluate and "
+            "predict take an .onnx file, too)"
         )
     if os.path.isdir(path):
         return f"{path} is a folder, and a network is one file{_inside(Path(path))}"

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from netslim import models
-from netslim._support import parse_json, read_bytes, refusing
 from netslim.data.pictures import ENDINGS, Files, Form, Pictures
-from netslim.data.preprocessing import INSIDE, KEY, Preprocessing
+from netslim.data.preprocessing import KEY, Preprocessing
 from netslim.data.unreadable import PictureError
-from netslim.errors import DataError, RecipeError
+from netslim.errors import RecipeError
 from netslim.models import checkpoint
 from netslim.models.file_constructors import Trust
-from netslim.models.onnx_session import Session, need_onnx
 from netslim.models.other_files import no_checkpoint
+from netslim.training.stages.onnx_network import Exported
 
 
 @dataclass(frozen=True)
@@ -122,23 +121,10 @@ def prepared_by(network: str) -> Preprocessing | None:
 
 
 def _of_onnx(path: str) -> Classifier:
-    need_onnx()
-    with refusing(RecipeError, f"cannot read {path}", "give the file of a network"):
-        content = read_bytes(path)
-    session = Session(content, torch.device("cpu"))
-    metadata = session.session.get_modelmeta().custom_metadata_map
-    with refusing(DataError, f"{path}: its metadata are no JSON", "export the network again"):
-        told = {key: parse_json(metadata[key]) for key in (KEY, INSIDE) if key in metadata}
-    prepared = Preprocessing.noted(told, path)
-    if prepared is None:
+    network = Exported(path)
+    if network.prepared is None:
         raise _unknown(path)
-
-    def scores(inputs: Tensor) -> Tensor:
-        if told.get(INSIDE):
-            inputs = prepared.denormalise(inputs)
-        return session(inputs)[0]
-
-    return Classifier(scores, prepared)
+    return Classifier(network, network.prepared)
 
 
 def _unknown(network: str) -> RecipeError:

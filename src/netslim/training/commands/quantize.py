@@ -20,7 +20,8 @@ from netslim.training.recipe.schema import Quantize, Recipe
 from netslim.training.stages.folder import Forms, RunFolder
 from netslim.training.stages.measure import side_by_side
 from netslim.training.stages.networks import told_if_fresh
-from netslim.training.stages.quantize import InOnnxRuntime, carry_out
+from netslim.training.stages.onnx_network import InOnnxRuntime
+from netslim.training.stages.quantize import carry_out
 from netslim.training.stages.runner import Runner
 
 NAMES = ("float", "int8")

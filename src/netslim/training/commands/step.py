@@ -35,6 +35,7 @@ from netslim.training.recipe.schema import Prune, Recipe, Train
 from netslim.training.stages import prune as cutting
 from netslim.training.stages.folder import RunFolder, read_json
 from netslim.training.stages.networks import noted_in, told_if_fresh
+from netslim.training.stages.onnx_network import Exported
 from netslim.training.stages.prune import Batches
 from netslim.training.stages.runner import Runner, claimed
 
@@ -392,7 +393,7 @@ class Evaluation:
         split, images: which images, and how many.
         loss: mean cross entropy.
         top1, top5: shares, 0..1; top5 is None with five classes or fewer.
-        params, macs: of the network, for one image (or one crop of it).
+        params, macs: of the network, for one image (or one crop of it); None of an ONNX file.
         size_bytes: of the file that holds the network; None for a model by name.
         notes: remarks, such as on images that are prepared otherwise than in training, and that
             an accuracy is chance.
@@ -403,8 +404,8 @@ class Evaluation:
     loss: float
     top1: float
     top5: float | None
-    params: int
-    macs: int
+    params: int | None
+    macs: int | None
     size_bytes: int | None
     notes: tuple[str, ...] = ()
 
@@ -414,7 +415,7 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
     written.
 
     Args:
-        recipe: its model, data and trainer.
+        recipe: its model, which may be an `.onnx` file here, data and trainer.
         split: `test` or `validation`.
         ten_crop: side in pixels of ten squares of each image, whose answers are averaged; None
             takes whole images.
@@ -425,15 +426,19 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
     processes.refuse_several(recipe.trainer)
     with using_threads(recipe.trainer.threads):
         runner = Runner(recipe, RunFolder(Path()), Display(), "")
-        network = runner.construct()
-        looking: nn.Module = network
+        network = _network(runner)
+        looking = network
         if ten_crop is not None:
             looking = _TenCrop(network, ten_crop)
         runner.check_outputs(looking, recipe.model.name)
         labels = runner.bench.labels(runner.images_of(split))
-        cost = netslim.cost(network.eval(), runner.example()[:1, :, :ten_crop, :ten_crop])
+        params: int | None = None
+        macs: int | None = None
+        if not isinstance(network, Exported):
+            cost = netslim.cost(network.eval(), runner.example()[:1, :, :ten_crop, :ten_crop])
+            params, macs = cost.params, cost.macs
         means = runner.bench.means(looking, runner.bench.loader(split))
-    size = None
+    size = getattr(network, "size_bytes", None)
     notes = [told_if_fresh(recipe.model), *runner.data.notes, chance(means.accuracy, labels)]
     if recipe.model.files:
         size = Path(recipe.model.files[0]).stat().st_size
@@ -443,11 +448,25 @@ def evaluate(recipe: Recipe, split: str = "test", ten_crop: int | None = None) -
         means.loss,
         means.accuracy,
         means.top5,
-        cost.params,
-        cost.macs,
+        params,
+        macs,
         size,
         tuple(filter(None, notes)),
     )
+
+
+def _network(runner: Runner) -> nn.Module:
+    """The network to look at; the images of an ONNX file are prepared as that says."""
+    model = runner.recipe.model
+    if not model.name.endswith(".onnx"):
+        return runner.construct()
+    if model.kwargs:
+        raise RecipeError(
+            f"model: {model.name} is finished, and takes no {', '.join(model.kwargs)}"
+        )
+    network = Exported(model.name)
+    runner.trained_on = network.prepared  # instead of what a checkpoint notes
+    return network
 
 
 class _TenCrop(nn.Module):

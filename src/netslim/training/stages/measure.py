@@ -29,7 +29,7 @@ from netslim.training.recipe.schema import (
     Scratch,
     Train,
 )
-from netslim.training.stages.quantize import InOnnxRuntime
+from netslim.training.stages.onnx_network import InOnnxRuntime
 
 if TYPE_CHECKING:
     from netslim.measure.latency import Latency

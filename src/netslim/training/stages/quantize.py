@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import netslim
 from netslim._support.progress import Progress, counted, untold
 from netslim.data.preprocessing import Preprocessing
-from netslim.measure.backends import Ready
 from netslim.methods.quantizing import Quantized, examples_of, to_int8
-from netslim.models.onnx_session import Session
 from netslim.training.recipe.schema import Quantize
 from netslim.training.stages.folder import Forms
 
@@ -75,25 +72,4 @@ def where(forms: Iterable[str]) -> Iterator[str]:
         yield "onnx and int8 are files that ONNX Runtime runs on the CPU, both timed in turn"
 
 
-class InOnnxRuntime(nn.Module):
-    """The network in an ONNX file, run on the CPU by ONNX Runtime.
-
-    Args:
-        content: of the file.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__()
-        self.session = Session(content, torch.device("cpu"))
-
-    def forward(self, images: Tensor) -> Tensor:
-        (scores,) = self.session(images)
-        return scores.to(images.device)
-
-    def ready(self, images: Tensor) -> Ready:
-        """A call on these images, to be timed."""
-        call = self.session.bound(images)
-        return Ready(call, torch.device("cpu"), "onnxruntime")
-
-
-__all__ = ["Batches", "InOnnxRuntime", "carry_out"]
+__all__ = ["Batches", "carry_out"]

@@ -84,7 +84,7 @@ from netslim.training.stages.foresight import foresee
 from netslim.training.stages.headlines import headline
 from netslim.training.stages.measure import AS_BUILT, Entry, crowded, entries, timed
 from netslim.training.stages.networks import Networks, Results, check_shares
-from netslim.training.stages.quantize import InOnnxRuntime
+from netslim.training.stages.onnx_network import InOnnxRuntime
 from netslim.training.stages.results import assemble
 
 _CURVES = ("epoch", "train_loss", "penalty", "val_loss", "val_accuracy", "near_zero")
