@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -63,12 +63,12 @@ def trained(
     return netslim.models.build(out).eval(), runner
 
 
-def tuned(network: nn.Module, runner: Runner) -> nn.Module:
+def tuned(network: nn.Module, runner: Runner, epochs: Iterable[int] = range(EPOCHS)) -> nn.Module:
     """After a short training, in the same order for all."""
     optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
     loader = runner.bench.loader("train", 0)
     network.train()
-    for epoch in range(EPOCHS):
+    for epoch in epochs:
         loader.set_epoch(epoch)
         for images, labels in loader:
             optimizer.zero_grad()
