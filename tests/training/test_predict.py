@@ -101,8 +101,11 @@ def test_evaluate_looks_at_an_onnx_file_as_at_what_it_was_made_of(place, tmp_pat
     weights = ["--weights", str(place / "net.safetensors")]
     assert main(["evaluate", str(file), *data, *weights]) == 1
     assert "inside.onnx is finished, and takes no --weights" in capsys.readouterr().err
+    file = tmp_path / "plain.onnx"
     assert main(["evaluate", str(file), "--data", "digits", "--device", "cpu"]) == 1
-    assert "inside.onnx" in capsys.readouterr().err
+    assert (
+        "plain.onnx gives (2, 3) for 2 images, but digits has 10 classes" in capsys.readouterr().err
+    )
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(

@@ -11,7 +11,6 @@ from netslim._support import many
 from netslim.cli.common import add_json, print_json
 from netslim.cli.parser import Parser
 from netslim.errors import NetslimError
-from netslim.report import results_file
 
 if TYPE_CHECKING:
     from netslim.training.commands.status import StageStatus, Status
@@ -39,6 +38,7 @@ def register(parser: Parser) -> None:
 
 
 def _status(options: argparse.Namespace, _: dict[str, str]) -> int:
+    from netslim.report import results_file
     from netslim.training.commands.status import runs_in, status
 
     several = runs_in(options.folder)
@@ -80,6 +80,7 @@ def _several(folders: Iterable[Path], as_json: bool) -> int:
 
 def _line(found: Status, *, whole: bool = True) -> str:
     """How far a run is; where that is not the `whole` answer, with the stage that it is in."""
+    from netslim.report import results_file
     from netslim.training.loop.progress import in_words
 
     text = f"{found.folder}: {found.recipe}, {found.state}"

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from netslim._support import parse_json, read_bytes, refusing
 from netslim.data.preprocessing import INSIDE, KEY, Preprocessing
-from netslim.errors import DataError, RecipeError
+from netslim.errors import DataError, NetslimError, RecipeError
 from netslim.measure.backends import Ready
-from netslim.models.onnx_session import Session, need_onnx
+from netslim.models.onnx_session import Session, innermost, need_onnx
 
 
 class InOnnxRuntime(nn.Module):
@@ -55,7 +55,12 @@ class Exported(InOnnxRuntime):
     def forward(self, images: Tensor) -> Tensor:
         if self.inside and self.prepared is not None:
             images = self.prepared.denormalise(images.cpu())
-        return super().forward(images)
+        try:
+            return super().forward(images)
+        except NetslimError:
+            raise
+        except Exception as problem:  # of ONNX Runtime's own kinds, as for images of another shape
+            raise ValueError(innermost(problem)) from problem
 
 
 __all__ = ["Exported", "InOnnxRuntime"]
