@@ -1,6 +1,7 @@
-"""Two more ways that were tried to lose less of a network that is cut to half and to a quarter of
-its MACs: scores that know how the outputs of the network depend on each layer, and a second fit of
-the weights after fine-tuning. Neither is part of netslim; what they brought is in docs/budgets.md.
+"""More ways that were tried to lose less of a network that is cut to half and to a quarter of its
+MACs: scores that know how the outputs of the network depend on each layer, and further fits of the
+weights before and after fine-tuning. None of this is part of netslim but the fold `sequential`;
+what each brought is in docs/budgets.md.
 
 Scores. The criterion `obs` takes each layer's error as a share of what the layer computes. To first
 order, an error d of a layer's outputs changes those of the network by J d, J the Jacobian, and of
@@ -16,10 +17,11 @@ that error the square is d^T G d, G the mean of J^T J over images, added up over
 - gates: no least squares; the square of J times what a channel gives beside its mean, summed over
   the layers that read it; channels of a group go one by one, with the products between those gone
 
-Fits. Right after the cut least squares makes up for what went, or not; then two epochs of
-fine-tuning, alike for all. After them, or after the first, every layer is fitted again, in order,
-such that what its batch normalisation gives is nearest to that of the network before the cut, held
-to the weights that were trained by a ridge.
+Fits. Right after the cut least squares makes up for what went (the fold `linear`, or `sequential`,
+or none); then two epochs of fine-tuning, alike for all. A second fit takes the layers in order: the
+weights of a whole kernel, not tap by tap, such that what the batch normalisation behind it gives is
+nearest to that of the network before the cut, held by a ridge to the weights that were there. It
+follows at once (two fits before), after fine-tuning, or between its two epochs.
 
 Networks and fine-tuning are those of `without_data.py`. All figures are of the validation split;
 the test set is not looked at.
@@ -50,7 +52,7 @@ from torch import Tensor, nn
 from without_data import CUTS, EPOCHS, trained, tuned
 
 import netslim
-from netslim.graph.modules.batches import inputs_of
+from netslim.graph.modules.batches import held_out, inputs_of
 from netslim.selection import Compensation
 from netslim.selection.criteria.surgeon import WHOLE, obs, second_moments
 from netslim.surgery.history import history
@@ -59,6 +61,7 @@ from netslim.training.stages.runner import Runner
 
 DEFAULT = "obs (the default)"
 BEFORE, NO_FIT, AFTER, BETWEEN = "before", "none", "before and after", "before and between"
+TWICE, SEQUENTIAL = "twice before", "sequential"
 WAYS = {  # score, fits
     DEFAULT: ("obs", BEFORE),
     "jacobian": ("jacobian", BEFORE),
@@ -67,12 +70,16 @@ WAYS = {  # score, fits
     "gates": ("gates", BEFORE),
     "no fit": ("obs", NO_FIT),
     "jacobian, between layers, no fit": ("jacobian_between", NO_FIT),
+    "a sequential fit": ("obs", SEQUENTIAL),
+    "two fits before": ("obs", TWICE),
     "a fit before and after": ("obs", AFTER),
     "a fit before and between": ("obs", BETWEEN),
 }
+FOLDS = {NO_FIT: None, SEQUENTIAL: SEQUENTIAL}
 TUNED = [way for way in WAYS if "fit" in way or "between" in way or way == DEFAULT]
 DRAWS = 2  # random sums of the outputs of each example
-PULL = 0.1  # ridge of the second fit, a share of the mean variance of what a layer reads
+PULL = 0.1  # ridge of the second fit to trained weights, of the mean variance of what a layer reads
+LIGHT = 0.01  # of the one to weights that were not trained
 PLACES = 8192  # that the second fit looks at, of each batch
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 Layers = dict[str, nn.Module]
@@ -255,15 +262,17 @@ def gates(group: Any, measured: Any) -> Tensor:
 
 
 @torch.no_grad()
-def fitted_again(small: nn.Module, whole: nn.Module, batches: list[Any]) -> nn.Module:
-    """``small``, whose layers were fitted to what ``whole`` computes, one after the other."""
+def fitted_again(
+    small: nn.Module, whole: nn.Module, batches: list[Any], pull: float = PULL
+) -> nn.Module:
+    """``small``, its layers fitted in place to what ``whole`` computes, one after the other."""
     past = history(small)
     assert past is not None
     kept = {row.tensor: list(row.kept) for row in past.tensors if row.axis == 0}
     whole.eval()
     small.eval()
     for name, norm in _in_order(small, batches[0]):
-        _fit(small, whole, name, norm, kept.get(name), batches)
+        _fit(small, whole, name, norm, kept.get(name), batches, pull)
     return small
 
 
@@ -300,7 +309,7 @@ def _in_order(model: nn.Module, batch: Any) -> list[tuple[str, str | None]]:
 
 def _fit(
     small: nn.Module, whole: nn.Module, name: str, norm: str | None, kept: list[int] | None,
-    batches: list[Any],
+    batches: list[Any], pull: float,
 ) -> None:  # fmt: skip
     path = name.removesuffix(".weight")
     layer, after = small.get_submodule(path), small.get_submodule(norm) if norm else None
@@ -331,7 +340,7 @@ def _fit(
         missing = missing - layer.bias
     about, level = read - read.mean(0), missing.mean(0)
     square = about.T @ about / len(about)
-    ridge = PULL * square.diagonal().mean() * torch.eye(len(square)).double()
+    ridge = pull * square.diagonal().mean() * torch.eye(len(square)).double()
     step_ = torch.linalg.solve(square + ridge, about.T @ (missing - level) / len(about)).T
     step_[~steep] = 0
     layer.weight.add_(step_.view_as(layer.weight))
@@ -361,8 +370,10 @@ def row(network: nn.Module, runner: Runner, way: str, cut: float) -> dict[str, A
     small = netslim.slim(
         network, torch.zeros_like(runner.example()[:1]), budget=netslim.Budget(cut_macs=cut),
         batches=batches, criterion=score, allocation="cost",
-        compensation=Compensation(None if fit == NO_FIT else "linear", recalibrate=True),
+        compensation=Compensation(FOLDS.get(fit, "linear"), recalibrate=True),
     )  # fmt: skip
+    if fit == TWICE:  # without what the first one held out
+        fitted_again(small, network, held_out(batches)[0], LIGHT)
     found = {"way": way, "cut_macs": cut, "after_cut": accuracy(small, runner)}
     if way not in TUNED:
         return found
