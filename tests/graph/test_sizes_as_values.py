@@ -172,36 +172,3 @@ def test_what_comes_back_from_numpy_is_no_weight() -> None:
 def test_what_to_write_instead_of_a_rounded_size_is_said(rounded: Any) -> None:
     _, graph = graph_of(lambda s, y, z: z.view(z.shape[0], rounded(y.shape[1] / 4), -1, 8, 8)[:, 0])
     assert "// or a -1 in the view would be followed" in str(graph["a"].reason)
-
-
-class Carrying(Net):
-    """Divides by the number of channels of the call before."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda s, y, z: z)
-        self.last = 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        z = self.own(y) / self.last
-        self.last = y.shape[1]
-        return z
-
-
-class Keeping(Carrying):
-    """Reads the number after it has written it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        self.last = y.shape[1]
-        return self.own(y.reshape(-1, self.last, *y.shape[2:]))
-
-
-def test_a_number_that_is_kept_for_the_next_call_holds_its_channels() -> None:
-    model = Carrying().eval()
-    graph = trace(model, PICTURES)
-    assert "last keeps their number for the next call" in graph.explain("a")
-    assert not graph["a"].prunable
-    assert graph["b"].prunable
-    assert model.last == 1
-    assert trace(Keeping().eval(), PICTURES)["a"].exact

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dis
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,8 +15,7 @@ from netslim.graph.modules.padded_norms import PaddedNorm
 from netslim.graph.modules.repeated_sizes import repeated
 from netslim.graph.modules.walk import named_modules
 from netslim.graph.tracing.recorder import Recorder
-from netslim.graph.tracing.records import ValueUse
-from netslim.graph.tracing.sizes import Size, Value, expressions_in, watchers
+from netslim.graph.tracing.sizes import Size, Value, watchers
 
 _OWN_KEYS = frozenset(nn.Module().__dict__)
 _PLAIN_KEYS = ("unflattened_size", "normalized_shape")  # sizes in tuples of PyTorch's own modules
@@ -54,8 +51,7 @@ def remembered_attributes(recorder: Recorder) -> Iterator[None]:
         for module, key, known, before in replaced:
             if module.__dict__.get(key) is known:
                 _put_back(module, key, before)
-        for module, path in modules.items():
-            _hold_carried(recorder, module, path)
+        for module in modules:
             _forget(module)
 
 
@@ -102,24 +98,6 @@ def _put_back(module: nn.Module, key: str, before: Any) -> None:
         del module.__dict__[key]
     else:
         module.__dict__[key] = before
-
-
-def _hold_carried(recorder: Recorder, module: nn.Module, path: str) -> None:
-    """Hold the channels whose number ``forward`` keeps for its next call, which no trace sees."""
-    for key, value in vars(module).items():
-        if type(value) in _KNOWING and _is_read_first(type(module).forward, key):
-            reason = f"{'.'.join(filter(None, (path, key)))} keeps their number for the next call"
-            uses = (ValueUse(found, False, reason) for found in expressions_in(value))
-            recorder.values += uses
-
-
-def _is_read_first(function: Any, name: str) -> bool:
-    """Whether the code of a function reads an attribute of this name before it sets one."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return False
-    named = (step.opname for step in dis.get_instructions(code) if step.argval == name)
-    return next(named, "") == "LOAD_ATTR"
 
 
 def _forget(module: nn.Module) -> None:
