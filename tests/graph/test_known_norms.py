@@ -53,6 +53,17 @@ def test_pytorchs_own_with_a_part_of_somebodys_is_not():
     assert kind_of(norm, 8) is None
 
 
+class Called(nn.LayerNorm):
+    """What it is called for is more than its forward."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * x.mean()
+
+
+def test_what_overrides_the_call_is_not_known_by_its_forward():
+    assert kind_of(Called(8), 8) is None
+
+
 class Convolution(nn.Conv2d):
     def __init__(self) -> None:
         super().__init__(4, 6, 3)
@@ -90,11 +101,30 @@ def _more(own, x):
     return own.convolved(x, own.computed() * own.gain).add_(1)
 
 
+def _rounded(own, x):
+    return own.convolved(x, own.computed() * own.gain.half().float())
+
+
+def _to_powers_of_two(own, x):
+    return own.convolved(x, own.computed() * own.gain.abs().log2().round().exp2())
+
+
+def _of_the_batch(own, x):
+    return own.convolved(x, own.computed() * own.gain * len(x))
+
+
+def _of_the_size(own, x):
+    return own.convolved(x, own.computed() * own.gain * x.shape[-1])
+
+
 def _writes(own, x):
     return own.convolved(x.relu_(), own.computed() * own.gain)
 
 
-OTHERS = [_added, _squared, _drawn, _of_the_input, _more, _writes]
+OTHERS = [
+    *(_added, _squared, _drawn, _of_the_input, _more, _writes),
+    *(_rounded, _to_powers_of_two, _of_the_batch, _of_the_size),
+]
 
 
 @pytest.mark.parametrize("forward", [_plain, *OTHERS], ids=lambda forward: forward.__name__)

@@ -272,6 +272,28 @@ def test_a_line_on_two_ways_has_a_width_on_either(tmp_path):
     assert torch.equal(outputs(loaded, pictures), outputs(smaller, pictures))
 
 
+class InACondition(Net):
+    """One call in the text, which Python compiles twice."""
+
+    def forward(self, x):
+        x, times = self.stem(x), 0
+        while times < 2 and (x := self.mixed(x)) is not None:
+            times += 1
+        return self.tail(x)
+
+    def mixed(self, x):
+        return x * torch.mean(x, 1, keepdim=True)
+
+
+def test_a_call_in_the_condition_of_a_loop_is_one():
+    model = network(InACondition)
+    graph = netslim.trace(model, PICTURES)
+    (norm,) = graph.norms
+    plan = half(graph)
+    assert [cut.place for cut in plan.norms] == [norm.row.place]
+    assert netslim.verify(model, netslim.prune(model, plan), plan, PICTURES).deviation < 1e-12
+
+
 class Fixed(Net):
     """The line first sees what no cut touches."""
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, cast
@@ -84,13 +84,22 @@ def caller(function: Any) -> FrameType | None:
     return frame
 
 
-def way_to(frame: FrameType | None) -> tuple[tuple[CodeType, int], ...]:
-    """The code that leads from a module's ``forward`` to what runs in a frame, and how far each is.
+def way_to(frame: FrameType | None) -> tuple[tuple[CodeType, Any], ...]:
+    """The code that leads from a module's ``forward`` to what runs in a frame, and where each is.
 
     Of what is further away, where no call is found, the last of it. A function that two lines of a
-    forward call is on two ways: its calls are replaced for either alone.
+    forward call is on two ways: its calls are replaced for either alone. By their place in the
+    text: the condition of a loop is one call there, and compiled twice.
     """
-    return tuple((each.f_code, each.f_lasti) for each in _way(frame)[0])
+    return tuple((each.f_code, _spot(each.f_code, each.f_lasti)) for each in _way(frame)[0])
+
+
+def _spot(code: CodeType, instruction: int) -> Any:
+    """(first line, last line, first column, last column) of what an instruction was made from; its
+    number where the interpreter does not know that.
+    """
+    found = next(islice(code.co_positions(), instruction // 2, None))
+    return instruction if None in found else found
 
 
 def _way(frame: FrameType | None) -> tuple[list[FrameType], bool]:
@@ -238,11 +247,9 @@ class _Text:
 
     def number(self, code: CodeType, instruction: int) -> int | None:
         """Which call an instruction of the function's code belongs to."""
-        places = list(code.co_positions())
-        line, end, start, stop = places[instruction // 2]
+        spot = _spot(code, instruction)
         for number, call in self.calls.items():
-            spot = call.lineno, call.end_lineno, call.col_offset, call.end_col_offset
-            if spot == (line, end, start, stop):
+            if spot == (call.lineno, call.end_lineno, call.col_offset, call.end_col_offset):
                 return number
         return None
 

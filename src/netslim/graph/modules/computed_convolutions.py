@@ -31,6 +31,7 @@ CONVOLUTIONS = KIND, SAME_KIND
 PLAIN: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _SAME = 1e-9  # relative, in float64
+_ROUNDED = 1e-5  # likewise, where numbers of a module's own precision are multiplied
 _PRIME = 4099  # more than most filters have numbers, so that no two of these begin alike
 
 
@@ -198,9 +199,13 @@ def computed_weight(module: nn.Module, parameters: Mapping[str, Tensor]) -> Tens
     return made
 
 
-def _run(module: nn.Module, weight: Tensor, filled: float = 0.0) -> tuple[_Given, Tensor]:
-    """What a module gives a convolution, and what it makes of an input of one number."""
-    x = _input(module, weight, 0).fill_(filled)
+def _run(module: nn.Module, weight: Tensor, again: bool = False) -> tuple[_Given, Tensor]:
+    """What a module gives a convolution, and what it makes of an input of zeros; ``again`` of one
+    that is another in all: of ones, in a larger batch, and larger.
+    """
+    x = _input(module, weight, 0)
+    if again:
+        x = _input(module, weight, 1, batch=3) + 1
     given = _Given(x)
     with torch.no_grad(), given:
         out = type(module).forward(module, x)
@@ -235,26 +240,30 @@ def computes(module: nn.Module) -> str | None:
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module is seen to be the plain convolution of the weight that it computes.
 
-    With a gain the weight must be what it is without, times that, to the bit: the gains are powers
-    of two, which round nothing. What else a module may do, as to put zeros around its input, is not
-    seen here but tried out.
+    With a gain the weight must be what it is without, times that: to the bit where the gains are
+    powers of two, which round nothing, and nearly where they are not, for code may round those. What
+    else a module may do, as to put zeros around its input, is not seen here but tried out.
     """
     numbers = {name: _uneven(p) for name, p in module._parameters.items() if p is not None}
-    gains = {name: _powers(numbers[name]) for name in _more(module)}
-    ones = {name: torch.ones_like(gain) for name, gain in gains.items()}
-    one, same = (_with(module, {**numbers, **more}) for more in (gains, ones))
-    weight = numbers["weight"]
-    given, out = _run(one, weight)
-    if not given.is_all(one, out):
-        return False
+    powers = {name: _powers(numbers[name]) for name in _more(module)}
+    uneven = {name: numbers[name] * power for name, power in powers.items()}
+    ones = {name: torch.ones_like(power) for name, power in powers.items()}
+    weight, made = numbers["weight"], []
     # No two weights are drawn, and none is made of what comes in on a way that is not seen here.
-    again, _ = _run(same, weight, filled=1.0)
-    made, other = (call["weight"] for call in (*given.calls, *again.calls))
-    if not made.shape == other.shape == weight.shape:
-        return False
-    for gain in gains.values():
-        other = other * gain.reshape(-1, *(1 for _ in weight.shape[1:]))
-    return torch.equal(made, other)
+    for gains, again in ((powers, False), (ones, True), (uneven, True))[: 2 + len(powers)]:
+        one = _with(module, {**numbers, **gains})
+        given, out = _run(one, weight, again)
+        if not given.is_all(one, out) or given.calls[0]["weight"].shape != weight.shape:
+            return False
+        made.append(given.calls[0]["weight"])
+    each = (-1, *(1 for _ in weight.shape[1:]))
+    if not powers:
+        return torch.equal(*made)
+    (power,), (gain,) = (tuple(g.values()) for g in (powers, uneven))
+    exactly, plain, nearly = made
+    allowed = max(_ROUNDED, 8 * torch.finfo(weight.dtype).eps) * plain.abs().flatten(1).amax(1)
+    apart = (nearly / gain.reshape(each) - plain).abs().flatten(1).amax(1)
+    return torch.equal(exactly, plain * power.reshape(each)) and bool((apart <= allowed).all())
 
 
 def _uneven(p: Tensor) -> Tensor:
@@ -272,7 +281,7 @@ def _powers(numbers: Tensor) -> Tensor:
 
 def _alike(one: nn.Module, other: nn.Module, weight: Tensor, generator: torch.Generator) -> bool:
     """Whether two convolutions make the same of random numbers, odd and even in size."""
-    x = _input(one, weight, 3)
+    x = _input(one, weight, 3, batch=3)
     x = x + torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
     with torch.no_grad():
         a, b = type(one).forward(one, x.clone()), type(other).forward(other, x)
@@ -298,11 +307,11 @@ def _with(module: nn.Module, parameters: Mapping[str, Tensor]) -> Any:
     return result
 
 
-def _input(module: Any, weight: Tensor, more: int) -> Tensor:
+def _input(module: Any, weight: Tensor, more: int, batch: int = 1) -> Tensor:
     """Zeros of as many places as the kernel needs, and some more."""
     sizes = zip(module.kernel_size, module.dilation, strict=True)
     places = [(int(k) - 1) * int(d) + 1 + more * (1 + i) for i, (k, d) in enumerate(sizes)]
-    return weight.new_zeros(1, weight.shape[1] * int(module.groups), *places)
+    return weight.new_zeros(batch, weight.shape[1] * int(module.groups), *places)
 
 
 __all__ = [

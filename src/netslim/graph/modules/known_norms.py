@@ -213,6 +213,8 @@ def _by_itself(module: nn.Module) -> bool:
     """Whether a module's own class computes all that its parameters take part in."""
     if "forward" in vars(module) or is_parametrized(module):
         return False
+    if type(module).__call__ is not nn.Module.__call__:  # which may do more than the forward
+        return False
     if isinstance(module, torch.jit.ScriptModule | KeptConvolution):
         return False
     if _has_more(type(module)) or not _takes_one(type(module).forward):

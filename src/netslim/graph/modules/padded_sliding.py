@@ -26,6 +26,7 @@ class PaddedSliding(PaddedNorm, nn.Conv1d):
 
     kind, does = SLIDING, "slides"
     dims = ()  # told by the channels that it is given, and not by what it computes
+    has_eps = False
     padded_places: tuple[int, ...]
 
     @classmethod
