@@ -241,8 +241,8 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a module is seen to be the plain convolution of the weight that it computes.
 
     With a gain the weight must be what it is without, times that: to the bit where the gains are
-    powers of two, which round nothing, and nearly where they are not, for code may round those. What
-    else a module may do, as to put zeros around its input, is not seen here but tried out.
+    powers of two, which round nothing, and nearly where they are not, for code may round those.
+    What else a module may do, as to put zeros around its input, is not seen here but tried out.
     """
     numbers = {name: _uneven(p) for name, p in module._parameters.items() if p is not None}
     powers = {name: _powers(numbers[name]) for name in _more(module)}
