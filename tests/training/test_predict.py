@@ -106,6 +106,9 @@ def test_evaluate_looks_at_an_onnx_file_as_at_what_it_was_made_of(place, tmp_pat
     assert (
         "plain.onnx gives (2, 3) for 2 images, but digits has 10 classes" in capsys.readouterr().err
     )
+    file.write_bytes(file.read_bytes()[:100])
+    assert main(["evaluate", str(file), "--data", "digits", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.endswith("; is it a whole .onnx file?\n")
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_answered(

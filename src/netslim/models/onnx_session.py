@@ -62,10 +62,11 @@ class Session:
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as problem:
-            raise ExportError(
-                f"ONNX Runtime cannot load it: {innermost(problem)}; it has all operators in "
-                "float32: model.float()"
-            ) from problem
+            said = innermost(problem)
+            remedy = "it has all operators in float32: model.float()"
+            if "protobuf" in said.lower():  # it is not even read
+                remedy = "is it a whole .onnx file?"
+            raise ExportError(f"ONNX Runtime cannot load it: {said}; {remedy}") from problem
         # It does not fail where a provider cannot start, but falls back to the CPU.
         if self.session.get_providers()[0] != provider:
             raise ExportError(
