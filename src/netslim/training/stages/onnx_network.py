@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from netslim._support import parse_json, read_bytes, refusing
 from netslim.data.preprocessing import INSIDE, KEY, Preprocessing
-from netslim.errors import DataError, NetslimError, RecipeError
+from netslim.errors import DataError, ExportError, NetslimError, RecipeError
 from netslim.measure.backends import Ready
 from netslim.models.onnx_session import Session, innermost, need_onnx
 
@@ -45,7 +45,10 @@ class Exported(InOnnxRuntime):
         need_onnx()
         with refusing(RecipeError, f"cannot read {path}", "give the file of a network"):
             content = read_bytes(path)
-        super().__init__(content)
+        try:
+            super().__init__(content)
+        except ExportError as problem:
+            raise ExportError(f"{path}: {problem}") from problem
         metadata = self.session.session.get_modelmeta().custom_metadata_map
         with refusing(DataError, f"{path}: its metadata are no JSON", "export the network again"):
             told = {key: parse_json(metadata[key]) for key in (KEY, INSIDE) if key in metadata}
