@@ -36,27 +36,22 @@ A run that was stopped goes on row by row.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
-from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from _common import record, show
-from compensation import BATCHES, STUDIES, accuracy
+from compensation import BATCHES, accuracy
 from torch import Tensor, nn
-from without_data import CUTS, EPOCHS, trained, tuned
+from without_data import EPOCHS, add_options, all_rows, cell, tuned
 
 import netslim
 from netslim.graph.modules.batches import held_out, inputs_of
 from netslim.selection import Compensation
 from netslim.selection.criteria.surgeon import WHOLE, obs, second_moments
 from netslim.surgery.history import history
-from netslim.training.stages.folder import write_json
 from netslim.training.stages.runner import Runner
 
 DEFAULT = "obs (the default)"
@@ -388,22 +383,6 @@ def row(network: nn.Module, runner: Runner, way: str, cut: float) -> dict[str, A
     return {**found, "tuned": accuracy(small, runner)}
 
 
-def rows_of(
-    make: Callable[[], tuple[nn.Module, Runner]], files: Path, ways: list[str]
-) -> Iterator[dict[str, Any]]:
-    """The rows of one seed of one network: those that are there, and those of ``ways``."""
-    made = None
-    for cut in CUTS:
-        for way in WAYS:
-            path = files.with_name(f"{files.name}-{way}-{cut}.json".replace(" ", "-"))
-            if way in ways and not path.exists():
-                made = made or make()
-                write_json(path, {"uncut": accuracy(*made), **row(*made, way, cut)})
-            if path.exists():
-                found = json.loads(path.read_text())
-                yield {key: value for key, value in found.items() if key != "digest"}
-
-
 def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Mean and standard deviation over seeds, and of the difference to the default."""
     keys = ("data", "network", "cut_macs", "way")
@@ -418,40 +397,20 @@ def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
                 for seed, r in mine.items()
                 if name in r
             ]
-            cells += [_cell([figure for figure, _ in pairs]), _cell([gain for _, gain in pairs])]
+            cells += [cell([figure for figure, _ in pairs]), cell([gain for _, gain in pairs])]
         data, network, cut, way = key
         table.append([f"{data} {network}", f"{1 - cut:.0%}", way, *cells, str(len(mine))])
     return table
-
-
-def _cell(figures: list[float]) -> str:
-    if len(figures) < 2:
-        return "".join(f"{figure:.1f}" for figure in figures)
-    return f"{mean(figures):.1f} ± {stdev(figures):.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", nargs="+", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--cifar", default="hf:cifar10", help="where CIFAR-10 is")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add_options(parser)
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--work", type=Path, default=Path("runs/without_data"))
-    parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()
-    (options.work / "errors").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for data in options.data:
-        source = options.cifar if data == "CIFAR-10" else data
-        for name, kwargs, training in STUDIES[data]:
-            for seed in options.seeds:
-                make = partial(trained, data, options.work, source, name, kwargs, training, seed)
-                files = options.work / "errors" / f"{data}-{name}-{seed}".replace(":", "-")
-                where = {"data": data, "network": name, "seed": seed}
-                ways = [] if options.table else options.only
-                rows += [{**where, **found} for found in rows_of(make, files, ways)]
+    rows = all_rows(options, "errors", WAYS, options.only, row)
     table = summary(rows)
     columns = ["network", "MACs left", "way", "after the cut", "than the default"]
     columns += ["fine-tuned", "than the default", "seeds"]

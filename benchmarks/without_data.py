@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -34,6 +35,7 @@ from netslim.training.loop.progress import Display
 from netslim.training.stages.folder import RunFolder, write_json
 from netslim.training.stages.runner import Runner
 
+Row = Callable[[nn.Module, Runner, str, float], dict[str, Any]]  # of a way and a cut
 CUTS = (0.5, 0.75)
 EPOCHS, RATE = 2, 0.02  # of fine-tuning
 WAYS: dict[str, dict[str, Any]] = {
@@ -92,24 +94,43 @@ def row(network: nn.Module, runner: Runner, way: str, cut: float) -> dict[str, A
 
 
 def rows_of(
-    make: Callable[[], tuple[nn.Module, Runner]], files: Path, table: bool
-) -> Iterator[dict[str, Any]]:
-    """The rows of one seed of one network; those that are there are read, and for a table no others
-    are made.
+    make: Callable[[], tuple[nn.Module, Runner]], files: Path, ways: Iterable[str],
+    wanted: Collection[str], row: Row,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The rows of one seed of one network: those of all ``ways`` that are there, and those that are
+    ``wanted``, which ``row`` makes.
     """
     made = None
     for cut in CUTS:
-        for way in WAYS:
+        for way in ways:
             path = files.with_name(f"{files.name}-{way}-{cut}.json".replace(" ", "-"))
-            if table and not path.exists():
-                continue
-            if not path.exists():
+            if way in wanted and not path.exists():
                 made = made or make()
-                network, runner = made
-                whole = {"uncut": accuracy(network, runner)}
-                write_json(path, {**whole, **row(network, runner, way, cut)})
-            found = json.loads(path.read_text())
-            yield {key: value for key, value in found.items() if key != "digest"}
+                write_json(path, {"uncut": accuracy(*made), **row(*made, way, cut)})
+            if path.exists():
+                found = json.loads(path.read_text())
+                yield {key: value for key, value in found.items() if key != "digest"}
+
+
+def all_rows(
+    options: argparse.Namespace, folder: str, ways: Iterable[str], wanted: Collection[str], row: Row
+) -> list[dict[str, Any]]:
+    """The rows of all networks and seeds that are asked for, which are kept in a ``folder`` of the
+    work folder; for a table no others are made.
+    """
+    if options.table:
+        wanted = ()
+    (options.work / folder).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for data in options.data:
+        source = options.cifar if data == "CIFAR-10" else data
+        for name, kwargs, training in STUDIES[data]:
+            for seed in options.seeds:
+                make = partial(trained, data, options.work, source, name, kwargs, training, seed)
+                files = options.work / folder / f"{data}-{name}-{seed}".replace(":", "-")
+                where = {"data": data, "network": name, "seed": seed}
+                rows += [{**where, **found} for found in rows_of(make, files, ways, wanted, row)]
+    return rows
 
 
 def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -119,42 +140,33 @@ def summary(rows: list[dict[str, Any]]) -> list[list[str]]:
     for key in names:
         mine = [r for r in rows if (r["data"], r["network"], r["cut_macs"], r["way"]) == key]
         cells = [
-            _cell([r[name] for r in mine if name in r]) for name in ("uncut", "after_cut", "tuned")
+            cell([r[name] for r in mine if name in r]) for name in ("uncut", "after_cut", "tuned")
         ]
         data, network, cut, way = key
         table.append([f"{data} {network}", f"{1 - cut:.0%}", way, *cells, str(len(mine))])
     return table
 
 
-def _cell(figures: list[float]) -> str:
+def cell(figures: list[float]) -> str:
+    """Their mean and standard deviation."""
     if len(figures) < 2:
         return "".join(f"{figure:.1f}" for figure in figures)
     return f"{mean(figures):.1f} ± {stdev(figures):.1f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What both this study and `output_error.py` are asked."""
     parser.add_argument("--data", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--cifar", default="hf:cifar10", help="where CIFAR-10 is")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/without_data"))
     parser.add_argument("--table", action="store_true", help="only write the table")
-    options = parser.parse_args()
-    (options.work / "rows").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for data in options.data:
-        source = options.cifar if data == "CIFAR-10" else data
-        for name, kwargs, training in STUDIES[data]:
-            for seed in options.seeds:
 
-                def make(
-                    data=data, source=source, name=name, kwargs=kwargs, training=training, seed=seed
-                ):
-                    return trained(data, options.work, source, name, kwargs, training, seed)
 
-                files = options.work / "rows" / f"{data}-{name}-{seed}".replace(":", "-")
-                where = {"data": data, "network": name, "seed": seed}
-                rows += [{**where, **found} for found in rows_of(make, files, options.table)]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser)
+    rows = all_rows(parser.parse_args(), "rows", WAYS, WAYS, row)
     table = summary(rows)
     columns = ["network", "MACs left", "way", "uncut", "after the cut", "fine-tuned", "seeds"]
     show("Validation accuracy, percent", columns, table)
