@@ -14,7 +14,7 @@ times what stays of their width (`Count.times`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import gcd
 from typing import Any, NamedTuple, Protocol
@@ -235,27 +235,24 @@ def held_as_heads(
     As the keys and values do that all heads of multi-query attention share: they have columns and
     no rows, so the first trace alone tells that they stay.
     """
-    units = {
-        (width.name, part.tensor, part.axis): dict(zip(part.positions, part.units, strict=True))
-        for width in widths
-        for part in width.slices
-    }
     for group in groups:
         if group.frozen:
             for width in widths:
-                if _are_columns(group, width.name, units):
+                if _are_columns(group, width):
                     reason = f"as heads; as the width of all heads they go in {width.name}"
                     group = replace(group, reason=reason, reasons=(reason,))
         yield group
 
 
-def _are_columns(
-    group: ChannelGroup, width: str, units: Mapping[tuple[str, str, int], Mapping[int, int]]
-) -> bool:
+def _are_columns(group: ChannelGroup, width: ChannelGroup) -> bool:
     """Whether each unit of a group lies in one of those of a width of heads."""
+    wider = {(part.tensor, part.axis): part for part in width.slices}
+    if not all((part.tensor, part.axis) in wider for part in group.slices):  # as nearly always
+        return False
     pairs: set[tuple[int, int]] = set()
     for part in group.slices:
-        known = units.get((width, part.tensor, part.axis), {})
+        other = wider[part.tensor, part.axis]
+        known = dict(zip(other.positions, other.units, strict=True))
         if not known.keys() >= set(part.positions.tolist()):
             return False
         pairs |= {(own, known[n]) for own, n in zip(part.units, part.positions, strict=True)}

@@ -28,6 +28,8 @@ from netslim.graph.modules.computed_convolutions import KeptConvolution, compute
 from netslim.graph.modules.norm_trials import (
     CLOSE,
     SAME,
+    SETTINGS,
+    SIMPLE,
     Trial,
     difference,
     double,
@@ -157,13 +159,11 @@ def _comparable(module: nn.Module) -> bool:
     """Whether all that a module holds beside tensors and parts is plain, whoever made it."""
     for name, value in vars(module).items():
         parts = value if isinstance(value, (tuple, list)) else (value,)
-        if name not in _ORDINARY and not all(p is None or isinstance(p, _SIMPLE) for p in parts):
+        if name not in _ORDINARY and not all(p is None or isinstance(p, SIMPLE) for p in parts):
             return False
     return True
 
 
-_SIMPLE = (bool, int, float, str)
-_SETTINGS = (*_SIMPLE, tuple)
 _ORDINARY = frozenset(vars(nn.Module()))  # attributes of every module
 _REPLACED = frozenset({"forward", "extra_repr", "reset_parameters"})  # of a class, and not missed
 
@@ -189,7 +189,7 @@ def _made_of(module: nn.Module, of_width: Mapping[int, str] | None = None) -> tu
     """
     of_width = of_width or {}
     own = {k: _put(plain(v), of_width) for k, v in vars(module).items() if k not in _ORDINARY}
-    settings = {k: v for k, v in own.items() if v is None or isinstance(v, (*_SETTINGS, list))}
+    settings = {k: v for k, v in own.items() if v is None or isinstance(v, (*SETTINGS, list))}
     other = 0
     if len(settings) < len(own):
         other = id(module)

@@ -22,7 +22,8 @@ from netslim.graph.modules.padded_norms import NormWidth, PaddedNorm, own_tensor
 SAME = 1e-9  # relative, in float64: other formulas differ by far more
 CLOSE = 1e-5  # where a module casts to float32
 _SCALES = (1.0, 1e-3, 1e-6, 1e6)  # of random numbers: eps matters to small, a clamp to large ones
-_SETTINGS = (bool, int, float, str, tuple)
+SIMPLE = (bool, int, float, str)  # of what a module holds
+SETTINGS = (*SIMPLE, tuple)
 
 
 class Trial:
@@ -163,7 +164,7 @@ def double(module: nn.Module, generator: torch.Generator | None = None) -> nn.Mo
     """A copy without hooks in float64; with a generator, of random weights."""
     result = copy.copy(module)
     _unhooked(result)
-    vars(result).update({k: plain(v) for k, v in vars(result).items() if isinstance(v, _SETTINGS)})
+    vars(result).update({k: plain(v) for k, v in vars(result).items() if isinstance(v, SETTINGS)})
     result._modules = copy.deepcopy(dict(module._modules))
     for child in result.children():
         child.apply(_unhooked)
@@ -196,6 +197,6 @@ def plain(value: Any) -> Any:
 
 
 __all__ = [
-    "CLOSE", "SAME", "Trial", "difference", "double", "drawn", "made", "plain", "unchanged",
-    "waves",
+    "CLOSE", "SAME", "SETTINGS", "SIMPLE", "Trial", "difference", "double", "drawn", "made",
+    "plain", "unchanged", "waves",
 ]  # fmt: skip

@@ -57,8 +57,7 @@ def expand(
     if asked is None:
         asked = [None] * out.dim()
     counted = rec.calling == "repeat_interleave"  # by a number in the user's code
-    times = rec.passed(1, "repeats")
-    if counted and isinstance(times, int):
+    if counted and isinstance(times := rec.passed(1, "repeats"), int):
         # Each entry is copied in a dimension behind its own. Of a single one the copies are all
         # there is, as of keys that all heads of queries share.
         own = [d for d, n in enumerate(x.shape) if n != out.shape[d]]

@@ -8,6 +8,7 @@ and one run tells who else reads a weight, and which other sizes it takes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 
@@ -28,14 +29,11 @@ class Facts:
     model: nn.Module
     elsewhere: dict[str, bool] = field(default_factory=dict)
     takes: dict[int, bool] = field(default_factory=dict)
-    _names: frozenset[str] | None = None
 
-    @property
+    @cached_property
     def names_read(self) -> frozenset[str]:
         """Names that the code may read."""
-        if self._names is None:
-            self._names = names_read(self.model)
-        return self._names
+        return names_read(self.model)
 
 
 __all__ = ["Facts"]
