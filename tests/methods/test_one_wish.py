@@ -400,12 +400,12 @@ def test_what_was_chosen_is_told_at_every_entrance(wish, shop, capsys):
     command(shop, asked)
     printed = capsys.readouterr().out
     if asked.data:
-        told = "criterion obs, allocation cost, compensation linear"
+        told = "criterion obs, allocation cost, compensation sequential"
         done = carry_out(shop.stage(asked), shop.network, shop.example, shop.runner.bench.batches)
-        assert [one.kept for one in done.mended] == [True, False]  # of which the second is not told
+        assert [one.kept for one in done.mended] == [True, False, False]  # which is not told
         assert f"chosen: {told}" in done.plan.notes
     else:
-        told = "criterion obs on noise, allocation cost, compensation linear"
+        told = "criterion obs on noise, allocation cost, compensation sequential"
     assert past.notes[0].startswith(f"chosen: {told}")
     assert f"chosen: {told}" in printed
 

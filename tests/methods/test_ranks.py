@@ -246,7 +246,7 @@ def rank_slim(rank: int) -> dict[str, Any]:
     small = netslim.slim(wrapper, X, budget=HALF, batches=shard(rank, 2 + rank))
     plan = history(small)
     judged = [note for note in plan.notes if note.startswith("compensation ")]
-    assert len(judged) == 2
+    assert len(judged) == 3
     return {"weights": weights(small), "removed": plan.removed, "judged": judged}
 
 

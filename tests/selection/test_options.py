@@ -131,7 +131,7 @@ def test_what_is_misspelt_fails_before_anything_runs(function, options, message)
         ),
         (
             lambda: Compensation("affine"),
-            "fold must be 'constant' or 'linear' or 'sequential', got 'affine'",
+            "fold must be 'constant' or 'linear' or 'sequential' or 'nearest', got 'affine'",
         ),
         (lambda: Limits(allow_inexact="yes"), "allow_inexact must be True or False, got 'yes'"),
     ],
@@ -157,7 +157,7 @@ def test_the_decorator_leaves_names_and_docstrings():
 # ---------------------------------------------------------------- what is taken by default
 
 NOTHING = Compensation()
-MENDED = Compensation("linear", recalibrate=True)
+MENDED = Compensation("nearest", recalibrate=True)
 MACS, CHANNELS = Budget(cut_macs=0.5), Budget(cut_channels=0.5)
 
 

@@ -222,7 +222,7 @@ def test_layers_behind_make_up_for_a_block(kind):
         for small in (netslim.prune(model, plan), mended)
     ]
     assert errors[1] < 0.05 * errors[0]
-    assert "what a block was added to" in str(folding)
+    assert "what has come of others" in str(folding)
 
 
 def test_layers_of_a_densenet_in_one_call():

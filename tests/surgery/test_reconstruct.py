@@ -5,6 +5,7 @@ constant.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import netslim
 from nets import Chain, DenseBlock, Functional, Residual, Twice, cut_half
 from netslim import Budget, Limits, load, prune, save, slim, trace, verify
 from netslim.errors import ArgumentError, PlanError
 from netslim.graph.modules.walk import fingerprint
 from netslim.selection import Compensation, Scoring
-from netslim.surgery import compensate
 from netslim.surgery.compensation.least_squares import Layout
 from netslim.surgery.history import history
 from netslim.surgery.plan_of_units import plan_keeping
@@ -27,6 +28,7 @@ from netslim.training.recipe.schema import Prune
 from netslim.training.stages.prune import carry_out
 
 WAYS = ("linear", "sequential")
+compensate = partial(netslim.surgery.compensate, way="linear")
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TINY = 1e-13  # a ridge that leaves what is exact exact
 
@@ -183,13 +185,14 @@ class Straight(nn.Module):
         (nn.ConvTranspose2d(8, 4, 1), [3, 4, 7]),
     ],
 )
-def test_combinations_and_constants_are_exact(reads, kept):
+@pytest.mark.parametrize("way", WAYS)
+def test_combinations_and_constants_are_exact(reads, kept, way):
     """Three inputs make eight channels: three of them give the others, in each group of the
     convolution.
     """
     model = random(lambda: Straight(reads))
     plan = only(model, "a", kept)
-    folding = compensate(model, plan, [X], ridge=TINY)
+    folding = compensate(model, plan, [X], ridge=TINY, way=way)
     assert folding.moved[0].target is not None
     assert error(small_of(folding), model) < 1e-14
     assert error(prune(model, plan), model) > 1e-4
@@ -210,10 +213,10 @@ def test_every_network_comes_nearer(network, way, tmp_path):
     assert error(folding.model, model) == pytest.approx(error(small, model))
     other = prune(model, plan)
     if way == "sequential":
-        other = small_of(compensate(model, plan, [X], "constant"))
+        other = small_of(compensate(model, plan, [X], way="constant"))
     assert error(small, model) < error(other, model) / 1.5
     assert [row.consumer for row in folding.moved] == [
-        row.consumer for row in compensate(model, plan, [X], "constant").moved
+        row.consumer for row in compensate(model, plan, [X], way="constant").moved
     ]
     assert all(0 < row.explained <= 1 and not row.reason and row.target for row in folding.moved)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -242,7 +245,7 @@ def test_the_error_where_it_is_read_is_never_larger_than_with_constants(seed, ri
     plan = only(model, "0", [0, 3, 5])
     plain = prune(model, plan)
     constant, linear = (
-        small_of(compensate(model, plan, [X], "constant")),
+        small_of(compensate(model, plan, [X], way="constant")),
         small_of(compensate(model, plan, [X], ridge=ridge)),
     )
     assert error(linear, model) < error(constant, model)
@@ -412,7 +415,8 @@ def test_slim_and_recipes_take_it():
     assert error(sequential, model) < error(constant, model) < error(plain, model)
     assert error(linear, model) < error(plain, model)
     with pytest.raises(
-        ArgumentError, match="fold must be 'constant' or 'linear' or 'sequential', got 'affine'"
+        ArgumentError,
+        match="fold must be 'constant' or 'linear' or 'sequential' or 'nearest', got 'affine'",
     ):
         slim(model, X, budget=budget, compensation=Compensation("affine"))
     with pytest.raises(

@@ -922,14 +922,15 @@ def test_what_cuts_a_slimmed_network_unasked_is_told(stages, told, tmp_path):
 def test_what_was_chosen_is_in_the_results_and_the_reasons_in_the_plan(tmp_path):
     done = carry_out(tmp_path, {"kind": "prune", "budget": {"cut_channels": 0.5}})
     notes = done.results["notes"]
-    assert "01-prune: chosen: criterion obs, allocation cost, compensation linear" in notes
-    assert any(note.startswith("01-prune: compensation kept: linear; on ") for note in notes)
+    assert "01-prune: chosen: criterion obs, allocation cost, compensation sequential" in notes
+    assert any(note.startswith("01-prune: compensation kept: sequential; on ") for note in notes)
     left = "01-prune: compensation left out: batch-norm statistics taken anew; "
     assert sum(note.startswith(left) for note in notes) == 1
     assert not done.results["warnings"]
     mended = done.stage("01-prune")["mended"]
     assert [(one["step"], one["kept"]) for one in mended] == [
-        ("linear", True),
+        ("sequential", True),
+        ("linear", False),
         ("batch-norm statistics taken anew", False),  # of a network that was never trained
     ]
     why = done.plan("01-prune").why

@@ -54,6 +54,7 @@ from netslim.selection.select import select
 from netslim.surgery.compensation.batch_norm import recalibrate
 from netslim.surgery.compensation.constants import Folding
 from netslim.surgery.compensation.linear import compensate
+from netslim.surgery.compensation.ways import NEAREST
 from netslim.surgery.history import Notes, retell
 from netslim.surgery.plan import PruningPlan
 from netslim.surgery.plan_of_units import plan_keeping
@@ -332,20 +333,29 @@ def _proved(
     compensation: Compensation,
     batches: Sequence[Any],
 ) -> dict[Steps, Cut[Model]]:
-    """The cut as it is, and with a fold where one is asked for."""
+    """The cut as it is, and with each fold that is asked for."""
     small = prune(model, plan)
     check = verify(model, small, plan, example_inputs, graph=graph)
     ways: dict[Steps, Cut[Model]] = {(): Cut(small, graph, plan, check)}
     fold = compensation.fold
     if fold is None or not (plan.groups or (plan.dropped and fold != "constant")):
         return ways
-    # A fold changes weights and may add biases, so that what is cut is another network than the one
-    # that was traced: the proof compares with that, and traces it anew.
-    folding = compensate(model, plan, batches, fold)
-    small = prune(folding.model, folding.plan)
-    check = verify(folding.model, small, folding.plan, example_inputs)
-    step = in_words(Compensation(fold))
-    return ways | {(step,): Cut(small, graph, folding.plan, check, notes=tuple(_moved(folding)))}
+    folds = NEAREST if fold == "nearest" else (fold,)
+    for way in folds:
+        try:
+            folding = compensate(model, plan, batches, way)
+        except (NetslimError, RuntimeError) as error:
+            if way == folds[-1]:
+                raise
+            logger.info("what removed channels emit cannot be made up for by %s: %s", way, error)
+            continue
+        # A fold changes weights and may add biases, so that what is cut is another network than the
+        # one that was traced: the proof compares with that, and traces it anew.
+        small = prune(folding.model, folding.plan)
+        check = verify(folding.model, small, folding.plan, example_inputs)
+        told = tuple(_moved(folding))
+        ways[(in_words(Compensation(way)),)] = Cut(small, graph, folding.plan, check, notes=told)
+    return ways
 
 
 def _unproved(
@@ -407,10 +417,10 @@ def _mended(
     """The cut with the steps that bring its outputs nearest.
 
     Args:
-        ways: the cut without steps, and with the fold where one is asked for.
+        ways: the cut without steps, and with each fold that is asked for.
         compensation: what is asked for.
         batches: for statistics of batch normalisation.
-        judge: of the outputs. One that sees nothing leaves the fold and no fresh statistics.
+        judge: of the outputs. One that sees nothing leaves the last fold and no fresh statistics.
     """
     count = compensation.recalibrate
     layers = [m for m in ways[()].network.modules() if isinstance(m, _BatchNorm)]

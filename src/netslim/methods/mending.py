@@ -39,7 +39,8 @@ class Mending:
     Attributes:
         step: in words.
         before, after: relative squared error of the outputs on what was held out, without the step
-            and with it, the other steps as is best in each case; None where nothing was held out.
+            or one in its place, and with it, the other steps as is best in each case; None where
+            nothing was held out.
         kept: whether the network has it.
     """
 
@@ -66,6 +67,8 @@ class Mending:
             f"{verdict}: {self.step}; on batches held out the squared error of the outputs is "
             f"{self.after:.3g} with it and {self.before:.3g} without, of their size"
         )
+        if not (self.kept or self.harmful):
+            text += "; another brings them nearer"
         if self.harmful:
             text += ": so few or such batches tell less of the data than what it replaces"
         return text
@@ -136,7 +139,8 @@ def nearest(ways: Mapping[Steps, nn.Module], judge: Judge) -> tuple[Steps, tuple
     best = min(errors, key=lambda taken: (errors[taken], len(taken)))
     mended = []
     for step in dict.fromkeys(chain.from_iterable(ways)):
-        without = min(error for taken, error in errors.items() if step not in taken)
+        beside = set(chain.from_iterable(taken for taken in ways if step in taken))
+        without = min(e for taken, e in errors.items() if step not in taken and beside >= {*taken})
         with_it = min(error for taken, error in errors.items() if step in taken)
         mended.append(Mending(step, without, with_it, step in best))
     return best, tuple(mended)

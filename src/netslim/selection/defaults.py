@@ -5,10 +5,10 @@ what is given                           criterion         allocation  compensati
 ======================================  ================  ==========  ==============================
 a criterion                             it                global      none
 amounts by name alone                   l1                global      none
-batches of data                         obs               cost        linear, statistics taken anew
+batches of data                         obs               cost        nearest fit, statistics anew
 no data; ``cut_channels`` alone         bn_scale          global      none
 the same, no batch-norm scale is there  l2                uniform     none
-no data; any other budget               obs, on noise     cost        linear, statistics taken anew
+no data; any other budget               obs, on noise     cost        nearest fit, statistics anew
 the same, no batch-norm statistics      l2                uniform     none
 ======================================  ================  ==========  ==============================
 
@@ -20,9 +20,9 @@ when the others make up for a channel, spread to lose least for what is saved, m
 normalisation takes the place of data (`netslim.methods.noise`): of the ways without data it lost
 least by far (benchmarks/without_data.py). Where a network has no such statistics, or takes no
 noise, the same share of every layer is the safe choice.
-Making up for what went by least squares with statistics taken anew lost least of the ways with one
-pass over the data; layer after layer (``sequential``) takes longer and was no better outside the
-spread of three seeds (benchmarks/compensation.py).
+Fits layer after layer lost least of the ways to make up for what went, with data and without
+(benchmarks/compensation.py, without_data.py), but not in every network: what is nearer on examples
+held out is kept, they or fits of channels at once; and fresh statistics where they help besides.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _best(
     asked = set() if budget is None else set(budget.given())
     if per_group and not asked:
         return Choice(replace(scoring, criterion="l1"), "global", Compensation())
-    mended = Compensation("linear", recalibrate=True)
+    mended = Compensation("nearest", recalibrate=True)
     looking = Choice(replace(scoring, criterion="obs"), "cost", mended)
     if data is True:
         return looking

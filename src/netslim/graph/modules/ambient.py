@@ -12,9 +12,11 @@ off must not put each other's back: a `Switch` stays off until the last of them 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -152,6 +154,22 @@ def usual_operators() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Whatever a forward changes of the settings of the process, they are as they were afterwards.
+
+    A forward puts them back itself; runs that wait for each other do so in another order.
+    """
+    attention = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _KERNELS]
+    dtype, filters = torch.get_default_dtype(), warnings.filters[:]
+    try:
+        yield
+    finally:
+        _enable_attention(attention)
+        torch.set_default_dtype(dtype)
+        warnings.filters[:] = filters  # type: ignore[index]
+
+
+@contextlib.contextmanager
 def undisturbed(model: nn.Module | None) -> Iterator[None]:
     """Inside, ``model`` runs as it does by itself; gradients are on or off as they were.
 
@@ -198,7 +216,7 @@ def holding_values() -> Iterator[None]:
 
     Any other default device, and the default data type, are the user's choice and stay.
     """
-    around = [torch._C._get_function_stack_at(i) for i in range(_FUNCTION_MODES())]
+    around = _function_modes()
     devices = {mode.device.type for mode in around if isinstance(mode, DeviceContext)}
     gradients = torch.is_grad_enabled()
     with (
@@ -252,7 +270,7 @@ def dispatch_modes_off() -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def _function_modes_off(devices: set[str]) -> Iterator[None]:
     """No `TorchFunctionMode` around but a default device that is one of the model's."""
-    around = [torch._C._get_function_stack_at(i) for i in range(_FUNCTION_MODES())]
+    around = _function_modes()
     own = [m for m in around if isinstance(m, DeviceContext) and m.device.type in devices]
     _replace_function_modes(own)
     try:
@@ -260,6 +278,27 @@ def _function_modes_off(devices: set[str]) -> Iterator[None]:
             yield
     finally:
         _replace_function_modes(around)
+
+
+def as_here(function: Callable[[], None]) -> Callable[[], None]:
+    """The function for another thread, where it runs as in this one: with its default device, its
+    context variables, and on its stream of a GPU.
+    """
+    around, context = _function_modes(), contextvars.copy_context()
+    stream: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        stream = torch.cuda.stream(torch.cuda.current_stream())
+
+    def there() -> None:
+        _replace_function_modes(around)
+        with stream:
+            context.run(function)
+
+    return there
+
+
+def _function_modes() -> list[TorchFunctionMode]:
+    return [torch._C._get_function_stack_at(i) for i in range(_FUNCTION_MODES())]
 
 
 def _replace_function_modes(modes: Sequence[TorchFunctionMode]) -> None:

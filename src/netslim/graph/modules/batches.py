@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from netslim._support import check_batches
 from netslim.errors import ArgumentError
@@ -110,6 +110,42 @@ def _examples(batch: Any, which: slice, size: int) -> Any:
     return tree_map_only(Tensor, part, batch)
 
 
+def joined(batches: Iterable[Any], most: int) -> list[Any]:
+    """At most ``most`` batches of the inputs of all of these, in their order.
+
+    Inputs are put together along the first dimension of their tensors. Where they do not agree on
+    how many examples a batch has, or are otherwise not alike, the first of them stands for all.
+    """
+    found = [inputs_of(batch) for batch in batches]
+    size = max(1, -(-len(found) // most))
+    calls = (_together(found[first : first + size]) for first in range(0, len(found), size))
+    return [(kwargs or args,) for args, kwargs in calls]
+
+
+def _together(calls: Sequence[Any]) -> Any:
+    """One call with the examples of all, or the first."""
+    rows = [tree_flatten(call) for call in calls]
+    for leaves, structure in rows:
+        sizes = {len(leaf) for leaf in tensor_leaves(leaves) if leaf.dim()}
+        if len(sizes) != 1 or structure != rows[0][1] or not all(map(_alike, leaves, rows[0][0])):
+            return calls[0]
+    columns = zip(*(leaves for leaves, _ in rows), strict=True)
+    leaves = [torch.cat(column) if _of_examples(column[0]) else column[0] for column in columns]
+    return tree_unflatten(leaves, rows[0][1])
+
+
+def _of_examples(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether examples can be put together, and anything else is the same."""
+    if not (_of_examples(one) and _of_examples(other)):
+        return one is other or (isinstance(one, int | float | str) and bool(one == other))
+    facts = [(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in (one, other)]
+    return facts[0] == facts[1]
+
+
 def outputs(
     model: nn.Module, batches: Iterable[Any], what: str = "batch"
 ) -> Iterator[tuple[Any, Any]]:
@@ -150,4 +186,4 @@ def outputs(
         )
 
 
-__all__ = ["held_out", "inputs_of", "outputs", "singly", "targets_of"]
+__all__ = ["held_out", "inputs_of", "joined", "outputs", "singly", "targets_of"]

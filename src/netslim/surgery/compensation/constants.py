@@ -62,14 +62,15 @@ class Moved:
         consumer: name of the weights that read them.
         target: name of the bias or running mean that took it; None where it could not be moved, or
             was zero.
-        channels: number of entries of the weights that read removed channels; 0 where all is read
-            from behind a block that goes.
+        channels: number of entries of the weights that read removed channels; 0 where what is read
+            deviates only, as the layers before or a block that goes were cut.
         spread: largest deviation of any output from the constant that was moved, relative to the
             largest constant; 0 where it is exact. Of the way ``"constant"`` only.
         reason: why nothing was moved; together with ``explained``, why no constant was.
         explained: of the ways ``"linear"`` and ``"sequential"`` only: share of the variance of what
-            was read that the channels that stay explain (R squared; of the square where no constant
-            could be moved); None where nothing was moved.
+            was read, or of what the layer computes no more, that the channels that stay explain
+            (R squared; of the square where no constant could be moved); None where nothing was
+            moved.
     """
 
     consumer: str
@@ -82,7 +83,7 @@ class Moved:
     def __str__(self) -> str:
         what = f"{self.channels} entries"
         if not self.channels:
-            what = "what a block was added to"
+            what = "what has come of others"
         return f"{self.consumer}: {what} -> {self._where()}"
 
     def _where(self) -> str:

@@ -35,6 +35,7 @@ from netslim.errors import ArgumentError
 from netslim.surgery.compensation.constants import Args, Flow, Kwargs
 from netslim.surgery.rows import TensorCut
 
+RIDGE = 1e-4  # keeps combinations small where channels are nearly the same
 ROWS = 8192  # samples that are looked at of one layer and batch, about
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -56,6 +57,11 @@ class Layout:
         if table is not None:
             entries = table[:, 0].numpy()
         self.masks = np.isin(entries, cut.kept), np.isin(entries, gone)
+
+    @property
+    def taps(self) -> int:
+        """Of the kernel; one of a linear layer."""
+        return prod(self.weight.shape[2:])
 
     def indices(self) -> tuple[Tensor, Tensor]:
         """Channels that stay and go, counted within each convolution group: (groups, number).
@@ -129,30 +135,31 @@ class Layout:
         taps = taps.view(prod(kernel), 1, *kernel)
         if func in TRANSPOSED:
             taps = taps.transpose(0, 1)
-        args, kwargs = _ungrouped(args, kwargs)
+        args, kwargs = ungrouped(args, kwargs)
         # Channels stand as examples of one channel, so that each is met by each tap alone.
         mean = maps.mean(0, dtype=torch.float64)
         met = func(mean.unsqueeze(1), taps, None, *args, **kwargs).flatten(2)
         return met.mean(2).unflatten(0, (self.groups, -1)), met.shape[2] * len(maps)
 
 
-def stride(samples: int) -> int:
-    """Every how-manieth sample of one layer and batch is looked at: of many about `ROWS`."""
+def stride(samples: int, rows: int = ROWS) -> int:
+    """Every how-manieth sample of one layer and batch is looked at: of many about ``rows``."""
     # An odd stride: an even one would meet only some of the columns of a map of even width.
-    return samples // ROWS | 1
+    return samples // rows | 1
 
 
 # In a convolution's call input, weight and bias are followed by three arguments, then the groups.
 
 
-def _groups(args: Args, kwargs: Kwargs) -> int:
+def groups_of(args: Args, kwargs: Kwargs) -> int:
+    """Of a convolution's call."""
     found: int = kwargs.get("groups", 1)
     if len(args) > 3:
         found = args[3]
     return found
 
 
-def _ungrouped(args: Args, kwargs: Kwargs) -> tuple[Args, dict[str, Any]]:
+def ungrouped(args: Args, kwargs: Kwargs) -> tuple[Args, dict[str, Any]]:
     """What follows input, weight and bias, with one group."""
     if len(args) > 3:
         args = (*args[:3], 1, *args[4:])
@@ -160,11 +167,16 @@ def _ungrouped(args: Args, kwargs: Kwargs) -> tuple[Args, dict[str, Any]]:
 
 
 class Moments:
-    """Means and covariances of predictors and targets, summed up about the first batch's means."""
+    """Means and covariances, summed up about the first batch's means.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.origin = self.sum = self.square = torch.zeros(())
+    Args:
+        rows: of so many entries, the first ones, the products with all are kept; of the others
+            their squares alone. None keeps all.
+    """
+
+    def __init__(self, rows: int | None = None) -> None:
+        self.rows, self.count = rows, 0
+        self.origin = self.sum = self.square = self.diagonal = torch.zeros(())
 
     def add(self, values: Tensor) -> None:
         """Take in values (groups, samples, channels)."""
@@ -172,7 +184,8 @@ class Moments:
             self.origin = values.mean(1, keepdim=True)
         values = values - self.origin
         self.sum = values.sum(1) + self.sum.to(values.device)
-        self.square = values.mT @ values + self.square.to(values.device)
+        self.square = values[:, :, : self.rows].mT @ values + self.square.to(values.device)
+        self.diagonal = values.square().sum(1) + self.diagonal.to(values.device)
         self.count += values.shape[1]
 
     def own(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,111 +200,116 @@ class Moments:
         if not self.count:
             return {}
         step = (self.origin - origin)[:, 0]
-        crossed = self.sum[:, :, None] * step[:, None, :]
-        square = self.square + crossed + crossed.mT
-        square = square + self.count * step[:, :, None] * step[:, None, :]
-        return {"sum": self.sum + self.count * step, "square": square}
+        moved = self.sum + self.count * step
+        square = self.square + self._outer(self.sum, step) + self._outer(step, moved)
+        diagonal = self.diagonal + 2 * self.sum * step + self.count * step.square()
+        return {"sum": moved, "square": square, "diagonal": diagonal}
+
+    @property
+    def mean(self) -> Tensor:
+        """(groups, channels)."""
+        return self.origin[:, 0] + self.sum / self.count
 
     def second(self, centred: bool) -> Tensor:
-        """The covariances (groups, channels, channels); where not ``centred`` the mean products."""
+        """The covariances (groups, rows, channels); where not ``centred`` the mean products."""
         # With y = x - origin: cov(x) = mean(y y') - mean(y) mean(y)', whatever the origin, and
         # mean(x x') = cov(x) + mean(x) mean(x)'.
         mean = self.sum / self.count  # about the origin
-        spread = self.square / self.count - mean[:, :, None] * mean[:, None, :]
+        spread = self.square / self.count - self._outer(mean, mean)
         if centred:
             return spread
-        mean = mean + self.origin[:, 0]
-        return spread + mean[:, :, None] * mean[:, None, :]
+        return spread + self._outer(self.mean, self.mean)
+
+    def squares(self, centred: bool) -> Tensor:
+        """The variances (groups, channels); where not ``centred`` the mean squares."""
+        spread = self.diagonal / self.count - (self.sum / self.count).square()
+        return spread if centred else spread + self.mean.square()
+
+    def _outer(self, one: Tensor, other: Tensor) -> Tensor:
+        return one[:, : self.rows, None] * other[:, None, :]
+
+
+def summed_over_ranks(moments: Moments, what: str, device: torch.device) -> None:
+    """Have the sums over the batches of all ranks of a distributed run, on each of them."""
+    counts = ranks.gathered(what, moments.count)
+    origins = ranks.summed(what, moments.own({"origin": moments.origin}))
+    if not origins:
+        return
+    # Each rank summed about the means of its own first batch; any origin near these will do.
+    origin = origins["origin"].to(device) / sum(count > 0 for count in counts)
+    own = ranks.summed(what, moments.about(origin))
+    moments.origin, moments.count = origin, sum(counts)
+    for name, value in own.items():
+        setattr(moments, name, value.to(device))
 
 
 class Fit(Flow):
     """What one tensor of weights reads, and how what goes of it follows from what stays.
 
-    The predictors p are the channels that stay as the cut network gives them; the targets d are
-    what is missing: the channels that go and, where the cut network is not the original, the
-    deviation of those that stay.
+    Attributes:
+        gathers: whether the sums for that are taken in; else only how the layer runs.
+        taken: calls of layers.
+        largest: bytes of an input.
+        finite: whether all that was read is.
     """
 
-    def __init__(self, cut: TensorCut, gone: np.ndarray, weight: Tensor, layout: Layout) -> None:
+    def __init__(
+        self, cut: TensorCut, gone: np.ndarray, weight: Tensor, layout: Layout, gathers: bool
+    ) -> None:
         super().__init__(cut, gone, weight)
-        self.layout, self.moments = layout, Moments()
-        self.taken = 0  # calls of layers
+        self.layout, self.moments, self.gathers = layout, Moments(), gathers and len(gone) > 0
+        self.taken = self.largest = 0
+        self.finite, self._loud = True, False
 
     def take(self, func: Any, x: Tensor, args: Args, kwargs: Kwargs) -> None:
-        self.compare(func, x, None, args, kwargs)
-
-    def compare(self, func: Any, x: Tensor, now: Tensor | None, args: Args, kwargs: Kwargs) -> None:
-        """Take in a call.
-
-        Args:
-            func: the layer's function.
-            x: its input in the original.
-            now: its input in the cut network; None where that is the same.
-            args, kwargs: what follows input, weight and bias.
-        """
         self.taken += 1
         inputs = int(func not in TRANSPOSED)  # the axis of the weights that reads
         if self.cut.axis != inputs or self.weight.dim() < 2:
             return
         layout = self.layout
         if func is not F.linear:
-            layout.groups = _groups(args, kwargs)
-        values, (means, count) = layout.rows(func, x), layout.means(func, x, args, kwargs)
-        seen = met = None
-        if now is not None:
-            seen, (met, _) = layout.rows(func, now), layout.means(func, now, args, kwargs)
-        self.moments.add(self._stacked(values, seen, 2))
-        self.total = self._stacked(means, met, 1) * count + self.total.to(means.device)
+            layout.groups = groups_of(args, kwargs)
+        self.largest = max(self.largest, x.nbytes)
+        self.finite = self.finite and bool(x.isfinite().all())
+        stays, goes = layout.indices()
+        rows = layout.rows(func, x) if len(self.gone) else x
+        self._loud = self._loud or not len(self.gone) or bool(pick(rows, goes, 2).any())
+        if not self.gathers:
+            self.count += 1
+            return
+        entries = torch.cat([stays, goes], 1)  # predictors, then targets
+        self.moments.add(pick(rows, entries, 2))
+        means, count = layout.means(func, x, args, kwargs)
+        self.total = pick(means, entries, 1) * count + self.total.to(means.device)
         self.count += count
-
-    def _stacked(self, was: Tensor, now: Tensor | None, axis: int) -> Tensor:
-        """Predictors and targets along one axis."""
-        stays, goes = self.layout.indices()
-        kept, gone = _pick(was, stays, axis), _pick(was, goes, axis)
-        if now is None:
-            return torch.cat([kept, gone], axis)
-        # What the original computes is W_k x_k + W_g x_g, k for what stays and g for what goes. The
-        # cut network has x_k', not x_k, so it is W_k x_k' + W_k (x_k - x_k') + W_g x_g: the last
-        # two are missing, and their targets are fitted by x_k'.
-        predictors = _pick(now, stays, axis)
-        return torch.cat([predictors, kept - predictors, gone], axis)
 
     def over_ranks(self) -> None:
         super().over_ranks()
         what, moments = "moments of what layers read", self.moments
-        seen = ranks.gathered(what, (moments.count, self.taken, self.layout.groups))
-        self.taken = sum(rank[1] for rank in seen)
-        self.layout.groups = max(rank[2] for rank in seen)
-        origins = ranks.summed(what, moments.own({"origin": moments.origin}))
-        if not origins:
-            return
-        # Each rank summed about the means of its own first batch; any origin near these will do.
-        device = self.weight.device
-        origin = origins["origin"].to(device) / sum(rank[0] > 0 for rank in seen)
-        own = ranks.summed(what, moments.about(origin))
-        sums = {key: value.to(device) for key, value in own.items()}
-        moments.origin, moments.count = origin, sum(rank[0] for rank in seen)
-        moments.sum, moments.square = sums["sum"], sums["square"]
+        own = (self.taken, self.layout.groups, self.finite, self._loud)
+        taken, groups, finite, loud = zip(*ranks.gathered(what, own), strict=True)
+        self.taken, self.layout.groups = sum(taken), max(groups)
+        self.finite, self._loud = all(finite), any(loud)
+        summed_over_ranks(moments, what, self.weight.device)
 
     @property
     def silent(self) -> bool:
-        if not len(self.gone):  # behind a block all that is read deviates
-            return False
-        targets = slice(self._predictors, None)
-        return not self.moments.second(centred=False)[:, targets, targets].any()
+        """Whether nothing was read of what goes; what deviates as a whole is not silent."""
+        return not self._loud
 
     @property
     def _predictors(self) -> int:
         return self.layout.indices()[0].shape[1]
 
-    def solve(self, ridge: float, centred: bool) -> tuple[Tensor, Tensor, float]:
+    def solve(self, ridge: float | None, centred: bool) -> tuple[Tensor, Tensor, float]:
         """Fit the targets, and give what they are read with to the predictors.
 
         In the subscripts g is a convolution group, o an output, t a tap, k a predictor, and r and s
         are targets.
 
         Args:
-            ridge: share of the predictors' mean variance that is added to the variance of each.
+            ridge: share of the predictors' mean variance that is added to the variance of each;
+                None takes `RIDGE`.
             centred: whether there is a place for a constant.
 
         Returns:
@@ -301,14 +319,14 @@ class Fit(Flow):
         Raises:
             ArgumentError: the covariances are singular even with ``ridge``.
         """
+        if ridge is None:
+            ridge = RIDGE
         k, matrix = self._predictors, self.layout.matrix()
         stays, goes = self.layout.indices()
         square = self.moments.second(centred)
         inner, cross, outer = square[:, :k, :k], square[:, :k, k:], square[:, k:, k:]
-        mix = self._mix(inner, cross, ridge)
-        read = _pick(matrix, goes, 2)  # the weights that read the targets
-        if square.shape[1] > k + goes.shape[1]:  # deviations of what stays are targets as well
-            read = torch.cat([_pick(matrix, stays, 2), read], 2)
+        mix = torch.cholesky_solve(cross, ridged(inner, ridge, self.cut.tensor)[0])
+        read = pick(matrix, goes, 2)  # the weights that read the targets
         # W_d M' for each tap; and of b what the layer makes of it: W_d mean(d) - W_d M' mean(p),
         # summed over the taps.
         added = torch.einsum("gort,gkr->gokt", read, mix)
@@ -324,18 +342,23 @@ class Fit(Flow):
             matrix[group].index_add_(1, stays[group], added[group]).index_fill_(1, goes[group], 0)
         return matrix, shift.flatten(), _explained(read, outer, left)
 
-    def _mix(self, inner: Tensor, cross: Tensor, ridge: float) -> Tensor:
-        """What each predictor adds to each target, (groups, predictors, targets)."""
-        scale = inner.diagonal(dim1=1, dim2=2).mean(1)
-        scale = torch.where(scale > 0, scale * ridge, 1.0)  # dead predictors: anything above 0
-        added = torch.diag_embed(scale[:, None].expand(-1, inner.shape[1]))
-        factor, failed = torch.linalg.cholesky_ex(inner + added)
-        if failed.any():
-            raise ArgumentError(
-                f"what {self.cut.tensor!r} reads is too nearly dependent for ridge={ridge}: "
-                "enlarge it"
-            )
-        return torch.cholesky_solve(cross, factor)
+
+def ridged(inner: Tensor, ridge: float, tensor: str) -> tuple[Tensor, Tensor]:
+    """The Cholesky factors of covariances (groups, predictors, predictors) with the ridge, and what
+    it adds to the variances (groups,).
+
+    Raises:
+        ArgumentError: they are singular even so; ``tensor`` is the weights' name.
+    """
+    scale = inner.diagonal(dim1=1, dim2=2).mean(1)
+    scale = torch.where(scale > 0, scale * ridge, 1.0)  # dead predictors: anything above 0
+    added = torch.diag_embed(scale[:, None].expand(-1, inner.shape[1]))
+    factors, failed = torch.linalg.cholesky_ex(inner + added)
+    if failed.any():
+        raise ArgumentError(
+            f"what {tensor!r} reads is too nearly dependent for ridge={ridge}: enlarge it"
+        )
+    return factors, scale
 
 
 def _explained(read: Tensor, before: Tensor, after: Tensor) -> float:
@@ -348,7 +371,7 @@ def _explained(read: Tensor, before: Tensor, after: Tensor) -> float:
     return min(1 - left / whole, 1.0)
 
 
-def _pick(values: Tensor, entries: Tensor, axis: int) -> Tensor:
+def pick(values: Tensor, entries: Tensor, axis: int) -> Tensor:
     """Entries of one axis, others in each group (of axis 0)."""
     return torch.stack(
         [row.index_select(axis - 1, chosen) for row, chosen in zip(values, entries, strict=True)]

@@ -10,13 +10,13 @@ for the channels, W_R (M x_K + b) is the best for its outputs as well, exactly f
 That is why one pass over the data is enough, and why nothing of the size of the outputs is kept:
 the fit needs the means and covariances of what the layer reads, see `least_squares`.
 
-Behind a block that goes every layer reads something else than it did. What it read is fitted by
-what it reads without the branch, the deviation being what is missing, layer after layer.
+What is left over a layer hands on to the next. Layer after layer (`kernels`) each is fitted to what
+it computed, whole kernels at once, from what it reads by then. So are the layers behind a block
+that goes in either way: all that they read is something else than it was.
 
-He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017 (eq. 3: least squares
-for the weights that stay) and Luo et al., "ThiNet", 2017 (section 3.2.3) fit the outputs of a
-layer; Kim et al., "Neuron Merging: Compensating for Pruned Neurons", 2020, and its successor LBYL
-move a removed channel's filters into those that stay, without data.
+Luo et al., "ThiNet", 2017 (section 3.2.3) fit the outputs of a layer by a scale for each channel
+that stays; Kim et al., "Neuron Merging: Compensating for Pruned Neurons", 2020, and its successor
+LBYL move a removed channel's filters into those that stay, without data.
 """
 
 from __future__ import annotations
@@ -30,41 +30,35 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import netslim.ranks as ranks
+import netslim.surgery.compensation.kernels as kernels
 from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError, PlanError, TraceError
 from netslim.graph import trace
-from netslim.graph.blocks import Addition
 from netslim.graph.channel_graph import ChannelGraph
-from netslim.graph.layers import FUNCTIONS
-from netslim.graph.modules.ambient import by_itself, eagerly
-from netslim.graph.modules.batches import inputs_of, outputs
-from netslim.graph.modules.calls import evaluating
+from netslim.graph.modules.ambient import by_itself
+from netslim.graph.modules.batches import inputs_of
 from netslim.graph.modules.duplicating import duplicate
 from netslim.graph.modules.unwrapping import bare
 from netslim.graph.modules.walk import layer_of, named_modules, named_tensors
 from netslim.surgery.compensation.constants import (
-    Args,
     Flow,
     Folding,
-    Kwargs,
     Model,
     Moved,
     Place,
     extended,
-    first_of,
     move,
     move_constants,
     place_of,
     reading,
     watched,
 )
+from netslim.surgery.compensation.kernels import KernelFit, LayerAfterLayer
 from netslim.surgery.compensation.least_squares import Fit, Layout
 from netslim.surgery.compensation.ways import FoldWay
 from netslim.surgery.plan import PruningPlan
-from netslim.surgery.proof.branches import branches_silent
 from netslim.surgery.rows import TensorCut, bias_of, weight_of
 
 logger = logging.getLogger("netslim")
@@ -75,7 +69,8 @@ logger = logging.getLogger("netslim")
 LARGEST = 4096
 SAMPLES = 4
 _NONE = np.empty(0, dtype=np.int64)
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
 @checks_calls
@@ -84,9 +79,9 @@ def compensate(
     model: Model,
     plan: PruningPlan,
     batches: Iterable[Any],
-    way: FoldWay = "linear",
+    way: FoldWay = "sequential",
     *,
-    ridge: float = 1e-4,
+    ridge: float | None = None,
 ) -> Folding[Model]:
     """A copy of ``model`` in which what the channels that ``plan`` removes emit comes from
     elsewhere.
@@ -103,10 +98,16 @@ def compensate(
       origin. In grouped convolutions the channels of a group fit each other. The entries of a
       flattened map are fitted one by one if there are enough examples for it; else all places of
       the map share the fit of its channels.
-    * ``"sequential"``: the same layer after layer, in order of execution: what the original reads
-      is fitted by what the layer reads after the layers before it were cut, so that deviations do
-      not add up. The batches are run twice for each layer, as far as that layer. Weights that are
-      used more than once are fitted as by ``"linear"``.
+    * ``"sequential"``: layer after layer, in order of execution, what a layer of the original
+      computes is fitted by what the layer reads after those before it were cut: the weights of
+      whole kernels, nearest in the sense of least squares (He et al., "Channel Pruning for
+      Accelerating Very Deep Neural Networks", 2017, eq. 3). Layers that read no removed channel
+      make up for what deviates, too. Each batch is run five times, however deep the network; of
+      many or large batches only the first ones are looked at again, as their runs wait before each
+      layer, in some 2 GiB. Where a network computes examples otherwise together than alone, these
+      are eight batches at most. Weights that are used more than once, layers of which one output
+      reads more than some 6,000 entries, and those that read other examples after the cut are
+      fitted as by ``"linear"``, or stay.
 
     Layers that read what a dropped block was added to are fitted layer after layer by ``"linear"``,
     too; ``"constant"`` moves nothing of blocks.
@@ -123,8 +124,10 @@ def compensate(
         batches: data loader or list; a batch is a tensor, a list or tuple with the input first, or
             a dict. In a distributed run each rank gives its own, and the fits are those of all.
         way: one of the three.
-        ridge: of the fits: this share of the mean variance of the channels that stay is added to
-            the variance of each, which keeps the combination small where they are nearly the same.
+        ridge: of the fits: this share of the mean variance of what stays is added to the variance
+            of each, which keeps combinations small where channels are nearly the same, and kernels
+            near to what they were where the data says little. None takes 1e-4; for whole kernels
+            0.02 times the entries that one output reads over the number of images.
 
     Raises:
         PlanError: the plan is for another architecture or removes nothing that is read.
@@ -140,7 +143,7 @@ def compensate(
     """
     if way not in (known := get_args(FoldWay)):
         raise ArgumentError(f"way must be {' or '.join(map(repr, known))}, got {brief(way)}")
-    if not ridge > 0:
+    if ridge is not None and not ridge > 0:
         raise ArgumentError(
             f"ridge must be above 0, got {ridge}: a small share of a channel's variance, such "
             "as 1e-4"
@@ -156,7 +159,7 @@ def compensate(
 
 
 def _compensated(
-    inner: Model, plan: PruningPlan, batches: Iterable[Any], way: FoldWay, ridge: float
+    inner: Model, plan: PruningPlan, batches: Iterable[Any], way: FoldWay, ridge: float | None
 ) -> Folding[Model]:
     if way == "constant":
         return move_constants(inner, plan, batches)
@@ -202,31 +205,44 @@ class _Result:
 
 
 def _fitted(
-    inner: Model, plan: PruningPlan, batches: Iterable[Any], ridge: float, *, sequential: bool
+    inner: Model,
+    plan: PruningPlan,
+    batches: Iterable[Any],
+    ridge: float | None,
+    *,
+    sequential: bool,
 ) -> Folding[Model]:
     plan.check(inner)
     copy = duplicate(inner)
     plan = extended(copy, replace(plan, biases=()), plan.biases)
     if isinstance(batches, Iterator):  # it is read several times
         batches = list(batches)
-    sums = [one for block in plan.dropped.blocks for one in block.sums]
-    behind = _behind(copy, plan, batches)
-    fits = _measure(copy, plan, behind, batches)
+    others = _layers(copy, plan) if sequential else _behind(copy, plan, batches)
+    fits = _measure(copy, plan, others, batches, gathers=not sequential)
     places = {fit: _place(copy, fit) for fit in fits}
     plan = extended(copy, plan, [place.new for place in places.values() if place.new is not None])
+    tensors = dict(named_tensors(copy))
+    shared = [tensors[place.target] for place in places.values() if place.target is not None]
+    anew = [fit for fit in fits if isinstance(fit, Fit) and _runs_once(fit)]
+    in_order = sorted(fits, key=lambda fit: fit.turn)
+    if sequential:
+        tables = {fit for fit in anew if fit.layout.table is not None}
+        by_channels = [fit for fit in fits if fit not in anew or fit in tables]
+        _gather(by_channels, copy, batches)
+    else:
+        anew = [fit for fit in anew if fit.cut.tensor in others]
     rows: dict[Flow, Moved] = {}
     # In order of execution: each layer is fitted to what those before it really give by then, so a
     # deviation is made up for by the next layer and not handed on to all that follow.
-    for fit in sorted(fits, key=lambda fit: fit.turn):
-        place = places[fit]
-        anew = sequential or fit.cut.tensor in behind
-        if anew and isinstance(fit, Fit) and not _lost(fit) and fit.calls == 1:
-            # By now `copy` holds the fits of all layers before this one.
-            again = _measure_again(inner, copy, fit, batches, sums)
-            if len(fit.gone) or again.moments.count >= SAMPLES * fit.cut.size:
-                rows[fit] = _move(copy, again, place, ridge)
-        elif len(fit.gone):
-            rows[fit] = _move(copy, fit, place, ridge)
+    with LayerAfterLayer(inner, copy, plan, anew, shared, batches) as layers:
+        for fit in in_order:
+            whole = layers.fit(fit, ridge) if fit in anew else None
+            if whole is not None and whole.seen:
+                if len(fit.gone) or whole.misses:
+                    rows[fit] = _moved(copy, whole, places[fit], ridge)
+            elif len(fit.gone):
+                _gather([fit], copy, batches)
+                rows[fit] = _move(copy, fit, places[fit], ridge)
     for row in rows.values():
         if row.reason:
             what = "what it reads"
@@ -238,10 +254,23 @@ def _fitted(
     return Folding(copy, plan, tuple(rows[fit] for fit in fits if fit in rows))
 
 
+def _layers(model: nn.Module, plan: PruningPlan) -> dict[str, TensorCut]:
+    """All layers: the axis of the weights that reads, of which the plan need not cut anything."""
+    found = {}
+    tensors = dict(named_tensors(model))
+    for module, path in named_modules(model).items():
+        own = weight_of(path) in tensors  # it is computed of others, or another layer's
+        if isinstance(module, _LAYERS) and own and not plan.dropped.holds(weight_of(path)):
+            axis = int(not isinstance(module, _TRANSPOSED))
+            size = module.weight.shape[axis]
+            if size <= LARGEST:
+                name = weight_of(path)
+                found[name] = TensorCut(name, axis, size, tuple(range(size)), "consumer")
+    return found
+
+
 def _behind(model: nn.Module, plan: PruningPlan, batches: Any) -> dict[str, TensorCut]:
-    """The layers that read what a block that goes is added to: the axis of the weights that reads,
-    of which the plan need not cut anything.
-    """
+    """The layers that read what a block that goes is added to."""
     call, _ = _first_call(batches)
     if not plan.dropped or call is None:
         return {}
@@ -251,39 +280,44 @@ def _behind(model: nn.Module, plan: PruningPlan, batches: Any) -> dict[str, Tens
         return {}
     assert blocks is not None
     sums = {one for block in plan.dropped.blocks for one in block.sums}
-    layers = {path: module for module, path in named_modules(model).items()}
-    found = {}
-    for name in sorted(blocks.layers_behind(sums)):
-        layer = layers.get(layer_of(name))
-        if isinstance(layer, _LAYERS) and name == weight_of(layer_of(name)):
-            size = layer.weight.shape[1]
-            if size <= LARGEST and not plan.dropped.holds(name):
-                found[name] = TensorCut(name, 1, size, tuple(range(size)), "consumer")
-    return found
+    behind = blocks.layers_behind(sums)
+    return {name: cut for name, cut in _layers(model, plan).items() if name in behind}
 
 
 def _measure(
-    model: nn.Module, plan: PruningPlan, behind: Mapping[str, TensorCut], batches: Any
+    model: nn.Module,
+    plan: PruningPlan,
+    others: Mapping[str, TensorCut],
+    batches: Any,
+    *,
+    gathers: bool,
 ) -> list[Flow]:
-    """What each layer reads that reads removed channels, or what blocks were added to."""
+    """What each layer reads that reads removed channels, or is one of the others."""
     tensors = dict(named_tensors(model))
-    read = [*_reading(plan, bool(behind))]
+    read = [*_reading(plan, bool(others and plan.dropped))]
     known = {cut.tensor for cut, _ in read}
     rows = [(cut, gone, tensors[cut.tensor]) for cut, gone in read]
     tables = _tables(model, rows, batches)
-    rows += [(cut, _NONE, tensors[name]) for name, cut in behind.items() if name not in known]
-    flows = [_flow(cut, gone, weight, tables.get(cut)) for cut, gone, weight in rows]
+    rows += [(cut, _NONE, tensors[name]) for name, cut in others.items() if name not in known]
+    flows = [_flow(cut, gone, weight, tables.get(cut), gathers) for cut, gone, weight in rows]
     watched(model, flows, batches)
     for flow in flows:
-        sums = flow.total
-        if isinstance(flow, Fit):
-            sums = flow.moments.square
-        if not torch.isfinite(sums).all():
+        finite = flow.finite if isinstance(flow, Fit) else bool(flow.total.isfinite().all())
+        if not finite:
             raise ArgumentError(
                 f"what {flow.cut.tensor!r} reads is not finite on these batches: there is "
                 "nothing to fit"
             )
     return flows
+
+
+def _gather(fits: Iterable[Flow], model: nn.Module, batches: Any) -> None:
+    """Take in what those need that have not."""
+    waiting = [fit for fit in fits if isinstance(fit, Fit) and len(fit.gone) and not fit.gathers]
+    for fit in waiting:
+        fit.gathers, fit.count = True, 0
+    if waiting:
+        watched(model, waiting, batches)
 
 
 def _reading(plan: PruningPlan, blocks: bool) -> list[tuple[TensorCut, np.ndarray]]:
@@ -296,13 +330,15 @@ def _reading(plan: PruningPlan, blocks: bool) -> list[tuple[TensorCut, np.ndarra
         return []
 
 
-def _flow(cut: TensorCut, gone: np.ndarray, weight: Tensor, table: Tensor | None) -> Flow:
+def _flow(
+    cut: TensorCut, gone: np.ndarray, weight: Tensor, table: Tensor | None, gathers: bool
+) -> Flow:
     if table is None and cut.size > LARGEST:
         logger.warning(
             "%s: only the mean of what goes is moved: more than %d entries", cut.tensor, LARGEST
         )
         return Flow(cut, gone, weight)
-    return Fit(cut, gone, weight, Layout(cut, gone, weight, table))
+    return Fit(cut, gone, weight, Layout(cut, gone, weight, table), gathers)
 
 
 def _tables(
@@ -365,68 +401,9 @@ def _table(graph: ChannelGraph, cut: TensorCut) -> Tensor | None:
     return torch.from_numpy(np.vstack(tables))
 
 
-class _FoundError(Exception):
-    """The call that was looked for has been seen."""
-
-
-class _Inputs(TorchFunctionMode):
-    """Ends a forward pass at the call of a layer with these weights."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-        self.call: tuple[Any, Tensor, Args, Kwargs] | None = None  # function, input, the others
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
-    ) -> Any:
-        if func in FUNCTIONS:
-            (x, weight, _), more, named = first_of(("input", "weight", "bias"), args, kwargs or {})
-            if weight is self.weight:
-                self.call = func, x, more, named
-                raise _FoundError
-        return func(*args, **(kwargs or {}))
-
-
-def _measure_again(
-    model: nn.Module, copy: nn.Module, fit: Fit, batches: Any, sums: Iterable[Addition]
-) -> Fit:
-    """The fit of what ``model`` reads by what ``copy`` reads now, without the branches of sums."""
-    again = Fit(fit.cut, fit.gone.cpu().numpy(), fit.weight, fit.layout)
-    weight = dict(named_tensors(model))[fit.cut.tensor]
-
-    def run() -> None:
-        # Two runs a batch, ended at this layer: its inputs are never kept for longer than a batch.
-        for batch in batches:
-            func, x, args, kwargs = _input(model, weight, batch)
-            with branches_silent(copy, sums):
-                _, now, _, _ = _input(copy, fit.weight, batch)
-            with torch.no_grad():
-                again.compare(func, x, now, args, kwargs)
-
-    ranks.everywhere("what layers read of removed channels", run)
-    if ranks.count() > 1:
-        again.over_ranks()
-    again.uses = again.taken
-    return again
-
-
-def _input(model: nn.Module, weight: Tensor, batch: Any) -> tuple[Any, Tensor, Args, Kwargs]:
-    """The call of the layer with these weights on one batch."""
-    watch = _Inputs(weight)
-    with torch.no_grad(), eagerly(), evaluating(model), watch:
-        try:
-            for _ in outputs(model, [batch]):
-                pass
-        except ArgumentError:
-            if watch.call is None:
-                raise
-    if watch.call is None:
-        raise ArgumentError(
-            "a layer that reads removed channels runs on some of the batches and not on others: "
-            "way='sequential' needs it in each, take way='linear'"
-        )
-    return watch.call
+def _runs_once(fit: Fit) -> bool:
+    """Whether the layer's kernels can be fitted as a whole."""
+    return not _lost(fit) and fit.calls == 1 and kernels.entries(fit) <= kernels.LARGEST
 
 
 def _lost(fit: Flow) -> str:
@@ -446,16 +423,23 @@ def _place(model: nn.Module, fit: Flow) -> Place:
     reason = _lost(fit)
     if reason:
         return Place(reason=reason)
-    return place_of(model, fit)
+    place = place_of(model, fit)
+    if not len(fit.gone) and (place.new or place.reason):  # a layer of which nothing need change
+        return Place()
+    return place
+
+
+def _move(model: nn.Module, fit: Flow, place: Place, ridge: float | None) -> Moved:
+    if not isinstance(fit, Fit):
+        return move(model, fit, place)
+    if _lost(fit):
+        return Moved(fit.cut.tensor, place.target, len(fit.gone), reason=place.reason)
+    return _moved(model, fit, place, ridge)
 
 
 @torch.no_grad()
-def _move(model: nn.Module, fit: Flow, place: Place, ridge: float) -> Moved:
-    if not isinstance(fit, Fit):
-        return move(model, fit, place)
+def _moved(model: nn.Module, fit: Fit | KernelFit, place: Place, ridge: float | None) -> Moved:
     row = Moved(fit.cut.tensor, place.target, len(fit.gone), reason=place.reason)
-    if _lost(fit):
-        return row
     matrix, shift, explained = fit.solve(ridge, centred=place.target is not None)
     fit.layout.write(matrix)
     if place.target is not None:

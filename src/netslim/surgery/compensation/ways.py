@@ -3,5 +3,6 @@
 from typing import Literal
 
 FoldWay = Literal["constant", "linear", "sequential"]
+NEAREST: tuple[FoldWay, ...] = ("sequential", "linear")  # the last where nobody can judge
 
-__all__ = ["FoldWay"]
+__all__ = ["NEAREST", "FoldWay"]
