@@ -18,6 +18,7 @@ may share the work: give each other seeds or networks.
 
 - netslim: `netslim.slim(base, example, budget=..., batches=...)` with ten batches of training
   images, nothing else
+- netslim, linear fit: the same, with the fold `linear` alone
 - uniform: the same share of every layer, filters with the smallest Euclidean norms first
 - global l1: one threshold over all layers' sums of absolute weights
 - tp:MagnitudePruner: GroupMagnitudeImportance, the same ratio everywhere, as in torch-pruning's
@@ -43,12 +44,15 @@ from _study import FULL, SMALL, Scale, Study, least, nothing, possible, proved, 
 from torch import nn
 
 import netslim
+from netslim.selection import Compensation
 from netslim.training.stages.folder import write_json
 
 NETWORKS = {"resnet20": {"name": "zoo:resnet20", "shortcut": "B"}, "vgg16": {"name": "zoo:vgg16"}}
 CUTS = (0.5, 0.75)
+LINEAR = "netslim, linear fit"
 WAYS = (
     "netslim",
+    LINEAR,
     "uniform",
     "global l1",
     "tp:MagnitudePruner",
@@ -103,7 +107,11 @@ def row(study: Study, way: str, cut: float) -> dict[str, Any]:
 def by_default(study: Study, base: nn.Module, way: str, cut: float) -> nn.Module:
     batches = list(study.bench.batches(10))
     return netslim.slim(
-        base, study.example[:1], budget=netslim.Budget(cut_macs=cut), batches=batches
+        base,
+        study.example[:1],
+        budget=netslim.Budget(cut_macs=cut),
+        batches=batches,
+        compensation=Compensation("linear", recalibrate=True) if way == LINEAR else "auto",
     )
 
 
@@ -144,6 +152,7 @@ def by_torch_pruning(study: Study, base: nn.Module, way: str, cut: float) -> nn.
 
 CUTTERS: dict[str, Callable[[Study, nn.Module, str, float], nn.Module]] = {
     "netslim": by_default,
+    LINEAR: by_default,
     "uniform": by_scores,
     "global l1": by_scores,
     **{way: by_torch_pruning for way in WAYS if way.startswith("tp:")},
