@@ -28,6 +28,7 @@ from netslim.cli.flags import DATA, MODELS, add_file, add_network, add_surroundi
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.selection.options import Budget, Compensation, Limits, Scoring, declared
+from netslim.surgery.compensation.ways import BEST
 
 if TYPE_CHECKING:
     from netslim.methods.sensitivity_result import Sensitivity
@@ -52,7 +53,7 @@ _AUTO = {
     "criterion": "l1 with --layers; obs with --data; else bn_scale for --cut-channels alone, or "
     "obs on noise (l2 for a network without batch-norm statistics)",
     "allocation": "global; without --criterion, cost with obs, and uniform with l2",
-    "fold": "linear with criterion obs by itself, unless --recalibrate is given, else none; to say "
+    "fold": f"{BEST} with criterion obs by itself, unless --recalibrate is given, else none; to say "
     "one needs --data",
     "recalibrate": "as many as --batches with criterion obs by itself, unless --fold is given, "
     "else 0",

@@ -31,6 +31,7 @@ from netslim.cli.flags import (
 from netslim.cli.parser import Parser
 from netslim.errors import RecipeError
 from netslim.selection.options import Compensation, Limits, Scoring
+from netslim.surgery.compensation.ways import BEST
 from netslim.training.recipe.schema import SearchOptions
 
 _SEARCH = """\
@@ -71,7 +72,7 @@ _EXAMPLES = """\
 _AUTO = {
     "criterion": "obs",
     "allocation": "cost, or global with --criterion",
-    "fold": "linear, or none with --criterion or --recalibrate",
+    "fold": f"{BEST}, or none with --criterion or --recalibrate",
     "recalibrate": "as --batches, or 0 with --criterion or --fold",
 }
 

@@ -35,6 +35,7 @@ from netslim.errors import ArgumentError
 from netslim.graph.channel_graph import ChannelGraph
 from netslim.selection.criteria.scoring import as_scoring
 from netslim.selection.options import AUTO, Budget, Compensation, Scoring, plain, said
+from netslim.surgery.compensation.ways import BEST
 from netslim.surgery.why import Why
 
 PLAIN = "l2"  # what scores filters where there is no data
@@ -149,7 +150,7 @@ def _best(
     asked = set() if budget is None else set(budget.given())
     if per_group and not asked:
         return Choice(replace(scoring, criterion="l1"), "global", Compensation())
-    mended = Compensation("nearest", recalibrate=True)
+    mended = Compensation(BEST, recalibrate=True)
     looking = Choice(replace(scoring, criterion="obs"), "cost", mended)
     if data is True:
         return looking

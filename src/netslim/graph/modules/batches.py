@@ -110,28 +110,21 @@ def _examples(batch: Any, which: slice, size: int) -> Any:
     return tree_map_only(Tensor, part, batch)
 
 
-def joined(batches: Iterable[Any], most: int) -> list[Any]:
-    """At most ``most`` batches of the inputs of all of these, in their order.
+def joined(batches: Sequence[Any]) -> Any | None:
+    """One batch of the inputs of all of these, put together along the first dimension of tensors.
 
-    Inputs are put together along the first dimension of their tensors. Where they do not agree on
-    how many examples a batch has, or are otherwise not alike, the first of them stands for all.
+    None where they do not agree on how many examples a batch has, or are otherwise not alike.
     """
-    found = [inputs_of(batch) for batch in batches]
-    size = max(1, -(-len(found) // most))
-    calls = (_together(found[first : first + size]) for first in range(0, len(found), size))
-    return [(kwargs or args,) for args, kwargs in calls]
-
-
-def _together(calls: Sequence[Any]) -> Any:
-    """One call with the examples of all, or the first."""
-    rows = [tree_flatten(call) for call in calls]
-    for leaves, structure in rows:
+    rows = [tree_flatten(inputs_of(batch)) for batch in batches]
+    first, structure = rows[0]
+    for leaves, own in rows:
         sizes = {len(leaf) for leaf in tensor_leaves(leaves) if leaf.dim()}
-        if len(sizes) != 1 or structure != rows[0][1] or not all(map(_alike, leaves, rows[0][0])):
-            return calls[0]
+        if len(sizes) != 1 or own != structure or not all(map(_alike, leaves, first)):
+            return None
     columns = zip(*(leaves for leaves, _ in rows), strict=True)
-    leaves = [torch.cat(column) if _of_examples(column[0]) else column[0] for column in columns]
-    return tree_unflatten(leaves, rows[0][1])
+    together = [torch.cat(column) if _of_examples(column[0]) else column[0] for column in columns]
+    args, kwargs = tree_unflatten(together, structure)
+    return (kwargs or args,)
 
 
 def _of_examples(leaf: Any) -> bool:

@@ -29,7 +29,8 @@ from netslim.graph.modules.calls import in_mode
 from netslim.graph.modules.duplicating import duplicate
 from netslim.surgery.compensation.constants import Args, Kwargs, first_of
 
-LONGEST = 600  # seconds from one layer to the next
+LONGEST = 300  # seconds from one layer to the next
+_LEFT = 10  # seconds that a run is given to end; then it is left behind
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class HaltedRun:
         self._ended, self.call = True, None
         self._go.release()
         if self._thread is not None:
-            self._thread.join(None if self._over else LONGEST)
+            self._thread.join(_LEFT)
 
     def _work(self) -> None:
         self._go.acquire()

@@ -3,6 +3,7 @@
 from typing import Literal
 
 FoldWay = Literal["constant", "linear", "sequential"]
+BEST: Literal["nearest"] = "nearest"  # what is taken with data where nothing is said
 NEAREST: tuple[FoldWay, ...] = ("sequential", "linear")  # the last where nobody can judge
 
-__all__ = ["NEAREST", "FoldWay"]
+__all__ = ["BEST", "NEAREST", "FoldWay"]
