@@ -53,8 +53,8 @@ _AUTO = {
     "criterion": "l1 with --layers; obs with --data; else bn_scale for --cut-channels alone, or "
     "obs on noise (l2 for a network without batch-norm statistics)",
     "allocation": "global; without --criterion, cost with obs, and uniform with l2",
-    "fold": f"{BEST} with criterion obs by itself, unless --recalibrate is given, else none; to say "
-    "one needs --data",
+    "fold": f"{BEST} with criterion obs by itself, unless --recalibrate is given, else none; to "
+    "say one needs --data",
     "recalibrate": "as many as --batches with criterion obs by itself, unless --fold is given, "
     "else 0",
 }
