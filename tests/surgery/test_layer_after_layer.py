@@ -132,6 +132,28 @@ def test_against_lstsq(reads):
     assert torch.allclose(found, best[:, 0], atol=1e-8)
 
 
+@pytest.mark.parametrize("layer", [{"groups": 2}, {"bias": False}])
+def test_few_samples_give_what_their_covariances_give(layer, monkeypatch):
+    """Twelve samples of 54 or 108 entries: solved by what is as large as the samples, or as the
+    entries.
+    """
+    model = random(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 16, 1), nn.Tanh(), nn.Conv2d(16, 4, 3, stride=3, **layer)
+        )
+    )
+    x = X[:3]
+    plan = only(model, "0", [*range(6), *range(8, 14)], x)
+    few = compensate(model, plan, [x[:1], x[1:]], "sequential", ridge=0.3)
+    monkeypatch.setattr(KERNELS.KernelFit, "_take", lambda self, rows: self.moments.add(rows))
+    summed = compensate(model, plan, [x[:1], x[1:]], "sequential", ridge=0.3)
+    for one, other in zip(few.model.parameters(), summed.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+    rows = zip(few.moved, summed.moved, strict=True)
+    assert all(one.explained == pytest.approx(other.explained) for one, other in rows)
+    assert not torch.allclose(few.model[2].weight, model[2].weight, atol=1e-2)
+
+
 class Stages(nn.Module):
     """The second half reads nothing of what goes, but what has come of it."""
 

@@ -88,6 +88,7 @@ class KernelFit:
         self.layout, self._start = _layout(fit, fit.weight), _layout(fit, self.base)
         self.images, self.misses, self.entries, self.rows = 0, False, entries(fit), rows
         self.moments = Moments(self.entries)
+        self.few: list[Tensor] = []  # samples that are fewer than entries
         if fit.layout.table is not None:
             # Too few examples for each entry of a flattened map: the channels that stay stand in
             # for the others at all places alike, and what still deviates is fitted by entries.
@@ -103,8 +104,19 @@ class KernelFit:
         self.misses |= bool(missing.any())
         for read, wanted in self._samples(now, missing):
             targets = torch.unflatten(wanted.double(), 1, (self.layout.groups, -1)).transpose(0, 1)
-            self.moments.add(torch.cat([read.double(), targets], 2))
+            self._take(torch.cat([read.double(), targets], 2))
         self.images += self._images(now)
+
+    def _take(self, values: Tensor) -> None:
+        """Take in samples (groups, samples, entries and outputs)."""
+        self.few.append(values)
+        if self.moments.count or sum(rows.shape[1] for rows in self.few) > self.entries:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        for rows in self.few:
+            self.moments.add(rows)
+        self.few = []
 
     def _images(self, call: Call) -> int:
         """How many there are in what a layer reads."""
@@ -196,6 +208,7 @@ class KernelFit:
         """Have the sums over the batches of all ranks of a distributed run, on each of them."""
         if ranks.count() > 1:
             what = "what layers compute after the cut"
+            self._sum_up()
             seen = ranks.gathered(what, (self.images, self.misses))
             self.images = sum(images for images, _ in seen)
             self.misses = any(misses for _, misses in seen)
@@ -204,32 +217,58 @@ class KernelFit:
     @property
     def seen(self) -> bool:
         """Whether the layer ran in both networks."""
-        return bool(self.moments.count)
+        return bool(self.moments.count or self.few)
 
     def solve(self, ridge: float | None, centred: bool) -> tuple[Tensor, Tensor, float]:
         """As `Fit.solve`; explained is what the layer computes no more."""
         matrix = self._start.matrix()  # (groups, outputs, channels, taps)
         stays, _ = self.layout.indices()
-        shift = torch.zeros_like(matrix[:, :, 0, 0])
         if not self.misses:
-            return matrix, shift.flatten(), 1.0
-        k, square = self.entries, self.moments.second(centred)
-        inner, cross = square[:, :, :k], square[:, :, k:]
+            return matrix, torch.zeros_like(matrix[:, :, 0, 0]).flatten(), 1.0
         if ridge is None:
-            ridge = PULL * k / self.images
-        factors, added = ridged(inner, ridge, self.cut.tensor)
-        step = torch.cholesky_solve(cross, factors)
-        if centred:
-            mean = self.moments.mean
-            shift = mean[:, k:] - torch.einsum("gko,gk->go", step, mean[:, :k])
+            ridge = PULL * self.entries / self.images
+        of = self._step_of_few if self.few else self._step
+        step, shift, explained = of(ridge, centred)
         more = torch.unflatten(step.mT, 2, (-1, matrix.shape[3]))
         for group in range(len(matrix)):
             matrix[group].index_add_(1, stays[group], more[group])
-        # What the step takes off the variance of d is tr(2 D' C_xd - D' C_xx D), and C_xx D is C_xd
-        # but for the ridge.
-        whole = float(self.moments.squares(centred)[:, k:].sum())
-        taken = float((step * (cross + added[:, None, None] * step)).sum())
-        return matrix, shift.flatten(), taken / whole if whole else 1.0
+        return matrix, shift.flatten(), explained
+
+    def _step(self, ridge: float, centred: bool) -> tuple[Tensor, Tensor, float]:
+        """The step from the weights (groups, entries, outputs), the constant, what they explain."""
+        k, square = self.entries, self.moments.second(centred)
+        cross = square[:, :, k:]
+        factors, added = ridged(square[:, :, :k], ridge, self.cut.tensor)
+        step = torch.cholesky_solve(cross, factors)
+        mean = self.moments.mean if centred else torch.zeros_like(self.moments.mean)
+        whole = self.moments.squares(centred)[:, k:].sum()
+        return step, *_told(step, mean, cross, added, whole)
+
+    def _step_of_few(self, ridge: float, centred: bool) -> tuple[Tensor, Tensor, float]:
+        """The same, of fewer samples n than entries: (X'X / n + r I)^-1 X'D / n is X'(XX' / n + r
+        I)^-1 D / n, of which the second inverts what is as large as the samples.
+        """
+        values = torch.cat(self.few, 1)
+        mean = values.mean(1) if centred else torch.zeros_like(values[:, 0])
+        about = values - mean[:, None]
+        x, d, n = about[:, :, : self.entries], about[:, :, self.entries :], values.shape[1]
+        factors, added = ridged(x @ x.mT / n, ridge, self.cut.tensor, self.entries)
+        step = x.mT @ torch.cholesky_solve(d, factors) / n
+        return step, *_told(step, mean, x.mT @ d / n, added, d.square().sum() / n)
+
+
+def _told(
+    step: Tensor, mean: Tensor, cross: Tensor, added: Tensor, whole: Tensor
+) -> tuple[Tensor, float]:
+    """(the constant that goes with a step, the share of the variance ``whole`` that it explains).
+
+    What the step D takes off the variance is tr(2 D'C_xd - D'C_xx D), and C_xx D is ``cross``,
+    which is C_xd, but for what the ridge has ``added``.
+    """
+    k = step.shape[1]
+    shift = mean[:, k:] - torch.einsum("gko,gk->go", step, mean[:, :k])
+    taken = (step * (cross + added[:, None, None] * step)).sum()
+    return shift, float(taken / whole) if whole else 1.0
 
 
 def _each(value: Any, otherwise: int, dims: int) -> list[int]:

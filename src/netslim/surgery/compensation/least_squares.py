@@ -343,14 +343,21 @@ class Fit(Flow):
         return matrix, shift.flatten(), _explained(read, outer, left)
 
 
-def ridged(inner: Tensor, ridge: float, tensor: str) -> tuple[Tensor, Tensor]:
+def ridged(
+    inner: Tensor, ridge: float, tensor: str, predictors: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The Cholesky factors of covariances (groups, predictors, predictors) with the ridge, and what
     it adds to the variances (groups,).
 
+    Args:
+        inner: the covariances; or the products of samples, of so many ``predictors``.
+        ridge: share of the mean variance of the predictors.
+        tensor: name of the weights, for messages.
+
     Raises:
-        ArgumentError: they are singular even so; ``tensor`` is the weights' name.
+        ArgumentError: they are singular even so.
     """
-    scale = inner.diagonal(dim1=1, dim2=2).mean(1)
+    scale = inner.diagonal(dim1=1, dim2=2).sum(1) / (predictors or inner.shape[1])
     scale = torch.where(scale > 0, scale * ridge, 1.0)  # dead predictors: anything above 0
     added = torch.diag_embed(scale[:, None].expand(-1, inner.shape[1]))
     factors, failed = torch.linalg.cholesky_ex(inner + added)
