@@ -98,12 +98,16 @@ def _undetermined() -> Iterator[None]:
 @contextlib.contextmanager
 def _any_attention() -> Iterator[None]:
     """PyTorch chooses among all kernels of attention, whatever `sdpa_kernel` left of them."""
-    setting = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _KERNELS]
+    setting = _attention_enabled()
     _enable_attention([True] * len(_KERNELS))
     try:
         yield
     finally:
         _enable_attention(setting)
+
+
+def _attention_enabled() -> list[bool]:
+    return [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _KERNELS]
 
 
 def _enable_attention(setting: list[bool]) -> None:
@@ -159,8 +163,8 @@ def settings_kept() -> Iterator[None]:
 
     A forward puts them back itself; runs that wait for each other do so in another order.
     """
-    attention = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in _KERNELS]
-    dtype, filters = torch.get_default_dtype(), warnings.filters[:]
+    attention, dtype = _attention_enabled(), torch.get_default_dtype()
+    filters = warnings.filters[:]
     try:
         yield
     finally:

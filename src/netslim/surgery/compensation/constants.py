@@ -131,9 +131,11 @@ def move_constants(inner: Model, plan: PruningPlan, batches: Iterable[Any]) -> F
     copy = duplicate(inner)
     plan = extended(copy, replace(plan, biases=()), plan.biases)
     flows = _measure(copy, plan, batches)
-    places = [place_of(copy, flow) for flow in flows]
+    names = {id(tensor): name for name, tensor in named_tensors(copy)}
+    places = [place_of(copy, flow, names) for flow in flows]
     plan = extended(copy, plan, [place.new for place in places if place.new is not None])
-    moved = tuple(move(copy, flow, place) for flow, place in zip(flows, places, strict=True))
+    tensors = dict(named_tensors(copy))
+    moved = tuple(move(tensors, flow, place) for flow, place in zip(flows, places, strict=True))
     for row in moved:
         if row.reason:
             logger.warning(
@@ -389,9 +391,8 @@ class Place:
     reason: str = ""
 
 
-def place_of(model: nn.Module, flow: Flow) -> Place:
-    """Where the constant of a flow can go."""
-    names = {id(tensor): name for name, tensor in named_tensors(model)}
+def place_of(model: nn.Module, flow: Flow, names: Mapping[int, str]) -> Place:
+    """Where the constant of a flow can go; ``names`` are those of the model's tensors, by id."""
     if flow.cut.role != "consumer":
         return Place(reason="the weights make or scale channels, too")
     if not flow.count:
@@ -430,7 +431,7 @@ def _only(seen: dict[int, Tensor | None]) -> Tensor | None:
 
 
 @torch.no_grad()
-def move(model: nn.Module, flow: Flow, place: Place) -> Moved:
+def move(tensors: Mapping[str, Tensor], flow: Flow, place: Place) -> Moved:
     """Take what a flow reads out of its weights, and put the mean of it where it can go."""
     row = Moved(flow.cut.tensor, place.target, len(flow.gone), reason=place.reason)
     if place.reason:
@@ -438,6 +439,6 @@ def move(model: nn.Module, flow: Flow, place: Place) -> Moved:
     flow.weight.index_fill_(flow.cut.axis, flow.gone, 0)
     if place.target is None:
         return row
-    target = dict(named_tensors(model))[place.target]
+    target = tensors[place.target]
     target.add_(flow.shift.to(target), alpha=place.sign)
     return replace(row, spread=flow.spread)

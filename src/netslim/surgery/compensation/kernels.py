@@ -53,7 +53,6 @@ from netslim.surgery.compensation.least_squares import (
     ridged,
     stride,
     summed_over_ranks,
-    ungrouped,
 )
 from netslim.surgery.norm_inputs import hang, silent_inputs
 from netslim.surgery.plan import PruningPlan
@@ -86,7 +85,8 @@ class KernelFit:
         self.cut, self.gone, self.weight, self.original = fit.cut, fit.gone, fit.weight, original
         self.base = fit.weight.index_fill(fit.cut.axis, fit.gone, 0)  # that the step is from
         self.layout, self._start = _layout(fit, fit.weight), _layout(fit, self.base)
-        self.images, self.misses, self.entries, self.rows = 0, False, entries(fit), rows
+        self.images, self.misses, self.rows = 0, False, rows
+        self.entries = _entries(self.layout)
         self.moments = Moments(self.entries)
         self.few: list[Tensor] = []  # samples that are fewer than entries
         if fit.layout.table is not None:
@@ -188,16 +188,12 @@ class KernelFit:
 
     def _shifted(self, call: Call, maps: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The same of a transposed convolution, whose outputs all read in other ways."""
-        taps = torch.eye(self.layout.taps, device=maps.device, dtype=maps.dtype)
-        taps = taps.view(1, -1, *self.weight.shape[2:])
-        args, kwargs = ungrouped(call.args, call.kwargs)
         kept = self._kept(maps)
 
         def read(image: Tensor, place: Tensor) -> Tensor:
             seen = torch.unique(image)
-            # Channels stand as examples of one channel, and each tap is a kernel of its own.
-            channels = kept[:, seen].flatten(0, 2).unsqueeze(1)
-            met = call.func(channels, taps, None, *args, **kwargs).flatten(2)
+            channels = kept[:, seen].flatten(0, 2)
+            met = self.layout.met(call.func, channels, call.args, call.kwargs)
             met = torch.unflatten(met, 0, (len(kept), len(seen), -1))  # ..., taps, places)
             entries = met[:, torch.searchsorted(seen, image), :, :, place]
             return entries.transpose(0, 1).flatten(2)
@@ -285,9 +281,13 @@ def _sums(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     return found
 
 
-def entries(fit: Fit) -> int:
-    """How many one output of the layer reads in the cut network: channels times taps."""
-    layout = _layout(fit, fit.weight)
+def small_enough(fit: Fit) -> bool:
+    """Whether one output of the layer reads so few entries that its kernels can be fitted whole."""
+    return _entries(_layout(fit, fit.weight)) <= LARGEST
+
+
+def _entries(layout: Layout) -> int:
+    """How many one output reads in the cut network: channels times taps."""
     return layout.indices()[0].shape[1] * layout.taps
 
 
@@ -417,4 +417,4 @@ def _put_together(parts: Sequence[Tensor], whole: Tensor) -> bool:
     return bool((right - whole).abs().max() <= ALIKE * right.abs().max())
 
 
-__all__ = ["LARGEST", "KernelFit", "LayerAfterLayer", "entries"]
+__all__ = ["KernelFit", "LayerAfterLayer", "small_enough"]

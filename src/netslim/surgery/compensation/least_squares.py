@@ -81,7 +81,7 @@ class Layout:
         weight, table = self.weight.detach().double(), self.table
         if table is not None:
             return weight[:, table.to(weight.device)].unsqueeze(0)
-        weight = weight.reshape(self.groups, -1, weight.shape[1], prod(weight.shape[2:]))
+        weight = weight.reshape(self.groups, -1, weight.shape[1], self.taps)
         return self._inputs_last(weight)
 
     def write(self, matrix: Tensor) -> None:
@@ -130,16 +130,19 @@ class Layout:
             met = mean[:, None] if self.table is None else mean[self.table.to(x.device)]
             return met[None], x[..., 0].numel()
         maps = self.maps(x)
-        kernel = self.weight.shape[2:]
-        taps = torch.eye(prod(kernel), device=x.device, dtype=torch.float64)
-        taps = taps.view(prod(kernel), 1, *kernel)
+        met = self.met(func, maps.mean(0, dtype=torch.float64), args, kwargs)
+        return torch.unflatten(met.mean(2), 0, (self.groups, -1)), met.shape[2] * len(maps)
+
+    def met(self, func: Any, channels: Tensor, args: Args, kwargs: Kwargs) -> Tensor:
+        """What each tap of a convolution meets of single channels: (channels, taps, places)."""
+        taps = torch.eye(self.taps, device=channels.device, dtype=channels.dtype)
+        taps = taps.view(-1, 1, *self.weight.shape[2:])
         if func in TRANSPOSED:
             taps = taps.transpose(0, 1)
-        args, kwargs = ungrouped(args, kwargs)
-        # Channels stand as examples of one channel, so that each is met by each tap alone.
-        mean = maps.mean(0, dtype=torch.float64)
-        met = func(mean.unsqueeze(1), taps, None, *args, **kwargs).flatten(2)
-        return met.mean(2).unflatten(0, (self.groups, -1)), met.shape[2] * len(maps)
+        args, kwargs = _ungrouped(args, kwargs)
+        # Channels stand as examples of one channel, and each tap is a kernel of its own.
+        found: Tensor = func(channels.unsqueeze(1), taps, None, *args, **kwargs)
+        return found.flatten(2)
 
 
 def stride(samples: int, rows: int = ROWS) -> int:
@@ -151,7 +154,7 @@ def stride(samples: int, rows: int = ROWS) -> int:
 # In a convolution's call input, weight and bias are followed by three arguments, then the groups.
 
 
-def groups_of(args: Args, kwargs: Kwargs) -> int:
+def _groups(args: Args, kwargs: Kwargs) -> int:
     """Of a convolution's call."""
     found: int = kwargs.get("groups", 1)
     if len(args) > 3:
@@ -159,7 +162,7 @@ def groups_of(args: Args, kwargs: Kwargs) -> int:
     return found
 
 
-def ungrouped(args: Args, kwargs: Kwargs) -> tuple[Args, dict[str, Any]]:
+def _ungrouped(args: Args, kwargs: Kwargs) -> tuple[Args, dict[str, Any]]:
     """What follows input, weight and bias, with one group."""
     if len(args) > 3:
         args = (*args[:3], 1, *args[4:])
@@ -259,7 +262,7 @@ class Fit(Flow):
         super().__init__(cut, gone, weight)
         self.layout, self.moments, self.gathers = layout, Moments(), gathers and len(gone) > 0
         self.taken = self.largest = 0
-        self.finite, self._loud = True, False
+        self.finite, self._loud = True, not len(gone)
 
     def take(self, func: Any, x: Tensor, args: Args, kwargs: Kwargs) -> None:
         self.taken += 1
@@ -268,12 +271,15 @@ class Fit(Flow):
             return
         layout = self.layout
         if func is not F.linear:
-            layout.groups = groups_of(args, kwargs)
+            layout.groups = _groups(args, kwargs)
         self.largest = max(self.largest, x.nbytes)
         self.finite = self.finite and bool(x.isfinite().all())
+        if self._loud and not self.gathers:
+            self.count += 1
+            return
         stays, goes = layout.indices()
-        rows = layout.rows(func, x) if len(self.gone) else x
-        self._loud = self._loud or not len(self.gone) or bool(pick(rows, goes, 2).any())
+        rows = layout.rows(func, x)
+        self._loud = self._loud or bool(pick(rows, goes, 2).any())
         if not self.gathers:
             self.count += 1
             return

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor, nn
 
 import netslim.ranks as ranks
-import netslim.surgery.compensation.kernels as kernels
 from netslim._support import brief, checks_calls
 from netslim.errors import ArgumentError, PlanError, TraceError
 from netslim.graph import trace
@@ -55,7 +54,7 @@ from netslim.surgery.compensation.constants import (
     reading,
     watched,
 )
-from netslim.surgery.compensation.kernels import KernelFit, LayerAfterLayer
+from netslim.surgery.compensation.kernels import KernelFit, LayerAfterLayer, small_enough
 from netslim.surgery.compensation.least_squares import Fit, Layout
 from netslim.surgery.compensation.ways import FoldWay
 from netslim.surgery.plan import PruningPlan
@@ -219,7 +218,8 @@ def _fitted(
         batches = list(batches)
     others = _layers(copy, plan) if sequential else _behind(copy, plan, batches)
     fits = _measure(copy, plan, others, batches, gathers=not sequential)
-    places = {fit: _place(copy, fit) for fit in fits}
+    names = {id(tensor): name for name, tensor in named_tensors(copy)}
+    places = {fit: _place(copy, fit, names) for fit in fits}
     plan = extended(copy, plan, [place.new for place in places.values() if place.new is not None])
     tensors = dict(named_tensors(copy))
     shared = [tensors[place.target] for place in places.values() if place.target is not None]
@@ -239,10 +239,10 @@ def _fitted(
             whole = layers.fit(fit, ridge) if fit in anew else None
             if whole is not None and whole.seen:
                 if len(fit.gone) or whole.misses:
-                    rows[fit] = _moved(copy, whole, places[fit], ridge)
+                    rows[fit] = _moved(tensors, whole, places[fit], ridge)
             elif len(fit.gone):
                 _gather([fit], copy, batches)
-                rows[fit] = _move(copy, fit, places[fit], ridge)
+                rows[fit] = _move(tensors, fit, places[fit], ridge)
     for row in rows.values():
         if row.reason:
             what = "what it reads"
@@ -403,7 +403,7 @@ def _table(graph: ChannelGraph, cut: TensorCut) -> Tensor | None:
 
 def _runs_once(fit: Fit) -> bool:
     """Whether the layer's kernels can be fitted as a whole."""
-    return not _lost(fit) and fit.calls == 1 and kernels.entries(fit) <= kernels.LARGEST
+    return not _lost(fit) and fit.calls == 1 and small_enough(fit)
 
 
 def _lost(fit: Flow) -> str:
@@ -419,31 +419,33 @@ def _lost(fit: Flow) -> str:
     return ""
 
 
-def _place(model: nn.Module, fit: Flow) -> Place:
+def _place(model: nn.Module, fit: Flow, names: Mapping[int, str]) -> Place:
     reason = _lost(fit)
     if reason:
         return Place(reason=reason)
-    place = place_of(model, fit)
+    place = place_of(model, fit, names)
     if not len(fit.gone) and (place.new or place.reason):  # a layer of which nothing need change
         return Place()
     return place
 
 
-def _move(model: nn.Module, fit: Flow, place: Place, ridge: float | None) -> Moved:
+def _move(tensors: Mapping[str, Tensor], fit: Flow, place: Place, ridge: float | None) -> Moved:
     if not isinstance(fit, Fit):
-        return move(model, fit, place)
+        return move(tensors, fit, place)
     if _lost(fit):
         return Moved(fit.cut.tensor, place.target, len(fit.gone), reason=place.reason)
-    return _moved(model, fit, place, ridge)
+    return _moved(tensors, fit, place, ridge)
 
 
 @torch.no_grad()
-def _moved(model: nn.Module, fit: Fit | KernelFit, place: Place, ridge: float | None) -> Moved:
+def _moved(
+    tensors: Mapping[str, Tensor], fit: Fit | KernelFit, place: Place, ridge: float | None
+) -> Moved:
     row = Moved(fit.cut.tensor, place.target, len(fit.gone), reason=place.reason)
     matrix, shift, explained = fit.solve(ridge, centred=place.target is not None)
     fit.layout.write(matrix)
     if place.target is not None:
-        target = dict(named_tensors(model))[place.target]
+        target = tensors[place.target]
         target.add_(shift.to(target), alpha=place.sign)
     return replace(row, explained=explained)
 
